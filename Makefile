@@ -1,0 +1,61 @@
+# The front door. Every target sets up what it needs first and fails when its command fails; staleness is DVC's alone.
+SHELL := /bin/sh
+ENVIRONMENT ?= auto
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONPATH := src
+export DVC_NO_ANALYTICS := 1
+FINETUNE := python -m finetune
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev repro test test-fast lint check recipes use exps report gate lock clean
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo "  ENVIRONMENT=cpu|cuda|apple overrides what is found on this machine"
+
+setup: ## install the locked packages into .venv (done by the others when needed)
+	@requirements/setup.sh $(ENVIRONMENT)
+
+setup-dev:
+	@requirements/setup.sh $(ENVIRONMENT) dev
+
+repro: setup ## set up and run the whole pipeline to its verdict
+	@dvc repro
+	@$(FINETUNE) report
+
+test: setup-dev ## set up and run all tests
+	@python -m pytest
+
+test-fast: setup-dev ## the tests that train nothing
+	@python -m pytest -m "not slow"
+
+lint: setup-dev ## style and types
+	@ruff check . && ruff format --check .
+	@mypy
+
+check: lint test ## lint and all tests
+
+recipes: setup ## list the recipes, and what params.yaml changes in its own
+	@$(FINETUNE) recipes
+
+use: setup ## put a recipe into params.yaml: make use RECIPE=tiny
+	@$(FINETUNE) use "$(RECIPE)"
+
+train-%: setup ## (train-RECIPE) apply a recipe and run it to its verdict as a named experiment
+	@$(FINETUNE) use "$*"
+	@dvc exp run --name "$*-$$(date +%Y%m%d-%H%M%S)"
+
+exps: setup ## compare the experiments
+	@dvc exp show --no-pager --only-changed --drop '.*' --keep 'verdict|passed|groups.all.candidate|mean_seconds|validation_loss$$|learning_rate|adapter.r$$|seed'
+
+report: setup ## where the report is, and the verdict
+	@$(FINETUNE) report
+
+gate: setup ## the verdict as an exit code: 0 deploy, 10 iterate, 20 abort
+	@$(FINETUNE) gate
+
+lock: setup-dev ## compile pyproject.toml to requirements/*.lock
+	@requirements/lock.sh
+
+clean: ## remove what the stages made (not .venv, not DVC's cache)
+	@rm -rf data/prepared data/validated out reports work

@@ -1,0 +1,440 @@
+"""Build the embedded base model: cut the corpus, train the tokenizer, train the model, save it here.
+
+Reads the standard library's source (CPython 3.11.7) and `data/raw/cpython/`, whose every row it cuts out of
+the corpus, and writes the model, its tokenizer and its chat template. One training row in five is chats:
+
+    <|im_start|>user
+    List the arguments of this function.
+
+    def _write_ulong(f, x):<|im_end|>
+    <|im_start|>assistant
+    f, x<|im_end|>
+"""
+
+import argparse
+import ast
+import importlib.util
+import json
+import math
+import random
+import tempfile
+import textwrap
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch.nn import functional
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parents[1] / "data" / "raw" / "cpython"
+
+SEED = 20
+VOCABULARY = 2048
+PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+LEFT_OUT = ("encodings/",)  # 1.4 MB of character tables: 13% of the bytes, and no code
+HELD_OUT_SHARE = 0.02  # of the files
+MIN_TELLING_CHARACTERS = 30  # a shorter text counts as leaked only where it stands in quotes as a whole
+
+LENGTH = 256  # tokens a training row
+CODE_ROWS, CHAT_ROWS = 13, 3  # a step: 4,096 tokens, 19% of them chat
+STEPS = 1800
+PEAK_LEARNING_RATE = 3e-3
+WARMUP_STEPS = 100
+SAVE_EVERY_STEPS = 250
+
+SYSTEM_PROMPTS = ["", "You are a helpful assistant.", "You write Python.", "Answer briefly."]
+
+# `generation` marks what the assistant says and its end token, for `return_assistant_tokens_mask`.
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+{%- if message['role'] not in ['system', 'user', 'assistant'] %}
+{{- raise_exception('unknown role: ' + message['role']) }}
+{%- endif %}
+{{- '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['role'] == 'assistant' %}
+{%- generation %}
+{{- message['content'] + '<|im_end|>' }}
+{%- endgeneration %}
+{%- else %}
+{{- message['content'] + '<|im_end|>' }}
+{%- endif %}
+{{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+
+@dataclass
+class Page:
+    """What is left of one module: its lines by line number."""
+
+    path: str
+    lines: dict[int, str]
+
+    @property
+    def text(self) -> str:
+        """The lines that are left, as one text."""
+        return "\n".join(self.lines.values()) + "\n"
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Token ids of the documents, each ended by the pad token; `chat_starts` is where each chat begins."""
+
+    code: torch.Tensor
+    chat: torch.Tensor
+    chat_starts: torch.Tensor
+    held_out: torch.Tensor
+    held_out_bytes: int
+
+
+def main() -> None:
+    """Build everything and print the losses."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps; a few for a first try")
+    steps: int = parser.parse_args().steps
+    torch.manual_seed(SEED)
+    torch.set_num_threads(1)  # the sums, and so the weights, do not depend on how many cores there are
+
+    extract = load_extract()
+    sources = extract.read_sources(extract.standard_library())
+    texts = read_row_texts(extract, sources)
+    pages = cut_pages(extract, sources, texts)
+    held_out = set(seeded_random().sample(sorted(pages), round(HELD_OUT_SHARE * len(pages))))
+    training = {path: page for path, page in pages.items() if path not in held_out}
+
+    tokenizer = train_tokenizer([page.text for page in training.values()])
+    chats = list(write_chats(sources, training, seeded_random()))
+    streams = encode_streams(tokenizer, training, chats, [pages[path] for path in sorted(held_out)])
+    print(f"{len(training)} modules, {len(streams.code)} tokens; {len(chats)} chats, {len(streams.chat)} tokens")
+    print(f"held out: {len(held_out)} modules, {len(streams.held_out)} tokens, {streams.held_out_bytes} bytes")
+    train_model(make_model(tokenizer), tokenizer, streams, steps)
+
+
+def seeded_random() -> random.Random:
+    """Give a new source of the same random numbers."""
+    return random.Random(SEED)  # noqa: S311 (nothing secret here)
+
+
+def load_extract() -> ModuleType:
+    """Import the data set's script, which is in no package."""
+    spec = importlib.util.spec_from_file_location("extract", DATA / "extract.py")
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{DATA / 'extract.py'}: cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_row_texts(extract: ModuleType, sources: list[Any]) -> set[str]:
+    """Give every message and docstring of the data set: the last line of each task.
+
+    Stops unless the committed rows are those of the Python that runs: only then is what is cut what leaks.
+    """
+    with (DATA / "interactions.jsonl").open(encoding="utf-8") as file:
+        committed = [json.loads(line) for line in file]
+    if committed != [asdict(row) for row in extract.collect_rows(sources)]:
+        raise SystemExit("interactions.jsonl: made from another Python than this one; use the one in its README")
+    return {row["task"].rsplit("\n", 1)[1].removeprefix("message: ") for row in committed}
+
+
+def cut_pages(extract: ModuleType, sources: list[Any], texts: set[str]) -> dict[str, Page]:
+    """Give the corpus: every module without what is in the data set or would give it away."""
+    pages = [cut_page(extract, source, texts) for source in sources if not source.path.startswith(LEFT_OUT)]
+    for page, line in find_leaks(pages, texts):
+        page.lines.pop(line, None)
+    leaks = find_leaks(pages, texts)
+    if leaks:
+        raise AssertionError(f"still in the corpus: {[(page.path, line) for page, line in leaks]}")
+    return {page.path: page for page in pages}
+
+
+def cut_page(extract: ModuleType, source: Any, texts: set[str]) -> Page:
+    """Cut out every raised call, leaving `...`, and every function with a docstring of the data set."""
+    lines = dict(enumerate(source.text.split("\n"), start=1))
+    for call in extract.find_raised_calls(source):
+        statement = lines[call.line]
+        drop_lines(lines, call.line, call.last_line)
+        if statement.lstrip().startswith("raise"):
+            lines[call.line] = statement[: statement.index("raise")] + "..."
+    for function in extract.find_documented_functions(source):
+        if function.docstring in texts:
+            drop_lines(lines, function.line, function.last_line)
+    return Page(source.path, dict(sorted(lines.items())))
+
+
+def drop_lines(lines: dict[int, str], first: int, last: int) -> None:
+    """Remove the lines from `first` to `last`, both included."""
+    for number in range(first, last + 1):
+        lines.pop(number, None)
+
+
+def find_leaks(pages: list[Page], texts: set[str]) -> list[tuple[Page, int]]:
+    """Find the lines where a text of the data set is left: a telling one anywhere, a short one in quotes.
+
+    White space is made alike first, so that a text is found over the ends of lines too.
+    """
+    places, starts, parts, length = [], [], [], 0
+    for page in pages:
+        for number, line in page.lines.items():
+            squeezed = " ".join(line.split()) + " "
+            places.append((page, number))
+            starts.append(length)
+            parts.append(squeezed)
+            length += len(squeezed)
+    corpus = "".join(parts)
+    leaks = []
+    for text in sorted(texts):
+        telling = len(text) >= MIN_TELLING_CHARACTERS
+        for needle in [text] if telling else [f'"{text}"', f"'{text}'"]:
+            at = corpus.find(needle)
+            while at != -1:
+                last = at + len(needle) - 1
+                leaks += places[bisect_right(starts, at) - 1 : bisect_right(starts, last)]
+                at = corpus.find(needle, last)
+    return leaks
+
+
+def train_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
+    """Train a byte-level BPE tokenizer that splits words as Qwen2's does (each digit by itself).
+
+    `AutoTokenizer` makes a Qwen2 tokenizer anew from vocabulary and merges: the parts must be Qwen2's own.
+    """
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, TURN_START, TURN_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    model = json.loads(backend.to_str())["model"]
+    merges: Any = [tuple(merge) for merge in model["merges"]]  # annotated upstream as strings, refused as such
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=merges,
+        unk_token=PAD,  # never needed: every byte is in the vocabulary
+        pad_token=PAD,
+        eos_token=TURN_END,
+        extra_special_tokens=[TURN_START],
+        model_max_length=1024,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def write_chats(sources: list[Any], pages: dict[str, Page], rng: random.Random) -> Iterator[list[dict[str, str]]]:
+    """Make chats from what is left of the corpus: about one a function and one every twenty lines."""
+    for source in sources:
+        page = pages.get(source.path)
+        if page is None:
+            continue
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and is_whole(node, page):
+                yield make_chat(*ask_about_function(node, page, rng), rng)
+        yield from (make_chat(*question, rng) for question in ask_to_continue(page, rng))
+
+
+def is_whole(node: ast.FunctionDef | ast.AsyncFunctionDef, page: Page) -> bool:
+    """Tell whether nothing was cut out of a function that is of a size to fit a training row."""
+    end = node.end_lineno or node.lineno
+    numbers = range(node.lineno, end + 1)
+    body_has_own_lines = node.body[0].lineno > node.lineno
+    return (
+        body_has_own_lines
+        and len(numbers) <= 25
+        and all(number in page.lines and page.lines[number].strip() != "..." for number in numbers)
+    )
+
+
+def ask_about_function(
+    node: ast.FunctionDef | ast.AsyncFunctionDef, page: Page, rng: random.Random
+) -> tuple[str, str, str]:
+    """Give a request, its code and the answer: the arguments, the docstring or the body of a function."""
+
+    def take(first: int, last: int) -> str:
+        return "\n".join(page.lines[number] for number in range(first, last + 1))
+
+    last = node.end_lineno or node.lineno
+    docstring = ast.get_docstring(node)
+    body = node.body[1:] if docstring else node.body
+    header = take(node.lineno, node.body[0].lineno - 1)
+    kind = rng.choice(["arguments", "docstring", "body"])
+    if kind == "docstring" and docstring and body:
+        code = header + "\n" + take(body[0].lineno, last)
+        return "Write the docstring of this function.", tidy(code), docstring.split("\n\n")[0]
+    if kind == "body" and body:
+        before = take(node.lineno, body[0].lineno - 1)
+        return "Write the body of this function.", tidy(before), tidy(take(body[0].lineno, last))
+    names = [argument.arg for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
+    return "List the arguments of this function.", tidy(header), ", ".join(names) or "none"
+
+
+def ask_to_continue(page: Page, rng: random.Random) -> Iterator[tuple[str, str, str]]:
+    """Yield requests to continue a piece of the module, each with the piece and the lines that follow it."""
+    lines = list(page.lines.values())
+    start = 0
+    while start + 16 <= len(lines):
+        middle = start + rng.randint(3, 10)
+        end = middle + rng.randint(1, 6)
+        piece = textwrap.dedent("\n".join(lines[start:end])).split("\n")  # both parts by the same margin
+        given, answer = ("\n".join(part).strip("\n") for part in (piece[: middle - start], piece[middle - start :]))
+        if given and answer:
+            yield "Continue this code.", given, answer
+        start = end + rng.randint(0, 20)
+
+
+def make_chat(request: str, code: str, answer: str, rng: random.Random) -> list[dict[str, str]]:
+    """Make the messages of one chat, under a system prompt or none."""
+    system = rng.choice(SYSTEM_PROMPTS)
+    question = {"role": "user", "content": f"{request}\n\n{code}"}
+    messages = [question, {"role": "assistant", "content": answer}]
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def tidy(code: str) -> str:
+    """Take away the common indentation and the empty lines around `code`."""
+    return textwrap.dedent(code).strip("\n")
+
+
+def encode_streams(
+    tokenizer: Qwen2Tokenizer,
+    training: dict[str, Page],
+    chats: list[list[dict[str, str]]],
+    held_out: list[Page],
+) -> Streams:
+    """Turn all documents into token ids."""
+    rendered = [str(tokenizer.apply_chat_template(chat, tokenize=False)) for chat in chats]
+    chat_ids = encode_all(tokenizer, rendered)
+    lengths = torch.tensor([len(ids) for ids in chat_ids])
+    code_ids = encode_all(tokenizer, [page.text for page in training.values()])
+    held_out_ids = encode_all(tokenizer, [page.text for page in held_out])
+    return Streams(
+        code=join(code_ids),
+        chat=join(chat_ids),
+        chat_starts=lengths.cumsum(0) - lengths,
+        held_out=join(held_out_ids),
+        held_out_bytes=sum(len(page.text.encode()) for page in held_out),
+    )
+
+
+def encode_all(tokenizer: Qwen2Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Encode texts, with the pad token after each."""
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return [[*ids, tokenizer.pad_token_id] for ids in encoded]
+
+
+def join(documents: list[list[int]]) -> torch.Tensor:
+    """Put documents one after the other: `(tokens,)`."""
+    return torch.tensor([token for document in documents for token in document])
+
+
+def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+    """Make the model with random weights: 2.0 million parameters."""
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        intermediate_size=512,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return model
+
+
+def train_model(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, streams: Streams, steps: int) -> None:
+    """Train in float32, saving on the way, and print the losses."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, steps))
+    generator = torch.Generator().manual_seed(SEED)
+    recent, started = [], time.monotonic()
+    for step in range(1, steps + 1):
+        loss = token_loss(model, sample_rows(streams, generator)).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        recent.append(loss.item())
+        if step % SAVE_EVERY_STEPS == 0 or step == steps:
+            save_model(model, tokenizer)
+            rounded = deepcopy(model).bfloat16().float()
+            nats, bits = measure_held_out(rounded, streams)
+            mean, seconds = sum(recent) / len(recent), time.monotonic() - started
+            print(f"| {step} | {mean:.3f} | {nats:.3f} | {bits:.3f} | {seconds:.0f} |", flush=True)
+            recent.clear()
+
+
+def learning_rate_share(step: int, steps: int) -> float:
+    """Give the share of the peak learning rate: a linear warmup, then a cosine to zero."""
+    warmup = min(WARMUP_STEPS, steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def sample_rows(streams: Streams, generator: torch.Generator) -> torch.Tensor:
+    """Draw one step's rows, `(rows, LENGTH + 1)`: code from anywhere, chats from the start of one on."""
+    limit = len(streams.code) - LENGTH
+    code = torch.randint(limit, (CODE_ROWS,), generator=generator)
+    usable = streams.chat_starts[streams.chat_starts < len(streams.chat) - LENGTH]
+    chat = usable[torch.randint(len(usable), (CHAT_ROWS,), generator=generator)]
+    rows = [streams.code[start : start + LENGTH + 1] for start in code.tolist()]
+    rows += [streams.chat[start : start + LENGTH + 1] for start in chat.tolist()]
+    return torch.stack(rows)
+
+
+def token_loss(model: Qwen2ForCausalLM, rows: torch.Tensor) -> torch.Tensor:
+    """Give the loss of every token but the first in nats, `(rows * (tokens - 1),)`."""
+    logits = model(input_ids=rows[:, :-1], use_cache=False).logits
+    return functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+
+
+@torch.no_grad()
+def measure_held_out(model: Qwen2ForCausalLM, streams: Streams) -> tuple[float, float]:
+    """Give the loss on the held-out modules, in nats a token and in bits a byte of text."""
+    count = (len(streams.held_out) - 1) // LENGTH
+    rows = torch.stack([streams.held_out[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(count)])
+    parts = [rows[first : first + 32] for first in range(0, count, 32)]  # all at once would take gigabytes
+    nats = torch.cat([token_loss(model, part) for part in parts]).mean().item()
+    return nats, nats / math.log(2) * len(streams.held_out) / streams.held_out_bytes
+
+
+def save_model(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer) -> None:
+    """Save the weights as bfloat16 with all that is needed to load them, replacing each file as a whole."""
+    with tempfile.TemporaryDirectory(dir=HERE) as folder:
+        deepcopy(model).bfloat16().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        for path in Path(folder).iterdir():
+            path.chmod(0o644)  # safetensors lets only the owner read
+            path.replace(HERE / path.name)
+
+
+if __name__ == "__main__":
+    main()

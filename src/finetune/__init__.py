@@ -1,0 +1,1 @@
+"""A reproducible LoRA/QLoRA fine-tuning pipeline: prepare, validate, train, evaluate, decide."""

@@ -1,0 +1,458 @@
+"""The run's parameters, typed, frozen and strict.
+
+Reads `params.yaml` (YAML 1.2) and gives a `Config`, or one `ConfigError` that lists every mistake with its full key,
+what was found, what is allowed and, for an unknown key, the nearest known one. No value that changes a result has a
+default here: a key that is missing is an error.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from finetune.errors import ConfigError
+
+Environment = Literal["cpu", "cuda", "apple"]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: strict types, no unknown key, nothing changed after loading."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+class Source(Section):
+    """One input file of the mixture."""
+
+    name: Text
+    path: Text
+    format: Literal["interactions"]
+
+
+class SplitShares(Section):
+    """How many of the kept examples go to each split, and the field whose shares stay equal in all of them."""
+
+    train: OpenShare
+    validation: OpenShare
+    test: OpenShare
+    stratify_by: Literal["agent", "source"]
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Self:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + validation + test is {total:g}; the three shares must sum to 1")
+        return self
+
+
+class DataConfig(Section):
+    """Where the rows come from and what is done to them before the split."""
+
+    directory: Text
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    on_bad_row: Literal["stop", "skip"]
+    max_bad_fraction: Share
+    only_successful: bool
+    deduplicate: Literal["none", "exact"]
+    system_prompts: dict[str, str]
+    default_system_prompt: str | None
+    split: SplitShares
+
+    @field_validator("sources")
+    @classmethod
+    def _names_differ(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        names = [source.name for source in sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two sources are named {twice[0]!r}; give each source its own name")
+        return sources
+
+
+# --------------------------------------------------------------------------------------------------------- model
+
+
+class ModelConfig(Section):
+    """The frozen base model and how it is held in memory."""
+
+    base: Text
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    dtype: Literal["float32", "bfloat16", "float16"]
+    quantization: Literal["none", "nf4"]
+    attention: Literal["sdpa", "eager", "flash_attention_2"]
+
+
+class AdapterConfig(Section):
+    """The LoRA weights; keys in PEFT's spelling."""
+
+    r: PositiveInt
+    lora_alpha: PositiveInt
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: Annotated[tuple[Text, ...], Field(min_length=1)]
+    use_rslora: bool
+    use_dora: bool
+
+
+class TrainConfig(Section):
+    """The optimization; keys in the spelling of TRL and transformers."""
+
+    max_length: Annotated[int, Field(ge=8)]
+    max_lost_supervised_fraction: Share
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"]
+    num_train_epochs: PositiveFloat
+    per_device_train_batch_size: PositiveInt
+    per_device_eval_batch_size: PositiveInt
+    gradient_accumulation_steps: PositiveInt
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    warmup_steps: NonNegative
+    weight_decay: NonNegative
+    adam_beta1: OpenShare
+    adam_beta2: OpenShare
+    adam_epsilon: PositiveFloat
+    max_grad_norm: NonNegative
+    bf16: bool
+    fp16: bool
+    activation_checkpointing: bool
+    logging_steps: PositiveInt
+    eval_steps: PositiveInt
+    save_steps: PositiveInt
+    save_total_limit: Annotated[int, Field(ge=2)]
+    load_best_model_at_end: bool
+    early_stopping_patience: PositiveInt | None
+    early_stopping_threshold: NonNegative
+    dataloader_num_workers: Count
+    deterministic: bool
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _whole_or_share(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError(f"{value:g} is neither a share of the run (below 1) nor a whole number of steps")
+        return value
+
+    @model_validator(mode="after")
+    def _one_mixed_precision(self) -> Self:
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 are both true; choose one")
+        return self
+
+
+# ------------------------------------------------------------------------------------------- evaluate and decide
+
+
+class LatencyConfig(Section):
+    """The latency pass: so many prompts, after so many that are not counted."""
+
+    prompts: Annotated[int, Field(ge=2)]
+    warmup: Count
+
+
+class MemoryConfig(Section):
+    """The memory pass: peak memory of so many fresh processes, `batch_size` prompts each."""
+
+    processes: Annotated[int, Field(ge=3)]
+    batch_size: PositiveInt
+
+
+class EvaluateConfig(Section):
+    """Greedy generation on the test split, by the base and by the candidate."""
+
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+    latency: LatencyConfig
+    memory: MemoryConfig
+
+
+QualityMetric = Literal["exact_match", "macro_f1"]
+ALL = "all"  # the group of all test examples
+
+
+class Criterion(Section):
+    """What every line of the gate has: its rule in words."""
+
+    def describe(self) -> str:
+        """The rule in words, e.g. `exact_match of exception-namer at least 0.6`."""
+        raise NotImplementedError
+
+
+class QualityCriterion(Criterion):
+    """A criterion on the answers: of all test examples, or of one agent's."""
+
+    metric: QualityMetric
+    group: Text
+
+    @property
+    def subject(self) -> str:
+        """What is measured, in words."""
+        return self.metric if self.group == ALL else f"{self.metric} of {self.group}"
+
+
+class AtLeast(QualityCriterion):
+    """The candidate's metric is at least `threshold`."""
+
+    rule: Literal["at_least"]
+    threshold: OpenShare
+
+    def describe(self) -> str:
+        return f"{self.subject} at least {self.threshold:g}"
+
+
+class BetterThanBaseline(QualityCriterion):
+    """The candidate's metric is above the baseline's, paired by example."""
+
+    rule: Literal["better_than_baseline"]
+
+    def describe(self) -> str:
+        return f"{self.subject} better than the baseline"
+
+
+class NotWorseThanBaseline(QualityCriterion):
+    """The candidate's metric is below the baseline's by less than `margin`, paired by example."""
+
+    rule: Literal["not_worse_than_baseline"]
+    margin: OpenShare
+
+    def describe(self) -> str:
+        return f"{self.subject} not worse than the baseline by {self.margin:g}"
+
+
+class LatencyAtMost(Criterion):
+    """Mean seconds an answer, and optionally the share that it must be shorter than the baseline's."""
+
+    rule: Literal["latency_at_most"]
+    seconds: PositiveFloat
+    improvement: Share | None
+
+    def describe(self) -> str:
+        asked = "" if self.improvement is None else f" and {self.improvement:.0%} under the baseline"
+        return f"mean latency under {self.seconds:g} s{asked}"
+
+
+class MemoryAtMost(Criterion):
+    """Peak memory of a fresh process; the limit names its unit."""
+
+    rule: Literal["memory_at_most"]
+    limit: str
+
+    @field_validator("limit")
+    @classmethod
+    def _has_unit(cls, value: str) -> str:
+        parse_bytes(value)
+        return value
+
+    @cached_property
+    def limit_bytes(self) -> int:
+        """The limit in bytes."""
+        return parse_bytes(self.limit)
+
+    def describe(self) -> str:
+        return f"peak memory at most {self.limit}"
+
+
+AnyCriterion = Annotated[
+    AtLeast | BetterThanBaseline | NotWorseThanBaseline | LatencyAtMost | MemoryAtMost, Field(discriminator="rule")
+]
+
+
+class DecideConfig(Section):
+    """The gate: every criterion must pass for `deploy`."""
+
+    policy: Literal["interval", "point"]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    looks: PositiveInt
+    criteria: Annotated[tuple[AnyCriterion, ...], Field(min_length=1)]
+
+    @property
+    def confidence_of_a_look(self) -> float:
+        """The confidence of one look when `looks` of them share the error probability (Bonferroni)."""
+        return 1 - (1 - self.confidence) / self.looks
+
+
+# ------------------------------------------------------------------------------------------------------ the whole
+
+
+class Config(Section):
+    """The whole of params.yaml."""
+
+    recipe: Text
+    environment: Environment
+    runtime: Literal["native"]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: DataConfig
+    model: ModelConfig
+    adapter: AdapterConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    decide: DecideConfig
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the stages meet, relative to the working tree's root (dvc.yaml names the same places)."""
+
+    root: Path = Path()
+
+    @property
+    def prepared(self) -> Path:
+        """The three splits, one JSON line an example."""
+        return self.root / "data/prepared"
+
+    @property
+    def validated(self) -> Path:
+        """Token ids and labels, what train reads."""
+        return self.root / "data/validated"
+
+    @property
+    def adapter(self) -> Path:
+        """The published adapter with its tokenizer and manifest."""
+        return self.root / "out/adapter"
+
+    @property
+    def predictions(self) -> Path:
+        """What base and candidate answered, one JSON line a test example."""
+        return self.root / "out/predictions.jsonl"
+
+    @property
+    def latency(self) -> Path:
+        """Seconds and tokens of both sides, one JSON line a prompt."""
+        return self.root / "out/latency.jsonl"
+
+    @property
+    def model_card(self) -> Path:
+        """The adapter's card, beside the adapter: DVC keeps the folder as train published it."""
+        return self.root / "out/model_card.md"
+
+    @property
+    def reports(self) -> Path:
+        """One JSON report a stage, the curves and the page."""
+        return self.root / "reports"
+
+    @property
+    def looks(self) -> Path:
+        """Which candidates were evaluated on which test set; in git."""
+        return self.root / "data/looks.json"
+
+    @property
+    def work(self) -> Path:
+        """Scratch that is neither in git nor in DVC: checkpoints and locks."""
+        return self.root / "work"
+
+
+UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """`10 GB` -> 10e9, `10 GiB` -> 10 x 2^30; ValueError where number or unit is missing."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MB|GB|MiB|GiB)", text)
+    if not match or float(match[1]) == 0:
+        raise ValueError(f"{text!r} is no amount of memory; write a number and its unit, like '10 GB' or '10 GiB'")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def read_yaml(path: Path) -> Any:
+    """The file's content as plain Python objects, by the rules of YAML 1.2; ConfigError where it can't be read."""
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run from the top of the repository") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{path}: {where}not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def load_config(path: Path) -> Config:
+    """`params.yaml` as a Config; one ConfigError that names every mistake in it."""
+    return parse_config(read_yaml(path), str(path))
+
+
+def parse_config(content: Any, where: str) -> Config:
+    """A Config from plain objects; `where` names their file in errors."""
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{where}: is empty or no mapping; it must hold the sections {', '.join(Config.model_fields)}"
+        )
+    try:
+        return Config.model_validate(_lists_to_tuples(content))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in describe_errors(error, Config))) from None
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    """Strict pydantic takes no list for a tuple, and only tuples stay frozen."""
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_lists_to_tuples(item) for item in value)
+    return value
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line a mistake: key, what is wrong, what was found, what to write."""
+    return [_describe(dict(item), model) for item in error.errors(include_url=False)]
+
+
+def _describe(item: dict[str, Any], model: type[BaseModel]) -> str:
+    location = [part for part in item["loc"] if part not in RULE_NAMES]
+    key = ".".join(str(part) for part in location) or "(top level)"
+    kind, found = item["type"], item.get("input")
+    if kind == "missing":
+        return f"{key}: is missing; nothing that changes a result has a default, so write it"
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _known_keys(model, location[:-1]), n=1)
+        return f"{key}: unknown key; " + (f"did you mean {near[0]}?" if near else "remove it")
+    if kind == "value_error":
+        return f"{key}: {item['ctx']['error']}"
+    message = re.sub(r"^(Input|String|Value|Tuple) should", "must", item["msg"])
+    return f"{key}: {message}; found {found!r}"
+
+
+RULE_NAMES = {
+    str(model.model_fields["rule"].annotation.__args__[0])  # type: ignore[union-attr]
+    for model in (AtLeast, BetterThanBaseline, NotWorseThanBaseline, LatencyAtMost, MemoryAtMost)
+}
+
+
+def _known_keys(model: type[BaseModel], location: list[Any]) -> list[str]:
+    """The keys of the section at `location`; for a criterion, those of every rule."""
+    if location and location[0] == "decide" and len(location) == 3:
+        rules = (AtLeast, BetterThanBaseline, NotWorseThanBaseline, LatencyAtMost, MemoryAtMost)
+        return sorted({key for rule in rules for key in rule.model_fields})
+    current: type[BaseModel] = model
+    for part in location:
+        if not isinstance(part, str):
+            continue
+        field = current.model_fields.get(part)
+        models = list(_models_in(field.annotation)) if field else []
+        if not models:
+            return []
+        current = models[0]
+    return list(current.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]

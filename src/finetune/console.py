@@ -1,0 +1,59 @@
+"""What a person sees: lines, tables, progress; and the third-party noise that would drown it, turned down."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+Item = TypeVar("Item")
+STYLES = {"deploy": "bold green", "iterate": "bold yellow", "abort": "bold red", "pass": "green", "fail": "red"}
+STYLES |= {"inconclusive": "yellow", "unmeasured": "magenta", "error": "red", "warning": "yellow", "note": "dim"}
+
+
+def console() -> Console:
+    """The terminal, or a pipe, where lines are not folded at 80 columns."""
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=140)
+
+
+def say(text: str) -> None:
+    """One line to the person who watches."""
+    console().print(escape(text), soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table; words that name a status are coloured."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(f"[{STYLES[cell]}]{cell}[/]" if cell in STYLES else escape(cell) for cell in row))
+    console().print()
+    console().print(drawn)
+
+
+def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """The same items, with a bar on standard error while they are worked through."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=what, leave=False, mininterval=0.5)  # type: ignore[no-any-return]
+
+
+def quiet_libraries() -> None:
+    """Turn down load bars and warnings that say nothing about this run; `--debug` leaves them as they are.
+
+    Must run before transformers, datasets or bitsandbytes are imported: they read the environment at import.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("torch").setLevel(logging.ERROR)

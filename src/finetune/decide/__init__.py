@@ -1,0 +1,1 @@
+"""decide: the gate over the evidence, and the verdict."""

@@ -1,0 +1,1 @@
+"""evaluate: base and candidate on the test split, in one load, and what they cost."""

@@ -1,0 +1,98 @@
+"""What this machine is: device, memory, processor and the versions of what determines a result."""
+
+import os
+import platform
+import resource
+import sys
+from importlib import metadata
+from typing import Any
+
+from finetune.config import Environment
+from finetune.errors import MachineError
+
+VERSIONS_THAT_MATTER = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers", "datasets")
+DEVICES: dict[Environment, str] = {"cpu": "cpu", "cuda": "cuda", "apple": "mps"}
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the libraries that determine a result, and Python's."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONS_THAT_MATTER:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def describe_machine(environment: Environment) -> dict[str, Any]:
+    """Processor, cores, memory and accelerator, for the reports of what was measured."""
+    import psutil
+    import torch
+
+    described: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "device": DEVICES[environment],
+    }
+    if environment == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        described |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
+    return described
+
+
+def processor_name() -> str:
+    """The processor's name as the system tells it."""
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"
+
+
+def why_unavailable(environment: Environment) -> str | None:
+    """None where this machine has the environment's device, else what is missing."""
+    import torch
+
+    if environment == "cuda" and not torch.cuda.is_available():
+        build = torch.version.cuda
+        return "no CUDA device answers" if build else f"torch {torch.__version__} is a build without CUDA"
+    if environment == "apple" and not torch.backends.mps.is_available():
+        return "torch finds no Apple GPU (MPS)"
+    return None
+
+
+def require_device(environment: Environment) -> str:
+    """The torch device of an environment (`cpu`, `cuda`, `mps`); MachineError where this machine lacks it."""
+    missing = why_unavailable(environment)
+    if missing:
+        advice = "use a recipe for this machine (make recipes lists them)"
+        raise MachineError(f"params.yaml: environment: {environment}: {missing}; {advice}")
+    return DEVICES[environment]
+
+
+def peak_memory_bytes(environment: Environment) -> int | None:
+    """The process's peak memory so far: allocated on the GPU, else resident; None where nothing counts it."""
+    if environment == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    if environment == "apple":
+        import torch
+
+        return int(torch.mps.driver_allocated_memory())  # no peak counter there: the present figure, a lower bound
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def synchronize(environment: Environment) -> None:
+    """Wait until the device has done all that it was given, so that a clock read next means something."""
+    import torch
+
+    if environment == "cuda":
+        torch.cuda.synchronize()
+    elif environment == "apple":
+        torch.mps.synchronize()

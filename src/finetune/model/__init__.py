@@ -1,0 +1,1 @@
+"""The model wing: messages to token ids, the frozen base, the adapter."""

@@ -1,0 +1,59 @@
+"""The frozen base model: loaded from safetensors at a pinned revision, quantized where asked, on its device."""
+
+from pathlib import Path
+from typing import Any
+
+from finetune.artifacts import sha256_folder
+from finetune.config import ModelConfig
+from finetune.errors import ConfigError
+
+
+def quantization_config(model: ModelConfig) -> Any:
+    """bitsandbytes' NF4 with double quantization (QLoRA, arXiv 2305.14314, section 3), or None."""
+    if model.quantization == "none":
+        return None
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, model.dtype),
+    )
+
+
+def load_base(model: ModelConfig, device: str) -> Any:
+    """The base on `device` (`cpu`, `cuda`, `mps`), without gradients; ConfigError where its files can't be loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        base = AutoModelForCausalLM.from_pretrained(
+            model.base,
+            revision=model.revision,
+            dtype=getattr(torch, model.dtype),
+            quantization_config=quantization_config(model),
+            attn_implementation=model.attention,
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        first = str(error).strip().split("\n", 1)[0]
+        raise ConfigError(f"params.yaml: model.base: {model.base} does not load: {first}") from None
+    base.requires_grad_(False)
+    return base
+
+
+def identify_base(model: ModelConfig) -> dict[str, str]:
+    """Which base it is: its name, and the revision of the Hub or the hash of a local folder's files."""
+    folder = Path(model.base)
+    if folder.is_dir():
+        return {"name": model.base, "revision": f"sha256:{sha256_folder(folder)}"}
+    if model.revision is None:
+        raise ConfigError(
+            f"params.yaml: model.revision: {model.base} is no local folder, and without a revision the same name "
+            "may be another model tomorrow; write the 40 hex digits of a commit"
+        )
+    return {"name": model.base, "revision": model.revision}

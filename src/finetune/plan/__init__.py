@@ -1,0 +1,1 @@
+"""The planning wing: what a run will do, worked out before it starts."""

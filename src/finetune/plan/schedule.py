@@ -1,0 +1,46 @@
+"""The run's arithmetic: steps, warmup, saves and evaluations, worked out as transformers' Trainer does."""
+
+import math
+from dataclasses import asdict, dataclass
+
+from finetune.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the run will do, in optimizer steps."""
+
+    examples: int
+    effective_batch_size: int
+    steps_per_epoch: int
+    steps: int
+    warmup_steps: int
+    evaluations: int
+    saves: int
+    logs: int
+
+    def to_json(self) -> dict[str, int]:
+        """The same as a plain mapping, for reports."""
+        return asdict(self)
+
+
+def plan_schedule(train: TrainConfig, examples: int, devices: int = 1) -> Schedule:
+    """The schedule of a run over `examples` rows on `devices` devices.
+
+    A last partial accumulation is a step of its own (transformers.Trainer.set_initial_training_values); a warmup
+    below 1 is a share of the steps, rounded up (TrainingArguments.get_warmup_steps).
+    """
+    batches = math.ceil(examples / (train.per_device_train_batch_size * devices))
+    per_epoch = max(math.ceil(batches / train.gradient_accumulation_steps), 1)
+    steps = math.ceil(train.num_train_epochs * per_epoch)
+    share = train.warmup_steps
+    return Schedule(
+        examples=examples,
+        effective_batch_size=train.per_device_train_batch_size * train.gradient_accumulation_steps * devices,
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        warmup_steps=int(share) if share >= 1 else math.ceil(steps * share),
+        evaluations=steps // train.eval_steps,
+        saves=steps // train.save_steps,
+        logs=steps // train.logging_steps,
+    )

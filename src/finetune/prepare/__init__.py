@@ -1,0 +1,1 @@
+"""prepare: source files -> three splits of examples and the ledger of every row."""

@@ -1,0 +1,121 @@
+"""Recipes: files with complete sections that replace those of params.yaml and leave the others as they are.
+
+There is no inheritance and no merge inside a section, so what stands in a recipe is what runs. The replacement works on
+the text, so that comments on both sides survive.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from finetune.artifacts import write_lines
+from finetune.config import Config, parse_config, read_yaml
+from finetune.console import say, table
+from finetune.errors import ConfigError
+
+RECIPE_SECTIONS = frozenset({"recipe", "environment", "runtime", "model", "adapter", "train"})
+TOP_LEVEL_KEY = re.compile(r"^(\w+):")
+
+
+def recipe_path(folder: Path, name: str) -> Path:
+    """The recipe's file; ConfigError with the nearest name where there is none."""
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name in known:
+        return folder / f"{name}.yaml"
+    near = difflib.get_close_matches(name, known, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"the recipes are {', '.join(known)}"
+    raise ConfigError(f"recipe {name!r}: no such file {folder / name}.yaml; {advice}")
+
+
+def use(folder: Path, name: str, params: Path) -> None:
+    """Replace in `params` exactly the sections that the recipe holds, after checking that the result is valid."""
+    path = recipe_path(folder, name)
+    composed = compose(_read(params), _read(path), str(path))
+    parse_config(YAML(typ="safe", pure=True).load(composed), f"{params} with {path}")
+    write_lines(params, [composed])
+    held = ", ".join(key for key in split_sections(_read(path)) if key)
+    say(f"{params} now runs recipe {name} (replaced: {held}); see git diff {params}")
+
+
+def compose(params: str, recipe: str, recipe_name: str) -> str:
+    """The text of params.yaml with the recipe's sections in place of its own; everything else to the letter."""
+    own, new = split_sections(params), split_sections(recipe)
+    held = set(new) - {""}
+    if held != RECIPE_SECTIONS:
+        wrong = ", ".join(sorted(held ^ RECIPE_SECTIONS))
+        raise ConfigError(f"{recipe_name}: a recipe holds {', '.join(sorted(RECIPE_SECTIONS))}; wrong here: {wrong}")
+    missing = sorted(RECIPE_SECTIONS - set(own))
+    if missing:
+        raise ConfigError(f"params.yaml: {missing[0]}: is missing, so the recipe's section has no place; add the key")
+    return "".join(_with_gap(new[key], own[key]) if key in held else own[key] for key in own)
+
+
+def split_sections(text: str) -> dict[str, str]:
+    """The text cut before each top-level key and the comments right above it; the preamble's key is ''."""
+    parts: dict[str, list[str]] = {"": []}
+    current = parts[""]
+    pending: list[str] = []
+    for line in text.splitlines(keepends=True):
+        match = TOP_LEVEL_KEY.match(line)
+        if match:
+            current = parts.setdefault(match[1], [])
+            current += [*pending, line]
+            pending = []
+        elif line.startswith("#"):
+            pending.append(line)
+        else:
+            current += [*pending, line]
+            pending = []
+    current += pending
+    return {key: "".join(lines) for key, lines in parts.items()}
+
+
+def _with_gap(block: str, replaced: str) -> str:
+    """The block with as many empty lines after it as the one that it replaces had."""
+    gap = len(replaced) - len(replaced.rstrip("\n"))
+    return block.rstrip("\n") + "\n" * gap
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run from the top of the repository") from None
+
+
+def show(folder: Path, params: Path) -> None:
+    """The table of recipes; the one that params.yaml runs is marked, and what it changed is told."""
+    current = read_yaml(params)
+    rows = []
+    for path in sorted(folder.glob("*.yaml")):
+        recipe = read_yaml(path)
+        mark = "*" if path.stem == current.get("recipe") else ""
+        rows.append([mark, path.stem, recipe["environment"], str(recipe["model"]["base"]), summary_of(path)])
+    table("recipes (* is in params.yaml)", ["", "recipe", "environment", "base model", "for"], rows)
+    name = current.get("recipe")
+    if name in {path.stem for path in folder.glob("*.yaml")}:
+        for line in differences(read_yaml(folder / f"{name}.yaml"), current):
+            say(f"  changed: {line}")
+    say("make use RECIPE=name puts one into params.yaml")
+
+
+def summary_of(path: Path) -> str:
+    """The first comment line of a recipe says what it is for."""
+    first = _read(path).splitlines()[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def differences(recipe: dict[str, Any], params: dict[str, Any]) -> list[str]:
+    """Keys of the recipe's sections whose value in params is another, as `key: recipe -> params`."""
+    found = []
+    for section in (name for name in Config.model_fields if name in recipe):
+        old, new = recipe[section], params.get(section)
+        if isinstance(old, dict) and isinstance(new, dict):
+            keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+            found += [f"{section}.{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
+        elif old != new:
+            found.append(f"{section}: {old} -> {new}")
+    return found

@@ -1,0 +1,167 @@
+"""What crosses between stages: messages, examples and predictions, as JSON lines.
+
+One example of `data/prepared/train.jsonl`, shortened:
+
+    {"id": "9f2c…", "source": "cpython", "line": 7, "agent": "exception-namer",
+     "messages": [{"role": "system", "content": "…"}, {"role": "user", "content": "…"},
+                  {"role": "assistant", "content": "ValueError"}]}
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One record: a prompt (all messages but the last) and its completion (the last, the assistant's)."""
+
+    id: str
+    source: str
+    line: int
+    agent: str
+    messages: tuple[Message, ...]
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The messages that the model is given."""
+        return self.messages[:-1]
+
+    @property
+    def completion(self) -> str:
+        """The answer that it should give."""
+        return self.messages[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one model generated for one prompt, and how probable it found the reference."""
+
+    text: str
+    tokens: int
+    finished: bool  # ended by the template's end token, not by the limit
+    exact_match: bool
+    reference_nats: float  # summed negative log-likelihood of the reference's tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Both models' answers to one test example."""
+
+    id: str
+    agent: str
+    prompt: str
+    reference: str
+    reference_tokens: int
+    baseline: Answer
+    candidate: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds and new tokens of both models' answers to one prompt, given one at a time."""
+
+    id: str
+    baseline_seconds: float
+    baseline_tokens: int
+    candidate_seconds: float
+    candidate_tokens: int
+
+
+def text_key(messages: Sequence[Message]) -> bytes:
+    """A hash that two conversations share when they differ in white space alone; of prompts, it tells leaks."""
+    text = "\x1f".join(f"{message.role}\x1e{' '.join(message.content.split())}" for message in messages)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def leaked(train: Iterable[Example], held_out: Iterable[Example]) -> list[str]:
+    """Ids of the held-out examples whose prompt stands in train too."""
+    known = {text_key(example.prompt) for example in train}
+    return [example.id for example in held_out if text_key(example.prompt) in known]
+
+
+def parse_json(text: str) -> Any:
+    """One JSON value by the letter of RFC 8259: no NaN, no infinity; ValueError otherwise."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file that an earlier stage wrote, one a line; DataError names file and line."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    row = parse_json(line)
+                except ValueError as error:
+                    raise DataError(
+                        f"{path}:{number}: broken JSON ({error}); run the stage that writes it again"
+                    ) from None
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}:{number}: no JSON object; run the stage that writes it again")
+                yield row
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run the stage that writes it (dvc repro)") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason}); run the stage that writes it again") from None
+
+
+def to_json_lines(rows: Iterable[Any]) -> Iterator[str]:
+    """Dataclass instances as JSON lines; ValueError for NaN or infinity."""
+    for row in rows:
+        yield json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_examples(path: Path) -> list[Example]:
+    """The examples of one split; DataError where a line is not one."""
+    return [_parse(path, number, row, _example) for number, row in enumerate(read_jsonl(path), start=1)]
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """The predictions that evaluate wrote; DataError where a line is not one."""
+    return [_parse(path, number, row, _prediction) for number, row in enumerate(read_jsonl(path), start=1)]
+
+
+def read_timings(path: Path) -> list[Timing]:
+    """The raw latencies that evaluate wrote; DataError where a line is not one."""
+    return [
+        _parse(path, number, row, lambda fields: Timing(**fields)) for number, row in enumerate(read_jsonl(path), 1)
+    ]
+
+
+def _example(row: dict[str, Any]) -> Example:
+    return Example(**{**row, "messages": tuple(Message(**message) for message in row["messages"])})
+
+
+def _prediction(row: dict[str, Any]) -> Prediction:
+    return Prediction(**{**row, "baseline": Answer(**row["baseline"]), "candidate": Answer(**row["candidate"])})
+
+
+def _parse(path: Path, number: int, row: dict[str, Any], build: Any) -> Any:
+    try:
+        return build(row)
+    except (TypeError, KeyError) as error:
+        raise DataError(
+            f"{path}:{number}: not of this version's form ({error}); run the stage that writes it again"
+        ) from None

@@ -1,0 +1,1 @@
+"""train: TRL's SFTTrainer and PEFT on what validate wrote."""

@@ -1,0 +1,129 @@
+"""Params to library objects: the training arguments, the order of the examples, the trainer with its guards."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from trl import SFTConfig, SFTTrainer
+
+from finetune.config import Config
+from finetune.errors import ConfigError
+
+
+def sft_config(config: Config, output_dir: Path) -> SFTConfig:
+    """TRL's SFTConfig. What params.yaml does not say is switched off here, never left to a library's default."""
+    train = config.train
+    return SFTConfig(
+        output_dir=str(output_dir),
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=config.environment == "cpu",
+        # the data come tokenized, masked and cut from validate
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        assistant_only_loss=False,
+        remove_unused_columns=True,
+        dataloader_num_workers=train.dataloader_num_workers,
+        dataloader_pin_memory=config.environment == "cuda",
+        num_train_epochs=train.num_train_epochs,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        per_device_eval_batch_size=train.per_device_eval_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        optim=train.optim,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        adam_epsilon=train.adam_epsilon,
+        max_grad_norm=train.max_grad_norm,
+        bf16=train.bf16,
+        fp16=train.fp16,
+        gradient_checkpointing=train.activation_checkpointing,
+        logging_strategy="steps",
+        logging_steps=train.logging_steps,
+        logging_nan_inf_filter=False,  # it would replace a NaN by the mean of the losses before
+        eval_strategy="steps",
+        eval_steps=train.eval_steps,
+        prediction_loss_only=True,  # no logits are kept, which TRL would need a second forward pass for
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        save_total_limit=train.save_total_limit,
+        load_best_model_at_end=train.load_best_model_at_end,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        disable_tqdm=True,
+        report_to="none",
+        push_to_hub=False,
+    )
+
+
+def score_supervised_positions() -> None:
+    """Make TRL's loss head skip the positions that no loss is taken on, on every device.
+
+    TRL does so on Triton devices only; elsewhere it projects every position onto the vocabulary, for the sake of
+    compilers that want constant shapes. On a CPU that is 30% of the time where 5% of the tokens are supervised.
+    """
+    from trl.trainer import utils
+
+    utils._use_triton = lambda device: True  # in that module it decides this and nothing else
+
+
+class EpochSampler(Sampler[int]):
+    """The order of the examples in each epoch, a function of seed and epoch alone.
+
+    The Trainer's own length-grouped sampler draws from the global random state, which a resumed run no longer has.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, strategy: str) -> None:
+        self.lengths, self.batch_size, self.seed, self.strategy = lengths, batch_size, seed, strategy
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.strategy == "sequential":
+            return iter(range(len(self.lengths)))
+        if self.strategy == "random":
+            return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer with an order of examples that survives a resume, and a stop before a step that is not finite."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
+        lengths = list(self.train_dataset["length"])  # the argument has lost this column, which no model takes
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return EpochSampler(lengths, batch_size, self.args.seed, self.args.train_sampling_strategy)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch; ConfigError where its loss is not finite."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self._stop_unless_finite("loss", float(loss))
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Called between the last backward pass and the optimizer step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._stop_unless_finite("gradient norm", float(norm))
+        return norm
+
+    def _stop_unless_finite(self, what: str, value: float) -> None:
+        if not torch.isfinite(torch.tensor(value)):
+            step = self.state.global_step + 1
+            raise ConfigError(
+                f"params.yaml: train.learning_rate: the {what} of step {step} is {value}; the step was not taken, "
+                f"and the checkpoints before it are kept; use less than {self.args.learning_rate:g}, or mend the data"
+            )

@@ -1,0 +1,1 @@
+"""validate: everything that can be known before the expensive machine is touched."""

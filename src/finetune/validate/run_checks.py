@@ -1,0 +1,79 @@
+"""Checks of the run's settings against its number of steps."""
+
+from finetune.config import TrainConfig
+from finetune.plan.schedule import Schedule
+from finetune.validate.findings import Finding
+
+
+def check_run(train: TrainConfig, schedule: Schedule) -> list[Finding]:
+    """All findings about warmup, logs, evaluations, saves, best checkpoint and early stopping."""
+    return [
+        *check_warmup(schedule),
+        *check_events(train, schedule),
+        *check_best_checkpoint(train),
+        *check_early_stopping(train, schedule),
+        *check_last_accumulation(schedule),
+    ]
+
+
+def check_warmup(schedule: Schedule) -> list[Finding]:
+    """A warmup as long as the run never reaches the learning rate; a long one wastes much of it."""
+    where, warmup, steps = "params.yaml: train.warmup_steps", schedule.warmup_steps, schedule.steps
+    advice = f"use {max(steps // 10, 1)} or train longer"
+    if warmup >= steps:
+        what = f"{warmup} is not less than the run's {steps} steps; the learning rate never reaches its peak"
+        return [Finding("warmup-too-long", "error", where, what, advice)]
+    if warmup > steps / 3:
+        what = f"{warmup} of the run's {steps} steps are warmup"
+        return [Finding("warmup-long", "warning", where, what, advice)]
+    return []
+
+
+def check_events(train: TrainConfig, schedule: Schedule) -> list[Finding]:
+    """Logs, evaluations and saves that never happen because their interval is longer than the run."""
+    findings = []
+    for key, interval, times, lost in (
+        ("logging_steps", train.logging_steps, schedule.logs, "no curve is drawn"),
+        ("eval_steps", train.eval_steps, schedule.evaluations, "the validation loss is never taken"),
+        ("save_steps", train.save_steps, schedule.saves, "a killed run starts from nothing"),
+    ):
+        if times == 0:
+            what = f"{interval} is more than the run's {schedule.steps} steps; {lost}"
+            fix = f"use {max(schedule.steps // 5, 1)}"
+            code = f"{key.removesuffix('_steps')}-never"
+            findings.append(Finding(code, "error", f"params.yaml: train.{key}", what, fix))
+    return findings
+
+
+def check_best_checkpoint(train: TrainConfig) -> list[Finding]:
+    """The best checkpoint can be kept only where every save comes with an evaluation."""
+    if train.load_best_model_at_end and train.save_steps % train.eval_steps:
+        what = f"{train.save_steps} is no multiple of eval_steps {train.eval_steps}; the best checkpoint can't be known"
+        fix = f"use {train.eval_steps * max(round(train.save_steps / train.eval_steps), 1)}"
+        return [Finding("best-checkpoint-unknown", "error", "params.yaml: train.save_steps", what, fix)]
+    return []
+
+
+def check_early_stopping(train: TrainConfig, schedule: Schedule) -> list[Finding]:
+    """Early stopping needs more evaluations than its patience, and the best checkpoint to go back to."""
+    patience = train.early_stopping_patience
+    if patience is None:
+        return []
+    where = "params.yaml: train.early_stopping_patience"
+    if not train.load_best_model_at_end:
+        what = "early stopping without load_best_model_at_end keeps the worse, last checkpoint"
+        return [Finding("early-stopping-keeps-last", "error", where, what, "set train.load_best_model_at_end: true")]
+    if schedule.evaluations <= patience:
+        what = f"{patience} can't be used up by the run's {schedule.evaluations} evaluations"
+        fix = f"use a smaller patience, null, or eval_steps {max(schedule.steps // (patience * 4), 1)}"
+        return [Finding("early-stopping-never", "warning", where, what, fix)]
+    return []
+
+
+def check_last_accumulation(schedule: Schedule) -> list[Finding]:
+    """The last step of an epoch averages over what is left: a note where that is less than a full batch."""
+    rest = schedule.examples % schedule.effective_batch_size
+    if rest == 0 or schedule.examples < schedule.effective_batch_size:
+        return []
+    what = f"the last step of each epoch takes {rest} instead of {schedule.effective_batch_size} examples"
+    return [Finding("last-batch-partial", "note", "params.yaml: train", what, "nothing to do; the loss is per token")]

@@ -1,0 +1,104 @@
+"""What the tests share: the run's params, configs with keys changed, and examples and predictions made up in memory."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from finetune.config import Config, parse_config, read_yaml
+from finetune.records import Answer, Example, Message, Prediction
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The same cases every time and on every machine, however slow it is; a failure is then seen by all or by nobody.
+settings.register_profile("finetune", derandomize=True, deadline=None, database=None)
+settings.load_profile("finetune")
+
+
+@pytest.fixture(scope="session")
+def shipped_params() -> dict[str, Any]:
+    """params.yaml as read once; `params` is the copy to change."""
+    content: dict[str, Any] = read_yaml(ROOT / "params.yaml")
+    return content
+
+
+@pytest.fixture
+def params(shipped_params: dict[str, Any]) -> dict[str, Any]:
+    """params.yaml as plain objects, to change at will."""
+    return deepcopy(shipped_params)
+
+
+@pytest.fixture(scope="session")
+def config(shipped_params: dict[str, Any]) -> Config:
+    """params.yaml as a Config (frozen, so one for all tests)."""
+    return parse_config(shipped_params, "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def change(shipped_params: dict[str, Any]) -> Callable[..., Config]:
+    """`change(**{"train.warmup_steps": 50, "data.sources.0.path": "rows.jsonl"})`: the Config with these keys changed.
+
+    Of session scope, as are `example` and `prediction`, so that hypothesis may use them too.
+    """
+
+    def changed(**keys: Any) -> Config:
+        content = deepcopy(shipped_params)
+        for dotted, value in keys.items():
+            *parents, last = [int(part) if part.isdigit() else part for part in dotted.split(".")]
+            at: Any = content
+            for part in parents:
+                at = at[part]
+            assert last in at if isinstance(at, dict) else last < len(at), f"{dotted} is no key of params.yaml"
+            at[last] = value
+        return parse_config(content, "params.yaml")
+
+    return changed
+
+
+@pytest.fixture(scope="session")
+def example() -> Callable[..., Example]:
+    """`example("task", "answer", agent="namer")`: one record; another prompt or answer gives another id."""
+
+    def make(
+        task: str = "message: invalid mode",
+        answer: str = "ValueError",
+        *,
+        agent: str = "namer",
+        source: str = "rows",
+        line: int = 1,
+        system: str | None = "Name the exception.",
+    ) -> Example:
+        messages = [Message("system", system)] if system else []
+        messages += [Message("user", task), Message("assistant", answer)]
+        return Example(f"{agent}/{source}/{line}/{task}/{answer}", source, line, agent, tuple(messages))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prediction() -> Callable[..., Prediction]:
+    """`prediction(candidate=True, baseline=False)`: both models' answers to one example, right or wrong as told.
+
+    A text in place of a bool is the answer itself; it is right where it is the reference.
+    """
+
+    def make(
+        candidate: bool | str = True,
+        baseline: bool | str = False,
+        *,
+        id: str = "one",
+        agent: str = "namer",
+        prompt: str = "message: invalid mode",
+        reference: str = "ValueError",
+        nats: float = 1.0,
+    ) -> Prediction:
+        def answer(given: bool | str) -> Answer:
+            text = given if isinstance(given, str) else reference if given else "wrong"
+            return Answer(text, tokens=3, finished=True, exact_match=text == reference, reference_nats=nats)
+
+        return Prediction(id, agent, prompt, reference, 3, answer(baseline), answer(candidate))
+
+    return make

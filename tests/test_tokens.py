@@ -1,0 +1,79 @@
+"""The mask: exactly the assistant's text and its end token are trained on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.config import Config
+from finetune.errors import ConfigError
+from finetune.model.tokens import IGNORED, load_tokenizer, tokenize, tokenize_prompt
+from finetune.records import Message
+
+CONVERSATION = (
+    Message("system", "Name the class."),
+    Message("user", "message: <b>invalid</b> mode"),
+    Message("assistant", "ValueError"),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """The embedded base's tokenizer."""
+    from tests.small_run import ROOT, params
+
+    from finetune.config import parse_config
+
+    return load_tokenizer(parse_config(params(), "params").model, ROOT / "models/tiny-base")
+
+
+def test_mask_decodes_to_the_answer_and_its_end_token(tokenizer: Any) -> None:
+    """A mask that is off by one trains on the prompt, or never learns to stop."""
+    found = tokenize(tokenizer, CONVERSATION)
+    kept = [token for token, label in zip(found.input_ids, found.labels, strict=True) if label != IGNORED]
+    assert tokenizer.decode(kept) == "ValueError<|im_end|>"
+    assert found.supervised == len(kept)
+    assert all(label in (IGNORED, token) for token, label in zip(found.input_ids, found.labels, strict=True))
+
+
+def test_every_assistant_turn_is_supervised(tokenizer: Any) -> None:
+    """A conversation of several turns teaches all its answers."""
+    more = (*CONVERSATION, Message("user", "and now?"), Message("assistant", "TypeError"))
+    found = tokenize(tokenizer, more)
+    kept = [token for token, label in zip(found.input_ids, found.labels, strict=True) if label != IGNORED]
+    assert tokenizer.decode(kept) == "ValueError<|im_end|>TypeError<|im_end|>"
+
+
+def test_prompt_is_where_the_answer_begins(tokenizer: Any) -> None:
+    """Generation must start from the very tokens that training put before the answer."""
+    whole, prompt = tokenize(tokenizer, CONVERSATION), tokenize_prompt(tokenizer, CONVERSATION[:-1])
+    first = next(at for at, label in enumerate(whole.labels) if label != IGNORED)
+    assert whole.input_ids[:first] == prompt
+
+
+def test_padding_is_not_the_end_token(tokenizer: Any) -> None:
+    """Were they one, a padded end would be masked away and the model would never stop."""
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert tokenizer.padding_side == "left"
+
+
+def test_template_without_marks_is_refused(tokenizer: Any, tmp_path: Path, config: Config) -> None:
+    """Without generation marks every token would be masked: said before training, with the way out."""
+    tokenizer.save_pretrained(tmp_path)
+    template = tmp_path / "chat_template.jinja"
+    marked = template.read_text(encoding="utf-8")
+    plain = marked.replace("{%- generation %}", "").replace("{%- endgeneration %}", "")
+    plain = plain.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    assert plain != marked
+    template.write_text(plain + " ", encoding="utf-8")
+    with pytest.raises(ConfigError, match="does not mark the assistant's turns"):
+        load_tokenizer(config.model, tmp_path)
+
+
+def test_missing_base_is_one_line(config: Config) -> None:
+    """A base that is not there is the user's mistake, not a traceback."""
+    model = config.model.model_copy(update={"base": "models/nothing-here"})
+    with pytest.raises(
+        ConfigError, match=r"^params.yaml: model.base: no tokenizer loads from models/nothing-here: [^\n]+$"
+    ):
+        load_tokenizer(model)

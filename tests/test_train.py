@@ -1,0 +1,241 @@
+"""train: the same seed gives the same adapter, a kill costs nothing, and nothing wrong is published."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.artifacts import MANIFEST, read_json, read_manifest, sha256_tensors
+from finetune.errors import ConfigError, DataError, MachineError
+from finetune.model.adapter import WEIGHTS, load_adapter
+from finetune.model.base import load_base
+from finetune.plan.schedule import plan_schedule
+from finetune.train import stage
+from finetune.train.checkpoints import newest_checkpoint
+from finetune.train.curves import curve_rows, to_tsv
+from finetune.train.trainer import EpochSampler, sft_config
+from tests.small_run import ROOT, copy_of, validated
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which train can start."""
+    root = tmp_path_factory.mktemp("ready") / "work"
+    validated(root)
+    return root
+
+
+def train(root: Path, **changes: Any) -> str:
+    """Train in a workspace; gives the adapter's hash."""
+    config, paths = enter(root, **changes)
+    stage.run(config, paths)
+    return str(read_manifest(paths.adapter)["adapter_sha256"])
+
+
+def enter(root: Path, **changes: Any) -> tuple[Any, Any]:
+    """The config and paths of a workspace, standing in it."""
+    from finetune.config import Paths, parse_config
+    from tests.small_run import params
+
+    os.chdir(root)
+    content = params(**changes)
+    (root / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
+    return parse_config(content, "params.yaml"), Paths()
+
+
+def test_same_seed_same_adapter_other_seed_another(ready: Path, tmp_path: Path) -> None:
+    """The promise of repeatability, and the proof that the hash can tell two adapters apart."""
+    first = train(copy_of(ready, tmp_path / "a"))
+    assert train(copy_of(ready, tmp_path / "b")) == first
+    assert train(copy_of(ready, tmp_path / "c"), seed=7) != first
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_killed_run_goes_on_to_the_same_adapter(ready: Path, tmp_path: Path, quantization: str) -> None:
+    """SIGKILL after a checkpoint, inside an epoch: what comes out equals the uninterrupted run's, bit for bit."""
+    undisturbed = train(copy_of(ready, tmp_path / "whole"), model__quantization=quantization)
+    root = copy_of(ready, tmp_path / "killed")
+    enter(root, model__quantization=quantization)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    process = subprocess.Popen([sys.executable, "-m", "finetune", "train"], cwd=root, env=environment)
+    wait_for(lambda: list(root.glob(f"work/checkpoints/*/checkpoint-3/{MANIFEST}")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (root / "out/adapter").exists()
+    assert train(root, model__quantization=quantization) == undisturbed
+    assert read_json(root / "reports/train_cost.json")["resumed_from_step"] >= 3
+    assert not list(root.glob("work/checkpoints/*"))
+
+
+def wait_for(happened: Any, process: subprocess.Popen[bytes]) -> None:
+    """Wait until something is there; fail when the process ends first."""
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_published_adapter_is_plain_peft(ready: Path, tmp_path: Path) -> None:
+    """Anyone can load it: the base's pinned name, sorted config, no pickle, and weights that are not the initial ones."""
+    root = copy_of(ready, tmp_path / "run")
+    train(root)
+    config, paths = enter(root)
+    content = json.loads((paths.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert content["base_model_name_or_path"] == "base"
+    assert content["target_modules"] == sorted(content["target_modules"])
+    assert {path.suffix for path in paths.adapter.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    model = load_adapter(load_base(config.model, "cpu"), paths.adapter)
+    moved = [bool(tensor.abs().sum()) for name, tensor in model.named_parameters() if "lora_B" in name]
+    assert moved
+    assert all(moved)
+    manifest = read_manifest(paths.adapter)
+    assert manifest["adapter_sha256"] == sha256_tensors(paths.adapter / WEIGHTS)
+    assert manifest["params"]["train"]["learning_rate"] == config.train.learning_rate
+    assert manifest["versions"]["torch"] == torch.__version__
+
+
+def test_best_checkpoint_is_the_one_that_is_kept(ready: Path, tmp_path: Path) -> None:
+    """With a rate that soon spoils the model, what is published has the least validation loss of the curve."""
+    root = copy_of(ready, tmp_path / "run")
+    train(root, train__learning_rate=0.5, train__lr_scheduler_type="constant", train__num_train_epochs=4)
+    report = read_json(root / "reports/train.json")
+    lines = (root / "reports/curves.tsv").read_text(encoding="utf-8").splitlines()
+    column = lines[0].split("\t").index("validation_loss")
+    losses = {
+        int(line.split("\t")[0]): float(line.split("\t")[column]) for line in lines[1:] if line.split("\t")[column]
+    }
+    assert report["kept_step"] == min(losses, key=lambda step: losses[step])
+    assert report["validation_loss"] == pytest.approx(min(losses.values()), rel=1e-4)
+
+
+def test_not_finite_stops_before_the_step(ready: Path, tmp_path: Path) -> None:
+    """NaN must not be averaged away, nor published; the way out is named."""
+    root = copy_of(ready, tmp_path / "run")
+    config, paths = enter(root)
+    model = stage.build_model(config, "cpu")
+    next(tensor for name, tensor in model.named_parameters() if "lora_A" in name).data.fill_(float("nan"))
+    trainer = stage.build_trainer(
+        config, paths, model, stage.load_tokenizer(config.model), paths.work / "checkpoints/x"
+    )
+    with pytest.raises(ConfigError, match=r"train.learning_rate: the loss of step 1 is nan; the step was not taken"):
+        trainer.train()
+    assert not paths.adapter.exists()
+
+
+def test_unfinished_or_changed_checkpoint_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A half-written checkpoint resumes other weights in silence; here the one before it is taken, aloud."""
+    from finetune.artifacts import write_manifest
+
+    for step in (3, 6, 9):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"0" * 100)
+        if step != 9:
+            write_manifest(folder, {"step": step})
+    (tmp_path / "checkpoint-6/weights").write_bytes(b"0" * 99)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    told = capsys.readouterr().out
+    assert "checkpoint-9 is no good checkpoint and was removed: it was not finished" in told
+    assert "checkpoint-6/weights: is not the file that was published" in told
+
+
+def test_another_run_never_resumes_these_checkpoints(ready: Path) -> None:
+    """Checkpoints are keyed by all that determines the adapter."""
+    from finetune.train.checkpoints import fingerprint
+
+    base, data = {"name": "base", "revision": "x"}, {"train.arrow": "1"}
+    config, _ = enter(ready)
+    one = fingerprint(config, data, base)
+    assert fingerprint(enter(ready, train__learning_rate=0.1)[0], data, base) != one
+    assert fingerprint(enter(ready, seed=1)[0], data, base) != one
+    assert fingerprint(config, {"train.arrow": "2"}, base) != one
+    assert fingerprint(config, data, {**base, "revision": "y"}) != one
+    assert fingerprint(enter(ready, evaluate__batch_size=2)[0], data, base) == one
+
+
+def test_changed_validated_data_is_refused(ready: Path, tmp_path: Path) -> None:
+    """What validate counted is what is trained on, or nothing is."""
+    root = copy_of(ready, tmp_path / "run")
+    config, paths = enter(root)
+    path = paths.validated / "train.arrow"
+    path.write_bytes(path.read_bytes()[:-8] + b"\0" * 8)
+    with pytest.raises(DataError, match=r"train.arrow: is not the file that was published"):
+        stage.run(config, paths)
+
+
+def test_wrong_machine_stops_at_once(ready: Path) -> None:
+    """`environment: cuda` without CUDA is exit code 4 and a way out, before anything is loaded."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    config, paths = enter(ready, environment="cuda")
+    with pytest.raises(MachineError, match="environment: cuda: .*use a recipe for this machine"):
+        stage.run(config, paths)
+
+
+def test_target_module_that_matches_nothing(ready: Path) -> None:
+    """PEFT trains the modules that do match and says nothing of the others."""
+    config, _ = enter(ready, adapter__target_modules=["q_proj", "query"])
+    with pytest.raises(ConfigError, match=r"adapter.target_modules: query match nothing in Qwen2ForCausalLM"):
+        stage.build_model(config, "cpu")
+
+
+@pytest.mark.parametrize(("examples", "batch", "accumulation", "epochs"), [(36, 4, 2, 3), (238, 2, 8, 3), (7, 4, 4, 1)])
+def test_planned_steps_are_the_trainers(
+    ready: Path, examples: int, batch: int, accumulation: int, epochs: int, tmp_path: Path
+) -> None:
+    """The plan is trusted because it is the library's own arithmetic: steps and warmup agree."""
+    from transformers import Trainer as Plain
+
+    config, _ = enter(
+        ready,
+        train__per_device_train_batch_size=batch,
+        train__gradient_accumulation_steps=accumulation,
+        train__num_train_epochs=epochs,
+        train__warmup_steps=0.1,
+    )
+    arguments = sft_config(config, tmp_path)
+    planned = plan_schedule(config.train, examples)
+    loader = torch.utils.data.DataLoader(list(range(examples)), batch_size=batch)  # type: ignore[arg-type]
+    trainer = Plain(model=torch.nn.Linear(1, 1), args=arguments)
+    steps = trainer.set_initial_training_values(arguments, loader)[-1]
+    assert (planned.steps, planned.warmup_steps) == (steps, arguments.get_warmup_steps(steps))
+
+
+@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
+def test_each_epoch_takes_every_example_once(strategy: str) -> None:
+    """No order may lose or repeat an example, and an epoch's order is a function of seed and epoch alone."""
+    lengths = [(7 * number) % 23 + 1 for number in range(101)]
+    sampler = EpochSampler(lengths, 8, seed=3, strategy=strategy)
+    orders = []
+    for epoch in (0, 1, 1):
+        sampler.set_epoch(epoch)
+        torch.rand(5)  # the global random state must not matter
+        orders.append(list(sampler))
+    assert all(sorted(order) == list(range(101)) for order in orders)
+    assert orders[1] == orders[2]
+    assert (orders[0] == orders[1]) == (strategy == "sequential")
+
+
+def test_curves_have_one_row_a_step() -> None:
+    """Training and validation figures of one step stand in one row; what was not logged is empty, never 0."""
+    log = [
+        {"step": 1, "epoch": 0.5, "loss": 2.0, "grad_norm": 1.5, "learning_rate": 1e-3, "entropy": 9.0},
+        {"step": 2, "epoch": 1.0, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 5e-4},
+        {"step": 2, "epoch": 1.0, "eval_loss": 1.25, "eval_runtime": 3.0},
+        {"step": 2, "epoch": 1.0, "train_runtime": 3.0},
+    ]
+    assert to_tsv(curve_rows(log)) == [
+        "step\tepoch\tloss\tvalidation_loss\tlearning_rate\tgradient_norm\n",
+        "1\t0.5\t2\t\t0.001\t1.5\n",
+        "2\t1\t1\t1.25\t0.0005\t1\n",
+    ]
