@@ -1,5 +1,6 @@
 """What the tests share: the run's params, configs with keys changed, and examples and predictions made up in memory."""
 
+import os
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +13,8 @@ from finetune.config import Config, parse_config, read_yaml
 from finetune.records import Answer, Example, Message, Prediction
 
 ROOT = Path(__file__).resolve().parent.parent
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network for a model; a missing one is missing at once
 
 # The same cases every time and on every machine, however slow it is; a failure is then seen by all or by nobody.
 settings.register_profile("finetune", derandomize=True, deadline=None, database=None)

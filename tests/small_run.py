@@ -9,9 +9,28 @@ from typing import Any
 from finetune.config import Config, Paths, parse_config, read_yaml
 
 ROOT = Path(__file__).parents[1]
-WORDS = (
-    "open close read write seek flush join split parse send bind copy move load dump sort find wait stop start".split()
-)
+WORDS = [
+    "open",
+    "close",
+    "read",
+    "write",
+    "seek",
+    "flush",
+    "join",
+    "split",
+    "parse",
+    "send",
+    "bind",
+    "copy",
+    "move",
+    "load",
+    "dump",
+    "sort",
+    "find",
+    "wait",
+    "stop",
+    "start",
+]
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -44,7 +63,7 @@ def params(**changes: Any) -> dict[str, Any]:
         "train.eval_steps": 3,
         "train.save_steps": 3,
         "evaluate.max_new_tokens": 4,
-        "evaluate.latency": {"prompts": 3, "warmup": 1},
+        "evaluate.latency": {"prompts": 20, "warmup": 1},
         "decide.criteria": [
             {"rule": "at_least", "metric": "exact_match", "group": "all", "threshold": 0.5},
             {"rule": "memory_at_most", "limit": "8 GB"},
@@ -66,7 +85,7 @@ def build_base(folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/tiny-base")
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
     config = Qwen2Config(
         **shape,
         vocab_size=len(tokenizer),

@@ -65,6 +65,16 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
     assert names_in(path.parent) == ["rows.jsonl"]
 
 
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    """`make report` while decide writes: the file that is open stays whole, so it is replaced and never overwritten."""
+    path = tmp_path / "report.json"
+    write_json(path, {"verdict": "iterate"})
+    with path.open(encoding="utf-8") as reader:
+        write_json(path, {"verdict": "deploy", "reasons": []})
+        assert json.load(reader) == {"verdict": "iterate"}
+    assert read_json(path) == {"verdict": "deploy", "reasons": []}
+
+
 def test_lines_are_written_as_utf_8_without_translation(tmp_path: Path) -> None:
     """The hash of a file must be the same on every system: no CR, no local encoding."""
     path = tmp_path / "rows"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -250,12 +250,11 @@ def test_split_shares_must_sum_to_one(params: dict[str, Any]) -> None:
     assert error_of(params) == f"params.yaml: data.split: {text}"
 
 
-@given(train=st.integers(1, 997), validation=st.integers(1, 997))
+@example(train=700, validation=200)
+@given(train=st.integers(1, 900), validation=st.integers(1, 99))
 def test_shares_in_tenths_of_a_percent_sum_to_one(change: Callable[..., Config], train: int, validation: int) -> None:
-    """0.8 + 0.07 + 0.13 is 0.9999999999999999 in binary; rounding must not refuse a right split."""
+    """0.7 + 0.2 + 0.1 is 0.9999999999999999 in binary; rounding must not refuse a right split."""
     test = 1000 - train - validation
-    if test < 1:
-        return
     shares = {"train": train / 1000, "validation": validation / 1000, "test": test / 1000, "stratify_by": "agent"}
     assert change(**{"data.split": shares}).data.split.test == test / 1000
 

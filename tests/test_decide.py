@@ -34,7 +34,7 @@ from finetune.decide.verdict import Verdict, reach_verdict
 from finetune.errors import DataError
 from finetune.evaluate.scorers import describe_group, groups_of
 from finetune.records import Example, Prediction, Timing, to_json_lines
-from finetune.stats import clopper_pearson
+from finetune.stats import clopper_pearson, tango
 
 GATE = Gate("interval", 0.95, seed=1)
 POINT = Gate("point", 0.95, seed=1)
@@ -189,6 +189,13 @@ def test_better_under_points_needs_one_more(pairs: Pairs, gained: int, lost: int
 def test_not_worse_than_the_baseline(pairs: Pairs, both: int, lost: int, expected: Status) -> None:
     """Equal answers on 51 examples don't show that no more than 5% was lost; on 52 they do."""
     assert status(not_worse(0.05), pairs(both=both, lost=lost)) == expected
+
+
+def test_a_bound_on_the_margin_is_worse(pairs: Pairs) -> None:
+    """The edge itself: a candidate may be worse by less than the margin, not by the margin."""
+    margin = -tango(0, 0, 52, 0.95, "lower").lower
+    assert status(not_worse(margin), pairs(both=52)) == "inconclusive"
+    assert status(not_worse(math.nextafter(margin, 1)), pairs(both=52)) == "pass"
 
 
 @pytest.mark.parametrize(("lost", "expected"), [(4, "pass"), (5, "fail"), (6, "fail")])
@@ -595,7 +602,9 @@ def test_no_wrong_deploy(
     kept: int,
 ) -> None:
     """Deploy if and only if every criterion passes within the declared looks, on intervals; else it says why not."""
-    outcomes = [Outcome(f"c{at}", kind, 0, 0, 0, 0, unit, "", "why") for at, (kind, unit) in enumerate(found)]
+    outcomes = [
+        Outcome(f"c{at}", "quality", kind, 0, 0, 0, 0, unit, "", "why") for at, (kind, unit) in enumerate(found)
+    ]
     predictions = [prediction(*kind, id=str(at)) for at, kind in enumerate(kinds)]
     trained = TRAINED | {"kept_step": kept}
     config = asked(change, [better()], policy)
@@ -645,17 +654,28 @@ CURVES = (
 )
 
 
-def test_empty_cells_of_the_curves_are_no_zeros() -> None:
+@pytest.fixture
+def curves_file(tmp_path: Path) -> Path:
+    """A curve of two logged steps."""
+    (tmp_path / "curves.tsv").write_text(CURVES, encoding="utf-8")
+    return tmp_path / "curves.tsv"
+
+
+def test_empty_cells_of_the_curves_are_no_zeros(curves_file: Path) -> None:
     """The validation loss is taken at some steps only; drawn as zero it would look like a perfect model."""
-    curves = read_curves(CURVES.splitlines())
+    curves = read_curves(curves_file)
     assert curves["loss"] == [(10, 4.5), (20, 2.5)]
     assert curves["validation_loss"] == [(20, 2.75)]
-    assert read_curves(CURVES.splitlines()[:1])["loss"] == []
+    curves_file.write_text(CURVES.splitlines()[0] + "\n", encoding="utf-8")
+    assert read_curves(curves_file) == {}
+    curves_file.write_text(CURVES.replace("0.5\t4.5", "0.5\tx"), encoding="utf-8")
+    with pytest.raises(DataError, match="is no table of curves"):
+        read_curves(curves_file)
 
 
-def test_a_plot_is_the_same_bytes_every_time() -> None:
+def test_a_plot_is_the_same_bytes_every_time(curves_file: Path) -> None:
     """matplotlib puts the date and random ids into an SVG unless it is told not to; curves may be empty."""
-    curves = read_curves(CURVES.splitlines())
+    curves = read_curves(curves_file)
     first = draw(curves, ("loss", "validation_loss"), "Loss")
     assert first.startswith("<svg") and first == draw(curves, ("loss", "validation_loss"), "Loss")
     assert draw({}, ("loss",), "Loss").startswith("<svg")
@@ -754,6 +774,8 @@ class Run:
                 "groups": {name: describe_group(members) for name, members in groups_of(predictions).items()},
             },
             "cost": {
+                "adapter_sha256": "a" * 64,
+                "latency_sha256": sha256_file(paths.latency),
                 "latency": {"prompts": 30, "baseline": side, "candidate": side},
                 "memory": {"processes": 3, "largest_bytes": max(PEAKS), "bytes": list(PEAKS)},
                 "machine": {"processor": "a processor", "cores": 2, "device": "cpu"},
@@ -903,6 +925,14 @@ def test_answers_to_another_test_set_are_refused(sound: Run, prediction: Callabl
 def test_another_adapter_is_refused(sound: Run, report: str) -> None:
     """The verdict is on the adapter that ships: trained again after the evaluation, it is another one."""
     sound.edit(report, "adapter_sha256", value="b" * 64)
+    assert sound.refusal() == "ROOT/out/adapter: is not the adapter that was evaluated; run evaluate again"
+
+
+def test_an_adapter_published_anew_is_refused(sound: Run) -> None:
+    """The folder is whole and its manifest is right: of another adapter than the one in the reports."""
+    with publish_directory(sound.paths.adapter) as folder:
+        (folder / "adapter_model.safetensors").write_bytes(bytes(200))
+        write_manifest(folder, {"adapter_sha256": "b" * 64})
     assert sound.refusal() == "ROOT/out/adapter: is not the adapter that was evaluated; run evaluate again"
 
 

@@ -102,7 +102,7 @@ def test_a_balanced_ledger_passes(example: Callable[..., Example]) -> None:
         (6, 3, "abc", "ledger of rows does not balance"),
         (5, 3, "ab", "rows: 3 rows kept, 2 in the splits"),
         (5, 3, "abcd", "rows: 3 rows kept, 4 in the splits"),
-        (5, 3, "aab", "one example is in two places"),
+        (5, 3, "aab", "one row is in two places"),
     ],
 )
 def test_a_ledger_that_does_not_balance_is_a_defect(

@@ -116,6 +116,16 @@ def test_the_users_own_sections_stay_to_the_letter(folder: Path) -> None:
     assert before["decide"].endswith("# the end\n")
 
 
+def test_the_gaps_between_sections_stay(folder: Path) -> None:
+    """The empty lines after a section are the layout of params.yaml, not of the recipe."""
+
+    def gaps(text: str) -> dict[str, int]:
+        return {key: len(part) - len(part.rstrip("\n")) for key, part in split_sections(text).items()}
+
+    assert gaps(apply(folder, "tiny")) == gaps(PARAMS)
+    assert gaps(PARAMS)["train"] == 3 and gaps(RECIPE)["adapter"] == 2 != gaps(PARAMS)["adapter"]
+
+
 def test_comments_of_the_recipe_come_along(folder: Path) -> None:
     """They tell the consequence of a value, so they must stand beside it where it is changed."""
     after = apply(folder, "tiny")

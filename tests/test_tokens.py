@@ -20,9 +20,8 @@ CONVERSATION = (
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """The embedded base's tokenizer."""
-    from tests.small_run import ROOT, params
-
     from finetune.config import parse_config
+    from tests.small_run import ROOT, params
 
     return load_tokenizer(parse_config(params(), "params").model, ROOT / "models/tiny-base")
 

@@ -86,7 +86,7 @@ def wait_for(happened: Any, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_published_adapter_is_plain_peft(ready: Path, tmp_path: Path) -> None:
-    """Anyone can load it: the base's pinned name, sorted config, no pickle, and weights that are not the initial ones."""
+    """Anyone can load it: the base's pinned name, sorted config, no pickle, and weights that have moved."""
     root = copy_of(ready, tmp_path / "run")
     train(root)
     config, paths = enter(root)
@@ -178,7 +178,7 @@ def test_wrong_machine_stops_at_once(ready: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     config, paths = enter(ready, environment="cuda")
-    with pytest.raises(MachineError, match="environment: cuda: .*use a recipe for this machine"):
+    with pytest.raises(MachineError, match=r"environment: cuda: .*use a recipe for this machine"):
         stage.run(config, paths)
 
 

@@ -59,8 +59,8 @@ def test_the_cpu_recipes_mistake_is_caught(check: Callable[..., list[Finding]]) 
     found = check(238, warmup_steps=50, save_steps=50, eval_steps=50, logging_steps=10)
     errors = [str(finding) for finding in found if finding.severity == "error"]
     assert errors == [
-        "params.yaml: train.warmup_steps: 50 is not less than the run's 45 steps; "
-        "the learning rate never reaches its peak; use 4 or train longer",
+        "params.yaml: train.warmup_steps: 50 is more than the run's 45 steps; "
+        "the learning rate never reaches its peak; use 5 or train longer",
         "params.yaml: train.eval_steps: 50 is more than the run's 45 steps; the validation loss is never taken; use 9",
         "params.yaml: train.save_steps: 50 is more than the run's 45 steps; a killed run starts from nothing; use 9",
     ]
@@ -72,7 +72,7 @@ def test_a_long_warmup_is_a_warning(check: Callable[..., list[Finding]], warmup:
     """Of 45 steps: up to a third is silent; more of them leave too few at the full rate."""
     assert check(warmup_steps=15) == check(warmup_steps=0) == []
     (finding,) = check(warmup_steps=warmup)
-    text = f"{steps} of the run's 45 steps are warmup; use 4 or train longer"
+    text = f"{steps} of the run's 45 steps are warmup; use 5 or train longer"
     assert str(finding) == f"params.yaml: train.warmup_steps: {text}"
     assert (finding.code, finding.severity) == ("warmup-long", "warning")
 
@@ -236,7 +236,9 @@ def test_what_proves_nothing_needs_no_size(gate: Callable[..., Config], splits: 
 def test_more_looks_need_more_examples(change: Callable[..., Config], example: Callable[..., Example]) -> None:
     """Five looks share the 5%: each is taken at 99%, where 149 examples are too few (228 are needed)."""
     test = [example(f"test {at}") for at in range(228)]
-    asked = change(**{"decide.confidence": 0.95, "decide.looks": 5, "decide.criteria": [AT_LEAST]})
+    asked = change(
+        **{"decide.policy": "interval", "decide.confidence": 0.95, "decide.looks": 5, "decide.criteria": [AT_LEAST]}
+    )
     assert check_test_size(asked, test) == []
     assert "228 are needed at 99.0% confidence" in check_test_size(asked, test[1:])[0].what
 

@@ -15,6 +15,7 @@ from finetune.artifacts import pipeline_lock
 from finetune.config import Paths, load_config
 from finetune.console import quiet_libraries
 from finetune.errors import FinetuneError, InterruptedRunError
+from finetune.machine import calm_threads
 
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
 PARAMS = Path("params.yaml")
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; gives its exit code."""
     options = build_parser().parse_args(arguments)
+    calm_threads()
     if not options.debug:
         quiet_libraries()
     signal.signal(signal.SIGTERM, _terminate)

@@ -131,7 +131,9 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a published folder, after its files were checked against it; DataError where they differ."""
     manifest = read_json(folder / MANIFEST)
-    for name, expected in manifest.get("files", {}).items():
+    if not isinstance(manifest.get("files"), dict):
+        raise DataError(f"{folder / MANIFEST}: lists no files; run the stage that writes it again")
+    for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
             raise DataError(

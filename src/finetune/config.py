@@ -5,7 +5,6 @@ what was found, what is allowed and, for an unknown key, the nearest known one. 
 default here: a key that is missing is an error.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from finetune.config_errors import describe_errors
 from finetune.errors import ConfigError
 
 Environment = Literal["cpu", "cuda", "apple"]
@@ -161,9 +161,9 @@ class TrainConfig(Section):
 
 
 class LatencyConfig(Section):
-    """The latency pass: so many prompts, after so many that are not counted."""
+    """The latency pass: so many prompts, after so many that are not counted. Below 20 no interval can be trusted."""
 
-    prompts: Annotated[int, Field(ge=2)]
+    prompts: Annotated[int, Field(ge=20)]
     warmup: Count
 
 
@@ -269,6 +269,13 @@ class MemoryAtMost(Criterion):
         return f"peak memory at most {self.limit}"
 
 
+RULES: dict[str, type[Criterion]] = {
+    "at_least": AtLeast,
+    "better_than_baseline": BetterThanBaseline,
+    "not_worse_than_baseline": NotWorseThanBaseline,
+    "latency_at_most": LatencyAtMost,
+    "memory_at_most": MemoryAtMost,
+}
 AnyCriterion = Annotated[
     AtLeast | BetterThanBaseline | NotWorseThanBaseline | LatencyAtMost | MemoryAtMost, Field(discriminator="rule")
 ]
@@ -375,6 +382,8 @@ def read_yaml(path: Path) -> Any:
         return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; run from the top of the repository") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except YAMLError as error:
@@ -397,7 +406,8 @@ def parse_config(content: Any, where: str) -> Config:
     try:
         return Config.model_validate(_lists_to_tuples(content))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {line}" for line in describe_errors(error, Config))) from None
+        lines = describe_errors(error, Config, RULES)
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
 def _lists_to_tuples(value: Any) -> Any:
@@ -407,52 +417,3 @@ def _lists_to_tuples(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_lists_to_tuples(item) for item in value)
     return value
-
-
-def describe_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line a mistake: key, what is wrong, what was found, what to write."""
-    return [_describe(dict(item), model) for item in error.errors(include_url=False)]
-
-
-def _describe(item: dict[str, Any], model: type[BaseModel]) -> str:
-    location = [part for part in item["loc"] if part not in RULE_NAMES]
-    key = ".".join(str(part) for part in location) or "(top level)"
-    kind, found = item["type"], item.get("input")
-    if kind == "missing":
-        return f"{key}: is missing; nothing that changes a result has a default, so write it"
-    if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _known_keys(model, location[:-1]), n=1)
-        return f"{key}: unknown key; " + (f"did you mean {near[0]}?" if near else "remove it")
-    if kind == "value_error":
-        return f"{key}: {item['ctx']['error']}"
-    message = re.sub(r"^(Input|String|Value|Tuple) should", "must", item["msg"])
-    return f"{key}: {message}; found {found!r}"
-
-
-RULE_NAMES = {
-    str(model.model_fields["rule"].annotation.__args__[0])  # type: ignore[union-attr]
-    for model in (AtLeast, BetterThanBaseline, NotWorseThanBaseline, LatencyAtMost, MemoryAtMost)
-}
-
-
-def _known_keys(model: type[BaseModel], location: list[Any]) -> list[str]:
-    """The keys of the section at `location`; for a criterion, those of every rule."""
-    if location and location[0] == "decide" and len(location) == 3:
-        rules = (AtLeast, BetterThanBaseline, NotWorseThanBaseline, LatencyAtMost, MemoryAtMost)
-        return sorted({key for rule in rules for key in rule.model_fields})
-    current: type[BaseModel] = model
-    for part in location:
-        if not isinstance(part, str):
-            continue
-        field = current.model_fields.get(part)
-        models = list(_models_in(field.annotation)) if field else []
-        if not models:
-            return []
-        current = models[0]
-    return list(current.model_fields)
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]

@@ -14,6 +14,16 @@ VERSIONS_THAT_MATTER = ("torch", "transformers", "trl", "peft", "accelerate", "b
 DEVICES: dict[Environment, str] = {"cpu": "cpu", "cuda": "cuda", "apple": "mps"}
 
 
+def calm_threads() -> None:
+    """Let torch's CPU threads sleep while they wait for each other; call before torch is imported.
+
+    GNU OpenMP spins by default, and where another process wants a core too, a spinning thread holds up the one that it
+    waits for. Measured on two cores, 30 training steps: 22 s spinning and 12 s not beside a busy process, 7.8 and 6.8
+    alone; the same bits.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def versions() -> dict[str, str]:
     """The installed versions of the libraries that determine a result, and Python's."""
     found = {"python": platform.python_version()}

@@ -33,6 +33,8 @@ def recipe_path(folder: Path, name: str) -> Path:
 def use(folder: Path, name: str, params: Path) -> None:
     """Replace in `params` exactly the sections that the recipe holds, after checking that the result is valid."""
     path = recipe_path(folder, name)
+    for file in (params, path):
+        read_yaml(file)  # says what is wrong with either, line by line
     composed = compose(_read(params), _read(path), str(path))
     parse_config(YAML(typ="safe", pure=True).load(composed), f"{params} with {path}")
     write_lines(params, [composed])
@@ -44,9 +46,7 @@ def compose(params: str, recipe: str, recipe_name: str) -> str:
     """The text of params.yaml with the recipe's sections in place of its own; everything else to the letter."""
     own, new = split_sections(params), split_sections(recipe)
     held = set(new) - {""}
-    if held != RECIPE_SECTIONS:
-        wrong = ", ".join(sorted(held ^ RECIPE_SECTIONS))
-        raise ConfigError(f"{recipe_name}: a recipe holds {', '.join(sorted(RECIPE_SECTIONS))}; wrong here: {wrong}")
+    check_sections(held, recipe_name)
     missing = sorted(RECIPE_SECTIONS - set(own))
     if missing:
         raise ConfigError(f"params.yaml: {missing[0]}: is missing, so the recipe's section has no place; add the key")
@@ -88,10 +88,10 @@ def _read(path: Path) -> str:
 
 def show(folder: Path, params: Path) -> None:
     """The table of recipes; the one that params.yaml runs is marked, and what it changed is told."""
-    current = read_yaml(params)
+    current = read_yaml(params) or {}
     rows = []
     for path in sorted(folder.glob("*.yaml")):
-        recipe = read_yaml(path)
+        recipe = load_recipe(path)
         mark = "*" if path.stem == current.get("recipe") else ""
         rows.append([mark, path.stem, recipe["environment"], str(recipe["model"]["base"]), summary_of(path)])
     table("recipes (* is in params.yaml)", ["", "recipe", "environment", "base model", "for"], rows)
@@ -100,6 +100,20 @@ def show(folder: Path, params: Path) -> None:
         for line in differences(read_yaml(folder / f"{name}.yaml"), current):
             say(f"  changed: {line}")
     say("make use RECIPE=name puts one into params.yaml")
+
+
+def load_recipe(path: Path) -> dict[str, Any]:
+    """A recipe's sections; ConfigError where one is missing or too many."""
+    recipe = read_yaml(path)
+    check_sections(set(recipe) if isinstance(recipe, dict) else set(), str(path))
+    return dict(recipe)
+
+
+def check_sections(held: set[str], name: str) -> None:
+    """ConfigError unless a recipe holds exactly the sections that a recipe holds."""
+    if held != RECIPE_SECTIONS:
+        wrong = ", ".join(sorted(held ^ RECIPE_SECTIONS))
+        raise ConfigError(f"{name}: a recipe holds {', '.join(sorted(RECIPE_SECTIONS))}; wrong here: {wrong}")
 
 
 def summary_of(path: Path) -> str:

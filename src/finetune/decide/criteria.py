@@ -25,6 +25,7 @@ from finetune.config import (
 from finetune.metrics import weighted_macro_f1
 from finetune.records import Prediction, Timing
 from finetune.stats import (
+    MINIMUM_UNLIKE,
     Interval,
     clopper_pearson,
     mcnemar_exact,
@@ -64,6 +65,7 @@ class Outcome:
     """One line of the gate. `lower` and `upper` are one-sided bounds, each at the stated confidence."""
 
     criterion: str
+    about: Literal["quality", "latency", "memory"]
     status: Status
     target: float
     estimate: float | None
@@ -91,7 +93,7 @@ def judge(criterion: Criterion, evidence: Evidence, gate: Gate) -> list[Outcome]
     predictions = evidence.of(criterion.group)
     if not predictions:
         reason = f"no test example belongs to {criterion.group}"
-        return [Outcome(criterion.describe(), "unmeasured", math.nan, None, None, None, "", "none", reason)]
+        return [unmeasured(criterion, math.nan, "", reason)]
     judged = judge_exact_match if criterion.metric == "exact_match" else judge_macro_f1
     return [judged(criterion, predictions, gate)]
 
@@ -131,8 +133,18 @@ def judge_macro_f1(criterion: QualityCriterion, predictions: Sequence[Prediction
         return candidate(weights) if alone else candidate(weights) - baseline(weights)
 
     bounds = (0.0, 1.0) if alone else (-1.0, 1.0)
+    unlike = 1 if alone else MINIMUM_UNLIKE  # a candidate with few errors may pass; a difference needs more of them
     lower, upper = (
-        resample(statistic, len(predictions), gate.confidence, side, gate.seed, strata=strata, bounds=bounds)
+        resample(
+            statistic,
+            len(predictions),
+            gate.confidence,
+            side,
+            gate.seed,
+            strata=strata,
+            bounds=bounds,
+            minimum_unlike=unlike,
+        )
         for side in ("lower", "upper")
     )
     ones = np.ones(len(predictions))
@@ -146,13 +158,12 @@ def judge_macro_f1(criterion: QualityCriterion, predictions: Sequence[Prediction
 def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> list[Outcome]:
     """The mean against the limit, and the paired improvement on the baseline where one is asked for."""
     if len(evidence.latency) < 2:
-        reason = "no latency was measured"
-        return [Outcome(criterion.describe(), "unmeasured", criterion.seconds, None, None, None, "s", "none", reason)]
+        return [unmeasured(criterion, criterion.seconds, "s", "no latency was measured")]
     candidate = [row.candidate_seconds for row in evidence.latency]
     baseline = [row.baseline_seconds for row in evidence.latency]
     if min(candidate + baseline) <= 0:
         reason = "a measured time is not above zero; the clock went backwards"
-        return [Outcome(criterion.describe(), "unmeasured", criterion.seconds, None, None, None, "s", "none", reason)]
+        return [unmeasured(criterion, criterion.seconds, "s", reason)]
     lower, upper = (
         mean_interval(candidate, gate.confidence, side, gate.seed, bounds=(0.0, math.inf))
         for side in ("lower", "upper")
@@ -178,11 +189,34 @@ def judge_memory(criterion: MemoryAtMost, evidence: Evidence) -> Outcome:
     peaks, limit = evidence.memory_bytes, criterion.limit_bytes
     if len(peaks) < 3 or min(peaks) <= 0:
         reason = f"{len(peaks)} peaks, the least {min(peaks, default=0)}; three above zero are needed"
-        return Outcome(criterion.describe(), "unmeasured", limit, None, None, None, "bytes", "none", reason)
+        return unmeasured(criterion, limit, "bytes", reason)
     status: Status = "pass" if max(peaks) <= limit else "fail"
     reason = f"the largest of {len(peaks)} fresh processes"
     return Outcome(
-        criterion.describe(), status, limit, max(peaks), min(peaks), max(peaks), "bytes", "largest observed", reason
+        criterion=criterion.describe(),
+        about="memory",
+        status=status,
+        target=limit,
+        estimate=max(peaks),
+        lower=min(peaks),
+        upper=max(peaks),
+        unit="bytes",
+        method="largest observed",
+        reason=reason,
+    )
+
+
+def subject(criterion: Criterion) -> Literal["quality", "latency", "memory"]:
+    """What a criterion is about."""
+    if isinstance(criterion, LatencyAtMost):
+        return "latency"
+    return "memory" if isinstance(criterion, MemoryAtMost) else "quality"
+
+
+def unmeasured(criterion: Criterion, target: float, unit: str, reason: str) -> Outcome:
+    """No figure, so no verdict on it; it never passes."""
+    return Outcome(
+        criterion.describe(), subject(criterion), "unmeasured", target, None, None, None, unit, "none", reason
     )
 
 
@@ -209,10 +243,12 @@ def outcome(
     criterion: Criterion, status: Status, target: float, lower: Interval, upper: Interval, reason: str, unit: str = ""
 ) -> Outcome:
     """An Outcome from its two one-sided bounds; a bootstrap that refused says why."""
-    if lower.refused:
-        reason = f"{reason}; {lower.method.removeprefix('none: ')}"
+    if lower.refused or upper.refused:
+        refusal = lower.method if lower.refused else upper.method
+        reason = f"{reason}; {refusal.removeprefix('none: ')}"
     return Outcome(
         criterion=criterion.describe(),
+        about=subject(criterion),
         status=status,
         target=target,
         estimate=lower.estimate,

@@ -1,24 +1,36 @@
 """The training curves as inline SVG, in the page's own colours."""
 
+import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.errors import DataError
 
 INK = "#0a0b0c"  # stands for the page's text colour, which a browser sets in light and in dark
 SERIES = ("#3b82f6", "#f97316")
 
 
-def read_curves(lines: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
-    """`curves.tsv` as (step, value) pairs by column; empty cells are left out."""
-    header, *rows = [line.rstrip("\n").split("\t") for line in lines]
-    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in header[1:]}
-    for cells in rows:
-        for name, cell in zip(header[1:], cells[1:], strict=True):
-            if cell:
-                curves[name].append((float(cells[0]), float(cell)))
-    return curves
+Curves = dict[str, list[tuple[float, float]]]
 
 
-def draw(curves: dict[str, list[tuple[float, float]]], names: Sequence[str], title: str) -> str:
+def read_curves(path: Path) -> Curves:
+    """`curves.tsv` as (step, value) pairs by column; empty cells are left out. DataError where it can't be read."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        return {
+            name: [(float(row["step"]), float(row[name])) for row in rows if row[name]]
+            for name in (rows[0] if rows else {})
+            if name != "step"
+        }
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run train again (dvc repro -f train)") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: is no table of curves ({error}); run train again (dvc repro -f train)") from None
+
+
+def draw(curves: Curves, names: Sequence[str], title: str) -> str:
     """One panel as an `<svg>` element: the named curves over the optimizer steps."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.decide.criteria import Outcome
-from finetune.decide.plots import draw, read_curves
+from finetune.decide.plots import Curves, draw
 from finetune.decide.verdict import Verdict
 from finetune.records import Prediction
 
@@ -79,15 +79,14 @@ def render_report(
     outcomes: Sequence[Outcome],
     predictions: Sequence[Prediction],
     reports: dict[str, Any],
-    curves: list[str],
+    curves: Curves,
 ) -> str:
     """The page: verdict first, then criteria, curves, groups, the worst examples, ledger and provenance."""
-    points = read_curves(curves)
     return render(
         "report.html.j2",
         verdict=verdict,
         outcomes=[(item, bar(item)) for item in outcomes],
-        panels=[draw(points, names, title) for names, title in PANELS],
+        panels=[draw(curves, names, title) for names, title in PANELS],
         worst=worst_examples(predictions, SHOWN_EXAMPLES),
         wrong=sum(not item.candidate.exact_match for item in predictions),
         **reports,

@@ -6,6 +6,7 @@ from finetune.artifacts import read_json, read_manifest, sha256_file, write_json
 from finetune.config import Config, Paths
 from finetune.console import say, table
 from finetune.decide.criteria import Evidence, Gate, Outcome, judge
+from finetune.decide.plots import read_curves
 from finetune.decide.report import amount, render, render_report
 from finetune.decide.verdict import Verdict, reach_verdict
 from finetune.errors import DataError
@@ -18,16 +19,16 @@ REPORTS = ("prepare", "validation", "train", "train_cost", "evaluation", "cost")
 def run(config: Config, paths: Paths) -> None:
     """Refuse unsound evidence, judge every criterion, reach the verdict, and write it for people and machines."""
     reports = {name: read_json(paths.reports / f"{name}.json") for name in REPORTS}
-    predictions = read_predictions(paths.predictions)
+    predictions, timings = read_predictions(paths.predictions), read_timings(paths.latency)
     check_evidence(paths, reports, predictions)
-    evidence = Evidence(predictions, read_timings(paths.latency), reports["cost"]["memory"]["bytes"])
+    curves = read_curves(paths.reports / "curves.tsv")
+    evidence = Evidence(predictions, timings, reports["cost"]["memory"]["bytes"])
     gate = Gate(config.decide.policy, config.decide.confidence_of_a_look, config.seed)
     look = count_look(paths.looks, reports["evaluation"]["test_sha256"], reports["evaluation"]["adapter_sha256"])
 
     outcomes = [outcome for criterion in config.decide.criteria for outcome in judge(criterion, evidence, gate)]
     verdict = reach_verdict(config.decide, outcomes, evidence, gate, look, reports["train"])
     content = {**reports, "recipe": config.recipe, "look": look, "confidence": gate.confidence, "decide": config.decide}
-    curves = (paths.reports / "curves.tsv").read_text(encoding="utf-8").splitlines()
     write_lines(paths.reports / "report.html", [render_report(verdict, outcomes, predictions, content, curves)])
     card = render("model_card.md.j2", verdict=verdict, outcomes=outcomes, **content)
     write_lines(paths.model_card, [card])
@@ -39,6 +40,7 @@ def check_evidence(paths: Paths, reports: dict[str, Any], predictions: list[Pred
     """DataError unless adapter, test set, predictions and reports all speak of the same run, and nothing leaks."""
     evaluation, ledger = reports["evaluation"], reports["prepare"]
     manifest = read_manifest(paths.adapter)
+    test = read_examples(paths.prepared / "test.jsonl")
     test_sha256 = sha256_file(paths.prepared / "test.jsonl")
     if not evaluation["test_sha256"] == ledger["prepared_sha256"]["test"] == test_sha256:
         raise DataError(f"{paths.prepared / 'test.jsonl'}: is not the test set that was evaluated; run evaluate again")
@@ -46,7 +48,9 @@ def check_evidence(paths: Paths, reports: dict[str, Any], predictions: list[Pred
         raise DataError(f"{paths.adapter}: is not the adapter that was evaluated; run evaluate again")
     if evaluation["predictions_sha256"] != sha256_file(paths.predictions):
         raise DataError(f"{paths.predictions}: is not the file that evaluate wrote; run evaluate again")
-    test = read_examples(paths.prepared / "test.jsonl")
+    cost = reports["cost"]
+    if cost["adapter_sha256"] != evaluation["adapter_sha256"] or cost["latency_sha256"] != sha256_file(paths.latency):
+        raise DataError(f"{paths.latency}: was not measured on the adapter that was evaluated; run evaluate again")
     if [item.id for item in predictions] != [example.id for example in test]:
         raise DataError(f"{paths.predictions}: holds the answers to another test set; run evaluate again")
     found = leaked(read_examples(paths.prepared / "train.jsonl"), test)

@@ -4,6 +4,7 @@
 criterion's, so the confidence is not split among them (Berger, Technometrics 24 (1982), 295-300).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,7 +60,9 @@ def reach_verdict(
         sentence = "No improvement on quality or cost, and targets are out of reach: stop here."
         return Verdict("abort", sentence, reasons, ())
     suggestions = tuple(suggest(config, outcomes, evidence, gate, trained, spent))
-    return Verdict("iterate", f"{len(reasons)} of {len(outcomes)} criteria do not pass yet.", reasons, suggestions)
+    missing = sum(item.status != "pass" for item in outcomes)
+    sentence = f"{missing} of {len(outcomes)} criteria do not pass yet."
+    return Verdict("iterate", sentence if missing else "The looks at this test set are spent.", reasons, suggestions)
 
 
 def discordant(evidence: Evidence) -> tuple[int, int]:
@@ -111,10 +114,10 @@ def suggest(
         kept = trained["kept_step"]
         text = f"the validation loss rose from {best:.3f} (step {kept}) to {last:.3f}: lower the learning rate"
         found.append(Suggestion("lower-learning-rate", text))
-    if any(item.status in ("fail", "inconclusive") and not item.unit for item in outcomes):
+    if any(item.status in ("fail", "inconclusive") and item.about == "quality" for item in outcomes):
         worst = worst_group(evidence)
         found.append(Suggestion("more-data", f"add training examples of {worst}, the group that fails most"))
-    if any(item.status == "fail" and item.unit == "s" for item in outcomes):
+    if any(item.status == "fail" and item.about == "latency" for item in outcomes):
         found.append(
             Suggestion("shorter-answers", "train on shorter answers or choose a smaller base: LoRA adds no speed")
         )
@@ -122,7 +125,7 @@ def suggest(
 
 
 def more_examples(criterion: Any, evidence: Evidence, gate: Gate) -> Suggestion | None:
-    """How many test examples would decide an exact-match threshold, were the rate of failures to stay as it is."""
+    """How many test examples would decide an exact-match threshold, were the share of failures to stay as it is."""
     if not isinstance(criterion, AtLeast) or criterion.metric != "exact_match":
         return None
     predictions = evidence.of(criterion.group)
@@ -141,7 +144,7 @@ def more_examples(criterion: Any, evidence: Evidence, gate: Gate) -> Suggestion 
                 f"with at most {failures} failures would show it"
             )
             return Suggestion("more-test-examples", text)
-        needed = max(wanted, needed + 1)
+        needed = max(wanted, math.ceil(1.01 * needed))  # found to a hundredth
     return None
 
 

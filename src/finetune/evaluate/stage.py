@@ -42,7 +42,8 @@ def run(config: Config, paths: Paths) -> None:
     write_lines(paths.latency, to_json_lines(latency))
     cost = summarize_cost(latency, memory, config)
     machine = {"machine": describe_machine(config.environment), "versions": versions()}
-    write_json(paths.reports / "cost.json", {**cost, **machine})
+    measured_on = {"adapter_sha256": test["adapter_sha256"], "latency_sha256": sha256_file(paths.latency)}
+    write_json(paths.reports / "cost.json", {**cost, **measured_on, **machine})
     write_json(
         paths.reports / "evaluation.json",
         {**test, "predictions_sha256": sha256_file(paths.predictions), "generation": settings, "groups": groups},

@@ -49,6 +49,8 @@ def _text(fields: dict[str, Any], *names: str) -> str:
     value = fields[found[0]]
     if not isinstance(value, str):
         raise ValueError(f"{found[0]} must be text, not {type(value).__name__}")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{found[0]} holds half of a surrogate pair, which is no text")
     if not value.strip():
         raise ValueError(f"{found[0]} is empty")
     return value

@@ -54,5 +54,5 @@ def check_balance(accounts: Mapping[str, SourceAccount], splits: Mapping[Split, 
         assert account.read == account.kept + sum(account.dropped.values()), f"ledger of {name} does not balance"
         placed = sum(example.source == name for examples in splits.values() for example in examples)
         assert placed == account.kept, f"{name}: {account.kept} rows kept, {placed} in the splits"
-    ids = [example.id for examples in splits.values() for example in examples]
-    assert len(ids) == len(set(ids)), "one example is in two places"
+    rows = [(example.source, example.line) for examples in splits.values() for example in examples]
+    assert len(rows) == len(set(rows)), "one row is in two places"

@@ -19,7 +19,7 @@ def split_examples(examples: Sequence[Example], shares: SplitShares, seed: int) 
         groups[text_key(example.prompt)].append(position)
     strata: dict[str, list[bytes]] = defaultdict(list)
     for key, members in groups.items():
-        strata[getattr(examples[members[0]], shares.stratify_by)].append(key)
+        strata[min(getattr(examples[at], shares.stratify_by) for at in members)].append(key)
     chosen: dict[int, Split] = {}
     for keys in strata.values():
         keys.sort(key=lambda key: hashlib.sha256(seed.to_bytes(8, "big") + key).digest())

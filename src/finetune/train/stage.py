@@ -69,7 +69,7 @@ def build_model(config: Config, device: str) -> Any:
 
     set_seed(config.seed, deterministic=config.train.deterministic)
     # Deterministic mode also overwrites fresh memory, which no operation here reads: a third of the time on a CPU.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return add_adapter(load_base(config.model, device), config.adapter)
 
 
@@ -153,8 +153,9 @@ def summarize(trainer: Any, model: Any) -> dict[str, Any]:
 def show(results: dict[str, Any], measured: dict[str, Any], adapter_sha256: str) -> None:
     """A few lines for the person who watches."""
     trainable, total = results["parameters"]["trainable"], results["parameters"]["total"]
+    seconds, kept = measured["wall_seconds"], results["kept_step"]
     say(
-        f"{results['steps']} steps of {trainable:,} parameters ({trainable / total:.1%}) in {measured['wall_seconds']:.0f} s; "
-        f"validation loss {results['validation_loss']:.4f} at step {results['kept_step']}, which was kept"
+        f"{results['steps']} steps of {trainable:,} parameters ({trainable / total:.1%}) in {seconds:.0f} s; "
+        f"validation loss {results['validation_loss']:.4f} at step {kept}, which was kept"
     )
     say(f"adapter {adapter_sha256[:16]} in out/adapter; curves in reports/curves.tsv (dvc plots show)")

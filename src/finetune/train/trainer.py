@@ -71,7 +71,7 @@ def score_supervised_positions() -> None:
     """
     from trl.trainer import utils
 
-    utils._use_triton = lambda device: True  # in that module it decides this and nothing else
+    utils._use_triton = lambda _: True  # in that module it decides this and nothing else
 
 
 class EpochSampler(Sampler[int]):

@@ -1,5 +1,7 @@
 """Checks of the run's settings against its number of steps."""
 
+import math
+
 from finetune.config import TrainConfig
 from finetune.plan.schedule import Schedule
 from finetune.validate.findings import Finding
@@ -8,7 +10,7 @@ from finetune.validate.findings import Finding
 def check_run(train: TrainConfig, schedule: Schedule) -> list[Finding]:
     """All findings about warmup, logs, evaluations, saves, best checkpoint and early stopping."""
     return [
-        *check_warmup(schedule),
+        *check_warmup(train, schedule),
         *check_events(train, schedule),
         *check_best_checkpoint(train),
         *check_early_stopping(train, schedule),
@@ -16,12 +18,17 @@ def check_run(train: TrainConfig, schedule: Schedule) -> list[Finding]:
     ]
 
 
-def check_warmup(schedule: Schedule) -> list[Finding]:
+def check_warmup(train: TrainConfig, schedule: Schedule) -> list[Finding]:
     """A warmup as long as the run never reaches the learning rate; a long one wastes much of it."""
     where, warmup, steps = "params.yaml: train.warmup_steps", schedule.warmup_steps, schedule.steps
-    advice = f"use {max(steps // 10, 1)} or train longer"
+    advice = f"use {math.ceil(steps / 10)} or train longer"
+    if train.lr_scheduler_type == "constant":
+        what = f"{warmup} has no effect: the constant schedule has no warmup"
+        fix = "use lr_scheduler_type: constant_with_warmup, or 0"
+        return [Finding("warmup-ignored", "warning", where, what, fix)] if warmup else []
     if warmup >= steps:
-        what = f"{warmup} is not less than the run's {steps} steps; the learning rate never reaches its peak"
+        than = "more than" if warmup > steps else "as many as"
+        what = f"{warmup} is {than} the run's {steps} steps; the learning rate never reaches its peak"
         return [Finding("warmup-too-long", "error", where, what, advice)]
     if warmup > steps / 3:
         what = f"{warmup} of the run's {steps} steps are warmup"
