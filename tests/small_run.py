@@ -1,4 +1,4 @@
-"""A whole run in a folder, small enough for a test: 60 rows, a random base of 40,000 parameters, a dozen steps."""
+"""A whole run in a folder, small enough for a test: 60 rows, a random base of 220,000 parameters, a dozen steps."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def build_base(folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/tiny-base")
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = Qwen2Config(
         **shape,
         vocab_size=len(tokenizer),

@@ -27,12 +27,12 @@ from finetune.config import (
 )
 from finetune.decide import stage
 from finetune.decide.criteria import Evidence, Gate, Outcome, Status, judge
-from finetune.decide.gate import show_decision
 from finetune.decide.plots import draw, read_curves
 from finetune.decide.report import amount, bar, worst_examples
 from finetune.decide.verdict import Verdict, reach_verdict
 from finetune.errors import DataError
 from finetune.evaluate.scorers import describe_group, groups_of
+from finetune.gate import show_decision
 from finetune.records import Example, Prediction, Timing, to_json_lines
 from finetune.stats import clopper_pearson, tango
 

@@ -41,37 +41,35 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return root, config
 
 
-@pytest.fixture
-def loaded(trained: tuple[Path, Any]) -> tuple[Any, Any, Any, Any]:
-    """Config, tokenizer, candidate and test examples, standing in the workspace."""
-    root, config = trained
-    os.chdir(root)
-    paths = stage.Paths()
-    tokenizer = load_tokenizer(config.model, paths.adapter)
-    return (
-        config,
-        tokenizer,
-        load_adapter(load_base(config.model, "cpu"), paths.adapter),
-        read_examples(paths.prepared / "test.jsonl"),
-    )
+@pytest.fixture(scope="module")
+def embedded() -> tuple[Any, Any, list[Any]]:
+    """The embedded base, its tokenizer, and conversations of many lengths."""
+    from finetune.config import load_config
+    from finetune.records import Message
+
+    os.chdir(ROOT)
+    model = load_config(ROOT / "params.yaml").model
+    prompts = ["def read(self)", "class Queue", "Return the item." * 5, "x = 1", "raise ValueError", "import os\n" * 9]
+    talks = [(Message("user", prompt), Message("assistant", prompt[::-1])) for prompt in prompts]
+    return load_base(model, "cpu").eval(), load_tokenizer(model), talks
 
 
-def test_batched_answers_equal_those_one_by_one(loaded: tuple[Any, Any, Any, Any]) -> None:
+def test_batched_answers_equal_those_one_by_one(embedded: tuple[Any, Any, list[Any]]) -> None:
     """Padding and batching are for speed alone; the answers must not know of them."""
-    _, tokenizer, model, examples = loaded
-    settings = generation_settings(model, tokenizer, 6)
-    prompts = [tokenize_prompt(tokenizer, example.prompt) for example in examples]
-    together = generate_all(model, prompts, settings, 5, "test")
+    model, tokenizer, talks = embedded
+    settings = generation_settings(model, tokenizer, 12)
+    prompts = [tokenize_prompt(tokenizer, talk[:-1]) for talk in talks]
+    together = generate_all(model, prompts, settings, 4, "test")
     alone = [generate(model, [prompt], settings)[0] for prompt in prompts]
     assert together == alone
     assert len({tuple(answer.tokens) for answer in together}) > 1
 
 
-def test_reference_loss_is_the_models_own(loaded: tuple[Any, Any, Any, Any]) -> None:
+def test_reference_loss_is_the_models_own(embedded: tuple[Any, Any, list[Any]]) -> None:
     """Summed over the supervised tokens alone, whatever the batch and its padding: as one plain forward pass says."""
-    _, tokenizer, model, examples = loaded
-    references = [tokenize(tokenizer, example.messages) for example in examples]
-    found = reference_nats(model, references, tokenizer.pad_token_id, 5, "test")
+    model, tokenizer, talks = embedded
+    references = [tokenize(tokenizer, talk) for talk in talks]
+    found = reference_nats(model, references, tokenizer.pad_token_id, 4, "test")
     for row, nats in zip(references, found, strict=True):
         with torch.inference_mode():
             loss = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss
@@ -111,9 +109,14 @@ def test_groups_are_all_and_each_agent(prediction: Any) -> None:
     assert described["all"]["majority_share"] == 0.5
 
 
-def test_latency_takes_turns_and_leaves_the_warmup_out(loaded: tuple[Any, Any, Any, Any]) -> None:
+def test_latency_takes_turns_and_leaves_the_warmup_out(trained: tuple[Path, Any]) -> None:
     """Every prompt is timed once with each side, the warm-up ones not at all."""
-    config, tokenizer, model, examples = loaded
+    root, config = trained
+    os.chdir(root)
+    paths = stage.Paths()
+    tokenizer = load_tokenizer(config.model, paths.adapter)
+    model = load_adapter(load_base(config.model, "cpu"), paths.adapter)
+    examples = read_examples(paths.prepared / "test.jsonl")
     prompts = [(example.id, tokenize_prompt(tokenizer, example.prompt)) for example in examples[:3]]
     found = measure_latency(model, prompts, generation_settings(model, tokenizer, 4), 2, config.environment)
     assert [row.id for row in found] == [name for name, _ in prompts]
@@ -130,11 +133,12 @@ def test_stage_writes_repeatable_figures(trained: tuple[Path, Any], tmp_path: Pa
         os.chdir(copy_of(root, tmp_path / name))
         paths = stage.Paths()
         stage.run(config, paths)
+        monkeypatch.setattr("finetune.evaluate.cost.measure_memory", lambda *_: [2 * 10**8] * 3)  # once is enough
         kept.append([path.read_bytes() for path in (paths.predictions, paths.reports / "evaluation.json")])
         cost = read_json(paths.reports / "cost.json")
         assert len(cost["memory"]["bytes"]) == 3
         assert min(cost["memory"]["bytes"]) > 10**8
-        assert len(read_timings(paths.latency)) == 3
+        assert len(read_timings(paths.latency)) == 12  # the whole test split is smaller than the 20 asked for
         assert len(read_predictions(paths.predictions)) == len(read_examples(paths.prepared / "test.jsonl"))
     assert kept[0] == kept[1]
 

@@ -206,7 +206,7 @@ def test_planned_steps_are_the_trainers(
     arguments = sft_config(config, tmp_path)
     planned = plan_schedule(config.train, examples)
     loader = torch.utils.data.DataLoader(list(range(examples)), batch_size=batch)  # type: ignore[arg-type]
-    trainer = Plain(model=torch.nn.Linear(1, 1), args=arguments)
+    trainer = Plain(model=torch.nn.Linear(1, 1), args=arguments, eval_dataset=torch.utils.data.Dataset())  # type: ignore[var-annotated]
     steps = trainer.set_initial_training_values(arguments, loader)[-1]
     assert (planned.steps, planned.warmup_steps) == (steps, arguments.get_warmup_steps(steps))
 

@@ -65,7 +65,7 @@ def run_command(options: argparse.Namespace) -> int:
             stage.run(config, paths)
         return 0
     if options.command in ("gate", "report"):
-        from finetune.decide.gate import show_decision
+        from finetune.gate import show_decision
 
         code = show_decision(paths)
         return code if options.command == "gate" else 0

@@ -43,6 +43,19 @@ def load_base(model: ModelConfig, device: str) -> Any:
         first = str(error).strip().split("\n", 1)[0]
         raise ConfigError(f"params.yaml: model.base: {model.base} does not load: {first}") from None
     base.requires_grad_(False)
+    return keep_quantized_weights(base)
+
+
+def keep_quantized_weights(base: Any) -> Any:
+    """Forbid bitsandbytes to repack 4-bit weights on a CPU.
+
+    On processors with AVX512-BF16 the first forward pass in evaluation mode rewrites the frozen weights for good, with
+    scales rounded to bfloat16 (bitsandbytes 0.50, Linear4bit.forward): every evaluation would change the training after
+    it, and a resumed run would be another one.
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return base
 
 

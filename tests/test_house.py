@@ -1,0 +1,205 @@
+"""The rules of the house: what imports what, what DVC watches, and a front door that hides nothing."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.config import Config, Paths, read_yaml
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
+PACKAGE = SOURCE / "finetune"
+STAGES = ("prepare", "validate", "train", "evaluate", "decide")
+GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__", "recipes", "gate"}
+PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
+
+
+def module_path(name: str) -> Path | None:
+    """The file of a module of the package, or None."""
+    path = SOURCE / name.replace(".", "/")
+    if path.with_suffix(".py").is_file():
+        return path.with_suffix(".py")
+    return path / "__init__.py" if (path / "__init__.py").is_file() else None
+
+
+def imports(path: Path) -> set[Path]:
+    """The package's files that a file imports, anywhere in it, also by `python -m` in a command."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("finetune."):
+            names = [node.value]
+        found |= {file for name in names if name.startswith("finetune") and (file := module_path(name))}
+    return found - {PACKAGE / "__init__.py"}
+
+
+def closure(start: Path) -> set[Path]:
+    """All files of the package that a module needs."""
+    seen: set[Path] = set()
+    todo = [start]
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            todo += imports(path)
+    return seen
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_watches_exactly_the_code_that_a_stage_runs(stage: str) -> None:
+    """A file that is missing in deps leaves stale results in silence; one too many re-runs a night for nothing."""
+    watched: set[Path] = set()
+    for dependency in PIPELINE[stage]["deps"]:
+        path = ROOT / dependency
+        if dependency.startswith("src/"):
+            assert path.exists(), f"dvc.yaml: {stage}: {dependency} does not exist"
+            watched |= set(path.rglob("*.py")) if path.is_dir() else {path}
+    needed = closure(PACKAGE / stage / "stage.py")
+    missing, needless = needed - watched, {path for path in watched - needed if path.name != "__init__.py"}
+    assert not missing, f"dvc.yaml: {stage}: deps lack {sorted(map(str, missing))}"
+    assert not needless, f"dvc.yaml: {stage}: deps name {sorted(map(str, needless))}, which it does not import"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_watches_exactly_the_params_that_a_stage_reads(stage: str) -> None:
+    """A parameter that is not declared can change without any stage noticing."""
+    read: set[str] = set()
+    for path in closure(PACKAGE / stage / "stage.py"):
+        text = path.read_text(encoding="utf-8")
+        read |= set(re.findall(r"\bconfig\.(\w+)", text)) & set(Config.model_fields) if "Config" in text else set()
+    assert read == set(PIPELINE[stage]["params"])
+
+
+def test_stages_never_import_stages() -> None:
+    """They meet through files alone, so each can be run, replaced and tested by itself."""
+    for stage in STAGES:
+        others = {other for path in (PACKAGE / stage).glob("*.py") for other in imports(path)}
+        wings = {path.relative_to(PACKAGE).parts[0] for path in others}
+        assert not wings & (set(STAGES) - {stage}), stage
+
+
+def test_ground_floor_imports_nothing_above_it() -> None:
+    """What everything stands on stands on nothing but itself."""
+    for name in GROUND:
+        above = {path for path in imports(PACKAGE / f"{name}.py") if path.parent != PACKAGE}
+        assert not above, name
+
+
+def test_imports_have_no_circle() -> None:
+    """A circle is one module that was cut in two."""
+    for path in PACKAGE.rglob("*.py"):
+        assert all(path not in closure(other) for other in imports(path)), path
+
+
+@pytest.mark.parametrize("command", ["--help", "recipes"])
+def test_light_commands_import_nothing_heavy(command: str) -> None:
+    """torch, transformers and trl take ten seconds to import, which nobody waits for to see a table."""
+    code = (
+        "import sys; sys.path.insert(0, 'src'); from finetune.__main__ import main\n"
+        f"try: main([{command!r}])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'trl', 'peft', 'datasets', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("module", ["config", "records", "stats", "artifacts", "metrics", "looks"])
+def test_ground_floor_never_imports_torch(module: str) -> None:
+    """Rows, params and statistics must be at hand where no torch is."""
+    code = f"import sys; sys.path.insert(0, 'src'); import finetune.{module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_dvc_and_paths_name_the_same_places() -> None:
+    """What dvc.yaml calls an output is where the stages write."""
+    outs = {out for stage in PIPELINE.values() for key in ("outs", "metrics") for out in stage.get(key, [])}
+    paths = Paths()
+    for place in (paths.prepared, paths.validated, paths.adapter, paths.predictions, paths.latency, paths.model_card):
+        assert place.as_posix() in outs
+    assert {Path(out).parent.as_posix() for out in outs} == {"data", "out", "reports"}
+
+
+def test_commands_are_the_same_on_every_machine() -> None:
+    """A changed command text re-runs its stage, so it holds no recipe, device or runtime."""
+    assert [stage["cmd"] for stage in PIPELINE.values()] == [
+        f"PYTHONPATH=src python -m finetune {name}" for name in STAGES
+    ]
+
+
+def makefile_targets() -> dict[str, tuple[str, list[str]]]:
+    """Each target's help and lines."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    name = ""
+    for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines():
+        target = re.match(r"^([a-z][a-z%-]*):[^=]*?(?:## (.*))?$", line)
+        if target:
+            name = target[1]
+            found[name] = (target[2] or "", [])
+        elif line.startswith("\t"):
+            found[name][1].append(line.strip())
+    return found
+
+
+def test_every_target_is_short_and_helpful() -> None:
+    """The front door tells what it does, and does it in three lines at most."""
+    for name, (help_text, lines) in makefile_targets().items():
+        assert len(lines) <= 3, name
+        assert help_text or name == "setup-dev", name
+
+
+def test_no_target_hides_a_failure() -> None:
+    """`-command`, `|| true` and `; true` turn an error into a green light."""
+    for name, (_, lines) in makefile_targets().items():
+        for line in lines:
+            assert not re.match(r"^@?-", line), name
+            assert "||" not in line, name
+            assert "; true" not in line, name
+
+
+@pytest.mark.parametrize("lock", ["base", "cpu", "cuda", "apple", "dev"])
+def test_locks_are_exact_and_hashed(lock: str) -> None:
+    """Every package at one version, and every file of it by its hash; no index is named."""
+    text = (ROOT / f"requirements/{lock}.lock").read_text(encoding="utf-8")
+    blocks = re.split(r"\n(?=[a-z0-9])", text)[1:]
+    assert len(blocks) > 50
+    for block in blocks:
+        assert re.match(r"[A-Za-z0-9._-]+==[^\s;]+", block), block[:80]
+        assert "--hash=sha256:" in block, block[:80]
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+def test_locks_hold_what_pyproject_asks_for() -> None:
+    """A dependency that was added and not locked is found here, not on another machine."""
+    import tomllib
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = {
+        "base": project["dependencies"],
+        "cuda": project["dependencies"] + extras["stages"],
+        "apple": project["dependencies"] + extras["stages"],
+        "cpu": [*project["dependencies"], *(item for item in extras["stages"] if not item.startswith("torch=="))],
+        "torch-cpu": [item for item in extras["stages"] if item.startswith("torch==")],
+        "dev": extras["dev"],
+    }
+    for lock, requirements in wanted.items():
+        text = (ROOT / f"requirements/{lock}.lock").read_text(encoding="utf-8")
+        locked = dict(re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+)", text, flags=re.MULTILINE))
+        locked = {canonicalize_name(name): version for name, version in locked.items()}
+        for requirement in map(Requirement, requirements):
+            version = locked.get(canonicalize_name(requirement.name))
+            assert version is not None, f"{lock}.lock lacks {requirement}; run make lock"
+            assert requirement.specifier.contains(version), f"{lock}.lock: {requirement.name} {version}; run make lock"
