@@ -46,7 +46,7 @@ train-%: setup ## (train-RECIPE) apply a recipe and run it to its verdict as a n
 	@dvc exp run --name "$*-$$(date +%Y%m%d-%H%M%S)"
 
 exps: setup ## compare the experiments
-	@dvc exp show --no-pager --only-changed --drop '.*' --keep 'verdict|passed|groups.all.candidate|mean_seconds|validation_loss$$|learning_rate|adapter.r$$|seed'
+	@$(FINETUNE) exps
 
 report: setup ## where the report is, and the verdict
 	@$(FINETUNE) report

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "finetune"
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
-GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__", "recipes", "gate"}
+GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__", "recipes", "gate", "experiments"}
 PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
 
 
@@ -99,7 +99,7 @@ def test_imports_have_no_circle() -> None:
         assert all(path not in closure(other) for other in imports(path)), path
 
 
-@pytest.mark.parametrize("command", ["--help", "recipes"])
+@pytest.mark.parametrize("command", ["--help", "recipes", "exps"])
 def test_light_commands_import_nothing_heavy(command: str) -> None:
     """torch, transformers and trl take ten seconds to import, which nobody waits for to see a table."""
     code = (

@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser(stage, help=f"run the {stage} stage on params.yaml")
     commands.add_parser("gate", help="exit with the verdict: 0 deploy, 10 iterate, 20 abort")
     commands.add_parser("report", help="tell the verdict and where its report is")
+    commands.add_parser("exps", help="compare the experiments")
     commands.add_parser("recipes", help="list the recipes")
     use = commands.add_parser("use", help="put a recipe's sections into params.yaml")
     use.add_argument("recipe")
@@ -69,6 +70,11 @@ def run_command(options: argparse.Namespace) -> int:
 
         code = show_decision(paths)
         return code if options.command == "gate" else 0
+    if options.command == "exps":
+        from finetune import experiments
+
+        experiments.show()
+        return 0
     from finetune import recipes
 
     if options.command == "use":

@@ -38,10 +38,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
-    """The same items, with a bar on standard error while they are worked through."""
+    """The same items, with a bar on standard error while they are worked through, if that is a terminal."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=what, leave=False, mininterval=0.5)  # type: ignore[no-any-return]
+    return tqdm(items, desc=what, leave=False, mininterval=0.5, disable=None)  # type: ignore[no-any-return]
 
 
 def quiet_libraries() -> None:

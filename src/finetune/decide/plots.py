@@ -8,6 +8,7 @@ from pathlib import Path
 from finetune.errors import DataError
 
 INK = "#0a0b0c"  # stands for the page's text colour, which a browser sets in light and in dark
+FEW_POINTS = 12  # so few are marked, since a line alone would hide where they are
 SERIES = ("#3b82f6", "#f97316")
 
 
@@ -41,9 +42,9 @@ def draw(curves: Curves, names: Sequence[str], title: str) -> str:
     axes = figure.add_subplot()
     for name, color in zip(names, SERIES, strict=False):
         points = curves.get(name, [])
-        axes.plot(
-            *zip(*points, strict=True) if points else ([], []), color=color, linewidth=1.6, label=name.replace("_", " ")
-        )
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        marker = "." if len(points) < FEW_POINTS else None
+        axes.plot(steps, values, color=color, linewidth=1.6, marker=marker, label=name.replace("_", " "))
     axes.set_title(title, color=INK, fontsize=10, loc="left")
     axes.set_xlabel("step", color=INK, fontsize=9)
     axes.tick_params(colors=INK, labelsize=8)

@@ -7,6 +7,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from finetune.artifacts import write_lines
+from finetune.console import say
 
 COLUMNS = {
     "epoch": "epoch",
@@ -43,20 +44,30 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bar: Any = None
+        self.done = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Open the bar, at the step where a resumed run goes on."""
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", mininterval=0.5)
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="train", unit="step", mininterval=0.5, disable=None
+        )
+        self.done = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Move the bar."""
-        self.bar.update(state.global_step - self.bar.n)
+        self.bar.update(state.global_step - self.done)
+        self.done = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Write the curve up to now."""
         rows = curve_rows(state.log_history)
         write_lines(self.path, to_tsv(rows))
-        if rows and self.bar:
+        if rows and self.bar.disable and "validation_loss" in rows[-1]:  # no terminal: a line for the log
+            told = ", ".join(
+                f"{name.replace('_', ' ')} {value:.4g}" for name, value in rows[-1].items() if name != "step"
+            )
+            say(f"step {state.global_step} of {state.max_steps}: {told}")
+        if rows:
             latest = {name: value for row in rows for name, value in row.items() if name.endswith("loss")}
             self.bar.set_postfix({name: f"{value:.3f}" for name, value in latest.items()}, refresh=False)
 
