@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from finetune.config import Config, Paths, parse_config, read_yaml
+from finetune.config import Config, parse_config, read_yaml
+from finetune.paths import Paths
 
 ROOT = Path(__file__).parents[1]
 WORDS = [

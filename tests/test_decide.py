@@ -23,7 +23,6 @@ from finetune.config import (
     LatencyAtMost,
     MemoryAtMost,
     NotWorseThanBaseline,
-    Paths,
 )
 from finetune.decide import stage
 from finetune.decide.criteria import Evidence, Gate, Outcome, Status, judge
@@ -33,6 +32,7 @@ from finetune.decide.verdict import Verdict, reach_verdict
 from finetune.errors import DataError
 from finetune.evaluate.scorers import describe_group, groups_of
 from finetune.gate import show_decision
+from finetune.paths import Paths
 from finetune.records import Example, Prediction, Timing, to_json_lines
 from finetune.stats import clopper_pearson, tango
 
@@ -648,34 +648,34 @@ def test_lost_answers_are_shown_first(prediction: Callable[..., Prediction]) -> 
     assert [item.id for item in worst_examples(rows, 1)] == ["lost"]
 
 
-CURVES = (
-    "step\tepoch\tloss\tvalidation_loss\tlearning_rate\tgradient_norm\n"
-    "10\t0.5\t4.5\t\t0.001\t3.5\n20\t1\t2.5\t2.75\t0.0005\t1.5\n"
-)
+CURVES = "step\tepoch\tloss\tlearning_rate\tgradient_norm\n10\t0.5\t4.5\t0.001\t3.5\n20\t1\t2.5\t0.0005\t1.5\n"
+VALIDATION_CURVE = "step\tepoch\tvalidation_loss\n20\t1\t2.75\n"
 
 
 @pytest.fixture
-def curves_file(tmp_path: Path) -> Path:
-    """A curve of two logged steps."""
+def curves_folder(tmp_path: Path) -> Path:
+    """The curves of two logged steps and one evaluation."""
     (tmp_path / "curves.tsv").write_text(CURVES, encoding="utf-8")
-    return tmp_path / "curves.tsv"
+    (tmp_path / "validation_curve.tsv").write_text(VALIDATION_CURVE, encoding="utf-8")
+    return tmp_path
 
 
-def test_empty_cells_of_the_curves_are_no_zeros(curves_file: Path) -> None:
-    """The validation loss is taken at some steps only; drawn as zero it would look like a perfect model."""
-    curves = read_curves(curves_file)
+def test_curves_are_read_as_points(curves_folder: Path) -> None:
+    """Training and validation are logged at different steps; a table that is none is an error, not an empty plot."""
+    curves = read_curves(curves_folder)
     assert curves["loss"] == [(10, 4.5), (20, 2.5)]
     assert curves["validation_loss"] == [(20, 2.75)]
-    curves_file.write_text(CURVES.splitlines()[0] + "\n", encoding="utf-8")
-    assert read_curves(curves_file) == {}
-    curves_file.write_text(CURVES.replace("0.5\t4.5", "0.5\tx"), encoding="utf-8")
-    with pytest.raises(DataError, match="is no table of curves"):
-        read_curves(curves_file)
+    path = curves_folder / "curves.tsv"
+    path.write_text(CURVES.splitlines()[0] + "\n", encoding="utf-8")
+    assert list(read_curves(curves_folder)) == ["epoch", "validation_loss"]
+    path.write_text(CURVES.replace("0.5\t4.5", "0.5\tx"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"is no table of curves"):
+        read_curves(curves_folder)
 
 
-def test_a_plot_is_the_same_bytes_every_time(curves_file: Path) -> None:
+def test_a_plot_is_the_same_bytes_every_time(curves_folder: Path) -> None:
     """matplotlib puts the date and random ids into an SVG unless it is told not to; curves may be empty."""
-    curves = read_curves(curves_file)
+    curves = read_curves(curves_folder)
     first = draw(curves, ("loss", "validation_loss"), "Loss")
     assert first.startswith("<svg") and first == draw(curves, ("loss", "validation_loss"), "Loss")
     assert draw({}, ("loss",), "Loss").startswith("<svg")
@@ -738,6 +738,7 @@ class Run:
         write_lines(paths.predictions, to_json_lines(predictions))
         write_lines(paths.latency, to_json_lines(timings(0.5)))
         write_lines(paths.reports / "curves.tsv", [CURVES])
+        write_lines(paths.reports / "validation_curve.tsv", [VALIDATION_CURVE])
         for name, content in self.reports(predictions).items():
             write_json(paths.reports / f"{name}.json", content)
 
@@ -970,6 +971,7 @@ def test_errors_of_validate_are_refused(sound: Run) -> None:
         "reports/evaluation.json",
         "reports/cost.json",
         "reports/curves.tsv",
+        "reports/validation_curve.tsv",
         "out/predictions.jsonl",
         "out/latency.jsonl",
         "out/adapter/manifest.json",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config import Config, Paths, read_yaml
+from finetune.config import Config, read_yaml
+from finetune.paths import Paths
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"

@@ -10,8 +10,9 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from finetune.artifacts import read_json
-from finetune.config import SPLITS, Config, Paths
+from finetune.config import SPLITS, Config
 from finetune.errors import DataError
+from finetune.paths import Paths
 from finetune.prepare import stage
 from finetune.prepare.ledger import SourceAccount, account_splits, check_balance
 from finetune.records import Example, read_examples, text_key

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from finetune.artifacts import read_json, sha256_file, sha256_folder
-from finetune.config import SPLITS, Config, Paths
+from finetune.config import SPLITS, Config
 from finetune.errors import DataError
+from finetune.paths import Paths
 from finetune.prepare import stage
 from finetune.records import Example, read_examples
 

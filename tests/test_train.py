@@ -19,7 +19,7 @@ from finetune.model.base import load_base
 from finetune.plan.schedule import plan_schedule
 from finetune.train import stage
 from finetune.train.checkpoints import newest_checkpoint
-from finetune.train.curves import curve_rows, to_tsv
+from finetune.train.curves import TRAINING, VALIDATION, curve_rows, to_tsv
 from finetune.train.trainer import EpochSampler, sft_config
 from tests.small_run import ROOT, copy_of, validated
 
@@ -43,7 +43,8 @@ def train(root: Path, **changes: Any) -> str:
 
 def enter(root: Path, **changes: Any) -> tuple[Any, Any]:
     """The config and paths of a workspace, standing in it."""
-    from finetune.config import Paths, parse_config
+    from finetune.config import parse_config
+    from finetune.paths import Paths
     from tests.small_run import params
 
     os.chdir(root)
@@ -109,11 +110,8 @@ def test_best_checkpoint_is_the_one_that_is_kept(ready: Path, tmp_path: Path) ->
     root = copy_of(ready, tmp_path / "run")
     train(root, train__learning_rate=0.5, train__lr_scheduler_type="constant", train__num_train_epochs=4)
     report = read_json(root / "reports/train.json")
-    lines = (root / "reports/curves.tsv").read_text(encoding="utf-8").splitlines()
-    column = lines[0].split("\t").index("validation_loss")
-    losses = {
-        int(line.split("\t")[0]): float(line.split("\t")[column]) for line in lines[1:] if line.split("\t")[column]
-    }
+    lines = (root / "reports/validation_curve.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    losses = {int(line.split("\t")[0]): float(line.split("\t")[2]) for line in lines}
     assert report["kept_step"] == min(losses, key=lambda step: losses[step])
     assert report["validation_loss"] == pytest.approx(min(losses.values()), rel=1e-4)
 
@@ -226,16 +224,22 @@ def test_each_epoch_takes_every_example_once(strategy: str) -> None:
     assert (orders[0] == orders[1]) == (strategy == "sequential")
 
 
-def test_curves_have_one_row_a_step() -> None:
-    """Training and validation figures of one step stand in one row; what was not logged is empty, never 0."""
+def test_curves_have_one_row_a_step_and_no_gap() -> None:
+    """DVC's plots draw an empty cell as a break in the line; training and validation are logged at different steps."""
     log = [
         {"step": 1, "epoch": 0.5, "loss": 2.0, "grad_norm": 1.5, "learning_rate": 1e-3, "entropy": 9.0},
         {"step": 2, "epoch": 1.0, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 5e-4},
         {"step": 2, "epoch": 1.0, "eval_loss": 1.25, "eval_runtime": 3.0},
-        {"step": 2, "epoch": 1.0, "train_runtime": 3.0},
+        {"step": 3, "epoch": 1.5, "eval_loss": 1.125},
+        {"step": 3, "epoch": 1.5, "train_runtime": 3.0},
     ]
-    assert to_tsv(curve_rows(log)) == [
-        "step\tepoch\tloss\tvalidation_loss\tlearning_rate\tgradient_norm\n",
-        "1\t0.5\t2\t\t0.001\t1.5\n",
-        "2\t1\t1\t1.25\t0.0005\t1\n",
+    assert to_tsv(curve_rows(log, TRAINING), TRAINING) == [
+        "step\tepoch\tloss\tlearning_rate\tgradient_norm\n",
+        "1\t0.5\t2\t0.001\t1.5\n",
+        "2\t1\t1\t0.0005\t1\n",
+    ]
+    assert to_tsv(curve_rows(log, VALIDATION), VALIDATION) == [
+        "step\tepoch\tvalidation_loss\n",
+        "2\t1\t1.25\n",
+        "3\t1.5\t1.125\n",
     ]

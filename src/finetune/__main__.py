@@ -12,10 +12,11 @@ from pathlib import Path
 from types import FrameType
 
 from finetune.artifacts import pipeline_lock
-from finetune.config import Paths, load_config
+from finetune.config import load_config
 from finetune.console import quiet_libraries
 from finetune.errors import FinetuneError, InterruptedRunError
 from finetune.machine import calm_threads
+from finetune.paths import Paths
 
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
 PARAMS = Path("params.yaml")

@@ -1,8 +1,8 @@
 """`make gate` and `make report`: the verdict that stands, told again and as an exit code."""
 
 from finetune.artifacts import read_json
-from finetune.config import Paths
 from finetune.console import say
+from finetune.paths import Paths
 
 EXIT_CODES = {"deploy": 0, "deploy-unproven": 10, "iterate": 10, "abort": 20}
 

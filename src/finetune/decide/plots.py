@@ -15,16 +15,17 @@ SERIES = ("#3b82f6", "#f97316")
 Curves = dict[str, list[tuple[float, float]]]
 
 
-def read_curves(path: Path) -> Curves:
-    """`curves.tsv` as (step, value) pairs by column; empty cells are left out. DataError where it can't be read."""
+def read_curves(reports: Path) -> Curves:
+    """The curves that train wrote, as (step, value) pairs by column; DataError where they can't be read."""
+    return {**_read_table(reports / "curves.tsv"), **_read_table(reports / "validation_curve.tsv")}
+
+
+def _read_table(path: Path) -> Curves:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
-        return {
-            name: [(float(row["step"]), float(row[name])) for row in rows if row[name]]
-            for name in (rows[0] if rows else {})
-            if name != "step"
-        }
+        names = [name for name in (rows[0] if rows else {}) if name != "step"]
+        return {name: [(float(row["step"]), float(row[name])) for row in rows] for name in names}
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; run train again (dvc repro -f train)") from None
     except (KeyError, TypeError, ValueError) as error:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from finetune.artifacts import read_json, read_manifest, sha256_file, write_json, write_lines
-from finetune.config import Config, Paths
+from finetune.config import Config
 from finetune.console import say, table
 from finetune.decide.criteria import Evidence, Gate, Outcome, judge
 from finetune.decide.plots import read_curves
@@ -11,6 +11,7 @@ from finetune.decide.report import amount, render, render_report
 from finetune.decide.verdict import Verdict, reach_verdict
 from finetune.errors import DataError
 from finetune.looks import count_look
+from finetune.paths import Paths
 from finetune.records import Prediction, leaked, read_examples, read_predictions, read_timings
 
 REPORTS = ("prepare", "validation", "train", "train_cost", "evaluation", "cost")
@@ -21,7 +22,7 @@ def run(config: Config, paths: Paths) -> None:
     reports = {name: read_json(paths.reports / f"{name}.json") for name in REPORTS}
     predictions, timings = read_predictions(paths.predictions), read_timings(paths.latency)
     check_evidence(paths, reports, predictions)
-    curves = read_curves(paths.reports / "curves.tsv")
+    curves = read_curves(paths.reports)
     evidence = Evidence(predictions, timings, reports["cost"]["memory"]["bytes"])
     gate = Gate(config.decide.policy, config.decide.confidence_of_a_look, config.seed)
     look = count_look(paths.looks, reports["evaluation"]["test_sha256"], reports["evaluation"]["adapter_sha256"])

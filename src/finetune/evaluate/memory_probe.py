@@ -6,8 +6,9 @@ Run by `evaluate` in the working tree: `python -m finetune.evaluate.memory_probe
 import json
 from pathlib import Path
 
-from finetune.config import Paths, load_config
+from finetune.config import load_config
 from finetune.console import quiet_libraries
+from finetune.paths import Paths
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.artifacts import read_json, read_manifest, sha256_file, sha256_tensors, write_json, write_lines
-from finetune.config import Config, Paths
+from finetune.config import Config
 from finetune.console import say, table
 from finetune.errors import DataError
 from finetune.looks import count_look
@@ -13,6 +13,7 @@ from finetune.machine import describe_machine, require_device, versions
 from finetune.model.adapter import WEIGHTS, load_adapter
 from finetune.model.base import identify_base, load_base
 from finetune.model.tokens import Tokenized, load_tokenizer, tokenize, tokenize_prompt
+from finetune.paths import Paths
 from finetune.records import Answer, Example, Prediction, read_examples, to_json_lines
 
 

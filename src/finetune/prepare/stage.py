@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from finetune.artifacts import publish_directory, sha256_file, sha256_folder, write_json, write_lines
-from finetune.config import SPLITS, Config, DataConfig, Paths, Source, Split
+from finetune.config import SPLITS, Config, DataConfig, Source, Split
 from finetune.console import say, table
 from finetune.errors import DataError
+from finetune.paths import Paths
 from finetune.prepare.formats import parse_interaction, to_example
 from finetune.prepare.ledger import BAD_ROW, DUPLICATE, FAILED, SourceAccount, account_splits, check_balance
 from finetune.prepare.sources import BadRow, read_rows, source_path

@@ -1,4 +1,4 @@
-"""What the user watches: a progress bar, and `reports/curves.tsv` written while the run goes on."""
+"""What the user watches: a progress bar, and the curves in `reports/`, written while the run goes on."""
 
 from pathlib import Path
 from typing import Any
@@ -9,40 +9,35 @@ from transformers import TrainerCallback
 from finetune.artifacts import write_lines
 from finetune.console import say
 
-COLUMNS = {
-    "epoch": "epoch",
-    "loss": "loss",
-    "eval_loss": "validation_loss",
-    "learning_rate": "learning_rate",
-    "grad_norm": "gradient_norm",
-}
+# The Trainer's names, ours, and the file; a file holds only rows without a gap, which DVC's plots would draw as breaks.
+TRAINING = {"epoch": "epoch", "loss": "loss", "learning_rate": "learning_rate", "grad_norm": "gradient_norm"}
+VALIDATION = {"epoch": "epoch", "eval_loss": "validation_loss"}
 
 
-def curve_rows(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """One row a logged step, in order: step and whichever of the columns were logged at it.
+def curve_rows(log_history: list[dict[str, Any]], columns: dict[str, str]) -> list[dict[str, float]]:
+    """The logged steps that have all of the columns, in order, as one row a step.
 
     `log_history` is the Trainer's own and survives a resume, so the curve of a resumed run has no gap and no copy.
     """
-    rows: dict[int, dict[str, float]] = {}
-    for entry in log_history:
-        found = {name: float(entry[key]) for key, name in COLUMNS.items() if key in entry}
-        if found.keys() - {"epoch"}:
-            rows.setdefault(int(entry["step"]), {}).update(found)
+    rows = {
+        int(entry["step"]): {name: float(entry[key]) for key, name in columns.items()}
+        for entry in log_history
+        if columns.keys() <= entry.keys()
+    }
     return [{"step": step, **rows[step]} for step in sorted(rows)]
 
 
-def to_tsv(rows: list[dict[str, float]]) -> list[str]:
-    """The curve as lines of a table with tabs; an empty cell where nothing was logged."""
-    columns = ["step", *COLUMNS.values()]
-    lines = ["\t".join(columns) + "\n"]
-    return lines + ["\t".join(f"{row[name]:.6g}" if name in row else "" for name in columns) + "\n" for row in rows]
+def to_tsv(rows: list[dict[str, float]], columns: dict[str, str]) -> list[str]:
+    """The curve as lines of a table with tabs."""
+    names = ["step", *columns.values()]
+    return ["\t".join(names) + "\n"] + ["\t".join(f"{row[name]:.6g}" for name in names) + "\n" for row in rows]
 
 
 class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Writes the curves whenever something is logged, and shows step, loss and time left."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, reports: Path) -> None:
+        self.reports = reports
         self.bar: Any = None
         self.done = 0
 
@@ -59,17 +54,15 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self.done = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Write the curve up to now."""
-        rows = curve_rows(state.log_history)
-        write_lines(self.path, to_tsv(rows))
-        if rows and self.bar.disable and "validation_loss" in rows[-1]:  # no terminal: a line for the log
-            told = ", ".join(
-                f"{name.replace('_', ' ')} {value:.4g}" for name, value in rows[-1].items() if name != "step"
-            )
+        """Write the curves up to now."""
+        training, validation = (curve_rows(state.log_history, columns) for columns in (TRAINING, VALIDATION))
+        write_lines(self.reports / "curves.tsv", to_tsv(training, TRAINING))
+        write_lines(self.reports / "validation_curve.tsv", to_tsv(validation, VALIDATION))
+        latest = {name: rows[-1][name] for rows, name in ((training, "loss"), (validation, "validation_loss")) if rows}
+        self.bar.set_postfix({name: f"{value:.3f}" for name, value in latest.items()}, refresh=False)
+        if self.bar.disable and "eval_loss" in state.log_history[-1]:  # no terminal: a line for the log
+            told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in latest.items())
             say(f"step {state.global_step} of {state.max_steps}: {told}")
-        if rows:
-            latest = {name: value for row in rows for name, value in row.items() if name.endswith("loss")}
-            self.bar.set_postfix({name: f"{value:.3f}" for name, value in latest.items()}, refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Close the bar."""

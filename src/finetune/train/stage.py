@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import publish_directory, read_manifest, write_json, write_manifest
-from finetune.config import Config, Environment, Paths
+from finetune.config import Config, Environment
 from finetune.console import say
 from finetune.errors import DataError
 from finetune.machine import describe_machine, peak_memory_bytes, require_device, versions
 from finetune.model.adapter import add_adapter, count_parameters, keep_float32, save_adapter
 from finetune.model.base import identify_base, load_base
 from finetune.model.tokens import IGNORED, load_tokenizer
+from finetune.paths import Paths
 
 DETERMINES_ADAPTER = {"environment", "seed", "model", "adapter", "train"}
 TIERS: dict[Environment, str] = {"cpu": "bitwise", "cuda": "same-device", "apple": "statistical"}
@@ -83,7 +84,7 @@ def build_trainer(config: Config, paths: Paths, model: Any, tokenizer: Any, chec
     from finetune.train.trainer import Trainer, score_supervised_positions, sft_config
 
     score_supervised_positions()
-    callbacks: list[Any] = [SealCheckpoints(), CurvesCallback(paths.reports / "curves.tsv")]
+    callbacks: list[Any] = [SealCheckpoints(), CurvesCallback(paths.reports)]
     if config.train.early_stopping_patience is not None:
         callbacks.append(
             EarlyStoppingCallback(config.train.early_stopping_patience, config.train.early_stopping_threshold)
@@ -134,18 +135,19 @@ def fit(trainer: Any, config: Config, checkpoints: Path) -> dict[str, Any]:
 
 def summarize(trainer: Any, model: Any) -> dict[str, Any]:
     """What came out, the same for every repetition: steps, losses, the checkpoint that was kept."""
-    from finetune.train.curves import curve_rows
+    from finetune.train.curves import TRAINING, VALIDATION, curve_rows
 
-    state, rows = trainer.state, curve_rows(trainer.state.log_history)
-    validation = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    best = state.best_metric if trainer.args.load_best_model_at_end else validation[-1]
+    state = trainer.state
+    training, validation = (curve_rows(state.log_history, columns) for columns in (TRAINING, VALIDATION))
+    last = validation[-1]["validation_loss"]
+    best = state.best_metric if trainer.args.load_best_model_at_end else last
     return {
         "steps": state.global_step,
         "planned_steps": state.max_steps,
         "kept_step": (state.best_global_step if trainer.args.load_best_model_at_end else None) or state.global_step,
         "validation_loss": best,
-        "last_validation_loss": validation[-1],
-        "train_loss": [row["loss"] for row in rows if "loss" in row][-1],
+        "last_validation_loss": last,
+        "train_loss": training[-1]["loss"],
         "parameters": count_parameters(model),
     }
 
@@ -158,4 +160,4 @@ def show(results: dict[str, Any], measured: dict[str, Any], adapter_sha256: str)
         f"{results['steps']} steps of {trainable:,} parameters ({trainable / total:.1%}) in {seconds:.0f} s; "
         f"validation loss {results['validation_loss']:.4f} at step {kept}, which was kept"
     )
-    say(f"adapter {adapter_sha256[:16]} in out/adapter; curves in reports/curves.tsv (dvc plots show)")
+    say(f"adapter {adapter_sha256[:16]} in out/adapter; curves in reports/*.tsv (dvc plots show)")

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import publish_directory, read_json, sha256_file, write_json, write_lines, write_manifest
-from finetune.config import SPLITS, Config, Paths, Split
+from finetune.config import SPLITS, Config, Split
 from finetune.console import say, table
 from finetune.errors import DataError
 from finetune.model.base import identify_base
 from finetune.model.tokens import Tokenized, load_tokenizer
+from finetune.paths import Paths
 from finetune.plan.schedule import plan_schedule
 from finetune.records import read_examples
 from finetune.validate.data_checks import check_data
