@@ -171,6 +171,21 @@ def test_changed_validated_data_is_refused(ready: Path, tmp_path: Path) -> None:
         stage.run(config, paths)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_trains_nf4_in_bfloat16(ready: Path, tmp_path: Path) -> None:
+    """The QLoRA path on the device that it is for: it trains, twice to the same bits, and publishes float32 weights."""
+    changes = {
+        "environment": "cuda",
+        "model__quantization": "nf4",
+        "model__dtype": "bfloat16",
+        "train__bf16": True,
+        "train__optim": "adamw_torch_fused",
+    }
+    first = train(copy_of(ready, tmp_path / "a"), **changes)
+    assert train(copy_of(ready, tmp_path / "b"), **changes) == first
+
+
 def test_wrong_machine_stops_at_once(ready: Path) -> None:
     """`environment: cuda` without CUDA is exit code 4 and a way out, before anything is loaded."""
     if torch.cuda.is_available():
