@@ -10,7 +10,7 @@ FINETUNE := python -m finetune
 .PHONY: help setup setup-dev repro test test-fast lint check recipes use exps report gate lock clean
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "RECIPE", $$1); printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@echo "  ENVIRONMENT=cpu|cuda|apple overrides what is found on this machine"
 
 setup: ## install the locked packages into .venv (done by the others when needed)
@@ -20,6 +20,7 @@ setup-dev:
 	@requirements/setup.sh $(ENVIRONMENT) dev
 
 repro: setup ## set up and run the whole pipeline to its verdict
+	@$(FINETUNE) check
 	@dvc repro
 	@$(FINETUNE) report
 
@@ -39,9 +40,9 @@ recipes: setup ## list the recipes, and what params.yaml changes in its own
 	@$(FINETUNE) recipes
 
 use: setup ## put a recipe into params.yaml: make use RECIPE=tiny
-	@$(FINETUNE) use "$(RECIPE)"
+	@$(FINETUNE) use "$(or $(RECIPE),$(error name one: make use RECIPE=tiny))"
 
-train-%: setup ## (train-RECIPE) apply a recipe and run it to its verdict as a named experiment
+train-%: setup ## apply a recipe and run it to its verdict as a named experiment
 	@$(FINETUNE) use "$*"
 	@dvc exp run --name "$*-$$(date +%Y%m%d-%H%M%S)"
 
@@ -51,7 +52,7 @@ exps: setup ## compare the experiments
 report: setup ## where the report is, and the verdict
 	@$(FINETUNE) report
 
-gate: setup ## the verdict as an exit code: 0 deploy, 10 iterate, 20 abort
+gate: setup ## fail unless the verdict is deploy (python -m finetune gate: 0 deploy, 10 iterate, 20 abort)
 	@$(FINETUNE) gate
 
 lock: setup-dev ## compile pyproject.toml to requirements/*.lock

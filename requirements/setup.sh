@@ -23,13 +23,14 @@ wanted="$environment $(cat $locks | cksum)"
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 
 supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
-if [ ! -x .venv/bin/python ]; then
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    if [ -n "${PYTHON:-}" ] && ! supported "$PYTHON"; then say "error: PYTHON=$PYTHON is not Python 3.11 to 3.13"; exit 4; fi
     for python in "${PYTHON:-python3}" python3.13 python3.12 python3.11 none; do
         if [ "$python" != none ] && supported "$python"; then break; fi
     done
     [ "$python" != none ] || { say "error: no Python 3.11 to 3.13 was found; name one: PYTHON=/path/to/python"; exit 4; }
     say "setting up .venv for $environment with $("$python" --version): a few minutes, once"
-    "$python" -m venv .venv
+    "$python" -m venv --clear .venv
 fi
 install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes "$@"; }
 

@@ -14,8 +14,8 @@ from types import FrameType
 from finetune.artifacts import pipeline_lock
 from finetune.config import load_config
 from finetune.console import quiet_libraries
-from finetune.errors import FinetuneError, InterruptedRunError
-from finetune.machine import calm_threads
+from finetune.errors import FinetuneError, InterruptedRunError, MachineError
+from finetune.machine import calm_threads, machine_trouble
 from finetune.paths import Paths
 
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser(stage, help=f"run the {stage} stage on params.yaml")
     commands.add_parser("gate", help="exit with the verdict: 0 deploy, 10 iterate, 20 abort")
     commands.add_parser("report", help="tell the verdict and where its report is")
+    commands.add_parser("check", help="check params.yaml and say nothing if it is right")
     commands.add_parser("exps", help="compare the experiments")
     commands.add_parser("recipes", help="list the recipes")
     use = commands.add_parser("use", help="put a recipe's sections into params.yaml")
@@ -52,6 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except (OSError, MemoryError, RuntimeError) as error:
+        trouble = machine_trouble(error)
+        if options.debug or trouble is None:
+            raise
+        print(f"error: {options.command}: {trouble}; what was whole before is kept, run it again then", file=sys.stderr)
+        return MachineError.exit_code
     except KeyboardInterrupt:
         print(f"error: {options.command} was interrupted; nothing half-done is left, run it again", file=sys.stderr)
         return InterruptedRunError.exit_code
@@ -71,6 +78,9 @@ def run_command(options: argparse.Namespace) -> int:
 
         code = show_decision(paths)
         return code if options.command == "gate" else 0
+    if options.command == "check":
+        load_config(PARAMS)
+        return 0
     if options.command == "exps":
         from finetune import experiments
 

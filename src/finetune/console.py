@@ -21,9 +21,14 @@ def console() -> Console:
     return terminal if terminal.is_terminal else Console(highlight=False, width=140)
 
 
+def harmless(text: str) -> str:
+    """Text that is no markup and moves no cursor."""
+    return escape("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))
+
+
 def say(text: str) -> None:
     """One line to the person who watches."""
-    console().print(escape(text), soft_wrap=True)
+    console().print(harmless(text), soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -32,7 +37,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for column in columns:
         drawn.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*(f"[{STYLES[cell]}]{cell}[/]" if cell in STYLES else escape(cell) for cell in row))
+        drawn.add_row(*(f"[{STYLES[cell]}]{cell}[/]" if cell in STYLES else harmless(cell) for cell in row))
     console().print()
     console().print(drawn)
 

@@ -84,6 +84,18 @@ def require_device(environment: Environment) -> str:
     return DEVICES[environment]
 
 
+def machine_trouble(error: Exception) -> str | None:
+    """What the machine lacks, in words, where an error is not the program's fault; None otherwise."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.filename or 'a file'}: {error.strerror} (free some space, or make the place writable)"
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return "no memory left (use a smaller batch size or length, a smaller base, or nf4)"
+    if "PytorchStreamWriter" in text or "inline_container" in text:
+        return "a checkpoint could not be written (free some space: dvc gc -w)"
+    return None
+
+
 def peak_memory_bytes(environment: Environment) -> int | None:
     """The process's peak memory so far: allocated on the GPU, else resident; None where nothing counts it."""
     if environment == "cuda":
@@ -91,11 +103,11 @@ def peak_memory_bytes(environment: Environment) -> int | None:
 
         return int(torch.cuda.max_memory_allocated())
     if environment == "apple":
-        import torch
-
-        return int(torch.mps.driver_allocated_memory())  # no peak counter there: the present figure, a lower bound
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+        return None  # no peak counter there, and a present figure would be a lower bound that passes
+    if sys.platform == "linux":  # ru_maxrss would do, but a new process inherits its parent's
+        with open("/proc/self/status", encoding="ascii") as lines:  # noqa: PTH123
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 def synchronize(environment: Environment) -> None:

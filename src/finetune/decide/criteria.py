@@ -25,7 +25,6 @@ from finetune.config import (
 from finetune.metrics import weighted_macro_f1
 from finetune.records import Prediction, Timing
 from finetune.stats import (
-    MINIMUM_UNLIKE,
     Interval,
     clopper_pearson,
     mcnemar_exact,
@@ -133,7 +132,6 @@ def judge_macro_f1(criterion: QualityCriterion, predictions: Sequence[Prediction
         return candidate(weights) if alone else candidate(weights) - baseline(weights)
 
     bounds = (0.0, 1.0) if alone else (-1.0, 1.0)
-    unlike = 1 if alone else MINIMUM_UNLIKE  # a candidate with few errors may pass; a difference needs more of them
     lower, upper = (
         resample(
             statistic,
@@ -143,7 +141,6 @@ def judge_macro_f1(criterion: QualityCriterion, predictions: Sequence[Prediction
             gate.seed,
             strata=strata,
             bounds=bounds,
-            minimum_unlike=unlike,
         )
         for side in ("lower", "upper")
     )
@@ -151,8 +148,8 @@ def judge_macro_f1(criterion: QualityCriterion, predictions: Sequence[Prediction
     seen = f"candidate {candidate(ones):.3f}, baseline {baseline(ones):.3f}, {len(predictions)} examples"
     if isinstance(criterion, AtLeast):
         return at_least(criterion, criterion.threshold, lower, upper, gate, seen)
-    margin = criterion.margin if isinstance(criterion, NotWorseThanBaseline) else 0.0
-    return at_least(criterion, -margin, lower, upper, gate, seen, strict=True)
+    target = -criterion.margin if isinstance(criterion, NotWorseThanBaseline) else 0.0
+    return at_least(criterion, target, lower, upper, gate, seen, strict=True)
 
 
 def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> list[Outcome]:

@@ -27,11 +27,27 @@ def render(template: str, **content: Any) -> str:
         loader=FileSystemLoader(TEMPLATES),
         autoescape=template.endswith(".html.j2"),
         undefined=StrictUndefined,
+        finalize=printable if template.endswith(".html.j2") else plain_markdown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"amount": amount, "percent": lambda value: f"{100 * value:.1f}%"}
     return environment.get_template(template).render(**content)
+
+
+def printable(value: Any) -> Any:
+    """Text without control characters, which would act on a terminal or break the page; other values as they are."""
+    if isinstance(value, str) and not value.isprintable():
+        kept = "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in value)
+        return type(value)(kept)  # text marked as safe HTML stays marked
+    return value
+
+
+def plain_markdown(value: Any) -> Any:
+    """Text that can't leave its table cell or bring HTML along."""
+    if isinstance(value, str):
+        return str(printable(value)).replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
+    return value
 
 
 def amount(value: float | None, unit: str = "") -> str:

@@ -49,14 +49,15 @@ def reach_verdict(
     if spent:
         reasons += (f"look {look} at this test set, {config.looks} were declared: a fresh test set is due",)
     harm = found_harm(evidence, gate)
+    if harm:
+        sentence = "The candidate does harm: do not go on with this one."
+        return Verdict("abort", sentence, (harm, *reasons), ())
     if not reasons:
         if config.policy == "point":
             return Verdict("deploy-unproven", "Every estimate meets its target, but nothing is proven.", (), ())
         return Verdict("deploy", f"All {len(outcomes)} criteria pass: deploy this adapter.", (), ())
-    if harm:
-        return Verdict("abort", "The candidate does harm: do not go on with this one.", (harm, *reasons), ())
     out_of_reach = [item for item in outcomes if item.status == "fail"]
-    if out_of_reach and not improved(evidence, gate):
+    if out_of_reach and config.policy == "interval" and not improved(evidence, gate):
         sentence = "No improvement on quality or cost, and targets are out of reach: stop here."
         return Verdict("abort", sentence, reasons, ())
     suggestions = tuple(suggest(config, outcomes, evidence, gate, trained, spent))

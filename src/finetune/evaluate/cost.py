@@ -64,7 +64,7 @@ def measure_memory(asked: EvaluateConfig, root: Path) -> list[int]:
             raise MachineError(
                 f"the memory probe failed ({done.returncode}): {last}; {' '.join(command[1:])} repeats it"
             )
-        peaks.append(int(json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"]))
+        peaks.append(int(json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"] or 0))  # 0: unmeasured
     return peaks
 
 

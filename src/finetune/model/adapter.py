@@ -73,6 +73,7 @@ def save_adapter(model: Any, base_name: str, folder: Path) -> str:
     """
     model.save_pretrained(folder, safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; decide writes the real one
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes it for the owner alone
     path = folder / CONFIG
     content = json.loads(path.read_text(encoding="utf-8"))
     content["base_model_name_or_path"] = base_name

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import sha256_folder
+from finetune.artifacts import sha256_file, sha256_json
 from finetune.config import ModelConfig
 from finetune.errors import ConfigError
+
+LOADED_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}  # what transformers reads; no README, no script
 
 
 def quantization_config(model: ModelConfig) -> Any:
@@ -63,7 +65,8 @@ def identify_base(model: ModelConfig) -> dict[str, str]:
     """Which base it is: its name, and the revision of the Hub or the hash of a local folder's files."""
     folder = Path(model.base)
     if folder.is_dir():
-        return {"name": model.base, "revision": f"sha256:{sha256_folder(folder)}"}
+        files = {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.suffix in LOADED_FILES}
+        return {"name": model.base, "revision": f"sha256:{sha256_json(files)}"}
     if model.revision is None:
         raise ConfigError(
             f"params.yaml: model.revision: {model.base} is no local folder, and without a revision the same name "

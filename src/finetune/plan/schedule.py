@@ -40,7 +40,7 @@ def plan_schedule(train: TrainConfig, examples: int, devices: int = 1) -> Schedu
         steps_per_epoch=per_epoch,
         steps=steps,
         warmup_steps=int(share) if share >= 1 else math.ceil(steps * share),
-        evaluations=steps // train.eval_steps,
-        saves=steps // train.save_steps,
+        evaluations=math.ceil(steps / train.eval_steps),  # the last step is evaluated and saved in any case
+        saves=math.ceil(steps / train.save_steps),
         logs=steps // train.logging_steps,
     )

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune.artifacts import sha256_json
-from finetune.config import DataConfig
+from finetune.config import ALL, DataConfig
 from finetune.prepare.sources import BadRow, Row
 from finetune.records import Example, Message
 
@@ -30,9 +30,12 @@ class Interaction:
 def parse_interaction(row: Row) -> Interaction | BadRow:
     """The row's fields, or what is wrong with them."""
     try:
+        agent = _text(row.fields, "agent")
+        if agent == ALL:
+            raise ValueError(f"agent is named {ALL!r}, which stands for all test examples")
         return Interaction(
             line=row.line,
-            agent=_text(row.fields, "agent"),
+            agent=agent,
             task=_text(row.fields, "task", "prompt"),
             output=_text(row.fields, "output", "response"),
             success=_flag(row.fields, "success"),

@@ -24,6 +24,8 @@ def run(config: Config, paths: Paths) -> None:
     device = require_device(config.environment)
     validated = read_manifest(paths.validated)
     base = identify_base(config.model)
+    if validated["max_length"] != config.train.max_length:
+        raise DataError(f"{paths.validated}: was cut at another train.max_length; run validate again (dvc repro)")
     if validated["base"] != base:
         raise DataError(f"{paths.validated}: was made for another base; run validate again (dvc repro -f validate)")
 
@@ -50,6 +52,7 @@ def run(config: Config, paths: Paths) -> None:
                 "tier": TIERS[config.environment],
                 "base": base,
                 "data_sha256": data_sha256,
+                "prepared_sha256": validated["prepared_sha256"],
                 "params": config.model_dump(mode="json", include=DETERMINES_ADAPTER),
                 "versions": versions(),
             },

@@ -27,6 +27,7 @@ def sft_config(config: Config, output_dir: Path) -> SFTConfig:
         packing=False,
         assistant_only_loss=False,
         remove_unused_columns=True,
+        train_sampling_strategy=train.train_sampling_strategy,  # EpochSampler reads it
         dataloader_num_workers=train.dataloader_num_workers,
         dataloader_pin_memory=config.environment == "cuda",
         num_train_epochs=train.num_train_epochs,
@@ -44,7 +45,7 @@ def sft_config(config: Config, output_dir: Path) -> SFTConfig:
         max_grad_norm=train.max_grad_norm,
         bf16=train.bf16,
         fp16=train.fp16,
-        gradient_checkpointing=train.activation_checkpointing,
+        gradient_checkpointing=train.activation_checkpointing,  # the old name, which TRL 1.16 still reads
         logging_strategy="steps",
         logging_steps=train.logging_steps,
         logging_nan_inf_filter=False,  # it would replace a NaN by the mean of the losses before
@@ -71,6 +72,7 @@ def score_supervised_positions() -> None:
     """
     from trl.trainer import utils
 
+    assert hasattr(utils, "_use_triton"), "this TRL names its switch otherwise"
     utils._use_triton = lambda _: True  # in that module it decides this and nothing else
 
 
@@ -120,10 +122,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self._stop_unless_finite("gradient norm", float(norm))
         return norm
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The validation loss; ConfigError where it is not finite, for no checkpoint could be the best one then."""
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        self._stop_unless_finite("validation loss", metrics["eval_loss"])
+        return metrics
+
     def _stop_unless_finite(self, what: str, value: float) -> None:
         if not torch.isfinite(torch.tensor(value)):
-            step = self.state.global_step + 1
+            step = self.state.global_step
             raise ConfigError(
-                f"params.yaml: train.learning_rate: the {what} of step {step} is {value}; the step was not taken, "
+                f"params.yaml: train.learning_rate: the {what} after step {step} is {value}; no step was taken on it, "
                 f"and the checkpoints before it are kept; use less than {self.args.learning_rate:g}, or mend the data"
             )

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from finetune.config import ALL, AtLeast, Config, QualityCriterion, Split
-from finetune.records import Example, leaked
+from finetune.records import Example, leaked, text_key
 from finetune.stats import examples_needed
-from finetune.validate.findings import Finding
+from finetune.validate.findings import Finding, Severity
 
 
 def check_overlap(splits: Mapping[Split, list[Example]]) -> list[Finding]:
@@ -20,6 +20,17 @@ def check_overlap(splits: Mapping[Split, list[Example]]) -> list[Finding]:
             where = f"data/prepared/{name}.jsonl"
             findings.append(Finding("split-overlap", "error", where, what, "run prepare again; it keeps prompts apart"))
     return findings
+
+
+def check_repeated_prompts(test: Sequence[Example]) -> list[Finding]:
+    """Copies of one prompt are not new evidence: the intervals of the gate take each example for an independent one."""
+    repeated = len(test) - len({text_key(example.prompt) for example in test})
+    if not repeated:
+        return []
+    what = f"{repeated} of {len(test)} test examples repeat a prompt; intervals take them for independent ones"
+    severity: Severity = "error" if repeated > len(test) / 20 else "warning"
+    fix = "set data.deduplicate: exact, or collect other test examples"
+    return [Finding("test-prompts-repeated", severity, "data/prepared/test.jsonl", what, fix)]
 
 
 def check_test_size(config: Config, test: Sequence[Example]) -> list[Finding]:
@@ -51,4 +62,4 @@ def _unknown_group(where: str, criterion: QualityCriterion, known: list[str]) ->
 
 def check_data(config: Config, splits: Mapping[Split, list[Example]]) -> list[Finding]:
     """All findings about the splits."""
-    return check_overlap(splits) + check_test_size(config, splits["test"])
+    return check_overlap(splits) + check_repeated_prompts(splits["test"]) + check_test_size(config, splits["test"])

@@ -67,6 +67,18 @@ def last_supervised(tokenized: Tokenized) -> int:
     return max((at for at, label in enumerate(tokenized.labels) if label != IGNORED), default=-1)
 
 
+def check_answer_lengths(tokenizer: Any, test: Iterable[Example], max_new_tokens: int) -> list[Finding]:
+    """Test answers that a candidate can't give in full: they count as wrong whatever it has learnt."""
+    lengths = [tokenize(tokenizer, (*example.prompt, example.messages[-1])).supervised for example in test]
+    longer = sum(length > max_new_tokens + 1 for length in lengths)  # the end token comes on top
+    if not longer:
+        return []
+    what = (
+        f"{max_new_tokens} is too few for {longer} of {len(lengths)} test answers (up to {max(lengths)} tokens)"
+    )
+    return [Finding("answers-cut-off", "warning", "params.yaml: evaluate.max_new_tokens", what, f"use {max(lengths)}")]
+
+
 def check_tokens(train: TrainConfig, split: str, counts: TokenCounts) -> list[Finding]:
     """Findings about truncation and empty masks of one split."""
     where, findings = "params.yaml: train.max_length", []
