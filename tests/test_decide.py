@@ -27,8 +27,8 @@ from finetune.config import (
 from finetune.decide import stage
 from finetune.decide.criteria import Evidence, Gate, Outcome, Status, judge
 from finetune.decide.plots import draw, read_curves
-from finetune.decide.report import amount, bar, worst_examples
-from finetune.decide.verdict import Verdict, reach_verdict
+from finetune.decide.report import amount, bar, plain_markdown, worst_examples
+from finetune.decide.verdict import Verdict, found_harm, reach_verdict
 from finetune.errors import DataError
 from finetune.evaluate.scorers import describe_group, groups_of
 from finetune.gate import show_decision
@@ -609,7 +609,9 @@ def test_no_wrong_deploy(
     trained = TRAINED | {"kept_step": kept}
     config = asked(change, [better()], policy)
     verdict = reach_verdict(config, outcomes, evidence(predictions), Gate(policy, 0.95, 1), look, trained)
-    proven = all(kind == "pass" for kind, _ in found) and look <= config.looks
+    harmed = found_harm(evidence(predictions), Gate(policy, 0.95, 1)) is not None
+    proven = all(kind == "pass" for kind, _ in found) and look <= config.looks and not harmed
+    assert (verdict.name == "abort") or not harmed
     assert (verdict.name == "deploy") == (proven and policy == "interval")
     assert (verdict.name == "deploy-unproven") == (proven and policy == "point")
     assert bool(verdict.reasons) != proven
@@ -734,7 +736,8 @@ class Run:
             write_lines(paths.prepared / f"{name}.jsonl", to_json_lines(examples))
         with publish_directory(paths.adapter) as folder:
             (folder / "adapter_model.safetensors").write_bytes(bytes(100))
-            write_manifest(folder, {"adapter_sha256": "a" * 64})
+            test = sha256_file(paths.prepared / "test.jsonl")
+            write_manifest(folder, {"adapter_sha256": "a" * 64, "prepared_sha256": {"test": test}})
         write_lines(paths.predictions, to_json_lines(predictions))
         write_lines(paths.latency, to_json_lines(timings(0.5)))
         write_lines(paths.reports / "curves.tsv", [CURVES])
@@ -879,9 +882,9 @@ def test_the_page_is_safe_and_needs_no_network(
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     for text in (evil, evil + " prompt", "<b>reference</b>", "<i>agent</i>"):
         assert text in page.text
-    assert "nel\x85 line\u2028" in page.text
+    assert "nel\ufffd line\ufffd right\ufffd" in page.text
     assert html.rstrip().endswith("</html>")
-    assert "Provenance" in page.text.split("nel\x85", 1)[1]
+    assert "Provenance" in page.text.split("nel\ufffd", 1)[1]
 
     found = set(re.findall(r"https?://[^\s\"'<>)]+", html))
     assert not [url for url in found if not url.startswith(NAMESPACES)]
@@ -991,6 +994,26 @@ def test_a_second_candidate_is_a_second_look(sound: Run) -> None:
     decision = sound.decide()
     assert (decision["verdict"], decision["look"], decision["passed"]) == ("iterate", 2, 3)
     assert decision["suggestions"][0]["code"] == "fresh-test-set"
+
+
+def test_an_adapter_of_other_splits_is_refused(sound: Run) -> None:
+    """Prepared anew under another seed, the test set holds what this adapter was trained on."""
+    with publish_directory(sound.paths.adapter) as folder:
+        write_manifest(folder, {"adapter_sha256": "a" * 64, "prepared_sha256": {"test": "another"}})
+    assert sound.refusal() == "ROOT/out/adapter: was trained on other splits than these; run train again (dvc repro)"
+
+
+def test_harm_is_never_deployed(pairs: Pairs, verdict_of: Callable[..., Verdict]) -> None:
+    """Sixty answers lost and none gained is harm, though every criterion that was asked for passes."""
+    found = verdict_of([at_least(0.1)], pairs(lost=60, both=140))
+    assert found.name == "abort"
+    assert found.reasons[0].startswith("worse than the baseline: 60 answers lost, 0 gained")
+
+
+def test_the_card_is_not_broken_by_what_it_tells() -> None:
+    """A name from the data is text in a table: no column, no line, no tag and no control character of its own."""
+    assert plain_markdown("a|b\n# <script>\x1b") == "a\\|b # &lt;script>\ufffd"
+    assert plain_markdown(3) == 3
 
 
 # ---- The exit code

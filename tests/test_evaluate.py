@@ -143,7 +143,7 @@ def test_stage_writes_repeatable_figures(trained: tuple[Path, Any], tmp_path: Pa
     assert kept[0] == kept[1]
 
 
-@pytest.mark.parametrize("changed", ["adapter", "manifest", "test", "base"])
+@pytest.mark.parametrize("changed", ["adapter", "manifest", "test", "base", "splits"])
 def test_changed_evidence_is_refused(trained: tuple[Path, Any], tmp_path: Path, changed: str) -> None:
     """A score on another test set, adapter or base than the run's is no evidence; nothing is evaluated."""
     root, config = trained
@@ -158,6 +158,10 @@ def test_changed_evidence_is_refused(trained: tuple[Path, Any], tmp_path: Path, 
     elif changed == "test":
         test = paths.prepared / "test.jsonl"
         test.write_text("".join(test.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
+    elif changed == "splits":
+        ledger = read_json(paths.reports / "prepare.json")
+        ledger["prepared_sha256"]["train"] = "0" * 64
+        write_json(paths.reports / "prepare.json", ledger)
     else:
         content = json.loads(Path("base/config.json").read_text(encoding="utf-8"))
         Path("base/config.json").write_text(json.dumps({**content, "rope_theta": 1.0}), encoding="utf-8")

@@ -42,3 +42,15 @@ def test_a_broken_file_is_not_started_anew(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"looks.json: broken JSON"):
         count_look(path, "set", "a")
     assert path.read_text(encoding="utf-8") == "<<<<<<< HEAD\n{}\n"
+
+
+def test_a_queued_experiment_counts_in_the_tree_that_queued_it(tmp_path: Path) -> None:
+    """DVC runs queued experiments in copies below .dvc/tmp/exps: counting for themselves, all were first looks."""
+    for number, adapter in enumerate(("a", "b"), start=1):
+        copy = tmp_path / f".dvc/tmp/exps/run{number}/data"
+        copy.mkdir(parents=True)
+        (copy / "looks.json").write_text("{}", encoding="utf-8")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(copy.parent)
+            assert count_look(Path("data/looks.json"), "test", adapter) == number
+    assert read_json(tmp_path / "data/looks.json") == {"test": ["a", "b"]}

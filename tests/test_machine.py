@@ -34,6 +34,34 @@ def test_peak_memory_is_in_bytes() -> None:
     assert 150_000_000 < after - before < 250_000_000
 
 
+def test_peak_memory_is_the_process_own() -> None:
+    """A child of a large process inherits its ru_maxrss: three fresh processes would all measure the parent."""
+    code = (
+        "import os, subprocess, sys\nif len(sys.argv) == 1:\n    block = bytearray(600_000_000)\n"
+        "    subprocess.run([sys.executable, '-c', os.environ['CODE'], 'child'], check=True)\n"
+        "else:\n    from finetune.machine import peak_memory_bytes\n    print(peak_memory_bytes('cpu'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "CODE": code}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 300_000_000
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device", "out/x"), "out/x: No space left on device"),
+        (OSError(30, "Read-only file system", "work"), "work: Read-only file system"),
+        (MemoryError(), "no memory left"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "no memory left"),
+        (RuntimeError("[enforce fail at inline_container.cc:672]"), "a checkpoint could not be written"),
+    ],
+)
+def test_what_the_machine_lacks_is_told(error: Exception, told: str) -> None:
+    """A full disk is no defect of ours, and a defect of ours is no full disk."""
+    assert str(machine.machine_trouble(error)).startswith(told)
+    assert machine.machine_trouble(RuntimeError("shape mismatch")) is None
+
+
 def test_described_machine_is_this_one() -> None:
     """Figures that were measured are worth nothing without what they were measured on."""
     found = machine.describe_machine("cpu")

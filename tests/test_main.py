@@ -60,6 +60,15 @@ def test_bad_data_is_three(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not Path("data/prepared").exists()
 
 
+def test_a_machine_that_cannot_is_four(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A place that can't be written is told in one line, and what was there is kept."""
+    Path("reports").write_text("a file where a folder must be", encoding="utf-8")
+    assert main(["prepare"]) == 4
+    told = capsys.readouterr().err
+    assert told.startswith("error: prepare: reports: ")
+    assert told.count("\n") == 1
+
+
 def test_a_stage_out_of_order_names_what_it_misses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not a traceback over a missing file."""
     assert main(["decide"]) == 3

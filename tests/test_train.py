@@ -125,9 +125,7 @@ def test_not_finite_stops_before_the_step(ready: Path, tmp_path: Path) -> None:
     trainer = stage.build_trainer(
         config, paths, model, stage.load_tokenizer(config.model), paths.work / "checkpoints/x"
     )
-    with pytest.raises(
-        ConfigError, match=r"learning_rate: the loss after step 0 is nan; no step was taken on it"
-    ):
+    with pytest.raises(ConfigError, match=r"learning_rate: the loss after step 0 is nan; no step was taken on it"):
         trainer.train()
     assert not paths.adapter.exists()
 
@@ -224,6 +222,44 @@ def test_planned_steps_are_the_trainers(
     trainer = Plain(model=torch.nn.Linear(1, 1), args=arguments, eval_dataset=torch.utils.data.Dataset())  # type: ignore[var-annotated]
     steps = trainer.set_initial_training_values(arguments, loader)[-1]
     assert (planned.steps, planned.warmup_steps) == (steps, arguments.get_warmup_steps(steps))
+
+
+def test_every_training_parameter_arrives(ready: Path, tmp_path: Path) -> None:
+    """A key of params.yaml that no library object takes up would be a wish, not a setting."""
+    config, paths = enter(ready)
+    arguments = sft_config(config, tmp_path)
+    elsewhere = {"max_length", "max_lost_supervised_fraction"}  # validate's
+    elsewhere |= {"early_stopping_patience", "early_stopping_threshold", "deterministic"}  # a callback's, set_seed's
+    for key, value in config.train.model_dump().items():
+        if key == "activation_checkpointing":
+            assert arguments.gradient_checkpointing == value
+        elif key not in elsewhere:
+            assert getattr(arguments, key) == value, key
+    model = stage.build_model(config, "cpu")
+    trainer = stage.build_trainer(config, paths, model, stage.load_tokenizer(config.model), tmp_path)
+    sampler = trainer._get_train_sampler()
+    assert (sampler.strategy, sampler.seed) == (config.train.train_sampling_strategy, config.seed)
+    assert sorted(sampler.lengths) == sorted(len(row) for row in trainer.train_dataset["input_ids"])
+
+
+def test_data_cut_at_another_length_is_refused(ready: Path, tmp_path: Path) -> None:
+    """The manifest would claim a length that the data does not have."""
+    config, paths = enter(copy_of(ready, tmp_path / "run"), train__max_length=20)
+    with pytest.raises(DataError, match=r"was cut at another train.max_length; run validate again"):
+        stage.run(config, paths)
+
+
+def test_a_note_beside_the_base_is_not_another_base(ready: Path, tmp_path: Path) -> None:
+    """Only what transformers loads tells one base from another."""
+    from finetune.model.base import identify_base
+
+    config, _ = enter(copy_of(ready, tmp_path / "run"))
+    before = identify_base(config.model)
+    Path("base/README.md").write_text("a note", encoding="utf-8")
+    Path("base/.DS_Store").write_bytes(b"x")
+    assert identify_base(config.model) == before
+    Path("base/generation_config.json").write_text("{}", encoding="utf-8")
+    assert identify_base(config.model) != before
 
 
 @pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])

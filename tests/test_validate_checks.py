@@ -61,7 +61,8 @@ def test_the_cpu_recipes_mistake_is_caught(check: Callable[..., list[Finding]]) 
     assert errors == [
         "params.yaml: train.warmup_steps: 50 is more than the run's 45 steps; "
         "the learning rate never reaches its peak; use 5 or train longer",
-        "params.yaml: train.eval_steps: 50 is more than the run's 45 steps; the validation loss is never taken; use 9",
+        "params.yaml: train.eval_steps: 50 is more than the run's 45 steps; "
+        "the validation loss is taken at the end only; use 9",
         "params.yaml: train.save_steps: 50 is more than the run's 45 steps; a killed run starts from nothing; use 9",
     ]
     assert codes(found) == ["warmup-too-long", "eval-never", "save-never", "last-batch-partial"]

@@ -48,9 +48,7 @@ def check_evidence(paths: Paths, reports: dict[str, Any], predictions: list[Pred
     if not evaluation["adapter_sha256"] == manifest["adapter_sha256"] == reports["train"]["adapter_sha256"]:
         raise DataError(f"{paths.adapter}: is not the adapter that was evaluated; run evaluate again")
     if manifest["prepared_sha256"] != ledger["prepared_sha256"]:
-        raise DataError(
-            f"{paths.adapter}: was trained on other splits than these; run train again (dvc repro)"
-        )
+        raise DataError(f"{paths.adapter}: was trained on other splits than these; run train again (dvc repro)")
     if evaluation["predictions_sha256"] != sha256_file(paths.predictions):
         raise DataError(f"{paths.predictions}: is not the file that evaluate wrote; run evaluate again")
     cost = reports["cost"]

@@ -66,9 +66,7 @@ def check_evidence(config: Config, paths: Paths) -> dict[str, Any]:
     if not test.exists() or sha256_file(test) != ledger["prepared_sha256"]["test"]:
         raise DataError(f"{test}: is not the test set that prepare wrote; run prepare again (dvc repro -f prepare)")
     if manifest["prepared_sha256"] != ledger["prepared_sha256"]:
-        raise DataError(
-            f"{paths.adapter}: was trained on other splits than these; run train again (dvc repro)"
-        )
+        raise DataError(f"{paths.adapter}: was trained on other splits than these; run train again (dvc repro)")
     return {"adapter_sha256": adapter, "test_sha256": sha256_file(test), "base": manifest["base"]}
 
 

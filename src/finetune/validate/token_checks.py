@@ -73,9 +73,7 @@ def check_answer_lengths(tokenizer: Any, test: Iterable[Example], max_new_tokens
     longer = sum(length > max_new_tokens + 1 for length in lengths)  # the end token comes on top
     if not longer:
         return []
-    what = (
-        f"{max_new_tokens} is too few for {longer} of {len(lengths)} test answers (up to {max(lengths)} tokens)"
-    )
+    what = f"{max_new_tokens} is too few for {longer} of {len(lengths)} test answers (up to {max(lengths)} tokens)"
     return [Finding("answers-cut-off", "warning", "params.yaml: evaluate.max_new_tokens", what, f"use {max(lengths)}")]
 
 
