@@ -1,10 +1,11 @@
 """Tokenizes once and counts every token: what is trained on, what was cut, what was lost."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune.config import TrainConfig
+from finetune.console import progress
 from finetune.model.tokens import IGNORED, Tokenized, tokenize
 from finetune.records import Example
 from finetune.validate.findings import Finding
@@ -30,12 +31,12 @@ class TokenCounts:
 
 
 def tokenize_split(
-    tokenizer: Any, examples: Iterable[Example], max_length: int
+    tokenizer: Any, examples: Sequence[Example], max_length: int
 ) -> tuple[list[tuple[str, Tokenized]], TokenCounts]:
     """The rows that train reads, as (example id, ids and labels), and the account of all tokens."""
     rows: list[tuple[str, Tokenized]] = []
     counts = TokenCounts()
-    for example in examples:
+    for example in progress(examples, "tokens"):
         whole = tokenize(tokenizer, example.messages)
         kept = Tokenized(whole.input_ids[:max_length], whole.labels[:max_length])
         count_example(counts, whole, kept)
