@@ -49,6 +49,10 @@ class Evidence:
         """The predictions of one agent, or all."""
         return [item for item in self.predictions if group in (ALL, item.agent)]
 
+    def seconds(self) -> tuple[list[float], list[float]]:
+        """The latencies of candidate and baseline, paired by prompt."""
+        return [row.candidate_seconds for row in self.latency], [row.baseline_seconds for row in self.latency]
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -104,8 +108,7 @@ def judge_exact_match(criterion: QualityCriterion, predictions: Sequence[Predict
         right = sum(item.candidate.exact_match for item in predictions)
         lower, upper = (clopper_pearson(right, n, gate.confidence, side) for side in ("lower", "upper"))
         return at_least(criterion, criterion.threshold, lower, upper, gate, f"{right} of {n} right")
-    gained = sum(item.candidate.exact_match and not item.baseline.exact_match for item in predictions)
-    lost = sum(item.baseline.exact_match and not item.candidate.exact_match for item in predictions)
+    gained, lost = discordant(predictions)
     seen = f"of {n}, {gained} right only by the candidate, {lost} only by the baseline"
     lower, upper = (tango(gained, lost, n, gate.confidence, side) for side in ("lower", "upper"))
     if isinstance(criterion, NotWorseThanBaseline):
@@ -118,6 +121,13 @@ def judge_exact_match(criterion: QualityCriterion, predictions: Sequence[Predict
         status = "pass" if gained > lost else "fail"
     reason = f"{seen}; exact McNemar p = {better:.2g}, below {alpha:.3g} asked"
     return outcome(criterion, status, 0.0, lower, upper, reason)
+
+
+def discordant(predictions: Sequence[Prediction]) -> tuple[int, int]:
+    """How many examples only the candidate got right, and how many only the baseline."""
+    gained = sum(item.candidate.exact_match and not item.baseline.exact_match for item in predictions)
+    lost = sum(item.baseline.exact_match and not item.candidate.exact_match for item in predictions)
+    return gained, lost
 
 
 def judge_macro_f1(criterion: QualityCriterion, predictions: Sequence[Prediction], gate: Gate) -> Outcome:
@@ -156,8 +166,7 @@ def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> l
     """The mean against the limit, and the paired improvement on the baseline where one is asked for."""
     if len(evidence.latency) < 2:
         return [unmeasured(criterion, criterion.seconds, "s", "no latency was measured")]
-    candidate = [row.candidate_seconds for row in evidence.latency]
-    baseline = [row.baseline_seconds for row in evidence.latency]
+    candidate, baseline = evidence.seconds()
     if min(candidate + baseline) <= 0:
         reason = "a measured time is not above zero; the clock went backwards"
         return [unmeasured(criterion, criterion.seconds, "s", reason)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune.config import AtLeast, DecideConfig
-from finetune.decide.criteria import Evidence, Gate, Outcome
+from finetune.decide.criteria import Evidence, Gate, Outcome, discordant
 from finetune.stats import clopper_pearson, examples_needed, mcnemar_exact, relative_improvement
 
 VerdictName = Literal["deploy", "deploy-unproven", "iterate", "abort"]
@@ -66,16 +66,9 @@ def reach_verdict(
     return Verdict("iterate", sentence if missing else "The looks at this test set are spent.", reasons, suggestions)
 
 
-def discordant(evidence: Evidence) -> tuple[int, int]:
-    """How many test examples only the candidate got right, and how many only the baseline."""
-    gained = sum(item.candidate.exact_match and not item.baseline.exact_match for item in evidence.predictions)
-    lost = sum(item.baseline.exact_match and not item.candidate.exact_match for item in evidence.predictions)
-    return gained, lost
-
-
 def found_harm(evidence: Evidence, gate: Gate) -> str | None:
     """Why the candidate is significantly worse than the baseline, or None."""
-    gained, lost = discordant(evidence)
+    gained, lost = discordant(evidence.predictions)
     p = mcnemar_exact(gained, lost, "less")
     if p < 1 - gate.confidence:
         return f"worse than the baseline: {lost} answers lost, {gained} gained (exact McNemar p = {p:.2g})"
@@ -84,10 +77,9 @@ def found_harm(evidence: Evidence, gate: Gate) -> str | None:
 
 def improved(evidence: Evidence, gate: Gate) -> bool:
     """Whether quality or latency is shown to be better than the baseline's."""
-    if mcnemar_exact(*discordant(evidence), "greater") < 1 - gate.confidence:
+    if mcnemar_exact(*discordant(evidence.predictions), "greater") < 1 - gate.confidence:
         return True
-    candidate = [row.candidate_seconds for row in evidence.latency]
-    baseline = [row.baseline_seconds for row in evidence.latency]
+    candidate, baseline = evidence.seconds()
     if len(baseline) < 2 or min(candidate + baseline) <= 0:
         return False
     return relative_improvement(candidate, baseline, gate.confidence, "lower", gate.seed).lower > 0
