@@ -51,7 +51,8 @@ def params(**changes: Any) -> dict[str, Any]:
         "data.directory": "data/raw",
         "data.sources": [{"name": "small", "path": "rows.jsonl", "format": "interactions"}],
         "data.system_prompts": {"upper": "Write the word in capitals."},
-        "data.split": {"train": 0.6, "validation": 0.2, "test": 0.2, "stratify_by": "agent"},
+        "data.duplicates.near": "ignore",  # the rows are alike on purpose
+        "data.split": {"method": "exact", "train": 0.6, "validation": 0.2, "test": 0.2, "stratify_by": "agent"},
         "model.base": "base",
         "adapter.r": 4,
         "adapter.lora_dropout": 0.1,

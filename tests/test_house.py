@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def module_path(name: str) -> Path | None:
     return path / "__init__.py" if (path / "__init__.py").is_file() else None
 
 
+@cache
 def imports(path: Path) -> set[Path]:
     """The package's files that a file imports, anywhere in it, also by `python -m` in a command."""
     found = set()
@@ -72,11 +74,15 @@ def test_dvc_watches_exactly_the_code_that_a_stage_runs(stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_watches_exactly_the_params_that_a_stage_reads(stage: str) -> None:
     """A parameter that is not declared can change without any stage noticing."""
+    declared = PIPELINE[stage]["params"]
+    whole = {name for name in declared if "." not in name}
     read: set[str] = set()
     for path in closure(PACKAGE / stage / "stage.py"):
         text = path.read_text(encoding="utf-8")
-        read |= set(re.findall(r"\bconfig\.(\w+)", text)) & set(Config.model_fields) if "Config" in text else set()
-    assert read == set(PIPELINE[stage]["params"])
+        for section, key in re.findall(r"\bconfig\.(\w+)(\.\w+)?", text) if "Config" in text else []:
+            if section in Config.model_fields:
+                read.add(section if section in whole else section + key)
+    assert read == set(declared)
 
 
 def test_stages_never_import_stages() -> None:
@@ -166,7 +172,7 @@ def test_no_target_hides_a_failure() -> None:
             assert "; true" not in line, name
 
 
-@pytest.mark.parametrize("lock", ["base", "cpu", "cuda", "apple", "dev"])
+@pytest.mark.parametrize("lock", ["base", "cpu", "cuda", "apple", "dev", "bench"])
 def test_locks_are_exact_and_hashed(lock: str) -> None:
     """Every package at one version, and every file of it by its hash; no index is named."""
     text = (ROOT / f"requirements/{lock}.lock").read_text(encoding="utf-8")
@@ -195,6 +201,7 @@ def test_locks_hold_what_pyproject_asks_for() -> None:
         "cpu": [*project["dependencies"], *(item for item in extras["stages"] if not item.startswith("torch=="))],
         "torch-cpu": [item for item in extras["stages"] if item.startswith("torch==")],
         "dev": extras["dev"],
+        "bench": extras["bench"],
     }
     for lock, requirements in wanted.items():
         text = (ROOT / f"requirements/{lock}.lock").read_text(encoding="utf-8")

@@ -32,14 +32,24 @@ data:
 
   on_bad_row: stop
   max_bad_fraction: 0.010
-  only_successful: true
-  deduplicate: exact
+  max_row_size: 10 MB
+  unicode: none
+  labels_in_prompt: false
+  filters:
+    only_successful: true
+    characters: {min: null, max: null}
+    tokens: {min: null, max: null}
+    keep_matching: []
+    drop_matching: []
+    roles: [user, assistant]
+  duplicates: {exact: drop, near: ignore, threshold: 0.8, shingle_words: 3, permutations: 64}
+  risks: {control_tokens: note, control_characters: note, secrets: note, personal_data: note}
   system_prompts:
     namer: |
       # no comment: a text
       train: no key
   default_system_prompt: ~
-  split: {train: 0.8, validation: 0.1, test: 0.1, stratify_by: agent}
+  split: {method: exact, train: 0.8, validation: 0.1, test: 0.1, stratify_by: agent}
 
 model:   # an old comment of the model
   base: models/old
@@ -236,7 +246,7 @@ def test_every_shipped_recipe_is_valid_with_the_shipped_params(path: Path) -> No
     params = (ROOT / "params.yaml").read_text(encoding="utf-8")
     composed = compose(params, path.read_text(encoding="utf-8"), path.name)
     config = parse_config(YAML(typ="safe", pure=True).load(composed), path.name)
-    found = config.model_dump(mode="json")
+    found = config.model_dump(mode="json", exclude_unset=True)
     assert {key: found[key] for key in RECIPE_SECTIONS} == read_yaml(path)
     assert {key: found[key] for key in OWN} == {key: read_yaml(ROOT / "params.yaml")[key] for key in OWN}
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from finetune.config import Config, Split
+from finetune.config import Config
+from finetune.config_types import Split
 from finetune.plan.schedule import plan_schedule
 from finetune.records import Example
 from finetune.validate import machine_checks

@@ -5,85 +5,32 @@ what was found, what is allowed and, for an unknown key, the nearest known one. 
 default here: a key that is missing is an error.
 """
 
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from finetune.config_data import DataConfig
 from finetune.config_errors import describe_errors
+from finetune.config_types import (
+    ALL,
+    Count,
+    NonNegative,
+    OpenShare,
+    PositiveFloat,
+    PositiveInt,
+    Revision,
+    Section,
+    Share,
+    Text,
+    parse_bytes,
+)
 from finetune.errors import ConfigError
 
 Environment = Literal["cpu", "cuda", "apple"]
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-Share = Annotated[float, Field(ge=0, le=1)]
-OpenShare = Annotated[float, Field(gt=0, lt=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Text = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """A part of params.yaml: strict types, no unknown key, nothing changed after loading."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-# ---------------------------------------------------------------------------------------------------------- data
-
-
-class Source(Section):
-    """One input file of the mixture."""
-
-    name: Text
-    path: Text
-    format: Literal["interactions"]
-
-
-class SplitShares(Section):
-    """How many of the kept examples go to each split, and the field whose shares stay equal in all of them."""
-
-    train: OpenShare
-    validation: OpenShare
-    test: OpenShare
-    stratify_by: Literal["agent", "source"]
-
-    @model_validator(mode="after")
-    def _sum_to_one(self) -> Self:
-        total = self.train + self.validation + self.test
-        if abs(total - 1) > 1e-9:
-            raise ValueError(f"train + validation + test is {total:g}; the three shares must sum to 1")
-        return self
-
-
-class DataConfig(Section):
-    """Where the rows come from and what is done to them before the split."""
-
-    directory: Text
-    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
-    on_bad_row: Literal["stop", "skip"]
-    max_bad_fraction: Share
-    only_successful: bool
-    deduplicate: Literal["none", "exact"]
-    system_prompts: dict[str, str]
-    default_system_prompt: str | None
-    split: SplitShares
-
-    @field_validator("sources")
-    @classmethod
-    def _names_differ(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-        names = [source.name for source in sources]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two sources are named {twice[0]!r}; give each source its own name")
-        return sources
 
 
 # --------------------------------------------------------------------------------------------------------- model
@@ -93,7 +40,7 @@ class ModelConfig(Section):
     """The frozen base model and how it is held in memory."""
 
     base: Text
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    revision: Revision | None
     dtype: Literal["float32", "bfloat16", "float16"]
     quantization: Literal["none", "nf4"]
     attention: Literal["sdpa", "eager", "flash_attention_2"]
@@ -183,7 +130,6 @@ class EvaluateConfig(Section):
 
 
 QualityMetric = Literal["exact_match", "macro_f1"]
-ALL = "all"  # the group of all test examples
 
 
 class Criterion(Section):
@@ -310,17 +256,6 @@ class Config(Section):
     train: TrainConfig
     evaluate: EvaluateConfig
     decide: DecideConfig
-
-
-UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
-
-
-def parse_bytes(text: str) -> int:
-    """`10 GB` -> 10e9, `10 GiB` -> 10 x 2^30; ValueError where number or unit is missing."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MB|GB|MiB|GiB)", text)
-    if not match or float(match[1]) == 0:
-        raise ValueError(f"{text!r} is no amount of memory; write a number and its unit, like '10 GB' or '10 GiB'")
-    return int(float(match[1]) * UNITS[match[2]])
 
 
 def read_yaml(path: Path) -> Any:

@@ -3,7 +3,8 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -47,6 +48,15 @@ def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
     from tqdm import tqdm
 
     return tqdm(items, desc=what, leave=False, mininterval=0.5, disable=None)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def byte_progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many of `total` bytes are done, and draws a bar on standard error, if a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False, mininterval=0.5, disable=None) as bar:
+        yield lambda done: (bar.update(done - bar.n), None)[1]
 
 
 def quiet_libraries() -> None:

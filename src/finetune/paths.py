@@ -16,6 +16,11 @@ class Paths:
         return self.root / "data/prepared"
 
     @property
+    def spool(self) -> Path:
+        """Where prepare keeps rows between reading and writing."""
+        return self.root / "work/prepare"
+
+    @property
     def validated(self) -> Path:
         """Token ids and labels, what train reads."""
         return self.root / "data/validated"

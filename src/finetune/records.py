@@ -5,11 +5,14 @@ One example of `data/prepared/train.jsonl`, shortened:
     {"id": "9f2c…", "source": "cpython", "line": 7, "agent": "exception-namer",
      "messages": [{"role": "system", "content": "…"}, {"role": "user", "content": "…"},
                   {"role": "assistant", "content": "ValueError"}]}
+
+Where a row has them, also `label` (of a classification) and `tools` (what the assistant may call, as JSON schemas).
 """
 
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,15 +20,37 @@ from typing import Any, Literal
 
 from finetune.errors import DataError
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation; `tool_calls` are the assistant's, `name` and `tool_call_id` a tool's."""
 
     role: Role
     content: str
+    tool_calls: tuple[dict[str, Any], ...] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What a chat template reads: no key without a value."""
+        fields: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            fields["tool_calls"] = list(self.tool_calls)
+        if self.name is not None:
+            fields["name"] = self.name
+        if self.tool_call_id is not None:
+            fields["tool_call_id"] = self.tool_call_id
+        return fields
+
+    @property
+    def text(self) -> str:
+        """All that was written in this turn: the content, and the tool calls as JSON."""
+        if not self.tool_calls:
+            return self.content
+        calls = json.dumps([call["function"] for call in self.tool_calls], ensure_ascii=False, sort_keys=True)
+        return f"{self.content}\n{calls}" if self.content else calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +62,18 @@ class Example:
     line: int
     agent: str
     messages: tuple[Message, ...]
+    label: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """One line of a split: no key without a value."""
+        fields: dict[str, Any] = {"id": self.id, "source": self.source, "line": self.line, "agent": self.agent}
+        if self.label is not None:
+            fields["label"] = self.label
+        fields["messages"] = [message.to_json() for message in self.messages]
+        if self.tools:
+            fields["tools"] = list(self.tools)
+        return fields
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -45,8 +82,8 @@ class Example:
 
     @property
     def completion(self) -> str:
-        """The answer that it should give."""
-        return self.messages[-1].content
+        """The answer that it should give; of an answer that only calls tools, the calls as JSON."""
+        return self.messages[-1].text
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +123,13 @@ class Timing:
 
 def text_key(messages: Sequence[Message]) -> bytes:
     """A hash that two conversations share when they differ in white space alone; of prompts, it tells leaks."""
-    text = "\x1f".join(f"{message.role}\x1e{' '.join(message.content.split())}" for message in messages)
+    text = "\x1f".join(map(plain_turn, messages))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def plain_turn(message: Message) -> str:
+    """Who spoke and what, with every run of white space as one space: what tells turns apart."""
+    return f"{message.role}\x1e{' '.join(message.text.split())}"
 
 
 def leaked(train: Iterable[Example], held_out: Iterable[Example]) -> list[str]:
@@ -97,15 +139,15 @@ def leaked(train: Iterable[Example], held_out: Iterable[Example]) -> list[str]:
 
 
 def parse_json(text: str) -> Any:
-    """One JSON value by the letter of RFC 8259: no NaN, no infinity; ValueError otherwise."""
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is not JSON")
-
+    """One JSON value by the letter of RFC 8259: no NaN, no infinity, no key twice; ValueError otherwise."""
     try:
-        return json.loads(text, parse_constant=refuse, parse_float=_finite)
+        return _JSON.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(text: str) -> float:
@@ -113,6 +155,18 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"{text} is too large for a number")
     return value
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice[:80]!r} stands twice in one object")
+    return fields
+
+
+# Made once: json.loads would build such a decoder anew for every line.
+_JSON = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_each_key_once)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -138,7 +192,8 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def to_json_lines(rows: Iterable[Any]) -> Iterator[str]:
     """Dataclass instances as JSON lines; ValueError for NaN or infinity."""
     for row in rows:
-        yield json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n"
+        content = row.to_json() if isinstance(row, Example) else asdict(row)
+        yield json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -159,7 +214,13 @@ def read_timings(path: Path) -> list[Timing]:
 
 
 def _example(row: dict[str, Any]) -> Example:
-    return Example(**{**row, "messages": tuple(Message(**message) for message in row["messages"])})
+    messages = tuple(to_message(message) for message in row["messages"])
+    return Example(**{**row, "messages": messages, "tools": tuple(row.get("tools", ()))})
+
+
+def to_message(row: dict[str, Any]) -> Message:
+    """A message from what `Message.to_json` gave."""
+    return Message(**{**row, "tool_calls": tuple(row["tool_calls"])} if "tool_calls" in row else row)
 
 
 def _prediction(row: dict[str, Any]) -> Prediction:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 
 from finetune.config import (
-    ALL,
     AtLeast,
     BetterThanBaseline,
     Criterion,
@@ -22,6 +21,7 @@ from finetune.config import (
     NotWorseThanBaseline,
     QualityCriterion,
 )
+from finetune.config_types import ALL
 from finetune.metrics import weighted_macro_f1
 from finetune.records import Prediction, Timing
 from finetune.stats import (

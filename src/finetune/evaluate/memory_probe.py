@@ -27,7 +27,7 @@ def main() -> None:
     tokenizer = load_tokenizer(config.model, paths.adapter)
     model = load_adapter(load_base(config.model, device), paths.adapter)
     examples = read_examples(paths.prepared / "test.jsonl")
-    prompts = [tokenize_prompt(tokenizer, example.prompt) for example in examples]
+    prompts = [tokenize_prompt(tokenizer, example.prompt, example.tools) for example in examples]
     longest = next(batches_by_length([len(prompt) for prompt in prompts], config.evaluate.memory.batch_size))
     settings = generation_settings(model, tokenizer, config.evaluate.max_new_tokens)
     generate(model, [prompts[at] for at in longest], settings)

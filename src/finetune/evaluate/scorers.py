@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from finetune.config import ALL
+from finetune.config_types import ALL
 from finetune.metrics import macro_f1, majority_share
 from finetune.records import Answer, Prediction
 

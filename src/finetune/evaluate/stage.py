@@ -32,7 +32,7 @@ def run(config: Config, paths: Paths) -> None:
     settings = generation_settings(model, tokenizer, config.evaluate.max_new_tokens)
     predictions = predict(model, tokenizer, examples, settings, config)
     sample = choose_prompts(examples, config.evaluate.latency.prompts)
-    prompts = [(example.id, tokenize_prompt(tokenizer, example.prompt)) for example in sample]
+    prompts = [(example.id, tokenize_prompt(tokenizer, example.prompt, example.tools)) for example in sample]
     latency = measure_latency(model, prompts, settings, config.evaluate.latency.warmup, config.environment)
     del model
     memory = measure_memory(config.evaluate, paths.root)
@@ -74,8 +74,8 @@ def predict(
     model: Any, tokenizer: Any, examples: Sequence[Example], settings: dict[str, Any], config: Config
 ) -> list[Prediction]:
     """Both models' answers to every example, in the order of the test set."""
-    prompts = [tokenize_prompt(tokenizer, example.prompt) for example in examples]
-    references = [tokenize(tokenizer, example.messages) for example in examples]
+    prompts = [tokenize_prompt(tokenizer, example.prompt, example.tools) for example in examples]
+    references = [tokenize(tokenizer, example.messages, example.tools) for example in examples]
     with model.disable_adapter():
         baseline = answer_all(model, tokenizer, examples, prompts, references, settings, config, "base")
     candidate = answer_all(model, tokenizer, examples, prompts, references, settings, config, "candidate")
@@ -83,7 +83,7 @@ def predict(
         Prediction(
             id=example.id,
             agent=example.agent,
-            prompt=example.prompt[-1].content,
+            prompt=example.prompt[-1].text,
             reference=example.completion,
             reference_tokens=reference.supervised,
             baseline=base_answer,

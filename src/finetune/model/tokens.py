@@ -7,13 +7,15 @@ assistant wrote. Tried with the embedded base, supervised tokens in brackets:
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.config import ModelConfig
 from finetune.errors import ConfigError
 from finetune.records import Message
+
+Tool = dict[str, Any]  # the JSON schema of a function that the assistant may call
 
 IGNORED = -100  # the label that cross-entropy leaves out (torch.nn.CrossEntropyLoss, ignore_index)
 
@@ -70,19 +72,25 @@ def _marked_template(tokenizer: Any, source: str) -> str:
     return str(template)
 
 
-def tokenize(tokenizer: Any, messages: Sequence[Message]) -> Tokenized:
+def tokenize(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Tokenized:
     """Ids of the whole conversation, and labels that keep only what the assistant wrote (with its end token)."""
     encoded = tokenizer.apply_chat_template(
-        [asdict(message) for message in messages], return_dict=True, return_assistant_tokens_mask=True
+        [message.to_json() for message in messages],
+        tools=list(tools) or None,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
     ids, mask = encoded["input_ids"], encoded["assistant_masks"]
     return Tokenized(ids, [token if kept else IGNORED for token, kept in zip(ids, mask, strict=True)])
 
 
-def tokenize_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def tokenize_prompt(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
     """Ids of the prompt, up to where the assistant begins to write."""
     encoded = tokenizer.apply_chat_template(
-        [asdict(message) for message in messages], return_dict=True, add_generation_prompt=True
+        [message.to_json() for message in messages],
+        tools=list(tools) or None,
+        return_dict=True,
+        add_generation_prompt=True,
     )
     return list(encoded["input_ids"])
 

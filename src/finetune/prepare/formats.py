@@ -1,75 +1,234 @@
-"""Rows of each format to examples.
+"""Rows of each format to conversations; one example line of each:
 
-interactions, one line of an agent's log:
+    interactions       {"agent": "support", "task": "Where is my order?", "output": "On its way.", "success": true}
+    chat               {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+    sharegpt           {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
+    alpaca             {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}
+    prompt_completion  {"prompt": "The capital of France is", "completion": " Paris."}
+    question_answer    {"question": "Who wrote Emma?", "answer": "Jane Austen"}
+    classification     {"text": "My card was stolen", "label": "lost_card"}
 
-    {"agent": "exception-namer", "task": "message: invalid mode", "output": "ValueError", "success": true}
-
-`prompt` may stand for `task`, `response` for `output`; other fields are left alone.
+`data.sources.N.columns` gives other names to these fields; fields that no format knows are left alone and named in the
+ledger. Every format may have `agent` and, where `columns` names it, `group` (rows of one group stay in one split).
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
-from finetune.artifacts import sha256_json
-from finetune.config import ALL, DataConfig
-from finetune.prepare.sources import BadRow, Row
-from finetune.records import Example, Message
+from finetune.config_data import Format
+from finetune.config_types import ALL
+from finetune.prepare.turns import check_order, kind_of, read_messages, read_sharegpt, read_tools, sound_text
+from finetune.records import Message
 
+FORMATS: tuple[Format, ...] = get_args(Format)
 
-@dataclass(frozen=True, slots=True)
-class Interaction:
-    """An interactions row after its fields were checked."""
-
-    line: int
-    agent: str
-    task: str
-    output: str
-    success: bool
-
-
-def parse_interaction(row: Row) -> Interaction | BadRow:
-    """The row's fields, or what is wrong with them."""
-    try:
-        agent = _text(row.fields, "agent")
-        if agent == ALL:
-            raise ValueError(f"agent is named {ALL!r}, which stands for all test examples")
-        return Interaction(
-            line=row.line,
-            agent=agent,
-            task=_text(row.fields, "task", "prompt"),
-            output=_text(row.fields, "output", "response"),
-            success=_flag(row.fields, "success"),
-        )
-    except ValueError as error:
-        return BadRow(row.line, str(error))
+# What a format is recognised by: of each group of names, one must be there.
+SIGNS: dict[Format, tuple[tuple[str, ...], ...]] = {
+    "interactions": (("agent",), ("task", "prompt"), ("output", "response")),
+    "chat": (("messages",),),
+    "sharegpt": (("conversations",),),
+    "alpaca": (("instruction",), ("output", "response")),
+    "prompt_completion": (("prompt",), ("completion",)),
+    "question_answer": (("question",), ("answer",)),
+    "classification": (("text",), ("label",)),
+}
+# Every field that a format reads, beyond its signs.
+ALSO_READ: dict[Format, tuple[str, ...]] = {
+    "interactions": ("success",),
+    "chat": ("tools",),
+    "sharegpt": ("system", "tools"),
+    "alpaca": ("input", "system"),
+    "prompt_completion": ("tools",),
+    "question_answer": (),
+    "classification": (),
+}
 
 
-def _text(fields: dict[str, Any], *names: str) -> str:
-    found = [name for name in names if name in fields]
-    if len(found) != 1:
-        wanted = " or ".join(names)
-        raise ValueError(f"has both {' and '.join(found)}" if found else f"has no {wanted}")
-    value = fields[found[0]]
+FLAGS = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(slots=True)
+class Conversation:
+    """A row after its fields were checked: what is said, and what is known about it."""
+
+    messages: list[Message]
+    agent: str | None = None
+    group: str | None = None
+    label: str | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    success: bool = True
+    own_system: bool = True  # whether a system message in it came with the row
+
+
+class Fields:
+    """A row's fields by our names; ValueError says what is wrong with one, by the name that stands in the file."""
+
+    def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+        self._row, self._columns = row, columns
+
+    def place(self, name: str) -> str:
+        """What the field is called in the file."""
+        return self._columns.get(name, name)
+
+    def value(self, name: str) -> Any:
+        """The field's value, or None where it is missing, null or blank text."""
+        found = self._row.get(self.place(name)) if is_free(name, self._columns) else None
+        return None if isinstance(found, str) and not found.strip() else found
+
+    def only(self, *names: str) -> str:
+        """The one of these names that the row has; columnar files have the others too, as nulls."""
+        free = [name for name in names if is_free(name, self._columns)]
+        there = [name for name in free if self.place(name) in self._row]
+        found = [name for name in there if self._row[self.place(name)] is not None] or there[:1]
+        if len(found) != 1:
+            wanted = " or ".join(map(self.place, free or names))
+            raise ValueError(f"has both {' and '.join(map(self.place, found))}" if found else f"has no {wanted}")
+        return found[0]
+
+    def text(self, *names: str) -> str:
+        """The text of the one of these fields that the row has."""
+        name = self.only(*names)
+        return readable(self._row[self.place(name)], self.place(name))
+
+    def optional_text(self, name: str) -> str | None:
+        """The text of a field, or None where it is missing, null or blank."""
+        found = self.value(name)
+        return None if found is None else readable(found, self.place(name))
+
+    def name(self, name: str) -> str:
+        """A short text, or a whole number or truth value as JSON writes it: a label, a user's id."""
+        self.only(name)
+        found = self._row[self.place(name)]
+        return readable(str(found).lower() if isinstance(found, int) else found, self.place(name))
+
+    def flag(self, name: str) -> bool:
+        """A truth value; tables hold it as text or number."""
+        self.only(name)
+        found = self._row[self.place(name)]
+        known = FLAGS.get(str(found).strip().lower()) if isinstance(found, str | int) else None
+        if known is None:
+            raise ValueError(f"{self.place(name)} must be true or false")
+        return known
+
+
+def is_free(name: str, columns: Mapping[str, str]) -> bool:
+    """Whether a field may be looked for: not where `columns` gives the column of its name to another field."""
+    return name in columns or name not in columns.values()
+
+
+def readable(value: Any, name: str) -> str:
+    """The value, if it is text that can be trained on."""
     if not isinstance(value, str):
-        raise ValueError(f"{found[0]} must be text, not {type(value).__name__}")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{found[0]} holds half of a surrogate pair, which is no text")
+        raise ValueError(f"{name} must be text, not {kind_of(value)}")
     if not value.strip():
-        raise ValueError(f"{found[0]} is empty")
-    return value
+        raise ValueError(f"{name} is empty")
+    return sound_text(value, name)
 
 
-def _flag(fields: dict[str, Any], name: str) -> bool:
-    value = fields.get(name)
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false" if name in fields else f"has no {name}")
-    return value
+def parse_row(row: Mapping[str, Any], format_: Format, columns: Mapping[str, str]) -> Conversation:
+    """The row as a conversation whose last turn is the assistant's; ValueError says what is wrong with it."""
+    fields = Fields(row, columns)
+    conversation = PARSERS[format_](fields)
+    conversation.agent = fields.optional_text("agent")
+    if conversation.agent == ALL:
+        raise ValueError(f"{fields.place('agent')} is named {ALL!r}, which stands for all test examples")
+    if "group" in columns:
+        conversation.group = fields.name("group")
+    check_order(conversation.messages)
+    return conversation
 
 
-def to_example(interaction: Interaction, source: str, data: DataConfig) -> Example:
-    """The conversation: the agent's system prompt (or the default one, or none), the task, the output."""
-    system = data.system_prompts.get(interaction.agent, data.default_system_prompt)
-    messages = [Message("system", system)] if system else []
-    messages += [Message("user", interaction.task), Message("assistant", interaction.output)]
-    content = [source, interaction.agent, [asdict(message) for message in messages]]
-    return Example(sha256_json(content)[:16], source, interaction.line, interaction.agent, tuple(messages))
+def _interaction(fields: Fields) -> Conversation:
+    fields.text("agent")
+    messages = _one_turn(fields.text("task", "prompt"), fields.text("output", "response"))
+    return Conversation(messages, success=fields.flag("success"))
+
+
+def _chat(fields: Fields) -> Conversation:
+    fields.only("messages")
+    return Conversation(read_messages(fields.value("messages"), fields.place("messages")), tools=_tools(fields))
+
+
+def _sharegpt(fields: Fields) -> Conversation:
+    fields.only("conversations")
+    messages = read_sharegpt(fields.value("conversations"), fields.place("conversations"))
+    return Conversation(_with_system(fields, messages), tools=_tools(fields))
+
+
+def _alpaca(fields: Fields) -> Conversation:
+    given = fields.optional_text("input")
+    task = fields.text("instruction") + (f"\n\n{given}" if given else "")
+    return Conversation(_with_system(fields, _one_turn(task, fields.text("output", "response"))))
+
+
+def _prompt_completion(fields: Fields) -> Conversation:
+    fields.only("prompt"), fields.only("completion")
+    prompt, completion = fields.value("prompt"), fields.value("completion")
+    if isinstance(prompt, list) and isinstance(completion, list):  # TRL's conversational form
+        messages = read_messages(prompt, fields.place("prompt"))
+        return Conversation(messages + read_messages(completion, fields.place("completion")), tools=_tools(fields))
+    return Conversation(_one_turn(fields.text("prompt"), fields.text("completion")), tools=_tools(fields))
+
+
+def _question_answer(fields: Fields) -> Conversation:
+    return Conversation(_one_turn(fields.text("question"), fields.text("answer")))
+
+
+def _classification(fields: Fields) -> Conversation:
+    label = fields.name("label")
+    return Conversation(_one_turn(fields.text("text"), label), label=label)
+
+
+PARSERS: dict[Format, Callable[[Fields], Conversation]] = {
+    "interactions": _interaction,
+    "chat": _chat,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "prompt_completion": _prompt_completion,
+    "question_answer": _question_answer,
+    "classification": _classification,
+}
+
+
+def _one_turn(task: str, answer: str) -> list[Message]:
+    return [Message("user", task), Message("assistant", answer)]
+
+
+def _with_system(fields: Fields, messages: list[Message]) -> list[Message]:
+    system = fields.optional_text("system")
+    return [Message("system", system), *messages] if system else messages
+
+
+def _tools(fields: Fields) -> list[dict[str, Any]]:
+    return read_tools(fields.value("tools") or [], fields.place("tools"))
+
+
+def detect_format(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Format:
+    """The one format whose fields the rows have; ValueError names the columns found where none or several fit."""
+    fitting = [name for name in FORMATS if all(_has_signs(row, name, columns) for row in rows)]
+    # A Hub export of chat rows may carry `prompt` beside `messages`: the fuller form wins, other doubts are the user's.
+    if len(fitting) > 1 and "chat" in fitting and set(fitting) <= {"chat", "prompt_completion"}:
+        return "chat"
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(dict.fromkeys(name for row in rows for name in row))
+    what = f"looks like {' and like '.join(fitting)}" if fitting else "has the fields of no format"
+    raise ValueError(
+        f"{what} (columns: {names or 'none'}); name its format, one of {', '.join(FORMATS)}, and give other names to "
+        "its fields under columns"
+    )
+
+
+def _has_signs(row: Mapping[str, Any], format_: Format, columns: Mapping[str, str]) -> bool:
+    return all(
+        any(is_free(name, columns) and columns.get(name, name) in row for name in names) for names in SIGNS[format_]
+    )
+
+
+def unused_columns(rows: Sequence[Mapping[str, Any]], format_: Format, columns: Mapping[str, str]) -> list[str]:
+    """The columns of these rows that the format does not read."""
+    read = {name for names in SIGNS[format_] for name in names} | {*ALSO_READ[format_], "agent"}
+    read |= {"group"} if "group" in columns else set()
+    places = {columns.get(name, name) for name in read if is_free(name, columns)}
+    return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in places]

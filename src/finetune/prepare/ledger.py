@@ -1,58 +1,144 @@
 """The account of every row: read, dropped and why, kept, and where it went. Its sums must balance."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.config import Split
-from finetune.records import Example
+import numpy as np
 
-BAD_ROW, FAILED, DUPLICATE = "bad_row", "not_successful", "exact_duplicate"
+from finetune.config_types import SPLITS
+from finetune.prepare.split import Places
+from finetune.prepare.table import REASONS, Table
+
+SHOWN = 20  # rows of a kind that are named in the ledger; data/prepared/{dropped,risks}.jsonl name them all
+
+
+@dataclass
+class Risk:
+    """How many rows hold one kind of risk, and the lines of the first few."""
+
+    rows: int = 0
+    first_lines: list[int] = field(default_factory=list)
+
+    def add(self, line: int) -> None:
+        """Count one more row."""
+        self.rows += 1
+        if len(self.first_lines) < SHOWN:
+            self.first_lines.append(line)
 
 
 @dataclass
 class SourceAccount:
     """The account of one source."""
 
-    path: str
-    sha256: str
+    place: str
+    format: str
+    detected: bool
+    sha256: str | None
+    revision: str | None
     bytes: int
+    unused_columns: list[str]
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     bad_rows: list[str] = field(default_factory=list)  # the first few, as `file:line: why`
+    risks: dict[str, Risk] = field(default_factory=dict)  # by kind
     kept: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """For the report; reasons in order of their names."""
-        return {
-            "path": self.path,
-            "sha256": self.sha256,
-            "bytes": self.bytes,
-            "read": self.read,
-            "dropped": dict(sorted(self.dropped.items())),
-            "bad_rows": self.bad_rows,
-            "kept": self.kept,
+        """For the report; reasons and kinds in order of their names."""
+        risks = {kind: vars(risk) for kind, risk in sorted(self.risks.items())}
+        return {**vars(self), "dropped": dict(sorted(self.dropped.items())), "risks": risks}
+
+
+def account_table(accounts: Sequence[SourceAccount], table: Table, places: Places) -> None:
+    """Add to the accounts what was dropped after reading, and in which split the rest is."""
+    for at, account in enumerate(accounts):
+        rows = np.flatnonzero(table.source == at)
+        reasons = np.bincount(table.reason[rows], minlength=len(REASONS))
+        account.dropped.update({name: int(n) for name, n in zip(REASONS, reasons, strict=True) if name and n})
+        account.kept = int(reasons[0])
+        counts = np.bincount(places[rows[table.reason[rows] == 0]], minlength=len(SPLITS))
+        account.splits = {name: int(n) for name, n in zip(SPLITS, counts, strict=True)}
+
+
+def account_splits(table: Table, places: Places, cluster: Any, sources: Sequence[str]) -> dict[str, Any]:
+    """For each split: examples, groups of rows that stay together, and examples by agent, source and label."""
+    found: dict[str, Any] = {}
+    for at, name in enumerate(SPLITS):
+        rows = np.flatnonzero((table.reason == 0) & (places == at))
+        found[name] = {
+            "examples": len(rows),
+            "groups": len(np.unique(np.where(table.group[rows] == 0, cluster[rows], table.group[rows]))),
+            "by_agent": _count(table.agent[rows], table.agents),
+            "by_source": _count(table.source[rows], sources),
+            "by_label": _count(table.label[rows][table.label[rows] >= 0], table.labels),
         }
+    return found
 
 
-def account_splits(splits: Mapping[Split, list[Example]]) -> dict[str, Any]:
-    """For each split: examples, by agent and by source."""
-    return {
-        name: {
-            "examples": len(examples),
-            "by_agent": dict(sorted(Counter(example.agent for example in examples).items())),
-            "by_source": dict(sorted(Counter(example.source for example in examples).items())),
-        }
-        for name, examples in splits.items()
-    }
+def _count(numbers: Any, names: Sequence[str]) -> dict[str, int]:
+    counts = np.bincount(numbers, minlength=len(names))
+    return dict(sorted((name, int(n)) for name, n in zip(names, counts, strict=True) if n))
 
 
-def check_balance(accounts: Mapping[str, SourceAccount], splits: Mapping[Split, list[Example]]) -> None:
-    """AssertionError unless every row read was dropped for a reason or is in exactly one split."""
-    for name, account in accounts.items():
-        assert account.read == account.kept + sum(account.dropped.values()), f"ledger of {name} does not balance"
-        placed = sum(example.source == name for examples in splits.values() for example in examples)
-        assert placed == account.kept, f"{name}: {account.kept} rows kept, {placed} in the splits"
-    rows = [(example.source, example.line) for examples in splits.values() for example in examples]
-    assert len(rows) == len(set(rows)), "one row is in two places"
+def check_balance(accounts: Sequence[SourceAccount], splits: Mapping[str, Any], written: Mapping[str, int]) -> None:
+    """AssertionError unless every row read was dropped for a reason, or is in exactly one split and was written."""
+    for account in accounts:
+        dropped = sum(account.dropped.values())
+        assert account.read == account.kept + dropped, f"the ledger of {account.place} does not balance"
+        assert account.kept == sum(account.splits.values()), f"{account.place}: rows kept are not those in the splits"
+    for name in SPLITS:
+        examples = splits[name]["examples"]
+        assert examples == sum(account.splits[name] for account in accounts), f"{name}: sources do not sum up"
+        for by in ("by_agent", "by_source"):
+            assert examples == sum(splits[name][by].values()), f"{name}: {by} does not sum up"
+        assert written[name] == examples, f"{name}: {examples} examples accounted for, {written[name]} written"
+
+
+def to_markdown(report: Mapping[str, Any]) -> str:
+    """The ledger that a person reads."""
+    lines = ["# Rows", "", "Every row that was read is dropped for a reason or in exactly one split.", ""]
+    lines += _table(
+        ["source", "format", "bytes", "read", "dropped", "kept", *SPLITS],
+        [
+            [
+                name,
+                account["format"] + (" (detected)" if account["detected"] else ""),
+                f"{account['bytes']:,}",
+                f"{account['read']:,}",
+                drops(account["dropped"]),
+                f"{account['kept']:,}",
+                *(f"{account['splits'][split]:,}" for split in SPLITS),
+            ]
+            for name, account in report["sources"].items()
+        ],
+    )
+    for by, what in (("by_agent", "agent"), ("by_label", "label")):
+        names = sorted({name for split in report["splits"].values() for name in split[by]})
+        if names:
+            counts = [[name, *(f"{report['splits'][split][by].get(name, 0):,}" for split in SPLITS)] for name in names]
+            lines += ["", f"## Examples by {what}", "", *_table([what, *SPLITS], counts)]
+    risks = [
+        [name, kind, f"{found['rows']:,}", ", ".join(map(str, found["first_lines"]))]
+        for name, account in report["sources"].items()
+        for kind, found in account["risks"].items()
+    ]
+    if risks:
+        lines += ["", "## Risky rows", "", "All of them are named in `data/prepared/risks.jsonl`.", ""]
+        lines += _table(["source", "kind", "rows", "first lines"], risks)
+    bad = [line for account in report["sources"].values() for line in account["bad_rows"]]
+    if bad:
+        lines += ["", "## Bad rows", "", *(f"- `{line}`" for line in bad)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *cells]]
+
+
+def drops(dropped: Mapping[str, int]) -> str:
+    """`12 exact_duplicate, 3 bad_row`, or `none`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()) if count) or "none"

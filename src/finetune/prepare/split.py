@@ -1,44 +1,141 @@
-"""Stratified splits: the same shares in every stratum, and no prompt in two splits.
+"""Which split a row goes to: `exact` shares, stratified, or `stable` ones that tomorrow's rows can't move.
 
-Examples with one prompt (whatever their answers) form a group, and a group goes into one split as a whole. Groups are
-ordered by a hash of seed and prompt, so the split does not depend on the order of the rows.
+Rows of one group (a user, a conversation) go together; without groups, rows with one prompt and near-duplicates do.
+What would still straddle two splits (a prompt that two users share, or that stands in the user's own test file) leaves
+the less protected one: test is kept before validation, validation before train.
 """
 
-import hashlib
-from collections import defaultdict
+import math
 from collections.abc import Sequence
 
-from finetune.config import SPLITS, Split, SplitShares
-from finetune.records import Example, text_key
+import numpy as np
+import numpy.typing as npt
+
+from finetune.config_data import SplitConfig
+from finetune.config_types import SPLITS, Split
+from finetune.prepare.keys import Keys, shuffled
+from finetune.prepare.table import IN_TEST, IN_VALIDATION, Column, Table
+
+Places = npt.NDArray[np.int8]  # for each row the index of its split in SPLITS; the greater one is better protected
 
 
-def split_examples(examples: Sequence[Example], shares: SplitShares, seed: int) -> dict[Split, list[Example]]:
-    """Each example in exactly one split, every split in the order of the input."""
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for position, example in enumerate(examples):
-        groups[text_key(example.prompt)].append(position)
-    strata: dict[str, list[bytes]] = defaultdict(list)
-    for key, members in groups.items():
-        strata[min(getattr(examples[at], shares.stratify_by) for at in members)].append(key)
-    chosen: dict[int, Split] = {}
-    for keys in strata.values():
-        keys.sort(key=lambda key: hashlib.sha256(seed.to_bytes(8, "big") + key).digest())
-        for name, part in _cut(keys, shares).items():
-            for key in part:
-                chosen |= dict.fromkeys(groups[key], name)
-    return {name: [example for at, example in enumerate(examples) if chosen[at] == name] for name in SPLITS}
+def split_stable(units: Keys, shares: SplitConfig, seed: int) -> Places:
+    """By each unit's own hash: a row is where it was, whatever else was added; the shares hold on average."""
+    edges = np.cumsum([shares.test, shares.validation])
+    where = shuffled(units, seed, "split") / 2.0**64
+    # Test first, then validation: a smaller share of train moves no row out of test.
+    return np.where(where < edges[0], 2, np.where(where < edges[1], 1, 0)).astype(np.int8)
 
 
-def _cut(keys: list[bytes], shares: SplitShares) -> dict[Split, list[bytes]]:
-    """The keys cut by the shares, rounded by largest remainder so that none is lost."""
-    exact = {name: getattr(shares, name) * len(keys) for name in SPLITS}
-    sizes = {name: int(exact[name]) for name in SPLITS}
-    by_remainder = sorted(SPLITS, key=lambda name: exact[name] - sizes[name], reverse=True)
-    for name in by_remainder[: len(keys) - sum(sizes.values())]:
-        sizes[name] += 1
-    parts: dict[Split, list[bytes]] = {}
-    start = 0
-    for name in SPLITS:
-        parts[name] = keys[start : start + sizes[name]]
-        start += sizes[name]
-    return parts
+def split_exact(units: Keys, strata: npt.NDArray[np.int64], shares: SplitConfig, seed: int) -> Places:
+    """As many rows as the shares say, in all and (up to one row) in each stratum, as far as whole units allow it.
+
+    `units` and `strata` are one key a row; a unit belongs to the stratum of its first row.
+    """
+    _, first, unit, size = np.unique(units, return_index=True, return_inverse=True, return_counts=True)
+    stratum = strata[first]
+    rows = np.bincount(stratum, weights=size).astype(np.int64)
+    targets = allocate(rows.tolist(), split_sizes(int(rows.sum()), shares))
+    order = shuffled(units[first], seed, "split")
+    chosen = np.zeros(len(first), np.int8)
+    for at, target in enumerate(targets):
+        members = np.flatnonzero(stratum == at)
+        chosen[members] = _cut(order[members], size[members], target)
+    return chosen[unit]
+
+
+def _cut(order: Keys, size: Column, target: Sequence[int]) -> Places:
+    """Units in their order, cut where the sums of their sizes come nearest to the targets; those that are larger than a
+    held-out split are trained on, since one of them would be its whole evidence."""
+    smallest = min((rows for rows in target[1:] if rows), default=0)
+    places = np.zeros(len(order), np.int8)
+    rest = np.flatnonzero(size <= smallest) if smallest else np.arange(len(order))
+    rest = rest[np.argsort(order[rest], kind="stable")]
+    middle = np.cumsum(size[rest]) - size[rest] / 2
+    trained_on = max(target[0] - int(size.sum() - size[rest].sum()), 0)
+    places[rest] = np.searchsorted(np.cumsum([trained_on, target[1]]), middle, side="right")
+    return places
+
+
+def split_sizes(rows: int, shares: SplitConfig) -> list[int]:
+    """Rows of train, validation and test: shares rounded down, and what is over goes to the last split with a share,
+    the test set in most cases, since evidence is scarcest (298 rows at 80, 10 and 10% are 238, 29 and 31)."""
+    asked = [getattr(shares, name) for name in SPLITS]
+    sizes = [math.floor(share * rows + 1e-9) for share in asked]
+    last = max(at for at, share in enumerate(asked) if share)
+    sizes[last] += rows - sum(sizes)
+    return sizes
+
+
+def allocate(strata: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+    """For each stratum its rows in every split: row sums are `strata`, column sums `sizes`, each cell its proportional
+    share up to rounding (by largest remainder, split after split)."""
+    left = list(strata)
+    columns = []
+    for size in sizes[:-1]:
+        total = sum(left) or 1
+        columns.append(_share_out(size, [rows * size / total for rows in left], left))
+        left = [rows - taken for rows, taken in zip(left, columns[-1], strict=True)]
+        size_left = sum(left)
+        assert size_left >= 0
+    return [list(row) for row in zip(*columns, left, strict=True)]
+
+
+def _share_out(size: int, exact: Sequence[float], room: Sequence[int]) -> list[int]:
+    taken = [min(math.floor(share + 1e-9), rows) for share, rows in zip(exact, room, strict=True)]
+    order = sorted(range(len(exact)), key=lambda at: (math.floor(exact[at] + 1e-9) - exact[at], at))
+    for at in order:
+        if sum(taken) == size:
+            break
+        taken[at] += taken[at] < room[at]
+    return taken
+
+
+def place_rows(
+    table: Table, cluster: Column, fixed: Sequence[Split | None], settings: SplitConfig, seed: int
+) -> Places:
+    """The split of every row in the table (of dropped rows it means nothing); `fixed` is that of each source, if it has
+    one. Rows that would straddle two splits are dropped from the less protected one."""
+    places = np.array([0 if name is None else SPLITS.index(name) for name in fixed], np.int8)[table.source]
+    keep_apart(table, places, cluster)  # what stands in a file of the user's own has no say in the shares
+    kept = table.kept
+    free = kept[np.array([name is None for name in fixed])[table.source[kept]]]
+    if settings.method == "stable":
+        places[free] = split_stable(np.where(table.group == 0, table.prompt, table.group)[free], settings, seed)
+    else:
+        units = np.where(table.group == 0, smallest(table.prompt, cluster), table.group)[free]
+        places[free] = split_exact(units, strata(table, settings)[free], settings, seed)
+    keep_apart(table, places, cluster)
+    return places
+
+
+def keep_apart(table: Table, places: Places, cluster: Column) -> None:
+    """Drop rows until no cluster and no group stands in two splits."""
+    kept = table.kept
+    drop_straddling(table, places, kept, cluster[kept])
+    grouped = kept[table.group[kept] != 0]
+    drop_straddling(table, places, grouped, np.unique(table.group[grouped], return_inverse=True)[1])
+
+
+def strata(table: Table, settings: SplitConfig) -> Column:
+    """The number of each row's stratum."""
+    if settings.stratify_by is None:
+        return np.zeros(len(table), np.int64)
+    column: Column = getattr(table, settings.stratify_by).copy()
+    column -= column.min(initial=0)
+    return column
+
+
+def smallest(keys: Keys, cluster: Column) -> Keys:
+    """For each row the smallest key of its cluster: a name that does not depend on the order of the rows."""
+    found = np.full(int(cluster.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(found, cluster, keys)
+    return found[cluster]
+
+
+def drop_straddling(table: Table, places: Places, rows: Column, unit: Column) -> None:
+    """Of rows that share a unit, keep those in the best protected split that any of them is in."""
+    best = np.full(int(unit.max(initial=-1)) + 1, -1, np.int8)
+    np.maximum.at(best, unit, places[rows])
+    for place, reason in ((1, IN_VALIDATION), (2, IN_TEST)):
+        table.drop(rows[(best[unit] == place) & (places[rows] < place)], reason)

@@ -1,111 +1,138 @@
-"""The prepare stage: `data.directory` -> `data/prepared/*.jsonl` and `reports/prepare.json`."""
+"""The prepare stage: sources -> `data/prepared/*.jsonl`, `reports/prepare.json` and `reports/prepare.md`."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from finetune.artifacts import publish_directory, sha256_file, sha256_folder, write_json, write_lines
-from finetune.config import SPLITS, Config, DataConfig, Source, Split
+import numpy as np
+
+from finetune.artifacts import publish_directory, sha256_file, write_json, write_lines
+from finetune.config import Config
+from finetune.config_types import SPLITS
 from finetune.console import say, table
 from finetune.errors import DataError
 from finetune.paths import Paths
-from finetune.prepare.formats import parse_interaction, to_example
-from finetune.prepare.ledger import BAD_ROW, DUPLICATE, FAILED, SourceAccount, account_splits, check_balance
-from finetune.prepare.sources import BadRow, read_rows, source_path
-from finetune.prepare.split import split_examples
-from finetune.records import Example, text_key, to_json_lines
-
-SHOWN_BAD_ROWS = 5
+from finetune.prepare.dedup import clusters, drop_exact, drop_near, equal_pairs, find_near
+from finetune.prepare.ledger import SourceAccount, account_splits, account_table, check_balance, drops, to_markdown
+from finetune.prepare.mixture import sample
+from finetune.prepare.reading import Notes, open_notes, read_labels, read_source, total_bytes
+from finetune.prepare.split import Places, place_rows
+from finetune.prepare.table import REASONS, Column, Table, open_spool
+from finetune.prepare.workers import Workers, open_workers
 
 
 def run(config: Config, paths: Paths) -> None:
     """Read every source, keep what the config keeps, split it, and account for the rest."""
-    seen: set[bytes] = set()
-    accounts: dict[str, SourceAccount] = {}
-    examples: list[Example] = []
-    for source in config.data.sources:
-        accounts[source.name], kept = read_source(source, config.data, paths.root, seen)
-        examples += kept
-    splits = split_examples(examples, config.data.split, config.seed)
-    for name in SPLITS:
-        if not splits[name]:
-            raise DataError(
-                f"params.yaml: data: the {name} split is empty: {len(examples)} examples were left "
-                f"({_drops(accounts)}); loosen the filters, add rows or change data.split"
-            )
-    check_balance(accounts, splits)
-    with publish_directory(paths.prepared) as folder:
-        for name in SPLITS:
-            write_lines(folder / f"{name}.jsonl", to_json_lines(splits[name]))
+    data, root = config.data, paths.root
+    labels = read_labels(data, root)
+    with (
+        publish_directory(paths.prepared) as folder,
+        open_notes(folder) as notes,
+        open_spool(paths.spool) as spool,
+        open_workers(total_bytes(data, root)) as workers,
+    ):
+        numbers = range(len(data.sources))
+        accounts = [read_source(at, config, root, labels, workers, spool, notes) for at in numbers]
+        rows = spool.table()
+        sample(rows, data.sources, config.seed)
+        cluster = drop_duplicates(rows, config, workers)
+        places = place_rows(rows, cluster, [source.split for source in data.sources], data.split, config.seed)
+        account_table(accounts, rows, places)
+        splits = account_splits(rows, places, cluster, [source.name for source in data.sources])
+        check_filled(splits, accounts)
+        check_balance(accounts, splits, write_splits(folder, rows, places))
+        note_dropped(rows, config, notes)
     report = {
-        "settings": config.data.model_dump(mode="json"),
-        "sources": {name: account.to_json() for name, account in accounts.items()},
-        "splits": account_splits(splits),
+        "settings": data.model_dump(mode="json", exclude_unset=True),
+        "sources": {source.name: account.to_json() for source, account in zip(data.sources, accounts, strict=True)},
+        "splits": splits,
+        "labels": label_sets(rows),
         "prepared_sha256": {name: sha256_file(paths.prepared / f"{name}.jsonl") for name in SPLITS},
-        "data_sha256": sha256_folder(paths.prepared),
     }
+    write_lines(paths.reports / "prepare.md", [to_markdown(report)])
     write_json(paths.reports / "prepare.json", report)
-    show(accounts, splits)
+    show(report)
 
 
-def read_source(source: Source, data: DataConfig, root: Path, seen: set[bytes]) -> tuple[SourceAccount, list[Example]]:
-    """One source's account and the examples kept; `seen` holds the texts of all sources so far."""
-    path = source_path(data, source, root)
-    account = SourceAccount(path=source.path, sha256=sha256_file(path), bytes=path.stat().st_size)
-    kept: list[Example] = []
-    for row in read_rows(path):
-        account.read += 1
-        interaction = row if isinstance(row, BadRow) else parse_interaction(row)
-        if isinstance(interaction, BadRow):
-            note_bad_row(interaction, path, data, account)
-            continue
-        if data.only_successful and not interaction.success:
-            account.dropped[FAILED] += 1
-            continue
-        example = to_example(interaction, source.name, data)
-        key = text_key(example.messages)
-        if data.deduplicate == "exact" and key in seen:
-            account.dropped[DUPLICATE] += 1
-            continue
-        seen.add(key)
-        kept.append(example)
-    account.kept = len(kept)
-    check_bad_fraction(path, data, account)
-    return account, kept
+def drop_duplicates(rows: Table, config: Config, workers: Workers) -> Column:
+    """Drop copies as the config says; gives each row's cluster: rows with one prompt, and near-duplicates."""
+    settings = config.data.duplicates
+    held_out = np.array([source.split in ("validation", "test") for source in config.data.sources])
+    may_go = ~held_out[rows.source]
+    if settings.exact == "drop":
+        drop_exact(rows, rows.kept[may_go[rows.kept]])
+    kept = rows.kept
+    pairs = [kept[equal_pairs(rows.prompt[kept])]]
+    if settings.near != "ignore":
+        pairs.append(find_near(rows, settings, workers))
+    if settings.near == "drop":
+        drop_near(rows, pairs[-1], may_go)
+    return clusters(len(rows), np.concatenate(pairs))
 
 
-def note_bad_row(bad: BadRow, path: Path, data: DataConfig, account: SourceAccount) -> None:
-    """Count a bad row, or stop at it, as `data.on_bad_row` says."""
-    text = f"{path}:{bad.line}: {bad.why}"
-    if data.on_bad_row == "stop":
-        raise DataError(f"{text}; mend the row, or set data.on_bad_row: skip")
-    account.dropped[BAD_ROW] += 1
-    if len(account.bad_rows) < SHOWN_BAD_ROWS:
-        account.bad_rows.append(text)
+def check_filled(splits: dict[str, Any], accounts: Sequence[SourceAccount]) -> None:
+    """DataError where a split is empty, with what became of the rows."""
+    dropped = sum((account.dropped for account in accounts), start=type(accounts[0].dropped)())
+    for name in SPLITS:
+        if not splits[name]["examples"]:
+            left, groups = (sum(split[key] for split in splits.values()) for key in ("examples", "groups"))
+            raise DataError(
+                f"params.yaml: data: the {name} split is empty: {left} examples were left, {groups} that may be apart "
+                f"(dropped: {drops(dropped)}); loosen the filters, add rows or change data.split"
+            )
 
 
-def check_bad_fraction(path: Path, data: DataConfig, account: SourceAccount) -> None:
-    """DataError where more of the source is bad than `data.max_bad_fraction` allows."""
-    bad = account.dropped[BAD_ROW]
-    if bad > data.max_bad_fraction * account.read:
-        raise DataError(
-            f"{path}: {bad} of {account.read} rows are bad, more than data.max_bad_fraction: "
-            f"{data.max_bad_fraction:g}; the first: {account.bad_rows[0]}"
-        )
+def write_splits(folder: Path, rows: Table, places: Places) -> dict[str, int]:
+    """Write the splits, each in the order of the sources; gives how many lines each has."""
+    written: dict[str, int] = {}
+    for at, name in enumerate(SPLITS):
+        members = np.flatnonzero((rows.reason == 0) & (places == at))
+        with (folder / f"{name}.jsonl").open("wb") as file:
+            file.writelines(rows.lines(members))
+        written[name] = len(members)
+    return written
 
 
-def _drops(accounts: dict[str, SourceAccount]) -> str:
-    counts = [
-        f"{count} {reason}" for account in accounts.values() for reason, count in account.dropped.items() if count
-    ]
-    return "dropped: " + (", ".join(counts) or "none")
+def note_dropped(rows: Table, config: Config, notes: Notes) -> None:
+    """Name the rows that were dropped after reading."""
+    names = [source.name for source in config.data.sources]
+    dropped = np.flatnonzero(rows.reason)
+    like = np.where(rows.like[dropped] < 0, dropped, rows.like[dropped])
+    columns = (
+        rows.source[dropped],
+        rows.line[dropped],
+        rows.reason[dropped],
+        rows.like[dropped],
+        rows.source[like],
+        rows.line[like],
+    )
+    for source, line, reason, repeats, other_source, other_line in zip(
+        *(part.tolist() for part in columns), strict=True
+    ):
+        other = f"{names[other_source]}:{other_line}" if repeats >= 0 else None
+        notes.dropped(names[source], line, REASONS[reason], other)
 
 
-def show(accounts: Mapping[str, SourceAccount], splits: Mapping[Split, list[Example]]) -> None:
+def label_sets(rows: Table) -> dict[str, list[str]]:
+    """By agent, the labels of its kept rows."""
+    kept = rows.kept[rows.label[rows.kept] >= 0]
+    pairs = np.unique(np.stack([rows.agent[kept], rows.label[kept]], axis=1), axis=0).tolist()
+    agents = sorted({rows.agents[agent] for agent, _ in pairs})
+    return {name: sorted(rows.labels[label] for agent, label in pairs if rows.agents[agent] == name) for name in agents}
+
+
+def show(report: dict[str, Any]) -> None:
     """A few lines for the person who watches."""
-    rows = []
-    for name, account in accounts.items():
-        drops = ", ".join(f"{count:,} {reason}" for reason, count in sorted(account.dropped.items()) if count)
-        rows.append([name, f"{account.read:,}", drops or "none", f"{account.kept:,}"])
-    table("prepare: every row accounted for", ["source", "read", "dropped", "kept"], rows)
-    sizes = ", ".join(f"{len(examples):,} {name}" for name, examples in splits.items())
-    say(f"wrote {sizes} examples to data/prepared; the ledger is reports/prepare.json")
+    cells = []
+    for name, account in report["sources"].items():
+        form = account["format"] + (" (detected)" if account["detected"] else "")
+        cells.append([name, form, f"{account['read']:,}", drops(account["dropped"]), f"{account['kept']:,}"])
+    table("prepare: every row accounted for", ["source", "format", "read", "dropped", "kept"], cells)
+    for name, account in report["sources"].items():
+        if account["unused_columns"]:
+            say(f"{name}: columns that are not used: {', '.join(account['unused_columns'])}")
+        risks = [f"{found['rows']:,} {kind}" for kind, found in account["risks"].items()]
+        if risks:
+            say(f"{name}: rows with {', '.join(risks)}; data/prepared/risks.jsonl names them")
+    sizes = ", ".join(f"{split['examples']:,} {name}" for name, split in report["splits"].items())
+    say(f"wrote {sizes} examples to data/prepared; the ledger is reports/prepare.md")

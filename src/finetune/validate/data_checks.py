@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from finetune.config import ALL, AtLeast, Config, QualityCriterion, Split
+from finetune.config import AtLeast, Config, QualityCriterion
+from finetune.config_types import ALL, Split
 from finetune.records import Example, leaked, text_key
 from finetune.stats import examples_needed
 from finetune.validate.findings import Finding, Severity

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import publish_directory, read_json, sha256_file, write_json, write_lines, write_manifest
-from finetune.config import SPLITS, Config, Split
+from finetune.config import Config
+from finetune.config_types import SPLITS, Split
 from finetune.console import say, table
 from finetune.errors import ConfigError, DataError
 from finetune.model.base import identify_base

@@ -37,7 +37,7 @@ def tokenize_split(
     rows: list[tuple[str, Tokenized]] = []
     counts = TokenCounts()
     for example in progress(examples, "tokens"):
-        whole = tokenize(tokenizer, example.messages)
+        whole = tokenize(tokenizer, example.messages, example.tools)
         kept = Tokenized(whole.input_ids[:max_length], whole.labels[:max_length])
         count_example(counts, whole, kept)
         if kept.supervised:
@@ -70,7 +70,7 @@ def last_supervised(tokenized: Tokenized) -> int:
 
 def check_answer_lengths(tokenizer: Any, test: Iterable[Example], max_new_tokens: int) -> list[Finding]:
     """Test answers that a candidate can't give in full: they count as wrong whatever it has learnt."""
-    lengths = [tokenize(tokenizer, example.messages).supervised for example in test]
+    lengths = [tokenize(tokenizer, example.messages, example.tools).supervised for example in test]
     longer = sum(length > max_new_tokens + 1 for length in lengths)  # the end token comes on top
     if not longer:
         return []

@@ -1,0 +1,51 @@
+"""Runs a command and measures it from outside: wall seconds, and the peak memory of all its processes together."""
+
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run cost."""
+
+    wall_seconds: float
+    peak_memory_bytes: int  # proportional set size, summed over the process and its children
+
+
+def run_measured(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Measured:
+    """Run to the end; RuntimeError with what the command printed where it fails."""
+    log = folder / "log.txt"
+    with log.open("wb") as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, cwd=folder, env=dict(environment), stdout=output, stderr=subprocess.STDOUT)
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, tree_memory(process.pid))
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        wall = time.perf_counter() - start
+    if process.returncode:
+        said = log.read_text(encoding="utf-8", errors="replace")[-3000:]
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{said}")
+    return Measured(wall, peak)
+
+
+def tree_memory(process_id: int) -> int:
+    """Bytes that a process and its children hold now; pages that they share are counted once."""
+    total = 0
+    try:
+        processes = [psutil.Process(process_id), *psutil.Process(process_id).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for process in processes:
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return total

@@ -1,0 +1,36 @@
+"""What every section of params.yaml is made of: strict and frozen models, numbers with bounds, amounts of memory."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+ALL = "all"  # the group of all test examples, so no agent may have this name
+
+UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+
+
+class Section(BaseModel):
+    """A part of params.yaml: strict types, no unknown key, nothing changed after loading."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+def parse_bytes(text: str) -> int:
+    """`10 GB` -> 10e9, `10 GiB` -> 10 x 2^30; ValueError where number or unit is missing."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MB|GB|MiB|GiB)", text)
+    if not match or float(match[1]) == 0:
+        raise ValueError(f"{text!r} is no amount of memory; write a number and its unit, like '10 GB' or '10 GiB'")
+    return int(float(match[1]) * UNITS[match[2]])

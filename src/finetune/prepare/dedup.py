@@ -1,0 +1,122 @@
+"""Copies among the rows of the table: exact ones by hash, near ones proposed by their bands and then measured.
+
+Of copies the first row in the order of the sources survives. Rows of the user's own validation and test files are never
+dropped here; what repeats them leaves when the splits are made.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from finetune.config_data import DuplicateConfig
+from finetune.prepare.filters import spoken_text
+from finetune.prepare.keys import Keys
+from finetune.prepare.minhash import shingles, similarity
+from finetune.prepare.table import EXACT_DUPLICATE, NEAR_DUPLICATE, Column, Table, read_pieces
+from finetune.prepare.workers import Workers
+from finetune.records import to_message
+
+Pairs = npt.NDArray[np.int64]  # (pairs, 2), each the earlier row first
+PAIRS_AT_ONCE = 5000  # measured in one go by one worker
+
+
+def drop_exact(table: Table, rows: Column) -> None:
+    """Of these rows, drop those that repeat an earlier one up to white space and the system prompt."""
+    found = copies(table.text[rows])
+    table.drop(rows[found[:, 1]], EXACT_DUPLICATE, like=rows[found[:, 0]])
+
+
+def find_near(table: Table, settings: DuplicateConfig, workers: Workers) -> Pairs:
+    """All pairs of rows in the table that are near-duplicates of each other, each once."""
+    pairs = propose_pairs(table.band, table.bands, table.kept)
+    same = list(workers(measure, _chunks(table, pairs, settings)))
+    found: Pairs = pairs[np.concatenate([np.empty(0, bool), *same])]
+    return found
+
+
+def drop_near(table: Table, pairs: Pairs, may_go: npt.NDArray[np.bool_]) -> None:
+    """Drop every row that is similar to an earlier one which itself survives."""
+    found = near_copies(pairs[may_go[pairs].all(axis=1)])
+    table.drop(found[:, 1], NEAR_DUPLICATE, like=found[:, 0])
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some pairs, and where their rows' text lies."""
+
+    file: Path
+    starts: list[int]
+    sizes: list[int]
+    pairs: list[list[int]]  # positions in `starts`
+    settings: DuplicateConfig
+
+
+def _chunks(table: Table, pairs: Pairs, settings: DuplicateConfig) -> Iterator[Chunk]:
+    for at in range(0, len(pairs), PAIRS_AT_ONCE):
+        rows, where = np.unique(pairs[at : at + PAIRS_AT_ONCE], return_inverse=True)
+        starts, sizes = table.start[rows].tolist(), table.size[rows].tolist()
+        yield Chunk(table.file, starts, sizes, where.reshape(-1, 2).tolist(), settings)
+
+
+def measure(chunk: Chunk) -> npt.NDArray[np.bool_]:
+    """Which of the pairs are near-duplicates, counted exactly."""
+    sets = []
+    for line in read_pieces(chunk.file, chunk.starts, chunk.sizes):
+        messages = [to_message(message) for message in orjson.loads(line)["messages"]]
+        sets.append(set(shingles(spoken_text(messages), chunk.settings.shingle_words)))
+    threshold = chunk.settings.threshold
+    return np.array([similarity(sets[one], sets[other]) >= threshold for one, other in chunk.pairs], bool)
+
+
+def propose_pairs(band: Callable[[int], Keys], bands: int, rows: npt.NDArray[np.int64]) -> Pairs:
+    """The pairs among `rows` that share a band, each once: every row with the first of its bucket and with the one
+    before it, so that a bucket of a thousand rows gives two thousand pairs and no million."""
+    found = [np.empty((0, 2), np.int64)]
+    for at in range(bands):
+        pairs = equal_pairs(band(at)[rows])
+        found.append(np.unique(rows[pairs], axis=0))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def equal_pairs(keys: Keys) -> Pairs:
+    """Positions of equal keys: each with the first one and with the one before it."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    new = np.ones(len(keys), bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    first = order[np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0))]
+    with_first = np.stack([first, order], axis=1)[~new]
+    with_before = np.stack([order[:-1], order[1:]], axis=1)[~new[1:]]
+    return np.concatenate([with_first, with_before])
+
+
+def copies(keys: Keys) -> Pairs:
+    """(survivor, copy) for every row that repeats an earlier one's key."""
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    survivor = first[which]
+    copy = np.flatnonzero(survivor != np.arange(len(keys)))
+    return np.stack([survivor[copy], copy], axis=1)
+
+
+def near_copies(pairs: Pairs) -> Pairs:
+    """(survivor, copy) for every row that is similar to an earlier one which itself survives."""
+    dropped: dict[int, int] = {}
+    order = np.lexsort((pairs[:, 0], pairs[:, 1]))
+    for one, other in pairs[order].tolist():
+        if one not in dropped and other not in dropped:
+            dropped[other] = one
+    return np.array([(one, other) for other, one in dropped.items()], np.int64).reshape(-1, 2)
+
+
+def clusters(size: int, pairs: Pairs) -> npt.NDArray[np.int64]:
+    """For each of `size` rows the number of the connected component that the pairs put it into."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
+    found: Column = connected_components(graph, directed=False)[1].astype(np.int64)
+    return found

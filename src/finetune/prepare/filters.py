@@ -1,0 +1,105 @@
+"""What is done to a conversation after it was read, and which ones are kept: each drop has a reason code."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unicodedata import normalize
+
+import regex
+
+from finetune.config_data import Bounds, DataConfig, FilterConfig, Source
+from finetune.errors import ConfigError
+from finetune.prepare.formats import Conversation
+from finetune.records import Message
+
+PATTERN_SECONDS = 1.0  # a regular expression that takes longer on one row is caught in backtracking
+
+TokenCounter = Callable[[str], int]
+
+
+def give_form(conversation: Conversation, source: Source, data: DataConfig, labels: Sequence[str]) -> None:
+    """Normalize the text, name the agent, and put the system prompt in front: the row's own one, else the agent's, the
+    source's or the default one; `labels` are told in it, if any."""
+    if data.unicode != "none":
+        conversation.messages = [_normalized(message, data.unicode) for message in conversation.messages]
+        labels = list(dict.fromkeys(normalize(data.unicode, label) for label in labels))
+        conversation.label = conversation.label and normalize(data.unicode, conversation.label)
+    conversation.agent = conversation.agent or source.agent or source.name
+    own = conversation.messages[0] if conversation.messages[0].role == "system" else None
+    conversation.own_system = own is not None
+    default = data.default_system_prompt if source.system_prompt is None else source.system_prompt
+    system = own.content if own else data.system_prompts.get(conversation.agent, default)
+    if labels and conversation.label is not None:
+        told = f"Answer with exactly one of these labels: {', '.join(labels)}."
+        system = f"{system}\n{told}" if system else told
+    turns = conversation.messages[1:] if own else conversation.messages
+    conversation.messages = [Message("system", system), *turns] if system else turns
+
+
+def _normalized(message: Message, form: Any) -> Message:
+    return message if message.content.isascii() else replace(message, content=normalize(form, message.content))
+
+
+def reason_to_drop(
+    conversation: Conversation, text: str, filters: FilterConfig, count_tokens: TokenCounter | None
+) -> str | None:
+    """The reason code of the first filter that the conversation fails, or None; `text` is all of it but the system's.
+
+    ValueError where a regular expression does not come to an end on this row.
+    """
+    if filters.only_successful and not conversation.success:
+        return "not_successful"
+    given = {message.role for message in conversation.messages if message.role != "system" or conversation.own_system}
+    if not given <= set(filters.roles):
+        return "role_not_kept"
+    if (found := _out_of(filters.characters, len(text), "characters")) is not None:
+        return found
+    if not all(matches(pattern, text) for pattern in filters.keep_matching):
+        return "pattern_missing"
+    if any(matches(pattern, text) for pattern in filters.drop_matching):
+        return "pattern_found"
+    if count_tokens and (found := _out_of(filters.tokens, count_tokens(text), "tokens")) is not None:
+        return found
+    return None
+
+
+def _out_of(bounds: Bounds, found: int, unit: str) -> str | None:
+    if bounds.min is not None and found < bounds.min:
+        return f"too_few_{unit}"
+    if bounds.max is not None and found > bounds.max:
+        return f"too_many_{unit}"
+    return None
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether the pattern is found anywhere in the text; ValueError where that takes longer than a second."""
+    try:
+        return regex.search(pattern, text, timeout=PATTERN_SECONDS) is not None
+    except TimeoutError:
+        raise ValueError(f"the pattern {pattern!r} did not finish in {PATTERN_SECONDS:g} s") from None
+
+
+def spoken_text(messages: Sequence[Message]) -> str:
+    """What user, assistant and tools wrote: what filters and near-duplicates look at."""
+    return "\n".join(message.text for message in messages if message.role != "system")
+
+
+@cache
+def token_counter(base: str, revision: str | None) -> TokenCounter:
+    """How many tokens the base's tokenizer makes of a text, without what the chat template adds."""
+    from tokenizers import Tokenizer
+
+    file = Path(base) / "tokenizer.json"
+    try:
+        local = Path(base).is_dir()
+        tokenizer = Tokenizer.from_file(str(file)) if local else Tokenizer.from_pretrained(base, revision or "main")
+    except Exception as error:  # tokenizers raises nothing more special
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{base}: has no tokenizer.json for data.filters.tokens ({reason}); unset its bounds"
+        ) from None
+    tokenizer.no_truncation()  # which a file may ask for, and every long text would count as short
+    tokenizer.no_padding()
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

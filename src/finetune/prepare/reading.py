@@ -1,0 +1,154 @@
+"""All sources to one table: format detected, rows read in parallel, every row accounted for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO
+
+import orjson
+
+from finetune.config import Config
+from finetune.config_data import DataConfig, Format, Source
+from finetune.console import byte_progress
+from finetune.errors import DataError
+from finetune.prepare.batches import BadRow, Batch, Row
+from finetune.prepare.formats import Fields, detect_format, unused_columns
+from finetune.prepare.ledger import SHOWN, Risk, SourceAccount
+from finetune.prepare.risks import category_of
+from finetune.prepare.rows import BAD_ROW, Reading, ReadRows, read_batch
+from finetune.prepare.sources import Opened, open_source
+from finetune.prepare.table import Spool
+from finetune.prepare.workers import Workers
+
+ROWS_LOOKED_AT = 100  # rows that a format is detected by
+
+
+class Notes:
+    """The files that name every dropped and every risky row."""
+
+    def __init__(self, dropped: IO[bytes], risks: IO[bytes]) -> None:
+        self._dropped, self._risks = dropped, risks
+
+    def dropped(self, source: str, line: int, reason: str, like: str | None = None) -> None:
+        """One dropped row; `like` names the row that it repeats."""
+        row = {"source": source, "line": line, "reason": reason} | ({"like": like} if like else {})
+        self._dropped.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+
+    def risk(self, source: str, line: int, example_id: str, kind: str) -> None:
+        """One kind of risk in one row; what was found is not written."""
+        row = {"source": source, "line": line, "kind": kind} | ({"id": example_id} if example_id else {})
+        self._risks.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+
+
+@contextmanager
+def open_notes(folder: Path) -> Iterator[Notes]:
+    """Both files in a folder."""
+    with (folder / "dropped.jsonl").open("wb") as dropped, (folder / "risks.jsonl").open("wb") as risks:
+        yield Notes(dropped, risks)
+
+
+def read_source(
+    at: int, config: Config, root: Path, labels: dict[str, list[str]], workers: Workers, spool: Spool, notes: Notes
+) -> SourceAccount:
+    """Read one source into the spool; gives its account. DataError as `data.on_bad_row` and `data.risks` say."""
+    data, source = config.data, config.data.sources[at]
+    opened = open_source(data, source, root)
+    format_, unused, batches = know_format(opened, source)
+    account = SourceAccount(
+        place=opened.where,
+        format=format_,
+        detected=source.format is None,
+        sha256=opened.sha256,
+        revision=opened.revision,
+        bytes=opened.bytes,
+        unused_columns=unused,
+    )
+    tokenizer = (config.model.base, config.model.revision) if data.filters.tokens.given else None
+    reading = Reading(source, format_, data, labels, tokenizer)
+    with byte_progress(opened.bytes, f"reading {source.name}") as show:
+        for found in workers(read_batch, ((reading, batch) for batch in batches)):
+            account_batch(found, account, source, data, notes)
+            spool.add(at, found)
+            show(found.read_bytes)
+    check_bad_fraction(data, account)
+    return account
+
+
+def know_format(opened: Opened, source: Source) -> tuple[Format, list[str], Iterator[Batch]]:
+    """The format (named or detected), the columns that it does not read, and all batches, the first one included."""
+    first = next(opened.batches, None)
+    rows = list(islice((row for row in (first.rows() if first else [])), ROWS_LOOKED_AT))
+    good = [row.fields for row in rows if isinstance(row, Row)]
+    format_ = source.format
+    if format_ is None:
+        if not good:
+            bad = next((row for row in rows if isinstance(row, BadRow)), None)
+            what = f"{opened.where}:{bad.line}: {bad.why}" if bad else f"{opened.where}: holds no row"
+            raise DataError(f"{what}; so the format of source {source.name!r} can't be detected; mend it or name it")
+        try:
+            format_ = detect_format(good, source.columns)
+        except ValueError as error:
+            raise DataError(f"{opened.where}: source {source.name!r} {error}") from None
+    batches = chain([first] if first else [], opened.batches)
+    return format_, unused_columns(good, format_, source.columns), batches
+
+
+def account_batch(found: ReadRows, account: SourceAccount, source: Source, data: DataConfig, notes: Notes) -> None:
+    """Count a batch's rows, or stop at the first bad or risky one where the config says so."""
+    if found.bad and data.on_bad_row == "stop":
+        bad = found.bad[0]
+        raise DataError(f"{account.place}:{bad.line}: {bad.why}; mend the row, or set data.on_bad_row: skip")
+    if found.stopped:
+        line, kind = found.stopped
+        raise DataError(
+            f"{account.place}:{line}: holds {kind}; mend the row, or set data.risks.{category_of(kind)}: drop (or note)"
+        )
+    account.read += len(found.lines)
+    for line, reason in zip(found.lines, found.reasons, strict=True):
+        if reason is not None:
+            account.dropped[reason] += 1
+            notes.dropped(source.name, line, reason)
+    for bad in found.bad[: SHOWN - len(account.bad_rows)]:
+        account.bad_rows.append(f"{account.place}:{bad.line}: {bad.why}")
+    for line, example_id, kind in found.risky:
+        account.risks.setdefault(kind, Risk()).add(line)
+        notes.risk(source.name, line, example_id, kind)
+
+
+def check_bad_fraction(data: DataConfig, account: SourceAccount) -> None:
+    """DataError where more of the source is bad than `data.max_bad_fraction` allows."""
+    bad = account.dropped[BAD_ROW]
+    if bad > data.max_bad_fraction * account.read:
+        raise DataError(
+            f"{account.place}: {bad} of {account.read} rows are bad, more than data.max_bad_fraction: "
+            f"{data.max_bad_fraction:g}; the first: {account.bad_rows[0]}"
+        )
+
+
+def read_labels(data: DataConfig, root: Path) -> dict[str, list[str]]:
+    """By agent, the labels of all classification sources, where `data.labels_in_prompt` asks for them."""
+    found: dict[str, set[str]] = {}
+    for source in data.sources if data.labels_in_prompt else ():
+        opened = open_source(data, source, root)
+        format_, _, batches = know_format(opened, source)
+        if format_ == "classification":
+            collect_labels(batches, source, found)
+    return {agent: sorted(labels) for agent, labels in sorted(found.items())}
+
+
+def collect_labels(batches: Iterator[Batch], source: Source, found: dict[str, set[str]]) -> None:
+    """Add one source's labels; rows that have none are told of when they are read."""
+    for row in chain.from_iterable(batch.rows() for batch in batches):
+        try:
+            fields = Fields(row.fields if isinstance(row, Row) else {}, source.columns)
+            agent = fields.optional_text("agent") or source.agent or source.name
+            found.setdefault(agent, set()).add(fields.name("label"))
+        except ValueError:
+            continue
+
+
+def total_bytes(data: DataConfig, root: Path) -> int:
+    """What all files in the data folder hold, in bytes: how much work there is."""
+    paths = [root / data.directory / source.path for source in data.sources if source.path]
+    return sum(path.stat().st_size for path in paths if path.is_file())

@@ -1,0 +1,121 @@
+"""One batch of a source's rows, from raw to examples: what a worker does, and the columns that it gives back."""
+
+from dataclasses import dataclass, field
+
+import orjson
+
+from finetune.config_data import DataConfig, Format, Source
+from finetune.prepare.batches import BadRow, Batch, Row
+from finetune.prepare.filters import TokenCounter, give_form, reason_to_drop, spoken_text, token_counter
+from finetune.prepare.formats import Conversation, parse_row
+from finetune.prepare.keys import Keys, conversation_hashes, text_hash
+from finetune.prepare.minhash import band_hashes
+from finetune.prepare.risks import category_of, find_risks
+from finetune.records import Example
+
+BAD_ROW = "bad_row"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that a worker must know about a source."""
+
+    source: Source
+    format: Format
+    data: DataConfig
+    labels: dict[str, list[str]]  # by agent, told in the system prompt where there are any
+    tokenizer: tuple[str, str | None] | None  # base and revision, where tokens are bounded
+
+
+@dataclass
+class ReadRows:
+    """A batch after reading. Of all rows: line and drop reason (None: kept). Of the kept ones: their JSON and keys."""
+
+    read_bytes: int
+    lines: list[int] = field(default_factory=list)
+    reasons: list[str | None] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    risky: list[tuple[int, str, str]] = field(default_factory=list)  # line, id (empty if dropped), kind
+    stopped: tuple[int, str] | None = None  # line and kind of the first risk whose policy is stop
+    json: list[bytes] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    texts: list[int] = field(default_factory=list)  # hash of the whole conversation
+    prompts: list[int] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)  # 0: no group
+    agents: list[str] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+    bands: Keys | None = None
+
+    def drop(self, line: int, reason: str) -> None:
+        """Account for a row that is not kept."""
+        self.lines.append(line)
+        self.reasons.append(reason)
+
+
+def read_batch(work: tuple[Reading, Batch]) -> ReadRows:
+    """The rows of one batch, parsed, formed and filtered, with the hashes that duplicates and splits are found by."""
+    reading, batch = work
+    found = ReadRows(batch.read_bytes)
+    spoken: list[str] = []
+    counter = token_counter(*reading.tokenizer) if reading.tokenizer else None
+    for row in batch.rows():
+        if isinstance(row, BadRow):
+            found.bad.append(row)
+            found.drop(row.line, BAD_ROW)
+            continue
+        try:
+            text = read_row(row, reading, counter, found)
+        except ValueError as error:
+            found.bad.append(BadRow(row.line, str(error)))
+            found.drop(row.line, BAD_ROW)
+            continue
+        if text is not None:
+            spoken.append(text)
+    if reading.data.duplicates.near != "ignore":
+        found.bands = band_hashes(spoken, reading.data.duplicates)
+    return found
+
+
+def read_row(row: Row, reading: Reading, counter: TokenCounter | None, found: ReadRows) -> str | None:
+    """Add one row to the batch; gives what was spoken in it, or None where it was dropped; ValueError if it is bad."""
+    data = reading.data
+    conversation = parse_row(row.fields, reading.format, reading.source.columns)
+    labels = reading.labels.get(conversation.agent or reading.source.agent or reading.source.name, [])
+    give_form(conversation, reading.source, data, labels)
+    text = spoken_text(conversation.messages)
+    held_out = reading.source.split in ("validation", "test")
+    reason = None if held_out else reason_to_drop(conversation, text, data.filters, counter)
+    kinds = find_risks("\n".join(message.text for message in conversation.messages)) if reason is None else []
+    for kind in kinds:
+        policy = getattr(data.risks, category_of(kind))
+        if policy == "stop" and found.stopped is None:
+            found.stopped = (row.line, kind)
+        if policy == "drop" and not held_out:
+            reason = f"risk_{category_of(kind)}"
+    if reason is not None:
+        found.risky += [(row.line, "", kind) for kind in kinds]
+        found.drop(row.line, reason)
+        return None
+    example_id = keep(conversation, row.line, reading.source.name, found)
+    found.risky += [(row.line, example_id, kind) for kind in kinds]
+    return text
+
+
+def keep(conversation: Conversation, line: int, source: str, found: ReadRows) -> str:
+    """Add the conversation as an example; gives its id, which stands for source, agent and content."""
+    agent, messages = conversation.agent or source, conversation.messages
+    content = [source, agent, [message.to_json() for message in messages], conversation.tools]
+    number = text_hash(orjson.dumps(content))
+    tools = tuple(conversation.tools)
+    example = Example(f"{number:016x}", source, line, agent, tuple(messages), conversation.label, tools)
+    found.lines.append(line)
+    found.reasons.append(None)
+    found.json.append(orjson.dumps(example.to_json(), option=orjson.OPT_APPEND_NEWLINE))
+    found.ids.append(number)
+    whole, prompt = conversation_hashes(messages)
+    found.texts.append(whole)
+    found.prompts.append(prompt)
+    found.groups.append(text_hash(conversation.group) | 1 if conversation.group is not None else 0)
+    found.agents.append(agent)
+    found.labels.append(conversation.label)
+    return example.id

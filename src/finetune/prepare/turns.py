@@ -1,0 +1,240 @@
+"""The turns of a conversation: chat messages and ShareGPT's, with tool calls and their results, and their order.
+
+{"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function",
+ "function": {"name": "weather", "arguments": "{\\"city\\": \\"Bern\\"}"}}]}
+{"role": "tool", "tool_call_id": "1", "content": "12 degrees"}
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.records import Message, Role, parse_json
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+SHAREGPT_ROLES: dict[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+DEEPEST = (
+    100  # levels of objects and lists in a tool's arguments; beyond some hundreds, writers and readers of JSON fail
+)
+
+
+def read_messages(value: Any, name: str) -> list[Message]:
+    """Chat messages (a list, or its JSON in a table's cell); ValueError says which one is wrong and why."""
+    return [_message(turn, f"{name}[{at}]") for at, turn in enumerate(_list(value, name))]
+
+
+def _message(turn: Any, place: str) -> Message:
+    if not isinstance(turn, dict):
+        raise ValueError(f"{place} must be an object with role and content, not {kind_of(turn)}")
+    role = _role(turn.get("role"), ROLES, f"{place}.role")
+    calls = None
+    if given := _from_json(turn.get("tool_calls") or None, f"{place}.tool_calls"):
+        calls = _tool_calls(given, f"{place}.tool_calls")
+    elif turn.get("function_call"):  # as it was called before there were several
+        calls = (_tool_call(turn["function_call"], f"{place}.function_call"),)
+    if calls and role != "assistant":
+        raise ValueError(f"{place} calls a tool, but its role is {role}")
+    return Message(
+        role=role,
+        content=_content(turn.get("content"), f"{place}.content", may_be_empty=bool(calls) or role == "tool"),
+        tool_calls=calls,
+        name=_optional(turn.get("name"), f"{place}.name"),
+        tool_call_id=_optional(turn.get("tool_call_id"), f"{place}.tool_call_id"),
+    )
+
+
+def read_sharegpt(value: Any, name: str) -> list[Message]:
+    """ShareGPT's turns (`from`, `value`) as messages; ValueError says which one is wrong and why.
+
+    Many files call chat's turns (`role`, `content`) conversations; such turns are read as those of chat.
+    """
+    return [_turn(turn, f"{name}[{at}]") for at, turn in enumerate(_list(value, name))]
+
+
+def _turn(turn: Any, place: str) -> Message:
+    if not isinstance(turn, dict):
+        raise ValueError(f"{place} must be an object with from and value, not {kind_of(turn)}")
+    if turn.get("from") is None and turn.get("role") is not None:
+        return _message(turn, place)
+    role = _role(turn.get("from"), SHAREGPT_ROLES, f"{place}.from")
+    if turn["from"].lower() == "function_call":
+        calls = _from_json(turn.get("value"), f"{place}.value")
+        return Message(role, "", _tool_calls(calls if isinstance(calls, list) else [calls], f"{place}.value"))
+    return Message(role, _content(turn.get("value"), f"{place}.value", may_be_empty=role == "tool"))
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    found = _from_json(value, name)
+    if not isinstance(found, list):
+        raise ValueError(f"{name} must be a list of turns, not {kind_of(found)}")
+    if not found:
+        raise ValueError(f"{name} holds no turn")
+    return found
+
+
+def _role(value: Any, known: Mapping[str, Role], place: str) -> Role:
+    role = known.get(value.lower()) if isinstance(value, str) else None
+    if role is None:
+        what = f"is {value!r:.40}" if isinstance(value, str) else f"must be text, not {kind_of(value)}"
+        raise ValueError(f"{place} {what}; known are {', '.join(known)}")
+    return role
+
+
+def _content(value: Any, place: str, *, may_be_empty: bool) -> str:
+    if isinstance(value, list):  # content in parts, as some servers' logs have it
+        value = "".join(_part(part, f"{place}[{at}]") for at, part in enumerate(value))
+    if value is None and may_be_empty:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{place} must be text, not {kind_of(value)}")
+    if not value.strip() and not may_be_empty:
+        raise ValueError(f"{place} is empty")
+    return sound_text(value, place)
+
+
+def _part(part: Any, place: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, dict) else None
+        what = f" but {kind!r:.40}" if isinstance(kind, str) and kind != "text" else ""
+        raise ValueError(f"{place} is no text part{what}; only text can be trained on")
+    return str(part["text"])
+
+
+def _tool_calls(calls: Any, place: str) -> tuple[dict[str, Any], ...]:
+    """Calls in the form that chat templates read: arguments are an object, not its JSON."""
+    if not isinstance(calls, list):
+        raise ValueError(f"{place} must be a list, not {kind_of(calls)}")
+    if not calls:
+        raise ValueError(f"{place} holds no call")
+    return tuple(_tool_call(call, f"{place}[{at}]") for at, call in enumerate(calls))
+
+
+def _tool_call(call: Any, place: str) -> dict[str, Any]:
+    function = (call.get("function") or call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
+        raise ValueError(f"{place} names no function")
+    arguments = _object(function.get("arguments") or {}, f"{place}.arguments")
+    name, call_id = sound_text(function["name"], f"{place}.name"), _optional(call.get("id"), f"{place}.id")
+    found = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return found if call_id is None else {"id": call_id, **found}
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    found = _from_json(value, place)
+    if not isinstance(found, dict):
+        raise ValueError(f"{place} must be an object, not {kind_of(found)}")
+    _check_sound(found, place)
+    return found if isinstance(value, str) else _without_nulls(found)
+
+
+def read_tools(value: Any, name: str) -> list[dict[str, Any]]:
+    """The functions that the assistant may call, as JSON schemas; ValueError where they are none."""
+    found = _from_json(value, name)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise ValueError(f"{name} must be a list of objects, not {kind_of(found)}")
+    for at, tool in enumerate(found):
+        if not isinstance(tool, dict):
+            raise ValueError(f"{name}[{at}] must be an object, not {kind_of(tool)}")
+        _check_sound(tool, f"{name}[{at}]")
+    return found if isinstance(value, str) else [_without_nulls(tool) for tool in found]
+
+
+def check_order(messages: Sequence[Message]) -> None:
+    """ValueError unless system comes first if at all, user and assistant take turns, tools answer calls, and the last
+    turn is the assistant's: chat templates refuse other orders, or render them into something no server will send."""
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    if not turns or turns[-1].role != "assistant":
+        last = f"the last turn is the {turns[-1].role}'s" if turns else "there is no turn"
+        raise ValueError(f"{last}; a conversation must end with the assistant's answer")
+    before = "start"
+    for at, message in enumerate(turns, start=len(messages) - len(turns)):
+        if message.role not in FOLLOWERS[before]:
+            raise ValueError(f"turn {at + 1} is the {message.role}'s, where {' or '.join(FOLLOWERS[before])} is due")
+        before = "call" if message.tool_calls else message.role
+
+
+FOLLOWERS: dict[str, tuple[Role, ...]] = {
+    "start": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user",),
+    "call": ("tool",),
+    "tool": ("assistant", "tool"),
+}
+
+
+def _from_json(value: Any, place: str) -> Any:
+    try:
+        return parse_json(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"{place} holds broken JSON: {error}") from None
+
+
+def _optional(value: Any, place: str) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{place} must be text, not {kind_of(value)}")
+    return sound_text(value, place)
+
+
+def sound_text(value: str, place: str) -> str:
+    """The value, unless it holds half of a surrogate pair, which no tokenizer takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{place} holds half of a surrogate pair, which is no text") from None
+    return value
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without the nulls that columnar files put where a key is missing; JSON in a text has none of these."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _check_sound(value: Any, place: str, depth: int = 0) -> None:
+    """ValueError where the value could not be written as JSON that every program reads."""
+    if depth > DEEPEST:
+        raise ValueError(f"{place} is nested more than {DEEPEST} levels deep")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            sound_text(key, place)
+            _check_sound(item, place, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_sound(item, place, depth + 1)
+    elif isinstance(value, str):
+        sound_text(value, place)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError(f"{place} holds a number of more than 64 bits")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place} holds {value}, which is no JSON")
+    elif value is not None and not isinstance(value, bool | int | float):
+        raise ValueError(f"{place} holds a {type(value).__name__}, which is no JSON")
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for a text about what it should be."""
+    return "null" if value is None else type(value).__name__

@@ -1,0 +1,74 @@
+"""Work spread over this machine's cores: results in the order of the work, and only a few items in memory."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Protocol, TypeVar
+
+from finetune.errors import MachineError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+WORTH_A_POOL = 16_000_000  # bytes of input: starting processes takes a second, in which one reads about as much
+
+
+class Workers(Protocol):
+    """Applies a function to items; results come in the items' order."""
+
+    def __call__(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]: ...
+
+
+@contextmanager
+def open_workers(work_bytes: int) -> Iterator[Workers]:
+    """Processes for so much work, one a core; little work is done in this process."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if work_bytes < WORTH_A_POOL or count == 1:
+        yield _in_this_process
+        return
+    # Spawned, not forked: what runs here has threads (Arrow's), and a fork of them can hang.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_start)
+    try:
+        yield lambda function, items: _in_order(executor, count, function, items)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _in_this_process(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    return map(function, items)
+
+
+def _in_order(
+    executor: ProcessPoolExecutor, count: int, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(executor.submit(function, item))
+            if len(waiting) > 2 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise MachineError(
+            "prepare: a worker process was killed, most likely for memory; free some, or lower data.max_row_size"
+        ) from None
+
+
+def _start() -> None:
+    """Interrupts are the parent's to handle; and a worker whose parent was killed ends instead of waiting for ever."""
+    gc.disable()  # rows hold no circles, and looking for some takes a third of the time
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
