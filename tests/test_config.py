@@ -266,6 +266,80 @@ def test_two_sources_of_one_name_are_refused(params: dict[str, Any]) -> None:
     assert error_of(params) == f"params.yaml: data.sources: {text}"
 
 
+def test_the_sources_of_the_readme_load(params: dict[str, Any], tmp_path: Path) -> None:
+    """The page's example of a mixture is one that the tool takes."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "sources.yaml").write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    params["data"] |= read_yaml(tmp_path / "sources.yaml")
+    params["data"]["split"] |= {"train": 0.9, "validation": 0.1, "test": 0.0}
+    forum, _, test, hub = parse_config(params, "params.yaml").data.sources
+    assert (forum.fraction, test.split, test.columns, hub.part) == (0.67, "test", {"label": "category"}, "train")
+
+
+SOURCE = {"name": "rows", "path": "rows.jsonl"}
+HUB = {"name": "rows", "hub": "org/rows", "revision": "0" * 40, "part": "train"}
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ({"name": "rows"}, "name either path (a file in data.directory) or hub (a dataset of the Hub)"),
+        (SOURCE | HUB, "name either path (a file in data.directory) or hub (a dataset of the Hub)"),
+        (
+            {**HUB, "revision": None},
+            "a hub dataset needs revision (40 hex digits) and part (its own split, like train)",
+        ),
+        (SOURCE | {"revision": "0" * 40}, "revision and subset belong to a hub dataset, not to a path"),
+        (SOURCE | {"fraction": 0.5, "cap": 3}, "fraction and cap exclude each other; keep one"),
+        (SOURCE | {"split": "test", "cap": 3}, "a test file is taken as it is; drop cap"),
+    ],
+)
+def test_a_source_that_contradicts_itself_is_refused(params: dict[str, Any], source: Any, text: str) -> None:
+    """Which of two contradicting keys was meant is not ours to guess."""
+    params["data"]["sources"] = [source]
+    assert error_of(params).splitlines()[0] == f"params.yaml: data.sources.0: {text}"
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        (
+            {"duplicates.exact": "keep"},
+            "duplicates: near: drop would drop exact copies too; set exact: drop, or near: group",
+        ),
+        ({"filters.characters": {"min": 9, "max": 3}}, "filters.characters: min 9 is more than max 3"),
+        (
+            {"filters.drop_matching": ["a("]},
+            "filters.drop_matching: 'a(' is no regular expression: missing ) at position 2",
+        ),
+        ({"split.method": "stable"}, "split: method stable decides by each row's hash alone; set stratify_by: null"),
+        (
+            {"sources": [SOURCE | {"split": "test"}]},
+            ": source 'rows' is the test split, so set split.test: 0.0 (it is 0.13)",
+        ),
+        (
+            {"split.test": 0.0, "split.train": 0.93},
+            ": split.test is 0 and no source is the test split; give it a share or a file",
+        ),
+        (
+            {"split.train": 0.0, "split.test": 0.93},
+            ": split.train is 0 and no source is the train split; nothing would be trained on",
+        ),
+        (
+            {"max_row_size": "10"},
+            "max_row_size: '10' is no amount of memory; write a number and its unit, like '10 GB' or '10 GiB'",
+        ),
+    ],
+)
+def test_data_that_contradicts_itself_is_refused(
+    change: Callable[..., Config], changed: dict[str, Any], text: str
+) -> None:
+    """Each would end in an empty split, in rows lost or in a test set that moves."""
+    with pytest.raises(ConfigError) as caught:
+        change(**{f"data.{key}": value for key, value in changed.items()})
+    assert str(caught.value) == f"params.yaml: data{'' if text.startswith(':') else '.'}{text}"
+
+
 def test_all_mistakes_are_told_together(params: dict[str, Any]) -> None:
     """One mistake a try costs a person as many tries as mistakes."""
     params["environment"] = "gpu"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +60,13 @@ def why_not(format_: Format, columns: dict[str, str] | None = None, /, **changed
 def test_every_format_shows_its_line() -> None:
     """The docstring is what a user copies from."""
     assert tuple(ROWS) == FORMATS
+
+
+def test_the_readme_shows_the_same_lines() -> None:
+    """What a newcomer copies from the page is what the parsers read."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^\| `(\w+)` \| `(\{.*\})` \|$", text, flags=re.MULTILINE))
+    assert {name: json.loads(line) for name, line in shown.items()} == ROWS
 
 
 @pytest.mark.parametrize("format_", FORMATS)

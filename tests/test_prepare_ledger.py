@@ -150,7 +150,7 @@ def balanced() -> tuple[list[SourceAccount], dict[str, Any], dict[str, int]]:
     table.reason[3] = 2
     places = np.array([0, 0, 2, 0], np.int8)
     accounts = [account(5, bad_row=1)]
-    account_table(accounts, table, places)
+    account_table(accounts, table, places, np.arange(4))
     splits = account_splits(table, places, np.arange(4), ["rows"])
     return accounts, splits, {"train": 2, "validation": 0, "test": 1}
 
@@ -161,6 +161,7 @@ def test_a_balanced_ledger_passes() -> None:
     check_balance(accounts, splits, written)
     assert accounts[0].dropped == {"bad_row": 1, "exact_duplicate": 1}
     assert accounts[0].splits == {"train": 2, "validation": 0, "test": 1}
+    assert (accounts[0].groups, accounts[0].labels) == (3, {})
     assert splits["train"] == {
         "examples": 2,
         "groups": 2,

@@ -259,6 +259,15 @@ def test_near_duplicates_are_dropped_and_told(prepare: Run) -> None:
     assert dropped == {"source": "s0", "line": 10, "reason": "near_duplicate", "like": "s0:9"}
 
 
+def test_rows_of_two_agents_are_no_copies(prepare: Run) -> None:
+    """One says what is wrong with a text, the other translates it: the same words are two things to learn."""
+    text = "please look at the parcel that I sent to Bern on Monday morning"
+    account = prepare([*rows(8), row(text), row(text, agent="other")], duplicates=NEAR)["sources"]["s0"]
+    assert account["kept"] == 10
+    holding = [name for name in SPLITS if any(text in str(one) for one in split_of(prepare, name))]
+    assert len(holding) == 1
+
+
 def test_near_duplicates_that_are_kept_are_never_apart(prepare: Run) -> None:
     """`group`: nothing is lost, and the test set still holds nothing that train holds nearly."""
     texts = [" ".join([f"w{at}w{word}" for word in range(9)] + [kind]) for at in range(12) for kind in ("one", "two")]
@@ -278,6 +287,19 @@ def test_the_mixture_of_a_large_and_two_small_sources(prepare: Run) -> None:
     ledger = prepare(sources=[sources[0] | {"fraction": 0.67}, *sources[1:]])
     assert {name: account["kept"] for name, account in ledger["sources"].items()} == {"forum": 67, "a": 9, "b": 7}
     assert ledger["sources"]["forum"]["dropped"] == {"not_sampled": 33}
+
+
+def test_the_counts_of_a_log_of_302_rows(prepare: Run) -> None:
+    """What the CPU recipe's data must come to: 302 read, 298 kept, 238, 29 and 31, in each agent's share."""
+    lines = [row(f"task {at}", success=at % 75 != 7, agent="abc"[at % 3 % 2]) for at in range(302)]
+    ledger = prepare(lines, split=HALF | {"train": 0.8, "validation": 0.1, "test": 0.1})
+    account, splits = ledger["sources"]["s0"], ledger["splits"]
+    assert (account["read"], account["dropped"], account["kept"]) == (302, {"not_successful": 4}, 298)
+    assert {name: split["examples"] for name, split in splits.items()} == {"train": 238, "validation": 29, "test": 31}
+    agents = {name: sum(split["by_agent"][name] for split in splits.values()) for name in "ab"}
+    for split in splits.values():
+        for name, rows_ in agents.items():
+            assert abs(split["by_agent"][name] - split["examples"] * rows_ / 298) < 1.5
 
 
 def test_the_users_own_test_file_stays_as_it_is(prepare: Run) -> None:
@@ -304,6 +326,7 @@ def test_a_format_is_detected_and_reported(prepare: Run) -> None:
     account = ledger["sources"]["rows"]
     assert (account["format"], account["detected"], account["unused_columns"]) == ("classification", True, ["score"])
     assert ledger["labels"] == {"bank": ["a", "b"]}
+    assert (account["groups"], account["labels"]) == (20, {"a": 10, "b": 10})
     assert ledger["splits"]["train"]["by_label"] == {"a": 5, "b": 5}
     assert prepare.examples()[0].messages[0].content == "Answer with exactly one of these labels: a, b."
     assert prepare.examples()[0].label == "a"

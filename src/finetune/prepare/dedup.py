@@ -25,7 +25,7 @@ PAIRS_AT_ONCE = 5000  # measured in one go by one worker
 
 
 def drop_exact(table: Table, rows: Column) -> None:
-    """Of these rows, drop those that repeat an earlier one up to white space and the system prompt."""
+    """Of these rows, drop those that repeat an earlier one of the same agent up to white space."""
     found = copies(table.text[rows])
     table.drop(rows[found[:, 1]], EXACT_DUPLICATE, like=rows[found[:, 0]])
 
@@ -39,8 +39,12 @@ def find_near(table: Table, settings: DuplicateConfig, workers: Workers) -> Pair
 
 
 def drop_near(table: Table, pairs: Pairs, may_go: npt.NDArray[np.bool_]) -> None:
-    """Drop every row that is similar to an earlier one which itself survives."""
-    found = near_copies(pairs[may_go[pairs].all(axis=1)])
+    """Drop every row that is similar to an earlier one of the same agent which itself survives.
+
+    Two agents may do different things with one text, so their rows are no copies of each other.
+    """
+    same_agent = table.agent[pairs[:, 0]] == table.agent[pairs[:, 1]]
+    found = near_copies(pairs[may_go[pairs].all(axis=1) & same_agent])
     table.drop(found[:, 1], NEAR_DUPLICATE, like=found[:, 0])
 
 

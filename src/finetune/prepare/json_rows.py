@@ -31,7 +31,7 @@ def _parse_object(line: int, text: bytes | str) -> Row | BadRow:
     except UnicodeDecodeError as error:
         return BadRow(line, f"not UTF-8 at byte {error.start}")
     except json.JSONDecodeError as error:
-        return BadRow(line, f"broken JSON: {error.msg} at character {error.pos}")
+        return BadRow(line, f"broken JSON: {error.msg.removesuffix(' at')} at character {error.pos}")
     except ValueError as error:
         return BadRow(line, f"broken JSON: {error}")
     if not isinstance(fields, dict):

@@ -20,10 +20,12 @@ def text_hash(text: str | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
 
 
-def conversation_hashes(messages: Sequence[Message]) -> tuple[int, int]:
-    """Hashes of all turns and of the prompt (all but the last); neither white space nor the system prompt counts."""
-    turns = [plain_turn(message) for message in messages if message.role != "system"]
-    return text_hash("\x1f".join(turns)), text_hash("\x1f".join(turns[:-1]))
+def conversation_hashes(agent: str, messages: Sequence[Message]) -> tuple[int, int]:
+    """Two hashes, in which white space does not count: of agent and conversation, by which copies are found; and of the
+    prompt (all but the last turn) without the system's part, by which leaks are."""
+    turns = [plain_turn(message) for message in messages]
+    spoken = turns[1:] if messages[0].role == "system" else turns
+    return text_hash("\x1f".join([agent, *turns])), text_hash("\x1f".join(spoken[:-1]))
 
 
 def shuffled(keys: Keys, seed: int, purpose: str) -> Keys:

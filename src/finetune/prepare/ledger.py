@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.config_types import SPLITS
 from finetune.prepare.split import Places
-from finetune.prepare.table import REASONS, Table
+from finetune.prepare.table import REASONS, Column, Table
 
 SHOWN = 20  # rows of a kind that are named in the ledger; data/prepared/{dropped,risks}.jsonl name them all
 
@@ -45,6 +45,8 @@ class SourceAccount:
     risks: dict[str, Risk] = field(default_factory=dict)  # by kind
     kept: int = 0
     splits: dict[str, int] = field(default_factory=dict)
+    groups: int = 0  # of kept rows that stay together: by group, or where there is none by prompt and likeness
+    labels: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """For the report; reasons and kinds in order of their names."""
@@ -52,25 +54,28 @@ class SourceAccount:
         return {**vars(self), "dropped": dict(sorted(self.dropped.items())), "risks": risks}
 
 
-def account_table(accounts: Sequence[SourceAccount], table: Table, places: Places) -> None:
-    """Add to the accounts what was dropped after reading, and in which split the rest is."""
+def account_table(accounts: Sequence[SourceAccount], table: Table, places: Places, cluster: Column) -> None:
+    """Add to the accounts what was dropped after reading, and in which split, group and label the rest is."""
     for at, account in enumerate(accounts):
         rows = np.flatnonzero(table.source == at)
         reasons = np.bincount(table.reason[rows], minlength=len(REASONS))
         account.dropped.update({name: int(n) for name, n in zip(REASONS, reasons, strict=True) if name and n})
-        account.kept = int(reasons[0])
-        counts = np.bincount(places[rows[table.reason[rows] == 0]], minlength=len(SPLITS))
+        kept = rows[table.reason[rows] == 0]
+        counts = np.bincount(places[kept], minlength=len(SPLITS))
+        account.kept = len(kept)
         account.splits = {name: int(n) for name, n in zip(SPLITS, counts, strict=True)}
+        account.groups = _count_groups(table, kept, cluster)
+        account.labels = _count(table.label[kept][table.label[kept] >= 0], table.labels)
 
 
-def account_splits(table: Table, places: Places, cluster: Any, sources: Sequence[str]) -> dict[str, Any]:
+def account_splits(table: Table, places: Places, cluster: Column, sources: Sequence[str]) -> dict[str, Any]:
     """For each split: examples, groups of rows that stay together, and examples by agent, source and label."""
     found: dict[str, Any] = {}
     for at, name in enumerate(SPLITS):
         rows = np.flatnonzero((table.reason == 0) & (places == at))
         found[name] = {
             "examples": len(rows),
-            "groups": len(np.unique(np.where(table.group[rows] == 0, cluster[rows], table.group[rows]))),
+            "groups": _count_groups(table, rows, cluster),
             "by_agent": _count(table.agent[rows], table.agents),
             "by_source": _count(table.source[rows], sources),
             "by_label": _count(table.label[rows][table.label[rows] >= 0], table.labels),
@@ -78,7 +83,12 @@ def account_splits(table: Table, places: Places, cluster: Any, sources: Sequence
     return found
 
 
-def _count(numbers: Any, names: Sequence[str]) -> dict[str, int]:
+def _count_groups(table: Table, rows: Column, cluster: Column) -> int:
+    group = table.group[rows]
+    return len(np.unique(group[group != 0])) + len(np.unique(cluster[rows][group == 0]))
+
+
+def _count(numbers: Column, names: Sequence[str]) -> dict[str, int]:
     counts = np.bincount(numbers, minlength=len(names))
     return dict(sorted((name, int(n)) for name, n in zip(names, counts, strict=True) if n))
 

@@ -39,7 +39,7 @@ class ReadRows:
     stopped: tuple[int, str] | None = None  # line and kind of the first risk whose policy is stop
     json: list[bytes] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
-    texts: list[int] = field(default_factory=list)  # hash of the whole conversation
+    texts: list[int] = field(default_factory=list)  # hash of agent and conversation
     prompts: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)  # 0: no group
     agents: list[str] = field(default_factory=list)
@@ -112,7 +112,7 @@ def keep(conversation: Conversation, line: int, source: str, found: ReadRows) ->
     found.reasons.append(None)
     found.json.append(orjson.dumps(example.to_json(), option=orjson.OPT_APPEND_NEWLINE))
     found.ids.append(number)
-    whole, prompt = conversation_hashes(messages)
+    whole, prompt = conversation_hashes(agent, messages)
     found.texts.append(whole)
     found.prompts.append(prompt)
     found.groups.append(text_hash(conversation.group) | 1 if conversation.group is not None else 0)

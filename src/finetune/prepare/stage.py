@@ -37,7 +37,7 @@ def run(config: Config, paths: Paths) -> None:
         sample(rows, data.sources, config.seed)
         cluster = drop_duplicates(rows, config, workers)
         places = place_rows(rows, cluster, [source.split for source in data.sources], data.split, config.seed)
-        account_table(accounts, rows, places)
+        account_table(accounts, rows, places, cluster)
         splits = account_splits(rows, places, cluster, [source.name for source in data.sources])
         check_filled(splits, accounts)
         check_balance(accounts, splits, write_splits(folder, rows, places))

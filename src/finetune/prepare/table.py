@@ -37,8 +37,8 @@ class Table:
     agent: Column  # position in `agents`
     label: Column  # position in `labels`; -1 without one
     id: Keys
-    text: Keys  # hash of the conversation without the system prompt
-    prompt: Keys  # the same without the last turn
+    text: Keys  # hash of agent and conversation
+    prompt: Keys  # hash of the conversation without its last turn and the system prompt
     group: Keys  # 0 without one
     reason: Column  # position in REASONS; 0 while the row is in
     like: Column  # the row that this one was dropped for, or -1
