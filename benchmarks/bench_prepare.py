@@ -13,17 +13,17 @@ import os
 import sys
 import tempfile
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from chat_rows import SEED, write_rows
-from measure import run_measured
+from measure import run_measured, what_ran
 from scipy.sparse import csr_array
 
 from finetune.artifacts import write_json
 from finetune.config import read_yaml
-from finetune.machine import describe_machine, versions
 from finetune.prepare.minhash import shingles
 
 ROOT = Path(__file__).parents[1]
@@ -37,13 +37,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--plain-up-to", type=int, default=1_000_000)
     parser.add_argument("--brute-force", type=int, default=20_000, help="rows on which all pairs are compared")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/prepare.json")
+    parser.add_argument("--out", type=Path, default=ROOT / f"benchmarks/results/prepare-{date.today()}.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sizes = [measure_size(Path(folder), count, plain=count <= options.plain_up_to) for count in options.rows]
         quality = measure_quality(Path(folder), options.brute_force)
-    machine = {"machine": describe_machine("cpu"), "versions": versions(), "cores": os.cpu_count()}
-    write_json(options.out, {"seed": SEED, "sizes": sizes, "near_duplicates": quality, **machine})
+    write_json(options.out, {"seed": SEED, "sizes": sizes, "near_duplicates": quality, **what_ran()})
     print(json.dumps({"sizes": sizes, "near_duplicates": quality}, indent=1))
 
 

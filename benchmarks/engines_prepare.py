@@ -13,10 +13,11 @@ import os
 import sys
 import tempfile
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from measure import run_measured
+from measure import run_measured, what_ran
 
 from finetune.artifacts import write_json
 
@@ -92,7 +93,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Which engine should read the rows")
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/prepare_engines.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / f"results/prepare-engines-{date.today()}.json"
+    )
     parser.add_argument("--run", nargs=3, metavar=("ENGINE", "SOURCE", "TARGET"), help="what a measured process does")
     options = parser.parse_args()
     if options.run:
@@ -100,16 +103,13 @@ def main() -> None:
         return
     from chat_rows import write_rows
 
-    from finetune.machine import describe_machine, versions
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_rows(folder / "rows.jsonl", options.rows)
         (folder / "bad.jsonl").write_bytes(BAD_FILE)
         runs = {engine: [measure(engine, folder) for _ in range(options.repeat)] for engine in ENGINES}
         bad = {engine: meet_bad_rows(engine, folder) for engine in ENGINES}
-    machine = {"machine": describe_machine("cpu"), "versions": {**versions(), **peer_versions()}}
-    write_json(options.out, {"rows": options.rows, "runs": runs, "bad_rows": bad, **machine})
+    write_json(options.out, {"rows": options.rows, "runs": runs, "bad_rows": bad, **what_ran()})
     print(json.dumps({"runs": runs, "bad_rows": bad}, indent=1))
 
 
@@ -145,13 +145,6 @@ def environment(folder: Path) -> dict[str, str]:
     source = str(Path(__file__).parents[1] / "src")
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     return {**os.environ, **quiet, "HF_DATASETS_CACHE": cache, "PYTHONPATH": source}
-
-
-def peer_versions() -> dict[str, str]:
-    """Versions of what only the benchmark uses."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("polars", "duckdb", "orjson")}
 
 
 if __name__ == "__main__":

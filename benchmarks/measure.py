@@ -1,14 +1,26 @@
 """Runs a command and measures it from outside: wall seconds, and the peak memory of all its processes together."""
 
+import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
+from finetune.machine import describe_machine
+
 SECONDS_BETWEEN_LOOKS = 0.2
+PACKAGES = ("datasets", "datasketch", "duckdb", "numpy", "orjson", "polars", "pyarrow", "rensa")
+
+
+def what_ran() -> dict[str, object]:
+    """Date, machine and versions, as they stand in every result."""
+    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"date": str(date.today()), "machine": describe_machine("cpu"), "versions": found}
 
 
 @dataclass(frozen=True)

@@ -292,12 +292,19 @@ HUB = {"name": "rows", "hub": "org/rows", "revision": "0" * 40, "part": "train"}
         (SOURCE | {"revision": "0" * 40}, "revision and subset belong to a hub dataset, not to a path"),
         (SOURCE | {"fraction": 0.5, "cap": 3}, "fraction and cap exclude each other; keep one"),
         (SOURCE | {"split": "test", "cap": 3}, "a test file is taken as it is; drop cap"),
+        (
+            SOURCE | {"columns": {"grup": "user"}},
+            "columns: 'grup' is a field of no format; did you mean group? (our name comes first, then the file's)",
+        ),
+        (HUB | {"hub": "data/raw/rows"}, "hub: 'data/raw/rows' is no name of a dataset of the Hub, like org/name"),
+        (HUB | {"hub": "json"}, "hub: 'json' is no name of a dataset of the Hub, like org/name"),
     ],
 )
 def test_a_source_that_contradicts_itself_is_refused(params: dict[str, Any], source: Any, text: str) -> None:
     """Which of two contradicting keys was meant is not ours to guess."""
     params["data"]["sources"] = [source]
-    assert error_of(params).splitlines()[0] == f"params.yaml: data.sources.0: {text}"
+    dot = "." if text.startswith(("columns", "hub:")) else ": "
+    assert error_of(params).splitlines()[0] == f"params.yaml: data.sources.0{dot}{text}"
 
 
 @pytest.mark.parametrize(

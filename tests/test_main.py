@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -96,26 +94,6 @@ def test_two_pipelines_at_once_are_refused(folder: Path, capsys: pytest.CaptureF
         holder.kill()
         holder.wait()
     assert main(["prepare"]) == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_is_five_and_leaves_nothing_half_done(folder: Path, number: signal.Signals) -> None:
-    """The old output stays until the new one is whole."""
-    assert main(["prepare"]) == 0
-    before = Path("data/prepared/train.jsonl").read_bytes()
-    os.mkfifo("data/raw/slow.jsonl")  # a source that never ends: the stage is caught inside its work
-    content = params()
-    content["data"]["sources"][0]["path"] = "slow.jsonl"
-    Path("params.yaml").write_text(json.dumps(content), encoding="utf-8")
-    command = [sys.executable, "-m", "finetune", "prepare"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.5)
-    process.send_signal(number)
-    _, told = process.communicate(timeout=20)
-    assert process.returncode in (3, 5)
-    assert "Traceback" not in told
-    assert Path("data/prepared/train.jsonl").read_bytes() == before
-    assert not list(Path("data").glob(".*partial"))
 
 
 def test_debug_shows_the_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,14 +57,16 @@ def to_arrow(table: pa.Table, new: Callable[..., Any]) -> bytes:
     sink = pa.BufferOutputStream()
     with new(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def to_parquet(table: pa.Table, **options: Any) -> bytes:
     """As pyarrow writes it."""
     sink = pa.BufferOutputStream()
     pa.parquet.write_table(table, sink, **options)
-    return sink.getvalue().to_pybytes()
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def to_zstd(content: bytes) -> bytes:
@@ -72,7 +74,8 @@ def to_zstd(content: bytes) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(content)
-    return sink.getvalue().to_pybytes()
+    squeezed: bytes = sink.getvalue().to_pybytes()
+    return squeezed
 
 
 WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
@@ -285,7 +288,7 @@ def test_the_largest_row_is_the_one_of_just_that_size(tmp_path: Path, end: bytes
 # ---- JSON arrays
 
 
-def test_elements_come_with_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elements_come_with_their_numbers_and_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However little is read at once, and wherever that cuts a number, an escape or a letter of four bytes in two."""
     text = '\n[ {"a": 1},\n\n{"a":\n"🙂\\ud83d\\ude42"}, 12,3.5e1 ,{"a": 1, "a": 2},true,\n{"a": NaN}\n,{}]\n'
     (tmp_path / "rows.json").write_text(text, encoding="utf-8")
@@ -293,15 +296,29 @@ def test_elements_come_with_their_lines(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(json_rows, "PIECE", piece)
         path, container = tmp_path / "rows.json", Container("json_array")
         assert [row for batch in read_batches(path, container, LARGEST) for row in batch.rows()] == [
-            Row(2, {"a": 1}),
-            Row(4, {"a": "🙂🙂"}),
-            BadRow(5, "a JSON object is expected, not int"),
-            BadRow(5, "a JSON object is expected, not float"),
-            BadRow(5, "broken JSON: the key 'a' stands twice in one object"),
-            BadRow(5, "a JSON object is expected, not bool"),
-            BadRow(6, "broken JSON: NaN is not JSON"),
-            Row(7, {}),
+            Row(1, {"a": 1}, starts_at=2),
+            Row(2, {"a": "🙂🙂"}, starts_at=4),
+            BadRow(3, "a JSON object is expected, not int (line 5)"),
+            BadRow(4, "a JSON object is expected, not float (line 5)"),
+            BadRow(5, "broken JSON: the key 'a' stands twice in one object (line 5)"),
+            BadRow(6, "a JSON object is expected, not bool (line 5)"),
+            BadRow(7, "broken JSON: NaN is not JSON (line 6)"),
+            Row(8, {}, starts_at=7),
         ]
+
+
+@pytest.mark.parametrize(("indent", "lines"), [(None, [1] * 5), (2, [2, 5, 8, 11, 14])])
+def test_an_elements_number_does_not_depend_on_the_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indent: int | None, lines: list[int]
+) -> None:
+    """`json.dump` puts all on one line: the line would be the same for every row, and identify none. Over batches."""
+    monkeypatch.setattr(batches, "BATCH_ROWS", 2)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"a": number} for number in range(5)], indent=indent), encoding="utf-8")
+    found = [batch.rows() for batch in read_batches(path, detect_container(path), LARGEST)]
+    assert [len(rows) for rows in found] == [2, 2, 1]
+    expected = [Row(at + 1, {"a": at}, starts_at=line) for at, line in enumerate(lines)]
+    assert [row for rows in found for row in rows] == expected
 
 
 def test_an_empty_array_has_no_rows(tmp_path: Path) -> None:
@@ -623,13 +640,13 @@ def test_any_bytes_are_rows_or_bad_rows_or_one_error(folder: Path, name: str, st
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.ndjson", "array.json"])
 @given(rows=st.lists(st.dictionaries(texts, values, max_size=4), max_size=6), blank=st.integers(0, 3))
 def test_any_objects_come_back_from_json(folder: Path, name: str, rows: list[dict[str, Any]], blank: int) -> None:
-    """Every value as it was written, and in JSON lines with the number of the line."""
+    """Every value as it was written, in JSON lines with the number of the line, in an array with its own."""
     path = folder / name
     path.write_bytes(b"\n" * blank + (WRITERS[name](rows) if rows or name == "array.json" else b""))
     found = read(path, largest=10**6)
     assert [row.fields for row in found if isinstance(row, Row)] == rows
-    if name != "array.json":
-        assert [row.line for row in found] == list(range(1 + blank, 1 + blank + len(rows)))
+    first = 1 if name == "array.json" else 1 + blank
+    assert [row.line for row in found] == list(range(first, first + len(rows)))
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.parquet", "stream.arrow", "file.arrow"])

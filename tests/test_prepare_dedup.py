@@ -10,18 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.config_data import DuplicateConfig
+from finetune.prepare import dedup
 from finetune.prepare.dedup import (
     Chunk,
-    clusters,
+    _chunks,
+    continued_pairs,
     copies,
     drop_exact,
-    equal_pairs,
     find_near,
     measure,
     near_copies,
     propose_pairs,
 )
+from finetune.prepare.keys import ConversationKeys
 from finetune.prepare.minhash import band_hashes, bands_of, shingles, similarity
+from finetune.prepare.pairs import clusters, equal_pairs
 from finetune.prepare.rows import ReadRows
 from finetune.prepare.table import open_spool
 from finetune.prepare.workers import open_workers
@@ -122,6 +125,16 @@ def test_dropping_exact_copies_tells_what_they_repeat() -> None:
     assert table.like.tolist() == [-1, -1, 0, 0]
 
 
+def test_a_conversation_is_linked_to_its_continuations() -> None:
+    """A log written after every answer holds each answer again in the next row."""
+    table = table_of(prompts=range(6))
+    table.spoken[:] = [10, 11, 12, 20, 21, 30]
+    table.openings = np.array([[1, 10], [2, 10], [2, 11], [4, 20], [5, 99]], np.uint64)
+    assert sorted(map(tuple, continued_pairs(table).tolist())) == [(0, 1), (0, 2), (1, 2), (3, 4)]
+    table.reason[[1, 3]] = 1
+    assert continued_pairs(table).tolist() == [[0, 2]]
+
+
 # ---- Against brute force
 
 WORDS = st.sampled_from(["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"])
@@ -133,7 +146,8 @@ def pairs_found(folder: Path, texts: list[str], near: DuplicateConfig) -> list[t
         lines = [orjson.dumps({"messages": [{"role": "assistant", "content": text}]}) + b"\n" for text in texts]
         count = len(texts)
         found = ReadRows(0, list(range(1, count + 1)), [None] * count, json=lines, bands=band_hashes(texts, near))
-        found.ids, found.texts, found.prompts, found.groups = ([at + 1 for at in range(count)] for _ in range(4))
+        found.ids, found.groups = list(range(count)), [0] * count
+        found.keys = [ConversationKeys(copy=at, spoken=at, prompt=at, openings=[]) for at in range(count)]
         found.agents, found.labels = ["a"] * count, [None] * count
         rows.add(0, found)
         with open_workers(0) as workers:
@@ -173,6 +187,34 @@ def test_pairs_are_found_as_brute_force_finds_them(tmp_path: Path) -> None:
     assert found <= true
     assert len(true) > 100
     assert len(found) >= 0.99 * len(true)
+
+
+def test_a_shared_template_costs_recall_and_no_precision(tmp_path: Path) -> None:
+    """The limit that docs/data.md states: rows that are all nearly alike hide some pairs, and give no wrong one."""
+    rng = np.random.default_rng(5)
+    template = [f"t{at}" for at in range(80)]
+    texts: list[str] = []
+    for _ in range(300):
+        words = template + [f"w{number}" for number in rng.integers(0, 10**6, 20)]
+        texts.append(" ".join(words))
+        texts.append(" ".join([*words[:-2], "changed", "twice"]))
+    found = set(pairs_found(tmp_path / "rows", texts, settings()))
+    true = {(at, at + 1) for at in range(0, 600, 2)}
+    assert len(found & true) >= 0.8 * len(true)
+    sets = [set(shingles(text, 3)) for text in texts]
+    assert all(similarity(sets[one], sets[other]) >= 0.8 for one, other in found)
+
+
+def test_long_rows_are_measured_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker holds some MB of rows, however long they are: 5,000 pairs of 50 KB would be gigabytes of shingles."""
+    monkeypatch.setattr(dedup, "BYTES_AT_ONCE", 10_000)
+    table = table_of(prompts=range(40))
+    table.size[:] = [3000] * 20 + [200] * 20
+    pairs = np.array([[at, at + 1] for at in range(39)])
+    chunks = list(_chunks(table, pairs, settings()))
+    assert sum(len(chunk.pairs) for chunk in chunks) == 39
+    assert all(sum(chunk.sizes) <= 12_000 for chunk in chunks)
+    assert len(chunks) < 25
 
 
 def test_a_measured_chunk_says_yes_or_no_for_each_pair(tmp_path: Path) -> None:

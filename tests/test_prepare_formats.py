@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from finetune.config_data import Format
 from finetune.prepare import formats
-from finetune.prepare.formats import FORMATS, Conversation, detect_format, parse_row, unused_columns
+from finetune.prepare.formats import FORMATS, Conversation, check_columns, detect_format, parse_row, unused_columns
 from finetune.records import Message
 
 TURNS = [Message("user", "Hi"), Message("assistant", "Hello.")]
@@ -242,6 +242,39 @@ def test_the_fuller_form_wins() -> None:
     assert detect_format([ROWS["chat"] | ROWS["prompt_completion"]], {}) == "chat"
 
 
+def test_an_odd_row_does_not_hide_the_format() -> None:
+    """It is told with its line when it is read; a hundred good rows around it say what the file is."""
+    assert detect_format([ROWS["chat"], {"id": 1}, ROWS["chat"], ROWS["alpaca"]], {}) == "chat"
+
+
+def test_a_column_that_is_nowhere_is_told() -> None:
+    """A spelling mistake in a mapping would otherwise leave every row without its group, and say nothing."""
+    check_columns([{"a": 1}, {"user": 2}], {"group": "user"})
+    with pytest.raises(ValueError, match=r"^has no column 'usr', which is named for group \(columns: a, user\); mend"):
+        check_columns([{"a": 1}, {"user": 2}], {"group": "usr"})
+
+
+def test_names_out_of_a_file_keep_to_one_line() -> None:
+    """A column may be called anything, at any length, and there may be thousands."""
+    with pytest.raises(ValueError, match=r"^has the fields of no format") as caught:
+        detect_format([{"a\nb\x1b[31m" + "x" * 3000: 1} | {f"c{at}": at for at in range(500)}], {})
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_keys_of_turns_that_nobody_reads_are_told() -> None:
+    """Reasoning that a model wrote is not trained on, and whoever gave it should know."""
+    turn = {"role": "assistant", "content": "Hello.", "reasoning_content": "They greet."}
+    row = {"messages": [{"role": "user", "content": "Hi"}, turn], "id": 3}
+    assert unused_columns([row], "chat", {}) == ["id", "messages[].reasoning_content"]
+
+
+def test_a_whole_number_is_a_label_also_where_a_table_made_it_a_fraction() -> None:
+    """pandas writes 1.0 for 1 in a column that has an empty cell."""
+    assert parse("classification", label=1.0).label == "1"
+
+
 def test_a_mapping_settles_what_names_leave_open() -> None:
     """Columns that were given to prompt and completion are no question and answer any more."""
     columns = {"prompt": "question", "completion": "answer"}
@@ -258,7 +291,10 @@ def test_a_mapping_settles_what_names_leave_open() -> None:
         ),
         ([{"a": 1}, {"b": 2}], "has the fields of no format (columns: a, b)"),
         ([{}], "has the fields of no format (columns: none)"),
-        ([ROWS["chat"], {"id": 1}], "has the fields of no format (columns: messages, id)"),
+        (
+            [ROWS["chat"], ROWS["alpaca"]],
+            "looks like chat and like alpaca (columns: messages, instruction, input, output)",
+        ),
     ],
 )
 def test_a_doubt_is_the_users_to_settle(rows: list[dict[str, Any]], what: str) -> None:

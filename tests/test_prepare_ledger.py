@@ -133,7 +133,7 @@ def check_files(paths: Paths, named: dict[str, list[str]], config: Config) -> No
     if "own" in named:
         assert [one.line for one in splits["test"]] == list(range(1, len(named["own"]) + 1))
     else:
-        assert len({text_key(one.messages) for _, one in placed}) == len(placed)
+        assert len({(one.agent, text_key(one.messages)) for _, one in placed}) == len(placed)
 
 
 # ---- A ledger that does not balance
@@ -201,9 +201,14 @@ def test_an_account_is_written_in_a_fixed_order() -> None:
 def test_the_readable_ledger_is_a_table_whatever_the_names_are() -> None:
     """A source or a label may be called anything; it must not break the page or add to it."""
     accounts, splits, _ = balanced()
-    accounts[0].bad_rows = ["rows.jsonl:2: has no task"]
-    splits["train"]["by_agent"] = {"a|b\n# c": 2}
+    accounts[0].bad_rows = ["rows.jsonl:2: has no `task`"]
+    accounts[0].unused_columns = ["<b>", "x" * 999]
+    splits["train"]["by_agent"] = {"a|b\n# c\r\x1b\u202e\\|d": 2}
     text = to_markdown({"sources": {"my|rows": accounts[0].to_json()}, "splits": splits})
-    assert "| my\\|rows | chat | 100 | 5 | 1 bad_row, 1 exact_duplicate | 3 | 2 | 0 | 1 |" in text.splitlines()
-    assert "| a\\|b # c | 2 | 0 | 0 |" in text.splitlines()
-    assert "- `rows.jsonl:2: has no task`" in text.splitlines()
+    lines_ = text.split("\n")
+    assert "| my\\|rows | 5 | 1 bad_row, 1 exact_duplicate | 3 | 2 | 0 | 1 |" in lines_
+    assert "| a\\|b\ufffd# c\ufffd\ufffd\ufffd\\\\\\|d | 2 | 0 | 0 |" in lines_
+    assert "| rows.jsonl:2: has no \\`task\\` |" in lines_
+    (about,) = (line for line in lines_ if "sha256 abc" in line)
+    assert about.startswith("| my\\|rows | chat | 100 | sha256 abc | 3 | 0 | \\<b\\>, xxx")
+    assert len(about) < 400

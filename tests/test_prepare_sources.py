@@ -14,7 +14,7 @@ from finetune.artifacts import sha256_folder
 from finetune.config_data import DataConfig, Source
 from finetune.errors import DataError
 from finetune.prepare.batches import BadRow, Row
-from finetune.prepare.sources import Opened, open_source, source_path
+from finetune.prepare.sources import Opened, open_source, source_path, work_bytes
 
 REVISION = "0123456789" * 4
 
@@ -24,11 +24,16 @@ def rows_of(opened: Opened) -> list[Row | BadRow]:
     return [row for batch in opened.batches for row in batch.rows()]
 
 
+def section(**keys: Any) -> DataConfig:
+    """The section `data` with raw as its folder and these keys, without the others."""
+    return DataConfig.model_construct(None, directory="raw", **keys)
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> DataConfig:
     """What is read of the section `data`, with tmp_path/raw as its folder."""
     (tmp_path / "raw").mkdir()
-    return DataConfig.model_construct(directory="raw", max_row_size="1 MB")
+    return section(max_row_size="1 MB")
 
 
 @pytest.fixture
@@ -69,6 +74,40 @@ def test_a_missing_file_is_told_with_its_source(tmp_path: Path, find: Callable[[
     with pytest.raises(DataError) as caught:
         find("rows.jsonl")
     assert str(caught.value) == f"{tmp_path}/raw/rows.jsonl: no such file; data.sources names it as 'rows'"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown", "reason"),
+    [
+        ("x" * 300, "x" * 80, "File name too long"),
+        ("a\0b", "a\\x00b", "embedded null byte"),
+        ("loop/rows.jsonl", "loop/rows.jsonl", "Too many levels of symbolic links"),
+    ],
+)
+def test_what_the_system_refuses_to_look_at_is_told_like_a_missing_file(
+    tmp_path: Path, find: Callable[[str], Path], path: str, shown: str, reason: str
+) -> None:
+    """A slip of the pen in params.yaml is no reason for a traceback, or for a terminal that gets a NUL byte."""
+    (tmp_path / "raw/loop").symlink_to("loop")
+    with pytest.raises(DataError) as caught:
+        find(path)
+    assert str(caught.value) == (
+        f"{tmp_path}/raw: the path '{shown}' in it can't be looked at ({reason}); data.sources names it as 'rows'"
+    )
+
+
+def test_a_file_is_no_folder(tmp_path: Path, find: Callable[[str], Path]) -> None:
+    """The system calls that another error than a missing file; for people it is the same."""
+    (tmp_path / "raw/rows.jsonl").write_text("{}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows.jsonl/x: no such file; data.sources names it as 'rows'$"):
+        find("rows.jsonl/x")
+
+
+def test_links_in_a_circle_are_told_in_one_line(tmp_path: Path, find: Callable[[str], Path], dataset: Path) -> None:
+    """In a folder they are met while it is searched, where Python has its own error for them."""
+    (dataset / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match=r"^[^\n]*raw: the path 'both' in it can't be looked at \(Symlink loop from "):
+        find("both")
 
 
 def test_an_empty_file_is_refused(tmp_path: Path, find: Callable[[str], Path]) -> None:
@@ -166,6 +205,30 @@ def test_a_folder_comes_with_the_hash_of_all_of_it(tmp_path: Path, data: DataCon
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("rows.jsonl", b'\n{"a": 1}\n', "{path}:2"),
+        ("rows.csv", b"a\n1\n", "{path}:2"),
+        ("rows.tsv", b"a\n1\n", "{path}:2"),
+        ("lines.json", b'\n{"a": 1}\n', "{path}:2"),
+        ("rows.json", b'\n[{"a": 1}]', "{path}: row 1"),
+        ("both", None, "{path}: row 1"),
+        ("both/test/data.arrow", None, "{path}: row 1"),
+    ],
+)
+def test_the_place_of_a_row_is_its_line_where_lines_identify_rows(
+    tmp_path: Path, data: DataConfig, dataset: Path, name: str, content: bytes | None, place: str
+) -> None:
+    """`path:N` opens in an editor at line N: a row's number in that form would lead to another row."""
+    path = tmp_path / "raw" / name
+    if content is not None:
+        path.write_bytes(content)
+    part = "train" if name == "both" else None
+    opened = open_source(data, Source(name="rows", path=name, part=part), tmp_path)
+    assert [opened.at(row.line) for row in rows_of(opened)] == [place.format(path=path)]
+
+
+@pytest.mark.parametrize(
     ("path", "part", "why"),
     [
         ("both", None, r"both: holds the parts train, test and it names none; set the source's `part` to one$"),
@@ -183,60 +246,146 @@ def test_what_cannot_be_opened_says_so_at_once(
         open_source(data, Source(name="rows", path=path, part=part), tmp_path)
 
 
+# ---- How much work there is
+
+
+def test_work_is_what_the_sources_hold(tmp_path: Path, dataset: Path) -> None:
+    """Workers that start for nothing cost a second; where they are missing, hours. The unknown is taken for much."""
+    folder = tmp_path / "raw"
+    for name, size in {"a.jsonl": 100, "b.jsonl.gz": 10, "c.csv.ZST": 7}.items():
+        (folder / name).write_bytes(b"x" * size)
+    (folder / "folder").mkdir()
+    (folder / "folder/d.jsonl").write_bytes(b"x" * 1000)
+    of_dataset = sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file())
+
+    def work(*paths: str, **keys: Any) -> int:
+        sources = [Source(name=path[:9], **(keys or {"path": path})) for path in paths]
+        return work_bytes(section(sources=tuple(sources)), tmp_path)
+
+    assert work("a.jsonl") == 100
+    assert work("a.jsonl", "b.jsonl.gz", "c.csv.ZST") == 100 + 5 * 10 + 5 * 7
+    assert work("both") == of_dataset > 0
+    assert work("no.jsonl", "folder", "x" * 300, "a\0b", "a.jsonl") == 100
+    assert work("rows", hub="org/rows", revision=REVISION, part="train") == 10**9
+
+
 # ---- The Hub
 
 
-@pytest.fixture
-def hub(tmp_path: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Opened]:
-    """`open_source` of a dataset of the Hub; a folder stands in for it, and its cache is in tmp_path."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "hub").mkdir()
-    lines = "".join(json.dumps({"a": f"row {number}"}) + "\n" for number in range(2_500))
-    (tmp_path / "hub/train.jsonl").write_text(lines, encoding="utf-8")
+class Hub:
+    """Stands in for the Hub: `datasets.load_dataset` reads folders, as it would what was fetched from there."""
 
-    def opened(name: str = str(tmp_path / "hub"), part: str = "train", **more: Any) -> Opened:
+    def __init__(self, folder: Path, load: Callable[..., Any]) -> None:
+        self.folder, self.cached, self.failure = folder, REVISION, ""
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._load = load
+
+    def load_dataset(self, *args: Any, **options: Any) -> Any:
+        """What the real one gives for a folder; where it caches is named after a revision, as for the Hub."""
+        self.calls.append((args, options))
+        if self.failure:
+            raise ConnectionError(self.failure)
+        return self._load(str(self.folder / args[0]), cache_dir=str(self.folder / "cache" / self.cached), **options)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A Hub with the dataset org/rows, and a working folder that holds nothing."""
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "hub/org/rows").mkdir(parents=True)
+    lines = "".join(json.dumps({"a": f"row {number}"}) + "\n" for number in range(2_500))
+    (tmp_path / "hub/org/rows/train.jsonl").write_text(lines, encoding="utf-8")
+    hub = Hub(tmp_path / "hub", datasets.load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", hub.load_dataset)
+    return hub
+
+
+@pytest.fixture
+def open_hub(tmp_path: Path, data: DataConfig, hub: Hub) -> Callable[..., Opened]:
+    """`open_source` of a dataset of the Hub."""
+
+    def opened(name: str = "org/rows", part: str = "train", **more: Any) -> Opened:
         return open_source(data, Source(name="rows", hub=name, revision=REVISION, part=part, **more), tmp_path)
 
     return opened
 
 
-def test_a_dataset_of_the_hub_is_read_like_a_file(tmp_path: Path, hub: Callable[..., Opened]) -> None:
+def test_a_dataset_of_the_hub_is_read_like_a_file(open_hub: Callable[..., Opened]) -> None:
     """Its revision identifies it, so no hash is made."""
-    opened = hub()
-    assert opened.where == f"hub:{tmp_path}/hub@{REVISION}"
+    opened = open_hub()
+    assert opened.where == f"hub:org/rows@{REVISION}"
     assert (opened.sha256, opened.revision) == (None, REVISION)
+    assert opened.at(7) == f"hub:org/rows@{REVISION}: row 7"
     batches = list(opened.batches)
     assert batches[-1].read_bytes == opened.bytes > 0
     rows = [row for batch in batches for row in batch.rows()]
     assert rows == [Row(number + 1, {"a": f"row {number}"}) for number in range(2_500)]
 
 
+@pytest.mark.parametrize("subset", [None, "default"])
+def test_the_hub_is_asked_for_what_the_source_names_and_nothing_else(
+    hub: Hub, open_hub: Callable[..., Opened], subset: str | None
+) -> None:
+    """Without the revision it would give what is newest, and with trust_remote_code run programs of strangers."""
+    open_hub(subset=subset)
+    assert hub.calls == [(("org/rows",), {"name": subset, "split": "train", "revision": REVISION})]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_dataset_that_lies_here_is_not_of_the_hub(
+    tmp_path: Path, hub: Hub, open_hub: Callable[..., Opened], kind: str
+) -> None:
+    """`datasets` would read the folder: no revision fixes what is in it, and DVC does not watch it."""
+    here = tmp_path / "here/org/rows"
+    here.mkdir(parents=True)
+    if kind == "file":
+        here.rmdir()
+        here.touch()
+    with pytest.raises(DataError) as caught:
+        open_hub()
+    assert str(caught.value) == (
+        f"hub: org/rows is a {kind} here, which would be read in the Hub's place; name it under path, inside "
+        "data.directory, so that DVC watches it, or move it away"
+    )
+    assert not hub.calls
+
+
+def test_another_revision_is_not_taken_for_the_one_that_is_named(hub: Hub, open_hub: Callable[..., Opened]) -> None:
+    """Without a connection `datasets` gives what was fetched last, whatever its revision, with a warning at most."""
+    hub.cached = "9" * 40
+    with pytest.raises(DataError) as caught:
+        open_hub()
+    why = "what was loaded is not of this revision; connect to the Hub, and name it org/name"
+    assert str(caught.value) == f"hub:org/rows@{REVISION}: {why}"
+
+
 @pytest.mark.parametrize(
-    ("keys", "why"),
+    ("keys", "failure", "why"),
     [
-        ({"part": "dev"}, "part 'dev' can't be loaded (Unknown split \"dev\". Should be one of ['train'].)"),
-        ({"subset": "x"}, "part 'train' of subset 'x' can't be loaded (BuilderConfig 'x' not found. Available: ['def"),
-        ({"name": "/no/such"}, "part 'train' can't be loaded (Couldn't find any data file at /no/such.)"),
-        ({"name": "nobody/nothing"}, "part 'train' can't be loaded ("),
+        ({"part": "dev"}, "", "part 'dev' can't be loaded (Unknown split \"dev\". Should be one of ['train'].)"),
+        ({"subset": "x"}, "", "part 'train' of subset 'x' can't be loaded (BuilderConfig 'x' not found. Available: ["),
+        ({"name": "nobody/nothing"}, "", "part 'train' can't be loaded (Couldn't find any data file at /"),
+        ({}, "no way\n  to the Hub", "part 'train' can't be loaded (no way to the Hub); "),
     ],
 )
 def test_what_the_hub_does_not_give_is_an_error_in_one_line(
-    hub: Callable[..., Opened], keys: dict[str, str], why: str
+    hub: Hub, open_hub: Callable[..., Opened], keys: dict[str, str], failure: str, why: str
 ) -> None:
     """A traceback of ten libraries hides the misspelt name."""
+    hub.failure = failure
     with pytest.raises(DataError) as caught:
-        hub(**keys)
+        open_hub(**keys)
     told = str(caught.value)
     assert told.partition(f"@{REVISION}: ")[2].startswith(why)
     assert told.endswith("see its name, revision, subset and part, and the connection (a private one needs HF_TOKEN)")
     assert "\n" not in told
 
 
-def test_no_program_of_a_dataset_is_ever_run(tmp_path: Path, hub: Callable[..., Opened]) -> None:
+def test_no_program_of_a_dataset_is_ever_run(tmp_path: Path, hub: Hub, open_hub: Callable[..., Opened]) -> None:
     """A dataset that brings a script could do anything on this machine."""
-    (tmp_path / "hub/hub.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
-    for name in ("hub", "hub/hub.py"):
-        with pytest.raises(DataError, match=r"can't be loaded \(Dataset scripts are no longer supported"):
-            hub(name=str(tmp_path / name))
+    (hub.folder / "org/rows/rows.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
+    with pytest.raises(DataError, match=r"can't be loaded \(Dataset scripts are no longer supported"):
+        open_hub()
     assert not (tmp_path / "ran").exists()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from finetune.config_data import SplitConfig
 from finetune.prepare.keys import shuffled
+from finetune.prepare.pairs import equal_pairs
 from finetune.prepare.split import allocate, place_rows, split_exact, split_sizes, split_stable
 from tests.tables import table_of
 
@@ -28,6 +29,7 @@ def shares(draw: st.DrawFn, method: str) -> SplitConfig:
 
 
 EIGHTY = settings("exact", 0.8, 0.1, 0.1)
+NO_LINKS = np.empty((0, 2), np.int64)
 
 
 def test_shares_of_298_rows() -> None:
@@ -155,7 +157,7 @@ def test_rows_of_a_group_stay_together() -> None:
     """A user's second question is no new evidence on a model that was trained on the first."""
     table = table_of(prompts=range(60), groups=[at // 4 + 1 for at in range(60)])
     for method in ("exact", "stable"):
-        places = place_rows(table, np.arange(60), [None], settings(method, 0.5, 0.25, 0.25), 42)
+        places, _ = place_rows(table, NO_LINKS, [None], settings(method, 0.5, 0.25, 0.25), 42)
         assert all(len(set(places[at : at + 4])) == 1 for at in range(0, 60, 4))
     assert len(table.kept) == 60
 
@@ -165,8 +167,7 @@ def test_a_prompt_that_two_groups_share_leaves_the_less_protected_split() -> Non
     table = table_of(
         prompts=[0 if at % 10 == 0 else at for at in range(200)], groups=[at // 10 + 1 for at in range(200)]
     )
-    cluster = np.unique(table.prompt, return_inverse=True)[1]
-    places = place_rows(table, cluster, [None], settings("exact", 0.5, 0.25, 0.25), 42)
+    places, _ = place_rows(table, equal_pairs(table.prompt), [None], settings("exact", 0.5, 0.25, 0.25), 42)
     assert np.bincount(places).tolist() == [100, 50, 50]
     hello = table.kept[table.prompt[table.kept] == 0]
     assert set(places[hello]) == {2}
@@ -176,26 +177,40 @@ def test_a_prompt_that_two_groups_share_leaves_the_less_protected_split() -> Non
 def test_the_users_own_test_file_is_left_whole() -> None:
     """All of it stays, and what repeats its prompts leaves train, with its reason."""
     table = table_of(prompts=[1, 2, 3, 4, 5, 1, 2, 1], sources=[0, 0, 0, 0, 0, 1, 1, 1])
-    cluster = np.unique(table.prompt, return_inverse=True)[1]
-    places = place_rows(table, cluster, [None, "test"], settings("exact", 0.7, 0.3, 0.0), 42)
+    places, _ = place_rows(table, equal_pairs(table.prompt), [None, "test"], settings("exact", 0.7, 0.3, 0.0), 42)
     assert table.reason.tolist() == [5, 5, 0, 0, 0, 0, 0, 0]
     assert places[5:].tolist() == [2, 2, 2]
     assert sorted(places[2:5].tolist()) == [0, 0, 1]
 
 
+def test_only_what_repeats_the_test_file_itself_leaves_train() -> None:
+    """What is like a row that is like a test row stays; the ledger names the test row that another one repeats."""
+    table = table_of(prompts=range(8), sources=[0, 0, 0, 0, 0, 0, 0, 1])
+    links = np.array([[0, 1], [1, 2], [2, 7]])
+    place_rows(table, links, [None, "test"], settings("exact", 0.6, 0.4, 0.0), 42)
+    assert table.reason.tolist() == [0, 0, 5, 0, 0, 0, 0, 0]
+    assert table.like[2] == 7
+
+
+def test_a_row_of_both_files_of_the_users_own_counts_as_tested() -> None:
+    """Validation loses what test has; train loses both."""
+    table = table_of(prompts=[1, 2, 3, 4, 1, 2, 1], sources=[0, 0, 0, 0, 1, 1, 2])
+    place_rows(table, NO_LINKS, [None, "validation", "test"], settings("exact", 1.0, 0.0, 0.0), 42)
+    assert table.reason.tolist() == [5, 4, 0, 0, 5, 0, 0]
+
+
 def test_a_group_of_the_test_file_leaves_train() -> None:
     """The user whose words are the test is not trained on either."""
     table = table_of(prompts=range(6), groups=[7, 7, 8, 8, 9, 7], sources=[0, 0, 0, 0, 0, 1])
-    place_rows(table, np.arange(6), [None, "test"], settings("exact", 0.5, 0.5, 0.0), 42)
+    place_rows(table, NO_LINKS, [None, "test"], settings("exact", 0.5, 0.5, 0.0), 42)
     assert table.reason.tolist() == [5, 5, 0, 0, 0, 0]
 
 
 def test_stable_splits_keep_a_prompt_together() -> None:
     """Two answers to one prompt have one hash, and near-duplicates that have two leave the less protected split."""
     table = table_of(prompts=[1, 1, 2, 2, *range(3, 99)])
-    cluster = np.unique(table.prompt, return_inverse=True)[1]
-    cluster[:4] = 0  # the first two prompts are near-duplicates
-    places = place_rows(table, cluster, [None], settings("stable", 0.4, 0.3, 0.3), 2)
+    links = np.concatenate([equal_pairs(table.prompt), [[1, 2]]])  # the first two prompts are near-duplicates
+    places, _ = place_rows(table, links, [None], settings("stable", 0.4, 0.3, 0.3), 2)
     kept = [at for at in range(4) if table.reason[at] == 0]
     assert len({places[at] for at in kept}) == 1
     assert kept in ([0, 1], [2, 3], [0, 1, 2, 3])

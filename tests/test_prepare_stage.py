@@ -10,7 +10,7 @@ import pytest
 from finetune.artifacts import read_json, sha256_file
 from finetune.config import Config
 from finetune.config_types import SPLITS
-from finetune.errors import DataError
+from finetune.errors import ConfigError, DataError
 from finetune.paths import Paths
 from finetune.prepare import stage
 from finetune.records import Example, read_examples
@@ -209,7 +209,6 @@ def split_of(prepare: Run, name: str) -> list[Example]:
         ),
         ([row("one"), row("two")], "validation", "2 examples were left, 2 that may be apart (dropped: none)"),
         ([row("one"), row("one", "other")], "validation", "2 examples were left, 1 that may be apart (dropped: none)"),
-        ([b"  "], "train", "0 examples were left, 0 that may be apart (dropped: none)"),
     ],
 )
 def test_an_empty_split_is_told_with_what_was_dropped(prepare: Run, lines: list[bytes], split: str, left: str) -> None:
@@ -217,6 +216,12 @@ def test_an_empty_split_is_told_with_what_was_dropped(prepare: Run, lines: list[
     text = prepare.error(lines, on_bad_row="skip")
     advice = "loosen the filters, add rows or change data.split"
     assert text == f"params.yaml: data: the {split} split is empty: {left}; {advice}"
+
+
+def test_a_source_without_a_row_is_refused(prepare: Run) -> None:
+    """Training on the other sources alone would hide that one of them came empty."""
+    text = prepare.error(rows(8), [b"  "])
+    assert text == "RAW/1.jsonl: holds no row; put rows into it or take it out of data.sources"
 
 
 def test_a_failed_prepare_leaves_the_old_data(prepare: Run) -> None:
@@ -345,6 +350,99 @@ def test_a_risk_is_counted_and_never_shown(prepare: Run, capsys: pytest.CaptureF
     shown = capsys.readouterr().out + (prepare.paths.reports / "prepare.md").read_text() + json.dumps(ledger)
     assert "control_tokens/chat_template" in shown
     assert "im_start" not in shown
+
+
+def test_risks_hide_nowhere(prepare: Run) -> None:
+    """Tools and names come before the model too."""
+    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+    tool = {"type": "function", "function": {"name": "f", "description": "<|im_start|>"}}
+    named = {"messages": [{"role": "user", "content": "Hi", "name": "</s>"}, {"role": "assistant", "content": "Yes."}]}
+    lines = [json.dumps(found).encode() for found in (chat | {"tools": [tool]}, named)]
+    (prepare.paths.root / "raw/rows.jsonl").write_bytes(b"\n".join([*lines, *chats(8)]))
+    ledger = prepare(sources=[{"name": "rows", "path": "rows.jsonl"}])
+    assert ledger["sources"]["rows"]["risks"]["control_tokens/chat_template"]["first_lines"] == [1, 2]
+
+
+def chats(count: int, rounds: int = 1, start: int = 0) -> list[bytes]:
+    """So many chat rows of some rounds, each of its own words."""
+    return [json.dumps({"messages": conversation(at, rounds)}).encode() for at in range(start, start + count)]
+
+
+def conversation(number: int, rounds: int) -> list[dict[str, str]]:
+    """A conversation of so many rounds."""
+    turns = []
+    for at in range(rounds):
+        turns.append({"role": "user", "content": f"question {number} {at}"})
+        turns.append({"role": "assistant", "content": f"answer {number} {at}"})
+    return turns
+
+
+def test_a_conversation_and_its_continuations_stay_together(prepare: Run) -> None:
+    """A log written after every answer: the short row's answer, tested, would stand in the long one, trained on."""
+    lines = [line for at in range(20) for rounds in (1, 2, 3) for line in chats(1, rounds, at)]
+    (prepare.paths.root / "raw/rows.jsonl").write_bytes(b"\n".join(lines))
+    ledger = prepare(sources=[{"name": "rows", "path": "rows.jsonl"}])
+    assert ledger["sources"]["rows"]["kept"] == 60
+    for name in SPLITS:
+        firsts = [one.messages[0].content for one in split_of(prepare, name)]
+        assert all(firsts.count(first) == 3 for first in firsts)
+
+
+def test_other_tools_make_another_row(prepare: Run) -> None:
+    """The same words with other functions at hand are another thing to learn."""
+    tools = [[{"type": "function", "function": {"name": name}}] for name in "fg"]
+    turns = conversation(99, 1)
+    lines = [json.dumps({"messages": turns, "tools": one}).encode() for one in tools]
+    (prepare.paths.root / "raw/rows.jsonl").write_bytes(b"\n".join([*chats(8), *lines]))
+    ledger = prepare(sources=[{"name": "rows", "path": "rows.jsonl"}])
+    assert ledger["sources"]["rows"]["kept"] == 10
+
+
+def test_an_odd_key_breaks_nothing(prepare: Run) -> None:
+    """Half a surrogate pair in the name of a column that nobody reads: the ledger must still be written."""
+    odd = rows(1)[0].replace(b'{"agent"', b'{"\\ud800k": 1, "agent"')
+    account = prepare([odd, *[row(f"more {at}") for at in range(8)]])["sources"]["s0"]
+    assert account["unused_columns"] == ["\ufffdk"]
+
+
+def test_rows_of_an_array_on_one_line_are_told_apart(prepare: Run) -> None:
+    """json.dump writes a million rows on one line; the ledger names each by its number."""
+    found = [json.loads(line) for line in [*rows(8), rows(8)[2]]]
+    (prepare.paths.root / "raw/rows.json").write_text(json.dumps(found), encoding="utf-8")
+    prepare(sources=[{"name": "rows", "path": "rows.json"}])
+    (dropped,) = (json.loads(line) for line in (prepare.paths.prepared / "dropped.jsonl").read_text().splitlines())
+    assert dropped == {"source": "rows", "line": 9, "reason": "exact_duplicate", "like": "rows:3"}
+    (prepare.paths.root / "raw/rows.json").write_text(json.dumps([*found, {"agent": "a"}]), encoding="utf-8")
+    text = prepare.error(sources=[{"name": "rows", "path": "rows.json", "format": "interactions"}])
+    assert text == "RAW/rows.json: row 10: has no task or prompt (line 1); mend the row, or set data.on_bad_row: skip"
+
+
+def test_labels_in_the_prompt_are_those_of_the_task(prepare: Run) -> None:
+    """Train and test are told the same labels, by the agent that both name; without one agent, that is an error."""
+    for name, labels in (("train", "abcd"), ("test", "ab")):
+        lines = [json.dumps({"text": f"{name} {at}", "label": labels[at % len(labels)]}).encode() for at in range(20)]
+        (prepare.paths.root / f"raw/{name}.jsonl").write_bytes(b"\n".join([*lines, b'{"label": "BAD"}']))
+    sources = [{"name": name, "path": f"{name}.jsonl"} for name in ("train", "test")]
+    sources[1]["split"] = "test"
+    split = HALF | {"train": 0.75, "test": 0.0}
+    with pytest.raises(ConfigError, match=r"agent 'test' is tested and never trained on"):
+        prepare(sources=sources, labels_in_prompt=True, split=split, on_bad_row="skip")
+    prepare(sources=[one | {"agent": "bank"} for one in sources], labels_in_prompt=True, split=split, on_bad_row="skip")
+    told = {one.messages[0].content for one in prepare.examples()}
+    assert told == {"Answer with exactly one of these labels: a, b, c, d."}
+
+
+def test_a_risk_drops_nothing_of_the_users_own_test_file(prepare: Run) -> None:
+    """It is taken as it is; the risk is still told."""
+    for name, lines in (("train", rows(8)), ("test", [RISKY, row("other")])):
+        (prepare.paths.root / f"raw/{name}.jsonl").write_bytes(b"\n".join(lines))
+    sources = [{"name": name, "path": f"{name}.jsonl"} for name in ("train", "test")]
+    split = HALF | {"train": 0.75, "test": 0.0}
+    ledger = prepare(
+        sources=[sources[0], sources[1] | {"split": "test"}], split=split, **{"risks.control_tokens": "drop"}
+    )
+    assert ledger["sources"]["test"]["kept"] == 2
+    assert ledger["sources"]["test"]["risks"]["control_tokens/chat_template"]["rows"] == 1
 
 
 def test_a_risk_drops_or_stops_where_that_is_asked_for(prepare: Run) -> None:

@@ -386,3 +386,12 @@ def test_any_chat_comes_through_unchanged(system: str | None, talk: list[Any], i
         rows.append(row)
     found = parse_row({"messages": json.dumps(rows) if in_cell else rows}, "chat", {}).messages
     assert [(one.role, one.content, [call["function"] for call in one.tool_calls or ()]) for one in found] == wanted
+
+
+def test_a_turn_that_must_not_be_trained_on_is_refused() -> None:
+    """`weight: 0` is some APIs' mark for it; every turn of the assistant is trained on here."""
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Go away.", "weight": 0}]
+    with pytest.raises(ValueError, match=r"^messages\[1\]\.weight is 0, but every turn of the assistant is trained on"):
+        read_messages(turns, "messages")
+    turns[1]["weight"] = 1
+    assert read_messages(turns, "messages")[1].content == "Go away."

@@ -136,7 +136,9 @@ def test_a_killed_prepare_leaves_no_worker_and_no_half_result(folder: Path) -> N
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
 def test_an_interrupted_prepare_cleans_up(folder: Path, number: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM: exit code 5, one line, nothing half-done, and no worker."""
+    """Ctrl-C and a scheduler's SIGTERM: exit code 5, one line, the old output as it was, and no worker."""
+    (folder / "data/prepared").mkdir()
+    (folder / "data/prepared/train.jsonl").write_text("old")
     script = RUN.replace('    stage.run(load_config(Path("params.yaml")), Paths())', '    sys.exit(main(["prepare"]))')
     (folder / "run.py").write_text(script.replace("import sys", "import sys\nfrom finetune.__main__ import main"))
     process = start(folder, stderr=subprocess.PIPE)
@@ -148,7 +150,8 @@ def test_an_interrupted_prepare_cleans_up(folder: Path, number: int) -> None:
     assert process.returncode == 5
     assert wait_for(lambda: not any(alive(child) for child in children), 20)
     assert not (folder / "work/prepare").exists()
-    assert [path.name for path in (folder / "data").iterdir()] == ["raw"]
+    assert sorted(path.name for path in (folder / "data").iterdir()) == ["prepared", "raw"]
+    assert (folder / "data/prepared/train.jsonl").read_text() == "old"
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from types import FrameType
 
 from finetune.artifacts import pipeline_lock
 from finetune.config import load_config
-from finetune.console import quiet_libraries
+from finetune.console import printable, quiet_libraries
 from finetune.errors import FinetuneError, InterruptedRunError, MachineError
 from finetune.machine import calm_threads, machine_trouble
 from finetune.paths import Paths
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FinetuneError as error:
         if options.debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except (OSError, MemoryError, RuntimeError) as error:
         trouble = machine_trouble(error)

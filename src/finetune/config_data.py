@@ -1,5 +1,7 @@
 """The section `data` of params.yaml: where rows come from, and what is done to them up to the three splits."""
 
+import difflib
+import re
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
@@ -29,6 +31,11 @@ Format = Literal[
     "question_answer",
     "classification",
 ]
+# The fields that any format reads: what a mapping of columns may name.
+FIELDS = (
+    *("agent", "group", "task", "prompt", "output", "response", "success", "messages", "conversations", "tools"),
+    *("system", "instruction", "input", "completion", "question", "answer", "text", "label"),
+)
 Policy = Literal["note", "drop", "stop"]
 RoleName = Literal["system", "user", "assistant", "tool"]
 
@@ -53,6 +60,23 @@ class Source(Section):
     cap: PositiveInt | None = None
     weight: PositiveFloat | None = None
     split: Split | None = None  # all of it goes there
+
+    @field_validator("columns")
+    @classmethod
+    def _known_fields(cls, columns: dict[str, str]) -> dict[str, str]:
+        for name in columns:
+            if name not in FIELDS:
+                near = difflib.get_close_matches(name, FIELDS, n=1)
+                advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(FIELDS)}"
+                raise ValueError(f"{name!r} is a field of no format; {advice} (our name comes first, then the file's)")
+        return columns
+
+    @field_validator("hub")
+    @classmethod
+    def _is_name(cls, hub: str | None) -> str | None:
+        if hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
+            raise ValueError(f"{hub!r} is no name of a dataset of the Hub, like org/name")
+        return hub
 
     @model_validator(mode="after")
     def _has_one_place(self) -> Self:

@@ -22,9 +22,20 @@ def console() -> Console:
     return terminal if terminal.is_terminal else Console(highlight=False, width=140)
 
 
+def printable(text: str) -> str:
+    """Text that moves no cursor and can be written as UTF-8; line ends stay."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+
+
+def short(name: str, limit: int = 80) -> str:
+    """A name out of a file, fit for one line of a text: printable and not too long."""
+    plain = printable(name).replace("\n", "\ufffd")
+    return plain if len(plain) <= limit else f"{plain[:limit]}…"
+
+
 def harmless(text: str) -> str:
     """Text that is no markup and moves no cursor."""
-    return escape("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))
+    return escape(printable(text))
 
 
 def say(text: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from finetune.errors import DataError
 
 Role = Literal["system", "user", "assistant", "tool"]
+Tool = dict[str, Any]  # the JSON schema of a function that the assistant may call
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Example:
     agent: str
     messages: tuple[Message, ...]
     label: str | None = None
-    tools: tuple[dict[str, Any], ...] = ()
+    tools: tuple[Tool, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """One line of a split: no key without a value."""

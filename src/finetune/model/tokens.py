@@ -13,9 +13,7 @@ from typing import Any
 
 from finetune.config import ModelConfig
 from finetune.errors import ConfigError
-from finetune.records import Message
-
-Tool = dict[str, Any]  # the JSON schema of a function that the assistant may call
+from finetune.records import Message, Tool
 
 IGNORED = -100  # the label that cross-entropy leaves out (torch.nn.CrossEntropyLoss, ignore_index)
 

@@ -15,17 +15,22 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its fields, and its line (of Parquet, Arrow and `datasets` its number, from 1)."""
+    """One row: what identifies it in its file, and its fields.
+
+    `line` is the line of the file where it starts, or its number (from 1) where lines don't tell rows apart: in JSON
+    arrays, whose elements may all stand on one line, and in Parquet, Arrow and `datasets`, which have no lines.
+    """
 
     line: int
     fields: dict[str, Any]
+    starts_at: int | None = None  # the line where the element of a JSON array starts
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
     """A place that holds no row, and why."""
 
-    line: int
+    line: int  # as of a Row
     why: str
 
 

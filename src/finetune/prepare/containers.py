@@ -37,6 +37,11 @@ class Container:
     kind: Kind
     compression: Compression | None = None
 
+    @property
+    def by_line(self) -> bool:
+        """Whether rows are identified by their lines; otherwise it is by their numbers."""
+        return self.kind in ("jsonl", "csv", "tsv")
+
 
 def detect_container(path: Path) -> Container:
     """What the file is by its name (and of .json by how it starts); DataError where that is nothing known."""

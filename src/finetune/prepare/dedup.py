@@ -16,17 +16,17 @@ from finetune.config_data import DuplicateConfig
 from finetune.prepare.filters import spoken_text
 from finetune.prepare.keys import Keys
 from finetune.prepare.minhash import shingles, similarity
+from finetune.prepare.pairs import Pairs, equal_pairs
 from finetune.prepare.table import EXACT_DUPLICATE, NEAR_DUPLICATE, Column, Table, read_pieces
 from finetune.prepare.workers import Workers
 from finetune.records import to_message
 
-Pairs = npt.NDArray[np.int64]  # (pairs, 2), each the earlier row first
-PAIRS_AT_ONCE = 5000  # measured in one go by one worker
+BYTES_AT_ONCE = 4_000_000  # of rows that one worker holds to measure their pairs
 
 
 def drop_exact(table: Table, rows: Column) -> None:
     """Of these rows, drop those that repeat an earlier one of the same agent up to white space."""
-    found = copies(table.text[rows])
+    found = copies(table.copy[rows])
     table.drop(rows[found[:, 1]], EXACT_DUPLICATE, like=rows[found[:, 0]])
 
 
@@ -60,8 +60,10 @@ class Chunk:
 
 
 def _chunks(table: Table, pairs: Pairs, settings: DuplicateConfig) -> Iterator[Chunk]:
-    for at in range(0, len(pairs), PAIRS_AT_ONCE):
-        rows, where = np.unique(pairs[at : at + PAIRS_AT_ONCE], return_inverse=True)
+    """Pairs in their order, cut so that the rows of a chunk take some MB, or are the two of one pair."""
+    end = np.cumsum(table.size[pairs].sum(axis=1)) // BYTES_AT_ONCE
+    for piece in np.split(pairs, np.flatnonzero(np.diff(end)) + 1) if len(pairs) else ():
+        rows, where = np.unique(piece, return_inverse=True)
         starts, sizes = table.start[rows].tolist(), table.size[rows].tolist()
         yield Chunk(table.file, starts, sizes, where.reshape(-1, 2).tolist(), settings)
 
@@ -78,24 +80,16 @@ def measure(chunk: Chunk) -> npt.NDArray[np.bool_]:
 
 def propose_pairs(band: Callable[[int], Keys], bands: int, rows: npt.NDArray[np.int64]) -> Pairs:
     """The pairs among `rows` that share a band, each once: every row with the first of its bucket and with the one
-    before it, so that a bucket of a thousand rows gives two thousand pairs and no million."""
+    before it, so that a bucket of a thousand rows gives two thousand pairs and no million.
+
+    That is all but lossless while a bucket holds like rows. Where most rows are one long template, its words fill the
+    buckets with unlike ones, and no index short of comparing all pairs can tell them apart: some pairs are missed.
+    """
     found = [np.empty((0, 2), np.int64)]
     for at in range(bands):
         pairs = equal_pairs(band(at)[rows])
         found.append(np.unique(rows[pairs], axis=0))
     return np.unique(np.concatenate(found), axis=0)
-
-
-def equal_pairs(keys: Keys) -> Pairs:
-    """Positions of equal keys: each with the first one and with the one before it."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    new = np.ones(len(keys), bool)
-    new[1:] = ordered[1:] != ordered[:-1]
-    first = order[np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0))]
-    with_first = np.stack([first, order], axis=1)[~new]
-    with_before = np.stack([order[:-1], order[1:]], axis=1)[~new[1:]]
-    return np.concatenate([with_first, with_before])
 
 
 def copies(keys: Keys) -> Pairs:
@@ -106,6 +100,18 @@ def copies(keys: Keys) -> Pairs:
     return np.stack([survivor[copy], copy], axis=1)
 
 
+def continued_pairs(table: Table) -> Pairs:
+    """(row, row that goes on with it) for every kept row whose conversation opens a longer one, as in logs that are
+    written after every answer: in two splits, the shorter one's answer would be trained on and tested."""
+    kept = table.kept
+    order = kept[np.argsort(table.spoken[kept], kind="stable")]
+    rows, openings = table.openings[:, 0].astype(np.int64), table.openings[:, 1]
+    at = np.searchsorted(table.spoken[order], openings)
+    there = (at < len(order)) & (table.reason[rows] == 0)
+    there[there] = table.spoken[order[at[there]]] == openings[there]
+    return np.stack([order[at[there]], rows[there]], axis=1)
+
+
 def near_copies(pairs: Pairs) -> Pairs:
     """(survivor, copy) for every row that is similar to an earlier one which itself survives."""
     dropped: dict[int, int] = {}
@@ -114,13 +120,3 @@ def near_copies(pairs: Pairs) -> Pairs:
         if one not in dropped and other not in dropped:
             dropped[other] = one
     return np.array([(one, other) for other, one in dropped.items()], np.int64).reshape(-1, 2)
-
-
-def clusters(size: int, pairs: Pairs) -> npt.NDArray[np.int64]:
-    """For each of `size` rows the number of the connected component that the pairs put it into."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
-    found: Column = connected_components(graph, directed=False)[1].astype(np.int64)
-    return found

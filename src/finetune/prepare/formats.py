@@ -18,7 +18,16 @@ from typing import Any, get_args
 
 from finetune.config_data import Format
 from finetune.config_types import ALL
-from finetune.prepare.turns import check_order, kind_of, read_messages, read_sharegpt, read_tools, sound_text
+from finetune.console import short
+from finetune.prepare.turns import (
+    check_order,
+    kind_of,
+    read_messages,
+    read_sharegpt,
+    read_tools,
+    sound_text,
+    unread_keys,
+)
 from finetune.records import Message
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -43,7 +52,13 @@ ALSO_READ: dict[Format, tuple[str, ...]] = {
     "question_answer": (),
     "classification": (),
 }
-
+# The fields that hold turns.
+TURNS: dict[Format, tuple[str, ...]] = {
+    "chat": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+}
+SHOWN_NAMES = 50  # columns of a file that a text names
 
 FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -100,6 +115,8 @@ class Fields:
         """A short text, or a whole number or truth value as JSON writes it: a label, a user's id."""
         self.only(name)
         found = self._row[self.place(name)]
+        if isinstance(found, float) and found.is_integer():  # what tables make of whole numbers beside nulls
+            found = int(found)
         return readable(str(found).lower() if isinstance(found, int) else found, self.place(name))
 
     def flag(self, name: str) -> bool:
@@ -205,19 +222,43 @@ def _tools(fields: Fields) -> list[dict[str, Any]]:
 
 
 def detect_format(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Format:
-    """The one format whose fields the rows have; ValueError names the columns found where none or several fit."""
-    fitting = [name for name in FORMATS if all(_has_signs(row, name, columns) for row in rows)]
+    """The one format whose fields most of the rows have; ValueError names the columns where none or several do.
+
+    The odd row that has other fields is told, with its line, when it is read.
+    """
+    counts = {name: sum(_has_signs(row, name, columns) for row in rows) for name in FORMATS}
+    most = max(counts.values())
+    fitting = [name for name in FORMATS if most and counts[name] == most]
     # A Hub export of chat rows may carry `prompt` beside `messages`: the fuller form wins, other doubts are the user's.
     if len(fitting) > 1 and "chat" in fitting and set(fitting) <= {"chat", "prompt_completion"}:
         return "chat"
     if len(fitting) == 1:
         return fitting[0]
-    names = ", ".join(dict.fromkeys(name for row in rows for name in row))
     what = f"looks like {' and like '.join(fitting)}" if fitting else "has the fields of no format"
     raise ValueError(
-        f"{what} (columns: {names or 'none'}); name its format, one of {', '.join(FORMATS)}, and give other names to "
-        "its fields under columns"
+        f"{what} (columns: {listed(_names(rows)) or 'none'}); name its format, one of {', '.join(FORMATS)}, and give "
+        "other names to its fields under columns"
     )
+
+
+def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """ValueError where a column that was named stands in none of these rows."""
+    there = _names(rows)
+    for ours, theirs in columns.items():
+        if theirs not in there:
+            raise ValueError(
+                f"has no column {short(theirs)!r}, which is named for {ours} (columns: {listed(there)}); mend the name"
+            )
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names out of a file for one line of a text."""
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(map(short, names[:SHOWN_NAMES])) + more
 
 
 def _has_signs(row: Mapping[str, Any], format_: Format, columns: Mapping[str, str]) -> bool:
@@ -227,8 +268,12 @@ def _has_signs(row: Mapping[str, Any], format_: Format, columns: Mapping[str, st
 
 
 def unused_columns(rows: Sequence[Mapping[str, Any]], format_: Format, columns: Mapping[str, str]) -> list[str]:
-    """The columns of these rows that the format does not read."""
+    """The columns of these rows that the format does not read, and the keys of their turns that it does not."""
     read = {name for names in SIGNS[format_] for name in names} | {*ALSO_READ[format_], "agent"}
     read |= {"group"} if "group" in columns else set()
     places = {columns.get(name, name) for name in read if is_free(name, columns)}
-    return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in places]
+    found = [name for name in _names(rows) if name not in places]
+    for ours in TURNS.get(format_, ()):
+        place = columns.get(ours, ours)
+        found += dict.fromkeys(f"{place}[].{key}" for row in rows for key in unread_keys(row.get(place)))
+    return found

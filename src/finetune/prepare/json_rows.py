@@ -26,6 +26,7 @@ ADVICE = "what follows can't be read, so mend it, or write the file as JSON line
 
 
 def _parse_object(line: int, text: bytes | str) -> Row | BadRow:
+    """The row that a line or an element holds; `line` is the number that identifies it."""
     try:
         fields = parse_json(text.decode("utf-8") if isinstance(text, bytes) else text)
     except UnicodeDecodeError as error:
@@ -84,14 +85,22 @@ def _lines(stream: BinaryIO, max_row_bytes: int) -> Iterator[bytes | None]:
 
 @dataclass(frozen=True, slots=True)
 class ElementsBatch:
-    """Some elements of a JSON array, each with its line."""
+    """Some elements of a JSON array, each with the line where it starts."""
 
     read_bytes: int
+    first: int  # number of the first
     elements: tuple[tuple[int, str], ...]
 
     def rows(self) -> list[Row | BadRow]:
-        """An object an element."""
-        return [_parse_object(line, text) for line, text in self.elements]
+        """An object an element, identified by its number; its line goes along for people."""
+        found: list[Row | BadRow] = []
+        for number, (line, text) in enumerate(self.elements, self.first):
+            row = _parse_object(number, text)
+            if isinstance(row, Row):
+                found.append(Row(number, row.fields, starts_at=line))
+            else:
+                found.append(BadRow(number, f"{row.why} (line {line})"))
+        return found
 
 
 class _Window:
@@ -131,8 +140,10 @@ class _Window:
 def read_array(path: Path, compression: Compression | None, max_row_bytes: int) -> Iterator[Batch]:
     """Batches of a file that is one array."""
     with open_text(path, compression) as source:
+        first = 1
         for elements in grouped(_elements(_Window(source), max_row_bytes), lambda element: len(element[1])):
-            yield ElementsBatch(source.read_bytes, tuple(elements))
+            yield ElementsBatch(source.read_bytes, first, tuple(elements))
+            first += len(elements)
 
 
 def _elements(window: _Window, max_row_bytes: int) -> Iterator[tuple[int, str]]:

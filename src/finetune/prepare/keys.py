@@ -5,11 +5,13 @@ Two of a million different rows share one with a chance of 3 in 100 million, so 
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
-from finetune.records import Message, plain_turn
+from finetune.records import Message, Tool, plain_turn
 
 Keys = npt.NDArray[np.uint64]
 
@@ -20,12 +22,28 @@ def text_hash(text: str | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
 
 
-def conversation_hashes(agent: str, messages: Sequence[Message]) -> tuple[int, int]:
-    """Two hashes, in which white space does not count: of agent and conversation, by which copies are found; and of the
-    prompt (all but the last turn) without the system's part, by which leaks are."""
+@dataclass(frozen=True, slots=True)
+class ConversationKeys:
+    """Hashes of one conversation, in which white space does not count."""
+
+    copy: int  # of agent, tools and all turns: copies share it
+    spoken: int  # of all turns but the system's
+    prompt: int  # the same without the last turn: leaks share it
+    openings: list[int]  # of what was spoken up to each earlier answer: a row that is one of these is continued here
+
+
+def conversation_keys(agent: str, messages: Sequence[Message], tools: Sequence[Tool]) -> ConversationKeys:
+    """The hashes by which copies, equal prompts and continued conversations are found."""
     turns = [plain_turn(message) for message in messages]
-    spoken = turns[1:] if messages[0].role == "system" else turns
-    return text_hash("\x1f".join([agent, *turns])), text_hash("\x1f".join(spoken[:-1]))
+    start = messages[0].role == "system"
+    spoken, roles = turns[start:], [message.role for message in messages[start:]]
+    ends = [at + 1 for at, role in enumerate(roles[:-1]) if role == "assistant"]
+    return ConversationKeys(
+        copy=text_hash("\x1f".join([agent, *turns, *([orjson.dumps(tools).decode()] if tools else [])])),
+        spoken=text_hash("\x1f".join(spoken)),
+        prompt=text_hash("\x1f".join(spoken[:-1])),
+        openings=[text_hash("\x1f".join(spoken[:end])) for end in ends],
+    )
 
 
 def shuffled(keys: Keys, seed: int, purpose: str) -> Keys:

@@ -1,5 +1,6 @@
 """The account of every row: read, dropped and why, kept, and where it went. Its sums must balance."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from finetune.config_types import SPLITS
+from finetune.console import short
 from finetune.prepare.split import Places
 from finetune.prepare.table import REASONS, Column, Table
 
@@ -109,22 +111,12 @@ def check_balance(accounts: Sequence[SourceAccount], splits: Mapping[str, Any], 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """The ledger that a person reads."""
+    sources: dict[str, dict[str, Any]] = report["sources"]
     lines = ["# Rows", "", "Every row that was read is dropped for a reason or in exactly one split.", ""]
-    lines += _table(
-        ["source", "format", "bytes", "read", "dropped", "kept", *SPLITS],
-        [
-            [
-                name,
-                account["format"] + (" (detected)" if account["detected"] else ""),
-                f"{account['bytes']:,}",
-                f"{account['read']:,}",
-                drops(account["dropped"]),
-                f"{account['kept']:,}",
-                *(f"{account['splits'][split]:,}" for split in SPLITS),
-            ]
-            for name, account in report["sources"].items()
-        ],
-    )
+    lines += _table(["source", "read", "dropped", "kept", *SPLITS], [_rows_of(name, sources[name]) for name in sources])
+    lines += ["", "## Sources", ""]
+    about = ["source", "format", "bytes", "what it is", "groups", "labels", "columns not used"]
+    lines += _table(about, [_about(name, sources[name]) for name in sources])
     for by, what in (("by_agent", "agent"), ("by_label", "label")):
         names = sorted({name for split in report["splits"].values() for name in split[by]})
         if names:
@@ -132,21 +124,39 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             lines += ["", f"## Examples by {what}", "", *_table([what, *SPLITS], counts)]
     risks = [
         [name, kind, f"{found['rows']:,}", ", ".join(map(str, found["first_lines"]))]
-        for name, account in report["sources"].items()
+        for name, account in sources.items()
         for kind, found in account["risks"].items()
     ]
     if risks:
         lines += ["", "## Risky rows", "", "All of them are named in `data/prepared/risks.jsonl`.", ""]
         lines += _table(["source", "kind", "rows", "first lines"], risks)
-    bad = [line for account in report["sources"].values() for line in account["bad_rows"]]
+    bad = [[line] for account in sources.values() for line in account["bad_rows"]]
     if bad:
-        lines += ["", "## Bad rows", "", *(f"- `{line}`" for line in bad)]
+        lines += ["", "## Bad rows", "", *_table(["the first ones"], bad)]
     return "\n".join(lines) + "\n"
 
 
+def _rows_of(name: str, account: Mapping[str, Any]) -> list[str]:
+    placed = (f"{account['splits'][split]:,}" for split in SPLITS)
+    return [name, f"{account['read']:,}", drops(account["dropped"]), f"{account['kept']:,}", *placed]
+
+
+def _about(name: str, account: Mapping[str, Any]) -> list[str]:
+    form = account["format"] + (" (detected)" if account["detected"] else "")
+    what = f"sha256 {account['sha256']}" if account["sha256"] else f"revision {account['revision']}"
+    labels, unused = len(account["labels"]), ", ".join(account["unused_columns"]) or "none"
+    return [name, form, f"{account['bytes']:,}", what, f"{account['groups']:,}", f"{labels:,}", unused]
+
+
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    cells = [[_cell(cell) for cell in row] for row in rows]
     return [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *cells]]
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends its cell nor is read as HTML or a link, whatever a file may call its agents."""
+    plain = short(text, 300)
+    return re.sub(r"([\\|<>\[\]`*])", r"\\\1", plain)
 
 
 def drops(dropped: Mapping[str, int]) -> str:

@@ -1,8 +1,8 @@
 """Near-duplicates of texts: word shingles, MinHash signatures in bands, and the similarity that decides.
 
 Two texts are near-duplicates when their sets of word shingles (runs of `shingle_words` words, in lower case) have a
-Jaccard similarity of at least `threshold`. MinHash (rensa) proposes pairs, and misses one at the threshold with a
-chance below 1%; the similarity that decides is counted on the shingles, so no row is dropped by an estimate.
+Jaccard similarity of at least `threshold`. MinHash (rensa) proposes pairs, and lets one at the threshold pass
+with a chance below 1%; the similarity that decides is counted on the shingles: no row is dropped by an estimate.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -10,10 +10,10 @@ import orjson
 
 from finetune.config import Config
 from finetune.config_data import DataConfig, Format, Source
-from finetune.console import byte_progress
-from finetune.errors import DataError
+from finetune.console import byte_progress, short
+from finetune.errors import ConfigError, DataError
 from finetune.prepare.batches import BadRow, Batch, Row
-from finetune.prepare.formats import Fields, detect_format, unused_columns
+from finetune.prepare.formats import SHOWN_NAMES, check_columns, detect_format, parse_row, unused_columns
 from finetune.prepare.ledger import SHOWN, Risk, SourceAccount
 from finetune.prepare.risks import category_of
 from finetune.prepare.rows import BAD_ROW, Reading, ReadRows, read_batch
@@ -62,13 +62,13 @@ def read_source(
         sha256=opened.sha256,
         revision=opened.revision,
         bytes=opened.bytes,
-        unused_columns=unused,
+        unused_columns=[short(name) for name in unused[:SHOWN_NAMES]],
     )
     tokenizer = (config.model.base, config.model.revision) if data.filters.tokens.given else None
     reading = Reading(source, format_, data, labels, tokenizer)
     with byte_progress(opened.bytes, f"reading {source.name}") as show:
         for found in workers(read_batch, ((reading, batch) for batch in batches)):
-            account_batch(found, account, source, data, notes)
+            account_batch(found, account, opened, source, data, notes)
             spool.add(at, found)
             show(found.read_bytes)
     check_bad_fraction(data, account)
@@ -78,31 +78,34 @@ def read_source(
 def know_format(opened: Opened, source: Source) -> tuple[Format, list[str], Iterator[Batch]]:
     """The format (named or detected), the columns that it does not read, and all batches, the first one included."""
     first = next(opened.batches, None)
-    rows = list(islice((row for row in (first.rows() if first else [])), ROWS_LOOKED_AT))
+    rows = first.rows()[:ROWS_LOOKED_AT] if first else []
     good = [row.fields for row in rows if isinstance(row, Row)]
     format_ = source.format
-    if format_ is None:
-        if not good:
-            bad = next((row for row in rows if isinstance(row, BadRow)), None)
-            what = f"{opened.where}:{bad.line}: {bad.why}" if bad else f"{opened.where}: holds no row"
-            raise DataError(f"{what}; so the format of source {source.name!r} can't be detected; mend it or name it")
-        try:
-            format_ = detect_format(good, source.columns)
-        except ValueError as error:
-            raise DataError(f"{opened.where}: source {source.name!r} {error}") from None
+    if format_ is None and not good:
+        bad = next((row for row in rows if isinstance(row, BadRow)), None)
+        what = f"{opened.at(bad.line)}: {bad.why}" if bad else f"{opened.where}: holds no row"
+        raise DataError(f"{what}; so the format of source {source.name!r} can't be detected; mend it or name it")
+    try:
+        format_ = format_ or detect_format(good, source.columns)
+        if good:
+            check_columns(good, source.columns)
+    except ValueError as error:
+        raise DataError(f"{opened.where}: source {source.name!r} {error}") from None
     batches = chain([first] if first else [], opened.batches)
     return format_, unused_columns(good, format_, source.columns), batches
 
 
-def account_batch(found: ReadRows, account: SourceAccount, source: Source, data: DataConfig, notes: Notes) -> None:
+def account_batch(
+    found: ReadRows, account: SourceAccount, opened: Opened, source: Source, data: DataConfig, notes: Notes
+) -> None:
     """Count a batch's rows, or stop at the first bad or risky one where the config says so."""
     if found.bad and data.on_bad_row == "stop":
         bad = found.bad[0]
-        raise DataError(f"{account.place}:{bad.line}: {bad.why}; mend the row, or set data.on_bad_row: skip")
+        raise DataError(f"{opened.at(bad.line)}: {bad.why}; mend the row, or set data.on_bad_row: skip")
     if found.stopped:
         line, kind = found.stopped
         raise DataError(
-            f"{account.place}:{line}: holds {kind}; mend the row, or set data.risks.{category_of(kind)}: drop (or note)"
+            f"{opened.at(line)}: holds {kind}; mend the row, or set data.risks.{category_of(kind)}: drop (or note)"
         )
     account.read += len(found.lines)
     for line, reason in zip(found.lines, found.reasons, strict=True):
@@ -110,14 +113,16 @@ def account_batch(found: ReadRows, account: SourceAccount, source: Source, data:
             account.dropped[reason] += 1
             notes.dropped(source.name, line, reason)
     for bad in found.bad[: SHOWN - len(account.bad_rows)]:
-        account.bad_rows.append(f"{account.place}:{bad.line}: {bad.why}")
+        account.bad_rows.append(f"{opened.at(bad.line)}: {bad.why}")
     for line, example_id, kind in found.risky:
         account.risks.setdefault(kind, Risk()).add(line)
         notes.risk(source.name, line, example_id, kind)
 
 
 def check_bad_fraction(data: DataConfig, account: SourceAccount) -> None:
-    """DataError where more of the source is bad than `data.max_bad_fraction` allows."""
+    """DataError where more of the source is bad than `data.max_bad_fraction` allows, or where it holds no row."""
+    if not account.read:
+        raise DataError(f"{account.place}: holds no row; put rows into it or take it out of data.sources")
     bad = account.dropped[BAD_ROW]
     if bad > data.max_bad_fraction * account.read:
         raise DataError(
@@ -127,28 +132,35 @@ def check_bad_fraction(data: DataConfig, account: SourceAccount) -> None:
 
 
 def read_labels(data: DataConfig, root: Path) -> dict[str, list[str]]:
-    """By agent, the labels of all classification sources, where `data.labels_in_prompt` asks for them."""
+    """By agent, the labels of all classification sources, where `data.labels_in_prompt` asks for them.
+
+    ConfigError where a test or validation file names an agent that nothing is trained on: its prompts would differ.
+    """
     found: dict[str, set[str]] = {}
+    trained: set[str] = set()
     for source in data.sources if data.labels_in_prompt else ():
         opened = open_source(data, source, root)
         format_, _, batches = know_format(opened, source)
         if format_ == "classification":
-            collect_labels(batches, source, found)
+            agents = collect_labels(batches, source, found)
+            trained |= agents if source.split in (None, "train") else set()
+    if unknown := sorted(set(found) - trained):
+        raise ConfigError(
+            f"params.yaml: data.labels_in_prompt: agent {unknown[0]!r} is tested and never trained on, so its prompts "
+            "would tell other labels; give the sources of one task the same agent"
+        )
     return {agent: sorted(labels) for agent, labels in sorted(found.items())}
 
 
-def collect_labels(batches: Iterator[Batch], source: Source, found: dict[str, set[str]]) -> None:
-    """Add one source's labels; rows that have none are told of when they are read."""
+def collect_labels(batches: Iterator[Batch], source: Source, found: dict[str, set[str]]) -> set[str]:
+    """Add one source's labels, and give its agents; bad rows are told of when they are read."""
+    agents = set()
     for row in chain.from_iterable(batch.rows() for batch in batches):
         try:
-            fields = Fields(row.fields if isinstance(row, Row) else {}, source.columns)
-            agent = fields.optional_text("agent") or source.agent or source.name
-            found.setdefault(agent, set()).add(fields.name("label"))
+            conversation = parse_row(row.fields if isinstance(row, Row) else {}, "classification", source.columns)
         except ValueError:
             continue
-
-
-def total_bytes(data: DataConfig, root: Path) -> int:
-    """What all files in the data folder hold, in bytes: how much work there is."""
-    paths = [root / data.directory / source.path for source in data.sources if source.path]
-    return sum(path.stat().st_size for path in paths if path.is_file())
+        agent = conversation.agent or source.agent or source.name
+        agents.add(agent)
+        found.setdefault(agent, set()).add(conversation.label or "")
+    return agents

@@ -8,7 +8,7 @@ from finetune.config_data import DataConfig, Format, Source
 from finetune.prepare.batches import BadRow, Batch, Row
 from finetune.prepare.filters import TokenCounter, give_form, reason_to_drop, spoken_text, token_counter
 from finetune.prepare.formats import Conversation, parse_row
-from finetune.prepare.keys import Keys, conversation_hashes, text_hash
+from finetune.prepare.keys import ConversationKeys, Keys, conversation_keys, text_hash
 from finetune.prepare.minhash import band_hashes
 from finetune.prepare.risks import category_of, find_risks
 from finetune.records import Example
@@ -39,8 +39,7 @@ class ReadRows:
     stopped: tuple[int, str] | None = None  # line and kind of the first risk whose policy is stop
     json: list[bytes] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
-    texts: list[int] = field(default_factory=list)  # hash of agent and conversation
-    prompts: list[int] = field(default_factory=list)
+    keys: list[ConversationKeys] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)  # 0: no group
     agents: list[str] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
@@ -66,7 +65,8 @@ def read_batch(work: tuple[Reading, Batch]) -> ReadRows:
         try:
             text = read_row(row, reading, counter, found)
         except ValueError as error:
-            found.bad.append(BadRow(row.line, str(error)))
+            where = "" if row.starts_at is None else f" (line {row.starts_at})"
+            found.bad.append(BadRow(row.line, f"{error}{where}"))
             found.drop(row.line, BAD_ROW)
             continue
         if text is not None:
@@ -85,7 +85,7 @@ def read_row(row: Row, reading: Reading, counter: TokenCounter | None, found: Re
     text = spoken_text(conversation.messages)
     held_out = reading.source.split in ("validation", "test")
     reason = None if held_out else reason_to_drop(conversation, text, data.filters, counter)
-    kinds = find_risks("\n".join(message.text for message in conversation.messages)) if reason is None else []
+    kinds = find_risks(all_text(conversation)) if reason is None else []
     for kind in kinds:
         policy = getattr(data.risks, category_of(kind))
         if policy == "stop" and found.stopped is None:
@@ -101,6 +101,13 @@ def read_row(row: Row, reading: Reading, counter: TokenCounter | None, found: Re
     return text
 
 
+def all_text(conversation: Conversation) -> str:
+    """Every text that the chat template will put before the model: what is said, names, and tools."""
+    names = [name for message in conversation.messages for name in (message.name, message.tool_call_id) if name]
+    tools = [orjson.dumps(conversation.tools).decode()] if conversation.tools else []
+    return "\n".join([*(message.text for message in conversation.messages), *names, *tools])
+
+
 def keep(conversation: Conversation, line: int, source: str, found: ReadRows) -> str:
     """Add the conversation as an example; gives its id, which stands for source, agent and content."""
     agent, messages = conversation.agent or source, conversation.messages
@@ -112,9 +119,7 @@ def keep(conversation: Conversation, line: int, source: str, found: ReadRows) ->
     found.reasons.append(None)
     found.json.append(orjson.dumps(example.to_json(), option=orjson.OPT_APPEND_NEWLINE))
     found.ids.append(number)
-    whole, prompt = conversation_hashes(agent, messages)
-    found.texts.append(whole)
-    found.prompts.append(prompt)
+    found.keys.append(conversation_keys(agent, messages, tools))
     found.groups.append(text_hash(conversation.group) | 1 if conversation.group is not None else 0)
     found.agents.append(agent)
     found.labels.append(conversation.label)

@@ -1,5 +1,6 @@
 """Sources: where the rows are, what identifies them, and their batches; nothing is read that DVC does not watch."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,11 @@ from finetune.prepare.arrow_rows import arrow_batches
 from finetune.prepare.batches import Batch
 from finetune.prepare.containers import detect_container, disk_bytes, read_batches
 from finetune.prepare.datasets_folder import is_dataset_folder
+from finetune.prepare.opening import COMPRESSIONS
 
 HUB_ROWS = 1_000  # read at once
+HUB_BYTES = 10**9  # taken for the size of a dataset of the Hub, which is unknown before it is fetched
+USUAL_EXPANSION = 5  # of compressed text
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,12 @@ class Opened:
     sha256: str | None  # of the file or folder; a dataset of the Hub is told by its revision
     revision: str | None
     bytes: int  # on disk: what the last batch's `read_bytes` comes to
+    by_line: bool  # whether rows are identified by their lines, not by their numbers
     batches: Iterator[Batch]
+
+    def at(self, line: int) -> str:
+        """The place of a row, for people: `path:LINE` where lines identify rows, else `path: row N`."""
+        return f"{self.where}:{line}" if self.by_line else f"{self.where}: row {line}"
 
 
 def open_source(data: DataConfig, source: Source, root: Path) -> Opened:
@@ -44,6 +53,7 @@ def open_source(data: DataConfig, source: Source, root: Path) -> Opened:
         sha256=digest,
         revision=None,
         bytes=disk_bytes(path, container, source.part),
+        by_line=container.by_line,
         batches=read_batches(path, container, data.max_row_bytes, source.part),
     )
 
@@ -52,9 +62,20 @@ def source_path(data: DataConfig, source: Source, root: Path) -> Path:
     """The source's file or `datasets` folder; DataError where it is missing, neither, or outside the data folder."""
     assert source.path is not None, f"{source.name} is no file"
     folder = root / data.directory
-    path = folder / source.path
-    if not path.exists():
-        raise DataError(f"{path}: no such file; data.sources names it as {source.name!r}")
+    try:
+        return _checked(folder / source.path, folder, source.name)
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, NUL in it, no rights, links in a circle
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        what = f"{folder}: the path {source.path[:80]!r} in it can't be looked at ({reason})"
+        raise DataError(f"{what}; data.sources names it as {source.name!r}") from None
+
+
+def _checked(path: Path, folder: Path, name: str) -> Path:
+    """The path; DataError where no source may be there, and whatever the system raises where it can't tell."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: no such file; data.sources names it as {name!r}") from None
     for inside in [path, *(path.rglob("*") if is_dataset_folder(path) else ())]:
         if not inside.resolve().is_relative_to(folder.resolve()):
             raise DataError(f"{inside}: lies outside {folder}, where DVC does not watch it; move it in")
@@ -63,22 +84,54 @@ def source_path(data: DataConfig, source: Source, root: Path) -> Path:
     if not path.is_file() and not is_dataset_folder(path):
         raise DataError(f"{path}: is no file; data.sources must name one file a source")
     if not (path.stat().st_size if path.is_file() else files_in(path)):
-        raise DataError(f"{path}: is empty; put rows into it or take {source.name!r} out of data.sources")
+        raise DataError(f"{path}: is empty; put rows into it or take {name!r} out of data.sources")
     return path
+
+
+def work_bytes(data: DataConfig, root: Path) -> int:
+    """About how many bytes of rows all sources hold; one that can't be looked at counts 0, and its reading tells why.
+
+    It says whether worker processes are worth their start, so that what is unknown counts as large.
+    """
+    return sum(
+        HUB_BYTES if source.path is None else _work(root / data.directory / source.path) for source in data.sources
+    )
+
+
+def _work(path: Path) -> int:
+    try:
+        if is_dataset_folder(path):
+            return sum(file.stat().st_size for file in files_in(path))
+        expansion = USUAL_EXPANSION if path.suffix.lower() in COMPRESSIONS else 1
+        return expansion * path.stat().st_size if path.is_file() else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def _open_hub(source: Source, max_row_bytes: int) -> Opened:
     where = f"hub:{source.hub}@{source.revision}"
     dataset = _load_hub(source, where)
-    size = sum(Path(file["filename"]).stat().st_size for file in dataset.cache_files)
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    # `datasets` keeps each revision in a folder of its name. Without the Hub it gives what was fetched last, and for a
+    # name like `json`, which is a reader to it, the files that lie here.
+    if any(source.revision not in file.parts for file in files):
+        raise DataError(f"{where}: what was loaded is not of this revision; connect to the Hub, and name it org/name")
+    size = sum(file.stat().st_size for file in files)
     batches = arrow_batches(_hub_batches(dataset, size), where, max_row_bytes)
-    return Opened(where, sha256=None, revision=source.revision, bytes=size, batches=batches)
+    return Opened(where, sha256=None, revision=source.revision, bytes=size, by_line=False, batches=batches)
 
 
 def _load_hub(source: Source, where: str) -> Any:
     """The dataset, from the Hub or from what was fetched before. It has files with rows alone, never a program."""
     import datasets  # takes seconds, which a source on disk need not wait for
 
+    assert source.hub is not None, f"{source.name} is a file"
+    if os.path.lexists(source.hub):
+        kind = "folder" if Path(source.hub).is_dir() else "file"
+        raise DataError(
+            f"hub: {source.hub} is a {kind} here, which would be read in the Hub's place; name it under path, inside "
+            "data.directory, so that DVC watches it, or move it away"
+        )
     try:
         return datasets.load_dataset(source.hub, name=source.subset, split=source.part, revision=source.revision)
     except Exception as error:  # whatever network, Hub, files and dataset may raise

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from finetune.config_data import SplitConfig
 from finetune.config_types import SPLITS, Split
 from finetune.prepare.keys import Keys, shuffled
+from finetune.prepare.pairs import Pairs, clusters
 from finetune.prepare.table import IN_TEST, IN_VALIDATION, Column, Table
 
 Places = npt.NDArray[np.int8]  # for each row the index of its split in SPLITS; the greater one is better protected
@@ -76,8 +77,6 @@ def allocate(strata: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
         total = sum(left) or 1
         columns.append(_share_out(size, [rows * size / total for rows in left], left))
         left = [rows - taken for rows, taken in zip(left, columns[-1], strict=True)]
-        size_left = sum(left)
-        assert size_left >= 0
     return [list(row) for row in zip(*columns, left, strict=True)]
 
 
@@ -92,12 +91,18 @@ def _share_out(size: int, exact: Sequence[float], room: Sequence[int]) -> list[i
 
 
 def place_rows(
-    table: Table, cluster: Column, fixed: Sequence[Split | None], settings: SplitConfig, seed: int
-) -> Places:
-    """The split of every row in the table (of dropped rows it means nothing); `fixed` is that of each source, if it has
-    one. Rows that would straddle two splits are dropped from the less protected one."""
+    table: Table, links: Pairs, fixed: Sequence[Split | None], settings: SplitConfig, seed: int
+) -> tuple[Places, Column]:
+    """The split of every row in the table (of dropped rows it means nothing), and its cluster; `fixed` is the split of
+    each source that has one, `links` are pairs of rows that belong together.
+
+    Rows that would straddle two splits are dropped from the less protected one.
+    """
+    cluster = clusters(len(table), links)
     places = np.array([0 if name is None else SPLITS.index(name) for name in fixed], np.int8)[table.source]
-    keep_apart(table, places, cluster)  # what stands in a file of the user's own has no say in the shares
+    held_out = np.array([name in ("validation", "test") for name in fixed])[table.source]
+    drop_repeated(table, places, held_out, links)  # what stands in a file of the user's own has no say in the shares
+    keep_groups_apart(table, places)
     kept = table.kept
     free = kept[np.array([name is None for name in fixed])[table.source[kept]]]
     if settings.method == "stable":
@@ -105,15 +110,32 @@ def place_rows(
     else:
         units = np.where(table.group == 0, smallest(table.prompt, cluster), table.group)[free]
         places[free] = split_exact(units, strata(table, settings)[free], settings, seed)
-    keep_apart(table, places, cluster)
-    return places
+    ours = kept[~held_out[kept]]
+    drop_straddling(table, places, ours, cluster[ours])
+    keep_groups_apart(table, places)
+    return places, cluster
 
 
-def keep_apart(table: Table, places: Places, cluster: Column) -> None:
-    """Drop rows until no cluster and no group stands in two splits."""
+def drop_repeated(table: Table, places: Places, held_out: npt.NDArray[np.bool_], links: Pairs) -> None:
+    """Drop the rows that repeat one of a file of the user's own: linked to it themselves, not by way of a third row."""
     kept = table.kept
-    drop_straddling(table, places, kept, cluster[kept])
-    grouped = kept[table.group[kept] != 0]
+    own = kept[held_out[kept]]
+    order = own[np.lexsort((-places[own], table.prompt[own]))]
+    at = np.searchsorted(table.prompt[order], table.prompt[kept])
+    known = at < len(order)
+    known[known] = table.prompt[order[at[known]]] == table.prompt[kept[known]]
+    pairs = np.concatenate([links, links[:, ::-1], np.stack([order[at[known]], kept[known]], axis=1)])
+    pairs = pairs[
+        held_out[pairs[:, 0]] & (places[pairs[:, 0]] > places[pairs[:, 1]]) & (table.reason[pairs[:, 1]] == 0)
+    ]
+    for place, reason in ((1, IN_VALIDATION), (2, IN_TEST)):
+        found = pairs[places[pairs[:, 0]] == place]
+        table.drop(found[:, 1], reason, like=found[:, 0])
+
+
+def keep_groups_apart(table: Table, places: Places) -> None:
+    """Drop rows until no group stands in two splits."""
+    grouped = table.kept[table.group[table.kept] != 0]
     drop_straddling(table, places, grouped, np.unique(table.group[grouped], return_inverse=True)[1])
 
 

@@ -1,5 +1,6 @@
 """The prepare stage: sources -> `data/prepared/*.jsonl`, `reports/prepare.json` and `reports/prepare.md`."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,19 @@ import numpy as np
 
 from finetune.artifacts import publish_directory, sha256_file, write_json, write_lines
 from finetune.config import Config
+from finetune.config_data import DataConfig
 from finetune.config_types import SPLITS
 from finetune.console import say, table
 from finetune.errors import DataError
 from finetune.paths import Paths
-from finetune.prepare.dedup import clusters, drop_exact, drop_near, equal_pairs, find_near
+from finetune.prepare.dedup import continued_pairs, drop_exact, drop_near, find_near
 from finetune.prepare.ledger import SourceAccount, account_splits, account_table, check_balance, drops, to_markdown
 from finetune.prepare.mixture import sample
-from finetune.prepare.reading import Notes, open_notes, read_labels, read_source, total_bytes
+from finetune.prepare.pairs import Pairs, equal_pairs
+from finetune.prepare.reading import Notes, open_notes, read_labels, read_source
+from finetune.prepare.sources import work_bytes
 from finetune.prepare.split import Places, place_rows
-from finetune.prepare.table import REASONS, Column, Table, open_spool
+from finetune.prepare.table import REASONS, Table, open_spool
 from finetune.prepare.workers import Workers, open_workers
 
 
@@ -29,50 +33,52 @@ def run(config: Config, paths: Paths) -> None:
         publish_directory(paths.prepared) as folder,
         open_notes(folder) as notes,
         open_spool(paths.spool) as spool,
-        open_workers(total_bytes(data, root)) as workers,
+        open_workers(work_bytes(data, root)) as workers,
     ):
         numbers = range(len(data.sources))
         accounts = [read_source(at, config, root, labels, workers, spool, notes) for at in numbers]
         rows = spool.table()
         sample(rows, data.sources, config.seed)
-        cluster = drop_duplicates(rows, config, workers)
-        places = place_rows(rows, cluster, [source.split for source in data.sources], data.split, config.seed)
+        links = drop_duplicates(rows, config, workers)
+        places, cluster = place_rows(rows, links, [source.split for source in data.sources], data.split, config.seed)
         account_table(accounts, rows, places, cluster)
         splits = account_splits(rows, places, cluster, [source.name for source in data.sources])
         check_filled(splits, accounts)
         check_balance(accounts, splits, write_splits(folder, rows, places))
         note_dropped(rows, config, notes)
-    report = {
-        "settings": data.model_dump(mode="json", exclude_unset=True),
-        "sources": {source.name: account.to_json() for source, account in zip(data.sources, accounts, strict=True)},
-        "splits": splits,
-        "labels": label_sets(rows),
-        "prepared_sha256": {name: sha256_file(paths.prepared / f"{name}.jsonl") for name in SPLITS},
-    }
-    write_lines(paths.reports / "prepare.md", [to_markdown(report)])
+        report = {
+            "settings": data.model_dump(mode="json", exclude_unset=True),
+            "sources": {source.name: account.to_json() for source, account in zip(data.sources, accounts, strict=True)},
+            "splits": splits,
+            "labels": label_sets(rows),
+            "prepared_sha256": {name: sha256_file(folder / f"{name}.jsonl") for name in SPLITS},
+        }
+        ledger = to_markdown(report)
+    write_lines(paths.reports / "prepare.md", [ledger])
     write_json(paths.reports / "prepare.json", report)
-    show(report)
+    show(report, data)
 
 
-def drop_duplicates(rows: Table, config: Config, workers: Workers) -> Column:
-    """Drop copies as the config says; gives each row's cluster: rows with one prompt, and near-duplicates."""
+def drop_duplicates(rows: Table, config: Config, workers: Workers) -> Pairs:
+    """Drop copies as the config says; gives the pairs of rows that belong together: one prompt, near-duplicates, a
+    conversation and its continuation."""
     settings = config.data.duplicates
     held_out = np.array([source.split in ("validation", "test") for source in config.data.sources])
     may_go = ~held_out[rows.source]
     if settings.exact == "drop":
         drop_exact(rows, rows.kept[may_go[rows.kept]])
     kept = rows.kept
-    pairs = [kept[equal_pairs(rows.prompt[kept])]]
+    links = [kept[equal_pairs(rows.prompt[kept])], continued_pairs(rows)]
     if settings.near != "ignore":
-        pairs.append(find_near(rows, settings, workers))
+        links.append(find_near(rows, settings, workers))
     if settings.near == "drop":
-        drop_near(rows, pairs[-1], may_go)
-    return clusters(len(rows), np.concatenate(pairs))
+        drop_near(rows, links[-1], may_go)
+    return np.concatenate(links)
 
 
 def check_filled(splits: dict[str, Any], accounts: Sequence[SourceAccount]) -> None:
     """DataError where a split is empty, with what became of the rows."""
-    dropped = sum((account.dropped for account in accounts), start=type(accounts[0].dropped)())
+    dropped = sum((account.dropped for account in accounts), start=Counter[str]())
     for name in SPLITS:
         if not splits[name]["examples"]:
             left, groups = (sum(split[key] for split in splits.values()) for key in ("examples", "groups"))
@@ -115,13 +121,14 @@ def note_dropped(rows: Table, config: Config, notes: Notes) -> None:
 
 def label_sets(rows: Table) -> dict[str, list[str]]:
     """By agent, the labels of its kept rows."""
+    found: dict[str, set[str]] = {}
     kept = rows.kept[rows.label[rows.kept] >= 0]
-    pairs = np.unique(np.stack([rows.agent[kept], rows.label[kept]], axis=1), axis=0).tolist()
-    agents = sorted({rows.agents[agent] for agent, _ in pairs})
-    return {name: sorted(rows.labels[label] for agent, label in pairs if rows.agents[agent] == name) for name in agents}
+    for agent, label in np.unique(np.stack([rows.agent[kept], rows.label[kept]], axis=1), axis=0).tolist():
+        found.setdefault(rows.agents[agent], set()).add(rows.labels[label])
+    return {agent: sorted(labels) for agent, labels in sorted(found.items())}
 
 
-def show(report: dict[str, Any]) -> None:
+def show(report: dict[str, Any], data: DataConfig) -> None:
     """A few lines for the person who watches."""
     cells = []
     for name, account in report["sources"].items():
@@ -134,5 +141,10 @@ def show(report: dict[str, Any]) -> None:
         risks = [f"{found['rows']:,} {kind}" for kind, found in account["risks"].items()]
         if risks:
             say(f"{name}: rows with {', '.join(risks)}; data/prepared/risks.jsonl names them")
+    trained, *others = (set(split["by_agent"]) for split in report["splits"].values())
+    if new := sorted(set().union(*others) - trained):
+        say(f"agents that are tested and never trained on: {', '.join(new)}; a source's agent may need the same name")
+    if unknown := sorted(set(data.system_prompts) - trained.union(*others)):
+        say(f"data.system_prompts names agents that no row has: {', '.join(unknown)}")
     sizes = ", ".join(f"{split['examples']:,} {name}" for name, split in report["splits"].items())
     say(f"wrote {sizes} examples to data/prepared; the ledger is reports/prepare.md")

@@ -1,4 +1,4 @@
-"""All kept rows of all sources as columns, some 80 bytes a row; their text and band hashes wait on disk.
+"""All kept rows of all sources as columns, some 120 bytes a row; their text and band hashes wait on disk.
 
 The text is written once, in the order of the sources, and read again to compare near-duplicates and to fill the splits.
 """
@@ -37,13 +37,15 @@ class Table:
     agent: Column  # position in `agents`
     label: Column  # position in `labels`; -1 without one
     id: Keys
-    text: Keys  # hash of agent and conversation
-    prompt: Keys  # hash of the conversation without its last turn and the system prompt
+    copy: Keys  # hash of agent, tools and conversation
+    spoken: Keys  # hash of the conversation without the system prompt
+    prompt: Keys  # the same without the last turn
     group: Keys  # 0 without one
     reason: Column  # position in REASONS; 0 while the row is in
     like: Column  # the row that this one was dropped for, or -1
     agents: list[str]
     labels: list[str]
+    openings: npt.NDArray[np.uint64]  # (openings, 2): a row, and the hash of what was spoken up to an earlier answer
     folder: Path
     bands: int
 
@@ -99,6 +101,8 @@ class Spool:
         self._hashes: list[Keys] = []
         self._agents: dict[str, int] = {}
         self._labels: dict[str, int] = {}
+        self._openings: list[npt.NDArray[np.uint64]] = [np.empty((0, 2), np.uint64)]
+        self._count = 0
         self._end = 0
         self._band_count = 0
 
@@ -110,7 +114,12 @@ class Spool:
         labels = [-1 if name is None else self._labels.setdefault(name, len(self._labels)) for name in found.labels]
         kept = [line for line, reason in zip(found.lines, found.reasons, strict=True) if reason is None]
         self._numbers.append(np.array([[source] * len(kept), kept, starts, sizes, agents, labels], np.int64))
-        self._hashes.append(np.array([found.ids, found.texts, found.prompts, found.groups], np.uint64))
+        keys = found.keys
+        copies, spoken, prompts = ([getattr(key, name) for key in keys] for name in ("copy", "spoken", "prompt"))
+        self._hashes.append(np.array([found.ids, copies, spoken, prompts, found.groups], np.uint64))
+        openings = [(row, opening) for row, key in enumerate(keys, self._count) for opening in key.openings]
+        self._openings.append(np.array(openings, np.uint64).reshape(-1, 2))
+        self._count += len(kept)
         self._end += int(sizes.sum())
         self._rows.writelines(found.json)
         if found.bands is not None:
@@ -122,16 +131,17 @@ class Spool:
         self._rows.flush()
         self._bands.flush()
         numbers = np.concatenate([np.empty((6, 0), np.int64), *self._numbers], axis=1)
-        hashes = np.concatenate([np.empty((4, 0), np.uint64), *self._hashes], axis=1)
+        hashes = np.concatenate([np.empty((5, 0), np.uint64), *self._hashes], axis=1)
         self._numbers, self._hashes = [], []
         count = numbers.shape[1]
         return Table(
             **dict(zip(("source", "line", "start", "size", "agent", "label"), numbers, strict=True)),
-            **dict(zip(("id", "text", "prompt", "group"), hashes, strict=True)),
+            **dict(zip(("id", "copy", "spoken", "prompt", "group"), hashes, strict=True)),
             reason=np.zeros(count, np.int64),
             like=np.full(count, -1, np.int64),
             agents=list(self._agents),
             labels=list(self._labels),
+            openings=np.concatenate(self._openings),
             folder=self.folder,
             bands=self._band_count,
         )

@@ -32,9 +32,8 @@ SHAREGPT_ROLES: dict[str, Role] = {
     "observation": "tool",
     "function_response": "tool",
 }
-DEEPEST = (
-    100  # levels of objects and lists in a tool's arguments; beyond some hundreds, writers and readers of JSON fail
-)
+TURN_KEYS = {"role", "content", "tool_calls", "function_call", "name", "tool_call_id", "weight", "from", "value"}
+DEEPEST = 100  # levels of objects and lists in a tool's arguments; beyond some hundreds, programs fail on JSON
 
 
 def read_messages(value: Any, name: str) -> list[Message]:
@@ -53,6 +52,8 @@ def _message(turn: Any, place: str) -> Message:
         calls = (_tool_call(turn["function_call"], f"{place}.function_call"),)
     if calls and role != "assistant":
         raise ValueError(f"{place} calls a tool, but its role is {role}")
+    if turn.get("weight") == 0:  # some APIs' mark for turns that must not be trained on
+        raise ValueError(f"{place}.weight is 0, but every turn of the assistant is trained on; take such turns out")
     return Message(
         role=role,
         content=_content(turn.get("content"), f"{place}.content", may_be_empty=bool(calls) or role == "tool"),
@@ -60,6 +61,16 @@ def _message(turn: Any, place: str) -> Message:
         name=_optional(turn.get("name"), f"{place}.name"),
         tool_call_id=_optional(turn.get("tool_call_id"), f"{place}.tool_call_id"),
     )
+
+
+def unread_keys(value: Any) -> list[str]:
+    """The keys of a row's turns that are not read, such as `reasoning_content`; nothing where there are no turns."""
+    try:
+        turns = _from_json(value, "turns")
+    except ValueError:
+        return []
+    turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    return [key for key in dict.fromkeys(key for turn in turns for key in turn) if key not in TURN_KEYS]
 
 
 def read_sharegpt(value: Any, name: str) -> list[Message]:
