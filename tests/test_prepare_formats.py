@@ -67,6 +67,11 @@ def test_the_readme_shows_the_same_lines() -> None:
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     shown = dict(re.findall(r"^\| `(\w+)` \| `(\{.*\})` \|$", text, flags=re.MULTILINE))
     assert {name: json.loads(line) for name, line in shown.items()} == ROWS
+    (tools,) = re.findall(r"^\| `chat`, with tools \| `(\{.*\})` \|$", text, flags=re.MULTILINE)
+    conversation = parse_row(json.loads(tools), "chat", {})
+    assert [message.role for message in conversation.messages] == ["user", "assistant", "tool", "assistant"]
+    assert conversation.messages[1].tool_calls is not None
+    assert conversation.tools[0]["function"]["name"] == "now"
 
 
 @pytest.mark.parametrize("format_", FORMATS)

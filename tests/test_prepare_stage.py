@@ -466,6 +466,21 @@ def test_stable_splits_do_not_move_when_rows_are_added(prepare: Run) -> None:
     assert {task: after[task] for task in before} == before
 
 
+def test_stable_splits_with_near_duplicates_move_nothing_either(prepare: Run) -> None:
+    """A row may become a copy of a new one; it never turns up in another split, and none has its like in two splits."""
+    stable = HALF | {"method": "stable", "stratify_by": None}
+    texts = [" ".join([f"w{at}w{word}" for word in range(9)]) for at in range(60)]
+    prepare([row(text) for text in texts], split=stable, duplicates=NEAR)
+    before = {one.prompt[-1].content: name for name in SPLITS for one in split_of(prepare, name)}
+    new = [row(f"{text} again") for text in texts[::2]]
+    prepare([*new[:15], *[row(text) for text in texts], *new[15:]], split=stable, duplicates=NEAR)
+    after = {one.prompt[-1].content: name for name in SPLITS for one in split_of(prepare, name)}
+    assert all(after.get(text, name) == name for text, name in before.items())
+    assert sum(text in after for text in before) >= 45
+    likes = {text.removesuffix(" again"): name for text, name in after.items()}
+    assert all(likes[text.removesuffix(" again")] == name for text, name in after.items())
+
+
 def test_many_rows_go_through_processes_to_the_same_bytes(prepare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cores must not give other splits than one; the pool is what large inputs take."""
     from finetune.prepare import workers
