@@ -18,6 +18,7 @@ from finetune.config_errors import describe_errors
 from finetune.config_types import (
     ALL,
     Count,
+    MemoryAmount,
     NonNegative,
     OpenShare,
     PositiveFloat,
@@ -197,13 +198,7 @@ class MemoryAtMost(Criterion):
     """Peak memory of a fresh process; the limit names its unit."""
 
     rule: Literal["memory_at_most"]
-    limit: str
-
-    @field_validator("limit")
-    @classmethod
-    def _has_unit(cls, value: str) -> str:
-        parse_bytes(value)
-        return value
+    limit: MemoryAmount
 
     @cached_property
     def limit_bytes(self) -> int:

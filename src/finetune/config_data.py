@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from finetune.config_types import (
     ALL,
     Count,
+    MemoryAmount,
     OpenShare,
     PositiveFloat,
     PositiveInt,
@@ -61,6 +62,16 @@ class Source(Section):
     weight: PositiveFloat | None = None
     split: Split | None = None  # all of it goes there
 
+    @property
+    def held_out(self) -> bool:
+        """Whether it is a validation or test file of the user's own, which is taken as it is."""
+        return self.split in ("validation", "test")
+
+    @property
+    def default_agent(self) -> str:
+        """The agent of rows that name none."""
+        return self.agent or self.name
+
     @field_validator("columns")
     @classmethod
     def _known_fields(cls, columns: dict[str, str]) -> dict[str, str]:
@@ -93,7 +104,7 @@ class Source(Section):
         given = [key for key in ("fraction", "cap", "weight") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; keep one")
-        if given and self.split in ("validation", "test"):
+        if given and self.held_out:
             raise ValueError(f"a {self.split} file is taken as it is; drop {given[0]}")
         return self
 
@@ -195,7 +206,7 @@ class DataConfig(Section):
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     on_bad_row: Literal["stop", "skip"]
     max_bad_fraction: Share
-    max_row_size: str
+    max_row_size: MemoryAmount
     unicode: Literal["none", "NFC", "NFKC"]
     system_prompts: dict[str, str]
     default_system_prompt: str | None
@@ -204,12 +215,6 @@ class DataConfig(Section):
     duplicates: DuplicateConfig
     risks: RiskConfig
     split: SplitConfig
-
-    @field_validator("max_row_size")
-    @classmethod
-    def _has_unit(cls, value: str) -> str:
-        parse_bytes(value)
-        return value
 
     @cached_property
     def max_row_bytes(self) -> int:

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -34,3 +34,11 @@ def parse_bytes(text: str) -> int:
     if not match or float(match[1]) == 0:
         raise ValueError(f"{text!r} is no amount of memory; write a number and its unit, like '10 GB' or '10 GiB'")
     return int(float(match[1]) * UNITS[match[2]])
+
+
+def _with_unit(text: str) -> str:
+    parse_bytes(text)
+    return text
+
+
+MemoryAmount = Annotated[str, AfterValidator(_with_unit)]  # a number and its unit, as in params.yaml

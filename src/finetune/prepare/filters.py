@@ -26,7 +26,7 @@ def give_form(conversation: Conversation, source: Source, data: DataConfig, labe
         conversation.messages = [_normalized(message, data.unicode) for message in conversation.messages]
         labels = list(dict.fromkeys(normalize(data.unicode, label) for label in labels))
         conversation.label = conversation.label and normalize(data.unicode, conversation.label)
-    conversation.agent = conversation.agent or source.agent or source.name
+    conversation.agent = conversation.agent or source.default_agent
     own = conversation.messages[0] if conversation.messages[0].role == "system" else None
     conversation.own_system = own is not None
     default = data.default_system_prompt if source.system_prompt is None else source.system_prompt

@@ -142,10 +142,9 @@ def _rows_of(name: str, account: Mapping[str, Any]) -> list[str]:
 
 
 def _about(name: str, account: Mapping[str, Any]) -> list[str]:
-    form = account["format"] + (" (detected)" if account["detected"] else "")
     what = f"sha256 {account['sha256']}" if account["sha256"] else f"revision {account['revision']}"
     labels, unused = len(account["labels"]), ", ".join(account["unused_columns"]) or "none"
-    return [name, form, f"{account['bytes']:,}", what, f"{account['groups']:,}", f"{labels:,}", unused]
+    return [name, told_format(account), f"{account['bytes']:,}", what, f"{account['groups']:,}", f"{labels:,}", unused]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -157,6 +156,11 @@ def _cell(text: str) -> str:
     """Text that neither ends its cell nor is read as HTML or a link, whatever a file may call its agents."""
     plain = short(text, 300)
     return re.sub(r"([\\|<>\[\]`*])", r"\\\1", plain)
+
+
+def told_format(account: Mapping[str, Any]) -> str:
+    """The source's format, and whether it was detected."""
+    return f"{account['format']}{' (detected)' if account['detected'] else ''}"
 
 
 def drops(dropped: Mapping[str, int]) -> str:

@@ -143,7 +143,7 @@ def read_labels(data: DataConfig, root: Path) -> dict[str, list[str]]:
         format_, _, batches = know_format(opened, source)
         if format_ == "classification":
             agents = collect_labels(batches, source, found)
-            trained |= agents if source.split in (None, "train") else set()
+            trained |= set() if source.held_out else agents
     if unknown := sorted(set(found) - trained):
         raise ConfigError(
             f"params.yaml: data.labels_in_prompt: agent {unknown[0]!r} is tested and never trained on, so its prompts "
@@ -160,7 +160,7 @@ def collect_labels(batches: Iterator[Batch], source: Source, found: dict[str, se
             conversation = parse_row(row.fields if isinstance(row, Row) else {}, "classification", source.columns)
         except ValueError:
             continue
-        agent = conversation.agent or source.agent or source.name
+        agent = conversation.agent or source.default_agent
         agents.add(agent)
         found.setdefault(agent, set()).add(conversation.label or "")
     return agents

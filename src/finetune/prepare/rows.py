@@ -80,10 +80,10 @@ def read_row(row: Row, reading: Reading, counter: TokenCounter | None, found: Re
     """Add one row to the batch; gives what was spoken in it, or None where it was dropped; ValueError if it is bad."""
     data = reading.data
     conversation = parse_row(row.fields, reading.format, reading.source.columns)
-    labels = reading.labels.get(conversation.agent or reading.source.agent or reading.source.name, [])
+    labels = reading.labels.get(conversation.agent or reading.source.default_agent, [])
     give_form(conversation, reading.source, data, labels)
     text = spoken_text(conversation.messages)
-    held_out = reading.source.split in ("validation", "test")
+    held_out = reading.source.held_out
     reason = None if held_out else reason_to_drop(conversation, text, data.filters, counter)
     kinds = find_risks(all_text(conversation)) if reason is None else []
     for kind in kinds:

@@ -15,7 +15,15 @@ from finetune.console import say, table
 from finetune.errors import DataError
 from finetune.paths import Paths
 from finetune.prepare.dedup import continued_pairs, drop_exact, drop_near, find_near
-from finetune.prepare.ledger import SourceAccount, account_splits, account_table, check_balance, drops, to_markdown
+from finetune.prepare.ledger import (
+    SourceAccount,
+    account_splits,
+    account_table,
+    check_balance,
+    drops,
+    to_markdown,
+    told_format,
+)
 from finetune.prepare.mixture import sample
 from finetune.prepare.pairs import Pairs, equal_pairs
 from finetune.prepare.reading import Notes, open_notes, read_labels, read_source
@@ -63,7 +71,7 @@ def drop_duplicates(rows: Table, config: Config, workers: Workers) -> Pairs:
     """Drop copies as the config says; gives the pairs of rows that belong together: one prompt, near-duplicates, a
     conversation and its continuation."""
     settings = config.data.duplicates
-    held_out = np.array([source.split in ("validation", "test") for source in config.data.sources])
+    held_out = np.array([source.held_out for source in config.data.sources])
     may_go = ~held_out[rows.source]
     if settings.exact == "drop":
         drop_exact(rows, rows.kept[may_go[rows.kept]])
@@ -94,8 +102,7 @@ def write_splits(folder: Path, rows: Table, places: Places) -> dict[str, int]:
     for at, name in enumerate(SPLITS):
         members = np.flatnonzero((rows.reason == 0) & (places == at))
         with (folder / f"{name}.jsonl").open("wb") as file:
-            file.writelines(rows.lines(members))
-        written[name] = len(members)
+            written[name] = sum(file.write(line) > 0 for line in rows.lines(members))
     return written
 
 
@@ -132,8 +139,9 @@ def show(report: dict[str, Any], data: DataConfig) -> None:
     """A few lines for the person who watches."""
     cells = []
     for name, account in report["sources"].items():
-        form = account["format"] + (" (detected)" if account["detected"] else "")
-        cells.append([name, form, f"{account['read']:,}", drops(account["dropped"]), f"{account['kept']:,}"])
+        cells.append(
+            [name, told_format(account), f"{account['read']:,}", drops(account["dropped"]), f"{account['kept']:,}"]
+        )
     table("prepare: every row accounted for", ["source", "format", "read", "dropped", "kept"], cells)
     for name, account in report["sources"].items():
         if account["unused_columns"]:
