@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 FINETUNE := python -m finetune
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev repro test test-fast lint check recipes use exps report gate lock clean
+.PHONY: help setup setup-dev repro test test-recipes test-fast lint check recipes use pin plan rehearse doctor sweep exps report gate lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "RECIPE", $$1); printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -25,10 +25,13 @@ repro: setup ## set up and run the whole pipeline to its verdict
 	@$(FINETUNE) report
 
 test: setup-dev ## set up and run all tests
-	@python -m pytest
+	@python -m pytest -m "not recipes"
+
+test-recipes: setup-dev ## rehearse every recipe: a minute or two each
+	@python -m pytest -m recipes
 
 test-fast: setup-dev ## the tests that train nothing
-	@python -m pytest -m "not slow"
+	@python -m pytest -m "not slow and not recipes"
 
 lint: setup-dev ## style and types
 	@ruff check . && ruff format --check .
@@ -41,6 +44,23 @@ recipes: setup ## list the recipes, and what params.yaml changes in its own
 
 use: setup ## put a recipe into params.yaml: make use RECIPE=tiny
 	@$(FINETUNE) use "$(or $(RECIPE),$(error name one: make use RECIPE=tiny))"
+
+pin: setup ## pin a recipe's base to the commit of today: make pin RECIPE=h100
+	@$(FINETUNE) pin "$(or $(RECIPE),$(error name one: make pin RECIPE=h100))"
+
+plan: setup ## steps, memory, time and cost before the run: make plan RECIPE=h100 EXAMPLES=15000 PRICE=2.5 PROBE=1
+	@$(FINETUNE) plan $(RECIPE) $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(PRICE),--price $(PRICE)) $(if $(PROBE),--probe)
+
+rehearse: setup ## every stage of a recipe on a shrunken base, on this machine: make rehearse RECIPE=h100
+	@$(FINETUNE) rehearse $(RECIPE)
+
+doctor: setup ## what this machine has and lacks, and the recipe that fits best (RECIPE=h100 asks for that one)
+	@$(FINETUNE) doctor $(if $(RECIPE),--recipe $(RECIPE)) $(if $(JSON),--json) $(if $(QUICK),--quick)
+
+sweep: setup ## an example: four runs of the recipe tiny over learning rate and rank, compared
+	@dvc exp run --queue -S train.learning_rate=1.0e-3,2.0e-3 -S adapter.r=8,16
+	@dvc exp run --run-all
+	@$(FINETUNE) exps
 
 train-%: setup ## apply a recipe and run it to its verdict as a named experiment
 	@$(FINETUNE) use "$*"

@@ -24,7 +24,7 @@ from scipy.sparse import csr_array
 
 from finetune.artifacts import write_json
 from finetune.config import read_yaml
-from finetune.prepare.minhash import shingles
+from finetune.near import shingles
 
 ROOT = Path(__file__).parents[1]
 THRESHOLD, WORDS = 0.8, 3

@@ -60,6 +60,7 @@ def params(**changes: Any) -> dict[str, Any]:
         "train.num_train_epochs": 3,
         "train.per_device_train_batch_size": 4,
         "train.gradient_accumulation_steps": 2,
+        "train.effective_batch_size": 8,
         "train.warmup_steps": 2,
         "train.logging_steps": 1,
         "train.eval_steps": 3,

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "finetune"
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
-GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__", "recipes", "gate", "experiments"}
+COMMANDS = {"__main__", "recipes", "gate", "experiments", "planner", "doctor"}  # they stand on everything
+GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} - COMMANDS
 PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
 
 

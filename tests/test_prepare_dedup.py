@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.config_data import DuplicateConfig
+from finetune.near import band_hashes, bands_of, shingles, similarity
 from finetune.prepare import dedup
 from finetune.prepare.dedup import (
     Chunk,
@@ -23,7 +24,6 @@ from finetune.prepare.dedup import (
     propose_pairs,
 )
 from finetune.prepare.keys import ConversationKeys
-from finetune.prepare.minhash import band_hashes, bands_of, shingles, similarity
 from finetune.prepare.pairs import clusters, equal_pairs
 from finetune.prepare.rows import ReadRows
 from finetune.prepare.table import open_spool

@@ -11,7 +11,8 @@ import pytest
 from finetune.config import Config
 from finetune.config_data import Bounds, FilterConfig, Source
 from finetune.errors import ConfigError
-from finetune.prepare.filters import give_form, matches, reason_to_drop, spoken_text, token_counter
+from finetune.near import spoken_text
+from finetune.prepare.filters import give_form, matches, reason_to_drop, token_counter
 from finetune.prepare.formats import Conversation
 from finetune.records import Message
 

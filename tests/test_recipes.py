@@ -12,13 +12,14 @@ from finetune.recipes import RECIPE_SECTIONS, compose, differences, show, split_
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
-OWN = ("seed", "data", "evaluate", "decide")
+OWN = ("seed", "data", "findings", "evaluate", "decide")
 
 PARAMS = """\
 # The current run.
 # `make use` changes it.
 
 recipe: mine
+machine: this
 environment: cpu   # of theirs
 runtime: native
 # my lucky number
@@ -58,6 +59,9 @@ adapter:
 train:
   optim: sgd
 
+
+findings:
+  accept: {}
 
 # the gate
 evaluate:
@@ -139,7 +143,7 @@ def test_the_gaps_between_sections_stay(folder: Path) -> None:
 def test_comments_of_the_recipe_come_along(folder: Path) -> None:
     """They tell the consequence of a value, so they must stand beside it where it is changed."""
     after = apply(folder, "tiny")
-    for comment in ("# cpu | cuda | apple", "# of the frozen weights", "# share of supervised tokens that truncation"):
+    for comment in ("# cpu | cuda | apple", "# of the frozen weights", "# shares that may be lost"):
         assert comment in RECIPE
         assert comment in after
 
@@ -182,7 +186,7 @@ def test_a_path_is_no_recipe(folder: Path) -> None:
     assert "no such file" in error_of(folder, "../params")
 
 
-HOLDS = "a recipe holds adapter, environment, model, recipe, runtime, train"
+HOLDS = "a recipe holds adapter, environment, machine, model, recipe, runtime, train"
 
 
 @pytest.mark.parametrize(

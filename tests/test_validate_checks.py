@@ -1,6 +1,7 @@
-"""Each finding: what raises it, what it says, and the case next to it that raises nothing."""
+"""Findings: those about the run's steps, what params.yaml accepts, their order, their report, their reference page."""
 
-from collections import namedtuple
+import ast
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,11 @@ from typing import Any
 import pytest
 
 from finetune.config import Config
-from finetune.config_types import Split
 from finetune.plan.schedule import plan_schedule
-from finetune.records import Example
-from finetune.validate import machine_checks
-from finetune.validate.data_checks import check_data, check_overlap, check_test_size
-from finetune.validate.findings import Finding, by_severity, to_markdown
-from finetune.validate.machine_checks import check_machine
+from finetune.validate.codes import CODES, COSTS, SEVERITIES, to_reference
+from finetune.validate.findings import Finding, accept, by_cost, to_markdown
 from finetune.validate.run_checks import check_run
+from tests.conftest import ROOT
 
 NOTHING_CUT = 240  # 15 whole steps of 16 examples an epoch
 
@@ -148,219 +146,179 @@ def test_a_partial_last_batch_is_a_note(check: Callable[..., list[Finding]]) -> 
     assert "last-batch-partial" not in codes(check(15, num_train_epochs=45))
 
 
-# ---- The data
+def test_a_warmup_of_the_constant_schedule_is_a_warning(check: Callable[..., list[Finding]]) -> None:
+    """transformers ignores it in silence; a long one there is no error, for it is none at all."""
+    assert check(lr_scheduler_type="constant", warmup_steps=0) == []
+    (found,) = check(lr_scheduler_type="constant", warmup_steps=50)
+    assert (found.code, found.severity) == ("warmup-ignored", "warning")
+    assert str(found) == (
+        "params.yaml: train.warmup_steps: 50 has no effect: the constant schedule has no warmup; "
+        "use lr_scheduler_type: constant_with_warmup, or 0"
+    )
+    assert codes(check(lr_scheduler_type="constant_with_warmup", warmup_steps=50)) == ["warmup-too-long"]
 
 
-Splits = dict[Split, list[Example]]
+# ---- Accepting
 
 
-@pytest.fixture
-def splits(example: Callable[..., Example]) -> Splits:
-    """Splits that share no prompt: 20 to train on, 5 and 10 held out."""
-    return {
-        "train": [example(f"train {at}") for at in range(20)],
-        "validation": [example(f"validation {at}") for at in range(5)],
-        "test": [example(f"test {at}") for at in range(10)],
+def finding(code: str, what: str = "what") -> Finding:
+    """A finding of this code."""
+    return Finding(code, "params.yaml: key", what, "fix")
+
+
+def test_an_accepted_error_stops_nothing_and_shows_its_reason() -> None:
+    """Who knows better says so in params.yaml, where the next reader finds it; others of its severity still stop."""
+    told, left = accept([finding("warmup-too-long"), finding("eval-never")], {"warmup-too-long": "meant so"})[::-1]
+    assert (told.code, told.stops, told.accepted, told.severity) == ("warmup-too-long", False, "meant so", "error")
+    assert (left.code, left.stops, left.accepted) == ("eval-never", True, None)
+    assert told.to_json() == {
+        "code": "warmup-too-long",
+        "severity": "error",
+        "cost": "quality",
+        "where": "params.yaml: key",
+        "what": "what",
+        "fix": "fix",
+        "accepted": "meant so",
     }
 
 
-@pytest.mark.parametrize("name", ["validation", "test"])
-def test_a_prompt_in_train_and_held_out_is_an_error(
-    splits: Splits, example: Callable[..., Example], name: Split
-) -> None:
-    """Whoever edits a split by hand must not get a score for what was learnt by heart."""
-    assert check_overlap(splits) == []
-    leak = example(" train  3\n", "another answer")
-    splits[name].append(leak)
-    (finding,) = check_overlap(splits)
-    size = len(splits[name])
-    text = f"1 of {size} prompts stand in train too (ids {leak.id}…); run prepare again; it keeps prompts apart"
-    assert str(finding) == f"data/prepared/{name}.jsonl: {text}"
-    assert (finding.code, finding.severity) == ("split-overlap", "error")
-
-
-def test_validation_and_test_may_share_a_prompt(splits: Splits, example: Callable[..., Example]) -> None:
-    """Neither is trained on; prepare keeps even these apart."""
-    splits["validation"].append(example("test 0"))
-    assert check_overlap(splits) == []
-
-
-@pytest.fixture
-def gate(change: Callable[..., Config]) -> Callable[..., Config]:
-    """A config with one criterion and one look at 95%."""
-
-    def made(policy: str = "interval", **criterion: Any) -> Config:
-        return change(
-            **{
-                "decide.confidence": 0.95,
-                "decide.looks": 1,
-                "decide.policy": policy,
-                "decide.criteria": [criterion],
-            }
-        )
-
-    return made
-
-
-AT_LEAST = {"rule": "at_least", "metric": "exact_match", "group": "all", "threshold": 0.98}
-
-
-def test_a_test_set_that_can_prove_nothing_is_a_warning(
-    gate: Callable[..., Config], example: Callable[..., Example]
-) -> None:
-    """At 148 examples even a perfect score fails the gate, at 149 it passes: known before the run, not after."""
-    test = [example(f"test {at}") for at in range(149)]
-    assert check_test_size(gate(**AT_LEAST), test) == []
-    (finding,) = check_test_size(gate(**AT_LEAST), test[1:])
-    assert str(finding) == (
-        "params.yaml: decide.criteria.0: 148 test examples of 'all' can't prove exact_match at least 0.98 even with no "
-        "failure: 149 are needed at 95.0% confidence; add test examples or lower it"
+def test_every_finding_of_an_accepted_code_is_accepted() -> None:
+    """A code stands for what is known, wherever it is met."""
+    found = accept(
+        [finding("split-overlap", "in test"), finding("split-overlap", "in validation")], {"split-overlap": "y"}
     )
-    assert (finding.code, finding.severity) == ("test-set-too-small", "warning")
+    assert [told.accepted for told in found] == ["y", "y"]
 
 
-def test_the_size_is_that_of_the_group(gate: Callable[..., Config], example: Callable[..., Example]) -> None:
-    """148 examples of one agent are not saved by the hundreds of another."""
-    test = [example(f"test {at}") for at in range(148)]
-    test += [example(f"other {at}", agent="other") for at in range(300)]
-    assert check_test_size(gate(**AT_LEAST), test) == []
-    assert codes(check_test_size(gate(**AT_LEAST | {"group": "namer"}), test)) == ["test-set-too-small"]
-    assert check_test_size(gate(**AT_LEAST | {"group": "other"}), test) == []
-
-
-def test_what_proves_nothing_needs_no_size(gate: Callable[..., Config], splits: Splits) -> None:
-    """The policy `point`, a comparison with the baseline and macro-F1 have no such least number."""
-    compared = {"rule": "better_than_baseline", "metric": "exact_match", "group": "all"}
-    for config in (gate("point", **AT_LEAST), gate(**compared), gate(**AT_LEAST | {"metric": "macro_f1"})):
-        assert check_data(config, splits) == []
-
-
-def test_more_looks_need_more_examples(change: Callable[..., Config], example: Callable[..., Example]) -> None:
-    """Five looks share the 5%: each is taken at 99%, where 149 examples are too few (228 are needed)."""
-    test = [example(f"test {at}") for at in range(228)]
-    asked = change(
-        **{"decide.policy": "interval", "decide.confidence": 0.95, "decide.looks": 5, "decide.criteria": [AT_LEAST]}
+def test_an_unknown_code_is_an_error_with_the_nearest_name() -> None:
+    """A typing error would accept nothing, and the run would stop after the night that it was meant for."""
+    (wrong,) = accept([], {"warmup-to-long": "meant so"})
+    assert str(wrong) == (
+        "params.yaml: findings.accept.warmup-to-long: is no code of a finding; did you mean warmup-too-long?"
     )
-    assert check_test_size(asked, test) == []
-    assert "228 are needed at 99.0% confidence" in check_test_size(asked, test[1:])[0].what
+    assert (wrong.code, wrong.stops) == ("accepted-unknown", True)
+    (far,) = accept([], {"xyz": "why not"})
+    assert far.fix == "docs/findings.md lists them"
 
 
-def test_a_group_without_examples_is_an_error(gate: Callable[..., Config], splits: Splits) -> None:
-    """A mistyped agent could never be measured, so the verdict could never be deploy."""
-    config = gate(rule="better_than_baseline", metric="macro_f1", group="nmaer")
-    (finding,) = check_data(config, splits)
-    text = "group 'nmaer' has no example in the test split; use one of all, namer"
-    assert str(finding) == f"params.yaml: decide.criteria.0.group: {text}"
-    assert (finding.code, finding.severity) == ("group-unknown", "error")
+@pytest.mark.parametrize("code", ["base-missing", "accepted-unknown"])
+def test_what_no_run_could_follow_cant_be_accepted(code: str) -> None:
+    """An accepted missing base would stop train instead of validate; nor can the list of codes excuse itself."""
+    found = accept([finding(code)], {code: "I know"})
+    assert [told.accepted for told in found] == [None, None]
+    assert all(told.stops for told in found)
+    (told,) = [told for told in found if told.where == f"params.yaml: findings.accept.{code}"]
+    assert str(told).endswith(": can't be accepted: no run could follow; remove it")
 
 
-def test_criteria_on_cost_need_no_test_examples(gate: Callable[..., Config], splits: Splits) -> None:
-    """Latency and memory have no group."""
-    assert check_data(gate(rule="memory_at_most", limit="2 GB"), splits) == []
+def test_what_was_accepted_and_not_found_is_a_note() -> None:
+    """A reason that has outlived its finding would hide the next one of this code."""
+    (unused,) = accept([], {"warmup-long": "meant so"})
+    text = "params.yaml: findings.accept.warmup-long: was not found in this run; remove it"
+    assert (unused.code, unused.severity, str(unused)) == ("accepted-unused", "note", text)
+    assert accept([], {}) == []
 
 
-# ---- The machine
-
-Usage = namedtuple("Usage", "total used free")
+# ---- Order and report
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`machine(missing="no CUDA device answers", free=5 * 10**8)`: this machine, as the checks see it."""
-
-    def seen(missing: str | None = None, free: int = 10**12) -> None:
-        monkeypatch.setattr(machine_checks, "why_unavailable", lambda environment: missing)
-        monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda root: Usage(free, 0, free))
-
-    return seen
-
-
-CUDA = {"environment": "cuda", "train.optim": "adamw_8bit", "train.fp16": True, "train.bf16": False}
-CUDA |= {"model.attention": "flash_attention_2"}
-PLAIN = {"environment": "cpu", "train.optim": "adamw_torch", "train.fp16": False, "model.attention": "sdpa"}
+def test_what_costs_most_comes_first() -> None:
+    """A person reads the top of the list: errors, warnings, notes; in each the whole run before some of the quality."""
+    given = ["last-batch-partial", "warmup-long", "memory-tight", "warmup-too-long", "split-overlap", "save-never"]
+    assert codes(by_cost([finding(code) for code in given])) == [
+        "save-never",
+        "split-overlap",
+        "warmup-too-long",
+        "memory-tight",
+        "warmup-long",
+        "last-batch-partial",
+    ]
 
 
-def test_what_needs_cuda_is_silent_on_cuda(machine: Callable[..., None], change: Callable[..., Config]) -> None:
-    """The counterpart of the next two."""
-    machine()
-    assert check_machine(change(**CUDA), Path()) == []
-    assert check_machine(change(**PLAIN), Path()) == []
+def test_findings_of_one_cost_keep_their_order_and_accepted_ones_come_last() -> None:
+    """What is known and accepted is no news, be it an error."""
+    given = [finding("eval-never", "first"), finding("logging-never", "second"), finding("eval-never", "third")]
+    assert by_cost(given) == given
+    found = accept([finding("save-never"), finding("last-batch-partial")], {"save-never": "an hour's run"})
+    assert codes(found) == ["last-batch-partial", "save-never"]
 
 
-@pytest.mark.parametrize("environment", ["cpu", "apple"])
-@pytest.mark.parametrize(
-    ("key", "value", "code", "what", "fix"),
-    [
-        ("train.optim", "adamw_8bit", "optimizer-needs-cuda", "adamw_8bit needs CUDA", "use adamw_torch"),
-        ("train.optim", "paged_adamw_8bit", "optimizer-needs-cuda", "paged_adamw_8bit needs CUDA", "use adamw_torch"),
-        ("train.fp16", True, "fp16-needs-cuda", "fp16 needs CUDA's loss scaling", "set it to false"),
-        ("model.attention", "flash_attention_2", "attention-needs-cuda", "flash_attention_2 needs CUDA", "use sdpa"),
-    ],
-)
-def test_what_needs_cuda_is_an_error_elsewhere(
-    machine: Callable[..., None],
-    change: Callable[..., Config],
-    environment: str,
-    key: str,
-    value: Any,
-    code: str,
-    what: str,
-    fix: str,
-) -> None:
-    """Each would be found out only after the base was loaded, on a machine that is paid by the hour."""
-    machine()
-    config = change(**PLAIN | {"train.bf16": False, "environment": environment, key: value})
-    (finding,) = check_machine(config, Path())
-    assert str(finding) == f"params.yaml: {key}: {what}, the environment is {environment}; {fix}"
-    assert (finding.code, finding.severity) == (code, "error")
-
-
-def test_a_missing_device_is_a_warning(machine: Callable[..., None], change: Callable[..., Config]) -> None:
-    """Validate is run on a laptop before the machine is rented, so the device need not be here yet."""
-    machine(missing="no CUDA device answers")
-    (finding,) = check_machine(change(**PLAIN | {"environment": "cuda"}), Path())
-    text = "no CUDA device answers; use a recipe for this machine (make recipes)"
-    assert str(finding) == f"params.yaml: environment: {text}"
-    assert (finding.code, finding.severity) == ("device-missing", "warning")
-
-
-def test_a_nearly_full_disk_is_an_error(
-    machine: Callable[..., None], change: Callable[..., Config], tmp_path: Path
-) -> None:
-    """A run that ends at its first checkpoint has cost all its hours."""
-    machine(free=10**9)
-    assert check_machine(change(**PLAIN), tmp_path) == []
-    machine(free=4 * 10**8)
-    (finding,) = check_machine(change(**PLAIN), tmp_path)
-    text = "0.4 GB are free, checkpoints and caches need 1 GB; free some (dvc gc -w)"
-    assert str(finding) == f"{tmp_path}: {text}"
-    assert (finding.code, finding.severity) == ("disk-nearly-full", "error")
-
-
-# ---- The report
-
-
-def test_errors_come_first_and_checks_keep_their_order() -> None:
-    """A person reads the top of the list."""
-    severities: Any = ["note", "error", "warning", "error", "note"]
-    findings = [Finding(f"f{at}", severity, "where", "what", "fix") for at, severity in enumerate(severities)]
-    assert codes(by_severity(findings)) == ["f1", "f3", "f2", "f0", "f4"]
-
-
-def test_the_markdown_report(check: Callable[..., list[Finding]]) -> None:
+def test_the_markdown_report() -> None:
     """By hand: what a person reads on GitHub. A pipe in a text would be a column more, so it is escaped."""
-    finding = Finding("a-code", "error", "params.yaml: a|b", "x | y", "use z")
-    found = to_markdown([finding], {"train": {"examples": 1234, "lost_tokens": 0}}, {"steps": 45, "warmup_steps": 4})
+    known = Finding("warmup-long", "params.yaml: b", "long", "use 4", "meant so")
+    wrong = Finding("warmup-too-long", "params.yaml: a|b", "x | y", "use z")
+    tokens = {"train": {"examples": 1234, "lost_tokens": 0}}
+    found = to_markdown([wrong, known], {"Schedule": {"steps": 45, "warmup_steps": 4}, "Tokens": tokens})
     assert found == (
-        "# Validation\n\n1 findings, 1 of them errors.\n\n"
+        "# Validation\n\n2 findings, 1 of them errors, 1 accepted.\n\n"
         "| severity | code | where | what | fix |\n|---|---|---|---|---|\n"
-        "| error | `a-code` | params.yaml: a\\|b | x \\| y | use z |\n\n"
-        "## Schedule\n\n| what | value |\n|---|---|\n| steps | 45 |\n| warmup steps | 4 |\n\n"
-        "## Tokens\n\n| split | examples | lost tokens |\n|---|---|---|\n| train | 1,234 | 0 |\n"
+        "| error | `warmup-too-long` | params.yaml: a\\|b | x \\| y | use z |\n"
+        "| warning, accepted | `warmup-long` | params.yaml: b | long | accepted: meant so |\n\n"
+        "## Schedule\n\n|  | value |\n|---|---|\n| steps | 45 |\n| warmup steps | 4 |\n\n"
+        "## Tokens\n\n|  | examples | lost tokens |\n|---|---|---|\n| train | 1,234 | 0 |\n"
     )
 
 
 def test_a_report_without_findings_says_so() -> None:
-    """An empty table would look like a report that was cut off."""
-    found = to_markdown([], {"train": {"examples": 1}}, {"steps": 1})
+    """An empty table would look like a report that was cut off; a table without rows is no error."""
+    found = to_markdown([], {"Schedule": {"steps": 1}, "Tokens": {}})
     assert found.startswith("# Validation\n\n0 findings, 0 of them errors.\n\n## Schedule\n")
+
+
+# ---- The codes and their page
+
+SOURCES = [path for path in (ROOT / "src/finetune").rglob("*.py") if path.name != "codes.py"]
+
+
+def test_every_code_is_raised_somewhere() -> None:
+    """A code in the reference that nothing raises is a promise that nobody keeps."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    assert [code for code in CODES if f'"{code}"' not in text] == []
+
+
+def test_every_code_that_is_raised_is_in_the_table() -> None:
+    """One that is missing there would be an AssertionError in the midst of a user's validation."""
+    raised = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") in ("Finding", "BaseModelError")
+                and node.args
+            ):
+                texts = [part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)]
+                raised |= {text for text in texts if isinstance(text, str)}
+    assert len(raised) > 50
+    assert sorted(raised - set(CODES)) == []
+
+
+def test_a_finding_of_no_code_is_a_mistake_of_ours() -> None:
+    """Not of the user's: it would have no severity."""
+    with pytest.raises(AssertionError, match="no-such-code"):
+        finding("no-such-code")
+
+
+def test_codes_have_a_severity_a_cost_and_a_sentence() -> None:
+    """And what is binding is an error: a warning stops nothing that would need accepting."""
+    for name, code in CODES.items():
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
+        assert code.severity in SEVERITIES and code.cost in COSTS, name
+        assert code.meaning.endswith(".") and len(code.meaning) < 100, name
+        assert code.severity == "error" or not code.binding, name
+
+
+def test_the_reference_lists_each_code_once_in_the_order_of_cost() -> None:
+    """It is the page that a finding's code is looked up in."""
+    lines = [line for line in to_reference().splitlines() if line.startswith("| `")]
+    listed = [re.findall(r"`(.+?)`", line)[0] for line in lines]
+    assert sorted(listed) == sorted(CODES)
+    ranks = [(SEVERITIES.index(CODES[code].severity), list(COSTS).index(CODES[code].cost), code) for code in listed]
+    assert ranks == sorted(ranks)
+    assert [code for code, line in zip(listed, lines, strict=True) if "*Binding.*" in line] == [
+        code for code in listed if CODES[code].binding
+    ]
+
+
+def test_the_shipped_reference_is_this_one() -> None:
+    """`python -m finetune findings > docs/findings.md` was not forgotten."""
+    assert Path(ROOT / "docs/findings.md").read_text(encoding="utf-8") == to_reference()

@@ -8,6 +8,7 @@ import importlib
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +20,7 @@ from finetune.machine import calm_threads, machine_trouble
 from finetune.paths import Paths
 
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
-PARAMS = Path("params.yaml")
+PARAMS, RECIPES = Path("params.yaml"), Path("recipes")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,9 +35,28 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("check", help="check params.yaml and say nothing if it is right")
     commands.add_parser("exps", help="compare the experiments")
     commands.add_parser("recipes", help="list the recipes")
-    use = commands.add_parser("use", help="put a recipe's sections into params.yaml")
-    use.add_argument("recipe")
+    for name, text in (("use", "put a recipe's sections into params.yaml"), ("pin", "pin a recipe's base to a commit")):
+        commands.add_parser(name, help=text).add_argument("recipe")
+    plan = commands.add_parser("plan", help="what a recipe will do and need")
+    plan.add_argument("recipe", nargs="?", help="params.yaml where none is named")
+    plan.add_argument("--examples", type=_count, help="plan for so many training examples as long as max_length")
+    plan.add_argument("--price", type=float, help="of one device and hour, to tell the cost")
+    plan.add_argument("--probe", action="store_true", help="measure this machine for the time")
+    rehearse = commands.add_parser("rehearse", help="run every stage of a recipe on a shrunken base")
+    rehearse.add_argument("recipe", nargs="?", help="params.yaml where none is named")
+    doctor = commands.add_parser("doctor", help="what this machine has, what it lacks, and the recipe that fits best")
+    doctor.add_argument("--recipe", help="params.yaml where none is named")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    doctor.add_argument("--quick", action="store_true", help="only what needs no torch")
+    commands.add_parser("findings", help="the reference of validate's findings, as docs/findings.md")
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of examples")
+    return number
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,34 +85,84 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """Dispatch; gives the exit code."""
-    paths = Paths()
+    """Run a stage under the working tree's lock, or one of the small commands; gives the exit code."""
     if options.command in STAGES:
-        config = load_config(PARAMS)
+        config, paths = load_config(PARAMS), Paths()
         stage = importlib.import_module(f"finetune.{options.command}.stage")
         with pipeline_lock(paths.work / "pipeline.lock", options.command):
             stage.run(config, paths)
         return 0
-    if options.command in ("gate", "report"):
-        from finetune.gate import show_decision
+    return SMALL_COMMANDS[options.command](options) or 0
 
-        code = show_decision(paths)
-        return code if options.command == "gate" else 0
-    if options.command == "check":
-        load_config(PARAMS)
-        return 0
-    if options.command == "exps":
-        from finetune import experiments
 
-        experiments.show()
-        return 0
+# Each small command is imported only when it is run.
+
+
+def _gate(options: argparse.Namespace) -> int:
+    from finetune.gate import show_decision
+
+    code = show_decision(Paths())
+    return code if options.command == "gate" else 0
+
+
+def _check(options: argparse.Namespace) -> None:  # noqa: ARG001
+    load_config(PARAMS)
+
+
+def _exps(options: argparse.Namespace) -> None:  # noqa: ARG001
+    from finetune.experiments import show
+
+    show()
+
+
+def _recipes(options: argparse.Namespace) -> None:
     from finetune import recipes
 
-    if options.command == "use":
-        recipes.use(Path("recipes"), options.recipe, PARAMS)
+    if options.command == "recipes":
+        recipes.show(RECIPES, PARAMS)
+    elif options.command == "use":
+        recipes.use(RECIPES, options.recipe, PARAMS)
     else:
-        recipes.show(Path("recipes"), PARAMS)
-    return 0
+        recipes.pin(RECIPES, options.recipe, PARAMS)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from finetune.planner import run
+
+    return run(Path(), options.recipe, options.examples, options.price, probe=options.probe)
+
+
+def _rehearse(options: argparse.Namespace) -> int:
+    from finetune.rehearse.command import run
+
+    return run(Path(), options.recipe)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from finetune.doctor import run
+
+    return run(Path(), options.recipe, options.json, options.quick)
+
+
+def _findings(options: argparse.Namespace) -> None:  # noqa: ARG001
+    from finetune.validate.codes import to_reference
+
+    print(to_reference(), end="")
+
+
+SMALL_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "gate": _gate,
+    "report": _gate,
+    "check": _check,
+    "exps": _exps,
+    "recipes": _recipes,
+    "use": _recipes,
+    "pin": _recipes,
+    "plan": _plan,
+    "rehearse": _rehearse,
+    "doctor": _doctor,
+    "findings": _findings,
+}
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -32,6 +32,7 @@ from finetune.config_types import (
 from finetune.errors import ConfigError
 
 Environment = Literal["cpu", "cuda", "apple"]
+Machine = Literal["this", "h200", "h100", "a100-80gb", "gpu-24gb", "mac-32gb", "mac-16gb", "cpu-48-64gb"]
 
 
 # --------------------------------------------------------------------------------------------------------- model
@@ -42,6 +43,8 @@ class ModelConfig(Section):
 
     base: Text
     revision: Revision | None
+    chat_template: Text | None  # a file in the repository, in place of the base's own
+    pad_token: Text | None  # a token of the base's vocabulary, in place of the base's own
     dtype: Literal["float32", "bfloat16", "float16"]
     quantization: Literal["none", "nf4"]
     attention: Literal["sdpa", "eager", "flash_attention_2"]
@@ -58,16 +61,43 @@ class AdapterConfig(Section):
     use_dora: bool
 
 
+class BudgetConfig(Section):
+    """Shares that truncation and padding may cost; validate makes an error of more."""
+
+    truncated_examples: Share
+    lost_end_tokens: Share  # of the examples
+    lost_supervised_tokens: Share
+    padding: Share  # of the positions that the device computes
+
+
+class DistributedConfig(Section):
+    """On how many devices a run is spread, and how; offload keys in DeepSpeed's spelling."""
+
+    devices: PositiveInt
+    strategy: Literal["none", "ddp", "fsdp", "zero2", "zero3"]
+    offload_optimizer: Literal["none", "cpu"]
+    offload_param: Literal["none", "cpu"]
+
+    @model_validator(mode="after")
+    def _one_or_many(self) -> Self:
+        if self.devices > 1 and self.strategy == "none":
+            raise ValueError(f"{self.devices} devices need a strategy: ddp, fsdp, zero2 or zero3")
+        return self
+
+
 class TrainConfig(Section):
     """The optimization; keys in the spelling of TRL and transformers."""
 
     max_length: Annotated[int, Field(ge=8)]
-    max_lost_supervised_fraction: Share
+    budget: BudgetConfig
+    packing: bool
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"]
     num_train_epochs: PositiveFloat
     per_device_train_batch_size: PositiveInt
     per_device_eval_batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt
+    effective_batch_size: PositiveInt  # what the three numbers above must make
+    distributed: DistributedConfig
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -79,6 +109,7 @@ class TrainConfig(Section):
     max_grad_norm: NonNegative
     bf16: bool
     fp16: bool
+    tf32: bool
     activation_checkpointing: bool
     logging_steps: PositiveInt
     eval_steps: PositiveInt
@@ -238,10 +269,17 @@ class DecideConfig(Section):
 # ------------------------------------------------------------------------------------------------------ the whole
 
 
+class FindingsConfig(Section):
+    """Which of validate's findings are known and accepted, by code, each with its reason."""
+
+    accept: dict[Text, Text]
+
+
 class Config(Section):
     """The whole of params.yaml."""
 
     recipe: Text
+    machine: Machine  # what the plan reckons with
     environment: Environment
     runtime: Literal["native"]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -249,6 +287,7 @@ class Config(Section):
     model: ModelConfig
     adapter: AdapterConfig
     train: TrainConfig
+    findings: FindingsConfig
     evaluate: EvaluateConfig
     decide: DecideConfig
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 Item = TypeVar("Item")
 STYLES = {"deploy": "bold green", "iterate": "bold yellow", "abort": "bold red", "pass": "green", "fail": "red"}
+STYLES |= {"ok": "green", "missing": "red", "held": "green", "failed": "bold red"}
 STYLES |= {"inconclusive": "yellow", "unmeasured": "magenta", "error": "red", "warning": "yellow", "note": "dim"}
 
 

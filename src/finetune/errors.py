@@ -15,6 +15,14 @@ class ConfigError(FinetuneError):
     exit_code = 2
 
 
+class BaseModelError(ConfigError):
+    """The base model, its tokenizer or its template can't serve: the parts of validate's finding of that code."""
+
+    def __init__(self, code: str, key: str, what: str, fix: str) -> None:
+        super().__init__(f"params.yaml: model.{key}: {what}; {fix}")
+        self.code, self.where, self.what, self.fix = code, f"params.yaml: model.{key}", what, fix
+
+
 class DataError(FinetuneError):
     """Bad data or unsound evidence: a broken row, an empty split, an artifact that is not the one published."""
 

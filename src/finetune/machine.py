@@ -5,7 +5,8 @@ import platform
 import resource
 import sys
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from finetune.config import Environment
 from finetune.errors import MachineError
@@ -73,6 +74,54 @@ def why_unavailable(environment: Environment) -> str | None:
     if environment == "apple" and not torch.backends.mps.is_available():
         return "torch finds no Apple GPU (MPS)"
     return None
+
+
+def count_devices(environment: Environment) -> int:
+    """How many devices of this kind there are; a CPU is one, however many processes share it."""
+    import torch
+
+    return int(torch.cuda.device_count()) if environment == "cuda" else 1
+
+
+def device_supports(number_format: Literal["bfloat16", "tf32"], environment: Environment) -> bool:
+    """Whether the device computes a number format at all: from Ampere (8.0) on, and Apple's from macOS 14 on."""
+    import torch
+
+    if environment == "cuda":
+        return bool(torch.cuda.get_device_capability(0) >= (8, 0))
+    if environment == "apple" and number_format == "bfloat16":
+        return bool(torch.backends.mps.is_macos_or_newer(14, 0))
+    return environment == "cpu" and number_format == "bfloat16"
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16; without them each product goes through float32."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & instruction_sets())
+
+
+def instruction_sets() -> set[str]:
+    """The processor's flags as Linux tells them; empty elsewhere."""
+    if sys.platform != "linux":
+        return set()
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
+        for line in lines:
+            if line.startswith(("flags", "Features")):
+                return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def memory_bytes(environment: Environment) -> int:
+    """What one device has: the GPU's own memory, else the machine's, or less where its container allows less."""
+    import psutil
+
+    if environment == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    total = int(psutil.virtual_memory().total)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdigit() else total
 
 
 def require_device(environment: Environment) -> str:

@@ -14,9 +14,9 @@ from ruamel.yaml import YAML
 from finetune.artifacts import write_lines
 from finetune.config import Config, parse_config, read_yaml
 from finetune.console import say, table
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, MachineError
 
-RECIPE_SECTIONS = frozenset({"recipe", "environment", "runtime", "model", "adapter", "train"})
+RECIPE_SECTIONS = frozenset({"recipe", "machine", "environment", "runtime", "model", "adapter", "train"})
 TOP_LEVEL_KEY = re.compile(r"^(\w+):")
 
 
@@ -33,13 +33,75 @@ def recipe_path(folder: Path, name: str) -> Path:
 def use(folder: Path, name: str, params: Path) -> None:
     """Replace in `params` exactly the sections that the recipe holds, after checking that the result is valid."""
     path = recipe_path(folder, name)
-    for file in (params, path):
-        read_yaml(file)  # says what is wrong with either, line by line
-    composed = compose(_read(params), _read(path), str(path))
+    composed = composed_text(path, params)
     parse_config(YAML(typ="safe", pure=True).load(composed), f"{params} with {path}")
     write_lines(params, [composed])
     held = ", ".join(key for key in split_sections(_read(path)) if key)
     say(f"{params} now runs recipe {name} (replaced: {held}); see git diff {params}")
+
+
+def with_recipe(folder: Path, name: str, params: Path) -> Config:
+    """The Config that `use` would make of `params`, which stays as it is."""
+    path = recipe_path(folder, name)
+    return parse_config(YAML(typ="safe", pure=True).load(composed_text(path, params)), f"{params} with {path}")
+
+
+def composed_text(recipe: Path, params: Path) -> str:
+    """The text of `params` with the recipe's sections; ConfigError that names line and file where either is broken."""
+    for file in (params, recipe):
+        read_yaml(file)
+    return compose(_read(params), _read(recipe), str(recipe))
+
+
+def pin(folder: Path, name: str, params: Path) -> None:
+    """Write the commit that the base's name stands for today into the recipe, and into `params` where it runs it.
+
+    MachineError where the Hub can't be asked; ConfigError where it does not know the base.
+    """
+    path = recipe_path(folder, name)
+    base = str(load_recipe(path)["model"]["base"])
+    if Path(base).is_dir():
+        raise ConfigError(f"{path}: model.base: {base} is a local folder, which is pinned by its hash; nothing to do")
+    revision = resolve_revision(base)
+    current = read_yaml(params) or {}
+    in_use = current.get("recipe") == name and (current.get("model") or {}).get("base") == base
+    pinned = {file: with_revision(_read(file), revision) for file in [path, *([params] if in_use else [])]}
+    for file, text in pinned.items():
+        write_lines(file, [text])
+    say(f"{base} is pinned at {revision} in {' and '.join(map(str, pinned))}")
+
+
+def resolve_revision(base: str) -> str:
+    """The commit that a base's name stands for today, by the Hub."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return str(HfApi().model_info(base).sha)
+    except HFValidationError:
+        raise ConfigError(
+            f"model.base: {base} is neither a local folder nor a name on the Hub, like org/name"
+        ) from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status == 429 or status >= 500:
+            raise MachineError(f"the Hub gives no answer for {base} now ({status}); run make pin again later") from None
+        raise ConfigError(
+            f"model.base: the Hub does not give {base} ({status}); check the name, accept its licence, set HF_TOKEN"
+        ) from None
+    except Exception as error:  # no name service, no route, a proxy, offline mode: each library layer has its own
+        raise MachineError(
+            f"the Hub can't be asked for {base} ({type(error).__name__}); run make pin where a network is"
+        ) from None
+
+
+def with_revision(text: str, revision: str) -> str:
+    """The text with `revision` of its section `model` replaced, comments and all else as they were."""
+    sections = split_sections(text)
+    sections["model"], found = re.subn(r"(?m)^(  revision:) +\S+", rf"\1 {revision}", sections["model"], count=1)
+    if not found:
+        raise ConfigError("model.revision: has no line of its own to write the commit into; write `  revision: null`")
+    return "".join(sections.values())
 
 
 def compose(params: str, recipe: str, recipe_name: str) -> str:

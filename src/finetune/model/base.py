@@ -5,7 +5,8 @@ from typing import Any
 
 from finetune.artifacts import sha256_file, sha256_json
 from finetune.config import ModelConfig
-from finetune.errors import ConfigError
+from finetune.errors import BaseModelError, ConfigError
+from finetune.model.tokens import first_line
 
 LOADED_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}  # what transformers reads; no README, no script
 
@@ -62,14 +63,50 @@ def keep_quantized_weights(base: Any) -> Any:
 
 
 def identify_base(model: ModelConfig) -> dict[str, str]:
-    """Which base it is: its name, and the revision of the Hub or the hash of a local folder's files."""
+    """Which base it is: its name, and the revision of the Hub or the hash of a local folder's files.
+
+    BaseModelError where a base of the Hub is not pinned.
+    """
     folder = Path(model.base)
     if folder.is_dir():
-        files = {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.suffix in LOADED_FILES}
+        found = [path for path in sorted(folder.iterdir()) if path.suffix in LOADED_FILES and path.is_file()]
+        files = {path.name: sha256_file(path) for path in found}
         return {"name": model.base, "revision": f"sha256:{sha256_json(files)}"}
     if model.revision is None:
-        raise ConfigError(
-            f"params.yaml: model.revision: {model.base} is no local folder, and without a revision the same name "
-            "may be another model tomorrow; write the 40 hex digits of a commit"
-        )
+        what = f"{model.base} is no local folder, and without a revision the same name may be another model tomorrow"
+        raise BaseModelError("base-unpinned", "revision", what, "write the 40 hex digits of a commit (make pin)")
     return {"name": model.base, "revision": model.revision}
+
+
+def base_folder(model: ModelConfig) -> Path | None:
+    """Where the base's files lie: a local folder, or the Hub's cache at this revision; None where neither is."""
+    if Path(model.base).is_dir():
+        return Path(model.base)
+    if model.revision is None:
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model.base, revision=model.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
+def end_tokens(model: ModelConfig, tokenizer: Any) -> list[int]:
+    """The tokens at which generation stops: the tokenizer's own, and those of the base's generation config.
+
+    BaseModelError where that config is broken.
+    """
+    from transformers import GenerationConfig
+
+    folder = base_folder(model)
+    ends: Any = None
+    if folder is not None and (folder / "generation_config.json").is_file():
+        try:
+            ends = GenerationConfig.from_pretrained(folder).eos_token_id
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            what = f"{folder / 'generation_config.json'} can't be read ({first_line(error)})"
+            raise BaseModelError("base-incomplete", "base", what, "mend it or fetch it again") from None
+    known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    return sorted(token for token in known if isinstance(token, int))

@@ -6,15 +6,22 @@ assistant wrote. Tried with the embedded base, supervised tokens in brackets:
     <|im_start|>user ⏎ Which class? <|im_end|> ⏎ <|im_start|>assistant ⏎ [ValueError <|im_end|>] ⏎
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.config import ModelConfig
-from finetune.errors import ConfigError
+from finetune.errors import BaseModelError
 from finetune.records import Message, Tool
 
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# ASCII bars, and DeepSeek's full-width ones (U+FF5C)
+CONTROL_MARK = re.compile(r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|<(?:start|end)_of_\w+>|</?s>|\[/?INST\]")
+TEMPLATES = "models/templates/*.jinja"
+FETCH = "fetch it once where a network is (hf download {base}); make rehearse needs no base"
+COPY = "fetch the base again (hf download), or copy it whole"
 IGNORED = -100  # the label that cross-entropy leaves out (torch.nn.CrossEntropyLoss, ignore_index)
 
 
@@ -31,31 +38,87 @@ class Tokenized:
         return sum(label != IGNORED for label in self.labels)
 
 
-def load_tokenizer(model: ModelConfig, folder: Path | None = None) -> Any:
-    """The base's tokenizer (or the one in `folder`), padding on the left; ConfigError where it can't serve.
+def load_tokenizer(model: ModelConfig, folder: Path | None = None, *, fetch: bool = True) -> Any:
+    """The base's tokenizer (or the one in `folder`), padding on the left; BaseModelError where it can't serve.
 
-    Left padding is what batched generation needs; training pads on the right in its own collator.
+    Left padding is what batched generation needs; training pads on the right in its own collator. Without `fetch` only
+    the disk is asked: where no network is, the Hub's library tries for most of a minute.
     """
     from transformers import AutoTokenizer
 
     source = str(folder or model.base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=None if folder else model.revision, trust_remote_code=False, padding_side="left"
+            source,
+            revision=None if folder else model.revision,
+            trust_remote_code=False,
+            padding_side="left",
+            local_files_only=folder is not None or not fetch,
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"params.yaml: model.base: no tokenizer loads from {source}: {_first_line(error)}") from None
-    if not tokenizer.chat_template:
-        raise ConfigError(f"params.yaml: model.base: {source} has no chat template; use an instruct model")
-    if "{% generation %}" not in tokenizer.chat_template.replace("{%-", "{%").replace("-%}", "%}"):
-        tokenizer.chat_template = _marked_template(tokenizer, source)
-    if tokenizer.pad_token_id is None:
-        raise ConfigError(f"params.yaml: model.base: {source} has no padding token; set one in its tokenizer")
+    except Exception as error:  # a missing file, broken JSON, tokenizers' own: each library layer has its own kind
+        raise _no_tokenizer(model, source, first_line(error)) from None
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # what transformers makes of a folder without its files
+        raise _no_tokenizer(model, source, "it holds no vocabulary")
+    if folder is None:  # a folder of ours holds the tokenizer as it was trained with
+        set_template(tokenizer, model)
+        set_padding(tokenizer, model)
     return tokenizer
 
 
+def _no_tokenizer(model: ModelConfig, source: str, why: str) -> BaseModelError:
+    what = f"no tokenizer loads from {source}: {why}"
+    if Path(source).is_dir():
+        return BaseModelError("base-incomplete", "base", what, COPY)
+    return BaseModelError("base-missing", "base", what, FETCH.format(base=model.base))
+
+
+def set_template(tokenizer: Any, model: ModelConfig) -> None:
+    """Give the tokenizer a chat template that marks the assistant's turns; BaseModelError where there is none."""
+    if model.chat_template is not None:
+        path = Path(model.chat_template)
+        if not path.is_file():
+            raise BaseModelError(
+                "template-missing", "chat_template", f"{path}: no such file", f"use one of {TEMPLATES}"
+            )
+        try:
+            tokenizer.chat_template = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise BaseModelError(
+                "template-broken", "chat_template", f"{path} is not UTF-8", "save it as UTF-8"
+            ) from None
+    template = tokenizer.chat_template
+    if not template:
+        what = f"{model.base} has no chat template"
+        raise BaseModelError("template-missing", "chat_template", what, f"use an instruct model, or one of {TEMPLATES}")
+    if isinstance(template, dict):  # named variants; the one that apply_chat_template takes
+        template = tokenizer.chat_template = template.get("default") or next(iter(template.values()))
+    if not GENERATION_MARK.search(template):
+        tokenizer.chat_template = _marked_template(tokenizer, model.base)
+
+
+def template_marks(tokenizer: Any) -> list[str]:
+    """The control marks that stand in a rendered conversation: `<|im_start|>`, `<end_of_turn>`, `[INST]` and the like.
+
+    A mark that is no token of its own is cut into pieces, and the base, which knows the mark, sees other text.
+    """
+    turns = [Message("user", "a text"), Message("assistant", "a text"), Message("user", "a text")]
+    return sorted(set(CONTROL_MARK.findall(render(tokenizer, turns, (), tokenize=False, add_generation_prompt=True))))
+
+
+def set_padding(tokenizer: Any, model: ModelConfig) -> None:
+    """Give the tokenizer the padding token of params.yaml, if any; BaseModelError where it is left without one."""
+    if model.pad_token is not None:
+        if model.pad_token not in tokenizer.get_vocab():
+            what = f"{model.pad_token} is no token of {model.base}"
+            raise BaseModelError("pad-missing", "pad_token", what, f"use one it has, like {tokenizer.eos_token}")
+        tokenizer.pad_token = model.pad_token
+    if tokenizer.pad_token_id is None:
+        spare = tokenizer.unk_token or tokenizer.eos_token
+        raise BaseModelError("pad-missing", "pad_token", f"{model.base} has no padding token", f"write {spare!r}")
+
+
 def _marked_template(tokenizer: Any, source: str) -> str:
-    """TRL's training version of a stock template that has no generation marks; ConfigError where TRL knows none."""
+    """TRL's training version of a stock template that has no generation marks; BaseModelError where TRL knows none."""
     from trl.chat_template_utils import get_training_chat_template
 
     try:
@@ -63,35 +126,78 @@ def _marked_template(tokenizer: Any, source: str) -> str:
     except ValueError:
         template = None
     if not template:
-        raise ConfigError(
-            f"params.yaml: model.base: the chat template of {source} does not mark the assistant's turns; put "
-            "{% generation %} and {% endgeneration %} around them, or every token would be masked"
-        )
+        what = f"the chat template of {source} does not mark the assistant's turns, so no token would be trained on"
+        fix = f"use one of {TEMPLATES}, or put {{% generation %}} and {{% endgeneration %}} around them in a copy"
+        raise BaseModelError("template-unmarked", "chat_template", what, fix)
     return str(template)
 
 
 def tokenize(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Tokenized:
-    """Ids of the whole conversation, and labels that keep only what the assistant wrote (with its end token)."""
-    encoded = tokenizer.apply_chat_template(
-        [message.to_json() for message in messages],
-        tools=list(tools) or None,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
-    ids, mask = encoded["input_ids"], encoded["assistant_masks"]
-    return Tokenized(ids, [token if kept else IGNORED for token, kept in zip(ids, mask, strict=True)])
+    """Ids of the whole conversation, and labels that keep exactly what the assistant must write.
+
+    That is from where its prompt ends up to its end token. Some templates mark more: the turn's own header (Qwen 2.5,
+    DeepSeek, gpt-oss), the line end after the end token (Qwen 3, Gemma); no model is asked to write those.
+    """
+    encoded = render(tokenizer, messages, tools, return_assistant_tokens_mask=True)
+    ids, mask = encoded["input_ids"], list(encoded["assistant_masks"])
+    starts = _prompt_lengths(tokenizer, messages, tools, ids)
+    labels = [IGNORED] * len(ids)
+    for begin, end in runs(mask):
+        first = max((start for start in starts if begin <= start < end), default=begin)
+        last = _without_line_end(tokenizer, ids, first, end)
+        labels[first:last] = ids[first:last]
+    return Tokenized(ids, labels)
+
+
+def runs(mask: Sequence[int]) -> list[tuple[int, int]]:
+    """Where the mask is set, as (begin, end) without the end."""
+    edges = [at for at in range(len(mask) + 1) if bool(mask[at : at + 1] and mask[at]) != bool(at and mask[at - 1])]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _prompt_lengths(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool], ids: list[int]) -> list[int]:
+    """Where the assistant's turns begin: the lengths of their prompts, of those that the conversation begins with."""
+    turns = [at for at, message in enumerate(messages) if message.role == "assistant" and at]
+    prompts = [tokenize_prompt(tokenizer, messages[:at], tools) for at in turns]
+    return [len(prompt) for prompt in prompts if ids[: len(prompt)] == prompt]
+
+
+def _without_line_end(tokenizer: Any, ids: list[int], first: int, end: int) -> int:
+    """The end of a turn without the blank text after its end token; as it was, where it ends in no such token."""
+    last = end
+    while last > first and not tokenizer.decode([ids[last - 1]]).strip():
+        last -= 1
+    return last if last > first and ids[last - 1] in tokenizer.added_tokens_decoder else end
 
 
 def tokenize_prompt(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
     """Ids of the prompt, up to where the assistant begins to write."""
-    encoded = tokenizer.apply_chat_template(
-        [message.to_json() for message in messages],
-        tools=list(tools) or None,
-        return_dict=True,
-        add_generation_prompt=True,
-    )
-    return list(encoded["input_ids"])
+    return list(render(tokenizer, messages, tools, add_generation_prompt=True)["input_ids"])
 
 
-def _first_line(error: Exception) -> str:
+def render(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool], **options: Any) -> Any:
+    """The conversation through the chat template; BaseModelError with the template's own words where it refuses."""
+    from jinja2 import TemplateError
+
+    turns = [message.to_json() for message in messages]
+    whole = options.get("tokenize", True)  # a rendered text comes alone
+    try:
+        return tokenizer.apply_chat_template(turns, tools=list(tools) or None, return_dict=whole, **options)
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        roles = ", ".join(message.role for message in messages)
+        what = f"the chat template does not render these turns ({roles}): {first_line(error)}"
+        fix = f"mend the rows (data.filters), or use one of {TEMPLATES}"
+        raise BaseModelError("template-broken", "chat_template", what, fix) from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text: libraries' messages go on for pages."""
     return str(error).strip().split("\n", 1)[0]

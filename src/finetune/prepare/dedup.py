@@ -13,9 +13,8 @@ import numpy.typing as npt
 import orjson
 
 from finetune.config_data import DuplicateConfig
-from finetune.prepare.filters import spoken_text
+from finetune.near import shingles, similarity, spoken_text
 from finetune.prepare.keys import Keys
-from finetune.prepare.minhash import shingles, similarity
 from finetune.prepare.pairs import Pairs, equal_pairs
 from finetune.prepare.table import EXACT_DUPLICATE, NEAR_DUPLICATE, Column, Table, read_pieces
 from finetune.prepare.workers import Workers

@@ -81,11 +81,6 @@ def matches(pattern: str, text: str) -> bool:
         raise ValueError(f"the pattern {pattern!r} did not finish in {PATTERN_SECONDS:g} s") from None
 
 
-def spoken_text(messages: Sequence[Message]) -> str:
-    """What user, assistant and tools wrote: what filters and near-duplicates look at."""
-    return "\n".join(message.text for message in messages if message.role != "system")
-
-
 @cache
 def token_counter(base: str, revision: str | None) -> TokenCounter:
     """How many tokens the base's tokenizer makes of a text, without what the chat template adds."""

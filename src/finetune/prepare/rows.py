@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 import orjson
 
 from finetune.config_data import DataConfig, Format, Source
+from finetune.near import band_hashes, spoken_text
 from finetune.prepare.batches import BadRow, Batch, Row
-from finetune.prepare.filters import TokenCounter, give_form, reason_to_drop, spoken_text, token_counter
+from finetune.prepare.filters import TokenCounter, give_form, reason_to_drop, token_counter
 from finetune.prepare.formats import Conversation, parse_row
 from finetune.prepare.keys import ConversationKeys, Keys, conversation_keys, text_hash
-from finetune.prepare.minhash import band_hashes
 from finetune.prepare.risks import category_of, find_risks
 from finetune.records import Example
 

@@ -8,7 +8,7 @@ from typing import Any
 from finetune.artifacts import publish_directory, read_manifest, write_json, write_manifest
 from finetune.config import Config, Environment
 from finetune.console import say
-from finetune.errors import DataError
+from finetune.errors import DataError, MachineError
 from finetune.machine import describe_machine, peak_memory_bytes, require_device, versions
 from finetune.model.adapter import add_adapter, count_parameters, keep_float32, save_adapter
 from finetune.model.base import identify_base, load_base
@@ -22,6 +22,7 @@ TIERS: dict[Environment, str] = {"cpu": "bitwise", "cuda": "same-device", "apple
 def run(config: Config, paths: Paths) -> None:
     """Train on what validate wrote, from the newest good checkpoint if there is one, and publish the best adapter."""
     device = require_device(config.environment)
+    require_one_device(config)
     validated = read_manifest(paths.validated)
     base = identify_base(config.model)
     if validated["max_length"] != config.train.max_length:
@@ -37,7 +38,8 @@ def run(config: Config, paths: Paths) -> None:
     tokenizer = load_tokenizer(config.model)
     model = build_model(config, device)
     trainer = build_trainer(config, paths, model, tokenizer, checkpoints)
-    check_consumed(trainer, validated["tokens"])
+    check_rows(trainer, validated["tokens"])
+    check_epochs(trainer, validated["tokens"]["train"]["supervised_tokens"])
 
     measured = fit(trainer, config, checkpoints)
     results = summarize(trainer, model)
@@ -64,6 +66,18 @@ def run(config: Config, paths: Paths) -> None:
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
     show(results, measured, adapter_sha256)
+
+
+def require_one_device(config: Config) -> None:
+    """MachineError where the recipe is for several devices: on one of them its effective batch would be another."""
+    devices = config.train.distributed.devices
+    if devices > 1:
+        accumulation = config.train.gradient_accumulation_steps * devices
+        raise MachineError(
+            f"params.yaml: train.distributed.devices: {devices} devices can be planned and rehearsed, but this version "
+            f"trains on one; set devices: 1, strategy: none and train.gradient_accumulation_steps: {accumulation}, "
+            "which keeps the effective batch size"
+        )
 
 
 def build_model(config: Config, device: str) -> Any:
@@ -105,16 +119,23 @@ def build_trainer(config: Config, paths: Paths, model: Any, tokenizer: Any, chec
     return trainer
 
 
-def check_consumed(trainer: Any, tokens: dict[str, dict[str, int]]) -> None:
+def check_rows(trainer: Any, tokens: dict[str, dict[str, int]]) -> None:
     """DataError unless the trainer holds exactly the tokens that validate counted."""
     for name, dataset in (("train", trainer.train_dataset), ("validation", trainer.eval_dataset)):
         supervised = sum(label != IGNORED for labels in dataset["labels"] for label in labels)
         counted = tokens[name]["supervised_tokens"]
-        if supervised != counted or len(dataset) != tokens[name]["examples"]:
+        if supervised != counted or len(dataset) != tokens[name]["rows"]:
             raise DataError(
-                f"data/validated/{name}.arrow: holds {supervised} supervised tokens in {len(dataset)} examples, but "
-                f"validate counted {counted} in {tokens[name]['examples']}; run validate again"
+                f"data/validated/{name}.arrow: holds {supervised} supervised tokens in {len(dataset)} rows, but "
+                f"validate counted {counted} in {tokens[name]['rows']}; run validate again"
             )
+
+
+def check_epochs(trainer: Any, counted: int) -> None:
+    """Compare each epoch, when it ends, with what validate counted."""
+    from finetune.train.trainer import EpochCheck
+
+    trainer.add_callback(EpochCheck(trainer, counted))
 
 
 def fit(trainer: Any, config: Config, checkpoints: Path) -> dict[str, Any]:

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from finetune.config import Config
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, DataError
+from finetune.model.tokens import IGNORED
+from finetune.plan.order import epoch_order
 
 
 def sft_config(config: Config, output_dir: Path) -> SFTConfig:
@@ -24,7 +26,7 @@ def sft_config(config: Config, output_dir: Path) -> SFTConfig:
         # the data come tokenized, masked and cut from validate
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
-        packing=False,
+        packing=train.packing,  # validate has packed the rows; this chooses the collator that keeps them apart
         assistant_only_loss=False,
         remove_unused_columns=True,
         train_sampling_strategy=train.train_sampling_strategy,  # EpochSampler reads it
@@ -45,6 +47,7 @@ def sft_config(config: Config, output_dir: Path) -> SFTConfig:
         max_grad_norm=train.max_grad_norm,
         bf16=train.bf16,
         fp16=train.fp16,
+        tf32=train.tf32 if config.environment == "cuda" else None,
         gradient_checkpointing=train.activation_checkpointing,  # the old name, which TRL 1.16 still reads
         logging_strategy="steps",
         logging_steps=train.logging_steps,
@@ -77,10 +80,7 @@ def score_supervised_positions() -> None:
 
 
 class EpochSampler(Sampler[int]):
-    """The order of the examples in each epoch, a function of seed and epoch alone.
-
-    The Trainer's own length-grouped sampler draws from the global random state, which a resumed run no longer has.
-    """
+    """The rows in the order that validate counted with (plan/order.py)."""
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int, strategy: str) -> None:
         self.lengths, self.batch_size, self.seed, self.strategy = lengths, batch_size, seed, strategy
@@ -94,16 +94,15 @@ class EpochSampler(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.strategy == "sequential":
-            return iter(range(len(self.lengths)))
-        if self.strategy == "random":
-            return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        return iter(epoch_order(self.lengths, self.batch_size, self.seed, self.strategy, self.epoch))
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with an order of examples that survives a resume, and a stop before a step that is not finite."""
+    """SFTTrainer with an order of examples that survives a resume, a stop before a step that is not finite, and a count
+    of the supervised tokens that were really trained on."""
+
+    consumed = 0  # supervised tokens of this epoch so far, in
+    batches = 0  # so many micro-batches
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
         lengths = list(self.train_dataset["length"])  # the argument has lost this column, which no model takes
@@ -112,6 +111,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; ConfigError where its loss is not finite."""
+        inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+        self.consumed += int((inputs["labels"] != IGNORED).sum())
+        self.batches += 1
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         self._stop_unless_finite("loss", float(loss))
         return loss
@@ -128,6 +130,20 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self._stop_unless_finite("validation loss", metrics["eval_loss"])
         return metrics
 
+    def check_epoch(self, counted: int) -> None:
+        """At the end of an epoch: DataError unless it held exactly the supervised tokens that validate counted.
+
+        An epoch that was resumed or stopped in its midst is not judged.
+        """
+        rows, micro = len(self.train_dataset), self.args.train_batch_size
+        consumed, whole = self.consumed, self.batches == -(-rows // micro)
+        self.consumed = self.batches = 0
+        if whole and consumed != counted:
+            raise DataError(
+                f"data/validated/train.arrow: {consumed} supervised tokens were trained on in this epoch, but validate "
+                f"counted {counted}; the rows and the collator disagree: run validate again (dvc repro -f validate)"
+            )
+
     def _stop_unless_finite(self, what: str, value: float) -> None:
         if not torch.isfinite(torch.tensor(value)):
             step = self.state.global_step
@@ -135,3 +151,14 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 f"params.yaml: train.learning_rate: the {what} after step {step} is {value}; no step was taken on it, "
                 f"and the checkpoints before it are kept; use less than {self.args.learning_rate:g}, or mend the data"
             )
+
+
+class EpochCheck(TrainerCallback):  # type: ignore[misc]
+    """Compares what each epoch trained on with what validate counted."""
+
+    def __init__(self, trainer: Trainer, counted: int) -> None:
+        self.trainer, self.counted = trainer, counted
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Called after an epoch's last step, and where a run stops within one."""
+        self.trainer.check_epoch(self.counted)

@@ -1,51 +1,108 @@
 """A finding: the result of one check, with the place, the numbers and the line to change."""
 
-from dataclasses import asdict, dataclass
-from typing import Literal
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-Severity = Literal["error", "warning", "note"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+from finetune.validate.codes import CODES, COSTS, SEVERITIES, Severity
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong or worth knowing."""
+    """One thing that is wrong or worth knowing; severity and cost are its code's."""
 
     code: str
-    severity: Severity
     where: str
     what: str
     fix: str
+    accepted: str | None = None  # the reason, where params.yaml accepts it
 
-    def to_json(self) -> dict[str, str]:
+    def __post_init__(self) -> None:
+        assert self.code in CODES, self.code
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is."""
+        return CODES[self.code].severity
+
+    @property
+    def stops(self) -> bool:
+        """Whether the run stops at it."""
+        return self.severity == "error" and self.accepted is None
+
+    def to_json(self) -> dict[str, str | None]:
         """For the report."""
-        return asdict(self)
+        texts = {"where": self.where, "what": self.what, "fix": self.fix, "accepted": self.accepted}
+        return {"code": self.code, "severity": self.severity, "cost": CODES[self.code].cost, **texts}
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}; {self.fix}"
 
 
-def by_severity(findings: list[Finding]) -> list[Finding]:
-    """Errors first, then warnings, then notes; within one severity in the order of the checks."""
-    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+def by_cost(findings: Sequence[Finding]) -> list[Finding]:
+    """What stops the run first, then by severity, then by what it costs; accepted ones after all others."""
+
+    def rank(finding: Finding) -> tuple[bool, int, int]:
+        cost = list(COSTS).index(CODES[finding.code].cost)
+        return finding.accepted is not None, SEVERITIES.index(finding.severity), cost
+
+    return sorted(findings, key=rank)
 
 
-def to_markdown(findings: list[Finding], counts: dict[str, dict[str, int]], schedule: dict[str, int]) -> str:
-    """The report that a person reads."""
-    lines = [
-        "# Validation",
-        "",
-        f"{len(findings)} findings, {sum(f.severity == 'error' for f in findings)} of them errors.",
-    ]
+def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Finding]:
+    """The findings, those that params.yaml accepts with the reason; and what is wrong with `findings.accept` itself."""
+    found = {finding.code for finding in findings}
+    given = [_with_reason(finding, accepted) for finding in findings]
+    for code in accepted:
+        where = f"params.yaml: findings.accept.{code}"
+        if code not in CODES:
+            near = difflib.get_close_matches(code, CODES, n=1)
+            advice = f"did you mean {near[0]}?" if near else "docs/findings.md lists them"
+            given.append(Finding("accepted-unknown", where, "is no code of a finding", advice))
+        elif CODES[code].binding:
+            given.append(Finding("accepted-unknown", where, "can't be accepted: no run could follow", "remove it"))
+        elif code not in found:
+            given.append(Finding("accepted-unused", where, "was not found in this run", "remove it"))
+    return by_cost(given)
+
+
+def _with_reason(finding: Finding, accepted: Mapping[str, str]) -> Finding:
+    if finding.code not in accepted or CODES[finding.code].binding:
+        return finding
+    return Finding(finding.code, finding.where, finding.what, finding.fix, accepted[finding.code])
+
+
+def to_markdown(findings: Sequence[Finding], tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """The report that a person reads: the findings, then each table of `tables` (title -> row -> value or cells)."""
+    stopping, accepted = sum(f.stops for f in findings), sum(f.accepted is not None for f in findings)
+    told = f"{len(findings)} findings, {stopping} of them errors" + (f", {accepted} accepted" if accepted else "")
+    lines = ["# Validation", "", f"{told}."]
     if findings:
         lines += ["", "| severity | code | where | what | fix |", "|---|---|---|---|---|"]
     for finding in findings:
-        cells = [finding.severity, f"`{finding.code}`", finding.where, finding.what, finding.fix]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", "## Schedule", "", "| what | value |", "|---|---|"]
-    lines += [f"| {name.replace('_', ' ')} | {value:,} |" for name, value in schedule.items()]
-    names = list(next(iter(counts.values()))) if counts else []
-    lines += ["", "## Tokens", "", "| split | " + " | ".join(name.replace("_", " ") for name in names) + " |"]
-    lines += ["|---" * (len(names) + 1) + "|"]
-    lines += [f"| {split} | " + " | ".join(f"{row[name]:,}" for name in names) + " |" for split, row in counts.items()]
+        state = finding.severity if finding.accepted is None else f"{finding.severity}, accepted"
+        fix = finding.fix if finding.accepted is None else f"accepted: {finding.accepted}"
+        lines.append(_row([state, f"`{finding.code}`", finding.where, finding.what, fix]))
+    for title, rows in tables.items():
+        lines += ["", f"## {title}", "", *_table(rows)]
     return "\n".join(lines) + "\n"
+
+
+def _table(rows: Mapping[str, Any]) -> list[str]:
+    """One line a row: a value, or one cell for each name of a mapping."""
+    first = next(iter(rows.values()), 0)
+    columns = list(first) if isinstance(first, Mapping) else ["value"]
+    lines = [_row(["", *(name.replace("_", " ") for name in columns)]), "|---" * (len(columns) + 1) + "|"]
+    for name, value in rows.items():
+        cells = [value[column] for column in columns] if isinstance(value, Mapping) else [value]
+        lines.append(_row([name.replace("_", " "), *(_cell(cell) for cell in cells)]))
+    return lines
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -1,33 +1,72 @@
-"""Checks of the settings against the machine and its device."""
+"""Checks of the settings against this machine: its device, memory and disk."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 from finetune.config import Config
-from finetune.machine import why_unavailable
+from finetune.machine import count_devices, device_supports, has_fast_bfloat16, why_unavailable
 from finetune.validate.findings import Finding
 
-MINIMUM_FREE_BYTES = 10**9  # two checkpoints, the adapter and the tokenized data of a small run
+FLASH = ("flash_attn", "kernels")
+PACKAGES = {"zero2": "deepspeed", "zero3": "deepspeed"}
 
 
-def check_machine(config: Config, root: Path) -> list[Finding]:
-    """All findings about the device, its precision and optimizer, and the disk."""
-    findings = []
+def check_machine(config: Config) -> list[Finding]:
+    """All findings about the device of this machine; those of its kind stand in settings_checks."""
     missing = why_unavailable(config.environment)
     if missing:
-        fix = "use a recipe for this machine (make recipes)"
-        findings.append(Finding("device-missing", "warning", "params.yaml: environment", missing, fix))
-    if config.environment != "cuda" and "8bit" in config.train.optim:
-        what = f"{config.train.optim} needs CUDA, the environment is {config.environment}"
-        findings.append(Finding("optimizer-needs-cuda", "error", "params.yaml: train.optim", what, "use adamw_torch"))
-    if config.environment != "cuda" and config.train.fp16:
-        what = f"fp16 needs CUDA's loss scaling, the environment is {config.environment}"
-        findings.append(Finding("fp16-needs-cuda", "error", "params.yaml: train.fp16", what, "set it to false"))
-    if config.environment != "cuda" and config.model.attention == "flash_attention_2":
-        what = f"flash_attention_2 needs CUDA, the environment is {config.environment}"
-        findings.append(Finding("attention-needs-cuda", "error", "params.yaml: model.attention", what, "use sdpa"))
-    free = shutil.disk_usage(root).free
-    if free < MINIMUM_FREE_BYTES:
-        what = f"{free / 1e9:.1f} GB are free, checkpoints and caches need {MINIMUM_FREE_BYTES / 1e9:.0f} GB"
-        findings.append(Finding("disk-nearly-full", "error", str(root.resolve()), what, "free some (dvc gc -w)"))
+        fix = "use a recipe for this machine (make doctor names one), or run this one where it belongs"
+        return [Finding("device-missing", "params.yaml: environment", missing, fix)]
+    return [*check_devices(config), *check_number_formats(config), *check_packages(config)]
+
+
+def check_devices(config: Config) -> list[Finding]:
+    """As many devices as the run is spread over."""
+    asked, found = config.train.distributed.devices, count_devices(config.environment)
+    if config.environment == "cpu" or found >= asked:
+        return []
+    where, what = "params.yaml: train.distributed.devices", f"{asked} are asked for, {found} found"
+    accumulation, rest = divmod(config.train.gradient_accumulation_steps * asked, found)
+    kept = f" with train.gradient_accumulation_steps: {accumulation}, which keeps the effective batch size"
+    fix = f"use {found}{'' if rest else kept}"
+    return [Finding("devices-missing", where, what, fix)]
+
+
+def check_number_formats(config: Config) -> list[Finding]:
+    """bfloat16 and tf32 against this device."""
+    findings, environment = [], config.environment
+    in_bf16 = config.train.bf16 or config.model.dtype == "bfloat16"
+    where = "params.yaml: train.bf16" if config.train.bf16 else "params.yaml: model.dtype"
+    if in_bf16 and not device_supports("bfloat16", environment):
+        findings.append(Finding("bf16-unsupported", where, "this device has no bfloat16", "use float16 and fp16: true"))
+    if in_bf16 and environment == "cpu" and not has_fast_bfloat16():
+        what = "this processor has no bfloat16 instructions (avx512_bf16, amx_bf16), so it is emulated"
+        findings.append(Finding("bf16-slow", where, what, "use float32 where memory allows"))
+    if config.train.tf32 and environment == "cuda" and not device_supports("tf32", environment):
+        what = "this device is older than Ampere"
+        findings.append(Finding("tf32-unsupported", "params.yaml: train.tf32", what, "set it to false"))
     return findings
+
+
+def check_packages(config: Config) -> list[Finding]:
+    """What is not in the lock and only some recipes need."""
+    findings = []
+    if config.model.attention == "flash_attention_2" and not any(find_spec(name) for name in FLASH):
+        what = "neither flash_attn nor kernels is installed here"
+        fix = "install one, or use sdpa, which is no slower on an H100 by published tests"
+        findings.append(Finding("attention-missing", "params.yaml: model.attention", what, fix))
+    package = PACKAGES.get(config.train.distributed.strategy)
+    if package and not find_spec(package):
+        where, what = "params.yaml: train.distributed.strategy", f"the package {package} is not installed here"
+        findings.append(Finding("strategy-missing", where, what, f"install {package}, or use ddp"))
+    return findings
+
+
+def check_disk(root: Path, needed: int) -> list[Finding]:
+    """The bytes that checkpoints, the adapter and the tokenized data will take, against what is free."""
+    free = shutil.disk_usage(root).free
+    if free >= needed:
+        return []
+    what = f"{free / 1e9:.1f} GB are free, checkpoints, adapter and data need {needed / 1e9:.1f} GB"
+    return [Finding("disk-short", str(root.resolve()), what, "free some (dvc gc -w), or lower train.save_total_limit")]

@@ -25,30 +25,29 @@ def check_warmup(train: TrainConfig, schedule: Schedule) -> list[Finding]:
     if train.lr_scheduler_type == "constant":
         what = f"{warmup} has no effect: the constant schedule has no warmup"
         fix = "use lr_scheduler_type: constant_with_warmup, or 0"
-        return [Finding("warmup-ignored", "warning", where, what, fix)] if warmup else []
+        return [Finding("warmup-ignored", where, what, fix)] if warmup else []
     if warmup >= steps:
         than = "more than" if warmup > steps else "as many as"
         what = f"{warmup} is {than} the run's {steps} steps; the learning rate never reaches its peak"
-        return [Finding("warmup-too-long", "error", where, what, advice)]
+        return [Finding("warmup-too-long", where, what, advice)]
     if warmup > steps / 3:
         what = f"{warmup} of the run's {steps} steps are warmup"
-        return [Finding("warmup-long", "warning", where, what, advice)]
+        return [Finding("warmup-long", where, what, advice)]
     return []
 
 
 def check_events(train: TrainConfig, schedule: Schedule) -> list[Finding]:
     """Logs, evaluations and saves that never happen because their interval is longer than the run."""
     findings = []
-    for key, interval, lost in (
-        ("logging_steps", train.logging_steps, "no curve is drawn"),
-        ("eval_steps", train.eval_steps, "the validation loss is taken at the end only"),
-        ("save_steps", train.save_steps, "a killed run starts from nothing"),
+    for code, key, interval, lost in (
+        ("logging-never", "logging_steps", train.logging_steps, "no curve is drawn"),
+        ("eval-never", "eval_steps", train.eval_steps, "the validation loss is taken at the end only"),
+        ("save-never", "save_steps", train.save_steps, "a killed run starts from nothing"),
     ):
         if interval > schedule.steps:
             what = f"{interval} is more than the run's {schedule.steps} steps; {lost}"
             fix = f"use {max(schedule.steps // 5, 1)}"
-            code = f"{key.removesuffix('_steps')}-never"
-            findings.append(Finding(code, "error", f"params.yaml: train.{key}", what, fix))
+            findings.append(Finding(code, f"params.yaml: train.{key}", what, fix))
     return findings
 
 
@@ -57,7 +56,7 @@ def check_best_checkpoint(train: TrainConfig) -> list[Finding]:
     if train.load_best_model_at_end and train.save_steps % train.eval_steps:
         what = f"{train.save_steps} is no multiple of eval_steps {train.eval_steps}; the best checkpoint can't be known"
         fix = f"use {train.eval_steps * max(round(train.save_steps / train.eval_steps), 1)}"
-        return [Finding("best-checkpoint-unknown", "error", "params.yaml: train.save_steps", what, fix)]
+        return [Finding("best-checkpoint-unknown", "params.yaml: train.save_steps", what, fix)]
     return []
 
 
@@ -69,11 +68,11 @@ def check_early_stopping(train: TrainConfig, schedule: Schedule) -> list[Finding
     where = "params.yaml: train.early_stopping_patience"
     if not train.load_best_model_at_end:
         what = "early stopping without load_best_model_at_end keeps the worse, last checkpoint"
-        return [Finding("early-stopping-keeps-last", "error", where, what, "set train.load_best_model_at_end: true")]
+        return [Finding("early-stopping-keeps-last", where, what, "set train.load_best_model_at_end: true")]
     if schedule.evaluations <= patience:
         what = f"{patience} can't be used up by the run's {schedule.evaluations} evaluations"
         fix = f"use a smaller patience, null, or eval_steps {max(schedule.steps // (patience * 4), 1)}"
-        return [Finding("early-stopping-never", "warning", where, what, fix)]
+        return [Finding("early-stopping-never", where, what, fix)]
     return []
 
 
@@ -83,4 +82,4 @@ def check_last_accumulation(schedule: Schedule) -> list[Finding]:
     if rest == 0 or schedule.examples < schedule.effective_batch_size:
         return []
     what = f"the last step of each epoch takes {rest} instead of {schedule.effective_batch_size} examples"
-    return [Finding("last-batch-partial", "note", "params.yaml: train", what, "nothing to do; the loss is per token")]
+    return [Finding("last-batch-partial", "params.yaml: train", what, "nothing to do; the loss is per token")]

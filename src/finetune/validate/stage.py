@@ -8,56 +8,52 @@ from finetune.config import Config
 from finetune.config_types import SPLITS, Split
 from finetune.console import say, table
 from finetune.errors import ConfigError, DataError
-from finetune.model.base import identify_base
-from finetune.model.tokens import Tokenized, load_tokenizer
 from finetune.paths import Paths
-from finetune.plan.schedule import plan_schedule
-from finetune.records import read_examples
+from finetune.plan.outlook import Outlook, Workload, foresee
+from finetune.records import Example, read_examples
+from finetune.validate.adapter_checks import check_adapter
+from finetune.validate.base_checks import Base, examine_base
 from finetune.validate.data_checks import check_data
-from finetune.validate.findings import Finding, by_severity, to_markdown
-from finetune.validate.machine_checks import check_machine
+from finetune.validate.findings import Finding, accept, to_markdown
+from finetune.validate.machine_checks import check_disk, check_machine
+from finetune.validate.plan_checks import check_plan
 from finetune.validate.run_checks import check_run
-from finetune.validate.token_checks import check_answer_lengths, check_tokens, tokenize_split
+from finetune.validate.settings_checks import check_settings
+from finetune.validate.token_checks import check_padding, check_special_tokens, check_split, check_test_answers
+from finetune.validate.token_rows import TokenizedSplit, tokenize_split, write_arrow
 
 TRAINED_ON: tuple[Split, ...] = ("train", "validation")
+Splits = dict[Split, list[Example]]
+Tokens = dict[Split, TokenizedSplit]
 
 
 def run(config: Config, paths: Paths) -> None:
-    """Tokenize once, run every check, report all findings, and stop if one of them is an error."""
+    """Tokenize once, run every check, report all findings, and stop if one of them is an error that nobody accepted."""
     prepared_sha256 = check_prepared(paths)
-    splits = {name: read_examples(paths.prepared / f"{name}.jsonl") for name in SPLITS}
-    base = identify_base(config.model)
-    tokenizer = load_tokenizer(config.model)
-
-    rows, counts = {}, {}
-    findings = check_machine(config, paths.root) + check_data(config, splits)
-    for name in TRAINED_ON:
-        rows[name], counts[name] = tokenize_split(tokenizer, splits[name], config.train.max_length)
-        findings += check_tokens(config.train, name, counts[name])
-    findings += check_answer_lengths(tokenizer, splits["test"], config.evaluate.max_new_tokens)
-    schedule = plan_schedule(config.train, counts["train"].examples)
-    findings = by_severity(findings + check_run(config.train, schedule))
+    splits: Splits = {name: read_examples(paths.prepared / f"{name}.jsonl") for name in SPLITS}
+    base = examine_base(config, paths.root)
+    tokens = tokenize_splits(config, base, splits)
+    outlook = foresee_run(config, base, splits, tokens)
+    found = find_all(config, paths.root, splits, base, tokens, outlook)
+    findings = accept(found, config.findings.accept)
 
     report: dict[str, Any] = {
-        "base": base,
+        "base": base.identity,
         "max_length": config.train.max_length,
         "prepared_sha256": prepared_sha256,
-        "schedule": schedule.to_json(),
-        "tokens": {name: counts[name].to_json() for name in TRAINED_ON},
+        "schedule": outlook.schedule.to_json(),
+        "plan": outlook.to_json(),
+        "tokens": {name: split.counts.to_json() for name, split in tokens.items()},
         "test_examples": len(splits["test"]),
         "findings": [finding.to_json() for finding in findings],
-        "errors": sum(finding.severity == "error" for finding in findings),
+        "errors": sum(finding.stops for finding in findings),
     }
     if not report["errors"]:
-        with publish_directory(paths.validated) as folder:
-            for name in TRAINED_ON:
-                write_arrow(folder / f"{name}.arrow", rows[name])
-            manifest = {key: report[key] for key in ("base", "max_length", "prepared_sha256", "schedule", "tokens")}
-            write_manifest(folder, manifest)
-    markdown = to_markdown(findings, report["tokens"], report["schedule"])
-    write_lines(paths.reports / "validation.md", [markdown])
+        publish(paths.validated, config, tokens, report)
+    tables = {"Plan": outlook.table(), "Schedule": report["schedule"], "Tokens": by_measure(report["tokens"])}
+    write_lines(paths.reports / "validation.md", [to_markdown(findings, tables)])
     write_json(paths.reports / "validation.json", report)
-    show(findings, report)
+    show(findings, outlook)
     stop_at_errors(findings)
 
 
@@ -71,38 +67,76 @@ def check_prepared(paths: Paths) -> dict[str, str]:
     return dict(ledger["prepared_sha256"])
 
 
-def write_arrow(path: Path, rows: list[tuple[str, Tokenized]]) -> None:
-    """One Arrow stream with the columns that train reads: id, input_ids, labels, length."""
-    import pyarrow
+def tokenize_splits(config: Config, base: Base, splits: Splits) -> Tokens:
+    """The splits that are trained on, as tokens; empty where no tokenizer or template serves, which findings tell."""
+    if base.tokenizer is None or any(finding.code == "template-broken" for finding in base.findings):
+        return {}
+    return {name: tokenize_split(base.tokenizer, splits[name], config.train, config.seed) for name in TRAINED_ON}
 
-    table_ = pyarrow.table(
-        {
-            "id": pyarrow.array([name for name, _ in rows], pyarrow.string()),
-            "input_ids": pyarrow.array([row.input_ids for _, row in rows], pyarrow.list_(pyarrow.int32())),
-            "labels": pyarrow.array([row.labels for _, row in rows], pyarrow.list_(pyarrow.int32())),
-            "length": pyarrow.array([len(row.input_ids) for _, row in rows], pyarrow.int32()),
-        }
-    )
-    with path.open("wb") as file, pyarrow.ipc.new_stream(file, table_.schema) as stream:
-        stream.write_table(table_, max_chunksize=1000)
+
+def foresee_run(config: Config, base: Base, splits: Splits, tokens: Tokens) -> Outlook:
+    """Schedule, parameters and memory, from what was counted, or from the most that max_length allows."""
+    if "train" not in tokens or not tokens["train"].rows:
+        workload = Workload.at_most(config.train, len(splits["train"]))
+    else:
+        counts = tokens["train"].counts
+        workload = Workload(counts.rows, counts.tokens, counts.positions, counts.longest_row, counts.most_supervised)
+    return foresee(config, base.architecture, workload)
+
+
+def find_all(config: Config, root: Path, splits: Splits, base: Base, tokens: Tokens, outlook: Outlook) -> list[Finding]:
+    """The findings of every check; none of them stops another."""
+    findings = [*base.findings, *check_settings(config, base.architecture), *check_adapter(config, base.architecture)]
+    findings += [*check_run(config.train, outlook.schedule), *check_machine(config), *check_plan(config, outlook)]
+    findings += [*check_disk(root, outlook.disk_bytes), *check_data(config, splits)]
+    for name, split in tokens.items():
+        findings += check_split(config, name, split)
+    if tokens:
+        findings += check_padding(config.train, tokens["train"].counts)
+        findings += check_special_tokens(base.tokenizer, splits)
+        positions = base.architecture.max_positions if base.architecture else None
+        findings += check_test_answers(config, base.tokenizer, splits["test"], positions)
+    return findings
+
+
+def publish(folder_: Path, config: Config, tokens: Tokens, report: dict[str, Any]) -> None:
+    """Write what train reads, and the account that it is held to."""
+    with publish_directory(folder_) as folder:
+        for name, split in tokens.items():
+            write_arrow(folder / f"{name}.arrow", split.rows, packed=config.train.packing)
+        manifest = {key: report[key] for key in ("base", "max_length", "prepared_sha256", "schedule", "tokens")}
+        write_manifest(folder, manifest | {"packing": config.train.packing})
+
+
+def by_measure(tokens: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """The account with a line a measure and a column a split, which fits on a page."""
+    measures = list(next(iter(tokens.values()), {}))
+    return {measure: {name: counts[measure] for name, counts in tokens.items()} for measure in measures}
 
 
 def stop_at_errors(findings: list[Finding]) -> None:
-    """One error that lists every finding of severity `error`: a ConfigError if all of them are about params.yaml."""
-    errors = [str(finding) for finding in findings if finding.severity == "error"]
+    """One error that lists every finding that stops: a ConfigError if all of them are about params.yaml."""
+    errors = [str(finding) for finding in findings if finding.stops]
     if errors:
         kind = ConfigError if all(error.startswith("params.yaml") for error in errors) else DataError
         raise kind("\n".join(errors))
 
 
-def show(findings: list[Finding], report: dict[str, Any]) -> None:
-    """A few lines for the person who watches."""
+def show(findings: list[Finding], outlook: Outlook) -> None:
+    """What the person who watches should know before the run."""
     if findings:
-        rows = [[finding.severity, finding.code, str(finding)] for finding in findings]
-        table("validate: findings", ["severity", "code", "where, what, what to do"], rows)
-    schedule, tokens = report["schedule"], report["tokens"]["train"]
-    say(
-        f"{schedule['steps']} steps of {schedule['effective_batch_size']} examples, {schedule['warmup_steps']} of them "
-        f"warmup; {tokens['tokens']:,} tokens an epoch, {tokens['supervised_tokens']:,} of them supervised"
-    )
-    say(f"{len(findings)} findings, {report['errors']} errors; details in reports/validation.md")
+        show_findings(findings)
+    for line in outlook.lines():
+        say(line)
+    stopping = sum(finding.stops for finding in findings)
+    say(f"{len(findings)} findings, {stopping} errors; details in reports/validation.md, codes in docs/findings.md")
+
+
+def show_findings(findings: list[Finding]) -> None:
+    """The findings as a table, in order of cost."""
+    rows = []
+    for finding in findings:
+        text = str(finding) if finding.accepted is None else f"{finding.where}: {finding.what}"
+        told = "" if finding.accepted is None else f" (accepted: {finding.accepted})"
+        rows.append([finding.severity, finding.code, text + told])
+    table("findings", ["severity", "code", "where, what, what to do"], rows)

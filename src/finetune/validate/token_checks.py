@@ -1,108 +1,155 @@
-"""Tokenizes once and counts every token: what is trained on, what was cut, what was lost."""
+"""Checks of the tokens: is the mask right, what was cut, what is padding, do the test answers fit."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.config import TrainConfig
-from finetune.console import progress
-from finetune.model.tokens import IGNORED, Tokenized, tokenize
+from finetune.config import Config, TrainConfig
+from finetune.config_types import Split
+from finetune.errors import BaseModelError
+from finetune.model.tokens import IGNORED, TEMPLATES, runs, tokenize
 from finetune.records import Example
 from finetune.validate.findings import Finding
+from finetune.validate.token_rows import TokenCounts, TokenizedSplit
+
+LENGTH = "params.yaml: train.max_length"
+TEMPLATE = "params.yaml: model.chat_template"
 
 
-@dataclass
-class TokenCounts:
-    """The token account of one split; what is not `lost` is in the validated data."""
-
-    examples: int = 0
-    tokens: int = 0
-    supervised_tokens: int = 0
-    longest: int = 0
-    truncated_examples: int = 0
-    lost_tokens: int = 0
-    lost_supervised_tokens: int = 0
-    lost_end_tokens: int = 0
-    unsupervised_examples: int = 0  # no token of theirs is trained on; left out
-
-    def to_json(self) -> dict[str, int]:
-        """For the report."""
-        return asdict(self)
+def check_split(config: Config, name: str, split: TokenizedSplit) -> list[Finding]:
+    """All findings about one tokenized split that is trained on."""
+    return [
+        *check_rendering(name, split),
+        *check_masks(name, split),
+        *check_truncation(config.train, name, split.counts),
+    ]
 
 
-def tokenize_split(
-    tokenizer: Any, examples: Sequence[Example], max_length: int
-) -> tuple[list[tuple[str, Tokenized]], TokenCounts]:
-    """The rows that train reads, as (example id, ids and labels), and the account of all tokens."""
-    rows: list[tuple[str, Tokenized]] = []
-    counts = TokenCounts()
-    for example in progress(examples, "tokens"):
-        whole = tokenize(tokenizer, example.messages, example.tools)
-        kept = Tokenized(whole.input_ids[:max_length], whole.labels[:max_length])
-        count_example(counts, whole, kept)
-        if kept.supervised:
-            rows.append((example.id, kept))
-            counts.examples += 1
-            counts.tokens += len(kept.input_ids)
-            counts.supervised_tokens += kept.supervised
-    return rows, counts
-
-
-def count_example(counts: TokenCounts, whole: Tokenized, kept: Tokenized) -> None:
-    """Add one example's losses to the account."""
-    counts.longest = max(counts.longest, len(whole.input_ids))
-    lost = len(whole.input_ids) - len(kept.input_ids)
-    if lost:
-        counts.truncated_examples += 1
-        counts.lost_supervised_tokens += whole.supervised - kept.supervised
-        counts.lost_end_tokens += last_supervised(whole) >= len(kept.input_ids)
-    if kept.supervised:
-        counts.lost_tokens += lost
-    else:
-        counts.unsupervised_examples += 1
-        counts.lost_tokens += len(whole.input_ids)
-
-
-def last_supervised(tokenized: Tokenized) -> int:
-    """The position of the last supervised token (the answer's end), or -1."""
-    return max((at for at, label in enumerate(tokenized.labels) if label != IGNORED), default=-1)
-
-
-def check_answer_lengths(tokenizer: Any, test: Iterable[Example], max_new_tokens: int) -> list[Finding]:
-    """Test answers that a candidate can't give in full: they count as wrong whatever it has learnt."""
-    lengths = [tokenize(tokenizer, example.messages, example.tools).supervised for example in test]
-    longer = sum(length > max_new_tokens + 1 for length in lengths)  # the end token comes on top
-    if not longer:
+def check_rendering(name: str, split: TokenizedSplit) -> list[Finding]:
+    """Rows that the chat template refuses, by the reason of the first."""
+    if not split.refused:
         return []
-    what = f"{max_new_tokens} is too few for {longer} of {len(lengths)} test answers (up to {max(lengths)} tokens)"
-    return [Finding("answers-cut-off", "warning", "params.yaml: evaluate.max_new_tokens", what, f"use {max(lengths)}")]
+    example, why = split.refused[0]
+    what = f"{len(split.refused)} examples of {name}, the first of {example.source}, line {example.line}: {why}"
+    fix = f"mend or filter these rows (data.filters), or use one of {TEMPLATES}"
+    return [Finding("template-broken", TEMPLATE, what, fix)]
 
 
-def check_tokens(train: TrainConfig, split: str, counts: TokenCounts) -> list[Finding]:
-    """Findings about truncation and empty masks of one split."""
-    where, findings = "params.yaml: train.max_length", []
-    if counts.examples == 0:
-        what = f"no example of {split} has a token to train on: the mask is empty everywhere"
-        return [
-            Finding("mask-empty", "error", "model.base: chat template", what, "use a template that marks the answers")
-        ]
-    all_supervised = counts.supervised_tokens + counts.lost_supervised_tokens
-    share = counts.lost_supervised_tokens / all_supervised
-    longest = f"the longest example has {counts.longest} tokens"
-    if share > train.max_lost_supervised_fraction:
+def check_masks(name: str, split: TokenizedSplit) -> list[Finding]:
+    """Each mask decodes to the answers of its example and their end tokens."""
+    findings = []
+    if split.counts.supervised_tokens == 0 and split.counts.all_examples and not split.refused:
+        what = f"no example of {name} has a token to train on: "
+        if split.counts.lost_supervised_tokens:
+            cut = Finding("mask-empty", LENGTH, what + "all answers are cut off", f"use {split.counts.longest}")
+            return [cut]
+        what, fix = what + "the mask is empty everywhere", f"use one of {TEMPLATES}, which mark the answers"
+        findings.append(Finding("mask-empty", TEMPLATE, what, fix))
+    elif split.wrong:
+        example, why = split.wrong[0]
+        what = f"{len(split.wrong)} examples of {name}, the first of {example.source}, line {example.line}: {why}"
+        findings.append(Finding("mask-wrong", TEMPLATE, what, f"use one of {TEMPLATES}, or mend the marks in a copy"))
+    return findings
+
+
+def check_truncation(train: TrainConfig, name: str, counts: TokenCounts) -> list[Finding]:
+    """What max_length cuts, against the budget."""
+    findings = []
+    if counts.truncated_examples:
+        lost = {
+            "truncated-over-budget": ("truncated_examples", counts.truncated_examples, counts.all_examples, "examples"),
+            "end-tokens-over-budget": ("lost_end_tokens", counts.lost_end_tokens, counts.all_examples, "end tokens"),
+            "supervised-over-budget": (
+                "lost_supervised_tokens",
+                counts.lost_supervised_tokens,
+                counts.supervised_tokens + counts.lost_supervised_tokens,
+                "supervised tokens",
+            ),
+        }
+        for code, (key, count, of, thing) in lost.items():
+            share, allowed = count / max(of, 1), getattr(train.budget, key)
+            if share > allowed:
+                what = (
+                    f"{train.max_length} cuts {count} of {of} {thing} of {name} ({share:.1%}, budget {allowed:.1%}); "
+                    f"the longest example has {counts.longest} tokens"
+                )
+                findings.append(Finding(code, LENGTH, what, f"use {counts.longest}, or raise train.budget.{key}"))
+        if not findings:
+            what = (
+                f"{train.max_length} cuts {counts.truncated_examples} of {counts.all_examples} examples of {name}, "
+                f"{counts.lost_end_tokens} of them before their end token; the longest has {counts.longest} tokens"
+            )
+            findings.append(Finding("rows-truncated", LENGTH, what, f"use {counts.longest}"))
+    if counts.unsupervised_examples and counts.examples:  # where none is left, the mask is empty
+        what = f"{counts.unsupervised_examples} examples of {name} have no supervised token left and are left out"
+        findings.append(Finding("rows-without-supervision", LENGTH, what, f"use {counts.longest}"))
+    return findings
+
+
+def check_padding(train: TrainConfig, counts: TokenCounts) -> list[Finding]:
+    """Padding of the training split, against the budget."""
+    if counts.padding <= train.budget.padding:
+        return []
+    what = (
+        f"{counts.padding:.1%} of the {counts.positions:,} positions of an epoch are padding "
+        f"(budget {train.budget.padding:.1%})"
+    )
+    fix = "use group_by_length, or packing with flash_attention_2"
+    return [Finding("padding-over-budget", "params.yaml: train.train_sampling_strategy", what, fix)]
+
+
+def check_special_tokens(tokenizer: Any, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
+    """Texts that hold a control token of this tokenizer, letter by letter: it is encoded as the token itself."""
+    marks = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special}, key=len)
+    if not marks:
+        return []
+    pattern = re.compile("|".join(re.escape(mark) for mark in reversed(marks)))
+    findings = []
+    for name, examples in splits.items():
+        found = [(example, mark) for example in examples if (mark := _first_mark(pattern, example))]
+        if found:
+            example, mark = found[0]
+            what = (
+                f"{len(found)} examples hold control tokens as text, the first ({example.source}, line {example.line}) "
+                f"{mark}; the model reads them as the template's own"
+            )
+            fix = "drop them (data.risks.control_tokens: drop, or data.filters.drop_matching)"
+            findings.append(Finding("special-tokens-in-text", f"data/prepared/{name}.jsonl", what, fix))
+    return findings
+
+
+def _first_mark(pattern: re.Pattern[str], example: Example) -> str | None:
+    found = (pattern.search(message.text) for message in example.messages)
+    return next((match[0] for match in found if match), None)
+
+
+def check_test_answers(config: Config, tokenizer: Any, test: Sequence[Example], positions: int | None) -> list[Finding]:
+    """Test answers that a candidate can't give in full: they count as wrong whatever it has learnt.
+
+    `positions` is how many the base has, where that is known. Rows that the template refuses are told, and left out.
+    """
+    asked, answers, prompts, split = config.evaluate.max_new_tokens, [], [], TokenizedSplit()
+    for example in test:
+        try:
+            whole = tokenize(tokenizer, example.messages, example.tools)
+        except BaseModelError as error:
+            split.refused.append((example, error.what))
+            continue
+        begin, end = (runs([label != IGNORED for label in whole.labels]) or [(0, 0)])[-1]
+        answers.append(end - begin)
+        prompts.append(begin)
+    findings = check_rendering("test", split)
+    longer = sum(length > asked + 1 for length in answers)  # the end token comes on top
+    if longer:
+        where, most = "params.yaml: evaluate.max_new_tokens", max(answers)
+        what = f"{asked} is too few for {longer} of {len(answers)} test answers (up to {most} tokens)"
+        findings.append(Finding("answers-cut-off", where, what, f"use {most}"))
+    beyond = sum(length + asked > positions for length in prompts) if positions else 0
+    if beyond:
         what = (
-            f"{train.max_length} cuts {counts.lost_supervised_tokens} of {all_supervised} supervised tokens of "
-            f"{split} ({share:.1%}, {counts.truncated_examples} examples); {longest}"
+            f"{beyond} test prompts (up to {max(prompts)} tokens) with {asked} new tokens are longer than the "
+            f"{positions} positions of the base"
         )
-        fix = f"use {counts.longest}, or allow the loss in train.max_lost_supervised_fraction"
-        findings.append(Finding("supervised-tokens-lost", "error", where, what, fix))
-    elif counts.truncated_examples:
-        what = (
-            f"{train.max_length} cuts {counts.truncated_examples} examples of {split}, "
-            f"{counts.lost_end_tokens} of them before their end token; {longest}"
-        )
-        findings.append(Finding("rows-truncated", "warning", where, what, f"use {counts.longest}"))
-    if counts.unsupervised_examples:
-        what = f"{counts.unsupervised_examples} examples of {split} have no supervised token left and are left out"
-        findings.append(Finding("rows-without-supervision", "warning", where, what, "use a greater max_length"))
+        fix = "use a smaller evaluate.max_new_tokens, or bound data.filters.tokens"
+        findings.append(Finding("prompts-beyond-base", "data/prepared/test.jsonl", what, fix))
     return findings

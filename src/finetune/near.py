@@ -8,10 +8,13 @@ with a chance below 1%; the similarity that decides is counted on the shingles: 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import regex
 
 from finetune.config_data import DuplicateConfig
-from finetune.prepare.keys import Keys
+from finetune.records import Message
+
+BandHashes = npt.NDArray[np.uint64]  # (texts, bands)
 
 MISSED_AT_THRESHOLD = 0.01
 SEED = 20240229  # of the permutations: any number; another one proposes other pairs, the exact measure decides alike
@@ -21,9 +24,19 @@ SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}
 WORDS = regex.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
 
 
+def spoken_text(messages: Sequence[Message]) -> str:
+    """What user, assistant and tools wrote: what filters and near-duplicates look at."""
+    return "\n".join(message.text for message in messages if message.role != "system")
+
+
+def words_of(text: str) -> list[str]:
+    """The words in lower case; of scripts that put no space between them, the letters."""
+    return text.lower().split() if text.isascii() else WORDS.findall(text.lower())
+
+
 def shingles(text: str, words: int) -> list[str]:
     """The runs of so many words; of a text with fewer, the text itself."""
-    found = text.lower().split() if text.isascii() else WORDS.findall(text.lower())
+    found = words_of(text)
     if len(found) <= words:
         return [" ".join(found)]
     return list(map(" ".join, zip(*(found[at:] for at in range(words)), strict=False)))
@@ -42,7 +55,7 @@ def bands_of(settings: DuplicateConfig) -> tuple[int, int]:
     return settings.permutations, 1
 
 
-def band_hashes(texts: Sequence[str], settings: DuplicateConfig) -> Keys:
+def band_hashes(texts: Sequence[str], settings: DuplicateConfig) -> BandHashes:
     """For each text one hash a band, (texts, bands); texts that share one in the same band are proposed as a pair."""
     from rensa import RMinHash
 

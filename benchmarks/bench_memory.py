@@ -1,0 +1,360 @@
+"""The memory that plan_memory predicts against the memory that real training runs took.
+
+    python benchmarks/bench_memory.py                  # an hour on two cores: the CPU grid
+    python benchmarks/bench_memory.py --device cuda    # four real architectures with random weights, on one GPU
+
+Every configuration is a process of its own that runs the whole train stage on a random base and made-up rows: two
+optimizer steps, an evaluation and a checkpoint after each. Its peak is the system's own count (VmHWM), on CUDA
+torch's. The prediction sees params.yaml, the base's config.json, the longest row and the supervised tokens.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from measure import what_ran
+
+from finetune.artifacts import write_json, write_manifest
+from finetune.config import Config, parse_config, read_yaml
+from finetune.machine import calm_threads, describe_machine, peak_memory_bytes, versions
+from finetune.model.architecture import measure_architecture
+from finetune.paths import Paths
+from finetune.plan.memory import plan_memory
+
+ROOT = Path(__file__).parents[1]
+SEED = 20_261_121
+STEPS = 2
+GIB = 2**30
+
+
+# --------------------------------------------------------------------------------------------------------- the grid
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: its base, its rows, and what it changes in params.yaml."""
+
+    name: str
+    base: str  # a key of BASES, or a name under models/architectures
+    stored: str = "float32"  # the dtype of the base's file
+    batch: int = 2
+    length: int = 256
+    supervised: int = 32  # tokens a row
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+MIDDLE = {"hidden_size": 768, "intermediate_size": 2560, "num_hidden_layers": 12, "num_attention_heads": 12}
+LARGE = {"hidden_size": 1280, "intermediate_size": 3840, "num_hidden_layers": 18, "num_attention_heads": 20}
+BASES: dict[str, dict[str, Any]] = {
+    "llama-32m": {"model_type": "llama", **SMALL, "num_key_value_heads": 4, "vocab_size": 8192},
+    "qwen2-115m": {"model_type": "qwen2", **MIDDLE, "num_key_value_heads": 4, "vocab_size": 16384},
+    "mistral-420m": {"model_type": "mistral", **LARGE, "num_key_value_heads": 4, "vocab_size": 32000},
+    "llama-wide-vocabulary": {"model_type": "llama", **SMALL, "num_key_value_heads": 4, "vocab_size": 100_352},
+}
+BF16, NF4 = {"model.dtype": "bfloat16"}, {"model.quantization": "nf4"}
+AUTOCAST = {"train.bf16": True}
+CHECKPOINTING = {"train.activation_checkpointing": True}
+ROWS = {"llama-32m": (4, 256), "qwen2-115m": (2, 256), "mistral-420m": (2, 64)}
+SLOW = {"llama-32m": (2, 128), "qwen2-115m": (2, 64), "mistral-420m": (1, 32)}  # 16 bits, on a processor without them
+
+
+def cpu_grid() -> list[Case]:
+    """Three sizes times float32, NF4 and bfloat16 times checkpointing, and what else changes the memory."""
+    cases = []
+    for base, shape in ROWS.items():
+        for extra, more in (("", {}), (" checkpointing", CHECKPOINTING)):
+            cases.append(Case(f"{base} float32{extra}", base, "float32", *shape, changes=more))
+            cases.append(Case(f"{base} nf4{extra}", base, "bfloat16", *shape, changes={**NF4, **more}))
+            slow = SLOW[base]
+            cases.append(Case(f"{base} bfloat16{extra}", base, "bfloat16", *slow, 16, changes={**BF16, **more}))
+    small, middle, wide = "llama-32m", "qwen2-115m", "llama-wide-vocabulary"
+    dora, rank = {"adapter.use_dora": True}, {"adapter.r": 256, "adapter.lora_alpha": 256}
+    return [
+        *cases,
+        Case("longer rows", small, length=1024),
+        Case("longer rows, checkpointing", small, length=1024, changes=CHECKPOINTING),
+        Case("longer rows, eager", small, length=1024, changes={"model.attention": "eager"}),
+        Case("one row", small, batch=1, length=1024),
+        Case("large batch", small, batch=16),
+        Case("large batch, checkpointing", small, batch=16, changes=CHECKPOINTING),
+        Case("large evaluation batch", small, changes={"train.per_device_eval_batch_size": 32, **CHECKPOINTING}),
+        Case("accumulation", small, changes={"train.gradient_accumulation_steps": 4}),
+        Case("all tokens supervised", middle, supervised=255),
+        Case("wide vocabulary, all supervised", wide, supervised=255),
+        Case("wide vocabulary, bfloat16", wide, "bfloat16", 1, 128, 64, BF16),
+        Case("no dropout", small, batch=4, changes={"adapter.lora_dropout": 0.0}),
+        Case("two targets", small, batch=4, changes={"adapter.target_modules": ["q_proj", "v_proj"]}),
+        Case("dora", small, batch=4, changes=dora),
+        Case("dora, bfloat16", small, "bfloat16", 2, 64, changes={**BF16, **dora}),
+        Case("dora, nf4, checkpointing", small, "bfloat16", 4, changes={**NF4, **dora, **CHECKPOINTING}),
+        Case("rank 256", small, changes=rank),
+        Case("rank 256, sgd", small, changes={**rank, "train.optim": "sgd"}),
+        Case("rank 256, adafactor", small, changes={**rank, "train.optim": "adafactor"}),
+        Case("rank 256, 8-bit Adam", small, changes={**rank, "train.optim": "adamw_8bit"}),
+        Case("autocast", middle, length=64, changes=AUTOCAST),
+        Case("autocast, checkpointing", middle, length=64, changes={**AUTOCAST, **CHECKPOINTING}),
+        Case("bfloat16 file into float32", "mistral-420m", "bfloat16", 1, 32, 16),
+    ]
+
+
+def cuda_grid() -> list[Case]:
+    """The real architectures in the shapes that recipes give them."""
+    cases = []
+    for name in (
+        "mistralai/Mistral-7B-Instruct-v0.3",
+        "meta-llama/Llama-3.2-3B-Instruct",
+        "Qwen/Qwen2.5-Coder-7B-Instruct",
+        "meta-llama/Llama-2-7b-chat-hf",
+    ):
+        for kind, changes in (("bfloat16", BF16), ("nf4", {**BF16, **NF4})):
+            common = {**changes, "train.bf16": True, "train.optim": "paged_adamw_8bit", **CHECKPOINTING}
+            cases.append(Case(f"{name} {kind} 4x4096", name, "bfloat16", 4, 4096, 1024, common))
+            cases.append(Case(f"{name} {kind} 1x2048", name, "bfloat16", 1, 2048, 512, common))
+        plain = {**BF16, **NF4, "train.bf16": True}
+        cases.append(Case(f"{name} nf4 1x1024 no checkpointing", name, "bfloat16", 1, 1024, 256, plain))
+    return cases
+
+
+# ------------------------------------------------------------------------------------------------- a run's workspace
+
+
+def parameters(case: Case, device: str) -> dict[str, Any]:
+    """The repository's params.yaml with the case's changes."""
+    content: dict[str, Any] = read_yaml(ROOT / "params.yaml")
+    changes = {
+        "environment": device,
+        "model.base": "base",
+        "train.max_length": case.length,
+        "train.num_train_epochs": 1,
+        "train.train_sampling_strategy": "random",
+        "train.per_device_train_batch_size": case.batch,
+        "train.per_device_eval_batch_size": case.batch,
+        "train.gradient_accumulation_steps": 1,
+        "train.warmup_steps": 0,
+        "train.logging_steps": 1,
+        "train.eval_steps": 1,
+        "train.save_steps": 1,
+        "train.deterministic": device == "cpu",
+        **case.changes,
+    }
+    changes["train.effective_batch_size"] = case.batch * changes["train.gradient_accumulation_steps"]
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        place[name] = value
+    return content
+
+
+def architecture_facts(base: str) -> dict[str, Any]:
+    """The config.json of a base of the grid."""
+    if base in BASES:
+        common = {"max_position_embeddings": 4096, "tie_word_embeddings": False, "pad_token_id": 0, "head_dim": 64}
+        window = {"sliding_window": None} if BASES[base]["model_type"] == "mistral" else {}
+        return {**common, **window, **BASES[base]}
+    return dict(json.loads((ROOT / "models/architectures" / base / "config.json").read_text(encoding="utf-8")))
+
+
+def build_base(case: Case, folder: Path) -> None:
+    """A base with random weights in files as they come from the Hub, and the embedded tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    facts = architecture_facts(case.base)
+    torch.manual_seed(SEED)
+    config = AutoConfig.for_model(facts.pop("model_type"), **facts)
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.stored)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ROOT / "models/tiny-base").save_pretrained(folder)
+
+
+def write_rows(case: Case, config: Config, paths: Paths) -> None:
+    """Rows of random tokens as validate would write them; every second one is of the full length."""
+    from finetune.model.base import identify_base
+
+    train = config.train
+    counts = {
+        "train": train.per_device_train_batch_size * train.gradient_accumulation_steps * STEPS,
+        "validation": train.per_device_eval_batch_size,
+    }
+    paths.validated.mkdir(parents=True)
+    for name, count in counts.items():
+        write_split(case, paths.validated / f"{name}.arrow", count)
+    tokens = {
+        name: {"examples": count, "rows": count, "supervised_tokens": count * case.supervised}
+        for name, count in counts.items()
+    }
+    manifest = {"base": identify_base(config.model), "max_length": case.length, "tokens": tokens}
+    write_manifest(paths.validated, {**manifest, "packing": False, "prepared_sha256": {}})
+
+
+def write_split(case: Case, path: Path, count: int) -> None:
+    """One Arrow stream with the columns that train reads; the last tokens of each row are supervised."""
+    import pyarrow
+
+    from finetune.model.tokens import IGNORED
+
+    draw, vocabulary = random.Random(SEED), architecture_facts(case.base)["vocab_size"]  # noqa: S311
+    rows = [[draw.randrange(3, vocabulary) for _ in range(case.length - number % 2)] for number in range(count)]
+    labels = [[IGNORED] * (len(row) - case.supervised) + row[-case.supervised :] for row in rows]
+    table = pyarrow.table(
+        {
+            "id": pyarrow.array([str(number) for number in range(count)], pyarrow.string()),
+            "input_ids": pyarrow.array(rows, pyarrow.list_(pyarrow.int32())),
+            "labels": pyarrow.array(labels, pyarrow.list_(pyarrow.int32())),
+            "length": pyarrow.array([len(row) for row in rows], pyarrow.int32()),
+        }
+    )
+    with path.open("wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+
+
+# -------------------------------------------------------------------------------------------------------- measuring
+
+
+def train_here() -> None:
+    """The train stage in this folder, and its peak memory on the last line."""
+    calm_threads()
+    from finetune.config import load_config
+    from finetune.train import stage
+
+    config = load_config(Path("params.yaml"))
+    stage.run(config, Paths())
+    found: dict[str, Any] = {"peak": peak_memory_bytes(config.environment)}
+    if config.environment == "cuda":
+        import torch
+
+        found["reserved"] = torch.cuda.max_memory_reserved()
+    print(json.dumps(found))
+
+
+def run_case(case: Case, device: str, bases: Path) -> dict[str, Any]:
+    """Prediction and measurement of one configuration."""
+    base = bases / f"{case.base.replace('/', '-')}-{case.stored}"
+    if not base.exists():
+        build_base(case, base)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "base").symlink_to(base)
+        (folder / "params.yaml").write_text(json.dumps(parameters(case, device)), encoding="utf-8")
+        config = parse_config(read_yaml(folder / "params.yaml"), "params.yaml")
+        os.chdir(folder)
+        write_rows(case, config, Paths())
+        return compare(case, predict(case, config), measure_run(folder))
+
+
+def predict(case: Case, config: Config) -> dict[str, Any]:
+    """What plan_memory says, by part, from the base's config.json as build_base writes it."""
+    from transformers import AutoConfig
+
+    facts = {**architecture_facts(case.base), "dtype": case.stored}
+    plan = plan_memory(
+        measure_architecture(AutoConfig.for_model(facts.pop("model_type"), **facts)),
+        config.model,
+        config.adapter,
+        config.train,
+        config.environment,
+        length=case.length,
+        supervised=case.supervised * case.batch,
+    )
+    return {"phase": plan.phase, **plan.to_json()}
+
+
+def predict_again(found: dict[str, Any], device: str) -> dict[str, Any]:
+    """A result with its measurement kept and its prediction made anew, by the code as it is now."""
+    names = ("base", "stored", "batch", "length")
+    case = Case(
+        found["case"],
+        **{name: found[name] for name in names},
+        supervised=found["supervised_a_row"],
+        changes=found["changes"],
+    )
+    config = parse_config(parameters(case, device), "params.yaml")
+    return compare(case, predict(case, config), found["measured"])
+
+
+def compare(case: Case, predicted: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """One line of the results."""
+    # torch's counter on CUDA knows nothing of the context and the libraries, which `runtime` stands for
+    foreseen = predicted["peak"] - (predicted["runtime"] if "reserved" in measured else 0)
+    return {
+        "case": case.name,
+        "base": case.base,
+        "stored": case.stored,
+        "batch": case.batch,
+        "length": case.length,
+        "supervised_a_row": case.supervised,
+        "changes": case.changes,
+        "predicted": predicted,
+        "measured": measured,
+        "error_percent": round((foreseen - measured["peak"]) / measured["peak"] * 100, 2),
+    }
+
+
+def measure_run(folder: Path) -> dict[str, Any]:
+    """Run the train stage in a fresh process; RuntimeError with what it said where it fails."""
+    settings = {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **settings}
+    command = [sys.executable, str(ROOT / "benchmarks/bench_memory.py"), "--train-here"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stdout[-1500:] + done.stderr[-3000:])
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+# ---------------------------------------------------------------------------------------------------------- the whole
+
+
+def show(found: dict[str, Any]) -> None:
+    """One line of the table."""
+    predicted, measured = found["predicted"]["peak"] / GIB, found["measured"]["peak"] / GIB
+    print(f"{found['case']:42} {predicted:8.3f} {measured:8.3f} {found['error_percent']:+7.1f}%", flush=True)
+
+
+def main() -> None:
+    """Measure every configuration and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--only", default="", help="configurations whose name holds this")
+    parser.add_argument("--out", type=Path, default=ROOT / f"benchmarks/results/memory-{date.today()}.json")
+    parser.add_argument("--again", type=Path, help="keep what was measured there, and predict anew")
+    parser.add_argument("--train-here", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train_here:
+        return train_here()
+    print(f"{'configuration':42} {'predicted':>9} {'measured':>9} {'error':>8}   (GiB)")
+    if options.again:
+        old = json.loads(options.again.read_text(encoding="utf-8"))
+        return report([predict_again(found, options.device) for found in old["configurations"]], options, old)
+    grid = [case for case in (cpu_grid() if options.device == "cpu" else cuda_grid()) if options.only in case.name]
+    results = []
+    with tempfile.TemporaryDirectory() as bases:
+        for case in grid:
+            results.append(run_case(case, options.device, Path(bases)))
+            show(results[-1])
+    ran = {**what_ran(), "versions": versions(), "machine": describe_machine(options.device)}
+    return report(results, options, ran)
+
+
+def report(results: list[dict[str, Any]], options: argparse.Namespace, ran: dict[str, Any]) -> None:
+    """Write the results, misses included, with the date, machine and versions of the measurement."""
+    if options.again:
+        for found in results:
+            show(found)
+    misses = [found["case"] for found in results if abs(found["error_percent"]) > 10]
+    print(f"{len(results) - len(misses)} of {len(results)} within 10%; misses: {', '.join(misses) or 'none'}")
+    settings = {name: ran[name] for name in ("date", "machine", "versions")}
+    write_json(options.out, {"seed": SEED, "steps": STEPS, "configurations": results, "misses": misses, **settings})
+
+
+if __name__ == "__main__":
+    main()

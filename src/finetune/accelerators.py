@@ -1,0 +1,190 @@
+"""The accelerators of this machine and what computes on them: CUDA GPUs, Apple's GPU, attention and 4-bit kernels.
+
+With `quick`, only what answers without torch: nvidia-smi, and which packages are installed.
+"""
+
+import importlib
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from finetune.config import Config
+from finetune.probes import Check, Status, ask, gigabytes, model_cache
+
+AMPERE = (8, 0)  # compute capability from which on GPUs compute bfloat16 and tf32
+QUERY = (
+    "nvidia-smi",
+    "--query-gpu=name,memory.total,memory.free,compute_cap,driver_version",
+    "--format=csv,noheader,nounits",
+)
+FLASH = ("flash_attn", "kernels")
+KERNELS = "models--kernels-community--flash-attn"  # in the model cache, where the package `kernels` looks
+APPLE_VARIABLES = ("PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One CUDA device."""
+
+    name: str
+    memory_bytes: int
+    free_bytes: int
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerators:
+    """What is there: the GPUs that torch can use (with `quick`: that the driver shows), and Apple's."""
+
+    gpus: tuple[Gpu, ...]
+    apple: bool
+    driver: str | None  # NVIDIA's
+    shown: int  # GPUs that the driver shows, whatever torch can use
+
+
+def find_accelerators(quick: bool) -> Accelerators:
+    """Ask the driver, and torch unless `quick`."""
+    shown, driver = ask_driver(timeout=0.5 if quick else 20)
+    is_apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
+    if quick or not find_spec("torch"):
+        return Accelerators(shown, is_apple and quick, driver, len(shown))
+    import torch
+
+    return Accelerators(ask_torch(), bool(torch.backends.mps.is_available()), driver, len(shown))
+
+
+def ask_driver(timeout: float) -> tuple[tuple[Gpu, ...], str | None]:
+    """The GPUs that nvidia-smi lists, and the driver's version."""
+    gpus, driver = [], None
+    for line in (ask(*QUERY, timeout=timeout) or "").splitlines():
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) == 5:
+            name, total, free, capability, driver = cells
+            gpus.append(Gpu(name, _mebibytes(total), _mebibytes(free), _capability(capability)))
+    return tuple(gpus), driver
+
+
+def _mebibytes(text: str) -> int:
+    return int(text) * 2**20 if text.isdigit() else 0  # `[N/A]` where memory is shared with the processor
+
+
+def _capability(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+
+
+def ask_torch() -> tuple[Gpu, ...]:
+    """The GPUs that torch can use."""
+    import torch
+
+    found = []
+    for at in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(at)
+        found.append(Gpu(torch.cuda.get_device_name(at), total, free, torch.cuda.get_device_capability(at)))
+    return tuple(found)
+
+
+def check_accelerators(config: Config, found: Accelerators, quick: bool) -> Iterator[Check]:
+    """All lines about accelerators; a missing one is amiss only where the recipe asks for it."""
+    if not quick:
+        yield check_torch()
+    yield from check_cuda(config, found, quick)
+    if platform.system() == "Darwin" or config.environment == "apple":
+        yield from check_apple(found, quick)
+    yield check_attention(config)
+    yield check_bitsandbytes(config, quick)
+
+
+def check_torch() -> Check:
+    """torch, what it was built for, and which instruction set its CPU kernels use."""
+    if not find_spec("torch"):
+        return Check("torch", "not installed", "missing", "make setup")
+    import torch
+
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return Check(
+        "torch", f"{torch.__version__}, built for {cuda}; CPU kernels: {capability}, {torch.get_num_threads()} threads"
+    )
+
+
+def check_cuda(config: Config, found: Accelerators, quick: bool) -> Iterator[Check]:
+    """A line a GPU, or why there is none."""
+    wanted = config.environment == "cuda"
+    for at, gpu in enumerate(found.gpus):
+        formats = "bf16, tf32" if gpu.capability >= AMPERE else "neither bf16 nor tf32"
+        told = (
+            f"{gpu.name}, {gigabytes(gpu.memory_bytes)}, {gigabytes(gpu.free_bytes)} free, compute capability "
+            f"{'.'.join(map(str, gpu.capability))} ({formats}), driver {found.driver or 'unknown'}"
+        )
+        if gpu.free_bytes < gpu.memory_bytes / 2:
+            yield Check(f"GPU {at}", told, "warning", "nvidia-smi, to see who uses it")
+        elif wanted and config.train.bf16 and gpu.capability < AMPERE:
+            yield Check(f"GPU {at}", told, "warning", "set train.bf16: false and train.fp16: true")
+        else:
+            yield Check(f"GPU {at}", told)
+    if not found.gpus and found.shown and not quick:
+        build = _cuda_build()
+        told = f"the driver ({found.driver}) shows {found.shown}, and torch can use none"
+        remedy = f"update NVIDIA's driver to one for CUDA {build}" if build else "make setup ENVIRONMENT=cuda"
+        yield Check("CUDA", told, "missing" if wanted else "warning", remedy)
+    elif not found.gpus:
+        remedy = "install NVIDIA's driver, or start the container with --gpus all"
+        yield Check("CUDA", "no NVIDIA GPU answers", *(("missing", remedy) if wanted else ()))
+
+
+def _cuda_build() -> str | None:
+    """The CUDA version that torch was built for, where it was."""
+    if not find_spec("torch"):
+        return None
+    import torch
+
+    return torch.version.cuda
+
+
+def check_apple(found: Accelerators, quick: bool) -> Iterator[Check]:
+    """Apple's GPU, and the variables by which torch treats it."""
+    variables = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in APPLE_VARIABLES)
+    if found.apple:
+        yield Check("Apple GPU", f"MPS {'likely' if quick else 'available'}; {variables}")
+        return
+    built = "not asked" if quick or not find_spec("torch") else "built in" if _mps_is_built() else "not built in"
+    remedy = "use a Mac with Apple silicon and macOS 14 or later, and make setup ENVIRONMENT=apple"
+    yield Check("Apple GPU", f"MPS not available ({built}); {variables}", "missing", remedy)
+
+
+def _mps_is_built() -> bool:
+    import torch
+
+    return bool(torch.backends.mps.is_built())
+
+
+def check_attention(config: Config) -> Check:
+    """flash_attention_2: a package, or kernels that were fetched before."""
+    have = [name for name in FLASH if find_spec(name)]
+    fetched = (model_cache() / KERNELS).is_dir()
+    told = f"{', '.join(have) or 'not installed'}{', kernels fetched' if fetched else ''}"
+    if config.model.attention != "flash_attention_2" or "flash_attn" in have or ("kernels" in have and fetched):
+        return Check("flash-attention", told)
+    remedy = "pip install flash-attn --no-build-isolation, or set model.attention: sdpa"
+    return Check("flash-attention", told, "missing", remedy)
+
+
+def check_bitsandbytes(config: Config, quick: bool) -> Check:
+    """Whether the 4-bit and 8-bit kernels can be loaded, which a wrong CUDA library prevents."""
+    wanted = config.model.quantization == "nf4" or config.train.optim.endswith("8bit")
+    status: Status = "missing" if wanted else "warning"
+    if not find_spec("bitsandbytes"):
+        return Check("bitsandbytes", "not installed", status, "make setup")
+    if quick:
+        return Check("bitsandbytes", "installed")
+    try:
+        version = importlib.import_module("bitsandbytes").__version__
+    except Exception as error:  # it loads libraries of the driver, which fail in their own ways
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        return Check(
+            "bitsandbytes", f"does not load: {first}", status, "make setup, for the environment of this machine"
+        )
+    return Check("bitsandbytes", f"{version}, loads")

@@ -1,0 +1,191 @@
+"""`make doctor`: what this machine has, what is missing and how to get it, and which recipe it can run.
+
+With `--quick` nothing heavy is imported, so no memory is predicted.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from finetune.accelerators import AMPERE, Accelerators, check_accelerators, find_accelerators
+from finetune.config import Config, load_config, parse_config, read_yaml
+from finetune.console import say, table
+from finetune.errors import ConfigError, FinetuneError, MachineError
+from finetune.probes import Check, check_computer, gigabytes, usable_memory
+from finetune.recipes import load_recipe, recipe_path
+from finetune.surroundings import check_base, check_surroundings
+
+QUICK = "not predicted with --quick"
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What one recipe would be on this machine; peak and parameters are None where they are not known."""
+
+    recipe: str
+    environment: str
+    base: str
+    can_run: bool
+    why_not: tuple[str, ...] = ()
+    parameters: int | None = None
+    peak_bytes: int | None = None
+    available_bytes: int | None = None
+    unknown: str | None = None  # why no memory is predicted
+
+    def sentence(self) -> str:
+        """Whether it can run here, and why not."""
+        if not self.can_run:
+            return f"recipe {self.recipe} can't run here: {'; '.join(self.why_not)}"
+        if self.peak_bytes is None or self.available_bytes is None:
+            return f"recipe {self.recipe} can run here, as far as can be told: memory unknown ({self.unknown})"
+        memory = f"{gigabytes(self.peak_bytes)} of {gigabytes(self.available_bytes)}"
+        return f"recipe {self.recipe} can run here: predicted peak memory {memory}"
+
+
+def run(root: Path, recipe: str | None, as_json: bool, quick: bool) -> int:
+    """Tell all that was found; gives 0, or MachineError's exit code where the recipe can't run here."""
+    config = load_config(root / "params.yaml") if recipe is None else with_recipe(root, recipe)
+    found = find_accelerators(quick)
+    checks = [
+        *check_computer(config, root),
+        *check_accelerators(config, found, quick),
+        *check_surroundings(config, root, quick),
+    ]
+    predictor = None if quick else Predictor(root)
+    chosen = judge(config, found, predictor)
+    others = [] if predictor is None else list(judge_all(root, found, predictor))
+    best = best_of(others)
+    if as_json:
+        report: dict[str, Any] = {
+            "checks": [check.to_json() for check in checks],
+            "recipe": asdict(chosen),
+            "recipes": [asdict(fit) for fit in others],
+            "best": best.recipe if best else None,
+        }
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+    else:
+        table("doctor", ["what", "found", "status", "remedy"], [list(check.to_json().values()) for check in checks])
+        for line in closing_lines(chosen, best, others, check_base(config.model, root)):
+            say(line)
+    return 0 if chosen.can_run else MachineError.exit_code
+
+
+def closing_lines(chosen: Fit, best: Fit | None, others: list[Fit], base: Check) -> Iterator[str]:
+    """What to do next, in two or three sentences."""
+    yield chosen.sentence()
+    if chosen.can_run and base.status != "ok":
+        yield f"its base model is not there yet ({base.found}): {base.remedy}"
+    if best is not None:
+        assert best.parameters is not None
+        size = f"{best.parameters:,} parameters"
+        yield f"the largest base that fits here is that of recipe {best.recipe} ({best.base}, {size})"
+    elif others:
+        yield "no recipe is known to fit here; the memory of none could be predicted, or all need another machine"
+    else:
+        yield "which recipe fits best: python -m finetune doctor (without --quick)"
+
+
+def with_recipe(root: Path, name: str) -> Config:
+    """params.yaml with a recipe's sections in place of its own; ConfigError where they make no valid run."""
+    path = recipe_path(root / "recipes", name)
+    content = read_yaml(root / "params.yaml")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{root / 'params.yaml'}: is empty or no mapping; make use RECIPE={name} needs its sections")
+    return parse_config(content | load_recipe(path), f"params.yaml with {path}")
+
+
+def judge_all(root: Path, found: Accelerators, predictor: "Predictor") -> Iterator[Fit]:
+    """Every recipe of the folder; one that can't be read is unknown."""
+    for path in sorted((root / "recipes").glob("*.yaml")):
+        try:
+            yield judge(with_recipe(root, path.stem), found, predictor)
+        except ConfigError as error:
+            yield Fit(path.stem, "unknown", "unknown", False, (str(error).splitlines()[0],), unknown="not readable")
+
+
+def judge(config: Config, found: Accelerators, predictor: "Predictor | None") -> Fit:
+    """Device, packages and memory of one run against what is here; the base may still be fetched."""
+    reasons = (*why_no_device(config, found), *why_no_packages(config))
+    name, environment, base = config.recipe, config.environment, config.model.base
+    if reasons:  # another device's memory says nothing
+        return Fit(name, environment, base, False, reasons, unknown="not predicted, as it can't run here anyway")
+    available = usable_memory()
+    if environment == "cuda":
+        available = min(gpu.memory_bytes for gpu in found.gpus[: config.train.distributed.devices])
+    parameters, peak, unknown = (None, None, QUICK) if predictor is None else predictor.predict(config)
+    if peak is not None and peak > available:
+        reasons = (f"predicted peak memory {gigabytes(peak)}, and there are {gigabytes(available)}",)
+    return Fit(name, environment, base, not reasons, reasons, parameters, peak, available, unknown)
+
+
+def why_no_device(config: Config, found: Accelerators) -> Iterator[str]:
+    """What the run's device lacks."""
+    if config.environment == "cuda" and not found.gpus:
+        yield "no CUDA device that torch can use"
+    elif config.environment == "apple" and not found.apple:
+        yield "no Apple GPU"
+    elif config.environment == "cuda":
+        asked, have = config.train.distributed.devices, len(found.gpus)
+        if asked > have:
+            yield f"it needs {asked} GPUs, and there {'is' if have == 1 else 'are'} {have}"
+        in_bf16 = config.train.bf16 or config.model.dtype == "bfloat16"
+        if in_bf16 and found.gpus[0].capability < AMPERE:
+            yield f"bfloat16 needs compute capability {'.'.join(map(str, AMPERE))}"
+
+
+def why_no_packages(config: Config) -> Iterator[str]:
+    """Packages that this run needs and that are not installed."""
+    needed = ["torch", "transformers", "peft", "trl"]
+    if config.model.quantization == "nf4" or config.train.optim.endswith("8bit"):
+        needed.append("bitsandbytes")
+    if config.train.distributed.strategy in ("zero2", "zero3"):
+        needed.append("deepspeed")
+    missing = [name for name in needed if not find_spec(name)]
+    if config.model.attention == "flash_attention_2" and not (find_spec("flash_attn") or find_spec("kernels")):
+        missing.append("flash_attn")
+    if missing:
+        yield f"not installed: {', '.join(missing)}"
+
+
+def best_of(fits: list[Fit]) -> Fit | None:
+    """The largest base whose predicted peak fits; ties by name."""
+    known = [fit for fit in fits if fit.can_run and fit.parameters is not None and fit.peak_bytes is not None]
+    return min(known, key=lambda fit: (-(fit.parameters or 0), fit.recipe), default=None)
+
+
+class Predictor:
+    """Peak memory of runs; each base is measured once, which takes seconds for billions of parameters."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: dict[tuple[str, str | None], Any] = {}
+
+    def predict(self, config: Config) -> tuple[int | None, int | None, str | None]:
+        """(parameters, peak bytes, None), or (None, None, why not)."""
+        try:
+            from finetune.model.architecture import find_architecture, measure_architecture
+            from finetune.plan.memory import plan_memory
+            from finetune.plan.outlook import Workload
+        except ImportError as error:
+            return None, None, f"{error.name or 'a package'} is not installed"
+        key = (config.model.base, config.model.revision)
+        try:
+            if key not in self._known:
+                self._known[key] = measure_architecture(find_architecture(config.model, self.root))
+            work = Workload.at_most(config.train, rows=1)
+            plan = plan_memory(
+                self._known[key],
+                config.model,
+                config.adapter,
+                config.train,
+                config.environment,
+                length=work.longest_row,
+                supervised=work.supervised,
+                ranks=config.train.distributed.devices,
+            )
+        except FinetuneError as error:
+            return None, None, str(error).splitlines()[0]
+        return self._known[key].parameters, plan.peak, None

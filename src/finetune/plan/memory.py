@@ -1,0 +1,264 @@
+"""How much memory a training run will need at its peak, by part, worked out before anything is loaded.
+
+Pure arithmetic over an architecture's numbers and params.yaml. A run passes through phases, each with a need of its
+own; the peak is the phase that needs most. What a step keeps and needs in passing is in activations.py.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from finetune.config import AdapterConfig, Environment, ModelConfig, TrainConfig
+from finetune.model.architecture import Architecture, trainable_parameters
+from finetune.plan.activations import (
+    MAPPED,
+    NARROW,
+    WIDE,
+    Run,
+    backward_bytes,
+    forward_bytes,
+    heap_slack,
+    layer_saved,
+    loss_head_bytes,
+    saved_bytes,
+)
+
+Phase = Literal["loading", "loss", "backward", "optimizer", "evaluation"]
+MIB = 2**20
+LARGEST_BATCH = 1024
+# What a process holds before its first step: interpreter, torch, transformers, TRL. CPU: measured, 604 MiB with torch
+# 2.13 on Linux, of which a few are the base's small tensors. CUDA: the context, cuBLAS's workspaces (32 MiB on Hopper)
+# and kernels, which nvidia-smi shows and torch's counter does not; assumed. Apple: the CPU's, and Metal's; assumed.
+RUNTIME: dict[Environment, int] = {"cpu": 600 * MIB, "cuda": 700 * MIB, "apple": 900 * MIB}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one device at the peak, by part, in one phase of the run; `host` is what was moved off the device."""
+
+    phase: Phase
+    runtime: int = 0
+    weights: int = 0
+    quantization: int = 0
+    adapter: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    logits: int = 0
+    workspace: int = 0
+    host: int = 0
+
+    @property
+    def peak(self) -> int:
+        """The sum of the parts on the device."""
+        parts = (field.name for field in fields(self) if field.name not in ("phase", "host"))
+        return sum(getattr(self, name) for name in parts)
+
+    def to_json(self) -> dict[str, int]:
+        """The bytes as a plain mapping, for reports."""
+        return {**{field.name: getattr(self, field.name) for field in fields(self)[1:]}, "peak": self.peak}
+
+
+# ------------------------------------------------------------------------------------------- what stays all the time
+
+
+def base_bytes(run: Run) -> tuple[int, int]:
+    """The frozen weights and, under NF4, its scales.
+
+    NF4 takes half a byte a weight of every linear layer but the loss head; embeddings, norms and biases stay 16 bits. A
+    block of 64 weights has a scale of one byte, 256 scales one float32 (double quantization, arXiv 2305.14314,
+    section 3), a matrix two code books of 256 and 16 float32.
+    """
+    parameters = run.architecture.parameters
+    if run.model.quantization == "none":
+        return parameters * run.weight_size, 0
+    quantized = sum(linear.parameters for linear in run.layer_linears)
+    matrices = sum(linear.count for linear in run.layer_linears)
+    scales = quantized // 64 + quantized // (64 * 256) * WIDE + matrices * (256 + 16) * WIDE
+    return quantized // 2 + (parameters - quantized) * run.weight_size, scales
+
+
+def optimizer_bytes(run: Run) -> tuple[int, int]:
+    """The optimizer's state on the device and on the host (paged state is managed memory, which can move there)."""
+    trained = trainable_parameters(run.architecture, run.adapter)
+    if run.train.optim in ("adamw_torch", "adamw_torch_fused"):
+        return 2 * WIDE * trained, 0
+    if run.train.optim in ("adamw_8bit", "paged_adamw_8bit"):  # a byte and, for every 256, a float32 scale; twice
+        state = 2 * trained + 2 * trained // 256 * WIDE
+        return (0, state) if run.train.optim.startswith("paged") and run.environment == "cuda" else (state, 0)
+    if run.train.optim == "adafactor":  # a row and a column of second moments for each of the two LoRA matrices
+        rank = run.adapter.r
+        sides = sum((x.inputs + x.outputs + 2 * rank) * x.count for x in run.layer_linears if run.targets(x))
+        return sides * WIDE, 0
+    return 0, 0  # SGD without momentum
+
+
+def loading_bytes(run: Run) -> int:
+    """What loading takes beside the weights.
+
+    On a CPU, weights of the file's own dtype are its mapped pages themselves; others are read in full and stay mapped
+    until the last is converted. NF4 makes a copy of each matrix in the model's dtype, which leaves a hole in the heap
+    (heap_slack) that the next one seldom fits: measured 0.36 and 0.94 of the copies in two loads of 0.4 billion
+    parameters. A GPU reads one tensor after another.
+    """
+    size = WIDE if run.architecture.stored == "float32" else NARROW
+    if run.environment != "cpu":
+        return max(linear.inputs * linear.outputs for linear in run.architecture.linears) * size
+    pages = run.architecture.parameters * size
+    if run.model.quantization == "none":
+        return 0 if run.model.dtype == run.architecture.stored else pages
+    on_heap = (x for x in run.layer_linears if x.inputs * x.outputs * run.weight_size < MAPPED)
+    return pages + sum(linear.parameters for linear in on_heap) * run.weight_size // 2
+
+
+def slack_bytes(run: Run, moving: int) -> int:
+    """What the allocator holds beside what is in use; on a GPU, gaps between torch's blocks, an assumption."""
+    return heap_slack(run) if run.environment == "cpu" else moving // 20
+
+
+# --------------------------------------------------------------------------------------------------- several devices
+
+
+def spread(run: Run, plan: MemoryPlan) -> MemoryPlan:
+    """The standing parts on one of several devices: what the strategy shards, and what offloading moves to the host."""
+    asked = run.train.distributed
+    names = {"zero2": ["gradients", "optimizer"], "fsdp": SHARDED, "zero3": SHARDED}.get(asked.strategy, [])
+    parts = {name: -(-getattr(plan, name) // (run.ranks if name in names else 1)) for name in SHARDED}
+    host = plan.host
+    if asked.offload_optimizer == "cpu" and names:
+        host += parts["optimizer"]
+        parts["optimizer"] = 0
+    if asked.offload_param == "cpu" and names is SHARDED:
+        moved = ("weights", "quantization", "adapter")
+        host += sum(parts[name] for name in moved)
+        parts |= dict.fromkeys(moved, 0)
+    return replace(plan, **parts, host=host)
+
+
+SHARDED = ["weights", "quantization", "adapter", "gradients", "optimizer"]
+
+
+def communication_bytes(run: Run) -> int:
+    """Buffers of the strategy: DDP copies the gradients; FSDP and ZeRO-3 gather two layers and the loss head."""
+    strategy, shape = run.train.distributed.strategy, run.architecture
+    if strategy == "ddp":
+        return trainable_parameters(run.architecture, run.adapter) * WIDE
+    if strategy in ("fsdp", "zero3"):
+        weights, scales = base_bytes(run)
+        outside = (1 if shape.tied else 2) * shape.vocabulary * shape.hidden * run.weight_size
+        return 2 * max(weights + scales - outside, 0) // shape.layers + outside
+    return 2 * shape.hidden**2 * WIDE if strategy == "zero2" else 0  # the reduce bucket that transformers asks for
+
+
+# ---------------------------------------------------------------------------------------------------------- the whole
+
+
+def plan_memory(
+    architecture: Architecture,
+    model: ModelConfig,
+    adapter: AdapterConfig,
+    train: TrainConfig,
+    environment: Environment,
+    *,
+    length: int,
+    supervised: int,
+    ranks: int = 1,
+) -> MemoryPlan:
+    """The memory of a run on one device: `length` padded positions a row, `supervised` tokens a micro-batch."""
+    batch = train.per_device_train_batch_size
+    run = Run(architecture, model, adapter, train, environment, batch, length, supervised, ranks)
+    weights, scales = base_bytes(run)
+    trained = trainable_parameters(run.architecture, run.adapter) * WIDE
+    state, host = optimizer_bytes(run)
+    standing = MemoryPlan("loading", RUNTIME[environment], weights, scales, trained, trained, state, host=host)
+    return max(phases(run, spread(run, standing)), key=lambda plan: plan.peak)
+
+
+def phases(run: Run, standing: MemoryPlan) -> list[MemoryPlan]:
+    """The need of each phase of a run; between two micro-batches of one step the gradients stay."""
+    layers, between = run.architecture.layers, run.train.gradient_accumulation_steps > 1
+    saved, layer = saved_bytes(run), layer_saved(run)
+    inside = layer if run.train.activation_checkpointing else 0
+    early = standing.gradients if between else standing.gradients // layers
+    head = loss_head_bytes(run, run.supervised, backward=True)
+    # evaluation sees rows as long and as supervised as training's
+    evaluated = run.train.per_device_eval_batch_size
+    idle = replace(run, batch=evaluated)
+    judged = loss_head_bytes(idle, -(-run.supervised * evaluated // run.batch), backward=False)
+    work, buffers = backward_bytes(run), communication_bytes(run)
+    end = idle.tokens * run.architecture.hidden * 2 * WIDE
+    found = [
+        replace(standing, phase="loss", gradients=early, activations=saved, logits=head, workspace=buffers),
+        replace(standing, phase="backward", gradients=early, activations=saved + inside, workspace=work + buffers),
+        replace(standing, phase="backward", activations=layer, workspace=work + buffers),
+        replace(standing, phase="optimizer", workspace=standing.adapter),
+        replace(standing, phase="evaluation", gradients=0, workspace=forward_bytes(idle) + buffers),
+        replace(standing, phase="evaluation", gradients=0, activations=end, logits=judged, workspace=buffers),
+        replace(standing, phase="loading", gradients=0, optimizer=0, adapter=0, workspace=loading_bytes(run)),
+    ]
+    return [with_slack(run, plan) for plan in found]
+
+
+def with_slack(run: Run, plan: MemoryPlan) -> MemoryPlan:
+    """The plan with the allocator's slack in its workspace."""
+    if plan.phase in ("loading", "optimizer"):
+        return plan
+    moving = plan.activations + plan.logits + plan.workspace
+    return replace(plan, workspace=plan.workspace + slack_bytes(run, moving))
+
+
+# ------------------------------------------------------------------------------------------------------- what would fit
+
+
+def largest_that_fits(peak: Callable[[int], int], available: int, most: int) -> int:
+    """The largest whole number up to `most` whose peak fits, by bisection; 0 where not even 1 does."""
+    fits, fails = 0, most + 1
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        fits, fails = (middle, fails) if peak(middle) <= available else (fits, middle)
+    return fits
+
+
+def largest_micro_batch(
+    architecture: Architecture,
+    model: ModelConfig,
+    adapter: AdapterConfig,
+    train: TrainConfig,
+    environment: Environment,
+    *,
+    available: int,
+    length: int,
+    supervised_share: float,
+    ranks: int = 1,
+) -> int:
+    """The largest micro-batch of rows of this length that fits in `available` bytes; 0 where not even one row does."""
+
+    def peak(batch: int) -> int:
+        changed = train.model_copy(update={"per_device_train_batch_size": batch})
+        scored = math.ceil(supervised_share * batch * length)
+        asked = (architecture, model, adapter, changed, environment)
+        return plan_memory(*asked, length=length, supervised=scored, ranks=ranks).peak
+
+    return largest_that_fits(peak, available, LARGEST_BATCH)
+
+
+def largest_length(
+    architecture: Architecture,
+    model: ModelConfig,
+    adapter: AdapterConfig,
+    train: TrainConfig,
+    environment: Environment,
+    *,
+    available: int,
+    supervised_share: float,
+    ranks: int = 1,
+) -> int:
+    """The longest rows of this micro-batch that fit in `available` bytes, up to the base's positions; 0 if none do."""
+
+    def peak(length: int) -> int:
+        scored = math.ceil(supervised_share * train.per_device_train_batch_size * length)
+        asked = (architecture, model, adapter, train, environment)
+        return plan_memory(*asked, length=length, supervised=scored, ranks=ranks).peak
+
+    return largest_that_fits(peak, available, architecture.max_positions)

@@ -1,0 +1,46 @@
+"""The order of the examples in each epoch, and its micro-batches: a function of seed and epoch alone.
+
+train draws its rows in this order, so validate can count exactly what it will compute. (The Trainer's own sampler by
+length draws from the global random state, which a resumed run no longer has.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What the micro-batches of one epoch hold, padding included; all rows of one are as long as its longest."""
+
+    positions: int  # all tokens that the device computes
+    longest: int  # tokens of the longest row
+    largest: int  # positions of the largest micro-batch
+    most_supervised: int  # supervised tokens of the micro-batch that has most
+
+
+def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, strategy: str, epoch: int) -> list[int]:
+    """The rows' numbers in the order of one epoch; `batch_size` is one device's micro-batch times the accumulation."""
+    import torch
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    if strategy == "sequential":
+        return list(range(len(lengths)))
+    if strategy == "random":
+        return [int(at) for at in torch.randperm(len(lengths), generator=generator).tolist()]
+    return [int(at) for at in get_length_grouped_indices(list(lengths), batch_size, generator=generator)]
+
+
+def measure_batches(
+    order: Sequence[int], lengths: Sequence[int], supervised: Sequence[int], micro: int, *, padded: bool = True
+) -> Batches:
+    """What the micro-batches of `micro` rows in this order hold; packed rows lie one behind the other, not padded."""
+    batches = [order[start : start + micro] for start in range(0, len(order), micro)]
+    held = [[lengths[at] for at in batch] for batch in batches]
+    sizes = [max(batch) * len(batch) if padded else sum(batch) for batch in held]
+    return Batches(
+        positions=sum(sizes),
+        longest=max(lengths, default=0),
+        largest=max(sizes, default=0),
+        most_supervised=max((sum(supervised[at] for at in batch) for batch in batches), default=0),
+    )

@@ -1,0 +1,177 @@
+"""What a run will be, before it is one: steps, parameters, memory by part, what would fit, how much work it is.
+
+Everything follows from params.yaml, the architecture and the workload (how many rows, how long), with no weight loaded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune.config import Config, TrainConfig
+from finetune.machine import memory_bytes, why_unavailable
+from finetune.model.architecture import Architecture, trainable_parameters
+from finetune.plan.machines import MACHINES
+from finetune.plan.memory import MemoryPlan, largest_length, largest_micro_batch, plan_memory
+from finetune.plan.schedule import Schedule, plan_schedule
+from finetune.plan.time import Range, assumed_time, run_flops
+
+CHECKPOINT_BYTES = 12  # a trainable parameter in a checkpoint: itself and two moments of Adam, in float32
+RANKS = (1, 2, 4, 8)
+FITTING = 0.9  # of the memory there is: the prediction is good to a tenth
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the run will read: rows, their tokens and computed positions an epoch, and its heaviest micro-batch."""
+
+    rows: int
+    tokens: int
+    positions: int
+    longest_row: int
+    supervised: int  # tokens of a micro-batch that a loss is taken on
+    counted: bool = True  # False where it is the most that max_length allows
+
+    @classmethod
+    def at_most(cls, train: TrainConfig, rows: int) -> "Workload":
+        """The most that so many rows can be: each as long as max_length, half of it answers."""
+        tokens = rows * train.max_length
+        supervised = train.per_device_train_batch_size * train.max_length // 2
+        return cls(rows, tokens, tokens, train.max_length, supervised, counted=False)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The plan of one run; memory and work are None where the architecture is not known."""
+
+    config: Config
+    workload: Workload
+    schedule: Schedule
+    architecture: Architecture | None = None
+    trainable: int = 0
+    memory: MemoryPlan | None = None
+    by_ranks: Mapping[int, int] = field(default_factory=dict)  # peak bytes a device
+    available: int | None = None  # bytes of a device; None where this machine is not the recipe's
+    flops: float | None = None
+
+    @property
+    def disk_bytes(self) -> int:
+        """What checkpoints, adapter and tokens take: as many checkpoints as are kept, and the one being written."""
+        kept = self.config.train.save_total_limit + 1
+        rows = self.workload.tokens * 2 * 4
+        return self.trainable * (CHECKPOINT_BYTES * kept + 4) + rows + 100_000_000
+
+    def time(self) -> Range | None:
+        """Seconds by the machine's data sheet; None where it has none."""
+        peak = MACHINES[self.config.machine].peak_flops if self.config.machine in MACHINES else None
+        if self.flops is None or peak is None:
+            return None
+        return assumed_time(self.flops, peak, self.config.train.distributed.devices)
+
+    def what_fits(self) -> tuple[int, int]:
+        """The largest micro-batch at this length, and the longest rows at this micro-batch; 0 where none fits."""
+        if self.architecture is None or self.available is None:
+            return 0, 0
+        config, work, room = self.config, self.workload, int(FITTING * self.available)
+        asked = (self.architecture, config.model, config.adapter, config.train, config.environment)
+        share = work.supervised / max(config.train.per_device_train_batch_size * work.longest_row, 1)
+        ranks = config.train.distributed.devices
+        batch = largest_micro_batch(
+            *asked, available=room, length=work.longest_row, supervised_share=share, ranks=ranks
+        )
+        return batch, largest_length(*asked, available=room, supervised_share=share, ranks=ranks)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the report: what is the same on every machine."""
+        known = self.architecture
+        return {
+            "machine": self.config.machine,
+            "parameters": {"trainable": self.trainable, "total": known.parameters} if known else None,
+            "memory_bytes": self.memory.to_json() if self.memory else None,
+            "peak_bytes_by_ranks": {str(ranks): peak for ranks, peak in self.by_ranks.items()},
+            "flops": self.flops,
+            "workload_counted": self.workload.counted,
+        }
+
+    def table(self) -> dict[str, Any]:
+        """What a person reads of it in the report, by name."""
+        rows: dict[str, Any] = {"rows an epoch": self.workload.rows, "tokens an epoch": self.workload.tokens}
+        if self.architecture and self.memory:
+            rows |= {"trainable parameters": self.trainable, "all parameters": self.architecture.parameters}
+            rows |= {f"memory: {part}": gigabytes(size) for part, size in self.memory.to_json().items() if size}
+        return rows
+
+    def lines(self) -> list[str]:
+        """The plan in a few sentences."""
+        schedule, work = self.schedule, self.workload
+        counted = "" if work.counted else " at most"
+        told = [
+            f"{schedule.steps} steps of {schedule.effective_batch_size} rows, {schedule.warmup_steps} of them warmup, "
+            f"{schedule.evaluations} evaluations, {schedule.saves} saves; {work.tokens:,} tokens an epoch{counted}"
+        ]
+        if self.architecture and self.memory:
+            share = self.trainable / self.architecture.parameters
+            told.append(
+                f"{self.trainable:,} of {self.architecture.parameters:,} parameters are trained ({share:.2%}); "
+                f"predicted peak memory {gigabytes(self.memory.peak)}{self._fits()}"
+            )
+        return told
+
+    def _fits(self) -> str:
+        return "" if self.available is None else f" of {gigabytes(self.available)}"
+
+
+def gigabytes(size: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.1f} GB"
+
+
+def foresee(config: Config, architecture: Architecture | None, workload: Workload) -> Outlook:
+    """The outlook of a run over this workload."""
+    schedule = plan_schedule(config.train, workload.rows, config.train.distributed.devices)
+    if architecture is None:
+        return Outlook(config, workload, schedule)
+    devices = config.train.distributed.devices
+    share = workload.supervised / max(config.train.per_device_train_batch_size * workload.longest_row, 1)
+    flops = run_flops(
+        architecture,
+        config.train,
+        positions=workload.positions,
+        length=workload.tokens / max(workload.rows, 1),
+        supervised_share=min(share, 1.0),
+    )
+    return Outlook(
+        config,
+        workload,
+        schedule,
+        architecture,
+        trainable_parameters(architecture, config.adapter),
+        peak_memory(config, architecture, workload, devices),
+        {ranks: peak_memory(config, architecture, workload, ranks).peak for ranks in RANKS},
+        available_bytes(config),
+        flops,
+    )
+
+
+def peak_memory(config: Config, architecture: Architecture, workload: Workload, ranks: int) -> MemoryPlan:
+    """The memory of one of so many devices (several without a strategy are reckoned as ddp)."""
+    train, distributed = config.train, config.train.distributed
+    if ranks > 1 and distributed.strategy == "none":
+        several = distributed.model_copy(update={"devices": ranks, "strategy": "ddp"})
+        train = train.model_copy(update={"distributed": several})
+    return plan_memory(
+        architecture,
+        config.model,
+        config.adapter,
+        train,
+        config.environment,
+        length=workload.longest_row,
+        supervised=workload.supervised,
+        ranks=ranks,
+    )
+
+
+def available_bytes(config: Config) -> int | None:
+    """What one device of the machine has that the recipe names, or of this one where it is meant and has it."""
+    if config.machine in MACHINES:
+        return MACHINES[config.machine].memory_bytes
+    return None if why_unavailable(config.environment) else memory_bytes(config.environment)

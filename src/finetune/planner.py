@@ -1,0 +1,174 @@
+"""`make plan`: what a recipe will do and need, and every mistake that shows without its data or its base at hand."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.artifacts import read_json
+from finetune.config import Config, load_config
+from finetune.config_types import SPLITS
+from finetune.console import say, table
+from finetune.errors import BaseModelError, ConfigError, DataError
+from finetune.paths import Paths
+from finetune.plan.machines import MACHINES
+from finetune.plan.outlook import RANKS, Outlook, Workload, foresee, gigabytes
+from finetune.plan.time import ASSUMED_SHARE, Range, cost, measured_time
+from finetune.recipes import with_recipe
+from finetune.validate.findings import Finding, accept
+
+ELSEWHERE = frozenset({"device-missing", "base-missing", "this-machine-short"})  # a plan is made where the run is not
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A recipe's config, its outlook and its findings; `source` says where the workload was taken from."""
+
+    config: Config
+    outlook: Outlook
+    findings: list[Finding]
+    source: str
+
+
+def read_recipe(recipe: str | None, root: Path) -> Config:
+    """params.yaml, with the recipe's sections in place of its own where one is named."""
+    params = root / "params.yaml"
+    return load_config(params) if recipe is None else with_recipe(root / "recipes", recipe, params)
+
+
+def look_ahead(config: Config, root: Path, examples: int | None = None) -> Preview:
+    """Everything that can be known of a run from its config: with the prepared rows where they are at hand."""
+    from finetune.validate.adapter_checks import check_adapter
+    from finetune.validate.base_checks import examine_base
+    from finetune.validate.machine_checks import check_machine
+    from finetune.validate.plan_checks import check_plan
+    from finetune.validate.run_checks import check_run
+    from finetune.validate.settings_checks import check_settings
+
+    base = examine_base(config, root, fetch=False)
+    workload, source = find_workload(config, root, examples)
+    outlook = foresee(config, base.architecture, workload)
+    findings = [*base.findings, *check_settings(config, base.architecture), *check_adapter(config, base.architecture)]
+    findings += [*check_run(config.train, outlook.schedule), *check_plan(config, outlook)]
+    if config.machine not in MACHINES:
+        findings += check_machine(config)
+    told = accept([finding for finding in findings if finding.code not in ELSEWHERE], config.findings.accept)
+    # what was not found here may be a finding about the rows, which validate alone looks for
+    return Preview(config, outlook, [finding for finding in told if finding.code != "accepted-unused"], source)
+
+
+def find_workload(config: Config, root: Path, examples: int | None) -> tuple[Workload, str]:
+    """The rows of the run, and where that is known from; DataError where nothing tells how many there are."""
+    if examples is not None:
+        return Workload.at_most(config.train, examples), f"{examples:,} examples, each taken as long as max_length"
+    paths = Paths(root)
+    report = paths.reports / "prepare.json"
+    prepared = all((paths.prepared / f"{name}.jsonl").is_file() for name in SPLITS)
+    if not (prepared and report.is_file()):
+        raise DataError(
+            f"{paths.prepared}: no prepared rows to plan with; run dvc repro prepare, or say how many there will be: "
+            "make plan EXAMPLES=15000"
+        )
+    if read_json(report)["settings"] != config.data.model_dump(mode="json", exclude_unset=True):
+        say("note: data/prepared was made with other settings of the section data; dvc repro prepare makes it anew")
+    return count_workload(config, root)
+
+
+def count_workload(config: Config, root: Path) -> tuple[Workload, str]:
+    """The prepared training rows in tokens: the base's own where its tokenizer is at hand, else the embedded one's."""
+    from finetune.model.shrink import rehearsal_tokenizer
+    from finetune.records import read_examples
+    from finetune.validate.token_rows import tokenize_split
+
+    examples = read_examples(Paths(root).prepared / "train.jsonl")
+    try:
+        tokenizer, own = rehearsal_tokenizer(config.model, root)
+    except BaseModelError:  # the findings tell
+        source = f"{len(examples):,} prepared rows, each taken as long as max_length, as no tokenizer serves"
+        return Workload.at_most(config.train, len(examples)), source
+    split = tokenize_split(tokenizer, examples, config.train, config.seed)
+    if split.refused:
+        return Workload.at_most(config.train, len(examples)), f"{len(examples):,} rows, which the template refuses"
+    counts = split.counts
+    workload = Workload(counts.rows, counts.tokens, counts.positions, counts.longest_row, counts.most_supervised)
+    source = f"{len(examples):,} prepared rows, in tokens of "
+    return workload, source + (config.model.base if own else "the embedded tokenizer, as the base's is not at hand")
+
+
+def run(root: Path, recipe: str | None, examples: int | None, price: float | None, *, probe: bool) -> int:
+    """Show the plan of a recipe (or of params.yaml); gives 0, or 2 where a finding would stop the run."""
+    preview = look_ahead(read_recipe(recipe, root), root, examples)
+    outlook, config = preview.outlook, preview.config
+    say(f"plan of recipe {config.recipe}: {preview.source}")
+    for line in outlook.lines():
+        say(line)
+    show_memory(outlook)
+    time = probed_time(config, outlook, root) if probe else outlook.time()
+    say(told_time(outlook, time, probed=probe))
+    if time is not None and price is not None:
+        paid = cost(time, price * config.train.distributed.devices)
+        say(f"cost at {price:g} a device and hour: {paid.least:.2f} to {paid.most:.2f}")
+    show_findings(preview.findings)
+    return ConfigError.exit_code if any(finding.stops for finding in preview.findings) else 0
+
+
+def show_memory(outlook: Outlook) -> None:
+    """Memory by part, for other numbers of devices, and what would fit."""
+    if outlook.memory is None:
+        return
+    rows = [[part, gigabytes(size)] for part, size in outlook.memory.to_json().items()]
+    say(f"memory of one device, of {machine_title(outlook.config)}:")
+    table("", ["part", "predicted"], rows)
+    several = ", ".join(f"{ranks}: {gigabytes(outlook.by_ranks[ranks])}" for ranks in RANKS)
+    say(f"peak by number of devices: {several}")
+    batch, length = outlook.what_fits()
+    if batch:
+        train = outlook.config.train
+        say(
+            f"what fits: micro-batches of {batch} at this length ({outlook.workload.longest_row} tokens), or rows of "
+            f"{length} tokens at micro-batch {train.per_device_train_batch_size}"
+        )
+
+
+def machine_title(config: Config) -> str:
+    """The machine that the plan reckons with, in words."""
+    return MACHINES[config.machine].title if config.machine in MACHINES else "this machine"
+
+
+def told_time(outlook: Outlook, time: Range | None, *, probed: bool) -> str:
+    """The time of the training steps in words, with what it rests on."""
+    if time is None:
+        return f"time: unknown for {machine_title(outlook.config)} until a probe measures it there (make plan PROBE=1)"
+    rows = outlook.workload.rows * outlook.config.train.num_train_epochs
+    rate = f"{rows / time.most * 60:,.0f} to {rows / time.least * 60:,.0f} rows a minute"
+    if probed:
+        return f"time: {time.told()} ({rate}), from a probe of this machine"
+    return (
+        f"time: {time.told()} ({rate}), if {ASSUMED_SHARE[0]:.0%} to {ASSUMED_SHARE[1]:.0%} of the data sheet's "
+        "throughput are reached; short rows reach less (PROBE=1 measures it there)"
+    )
+
+
+def probed_time(config: Config, outlook: Outlook, root: Path) -> Range | None:
+    """The time by a short probe of this machine: real layers of the architecture, with random weights."""
+    from finetune.plan.probe import measure_throughput
+
+    if outlook.flops is None:
+        return None
+    length = round(outlook.workload.tokens / max(outlook.workload.rows, 1))
+    measured = measure_throughput(config, root, length)
+    return measured_time(outlook.flops, measured, config.train.distributed.devices)
+
+
+def show_findings(findings: list[Finding]) -> None:
+    """The findings as a table, in order of cost."""
+    if not findings:
+        say("no findings")
+        return
+    rows = [[finding.severity, finding.code, told(finding)] for finding in findings]
+    table("findings", ["severity", "code", "where, what, what to do"], rows)
+
+
+def told(finding: Finding) -> str:
+    """A finding in one line; an accepted one with the reason in place of the fix."""
+    if finding.accepted is None:
+        return str(finding)
+    return f"{finding.where}: {finding.what} (accepted: {finding.accepted})"

@@ -1,0 +1,223 @@
+"""`make rehearse`: every stage of the recipe on a shrunken base, and an account of what that proved."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.artifacts import read_json, write_lines
+from finetune.config import Config
+from finetune.console import say, table
+from finetune.errors import ConfigError
+from finetune.paths import Paths
+from finetune.planner import Preview, look_ahead, read_recipe, told
+from finetune.rehearse import proofs
+from finetune.rehearse.runs import Processes
+from finetune.rehearse.setting import EVENT_STEPS, KILLED_AT, Setting, prepare_setting
+
+NOT_HERE = {
+    "cuda": "speed and memory on the GPU, its own kernels (flash attention, 8-bit optimizers, fused ones)",
+    "apple": "speed and memory on the Mac, and that MPS has every operation",
+    "cpu": "speed and memory at full size",
+}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One thing that was tried: what it is, what was seen, and whether it held."""
+
+    what: str
+    seen: str
+    held: bool
+
+
+def run(root: Path, recipe: str | None) -> int:
+    """Rehearse a recipe (or params.yaml); ConfigError where something did not hold."""
+    started = time.perf_counter()
+    real = read_recipe(recipe, root)
+    folder = root / "work/rehearsal" / real.recipe
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    processes = Processes(folder)  # imports in the background what the stages need
+    say(f"rehearsing {real.recipe} in {folder}")
+    prepare_rows(real, root)
+    preview = look_ahead(real, root)
+    setting, own_tokenizer = set_stage(real, root, folder)
+    held = prove_all(real, preview, setting, processes)
+    report(real, preview, setting, held, own_tokenizer, folder, time.perf_counter() - started)
+    failed = [proof for proof in held if not proof.held]
+    if failed:
+        lines = "\n".join(f"{proof.what}: {proof.seen}" for proof in failed)
+        raise ConfigError(f"rehearsal of {real.recipe}: {len(failed)} of {len(held)} did not hold\n{lines}")
+    return 0
+
+
+def prepare_rows(real: Config, root: Path) -> None:
+    """The recipe's own rows: as they lie prepared where the settings are the same, else prepared now, for real."""
+    paths = Paths(root)
+    report = paths.reports / "prepare.json"
+    settings = real.data.model_dump(mode="json", exclude_unset=True)
+    if paths.prepared.is_dir() and report.is_file() and read_json(report)["settings"] == settings:
+        return
+    from finetune.prepare import stage
+
+    stage.run(real, paths)
+
+
+def set_stage(real: Config, root: Path, folder: Path) -> tuple[Setting, bool]:
+    """The small base and the sample in the rehearsal's folder; True where the base's own tokenizer was at hand."""
+    from finetune.model.architecture import find_architecture
+    from finetune.model.shrink import build_small_base, rehearsal_tokenizer
+
+    tokenizer, own = rehearsal_tokenizer(real.model, root)
+    build_small_base(find_architecture(real.model, root), tokenizer, folder / "base", real.seed)
+    return prepare_setting(real, root, folder, tokenizer), own
+
+
+def prove_all(real: Config, preview: Preview, setting: Setting, processes: Processes) -> list[Proof]:
+    """Every proof, in the order of the stages; a stage that fails ends the list, for the later ones need it."""
+    held = [prove_schedule(real, preview)]
+    checked = _stage(processes, "validate")
+    held.append(checked)
+    if not checked.held:
+        return held
+    held.append(prove_mask(processes))
+    if real.train.packing:
+        held.append(prove_packing(processes))
+    trained = prove_resume(setting, processes)
+    held.append(trained)
+    if not trained.held:
+        return held
+    held += [prove_adapter(processes), prove_plain_peft(processes)]
+    ended = _stage(processes, "evaluate", "decide")
+    if ended.held:
+        verdict = read_json(setting.paths.reports / "decision.json")["verdict"]
+        ended = Proof(ended.what, f"verdict {verdict} (of a random base: it says nothing of the real one)", held=True)
+    return [*held, ended]
+
+
+def _stage(processes: Processes, *names: str) -> Proof:
+    code = processes.stages(names)
+    what = f"{' and '.join(names)} run{'s' if len(names) == 1 else ''} through"
+    return Proof(what, "done" if code == 0 else processes.last_words(), held=code == 0)
+
+
+def prove_schedule(real: Config, preview: Preview) -> Proof:
+    """The whole real schedule, step by step."""
+    plan = preview.outlook.schedule
+    seen = proofs.replay_schedule(real.train, plan)
+    same = all(seen[name] == getattr(plan, name) for name in ("logs", "evaluations", "saves"))
+    reached = proofs.same_rate(seen["peak_learning_rate"], real.train.learning_rate)
+    text = (
+        f"{seen['steps']} steps replayed: the learning rate peaks at {seen['peak_learning_rate']:g}, "
+        f"{seen['logs']} logs, {seen['evaluations']} evaluations, {seen['saves']} saves"
+    )
+    what = "the learning rate reaches its peak; logs, evaluations and saves happen as planned"
+    return Proof(what, text, same and reached and min(seen["logs"], seen["evaluations"], seen["saves"]) > 0)
+
+
+def prove_mask(processes: Processes) -> Proof:
+    """What is trained on, shown."""
+    seen = processes.prove(proofs.decode_mask)
+    what = "the mask is the answers and their end tokens"
+    if "error" in seen:
+        return Proof(what, seen["error"], held=False)
+    text = f"{seen['supervised_tokens']} tokens of {seen['examples']} examples; the first: {seen['shown']}".replace(
+        "\n", " ⏎ "
+    )
+    return Proof(what, text, held=True)
+
+
+def prove_packing(processes: Processes) -> Proof:
+    """Packed neighbours do not see each other."""
+    seen = processes.prove(proofs.check_packing)
+    what = "packing isolates"
+    if "error" in seen:
+        return Proof(what, seen["error"], held=False)
+    difference = seen["largest_difference"]
+    return Proof(what, f"a neighbour moves logits by {difference:.1e}", held=difference <= seen["tolerance"])
+
+
+def prove_resume(setting: Setting, processes: Processes) -> Proof:
+    """Train whole; train again, killed in its midst and started again; compare the adapters."""
+    what = "killed and resumed, training gives the same adapter"
+    paths, first = setting.paths, setting.paths.root / "out/whole"
+    if processes.stages(["train"]):
+        return Proof("train runs through", processes.last_words(), held=False)
+    whole = read_json(paths.reports / "train.json")["adapter_sha256"]
+    paths.adapter.rename(first)
+    killed = processes.stages(["train"], kill_at=KILLED_AT)
+    if killed >= 0:
+        return Proof(what, f"the run ended with code {killed} before step {KILLED_AT}", held=False)
+    if processes.stages(["train"]):
+        return Proof(what, processes.last_words(), held=False)
+    resumed = read_json(paths.reports / "train.json")["adapter_sha256"]
+    start = read_json(paths.reports / "train_cost.json")["resumed_from_step"]
+    text = f"killed at step {KILLED_AT}, resumed from {start}: {whole[:12]} and {resumed[:12]}"
+    return Proof(what, text, held=whole == resumed and start == EVENT_STEPS)
+
+
+def prove_adapter(processes: Processes) -> Proof:
+    """Every target module has an adapter in every layer, and each was trained."""
+    seen = processes.prove(proofs.check_adapter)
+    what = "every target module is hit and trained"
+    if "error" in seen:
+        return Proof(what, seen["error"], held=False)
+    found = seen["layers_and_trained"]
+    text = ", ".join(f"{name} {trained}/{layers}" for name, (layers, trained) in found.items())
+    return Proof(
+        what, text, held=seen["finite"] and all(layers and layers == trained for layers, trained in found.values())
+    )
+
+
+def prove_plain_peft(processes: Processes) -> Proof:
+    """The adapter loads without this package."""
+    seen = processes.prove(proofs.load_in_plain_peft)
+    what = "the adapter loads in plain PEFT"
+    if "error" in seen:
+        return Proof(what, seen["error"], held=False)
+    text = (
+        f"logits differ by {seen['difference_to_ours']:.1e} from ours, {seen['difference_to_base']:.1e} from the base"
+    )
+    return Proof(what, text, held=seen["difference_to_ours"] < proofs.TOLERANCE and seen["difference_to_base"] > 0)
+
+
+def report(
+    real: Config,
+    preview: Preview,
+    setting: Setting,
+    held: list[Proof],
+    own_tokenizer: bool,
+    folder: Path,
+    seconds: float,
+) -> None:
+    """Tell what held, what was changed, what only the real machine can show; the same as Markdown in the folder."""
+    unproven = [NOT_HERE[real.environment], "the quality of the real base"]
+    if not own_tokenizer:
+        unproven.append("the base's own tokenizer: lengths and marks are those of the embedded one")
+    if real.train.distributed.devices > 1:
+        unproven.append(f"that {real.train.distributed.devices} devices together take the step that one takes alone")
+    rows = [["held" if proof.held else "failed", proof.what, proof.seen] for proof in held]
+    table(f"rehearsal of {real.recipe} ({seconds:.0f} s)", ["", "proof", "seen"], rows)
+    for line in unproven:
+        say(f"  only the real machine can show: {line}")
+    ahead = [finding for finding in preview.findings if finding.severity != "note"]
+    for finding in ahead:
+        say(f"  before the real run: {finding.severity}: {told(finding)}")
+    path = folder / "report.md"
+    write_lines(path, [to_markdown(real, held, setting.changes, unproven, ahead)])
+    say(f"report {path}")
+
+
+def to_markdown(real: Config, held: list[Proof], changes: list[str], unproven: list[str], ahead: list[Any]) -> str:
+    """The report of a rehearsal."""
+    lines = [f"# Rehearsal of {real.recipe}", "", "## What held", "", "| | proof | seen |", "|---|---|---|"]
+    for proof in held:
+        seen = proof.seen.replace("|", "\\|").replace("\n", " ⏎ ")
+        lines.append(f"| {'held' if proof.held else '**failed**'} | {proof.what} | {seen} |")
+    lines += ["", "## What was changed for it", "", *(f"- {change}" for change in changes)]
+    lines += ["", "## What only the real machine can show", "", *(f"- {line}" for line in unproven)]
+    if ahead:
+        lines += ["", "## Before the real run", "", *(f"- {finding.severity}: {told(finding)}" for finding in ahead)]
+    return "\n".join(lines) + "\n"

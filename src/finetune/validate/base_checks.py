@@ -1,0 +1,180 @@
+"""Checks of the base model: is it there, whole, safe and pinned, and do its parts belong together."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.config import Config, ModelConfig
+from finetune.errors import BaseModelError
+from finetune.model.architecture import Architecture, find_architecture, measure_architecture
+from finetune.model.base import base_folder, end_tokens, identify_base
+from finetune.model.tokens import COPY, TEMPLATES, load_tokenizer, template_marks, tokenize
+from finetune.validate.findings import Finding
+from finetune.validate.mask_checks import ASKED, check_template
+
+WHERE = "params.yaml: model.base"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+UNTRAINED = 0.05  # of the median row's norm; embeddings that were trained lie within a factor of a few of each other
+
+
+@dataclass
+class Base:
+    """What could be found out about the base; what could not is None, and a finding says why."""
+
+    identity: dict[str, str] | None = None
+    architecture: Architecture | None = None
+    tokenizer: Any = None
+    findings: list[Finding] = field(default_factory=list)
+
+
+def examine_base(config: Config, root: Path, *, fetch: bool = True) -> Base:
+    """Everything that the later checks and the tokenization need of the base, and all findings about it.
+
+    Without `fetch` the network is left alone, as a plan does.
+    """
+    base = Base()
+    model = config.model
+    base.identity = _attempt(base, lambda: identify_base(model))
+    base.architecture = _attempt(base, lambda: measure_architecture(find_architecture(model, root)))
+    base.tokenizer = _attempt(base, lambda: load_tokenizer(model, fetch=fetch))
+    folder = base_folder(model)
+    if folder is not None:
+        base.findings += check_weights(folder, complete=Path(model.base).is_dir() or (fetch and _offline()))
+    if base.architecture is not None:
+        base.findings += check_length(config, base.architecture)
+    if base.tokenizer is not None:
+        _attempt(base, lambda: base.findings.extend(check_tokenizer(config.model, base.tokenizer, base.architecture)))
+        if folder is not None:
+            _attempt(base, lambda: base.findings.extend(check_embeddings(folder, base.tokenizer)))
+    return base
+
+
+def _attempt(base: Base, step: Callable[[], Any]) -> Any:
+    """What a step gives; where the base can't serve, None and its finding (once, however many steps meet it)."""
+    try:
+        return step()
+    except BaseModelError as error:
+        finding = Finding(error.code, error.where, error.what, error.fix)
+        several = error.code == "base-incomplete"  # each file is told
+        if not any(known == finding if several else known.code == error.code for known in base.findings):
+            base.findings.append(finding)
+        return None
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
+
+
+def check_weights(folder: Path, *, complete: bool) -> list[Finding]:
+    """The folder's weight files: safetensors, each whole; all of them, where `complete` says that none can come."""
+    index, single = folder / INDEX, folder / SINGLE
+    if not index.is_file() and not single.exists():
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        if pickled:
+            what = f"{folder} holds only pickled weights ({pickled[0]})"
+            return [Finding("base-unsafe", WHERE, what, "use a revision with safetensors, or convert it once")]
+        return [_incomplete(folder, "no weights")] if complete else []
+    names = [SINGLE] if single.exists() else _shards(index)  # transformers looks for them in this order
+    if not names:
+        return [_incomplete(index, "an index that names no shard")]
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing and complete:
+        shown = ", ".join(missing[:3])
+        return [_incomplete(folder, f"{len(missing)} of {len(names)} weight files missing ({shown})")]
+    damaged = [name for name in names if name not in missing and _damaged(folder / name)]
+    return [_incomplete(folder / name, "a file that is cut off or damaged") for name in damaged]
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(
+            {Path(name).name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        )
+    except (ValueError, KeyError, AttributeError, TypeError, OSError):
+        return []
+
+
+def _damaged(path: Path) -> bool:
+    """Whether the header does not fit the file's size, which is what a broken download looks like."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            return False
+    except (SafetensorError, OSError):
+        return True
+
+
+def _incomplete(path: Path, what: str) -> Finding:
+    return Finding("base-incomplete", WHERE, f"{path}: {what}", COPY)
+
+
+def check_length(config: Config, architecture: Architecture) -> list[Finding]:
+    """Rows no longer than the base was made for."""
+    length, limit = config.train.max_length, architecture.max_positions
+    if length <= limit:
+        return []
+    what = f"{length} is more than the {limit} positions of {config.model.base}"
+    return [Finding("length-beyond-base", "params.yaml: train.max_length", what, f"use {limit} or less")]
+
+
+def check_tokenizer(model: ModelConfig, tokenizer: Any, architecture: Architecture | None) -> list[Finding]:
+    """Tokenizer, template and embeddings together."""
+    findings = check_template(tokenizer, end_tokens(model, tokenizer))
+    rows, tokens = architecture.vocabulary if architecture else None, len(tokenizer)
+    if rows is not None and tokens > rows:
+        what = f"the tokenizer has {tokens} tokens, the embeddings of {model.base} {rows} rows"
+        fix = "use the tokenizer that belongs to the base, or a token that it has for model.pad_token"
+        findings.append(Finding("tokens-without-embeddings", WHERE, what, fix))
+    foreign = [mark for mark in template_marks(tokenizer) if mark not in tokenizer.get_vocab()]
+    if foreign:
+        what = f"{', '.join(foreign[:4])} of the template are no single tokens of {model.base}"
+        fix = f"use the template that belongs to the base (null, or one of {TEMPLATES})"
+        findings.append(Finding("template-foreign", "params.yaml: model.chat_template", what, fix))
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        what = (
+            f"padding and end are one token ({tokenizer.eos_token}); end tokens of answers are trained on all the same"
+        )
+        findings.append(Finding("pad-is-end", "params.yaml: model.pad_token", what, "nothing to do"))
+    return findings
+
+
+def check_embeddings(folder: Path, tokenizer: Any) -> list[Finding]:
+    """The template's control tokens have embeddings that were trained: neither zero nor copies of each other."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    used = sorted(set(tokenize(tokenizer, ASKED).input_ids) & set(tokenizer.added_tokens_decoder))
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if name.endswith(("embed_tokens.weight", "wte.weight"))]  # noqa: SIM118
+                if not names:
+                    continue
+                rows = file.get_slice(names[0])
+                count = rows.get_shape()[0]
+                usual = rows[: min(count, 2000)].float().norm(dim=1).median()
+                marks = [token for token in used if token < count]
+                found = torch.stack([rows[token : token + 1][0].float() for token in marks]) if marks else None
+        except (SafetensorError, OSError):
+            continue
+        return [] if found is None else _untrained(tokenizer, marks, found, float(usual))
+    return []
+
+
+def _untrained(tokenizer: Any, marks: list[int], found: Any, usual: float) -> list[Finding]:
+    rows = [tuple(row.tolist()) for row in found]
+    norms = found.norm(dim=1).tolist()
+    poor = [
+        tokenizer.decode([token])
+        for token, row, norm in zip(marks, rows, norms, strict=True)
+        if norm < UNTRAINED * usual or rows.count(row) > 1
+    ]
+    if not poor:
+        return []
+    what = f"{', '.join(poor)}: zero or copied embeddings, so the base has not seen them in training"
+    return [Finding("tokens-untrained", WHERE, what, "use an instruct model, or a template of marks it knows")]

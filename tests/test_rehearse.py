@@ -1,0 +1,183 @@
+"""The rehearsal: what it changes and what not, its proofs, each of which can fail, and every recipe through it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from finetune.__main__ import main
+from finetune.artifacts import read_json
+from finetune.config import Config, parse_config
+from finetune.errors import DataError
+from finetune.plan.schedule import plan_schedule
+from finetune.recipes import with_recipe
+from finetune.records import Example
+from finetune.rehearse import proofs, setting
+from finetune.rehearse.command import prove_schedule
+from finetune.rehearse.setting import choose_rows, rehearsal_params
+from tests.small_run import ROOT
+
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+
+
+def recipe(name: str) -> Config:
+    """params.yaml with a shipped recipe."""
+    return with_recipe(ROOT / "recipes", name, ROOT / "params.yaml")
+
+
+# ---- What is changed
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_rehearsal_of_every_recipe_is_a_valid_config(name: str) -> None:
+    """And keeps what makes the recipe: adapter, kind of schedule, optimizer's settings, the user's criteria."""
+    real = recipe(name)
+    content, changes = rehearsal_params(real, rows=32, longest=200)
+    small = parse_config(content, "params.yaml")
+    assert small.adapter == real.adapter
+    assert small.decide == real.decide
+    assert small.model.quantization == real.model.quantization
+    for key in ("learning_rate", "lr_scheduler_type", "weight_decay", "packing", "activation_checkpointing", "bf16"):
+        assert getattr(small.train, key) == getattr(real.train, key)
+    made = small.train.per_device_train_batch_size * small.train.gradient_accumulation_steps
+    assert small.train.effective_batch_size == made
+    assert any(change.startswith("train.max_length") for change in changes)
+
+
+def test_what_this_machine_has_no_kernels_for_is_replaced_and_said(
+    change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same on a machine with a GPU is left as it is: there the rehearsal runs the recipe's own kernels."""
+    keys = {"environment": "cuda", "model.attention": "flash_attention_2", "train.optim": "adamw_8bit"}
+    real = change(**keys, **{"train.tf32": True, "train.fp16": True, "model.dtype": "float16"})
+    monkeypatch.setattr(setting, "why_unavailable", lambda environment: "no CUDA device answers")
+    content, changes = rehearsal_params(real, 32, 200)
+    assert (content["environment"], content["model"]["attention"], content["train"]["optim"]) == (
+        "cpu",
+        "sdpa",
+        "adamw_torch",
+    )
+    assert "model.attention: flash_attention_2 -> sdpa (has no kernels on cpu)" in changes
+    assert "environment: cuda -> cpu (this machine has no such device)" in changes
+    monkeypatch.setattr(setting, "why_unavailable", lambda environment: None)
+    content, _ = rehearsal_params(real, 32, 200)
+    assert (content["environment"], content["model"]["attention"], content["train"]["optim"]) == (
+        "cuda",
+        "flash_attention_2",
+        "adamw_8bit",
+    )
+
+
+class Words:
+    """A tokenizer of words, enough to choose rows by length."""
+
+    added_tokens_decoder: dict[int, Any] = {}  # noqa: RUF012
+
+    def apply_chat_template(self, turns: list[dict[str, Any]], **options: Any) -> dict[str, list[int]]:
+        """One token a word."""
+        words = " ".join(turn["content"] for turn in turns).split()
+        return {"input_ids": list(range(len(words))), "assistant_masks": [0] * len(words)}
+
+
+def test_the_sample_takes_every_agent_and_short_rows(example: Callable[..., Example]) -> None:
+    """One long row would decide the time of it all; one agent alone would leave the others' prompts unseen."""
+    rows = [example(f"word {at}", agent="one") for at in range(50)]
+    rows += [example(f"other {at}", agent="two") for at in range(5)]
+    rows += [example("long " * 600 + str(at), agent="one") for at in range(20)]
+    chosen, longest = choose_rows(Words(), rows, 10, 1024)
+    assert [row.agent for row in chosen[:4]] in (["one", "two"] * 2, ["two", "one"] * 2)
+    assert sum(row.agent == "two" for row in chosen) == 5
+    assert longest < 20
+    assert choose_rows(Words(), list(reversed(rows)), 10, 1024) == (chosen, longest)
+
+
+def test_long_rows_are_taken_where_there_are_no_others(example: Callable[..., Example]) -> None:
+    """A data set of long documents is rehearsed with its shortest ones."""
+    rows = [example("long " * (600 + at)) for at in range(12)]
+    chosen, longest = choose_rows(Words(), rows, 4, 1024)
+    assert len(chosen) == 4
+    assert 600 <= longest < 700
+    with pytest.raises(DataError, match="nothing to rehearse with"):
+        choose_rows(Words(), [], 4, 1024)
+
+
+# ---- The proofs, and that they can fail
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_replayed_schedule_is_the_planned_one(name: str) -> None:
+    """transformers' own scheduler and decisions, over the real number of steps of 15,000 examples."""
+    train = recipe(name).train
+    plan = plan_schedule(train, 15_000, train.distributed.devices)
+    seen = proofs.replay_schedule(train, plan)
+    assert seen == {
+        "steps": plan.steps,
+        "peak_learning_rate": pytest.approx(train.learning_rate),
+        "logs": plan.logs,
+        "evaluations": plan.evaluations,
+        "saves": plan.saves,
+    }
+
+
+def test_a_schedule_that_never_reaches_its_peak_is_seen(change: Callable[..., Config]) -> None:
+    """Warmup of 50 steps in a run of 45: the mistake that started all this."""
+    config = change(**{"train.warmup_steps": 50, "train.num_train_epochs": 3, "train.effective_batch_size": 16})
+    plan = plan_schedule(config.train, 240)
+    assert plan.steps == 45
+    seen = proofs.replay_schedule(config.train, plan)
+    assert seen["peak_learning_rate"] < config.train.learning_rate
+
+    preview = SimpleNamespace(outlook=SimpleNamespace(schedule=plan))
+    assert not prove_schedule(config, preview).held  # type: ignore[arg-type]
+
+
+# ---- Whole rehearsals, in their own target: a minute or two each
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what a rehearsal reads, to stand in: recipes, params.yaml, models and the embedded rows."""
+    for name in ("recipes", "models", "data/raw"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.recipes
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_rehearses(tree: Path, name: str) -> None:
+    """Validated, trained, killed, resumed, evaluated and judged, on a base of its own architecture."""
+    assert main(["rehearse", name]) == 0
+    report = (tree / "work/rehearsal" / name / "report.md").read_text(encoding="utf-8")
+    assert "**failed**" not in report
+    assert report.count("| held |") >= 7
+    decision = read_json(tree / "work/rehearsal" / name / "reports/decision.json")
+    assert decision["verdict"] in ("deploy", "iterate", "abort")
+
+
+@pytest.mark.recipes
+def test_a_packed_recipe_rehearses(tree: Path) -> None:
+    """With the proof that packing isolates."""
+    path = tree / "recipes/tiny.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("packing: false", "packing: true"), encoding="utf-8")
+    assert main(["rehearse", "tiny"]) == 0
+    assert "| held | packing isolates |" in (tree / "work/rehearsal/tiny/report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.recipes
+def test_a_recipe_that_loses_its_answers_fails_the_rehearsal(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A template that marks the wrong turn trains on prompts: found here, not after the afternoon."""
+    template = (tree / "models/templates/chatml.jinja").read_text(encoding="utf-8")
+    wrong = template.replace("message.role == 'assistant'", "message.role == 'user'")
+    (tree / "models/templates/wrong.jinja").write_text(wrong, encoding="utf-8")
+    path = tree / "recipes/tiny.yaml"
+    text = path.read_text(encoding="utf-8").replace("template: null ", "template: models/templates/wrong.jinja ")
+    path.write_text(text, encoding="utf-8")
+    assert main(["rehearse", "tiny"]) == 2
+    told = capsys.readouterr().err
+    assert "did not hold" in told
+    assert "mask" in told or "supervised" in told
