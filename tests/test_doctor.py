@@ -15,13 +15,16 @@ from typing import Any
 import psutil
 import pytest
 
-from finetune import accelerators, doctor, probes, surroundings
+from finetune import machine
 from finetune.config import Config
-from finetune.doctor import best_of, run
+from finetune.doctor import accelerators, command, computer, surroundings
+from finetune.doctor.command import best_of, run
+from finetune.doctor.computer import Check
+from finetune.doctor.surroundings import check_base, dvc_remotes
 from finetune.errors import ConfigError
-from finetune.probes import Check, cgroup_limits
+from finetune.machine import cgroup_limits
+from finetune.model.base import is_whole
 from finetune.recipes import RECIPE_SECTIONS
-from finetune.surroundings import check_base, dvc_remotes, is_whole
 from tests.conftest import ROOT
 
 GB = 10**9
@@ -80,7 +83,7 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def predict(self: Any, config: Config) -> tuple[int | None, int | None, str | None]:
             return (*recipes[config.recipe], None) if config.recipe in recipes else (None, None, "no config.json")
 
-        monkeypatch.setattr(doctor.Predictor, "predict", predict)
+        monkeypatch.setattr(command.Predictor, "predict", predict)
 
     return known
 
@@ -109,8 +112,8 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(platform, "system", lambda: "Darwin")
         monkeypatch.setattr(platform, "machine", lambda: "arm64")
         monkeypatch.setattr(platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
-        monkeypatch.setattr(probes, "usable_memory", lambda: memory)
-        monkeypatch.setattr(doctor, "usable_memory", lambda: memory)
+        monkeypatch.setattr(computer, "usable_memory", lambda: memory)
+        monkeypatch.setattr(command, "usable_memory", lambda: memory)
         there = SimpleNamespace(total=memory, available=memory // 2)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: there)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -166,7 +169,7 @@ def test_what_a_person_reads(
     assert run(repository(tiny={}), None, False, False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].strip() == "doctor"
-    assert lines[-2].startswith("recipe tiny can run here: predicted peak memory 1.0 GB of ")
+    assert lines[-2].startswith("recipe tiny can run here: predicted peak memory 1.00 GB of ")
     assert lines[-1] == (
         "the largest base that fits here is that of recipe tiny (models/tiny-base, 2,000,000 parameters)"
     )
@@ -245,7 +248,7 @@ def test_secrets_are_not_told(
 def test_quick_imports_no_torch(repository: Callable[..., Path]) -> None:
     """It answers at once, also where torch hangs."""
     code = (
-        "import sys; from pathlib import Path; from finetune.doctor import run\n"
+        "import sys; from pathlib import Path; from finetune.doctor.command import run\n"
         f"run(Path({str(repository(tiny={}))!r}), None, True, True)\n"
         "print(sorted({'torch', 'transformers', 'numpy', 'scipy', 'bitsandbytes'} & set(sys.modules)), file=sys.stderr)"
     )
@@ -260,7 +263,7 @@ def test_quick_imports_no_torch(repository: Callable[..., Path]) -> None:
 
 def test_the_memory_of_the_embedded_recipe_is_predicted(config: Config) -> None:
     """The same numbers as the plan's."""
-    parameters, peak, unknown = doctor.Predictor(ROOT).predict(config)
+    parameters, peak, unknown = command.Predictor(ROOT).predict(config)
     assert unknown is None
     assert parameters is not None and 10**6 < parameters < 10**7
     assert peak is not None and 10**7 < peak < 4 * GB
@@ -268,14 +271,14 @@ def test_the_memory_of_the_embedded_recipe_is_predicted(config: Config) -> None:
 
 def test_an_unknown_base_is_no_crash(change: Callable[..., Config], tmp_path: Path) -> None:
     """Its memory is not known, and why."""
-    assert doctor.Predictor(tmp_path).predict(change(**{"model.base": "nowhere"}))[2].startswith("params.yaml: model")
+    assert command.Predictor(tmp_path).predict(change(**{"model.base": "nowhere"}))[2].startswith("params.yaml: model")
 
 
 def test_the_largest_base_wins_and_then_the_name() -> None:
     """Peak memory does not decide, and what can't run is out."""
 
-    def fit(name: str, parameters: int | None, can_run: bool = True) -> doctor.Fit:
-        return doctor.Fit(name, "cpu", "base", can_run, (), parameters, parameters and 10, 100)
+    def fit(name: str, parameters: int | None, can_run: bool = True) -> command.Fit:
+        return command.Fit(name, "cpu", "base", can_run, (), parameters, parameters and 10, 100)
 
     fits = [fit("b", 7), fit("a", 7), fit("c", 3), fit("d", None), fit("e", 70, can_run=False)]
     assert best_of(fits) == fits[1]
@@ -411,7 +414,7 @@ def test_what_a_mac_computes_hangs_on_its_system(
 ) -> None:
     """bfloat16 from 14 on, fast NF4 from 26 on."""
     mac(32 * GB, version)
-    found = probes.check_system(change(**{"environment": "apple", "model.quantization": quantization}))
+    found = computer.check_system(change(**{"environment": "apple", "model.quantization": quantization}))
     assert (found.status, found.remedy) == (status, remedy)
 
 
@@ -460,12 +463,13 @@ def test_a_container_allows_what_its_cgroup_says(tmp_path: Path, files: dict[str
 
 def test_a_container_with_less_than_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts is what the process may use."""
-    monkeypatch.setattr(probes, "cgroup_limits", lambda: (0.5, 2 * GB))
-    assert probes.usable_memory() == 2 * GB
-    cores = probes.check_cores()
+    for module in (machine, computer):
+        monkeypatch.setattr(module, "cgroup_limits", lambda: (0.5, 2 * GB))
+    assert machine.usable_memory() == 2 * GB
+    cores = computer.check_cores()
     assert cores.status == "warning"
     assert cores.found.endswith("the container may use 0.5")
-    assert "the container may use 2.0 GB" in probes.check_memory().found
+    assert "the container may use 2.00 GB" in computer.check_memory().found
 
 
 @pytest.mark.parametrize(
@@ -474,19 +478,19 @@ def test_a_container_with_less_than_the_machine(monkeypatch: pytest.MonkeyPatch)
 def test_python_is_held_against_the_projects_range(tmp_path: Path, asked: str, status: str) -> None:
     """And where no range is named, any will do."""
     (tmp_path / "pyproject.toml").write_text(f'[project]\nrequires-python = "{asked}"\n', encoding="utf-8")
-    assert probes.check_python(tmp_path).status == status
+    assert computer.check_python(tmp_path).status == status
     (tmp_path / "pyproject.toml").unlink()
-    assert probes.check_python(tmp_path).status == "ok"
+    assert computer.check_python(tmp_path).status == "ok"
 
 
 def test_a_processor_without_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything runs, and takes its time; where the system does not tell, nothing is said."""
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     for flags, lines in [({"avx2", "amx_bf16"}, [("avx2, amx_bf16; without avx512f, avx512_bf16", "ok")]), (set(), [])]:
-        monkeypatch.setattr(probes, "instruction_sets", lambda flags=flags: flags)
-        assert [(check.found, check.status) for check in probes.check_instructions()] == lines
-    monkeypatch.setattr(probes, "instruction_sets", lambda: {"sse"})
-    (check,) = probes.check_instructions()
+        monkeypatch.setattr(computer, "instruction_sets", lambda flags=flags: flags)
+        assert [(check.found, check.status) for check in computer.check_instructions()] == lines
+    monkeypatch.setattr(computer, "instruction_sets", lambda: {"sse"})
+    (check,) = computer.check_instructions()
     assert check.status == "warning"
 
 
@@ -494,10 +498,10 @@ def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Of the folder that is there, where the named one is not made yet."""
     usage = SimpleNamespace(free=GB)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    found = probes.check_disk("disk", tmp_path / "not" / "yet", "free some")
-    assert found == Check("disk", f"1.0 GB free ({tmp_path / 'not' / 'yet'})", "warning", "free some")
+    found = computer.check_disk("disk", tmp_path / "not" / "yet", "free some")
+    assert found == Check("disk", f"1.00 GB free ({tmp_path / 'not' / 'yet'})", "warning", "free some")
     usage.free = 11 * GB
-    assert probes.check_disk("disk", tmp_path, "free some").status == "ok"
+    assert computer.check_disk("disk", tmp_path, "free some").status == "ok"
 
 
 # ---- Packages, containers, base, DVC, git

@@ -16,9 +16,9 @@ from finetune.model.architecture import find_architecture, measure_architecture
 from finetune.paths import Paths
 from finetune.plan import outlook as outlooks
 from finetune.plan.time import ASSUMED_SHARE, Range, assumed_time, cost, flops_per_position, measured_time, run_flops
-from finetune.planner import find_workload, look_ahead, read_recipe
+from finetune.planner import find_workload, look_ahead
 from finetune.planner import run as show_plan
-from finetune.recipes import pin, with_revision
+from finetune.recipes import pin, read_recipe, with_revision
 from finetune.validate import machine_checks, plan_checks
 from tests.small_run import ROOT, build_base, params, validated
 
@@ -504,3 +504,13 @@ def test_a_revision_without_a_line_of_its_own_is_told() -> None:
     )
     with pytest.raises(ConfigError, match="has no line of its own"):
         with_revision("model: {revision: null}\n", COMMIT)
+
+
+@pytest.mark.slow
+def test_the_table_of_recipes_is_what_the_plan_predicts() -> None:
+    """A figure in a README that nobody works out again is wrong after the next change."""
+    from finetune.planner import recipe_table
+
+    text = (ROOT / "recipes/README.md").read_text(encoding="utf-8")
+    for line in recipe_table(ROOT):
+        assert line in text.splitlines(), "python -m finetune recipes --table prints the new table"

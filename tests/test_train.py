@@ -228,7 +228,8 @@ def test_every_training_parameter_arrives(ready: Path, tmp_path: Path) -> None:
     """A key of params.yaml that no library object takes up would be a wish, not a setting."""
     config, paths = enter(ready)
     arguments = sft_config(config, tmp_path)
-    elsewhere = {"max_length", "max_lost_supervised_fraction"}  # validate's
+    elsewhere = {"max_length", "budget", "effective_batch_size"}  # validate's
+    elsewhere |= {"distributed", "tf32"}  # the stage's own, and CUDA's
     elsewhere |= {"early_stopping_patience", "early_stopping_threshold", "deterministic"}  # a callback's, set_seed's
     for key, value in config.train.model_dump().items():
         if key == "activation_checkpointing":

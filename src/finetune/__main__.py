@@ -34,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("report", help="tell the verdict and where its report is")
     commands.add_parser("check", help="check params.yaml and say nothing if it is right")
     commands.add_parser("exps", help="compare the experiments")
-    commands.add_parser("recipes", help="list the recipes")
+    listed = commands.add_parser("recipes", help="list the recipes")
+    listed.add_argument("--table", action="store_true", help="the table of recipes/README.md, with what is predicted")
     for name, text in (("use", "put a recipe's sections into params.yaml"), ("pin", "pin a recipe's base to a commit")):
         commands.add_parser(name, help=text).add_argument("recipe")
     plan = commands.add_parser("plan", help="what a recipe will do and need")
@@ -118,7 +119,11 @@ def _exps(options: argparse.Namespace) -> None:  # noqa: ARG001
 def _recipes(options: argparse.Namespace) -> None:
     from finetune import recipes
 
-    if options.command == "recipes":
+    if options.command == "recipes" and options.table:
+        from finetune.planner import recipe_table
+
+        print("\n".join(recipe_table(Path())))
+    elif options.command == "recipes":
         recipes.show(RECIPES, PARAMS)
     elif options.command == "use":
         recipes.use(RECIPES, options.recipe, PARAMS)
@@ -139,7 +144,7 @@ def _rehearse(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from finetune.doctor import run
+    from finetune.doctor.command import run
 
     return run(Path(), options.recipe, options.json, options.quick)
 

@@ -39,6 +39,11 @@ def harmless(text: str) -> str:
     return escape(printable(text))
 
 
+def gigabytes(size: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.1f} GB"
+
+
 def say(text: str) -> None:
     """One line to the person who watches."""
     console().print(harmless(text), soft_wrap=True)

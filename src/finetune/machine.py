@@ -12,6 +12,8 @@ from finetune.config import Environment
 from finetune.errors import MachineError
 
 VERSIONS_THAT_MATTER = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers", "datasets")
+CGROUPS = Path("/sys/fs/cgroup")
+NO_LIMIT = 2**60  # bytes; what version 1 of cgroups says where there is none is beyond it
 DEVICES: dict[Environment, str] = {"cpu": "cpu", "cuda": "cuda", "apple": "mps"}
 
 
@@ -111,17 +113,39 @@ def instruction_sets() -> set[str]:
 
 
 def memory_bytes(environment: Environment) -> int:
-    """What one device has: the GPU's own memory, else the machine's, or less where its container allows less."""
-    import psutil
-
+    """What one device has: the GPU's own memory, else the machine's."""
     if environment == "cuda":
         import torch
 
         return int(torch.cuda.get_device_properties(0).total_memory)
-    total = int(psutil.virtual_memory().total)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
-    return min(total, int(text)) if text.isdigit() else total
+    return usable_memory()
+
+
+def usable_memory() -> int:
+    """Bytes that this machine has, or its container allows."""
+    import psutil
+
+    total, (_, limit) = int(psutil.virtual_memory().total), cgroup_limits()
+    return total if limit is None else min(total, limit)
+
+
+def cgroup_limits(root: Path = CGROUPS) -> tuple[float | None, int | None]:
+    """(cores, bytes) that the container allows, by version 2 or 1 of cgroups; None where it sets no limit."""
+    quota, period, memory = _number(root / "cpu/cpu.cfs_quota_us"), _number(root / "cpu/cpu.cfs_period_us"), None
+    if (root / "cpu.max").is_file():
+        asked, of = (root / "cpu.max").read_text(encoding="ascii").split()
+        quota, period = (int(asked) if asked.isdigit() else None), int(of)
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        memory = memory or _number(root / name)
+    cores = quota / period if quota and period and quota > 0 else None
+    return cores, memory if memory and memory < NO_LIMIT else None
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # not there, or `max`
+        return None
 
 
 def require_device(environment: Environment) -> str:

@@ -4,17 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.artifacts import read_json
-from finetune.config import Config, load_config
+from finetune.config import Config
 from finetune.config_types import SPLITS
-from finetune.console import say, table
+from finetune.console import gigabytes, say, table
 from finetune.errors import BaseModelError, ConfigError, DataError
 from finetune.paths import Paths
 from finetune.plan.machines import MACHINES
-from finetune.plan.outlook import RANKS, Outlook, Workload, foresee, gigabytes
+from finetune.plan.outlook import RANKS, Outlook, Workload, foresee
 from finetune.plan.time import ASSUMED_SHARE, Range, cost, measured_time
-from finetune.recipes import with_recipe
+from finetune.recipes import read_recipe
 from finetune.validate.findings import Finding, accept
 
+TABLE_ROWS = 15_000  # that the table of recipes reckons with
 ELSEWHERE = frozenset({"device-missing", "base-missing", "this-machine-short"})  # a plan is made where the run is not
 
 
@@ -26,12 +27,6 @@ class Preview:
     outlook: Outlook
     findings: list[Finding]
     source: str
-
-
-def read_recipe(recipe: str | None, root: Path) -> Config:
-    """params.yaml, with the recipe's sections in place of its own where one is named."""
-    params = root / "params.yaml"
-    return load_config(params) if recipe is None else with_recipe(root / "recipes", recipe, params)
 
 
 def look_ahead(config: Config, root: Path, examples: int | None = None) -> Preview:
@@ -108,6 +103,39 @@ def run(root: Path, recipe: str | None, examples: int | None, price: float | Non
         say(f"cost at {price:g} a device and hour: {paid.least:.2f} to {paid.most:.2f}")
     show_findings(preview.findings)
     return ConfigError.exit_code if any(finding.stops for finding in preview.findings) else 0
+
+
+def recipe_table(root: Path) -> list[str]:
+    """The recipes as lines of a Markdown table, with what is predicted for so many rows as long as max_length."""
+    head = ["recipe", "base", "machine", "adapter", "length, batch", "schedule", "peak memory", "time"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for path in sorted((root / "recipes").glob("*.yaml")):
+        outlook = look_ahead(read_recipe(path.stem, root), root, TABLE_ROWS).outlook
+        lines.append("| " + " | ".join(table_cells(outlook)) + " |")
+    return lines
+
+
+def table_cells(outlook: Outlook) -> list[str]:
+    """One recipe's cells."""
+    config, train, adapter = outlook.config, outlook.config.train, outlook.config.adapter
+    kind = "NF4" if config.model.quantization == "nf4" else config.model.dtype
+    devices = f" x {train.distributed.devices}" if train.distributed.devices > 1 else ""
+    batch = f"{train.per_device_train_batch_size} x {train.gradient_accumulation_steps}{devices}"
+    time = outlook.time()
+    modules = ", ".join(name.removesuffix("_proj") for name in adapter.target_modules)
+    many = outlook.architecture.parameters if outlook.architecture else 0
+    size = f", {many / 1e9:.2f} billion" if many >= 1e9 else f", {many / 1e6:.0f} million"
+    epochs = "1 epoch" if train.num_train_epochs == 1 else f"{train.num_train_epochs:g} epochs"
+    return [
+        f"`{config.recipe}`",
+        config.model.base.rsplit("/", 1)[-1] + size,
+        machine_title(config) + (f", {train.distributed.devices} of them" if devices else ""),
+        f"{kind}, r {adapter.r}, alpha {adapter.lora_alpha}, dropout {adapter.lora_dropout:g}; {modules}",
+        f"{train.max_length}, {batch} = {train.effective_batch_size}",
+        f"{epochs}, {train.learning_rate:.1e}, {train.lr_scheduler_type}",
+        gigabytes(outlook.memory.peak) if outlook.memory else "unknown",
+        time.told() if time else "`PROBE=1` there",
+    ]
 
 
 def show_memory(outlook: Outlook) -> None:

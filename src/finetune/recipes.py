@@ -12,7 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from finetune.artifacts import write_lines
-from finetune.config import Config, parse_config, read_yaml
+from finetune.config import Config, load_config, parse_config, read_yaml
 from finetune.console import say, table
 from finetune.errors import ConfigError, MachineError
 
@@ -43,7 +43,16 @@ def use(folder: Path, name: str, params: Path) -> None:
 def with_recipe(folder: Path, name: str, params: Path) -> Config:
     """The Config that `use` would make of `params`, which stays as it is."""
     path = recipe_path(folder, name)
-    return parse_config(YAML(typ="safe", pure=True).load(composed_text(path, params)), f"{params} with {path}")
+    content = read_yaml(params)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{params}: is empty or no mapping; recipe {name} replaces only some of its sections")
+    return parse_config(content | load_recipe(path), f"{params} with {path}")
+
+
+def read_recipe(name: str | None, root: Path) -> Config:
+    """The run of a recipe with the user's own sections; that of params.yaml as it is where none is named."""
+    params = root / "params.yaml"
+    return load_config(params) if name is None else with_recipe(root / "recipes", name, params)
 
 
 def composed_text(recipe: Path, params: Path) -> str:

@@ -1,5 +1,6 @@
 """The frozen base model: loaded from safetensors at a pinned revision, quantized where asked, on its device."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,20 @@ def base_folder(model: ModelConfig) -> Path | None:
         return Path(snapshot_download(model.base, revision=model.revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says (8 bytes of length, the header, the tensors)."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        header.pop("__metadata__", None)
+        return path.stat().st_size == 8 + length + max(
+            (entry["data_offsets"][1] for entry in header.values()), default=0
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def end_tokens(model: ModelConfig, tokenizer: Any) -> list[int]:

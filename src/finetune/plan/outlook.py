@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune.config import Config, TrainConfig
+from finetune.console import gigabytes
 from finetune.machine import memory_bytes, why_unavailable
 from finetune.model.architecture import Architecture, trainable_parameters
 from finetune.plan.machines import MACHINES
@@ -118,11 +119,6 @@ class Outlook:
 
     def _fits(self) -> str:
         return "" if self.available is None else f" of {gigabytes(self.available)}"
-
-
-def gigabytes(size: float) -> str:
-    """Bytes as a person reads them."""
-    return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.1f} GB"
 
 
 def foresee(config: Config, architecture: Architecture | None, workload: Workload) -> Outlook:

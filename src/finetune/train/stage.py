@@ -27,6 +27,8 @@ def run(config: Config, paths: Paths) -> None:
     base = identify_base(config.model)
     if validated["max_length"] != config.train.max_length:
         raise DataError(f"{paths.validated}: was cut at another train.max_length; run validate again (dvc repro)")
+    if validated["packing"] != config.train.packing:
+        raise DataError(f"{paths.validated}: was packed as train.packing was then; run validate again (dvc repro)")
     if validated["base"] != base:
         raise DataError(f"{paths.validated}: was made for another base; run validate again (dvc repro -f validate)")
 

@@ -10,7 +10,7 @@ from typing import Any
 from finetune.config import Config, ModelConfig
 from finetune.errors import BaseModelError
 from finetune.model.architecture import Architecture, find_architecture, measure_architecture
-from finetune.model.base import base_folder, end_tokens, identify_base
+from finetune.model.base import base_folder, end_tokens, identify_base, is_whole
 from finetune.model.tokens import COPY, TEMPLATES, load_tokenizer, template_marks, tokenize
 from finetune.validate.findings import Finding
 from finetune.validate.mask_checks import ASKED, check_template
@@ -85,7 +85,7 @@ def check_weights(folder: Path, *, complete: bool) -> list[Finding]:
     if missing and complete:
         shown = ", ".join(missing[:3])
         return [_incomplete(folder, f"{len(missing)} of {len(names)} weight files missing ({shown})")]
-    damaged = [name for name in names if name not in missing and _damaged(folder / name)]
+    damaged = [name for name in names if name not in missing and not is_whole(folder / name)]
     return [_incomplete(folder / name, "a file that is cut off or damaged") for name in damaged]
 
 
@@ -96,17 +96,6 @@ def _shards(index: Path) -> list[str]:
         )
     except (ValueError, KeyError, AttributeError, TypeError, OSError):
         return []
-
-
-def _damaged(path: Path) -> bool:
-    """Whether the header does not fit the file's size, which is what a broken download looks like."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            return False
-    except (SafetensorError, OSError):
-        return True
 
 
 def _incomplete(path: Path, what: str) -> Finding:

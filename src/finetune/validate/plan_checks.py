@@ -1,9 +1,10 @@
 """Checks of the plan against the memory there is: does the run fit, and does it pay for room that it has anyway."""
 
 from finetune.config import Config
+from finetune.console import gigabytes
 from finetune.machine import memory_bytes, why_unavailable
 from finetune.plan.machines import MACHINES
-from finetune.plan.outlook import Outlook, gigabytes, peak_memory
+from finetune.plan.outlook import Outlook, peak_memory
 from finetune.validate.findings import Finding
 
 TIGHT = 0.9  # of the memory; the prediction is good to a tenth

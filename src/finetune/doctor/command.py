@@ -10,14 +10,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from finetune.accelerators import AMPERE, Accelerators, check_accelerators, find_accelerators
-from finetune.config import Config, load_config, parse_config, read_yaml
-from finetune.console import say, table
+from finetune.config import Config
+from finetune.console import gigabytes, say, table
+from finetune.doctor.accelerators import AMPERE, Accelerators, check_accelerators, find_accelerators
+from finetune.doctor.computer import Check, check_computer
+from finetune.doctor.surroundings import check_base, check_surroundings
 from finetune.errors import ConfigError, FinetuneError, MachineError
-from finetune.probes import Check, check_computer, gigabytes, usable_memory
-from finetune.recipes import load_recipe, recipe_path
-from finetune.surroundings import check_base, check_surroundings
+from finetune.machine import usable_memory
+from finetune.plan.machines import MACHINES
+from finetune.recipes import read_recipe
 
+MEANT_SHARE = 0.9  # of the memory of the machine that a recipe names
 QUICK = "not predicted with --quick"
 
 
@@ -34,6 +37,7 @@ class Fit:
     peak_bytes: int | None = None
     available_bytes: int | None = None
     unknown: str | None = None  # why no memory is predicted
+    meant: bool = True  # whether this machine is about what the recipe is made for, or more
 
     def sentence(self) -> str:
         """Whether it can run here, and why not."""
@@ -47,7 +51,7 @@ class Fit:
 
 def run(root: Path, recipe: str | None, as_json: bool, quick: bool) -> int:
     """Tell all that was found; gives 0, or MachineError's exit code where the recipe can't run here."""
-    config = load_config(root / "params.yaml") if recipe is None else with_recipe(root, recipe)
+    config = read_recipe(recipe, root)
     found = find_accelerators(quick)
     checks = [
         *check_computer(config, root),
@@ -88,20 +92,11 @@ def closing_lines(chosen: Fit, best: Fit | None, others: list[Fit], base: Check)
         yield "which recipe fits best: python -m finetune doctor (without --quick)"
 
 
-def with_recipe(root: Path, name: str) -> Config:
-    """params.yaml with a recipe's sections in place of its own; ConfigError where they make no valid run."""
-    path = recipe_path(root / "recipes", name)
-    content = read_yaml(root / "params.yaml")
-    if not isinstance(content, dict):
-        raise ConfigError(f"{root / 'params.yaml'}: is empty or no mapping; make use RECIPE={name} needs its sections")
-    return parse_config(content | load_recipe(path), f"params.yaml with {path}")
-
-
 def judge_all(root: Path, found: Accelerators, predictor: "Predictor") -> Iterator[Fit]:
     """Every recipe of the folder; one that can't be read is unknown."""
     for path in sorted((root / "recipes").glob("*.yaml")):
         try:
-            yield judge(with_recipe(root, path.stem), found, predictor)
+            yield judge(read_recipe(path.stem, root), found, predictor)
         except ConfigError as error:
             yield Fit(path.stem, "unknown", "unknown", False, (str(error).splitlines()[0],), unknown="not readable")
 
@@ -118,7 +113,8 @@ def judge(config: Config, found: Accelerators, predictor: "Predictor | None") ->
     parameters, peak, unknown = (None, None, QUICK) if predictor is None else predictor.predict(config)
     if peak is not None and peak > available:
         reasons = (f"predicted peak memory {gigabytes(peak)}, and there are {gigabytes(available)}",)
-    return Fit(name, environment, base, not reasons, reasons, parameters, peak, available, unknown)
+    meant = config.machine not in MACHINES or available >= MEANT_SHARE * MACHINES[config.machine].memory_bytes
+    return Fit(name, environment, base, not reasons, reasons, parameters, peak, available, unknown, meant)
 
 
 def why_no_device(config: Config, found: Accelerators) -> Iterator[str]:
@@ -151,8 +147,10 @@ def why_no_packages(config: Config) -> Iterator[str]:
 
 
 def best_of(fits: list[Fit]) -> Fit | None:
-    """The largest base whose predicted peak fits; ties by name."""
-    known = [fit for fit in fits if fit.can_run and fit.parameters is not None and fit.peak_bytes is not None]
+    """The largest base whose predicted peak fits, of the recipes made for a machine no larger; ties by name."""
+    known = [
+        fit for fit in fits if fit.can_run and fit.meant and fit.parameters is not None and fit.peak_bytes is not None
+    ]
     return min(known, key=lambda fit: (-(fit.parameters or 0), fit.recipe), default=None)
 
 

@@ -14,7 +14,8 @@ from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
 from finetune.config import Config, Environment, ModelConfig
-from finetune.probes import Check, ask, model_cache
+from finetune.doctor.computer import Check, ask, model_cache
+from finetune.model.base import is_whole
 
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?:\s*;\s*([^\\\n]+))?", flags=re.MULTILINE)
 NAMED = 8  # so many packages are named, the rest are counted
@@ -135,20 +136,6 @@ def weights_trouble(folder: Path) -> str | None:
         return f"{len(missing)} of {len(names)} weight files missing ({', '.join(missing[:3])})"
     cut_off = [name for name in names if not is_whole(folder / name)]
     return f"{cut_off[0]} is cut off or damaged" if cut_off else None
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says (8 bytes of length, the header, the tensors)."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-        header.pop("__metadata__", None)
-        return path.stat().st_size == 8 + length + max(
-            (entry["data_offsets"][1] for entry in header.values()), default=0
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def check_hub() -> Check:

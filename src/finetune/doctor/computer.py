@@ -15,11 +15,10 @@ from typing import Literal
 import psutil
 
 from finetune.config import Config
-from finetune.machine import instruction_sets, processor_name
+from finetune.console import gigabytes
+from finetune.machine import cgroup_limits, instruction_sets, processor_name, usable_memory
 
 Status = Literal["ok", "warning", "missing"]
-CGROUPS = Path("/sys/fs/cgroup")
-NO_LIMIT = 2**60  # bytes; what version 1 of cgroups says where there is none is beyond it
 OLDEST_MACOS, NF4_MACOS = 14, 26  # of bfloat16 and MPS as torch uses them; of fast NF4 kernels in bitsandbytes
 LITTLE_DISK = 10 * 10**9  # bytes; a small base, its checkpoints and DVC's cache of them take some GB
 INSTRUCTIONS = {"x86_64": ("avx2", "avx512f", "avx512_bf16", "amx_bf16"), "aarch64": ("asimd", "bf16")}
@@ -46,11 +45,6 @@ def ask(*command: str, timeout: float) -> str | None:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return done.stdout.strip()
-
-
-def gigabytes(size: int) -> str:
-    """Bytes as a person reads them."""
-    return f"{size / 1e9:.1f} GB"
 
 
 def check_computer(config: Config, root: Path) -> Iterator[Check]:
@@ -121,25 +115,6 @@ def check_cores() -> Check:
     return Check("cores", found)
 
 
-def cgroup_limits(root: Path = CGROUPS) -> tuple[float | None, int | None]:
-    """(cores, bytes) that the container allows, by version 2 or 1 of cgroups; None where it sets no limit."""
-    quota, period, memory = _number(root / "cpu/cpu.cfs_quota_us"), _number(root / "cpu/cpu.cfs_period_us"), None
-    if (root / "cpu.max").is_file():
-        asked, of = (root / "cpu.max").read_text(encoding="ascii").split()
-        quota, period = (int(asked) if asked.isdigit() else None), int(of)
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        memory = memory or _number(root / name)
-    cores = quota / period if quota and period and quota > 0 else None
-    return cores, memory if memory and memory < NO_LIMIT else None
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # not there, or `max`
-        return None
-
-
 def check_instructions() -> Iterator[Check]:
     """Which of the instruction sets that matter here the processor has; nothing where the system does not tell."""
     wanted, known = INSTRUCTIONS.get(platform.machine(), ()), instruction_sets()
@@ -165,12 +140,6 @@ def check_memory() -> Check:
     if memory.available < usable_memory() / 4:
         return Check("memory", told, "warning", "close what else is open")
     return Check("memory", told)
-
-
-def usable_memory() -> int:
-    """Bytes that this machine has, or its container allows."""
-    total, (_, limit) = int(psutil.virtual_memory().total), cgroup_limits()
-    return total if limit is None else min(total, limit)
 
 
 def check_disk(what: str, folder: Path, remedy: str) -> Check:

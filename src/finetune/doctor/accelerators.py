@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from finetune.config import Config
-from finetune.probes import Check, Status, ask, gigabytes, model_cache
+from finetune.console import gigabytes
+from finetune.doctor.computer import Check, Status, ask, model_cache
 
 AMPERE = (8, 0)  # compute capability from which on GPUs compute bfloat16 and tf32
 QUERY = (
