@@ -25,13 +25,13 @@ repro: setup ## set up and run the whole pipeline to its verdict
 	@$(FINETUNE) report
 
 test: setup-dev ## set up and run all tests
-	@python -m pytest -m "not recipes"
+	@python -m pytest -n 2 --dist loadfile -m "not recipes"
 
 test-recipes: setup-dev ## rehearse every recipe: a minute or two each
 	@python -m pytest -m recipes
 
 test-fast: setup-dev ## the tests that train nothing
-	@python -m pytest -m "not slow and not recipes"
+	@python -m pytest -n 2 --dist loadfile -m "not slow and not recipes"
 
 lint: setup-dev ## style and types
 	@ruff check . && ruff format --check .

@@ -147,16 +147,36 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+QUICK = "a100x4-quick-test"  # its warmup of 50 steps is longer than one epoch of the embedded rows
+
+
 @pytest.mark.recipes
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_rehearses(tree: Path, name: str) -> None:
     """Validated, trained, killed, resumed, evaluated and judged, on a base of its own architecture."""
+    if name == QUICK:
+        more_epochs(tree)
     assert main(["rehearse", name]) == 0
     report = (tree / "work/rehearsal" / name / "report.md").read_text(encoding="utf-8")
     assert "**failed**" not in report
     assert report.count("| held |") >= 7
     decision = read_json(tree / "work/rehearsal" / name / "reports/decision.json")
     assert decision["verdict"] in ("deploy", "iterate", "abort")
+
+
+def more_epochs(tree: Path) -> None:
+    """The quick test with two epochs, which are more steps than its warmup."""
+    path = tree / f"recipes/{QUICK}.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("_epochs: 1", "_epochs: 2"), encoding="utf-8")
+
+
+@pytest.mark.recipes
+def test_a_warmup_longer_than_the_run_fails_the_rehearsal(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """43 steps, 50 of them warmup: everything else holds, and that alone is told."""
+    assert main(["rehearse", QUICK]) == 2
+    told = capsys.readouterr().err
+    assert "1 of 7 did not hold" in told
+    assert "43 steps replayed: the learning rate peaks at 0.000168" in told
 
 
 @pytest.mark.recipes

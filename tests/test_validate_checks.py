@@ -208,7 +208,7 @@ def test_what_no_run_could_follow_cant_be_accepted(code: str) -> None:
     assert [told.accepted for told in found] == [None, None]
     assert all(told.stops for told in found)
     (told,) = [told for told in found if told.where == f"params.yaml: findings.accept.{code}"]
-    assert str(told).endswith(": can't be accepted: no run could follow; remove it")
+    assert str(told).endswith(": can't be accepted: no run or verdict could follow; remove it")
 
 
 def test_what_was_accepted_and_not_found_is_a_note() -> None:

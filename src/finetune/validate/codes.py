@@ -94,8 +94,8 @@ CODES: dict[str, Code] = {
     "packing-slow": Code("warning", "time", "Without flash-attention a packed row has a square mask."),
     "packing-ignores-sampling": Code("note", "nothing", "Packed rows are all alike in length."),
     # ---- the rows
-    "split-overlap": Code("error", "verdict", "A held-out row is trained on, prompt and answer."),
-    "split-same-prompt": Code("error", "verdict", "A held-out prompt is trained on, with another answer."),
+    "split-overlap": Code("error", "verdict", "A held-out row is trained on, prompt and answer.", binding=True),
+    "split-same-prompt": Code("error", "verdict", "A held-out prompt is trained on, with another answer.", binding=True),
     "split-near-overlap": Code("warning", "verdict", "A held-out row is nearly one that is trained on."),
     "split-empty": Code("error", "run", "Nothing is left in a split.", binding=True),
     "test-prompts-repeated": Code("warning", "verdict", "Copies of a prompt are no new evidence."),

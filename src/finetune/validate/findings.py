@@ -61,7 +61,7 @@ def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Fin
             advice = f"did you mean {near[0]}?" if near else "docs/findings.md lists them"
             given.append(Finding("accepted-unknown", where, "is no code of a finding", advice))
         elif CODES[code].binding:
-            given.append(Finding("accepted-unknown", where, "can't be accepted: no run could follow", "remove it"))
+            given.append(Finding("accepted-unknown", where, "can't be accepted: no run or verdict could follow", "remove it"))
         elif code not in found:
             given.append(Finding("accepted-unused", where, "was not found in this run", "remove it"))
     return by_cost(given)
