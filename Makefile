@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 FINETUNE := python -m finetune
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev repro test test-recipes test-fast lint check recipes use pin plan rehearse doctor sweep exps report gate lock clean
+.PHONY: help setup setup-dev repro test test-end-to-end test-fast lint check recipes use pin plan rehearse doctor sweep exps report gate lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "RECIPE", $$1); printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -25,13 +25,13 @@ repro: setup ## set up and run the whole pipeline to its verdict
 	@$(FINETUNE) report
 
 test: setup-dev ## set up and run all tests
-	@python -m pytest -n 2 --dist loadfile -m "not recipes"
+	@python -m pytest -n 2 --dist loadfile -m "not end_to_end"
 
-test-recipes: setup-dev ## rehearse every recipe: a minute or two each
-	@python -m pytest -m recipes
+test-end-to-end: setup-dev ## the pipeline through DVC, and rehearsals of every recipe: half an hour
+	@python -m pytest -m end_to_end
 
 test-fast: setup-dev ## the tests that train nothing
-	@python -m pytest -n 2 --dist loadfile -m "not slow and not recipes"
+	@python -m pytest -n 2 --dist loadfile -m "not slow and not end_to_end"
 
 lint: setup-dev ## style and types
 	@ruff check . && ruff format --check .
@@ -48,8 +48,8 @@ use: setup ## put a recipe into params.yaml: make use RECIPE=tiny
 pin: setup ## pin a recipe's base to the commit of today: make pin RECIPE=h100
 	@$(FINETUNE) pin "$(or $(RECIPE),$(error name one: make pin RECIPE=h100))"
 
-plan: setup ## steps, memory, time and cost before the run: make plan RECIPE=h100 EXAMPLES=15000 PRICE=2.5 PROBE=1
-	@$(FINETUNE) plan $(RECIPE) $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(PRICE),--price $(PRICE)) $(if $(PROBE),--probe)
+plan: setup ## steps, memory, time and cost before the run: make plan RECIPE=h100 EXAMPLES=15000 LENGTH=1500 PRICE=2.5 PROBE=1
+	@$(FINETUNE) plan $(RECIPE) $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(LENGTH),--length $(LENGTH)) $(if $(PRICE),--price $(PRICE)) $(if $(PROBE),--probe)
 
 rehearse: setup ## every stage of a recipe on a shrunken base, on this machine: make rehearse RECIPE=h100
 	@$(FINETUNE) rehearse $(RECIPE)

@@ -541,12 +541,21 @@ def test_weights_that_can_still_come_are_no_finding(
     assert examine_base(config, Path(), fetch=False).findings == []
 
 
-@pytest.mark.parametrize("name", ["org/name", "name", "models/org/name", "../x y", "base.safetensors"])
+@pytest.mark.parametrize("name", ["org/name", "name", "base.safetensors"])
 def test_a_base_that_is_nowhere_is_one_finding(cache: Callable[..., Path], name: str) -> None:
     """No folder, no cache, no network: whatever is written there, and however many steps need it."""
     (finding,) = examine(model__base=name, model__revision=COMMIT).findings
     assert finding.code == "base-missing"
     assert finding.what.startswith(f"{name}: no config.json in the folder {name}")
+
+
+@pytest.mark.parametrize("name", ["models/org/name", "../x y", "/nowhere/base"])
+def test_a_path_that_is_no_folder_is_told_as_one(cache: Callable[..., Path], name: str) -> None:
+    """A mistyped path is not mended by a pin."""
+    (finding,) = examine(model__base=name).findings
+    assert str(finding) == (
+        f"params.yaml: model.base: {name}: no such folder, and no name on the Hub, like org/name; correct the path"
+    )
 
 
 def test_a_base_of_the_hub_must_be_pinned(whole: Path, cache: Callable[..., Path]) -> None:

@@ -56,7 +56,7 @@ def test_a_packed_neighbour_is_not_seen(run: tuple[Config, Paths]) -> None:
 
 
 def test_packed_training_takes_every_supervised_token(run: tuple[Config, Paths]) -> None:
-    """Each epoch's count is compared with validate's, so a run that ends has trained on exactly these."""
+    """Each micro-batch is compared with validate's count, so a run that ends has trained on exactly these."""
     from finetune.train import stage
 
     config, paths = run
@@ -81,5 +81,7 @@ def test_an_epoch_of_less_is_refused(run: tuple[Config, Paths], monkeypatch: pyt
         return batch
 
     monkeypatch.setattr(DataCollatorForLanguageModeling, "torch_call", lossy)
-    with pytest.raises(DataError, match=r"supervised tokens were trained on in this epoch, but validate counted"):
+    with pytest.raises(
+        DataError, match=r"after step 0 has \d+ supervised tokens, but validate counted \d+ in its rows"
+    ):
         stage.run(config, Paths(Path()))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.small_run import ROOT, build_base, params, rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 
 
 @pytest.fixture(scope="module")

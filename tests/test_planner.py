@@ -52,7 +52,7 @@ def test_the_embedded_default_has_no_finding_to_act_on(config: Config) -> None:
     """What everybody runs first; 1,000 examples are 63 steps an epoch, the last of them of 8."""
     preview = look_ahead(config, ROOT, examples=1000)
     assert codes(preview.findings) == ["last-batch-partial"]
-    assert preview.source == "1,000 examples, each taken as long as max_length"
+    assert preview.source == "1,000 training examples, each taken as 256 tokens long"
     outlook = preview.outlook
     assert (outlook.schedule.steps, outlook.schedule.examples) == (126, 1000)
     assert outlook.architecture is not None and outlook.architecture.parameters == 1_969_088
@@ -77,10 +77,14 @@ def test_the_plan_of_the_h100_recipe_by_hand() -> None:
     assert outlook.trainable == 32 * 16 * sizes == 41_943_040
     assert outlook.memory is not None and outlook.memory.peak == outlook.by_ranks[1]
     assert 7e9 < outlook.memory.peak < 40e9
-    assert (outlook.available, outlook.workload.longest_row) == (80 * 2**30, 4096)
+    assert (outlook.available, outlook.workload.longest_row) == (81_559 * 2**20, 4096)
     attention, head = 2 * 32 * 4096 * 4096, 6 * 4096 * 32768 * 0.5
     flops = 3 * 15_000 * 4096 * (2 * MISTRAL_WEIGHTS * 3 + attention * 4 + head)
     assert outlook.flops == pytest.approx(flops)
+    passes = 12 * round(15_000 * 0.07 / 0.8) * 4096
+    evaluations = passes * (2 * MISTRAL_WEIGHTS + attention + head / 3)
+    assert outlook.evaluation_flops == pytest.approx(evaluations)
+    flops += evaluations
     time = outlook.time()
     low, high = ASSUMED_SHARE
     assert time == Range(pytest.approx(flops / 989e12 / high), pytest.approx(flops / 989e12 / low))
@@ -110,6 +114,7 @@ def test_a_base_that_is_nowhere_and_unknown_is_a_plan_without_memory(change: Cal
     """No config.json: steps alone are known, and the finding is not hidden, for nothing else tells."""
     preview = look_ahead(change(**{"model.base": "org/nobody-knows", "model.revision": COMMIT}), ROOT, examples=1600)
     assert (preview.outlook.memory, preview.outlook.flops, preview.outlook.what_fits()) == (None, None, (0, 0))
+    assert "base-missing" in codes(preview.findings)
     assert len(preview.outlook.lines()) == 1
     assert preview.outlook.schedule.steps == 200
 
@@ -203,9 +208,9 @@ def test_rows_that_the_template_refuses_are_planned_at_their_most(ready: Path, m
 
 def test_what_a_person_reads(capsys: pytest.CaptureFixture[str]) -> None:
     """The plan with its price, and the exit code of an error where validate would stop."""
-    assert show_plan(ROOT, "h100", 15_000, 2.0, probe=False) == 2
+    assert show_plan(ROOT, "h100", 15_000, None, 2.0, probe=False) == 2
     told = capsys.readouterr().out
-    assert "plan of recipe h100: 15,000 examples, each taken as long as max_length" in told
+    assert "plan of recipe h100: 15,000 training examples, each taken as 4,096 tokens long" in told
     assert "memory of one device, of NVIDIA H100 80 GB:" in told
     assert "peak by number of devices: 1: " in told
     time = look_ahead(read_recipe("h100", ROOT), ROOT, 15_000).outlook.time()
@@ -213,7 +218,7 @@ def test_what_a_person_reads(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"time: {time.told()}" in told
     assert f"cost at 2 a device and hour: {time.least / 1800:.2f} to {time.most / 1800:.2f}" in told
     assert "base-unpinned" in told
-    assert show_plan(ROOT, "tiny", 1600, None, probe=False) == 0
+    assert show_plan(ROOT, "tiny", 1600, None, None, probe=False) == 0
     told = capsys.readouterr().out
     assert "time: unknown for this machine until a probe measures it there (make plan PROBE=1)" in told
     assert "no findings" in told
@@ -231,9 +236,9 @@ def test_probe_is_scaled_to_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
     preview = look_ahead(read_recipe("h100", ROOT), ROOT, examples=15_000)
     assert preview.outlook.flops is not None
-    per_hour = preview.outlook.flops / 3600
+    per_hour = (preview.outlook.flops + preview.outlook.evaluation_flops) / 3600
     monkeypatch.setattr(probe, "measure_throughput", lambda config, root, length: (per_hour / 4, per_hour / 3))
-    show_plan(ROOT, "h100", 15_000, 3.0, probe=True)
+    show_plan(ROOT, "h100", 15_000, None, 3.0, probe=True)
     told = capsys.readouterr().out
     assert "time: 3.0 to 4.0 hours" in told
     assert "from a probe of this machine" in told

@@ -150,7 +150,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 QUICK = "a100x4-quick-test"  # its warmup of 50 steps is longer than one epoch of the embedded rows
 
 
-@pytest.mark.recipes
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_rehearses(tree: Path, name: str) -> None:
     """Validated, trained, killed, resumed, evaluated and judged, on a base of its own architecture."""
@@ -170,7 +170,7 @@ def more_epochs(tree: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("_epochs: 1", "_epochs: 2"), encoding="utf-8")
 
 
-@pytest.mark.recipes
+@pytest.mark.end_to_end
 def test_a_warmup_longer_than_the_run_fails_the_rehearsal(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """43 steps, 50 of them warmup: everything else holds, and that alone is told."""
     assert main(["rehearse", QUICK]) == 2
@@ -179,7 +179,7 @@ def test_a_warmup_longer_than_the_run_fails_the_rehearsal(tree: Path, capsys: py
     assert "43 steps replayed: the learning rate peaks at 0.000168" in told
 
 
-@pytest.mark.recipes
+@pytest.mark.end_to_end
 def test_a_packed_recipe_rehearses(tree: Path) -> None:
     """With the proof that packing isolates."""
     path = tree / "recipes/tiny.yaml"
@@ -188,7 +188,7 @@ def test_a_packed_recipe_rehearses(tree: Path) -> None:
     assert "| held | packing isolates |" in (tree / "work/rehearsal/tiny/report.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.recipes
+@pytest.mark.end_to_end
 def test_a_recipe_that_loses_its_answers_fails_the_rehearsal(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A template that marks the wrong turn trains on prompts: found here, not after the afternoon."""
     template = (tree / "models/templates/chatml.jinja").read_text(encoding="utf-8")

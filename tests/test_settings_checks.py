@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from finetune.config import Config
+from finetune.errors import MachineError
 from finetune.model.architecture import Architecture, LinearLayers
 from finetune.plan.memory import MemoryPlan
 from finetune.plan.outlook import Outlook, Workload, foresee
 from finetune.plan.schedule import plan_schedule
+from finetune.train.stage import require_one_device
 from finetune.validate import machine_checks, plan_checks
 from finetune.validate.adapter_checks import check_adapter
 from finetune.validate.findings import Finding
@@ -59,9 +61,40 @@ def settings(change: Callable[..., Config]) -> Callable[..., list[Finding]]:
     """`settings({"train.fp16": True})`: the findings of check_settings on params.yaml with keys changed."""
 
     def checked(keys: dict[str, Any], architecture: Architecture | None = LLAMA) -> list[Finding]:
-        return check_settings(change(**keys), architecture)
+        found = check_settings(change(**keys), architecture)
+        return [finding for finding in found if finding.code != "distributed-unsupported"]  # its test is below
 
     return checked
+
+
+@pytest.mark.parametrize(("strategy", "devices"), [("ddp", 4), ("zero2", 1)])
+def test_what_train_refuses_is_said_before(change: Callable[..., Config], strategy: str, devices: int) -> None:
+    """Nobody shall rent four GPUs to read that only one is used."""
+    found = check_settings(change(**CUDA | spread(strategy, devices)), LLAMA)
+    (finding,) = [finding for finding in found if finding.code == "distributed-unsupported"]
+    assert str(finding) == (
+        f"params.yaml: train.distributed: {strategy} on {devices} devices is planned and rehearsed, but this version "
+        "trains on one device without a strategy, and train refuses; set devices: 1, strategy: none and "
+        f"train.gradient_accumulation_steps: {devices}"
+    )
+    assert finding.severity == "warning"
+    plain = check_settings(change(**CUDA), LLAMA)
+    assert "distributed-unsupported" not in codes(plain)
+    with pytest.raises(MachineError, match="trains on one device without a strategy; set devices: 1"):
+        require_one_device(change(**CUDA | spread(strategy, devices)))
+    require_one_device(change(**CUDA))
+
+
+def test_float16_weights_need_loss_scaling(change: Callable[..., Config]) -> None:
+    """Gradients below 6e-8 are zero in float16; only fp16's scaling lifts them over that."""
+    keys = CUDA | {"model.dtype": "float16"}
+    assert codes(check_settings(change(**keys | {"train.bf16": False, "train.fp16": False}), LLAMA)) == [
+        "dtype-unscaled"
+    ]
+    assert codes(check_settings(change(**keys | {"train.bf16": True, "train.fp16": False}), LLAMA)) == [
+        "dtype-unscaled"
+    ]
+    assert check_settings(change(**keys | {"train.bf16": False, "train.fp16": True}), LLAMA) == []
 
 
 def spread(strategy: str = "ddp", devices: int = 2, **offload: str) -> dict[str, Any]:
@@ -327,7 +360,7 @@ def test_layers_without_an_adapter_are_a_note(adapter: Callable[..., list[Findin
 
 @pytest.mark.parametrize("alpha", [3, 129])
 def test_an_unusual_scale_is_a_warning(adapter: Callable[..., list[Finding]], alpha: int) -> None:
-    """At a quarter and at eight it is still what papers used; rsLoRA has another scale."""
+    """At a quarter and at eight it is still what papers used; rsLoRA divides by the root."""
     for usual in (4, 128):
         assert adapter({"adapter.r": 16, "adapter.lora_alpha": usual}) == []
     (finding,) = adapter({"adapter.r": 16, "adapter.lora_alpha": alpha})
@@ -335,7 +368,8 @@ def test_an_unusual_scale_is_a_warning(adapter: Callable[..., list[Finding]], al
         f"params.yaml: adapter.lora_alpha: lora_alpha {alpha} over r 16 is {alpha / 16:g}, outside 0.25 to 8; use 32"
     )
     assert (finding.code, finding.severity) == ("alpha-unusual", "warning")
-    assert adapter({"adapter.lora_alpha": alpha, "adapter.use_rslora": True}) == []
+    assert adapter({"adapter.lora_alpha": 16, "adapter.use_rslora": True}) == []
+    assert codes(adapter({"adapter.lora_alpha": 1000, "adapter.use_rslora": True})) == ["alpha-unusual"]
 
 
 SMALL, LARGE = replace(LLAMA, parameters=99_999_999), replace(LLAMA, parameters=100_000_000)
@@ -576,7 +610,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 
 def test_what_is_saved_for_nothing_is_told(change: Callable[..., Config], peaks: Callable[[int, int], None]) -> None:
-    """Up to seven tenths of the memory there would be room to spare, which is a quarter of the time."""
+    """Up to seven tenths of the memory there would be room to spare, which is a third of the work."""
     config = change(**CUDA | NF4 | {"train.activation_checkpointing": True})
     peaks(71, 71)
     assert check_room(config, outlook_of(config, 30 * GB, 100 * GB)) == []
@@ -585,7 +619,7 @@ def test_what_is_saved_for_nothing_is_told(change: Callable[..., Config], peaks:
     checkpointing, quantization = check_room(config, outlook_of(config, 30 * GB, 100 * GB))
     assert str(checkpointing) == (
         "params.yaml: train.activation_checkpointing: without it the peak would be 70.0 GB of 100.0 GB; "
-        "set it to false: a quarter of the work is saved"
+        "set it to false: a third of the work is saved"
     )
     assert str(quantization) == (
         "params.yaml: model.quantization: with bfloat16 weights the peak would be 60.0 GB of 100.0 GB; "

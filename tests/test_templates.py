@@ -1,6 +1,8 @@
 """Every training template that TRL ships, and ours: the mask is exactly the answers with their end, or it is said."""
 
 import re
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import trl
 from transformers import AutoTokenizer
 
 from finetune.errors import BaseModelError
-from finetune.model.tokens import IGNORED, tokenize, tokenize_prompt
+from finetune.model.tokens import IGNORED, OPENED_THOUGHT, tokenize, tokenize_prompt
 from finetune.records import Example, Message
 from finetune.validate.mask_checks import check_template, frames_of, supervised_texts, wrong_answers
 from tests.small_run import ROOT
@@ -72,6 +74,7 @@ def test_the_mask_is_the_answers_and_their_end_tokens(path: Path) -> None:
         before, after = text.split(answer.content, 1)
         for other in messages:
             assert other.content not in before + after
+        assert "ssistant" not in before  # no header of the turn, which the prompt holds
         assert after.strip()
         assert not after.endswith("\n")
     (finding,) = check_template(tokenizer, []) or [None]
@@ -89,10 +92,33 @@ def test_training_goes_on_where_the_generation_prompt_ends(path: Path) -> None:
     messages = PLAIN[1:3]
     whole, prompt = tokenize(tokenizer, messages), tokenize_prompt(tokenizer, messages[:1])
     first = next(at for at, label in enumerate(whole.labels) if label != IGNORED)
-    if whole.input_ids[: len(prompt)] == prompt:
-        assert first == len(prompt)
-    else:
-        assert "think" in tokenizer.decode(prompt[first:]) or name in {"deepseek_r1_distill"}
+    shared = sum(takewhile(bool, map(eq, whole.input_ids, prompt)))
+    if len(prompt) - shared <= OPENED_THOUGHT:
+        assert first == shared
+    assert shared == len(prompt) or "think" in tokenizer.decode(prompt[max(shared - 8, 0) :])
+
+
+ARGUMENTS = {
+    "yes": True,
+    "none": None,
+    "quoted": 'say "hi"',
+    "lines": "one\ntwo",
+    "slash": "a\\b",
+    "inner": {"a": [1, 2.5]},
+}
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_arguments_of_any_kind_are_found(path: Path) -> None:
+    """Templates write a true as true or True, a quote with a slash or without: none of that is a loss."""
+    name, tokenizer = name_of(path), tokenizer_with(path)
+    if name in REFUSE_TOOLS | VISION | LOSE_CALLS:
+        pytest.skip("has no tool calls")
+    call = {"type": "function", "function": {"name": "find_rain", "arguments": ARGUMENTS}}
+    messages = (WITH_TOOLS[0], Message("assistant", "", tool_calls=(call,)), *WITH_TOOLS[2:])
+    example = Example("one", "rows", 1, "agent", messages, tools=(TOOL,))
+    whole = tokenize(tokenizer, example.messages, example.tools)
+    assert wrong_answers(tokenizer, example, whole, frames_of(tokenizer)) is None
 
 
 @pytest.mark.parametrize("path", ALL)

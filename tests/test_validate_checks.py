@@ -128,10 +128,11 @@ def test_early_stopping_needs_the_best_checkpoint(check: Callable[..., list[Find
 
 
 def test_early_stopping_that_can_never_stop_is_a_warning(check: Callable[..., list[Finding]]) -> None:
-    """Three evaluations in the run: a patience of 2 may be used up, one of 3 never, and its key does nothing."""
-    assert check(early_stopping_patience=2) == []
+    """Three evaluations, the last at the run's end: a patience of 1 may save something, one of 2 or more nothing."""
+    assert check(early_stopping_patience=1) == []
+    assert codes(check(early_stopping_patience=2)) == ["early-stopping-never"]
     (finding,) = check(early_stopping_patience=3)
-    text = "3 can't be used up by the run's 3 evaluations; use a smaller patience, null, or eval_steps 3"
+    text = "3 can't be used up before the run's end by its 3 evaluations; use a smaller patience, null, or eval_steps 3"
     assert str(finding) == f"params.yaml: train.early_stopping_patience: {text}"
     assert (finding.code, finding.severity) == ("early-stopping-never", "warning")
     assert check(early_stopping_patience=3, eval_steps=3) == []
@@ -184,9 +185,7 @@ def test_an_accepted_error_stops_nothing_and_shows_its_reason() -> None:
 
 def test_every_finding_of_an_accepted_code_is_accepted() -> None:
     """A code stands for what is known, wherever it is met."""
-    found = accept(
-        [finding("split-overlap", "in test"), finding("split-overlap", "in validation")], {"split-overlap": "y"}
-    )
+    found = accept([finding("mask-wrong", "in train"), finding("mask-wrong", "in validation")], {"mask-wrong": "y"})
     assert [told.accepted for told in found] == ["y", "y"]
 
 

@@ -5,6 +5,7 @@ A stage is imported only when it is run, so that the light commands answer at on
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -41,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="what a recipe will do and need")
     plan.add_argument("recipe", nargs="?", help="params.yaml where none is named")
     plan.add_argument("--examples", type=_count, help="plan for so many training examples as long as max_length")
-    plan.add_argument("--price", type=float, help="of one device and hour, to tell the cost")
+    plan.add_argument("--length", type=_count, help="of these examples, in tokens; max_length where it is left out")
+    plan.add_argument("--price", type=_price, help="of one device and hour, to tell the cost")
     plan.add_argument("--probe", action="store_true", help="measure this machine for the time")
     rehearse = commands.add_parser("rehearse", help="run every stage of a recipe on a shrunken base")
     rehearse.add_argument("recipe", nargs="?", help="params.yaml where none is named")
@@ -54,10 +56,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of examples")
-    return number
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = 0.0
+    if not 0 < price < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is no price")
+    return price
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,6 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # whoever read has heard enough, like head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, MemoryError, RuntimeError) as error:
         trouble = machine_trouble(error)
         if options.debug or trouble is None:
@@ -134,7 +148,7 @@ def _recipes(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> int:
     from finetune.planner import run
 
-    return run(Path(), options.recipe, options.examples, options.price, probe=options.probe)
+    return run(Path(), options.recipe, options.examples, options.length, options.price, probe=options.probe)
 
 
 def _rehearse(options: argparse.Namespace) -> int:

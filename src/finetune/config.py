@@ -272,7 +272,7 @@ class DecideConfig(Section):
 class FindingsConfig(Section):
     """Which of validate's findings are known and accepted, by code, each with its reason."""
 
-    accept: dict[Text, Text]
+    accept: dict[Text, Annotated[str, Field(pattern=r"\S")]]
 
 
 class Config(Section):

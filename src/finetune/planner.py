@@ -13,10 +13,10 @@ from finetune.plan.machines import MACHINES
 from finetune.plan.outlook import RANKS, Outlook, Workload, foresee
 from finetune.plan.time import ASSUMED_SHARE, Range, cost, measured_time
 from finetune.recipes import read_recipe
-from finetune.validate.findings import Finding, accept
+from finetune.validate.findings import Finding, accept, show_findings
 
 TABLE_ROWS = 15_000  # that the table of recipes reckons with
-ELSEWHERE = frozenset({"device-missing", "base-missing", "this-machine-short"})  # a plan is made where the run is not
+ELSEWHERE = frozenset({"device-missing", "this-machine-short"})  # a plan is made where the run is not
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,36 @@ class Preview:
     source: str
 
 
-def look_ahead(config: Config, root: Path, examples: int | None = None) -> Preview:
+def look_ahead(config: Config, root: Path, examples: int | None = None, length: int | None = None) -> Preview:
     """Everything that can be known of a run from its config: with the prepared rows where they are at hand."""
     from finetune.validate.adapter_checks import check_adapter
     from finetune.validate.base_checks import examine_base
     from finetune.validate.machine_checks import check_machine
     from finetune.validate.plan_checks import check_plan
+    from finetune.validate.reference_checks import check_reference
     from finetune.validate.run_checks import check_run
     from finetune.validate.settings_checks import check_settings
 
     base = examine_base(config, root, fetch=False)
-    workload, source = find_workload(config, root, examples)
+    workload, source = find_workload(config, root, examples, length)
     outlook = foresee(config, base.architecture, workload)
     findings = [*base.findings, *check_settings(config, base.architecture), *check_adapter(config, base.architecture)]
     findings += [*check_run(config.train, outlook.schedule), *check_plan(config, outlook)]
+    findings += check_reference(config, root / "recipes")
     if config.machine not in MACHINES:
         findings += check_machine(config)
-    told = accept([finding for finding in findings if finding.code not in ELSEWHERE], config.findings.accept)
+    hidden = ELSEWHERE | ({"base-missing"} if base.architecture is not None else set())  # its facts are enough here
+    told = accept([finding for finding in findings if finding.code not in hidden], config.findings.accept)
     # what was not found here may be a finding about the rows, which validate alone looks for
     return Preview(config, outlook, [finding for finding in told if finding.code != "accepted-unused"], source)
 
 
-def find_workload(config: Config, root: Path, examples: int | None) -> tuple[Workload, str]:
+def find_workload(config: Config, root: Path, examples: int | None, length: int | None = None) -> tuple[Workload, str]:
     """The rows of the run, and where that is known from; DataError where nothing tells how many there are."""
     if examples is not None:
-        return Workload.at_most(config.train, examples), f"{examples:,} examples, each taken as long as max_length"
+        validation = round(examples * config.data.split.validation / (config.data.split.train or 1))
+        workload = Workload.at_most(config.train, examples, validation, length)
+        return workload, f"{examples:,} training examples, each taken as {workload.longest_row:,} tokens long"
     paths = Paths(root)
     report = paths.reports / "prepare.json"
     prepared = all((paths.prepared / f"{name}.jsonl").is_file() for name in SPLITS)
@@ -80,17 +85,22 @@ def count_workload(config: Config, root: Path) -> tuple[Workload, str]:
         source = f"{len(examples):,} prepared rows, each taken as long as max_length, as no tokenizer serves"
         return Workload.at_most(config.train, len(examples)), source
     split = tokenize_split(tokenizer, examples, config.train, config.seed)
+    held_out = read_examples(Paths(root).prepared / "validation.jsonl")
     if split.refused:
         return Workload.at_most(config.train, len(examples)), f"{len(examples):,} rows, which the template refuses"
     counts = split.counts
-    workload = Workload(counts.rows, counts.tokens, counts.positions, counts.longest_row, counts.most_supervised)
+    passes = tokenize_split(tokenizer, held_out, config.train, config.seed).counts.positions
+    heaviest = (counts.longest_row, counts.most_supervised)
+    workload = Workload(counts.rows, counts.tokens, counts.positions, *heaviest, passes)
     source = f"{len(examples):,} prepared rows, in tokens of "
     return workload, source + (config.model.base if own else "the embedded tokenizer, as the base's is not at hand")
 
 
-def run(root: Path, recipe: str | None, examples: int | None, price: float | None, *, probe: bool) -> int:
+def run(
+    root: Path, recipe: str | None, examples: int | None, length: int | None, price: float | None, *, probe: bool
+) -> int:
     """Show the plan of a recipe (or of params.yaml); gives 0, or 2 where a finding would stop the run."""
-    preview = look_ahead(read_recipe(recipe, root), root, examples)
+    preview = look_ahead(read_recipe(recipe, root), root, examples, length)
     outlook, config = preview.outlook, preview.config
     say(f"plan of recipe {config.recipe}: {preview.source}")
     for line in outlook.lines():
@@ -98,10 +108,15 @@ def run(root: Path, recipe: str | None, examples: int | None, price: float | Non
     show_memory(outlook)
     time = probed_time(config, outlook, root) if probe else outlook.time()
     say(told_time(outlook, time, probed=probe))
+    if time is None and price is not None:
+        say("cost: unknown, as the time is")
     if time is not None and price is not None:
         paid = cost(time, price * config.train.distributed.devices)
         say(f"cost at {price:g} a device and hour: {paid.least:.2f} to {paid.most:.2f}")
-    show_findings(preview.findings)
+    if preview.findings:
+        show_findings(preview.findings)
+    else:
+        say("no findings")
     return ConfigError.exit_code if any(finding.stops for finding in preview.findings) else 0
 
 
@@ -145,8 +160,9 @@ def show_memory(outlook: Outlook) -> None:
     rows = [[part, gigabytes(size)] for part, size in outlook.memory.to_json().items()]
     say(f"memory of one device, of {machine_title(outlook.config)}:")
     table("", ["part", "predicted"], rows)
-    several = ", ".join(f"{ranks}: {gigabytes(outlook.by_ranks[ranks])}" for ranks in RANKS)
-    say(f"peak by number of devices: {several}")
+    if outlook.config.environment == "cuda":
+        several = ", ".join(f"{ranks}: {gigabytes(outlook.by_ranks[ranks])}" for ranks in RANKS)
+        say(f"peak by number of devices: {several}")
     batch, length = outlook.what_fits()
     if batch:
         train = outlook.config.train
@@ -162,7 +178,7 @@ def machine_title(config: Config) -> str:
 
 
 def told_time(outlook: Outlook, time: Range | None, *, probed: bool) -> str:
-    """The time of the training steps in words, with what it rests on."""
+    """The time of training steps and evaluations in words, with what it rests on."""
     if time is None:
         return f"time: unknown for {machine_title(outlook.config)} until a probe measures it there (make plan PROBE=1)"
     rows = outlook.workload.rows * outlook.config.train.num_train_epochs
@@ -183,20 +199,4 @@ def probed_time(config: Config, outlook: Outlook, root: Path) -> Range | None:
         return None
     length = round(outlook.workload.tokens / max(outlook.workload.rows, 1))
     measured = measure_throughput(config, root, length)
-    return measured_time(outlook.flops, measured, config.train.distributed.devices)
-
-
-def show_findings(findings: list[Finding]) -> None:
-    """The findings as a table, in order of cost."""
-    if not findings:
-        say("no findings")
-        return
-    rows = [[finding.severity, finding.code, told(finding)] for finding in findings]
-    table("findings", ["severity", "code", "where, what, what to do"], rows)
-
-
-def told(finding: Finding) -> str:
-    """A finding in one line; an accepted one with the reason in place of the fix."""
-    if finding.accepted is None:
-        return str(finding)
-    return f"{finding.where}: {finding.what} (accepted: {finding.accepted})"
+    return measured_time(outlook.flops + outlook.evaluation_flops, measured, config.train.distributed.devices)

@@ -1,6 +1,7 @@
 """The frozen base model: loaded from safetensors at a pinned revision, quantized where asked, on its device."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from finetune.config import ModelConfig
 from finetune.errors import BaseModelError, ConfigError
 from finetune.model.tokens import first_line
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 LOADED_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}  # what transformers reads; no README, no script
 
 
@@ -43,7 +45,12 @@ def load_base(model: ModelConfig, device: str) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        RuntimeError,
+    ) as error:  # RuntimeError: shapes that differ from its config
         first = str(error).strip().split("\n", 1)[0]
         raise ConfigError(f"params.yaml: model.base: {model.base} does not load: {first}") from None
     base.requires_grad_(False)
@@ -73,6 +80,9 @@ def identify_base(model: ModelConfig) -> dict[str, str]:
         found = [path for path in sorted(folder.iterdir()) if path.suffix in LOADED_FILES and path.is_file()]
         files = {path.name: sha256_file(path) for path in found}
         return {"name": model.base, "revision": f"sha256:{sha256_json(files)}"}
+    if not HUB_NAME.fullmatch(model.base):
+        what = f"{model.base}: no such folder, and no name on the Hub, like org/name"
+        raise BaseModelError("base-missing", "base", what, "correct the path")
     if model.revision is None:
         what = f"{model.base} is no local folder, and without a revision the same name may be another model tomorrow"
         raise BaseModelError("base-unpinned", "revision", what, "write the 40 hex digits of a commit (make pin)")
@@ -92,6 +102,33 @@ def base_folder(model: ModelConfig) -> Path | None:
         return Path(snapshot_download(model.base, revision=model.revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
+
+
+def hub_answers() -> bool:
+    """Whether the Hub can be asked, found out in seconds: its library by itself tries for most of a minute."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils._http import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # no name service, no route, a proxy that refuses: each layer has its own
+        return False
+    return True
+
+
+def fetch_config(model: ModelConfig) -> None:
+    """Bring the pinned base's `config.json` into the cache; BaseModelError where the Hub does not give it."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(model.base, "config.json", revision=model.revision)
+    except Exception as error:  # not found, gated, no licence accepted, a broken connection
+        what = f"the Hub does not give {model.base} at {model.revision}: {str(error).strip().splitlines()[0]}"
+        raise BaseModelError(
+            "base-missing", "base", what, "check name and revision, accept its licence, set HF_TOKEN"
+        ) from None
 
 
 def is_whole(path: Path) -> bool:

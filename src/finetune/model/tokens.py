@@ -9,6 +9,8 @@ assistant wrote. Tried with the embedded base, supervised tokens in brackets:
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from finetune.records import Message, Tool
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # ASCII bars, and DeepSeek's full-width ones (U+FF5C)
 CONTROL_MARK = re.compile(r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|<(?:start|end)_of_\w+>|</?s>|\[/?INST\]")
+OPENED_THOUGHT = 8  # tokens: some prompts end in the beginning of a thought (`<think>`), which the rows have not
 TEMPLATES = "models/templates/*.jinja"
 FETCH = "fetch it once where a network is (hf download {base}); make rehearse needs no base"
 COPY = "fetch the base again (hf download), or copy it whole"
@@ -159,7 +162,8 @@ def _prompt_lengths(tokenizer: Any, messages: Sequence[Message], tools: Sequence
     """Where the assistant's turns begin: the lengths of their prompts, of those that the conversation begins with."""
     turns = [at for at, message in enumerate(messages) if message.role == "assistant" and at]
     prompts = [tokenize_prompt(tokenizer, messages[:at], tools) for at in turns]
-    return [len(prompt) for prompt in prompts if ids[: len(prompt)] == prompt]
+    shared = [sum(takewhile(bool, map(eq, ids, prompt))) for prompt in prompts]
+    return [same for same, prompt in zip(shared, prompts, strict=True) if len(prompt) - same <= OPENED_THOUGHT]
 
 
 def _without_line_end(tokenizer: Any, ids: list[int], first: int, end: int) -> int:

@@ -9,8 +9,7 @@ from finetune.config import Machine
 class MachineFacts:
     """Memory of one device in bytes, and its dense 16-bit matrix throughput in floating-point operations a second.
 
-    `peak_flops` is None where the maker publishes none for this kind of work; then only a probe or an earlier run on it
-    tells the time.
+    `peak_flops` is None where the maker publishes none for this kind of work; then only a probe on it tells the time.
     """
 
     title: str
@@ -20,12 +19,12 @@ class MachineFacts:
 
 # Sources: NVIDIA H200 and H100 data sheets (SXM: 1,979 TFLOPS bfloat16 with sparsity, half of it dense); A100 data
 # sheet (312); RTX 4090: Ada architecture white paper (165 with float32 accumulation), the fastest usual card of 24 GB.
-# Memory of a Mac or a server is the whole machine's.
+# Memory of a GPU is what its driver reports (nvidia-smi, MiB), of a Mac or a server the whole machine's.
 MACHINES: dict[Machine, MachineFacts] = {
-    "h200": MachineFacts("NVIDIA H200 141 GB", 141_000_000_000, 989e12),
-    "h100": MachineFacts("NVIDIA H100 80 GB", 80 * 2**30, 989e12),
-    "a100-80gb": MachineFacts("NVIDIA A100 80 GB", 80 * 2**30, 312e12),
-    "gpu-24gb": MachineFacts("a GPU of 24 GB (RTX 4090)", 24 * 2**30, 165e12),
+    "h200": MachineFacts("NVIDIA H200 141 GB", 143_771 * 2**20, 989e12),
+    "h100": MachineFacts("NVIDIA H100 80 GB", 81_559 * 2**20, 989e12),
+    "a100-80gb": MachineFacts("NVIDIA A100 80 GB", 81_920 * 2**20, 312e12),
+    "gpu-24gb": MachineFacts("a GPU of 24 GB (RTX 4090)", 24_564 * 2**20, 165e12),
     "mac-32gb": MachineFacts("Mac with 32 GB (M4)", 32 * 2**30, None),
     "mac-16gb": MachineFacts("Mac with 16 GB", 16 * 2**30, None),
     "cpu-48-64gb": MachineFacts("server with 48 cores, 64 GB", 64 * 2**30, None),

@@ -14,7 +14,7 @@ from finetune.model.architecture import Architecture, trainable_parameters
 from finetune.plan.machines import MACHINES
 from finetune.plan.memory import MemoryPlan, largest_length, largest_micro_batch, plan_memory
 from finetune.plan.schedule import Schedule, plan_schedule
-from finetune.plan.time import Range, assumed_time, run_flops
+from finetune.plan.time import Range, assumed_time, evaluation_flops, run_flops
 
 CHECKPOINT_BYTES = 12  # a trainable parameter in a checkpoint: itself and two moments of Adam, in float32
 RANKS = (1, 2, 4, 8)
@@ -30,14 +30,15 @@ class Workload:
     positions: int
     longest_row: int
     supervised: int  # tokens of a micro-batch that a loss is taken on
-    counted: bool = True  # False where it is the most that max_length allows
+    validation: int = 0  # positions of the validation split
+    counted: bool = True  # False where it is the most that so many rows can be
 
     @classmethod
-    def at_most(cls, train: TrainConfig, rows: int) -> "Workload":
-        """The most that so many rows can be: each as long as max_length, half of it answers."""
-        tokens = rows * train.max_length
-        supervised = train.per_device_train_batch_size * train.max_length // 2
-        return cls(rows, tokens, tokens, train.max_length, supervised, counted=False)
+    def at_most(cls, train: TrainConfig, rows: int, validation: int = 0, length: int | None = None) -> "Workload":
+        """The most that so many rows can be: each of `length` tokens (or max_length), half answers."""
+        each = min(length or train.max_length, train.max_length)
+        supervised = train.per_device_train_batch_size * each // 2
+        return cls(rows, rows * each, rows * each, each, supervised, validation * each, counted=False)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Outlook:
     memory: MemoryPlan | None = None
     by_ranks: Mapping[int, int] = field(default_factory=dict)  # peak bytes a device
     available: int | None = None  # bytes of a device; None where this machine is not the recipe's
-    flops: float | None = None
+    flops: float | None = None  # of the training steps
+    evaluation_flops: float = 0.0  # of all evaluations during training
 
     @property
     def disk_bytes(self) -> int:
@@ -66,7 +68,7 @@ class Outlook:
         peak = MACHINES[self.config.machine].peak_flops if self.config.machine in MACHINES else None
         if self.flops is None or peak is None:
             return None
-        return assumed_time(self.flops, peak, self.config.train.distributed.devices)
+        return assumed_time(self.flops + self.evaluation_flops, peak, self.config.train.distributed.devices)
 
     def what_fits(self) -> tuple[int, int]:
         """The largest micro-batch at this length, and the longest rows at this micro-batch; 0 where none fits."""
@@ -90,6 +92,7 @@ class Outlook:
             "memory_bytes": self.memory.to_json() if self.memory else None,
             "peak_bytes_by_ranks": {str(ranks): peak for ranks, peak in self.by_ranks.items()},
             "flops": self.flops,
+            "evaluation_flops": self.evaluation_flops,
             "workload_counted": self.workload.counted,
         }
 
@@ -128,13 +131,10 @@ def foresee(config: Config, architecture: Architecture | None, workload: Workloa
         return Outlook(config, workload, schedule)
     devices = config.train.distributed.devices
     share = workload.supervised / max(config.train.per_device_train_batch_size * workload.longest_row, 1)
-    flops = run_flops(
-        architecture,
-        config.train,
-        positions=workload.positions,
-        length=workload.tokens / max(workload.rows, 1),
-        supervised_share=min(share, 1.0),
-    )
+    length = workload.tokens / max(workload.rows, 1)
+    usual = {"length": length, "supervised_share": min(share, 1.0)}
+    flops = run_flops(architecture, config.train, positions=workload.positions, **usual)
+    a_pass = evaluation_flops(architecture, positions=workload.validation, **usual)
     return Outlook(
         config,
         workload,
@@ -145,6 +145,7 @@ def foresee(config: Config, architecture: Architecture | None, workload: Workloa
         {ranks: peak_memory(config, architecture, workload, ranks).peak for ranks in RANKS},
         available_bytes(config),
         flops,
+        schedule.evaluations * a_pass,
     )
 
 

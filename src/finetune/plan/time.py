@@ -54,6 +54,14 @@ def run_flops(
     return positions * train.num_train_epochs * a_position
 
 
+def evaluation_flops(architecture: Architecture, *, positions: int, length: float, supervised_share: float) -> float:
+    """Operations of one pass over `positions` of the validation split: forward alone."""
+    weights = sum(linear.parameters for linear in architecture.linears if linear.name != HEAD)
+    attention = 2 * architecture.layers * length * architecture.heads * architecture.head_dim
+    head = 2 * architecture.hidden * architecture.vocabulary * supervised_share
+    return positions * (2 * weights + attention + head)
+
+
 def assumed_time(flops: float, peak_flops: float, devices: int) -> Range:
     """Seconds on devices of this data sheet, by the share of it that such runs reach."""
     low, high = ASSUMED_SHARE

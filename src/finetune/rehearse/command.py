@@ -11,11 +11,12 @@ from finetune.config import Config
 from finetune.console import say, table
 from finetune.errors import ConfigError
 from finetune.paths import Paths
-from finetune.planner import Preview, look_ahead, told
+from finetune.planner import Preview, look_ahead
 from finetune.recipes import read_recipe
 from finetune.rehearse import proofs
 from finetune.rehearse.runs import Processes
 from finetune.rehearse.setting import EVENT_STEPS, KILLED_AT, Setting, prepare_setting
+from finetune.validate.findings import told
 
 NOT_HERE = {
     "cuda": "speed and memory on the GPU, its own kernels (flash attention, 8-bit optimizers, fused ones)",

@@ -15,7 +15,7 @@ from finetune.console import say
 from finetune.errors import DataError
 from finetune.machine import versions
 
-CODE = ("config.py", "model", "train")  # the package's files that determine the adapter
+CODE = ("config.py", "model", "plan/order.py", "train")  # the package's files that determine the adapter
 
 
 def fingerprint(config: Config, data_sha256: dict[str, str], base: dict[str, str]) -> str:

@@ -41,7 +41,6 @@ def run(config: Config, paths: Paths) -> None:
     model = build_model(config, device)
     trainer = build_trainer(config, paths, model, tokenizer, checkpoints)
     check_rows(trainer, validated["tokens"])
-    check_epochs(trainer, validated["tokens"]["train"]["supervised_tokens"])
 
     measured = fit(trainer, config, checkpoints)
     results = summarize(trainer, model)
@@ -71,14 +70,14 @@ def run(config: Config, paths: Paths) -> None:
 
 
 def require_one_device(config: Config) -> None:
-    """MachineError where the recipe is for several devices: on one of them its effective batch would be another."""
-    devices = config.train.distributed.devices
-    if devices > 1:
+    """MachineError where the recipe is for several devices or a strategy, which would be ignored here."""
+    devices, strategy = config.train.distributed.devices, config.train.distributed.strategy
+    if devices > 1 or strategy != "none":
         accumulation = config.train.gradient_accumulation_steps * devices
         raise MachineError(
-            f"params.yaml: train.distributed.devices: {devices} devices can be planned and rehearsed, but this version "
-            f"trains on one; set devices: 1, strategy: none and train.gradient_accumulation_steps: {accumulation}, "
-            "which keeps the effective batch size"
+            f"params.yaml: train.distributed: {strategy} on {devices} devices is planned and rehearsed, but this "
+            "version trains on one device without a strategy; set devices: 1, strategy: none and "
+            f"train.gradient_accumulation_steps: {accumulation}, which keeps the effective batch size"
         )
 
 
@@ -100,7 +99,7 @@ def build_trainer(config: Config, paths: Paths, model: Any, tokenizer: Any, chec
 
     from finetune.train.checkpoints import SealCheckpoints
     from finetune.train.curves import CurvesCallback
-    from finetune.train.trainer import Trainer, score_supervised_positions, sft_config
+    from finetune.train.trainer import Trainer, WatchSupervision, score_supervised_positions, sft_config
 
     score_supervised_positions()
     callbacks: list[Any] = [SealCheckpoints(), CurvesCallback(paths.reports)]
@@ -117,6 +116,7 @@ def build_trainer(config: Config, paths: Paths, model: Any, tokenizer: Any, chec
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(WatchSupervision(trainer))
     keep_float32(model)  # TRL has just cast the adapter of a quantized base to bfloat16
     return trainer
 
@@ -131,13 +131,6 @@ def check_rows(trainer: Any, tokens: dict[str, dict[str, int]]) -> None:
                 f"data/validated/{name}.arrow: holds {supervised} supervised tokens in {len(dataset)} rows, but "
                 f"validate counted {counted} in {tokens[name]['rows']}; run validate again"
             )
-
-
-def check_epochs(trainer: Any, counted: int) -> None:
-    """Compare each epoch, when it ends, with what validate counted."""
-    from finetune.train.trainer import EpochCheck
-
-    trainer.add_callback(EpochCheck(trainer, counted))
 
 
 def fit(trainer: Any, config: Config, checkpoints: Path) -> dict[str, Any]:

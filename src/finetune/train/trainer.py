@@ -101,10 +101,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with an order of examples that survives a resume, a stop before a step that is not finite, and a count
     of the supervised tokens that were really trained on."""
 
-    consumed = 0  # supervised tokens of this epoch so far, in
-    batches = 0  # so many micro-batches
+    expected: Iterator[int] = iter(())  # supervised tokens of the micro-batches to come in this epoch
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:  # noqa: ARG002
         lengths = list(self.train_dataset["length"])  # the argument has lost this column, which no model takes
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return EpochSampler(lengths, batch_size, self.args.seed, self.args.train_sampling_strategy)
@@ -112,8 +111,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch; ConfigError where its loss is not finite."""
         inputs = args[1] if len(args) > 1 else kwargs["inputs"]
-        self.consumed += int((inputs["labels"] != IGNORED).sum())
-        self.batches += 1
+        self._check_supervision(int((inputs["labels"] != IGNORED).sum()))
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         self._stop_unless_finite("loss", float(loss))
         return loss
@@ -130,18 +128,24 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self._stop_unless_finite("validation loss", metrics["eval_loss"])
         return metrics
 
-    def check_epoch(self, counted: int) -> None:
-        """At the end of an epoch: DataError unless it held exactly the supervised tokens that validate counted.
+    def expect_epoch(self, epoch: int, done: int) -> None:
+        """Look up what the micro-batches of an epoch hold by validate's count, from the one after `done` on."""
+        micro = self.args.train_batch_size
+        supervised = [sum(label != IGNORED for label in labels) for labels in self.train_dataset["labels"]]
+        sampler = self._get_train_sampler()
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        batches = [order[start : start + micro] for start in range(0, len(order), micro)]
+        self.expected = iter([sum(supervised[at] for at in batch) for batch in batches[done:]])
 
-        An epoch that was resumed or stopped in its midst is not judged.
-        """
-        rows, micro = len(self.train_dataset), self.args.train_batch_size
-        consumed, whole = self.consumed, self.batches == -(-rows // micro)
-        self.consumed = self.batches = 0
-        if whole and consumed != counted:
+    def _check_supervision(self, found: int) -> None:
+        """DataError unless a micro-batch has the supervised tokens that validate counted in its rows."""
+        counted = next(self.expected, None)
+        if counted is not None and found != counted:
             raise DataError(
-                f"data/validated/train.arrow: {consumed} supervised tokens were trained on in this epoch, but validate "
-                f"counted {counted}; the rows and the collator disagree: run validate again (dvc repro -f validate)"
+                f"data/validated/train.arrow: a micro-batch after step {self.state.global_step} has {found} supervised "
+                f"tokens, but validate counted {counted} in its rows; the rows and the collator disagree: run validate "
+                "again (dvc repro -f validate)"
             )
 
     def _stop_unless_finite(self, what: str, value: float) -> None:
@@ -153,12 +157,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             )
 
 
-class EpochCheck(TrainerCallback):  # type: ignore[misc]
-    """Compares what each epoch trained on with what validate counted."""
+class WatchSupervision(TrainerCallback):  # type: ignore[misc]
+    """Tells the trainer, when an epoch begins or a resumed one goes on, what its micro-batches must hold."""
 
-    def __init__(self, trainer: Trainer, counted: int) -> None:
-        self.trainer, self.counted = trainer, counted
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Called after an epoch's last step, and where a run stops within one."""
-        self.trainer.check_epoch(self.counted)
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Called before the first micro-batch of an epoch, and before the first one after a resume."""
+        accumulation = args.gradient_accumulation_steps
+        micro_batches = -(-len(self.trainer.train_dataset) // args.train_batch_size)
+        steps_an_epoch = -(-micro_batches // accumulation)
+        epoch, steps_done = divmod(state.global_step, steps_an_epoch)
+        self.trainer.expect_epoch(epoch, steps_done * accumulation)

@@ -1,5 +1,7 @@
 """Checks of the adapter and its optimization against the architecture and against what is known to train well."""
 
+import math
+
 from finetune.config import Config
 from finetune.model.architecture import HEAD, Architecture
 from finetune.validate.findings import Finding
@@ -40,10 +42,10 @@ def check_target_modules(config: Config, architecture: Architecture) -> list[Fin
 
 
 def check_scale(config: Config) -> list[Finding]:
-    """alpha / r, by which the adapter's output is multiplied (rsLoRA divides by the root, and is left alone)."""
+    """alpha / r, by which the adapter's output is multiplied; rsLoRA divides by the root of r."""
     adapter = config.adapter
-    scale = adapter.lora_alpha / adapter.r
-    if adapter.use_rslora or SCALES[0] <= scale <= SCALES[1]:
+    scale = adapter.lora_alpha / (math.sqrt(adapter.r) if adapter.use_rslora else adapter.r)
+    if SCALES[0] <= scale <= SCALES[1]:
         return []
     what = f"lora_alpha {adapter.lora_alpha} over r {adapter.r} is {scale:g}, outside {SCALES[0]:g} to {SCALES[1]:g}"
     return [Finding("alpha-unusual", "params.yaml: adapter.lora_alpha", what, f"use {2 * adapter.r}")]

@@ -1,7 +1,6 @@
 """Checks of the base model: is it there, whole, safe and pinned, and do its parts belong together."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from finetune.config import Config, ModelConfig
 from finetune.errors import BaseModelError
 from finetune.model.architecture import Architecture, find_architecture, measure_architecture
-from finetune.model.base import base_folder, end_tokens, identify_base, is_whole
+from finetune.model.base import base_folder, end_tokens, fetch_config, hub_answers, identify_base, is_whole
 from finetune.model.tokens import COPY, TEMPLATES, load_tokenizer, template_marks, tokenize
 from finetune.validate.findings import Finding
 from finetune.validate.mask_checks import ASKED, check_template
@@ -34,16 +33,21 @@ class Base:
 def examine_base(config: Config, root: Path, *, fetch: bool = True) -> Base:
     """Everything that the later checks and the tokenization need of the base, and all findings about it.
 
-    Without `fetch` the network is left alone, as a plan does.
+    Without `fetch` the network is left alone, as a plan does. With it, config and tokenizer of a pinned base are
+    fetched where the Hub answers; where it does not, the weights, which train would fetch, must be in the cache.
     """
     base = Base()
     model = config.model
     base.identity = _attempt(base, lambda: identify_base(model))
+    local = Path(model.base).is_dir()
+    online = fetch and not local and base.identity is not None and hub_answers()
+    if online:
+        _attempt(base, lambda: fetch_config(model))
     base.architecture = _attempt(base, lambda: measure_architecture(find_architecture(model, root)))
-    base.tokenizer = _attempt(base, lambda: load_tokenizer(model, fetch=fetch))
+    base.tokenizer = _attempt(base, lambda: load_tokenizer(model, fetch=online))
     folder = base_folder(model)
     if folder is not None:
-        base.findings += check_weights(folder, complete=Path(model.base).is_dir() or (fetch and _offline()))
+        base.findings += check_weights(folder, complete=local or (fetch and not online))
     if base.architecture is not None:
         base.findings += check_length(config, base.architecture)
     if base.tokenizer is not None:
@@ -63,10 +67,6 @@ def _attempt(base: Base, step: Callable[[], Any]) -> Any:
         if not any(known == finding if several else known.code == error.code for known in base.findings):
             base.findings.append(finding)
         return None
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
 
 
 def check_weights(folder: Path, *, complete: bool) -> list[Finding]:

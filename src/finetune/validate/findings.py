@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.console import table
 from finetune.validate.codes import CODES, COSTS, SEVERITIES, Severity
 
 
@@ -61,7 +62,9 @@ def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Fin
             advice = f"did you mean {near[0]}?" if near else "docs/findings.md lists them"
             given.append(Finding("accepted-unknown", where, "is no code of a finding", advice))
         elif CODES[code].binding:
-            given.append(Finding("accepted-unknown", where, "can't be accepted: no run or verdict could follow", "remove it"))
+            given.append(
+                Finding("accepted-unknown", where, "can't be accepted: no run or verdict could follow", "remove it")
+            )
         elif code not in found:
             given.append(Finding("accepted-unused", where, "was not found in this run", "remove it"))
     return by_cost(given)
@@ -106,3 +109,16 @@ def _cell(value: Any) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def told(finding: Finding) -> str:
+    """A finding in one line; an accepted one with the reason in place of the fix."""
+    if finding.accepted is None:
+        return str(finding)
+    return f"{finding.where}: {finding.what} (accepted: {finding.accepted})"
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """The findings as a table, in order of cost."""
+    rows = [[finding.severity, finding.code, told(finding)] for finding in findings]
+    table("findings", ["severity", "code", "where, what, what to do"], rows)

@@ -5,7 +5,7 @@ decoded from its supervised tokens, must then be the same around its own text, a
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,11 +104,31 @@ def _names(turn: Message) -> str:
 
 
 def _holds_calls(turn: Message, text: str) -> bool:
-    """Whether every called name and every argument's text stands in the supervised text."""
+    """Whether every called name and every argument stands in the supervised text, in one of the ways of writing it."""
     for call in turn.tool_calls or ():
         arguments = call["function"]["arguments"]
         values = json.loads(arguments) if isinstance(arguments, str) else arguments
-        told = [str(value) for value in values.values() if isinstance(value, str | int)]
-        if call["function"]["name"] not in text or any(value not in text for value in told):
+        written = all(any(way in text for way in _ways_to_write(value)) for value in _leaves(values))
+        if call["function"]["name"] not in text or not written:
             return False
     return True
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The values of an argument that hold no others."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+    else:
+        yield value
+
+
+def _ways_to_write(value: Any) -> set[str]:
+    """As text, as JSON (with and without quotes and escapes), as Python: templates write arguments in their own way."""
+    plain, escaped = json.dumps(value, ensure_ascii=False), json.dumps(value)
+    inner = {form[1:-1] for form in (plain, escaped) if form.startswith('"')}
+    html = {json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")}
+    return {str(value), repr(value), plain, escaped, *inner, *html, *(form.strip('"') for form in html)}

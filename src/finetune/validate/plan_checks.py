@@ -1,13 +1,15 @@
 """Checks of the plan against the memory there is: does the run fit, and does it pay for room that it has anyway."""
 
+import math
+
 from finetune.config import Config
 from finetune.console import gigabytes
 from finetune.machine import memory_bytes, why_unavailable
 from finetune.plan.machines import MACHINES
-from finetune.plan.outlook import Outlook, peak_memory
+from finetune.plan.outlook import FITTING, Outlook, peak_memory
 from finetune.validate.findings import Finding
 
-TIGHT = 0.9  # of the memory; the prediction is good to a tenth
+COSTLY = 0.25  # evaluations, of the work of the training steps
 ROOMY = 0.7  # of the memory that another setting would need at most, to be worth naming
 ADVICE = "use a smaller micro-batch (with more accumulation) or max_length, or nf4; make plan shows what fits"
 
@@ -16,14 +18,30 @@ def check_plan(config: Config, outlook: Outlook) -> list[Finding]:
     """All findings about memory; none where the architecture is not known."""
     if outlook.memory is None:
         return []
-    return [*check_fit(outlook), *check_this_machine(config, outlook), *check_room(config, outlook)]
+    return [
+        *check_fit(outlook),
+        *check_this_machine(config, outlook),
+        *check_room(config, outlook),
+        *check_evaluations(outlook),
+    ]
+
+
+def check_evaluations(outlook: Outlook) -> list[Finding]:
+    """Evaluations during training that cost a good part of what the training itself costs."""
+    work, evaluations = outlook.evaluation_flops, outlook.schedule.evaluations
+    if not outlook.flops or work <= COSTLY * outlook.flops:
+        return []
+    enough = max(math.floor(evaluations * COSTLY * outlook.flops / work), 1)
+    what = f"{evaluations} evaluations are {work / outlook.flops:.0%} of the work of the training steps"
+    fix = f"use {math.ceil(outlook.schedule.steps / enough)} (and save_steps a multiple of it), or less validation data"
+    return [Finding("evaluations-costly", "params.yaml: train.eval_steps", what, fix)]
 
 
 def check_fit(outlook: Outlook) -> list[Finding]:
     """The predicted peak against the machine that the recipe is for."""
     assert outlook.memory is not None
     peak, available, where = outlook.memory.peak, outlook.available, "params.yaml: train"
-    if available is None or peak <= TIGHT * available:
+    if available is None or peak <= FITTING * available:
         return []
     names = ("per_device_train_batch_size", "max_length")
     fitting = [f"{name} {size}" for name, size in zip(names, outlook.what_fits(), strict=True) if size]
@@ -62,7 +80,7 @@ def check_room(config: Config, outlook: Outlook) -> list[Finding]:
             what = f"without it the peak would be {gigabytes(peak(plain))} of {gigabytes(outlook.available)}"
             where, fix = (
                 "params.yaml: train.activation_checkpointing",
-                "set it to false: a quarter of the work is saved",
+                "set it to false: a third of the work is saved",
             )
             findings.append(Finding("checkpointing-needless", where, what, fix))
     if config.model.quantization == "nf4":

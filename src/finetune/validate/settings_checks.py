@@ -5,6 +5,7 @@ from finetune.model.architecture import HEAD, Architecture
 from finetune.validate.findings import Finding
 
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
+TWICE = "the frozen weights in 32 bit take twice the memory; only the adapter needs them"
 DEEPSPEED = ("zero2", "zero3")
 NF4_CPU_INPUTS, NF4_CPU_OUTPUTS = 64, 32  # multiples that bitsandbytes' CPU kernels need (0.50: gemv_4bit, dequantize)
 
@@ -16,6 +17,7 @@ def check_settings(config: Config, architecture: Architecture | None) -> list[Fi
         *check_optimizer(config),
         *check_attention(config),
         *check_quantization(config, architecture),
+        *check_supported(config),
         *check_strategy(config),
         *check_offload(config),
         *check_effective_batch(config),
@@ -34,8 +36,15 @@ def check_precision(config: Config) -> list[Finding]:
     if environment == "cpu" and config.model.dtype == "float16":
         what = "float16 on a CPU is computed slowly, or not at all"
         findings.append(Finding("dtype-slow", "params.yaml: model.dtype", what, "use bfloat16 or float32"))
+    if environment == "cuda" and config.model.dtype == "float16" and not config.train.fp16:
+        what = "float16 weights are trained through without loss scaling" + (
+            " (bf16 has none)" if config.train.bf16 else ""
+        )
+        fix = "set train.fp16: true and bf16: false, or dtype: bfloat16"
+        findings.append(Finding("dtype-unscaled", "params.yaml: model.dtype", what, fix))
     if environment == "cuda" and config.model.dtype == "float32":
-        what = "the frozen weights in 32 bit take twice the memory; only the adapter needs them"
+        quantized = config.model.quantization == "nf4"
+        what = "4-bit weights are computed with in 32 bit, twice as slow as in 16" if quantized else TWICE
         findings.append(Finding("float32-weights-large", "params.yaml: model.dtype", what, "use bfloat16"))
     return findings
 
@@ -98,6 +107,20 @@ def check_quantization(config: Config, architecture: Architecture | None) -> lis
                 findings.append(Finding("quantization-shape", where, what, "use none"))
                 break
     return findings
+
+
+def check_supported(config: Config) -> list[Finding]:
+    """What train refuses so far: it runs on one device, without a strategy."""
+    distributed = config.train.distributed
+    if distributed.devices == 1 and distributed.strategy == "none":
+        return []
+    accumulation = config.train.gradient_accumulation_steps * distributed.devices
+    what = (
+        f"{distributed.strategy} on {distributed.devices} devices is planned and rehearsed, but this version trains "
+        "on one device without a strategy, and train refuses"
+    )
+    fix = f"set devices: 1, strategy: none and train.gradient_accumulation_steps: {accumulation}"
+    return [Finding("distributed-unsupported", "params.yaml: train.distributed", what, fix)]
 
 
 def check_strategy(config: Config) -> list[Finding]:

@@ -6,7 +6,7 @@ from typing import Any
 from finetune.artifacts import publish_directory, read_json, sha256_file, write_json, write_lines, write_manifest
 from finetune.config import Config
 from finetune.config_types import SPLITS, Split
-from finetune.console import say, table
+from finetune.console import say
 from finetune.errors import ConfigError, DataError
 from finetune.paths import Paths
 from finetune.plan.outlook import Outlook, Workload, foresee
@@ -14,9 +14,10 @@ from finetune.records import Example, read_examples
 from finetune.validate.adapter_checks import check_adapter
 from finetune.validate.base_checks import Base, examine_base
 from finetune.validate.data_checks import check_data
-from finetune.validate.findings import Finding, accept, to_markdown
+from finetune.validate.findings import Finding, accept, show_findings, to_markdown
 from finetune.validate.machine_checks import check_disk, check_machine
 from finetune.validate.plan_checks import check_plan
+from finetune.validate.reference_checks import check_reference
 from finetune.validate.run_checks import check_run
 from finetune.validate.settings_checks import check_settings
 from finetune.validate.token_checks import check_padding, check_special_tokens, check_split, check_test_answers
@@ -50,7 +51,9 @@ def run(config: Config, paths: Paths) -> None:
     }
     if not report["errors"]:
         publish(paths.validated, config, tokens, report)
-    tables = {"Plan": outlook.table(), "Schedule": report["schedule"], "Tokens": by_measure(report["tokens"])}
+    shares = {name: split.counts.shares(config.train.max_length) for name, split in tokens.items()}
+    told = {name: report["tokens"][name] | shares[name] for name in tokens}
+    tables = {"Plan": outlook.table(), "Schedule": report["schedule"], "Tokens": by_measure(told)}
     write_lines(paths.reports / "validation.md", [to_markdown(findings, tables)])
     write_json(paths.reports / "validation.json", report)
     show(findings, outlook)
@@ -77,10 +80,12 @@ def tokenize_splits(config: Config, base: Base, splits: Splits) -> Tokens:
 def foresee_run(config: Config, base: Base, splits: Splits, tokens: Tokens) -> Outlook:
     """Schedule, parameters and memory, from what was counted, or from the most that max_length allows."""
     if "train" not in tokens or not tokens["train"].rows:
-        workload = Workload.at_most(config.train, len(splits["train"]))
+        workload = Workload.at_most(config.train, len(splits["train"]), len(splits["validation"]))
     else:
         counts = tokens["train"].counts
-        workload = Workload(counts.rows, counts.tokens, counts.positions, counts.longest_row, counts.most_supervised)
+        passes = tokens["validation"].counts.positions
+        heaviest = (counts.longest_row, counts.most_supervised)
+        workload = Workload(counts.rows, counts.tokens, counts.positions, *heaviest, passes)
     return foresee(config, base.architecture, workload)
 
 
@@ -89,6 +94,7 @@ def find_all(config: Config, root: Path, splits: Splits, base: Base, tokens: Tok
     findings = [*base.findings, *check_settings(config, base.architecture), *check_adapter(config, base.architecture)]
     findings += [*check_run(config.train, outlook.schedule), *check_machine(config), *check_plan(config, outlook)]
     findings += [*check_disk(root, outlook.disk_bytes), *check_data(config, splits)]
+    findings += check_reference(config, root / "recipes")
     for name, split in tokens.items():
         findings += check_split(config, name, split)
     if tokens:
@@ -108,7 +114,7 @@ def publish(folder_: Path, config: Config, tokens: Tokens, report: dict[str, Any
         write_manifest(folder, manifest | {"packing": config.train.packing})
 
 
-def by_measure(tokens: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+def by_measure(tokens: dict[Split, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The account with a line a measure and a column a split, which fits on a page."""
     measures = list(next(iter(tokens.values()), {}))
     return {measure: {name: counts[measure] for name, counts in tokens.items()} for measure in measures}
@@ -130,13 +136,3 @@ def show(findings: list[Finding], outlook: Outlook) -> None:
         say(line)
     stopping = sum(finding.stops for finding in findings)
     say(f"{len(findings)} findings, {stopping} errors; details in reports/validation.md, codes in docs/findings.md")
-
-
-def show_findings(findings: list[Finding]) -> None:
-    """The findings as a table, in order of cost."""
-    rows = []
-    for finding in findings:
-        text = str(finding) if finding.accepted is None else f"{finding.where}: {finding.what}"
-        told = "" if finding.accepted is None else f" (accepted: {finding.accepted})"
-        rows.append([finding.severity, finding.code, text + told])
-    table("findings", ["severity", "code", "where, what, what to do"], rows)

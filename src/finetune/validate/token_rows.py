@@ -43,6 +43,11 @@ class TokenCounts:
         """The share of the computed positions that hold no token."""
         return 1 - self.tokens / self.positions if self.positions else 0.0
 
+    def shares(self, max_length: int) -> dict[str, str]:
+        """Padding, and how full the rows are of what they may hold, for the report."""
+        full = self.tokens / (self.rows * max_length) if self.rows else 0.0
+        return {"padding": f"{self.padding:.1%}", "rows_filled": f"{full:.1%}"}
+
     def to_json(self) -> dict[str, int]:
         """For the report."""
         return asdict(self)
