@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -628,3 +629,35 @@ def test_a_base_that_serves_nothing_stops_validate_with_its_findings(
     assert "model.base: base: no config.json" in told
     assert "train.warmup_steps: 500 is more than" in told
     assert "Traceback" not in told
+
+
+def test_where_the_hub_answers_config_and_tokenizer_are_fetched(
+    cache: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first validate of a base that is not in the cache, on a machine with a network; the weights are train's."""
+    from finetune.validate import base_checks
+
+    asked: list[Any] = []
+    monkeypatch.setattr(base_checks, "hub_answers", lambda: True)
+    monkeypatch.setattr(base_checks, "fetch_config", lambda model: asked.append(("config", model.base)))
+    monkeypatch.setattr(base_checks, "load_tokenizer", lambda model, fetch: asked.append(("tokenizer", fetch)))
+    examine(model__base="org/name", model__revision=COMMIT)
+    assert asked == [("config", "org/name"), ("tokenizer", True)]
+    asked.clear()
+    examine(model__base="org/name")  # unpinned: nothing to ask for
+    assert asked == [("tokenizer", False)]
+
+
+def test_a_network_that_is_not_there_is_found_out_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's library tries six times, for most of a minute, before it says the same."""
+    from huggingface_hub import constants
+
+    from finetune.model.base import hub_answers
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the port of discard, where nobody listens
+    started = time.monotonic()
+    assert not hub_answers()
+    assert time.monotonic() - started < 20
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert not hub_answers()

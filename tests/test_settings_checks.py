@@ -20,9 +20,11 @@ from finetune.validate import machine_checks, plan_checks
 from finetune.validate.adapter_checks import check_adapter
 from finetune.validate.findings import Finding
 from finetune.validate.machine_checks import check_disk, check_machine
-from finetune.validate.plan_checks import check_fit, check_plan, check_room, check_this_machine
+from finetune.validate.plan_checks import check_evaluations, check_fit, check_plan, check_room, check_this_machine
+from finetune.validate.reference_checks import check_reference
 from finetune.validate.run_checks import check_run
 from finetune.validate.settings_checks import check_settings
+from tests.small_run import ROOT
 
 GB = 10**9
 CUDA = {"environment": "cuda", "machine": "h100", "model.dtype": "bfloat16"}
@@ -669,3 +671,34 @@ def test_a_packed_run_is_judged_by_its_rows(change: Callable[..., Config]) -> No
     train = change(**keys).train
     assert check_run(train, plan_schedule(train, 1600)) == []
     assert codes(check_run(train, plan_schedule(train, 160))) == ["eval-never", "save-never"]
+
+
+# ---- The recipe
+
+
+def test_another_batch_size_than_the_recipes_is_told(change: Callable[..., Config], tmp_path: Path) -> None:
+    """Learning rates are chosen for a batch size; params.yaml alone can't tell that it was changed."""
+    assert check_reference(change(), ROOT / "recipes") == []
+    keys = {"train.effective_batch_size": 32, "train.gradient_accumulation_steps": 2}
+    (finding,) = check_reference(change(**keys), ROOT / "recipes")
+    assert str(finding) == (
+        f"params.yaml: train.effective_batch_size: 32 here, 16 in {ROOT}/recipes/tiny.yaml, whose learning rate was "
+        "chosen for that; use 16 (with another gradient_accumulation_steps), or another learning_rate"
+    )
+    assert finding.severity == "warning"
+    assert check_reference(change(**keys), tmp_path) == []  # a run of no recipe
+
+
+# ---- What evaluations cost
+
+
+def test_costly_evaluations_are_a_warning(change: Callable[..., Config]) -> None:
+    """188 evaluations of a validation split as large as a tenth of the rows would double the run."""
+    config = change(**{"train.eval_steps": 15, "train.save_steps": 15})
+    outlook = foresee(config, LLAMA, Workload.at_most(config.train, 15_000, validation=1_300))
+    (finding,) = check_evaluations(outlook)
+    assert (finding.code, finding.severity) == ("evaluations-costly", "warning")
+    assert finding.where == "params.yaml: train.eval_steps"
+    interval = int(finding.fix.split()[1])
+    rarer = change(**{"train.eval_steps": interval, "train.save_steps": interval})
+    assert check_evaluations(foresee(rarer, LLAMA, Workload.at_most(rarer.train, 15_000, validation=1_300))) == []

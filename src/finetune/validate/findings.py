@@ -79,8 +79,8 @@ def _with_reason(finding: Finding, accepted: Mapping[str, str]) -> Finding:
 def to_markdown(findings: Sequence[Finding], tables: Mapping[str, Mapping[str, Any]]) -> str:
     """The report that a person reads: the findings, then each table of `tables` (title -> row -> value or cells)."""
     stopping, accepted = sum(f.stops for f in findings), sum(f.accepted is not None for f in findings)
-    told = f"{len(findings)} findings, {stopping} of them errors" + (f", {accepted} accepted" if accepted else "")
-    lines = ["# Validation", "", f"{told}."]
+    summary = f"{counted(findings)}, {stopping} of them errors" + (f", {accepted} accepted" if accepted else "")
+    lines = ["# Validation", "", f"{summary}."]
     if findings:
         lines += ["", "| severity | code | where | what | fix |", "|---|---|---|---|---|"]
     for finding in findings:
@@ -109,6 +109,11 @@ def _cell(value: Any) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def counted(findings: Sequence[Finding]) -> str:
+    """How many findings, in words."""
+    return "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
 
 
 def told(finding: Finding) -> str:

@@ -14,7 +14,7 @@ from finetune.records import Example, read_examples
 from finetune.validate.adapter_checks import check_adapter
 from finetune.validate.base_checks import Base, examine_base
 from finetune.validate.data_checks import check_data
-from finetune.validate.findings import Finding, accept, show_findings, to_markdown
+from finetune.validate.findings import Finding, accept, counted, show_findings, to_markdown
 from finetune.validate.machine_checks import check_disk, check_machine
 from finetune.validate.plan_checks import check_plan
 from finetune.validate.reference_checks import check_reference
@@ -135,4 +135,4 @@ def show(findings: list[Finding], outlook: Outlook) -> None:
     for line in outlook.lines():
         say(line)
     stopping = sum(finding.stops for finding in findings)
-    say(f"{len(findings)} findings, {stopping} errors; details in reports/validation.md, codes in docs/findings.md")
+    say(f"{counted(findings)}, {stopping} errors; details in reports/validation.md, codes in docs/findings.md")
