@@ -10,7 +10,7 @@ FINETUNE := python -m finetune
 .PHONY: help setup setup-dev repro test test-end-to-end test-fast lint check recipes use pin plan rehearse doctor sweep exps report gate lock clean
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "RECIPE", $$1); printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "RECIPE", $$1); printf "  make %-16s %s\n", $$1, $$2}' Makefile
 	@echo "  ENVIRONMENT=cpu|cuda|apple overrides what is found on this machine"
 
 setup: ## install the locked packages into .venv (done by the others when needed)
@@ -24,7 +24,7 @@ repro: setup ## set up and run the whole pipeline to its verdict
 	@dvc repro
 	@$(FINETUNE) report
 
-test: setup-dev ## set up and run all tests
+test: setup-dev ## set up and run the tests
 	@python -m pytest -n 2 --dist loadfile -m "not end_to_end"
 
 test-end-to-end: setup-dev ## the pipeline through DVC, and rehearsals of every recipe: half an hour
