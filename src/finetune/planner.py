@@ -31,20 +31,14 @@ class Preview:
 
 def look_ahead(config: Config, root: Path, examples: int | None = None, length: int | None = None) -> Preview:
     """Everything that can be known of a run from its config: with the prepared rows where they are at hand."""
-    from finetune.validate.adapter_checks import check_adapter
     from finetune.validate.base_checks import examine_base
+    from finetune.validate.config_checks import check_config
     from finetune.validate.machine_checks import check_machine
-    from finetune.validate.plan_checks import check_plan
-    from finetune.validate.reference_checks import check_reference
-    from finetune.validate.run_checks import check_run
-    from finetune.validate.settings_checks import check_settings
 
     base = examine_base(config, root, fetch=False)
     workload, source = find_workload(config, root, examples, length)
     outlook = foresee(config, base.architecture, workload)
-    findings = [*base.findings, *check_settings(config, base.architecture), *check_adapter(config, base.architecture)]
-    findings += [*check_run(config.train, outlook.schedule), *check_plan(config, outlook)]
-    findings += check_reference(config, root / "recipes")
+    findings = check_config(config, root, base, outlook)
     if config.machine not in MACHINES:
         findings += check_machine(config)
     hidden = ELSEWHERE | ({"base-missing"} if base.architecture is not None else set())  # its facts are enough here
@@ -76,7 +70,7 @@ def count_workload(config: Config, root: Path) -> tuple[Workload, str]:
     """The prepared training rows in tokens: the base's own where its tokenizer is at hand, else the embedded one's."""
     from finetune.model.shrink import rehearsal_tokenizer
     from finetune.records import read_examples
-    from finetune.validate.token_rows import tokenize_split
+    from finetune.validate.token_rows import tokenize_split, workload_of
 
     examples = read_examples(Paths(root).prepared / "train.jsonl")
     try:
@@ -88,10 +82,7 @@ def count_workload(config: Config, root: Path) -> tuple[Workload, str]:
     held_out = read_examples(Paths(root).prepared / "validation.jsonl")
     if split.refused:
         return Workload.at_most(config.train, len(examples)), f"{len(examples):,} rows, which the template refuses"
-    counts = split.counts
-    passes = tokenize_split(tokenizer, held_out, config.train, config.seed).counts.positions
-    heaviest = (counts.longest_row, counts.most_supervised)
-    workload = Workload(counts.rows, counts.tokens, counts.positions, *heaviest, passes)
+    workload = workload_of(split.counts, tokenize_split(tokenizer, held_out, config.train, config.seed).counts)
     source = f"{len(examples):,} prepared rows, in tokens of "
     return workload, source + (config.model.base if own else "the embedded tokenizer, as the base's is not at hand")
 

@@ -29,6 +29,12 @@ class Range:
         return f"{self.least:.0f} to {self.most:.0f} seconds"
 
 
+def forward_flops(architecture: Architecture, length: float) -> tuple[float, float]:
+    """Operations of one position on its way forward: of the layers' weights (two each), and of causal attention."""
+    weights = sum(linear.parameters for linear in architecture.linears if linear.name != HEAD)
+    return 2 * weights, 2 * architecture.layers * length * architecture.heads * architecture.head_dim
+
+
 def flops_per_position(architecture: Architecture, train: TrainConfig, length: int) -> float:
     """Floating-point operations for one position of a training row of `length`, the loss head left out.
 
@@ -36,10 +42,9 @@ def flops_per_position(architecture: Architecture, train: TrainConfig, length: i
     activations are computed again; attention adds 4 x length x width a layer forward (half of it causal), twice that
     backward. After Kaplan et al., arXiv 2001.08361, table 1.
     """
-    weights = sum(linear.parameters for linear in architecture.linears if linear.name != HEAD)
-    attention = 2 * architecture.layers * length * architecture.heads * architecture.head_dim
+    weights, attention = forward_flops(architecture, length)
     again = 1 if train.activation_checkpointing else 0
-    return 2 * weights * (2 + again) + attention * (3 + again)
+    return weights * (2 + again) + attention * (3 + again)
 
 
 def run_flops(
@@ -56,10 +61,8 @@ def run_flops(
 
 def evaluation_flops(architecture: Architecture, *, positions: int, length: float, supervised_share: float) -> float:
     """Operations of one pass over `positions` of the validation split: forward alone."""
-    weights = sum(linear.parameters for linear in architecture.linears if linear.name != HEAD)
-    attention = 2 * architecture.layers * length * architecture.heads * architecture.head_dim
     head = 2 * architecture.hidden * architecture.vocabulary * supervised_share
-    return positions * (2 * weights + attention + head)
+    return positions * (sum(forward_flops(architecture, length)) + head)
 
 
 def assumed_time(flops: float, peak_flops: float, devices: int) -> Range:

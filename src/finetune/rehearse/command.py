@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,26 +120,35 @@ def prove_schedule(real: Config, preview: Preview) -> Proof:
     return Proof(what, text, same and reached and min(seen["logs"], seen["evaluations"], seen["saves"]) > 0)
 
 
+def _prove(
+    processes: Processes,
+    what: str,
+    function: Callable[[Config, Paths], dict[str, Any]],
+    judge: Callable[[dict[str, Any]], tuple[str, bool]],
+) -> Proof:
+    """Let a process see for itself; `judge` puts what it saw into words, and says whether it held."""
+    seen = processes.prove(function)
+    return Proof(what, seen["error"], held=False) if "error" in seen else Proof(what, *judge(seen))
+
+
 def prove_mask(processes: Processes) -> Proof:
     """What is trained on, shown."""
-    seen = processes.prove(proofs.decode_mask)
-    what = "the mask is the answers and their end tokens"
-    if "error" in seen:
-        return Proof(what, seen["error"], held=False)
-    text = f"{seen['supervised_tokens']} tokens of {seen['examples']} examples; the first: {seen['shown']}".replace(
-        "\n", " ⏎ "
-    )
-    return Proof(what, text, held=True)
+
+    def judge(seen: dict[str, Any]) -> tuple[str, bool]:
+        shown = seen["shown"].replace("\n", " ⏎ ")
+        return f"{seen['supervised_tokens']} tokens of {seen['examples']} examples; the first: {shown}", True
+
+    return _prove(processes, "the mask is the answers and their end tokens", proofs.decode_mask, judge)
 
 
 def prove_packing(processes: Processes) -> Proof:
     """Packed neighbours do not see each other."""
-    seen = processes.prove(proofs.check_packing)
-    what = "packing isolates"
-    if "error" in seen:
-        return Proof(what, seen["error"], held=False)
-    difference = seen["largest_difference"]
-    return Proof(what, f"a neighbour moves logits by {difference:.1e}", held=difference <= seen["tolerance"])
+
+    def judge(seen: dict[str, Any]) -> tuple[str, bool]:
+        difference = seen["largest_difference"]
+        return f"a neighbour moves logits by {difference:.1e}", difference <= seen["tolerance"]
+
+    return _prove(processes, "packing isolates", proofs.check_packing, judge)
 
 
 def prove_resume(setting: Setting, processes: Processes) -> Proof:
@@ -162,27 +172,24 @@ def prove_resume(setting: Setting, processes: Processes) -> Proof:
 
 def prove_adapter(processes: Processes) -> Proof:
     """Every target module has an adapter in every layer, and each was trained."""
-    seen = processes.prove(proofs.check_adapter)
-    what = "every target module is hit and trained"
-    if "error" in seen:
-        return Proof(what, seen["error"], held=False)
-    found = seen["layers_and_trained"]
-    text = ", ".join(f"{name} {trained}/{layers}" for name, (layers, trained) in found.items())
-    return Proof(
-        what, text, held=seen["finite"] and all(layers and layers == trained for layers, trained in found.values())
-    )
+
+    def judge(seen: dict[str, Any]) -> tuple[str, bool]:
+        found = seen["layers_and_trained"]
+        text = ", ".join(f"{name} {trained}/{layers}" for name, (layers, trained) in found.items())
+        return text, seen["finite"] and all(layers and layers == trained for layers, trained in found.values())
+
+    return _prove(processes, "every target module is hit and trained", proofs.check_adapter, judge)
 
 
 def prove_plain_peft(processes: Processes) -> Proof:
     """The adapter loads without this package."""
-    seen = processes.prove(proofs.load_in_plain_peft)
-    what = "the adapter loads in plain PEFT"
-    if "error" in seen:
-        return Proof(what, seen["error"], held=False)
-    text = (
-        f"logits differ by {seen['difference_to_ours']:.1e} from ours, {seen['difference_to_base']:.1e} from the base"
-    )
-    return Proof(what, text, held=seen["difference_to_ours"] < proofs.TOLERANCE and seen["difference_to_base"] > 0)
+
+    def judge(seen: dict[str, Any]) -> tuple[str, bool]:
+        ours, base = seen["difference_to_ours"], seen["difference_to_base"]
+        text = f"logits differ by {ours:.1e} from ours, {base:.1e} from the base"
+        return text, ours < proofs.TOLERANCE and base > 0
+
+    return _prove(processes, "the adapter loads in plain PEFT", proofs.load_in_plain_peft, judge)
 
 
 def report(

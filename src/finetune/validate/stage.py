@@ -11,17 +11,13 @@ from finetune.errors import ConfigError, DataError
 from finetune.paths import Paths
 from finetune.plan.outlook import Outlook, Workload, foresee
 from finetune.records import Example, read_examples
-from finetune.validate.adapter_checks import check_adapter
 from finetune.validate.base_checks import Base, examine_base
+from finetune.validate.config_checks import check_config
 from finetune.validate.data_checks import check_data
 from finetune.validate.findings import Finding, accept, counted, show_findings, to_markdown
 from finetune.validate.machine_checks import check_disk, check_machine
-from finetune.validate.plan_checks import check_plan
-from finetune.validate.reference_checks import check_reference
-from finetune.validate.run_checks import check_run
-from finetune.validate.settings_checks import check_settings
 from finetune.validate.token_checks import check_padding, check_special_tokens, check_split, check_test_answers
-from finetune.validate.token_rows import TokenizedSplit, tokenize_split, write_arrow
+from finetune.validate.token_rows import TokenizedSplit, tokenize_split, workload_of, write_arrow
 
 TRAINED_ON: tuple[Split, ...] = ("train", "validation")
 Splits = dict[Split, list[Example]]
@@ -82,19 +78,14 @@ def foresee_run(config: Config, base: Base, splits: Splits, tokens: Tokens) -> O
     if "train" not in tokens or not tokens["train"].rows:
         workload = Workload.at_most(config.train, len(splits["train"]), len(splits["validation"]))
     else:
-        counts = tokens["train"].counts
-        passes = tokens["validation"].counts.positions
-        heaviest = (counts.longest_row, counts.most_supervised)
-        workload = Workload(counts.rows, counts.tokens, counts.positions, *heaviest, passes)
+        workload = workload_of(tokens["train"].counts, tokens["validation"].counts)
     return foresee(config, base.architecture, workload)
 
 
 def find_all(config: Config, root: Path, splits: Splits, base: Base, tokens: Tokens, outlook: Outlook) -> list[Finding]:
     """The findings of every check; none of them stops another."""
-    findings = [*base.findings, *check_settings(config, base.architecture), *check_adapter(config, base.architecture)]
-    findings += [*check_run(config.train, outlook.schedule), *check_machine(config), *check_plan(config, outlook)]
+    findings = [*check_config(config, root, base, outlook), *check_machine(config)]
     findings += [*check_disk(root, outlook.disk_bytes), *check_data(config, splits)]
-    findings += check_reference(config, root / "recipes")
     for name, split in tokens.items():
         findings += check_split(config, name, split)
     if tokens:

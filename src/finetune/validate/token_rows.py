@@ -10,6 +10,7 @@ from finetune.console import progress
 from finetune.errors import BaseModelError
 from finetune.model.tokens import IGNORED, Tokenized, tokenize
 from finetune.plan.order import epoch_order, measure_batches
+from finetune.plan.outlook import Workload
 from finetune.records import Example
 from finetune.validate.mask_checks import frames_of, wrong_answers
 
@@ -92,6 +93,18 @@ def tokenize_split(tokenizer: Any, examples: Sequence[Example], train: TrainConf
         split.rows = pack(split.rows, train.max_length)
     count_rows(split, train, seed)
     return split
+
+
+def workload_of(train: TokenCounts, validation: TokenCounts) -> Workload:
+    """What the plan reckons with, from what was counted."""
+    return Workload(
+        rows=train.rows,
+        tokens=train.tokens,
+        positions=train.positions,
+        longest_row=train.longest_row,
+        supervised=train.most_supervised,
+        validation=validation.positions,
+    )
 
 
 def count_example(counts: TokenCounts, whole: Tokenized, kept: Tokenized) -> None:
