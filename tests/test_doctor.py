@@ -303,7 +303,7 @@ def test_a_gpu_of_24_gb(
     tools(nvidia_smi=SMI)
     gpu(24 * GB)
     predicted(fits=(7 * GB, 20 * GB), large=(70 * GB, 40 * GB), four=(7 * GB, 20 * GB))
-    four = {"environment": "cuda", "train": {"distributed": {"devices": 4, "strategy": "ddp"}}}
+    four = {"environment": "cuda", "train": {"distributed": {"nodes": 1, "devices": 4, "strategy": "ddp"}}}
     four["train"]["distributed"] |= {"offload_optimizer": "none", "offload_param": "none"}  # type: ignore[index]
     root = repository(fits=CUDA, large=CUDA, four=four)
     report = told(capsys, root, "fits")

@@ -35,7 +35,7 @@ def sections(**changes: Any) -> tuple[ModelConfig, AdapterConfig, TrainConfig]:
     parts: dict[str, Any] = {"model": usual().model, "adapter": usual().adapter, "train": usual().train}
     for key, value in changes.items():
         section, name = key.split("__")
-        changed = DistributedConfig(**value) if name == "distributed" else value
+        changed = DistributedConfig(nodes=1, **value) if name == "distributed" else value
         parts[section] = parts[section].model_copy(update={name: changed})
     return parts["model"], parts["adapter"], parts["train"]
 

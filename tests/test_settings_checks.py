@@ -101,8 +101,9 @@ def test_float16_weights_need_loss_scaling(change: Callable[..., Config]) -> Non
 
 def spread(strategy: str = "ddp", devices: int = 2, **offload: str) -> dict[str, Any]:
     """A run over so many devices, with the effective batch size that follows."""
-    distributed = {"devices": devices, "strategy": strategy, "offload_optimizer": "none", "offload_param": "none"}
-    return {"train.distributed": distributed | offload, "train.effective_batch_size": 16 * devices}
+    distributed = {"nodes": 1, "devices": devices, "strategy": strategy}
+    distributed |= {"offload_optimizer": "none", "offload_param": "none"} | offload
+    return {"train.distributed": distributed, "train.effective_batch_size": 16 * devices}
 
 
 # ---- Settings

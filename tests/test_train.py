@@ -16,11 +16,13 @@ from finetune.artifacts import MANIFEST, read_json, read_manifest, sha256_tensor
 from finetune.errors import ConfigError, DataError, MachineError
 from finetune.model.adapter import WEIGHTS, load_adapter
 from finetune.model.base import load_base
+from finetune.model.tokens import load_tokenizer
 from finetune.plan.schedule import plan_schedule
-from finetune.train import stage
-from finetune.train.checkpoints import newest_checkpoint
+from finetune.train import process, stage
+from finetune.train.arguments import sft_config
+from finetune.train.checkpoints import Checkpoints, fingerprint
 from finetune.train.curves import TRAINING, VALIDATION, curve_rows, to_tsv
-from finetune.train.trainer import EpochSampler, sft_config
+from finetune.train.interrupt import StopRequest
 from tests.small_run import ROOT, copy_of, validated
 
 pytestmark = pytest.mark.slow
@@ -67,21 +69,21 @@ def test_killed_run_goes_on_to_the_same_adapter(ready: Path, tmp_path: Path, qua
     root = copy_of(ready, tmp_path / "killed")
     enter(root, model__quantization=quantization)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    process = subprocess.Popen([sys.executable, "-m", "finetune", "train"], cwd=root, env=environment)
-    wait_for(lambda: list(root.glob(f"work/checkpoints/*/checkpoint-3/{MANIFEST}")), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    running = subprocess.Popen([sys.executable, "-m", "finetune", "train"], cwd=root, env=environment)
+    wait_for(lambda: list(root.glob(f"work/checkpoints/*/checkpoint-3/{MANIFEST}")), running)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
     assert not (root / "out/adapter").exists()
     assert train(root, model__quantization=quantization) == undisturbed
     assert read_json(root / "reports/train_cost.json")["resumed_from_step"] >= 3
     assert not list(root.glob("work/checkpoints/*"))
 
 
-def wait_for(happened: Any, process: subprocess.Popen[bytes]) -> None:
+def wait_for(happened: Any, running: subprocess.Popen[bytes]) -> None:
     """Wait until something is there; fail when the process ends first."""
     deadline = time.monotonic() + 120
     while not happened():
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert running.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
@@ -116,49 +118,49 @@ def test_best_checkpoint_is_the_one_that_is_kept(ready: Path, tmp_path: Path) ->
     assert report["validation_loss"] == pytest.approx(min(losses.values()), rel=1e-4)
 
 
+def trainer_of(root: Path, **changes: Any) -> Any:
+    """A trainer that has not begun, in a workspace."""
+    config, paths = enter(root, **changes)
+    model, tokenizer = process.build_model(config, "cpu"), load_tokenizer(config.model)
+    store = Checkpoints(paths.checkpoints / "x", config.train.save_total_limit)
+    return process.build_trainer(config, paths, model, tokenizer, store, StopRequest())
+
+
 def test_not_finite_stops_before_the_step(ready: Path, tmp_path: Path) -> None:
-    """NaN must not be averaged away, nor published; the way out is named."""
-    root = copy_of(ready, tmp_path / "run")
-    config, paths = enter(root)
-    model = stage.build_model(config, "cpu")
-    next(tensor for name, tensor in model.named_parameters() if "lora_A" in name).data.fill_(float("nan"))
-    trainer = stage.build_trainer(
-        config, paths, model, stage.load_tokenizer(config.model), paths.work / "checkpoints/x"
-    )
-    with pytest.raises(ConfigError, match=r"learning_rate: the loss after step 0 is nan; no step was taken on it"):
+    """NaN must not be averaged away, nor published; the examples it came from and the way out are named."""
+    trainer = trainer_of(copy_of(ready, tmp_path / "run"))
+    rows = trainer.batches().batches(0)[0]
+    trainer.evaluate = lambda *args: None  # which would meet it first
+    next(tensor for name, tensor in trainer.model.named_parameters() if "lora_A" in name).data.fill_(float("nan"))
+    with pytest.raises(ConfigError) as raised:
         trainer.train()
-    assert not paths.adapter.exists()
+    assert "learning_rate: the loss after step 0 is nan on the examples" in str(raised.value)
+    assert all(name in str(raised.value) for row in rows for name in trainer.train_dataset[row]["ids"])
+    assert not Path("out/adapter").exists()
 
 
-def test_unfinished_or_changed_checkpoint_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A half-written checkpoint resumes other weights in silence; here the one before it is taken, aloud."""
-    from finetune.artifacts import write_manifest
-
-    for step in (3, 6, 9):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "weights").write_bytes(b"0" * 100)
-        if step != 9:
-            write_manifest(folder, {"step": step})
-    (tmp_path / "checkpoint-6/weights").write_bytes(b"0" * 99)
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
-    told = capsys.readouterr().out
-    assert "checkpoint-9 is no good checkpoint and was removed: it was not finished" in told
-    assert "checkpoint-6/weights: is not the file that was published" in told
+def test_gradient_that_is_not_finite_stops_before_the_step(ready: Path, tmp_path: Path) -> None:
+    """A finite loss can have an infinite gradient: clipping would turn all of it into NaN."""
+    trainer = trainer_of(copy_of(ready, tmp_path / "run"))
+    name, tensor = next((name, tensor) for name, tensor in trainer.model.named_parameters() if "lora_B" in name)
+    before = tensor.detach().clone()
+    tensor.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(ConfigError, match=r"the gradient norm after step 0 is (nan|inf) on the examples"):
+        trainer.train()
+    assert torch.equal(tensor, before), name
 
 
 def test_another_run_never_resumes_these_checkpoints(ready: Path) -> None:
     """Checkpoints are keyed by all that determines the adapter."""
-    from finetune.train.checkpoints import fingerprint
-
     base, data = {"name": "base", "revision": "x"}, {"train.arrow": "1"}
     config, _ = enter(ready)
-    one = fingerprint(config, data, base)
-    assert fingerprint(enter(ready, train__learning_rate=0.1)[0], data, base) != one
-    assert fingerprint(enter(ready, seed=1)[0], data, base) != one
-    assert fingerprint(config, {"train.arrow": "2"}, base) != one
-    assert fingerprint(config, data, {**base, "revision": "y"}) != one
-    assert fingerprint(enter(ready, evaluate__batch_size=2)[0], data, base) == one
+    one = fingerprint(config, data, base, "sdpa")
+    assert fingerprint(enter(ready, train__learning_rate=0.1)[0], data, base, "sdpa") != one
+    assert fingerprint(enter(ready, seed=1)[0], data, base, "sdpa") != one
+    assert fingerprint(config, {"train.arrow": "2"}, base, "sdpa") != one
+    assert fingerprint(config, data, {**base, "revision": "y"}, "sdpa") != one
+    assert fingerprint(config, data, base, "flash_attention_2") != one
+    assert fingerprint(enter(ready, evaluate__batch_size=2)[0], data, base, "sdpa") == one
 
 
 def test_changed_validated_data_is_refused(ready: Path, tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_target_module_that_matches_nothing(ready: Path) -> None:
     """PEFT trains the modules that do match and says nothing of the others."""
     config, _ = enter(ready, adapter__target_modules=["q_proj", "query"])
     with pytest.raises(ConfigError, match=r"adapter.target_modules: query match nothing in Qwen2ForCausalLM"):
-        stage.build_model(config, "cpu")
+        process.build_model(config, "cpu")
 
 
 @pytest.mark.parametrize(("examples", "batch", "accumulation", "epochs"), [(36, 4, 2, 3), (238, 2, 8, 3), (7, 4, 4, 1)])
@@ -226,21 +228,21 @@ def test_planned_steps_are_the_trainers(
 
 def test_every_training_parameter_arrives(ready: Path, tmp_path: Path) -> None:
     """A key of params.yaml that no library object takes up would be a wish, not a setting."""
-    config, paths = enter(ready)
+    config, _ = enter(ready)
     arguments = sft_config(config, tmp_path)
     elsewhere = {"max_length", "budget", "effective_batch_size"}  # validate's
-    elsewhere |= {"distributed", "tf32"}  # the stage's own, and CUDA's
+    elsewhere |= {"distributed", "tf32"}  # the launcher's, and CUDA's
     elsewhere |= {"early_stopping_patience", "early_stopping_threshold", "deterministic"}  # a callback's, set_seed's
     for key, value in config.train.model_dump().items():
         if key == "activation_checkpointing":
             assert arguments.gradient_checkpointing == value
         elif key not in elsewhere:
-            assert getattr(arguments, key) == value, key
-    model = stage.build_model(config, "cpu")
-    trainer = stage.build_trainer(config, paths, model, stage.load_tokenizer(config.model), tmp_path)
-    sampler = trainer._get_train_sampler()
-    assert (sampler.strategy, sampler.seed) == (config.train.train_sampling_strategy, config.seed)
-    assert sorted(sampler.lengths) == sorted(len(row) for row in trainer.train_dataset["input_ids"])
+            assert getattr(arguments, key) == (list(value) if isinstance(value, tuple) else value), key
+    trainer = trainer_of(ready, train__early_stopping_patience=2)
+    sampler = trainer.batches()
+    assert (sampler.strategy, sampler.seed, sampler.grouped) == ("group_by_length", config.seed, 8)
+    assert sampler.lengths == [len(row) for row in trainer.train_dataset["input_ids"]]
+    assert trainer.early_stopping.early_stopping_patience == 2
 
 
 def test_data_cut_at_another_length_is_refused(ready: Path, tmp_path: Path) -> None:
@@ -263,34 +265,20 @@ def test_a_note_beside_the_base_is_not_another_base(ready: Path, tmp_path: Path)
     assert identify_base(config.model) != before
 
 
-@pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
-def test_each_epoch_takes_every_example_once(strategy: str) -> None:
-    """No order may lose or repeat an example, and an epoch's order is a function of seed and epoch alone."""
-    lengths = [(7 * number) % 23 + 1 for number in range(101)]
-    sampler = EpochSampler(lengths, 8, seed=3, strategy=strategy)
-    orders = []
-    for epoch in (0, 1, 1):
-        sampler.set_epoch(epoch)
-        torch.rand(5)  # the global random state must not matter
-        orders.append(list(sampler))
-    assert all(sorted(order) == list(range(101)) for order in orders)
-    assert orders[1] == orders[2]
-    assert (orders[0] == orders[1]) == (strategy == "sequential")
-
-
 def test_curves_have_one_row_a_step_and_no_gap() -> None:
     """DVC's plots draw an empty cell as a break in the line; training and validation are logged at different steps."""
+    pace = {"tokens_per_second": 9.5, "memory_gigabytes": 0.25}
     log = [
-        {"step": 1, "epoch": 0.5, "loss": 2.0, "grad_norm": 1.5, "learning_rate": 1e-3, "entropy": 9.0},
-        {"step": 2, "epoch": 1.0, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 5e-4},
+        {"step": 1, "epoch": 0.5, "loss": 2.0, "grad_norm": 1.5, "learning_rate": 1e-3, "entropy": 9.0, **pace},
+        {"step": 2, "epoch": 1.0, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 5e-4, **pace},
         {"step": 2, "epoch": 1.0, "eval_loss": 1.25, "eval_runtime": 3.0},
         {"step": 3, "epoch": 1.5, "eval_loss": 1.125},
         {"step": 3, "epoch": 1.5, "train_runtime": 3.0},
     ]
     assert to_tsv(curve_rows(log, TRAINING), TRAINING) == [
-        "step\tepoch\tloss\tlearning_rate\tgradient_norm\n",
-        "1\t0.5\t2\t0.001\t1.5\n",
-        "2\t1\t1\t0.0005\t1\n",
+        "step\tepoch\tloss\tlearning_rate\tgradient_norm\ttokens_per_second\tmemory_gigabytes\n",
+        "1\t0.5\t2\t0.001\t1.5\t9.5\t0.25\n",
+        "2\t1\t1\t0.0005\t1\t9.5\t0.25\n",
     ]
     assert to_tsv(curve_rows(log, VALIDATION), VALIDATION) == [
         "step\tepoch\tvalidation_loss\n",

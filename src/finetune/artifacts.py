@@ -30,8 +30,26 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync_directory(folder: Path) -> None:
+    """Make the names in a folder durable: a rename is on the disk only when its folder is."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def sync_files(folder: Path) -> None:
+    """Make the contents of all files below a folder durable, and their names."""
+    for path in files_in(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_directory(folder)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -66,13 +84,12 @@ def publish_directory(target: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for path in files_in(partial):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        sync_files(partial)
         shutil.rmtree(replaced, ignore_errors=True)
         if target.exists():
             target.replace(replaced)
         partial.replace(target)
+        sync_directory(target.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

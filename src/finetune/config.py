@@ -47,7 +47,9 @@ class ModelConfig(Section):
     pad_token: Text | None  # a token of the base's vocabulary, in place of the base's own
     dtype: Literal["float32", "bfloat16", "float16"]
     quantization: Literal["none", "nf4"]
-    attention: Literal["sdpa", "eager", "flash_attention_2"]
+    attention: Literal[
+        "auto", "sdpa", "eager", "flash_attention_2"
+    ]  # auto: flash_attention_2 where it can run, else sdpa
 
 
 class AdapterConfig(Section):
@@ -59,6 +61,7 @@ class AdapterConfig(Section):
     target_modules: Annotated[tuple[Text, ...], Field(min_length=1)]
     use_rslora: bool
     use_dora: bool
+    init_lora_weights: Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16"]
 
 
 class BudgetConfig(Section):
@@ -73,7 +76,8 @@ class BudgetConfig(Section):
 class DistributedConfig(Section):
     """On how many devices a run is spread, and how; offload keys in DeepSpeed's spelling."""
 
-    devices: PositiveInt
+    nodes: PositiveInt  # machines that share the devices evenly
+    devices: PositiveInt  # of all nodes together; on a CPU, processes
     strategy: Literal["none", "ddp", "fsdp", "zero2", "zero3"]
     offload_optimizer: Literal["none", "cpu"]
     offload_param: Literal["none", "cpu"]
@@ -82,6 +86,8 @@ class DistributedConfig(Section):
     def _one_or_many(self) -> Self:
         if self.devices > 1 and self.strategy == "none":
             raise ValueError(f"{self.devices} devices need a strategy: ddp, fsdp, zero2 or zero3")
+        if self.devices % self.nodes:
+            raise ValueError(f"{self.devices} devices can't be shared evenly by {self.nodes} nodes")
         return self
 
 
@@ -111,6 +117,8 @@ class TrainConfig(Section):
     fp16: bool
     tf32: bool
     activation_checkpointing: bool
+    use_liger_kernel: bool
+    torch_compile: bool
     logging_steps: PositiveInt
     eval_steps: PositiveInt
     save_steps: PositiveInt
@@ -120,6 +128,7 @@ class TrainConfig(Section):
     early_stopping_threshold: NonNegative
     dataloader_num_workers: Count
     deterministic: bool
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...]
 
     @field_validator("warmup_steps")
     @classmethod

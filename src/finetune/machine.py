@@ -27,6 +27,26 @@ def calm_threads() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+def set_device_environment(environment: Environment, devices: int, *, deterministic: bool) -> None:
+    """What the device's libraries read from the environment; call before torch is imported.
+
+    CUDA: workspaces and a backward pass of flash attention that repeat their bits (docs.nvidia.com/cuda/cublas, section
+    on reproducibility), and for a run on one device one visible GPU, or the Trainer would split each micro-batch over
+    all. Apple: operations that Metal lacks run on the CPU instead of ending the run, and memory ends at what Metal
+    recommends, with an error before the Mac swaps (the default goes to 1.7 times of it). What is set already stays.
+    """
+    if environment == "cuda":
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
+        if devices == 1:
+            os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    elif environment == "apple":
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+        os.environ.setdefault("PYTORCH_MPS_HIGH_WATERMARK_RATIO", "1.0")
+        os.environ.setdefault("PYTORCH_MPS_LOW_WATERMARK_RATIO", "0.9")
+
+
 def versions() -> dict[str, str]:
     """The installed versions of the libraries that determine a result, and Python's."""
     found = {"python": platform.python_version()}
@@ -181,6 +201,18 @@ def peak_memory_bytes(environment: Environment) -> int | None:
         with open("/proc/self/status", encoding="ascii") as lines:  # noqa: PTH123
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+def used_memory_bytes(device: str) -> int:
+    """What the process holds by now on a torch device: the GPU's peak so far, Metal's present pool, else resident."""
+    import psutil
+    import torch
+
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    if device == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    return int(psutil.Process().memory_info().rss)
 
 
 def synchronize(environment: Environment) -> None:

@@ -59,3 +59,13 @@ class Paths:
     def work(self) -> Path:
         """Scratch that is neither in git nor in DVC: checkpoints and locks."""
         return self.root / "work"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a run, named by its fingerprint; outside DVC's outs, which a new start deletes."""
+        return self.work / "checkpoints"
+
+    @property
+    def status(self) -> Path:
+        """How far the training is, for `make status`."""
+        return self.work / "status.json"

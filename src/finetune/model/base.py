@@ -2,15 +2,17 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import sha256_file, sha256_json
-from finetune.config import ModelConfig
+from finetune.config import Environment, ModelConfig
 from finetune.errors import BaseModelError, ConfigError
 from finetune.model.tokens import first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+FLASH_KERNELS = "*--kernels-community--flash-attn2"  # in the Hub's cache: what transformers takes for it
 LOADED_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}  # what transformers reads; no README, no script
 
 
@@ -29,8 +31,28 @@ def quantization_config(model: ModelConfig) -> Any:
     )
 
 
+def flash_attention_found() -> bool:
+    """Whether flash attention can be loaded here without a network: the package, or its kernels fetched before."""
+    if find_spec("flash_attn"):
+        return True
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return find_spec("kernels") is not None and any(Path(HF_HUB_CACHE).glob(FLASH_KERNELS))
+
+
+def attention_used(model: ModelConfig, environment: Environment) -> str:
+    """The attention that `model.attention` means on this machine, in transformers' spelling.
+
+    `auto` is flash_attention_2 on a CUDA device in 16 bit where it is installed or was fetched, else sdpa.
+    """
+    if model.attention != "auto":
+        return model.attention
+    able = environment == "cuda" and model.dtype != "float32" and flash_attention_found()
+    return "flash_attention_2" if able else "sdpa"
+
+
 def load_base(model: ModelConfig, device: str) -> Any:
-    """The base on `device` (`cpu`, `cuda`, `mps`), without gradients; ConfigError where its files can't be loaded."""
+    """The base on `device` (`cpu`, `cuda`, `cuda:1`, `mps`), without gradients; ConfigError where it does not load."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -40,7 +62,7 @@ def load_base(model: ModelConfig, device: str) -> Any:
             revision=model.revision,
             dtype=getattr(torch, model.dtype),
             quantization_config=quantization_config(model),
-            attn_implementation=model.attention,
+            attn_implementation=attention_used(model, environment_of(device)),
             device_map={"": device},
             use_safetensors=True,
             trust_remote_code=False,
@@ -55,6 +77,12 @@ def load_base(model: ModelConfig, device: str) -> Any:
         raise ConfigError(f"params.yaml: model.base: {model.base} does not load: {first}") from None
     base.requires_grad_(False)
     return keep_quantized_weights(base)
+
+
+def environment_of(device: str) -> Environment:
+    """The environment whose device this is: `cuda:1` is CUDA's."""
+    kind = device.split(":", 1)[0]
+    return "cuda" if kind == "cuda" else "apple" if kind == "mps" else "cpu"
 
 
 def keep_quantized_weights(base: Any) -> Any:

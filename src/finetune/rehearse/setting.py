@@ -77,7 +77,7 @@ def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, A
     change("train", "per_device_eval_batch_size", min(train.per_device_eval_batch_size, 8), size)
     change("train", "gradient_accumulation_steps", accumulation, size)
     change("train", "effective_batch_size", micro * accumulation, size)
-    single = {"devices": 1, "strategy": "none", "offload_optimizer": "none", "offload_param": "none"}
+    single = {"nodes": 1, "devices": 1, "strategy": "none", "offload_optimizer": "none", "offload_param": "none"}
     change("train", "distributed", single, "one device")
     change("train", "max_length", longest, f"the longest of the {rows} rows taken")
     change("train", "num_train_epochs", EPOCHS, size)
@@ -86,6 +86,7 @@ def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, A
     change("train", "eval_steps", EVENT_STEPS, size)
     change("train", "save_steps", EVENT_STEPS, size)
     change("train", "early_stopping_patience", None, "a few steps tell nothing")
+    change("train", "report_to", [], "a rehearsal contacts nobody")
     smaller = {"latency": {"prompts": 20, "warmup": 1}, "memory": {"processes": 3, "batch_size": 4}}
     content["evaluate"] |= smaller | {"max_new_tokens": min(real.evaluate.max_new_tokens, 8), "batch_size": 24}
     accepted = [code for code in CODES if code.startswith(OF_THE_SAMPLE) and not CODES[code].binding]
@@ -106,6 +107,8 @@ def device_changes(real: Config, here: str, change: Any) -> None:
         change("train", "fp16", False, why)
     if real.train.tf32:
         change("train", "tf32", False, why)
+    if real.train.use_liger_kernel:
+        change("train", "use_liger_kernel", False, why)
     if real.model.dtype == "float16" and here == "cpu":
         change("model", "dtype", "float32", why)
 

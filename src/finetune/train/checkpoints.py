@@ -1,25 +1,45 @@
-"""Checkpoints that can be trusted: keyed by the run's fingerprint, hashed when saved, verified before a resume.
+"""Checkpoints that can be trusted: keyed by the run's fingerprint, whole or not there, verified before a resume.
 
-They lie in `work/checkpoints/<fingerprint>`, outside DVC's outs, which `dvc repro` deletes before a stage runs.
+They lie in `work/checkpoints/<fingerprint>`, outside DVC's outs, which `dvc repro` deletes before a stage runs. Each is
+written into a temporary folder, synced, hashed in a manifest, and renamed.
 """
 
+import hashlib
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+import torch
 
-from finetune.artifacts import MANIFEST, read_manifest, sha256_file, sha256_json, write_manifest
+from finetune.artifacts import (
+    MANIFEST,
+    read_json,
+    read_manifest,
+    sha256_file,
+    sha256_json,
+    sha256_tensors,
+    sync_directory,
+    sync_files,
+    write_manifest,
+)
 from finetune.config import Config
-from finetune.console import say
-from finetune.errors import DataError
+from finetune.console import gigabytes, say
+from finetune.errors import DataError, MachineError
 from finetune.machine import versions
+from finetune.model.adapter import WEIGHTS
 
 CODE = ("config.py", "model", "plan/order.py", "train")  # the package's files that determine the adapter
+PROGRESS = "progress.json"
+SPARE = 16 * 2**20  # bytes beside the weights: tokenizer, curves, reports
 
 
-def fingerprint(config: Config, data_sha256: dict[str, str], base: dict[str, str]) -> str:
-    """The hash of all that determines the adapter: params, data, base, library versions and this package's code."""
+def fingerprint(config: Config, data_sha256: dict[str, str], base: dict[str, str], attention: str) -> str:
+    """The hash of all that determines the adapter: params, data, base, library versions and this package's code.
+
+    `attention` is the implementation that is really used, which `model.attention: auto` leaves open.
+    """
     package = Path(__file__).parents[1]
     sources = sorted(path for name in CODE for path in [package / name, *(package / name).rglob("*.py")])
     return sha256_json(
@@ -27,30 +47,134 @@ def fingerprint(config: Config, data_sha256: dict[str, str], base: dict[str, str
             "params": config.model_dump(mode="json", include={"environment", "seed", "model", "adapter", "train"}),
             "data": data_sha256,
             "base": base,
+            "attention": attention,
             "versions": versions(),
             "code": [sha256_file(path) for path in sources if path.is_file()],
         }
     )
 
 
-class SealCheckpoints(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Writes each checkpoint's manifest last, so that a half-written one is known by its absence."""
+@dataclass
+class Progress:
+    """What the Trainer forgets between two processes, kept beside each checkpoint so that the curves go on too."""
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Called when the Trainer has written `checkpoint-<step>`."""
-        write_manifest(Path(args.output_dir) / f"checkpoint-{state.global_step}", {"step": state.global_step})
+    unlogged_loss: float  # sum of the losses since the last log
+    logged_step: int
+    patience_used: int  # evaluations without progress
+    evaluation_pending: bool  # the run was stopped while it evaluated this step
+    micro_batch: int  # rows a process and pass, which no memory may have made smaller than params.yaml says
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies; one that does not is removed, aloud."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
-    for path in found:
+def read_progress(checkpoint: Path) -> Progress:
+    """What was written beside a checkpoint."""
+    return Progress(**read_json(checkpoint / PROGRESS))
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    folder: Path
+    limit: int  # how many are kept; the best one is always among them
+
+    @property
+    def partial(self) -> Path:
+        """Where the next one is written."""
+        return self.folder / ".partial"
+
+    def path(self, step: int) -> Path:
+        """Where the one of a step lies."""
+        return self.folder / f"checkpoint-{step}"
+
+    def steps(self) -> list[int]:
+        """The steps that have one, the newest first."""
+        found = [path.name.removeprefix("checkpoint-") for path in self.folder.glob("checkpoint-*") if path.is_dir()]
+        return sorted((int(step) for step in found if step.isdigit()), reverse=True)
+
+    def begin(self, size: int) -> None:
+        """Make room for one of about `size` bytes; MachineError where the disk has none."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
+        require_space(self.folder, size, f"a checkpoint; {self.what_is_kept()}")
+        self.partial.mkdir()
+
+    def publish(self, step: int, best: int | None, content: Mapping[str, Any]) -> Path:
+        """Seal what was written, put it in its place, and remove the oldest beyond the limit, never the best."""
+        write_manifest(self.partial, {**content, "step": step, "best_step": best})
+        sync_files(self.partial)
+        shutil.rmtree(self.path(step), ignore_errors=True)
+        self.partial.replace(self.path(step))
+        sync_directory(self.folder)
+        ordered = sorted(self.steps(), key=lambda found: (found != step, found != best, -found))
+        for found in ordered[self.limit :]:
+            shutil.rmtree(self.path(found), ignore_errors=True)
+        return self.path(step)
+
+    def newest(self) -> Path | None:
+        """The newest one that verifies, and whose best one does; those that don't are set aside, aloud."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+        for step in self.steps():
+            best = self._verified(step)
+            if best is not None and (best in (0, step) or self._verified(best) is not None):
+                return self.path(step)
+            if best is not None:
+                say(f"warning: {self.path(step)} is not used: its best checkpoint, of step {best}, is no good one")
+        return None
+
+    def _verified(self, step: int) -> int | None:
+        """The best step (0: none yet) of a checkpoint that is whole, else None; a bad one is renamed."""
+        path = self.path(step)
         try:
-            read_manifest(path)
+            return int(read_manifest(path).get("best_step") or 0)
         except DataError as error:
             why = "it was not finished" if not (path / MANIFEST).exists() else str(error)
-            say(f"warning: {path} is no good checkpoint and was removed: {why}")
-            shutil.rmtree(path)
-        else:
-            return path
-    return None
+        if path.exists():
+            aside = path.with_name(f"bad-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.replace(aside)
+            say(f"warning: {path} is no good checkpoint and was set aside as {aside.name}: {why}")
+        return None
+
+    def what_is_kept(self) -> str:
+        """The state that a stop now would leave, in words."""
+        steps = self.steps()
+        return f"the checkpoint of step {steps[0]} is kept" if steps else "no checkpoint was written yet"
+
+
+def require_space(folder: Path, size: int, what: str) -> None:
+    """MachineError unless the disk of a folder has `size` bytes and some spare ones free."""
+    free, needed = shutil.disk_usage(folder).free, size + SPARE
+    if free < needed:
+        raise MachineError(
+            f"{folder}: {gigabytes(free)} are free, {gigabytes(needed)} are needed for {what}; "
+            "free some space (dvc gc -w, make clean), then run it again"
+        )
+
+
+def tell_of_others(folder: Path, mine: str) -> None:
+    """Say how much the checkpoints of other, unfinished runs take up."""
+    others = [path for path in folder.glob("*") if path.is_dir() and path.name != mine]
+    size = sum(file.stat().st_size for path in others for file in path.rglob("*") if file.is_file())
+    if others:
+        say(f"note: {folder} holds {gigabytes(size)} of {len(others)} unfinished runs with other params, data or code")
+
+
+def hash_state(step: int, folder: Path, optimizer: Any) -> dict[str, Any]:
+    """The canonical hashes of adapter and optimizer at a step, which `make verify` compares."""
+    return {
+        "step": step,
+        "adapter_sha256": sha256_tensors(folder / WEIGHTS),
+        "optimizer_sha256": sha256_json(_plain(optimizer.state_dict())),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON, its tensors as dtype, shape and hash."""
+    if isinstance(value, torch.Tensor):
+        content = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        return [str(value.dtype), list(value.shape), hashlib.sha256(content).hexdigest()]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, int | float | str | bool | None) else str(value)

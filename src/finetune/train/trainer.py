@@ -1,70 +1,26 @@
-"""Params to library objects: the training arguments, the order of the examples, the trainer with its guards."""
+"""TRL's SFTTrainer, with micro-batches, checkpoints and stops that make a killed run and a whole one the same run."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from finetune.config import Config
-from finetune.errors import ConfigError, DataError
+from finetune.artifacts import read_manifest, write_json
+from finetune.errors import DataError, InterruptedRunError
+from finetune.machine import used_memory_bytes
 from finetune.model.tokens import IGNORED
-from finetune.plan.order import epoch_order
-
-
-def sft_config(config: Config, output_dir: Path) -> SFTConfig:
-    """TRL's SFTConfig. What params.yaml does not say is switched off here, never left to a library's default."""
-    train = config.train
-    return SFTConfig(
-        output_dir=str(output_dir),
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=config.environment == "cpu",
-        # the data come tokenized, masked and cut from validate
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        packing=train.packing,  # validate has packed the rows; this chooses the collator that keeps them apart
-        assistant_only_loss=False,
-        remove_unused_columns=True,
-        train_sampling_strategy=train.train_sampling_strategy,  # EpochSampler reads it
-        dataloader_num_workers=train.dataloader_num_workers,
-        dataloader_pin_memory=config.environment == "cuda",
-        num_train_epochs=train.num_train_epochs,
-        per_device_train_batch_size=train.per_device_train_batch_size,
-        per_device_eval_batch_size=train.per_device_eval_batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        optim=train.optim,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=train.lr_scheduler_type,
-        warmup_steps=train.warmup_steps,
-        weight_decay=train.weight_decay,
-        adam_beta1=train.adam_beta1,
-        adam_beta2=train.adam_beta2,
-        adam_epsilon=train.adam_epsilon,
-        max_grad_norm=train.max_grad_norm,
-        bf16=train.bf16,
-        fp16=train.fp16,
-        tf32=train.tf32 if config.environment == "cuda" else None,
-        gradient_checkpointing=train.activation_checkpointing,  # the old name, which TRL 1.16 still reads
-        logging_strategy="steps",
-        logging_steps=train.logging_steps,
-        logging_nan_inf_filter=False,  # it would replace a NaN by the mean of the losses before
-        eval_strategy="steps",
-        eval_steps=train.eval_steps,
-        prediction_loss_only=True,  # no logits are kept, which TRL would need a second forward pass for
-        save_strategy="steps",
-        save_steps=train.save_steps,
-        save_total_limit=train.save_total_limit,
-        load_best_model_at_end=train.load_best_model_at_end,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        disable_tqdm=True,
-        report_to="none",
-        push_to_hub=False,
-    )
+from finetune.train.batches import EpochBatches, count_supervised, longest_first, share
+from finetune.train.checkpoints import PROGRESS, Checkpoints, Progress, hash_state, read_progress
+from finetune.train.guards import require_finite
+from finetune.train.interrupt import StopRequest
+from finetune.train.probe import require_memory
 
 
 def score_supervised_positions() -> None:
@@ -79,94 +35,272 @@ def score_supervised_positions() -> None:
     utils._use_triton = lambda _: True  # in that module it decides this and nothing else
 
 
-class EpochSampler(Sampler[int]):
-    """The rows in the order that validate counted with (plan/order.py)."""
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, strategy: str) -> None:
-        self.lengths, self.batch_size, self.seed, self.strategy = lengths, batch_size, seed, strategy
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader at the start of each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self.lengths, self.batch_size, self.seed, self.strategy, self.epoch))
+class StoppedInEvaluationError(Exception):
+    """A signal came while the validation loss was computed."""
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with an order of examples that survives a resume, a stop before a step that is not finite, and a count
-    of the supervised tokens that were really trained on."""
+    """SFTTrainer with an order of examples that is a function of seed and epoch, every micro-batch held to validate's
+    count, a stop before a step that is not finite, checkpoints that are whole, and a validation loss by token."""
 
-    expected: Iterator[int] = iter(())  # supervised tokens of the micro-batches to come in this epoch
+    def __init__(self, *, store: Checkpoints, stop: StopRequest, saved: list[dict[str, Any]], **kwargs: Any) -> None:
+        self.store, self.stop, self.saved = store, stop, saved
+        self.supervised = count_supervised(kwargs["train_dataset"])
+        self.lengths: list[int] = list(kwargs["train_dataset"]["length"])
+        self.expected: Iterator[list[int]] = iter(())  # the rows of the micro-batches to come in this epoch
+        self.rows: list[int] = []  # of the step's micro-batches so far
+        self.early_stopping: Any = None  # the callback, where the run has one
+        self.curves: Any = None  # the callback of the process that speaks
+        self.evaluation_pending = False
+        self.control: Any = None
+        self.tokens, self.since, self.paused = 0, perf_counter(), 0.0
+        super().__init__(**kwargs)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:  # noqa: ARG002
-        lengths = list(self.train_dataset["length"])  # the argument has lost this column, which no model takes
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return EpochSampler(lengths, batch_size, self.args.seed, self.args.train_sampling_strategy)
+    # ---------------------------------------------------------------------------------------------- what it reads
+
+    def batches(self) -> EpochBatches:
+        """The micro-batches of this process; a blank row at the end of the rows is not one of them."""
+        args = self.args
+        return EpochBatches(
+            self.lengths[: len(self.lengths) - (args.world_size > 1)],
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            args.seed,
+            args.train_sampling_strategy,
+            args.process_index,
+            args.world_size,
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Our own loader: accelerate's would share out the batches otherwise, and draw from the global random state."""
+        return self._loader(self.train_dataset, self.batches(), self.args.dataloader_num_workers)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:  # noqa: ARG002
+        """The validation rows of this process, those of like length together."""
+        args, rows = self.args, self.eval_dataset
+        order = longest_first(rows["length"][: len(rows) - (args.world_size > 1)])
+        mine = share(order, args.per_device_eval_batch_size, args.process_index, args.world_size)
+        return self._loader(rows, mine, 0)
+
+    def _loader(self, rows: Any, batches: Any, workers: int) -> DataLoader[Any]:
+        return DataLoader(
+            self._remove_unused_columns(rows),
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+
+    @property
+    def shards_state(self) -> bool:
+        """Whether no process holds the whole of model and optimizer (FSDP, ZeRO)."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def begin_epoch(self, sampler: EpochBatches, epoch: int, done: int) -> None:
+        """Turn the sampler to an epoch and look up its rows, from the micro-batch after `done` on."""
+        sampler.set_epoch(epoch)
+        self.expected = iter(sampler.batches(epoch)[done:])
+
+    # ----------------------------------------------------------------------------------------------- what it does
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch; ConfigError where its loss is not finite."""
+        """One micro-batch; DataError where it does not hold the supervised tokens that validate counted in its rows,
+        ConfigError where its loss is not finite."""
         inputs = args[1] if len(args) > 1 else kwargs["inputs"]
-        self._check_supervision(int((inputs["labels"] != IGNORED).sum()))
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        self._stop_unless_finite("loss", float(loss))
-        return loss
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Called between the last backward pass and the optimizer step."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self._stop_unless_finite("gradient norm", float(norm))
-        return norm
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The validation loss; ConfigError where it is not finite, for no checkpoint could be the best one then."""
-        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        self._stop_unless_finite("validation loss", metrics["eval_loss"])
-        return metrics
-
-    def expect_epoch(self, epoch: int, done: int) -> None:
-        """Look up what the micro-batches of an epoch hold by validate's count, from the one after `done` on."""
-        micro = self.args.train_batch_size
-        supervised = [sum(label != IGNORED for label in labels) for labels in self.train_dataset["labels"]]
-        sampler = self._get_train_sampler()
-        sampler.set_epoch(epoch)
-        order = list(sampler)
-        batches = [order[start : start + micro] for start in range(0, len(order), micro)]
-        self.expected = iter([sum(supervised[at] for at in batch) for batch in batches[done:]])
-
-    def _check_supervision(self, found: int) -> None:
-        """DataError unless a micro-batch has the supervised tokens that validate counted in its rows."""
-        counted = next(self.expected, None)
-        if counted is not None and found != counted:
+        rows = next(self.expected)
+        self.rows.extend(rows)
+        found, counted = int((inputs["labels"] != IGNORED).sum()), int(self.supervised[rows].sum())
+        if found != counted:
             raise DataError(
                 f"data/validated/train.arrow: a micro-batch after step {self.state.global_step} has {found} supervised "
                 f"tokens, but validate counted {counted} in its rows; the rows and the collator disagree: run validate "
                 "again (dvc repro -f validate)"
             )
+        self.tokens += sum(self.lengths[row] for row in rows)
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self._require_finite("loss", float(loss), rows)
+        return loss
 
-    def _stop_unless_finite(self, what: str, value: float) -> None:
-        if not torch.isfinite(torch.tensor(value)):
-            step = self.state.global_step
-            raise ConfigError(
-                f"params.yaml: train.learning_rate: the {what} after step {step} is {value}; no step was taken on it, "
-                f"and the checkpoints before it are kept; use less than {self.args.learning_rate:g}, or mend the data"
-            )
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Called between the last backward pass and the optimizer step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._require_finite("gradient norm", float(norm), self.rows)
+        self.rows = []
+        return norm
+
+    def _require_finite(self, what: str, value: float, rows: list[int]) -> None:
+        if not math.isfinite(value):
+            ids = [name for row in rows for name in self.train_dataset[row]["ids"]]
+            require_finite(what, value, self.state.global_step, self.args.learning_rate, ids)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002
+        """The validation loss in nats a supervised token, over all of them alike, whatever the batches."""
+        started = perf_counter()
+        sums = torch.zeros(2, dtype=torch.float64)
+        model = self.model_wrapped if self.shards_state else self.model
+        model.eval()
+        one = torch.tensor(1, device=self.args.device)
+        for inputs in self.get_eval_dataloader():
+            if self.is_in_train and self.asked_to_stop():
+                raise StoppedInEvaluationError
+            supervised = int((inputs["labels"][..., 1:] != IGNORED).sum())
+            with torch.no_grad():
+                loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=one)
+            sums += torch.tensor([float(loss) / self.args.world_size, supervised], dtype=torch.float64)
+        total, count = self.sum_of_processes(sums).tolist()
+        metrics = {"eval_loss": total / max(count, 1)}
+        require_finite("validation loss", metrics["eval_loss"], self.state.global_step, self.args.learning_rate, [])
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.paused += perf_counter() - started
+        return metrics
+
+    def sum_of_processes(self, values: torch.Tensor) -> torch.Tensor:
+        if self.args.world_size > 1:
+            values = values.to(self.args.device)
+            torch.distributed.all_reduce(values)
+        return values.cpu()
+
+    def asked_to_stop(self) -> bool:
+        """Whether a signal reached any of the processes."""
+        asked = self.stop.by is not None
+        return bool(self.sum_of_processes(torch.tensor([float(asked)]))[0]) if self.args.world_size > 1 else asked
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add tokens a second (all of them, padding not counted) and memory to what is logged of the training."""
+        if "loss" in logs:
+            seconds = perf_counter() - self.since - self.paused
+            tokens = float(self.sum_of_processes(torch.tensor([float(self.tokens)]))[0])
+            logs["tokens_per_second"] = tokens / max(seconds, 1e-9)
+            logs["memory_gigabytes"] = used_memory_bytes(self.args.device.type) / 1e9
+            self.tokens, self.since, self.paused = 0, perf_counter(), 0.0
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------------------------------- what it begins and goes on
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.control.should_training_stop:  # a run that had stopped early when it was killed stays stopped
+            super()._run_epoch(*args, **kwargs)
+
+    # ----------------------------------------------------------------------------------------------- what it keeps
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except StoppedInEvaluationError:
+            self.evaluation_pending = True
+            self._save_checkpoint(self.model, None)
+            self.say_goodbye()
+
+    def say_goodbye(self) -> None:
+        """InterruptedRunError: the state of this step is saved."""
+        raise InterruptedRunError(
+            f"train was stopped{f' by {self.stop.by}' if self.stop.by else ''} and saved at step "
+            f"{self.state.global_step} of {self.state.max_steps}; the same command goes on from there"
+        )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
+        """One checkpoint, whole or not there: adapter, optimizer, scheduler, random states, and our own progress."""
+        started, step, first = perf_counter(), self.state.global_step, self.is_world_process_zero()
+        if first:
+            trainable = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+            self.store.begin(trainable * 12)  # bytes: float32 weights and AdamW's two moments
+        self.accelerator.wait_for_everyone()
+        partial = str(self.store.partial)
+        self.save_model(partial, _internal_call=True)
+        self._save_optimizer_and_scheduler(partial)
+        self._save_scaler(partial)
+        self._save_rng_state(partial)
+        unlogged = float(self.sum_of_processes(self._tr_loss.detach().double().reshape(1))[0]) / self.args.world_size
+        self.accelerator.wait_for_everyone()
+        if first:
+            self._seal(step, unlogged)
+        self.accelerator.wait_for_everyone()
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self.store.path(self.state.best_global_step))
+        self.paused += perf_counter() - started
+
+    def _seal(self, step: int, unlogged: float) -> None:
+        """Write what belongs beside the weights, and publish the checkpoint."""
+        partial = self.store.partial
+        self.state.save_to_json(str(partial / "trainer_state.json"))
+        used = self.early_stopping.early_stopping_patience_counter if self.early_stopping else 0
+        progress = Progress(
+            unlogged, self._globalstep_last_logged, used, self.evaluation_pending, self.args.per_device_train_batch_size
+        )
+        write_json(partial / PROGRESS, asdict(progress))
+        scheduled = step % self.args.save_steps == 0 or step == self.state.max_steps  # not where a signal came
+        if scheduled and not self.shards_state:
+            self.saved.append(hash_state(step, partial, self.optimizer))
+        self.store.publish(step, self.state.best_global_step, {"saved": self.saved})
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The adapter alone: no pickled arguments, no tokenizer, no card, and no question to the Hub."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.args.device.type == "mps":  # which the library leaves out
+            torch.save(torch.mps.get_rng_state(), Path(output_dir) / "rng_state_mps.pth")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self.args.device.type == "mps":
+            torch.mps.set_rng_state(torch.load(Path(checkpoint) / "rng_state_mps.pth", weights_only=True))
+
+    def _load_best_model(self) -> None:
+        """As the library does, which only warns where the best checkpoint is gone; DataError here."""
+        self.accelerator.wait_for_everyone()
+        read_manifest(Path(self.state.best_model_checkpoint))
+        super()._load_best_model()
 
 
-class WatchSupervision(TrainerCallback):  # type: ignore[misc]
-    """Tells the trainer, when an epoch begins or a resumed one goes on, what its micro-batches must hold."""
+class Steps(TrainerCallback):  # type: ignore[misc]
+    """What happens between the trainer's steps: it begins, goes on where it was, and stops when it is asked to."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, resumed: Path | None, *, until: int | None) -> None:
+        self.trainer, self.resumed, self.until = trainer, resumed, until
+        self.stopping = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Find memory; then go on as the last process would have, or look at the loss before the first step."""
+        trainer = self.trainer
+        if not trainer.shards_state:  # before the first step no process holds what it will hold then
+            require_memory(trainer)
+        if self.resumed is None:
+            trainer.evaluate()
+            control.should_training_stop = False  # no patience is used up by what was not trained
+        else:
+            progress = read_progress(self.resumed)
+            trainer._tr_loss += progress.unlogged_loss
+            trainer._globalstep_last_logged = progress.logged_step
+            if state.best_global_step:
+                state.best_model_checkpoint = str(trainer.store.path(state.best_global_step))
+            if trainer.early_stopping:
+                trainer.early_stopping.early_stopping_patience_counter = progress.patience_used
+                control.should_training_stop = progress.patience_used >= trainer.early_stopping.early_stopping_patience
+            if progress.evaluation_pending:
+                trainer._determine_best_metric(trainer.evaluate(), None)
+        trainer.tokens, trainer.since, trainer.paused = 0, perf_counter(), 0.0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Called before the first micro-batch of an epoch, and before the first one after a resume."""
-        accumulation = args.gradient_accumulation_steps
-        micro_batches = -(-len(self.trainer.train_dataset) // args.train_batch_size)
-        steps_an_epoch = -(-micro_batches // accumulation)
+        sampler = kwargs["train_dataloader"].batch_sampler
+        steps_an_epoch = math.ceil(len(sampler) / args.gradient_accumulation_steps)
         epoch, steps_done = divmod(state.global_step, steps_an_epoch)
-        self.trainer.expect_epoch(epoch, steps_done * accumulation)
+        self.trainer.begin_epoch(sampler, epoch, steps_done * args.gradient_accumulation_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Save and stop where a signal came, or where a repetition has gone as far as it was meant to."""
+        self.stopping = self.trainer.asked_to_stop()
+        if self.stopping or state.global_step == self.until:
+            control.should_save = True
+        if state.global_step == self.until:
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Called when a checkpoint lies in its place."""
+        if self.stopping:
+            self.trainer.say_goodbye()

@@ -1,0 +1,159 @@
+"""Several processes of one run: torchrun starts them, signals reach them, and their errors come back as our own."""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from finetune.artifacts import read_json
+from finetune.config import Config
+from finetune.console import say
+from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError
+from finetune.machine import count_devices
+from finetune.paths import Paths
+
+WORKER = "finetune.train.worker"
+ERRORS: dict[int, type[FinetuneError]] = {
+    error.exit_code: error for error in (FinetuneError, ConfigError, DataError, MachineError, InterruptedRunError)
+}
+PORT = "29500"  # torchrun's own default
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
+
+
+def launch(config: Config, paths: Paths) -> None:
+    """Run this node's processes to their end; raises what the first of them raised.
+
+    On several nodes, NODE_RANK, MASTER_ADDR and MASTER_PORT say which one this is, and where the first one is.
+    """
+    require_devices(config)
+    for path in left_errors(paths):
+        path.unlink()
+    process = subprocess.Popen(
+        command(config),
+        env={"OMP_NUM_THREADS": str(threads(config)), **os.environ},
+        start_new_session=True,  # a Ctrl-C in the terminal reaches the processes through us alone
+        preexec_fn=die_with_parent if sys.platform == "linux" else None,
+    )
+    code = wait(process)
+    if code:
+        raise_what_failed(paths)
+
+
+def join(config: Config, paths: Paths) -> None:
+    """Train along on a node that is not the first: wait until the first one trains, and end as it ends."""
+    address, port = os.environ.get("MASTER_ADDR"), int(os.environ.get("MASTER_PORT", PORT))
+    if not address or os.environ.get("NODE_RANK", "0") == "0":
+        raise ConfigError("join: set MASTER_ADDR, MASTER_PORT and a NODE_RANK above 0, as jobs/ does")
+    say(f"waits until {address}:{port} trains")
+    while not listens(address, port):
+        time.sleep(2)
+    launch(config, paths)
+
+
+def listens(address: str, port: int) -> bool:
+    """Whether something answers there."""
+    try:
+        with socket.create_connection((address, port), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def require_devices(config: Config) -> None:
+    """MachineError unless this node has as many devices as the recipe asks of it; processes share one CPU."""
+    asked, found = per_node(config), count_devices(config.environment)
+    if config.environment != "cpu" and asked > found:
+        raise MachineError(
+            f"params.yaml: train.distributed.devices: {asked} are asked of this machine, it has {found}; set devices: "
+            f"{found} and train.gradient_accumulation_steps so that the effective batch size stays"
+        )
+
+
+def per_node(config: Config) -> int:
+    """Processes, one a device, that each node runs."""
+    return config.train.distributed.devices // config.train.distributed.nodes
+
+
+def threads(config: Config) -> int:
+    """Threads of one process, so that together they have as many as there are cores."""
+    return max((os.cpu_count() or 1) // per_node(config), 1)
+
+
+def command(config: Config) -> list[str]:
+    """torchrun's command line for this node."""
+    nodes, environment = config.train.distributed.nodes, os.environ
+    place = ["--standalone", "--nnodes", "1"]
+    if nodes > 1:
+        place = ["--nnodes", str(nodes), "--node-rank", environment.get("NODE_RANK", "0")]
+        place += ["--master-addr", environment.get("MASTER_ADDR", "127.0.0.1")]
+        place += ["--master-port", environment.get("MASTER_PORT", PORT)]
+    run = [sys.executable, "-m", __name__]
+    return [*run, *place, "--nproc-per-node", str(per_node(config)), "--max-restarts", "0", "-m", WORKER]
+
+
+def die_with_parent() -> None:
+    """Let torchrun end its processes when this one is killed, which could not tell it."""
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
+
+
+def wait(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for torchrun; what reaches us goes to its workers, which save at their step's end and end by themselves."""
+
+    def forward(number: int, frame: Any) -> None:  # noqa: ARG001
+        for worker in workers(process.pid):
+            worker.send_signal(number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def workers(pid: int) -> list[Any]:
+    """The processes below torchrun that train; a data loader's workers are below these."""
+    import psutil
+
+    return [child for child in psutil.Process(pid).children() if WORKER in child.cmdline()]
+
+
+def raise_what_failed(paths: Paths) -> None:
+    """The error of the first process that left one, with its exit code."""
+    errors = [read_json(path) for path in left_errors(paths)]
+    if not errors:
+        raise MachineError(
+            "train: a process died without a word, often for want of memory; the newest checkpoint is kept, the same "
+            "command goes on from it"
+        )
+    worst = next((error for error in errors if error["exit_code"] != InterruptedRunError.exit_code), errors[0])
+    raise ERRORS.get(worst["exit_code"], FinetuneError)(worst["text"])
+
+
+def left_errors(paths: Paths) -> list[Path]:
+    """The error files of the processes, in their order."""
+    return sorted(paths.work.glob("worker-*.json"))
+
+
+def torchrun() -> int:
+    """torchrun itself, without the traceback that it prints where a worker fails: the worker has left its error."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    logging.disable(logging.ERROR)
+    try:
+        main(sys.argv[1:])
+    except ChildFailedError:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(torchrun())

@@ -1,0 +1,285 @@
+"""One process of the run, the only one or one of several: it trains, and the first of them publishes."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune.artifacts import publish_directory, read_manifest, write_json, write_manifest
+from finetune.config import Config, Environment
+from finetune.console import say
+from finetune.errors import ConfigError, DataError, InterruptedRunError
+from finetune.machine import describe_machine, peak_memory_bytes, require_device, versions
+from finetune.model.adapter import add_adapter, count_parameters, keep_float32, save_adapter
+from finetune.model.base import attention_used, identify_base, load_base
+from finetune.model.tokens import load_tokenizer
+from finetune.paths import Paths
+
+DETERMINES_ADAPTER = {"environment", "seed", "model", "adapter", "train"}
+TIERS: dict[Environment, str] = {"cpu": "bitwise", "cuda": "same-device", "apple": "statistical"}
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",)}
+
+
+def find_run(config: Config, paths: Paths) -> tuple[Any, dict[str, Any]]:
+    """Where the run's checkpoints lie, and what its adapter's manifest says of it; DataError where validate's data are
+    not those of these params."""
+    from finetune.train.checkpoints import Checkpoints, fingerprint
+
+    validated, base = read_manifest(paths.validated), identify_base(config.model)
+    if validated["max_length"] != config.train.max_length:
+        raise DataError(f"{paths.validated}: was cut at another train.max_length; run validate again (dvc repro)")
+    if validated["packing"] != config.train.packing:
+        raise DataError(f"{paths.validated}: was packed as train.packing was then; run validate again (dvc repro)")
+    if validated["base"] != base:
+        raise DataError(f"{paths.validated}: was made for another base; run validate again (dvc repro -f validate)")
+    attention = attention_used(config.model, config.environment)
+    data_sha256 = {name: file["sha256"] for name, file in validated["files"].items()}
+    identity = {
+        "fingerprint": fingerprint(config, data_sha256, base, attention),
+        "tier": TIERS[config.environment] if config.train.deterministic else "statistical",
+        "attention": attention,
+        "base": base,
+        "data_sha256": data_sha256,
+        "prepared_sha256": validated["prepared_sha256"],
+        "params": config.model_dump(mode="json", include=DETERMINES_ADAPTER),
+        "versions": versions(),
+    }
+    store = Checkpoints(paths.checkpoints / identity["fingerprint"][:16], config.train.save_total_limit)
+    return store, identity
+
+
+def train(config: Config, paths: Paths, stop: Any, until: int | None = None) -> None:
+    """One process of the run, the only one or one of several; the first of them publishes.
+
+    With `until` it stops after that step as if the run ended there. InterruptedRunError when `stop` was asked.
+    """
+    from finetune.train.checkpoints import tell_of_others
+
+    require_trackers(config)
+    rank = int(os.environ.get("RANK", "0"))
+    store, identity = find_run(config, paths)
+    tokens = read_manifest(paths.validated)["tokens"]
+    tokenizer = load_tokenizer(config.model)
+    if rank == 0:
+        tell_of_others(paths.checkpoints, store.folder.name)
+        if config.model.attention == "auto":
+            say(f"attention: {identity['attention']}")
+    model = build_model(config, process_device(config))
+    trainer, measured = fit(config, paths, store, model, tokenizer, tokens, stop, until)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.shards_state else None
+    if rank > 0:
+        return
+    results = summarize(trainer, model)
+    batch = {
+        "micro_batch": trainer.args.per_device_train_batch_size,
+        "accumulation": trainer.args.gradient_accumulation_steps,
+    }
+    with publish_directory(paths.adapter) as folder:
+        sha256 = save_adapter(model, identity["base"]["name"], folder, state)
+        tokenizer.save_pretrained(folder)
+        write_manifest(folder, {"adapter_sha256": sha256, **identity, **batch, "checkpoints": trainer.saved})
+    machine = describe_machine(config.environment)
+    write_json(paths.reports / "train_cost.json", {**measured, "machine": machine})
+    shown = {name: identity[name] for name in ("fingerprint", "tier", "attention")}
+    write_json(paths.reports / "train.json", {"adapter_sha256": sha256, **shown, **batch, **results})
+    shutil.rmtree(store.folder, ignore_errors=True)
+    show(results, measured, sha256)
+
+
+def require_trackers(config: Config) -> None:
+    """ConfigError where a tracker that was asked for is not installed: a run of hours must not end in its import."""
+    from importlib.util import find_spec
+
+    missing = [
+        name for name in config.train.report_to if not any(find_spec(module) for module in TRACKERS.get(name, (name,)))
+    ]
+    if missing:
+        names = ", ".join(missing)
+        raise ConfigError(
+            f"params.yaml: train.report_to: {names} is not installed here; "
+            f"pip install {' '.join(missing)}, or report_to: []"
+        )
+
+
+def process_device(config: Config) -> str:
+    """The torch device of this process: of several on CUDA, the one of its own number."""
+    device = require_device(config.environment)
+    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    import torch
+
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return f"cuda:{os.environ['LOCAL_RANK']}"
+
+
+def build_model(config: Config, device: str) -> Any:
+    """The base with a fresh adapter, the same for the same seed."""
+    import torch
+    from transformers import set_seed
+
+    set_seed(config.seed, deterministic=config.train.deterministic)
+    # Deterministic mode also overwrites fresh memory, which no operation here reads: a third of the time on a CPU.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return add_adapter(load_base(config.model, device), config.adapter)
+
+
+def fit(
+    config: Config, paths: Paths, store: Any, model: Any, tokenizer: Any, tokens: Any, stop: Any, until: int | None
+) -> tuple[Any, dict[str, Any]]:
+    """Run the training loop; gives the trainer and what was measured: seconds, steps a second, peak memory."""
+    from finetune.train.checkpoints import read_progress
+    from finetune.train.guards import smaller_micro_batch
+    from finetune.train.probe import MemoryShortageError
+
+    steps = store.steps()  # verified before; several processes must agree on it
+    resumed = (store.newest() if "RANK" not in os.environ else store.path(steps[0])) if steps else None
+    if resumed:
+        say(f"goes on from {resumed}")
+        while config.train.per_device_train_batch_size > read_progress(resumed).micro_batch:
+            config = smaller_micro_batch(config)
+    started = time.perf_counter()
+    while True:
+        trainer = build_trainer(config, paths, model, tokenizer, store, stop, resumed, until)
+        check_rows(trainer, tokens)
+        try:
+            with telling(trainer):
+                trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+            break
+        except MemoryShortageError:
+            config = smaller_micro_batch(config)
+        size, accumulation = config.train.per_device_train_batch_size, config.train.gradient_accumulation_steps
+        say(
+            f"warning: no memory for the largest micro-batch; it is made smaller: {size} rows, accumulated "
+            f"{accumulation} times, the same effective batch size of {config.train.effective_batch_size}"
+        )
+    seconds = time.perf_counter() - started
+    first = int(resumed.name.rsplit("-", 1)[1]) if resumed else 0
+    return trainer, {
+        "wall_seconds": round(seconds, 3),
+        "steps_per_second": round((trainer.state.global_step - first) / seconds, 4),
+        "peak_memory_bytes": peak_memory_bytes(config.environment),
+        "resumed_from_step": first,
+    }
+
+
+@contextmanager
+def telling(trainer: Any) -> Iterator[None]:
+    """Close the curves and tell `make status` how the run ended; a stop without a checkpoint of its own says so."""
+    from finetune.train.trainer import StoppedInEvaluationError
+
+    ended = "failed"
+    try:
+        yield
+        ended = "finished"
+    except StoppedInEvaluationError:
+        ended = "interrupted"
+        kept = trainer.store.what_is_kept()
+        raise InterruptedRunError(f"train was stopped by {trainer.stop.by}; {kept}, the same command goes on") from None
+    except InterruptedRunError:
+        ended = "interrupted"
+        raise
+    finally:
+        if trainer.curves:
+            trainer.curves.close(trainer.state, ended)
+
+
+def build_trainer(
+    config: Config,
+    paths: Paths,
+    model: Any,
+    tokenizer: Any,
+    store: Any,
+    stop: Any,
+    resumed: Path | None = None,
+    until: int | None = None,
+) -> Any:
+    """The trainer over the validated data, with curves, checkpoints and early stopping where asked."""
+    from datasets import Dataset
+    from transformers import EarlyStoppingCallback, PrinterCallback
+
+    from finetune.train.arguments import sft_config
+    from finetune.train.batches import with_blank
+    from finetune.train.curves import CurvesCallback
+    from finetune.train.trainer import Steps, Trainer, score_supervised_positions
+
+    score_supervised_positions()
+    arguments = sft_config(config, store.folder)
+    rows = [Dataset.from_file(str(paths.validated / f"{split}.arrow")) for split in ("train", "validation")]
+    if arguments.world_size > 1:
+        rows = [with_blank(split) for split in rows]
+    trainer = Trainer(
+        store=store,
+        stop=stop,
+        saved=read_manifest(resumed)["saved"] if resumed else [],
+        model=model,
+        args=arguments,
+        train_dataset=rows[0],
+        eval_dataset=rows[1],
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if trainer.is_world_process_zero():
+        trainer.curves = CurvesCallback(paths)
+        trainer.add_callback(trainer.curves)
+    if config.train.early_stopping_patience is not None:
+        patience, threshold = config.train.early_stopping_patience, config.train.early_stopping_threshold
+        trainer.early_stopping = EarlyStoppingCallback(patience, threshold)
+        trainer.add_callback(trainer.early_stopping)
+    trainer.add_callback(Steps(trainer, resumed, until=until))
+    keep_float32(model)  # TRL has just cast the adapter of a quantized base to bfloat16
+    return trainer
+
+
+def check_rows(trainer: Any, tokens: dict[str, dict[str, int]]) -> None:
+    """DataError unless the trainer holds exactly the tokens that validate counted."""
+    from finetune.train.batches import count_supervised
+
+    blanks = int(trainer.args.world_size > 1)
+    for name, dataset in (("train", trainer.train_dataset), ("validation", trainer.eval_dataset)):
+        supervised, rows = int(count_supervised(dataset).sum()), len(dataset) - blanks
+        if supervised != tokens[name]["supervised_tokens"] or rows != tokens[name]["rows"]:
+            raise DataError(
+                f"data/validated/{name}.arrow: holds {supervised} supervised tokens in {rows} rows, but validate "
+                f"counted {tokens[name]['supervised_tokens']} in {tokens[name]['rows']}; run validate again"
+            )
+
+
+def summarize(trainer: Any, model: Any) -> dict[str, Any]:
+    """What came out, the same for every repetition: steps, losses, the checkpoint that was kept, what looks unwell."""
+    from finetune.train.curves import TRAINING, VALIDATION, curve_rows
+    from finetune.train.guards import tell_health
+
+    state = trainer.state
+    training, validation = (curve_rows(state.log_history, columns) for columns in (TRAINING, VALIDATION))
+    last = validation[-1]["validation_loss"]
+    first = validation[0]["validation_loss"] if validation[0]["step"] == 0 else None
+    best = state.best_metric if trainer.args.load_best_model_at_end else last
+    warnings = tell_health([(int(row["step"]), row["loss"]) for row in training], first, best)
+    return {
+        "steps": state.global_step,
+        "planned_steps": state.max_steps,
+        "kept_step": (state.best_global_step if trainer.args.load_best_model_at_end else None) or state.global_step,
+        "first_validation_loss": first,
+        "validation_loss": best,
+        "last_validation_loss": last,
+        "train_loss": training[-1]["loss"],
+        "parameters": count_parameters(model),
+        "warnings": warnings,
+    }
+
+
+def show(results: dict[str, Any], measured: dict[str, Any], adapter_sha256: str) -> None:
+    """A few lines for the person who watches."""
+    trainable, total = results["parameters"]["trainable"], results["parameters"]["total"]
+    seconds, kept = measured["wall_seconds"], results["kept_step"]
+    say(
+        f"{results['steps']} steps of {trainable:,} parameters ({trainable / total:.1%}) in {seconds:.0f} s; "
+        f"validation loss {results['first_validation_loss']:.4f} before, {results['validation_loss']:.4f} at step "
+        f"{kept}, which was kept"
+    )
+    for warning in results["warnings"]:
+        say(f"warning: {warning}")
+    say(f"adapter {adapter_sha256[:16]} in out/adapter; curves in reports/*.tsv (dvc plots show)")

@@ -1,0 +1,55 @@
+"""One of several processes of a run, started by torchrun (launch.py): `python -m finetune.train.worker`."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from finetune.artifacts import write_json
+from finetune.config import load_config
+from finetune.console import quiet_libraries
+from finetune.errors import FinetuneError, MachineError
+from finetune.machine import calm_threads, machine_trouble, set_device_environment
+from finetune.paths import Paths
+
+
+def main() -> int:
+    """Train along; an error is left in a file for the process that started all, and gives its exit code."""
+    calm_threads()
+    quiet_libraries()
+    config, paths = load_config(Path("params.yaml")), Paths()
+    set_device_environment(
+        config.environment, config.train.distributed.devices, deterministic=config.train.deterministic
+    )
+    if os.environ["RANK"] != "0":
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - the first process speaks for all
+    from finetune.train.interrupt import stop_on_signals
+    from finetune.train.process import train
+
+    try:
+        with stop_on_signals() as stop:
+            train(config, paths, stop)
+    except FinetuneError as error:
+        return leave(paths, error.exit_code, str(error))
+    except (OSError, MemoryError, RuntimeError) as error:
+        trouble = machine_trouble(error)
+        if trouble is None:
+            traceback.print_exc()
+            return leave(paths, FinetuneError.exit_code, f"train: process {os.environ['RANK']}: {error}")
+        return leave(paths, MachineError.exit_code, f"train: {trouble}; what was whole before is kept")
+    return 0
+
+
+def error_file(work: Path, rank: str) -> Path:
+    """Where a process leaves its error for the one that started it."""
+    return work / f"worker-{int(rank):04}.json"
+
+
+def leave(paths: Paths, code: int, text: str) -> int:
+    """Write the error down; gives its exit code."""
+    write_json(error_file(paths.work, os.environ["RANK"]), {"exit_code": code, "text": text})
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

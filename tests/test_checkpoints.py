@@ -1,0 +1,101 @@
+"""Checkpoints: whole or not there, the newest good one is found, and nothing good is lost on the way."""
+
+import json
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import MachineError
+from finetune.train.checkpoints import Checkpoints, tell_of_others
+
+
+def save(store: Checkpoints, step: int, best: int | None = None) -> Path:
+    """A checkpoint of a hundred bytes."""
+    store.begin(100)
+    (store.partial / "weights").write_bytes(bytes(100))
+    return store.publish(step, best, {"saved": []})
+
+
+def spoil(path: Path) -> None:
+    """What a full disk or a bad one does."""
+    (path / "weights").write_bytes(bytes(99))
+
+
+def test_newest_whole_one_is_found_and_bad_ones_are_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A half-written checkpoint would resume other weights in silence; the one before it is taken, aloud."""
+    store = Checkpoints(tmp_path, 5)
+    for step in (3, 6, 9):
+        save(store, step)
+    spoil(store.path(6))
+    (store.path(9) / "manifest.json").unlink()
+    assert store.newest() == store.path(3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad-checkpoint-6", "bad-checkpoint-9", "checkpoint-3"]
+    told = capsys.readouterr().out
+    assert "checkpoint-9 is no good checkpoint and was set aside as bad-checkpoint-9: it was not finished" in told
+    assert "checkpoint-6/weights: is not the file that was published" in told
+
+
+def test_a_checkpoint_whose_best_one_is_bad_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is published at the end is the best one: a run that can't have it goes on from before it."""
+    store = Checkpoints(tmp_path, 5)
+    save(store, 3)
+    save(store, 6, best=6)
+    save(store, 9, best=6)
+    spoil(store.path(6))
+    assert store.newest() == store.path(3)
+    assert "its best checkpoint, of step 6, is no good one" in capsys.readouterr().out
+
+
+def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
+    """The limit counts the best one, which is never removed; nor is the one just written."""
+    store = Checkpoints(tmp_path, 2)
+    for step, best in ((3, 3), (6, 3), (9, 3), (12, 3)):
+        save(store, step, best)
+    assert store.steps() == [12, 3]
+    save(store, 15, 15)
+    assert store.steps() == [15, 12]
+
+
+def test_what_a_kill_while_writing_leaves_is_no_checkpoint(tmp_path: Path) -> None:
+    """Only the rename makes it one, and the next start clears it away."""
+    store = Checkpoints(tmp_path, 2)
+    save(store, 3)
+    store.begin(100)
+    (store.partial / "weights").write_bytes(bytes(50))
+    assert store.newest() == store.path(3)
+    assert not store.partial.exists()
+
+
+def test_the_same_step_is_written_anew(tmp_path: Path) -> None:
+    """A run that was stopped in its evaluation saves the step a second time when it goes on."""
+    store = Checkpoints(tmp_path, 2)
+    save(store, 3)
+    save(store, 3, best=3)
+    assert json.loads((store.path(3) / "manifest.json").read_text(encoding="utf-8"))["best_step"] == 3
+
+
+def test_no_room_is_known_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the place, what is there and what is needed, and what a stop now leaves."""
+    store = Checkpoints(tmp_path, 2)
+    save(store, 3)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 10**9 - 2 * 10**7, 2 * 10**7))
+    with pytest.raises(MachineError) as raised:
+        store.begin(10**9)
+    assert str(raised.value) == (
+        f"{tmp_path}: 0.02 GB are free, 1.02 GB are needed for a checkpoint; the checkpoint of step 3 is kept; "
+        "free some space (dvc gc -w, make clean), then run it again"
+    )
+    assert store.steps() == [3]
+
+
+def test_other_unfinished_runs_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They fill the disk until someone removes them."""
+    save(Checkpoints(tmp_path / "one", 2), 3)
+    tell_of_others(tmp_path, "one")
+    assert capsys.readouterr().out == ""
+    tell_of_others(tmp_path, "two")
+    assert "holds 0.00 GB of 1 unfinished runs with other params" in capsys.readouterr().out
