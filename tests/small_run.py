@@ -125,6 +125,18 @@ def validated(root: Path, **changes: Any) -> tuple[Config, Paths]:
     return config, paths
 
 
+def trainer_of(config: Config, paths: Paths) -> Any:
+    """A trainer over validated data that has not begun."""
+    from finetune.model.tokens import load_tokenizer
+    from finetune.train import process
+    from finetune.train.checkpoints import Checkpoints
+    from finetune.train.interrupt import StopRequest
+
+    model, tokenizer = process.build_model(config, "cpu"), load_tokenizer(config.model)
+    store = Checkpoints(paths.checkpoints / "x", config.train.save_total_limit)
+    return process.build_trainer(config, paths, model, tokenizer, store, StopRequest())
+
+
 def copy_of(source: Path, target: Path) -> Path:
     """A copy of a workspace, so that stages can be run from the same start more than once."""
     shutil.copytree(source, target)

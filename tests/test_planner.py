@@ -20,7 +20,7 @@ from finetune.planner import find_workload, look_ahead
 from finetune.planner import run as show_plan
 from finetune.recipes import pin, read_recipe, with_revision
 from finetune.validate import machine_checks, plan_checks
-from tests.small_run import ROOT, build_base, params, validated
+from tests.small_run import ROOT, build_base, params, trainer_of, validated
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 COMMIT = "b2" * 20
@@ -81,7 +81,7 @@ def test_the_plan_of_the_h100_recipe_by_hand() -> None:
     attention, head = 2 * 32 * 4096 * 4096, 6 * 4096 * 32768 * 0.5
     flops = 3 * 15_000 * 4096 * (2 * MISTRAL_WEIGHTS * 3 + attention * 4 + head)
     assert outlook.flops == pytest.approx(flops)
-    passes = 12 * round(15_000 * 0.07 / 0.8) * 4096
+    passes = 13 * round(15_000 * 0.07 / 0.8) * 4096
     evaluations = passes * (2 * MISTRAL_WEIGHTS + attention + head / 3)
     assert outlook.evaluation_flops == pytest.approx(evaluations)
     flops += evaluations
@@ -335,14 +335,11 @@ def test_operations_of_a_real_step_are_those_of_the_plan(ready: Path, monkeypatc
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    from finetune.model.tokens import IGNORED, load_tokenizer
-    from finetune.train.stage import build_model, build_trainer
+    from finetune.model.tokens import IGNORED
 
     monkeypatch.chdir(ready)
     config = parse_config(params(model__attention="eager", adapter__r=1), "params.yaml")
-    trainer = build_trainer(
-        config, Paths(), build_model(config, "cpu"), load_tokenizer(config.model), ready / "checkpoints"
-    )
+    trainer = trainer_of(config, Paths())
     batch = next(iter(trainer.get_train_dataloader()))
     rows, length = batch["input_ids"].shape
     share = float((batch["labels"] != IGNORED).sum()) / batch["labels"].numel()

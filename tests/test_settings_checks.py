@@ -10,16 +10,14 @@ from typing import Any
 import pytest
 
 from finetune.config import Config
-from finetune.errors import MachineError
 from finetune.model.architecture import Architecture, LinearLayers
 from finetune.plan.memory import MemoryPlan
 from finetune.plan.outlook import Outlook, Workload, foresee
 from finetune.plan.schedule import plan_schedule
-from finetune.train.stage import require_one_device
 from finetune.validate import machine_checks, plan_checks
 from finetune.validate.adapter_checks import check_adapter
 from finetune.validate.findings import Finding
-from finetune.validate.machine_checks import check_disk, check_machine
+from finetune.validate.machine_checks import check_disk, check_machine, check_packages
 from finetune.validate.plan_checks import check_evaluations, check_fit, check_plan, check_room, check_this_machine
 from finetune.validate.reference_checks import check_reference
 from finetune.validate.run_checks import check_run
@@ -63,28 +61,42 @@ def settings(change: Callable[..., Config]) -> Callable[..., list[Finding]]:
     """`settings({"train.fp16": True})`: the findings of check_settings on params.yaml with keys changed."""
 
     def checked(keys: dict[str, Any], architecture: Architecture | None = LLAMA) -> list[Finding]:
-        found = check_settings(change(**keys), architecture)
-        return [finding for finding in found if finding.code != "distributed-unsupported"]  # its test is below
+        return check_settings(change(**keys), architecture)
 
     return checked
 
 
-@pytest.mark.parametrize(("strategy", "devices"), [("ddp", 4), ("zero2", 1)])
-def test_what_train_refuses_is_said_before(change: Callable[..., Config], strategy: str, devices: int) -> None:
-    """Nobody shall rent four GPUs to read that only one is used."""
-    found = check_settings(change(**CUDA | spread(strategy, devices)), LLAMA)
-    (finding,) = [finding for finding in found if finding.code == "distributed-unsupported"]
-    assert str(finding) == (
-        f"params.yaml: train.distributed: {strategy} on {devices} devices is planned and rehearsed, but this version "
-        "trains on one device without a strategy, and train refuses; set devices: 1, strategy: none and "
-        f"train.gradient_accumulation_steps: {devices}"
+def test_liger_needs_cuda(settings: Callable[..., list[Finding]]) -> None:
+    """Its kernels are Triton's: on a CPU the import alone would fail, after everything was loaded."""
+    assert "liger-needs-cuda" in codes(settings({"train.use_liger_kernel": True}))
+    assert "liger-needs-cuda" not in codes(settings(CUDA | {"train.use_liger_kernel": True}))
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow", "trackio"])
+def test_a_tracker_that_is_not_installed_is_told(change: Callable[..., Config], tracker: str) -> None:
+    """A run of hours must not end in an import at its first step."""
+    (finding,) = check_packages(change(**{"train.report_to": [tracker]}))
+    assert (
+        str(finding)
+        == f"params.yaml: train.report_to: {tracker} is not installed here; pip install {tracker}, or take it out"
     )
-    assert finding.severity == "warning"
-    plain = check_settings(change(**CUDA), LLAMA)
-    assert "distributed-unsupported" not in codes(plain)
-    with pytest.raises(MachineError, match="trains on one device without a strategy; set devices: 1"):
-        require_one_device(change(**CUDA | spread(strategy, devices)))
-    require_one_device(change(**CUDA))
+    assert check_packages(change()) == []
+
+
+def test_auto_attention_says_what_it_means(change: Callable[..., Config]) -> None:
+    """The choice is never silent: on CUDA without flash attention it is sdpa, and said."""
+    assert codes(check_packages(change(**CUDA | {"model.attention": "auto"}))) == ["attention-fallback"]
+    assert check_packages(change(**{"model.attention": "auto"})) == []
+
+
+def test_an_adapter_that_cannot_start_on_this_base_is_told(change: Callable[..., Config]) -> None:
+    """PiSSA takes a part out of the weights, which 4-bit weights do not allow."""
+    found = check_adapter(change(**{"model.quantization": "nf4", "adapter.init_lora_weights": "pissa"}), None)
+    (finding,) = [finding for finding in found if finding.code == "adapter-impossible"]
+    assert finding.where == "params.yaml: adapter.init_lora_weights"
+    assert finding.what.startswith("pissa rewrites the base's weights")
+    assert finding.fix == "use default or gaussian, or model.quantization: none"
+    assert "adapter-impossible" not in codes(check_adapter(change(), None))
 
 
 def test_float16_weights_need_loss_scaling(change: Callable[..., Config]) -> None:
@@ -345,9 +357,10 @@ def test_a_path_is_no_name_of_a_module(adapter: Callable[..., list[Finding]]) ->
     assert codes(adapter({"adapter.target_modules": ["self_attn.q_proj"]})) == ["target-modules-missing"]
 
 
-def test_head_and_embeddings_can_be_adapted(adapter: Callable[..., list[Finding]]) -> None:
-    """PEFT knows both, so neither is missing; nor is the head one of the layers that ought to have an adapter."""
-    assert adapter({"adapter.target_modules": [*SEVEN, "lm_head", "embed_tokens"]}) == []
+def test_embeddings_can_be_adapted_and_the_head_can_not(adapter: Callable[..., list[Finding]]) -> None:
+    """PEFT knows both, so neither is missing; but the loss multiplies with the head's own weights, past its adapter."""
+    assert adapter({"adapter.target_modules": [*SEVEN, "embed_tokens"]}) == []
+    assert codes(adapter({"adapter.target_modules": [*SEVEN, "lm_head"]})) == ["adapter-impossible"]
 
 
 def test_layers_without_an_adapter_are_a_note(adapter: Callable[..., list[Finding]]) -> None:

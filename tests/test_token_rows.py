@@ -37,7 +37,7 @@ from finetune.validate.token_rows import (
     tokenize_split,
     write_arrow,
 )
-from tests.small_run import ROOT, params, validated, workspace
+from tests.small_run import ROOT, params, trainer_of, validated, workspace
 
 STRATEGIES = ["random", "sequential", "group_by_length"]
 
@@ -474,13 +474,10 @@ def test_the_trainer_pads_what_was_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, packing: bool
 ) -> None:
     """The real data loader with TRL's collator, over the first epoch: to the position and to the heaviest batch."""
-    from finetune.train.stage import build_model, build_trainer
-
     monkeypatch.chdir(tmp_path)
     config, paths = validated(tmp_path / "run", train__train_sampling_strategy=strategy, train__packing=packing)
     counts = read_json(paths.reports / "validation.json")["tokens"]["train"]
-    tokenizer = load_tokenizer(config.model)
-    trainer = build_trainer(config, paths, build_model(config, "cpu"), tokenizer, tmp_path / "checkpoints")
+    trainer = trainer_of(config, paths)
     batches = list(trainer.get_train_dataloader())
     assert sum(batch["input_ids"].numel() for batch in batches) == counts["positions"]
     assert max(batch["input_ids"].numel() for batch in batches) == counts["largest_batch"]

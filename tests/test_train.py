@@ -16,14 +16,12 @@ from finetune.artifacts import MANIFEST, read_json, read_manifest, sha256_tensor
 from finetune.errors import ConfigError, DataError, MachineError
 from finetune.model.adapter import WEIGHTS, load_adapter
 from finetune.model.base import load_base
-from finetune.model.tokens import load_tokenizer
 from finetune.plan.schedule import plan_schedule
 from finetune.train import process, stage
 from finetune.train.arguments import sft_config
-from finetune.train.checkpoints import Checkpoints, fingerprint
+from finetune.train.checkpoints import fingerprint
 from finetune.train.curves import TRAINING, VALIDATION, curve_rows, to_tsv
-from finetune.train.interrupt import StopRequest
-from tests.small_run import ROOT, copy_of, validated
+from tests.small_run import ROOT, copy_of, trainer_of, validated
 
 pytestmark = pytest.mark.slow
 
@@ -118,17 +116,9 @@ def test_best_checkpoint_is_the_one_that_is_kept(ready: Path, tmp_path: Path) ->
     assert report["validation_loss"] == pytest.approx(min(losses.values()), rel=1e-4)
 
 
-def trainer_of(root: Path, **changes: Any) -> Any:
-    """A trainer that has not begun, in a workspace."""
-    config, paths = enter(root, **changes)
-    model, tokenizer = process.build_model(config, "cpu"), load_tokenizer(config.model)
-    store = Checkpoints(paths.checkpoints / "x", config.train.save_total_limit)
-    return process.build_trainer(config, paths, model, tokenizer, store, StopRequest())
-
-
 def test_not_finite_stops_before_the_step(ready: Path, tmp_path: Path) -> None:
     """NaN must not be averaged away, nor published; the examples it came from and the way out are named."""
-    trainer = trainer_of(copy_of(ready, tmp_path / "run"))
+    trainer = trainer_of(*enter(copy_of(ready, tmp_path / "run")))
     rows = trainer.batches().batches(0)[0]
     trainer.evaluate = lambda *args: None  # which would meet it first
     next(tensor for name, tensor in trainer.model.named_parameters() if "lora_A" in name).data.fill_(float("nan"))
@@ -141,7 +131,7 @@ def test_not_finite_stops_before_the_step(ready: Path, tmp_path: Path) -> None:
 
 def test_gradient_that_is_not_finite_stops_before_the_step(ready: Path, tmp_path: Path) -> None:
     """A finite loss can have an infinite gradient: clipping would turn all of it into NaN."""
-    trainer = trainer_of(copy_of(ready, tmp_path / "run"))
+    trainer = trainer_of(*enter(copy_of(ready, tmp_path / "run")))
     name, tensor = next((name, tensor) for name, tensor in trainer.model.named_parameters() if "lora_B" in name)
     before = tensor.detach().clone()
     tensor.register_hook(lambda gradient: gradient * float("inf"))
@@ -238,7 +228,7 @@ def test_every_training_parameter_arrives(ready: Path, tmp_path: Path) -> None:
             assert arguments.gradient_checkpointing == value
         elif key not in elsewhere:
             assert getattr(arguments, key) == (list(value) if isinstance(value, tuple) else value), key
-    trainer = trainer_of(ready, train__early_stopping_patience=2)
+    trainer = trainer_of(*enter(ready, train__early_stopping_patience=2))
     sampler = trainer.batches()
     assert (sampler.strategy, sampler.seed, sampler.grouped) == ("group_by_length", config.seed, 8)
     assert sampler.lengths == [len(row) for row in trainer.train_dataset["input_ids"]]

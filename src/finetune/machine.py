@@ -14,6 +14,12 @@ from finetune.errors import MachineError
 VERSIONS_THAT_MATTER = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers", "datasets")
 CGROUPS = Path("/sys/fs/cgroup")
 NO_LIMIT = 2**60  # bytes; what version 1 of cgroups says where there is none is beyond it
+TRACKERS = {  # of train.report_to: the modules that serve, one is enough
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
+}
 DEVICES: dict[Environment, str] = {"cpu": "cpu", "cuda": "cuda", "apple": "mps"}
 
 

@@ -145,7 +145,7 @@ def foresee(config: Config, architecture: Architecture | None, workload: Workloa
         {ranks: peak_memory(config, architecture, workload, ranks).peak for ranks in RANKS},
         available_bytes(config),
         flops,
-        schedule.evaluations * a_pass,
+        (schedule.evaluations + 1) * a_pass,  # the first one before the first step
     )
 
 
@@ -155,9 +155,12 @@ def peak_memory(config: Config, architecture: Architecture, workload: Workload, 
     if ranks > 1 and distributed.strategy == "none":
         several = distributed.model_copy(update={"devices": ranks, "strategy": "ddp"})
         train = train.model_copy(update={"distributed": several})
+    model = config.model
+    if model.attention == "auto":  # sdpa needs more, and auto may mean it
+        model = model.model_copy(update={"attention": "sdpa"})
     return plan_memory(
         architecture,
-        config.model,
+        model,
         config.adapter,
         train,
         config.environment,

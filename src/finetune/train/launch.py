@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ def listens(address: str, port: int) -> bool:
 
 def require_devices(config: Config) -> None:
     """MachineError unless this node has as many devices as the recipe asks of it; processes share one CPU."""
+    if config.train.distributed.strategy in ("zero2", "zero3") and not find_spec("deepspeed"):
+        raise MachineError(
+            f"params.yaml: train.distributed.strategy: {config.train.distributed.strategy} needs the package "
+            "deepspeed, which is not installed here; pip install deepspeed, or use ddp"
+        )
     asked, found = per_node(config), count_devices(config.environment)
     if config.environment != "cpu" and asked > found:
         raise MachineError(

@@ -12,7 +12,7 @@ from finetune.artifacts import publish_directory, read_manifest, write_json, wri
 from finetune.config import Config, Environment
 from finetune.console import say
 from finetune.errors import ConfigError, DataError, InterruptedRunError
-from finetune.machine import describe_machine, peak_memory_bytes, require_device, versions
+from finetune.machine import TRACKERS, describe_machine, peak_memory_bytes, require_device, versions
 from finetune.model.adapter import add_adapter, count_parameters, keep_float32, save_adapter
 from finetune.model.base import attention_used, identify_base, load_base
 from finetune.model.tokens import load_tokenizer
@@ -20,7 +20,6 @@ from finetune.paths import Paths
 
 DETERMINES_ADAPTER = {"environment", "seed", "model", "adapter", "train"}
 TIERS: dict[Environment, str] = {"cpu": "bitwise", "cuda": "same-device", "apple": "statistical"}
-TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",)}
 
 
 def find_run(config: Config, paths: Paths) -> tuple[Any, dict[str, Any]]:
@@ -93,9 +92,8 @@ def require_trackers(config: Config) -> None:
     """ConfigError where a tracker that was asked for is not installed: a run of hours must not end in its import."""
     from importlib.util import find_spec
 
-    missing = [
-        name for name in config.train.report_to if not any(find_spec(module) for module in TRACKERS.get(name, (name,)))
-    ]
+    asked = config.train.report_to
+    missing = [name for name in asked if not any(find_spec(module) for module in TRACKERS[name])]
     if missing:
         names = ", ".join(missing)
         raise ConfigError(

@@ -3,6 +3,7 @@
 import math
 
 from finetune.config import Config
+from finetune.model.adapter import adapter_trouble
 from finetune.model.architecture import HEAD, Architecture
 from finetune.validate.findings import Finding
 
@@ -19,8 +20,24 @@ EMBEDDINGS = "embed_tokens"  # no linear layer, but PEFT adapts it too
 
 def check_adapter(config: Config, architecture: Architecture | None) -> list[Finding]:
     """All findings about target modules, scale and learning rate."""
-    findings = check_scale(config) + check_learning_rate(config, architecture)
+    findings = check_start(config) + check_scale(config) + check_learning_rate(config, architecture)
     return findings + (check_target_modules(config, architecture) if architecture else [])
+
+
+def check_start(config: Config) -> list[Finding]:
+    """Whether an adapter that starts so can be trained on a base that is held so."""
+    trouble = adapter_trouble(config.adapter, config.model)
+    if trouble is None:
+        return []
+    key, what, fix = split_trouble(trouble)
+    return [Finding("adapter-impossible", f"params.yaml: {key}", what, fix)]
+
+
+def split_trouble(text: str) -> tuple[str, str, str]:
+    """`key: what; fix` in its three parts."""
+    key, rest = text.split(": ", 1)
+    what, fix = rest.rsplit("; ", 1)
+    return key, what, fix
 
 
 def check_target_modules(config: Config, architecture: Architecture) -> list[Finding]:

@@ -5,7 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from finetune.config import Config
-from finetune.machine import count_devices, device_supports, has_fast_bfloat16, why_unavailable
+from finetune.machine import TRACKERS, count_devices, device_supports, has_fast_bfloat16, why_unavailable
+from finetune.model.base import attention_used
 from finetune.validate.findings import Finding
 
 FLASH = ("flash_attn", "kernels")
@@ -56,6 +57,22 @@ def check_packages(config: Config) -> list[Finding]:
         what = "neither flash_attn nor kernels is installed here"
         fix = "install one, or use sdpa, which is no slower on an H100 by published tests"
         findings.append(Finding("attention-missing", "params.yaml: model.attention", what, fix))
+    if (
+        config.model.attention == "auto"
+        and config.environment == "cuda"
+        and attention_used(config.model, "cuda") == "sdpa"
+    ):
+        what = "auto means sdpa: flash attention is not installed, or the weights are in 32 bit"
+        fix = "install flash-attn where it pays, or leave it: the report says which was used"
+        findings.append(Finding("attention-fallback", "params.yaml: model.attention", what, fix))
+    if config.train.use_liger_kernel and config.environment == "cuda" and not find_spec("liger_kernel"):
+        what = "the package liger-kernel is not installed here"
+        fix = "pip install liger-kernel, or set it to false"
+        findings.append(Finding("liger-missing", "params.yaml: train.use_liger_kernel", what, fix))
+    for name in config.train.report_to:
+        if not any(find_spec(module) for module in TRACKERS[name]):
+            what, fix = f"{name} is not installed here", f"pip install {name}, or take it out"
+            findings.append(Finding("tracker-missing", "params.yaml: train.report_to", what, fix))
     package = PACKAGES.get(config.train.distributed.strategy)
     if package and not find_spec(package):
         where, what = "params.yaml: train.distributed.strategy", f"the package {package} is not installed here"

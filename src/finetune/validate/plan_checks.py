@@ -31,8 +31,9 @@ def check_evaluations(outlook: Outlook) -> list[Finding]:
     work, evaluations = outlook.evaluation_flops, outlook.schedule.evaluations
     if not outlook.flops or work <= COSTLY * outlook.flops:
         return []
-    enough = max(math.floor(evaluations * COSTLY * outlook.flops / work), 1)
-    what = f"{evaluations} evaluations are {work / outlook.flops:.0%} of the work of the training steps"
+    share, first = work / outlook.flops, 1  # the one before the first step
+    enough = max(math.floor((evaluations + first) * COSTLY * outlook.flops / work) - first, 1)
+    what = f"{evaluations} evaluations and the one before the first step are {share:.0%} of the training's work"
     fix = f"use {math.ceil(outlook.schedule.steps / enough)} (and save_steps a multiple of it), or less validation data"
     return [Finding("evaluations-costly", "params.yaml: train.eval_steps", what, fix)]
 

@@ -2,6 +2,7 @@
 
 from finetune.config import Config
 from finetune.model.architecture import HEAD, Architecture
+from finetune.model.base import attention_used
 from finetune.validate.findings import Finding
 
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
@@ -17,7 +18,7 @@ def check_settings(config: Config, architecture: Architecture | None) -> list[Fi
         *check_optimizer(config),
         *check_attention(config),
         *check_quantization(config, architecture),
-        *check_supported(config),
+        *check_kernels(config),
         *check_strategy(config),
         *check_offload(config),
         *check_effective_batch(config),
@@ -73,8 +74,9 @@ def check_attention(config: Config) -> list[Finding]:
         elif model.dtype == "float32" and not (train.bf16 or train.fp16):
             what = "flash_attention_2 computes in 16 bit alone, and the run is in float32"
             findings.append(Finding("attention-dtype", where, what, "set train.bf16: true, or use sdpa"))
-    elif train.packing:
-        what = f"with {model.attention} a packed row of {train.max_length} tokens has a square mask over all of it"
+    elif train.packing and attention_used(model, config.environment) != "flash_attention_2":
+        used = "sdpa, where auto finds no flash attention," if model.attention == "auto" else model.attention
+        what = f"with {used} a packed row of {train.max_length} tokens has a square mask over all of it"
         fix = "use model.attention: flash_attention_2, or packing: false with group_by_length"
         findings.append(Finding("packing-slow", "params.yaml: train.packing", what, fix))
     if train.packing and train.train_sampling_strategy == "group_by_length":
@@ -109,18 +111,12 @@ def check_quantization(config: Config, architecture: Architecture | None) -> lis
     return findings
 
 
-def check_supported(config: Config) -> list[Finding]:
-    """What train refuses so far: it runs on one device, without a strategy."""
-    distributed = config.train.distributed
-    if distributed.devices == 1 and distributed.strategy == "none":
+def check_kernels(config: Config) -> list[Finding]:
+    """Liger's fused kernels against the kind of device."""
+    if not config.train.use_liger_kernel or config.environment == "cuda":
         return []
-    accumulation = config.train.gradient_accumulation_steps * distributed.devices
-    what = (
-        f"{distributed.strategy} on {distributed.devices} devices is planned and rehearsed, but this version trains "
-        "on one device without a strategy, and train refuses"
-    )
-    fix = f"set devices: 1, strategy: none and train.gradient_accumulation_steps: {accumulation}"
-    return [Finding("distributed-unsupported", "params.yaml: train.distributed", what, fix)]
+    what = f"Liger's kernels need CUDA, the environment is {config.environment}"
+    return [Finding("liger-needs-cuda", "params.yaml: train.use_liger_kernel", what, "set it to false")]
 
 
 def check_strategy(config: Config) -> list[Finding]:
