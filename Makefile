@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 FINETUNE := python -m finetune
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev repro test test-end-to-end test-fast lint check recipes use pin plan rehearse doctor sweep exps report gate lock clean
+.PHONY: help setup setup-dev repro status stop test test-end-to-end test-fast lint check recipes use pin plan rehearse doctor sweep exps report gate merge verify lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "RECIPE", $$1); printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -19,10 +19,16 @@ setup: ## install the locked packages into .venv (done by the others when needed
 setup-dev:
 	@requirements/setup.sh $(ENVIRONMENT) dev
 
-repro: setup ## set up and run the whole pipeline to its verdict
+repro: setup ## set up and run the whole pipeline to its verdict (DETACH=1: in the background)
 	@$(FINETUNE) check
-	@dvc repro
-	@$(FINETUNE) report
+	@$(if $(DETACH),$(FINETUNE) detach $@,dvc repro)
+	@$(if $(DETACH),,$(FINETUNE) report)
+
+status: setup ## what runs in this folder and how far it is, or how the last run ended (JSON=1 for a program)
+	@$(FINETUNE) status $(if $(JSON),--json)
+
+stop: setup ## end what runs in this folder and keep its state; the same command goes on
+	@$(FINETUNE) stop
 
 test: setup-dev ## set up and run the tests
 	@python -m pytest -n 2 --dist loadfile -m "not end_to_end"
@@ -62,9 +68,10 @@ sweep: setup ## an example: four runs of the recipe tiny over learning rate and 
 	@dvc exp run --run-all
 	@$(FINETUNE) exps
 
-train-%: setup ## apply a recipe and run it to its verdict as a named experiment
-	@$(FINETUNE) use "$*"
-	@dvc exp run --name "$*-$$(date +%Y%m%d-%H%M%S)"
+train-%: setup ## apply a recipe and run it to its verdict as a named experiment (DETACH=1: in the background)
+	@$(FINETUNE) check "$*"
+	@$(FINETUNE) $(if $(DETACH),detach "$@",use "$*")
+	@$(if $(DETACH),,dvc exp run --name "$*-$$(date +%Y%m%d-%H%M%S)")
 
 exps: setup ## compare the experiments
 	@$(FINETUNE) exps
@@ -74,6 +81,12 @@ report: setup ## where the report is, and the verdict
 
 gate: setup ## fail unless the verdict is deploy (python -m finetune gate: 0 deploy, 10 iterate, 20 abort)
 	@$(FINETUNE) gate
+
+merge: setup ## the adapter and its base as one 16-bit model in out/merged, compared with base + adapter first
+	@$(FINETUNE) merge
+
+verify: setup ## repeat the finished run in a fresh folder and compare hashes: make verify STEPS=100 REPEATS=3
+	@$(FINETUNE) verify $(if $(STEPS),--steps $(STEPS)) $(if $(REPEATS),--repeats $(REPEATS))
 
 lock: setup-dev ## compile pyproject.toml to requirements/*.lock
 	@requirements/lock.sh

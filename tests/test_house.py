@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "finetune"
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
-COMMANDS = {"__main__", "recipes", "gate", "experiments", "planner", "doctor"}  # they stand on everything
+TOP = ("recipes", "gate", "experiments", "planner", "doctor", "merge", "ready", "verify")
+COMMANDS = {"__main__", *TOP}  # they stand on everything
 GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} - COMMANDS
 PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
 
@@ -107,7 +108,7 @@ def test_imports_have_no_circle() -> None:
         assert all(path not in closure(other) for other in imports(path)), path
 
 
-@pytest.mark.parametrize("command", ["--help", "recipes", "exps"])
+@pytest.mark.parametrize("command", ["--help", "recipes", "exps", "status", "check"])
 def test_light_commands_import_nothing_heavy(command: str) -> None:
     """torch, transformers and trl take ten seconds to import, which nobody waits for to see a table."""
     code = (

@@ -33,7 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser(stage, help=f"run the {stage} stage on params.yaml")
     commands.add_parser("gate", help="exit with the verdict: 0 deploy, 10 iterate, 20 abort")
     commands.add_parser("report", help="tell the verdict and where its report is")
-    commands.add_parser("check", help="check params.yaml and say nothing if it is right")
+    check = commands.add_parser("check", help="say nothing if params.yaml, or a recipe with it, can run here and now")
+    check.add_argument("recipe", nargs="?", help="params.yaml as it is where none is named")
+    status = commands.add_parser("status", help="what runs in this folder and how far it is, or how the last run ended")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    commands.add_parser("stop", help="end what runs in this folder; the same command goes on")
+    detach = commands.add_parser("detach", help="start a make target in the background: make train-cpu DETACH=1")
+    detach.add_argument("target", help="repro or train-RECIPE")
     commands.add_parser("exps", help="compare the experiments")
     listed = commands.add_parser("recipes", help="list the recipes")
     listed.add_argument("--table", action="store_true", help="the table of recipes/README.md, with what is predicted")
@@ -51,6 +57,11 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--recipe", help="params.yaml where none is named")
     doctor.add_argument("--json", action="store_true", help="as JSON")
     doctor.add_argument("--quick", action="store_true", help="only what needs no torch")
+    commands.add_parser("merge", help="write the published adapter and its base as one model, and what that changes")
+    verify = commands.add_parser("verify", help="repeat the finished run in a fresh folder and compare hashes")
+    verify.add_argument("--steps", type=_count, help="up to the first checkpoint at or after this step; else all")
+    verify.add_argument("--repeats", type=_count, default=1, help="how often; the spread is told where bits differ")
+    commands.add_parser("join", help="on a node that is not the first: train along with it (see jobs/)")
     commands.add_parser("findings", help="the reference of validate's findings, as docs/findings.md")
     return parser
 
@@ -120,8 +131,28 @@ def _gate(options: argparse.Namespace) -> int:
     return code if options.command == "gate" else 0
 
 
-def _check(options: argparse.Namespace) -> None:  # noqa: ARG001
-    load_config(PARAMS)
+def _check(options: argparse.Namespace) -> None:
+    from finetune.ready import check
+
+    check(Path(), options.recipe)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from finetune.status import show
+
+    return show(Paths(), options.json)
+
+
+def _stop(options: argparse.Namespace) -> int:  # noqa: ARG001
+    from finetune.background import stop
+
+    return stop(Paths())
+
+
+def _detach(options: argparse.Namespace) -> int:
+    from finetune.background import start
+
+    return start(Paths(), options.target)
 
 
 def _exps(options: argparse.Namespace) -> None:  # noqa: ARG001
@@ -163,6 +194,26 @@ def _doctor(options: argparse.Namespace) -> int:
     return run(Path(), options.recipe, options.json, options.quick)
 
 
+def _merge(options: argparse.Namespace) -> None:
+    from finetune.merge import run
+
+    config, paths = load_config(PARAMS), Paths()
+    with pipeline_lock(paths.work / "pipeline.lock", options.command):
+        run(config, paths)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from finetune.verify import run
+
+    run(Path(), options.steps, options.repeats)
+
+
+def _join(options: argparse.Namespace) -> None:  # noqa: ARG001
+    from finetune.train.launch import join
+
+    join(load_config(PARAMS), Paths())
+
+
 def _findings(options: argparse.Namespace) -> None:  # noqa: ARG001
     from finetune.validate.codes import to_reference
 
@@ -173,6 +224,9 @@ SMALL_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "gate": _gate,
     "report": _gate,
     "check": _check,
+    "status": _status,
+    "stop": _stop,
+    "detach": _detach,
     "exps": _exps,
     "recipes": _recipes,
     "use": _recipes,
@@ -180,6 +234,9 @@ SMALL_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "plan": _plan,
     "rehearse": _rehearse,
     "doctor": _doctor,
+    "merge": _merge,
+    "verify": _verify,
+    "join": _join,
     "findings": _findings,
 }
 

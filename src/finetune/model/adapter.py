@@ -5,17 +5,27 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import sha256_tensors
-from finetune.config import AdapterConfig
+from finetune.config import AdapterConfig, ModelConfig
 from finetune.errors import ConfigError, DataError
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+HEAD = "lm_head"  # the loss head, as most bases call it
+# These take a part out of the base's weights and start the adapter with it: the base is another one while they train.
+REWRITING = ("pissa", "pissa_niter_16", "olora")
+START = "adapter_at_start"  # the attribute of such a model that holds its first matrices, {name in the file: tensor}
 
 
 def lora_config(adapter: AdapterConfig) -> Any:
-    """PEFT's LoraConfig for a causal language model."""
+    """PEFT's LoraConfig for a causal language model.
+
+    PEFT 0.21 can start an adapter in more ways than `adapter.init_lora_weights` takes. Left out are those that need
+    the data first (eva, corda: activations; lora_ga: gradients), loftq, which corrects the rounding of one NF4 base
+    and so is wrong on the same base in 16 bit, mica, which freezes half of the adapter, and no start at all (false).
+    """
     from peft import LoraConfig
 
+    init = adapter.init_lora_weights
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,
@@ -24,14 +34,61 @@ def lora_config(adapter: AdapterConfig) -> Any:
         target_modules=list(adapter.target_modules),
         use_rslora=adapter.use_rslora,
         use_dora=adapter.use_dora,
+        init_lora_weights=True if init == "default" else init,
         bias="none",
     )
 
 
-def add_adapter(base: Any, adapter: AdapterConfig) -> Any:
-    """The base with a fresh adapter, the only part with gradients; ConfigError where a target module hits nothing."""
-    from peft import get_peft_model
+def adapter_trouble(adapter: AdapterConfig, model: ModelConfig) -> str | None:
+    """Why this adapter can't be trained on this base, with the key and the way out; None where it can."""
+    if HEAD in adapter.target_modules:
+        return _head_trouble(HEAD)
+    return _init_trouble(adapter, quantized=model.quantization != "none")
 
+
+def _head_trouble(name: str) -> str:
+    return f"adapter.target_modules: {name} is the loss head, whose adapter TRL's loss would pass by; leave it out"
+
+
+def _init_trouble(adapter: AdapterConfig, *, quantized: bool) -> str | None:
+    """What can't work, of what is known without the base's weights."""
+    init = adapter.init_lora_weights
+    if init in REWRITING and quantized:
+        # PEFT refuses PiSSA there and lets OLoRA through. Measured on a small base: quantizing the rest again moved the
+        # logits by 0.33 before any step, where NF4 itself moves them by 0.10.
+        why = "rewrites the base's weights, which can't be quantized again without becoming another base"
+        return f"adapter.init_lora_weights: {init} {why}; use default or gaussian, or model.quantization: none"
+    if init == "orthogonal" and quantized:
+        why = "is made by PEFT in the base's number format, and nf4 holds whole numbers"
+        return f"adapter.init_lora_weights: {init} {why}; use default or gaussian, or model.quantization: none"
+    if init == "orthogonal" and adapter.r % 2:
+        return f"adapter.r: {adapter.r} is odd, and init_lora_weights: {init} halves it; use {adapter.r + 1}"
+    return None
+
+
+def add_adapter(base: Any, adapter: AdapterConfig) -> Any:
+    """The base with a fresh adapter, the only part with gradients; ConfigError where a target module hits nothing.
+
+    Also where the adapter can't start so on this base (`adapter_trouble`, and what only its weights tell). An adapter
+    that rewrites the base keeps its first matrices, in memory and on the CPU, for `save_adapter`.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    check_targets(base, adapter)
+    rewrites, place = adapter.init_lora_weights in REWRITING, base.device
+    if rewrites and place.type == "mps":
+        base.to("cpu")  # torch has no QR of its own there
+    model = get_peft_model(base, lora_config(adapter))
+    if rewrites:
+        start = get_peft_model_state_dict(model, save_embedding_layers=False)
+        setattr(model, START, {name: tensor.detach().float().cpu().clone() for name, tensor in start.items()})
+        if place.type == "mps":
+            model.to(place)
+    return keep_float32(model)
+
+
+def check_targets(base: Any, adapter: AdapterConfig) -> None:
+    """ConfigError unless every target module is in the base and can be started as asked."""
     leaves = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
     missing = [name for name in adapter.target_modules if name not in leaves]
     if missing:
@@ -39,7 +96,27 @@ def add_adapter(base: Any, adapter: AdapterConfig) -> Any:
             f"params.yaml: adapter.target_modules: {', '.join(missing)} match nothing in "
             f"{type(base).__name__}; its modules are {', '.join(sorted(name for name in leaves if 'proj' in name))}"
         )
-    return keep_float32(get_peft_model(base, lora_config(adapter)))
+    head = base.get_output_embeddings()
+    heads = [name for name, module in base.named_modules() if module is head and name in adapter.target_modules]
+    trouble = _head_trouble(heads[0]) if heads else None
+    trouble = trouble or _init_trouble(adapter, quantized=getattr(base, "is_quantized", False))
+    if trouble is None and adapter.init_lora_weights in REWRITING:
+        trouble = _rewriting_trouble(base, adapter)
+    if trouble:
+        raise ConfigError(f"params.yaml: {trouble}")
+
+
+def _rewriting_trouble(base: Any, adapter: AdapterConfig) -> str | None:
+    """Why a start that takes a part out of the base's weights can't work with these weights; None where it can."""
+    init, embeddings = adapter.init_lora_weights, base.get_input_embeddings()
+    for name, module in base.named_modules():
+        weight = getattr(module, "weight", None)
+        if name.rsplit(".", 1)[-1] not in adapter.target_modules or module is embeddings or weight is None:
+            continue  # PEFT starts an adapter of the embeddings in its default way
+        if min(weight.shape) < adapter.r:
+            sides = " x ".join(map(str, weight.shape))
+            return f"adapter.r: {adapter.r} is more than {init} can take out of {name} ({sides}); use a smaller rank"
+    return None
 
 
 def keep_float32(model: Any) -> Any:
@@ -65,21 +142,48 @@ def count_parameters(model: Any) -> dict[str, int]:
     return {"trainable": trainable, "total": total}
 
 
-def save_adapter(model: Any, base_name: str, folder: Path) -> str:
-    """Write the adapter in plain PEFT form and give its canonical hash.
+def save_adapter(model: Any, base_name: str, folder: Path, state: dict[str, Any] | None = None) -> str:
+    """Write the adapter in plain PEFT form, for the base as it was published, and give its canonical hash.
 
     PEFT writes the base's local path and sets in random order; the published config names the base as params.yaml does,
-    with sorted keys and lists, so that the same run writes the same bytes.
+    with sorted keys and lists, so that the same run writes the same bytes. How the adapter was started is no business
+    of whoever loads it: PEFT would start so again, on that base. `state` holds the weights where `model` has only a
+    part of them.
     """
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)  # these are the base's own
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; decide writes the real one
-    (folder / WEIGHTS).chmod(0o644)  # safetensors writes it for the owner alone
     path = folder / CONFIG
     content = json.loads(path.read_text(encoding="utf-8"))
+    if content["init_lora_weights"] in REWRITING:
+        subtract_start(folder / WEIGHTS, getattr(model, START))
+        content["r"] *= 2
+        content["lora_alpha"] *= 2**0.5 if content["use_rslora"] else 2  # so that the scale stays as it was
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes it for the owner alone
+    content["init_lora_weights"] = True
     content["base_model_name_or_path"] = base_name
     content["target_modules"] = sorted(content["target_modules"])
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return sha256_tensors(folder / WEIGHTS)
+
+
+def subtract_start(path: Path, start: dict[str, Any]) -> None:
+    """Turn an adapter that took `start` out of the base into one for the whole base, of twice its rank.
+
+    With B A trained and B0 A0 at the start, (W - B0 A0) + B A = W + [B, -B0] [A; A0] (PiSSA, arXiv 2404.02948). PEFT
+    does so too (`path_initial_model_for_weight_conversion`), but loses the magnitudes of DoRA, which stay as they are
+    since they scale the same sum, and adapters of embeddings.
+    """
+    import torch
+    from safetensors.torch import load, save_file
+
+    whole = load(path.read_bytes())  # no view of the file, which is written anew
+    for name, trained in whole.items():
+        first = start[name].to(trained.dtype)
+        if "_A" in name.rsplit("lora", 1)[-1]:
+            whole[name] = torch.cat([trained, first], dim=0)
+        elif "_B" in name.rsplit("lora", 1)[-1]:
+            whole[name] = torch.cat([trained, -first], dim=1)
+    save_file(whole, path, metadata={"format": "pt"})
 
 
 def load_adapter(base: Any, folder: Path) -> Any:

@@ -1,0 +1,69 @@
+#!/bin/bash
+# A run of this folder as a Slurm job that may be stopped and requeued at any time: nothing but the last step is lost.
+#
+# Submit from the top of the repository, on a disk that all nodes see:
+#   sbatch jobs/slurm.sh h100                                   make train-h100
+#   sbatch jobs/slurm.sh                                        make repro: params.yaml as it is
+#   sbatch --nodes=2 --gpus-per-node=4 jobs/slurm.sh            train.distributed: {nodes: 2, devices: 8, ...}
+#   sbatch --export=ALL,IMAGE=org/image:tag jobs/slurm.sh h100  in a container: pyxis, or apptainer for x.sif, docker://x
+# Nodes without a network: make setup ENVIRONMENT=cuda and make pin RECIPE=h100 on the login node first.
+#SBATCH --job-name=finetune
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=12:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%j.log
+set -u
+cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
+target=${1:+train-$1}
+target=${target:-repro}
+patience=${PATIENCE:-240} # seconds to save in; below those of --signal, so that the job is requeued before its end
+
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer takes it from sbatch
+export PYTHONPATH=src PATH="$PWD/.venv/bin:$PATH"
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MASTER_ADDR=${nodes[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+
+options=() prefix=()
+case ${IMAGE:-} in
+'') ;;
+*.sif | docker://*) prefix=(apptainer exec --nv --bind "$PWD" --pwd "$PWD" "$IMAGE") ;;
+*) options=("--container-image=$IMAGE" "--container-mounts=$PWD:$PWD" "--container-workdir=$PWD") ;;
+esac
+on_head() { srun --nodes=1 --ntasks=1 --nodelist="$MASTER_ADDR" "${options[@]}" "$@"; }
+
+requeue=no
+on_signal() {
+    requeue=yes
+    echo "slurm.sh: stopping; the job is requeued and goes on from there"
+    on_head --overlap "${prefix[@]}" timeout "$patience" make stop || kill "$run"
+}
+
+on_head "${prefix[@]}" make setup || exit
+# The trap keeps bash when a signal ends the run; make stop then waits for a stage that still saves, if there is one.
+NODE_RANK=0 on_head "${prefix[@]}" bash -c 'trap : TERM USR1; make "$1"; code=$?; make stop; exit $code' job "$target" &
+run=$!
+trap on_signal USR1
+others=
+if [ "${#nodes[@]}" -gt 1 ]; then
+    count=$((${#nodes[@]} - 1))
+    srun --nodes="$count" --ntasks="$count" --exclude="$MASTER_ADDR" "${options[@]}" "${prefix[@]}" \
+        bash -c 'NODE_RANK=$((SLURM_PROCID + 1)) exec python -m finetune join' &
+    others=$!
+fi
+
+wait "$run"
+code=$?
+while kill -0 "$run" 2>/dev/null; do # a trapped signal ends `wait`, not the run
+    wait "$run"
+    code=$?
+done
+[ -z "$others" ] || kill "$others" 2>/dev/null # they ended with the training, or wait for one that never came
+if [ "$requeue" = yes ] && [ "$code" -ne 0 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

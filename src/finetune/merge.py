@@ -1,0 +1,252 @@
+"""`make merge`: the published adapter and its base as one plain model in 16 bit, compared before it is published.
+
+Reads `out/adapter`, the base and some rows of `data/validated`; writes `out/merged`, which transformers and inference
+servers load without PEFT. What merging changes is measured on what was read back from the disk, and told.
+"""
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.artifacts import publish_directory, read_manifest, write_manifest
+from finetune.config import Config, ModelConfig
+from finetune.console import gigabytes, progress, say, table
+from finetune.errors import DataError, MachineError
+from finetune.machine import require_device, versions
+from finetune.model.adapter import load_adapter
+from finetune.model.base import identify_base, load_base
+from finetune.model.tokens import IGNORED, load_tokenizer
+from finetune.paths import Paths
+
+MERGED = Path("out/merged")
+COMPARED = 32  # rows of the validation split, evenly spread
+HELD = ("dtype", "quantization", "chat_template", "pad_token")  # what of the model section says what was evaluated
+# How many roundings of a logit two forms of one model may lie apart in the mean: each rounds its logits once, and layer
+# by layer what leads to them. Measured: 0.05 to 0.15 on the tests' base of two layers, 0.08 on models/tiny-base, of
+# four; where roundings add up at random, a base of 32 layers has three times that.
+ROUNDINGS = 2
+
+Row = tuple[list[int], list[int]]  # input_ids and labels of one example
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one form of the model makes of the compared rows' supervised tokens."""
+
+    likeliest: Any  # (tokens,): the token that it finds most likely in each place
+    nats: Any  # (tokens,): minus the log-probability of the supervised token
+    size: float  # of the largest logit of a place, in the mean
+
+    @property
+    def loss(self) -> float:
+        """The mean over the tokens, in nats."""
+        return float(self.nats.mean())
+
+
+def run(config: Config, paths: Paths) -> None:
+    """Merge, compare, publish; DataError and nothing published where the merged model is not base and adapter."""
+    device = require_device(config.environment)
+    manifest = check_adapter(config, paths)
+    rows = read_rows(paths, manifest)
+    whole = sixteen_bit(config.model)
+    forms: dict[str, Measured] = {}
+    if (whole.dtype, whole.quantization) != (config.model.dtype, config.model.quantization):
+        forms["evaluated"] = measure(load_adapter(load_base(config.model, device), paths.adapter), rows, "evaluated")
+    model = load_adapter(untie(load_base(whole, device), manifest), paths.adapter)
+    forms["adapted"] = measure(model, rows, "base and adapter")
+    with model.disable_adapter():
+        forms["base"] = measure(model, rows, "base")
+    with publish_directory(paths.root / MERGED) as folder:
+        save_model(merge(model), folder)
+        del model
+        load_tokenizer(config.model, paths.adapter).save_pretrained(folder)
+        again = whole.model_copy(update={"base": str(folder), "revision": None})
+        forms["merged"] = measure(load_base(again, device).eval(), rows, "merged")
+        compared = compare_forms(forms, whole.dtype)
+        stop_unless_the_same(compared, paths.root / MERGED)
+        held = {key: manifest["params"]["model"][key] for key in ("dtype", "quantization")}
+        content = {"adapter_sha256": manifest["adapter_sha256"], "base": manifest["base"], "dtype": whole.dtype}
+        write_manifest(folder, {**content, "evaluated": held, "compared": compared, "versions": versions()})
+    show(compared, config.model, whole.dtype)
+
+
+def sixteen_bit(model: ModelConfig) -> ModelConfig:
+    """The base unquantized in 16 bit: in float16 where the run was, else in bfloat16."""
+    dtype = "float16" if model.dtype == "float16" else "bfloat16"
+    return model.model_copy(update={"dtype": dtype, "quantization": "none"})
+
+
+def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
+    """The published adapter's manifest; DataError unless it is whole and params.yaml is the run that it came from."""
+    manifest = read_manifest(paths.adapter)
+    found, named = manifest["base"], identify_base(config.model)
+    if found != named:
+        what = f"was trained on {found['name']} at {found['revision']}, params.yaml names {named['name']} at"
+        raise DataError(f"{paths.adapter}: {what} {named['revision']}; put its recipe back, or train again (dvc repro)")
+    for key in HELD:
+        trained, now = manifest["params"]["model"][key], getattr(config.model, key)
+        if trained != now:
+            what = f"was trained with model.{key}: {trained}, params.yaml says {now}"
+            raise DataError(f"{paths.adapter}: {what}; put its recipe back, or train again (dvc repro)")
+    return manifest
+
+
+def read_rows(paths: Paths, manifest: dict[str, Any], count: int = COMPARED) -> list[Row]:
+    """Some rows of the validation split, evenly spread, packed ones cut into their examples; none without labels."""
+    validated = read_manifest(paths.validated)
+    if {name: file["sha256"] for name, file in validated["files"].items()} != manifest["data_sha256"]:
+        raise DataError(f"{paths.validated}: is not what {paths.adapter} was trained on; train again (dvc repro)")
+    from datasets import Dataset
+
+    rows = Dataset.from_file(str(paths.validated / "validation.arrow"))
+    taken = rows.select([at * len(rows) // count for at in range(count)] if len(rows) > count else range(len(rows)))
+    examples = [example for row in taken for example in cut_packed(row)]
+    found = [(ids, labels) for ids, labels in examples if any(label != IGNORED for label in labels[1:])]
+    if not found:
+        raise DataError(f"{paths.validated}/validation.arrow: has no supervised token to compare with; run validate")
+    return found
+
+
+def cut_packed(row: dict[str, Any]) -> Iterable[Row]:
+    """The examples of a row, which is one unless it was packed."""
+    start = 0
+    for length in row.get("seq_lengths") or [len(row["input_ids"])]:
+        yield row["input_ids"][start : start + length], row["labels"][start : start + length]
+        start += length
+
+
+def untie(base: Any, manifest: dict[str, Any]) -> Any:
+    """The base with a loss head of its own, where it shares one with embeddings that have an adapter."""
+    import torch
+
+    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if head is not None and head.weight is embeddings.weight:
+        names = [name.rsplit(".", 1)[-1] for name, module in base.named_modules() if module is embeddings]
+        if set(names) & set(manifest["params"]["adapter"]["target_modules"]):
+            head.weight = torch.nn.Parameter(embeddings.weight.detach().clone(), requires_grad=False)
+            base.config.tie_word_embeddings = False
+    return base
+
+
+def merge(model: Any) -> Any:
+    """The base with the adapter's sum in its weights; DataError where that is not finite."""
+    try:
+        return model.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # PEFT's own check
+        first = str(error).strip().split("\n", 1)[0]
+        raise DataError(f"out/adapter: can't be merged: {first}; train again with a lower rate") from None
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write weights (safetensors) and configs; MachineError where the disk has no room for them."""
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise MachineError(f"{MERGED}: {gigabytes(needed)} are needed and {gigabytes(free)} free; free some space")
+    settings = model.generation_config
+    if not settings.do_sample and {settings.temperature, settings.top_p} - {None, 1.0}:
+        settings.do_sample = True  # settings for sampling with sampling switched off: transformers refuses to save them
+    model.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes it for the owner alone
+
+
+def measure(model: Any, rows: Sequence[Row], what: str) -> Measured:
+    """What a model makes of the rows, one at a time, so that no more than its logits is held."""
+    import torch
+
+    likeliest, nats, sizes = [], [], []
+    for ids, labels in progress(rows, f"comparing: {what}"):
+        first = next(at for at, label in enumerate(labels) if at and label != IGNORED)
+        targets = torch.tensor(labels[first:], device=model.device)
+        with torch.inference_mode():
+            tokens = torch.tensor([ids], device=model.device)
+            logits = model(input_ids=tokens, logits_to_keep=len(ids) - first + 1, use_cache=False).logits[0, :-1]
+            logits, targets = logits[targets != IGNORED].float(), targets[targets != IGNORED]
+            nats.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none").cpu())
+            best = logits.max(dim=-1)
+            likeliest.append(best.indices.cpu())
+            sizes.append(best.values.abs().cpu())
+    return Measured(torch.cat(likeliest), torch.cat(nats), float(torch.cat(sizes).mean()))
+
+
+def compare_forms(forms: dict[str, Measured], dtype: str) -> dict[str, Any]:
+    """The loss of each form, how far it lies from the merged model, and how far base and adapter may."""
+    merged = forms["merged"]
+    found: dict[str, Any] = {"supervised_tokens": len(merged.nats), "loss": {}, "against_merged": {}}
+    for name, form in forms.items():
+        found["loss"][name] = form.loss
+        if name != "merged":
+            apart = (form.nats - merged.nats).abs()
+            found["against_merged"][name] = {
+                "same_likeliest": float((form.likeliest == merged.likeliest).double().mean()),
+                "mean_difference": float(apart.mean()),
+                "largest_difference": float(apart.max()),
+            }
+    found["allowed_mean_difference"] = allowed_difference(forms["adapted"], forms["base"], dtype)
+    return found
+
+
+def allowed_difference(adapted: Measured, base: Measured, dtype: str) -> float:
+    """The mean difference of a log-probability, in nats, that rounding to this number format explains.
+
+    A few roundings of a logit of the size that they have here, but no more than half of what the adapter does: a merge
+    that lost the adapter or took it twice differs by the whole. One rounding is always allowed.
+    """
+    import torch
+
+    rounding = torch.finfo(getattr(torch, dtype)).eps / 2 * max(adapted.size, 1.0)
+    moved = float((adapted.nats - base.nats).abs().mean())
+    return float(max(rounding, min(ROUNDINGS * rounding, moved / 2)))
+
+
+def stop_unless_the_same(compared: dict[str, Any], target: Path) -> None:
+    """DataError where the merged model lies further from base and adapter than rounding explains, or is no number."""
+    found, allowed = compared["against_merged"]["adapted"]["mean_difference"], compared["allowed_mean_difference"]
+    if not found <= allowed:
+        raise DataError(
+            f"{target}: not published: the merged model's log-probabilities differ from those of base and adapter by "
+            f"{found:.3g} nats in the mean, and rounding explains {allowed:.3g}; ship the adapter beside its base"
+        )
+
+
+def show(compared: dict[str, Any], model: ModelConfig, dtype: str) -> None:
+    """The comparison as a table, what it means, and what it does not."""
+    kept = "NF4" if model.quantization == "nf4" else model.dtype
+    names = {
+        "merged": f"merged, {dtype}",
+        "adapted": f"base in {dtype} + adapter",
+        "evaluated": f"base in {kept} + adapter: what was evaluated",
+        "base": f"base in {dtype} alone",
+    }
+    lines = []
+    for name, text in names.items():
+        if name in compared["loss"]:
+            apart = compared["against_merged"].get(name)
+            figures = ["", "", ""]
+            if apart:
+                figures = [f"{apart['same_likeliest']:.2%}", f"{apart['mean_difference']:.4f}"]
+                figures.append(f"{apart['largest_difference']:.3f}")
+            lines.append([text, f"{compared['loss'][name]:.4f}", *figures])
+    columns = ["form", "loss", "same likeliest token as merged", "mean difference, nats", "largest"]
+    table(f"merge: {compared['supervised_tokens']} supervised tokens of the validation split", columns, lines)
+    apart = compared["against_merged"]["adapted"]["mean_difference"]
+    allowed = f"rounding to {dtype} explains up to {compared['allowed_mean_difference']:.3g}"
+    say(f"merged and base + adapter differ by {apart:.3g} nats in the mean; {allowed}")
+    if "evaluated" in compared["loss"]:
+        say(what_changed(kept, dtype))
+    say("the verdict was on base + adapter, not on this model: evaluate it on its own before it ships")
+    say(f"{MERGED}: loads without PEFT; its figures are in {MERGED}/manifest.json")
+
+
+def what_changed(kept: str, dtype: str) -> str:
+    """In a line, why the merged model is not quite what was evaluated."""
+    if kept == "NF4":
+        return (
+            "trained and evaluated with the base's weights rounded to NF4, which the adapter has learned to live with; "
+            f"the merged model has them in {dtype}, and quantizing it again would round the adapter too"
+        )
+    size = 256 if dtype == "bfloat16" else 2048
+    return f"evaluated in {kept}; {dtype} drops from each sum of weight and adapter what is below 1/{size} of it"
