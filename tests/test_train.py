@@ -275,3 +275,41 @@ def test_curves_have_one_row_a_step_and_no_gap() -> None:
         "2\t1\t1.25\n",
         "3\t1.5\t1.125\n",
     ]
+
+
+def test_a_tracker_gets_the_curves_and_none_is_there_unasked(ready: Path, tmp_path: Path) -> None:
+    """Off by default, and never contacted otherwise; on request the Trainer's own integration writes them."""
+    from tensorboardX.proto.event_pb2 import Event
+    from transformers.integrations import get_available_reporting_integrations
+
+    assert "tensorboard" in get_available_reporting_integrations()
+    quiet = trainer_of(*enter(copy_of(ready, tmp_path / "quiet")))
+    assert not [call for call in quiet.callback_handler.callbacks if "integrations" in type(call).__module__]
+    root = copy_of(ready, tmp_path / "run")
+    train(root, train__report_to=["tensorboard"], train__num_train_epochs=1)
+    (events,) = root.glob("work/tensorboard/*/events*")
+    content, tags, at = events.read_bytes(), set(), 0
+    while at < len(content):  # length (8 bytes), its checksum (4), the event, its checksum (4)
+        length = int.from_bytes(content[at : at + 8], "little")
+        event = Event.FromString(content[at + 12 : at + 12 + length])
+        tags |= {value.tag for value in event.summary.value}
+        at += length + 16
+    assert {"train/loss", "eval/loss", "train/tokens_per_second"} <= tags
+
+
+def test_a_tracker_that_is_not_installed_stops_the_run_at_once(ready: Path, tmp_path: Path) -> None:
+    """Before anything is loaded; the library would fail in its import."""
+    config, paths = enter(copy_of(ready, tmp_path / "run"), train__report_to=["mlflow"])
+    with pytest.raises(ConfigError, match=r"train.report_to: mlflow is not installed here; pip install mlflow, or"):
+        stage.run(config, paths)
+
+
+def test_other_arithmetic_is_told_when_a_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """On another processor the run goes on, but it is not bit for bit the same run."""
+    from finetune.machine import arithmetic
+
+    here = arithmetic("cpu")
+    process.warn_of_other_arithmetic({"arithmetic": here}, "cpu")
+    assert capsys.readouterr().out == ""
+    process.warn_of_other_arithmetic({"arithmetic": here | {"threads": 96}}, "cpu")
+    assert f"round otherwise (threads was 96, is {here['threads']}); the last bits" in capsys.readouterr().out

@@ -82,6 +82,15 @@ def describe_machine(environment: Environment) -> dict[str, Any]:
     return described
 
 
+def arithmetic(environment: Environment) -> dict[str, Any]:
+    """What decides how sums round on this machine, beside the libraries: the same here, the same bits."""
+    import torch
+
+    if environment == "cuda":
+        return {"gpu": torch.cuda.get_device_properties(0).name, "cuda": torch.version.cuda}
+    return {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+
+
 def processor_name() -> str:
     """The processor's name as the system tells it."""
     if sys.platform == "linux":

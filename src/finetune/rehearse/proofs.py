@@ -12,6 +12,7 @@ from finetune.paths import Paths
 from finetune.plan.schedule import Schedule
 from finetune.records import read_examples
 
+ROUNDING = 1e-5  # of sums in float32, relative to their terms
 TOLERANCE = 1e-4  # of logits in float32; a packed neighbour that is seen moves them by tenths
 
 
@@ -82,17 +83,23 @@ def check_packing(config: Config, paths: Paths) -> dict[str, Any]:
 
 
 def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
-    """Of each target module: how many layers have it, and in how many it was trained (its second matrix is not 0)."""
+    """Of each target module: how many layers have it, and in how many it was trained (its two matrices' product)."""
     import torch
     from safetensors.torch import load_file
 
     weights = load_file(paths.adapter / WEIGHTS)
     found: dict[str, list[int]] = {}
     for name in config.adapter.target_modules:
-        seconds = [tensor for key, tensor in weights.items() if f".{name.rsplit('.', 1)[-1]}.lora_B" in key]
-        found[name] = [len(seconds), sum(bool(torch.any(tensor != 0)) for tensor in seconds)]
+        firsts = [key for key in weights if f".{name.rsplit('.', 1)[-1]}.lora_A" in key]
+        pairs = [(weights[key].float(), weights[key.replace("lora_A", "lora_B")].float()) for key in firsts]
+        found[name] = [len(pairs), sum(adds_something(first, second) for first, second in pairs)]
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
     return {"layers_and_trained": found, "tensors": len(weights), "finite": finite}
+
+
+def adds_something(first: Any, second: Any) -> bool:
+    """Whether B A is more than the rounding of its terms: some starts have no matrix at 0, but their product is."""
+    return bool((second @ first).norm() > ROUNDING * second.norm() * first.norm())
 
 
 def load_in_plain_peft(config: Config, paths: Paths) -> dict[str, Any]:

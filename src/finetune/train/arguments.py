@@ -59,6 +59,7 @@ def sft_config(config: Config, output_dir: Path) -> SFTConfig:
         greater_is_better=False,
         disable_tqdm=True,
         report_to=list(train.report_to) or "none",
+        run_name=output_dir.name,  # for trackers: the run's fingerprint
         push_to_hub=False,
         ddp_backend="gloo" if config.environment == "cpu" and train.distributed.strategy != "none" else None,
         ddp_find_unused_parameters=False,

@@ -12,7 +12,7 @@ from finetune.artifacts import publish_directory, read_manifest, write_json, wri
 from finetune.config import Config, Environment
 from finetune.console import say
 from finetune.errors import ConfigError, DataError, InterruptedRunError
-from finetune.machine import TRACKERS, describe_machine, peak_memory_bytes, require_device, versions
+from finetune.machine import TRACKERS, arithmetic, describe_machine, peak_memory_bytes, require_device, versions
 from finetune.model.adapter import add_adapter, count_parameters, keep_float32, save_adapter
 from finetune.model.base import attention_used, identify_base, load_base
 from finetune.model.tokens import load_tokenizer
@@ -60,6 +60,7 @@ def train(config: Config, paths: Paths, stop: Any, until: int | None = None) -> 
     require_trackers(config)
     rank = int(os.environ.get("RANK", "0"))
     store, identity = find_run(config, paths)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(paths.work / "tensorboard" / store.folder.name))
     tokens = read_manifest(paths.validated)["tokens"]
     tokenizer = load_tokenizer(config.model)
     if rank == 0:
@@ -85,7 +86,7 @@ def train(config: Config, paths: Paths, stop: Any, until: int | None = None) -> 
     shown = {name: identity[name] for name in ("fingerprint", "tier", "attention")}
     write_json(paths.reports / "train.json", {"adapter_sha256": sha256, **shown, **batch, **results})
     shutil.rmtree(store.folder, ignore_errors=True)
-    show(results, measured, sha256)
+    show(results, measured, sha256, paths)
 
 
 def require_trackers(config: Config) -> None:
@@ -136,6 +137,7 @@ def fit(
     resumed = (store.newest() if "RANK" not in os.environ else store.path(steps[0])) if steps else None
     if resumed:
         say(f"goes on from {resumed}")
+        warn_of_other_arithmetic(read_manifest(resumed), config.environment)
         while config.train.per_device_train_batch_size > read_progress(resumed).micro_batch:
             config = smaller_micro_batch(config)
     started = time.perf_counter()
@@ -161,6 +163,14 @@ def fit(
         "peak_memory_bytes": peak_memory_bytes(config.environment),
         "resumed_from_step": first,
     }
+
+
+def warn_of_other_arithmetic(checkpoint: dict[str, Any], environment: Environment) -> None:
+    """Say that a checkpoint comes from where the same operations round otherwise: the run goes on, its bits do not."""
+    then, now = checkpoint["arithmetic"], arithmetic(environment)
+    other = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if now[name] != then.get(name)]
+    if other:
+        say(f"warning: the run goes on where numbers round otherwise ({'; '.join(other)}); the last bits will differ")
 
 
 @contextmanager
@@ -269,7 +279,7 @@ def summarize(trainer: Any, model: Any) -> dict[str, Any]:
     }
 
 
-def show(results: dict[str, Any], measured: dict[str, Any], adapter_sha256: str) -> None:
+def show(results: dict[str, Any], measured: dict[str, Any], adapter_sha256: str, paths: Paths) -> None:
     """A few lines for the person who watches."""
     trainable, total = results["parameters"]["trainable"], results["parameters"]["total"]
     seconds, kept = measured["wall_seconds"], results["kept_step"]
@@ -280,4 +290,4 @@ def show(results: dict[str, Any], measured: dict[str, Any], adapter_sha256: str)
     )
     for warning in results["warnings"]:
         say(f"warning: {warning}")
-    say(f"adapter {adapter_sha256[:16]} in out/adapter; curves in reports/*.tsv (dvc plots show)")
+    say(f"adapter {adapter_sha256[:16]} in {paths.adapter}; curves in {paths.reports}/*.tsv (dvc plots show)")

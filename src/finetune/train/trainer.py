@@ -14,7 +14,8 @@ from trl import SFTTrainer
 
 from finetune.artifacts import read_manifest, write_json
 from finetune.errors import DataError, InterruptedRunError
-from finetune.machine import used_memory_bytes
+from finetune.machine import arithmetic, used_memory_bytes
+from finetune.model.base import environment_of
 from finetune.model.tokens import IGNORED
 from finetune.train.batches import EpochBatches, count_supervised, longest_first, share
 from finetune.train.checkpoints import PROGRESS, Checkpoints, Progress, hash_state, read_progress
@@ -233,7 +234,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         scheduled = step % self.args.save_steps == 0 or step == self.state.max_steps  # not where a signal came
         if scheduled and not self.shards_state:
             self.saved.append(hash_state(step, partial, self.optimizer))
-        self.store.publish(step, self.state.best_global_step, {"saved": self.saved})
+        environment = environment_of(self.args.device.type)
+        self.store.publish(
+            step, self.state.best_global_step, {"saved": self.saved, "arithmetic": arithmetic(environment)}
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The adapter alone: no pickled arguments, no tokenizer, no card, and no question to the Hub."""
