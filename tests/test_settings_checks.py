@@ -445,6 +445,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         )
         monkeypatch.setattr(machine_checks, "has_fast_bfloat16", lambda: fast)
         monkeypatch.setattr(machine_checks, "find_spec", lambda name: name if name in packages else None)
+        monkeypatch.setattr(machine_checks, "flash_attention_found", lambda: "flash_attn" in packages)
 
     return seen
 
@@ -528,7 +529,7 @@ def test_packages_that_only_some_recipes_need(machine: Callable[..., None], chan
     machine(packages=())
     attention, strategy = check_machine(change(**CUDA | FLASH | spread("zero3")))
     assert str(attention) == (
-        "params.yaml: model.attention: neither flash_attn nor kernels is installed here; "
+        "params.yaml: model.attention: neither flash_attn nor its kernels in the Hub's cache are here; "
         "install one, or use sdpa, which is no slower on an H100 by published tests"
     )
     assert str(strategy) == (

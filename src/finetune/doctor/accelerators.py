@@ -12,7 +12,8 @@ from importlib.util import find_spec
 
 from finetune.config import Config
 from finetune.console import gigabytes
-from finetune.doctor.computer import Check, Status, ask, model_cache
+from finetune.doctor.computer import Check, Status, ask
+from finetune.model.base import flash_attention_found
 
 AMPERE = (8, 0)  # compute capability from which on GPUs compute bfloat16 and tf32
 QUERY = (
@@ -21,7 +22,6 @@ QUERY = (
     "--format=csv,noheader,nounits",
 )
 FLASH = ("flash_attn", "kernels")
-KERNELS = "models--kernels-community--flash-attn"  # in the model cache, where the package `kernels` looks
 APPLE_VARIABLES = ("PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO")
 
 
@@ -165,9 +165,9 @@ def _mps_is_built() -> bool:
 def check_attention(config: Config) -> Check:
     """flash_attention_2: a package, or kernels that were fetched before."""
     have = [name for name in FLASH if find_spec(name)]
-    fetched = (model_cache() / KERNELS).is_dir()
-    told = f"{', '.join(have) or 'not installed'}{', kernels fetched' if fetched else ''}"
-    if config.model.attention != "flash_attention_2" or "flash_attn" in have or ("kernels" in have and fetched):
+    found = flash_attention_found()
+    told = f"{', '.join(have) or 'not installed'}{', kernels fetched' if found and 'flash_attn' not in have else ''}"
+    if config.model.attention != "flash_attention_2" or found:
         return Check("flash-attention", told)
     remedy = "pip install flash-attn --no-build-isolation, or set model.attention: sdpa"
     return Check("flash-attention", told, "missing", remedy)

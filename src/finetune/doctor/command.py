@@ -17,6 +17,7 @@ from finetune.doctor.computer import Check, check_computer
 from finetune.doctor.surroundings import check_base, check_surroundings
 from finetune.errors import ConfigError, FinetuneError, MachineError
 from finetune.machine import usable_memory
+from finetune.model.base import flash_attention_found
 from finetune.plan.machines import MACHINES
 from finetune.recipes import read_recipe
 
@@ -124,7 +125,7 @@ def why_no_device(config: Config, found: Accelerators) -> Iterator[str]:
     elif config.environment == "apple" and not found.apple:
         yield "no Apple GPU"
     elif config.environment == "cuda":
-        asked, have = config.train.distributed.devices, len(found.gpus)
+        asked, have = config.train.distributed.devices // config.train.distributed.nodes, len(found.gpus)
         if asked > have:
             yield f"it needs {asked} GPUs, and there {'is' if have == 1 else 'are'} {have}"
         in_bf16 = config.train.bf16 or config.model.dtype == "bfloat16"
@@ -140,7 +141,7 @@ def why_no_packages(config: Config) -> Iterator[str]:
     if config.train.distributed.strategy in ("zero2", "zero3"):
         needed.append("deepspeed")
     missing = [name for name in needed if not find_spec(name)]
-    if config.model.attention == "flash_attention_2" and not (find_spec("flash_attn") or find_spec("kernels")):
+    if config.model.attention == "flash_attention_2" and not flash_attention_found():
         missing.append("flash_attn")
     if missing:
         yield f"not installed: {', '.join(missing)}"

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from finetune.config import Config
 from finetune.machine import TRACKERS, count_devices, device_supports, has_fast_bfloat16, why_unavailable
-from finetune.model.base import attention_used
+from finetune.model.base import attention_used, flash_attention_found
 from finetune.validate.findings import Finding
 
-FLASH = ("flash_attn", "kernels")
 PACKAGES = {"zero2": "deepspeed", "zero3": "deepspeed"}
 
 
@@ -24,7 +23,7 @@ def check_machine(config: Config) -> list[Finding]:
 
 def check_devices(config: Config) -> list[Finding]:
     """As many devices as the run is spread over."""
-    asked, found = config.train.distributed.devices, count_devices(config.environment)
+    asked, found = config.train.distributed.devices // config.train.distributed.nodes, count_devices(config.environment)
     if config.environment == "cpu" or found >= asked:
         return []
     where, what = "params.yaml: train.distributed.devices", f"{asked} are asked for, {found} found"
@@ -53,8 +52,8 @@ def check_number_formats(config: Config) -> list[Finding]:
 def check_packages(config: Config) -> list[Finding]:
     """What is not in the lock and only some recipes need."""
     findings = []
-    if config.model.attention == "flash_attention_2" and not any(find_spec(name) for name in FLASH):
-        what = "neither flash_attn nor kernels is installed here"
+    if config.model.attention == "flash_attention_2" and not flash_attention_found():
+        what = "neither flash_attn nor its kernels in the Hub's cache are here"
         fix = "install one, or use sdpa, which is no slower on an H100 by published tests"
         findings.append(Finding("attention-missing", "params.yaml: model.attention", what, fix))
     if (
