@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from finetune.config import Config
+from finetune.model import base
 from finetune.model.architecture import Architecture, LinearLayers
 from finetune.plan.memory import MemoryPlan
 from finetune.plan.outlook import Outlook, Workload, foresee
@@ -525,7 +526,7 @@ def test_a_device_without_tf32_is_an_error(machine: Callable[..., None], change:
 
 
 def test_packages_that_only_some_recipes_need(machine: Callable[..., None], change: Callable[..., Config]) -> None:
-    """They are not in the lock, so they may be missing; either of the two attention packages serves."""
+    """They are not in the lock, so they may be missing."""
     machine(packages=())
     attention, strategy = check_machine(change(**CUDA | FLASH | spread("zero3")))
     assert str(attention) == (
@@ -540,8 +541,31 @@ def test_packages_that_only_some_recipes_need(machine: Callable[..., None], chan
         ("attention-missing", "warning"),
         ("strategy-missing", "warning"),
     ]
-    machine(packages=("kernels",))
+    machine(packages=("flash_attn",))
     assert check_machine(change(**CUDA | FLASH | spread("fsdp"))) == []
+
+
+def test_flash_attention_is_its_package_or_its_kernels_fetched_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Callable[..., Config]
+) -> None:
+    """The package `kernels` alone would fetch them from the Hub when the run begins, where no network may be."""
+    packages: set[str] = set()
+    monkeypatch.setattr(base, "find_spec", lambda name: name if name in packages else None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = change(**CUDA | {"model.attention": "auto"}).model
+    assert not base.flash_attention_found()
+    packages.add("kernels")
+    assert not base.flash_attention_found()
+    assert base.attention_used(model, "cuda") == "sdpa"
+    (tmp_path / "models--kernels-community--flash-attn2").mkdir()
+    assert base.flash_attention_found()
+    assert base.attention_used(model, "cuda") == "flash_attention_2"
+    assert base.attention_used(model, "cpu") == "sdpa"
+    assert base.attention_used(change(**{"model.attention": "auto"}).model, "cuda") == "sdpa"  # it is in float32
+    packages.clear()
+    assert not base.flash_attention_found()
+    packages.add("flash_attn")
+    assert base.flash_attention_found()
 
 
 def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
