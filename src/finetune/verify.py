@@ -40,6 +40,8 @@ def run(root: Path, steps: int | None, repeats: int) -> None:
         fresh = Paths(paths.work / "verify")
         with pipeline_lock(paths.work / "pipeline.lock", "verify"):
             found = repeat(config, paths, fresh, until)
+        if found["micro_batch"] != manifest["micro_batch"]:
+            say(f"warning: {found['micro_batch']} rows fit into memory at once, {manifest['micro_batch']} did then")
         rows, equal = compare(expected, found["checkpoints"])
         if until is None:
             equal &= found["adapter_sha256"] == manifest["adapter_sha256"]

@@ -119,7 +119,9 @@ def build_model(config: Config, device: str) -> Any:
     import torch
     from transformers import set_seed
 
-    set_seed(config.seed, deterministic=config.train.deterministic)
+    set_seed(config.seed)
+    # Metal has no deterministic form of some operations: there it is a warning, and the tier promises no bits.
+    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=config.environment == "apple")
     # Deterministic mode also overwrites fresh memory, which no operation here reads: a third of the time on a CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return add_adapter(load_base(config.model, device), config.adapter)
@@ -129,6 +131,8 @@ def fit(
     config: Config, paths: Paths, store: Any, model: Any, tokenizer: Any, tokens: Any, stop: Any, until: int | None
 ) -> tuple[Any, dict[str, Any]]:
     """Run the training loop; gives the trainer and what was measured: seconds, steps a second, peak memory."""
+    from transformers import set_seed
+
     from finetune.train.checkpoints import read_progress
     from finetune.train.guards import smaller_micro_batch
     from finetune.train.probe import MemoryShortageError
@@ -144,6 +148,8 @@ def fit(
     while True:
         trainer = build_trainer(config, paths, model, tokenizer, store, stop, resumed, until)
         check_rows(trainer, tokens)
+        if trainer.args.process_index:  # each process drops out its own; the adapters began alike
+            set_seed(config.seed + trainer.args.process_index)
         try:
             with telling(trainer):
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)

@@ -186,6 +186,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     # ----------------------------------------------------------------------------------------------- what it keeps
 
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        """Where the best is what is published, a better one is saved at once: it may come between two saves."""
+        better: bool = super()._determine_best_metric(*args, **kwargs)
+        self.control.should_save |= better and self.args.load_best_model_at_end
+        return better
+
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._maybe_log_save_evaluate(*args, **kwargs)
