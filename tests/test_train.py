@@ -313,3 +313,18 @@ def test_other_arithmetic_is_told_when_a_run_goes_on(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == ""
     process.warn_of_other_arithmetic({"arithmetic": here | {"threads": 96}}, "cpu")
     assert f"round otherwise (threads was 96, is {here['threads']}); the last bits" in capsys.readouterr().out
+
+
+def test_an_infinite_gradient_is_no_error_while_fp16_looks_for_its_scale(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss scaler meets one in its first steps and skips them; without a scaler the step would be taken."""
+    from trl import SFTTrainer
+
+    trainer = trainer_of(*enter(ready))
+    monkeypatch.setattr(SFTTrainer, "_get_grad_norm", lambda *args, **kwargs: float("inf"))
+    monkeypatch.setattr(trainer.accelerator, "scaler", object())
+    assert trainer._get_grad_norm(trainer.model) == float("inf")
+    monkeypatch.setattr(trainer.accelerator, "scaler", None)
+    with pytest.raises(ConfigError, match="gradient norm"):
+        trainer._get_grad_norm(trainer.model)

@@ -124,9 +124,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Called between the last backward pass and the optimizer step."""
+        """Called between the last backward pass and the optimizer step.
+
+        With fp16 an infinite norm is how the loss scale is found: the scaler skips that step by itself.
+        """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self._require_finite("gradient norm", float(norm), self.rows)
+        if getattr(self.accelerator, "scaler", None) is None:
+            self._require_finite("gradient norm", float(norm), self.rows)
         self.rows = []
         return norm
 
@@ -158,6 +162,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return metrics
 
     def sum_of_processes(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of these values over all processes, on the CPU."""
         if self.args.world_size > 1:
             values = values.to(self.args.device)
             torch.distributed.all_reduce(values)
