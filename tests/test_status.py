@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from finetune.background.status import SILENT, describe_progress, how_it_ended
 from finetune.paths import Paths
-from finetune.status import SILENT, describe_progress, how_it_ended
 from tests.test_background import STAGE, finetune, folder, hold
 
 __all__ = ["folder"]  # the fixture

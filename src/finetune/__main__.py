@@ -138,19 +138,19 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from finetune.status import show
+    from finetune.background.status import show
 
     return show(Paths(), options.json)
 
 
 def _stop(options: argparse.Namespace) -> int:  # noqa: ARG001
-    from finetune.background import stop
+    from finetune.background.command import stop
 
     return stop(Paths())
 
 
 def _detach(options: argparse.Namespace) -> int:
-    from finetune.background import start
+    from finetune.background.command import start
 
     return start(Paths(), options.target)
 

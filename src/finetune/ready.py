@@ -9,12 +9,12 @@ import platform
 from importlib.util import find_spec
 from pathlib import Path
 
+from finetune.background.running import require_idle
 from finetune.config import Config, Environment
 from finetune.console import say
 from finetune.errors import MachineError
 from finetune.paths import Paths
 from finetune.recipes import read_recipe
-from finetune.running import require_idle
 
 
 def check(root: Path, recipe: str | None) -> None:

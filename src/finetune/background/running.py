@@ -1,7 +1,7 @@
 """What runs in this folder: the stage that holds the pipeline's lock, and the newest detached start above it.
 
 Reads `work/pipeline.lock` and `work/pipeline.holder`, which a stage holds while it runs (finetune.artifacts), and
-`work/detached.json`, which `make ... DETACH=1` writes (finetune.background). Files alone are not believed: a process
+`work/detached.json`, which `make ... DETACH=1` writes (command.py). Files alone are not believed: a process
 must be alive, stand in this folder, and run what the file says.
 """
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.background.running import Detached, Run, find_run, is_alive, read_detached, read_object
 from finetune.console import gigabytes, printable, say
 from finetune.errors import InterruptedRunError
 from finetune.paths import Paths
-from finetune.running import Detached, Run, find_run, is_alive, read_detached, read_object
 
 SILENT = 180.0  # seconds without news after which they are called old; a save or an evaluation may take as long
 SIGNALLED = 128  # exit codes from here on tell of a signal

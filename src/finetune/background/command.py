@@ -1,6 +1,6 @@
 """`make ... DETACH=1` and `make stop`: a run that outlives its terminal, and an end that loses nothing.
 
-Writes `work/detached.json`, the newest detached start (finetune.running), and its log `work/<target>.log`, to which
+Writes `work/detached.json`, the newest detached start (running.py), and its log `work/<target>.log`, to which
 later starts append.
 """
 
@@ -18,11 +18,11 @@ import filelock
 import psutil
 
 from finetune.artifacts import write_json
+from finetune.background.running import GONE, Detached, Run, Stage, find_run, require_idle
+from finetune.background.status import how_it_ended, how_training_ended, read_status, what_is_kept
 from finetune.console import printable, say
 from finetune.errors import ConfigError, MachineError
 from finetune.paths import Paths
-from finetune.running import GONE, Detached, Run, Stage, find_run, require_idle
-from finetune.status import how_it_ended, how_training_ended, read_status, what_is_kept
 
 TARGETS = re.compile(r"repro|train-[A-Za-z0-9][\w.-]*")
 MAKES_OWN = ("DETACH", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")  # of the make that calls us

@@ -1,0 +1,1 @@
+"""Runs apart from the terminal: detach, status, stop."""
