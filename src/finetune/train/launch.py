@@ -149,14 +149,15 @@ def left_errors(paths: Paths) -> list[Path]:
 
 
 def torchrun() -> int:
-    """torchrun itself, without the traceback that it prints where a worker fails: the worker has left its error."""
+    """torchrun itself, without its traceback where a worker fails, which has left its error, or where it is ended."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
     logging.disable(logging.ERROR)
     try:
         main(sys.argv[1:])
-    except ChildFailedError:
+    except (ChildFailedError, SignalException):
         return 1
     return 0
 

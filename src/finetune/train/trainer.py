@@ -8,12 +8,13 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from finetune.artifacts import read_manifest, write_json
-from finetune.errors import DataError, InterruptedRunError
+from finetune.errors import DataError, InterruptedRunError, MachineError
 from finetune.machine import arithmetic, used_memory_bytes
 from finetune.model.base import environment_of
 from finetune.model.tokens import IGNORED
@@ -253,7 +254,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The adapter alone: no pickled arguments, no tokenizer, no card, and no question to the Hub."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+        try:
+            model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+        except SafetensorError as error:  # a full disk's, which is no OSError here
+            what = f"{output_dir}: {error} (free some space: dvc gc -w); {self.store.what_is_kept()}"
+            raise MachineError(what) from None
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -291,13 +296,13 @@ class Steps(TrainerCallback):  # type: ignore[misc]
             progress = read_progress(self.resumed)
             trainer._tr_loss += progress.unlogged_loss
             trainer._globalstep_last_logged = progress.logged_step
-            if state.best_global_step:
-                state.best_model_checkpoint = str(trainer.store.path(state.best_global_step))
             if trainer.early_stopping:
                 trainer.early_stopping.early_stopping_patience_counter = progress.patience_used
                 control.should_training_stop = progress.patience_used >= trainer.early_stopping.early_stopping_patience
             if progress.evaluation_pending:
                 trainer._determine_best_metric(trainer.evaluate(), None)
+            if state.best_global_step:
+                state.best_model_checkpoint = str(trainer.store.path(state.best_global_step))
         trainer.tokens, trainer.since, trainer.paused = 0, perf_counter(), 0.0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
