@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.debug:
         quiet_libraries()
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGUSR1, _terminate)
     try:
         return run_command(options)
     except FinetuneError as error:
@@ -242,7 +243,7 @@ SMALL_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """SIGTERM unwinds like Ctrl-C, so that partial files are removed."""
+    """SIGTERM and SIGUSR1 unwind like Ctrl-C, so that partial files are removed."""
     raise KeyboardInterrupt
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune.artifacts import sha256_tensors
 from finetune.config import AdapterConfig, ModelConfig
-from finetune.errors import ConfigError, DataError
+from finetune.errors import ConfigError, DataError, MachineError
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -150,7 +150,12 @@ def save_adapter(model: Any, base_name: str, folder: Path, state: dict[str, Any]
     of whoever loads it: PEFT would start so again, on that base. `state` holds the weights where `model` has only a
     part of them.
     """
-    model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)  # these are the base's own
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)  # these are the base's own
+    except SafetensorError as error:  # a full disk's, which is no OSError here
+        raise MachineError(f"{folder}: {error} (free some space: dvc gc -w); what was whole before is kept") from None
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; decide writes the real one
     path = folder / CONFIG
     content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,12 +1,15 @@
 """Stopping from outside: SIGTERM, SIGINT and SIGUSR1 (Slurm, spot machines) end the run at the end of its step."""
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from finetune.console import say
 
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -23,6 +26,15 @@ class StopRequest:
         if self.by is None:
             self.by = signal.Signals(number).name
             say(f"{self.by}: the run is saved at the end of this step and stops (Ctrl-C again: at once)")
+
+
+def die_with_parent() -> None:
+    """Get SIGTERM when the parent is killed, which could not tell: torchrun then ends its processes, a worker saves.
+
+    Linux alone has this; nothing else has several GPUs.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Several processes of one run: torchrun starts them, signals reach them, and their errors come back as our own."""
 
-import ctypes
 import logging
 import os
 import signal
@@ -18,13 +17,13 @@ from finetune.console import say
 from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError
 from finetune.machine import count_devices
 from finetune.paths import Paths
+from finetune.train.interrupt import SIGNALS, die_with_parent
 
 WORKER = "finetune.train.worker"
 ERRORS: dict[int, type[FinetuneError]] = {
     error.exit_code: error for error in (FinetuneError, ConfigError, DataError, MachineError, InterruptedRunError)
 }
 PORT = "29500"  # torchrun's own default
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
 def launch(config: Config, paths: Paths) -> None:
@@ -39,11 +38,11 @@ def launch(config: Config, paths: Paths) -> None:
         command(config),
         env={"OMP_NUM_THREADS": str(threads(config)), **os.environ},
         start_new_session=True,  # a Ctrl-C in the terminal reaches the processes through us alone
-        preexec_fn=die_with_parent if sys.platform == "linux" else None,
+        preexec_fn=die_with_parent,
     )
-    code = wait(process)
+    code, asked = wait(process)
     if code:
-        raise_what_failed(paths)
+        raise_what_failed(paths, asked)
 
 
 def join(config: Config, paths: Paths) -> None:
@@ -72,6 +71,11 @@ def require_devices(config: Config) -> None:
         raise MachineError(
             f"params.yaml: train.distributed.strategy: {config.train.distributed.strategy} needs the package "
             "deepspeed, which is not installed here; pip install deepspeed, or use ddp"
+        )
+    if config.environment == "cpu" and config.train.distributed.strategy == "fsdp":
+        raise MachineError(
+            "params.yaml: train.distributed.strategy: fsdp needs CUDA: on a CPU accelerate trains by DDP instead, "
+            "without a word; use ddp"
         )
     asked, found = per_node(config), count_devices(config.environment)
     if config.environment != "cpu" and asked > found:
@@ -103,22 +107,24 @@ def command(config: Config) -> list[str]:
     return [*run, *place, "--nproc-per-node", str(per_node(config)), "--max-restarts", "0", "-m", WORKER]
 
 
-def die_with_parent() -> None:
-    """Let torchrun end its processes when this one is killed, which could not tell it."""
-    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
+def wait(process: "subprocess.Popen[bytes]") -> tuple[int, str | None]:
+    """Wait for torchrun; gives its exit code, and the first signal that reached us.
 
-
-def wait(process: "subprocess.Popen[bytes]") -> int:
-    """Wait for torchrun; what reaches us goes to its workers, which save at their step's end and end by themselves."""
+    A signal goes on to the workers, which save at their step's end and end by themselves; where torchrun has not
+    started them yet, to torchrun.
+    """
+    asked: list[str] = []
 
     def forward(number: int, frame: Any) -> None:  # noqa: ARG001
+        asked.append(signal.Signals(number).name)
         for worker in workers(process.pid):
             worker.send_signal(number)
+        if not workers(process.pid):
+            process.terminate()
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, forward) for number in numbers}
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
-        return process.wait()
+        return process.wait(), next(iter(asked), None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -131,9 +137,13 @@ def workers(pid: int) -> list[Any]:
     return [child for child in psutil.Process(pid).children() if WORKER in child.cmdline()]
 
 
-def raise_what_failed(paths: Paths) -> None:
-    """The error of the first process that left one, with its exit code."""
+def raise_what_failed(paths: Paths, asked: str | None) -> None:
+    """The error of the first process that left one, with its exit code; `asked` is the signal that ended them."""
     errors = [read_json(path) for path in left_errors(paths)]
+    if not errors and asked:
+        raise InterruptedRunError(
+            f"train was stopped by {asked} before it could save; the newest checkpoint is kept, the same command goes on"
+        )
     if not errors:
         raise MachineError(
             "train: a process died without a word, often for want of memory; the newest checkpoint is kept, the same "

@@ -3,8 +3,11 @@
 import os
 
 from finetune.config import Config
+from finetune.errors import InterruptedRunError
 from finetune.machine import require_device, set_device_environment
 from finetune.paths import Paths
+from finetune.train.interrupt import stop_on_signals
+from finetune.train.launch import launch
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # of torchrun, or left over in a job's environment
 
@@ -13,17 +16,17 @@ def run(config: Config, paths: Paths) -> None:
     """Train on what validate wrote, from the newest good checkpoint if there is one, and publish the best adapter."""
     spread = config.train.distributed
     set_device_environment(config.environment, spread.devices, deterministic=config.train.deterministic)
-    require_device(config.environment)
-    from finetune.train.interrupt import stop_on_signals
-    from finetune.train.launch import launch
-    from finetune.train.process import find_run, train
+    with stop_on_signals() as stop:  # before torch is imported, which takes seconds
+        require_device(config.environment)
+        from finetune.train.process import find_run, train
 
-    if spread.strategy == "none":
-        for name in LAUNCHED:
-            os.environ.pop(name, None)
-        with stop_on_signals() as stop:
+        if spread.strategy == "none":
+            for name in LAUNCHED:
+                os.environ.pop(name, None)
             train(config, paths, stop)
-    else:
+            return
         store, _ = find_run(config, paths)
         store.newest()  # sets bad ones aside before several processes look
-        launch(config, paths)
+    if stop.by:
+        raise InterruptedRunError(f"train was stopped by {stop.by}; {store.what_is_kept()}, the same command goes on")
+    launch(config, paths)

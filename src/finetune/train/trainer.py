@@ -247,9 +247,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         if scheduled and not self.shards_state:
             self.saved.append(hash_state(step, partial, self.optimizer))
         environment = environment_of(self.args.device.type)
-        self.store.publish(
-            step, self.state.best_global_step, {"saved": self.saved, "arithmetic": arithmetic(environment)}
-        )
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None  # else nobody needs it
+        self.store.publish(step, best, {"saved": self.saved, "arithmetic": arithmetic(environment)})
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The adapter alone: no pickled arguments, no tokenizer, no card, and no question to the Hub."""

@@ -11,10 +11,15 @@ from finetune.console import quiet_libraries
 from finetune.errors import FinetuneError, MachineError
 from finetune.machine import calm_threads, machine_trouble, set_device_environment
 from finetune.paths import Paths
+from finetune.train.interrupt import die_with_parent, stop_on_signals
+
+# What gloo and NCCL say in the processes that are left when one of them has died.
+PEER_LOST = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
 
 
 def main() -> int:
     """Train along; an error is left in a file for the process that started all, and gives its exit code."""
+    die_with_parent()  # a killed torchrun must not leave processes that train on beside the next start
     calm_threads()
     quiet_libraries()
     config, paths = load_config(Path("params.yaml")), Paths()
@@ -23,15 +28,16 @@ def main() -> int:
     )
     if os.environ["RANK"] != "0":
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - the first process speaks for all
-    from finetune.train.interrupt import stop_on_signals
-    from finetune.train.process import train
-
     try:
-        with stop_on_signals() as stop:
+        with stop_on_signals() as stop:  # before torch is imported, which takes seconds
+            from finetune.train.process import train
+
             train(config, paths, stop)
     except FinetuneError as error:
         return leave(paths, error.exit_code, str(error))
     except (OSError, MemoryError, RuntimeError) as error:
+        if any(words in str(error) for words in PEER_LOST):
+            return MachineError.exit_code  # the other one has left its error, if it could
         trouble = machine_trouble(error)
         if trouble is None:
             traceback.print_exc()
