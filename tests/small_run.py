@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from finetune.artifacts import read_manifest
 from finetune.config import Config, parse_config, read_yaml
 from finetune.paths import Paths
 
@@ -134,7 +135,9 @@ def trainer_of(config: Config, paths: Paths) -> Any:
 
     model, tokenizer = process.build_model(config, "cpu"), load_tokenizer(config.model)
     store = Checkpoints(paths.checkpoints / "x", config.train.save_total_limit)
-    return process.build_trainer(config, paths, model, tokenizer, store, StopRequest())
+    trainer = process.build_trainer(config, paths, model, tokenizer, store, StopRequest())
+    process.begin(trainer, config, None, None, read_manifest(paths.validated)["tokens"])
+    return trainer
 
 
 def copy_of(source: Path, target: Path) -> Path:

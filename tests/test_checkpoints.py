@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import MachineError
-from finetune.train.checkpoints import Checkpoints, tell_of_others
+from finetune.train.checkpoints import FINISHED, Checkpoints, clear_others
 
 
 def save(store: Checkpoints, step: int, best: int | None = None) -> Path:
@@ -46,7 +46,10 @@ def test_a_checkpoint_whose_best_one_is_bad_is_not_used(tmp_path: Path, capsys: 
     save(store, 9, best=6)
     spoil(store.path(6))
     assert store.newest() == store.path(3)
-    assert "its best checkpoint, of step 6, is no good one" in capsys.readouterr().out
+    assert (
+        "checkpoint-9 is no good checkpoint and was set aside as bad-checkpoint-9: its best" in capsys.readouterr().out
+    )
+    assert store.steps() == [3]  # several processes take the newest that is left
 
 
 def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
@@ -87,15 +90,32 @@ def test_no_room_is_known_before_anything_is_written(tmp_path: Path, monkeypatch
         store.begin(10**9)
     assert str(raised.value) == (
         f"{tmp_path}: 0.02 GB are free, 1.02 GB are needed for a checkpoint; the checkpoint of step 3 is kept; "
-        "free some space (dvc gc -w, make clean), then run it again"
+        "free some space on that disk (unfinished runs with other params lie beside it), then run it again"
     )
     assert store.steps() == [3]
 
 
-def test_other_unfinished_runs_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They fill the disk until someone removes them."""
-    save(Checkpoints(tmp_path / "one", 2), 3)
-    tell_of_others(tmp_path, "one")
-    assert capsys.readouterr().out == ""
-    tell_of_others(tmp_path, "two")
+def test_other_unfinished_runs_are_told_of_and_published_ones_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They fill the disk until someone removes them; what was published is in DVC's hands by the next training."""
+    one, two = Checkpoints(tmp_path / "one", 2), Checkpoints(tmp_path / "two", 2)
+    save(one, 3)
+    save(two, 3)
+    two.finish()
+    clear_others(tmp_path, "two")
+    assert (tmp_path / "two" / FINISHED).exists()
     assert "holds 0.00 GB of 1 unfinished runs with other params" in capsys.readouterr().out
+    clear_others(tmp_path, "one")
+    assert not (tmp_path / "two").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_files_of_other_processes_are_waited_for(tmp_path: Path) -> None:
+    """A shared disk shows them late; without a random state the library would resume another run in silence."""
+    from finetune.train.checkpoints import wait_for_files
+
+    (tmp_path / "rng_state_0.pth").touch()
+    wait_for_files([tmp_path / "rng_state_0.pth"])
+    with pytest.raises(MachineError, match=r"rng_state_1.pth of other processes can't be seen; is the disk shared"):
+        wait_for_files([tmp_path / "rng_state_0.pth", tmp_path / "rng_state_1.pth"], seconds=0.0)

@@ -27,6 +27,7 @@ from finetune.model.base import load_base
 from finetune.model.tokens import IGNORED, load_tokenizer, tokenize, tokenize_prompt
 from finetune.records import read_examples, read_predictions, read_timings
 from finetune.train import stage as train_stage
+from finetune.train.checkpoints import FINISHED
 from tests.small_run import ROOT, copy_of, validated
 
 pytestmark = pytest.mark.slow
@@ -168,6 +169,16 @@ def test_changed_evidence_is_refused(trained: tuple[Path, Any], tmp_path: Path, 
     with pytest.raises(DataError):
         stage.run(config, paths)
     assert not paths.predictions.exists()
+
+
+def test_checkpoints_of_finished_runs_are_removed(tmp_path: Path) -> None:
+    """Those that train marked; a run that is still to go on keeps its own."""
+    for name in ("finished-run/checkpoint-3", "other-run/checkpoint-6"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "finished-run" / FINISHED).touch()
+    stage.remove_finished(tmp_path)
+    stage.remove_finished(tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other-run"]
 
 
 def test_failed_memory_probe_is_told(trained: tuple[Path, Any], tmp_path: Path, monkeypatch: Any) -> None:

@@ -49,7 +49,9 @@ def test_halving(change: Callable[..., Config]) -> None:
 
 def test_one_row_that_does_not_fit_is_the_end(change: Callable[..., Config]) -> None:
     """There is nothing left to halve: the machine can't."""
-    one: Config = change(**{"train.per_device_train_batch_size": 1})
+    one: Config = change(**{"train.per_device_train_batch_size": 1, "train.per_device_eval_batch_size": 8})
+    assert smaller_micro_batch(one).train.per_device_eval_batch_size == 1  # an evaluation may be what did not fit
+    one = change(**{"train.per_device_train_batch_size": 1, "train.per_device_eval_batch_size": 1})
     with pytest.raises(
         MachineError, match=r"the run's longest row alone finds no memory on this machine; use a smaller"
     ):

@@ -238,6 +238,8 @@ def rent(root: Path, nodes: str, rank: str, recipe: str, end: str) -> subprocess
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).write_text("#!/bin/bash\n", encoding="utf-8")
         (here / name).chmod(0o755)
+    (here / "work").mkdir()
+    (here / "work/status.json").write_text('{ "ended": "interrupted" }', encoding="utf-8")  # of an earlier run
     (root / "state").mkdir(exist_ok=True)
     given = {"SKYPILOT_NODE_RANK": rank, "SKYPILOT_NUM_NODES": nodes, "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
@@ -254,7 +256,7 @@ def rent(root: Path, nodes: str, rank: str, recipe: str, end: str) -> subprocess
 
 @pytest.mark.parametrize(("end", "code"), [("true", 0), ("false", 2), (INTERRUPTED, 5)])
 def test_a_rented_machine_leaves_its_results(tmp_path: Path, end: str, code: int) -> None:
-    """Only an interruption ends with the code that SkyPilot tries again; what there is goes into the bucket."""
+    """Only an interruption of this very run is tried again by SkyPilot; what there is goes into the bucket."""
     done = rent(tmp_path, "1", "0", "h100", end)
     assert done.returncode == code, done.stderr
     assert (tmp_path / "state/results/out/train-h100").is_file()

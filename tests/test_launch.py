@@ -39,7 +39,7 @@ def test_torchrun_starts_the_processes_of_this_node(
 
 def test_processes_share_the_cores(change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with a thread a core each would wait for each other; more processes than cores have one each."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(launch, "usable_cores", lambda: 6)
     assert launch.threads(spread_config(change)) == 3
     assert launch.threads(spread_config(change, nodes=2, devices=4)) == 3
     assert launch.threads(spread_config(change, devices=8)) == 1

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,7 @@ def test_killed_run_goes_on_to_the_same_adapter(ready: Path, tmp_path: Path, qua
     assert not (root / "out/adapter").exists()
     assert train(root, model__quantization=quantization) == undisturbed
     assert read_json(root / "reports/train_cost.json")["resumed_from_step"] >= 3
-    assert not list(root.glob("work/checkpoints/*"))
+    assert list(root.glob("work/checkpoints/*/finished"))  # until evaluate begins
 
 
 def wait_for(happened: Any, running: subprocess.Popen[bytes]) -> None:
@@ -328,3 +330,98 @@ def test_an_infinite_gradient_is_no_error_while_fp16_looks_for_its_scale(
     monkeypatch.setattr(trainer.accelerator, "scaler", None)
     with pytest.raises(ConfigError, match="gradient norm"):
         trainer._get_grad_norm(trainer.model)
+
+
+def test_what_changes_no_adapter_does_not_abandon_a_run(ready: Path) -> None:
+    """Whoever drops a tracker or keeps fewer checkpoints to save space goes on where the run was."""
+    base, data = {"name": "base", "revision": "x"}, {"train.arrow": "1"}
+    one = fingerprint(enter(ready)[0], data, base, "sdpa")
+    budget = {"truncated_examples": 0.5, "lost_end_tokens": 0.5, "lost_supervised_tokens": 0.5, "padding": 0.9}
+    free = {"report_to": ["wandb"], "save_total_limit": 7, "dataloader_num_workers": 3, "budget": budget}
+    for key, value in free.items():
+        assert fingerprint(enter(ready, **{f"train__{key}": value})[0], data, base, "sdpa") == one, key
+
+
+def test_a_run_that_logs_nothing_is_published(ready: Path, tmp_path: Path) -> None:
+    """Fewer steps than logging_steps: hours of training must not end in an index."""
+    root = copy_of(ready, tmp_path / "run")
+    train(root, train__logging_steps=500, train__num_train_epochs=1)
+    assert read_json(root / "reports/train.json")["train_loss"] is None
+
+
+def test_a_published_run_that_is_started_again_is_only_published_again(ready: Path, tmp_path: Path) -> None:
+    """DVC may die or find the disk full while it stores the outputs: the next start must not train anew."""
+    root = copy_of(ready, tmp_path / "run")
+    first = train(root, train__early_stopping_patience=1)
+    report = read_json(root / "reports/train.json")
+    for name in ("out", "reports/curves.tsv", "reports/validation_curve.tsv", "reports/train.json"):  # as DVC does
+        path = root / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert train(root, train__early_stopping_patience=1) == first
+    assert read_json(root / "reports/train.json") == report
+    assert read_json(root / "reports/train_cost.json")["resumed_from_step"] == report["steps"]
+
+
+def test_the_probe_leaves_no_trace_and_tells_of_a_shortage(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs before the first step on GPUs: dropout and gradients must be as if it had not."""
+    from finetune.train.probe import MemoryShortageError, largest_micro_batch, require_memory
+
+    trainer = trainer_of(*enter(ready))
+    before = torch.get_rng_state()
+    require_memory(trainer)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    sizes = [max(trainer.lengths[row] for row in rows) * len(rows) for rows in trainer.batches().batches(0)]
+    rows = largest_micro_batch(trainer)
+    assert max(trainer.lengths[row] for row in rows) * len(rows) >= max(sizes)
+
+    def short(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")
+
+    monkeypatch.setattr(trainer.model, "forward", short)
+    with pytest.raises(MemoryShortageError):
+        require_memory(trainer)
+
+
+def test_a_status_that_cannot_be_written_costs_no_run(
+    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Curves and status are for whoever watches; the checkpoints have their own, hard errors."""
+    from finetune.train import curves
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device", "work/status.json")
+
+    root = copy_of(ready, tmp_path / "run")
+    monkeypatch.setattr(curves, "write_json", full)
+    train(root, train__num_train_epochs=1)
+    told = capsys.readouterr().out
+    assert told.count("work/status.json: No space left on device; curves and status stand still") == 1
+
+
+def test_worries_are_told_while_there_is_time(ready: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A rate at which nothing moves is no surprise to be kept for the end of the afternoon."""
+    root = copy_of(ready, tmp_path / "run")
+    train(root, train__learning_rate=1.0e-7)
+    told = capsys.readouterr().out
+    assert "warning: nothing is learnt so far: the validation loss is" in told.split("adapter ")[0]
+
+
+def test_only_one_process_writes_a_checkpoints_weights(ready: Path, tmp_path: Path) -> None:
+    """Two that write one file at a time leave what neither meant."""
+    trainer = trainer_of(*enter(ready))
+    trainer.args = namedtuple("arguments", "should_save")(False)
+    trainer._save(str(tmp_path / "weights"))
+    assert not (tmp_path / "weights").exists()
+
+
+def test_another_attention_than_was_asked_for_is_refused(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report and the fingerprint would name what did not run."""
+    from transformers import AutoModelForCausalLM
+
+    config, _ = enter(ready)
+    base = load_base(config.model, "cpu")
+    base.config._attn_implementation = "kernels-community/flash-attn2"
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: base)
+    with pytest.raises(ConfigError, match=r"model.attention: sdpa was asked for, and transformers took kernels-commun"):
+        load_base(config.model, "cpu")

@@ -1,14 +1,18 @@
 """make verify: a finished run once more, in a fresh folder, and what is said where it can't be the same."""
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune import verify
 from finetune.artifacts import MANIFEST, read_json, read_manifest, write_json
-from finetune.errors import ConfigError, DataError
-from finetune.train import stage
+from finetune.config import Config
+from finetune.errors import ConfigError, DataError, InterruptedRunError
+from finetune.paths import Paths
+from finetune.train import process, stage
 from tests.small_run import copy_of, params, validated
 
 SAVES = [{"step": step, "adapter_sha256": f"a{step}", "optimizer_sha256": f"o{step}"} for step in (3, 6, 9)]
@@ -61,6 +65,65 @@ def test_other_bits_are_an_error_or_a_spread(
     told = capsys.readouterr().out
     assert "as the tier statistical allows; validation losses lie between" in told
     assert "differs" in told
+
+
+def test_a_stop_is_told_and_leaves_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repetition goes on from nowhere: its folder is gone, and it must not be told as a run that goes on."""
+    root = copy_of(finished, tmp_path / "run")
+    monkeypatch.chdir(root)
+
+    def train(config: Config, paths: Paths, stop: Any, until: int | None) -> None:
+        (paths.work / "checkpoints").mkdir(parents=True)
+        stop.ask(signal.SIGTERM, None)
+        raise InterruptedRunError("train stopped; the same command goes on")
+
+    monkeypatch.setattr(process, "train", train)
+    with pytest.raises(InterruptedRunError, match=r"verify was stopped by SIGTERM; .*the same command starts anew$"):
+        verify.run(Path(), None, 1)
+    assert not (root / "work/verify").exists()
+
+
+def test_an_error_leaves_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk must not stay full of what the repetition wrote."""
+    root = copy_of(finished, tmp_path / "run")
+    monkeypatch.chdir(root)
+
+    def train(config: Config, paths: Paths, stop: Any, until: int | None) -> None:
+        assert paths.validated.exists()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(process, "train", train)
+    with pytest.raises(OSError, match="No space left"):
+        verify.run(Path(), None, 1)
+    assert not (root / "work/verify").exists()
+    assert (root / "data/validated/train.arrow").exists()
+
+
+def test_other_arithmetic_is_told_before_the_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hours later the user would learn that this machine could not have made the same bits; then it is named again."""
+    root = copy_of(finished, tmp_path / "run")
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(verify, "repeat", lambda *_: read_manifest(root / "out/adapter"))
+    verify.run(Path(), 2, 1)
+    assert "warning" not in capsys.readouterr().out
+    report = root / "reports/train_cost.json"
+    content = read_json(report)
+    there = content["machine"]["arithmetic"]["threads"]
+    content["machine"]["arithmetic"]["threads"] = 96
+    write_json(report, content)
+    named = f"threads was 96, is {there}"
+    verify.run(Path(), 2, 1)
+    told = capsys.readouterr().out
+    assert f"warning: numbers may round otherwise here than where the run was made: {named}; bits may differ" in told
+    rewrite(root, checkpoints=SAVES)
+    monkeypatch.setattr(verify, "repeat", lambda *_: read_manifest(root / "out/adapter") | {"checkpoints": []})
+    with pytest.raises(DataError, match=f"came out differently, though its tier is bitwise; the likely cause: {named}"):
+        verify.run(Path(), 2, 1)
+    report.unlink()
+    with pytest.raises(DataError, match=r"was it made on another machine\?"):
+        verify.run(Path(), 2, 1)
 
 
 def test_what_has_changed_since_is_named(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,17 +20,19 @@ from finetune.records import parse_json
 MANIFEST = "manifest.json"
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file atomically, line by line."""
+def write_lines(path: Path, lines: Iterable[str], *, durable: bool = True) -> None:
+    """Write a text file atomically, line by line; what may be lost with the machine need not be `durable`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(lines)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         partial.replace(path)
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -52,9 +54,10 @@ def sync_files(folder: Path) -> None:
     sync_directory(folder)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
     """Write indented JSON atomically; ValueError for NaN or infinity, which are no JSON."""
-    write_lines(path, [json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"])
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_lines(path, [text], durable=durable)
 
 
 def read_json(path: Path) -> dict[str, Any]:

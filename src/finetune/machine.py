@@ -1,5 +1,6 @@
 """What this machine is: device, memory, processor and the versions of what determines a result."""
 
+import errno
 import os
 import platform
 import resource
@@ -12,6 +13,9 @@ from finetune.config import Environment
 from finetune.errors import MachineError
 
 VERSIONS_THAT_MATTER = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers", "datasets")
+OPTIONAL_VERSIONS = ("flash-attn", "kernels", "liger-kernel", "deepspeed", "triton")  # told where they are installed
+OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "cannot allocate memory")  # in lower case
+NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 CGROUPS = Path("/sys/fs/cgroup")
 NO_LIMIT = 2**60  # bytes; what version 1 of cgroups says where there is none is beyond it
 TRACKERS = {  # of train.report_to: the modules that serve, one is enough
@@ -39,7 +43,8 @@ def set_device_environment(environment: Environment, devices: int, *, determinis
     CUDA: workspaces and a backward pass of flash attention that repeat their bits (docs.nvidia.com/cuda/cublas, section
     on reproducibility), and for a run on one device one visible GPU, or the Trainer would split each micro-batch over
     all. Apple: operations that Metal lacks run on the CPU instead of ending the run, and memory ends at what Metal
-    recommends, with an error before the Mac swaps (the default goes to 1.7 times of it). What is set already stays.
+    recommends, with an error before the Mac swaps (the default goes to 1.7 times of it). What is set already stays;
+    where that is a high watermark, the low one must not lie above it, as torch's default of 1.4 would.
     """
     if environment == "cuda":
         if deterministic:
@@ -49,23 +54,27 @@ def set_device_environment(environment: Environment, devices: int, *, determinis
             os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     elif environment == "apple":
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-        os.environ.setdefault("PYTORCH_MPS_HIGH_WATERMARK_RATIO", "1.0")
-        os.environ.setdefault("PYTORCH_MPS_LOW_WATERMARK_RATIO", "0.9")
+        high, low = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO"
+        if high not in os.environ and low not in os.environ:
+            os.environ.update({high: "1.0", low: "0.9"})
+        elif os.environ.get(high, "0.0") not in ("0", "0.0"):  # 0 is no limit at all
+            os.environ.setdefault(low, os.environ[high])
 
 
 def versions() -> dict[str, str]:
     """The installed versions of the libraries that determine a result, and Python's."""
     found = {"python": platform.python_version()}
-    for name in VERSIONS_THAT_MATTER:
+    for name in (*VERSIONS_THAT_MATTER, *OPTIONAL_VERSIONS):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            if name in VERSIONS_THAT_MATTER:
+                found[name] = "not installed"
     return found
 
 
 def describe_machine(environment: Environment) -> dict[str, Any]:
-    """Processor, cores, memory and accelerator, for the reports of what was measured."""
+    """Processor, cores, memory, accelerator and arithmetic, for the reports of what was measured."""
     import psutil
     import torch
 
@@ -75,6 +84,7 @@ def describe_machine(environment: Environment) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "device": DEVICES[environment],
+        "arithmetic": arithmetic(environment),
     }
     if environment == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -87,7 +97,9 @@ def arithmetic(environment: Environment) -> dict[str, Any]:
     import torch
 
     if environment == "cuda":
-        return {"gpu": torch.cuda.get_device_properties(0).name, "cuda": torch.version.cuda}
+        name = torch.cuda.get_device_properties(0).name
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        return {"gpu": name, "cuda": torch.version.cuda, "cudnn": cudnn}
     return {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
 
 
@@ -164,6 +176,13 @@ def usable_memory() -> int:
     return total if limit is None else min(total, limit)
 
 
+def usable_cores() -> int:
+    """Cores that this process may keep busy: by its affinity and its container's quota, one at least."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _ = cgroup_limits()
+    return allowed if quota is None else max(min(allowed, int(quota)), 1)
+
+
 def cgroup_limits(root: Path = CGROUPS) -> tuple[float | None, int | None]:
     """(cores, bytes) that the container allows, by version 2 or 1 of cgroups; None where it sets no limit."""
     quota, period, memory = _number(root / "cpu/cpu.cfs_quota_us"), _number(root / "cpu/cpu.cfs_period_us"), None
@@ -192,13 +211,25 @@ def require_device(environment: Environment) -> str:
     return DEVICES[environment]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the machine or on its device: each allocator says it in its own words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return any(words in text for words in OUT_OF_MEMORY)
+
+
 def machine_trouble(error: Exception) -> str | None:
     """What the machine lacks, in words, where an error is not the program's fault; None otherwise."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"{error.filename or 'a file'}: {error.strerror} (free some space, or make the place writable)"
-    text = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return "no memory left (use a smaller batch size or length, a smaller base, or nf4)"
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno in NO_PLACE:
+            return f"{error.filename or 'a file'}: {error.strerror} (free some space, or make the place writable)"
+        return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}"
+    text = str(error)
     if "PytorchStreamWriter" in text or "inline_container" in text:
         return "a checkpoint could not be written (free some space: dvc gc -w)"
     return None

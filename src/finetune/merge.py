@@ -14,7 +14,7 @@ from finetune.artifacts import publish_directory, read_manifest, write_manifest
 from finetune.config import Config, ModelConfig
 from finetune.console import gigabytes, progress, say, table
 from finetune.errors import DataError, MachineError
-from finetune.machine import require_device, versions
+from finetune.machine import require_device, set_device_environment, versions
 from finetune.model.adapter import load_adapter
 from finetune.model.base import identify_base, load_base
 from finetune.model.tokens import IGNORED, load_tokenizer
@@ -47,6 +47,7 @@ class Measured:
 
 def run(config: Config, paths: Paths) -> None:
     """Merge, compare, publish; DataError and nothing published where the merged model is not base and adapter."""
+    set_device_environment(config.environment, 1, deterministic=False)
     device = require_device(config.environment)
     manifest = check_adapter(config, paths)
     rows = read_rows(paths, manifest)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import pipeline_lock, read_json, read_manifest
-from finetune.config import Config, load_config, parse_config
+from finetune.config import Config, Environment, load_config, parse_config
 from finetune.console import say, table
-from finetune.errors import ConfigError, DataError
-from finetune.machine import require_device, set_device_environment
+from finetune.errors import ConfigError, DataError, InterruptedRunError
+from finetune.machine import arithmetic, require_device, set_device_environment
 from finetune.paths import Paths
 
 HASHES = ("adapter_sha256", "optimizer_sha256")
@@ -33,23 +33,38 @@ def run(root: Path, steps: int | None, repeats: int) -> None:
     set_device_environment(config.environment, 1, deterministic=config.train.deterministic)
     require_device(config.environment)
     require_same_makings(config, paths, manifest)
+    other = other_arithmetic(paths, config.environment)
+    if other:
+        say(f"warning: numbers may round otherwise here than where the run was made: {other}; bits may differ")
     until = last_step(manifest["checkpoints"], steps)
+    fresh = Paths(paths.work / "verify")
+    runs = []
+    with pipeline_lock(paths.work / "pipeline.lock", "verify"):
+        try:
+            for number in range(repeats):
+                say(f"repetition {number + 1} of {repeats}")
+                runs.append(repeat_and_compare(config, paths, fresh, manifest, until))
+        finally:
+            shutil.rmtree(fresh.root, ignore_errors=True)
+    losses, same = [loss for _, loss in runs if loss is not None], all(equal for equal, _ in runs)
+    conclude(manifest["tier"], until, losses, read_json(paths.reports / "train.json"), other, same=same)
+
+
+def repeat_and_compare(
+    config: Config, paths: Paths, fresh: Paths, manifest: dict[str, Any], until: int | None
+) -> tuple[bool, float | None]:
+    """One repetition and its table; gives whether it is the same, and the validation loss of a whole run."""
+    found = repeat(config, paths, fresh, until)
+    if found["micro_batch"] != manifest["micro_batch"]:
+        say(f"warning: {found['micro_batch']} rows fit into memory at once, {manifest['micro_batch']} did then")
     expected = [saved for saved in manifest["checkpoints"] if until is None or saved["step"] <= until]
-    losses, same = [], True
-    for number in range(repeats):
-        fresh = Paths(paths.work / "verify")
-        with pipeline_lock(paths.work / "pipeline.lock", "verify"):
-            found = repeat(config, paths, fresh, until)
-        if found["micro_batch"] != manifest["micro_batch"]:
-            say(f"warning: {found['micro_batch']} rows fit into memory at once, {manifest['micro_batch']} did then")
-        rows, equal = compare(expected, found["checkpoints"])
-        if until is None:
-            equal &= found["adapter_sha256"] == manifest["adapter_sha256"]
-            losses.append(read_json(fresh.reports / "train.json")["validation_loss"])
-        table(f"repetition {number + 1} of {repeats}", ["step", "adapter", "optimizer"], rows)
-        same &= equal
-        shutil.rmtree(fresh.root)
-    conclude(manifest["tier"], until, losses, read_json(paths.reports / "train.json"), same=same)
+    rows, same = compare(expected, found["checkpoints"])
+    loss = None
+    if until is None:
+        same &= found["adapter_sha256"] == manifest["adapter_sha256"]
+        loss = read_json(fresh.reports / "train.json")["validation_loss"]
+    table("verify: is it the same?", ["step", "adapter", "optimizer"], rows)
+    return same, loss
 
 
 def config_of(config: Config, manifest: dict[str, Any]) -> Config:
@@ -81,6 +96,13 @@ def difference(before: Any, now: Any) -> str:
     return f"was {before}, is {now}"
 
 
+def other_arithmetic(paths: Paths, environment: Environment) -> str:
+    """What rounds numbers otherwise here than where the run ended; empty where nothing does, or where none was told."""
+    report = paths.reports / "train_cost.json"
+    then = read_json(report).get("machine", {}).get("arithmetic") if report.exists() else None
+    return difference(then, arithmetic(environment)) if then else ""
+
+
 def last_step(checkpoints: list[dict[str, Any]], steps: int | None) -> int | None:
     """The step of the first checkpoint at or after `steps`; None for the whole run."""
     known = [saved["step"] for saved in checkpoints]
@@ -98,7 +120,11 @@ def repeat(config: Config, paths: Paths, fresh: Paths, until: int | None) -> dic
     fresh.validated.parent.mkdir(parents=True)
     fresh.validated.symlink_to(paths.validated.resolve())
     with stop_on_signals() as stop:
-        train(config, fresh, stop, until)
+        try:
+            train(config, fresh, stop, until)
+        except InterruptedRunError:
+            told = f"verify was stopped by {stop.by}; the finished run is as it was, the same command starts anew"
+            raise InterruptedRunError(told) from None
     return read_manifest(fresh.adapter)
 
 
@@ -114,8 +140,10 @@ def compare(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> tupl
     return rows, same
 
 
-def conclude(tier: str, until: int | None, losses: list[float], report: dict[str, Any], *, same: bool) -> None:
-    """Say what was found; DataError where bits differ that should not."""
+def conclude(
+    tier: str, until: int | None, losses: list[float], report: dict[str, Any], other: str, *, same: bool
+) -> None:
+    """Say what was found; DataError where bits differ that should not. `other` is what rounds otherwise here."""
     what = "the whole run" if until is None else f"the first {until} steps"
     if same:
         say(f"{what} came out the same, bit for bit (tier {tier})")
@@ -125,7 +153,8 @@ def conclude(tier: str, until: int | None, losses: list[float], report: dict[str
     if tier == "statistical":
         say(f"{what} came out differently, as the tier {tier} allows{told}")
         return
+    why = f"the likely cause: {other}" if other else "was it made on another machine?"
     raise DataError(
-        f"out/adapter: {what} came out differently, though its tier is {tier}{told}; was it made on another machine? "
-        "Processors with other instructions and other numbers of threads round differently"
+        f"out/adapter: {what} came out differently, though its tier is {tier}{told}; {why} "
+        "(other GPUs, instructions and numbers of threads round differently)"
     )

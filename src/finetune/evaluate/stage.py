@@ -1,7 +1,9 @@
 """The evaluate stage: `out/adapter` and the test split -> answers, `reports/evaluation.json`, `reports/cost.json`."""
 
 import hashlib
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import read_json, read_manifest, sha256_file, sha256_tensors, write_json, write_lines
@@ -9,7 +11,7 @@ from finetune.config import Config
 from finetune.console import say, table
 from finetune.errors import DataError
 from finetune.looks import count_look
-from finetune.machine import describe_machine, require_device, versions
+from finetune.machine import describe_machine, require_device, set_device_environment, versions
 from finetune.model.adapter import WEIGHTS, load_adapter
 from finetune.model.base import identify_base, load_base
 from finetune.model.tokens import Tokenized, load_tokenizer, tokenize, tokenize_prompt
@@ -19,8 +21,10 @@ from finetune.records import Answer, Example, Prediction, read_examples, to_json
 
 def run(config: Config, paths: Paths) -> None:
     """Answer every test prompt with the base and with the candidate, score the answers, measure the cost."""
+    set_device_environment(config.environment, 1, deterministic=False)
     device = require_device(config.environment)
     test = check_evidence(config, paths)
+    remove_finished(paths.checkpoints)  # not before: a train that has to be run again would start from nothing
     examples = read_examples(paths.prepared / "test.jsonl")
     tokenizer = load_tokenizer(config.model, paths.adapter)
     model = load_adapter(load_base(config.model, device), paths.adapter)
@@ -50,6 +54,12 @@ def run(config: Config, paths: Paths) -> None:
         {**test, "predictions_sha256": sha256_file(paths.predictions), "generation": settings, "groups": groups},
     )
     show(groups, cost, look)
+
+
+def remove_finished(checkpoints: Path) -> None:
+    """Remove the checkpoints of finished runs, which train marks and keeps until DVC has stored its outputs."""
+    for mark in checkpoints.glob("*/finished"):
+        shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 def check_evidence(config: Config, paths: Paths) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from finetune.artifacts import sha256_file, sha256_json
 from finetune.config import Environment, ModelConfig
 from finetune.errors import BaseModelError, ConfigError
+from finetune.machine import device_supports, why_unavailable
 from finetune.model.tokens import first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -40,6 +41,11 @@ def flash_attention_found() -> bool:
     return find_spec("kernels") is not None and any(Path(HF_HUB_CACHE).glob(FLASH_KERNELS))
 
 
+def runs_flash_attention() -> bool:
+    """Whether the CUDA device is one that flash attention has kernels for, from Ampere on; True where there is none."""
+    return why_unavailable("cuda") is not None or device_supports("bfloat16", "cuda")
+
+
 def attention_used(model: ModelConfig, environment: Environment) -> str:
     """The attention that `model.attention` means on this machine, in transformers' spelling.
 
@@ -47,7 +53,7 @@ def attention_used(model: ModelConfig, environment: Environment) -> str:
     """
     if model.attention != "auto":
         return model.attention
-    able = environment == "cuda" and model.dtype != "float32" and flash_attention_found()
+    able = environment == "cuda" and model.dtype != "float32" and flash_attention_found() and runs_flash_attention()
     return "flash_attention_2" if able else "sdpa"
 
 
@@ -56,13 +62,14 @@ def load_base(model: ModelConfig, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    asked = attention_used(model, environment_of(device))
     try:
         base = AutoModelForCausalLM.from_pretrained(
             model.base,
             revision=model.revision,
             dtype=getattr(torch, model.dtype),
             quantization_config=quantization_config(model),
-            attn_implementation=attention_used(model, environment_of(device)),
+            attn_implementation=asked,
             device_map={"": device},
             use_safetensors=True,
             trust_remote_code=False,
@@ -75,6 +82,9 @@ def load_base(model: ModelConfig, device: str) -> Any:
     ) as error:  # RuntimeError: shapes that differ from its config
         first = str(error).strip().split("\n", 1)[0]
         raise ConfigError(f"params.yaml: model.base: {model.base} does not load: {first}") from None
+    used = str(base.config._attn_implementation)
+    if (asked == "flash_attention_2") != ("flash" in used):  # the report would name another one
+        raise ConfigError(f"params.yaml: model.attention: {asked} was asked for, and transformers took {used}")
     base.requires_grad_(False)
     return keep_quantized_weights(base)
 

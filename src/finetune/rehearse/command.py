@@ -159,6 +159,7 @@ def prove_resume(setting: Setting, processes: Processes) -> Proof:
         return Proof("train runs through", processes.last_words(), held=False)
     whole = read_json(paths.reports / "train.json")["adapter_sha256"]
     paths.adapter.rename(first)
+    shutil.rmtree(paths.checkpoints)  # of the finished run, from which the next one would only publish
     killed = processes.stages(["train"], kill_at=KILLED_AT)
     if killed >= 0:
         return Proof(what, f"the run ended with code {killed} before step {KILLED_AT}", held=False)

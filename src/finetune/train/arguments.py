@@ -101,7 +101,8 @@ def deepspeed_options(train: TrainConfig) -> dict[str, Any]:
     if train.distributed.offload_optimizer == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if stage == 3:
-        zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
+        # with any kept whole, the float32 adapter and a 16-bit base would be gathered as one type
+        zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": 0}
         zero["stage3_gather_16bit_weights_on_model_save"] = True
         if train.distributed.offload_param == "cpu":
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}

@@ -6,7 +6,8 @@ written into a temporary folder, synced, hashed in a manifest, and renamed.
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from finetune.machine import versions
 from finetune.model.adapter import WEIGHTS
 
 CODE = ("config.py", "model", "plan/order.py", "train")  # the package's files that determine the adapter
-PROGRESS = "progress.json"
+DETERMINES = {"environment", "seed", "model", "adapter", "train"}
+CHANGES_NOTHING = {"budget", "effective_batch_size", "dataloader_num_workers", "save_total_limit", "report_to"}
+PROGRESS, FINISHED = "progress.json", "finished"
 SPARE = 16 * 2**20  # bytes beside the weights: tokenizer, curves, reports
 
 
@@ -44,7 +47,7 @@ def fingerprint(config: Config, data_sha256: dict[str, str], base: dict[str, str
     sources = sorted(path for name in CODE for path in [package / name, *(package / name).rglob("*.py")])
     return sha256_json(
         {
-            "params": config.model_dump(mode="json", include={"environment", "seed", "model", "adapter", "train"}),
+            "params": config.model_dump(mode="json", include=DETERMINES, exclude={"train": CHANGES_NOTHING}),
             "data": data_sha256,
             "base": base,
             "attention": attention,
@@ -118,7 +121,7 @@ class Checkpoints:
             if best is not None and (best in (0, step) or self._verified(best) is not None):
                 return self.path(step)
             if best is not None:
-                say(f"warning: {self.path(step)} is not used: its best checkpoint, of step {best}, is no good one")
+                self._set_aside(step, f"its best checkpoint, of step {best}, is no good one")
         return None
 
     def _verified(self, step: int) -> int | None:
@@ -129,11 +132,19 @@ class Checkpoints:
         except DataError as error:
             why = "it was not finished" if not (path / MANIFEST).exists() else str(error)
         if path.exists():
-            aside = path.with_name(f"bad-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.replace(aside)
-            say(f"warning: {path} is no good checkpoint and was set aside as {aside.name}: {why}")
+            self._set_aside(step, why)
         return None
+
+    def _set_aside(self, step: int, why: str) -> None:
+        path = self.path(step)
+        aside = path.with_name(f"bad-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.replace(aside)
+        say(f"warning: {path} is no good checkpoint and was set aside as {aside.name}: {why}")
+
+    def finish(self) -> None:
+        """Mark the run as published; its checkpoints stay until evaluate begins, when DVC has taken the outputs."""
+        (self.folder / FINISHED).touch()
 
     def what_is_kept(self) -> str:
         """The state that a stop now would leave, in words."""
@@ -147,16 +158,31 @@ def require_space(folder: Path, size: int, what: str) -> None:
     if free < needed:
         raise MachineError(
             f"{folder}: {gigabytes(free)} are free, {gigabytes(needed)} are needed for {what}; "
-            "free some space (dvc gc -w, make clean), then run it again"
+            "free some space on that disk (unfinished runs with other params lie beside it), then run it again"
         )
 
 
-def tell_of_others(folder: Path, mine: str) -> None:
-    """Say how much the checkpoints of other, unfinished runs take up."""
+def clear_others(folder: Path, mine: str) -> None:
+    """Remove what published runs have left, and say how much the checkpoints of unfinished ones take up."""
     others = [path for path in folder.glob("*") if path.is_dir() and path.name != mine]
-    size = sum(file.stat().st_size for path in others for file in path.rglob("*") if file.is_file())
-    if others:
-        say(f"note: {folder} holds {gigabytes(size)} of {len(others)} unfinished runs with other params, data or code")
+    for path in others:
+        if (path / FINISHED).exists():
+            shutil.rmtree(path, ignore_errors=True)
+    left = [path for path in others if path.exists()]
+    size = sum(file.stat().st_size for path in left for file in path.rglob("*") if file.is_file())
+    if left:
+        say(f"note: {folder} holds {gigabytes(size)} of {len(left)} unfinished runs with other params, data or code")
+
+
+def wait_for_files(paths: Sequence[Path], seconds: float = 60.0) -> None:
+    """Wait until the files that other processes wrote are seen here too: a shared disk may show them late."""
+    end = time.monotonic() + seconds
+    while missing := [path.name for path in paths if not path.exists()]:
+        if time.monotonic() > end:
+            raise MachineError(
+                f"{paths[0].parent}: {', '.join(missing)} of other processes can't be seen; is the disk shared?"
+            )
+        time.sleep(0.2)
 
 
 def hash_state(step: int, folder: Path, optimizer: Any) -> dict[str, Any]:

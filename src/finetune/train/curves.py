@@ -2,15 +2,18 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from finetune.artifacts import write_json
+from finetune.artifacts import write_json, write_lines
 from finetune.console import say
 from finetune.paths import Paths
+from finetune.train.guards import LEAST_GAIN, WINDOW, find_spikes
 
 # The Trainer's names, ours, and the file; a file holds only rows without a gap, which DVC's plots would draw as breaks.
 TRAINING = {
@@ -22,7 +25,7 @@ TRAINING = {
     "memory_gigabytes": "memory_gigabytes",
 }
 VALIDATION = {"epoch": "epoch", "eval_loss": "validation_loss"}
-STATUS_SECONDS = 3.0  # between two writes of the status
+STATUS_SECONDS = 5.0  # between two writes of the status
 
 
 def curve_rows(log_history: list[dict[str, Any]], columns: dict[str, str]) -> list[dict[str, float]]:
@@ -45,27 +48,29 @@ def to_tsv(rows: list[dict[str, float]], columns: dict[str, str]) -> list[str]:
 
 
 class Curve:
-    """One table that grows by a line a logged step; written anew from the history when a run goes on."""
+    """One table that grows by a line a logged step; written anew from the history when a run goes on or ends.
+
+    A line that can't be written is told once and does not end the run: the disk may have room again.
+    """
 
     def __init__(self, path: Path, columns: dict[str, str], history: list[dict[str, Any]]) -> None:
-        self.columns = columns
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file: TextIO = path.open("w", encoding="utf-8", newline="\n")
+        self.path, self.columns = path, columns
+        self.write_anew(history)
         rows = curve_rows(history, columns)
         self.latest: dict[str, float] = rows[-1] if rows else {}
-        self._write(to_tsv(rows, columns))
+
+    def write_anew(self, history: list[dict[str, Any]]) -> None:
+        """The whole table, in the place of what is there."""
+        write_lines(self.path, to_tsv(curve_rows(history, self.columns), self.columns))
 
     def add(self, entry: dict[str, Any]) -> bool:
         """Add what was just logged, if it is this curve's."""
         rows = curve_rows([entry], self.columns)
         if rows:
             self.latest = rows[0]
-            self._write(to_tsv(rows, self.columns)[1:])
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.writelines(to_tsv(rows, self.columns)[1:])
         return bool(rows)
-
-    def _write(self, lines: list[str]) -> None:
-        self.file.writelines(lines)
-        self.file.flush()
 
 
 class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
@@ -76,6 +81,8 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self.bar: Any = None
         self.curves: dict[str, Curve] = {}
         self.first_step, self.started, self.told = 0, 0.0, 0.0
+        self.losses: list[tuple[int, float]] = []
+        self.worried: set[str] = set()  # what was said already
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Open bar and curves, at the step where a resumed run goes on."""
@@ -85,6 +92,7 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self.first_step, self.started = state.global_step, time.monotonic()
         for name, columns in (("curves", TRAINING), ("validation_curve", VALIDATION)):
             self.curves[name] = Curve(self.paths.reports / f"{name}.tsv", columns, state.log_history)
+        self.losses = [(int(row["step"]), row["loss"]) for row in curve_rows(state.log_history, TRAINING)]
         self.tell(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
@@ -96,9 +104,11 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Add what was logged to its curve."""
         entry = state.log_history[-1]
-        added = [curve.add(entry) for curve in self.curves.values()]
-        if not any(added):
-            return
+        with self.spared():
+            added = [curve.add(entry) for curve in self.curves.values()]
+            if not any(added):
+                return
+        self.worry(state, entry)
         training, validation = (self.curves[name].latest for name in ("curves", "validation_curve"))
         latest = {"loss": training.get("loss"), "validation_loss": validation.get("validation_loss")}
         shown = {name: f"{value:.3f}" for name, value in latest.items() if value is not None}
@@ -120,6 +130,12 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     def tell(self, state: Any, ended: str | None = None) -> None:
         """Write the status that `make status` shows."""
+        with self.spared():
+            self.write_status(state, ended)
+        self.told = time.monotonic()
+
+    def write_status(self, state: Any, ended: str | None) -> None:
+        """Step, losses, pace, memory and time left, as one JSON object."""
         training, validation = (self.curves[name].latest for name in ("curves", "validation_curve"))
         left = self.seconds_left(state)
         write_json(
@@ -137,8 +153,8 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
                 "updated": time.time(),
                 "ended": ended,
             },
+            durable=False,
         )
-        self.told = time.monotonic()
 
     def close(self, state: Any, ended: str) -> None:
         """Close bar and curves, however the run ended."""
@@ -146,5 +162,40 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             return
         self.bar.close()
         self.tell(state, ended)
-        for curve in self.curves.values():
-            curve.file.close()
+        if ended == "finished":
+            for curve in self.curves.values():
+                curve.write_anew(state.log_history)
+
+    @contextmanager
+    def spared(self) -> Iterator[None]:
+        """What can't be written is told once, and costs no run: the checkpoints have their own, hard errors."""
+        try:
+            yield
+        except OSError as error:
+            self.say_once(
+                "disk", f"warning: {error.filename}: {error.strerror}; curves and status stand still till it is mended"
+            )
+
+    def say_once(self, what: str, text: str) -> None:
+        """A warning, the first time."""
+        if what not in self.worried:
+            self.worried.add(what)
+            say(text)
+
+    def worry(self, state: Any, entry: dict[str, Any]) -> None:
+        """Tell of a loss that jumped when it jumps, and of nothing learnt while there is time to stop."""
+        if "loss" in entry:
+            self.losses.append((state.global_step, float(entry["loss"])))
+            if spikes := find_spikes(self.losses[-2 * WINDOW :]):
+                step, loss, usual = spikes[-1]
+                self.say_once(
+                    "spike", f"warning: the loss jumped to {loss:.3f} at step {step}, from {usual:.3f} before"
+                )
+        if "eval_loss" in entry and state.global_step > state.max_steps / 4:
+            rows = curve_rows(state.log_history, VALIDATION)
+            first, best = rows[0], min(row["validation_loss"] for row in rows[1:] or rows)
+            if first["step"] == 0 and best > first["validation_loss"] * (1 - LEAST_GAIN):
+                told = f"{best:.4f}, it was {first['validation_loss']:.4f} before the first step"
+                self.say_once(
+                    "nothing", f"warning: nothing is learnt so far: the validation loss is {told} (make stop ends it)"
+                )

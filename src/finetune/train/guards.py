@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from finetune.config import Config
-from finetune.console import short
+from finetune.console import say, short
 from finetune.errors import ConfigError, MachineError
 
 NAMED = 8  # example ids in an error
@@ -28,23 +28,34 @@ def require_finite(what: str, value: float, step: int, learning_rate: float, ids
 def smaller_micro_batch(config: Config) -> Config:
     """The same run with a smaller micro-batch and as much more accumulation: the effective batch size stays.
 
-    The half where the size is even, else its largest divisor below. MachineError where it is 1 already.
+    The half where the size is even, else its largest divisor below; evaluations take no more rows at once. MachineError
+    where both are 1 already.
     """
     train = config.train
     micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
-    if micro == 1:
+    if micro == 1 and train.per_device_eval_batch_size == 1:
         raise MachineError(
             "params.yaml: train.per_device_train_batch_size: the run's longest row alone finds no memory on this "
             "machine; use a smaller train.max_length, activation_checkpointing, quantization: nf4 or a smaller base "
             "(make plan tells what each needs)"
         )
-    less = next(size for size in range(micro // 2, 0, -1) if micro % size == 0)
+    less = next((size for size in range(micro // 2, 0, -1) if micro % size == 0), 1)
     sizes = {
         "per_device_train_batch_size": less,
         "gradient_accumulation_steps": accumulation * micro // less,
         "per_device_eval_batch_size": min(train.per_device_eval_batch_size, less),
     }
     return config.model_copy(update={"train": train.model_copy(update=sizes)})
+
+
+def tell_of_smaller(config: Config) -> None:
+    """Say what a shortage of memory has changed, and what not."""
+    train = config.train
+    say(
+        f"warning: no memory for the largest micro-batch; it is made smaller: {train.per_device_train_batch_size} "
+        f"rows, accumulated {train.gradient_accumulation_steps} times, the same effective batch size of "
+        f"{train.effective_batch_size}"
+    )
 
 
 def find_spikes(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float, float]]:

@@ -1,16 +1,18 @@
-"""Stopping from outside: SIGTERM, SIGINT and SIGUSR1 (Slurm, spot machines) end the run at the end of its step."""
+"""Stopping from outside: a signal ends the run at the end of its step.
+
+SIGTERM (make stop, spot machines), SIGINT (Ctrl-C), SIGUSR1 (Slurm) and SIGHUP (a lost terminal).
+"""
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from finetune.console import say
-
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
@@ -25,7 +27,14 @@ class StopRequest:
             raise KeyboardInterrupt
         if self.by is None:
             self.by = signal.Signals(number).name
-            say(f"{self.by}: the run is saved at the end of this step and stops (Ctrl-C again: at once)")
+            told = f"{self.by}: the run is saved at the end of this step and stops (Ctrl-C again: at once)\n"
+            os.write(sys.stderr.fileno(), told.encode())  # not print, which may be what was interrupted
+
+
+def leave_signals_to_the_run(worker: int) -> None:  # noqa: ARG001
+    """In a data loader's worker: a signal to the whole group is for the run, which ends its workers itself."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def die_with_parent() -> None:
@@ -41,7 +50,9 @@ def die_with_parent() -> None:
 def stop_on_signals() -> Iterator[StopRequest]:
     """A StopRequest that the signals are wired to; what handled them before is put back."""
     request = StopRequest()
-    before = {number: signal.signal(number, request.ask) for number in SIGNALS}
+    # nohup has asked that a lost terminal be ignored
+    heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, request.ask) for number in heard}
     try:
         yield request
     finally:

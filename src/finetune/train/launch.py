@@ -7,15 +7,18 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from finetune.artifacts import read_json
 from finetune.config import Config
 from finetune.console import say
 from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError
-from finetune.machine import count_devices
+from finetune.machine import count_devices, usable_cores
 from finetune.paths import Paths
 from finetune.train.interrupt import SIGNALS, die_with_parent
 
@@ -32,8 +35,9 @@ def launch(config: Config, paths: Paths) -> None:
     On several nodes, NODE_RANK, MASTER_ADDR and MASTER_PORT say which one this is, and where the first one is.
     """
     require_devices(config)
-    for path in left_errors(paths):
-        path.unlink()
+    if os.environ.get("NODE_RANK", "0") == "0":
+        for path in left_errors(paths):
+            path.unlink(missing_ok=True)
     process = subprocess.Popen(
         command(config),
         env={"OMP_NUM_THREADS": str(threads(config)), **os.environ},
@@ -51,7 +55,11 @@ def join(config: Config, paths: Paths) -> None:
     if not address or os.environ.get("NODE_RANK", "0") == "0":
         raise ConfigError("join: set MASTER_ADDR, MASTER_PORT and a NODE_RANK above 0, as jobs/ does")
     say(f"waits until {address}:{port} trains")
+    began, verdict = time.time(), paths.reports / "decision.json"
     while not listens(address, port):
+        if verdict.exists() and verdict.stat().st_mtime > began:
+            say("the first node came to its verdict without training; there is nothing to join")
+            return
         time.sleep(2)
     launch(config, paths)
 
@@ -92,7 +100,7 @@ def per_node(config: Config) -> int:
 
 def threads(config: Config) -> int:
     """Threads of one process, so that together they have as many as there are cores."""
-    return max((os.cpu_count() or 1) // per_node(config), 1)
+    return max(usable_cores() // per_node(config), 1)
 
 
 def command(config: Config) -> list[str]:
@@ -117,10 +125,12 @@ def wait(process: "subprocess.Popen[bytes]") -> tuple[int, str | None]:
 
     def forward(number: int, frame: Any) -> None:  # noqa: ARG001
         asked.append(signal.Signals(number).name)
-        for worker in workers(process.pid):
-            worker.send_signal(number)
-        if not workers(process.pid):
-            process.terminate()
+        with suppress(psutil.Error):  # what ended just now
+            found = workers(process.pid)
+            for worker in found:
+                worker.send_signal(number)
+            if not found:
+                process.terminate()
 
     before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
@@ -132,8 +142,6 @@ def wait(process: "subprocess.Popen[bytes]") -> tuple[int, str | None]:
 
 def workers(pid: int) -> list[Any]:
     """The processes below torchrun that train; a data loader's workers are below these."""
-    import psutil
-
     return [child for child in psutil.Process(pid).children() if WORKER in child.cmdline()]
 
 
@@ -142,7 +150,8 @@ def raise_what_failed(paths: Paths, asked: str | None) -> None:
     errors = [read_json(path) for path in left_errors(paths)]
     if not errors and asked:
         raise InterruptedRunError(
-            f"train was stopped by {asked} before it could save; the newest checkpoint is kept, the same command goes on"
+            f"train was stopped by {asked} before it could save; the newest checkpoint is kept, the same command "
+            "goes on"
         )
     if not errors:
         raise MachineError(

@@ -1,12 +1,14 @@
 """Memory is looked for before the first step, with the largest micro-batch that the whole run will have."""
 
+import gc
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from finetune.machine import machine_trouble
+from finetune.config import Environment
+from finetune.machine import DEVICES, is_out_of_memory
 
 
 class MemoryShortageError(Exception):
@@ -18,30 +20,49 @@ def require_memory(trainer: Any) -> None:
 
     Leaves no trace: gradients and random states are as before. Several processes agree on the answer.
     """
-    rows = largest_micro_batch(trainer)
     device = trainer.args.device.type
-    before = random_states(device)
-    short = False
+    before, short = random_states(device), False
     try:
-        trainable = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-        moments = [torch.zeros_like(parameter) for parameter in trainable for _ in range(2)]
-        columns = trainer._remove_unused_columns(trainer.train_dataset)
-        inputs = trainer._prepare_inputs(trainer.data_collator([columns[row] for row in rows]))
-        trainer.model.train()
-        # as in SFTTrainer.compute_loss, but for its sums over all processes, which one without memory would not reach
-        outputs = trainer.model(**inputs, use_cache=False, fused_lm_head=True)
-        (-outputs.log_probs.sum()).backward()
-        del outputs, inputs, moments
+        forward_and_backward(trainer, largest_micro_batch(trainer))
     except (RuntimeError, MemoryError) as error:
-        if machine_trouble(error) is None:
+        if not is_out_of_memory(error):
             raise
         short = True
-    trainer.model.zero_grad(set_to_none=True)
+    trainer.model.zero_grad(set_to_none=True)  # out here nothing holds the pass's own tensors any more
     restore_random_states(device, before)
-    if short and device == "cuda":
-        torch.cuda.empty_cache()
+    if short:
+        empty_cache(device)
     if bool(trainer.sum_of_processes(torch.tensor([float(short)]))[0]):
         raise MemoryShortageError
+
+
+def forward_and_backward(trainer: Any, rows: Sequence[int]) -> None:
+    """The pass of a training step over these rows, with as much beside it as the optimizer will hold."""
+    trainable = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    moments = [torch.zeros_like(parameter) for parameter in trainable for _ in range(2)]
+    columns = trainer._remove_unused_columns(trainer.train_dataset)
+    inputs = trainer._prepare_inputs(trainer.data_collator([columns[row] for row in rows]))
+    trainer.model.train()
+    # as in SFTTrainer.compute_loss, but for its sums over all processes, which one without memory would not reach
+    outputs = trainer.model(**inputs, use_cache=False, fused_lm_head=True)
+    (-outputs.log_probs.sum()).backward()
+    del moments
+
+
+def empty_cache(device: str) -> None:
+    """Give back to the device what nothing holds any more."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    elif device == "mps":
+        torch.mps.empty_cache()
+
+
+def forget_peak(environment: Environment) -> None:
+    """Count the peak anew: what did not fit is no part of the run that does."""
+    gc.collect()
+    empty_cache(DEVICES[environment])
+    if environment == "cuda":
+        torch.cuda.reset_peak_memory_stats()
 
 
 def largest_micro_batch(trainer: Any) -> list[int]:

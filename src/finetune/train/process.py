@@ -1,18 +1,25 @@
 """One process of the run, the only one or one of several: it trains, and the first of them publishes."""
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import publish_directory, read_manifest, write_json, write_manifest
+from finetune.artifacts import pipeline_lock, publish_directory, read_manifest, write_json, write_manifest
 from finetune.config import Config, Environment
 from finetune.console import say
-from finetune.errors import ConfigError, DataError, InterruptedRunError
-from finetune.machine import TRACKERS, arithmetic, describe_machine, peak_memory_bytes, require_device, versions
+from finetune.errors import ConfigError, DataError, InterruptedRunError, MachineError
+from finetune.machine import (
+    TRACKERS,
+    arithmetic,
+    describe_machine,
+    is_out_of_memory,
+    peak_memory_bytes,
+    require_device,
+    versions,
+)
 from finetune.model.adapter import add_adapter, count_parameters, keep_float32, save_adapter
 from finetune.model.base import attention_used, identify_base, load_base
 from finetune.model.tokens import load_tokenizer
@@ -55,37 +62,47 @@ def train(config: Config, paths: Paths, stop: Any, until: int | None = None) -> 
 
     With `until` it stops after that step as if the run ended there. InterruptedRunError when `stop` was asked.
     """
-    from finetune.train.checkpoints import tell_of_others
+    from finetune.train.checkpoints import clear_others
 
     require_trackers(config)
-    rank = int(os.environ.get("RANK", "0"))
+    first = os.environ.get("RANK", "0") == "0"
     store, identity = find_run(config, paths)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(paths.work / "tensorboard" / store.folder.name))
-    tokens = read_manifest(paths.validated)["tokens"]
-    tokenizer = load_tokenizer(config.model)
-    if rank == 0:
-        tell_of_others(paths.checkpoints, store.folder.name)
-        if config.model.attention == "auto":
-            say(f"attention: {identity['attention']}")
-    model = build_model(config, process_device(config))
-    trainer, measured = fit(config, paths, store, model, tokenizer, tokens, stop, until)
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.shards_state else None
-    if rank > 0:
-        return
-    results = summarize(trainer, model)
+    with pipeline_lock(paths.work / "train.lock", "train") if first else nullcontext():  # an orphan keeps it, too
+        if first:
+            clear_others(paths.checkpoints, store.folder.name)
+            if config.model.attention == "auto":
+                say(f"attention: {identity['attention']}")
+        tokenizer = load_tokenizer(config.model)
+        trainer, measured = fit(config, paths, store, tokenizer, stop, until)
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.shards_state else None
+        if first:
+            publish(trainer, tokenizer, state, identity, measured, paths)
+            store.finish()
+    if first and stop.by:
+        raise InterruptedRunError(
+            f"train is done; {stop.by} stopped what comes after it, the same command goes on there"
+        )
+
+
+def publish(
+    trainer: Any, tokenizer: Any, state: Any, identity: dict[str, Any], measured: dict[str, Any], paths: Paths
+) -> None:
+    """Write the adapter's folder and the reports, each whole or not there."""
+    results = summarize(trainer)
     batch = {
         "micro_batch": trainer.args.per_device_train_batch_size,
         "accumulation": trainer.args.gradient_accumulation_steps,
     }
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     with publish_directory(paths.adapter) as folder:
         sha256 = save_adapter(model, identity["base"]["name"], folder, state)
         tokenizer.save_pretrained(folder)
         write_manifest(folder, {"adapter_sha256": sha256, **identity, **batch, "checkpoints": trainer.saved})
-    machine = describe_machine(config.environment)
+    machine = describe_machine(identity["params"]["environment"])
     write_json(paths.reports / "train_cost.json", {**measured, "machine": machine})
     shown = {name: identity[name] for name in ("fingerprint", "tier", "attention")}
     write_json(paths.reports / "train.json", {"adapter_sha256": sha256, **shown, **batch, **results})
-    shutil.rmtree(store.folder, ignore_errors=True)
     show(results, measured, sha256, paths)
 
 
@@ -104,14 +121,18 @@ def require_trackers(config: Config) -> None:
 
 
 def process_device(config: Config) -> str:
-    """The torch device of this process: of several on CUDA, the one of its own number."""
+    """The torch device that this process loads the base to: of several on CUDA, the one of its own number.
+
+    Strategies that shard the base take it from the host's memory, where it is whole in every process.
+    """
     device = require_device(config.environment)
     if device != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     import torch
 
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    return f"cuda:{os.environ['LOCAL_RANK']}"
+    shards = config.train.distributed.strategy in ("fsdp", "zero3")
+    return "cpu" if shards else f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def build_model(config: Config, device: str) -> Any:
@@ -128,47 +149,88 @@ def build_model(config: Config, device: str) -> Any:
 
 
 def fit(
-    config: Config, paths: Paths, store: Any, model: Any, tokenizer: Any, tokens: Any, stop: Any, until: int | None
+    config: Config, paths: Paths, store: Any, tokenizer: Any, stop: Any, until: int | None
 ) -> tuple[Any, dict[str, Any]]:
-    """Run the training loop; gives the trainer and what was measured: seconds, steps a second, peak memory."""
-    from transformers import set_seed
+    """Run the training loop; gives the trainer and what was measured: seconds, steps a second, peak memory.
 
-    from finetune.train.checkpoints import read_progress
-    from finetune.train.guards import smaller_micro_batch
-    from finetune.train.probe import MemoryShortageError
+    Where memory runs out it begins again from the newest checkpoint with a smaller micro-batch.
+    """
+    from finetune.train.guards import smaller_micro_batch, tell_of_smaller
+    from finetune.train.probe import MemoryShortageError, forget_peak
 
-    steps = store.steps()  # verified before; several processes must agree on it
-    resumed = (store.newest() if "RANK" not in os.environ else store.path(steps[0])) if steps else None
-    if resumed:
-        say(f"goes on from {resumed}")
-        warn_of_other_arithmetic(read_manifest(resumed), config.environment)
-        while config.train.per_device_train_batch_size > read_progress(resumed).micro_batch:
-            config = smaller_micro_batch(config)
-    started = time.perf_counter()
+    tokens = read_manifest(paths.validated)["tokens"]
+    started, first, trainer = time.perf_counter(), None, None
     while True:
-        trainer = build_trainer(config, paths, model, tokenizer, store, stop, resumed, until)
-        check_rows(trainer, tokens)
-        if trainer.args.process_index:  # each process drops out its own; the adapters began alike
-            set_seed(config.seed + trainer.args.process_index)
+        config, resumed = choose_checkpoint(config, store)
+        first = step_of(resumed) if first is None else first
+        trainer = build_trainer(config, paths, build_model(config, process_device(config)), tokenizer, store, stop)
+        begin(trainer, config, resumed, until, tokens)
         try:
             with telling(trainer):
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
             break
         except MemoryShortageError:
-            config = smaller_micro_batch(config)
-        size, accumulation = config.train.per_device_train_batch_size, config.train.gradient_accumulation_steps
-        say(
-            f"warning: no memory for the largest micro-batch; it is made smaller: {size} rows, accumulated "
-            f"{accumulation} times, the same effective batch size of {config.train.effective_batch_size}"
-        )
+            pass  # outside this clause nothing holds what it held
+        trainer = None
+        config = smaller_micro_batch(config)
+        tell_of_smaller(config)
+        forget_peak(config.environment)
     seconds = time.perf_counter() - started
-    first = int(resumed.name.rsplit("-", 1)[1]) if resumed else 0
     return trainer, {
         "wall_seconds": round(seconds, 3),
         "steps_per_second": round((trainer.state.global_step - first) / seconds, 4),
         "peak_memory_bytes": peak_memory_bytes(config.environment),
         "resumed_from_step": first,
     }
+
+
+def choose_checkpoint(config: Config, store: Any) -> tuple[Config, Path | None]:
+    """The checkpoint to go on from, or None; and the config with the micro-batch that memory allowed there.
+
+    Of several processes the one that started them has set bad ones aside, and they agree on the newest that is left.
+    """
+    from finetune.train.checkpoints import read_progress
+    from finetune.train.guards import smaller_micro_batch
+
+    steps = store.steps()
+    resumed = (store.newest() if "RANK" not in os.environ else store.path(steps[0])) if steps else None
+    if resumed:
+        say(f"goes on from {resumed}")
+        warn_of_other_arithmetic(read_manifest(resumed), config.environment)
+        while config.train.per_device_train_batch_size > read_progress(resumed).micro_batch:
+            config = smaller_micro_batch(config)
+    return config, resumed
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The step that a checkpoint was written at; 0 for none."""
+    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+
+
+def begin(trainer: Any, config: Config, resumed: Path | None, until: int | None, tokens: dict[str, Any]) -> None:
+    """What must be right before the trainer is let go: its rows, its random state, and one checkpoint for all."""
+    from transformers import set_seed
+
+    from finetune.train.trainer import Steps
+
+    check_rows(trainer, tokens)
+    trainer.saved = read_manifest(resumed)["saved"] if resumed else []
+    trainer.add_callback(Steps(trainer, resumed, until=until))
+    if trainer.args.process_index:  # each process drops out its own; the adapters began alike
+        set_seed(config.seed + trainer.args.process_index)
+    step = float(step_of(resumed))
+    if float(trainer.sum_of_processes(torch_scalar(step))[0]) != step * trainer.args.world_size:
+        raise MachineError(
+            f"{trainer.store.folder}: the processes see different checkpoints (this one: step {step:.0f}); all "
+            "nodes must see the same folder"
+        )
+
+
+def torch_scalar(value: float) -> Any:
+    """A tensor of one number, shape (1,)."""
+    import torch
+
+    return torch.tensor([value])
 
 
 def warn_of_other_arithmetic(checkpoint: dict[str, Any], environment: Environment) -> None:
@@ -182,12 +244,17 @@ def warn_of_other_arithmetic(checkpoint: dict[str, Any], environment: Environmen
 @contextmanager
 def telling(trainer: Any) -> Iterator[None]:
     """Close the curves and tell `make status` how the run ended; a stop without a checkpoint of its own says so."""
+    from finetune.train.probe import MemoryShortageError
     from finetune.train.trainer import StoppedInEvaluationError
 
     ended = "failed"
     try:
         yield
         ended = "finished"
+    except (RuntimeError, MemoryError) as error:
+        if trainer.args.world_size > 1 or not is_out_of_memory(error):
+            raise
+        raise MemoryShortageError from None
     except StoppedInEvaluationError:
         ended = "interrupted"
         kept = trainer.store.what_is_kept()
@@ -207,8 +274,6 @@ def build_trainer(
     tokenizer: Any,
     store: Any,
     stop: Any,
-    resumed: Path | None = None,
-    until: int | None = None,
 ) -> Any:
     """The trainer over the validated data, with curves, checkpoints and early stopping where asked."""
     from datasets import Dataset
@@ -217,7 +282,7 @@ def build_trainer(
     from finetune.train.arguments import sft_config
     from finetune.train.batches import with_blank
     from finetune.train.curves import CurvesCallback
-    from finetune.train.trainer import Steps, Trainer, score_supervised_positions
+    from finetune.train.trainer import Trainer, score_supervised_positions
 
     score_supervised_positions()
     arguments = sft_config(config, store.folder)
@@ -227,7 +292,6 @@ def build_trainer(
     trainer = Trainer(
         store=store,
         stop=stop,
-        saved=read_manifest(resumed)["saved"] if resumed else [],
         model=model,
         args=arguments,
         train_dataset=rows[0],
@@ -242,7 +306,6 @@ def build_trainer(
         patience, threshold = config.train.early_stopping_patience, config.train.early_stopping_threshold
         trainer.early_stopping = EarlyStoppingCallback(patience, threshold)
         trainer.add_callback(trainer.early_stopping)
-    trainer.add_callback(Steps(trainer, resumed, until=until))
     keep_float32(model)  # TRL has just cast the adapter of a quantized base to bfloat16
     return trainer
 
@@ -261,7 +324,7 @@ def check_rows(trainer: Any, tokens: dict[str, dict[str, int]]) -> None:
             )
 
 
-def summarize(trainer: Any, model: Any) -> dict[str, Any]:
+def summarize(trainer: Any) -> dict[str, Any]:
     """What came out, the same for every repetition: steps, losses, the checkpoint that was kept, what looks unwell."""
     from finetune.train.curves import TRAINING, VALIDATION, curve_rows
     from finetune.train.guards import tell_health
@@ -279,8 +342,8 @@ def summarize(trainer: Any, model: Any) -> dict[str, Any]:
         "first_validation_loss": first,
         "validation_loss": best,
         "last_validation_loss": last,
-        "train_loss": training[-1]["loss"],
-        "parameters": count_parameters(model),
+        "train_loss": training[-1]["loss"] if training else None,
+        "parameters": count_parameters(trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)),
         "warnings": warnings,
     }
 

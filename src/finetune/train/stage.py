@@ -1,7 +1,10 @@
 """The train stage: `data/validated` and the base -> `out/adapter`, `reports/train.json` and the curves."""
 
 import os
+import shutil
+import subprocess
 
+from finetune.artifacts import pipeline_lock
 from finetune.config import Config
 from finetune.errors import InterruptedRunError
 from finetune.machine import require_device, set_device_environment
@@ -15,6 +18,7 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # of torchr
 def run(config: Config, paths: Paths) -> None:
     """Train on what validate wrote, from the newest good checkpoint if there is one, and publish the best adapter."""
     spread = config.train.distributed
+    keep_awake()
     set_device_environment(config.environment, spread.devices, deterministic=config.train.deterministic)
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
         require_device(config.environment)
@@ -26,7 +30,15 @@ def run(config: Config, paths: Paths) -> None:
             train(config, paths, stop)
             return
         store, _ = find_run(config, paths)
-        store.newest()  # sets bad ones aside before several processes look
+        with pipeline_lock(paths.work / "train.lock", "train"):  # workers of a killed run may still be saving
+            store.newest()  # sets bad ones aside before several processes look
     if stop.by:
         raise InterruptedRunError(f"train was stopped by {stop.by}; {store.what_is_kept()}, the same command goes on")
     launch(config, paths)
+
+
+def keep_awake() -> None:
+    """On a Mac, keep the system from sleeping as long as this process lives: the run takes a night."""
+    tool = shutil.which("caffeinate")
+    if tool:
+        subprocess.Popen([tool, "-i", "-w", str(os.getpid())])

@@ -19,9 +19,9 @@ from finetune.machine import arithmetic, used_memory_bytes
 from finetune.model.base import environment_of
 from finetune.model.tokens import IGNORED
 from finetune.train.batches import EpochBatches, count_supervised, longest_first, share
-from finetune.train.checkpoints import PROGRESS, Checkpoints, Progress, hash_state, read_progress
+from finetune.train.checkpoints import PROGRESS, Checkpoints, Progress, hash_state, read_progress, wait_for_files
 from finetune.train.guards import require_finite
-from finetune.train.interrupt import StopRequest
+from finetune.train.interrupt import StopRequest, leave_signals_to_the_run
 from finetune.train.probe import require_memory
 
 
@@ -37,6 +37,9 @@ def score_supervised_positions() -> None:
     utils._use_triton = lambda _: True  # in that module it decides this and nothing else
 
 
+MOST_SKIPPED = 50  # steps in a row that fp16's scaler may skip: it halves its scale each time, from 2^16
+
+
 class StoppedInEvaluationError(Exception):
     """A signal came while the validation loss was computed."""
 
@@ -45,15 +48,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with an order of examples that is a function of seed and epoch, every micro-batch held to validate's
     count, a stop before a step that is not finite, checkpoints that are whole, and a validation loss by token."""
 
-    def __init__(self, *, store: Checkpoints, stop: StopRequest, saved: list[dict[str, Any]], **kwargs: Any) -> None:
-        self.store, self.stop, self.saved = store, stop, saved
+    def __init__(self, *, store: Checkpoints, stop: StopRequest, **kwargs: Any) -> None:
+        self.store, self.stop = store, stop
+        self.saved: list[dict[str, Any]] = []  # hashes of the state at each checkpoint
         self.supervised = count_supervised(kwargs["train_dataset"])
         self.lengths: list[int] = list(kwargs["train_dataset"]["length"])
         self.expected: Iterator[list[int]] = iter(())  # the rows of the micro-batches to come in this epoch
         self.rows: list[int] = []  # of the step's micro-batches so far
         self.early_stopping: Any = None  # the callback, where the run has one
         self.curves: Any = None  # the callback of the process that speaks
-        self.evaluation_pending = False
+        self.evaluation_pending, self.skipped = False, 0
         self.control: Any = None
         self.tokens, self.since, self.paused = 0, perf_counter(), 0.0
         super().__init__(**kwargs)
@@ -90,6 +94,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=workers,
+            worker_init_fn=leave_signals_to_the_run,
             pin_memory=self.args.dataloader_pin_memory,
             generator=torch.Generator().manual_seed(self.args.seed),
         )
@@ -130,7 +135,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         With fp16 an infinite norm is how the loss scale is found: the scaler skips that step by itself.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if getattr(self.accelerator, "scaler", None) is None:
+        self.skipped = 0 if math.isfinite(float(norm)) else self.skipped + 1
+        if getattr(self.accelerator, "scaler", None) is None or self.skipped > MOST_SKIPPED:
             self._require_finite("gradient norm", float(norm), self.rows)
         self.rows = []
         return norm
@@ -225,14 +231,22 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self._save_optimizer_and_scheduler(partial)
         self._save_scaler(partial)
         self._save_rng_state(partial)
-        unlogged = float(self.sum_of_processes(self._tr_loss.detach().double().reshape(1))[0]) / self.args.world_size
+        unlogged = (
+            float(self.sum_of_processes(self._tr_loss.detach().cpu().double().reshape(1))[0]) / self.args.world_size
+        )
         self.accelerator.wait_for_everyone()
         if first:
+            wait_for_files(self._rng_files())
             self._seal(step, unlogged)
         self.accelerator.wait_for_everyone()
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(self.store.path(self.state.best_global_step))
         self.paused += perf_counter() - started
+
+    def _rng_files(self) -> list[Path]:
+        """The random states of all processes, which the library would do without in silence."""
+        several = [f"rng_state_{rank}.pth" for rank in range(self.args.world_size)]
+        return [self.store.partial / name for name in (several if len(several) > 1 else ["rng_state.pth"])]
 
     def _seal(self, step: int, unlogged: float) -> None:
         """Write what belongs beside the weights, and publish the checkpoint."""
@@ -252,6 +266,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The adapter alone: no pickled arguments, no tokenizer, no card, and no question to the Hub."""
+        if not self.args.should_save:  # one process writes for all
+            return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         try:
             model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
@@ -286,7 +302,8 @@ class Steps(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Find memory; then go on as the last process would have, or look at the loss before the first step."""
         trainer = self.trainer
-        if not trainer.shards_state:  # before the first step no process holds what it will hold then
+        # Sharded, no process holds yet what it will hold; and a CPU's system promises memory that it does not have.
+        if args.device.type != "cpu" and not trainer.shards_state:
             require_memory(trainer)
         if self.resumed is None:
             trainer.evaluate()
