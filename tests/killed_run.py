@@ -112,9 +112,9 @@ def keep_history(path: Path) -> None:
 
     whole = process.summarize
 
-    def summarize(trainer: Any, model: Any) -> dict[str, Any]:
+    def summarize(trainer: Any) -> dict[str, Any]:
         path.write_text(json.dumps(trainer.state.log_history), encoding="utf-8")
-        return whole(trainer, model)
+        return whole(trainer)
 
     process.summarize = summarize
 

@@ -73,5 +73,6 @@ def test_the_settings_are_what_they_say(workshop: Workshop) -> None:
     assert max(len(ids) for batch in packed for ids in batch["ids"]) > 1
     spoilt = outcome(workshop.whole("spoilt")).report
     assert spoilt["kept_step"] < spoilt["steps"] < spoilt["planned_steps"]
-    assert outcome(workshop.whole("rare saves")).report["kept_step"] == spoilt["kept_step"] == 9
+    assert outcome(workshop.whole("rare saves")).report["kept_step"] == spoilt["kept_step"]
+    assert spoilt["kept_step"] % 6  # none of the steps that "rare saves" saves at
     assert outcome(workshop.whole("nf4")).adapter != outcome(workshop.whole("dropout")).adapter
