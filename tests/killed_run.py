@@ -108,15 +108,15 @@ def keep_order(path: Path) -> None:
 
 def keep_history(path: Path) -> None:
     """Write down what the Trainer logged, when the training is over."""
-    from finetune.train import process
+    from finetune.train import publish
 
-    whole = process.summarize
+    whole = publish.summarize
 
     def summarize(trainer: Any) -> dict[str, Any]:
         path.write_text(json.dumps(trainer.state.log_history), encoding="utf-8")
         return whole(trainer)
 
-    process.summarize = summarize
+    publish.summarize = summarize
 
 
 # ----------------------------------------------------------------------------------------------------------- places
@@ -199,9 +199,9 @@ def at_epoch_end(step: int, count: int, act: Act) -> None:
 
 def before_publishing(step: int, count: int, act: Act) -> None:
     """The best weights are in the model, and nothing is written."""
-    from finetune.train import process
+    from finetune.train import publish
 
-    process.save_adapter = lambda *args: act()
+    publish.save_adapter = lambda *args: act()
 
 
 PLACES: dict[str, Callable[[int, int, Act], None]] = {

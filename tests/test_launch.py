@@ -65,7 +65,7 @@ def test_fsdp_options_arrive_in_the_plugin(change: Callable[..., Config], tmp_pa
     from accelerate.utils import FullyShardedDataParallelPlugin
     from transformers import TrainingArguments
 
-    options = strategy_options(spread_config(change, "fsdp", offload_param=offload).train)
+    options = strategy_options(spread_config(change, "fsdp", offload_param=offload))
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FSDP_VERSION", "1")  # the options win over what is in the environment
@@ -89,8 +89,8 @@ def test_deepspeed_options_are_filled_in(
 
     monkeypatch.setattr(deepspeed, "dep_version_check", lambda *_: None)
     reader = type("Reader", (deepspeed.HfTrainerDeepSpeedConfig, HfDeepSpeedConfig), {})
-    train = spread_config(change, strategy, offload_optimizer="cpu", offload_param="cpu").train
-    read = reader(strategy_options(train)["deepspeed"])
+    config = spread_config(change, strategy, offload_optimizer="cpu", offload_param="cpu")
+    read = reader(strategy_options(config)["deepspeed"])
     arguments = TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4, gradient_accumulation_steps=2, bf16=True
     )
@@ -106,7 +106,7 @@ def test_deepspeed_options_are_filled_in(
     assert (read.is_zero2(), read.is_zero3(), read.is_offload()) == (stage == 2, stage == 3, True)
 
 
-def test_a_single_process_and_ddp_need_no_options(change: Callable[..., Config]) -> None:
-    """DDP is what the Trainer does of itself with several processes."""
-    assert strategy_options(spread_config(change).train) == {}
-    assert strategy_options(change().train) == {}
+def test_ddp_names_its_backend_and_a_single_process_nothing(change: Callable[..., Config]) -> None:
+    """On a CPU the processes speak by gloo; NCCL, the Trainer's choice on GPUs, is not there."""
+    assert strategy_options(spread_config(change)) == {"ddp_backend": "gloo", "ddp_find_unused_parameters": False}
+    assert strategy_options(change()) == {}

@@ -14,7 +14,6 @@ def sft_config(config: Config, output_dir: Path) -> SFTConfig:
     return SFTConfig(
         output_dir=str(output_dir),
         seed=config.seed,
-        data_seed=config.seed,
         use_cpu=config.environment == "cpu",
         # the data come tokenized, masked and cut from validate
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -61,18 +60,19 @@ def sft_config(config: Config, output_dir: Path) -> SFTConfig:
         report_to=list(train.report_to) or "none",
         run_name=output_dir.name,  # for trackers: the run's fingerprint
         push_to_hub=False,
-        ddp_backend="gloo" if config.environment == "cpu" and train.distributed.strategy != "none" else None,
-        ddp_find_unused_parameters=False,
-        **strategy_options(train),
+        **strategy_options(config),
     )
 
 
-def strategy_options(train: TrainConfig) -> dict[str, Any]:
-    """What spreads a run over several devices, in the Trainer's spelling; nothing for DDP, which is its default."""
-    if train.distributed.strategy == "fsdp":
-        return {"fsdp": True, "fsdp_config": fsdp_options(train)}
-    if train.distributed.strategy in ("zero2", "zero3"):
-        return {"deepspeed": deepspeed_options(train)}
+def strategy_options(config: Config) -> dict[str, Any]:
+    """What spreads a run over several devices, in the Trainer's spelling."""
+    strategy = config.train.distributed.strategy
+    if strategy == "fsdp":
+        return {"fsdp": True, "fsdp_config": fsdp_options(config.train)}
+    if strategy in ("zero2", "zero3"):
+        return {"deepspeed": deepspeed_options(config.train)}
+    if strategy == "ddp":
+        return {"ddp_backend": "gloo" if config.environment == "cpu" else None, "ddp_find_unused_parameters": False}
     return {}
 
 

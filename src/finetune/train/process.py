@@ -7,20 +7,19 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import pipeline_lock, publish_directory, read_manifest, write_json, write_manifest
+from finetune.artifacts import pipeline_lock, read_manifest
 from finetune.config import Config, Environment
 from finetune.console import say
 from finetune.errors import ConfigError, DataError, InterruptedRunError, MachineError
 from finetune.machine import (
     TRACKERS,
     arithmetic,
-    describe_machine,
     is_out_of_memory,
     peak_memory_bytes,
     require_device,
     versions,
 )
-from finetune.model.adapter import add_adapter, count_parameters, keep_float32, save_adapter
+from finetune.model.adapter import add_adapter, keep_float32
 from finetune.model.base import attention_used, identify_base, load_base
 from finetune.model.tokens import load_tokenizer
 from finetune.paths import Paths
@@ -63,6 +62,7 @@ def train(config: Config, paths: Paths, stop: Any, until: int | None = None) -> 
     With `until` it stops after that step as if the run ended there. InterruptedRunError when `stop` was asked.
     """
     from finetune.train.checkpoints import clear_others
+    from finetune.train.publish import publish
 
     require_trackers(config)
     first = os.environ.get("RANK", "0") == "0"
@@ -83,27 +83,6 @@ def train(config: Config, paths: Paths, stop: Any, until: int | None = None) -> 
         raise InterruptedRunError(
             f"train is done; {stop.by} stopped what comes after it, the same command goes on there"
         )
-
-
-def publish(
-    trainer: Any, tokenizer: Any, state: Any, identity: dict[str, Any], measured: dict[str, Any], paths: Paths
-) -> None:
-    """Write the adapter's folder and the reports, each whole or not there."""
-    results = summarize(trainer)
-    batch = {
-        "micro_batch": trainer.args.per_device_train_batch_size,
-        "accumulation": trainer.args.gradient_accumulation_steps,
-    }
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    with publish_directory(paths.adapter) as folder:
-        sha256 = save_adapter(model, identity["base"]["name"], folder, state)
-        tokenizer.save_pretrained(folder)
-        write_manifest(folder, {"adapter_sha256": sha256, **identity, **batch, "checkpoints": trainer.saved})
-    machine = describe_machine(identity["params"]["environment"])
-    write_json(paths.reports / "train_cost.json", {**measured, "machine": machine})
-    shown = {name: identity[name] for name in ("fingerprint", "tier", "attention")}
-    write_json(paths.reports / "train.json", {"adapter_sha256": sha256, **shown, **batch, **results})
-    show(results, measured, sha256, paths)
 
 
 def require_trackers(config: Config) -> None:
@@ -322,41 +301,3 @@ def check_rows(trainer: Any, tokens: dict[str, dict[str, int]]) -> None:
                 f"data/validated/{name}.arrow: holds {supervised} supervised tokens in {rows} rows, but validate "
                 f"counted {tokens[name]['supervised_tokens']} in {tokens[name]['rows']}; run validate again"
             )
-
-
-def summarize(trainer: Any) -> dict[str, Any]:
-    """What came out, the same for every repetition: steps, losses, the checkpoint that was kept, what looks unwell."""
-    from finetune.train.curves import TRAINING, VALIDATION, curve_rows
-    from finetune.train.guards import tell_health
-
-    state = trainer.state
-    training, validation = (curve_rows(state.log_history, columns) for columns in (TRAINING, VALIDATION))
-    last = validation[-1]["validation_loss"]
-    first = validation[0]["validation_loss"] if validation[0]["step"] == 0 else None
-    best = state.best_metric if trainer.args.load_best_model_at_end else last
-    warnings = tell_health([(int(row["step"]), row["loss"]) for row in training], first, best)
-    return {
-        "steps": state.global_step,
-        "planned_steps": state.max_steps,
-        "kept_step": (state.best_global_step if trainer.args.load_best_model_at_end else None) or state.global_step,
-        "first_validation_loss": first,
-        "validation_loss": best,
-        "last_validation_loss": last,
-        "train_loss": training[-1]["loss"] if training else None,
-        "parameters": count_parameters(trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)),
-        "warnings": warnings,
-    }
-
-
-def show(results: dict[str, Any], measured: dict[str, Any], adapter_sha256: str, paths: Paths) -> None:
-    """A few lines for the person who watches."""
-    trainable, total = results["parameters"]["trainable"], results["parameters"]["total"]
-    seconds, kept = measured["wall_seconds"], results["kept_step"]
-    say(
-        f"{results['steps']} steps of {trainable:,} parameters ({trainable / total:.1%}) in {seconds:.0f} s; "
-        f"validation loss {results['first_validation_loss']:.4f} before, {results['validation_loss']:.4f} at step "
-        f"{kept}, which was kept"
-    )
-    for warning in results["warnings"]:
-        say(f"warning: {warning}")
-    say(f"adapter {adapter_sha256[:16]} in {paths.adapter}; curves in {paths.reports}/*.tsv (dvc plots show)")
