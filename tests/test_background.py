@@ -82,7 +82,7 @@ def processes_in(folder: Path) -> list[Any]:
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A command that must answer soon."""
-    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=40, check=False)
+    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=150, check=False)
 
 
 def finetune(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 """Packed rows: nothing cut, nothing seen of a neighbour, and every supervised token trained on."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow
@@ -71,7 +72,8 @@ def test_an_epoch_of_less_is_refused(run: tuple[Config, Paths], monkeypatch: pyt
 
     from finetune.train import stage
 
-    config, _ = run
+    config, paths = run
+    shutil.rmtree(paths.checkpoints, ignore_errors=True)  # a finished run would only be published again
     whole = DataCollatorForLanguageModeling.torch_call
 
     def lossy(self: DataCollatorForLanguageModeling, examples: list[dict[str, object]]) -> dict[str, torch.Tensor]:

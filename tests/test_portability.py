@@ -1,6 +1,7 @@
 """An adapter of one machine's recipe is at home on every other machine: the same file form, and the same effect."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def recipe(name: str) -> Config:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Mistral cut to two layers in `base`, and beside it the adapter that each recipe trains and publishes."""
     folder = tmp_path_factory.mktemp("home")
+    os.chdir(ROOT)  # the recipes name their templates from there, and another test may have gone elsewhere
     model = recipe("h100").model
     tokenizer, _ = rehearsal_tokenizer(model, ROOT)
     build_small_base(find_architecture(model, ROOT), tokenizer, folder / "base", seed=0)
