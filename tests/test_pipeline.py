@@ -120,15 +120,22 @@ def test_a_queued_experiment_runs_in_its_own_copy(repository: Path) -> None:
     run(repository, "dvc", "checkout")
 
 
+def repeatable_columns(repository: Path) -> list[list[str]]:
+    """The training curve without what was measured: step, epoch, loss, learning rate, gradient norm."""
+    lines = (repository / "reports/curves.tsv").read_text(encoding="utf-8").splitlines()
+    return [line.split("\t")[:5] for line in lines]
+
+
 def test_forced_repetition_gives_the_same_bytes(repository: Path) -> None:
     """Trained again from the same start, nothing that stands for the result may differ; what was measured may."""
-    before = outputs(repository)
+    before, curves = outputs(repository), repeatable_columns(repository)
     run(repository, "dvc", "repro", "--force", "--no-run-cache", "--single-item", "prepare")
     run(repository, "dvc", "repro", "--force", "--no-run-cache", "--single-item", "validate")
     run(repository, "dvc", "repro", "--force", "--no-run-cache", "--single-item", "train")
     after = outputs(repository)
     measured = {name for name in before if before[name] != after[name]}
-    assert measured == {"reports/train_cost.json"}
+    assert measured == {"reports/train_cost.json", "reports/curves.tsv"}  # which holds tokens a second and memory
+    assert repeatable_columns(repository) == curves
 
 
 def test_a_failing_stage_fails_the_run(repository: Path) -> None:
