@@ -20,7 +20,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from measure import what_ran
+from measure import changed, what_ran
 
 from finetune.artifacts import write_json, write_manifest
 from finetune.config import Config, parse_config, read_yaml
@@ -147,13 +147,7 @@ def parameters(case: Case, device: str) -> dict[str, Any]:
         **case.changes,
     }
     changes["train.effective_batch_size"] = case.batch * changes["train.gradient_accumulation_steps"]
-    for key, value in changes.items():
-        *sections, name = key.split(".")
-        place = content
-        for section in sections:
-            place = place[section]
-        place[name] = value
-    return content
+    return changed(content, changes)
 
 
 def architecture_facts(base: str) -> dict[str, Any]:

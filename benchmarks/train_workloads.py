@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from measure import changed
+
 from finetune.artifacts import write_manifest
 from finetune.config import Config, parse_config, read_yaml
 from finetune.paths import Paths
@@ -64,17 +66,6 @@ def parameters(workload: Workload, environment: str) -> dict[str, Any]:
         **workload.changes,
     }
     return changed(content, changes)
-
-
-def changed(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The params with dotted keys set, in place."""
-    for key, value in changes.items():
-        *sections, name = key.split(".")
-        place = content
-        for section in sections:
-            place = place[section]
-        place[name] = value
-    return content
 
 
 def build_workspace(workload: Workload, folder: Path, environment: str) -> Config:
