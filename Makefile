@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 FINETUNE := python -m finetune
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev repro status stop test test-end-to-end test-fast lint check recipes use pin plan rehearse doctor sweep exps report gate merge verify lock clean
+.PHONY: help setup setup-dev repro status stop test test-end-to-end test-fast lint check recipes use pin plan rehearse doctor sweep exps compare seeds try report gate merge verify lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "RECIPE", $$1); printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -73,8 +73,21 @@ train-%: setup ## apply a recipe and run it to its verdict as a named experiment
 	@$(FINETUNE) $(if $(DETACH),detach "$@",use "$*")
 	@$(if $(DETACH),,dvc exp run --name "$*-$$(date +%Y%m%d-%H%M%S)")
 
-exps: setup ## compare the experiments
+exps: setup ## the experiments, the best by the gate's first measure first
 	@$(FINETUNE) exps
+
+compare: setup ## two runs' answers, cost and params: make compare A=main B=workspace (experiments too; JSON=1, MARKDOWN=1)
+	@$(FINETUNE) compare "$(or $(A),$(error name two: make compare A=main B=workspace))" "$(or $(B),workspace)" $(if $(JSON),--json) $(if $(MARKDOWN),--markdown)
+
+seeds: setup ## run params.yaml under several seeds, and how far they lie apart: make seeds N=5 (or SEEDS=1,2,3; FORCE=1)
+	@$(FINETUNE) check
+	@$(FINETUNE) seeds $(if $(N),--count "$(N)") $(if $(SEEDS),--seeds "$(SEEDS)") $(if $(FORCE),--force)
+
+# The prompt goes through the environment to the letter: make would expand its dollars, and the shell its quotes.
+unexport PROMPT
+export FINETUNE_PROMPT = $(if $(filter command,$(origin PROMPT)),$(value PROMPT))
+try: setup ## ask base and candidate: make try PROMPT="..." (AGENT=name, MAX_NEW_TOKENS=64); without PROMPT a session
+	@$(FINETUNE) try $(if $(AGENT),--agent "$(AGENT)") $(if $(MAX_NEW_TOKENS),--max-new-tokens "$(MAX_NEW_TOKENS)")
 
 report: setup ## where the report is, and the verdict
 	@$(FINETUNE) report

@@ -15,4 +15,5 @@ compile apple --extra stages --constraints requirements/cuda.lock
 compile cpu --extra stages --constraints requirements/cuda.lock \
     --excludes requirements/cuda-only.txt --no-emit-package torch
 compile dev --extra dev --constraints requirements/cuda.lock
+compile forgetting --extra forgetting --constraints requirements/cuda.lock
 compile bench --extra bench --constraints requirements/cuda.lock

@@ -83,9 +83,10 @@ def example() -> Callable[..., Example]:
 
 @pytest.fixture(scope="session")
 def prediction() -> Callable[..., Prediction]:
-    """`prediction(candidate=True, baseline=False)`: both models' answers to one example, right or wrong as told.
+    """`prediction(candidate=True, baseline=False)`: both sides' answers to one example, right or wrong as told.
 
-    A text in place of a bool is the answer itself; it is right where it is the reference.
+    A text in place of a bool is the answer itself; it is right where it is the reference. The scores are those of the
+    scorers in params.yaml, an exact match and a classification.
     """
 
     def make(
@@ -94,14 +95,34 @@ def prediction() -> Callable[..., Prediction]:
         *,
         id: str = "one",
         agent: str = "namer",
+        source: str = "rows",
+        cluster: str | None = None,
         prompt: str = "message: invalid mode",
         reference: str = "ValueError",
-        nats: float = 1.0,
+        nats: float | None = 1.0,
     ) -> Prediction:
         def answer(given: bool | str) -> Answer:
             text = given if isinstance(given, str) else reference if given else "wrong"
-            return Answer(text, tokens=3, finished=True, exact_match=text == reference, reference_nats=nats)
+            score = float(text == reference)
+            return Answer(
+                text,
+                tokens=3,
+                finished=True,
+                reference_nats=nats,
+                scores={"exact_match": score, "exceptions.accuracy": score},
+                labels={"exceptions": text},
+            )
 
-        return Prediction(id, agent, prompt, reference, 3, answer(baseline), answer(candidate))
+        return Prediction(
+            id=id,
+            agent=agent,
+            source=source,
+            cluster=id if cluster is None else cluster,
+            prompt=prompt,
+            reference=reference,
+            reference_tokens=3,
+            baseline=answer(baseline),
+            candidate=answer(candidate),
+        )
 
     return make

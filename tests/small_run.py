@@ -53,6 +53,7 @@ def params(**changes: Any) -> dict[str, Any]:
         "data.sources": [{"name": "small", "path": "rows.jsonl", "format": "interactions"}],
         "data.system_prompts": {"upper": "Write the word in capitals."},
         "data.duplicates.near": "ignore",  # the rows are alike on purpose
+        "findings.accept": {"test-near-overlap": "the rows are alike on purpose"},
         "data.split": {"method": "exact", "train": 0.6, "validation": 0.2, "test": 0.2, "stratify_by": "agent"},
         "model.base": "base",
         "adapter.r": 4,
@@ -67,6 +68,7 @@ def params(**changes: Any) -> dict[str, Any]:
         "train.eval_steps": 3,
         "train.save_steps": 3,
         "evaluate.max_new_tokens": 4,
+        "evaluate.scorers": {"exact_match": {"scorer": "exact_match", "of": None}},
         "evaluate.latency": {"prompts": 20, "warmup": 1},
         "decide.criteria": [
             {"rule": "at_least", "metric": "exact_match", "group": "all", "threshold": 0.5},

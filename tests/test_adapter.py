@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from finetune.artifacts import sha256_file
-from finetune.config import AdapterConfig, Config, ModelConfig, parse_config
+from finetune.config import Config, parse_config
+from finetune.config_model import AdapterConfig, ModelConfig
 from finetune.errors import ConfigError, DataError
 from finetune.model.adapter import CONFIG, REWRITING, WEIGHTS, adapter_trouble, add_adapter, load_adapter, save_adapter
 from finetune.model.base import load_base

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune.config import AdapterConfig, ModelConfig, parse_config
+from finetune.config import parse_config
+from finetune.config_model import AdapterConfig, ModelConfig
 from finetune.errors import ConfigError
 from finetune.model.architecture import FACTS, find_architecture, measure_architecture, trainable_parameters
 from tests.small_run import ROOT, params

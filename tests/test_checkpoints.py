@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import MachineError
-from finetune.train.checkpoints import FINISHED, Checkpoints, clear_others
+from finetune.paths import FINISHED
+from finetune.train.checkpoints import Checkpoints, clear_others
 
 
 def save(store: Checkpoints, step: int, best: int | None = None) -> Path:

@@ -9,17 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from finetune.config import (
-    AtLeast,
-    BetterThanBaseline,
-    Config,
-    LatencyAtMost,
-    MemoryAtMost,
-    NotWorseThanBaseline,
-    load_config,
-    parse_config,
-    read_yaml,
-)
+from finetune.config import Config, load_config, parse_config, read_yaml
+from finetune.config_decide import RULES
 from finetune.config_types import UNITS, parse_bytes
 from finetune.errors import ConfigError
 
@@ -92,24 +83,94 @@ def test_every_rule_loads_and_says_itself_in_words(params: dict[str, Any]) -> No
         with_criteria(
             params,
             {"rule": "at_least", "metric": "exact_match", "group": "namer", "threshold": 0.6},
-            {"rule": "better_than_baseline", "metric": "macro_f1", "group": "all"},
+            {"rule": "at_most", "metric": "perplexity", "group": "all", "threshold": 12},
+            {"rule": "better_than_baseline", "metric": "exceptions.macro_f1", "group": "all"},
             {"rule": "not_worse_than_baseline", "metric": "exact_match", "group": "all", "margin": 0.02},
             {"rule": "latency_at_most", "seconds": 12, "improvement": 0.4},
-            {"rule": "latency_at_most", "seconds": 1.5, "improvement": None},
+            {"rule": "latency_quantile_at_most", "quantile": 0.95, "seconds": 20},
             {"rule": "memory_at_most", "limit": "10 GiB"},
         ),
         "params.yaml",
     ).decide.criteria
-    kinds = [AtLeast, BetterThanBaseline, NotWorseThanBaseline, LatencyAtMost, LatencyAtMost, MemoryAtMost]
-    assert [type(criterion) for criterion in criteria] == kinds
+    assert {type(criterion) for criterion in criteria} == set(RULES.values())
     assert [criterion.describe() for criterion in criteria] == [
         "exact_match of namer at least 0.6",
-        "macro_f1 better than the baseline",
+        "perplexity at most 12",
+        "exceptions.macro_f1 better than the baseline",
         "exact_match not worse than the baseline by 0.02",
         "mean latency under 12 s and 40% under the baseline",
-        "mean latency under 1.5 s",
+        "0.95 quantile of the latency under 20 s",
         "peak memory at most 10 GiB",
     ]
+
+
+EXACT = {"metric": "exact_match", "group": "all"}
+
+
+@pytest.mark.parametrize(
+    ("criteria", "text"),
+    [
+        (
+            [{"rule": "at_least", "threshold": 0.9, **EXACT}, {"rule": "at_least", "threshold": 0.8, **EXACT}],
+            "decide.criteria.1: contradicts or repeats decide.criteria.0 (exact_match at least); keep one",
+        ),
+        (
+            [{"rule": "memory_at_most", "limit": "2 GB"}, {"rule": "memory_at_most", "limit": "3 GiB"}],
+            "decide.criteria.1: contradicts or repeats decide.criteria.0 (peak memory); keep one",
+        ),
+        (
+            [{"rule": "at_least", "threshold": 1.0, **EXACT}],
+            "decide.criteria.0.threshold: must lie between 0 and 1; found 1",
+        ),
+        (
+            [{"rule": "at_least", "metric": "loss", "group": "all", "threshold": 1.0}],
+            "decide.criteria.0.rule: of loss, less is better; write at_most",
+        ),
+        (
+            [{"rule": "at_most", "threshold": 0.5, **EXACT}],
+            "decide.criteria.0.rule: of exact_match, more is better; write at_least",
+        ),
+        (
+            [{"rule": "not_worse_than_baseline", "margin": 1.0, **EXACT}],
+            "decide.criteria.0.margin: 1 is the whole range of exact_match",
+        ),
+        (
+            [{"rule": "better_than_baseline", "metric": "exact_mach", "group": "all"}],
+            "decide.criteria.0.metric: no scorer gives 'exact_mach'; use one of exact_match, exceptions.accuracy, "
+            "exceptions.macro_f1, exceptions.weighted_f1, loss, perplexity, or add to evaluate.scorers",
+        ),
+    ],
+)
+def test_a_criterion_that_cannot_be_meant_is_refused(
+    params: dict[str, Any], criteria: list[dict[str, Any]], text: str
+) -> None:
+    """Two thresholds for one thing, a rule in the wrong direction, a metric that nothing measures: all at once told."""
+    assert error_of(with_criteria(params, *criteria)) == f"params.yaml: {text}"
+
+
+def test_a_scorer_and_a_side_are_sections_of_their_kind(params: dict[str, Any]) -> None:
+    """Their errors name the key as it stands in the file, not pydantic's branch of a union."""
+    params["evaluate"]["scorers"]["close"] = {"scorer": "numeric", "of": None, "absolute_tolerance": -1.0}
+    params["evaluate"]["scorers"]["odd"] = {"scorer": "exact_mach", "of": None}
+    params["evaluate"]["baseline"] = {"form": "recorded", "name": "v1", "path": "a.jsonl", "sha256": "x"}
+    params["evaluate"]["candidate"] = {}
+    lines = error_of(params).splitlines()
+    assert [line.split(": ", 2)[1] for line in lines] == [
+        "evaluate.baseline.sha256",
+        "evaluate.candidate.form",
+        "evaluate.scorers.close.absolute_tolerance",
+        "evaluate.scorers.close.relative_tolerance",
+        "evaluate.scorers.odd.scorer",
+    ]
+    assert lines[1].endswith(MISSING)
+    assert "found 'exact_mach'" in lines[-1]
+
+
+@pytest.mark.parametrize("name", ["loss", "perplexity", "a.b"])
+def test_a_scorer_takes_no_name_that_is_taken(params: dict[str, Any], name: str) -> None:
+    """A metric's name says one thing."""
+    params["evaluate"]["scorers"] |= {name: {"scorer": "exact_match", "of": None}}
+    assert error_of(params).startswith(f"params.yaml: evaluate.scorers: {name!r} can't name a scorer")
 
 
 # ---- Keys

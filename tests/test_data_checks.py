@@ -44,7 +44,8 @@ def splits(example: Callable[..., Example]) -> Splits:
 def quiet(change: Callable[..., Config]) -> Config:
     """A config whose gate and system prompts ask for nothing."""
     cost = [{"rule": "memory_at_most", "limit": "2 GB"}]
-    return change(**{"decide.criteria": cost, "data.system_prompts": {}, "data.duplicates.near": "drop"})
+    changes = {"decide.criteria": cost, "data.system_prompts": {}, "data.duplicates.near": "drop"}
+    return change(**changes, **{"evaluate.scorers.exceptions.of": None})
 
 
 # ---- The embedded data
@@ -155,7 +156,7 @@ LONG = "the quick brown fox jumps over the lazy dog and runs away from the old g
         ("drop", "set data.duplicates.permutations: 128, so that prepare finds more of them"),
     ],
 )
-def test_near_copies_are_a_warning(
+def test_near_copies_in_the_test_set_stop_the_run(
     splits: Splits, change: Callable[..., Config], example: Callable[..., Example], near: str, fix: str
 ) -> None:
     """Also where prepare was told to ignore them: what a score is worth does not hang on that."""
@@ -167,7 +168,7 @@ def test_near_copies_are_a_warning(
         "data/prepared/test.jsonl: 1 of 31 rows (3.23%) share 80% or more of their word shingles with a row of train "
         f"(ids namer/rows/1/{LONG} bank/fox); {fix}"
     )
-    assert (finding.code, finding.severity) == ("split-near-overlap", "warning")
+    assert (finding.code, finding.severity) == ("test-near-overlap", "error")
     splits["test"][-1] = example(f"{LONG} bank", "A wolf, five hens, two cats and a hundred sheep.")
     assert check_overlap(config, splits) == []
 
@@ -257,6 +258,7 @@ def gate(change: Callable[..., Config]) -> Callable[..., Config]:
                 "decide.policy": policy,
                 "decide.criteria": [criterion],
                 "evaluate.latency.prompts": prompts,
+                "evaluate.scorers.exceptions.of": None,
             }
         )
 
@@ -266,7 +268,7 @@ def gate(change: Callable[..., Config]) -> Callable[..., Config]:
 AT_LEAST = {"rule": "at_least", "metric": "exact_match", "group": "all", "threshold": 0.98}
 NOT_WORSE = {"rule": "not_worse_than_baseline", "metric": "exact_match", "group": "all", "margin": 0.05}
 BETTER = {"rule": "better_than_baseline", "metric": "exact_match", "group": "all"}
-MACRO_F1 = {"rule": "at_least", "metric": "macro_f1", "group": "all", "threshold": 0.5}
+MACRO_F1 = {"rule": "at_least", "metric": "exceptions.macro_f1", "group": "all", "threshold": 0.5}
 
 
 @pytest.fixture
@@ -348,7 +350,7 @@ def test_a_bootstrap_needs_twenty_examples(gate: Callable[..., Config], tests_of
     assert check_test_size(gate(**MACRO_F1), tests_of(20)) == []
     (finding,) = check_test_size(gate(**MACRO_F1), tests_of(19))
     assert str(finding) == (
-        "params.yaml: decide.criteria.0: 19 test examples can't prove macro_f1 at least 0.5 whatever is answered: a "
+        "params.yaml: decide.criteria.0: 19 test examples can't prove exceptions.macro_f1 at least 0.5 whatever is answered: a "
         "bootstrap: 20 are needed at 95.0% confidence; add 1 test example"
     )
 
@@ -402,7 +404,7 @@ def test_a_group_without_examples_is_an_error(
     """A mistyped agent could never be measured, so the verdict could never be deploy, under any policy."""
     for policy in ("interval", "point"):
         (finding,) = check_test_size(gate(policy, **MACRO_F1 | {"group": "nmaer"}), tests_of(30))
-        text = "group 'nmaer' has no example in the test split; use one of all, namer"
+        text = "group 'nmaer' has no example in the test split; use one of all, namer, rows"
         assert str(finding) == f"params.yaml: decide.criteria.0.group: {text}"
         assert (finding.code, finding.severity) == ("group-unknown", "error")
 
@@ -505,7 +507,7 @@ def test_a_label_twenty_times_as_frequent_is_a_warning(
     (finding,) = check_data(quiet, splits)
     assert str(finding) == (
         "data/prepared/train.jsonl: of 'namer' the label 'a' has 42 train examples, up to 21 times as many as 1 label "
-        "(b) (2 at the least); add rows of the rare ones, or judge this agent by macro_f1"
+        "(b) (2 at the least); add rows of the rare ones, or judge this agent by a classification scorer's macro_f1"
     )
     assert (finding.code, finding.severity) == ("labels-imbalanced", "warning")
 
@@ -519,7 +521,7 @@ def test_a_constant_answer_is_a_warning(splits: Splits, quiet: Config, example: 
     (finding,) = check_data(quiet, splits)
     assert str(finding) == (
         "data/prepared/train.jsonl: 33 of 40 train answers of 'namer' (82.5%) are 'Same'; always answering it would "
-        "score 0.800 on test; judge 'namer' by macro_f1, or by an exact_match above 0.83"
+        "score 0.800 on test; judge 'namer' by a classification scorer's macro_f1, or ask for more than 0.83"
     )
     assert (finding.code, finding.severity) == ("answers-constant", "warning")
 
@@ -561,7 +563,7 @@ def test_a_system_prompt_for_nobody_is_a_warning(splits: Splits, change: Callabl
     """Mostly a mistyped name, and then an agent runs without its prompt."""
     cost = [{"rule": "memory_at_most", "limit": "2 GB"}]
     prompts = {"namer": "Name it.", "Namer": "Name it.", "xyz": "?"}
-    config = change(**{"decide.criteria": cost, "data.system_prompts": prompts})
+    config = change(**{"decide.criteria": cost, "data.system_prompts": prompts, "evaluate.scorers.exceptions.of": None})
     near, far = check_data(config, splits)
     assert str(near) == (
         "params.yaml: data.system_prompts.Namer: none of the 90 rows is of agent 'Namer'; did you mean 'namer'?"
@@ -698,5 +700,5 @@ def test_a_large_split_is_checked_in_seconds(config: Config, example: Callable[.
 
     splits: Splits = {"train": rows(20_000), "validation": rows(1000), "test": rows(2000)}
     started = time.perf_counter()
-    assert "split-near-overlap" not in codes(check_data(config, splits))
+    assert "test-near-overlap" not in codes(check_data(config, splits))
     assert time.perf_counter() - started < 30

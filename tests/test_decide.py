@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from finetune.artifacts import publish_directory, read_json, sha256_file, write_json, write_lines, write_manifest
-from finetune.config import (
-    AtLeast,
-    BetterThanBaseline,
-    Config,
-    Criterion,
-    DecideConfig,
-    LatencyAtMost,
-    MemoryAtMost,
-    NotWorseThanBaseline,
-)
+from finetune.config import Config
+from finetune.config_decide import AtLeast, BetterThanBaseline, Criterion, DecideConfig, LatencyAtMost, MemoryAtMost, NotWorseThanBaseline
 from finetune.decide import stage
 from finetune.decide.criteria import Evidence, Gate, Outcome, Status, judge
 from finetune.decide.plots import draw, read_curves

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,26 @@ import pytest
 import torch
 
 from finetune.artifacts import read_json, write_json
+from finetune.config import Config
+from finetune.config_evaluate import SamplingConfig
 from finetune.errors import DataError
 from finetune.evaluate import stage
-from finetune.evaluate.cost import measure_latency
+from finetune.evaluate.cost import at_same_length, measure_latency
 from finetune.evaluate.generate import (
     batches_by_length,
     cut_at_end,
     generate,
-    generate_all,
+    generate_or_halve,
     generation_settings,
     reference_nats,
 )
-from finetune.evaluate.scorers import describe_group, exact_match, groups_of
-from finetune.model.adapter import load_adapter
+from finetune.evaluate.local import open_local
+from finetune.evaluate.sides import open_sides
 from finetune.model.base import load_base
 from finetune.model.tokens import IGNORED, load_tokenizer, tokenize, tokenize_prompt
-from finetune.records import read_examples, read_predictions, read_timings
+from finetune.paths import FINISHED
+from finetune.records import Example, Message, Timing, read_examples, read_predictions, read_timings
 from finetune.train import stage as train_stage
-from finetune.train.checkpoints import FINISHED
 from tests.small_run import ROOT, copy_of, validated
 
 pytestmark = pytest.mark.slow
@@ -46,7 +49,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def embedded() -> tuple[Any, Any, list[Any]]:
     """The embedded base, its tokenizer, and conversations of many lengths."""
     from finetune.config import load_config
-    from finetune.records import Message
 
     os.chdir(ROOT)
     model = load_config(ROOT / "params.yaml").model
@@ -60,21 +62,86 @@ def test_batched_answers_equal_those_one_by_one(embedded: tuple[Any, Any, list[A
     model, tokenizer, talks = embedded
     settings = generation_settings(model, tokenizer, 12)
     prompts = [tokenize_prompt(tokenizer, talk[:-1]) for talk in talks]
-    together = generate_all(model, prompts, settings, 4, "test")
+    batches = list(batches_by_length([len(prompt) for prompt in prompts], 4))
+    found = [generate(model, [prompts[at] for at in batch], settings) for batch in batches]
+    together = dict(zip(chain(*batches), chain(*found), strict=True))
     alone = [generate(model, [prompt], settings)[0] for prompt in prompts]
-    assert together == alone
-    assert len({tuple(answer.tokens) for answer in together}) > 1
+    assert [together[at] for at in range(len(prompts))] == alone
+    assert len({tuple(answer.tokens) for answer in alone}) > 1
+
+
+def test_sampled_answers_repeat_with_their_seed(embedded: tuple[Any, Any, list[Any]]) -> None:
+    """Whatever was sampled before: an interrupted evaluation gives what a whole one gives."""
+    model, tokenizer, talks = embedded
+    sampling = SamplingConfig(temperature=1.5, top_p=0.9)
+    settings = generation_settings(model, tokenizer, 12, sampling)
+    assert (settings["do_sample"], settings["temperature"], settings["top_p"]) == (True, 1.5, 0.9)
+    prompts = [tokenize_prompt(tokenizer, talk[:-1]) for talk in talks]
+    first = generate_or_halve(model, prompts, settings, 7)
+    other = generate_or_halve(model, prompts, settings, 8)
+    assert generate_or_halve(model, prompts, settings, 7) == first != other
+
+
+def test_without_memory_a_batch_is_halved(embedded: tuple[Any, Any, list[Any]], monkeypatch: Any) -> None:
+    """Down to the one prompt that has no room, which gets the reason; another error is not mistaken for it."""
+    model, tokenizer, talks = embedded
+    settings = generation_settings(model, tokenizer, 4)
+    prompts = [tokenize_prompt(tokenizer, talk[:-1]) for talk in talks]
+    longest = max(map(len, prompts))
+    real, sizes = generate, []
+
+    def limited(model: Any, batch: Any, settings: Any, streamer: Any = None) -> Any:
+        sizes.append(len(batch))
+        if len(batch) > 2 or longest in map(len, batch):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return real(model, batch, settings)
+
+    monkeypatch.setattr("finetune.evaluate.generate.generate", limited)
+    found = generate_or_halve(model, prompts, settings, 1)
+    failed = [at for at, answer in enumerate(found) if isinstance(answer, str)]
+    assert failed == [at for at, prompt in enumerate(prompts) if len(prompt) == longest]
+    assert found[failed[0]] == f"no memory for a prompt of {longest} tokens"
+    assert max(sizes) == len(prompts) and 1 in sizes
+    monkeypatch.setattr("finetune.evaluate.generate.generate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate_or_halve(model, prompts, settings, 1)
 
 
 def test_reference_loss_is_the_models_own(embedded: tuple[Any, Any, list[Any]]) -> None:
     """Summed over the supervised tokens alone, whatever the batch and its padding: as one plain forward pass says."""
     model, tokenizer, talks = embedded
     references = [tokenize(tokenizer, talk) for talk in talks]
-    found = reference_nats(model, references, tokenizer.pad_token_id, 4, "test")
+    found = reference_nats(model, references, tokenizer.pad_token_id, 4)
     for row, nats in zip(references, found, strict=True):
         with torch.inference_mode():
             loss = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss
         assert nats == pytest.approx(float(loss) * sum(label != IGNORED for label in row.labels), rel=1e-4)
+
+
+def test_the_likeliest_label_is_the_one_of_least_loss(embedded: tuple[Any, Any, list[Any]], config: Config) -> None:
+    """Each label is read as the whole answer, end token included; a prompt that is too long is not asked."""
+    model, tokenizer, talks = embedded
+    side = open_local({"name": "base"}, model, tokenizer, config)
+    labels = ["ValueError", "x", "import os"]
+    for number, talk in enumerate(talks[:2]):
+        example = Example(f"{number}", "s", 1, "a", talk)
+        whole = [tokenize(tokenizer, (*talk[:-1], Message("assistant", label))) for label in labels]
+        nats = reference_nats(model, whole, tokenizer.pad_token_id, 1)
+        assert side.likeliest(example, labels, 2) == labels[nats.index(min(nats))]
+    long = Example("long", "s", 1, "a", (Message("user", "word " * 9000), Message("assistant", "x")))
+    assert side.likeliest(long, labels, 2) is None
+    (answer,) = side.answer([long], 1)
+    assert answer.failed is not None and "positions" in answer.failed
+
+
+def test_a_timed_answer_tells_its_first_token(embedded: tuple[Any, Any, list[Any]], config: Config) -> None:
+    """Which comes before the last, and is a part of the whole."""
+    model, tokenizer, talks = embedded
+    side = open_local({"name": "base"}, model, tokenizer, config)
+    timed = side.time(Example("1", "s", 1, "a", talks[0]))
+    assert timed.first is not None and timed.tokens is not None
+    assert 0 < timed.first < timed.seconds
+    assert 1 <= timed.tokens <= config.evaluate.max_new_tokens + 1
 
 
 def test_answer_ends_at_the_first_end_token() -> None:
@@ -91,38 +158,54 @@ def test_batches_hold_every_position_once_longest_first() -> None:
     assert list(batches_by_length(lengths, 2)) == [[1, 3], [4, 0], [2]]
 
 
-def test_exact_match_forgives_white_space_alone() -> None:
-    """Nearly right is wrong."""
-    assert exact_match(" ValueError\n", "ValueError")
-    assert not exact_match("ValueError.", "ValueError")
-    assert not exact_match("valueerror", "ValueError")
-
-
-def test_groups_are_all_and_each_agent(prediction: Any) -> None:
-    """The figures of a group are of its members alone."""
-    groups = groups_of(
-        [prediction(True, False, agent="a"), prediction(False, True, agent="b", reference="x", nats=6.0)]
-    )
-    assert list(groups) == ["all", "a", "b"]
-    described = {name: describe_group(members) for name, members in groups.items()}
-    assert [described[name]["candidate"]["exact_match"] for name in groups] == [0.5, 1.0, 0.0]
-    assert described["b"]["candidate"]["loss"] == pytest.approx(2.0)
-    assert described["all"]["majority_share"] == 0.5
-
-
 def test_latency_takes_turns_and_leaves_the_warmup_out(trained: tuple[Path, Any]) -> None:
     """Every prompt is timed once with each side, the warm-up ones not at all."""
     root, config = trained
     os.chdir(root)
     paths = stage.Paths()
-    tokenizer = load_tokenizer(config.model, paths.adapter)
-    model = load_adapter(load_base(config.model, "cpu"), paths.adapter)
-    examples = read_examples(paths.prepared / "test.jsonl")
-    prompts = [(example.id, tokenize_prompt(tokenizer, example.prompt)) for example in examples[:3]]
-    found = measure_latency(model, prompts, generation_settings(model, tokenizer, 4), 2, config.environment)
-    assert [row.id for row in found] == [name for name, _ in prompts]
+    examples = read_examples(paths.prepared / "test.jsonl")[:3]
+    sides = open_sides(config, paths, "cpu", examples)
+    found, alone = measure_latency(sides, examples, 2)
+    assert [row.id for row in found] == [example.id for example in examples]
     assert all(row.baseline_seconds > 0 and row.candidate_seconds > 0 for row in found)
     assert all(1 <= row.candidate_tokens <= 5 for row in found)
+    assert len(alone) == len(examples)
+    assert measure_latency(sides, [], 2) == ([], [])
+
+
+def timing(name: str, baseline: tuple[float, int | None], candidate: tuple[float, int | None]) -> Timing:
+    """Seconds and tokens of both sides."""
+    return Timing(name, baseline[0], None, baseline[1], candidate[0], None, candidate[1])
+
+
+def test_at_the_same_length_short_answers_are_no_speed() -> None:
+    """Both take 0.1 s a token and 0.05 s to begin: the candidate's answers are short, and that is all."""
+    rows = [
+        timing(f"{at}", (0.05 + 0.1 * (10 + at), 10 + at), (0.05 + 0.1 * (2 + at % 3), 2 + at % 3)) for at in range(9)
+    ]
+    found = at_same_length(rows)
+    assert found is not None
+    assert (
+        found["baseline_seconds"]
+        == pytest.approx(found["candidate_seconds"])
+        == pytest.approx(0.05 + 0.1 * found["tokens"])
+    )
+    faster = [
+        timing(
+            row.id, (row.baseline_seconds, row.baseline_tokens), (row.candidate_seconds - 0.04, row.candidate_tokens)
+        )
+        for row in rows
+    ]
+    found = at_same_length(faster)
+    assert found is not None
+    assert found["baseline_seconds"] - found["candidate_seconds"] == pytest.approx(0.04)
+
+
+def test_a_length_that_never_varies_or_is_not_known_controls_nothing() -> None:
+    """No line goes through one length; what a server does not count can't be taken into account."""
+    assert at_same_length([]) is None
+    assert at_same_length([timing("a", (1.0, 5), (0.5, 5)), timing("b", (1.1, 5), (0.6, 5))]) is None
+    assert at_same_length([timing("a", (1.0, 5), (0.5, None)), timing("b", (1.1, 6), (0.6, 5))]) is None
 
 
 def test_stage_writes_repeatable_figures(trained: tuple[Path, Any], tmp_path: Path, monkeypatch: Any) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "finetune"
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
-TOP = ("recipes", "gate", "experiments", "planner", "doctor", "merge", "ready", "verify", "background")
+TOP = ("recipes", "gate", "experiments", "planner", "doctor", "merge", "ready", "verify", "background", "attempt")
 COMMANDS = {"__main__", *TOP}  # they stand on everything
 GROUND = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} - COMMANDS
 PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
@@ -120,7 +120,9 @@ def test_light_commands_import_nothing_heavy(command: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("module", ["config", "records", "stats", "artifacts", "metrics", "looks"])
+@pytest.mark.parametrize(
+    "module", ["config", "records", "stats", "bootstrap", "clusters", "artifacts", "metrics", "looks", "seeds"]
+)
 def test_ground_floor_never_imports_torch(module: str) -> None:
     """Rows, params and statistics must be at hand where no torch is."""
     code = f"import sys; sys.path.insert(0, 'src'); import finetune.{module}; print('torch' in sys.modules)"
@@ -174,7 +176,7 @@ def test_no_target_hides_a_failure() -> None:
             assert "; true" not in line, name
 
 
-@pytest.mark.parametrize("lock", ["base", "cpu", "cuda", "apple", "dev", "bench"])
+@pytest.mark.parametrize("lock", ["base", "cpu", "cuda", "apple", "dev", "bench", "forgetting"])
 def test_locks_are_exact_and_hashed(lock: str) -> None:
     """Every package at one version, and every file of it by its hash; no index is named."""
     text = (ROOT / f"requirements/{lock}.lock").read_text(encoding="utf-8")
@@ -204,6 +206,7 @@ def test_locks_hold_what_pyproject_asks_for() -> None:
         "torch-cpu": [item for item in extras["stages"] if item.startswith("torch==")],
         "dev": extras["dev"],
         "bench": extras["bench"],
+        "forgetting": extras["forgetting"],
     }
     for lock, requirements in wanted.items():
         text = (ROOT / f"requirements/{lock}.lock").read_text(encoding="utf-8")

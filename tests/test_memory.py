@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from finetune.config import AdapterConfig, Config, DistributedConfig, ModelConfig, TrainConfig, parse_config
+from finetune.config import Config, DistributedConfig, TrainConfig, parse_config
+from finetune.config_model import AdapterConfig, ModelConfig
 from finetune.model.architecture import Architecture, LinearLayers, find_architecture, measure_architecture
 from finetune.plan.activations import Run, layer_saved
 from finetune.plan.memory import MemoryPlan, largest_length, largest_micro_batch, plan_memory

@@ -13,7 +13,7 @@ from finetune import merge
 from finetune.__main__ import main
 from finetune.artifacts import MANIFEST, read_json, read_manifest
 from finetune.errors import ConfigError, DataError, MachineError
-from finetune.merge import MERGED, Measured, allowed_difference, compare_forms, cut_packed, stop_unless_the_same
+from finetune.merge import Measured, allowed_difference, compare_forms, cut_packed, stop_unless_the_same
 from finetune.model.adapter import load_adapter
 from finetune.model.base import load_base
 from finetune.model.tokens import IGNORED
@@ -47,7 +47,7 @@ def merged(root: Path, **changes: Any) -> tuple[Any, dict[str, Any]]:
     """Merge in a workspace; gives the config and the manifest of what was published."""
     config, paths = enter(root, **RATE, **changes)
     merge.run(config, paths)
-    return config, read_manifest(root / MERGED)
+    return config, read_manifest(Paths(root).merged)
 
 
 def answers(model: Any) -> torch.Tensor:
@@ -74,7 +74,7 @@ def test_merged_model_answers_as_base_and_adapter(trained: Callable[..., Path], 
     changes = changes | {"model__dtype": "bfloat16"}
     root = trained(**changes)
     config, manifest = merged(root, **changes)
-    model = AutoModelForCausalLM.from_pretrained(root / MERGED, dtype=torch.bfloat16, use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(Paths(root).merged, dtype=torch.bfloat16, use_safetensors=True)
     assert not hasattr(model, "peft_config")
     base = load_adapter(load_base(config.model, "cpu"), root / "out/adapter")
     together = answers(base)
@@ -82,12 +82,12 @@ def test_merged_model_answers_as_base_and_adapter(trained: Callable[..., Path], 
         moved = float((answers(base) - together).abs().max())
     # measured: 0.004 to 0.016 where the adapter moves logits by 0.5 to 4
     assert float((answers(model) - together).abs().max()) < min(0.04, moved / 10)
-    assert AutoTokenizer.from_pretrained(root / MERGED).chat_template
+    assert AutoTokenizer.from_pretrained(Paths(root).merged).chat_template
     assert manifest["adapter_sha256"] == read_manifest(root / "out/adapter")["adapter_sha256"]
     assert manifest["base"]["name"] == "base"
     assert manifest["dtype"] == "bfloat16"
     assert set(manifest["compared"]["loss"]) == {"adapted", "base", "merged"}
-    assert {path.suffix for path in (root / MERGED).iterdir()} <= {".json", ".safetensors", ".jinja"}
+    assert {path.suffix for path in (Paths(root).merged).iterdir()} <= {".json", ".safetensors", ".jinja"}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_tampered_merge_is_not_published(
     monkeypatch.setattr(merge, "merge", tamper)
     with pytest.raises(DataError, match=r"rounding explains .*; ship the adapter beside"):
         merge.run(config, paths)
-    assert read_manifest(root / MERGED) == before
+    assert read_manifest(Paths(root).merged) == before
     assert not list(root.glob("out/.merged*"))
 
 
@@ -155,7 +155,7 @@ def test_adapter_that_is_not_finite_is_told_as_such(trained: Callable[..., Path]
 def test_no_adapter_and_another_run(trained: Callable[..., Path], tmp_path: Path) -> None:
     """What is merged is what train published for the params as they stand, or nothing is."""
     root = copy_of(trained(model__dtype="bfloat16"), tmp_path / "run")
-    shutil.rmtree(root / MERGED, ignore_errors=True)
+    shutil.rmtree(Paths(root).merged, ignore_errors=True)
     with pytest.raises(DataError, match=r"was trained with model.quantization: none, params.yaml says nf4; put its"):
         merged(root, model__dtype="bfloat16", model__quantization="nf4")
     (root / "base/config.json").write_text((root / "base/config.json").read_text() + "\n", encoding="utf-8")
@@ -163,7 +163,7 @@ def test_no_adapter_and_another_run(trained: Callable[..., Path], tmp_path: Path
         merged(root, model__dtype="bfloat16")
     shutil.rmtree(root / "out/adapter")
     assert main(["merge"]) == 3
-    assert not (root / MERGED).exists()
+    assert not (Paths(root).merged).exists()
 
 
 def test_changed_adapter_or_rows_are_refused(trained: Callable[..., Path], tmp_path: Path) -> None:

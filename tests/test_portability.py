@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune.config import Config, ModelConfig, parse_config, read_yaml
+from finetune.config import Config, parse_config, read_yaml
+from finetune.config_model import ModelConfig
 from finetune.model.adapter import CONFIG, WEIGHTS, add_adapter, load_adapter, save_adapter
 from finetune.model.architecture import find_architecture
 from finetune.model.base import load_base

@@ -10,7 +10,7 @@ import pytest
 
 from finetune import ready
 from finetune.__main__ import main
-from finetune.config import Environment
+from finetune.config_model import Environment
 from tests.small_run import ROOT, params
 from tests.test_house import makefile_targets
 

@@ -40,7 +40,20 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("stop", help="end what runs in this folder; the same command goes on")
     detach = commands.add_parser("detach", help="start a make target in the background: make train-cpu DETACH=1")
     detach.add_argument("target", help="repro or train-RECIPE")
-    commands.add_parser("exps", help="compare the experiments")
+    commands.add_parser("exps", help="the experiments, the best by the gate's first measure first")
+    compare = commands.add_parser("compare", help="two runs' answers, cost and params, side by side")
+    for name in ("a", "b"):
+        compare.add_argument(name, help="an experiment, a git revision, or workspace")
+    compare.add_argument("--json", action="store_true", help="as JSON")
+    compare.add_argument("--markdown", action="store_true", help="as Markdown")
+    seeds = commands.add_parser("seeds", help="run params.yaml under several seeds, and tell how far they lie apart")
+    seeds.add_argument("--count", type=_count, help="so many, from the present seed on; 5 where nothing is said")
+    seeds.add_argument("--seeds", type=_seeds, help="these, like 1,2,3")
+    seeds.add_argument("--force", action="store_true", help="also past the declared looks at the test set")
+    attempt = commands.add_parser("try", help="ask base and candidate; a session where no prompt is given")
+    attempt.add_argument("prompt", nargs="?", help="what make puts into the environment where it is left out")
+    attempt.add_argument("--agent", help="whose system prompt; the first one's where it is left out")
+    attempt.add_argument("--max-new-tokens", type=_count, help="evaluate.max_new_tokens where it is left out")
     listed = commands.add_parser("recipes", help="list the recipes")
     listed.add_argument("--table", action="store_true", help="the table of recipes/README.md, with what is predicted")
     for name, text in (("use", "put a recipe's sections into params.yaml"), ("pin", "pin a recipe's base to a commit")):
@@ -70,6 +83,13 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return int(text)
+
+
+def _seeds(text: str) -> list[int]:
+    names = text.replace(",", " ").split()
+    if not names or not all(name.isdigit() for name in names):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds, like 1,2,3")
+    return [int(name) for name in names]
 
 
 def _price(text: str) -> float:
@@ -157,9 +177,28 @@ def _detach(options: argparse.Namespace) -> int:
 
 
 def _exps(options: argparse.Namespace) -> None:  # noqa: ARG001
-    from finetune.experiments import show
+    from finetune.experiments.table import show
 
-    show()
+    show(PARAMS)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from finetune.experiments.compare import run
+
+    run(Path(), options.a, options.b, as_json=options.json, as_markdown=options.markdown)
+
+
+def _seed_runs(options: argparse.Namespace) -> None:
+    from finetune.experiments.seeds import run
+
+    run(Path(), options.count, options.seeds, force=options.force)
+
+
+def _try(options: argparse.Namespace) -> None:
+    from finetune.attempt import given_prompt, run
+
+    prompt = given_prompt() if options.prompt is None else options.prompt
+    run(load_config(PARAMS), Paths(), prompt, options.agent, options.max_new_tokens)
 
 
 def _recipes(options: argparse.Namespace) -> None:
@@ -229,6 +268,9 @@ SMALL_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "stop": _stop,
     "detach": _detach,
     "exps": _exps,
+    "compare": _compare,
+    "seeds": _seed_runs,
+    "try": _try,
     "recipes": _recipes,
     "use": _recipes,
     "pin": _recipes,

@@ -5,7 +5,6 @@ what was found, what is allowed and, for an unknown key, the nearest known one. 
 default here: a key that is missing is an error.
 """
 
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,54 +13,23 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from finetune.config_data import DataConfig
-from finetune.config_errors import describe_errors
-from finetune.config_types import (
-    ALL,
-    Count,
-    MemoryAmount,
-    NonNegative,
-    OpenShare,
-    PositiveFloat,
-    PositiveInt,
-    Revision,
-    Section,
-    Share,
-    Text,
-    parse_bytes,
-)
+from finetune.config_decide import RULES, AtLeast, AtMost, DecideConfig, NotWorseThanBaseline, QualityCriterion
+from finetune.config_errors import Tagged, describe_errors
+from finetune.config_evaluate import BASELINES, CANDIDATES, SCORERS, EvaluateConfig
+from finetune.config_model import AdapterConfig, Environment, ModelConfig
+from finetune.config_types import Count, NonNegative, OpenShare, PositiveFloat, PositiveInt, Section, Share, Text
 from finetune.errors import ConfigError
 
-Environment = Literal["cpu", "cuda", "apple"]
 Machine = Literal["this", "h200", "h100", "a100-80gb", "gpu-24gb", "mac-32gb", "mac-16gb", "cpu-48-64gb"]
+TAGGED = (
+    Tagged(("decide", "criteria", None), "rule", RULES),
+    Tagged(("evaluate", "scorers", None), "scorer", SCORERS),
+    Tagged(("evaluate", "baseline"), "form", BASELINES),
+    Tagged(("evaluate", "candidate"), "form", CANDIDATES),
+)
 
 
-# --------------------------------------------------------------------------------------------------------- model
-
-
-class ModelConfig(Section):
-    """The frozen base model and how it is held in memory."""
-
-    base: Text
-    revision: Revision | None
-    chat_template: Text | None  # a file in the repository, in place of the base's own
-    pad_token: Text | None  # a token of the base's vocabulary, in place of the base's own
-    dtype: Literal["float32", "bfloat16", "float16"]
-    quantization: Literal["none", "nf4"]
-    attention: Literal[
-        "auto", "sdpa", "eager", "flash_attention_2"
-    ]  # auto: flash_attention_2 where it can run, else sdpa
-
-
-class AdapterConfig(Section):
-    """The LoRA weights; keys in PEFT's spelling."""
-
-    r: PositiveInt
-    lora_alpha: PositiveInt
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-    target_modules: Annotated[tuple[Text, ...], Field(min_length=1)]
-    use_rslora: bool
-    use_dora: bool
-    init_lora_weights: Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16"]
+# --------------------------------------------------------------------------------------------------------- train
 
 
 class BudgetConfig(Section):
@@ -144,137 +112,6 @@ class TrainConfig(Section):
         return self
 
 
-# ------------------------------------------------------------------------------------------- evaluate and decide
-
-
-class LatencyConfig(Section):
-    """The latency pass: so many prompts, after so many that are not counted. Below 20 no interval can be trusted."""
-
-    prompts: Annotated[int, Field(ge=20)]
-    warmup: Count
-
-
-class MemoryConfig(Section):
-    """The memory pass: peak memory of so many fresh processes, `batch_size` prompts each."""
-
-    processes: Annotated[int, Field(ge=3)]
-    batch_size: PositiveInt
-
-
-class EvaluateConfig(Section):
-    """Greedy generation on the test split, by the base and by the candidate."""
-
-    max_new_tokens: PositiveInt
-    batch_size: PositiveInt
-    latency: LatencyConfig
-    memory: MemoryConfig
-
-
-QualityMetric = Literal["exact_match", "macro_f1"]
-
-
-class Criterion(Section):
-    """What every line of the gate has: its rule in words."""
-
-    def describe(self) -> str:
-        """The rule in words, e.g. `exact_match of exception-namer at least 0.6`."""
-        raise NotImplementedError
-
-
-class QualityCriterion(Criterion):
-    """A criterion on the answers: of all test examples, or of one agent's."""
-
-    metric: QualityMetric
-    group: Text
-
-    @property
-    def subject(self) -> str:
-        """What is measured, in words."""
-        return self.metric if self.group == ALL else f"{self.metric} of {self.group}"
-
-
-class AtLeast(QualityCriterion):
-    """The candidate's metric is at least `threshold`."""
-
-    rule: Literal["at_least"]
-    threshold: OpenShare
-
-    def describe(self) -> str:
-        return f"{self.subject} at least {self.threshold:g}"
-
-
-class BetterThanBaseline(QualityCriterion):
-    """The candidate's metric is above the baseline's, paired by example."""
-
-    rule: Literal["better_than_baseline"]
-
-    def describe(self) -> str:
-        return f"{self.subject} better than the baseline"
-
-
-class NotWorseThanBaseline(QualityCriterion):
-    """The candidate's metric is below the baseline's by less than `margin`, paired by example."""
-
-    rule: Literal["not_worse_than_baseline"]
-    margin: OpenShare
-
-    def describe(self) -> str:
-        return f"{self.subject} not worse than the baseline by {self.margin:g}"
-
-
-class LatencyAtMost(Criterion):
-    """Mean seconds an answer, and optionally the share that it must be shorter than the baseline's."""
-
-    rule: Literal["latency_at_most"]
-    seconds: PositiveFloat
-    improvement: Share | None
-
-    def describe(self) -> str:
-        asked = "" if self.improvement is None else f" and {self.improvement:.0%} under the baseline"
-        return f"mean latency under {self.seconds:g} s{asked}"
-
-
-class MemoryAtMost(Criterion):
-    """Peak memory of a fresh process; the limit names its unit."""
-
-    rule: Literal["memory_at_most"]
-    limit: MemoryAmount
-
-    @cached_property
-    def limit_bytes(self) -> int:
-        """The limit in bytes."""
-        return parse_bytes(self.limit)
-
-    def describe(self) -> str:
-        return f"peak memory at most {self.limit}"
-
-
-RULES: dict[str, type[Criterion]] = {
-    "at_least": AtLeast,
-    "better_than_baseline": BetterThanBaseline,
-    "not_worse_than_baseline": NotWorseThanBaseline,
-    "latency_at_most": LatencyAtMost,
-    "memory_at_most": MemoryAtMost,
-}
-AnyCriterion = Annotated[
-    AtLeast | BetterThanBaseline | NotWorseThanBaseline | LatencyAtMost | MemoryAtMost, Field(discriminator="rule")
-]
-
-
-class DecideConfig(Section):
-    """The gate: every criterion must pass for `deploy`."""
-
-    policy: Literal["interval", "point"]
-    confidence: Annotated[float, Field(gt=0.5, lt=1)]
-    looks: PositiveInt
-    criteria: Annotated[tuple[AnyCriterion, ...], Field(min_length=1)]
-
-    @property
-    def confidence_of_a_look(self) -> float:
-        """The confidence of one look when `looks` of them share the error probability (Bonferroni)."""
-        return 1 - (1 - self.confidence) / self.looks
-
-
 # ------------------------------------------------------------------------------------------------------ the whole
 
 
@@ -299,6 +136,39 @@ class Config(Section):
     findings: FindingsConfig
     evaluate: EvaluateConfig
     decide: DecideConfig
+
+    @model_validator(mode="after")
+    def _criteria_can_be_judged(self) -> Self:
+        told: dict[str, int] = {}
+        for at, criterion in enumerate(self.decide.criteria):
+            key = f"decide.criteria.{at}"
+            if criterion.about in told:
+                first = told[criterion.about]
+                raise ValueError(f"{key}: contradicts or repeats decide.criteria.{first} ({criterion.about}); keep one")
+            told[criterion.about] = at
+            if isinstance(criterion, QualityCriterion):
+                self._check_metric(key, criterion)
+        return self
+
+    def _check_metric(self, key: str, criterion: QualityCriterion) -> None:
+        """ValueError unless the scorers give the metric, and the rule suits it."""
+        metric = self.evaluate.metrics.get(criterion.metric)
+        if metric is None:
+            known = ", ".join(self.evaluate.metrics)
+            raise ValueError(
+                f"{key}.metric: no scorer gives {criterion.metric!r}; use one of {known}, or add to evaluate.scorers"
+            )
+        if isinstance(criterion, AtLeast | AtMost):
+            if isinstance(criterion, AtLeast) != metric.higher_is_better:
+                better, rule = ("more", "at_least") if metric.higher_is_better else ("less", "at_most")
+                raise ValueError(f"{key}.rule: of {metric.name}, {better} is better; write {rule}")
+            if not metric.lowest < criterion.threshold < metric.highest:
+                raise ValueError(
+                    f"{key}.threshold: must lie between {metric.lowest:g} and {metric.highest:g}; "
+                    f"found {criterion.threshold:g}"
+                )
+        elif isinstance(criterion, NotWorseThanBaseline) and criterion.margin >= metric.highest - metric.lowest:
+            raise ValueError(f"{key}.margin: {criterion.margin:g} is the whole range of {metric.name}")
 
 
 def read_yaml(path: Path) -> Any:
@@ -331,7 +201,7 @@ def parse_config(content: Any, where: str) -> Config:
     try:
         return Config.model_validate(_lists_to_tuples(content))
     except ValidationError as error:
-        lines = describe_errors(error, Config, RULES)
+        lines = describe_errors(error, Config, TAGGED)
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 

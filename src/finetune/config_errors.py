@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -10,25 +11,41 @@ from pydantic import BaseModel, ValidationError
 Location = tuple[str | int, ...]
 
 
-def describe_errors(error: ValidationError, model: type[BaseModel], rules: Mapping[str, type[BaseModel]]) -> list[str]:
-    """One line a mistake; `rules` are the kinds of criterion, whose names pydantic puts into the place of an error."""
+@dataclass(frozen=True)
+class Tagged:
+    """A place in params.yaml where one key, the tag, says which of several kinds of section stands there."""
+
+    place: tuple[str | None, ...]  # None is any key or position
+    tag: str
+    kinds: Mapping[str, type[BaseModel]]
+
+    def holds(self, place: Location) -> bool:
+        """Whether a place lies at or under this one."""
+        parts = zip(self.place, place, strict=False)
+        return len(place) >= len(self.place) and all(mine in (None, other) for mine, other in parts)
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel], tagged: Sequence[Tagged]) -> list[str]:
+    """One line a mistake; of tagged sections pydantic puts the kind's name into the place of an error."""
     items = error.errors(include_url=False)
     # A list with a wrong item counts as too short as well: the item's own error says what is wrong.
     wrong_inside = {item["loc"][:at] for item in items for at in range(len(item["loc"]))}
     told = [item for item in items if item["type"] != "too_short" or item["loc"] not in wrong_inside]
-    return [_describe(dict(item), model, rules) for item in told]
+    return [_describe(dict(item), model, tagged) for item in told]
 
 
-def _describe(item: dict[str, Any], model: type[BaseModel], rules: Mapping[str, type[BaseModel]]) -> str:
-    kind, found, place = item["type"], item.get("input"), tuple(item["loc"])
-    section, location = (model, place)
-    if place[:2] == ("decide", "criteria") and len(place) > 3:  # decide, criteria, 0, at_least, threshold
-        section, location = rules[str(place[3])], (*place[:3], *place[4:])
-    if kind in ("union_tag_not_found", "union_tag_invalid"):
-        location = (*location, "rule")
+def _describe(item: dict[str, Any], model: type[BaseModel], tagged: Sequence[Tagged]) -> str:
+    kind, found = item["type"], item.get("input")
+    section, location = model, tuple(item["loc"])
+    here = next((place for place in tagged if place.holds(location)), None)
+    if here and len(location) > len(here.place):  # decide, criteria, 0, at_least, threshold
+        at = len(here.place)
+        section, location = here.kinds[str(location[at])], (*location[:at], *location[at + 1 :])
+    if here and kind in ("union_tag_not_found", "union_tag_invalid"):
+        location = (*location, here.tag)
     key = ".".join(str(part) for part in location) or "(top level)"
-    if kind == "union_tag_invalid" and isinstance(found, dict):
-        return f"{key}: must be {item['ctx']['expected_tags']}; found {found['rule']!r}"
+    if here and kind == "union_tag_invalid" and isinstance(found, dict):
+        return f"{key}: must be {item['ctx']['expected_tags']}; found {found[here.tag]!r}"
     if kind in ("missing", "union_tag_not_found"):
         return f"{key}: is missing; nothing that changes a result has a default, so write it"
     if kind == "extra_forbidden":
@@ -36,7 +53,7 @@ def _describe(item: dict[str, Any], model: type[BaseModel], rules: Mapping[str, 
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         return f"{key}: unknown key; " + (f"did you mean {near[0]}?" if near else "remove it")
     if kind == "value_error":
-        return f"{key}: {item['ctx']['error']}"
+        return f"{key}: {item['ctx']['error']}" if location else str(item["ctx"]["error"])
     message = re.sub(r"^(Input|String|Value|Tuple) should", "must", item["msg"])
     return f"{key}: {message}; found {found!r}"
 

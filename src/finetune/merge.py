@@ -4,23 +4,23 @@ Reads `out/adapter`, the base and some rows of `data/validated`; writes `out/mer
 servers load without PEFT. What merging changes is measured on what was read back from the disk, and told.
 """
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import publish_directory, read_manifest, write_manifest
-from finetune.config import Config, ModelConfig
-from finetune.console import gigabytes, progress, say, table
-from finetune.errors import DataError, MachineError
+from finetune.config import Config
+from finetune.config_model import ModelConfig
+from finetune.console import progress, say, table
+from finetune.errors import DataError
 from finetune.machine import require_device, set_device_environment, versions
 from finetune.model.adapter import load_adapter
 from finetune.model.base import identify_base, load_base
+from finetune.model.merging import merge, save_model, sixteen_bit, untie
 from finetune.model.tokens import IGNORED, load_tokenizer
 from finetune.paths import Paths
 
-MERGED = Path("out/merged")
 COMPARED = 32  # rows of the validation split, evenly spread
 HELD = ("dtype", "quantization", "chat_template", "pad_token")  # what of the model section says what was evaluated
 # How many roundings of a logit two forms of one model may lie apart in the mean: each rounds its logits once, and layer
@@ -59,24 +59,18 @@ def run(config: Config, paths: Paths) -> None:
     forms["adapted"] = measure(model, rows, "base and adapter")
     with model.disable_adapter():
         forms["base"] = measure(model, rows, "base")
-    with publish_directory(paths.root / MERGED) as folder:
+    with publish_directory(paths.merged) as folder:
         save_model(merge(model), folder)
         del model
         load_tokenizer(config.model, paths.adapter).save_pretrained(folder)
         again = whole.model_copy(update={"base": str(folder), "revision": None})
         forms["merged"] = measure(load_base(again, device).eval(), rows, "merged")
         compared = compare_forms(forms, whole.dtype)
-        stop_unless_the_same(compared, paths.root / MERGED)
+        stop_unless_the_same(compared, paths.merged)
         held = {key: manifest["params"]["model"][key] for key in ("dtype", "quantization")}
         content = {"adapter_sha256": manifest["adapter_sha256"], "base": manifest["base"], "dtype": whole.dtype}
         write_manifest(folder, {**content, "evaluated": held, "compared": compared, "versions": versions()})
     show(compared, config.model, whole.dtype)
-
-
-def sixteen_bit(model: ModelConfig) -> ModelConfig:
-    """The base unquantized in 16 bit: in float16 where the run was, else in bfloat16."""
-    dtype = "float16" if model.dtype == "float16" else "bfloat16"
-    return model.model_copy(update={"dtype": dtype, "quantization": "none"})
 
 
 def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
@@ -116,42 +110,6 @@ def cut_packed(row: dict[str, Any]) -> Iterable[Row]:
     for length in row.get("seq_lengths") or [len(row["input_ids"])]:
         yield row["input_ids"][start : start + length], row["labels"][start : start + length]
         start += length
-
-
-def untie(base: Any, manifest: dict[str, Any]) -> Any:
-    """The base with a loss head of its own, where it shares one with embeddings that have an adapter."""
-    import torch
-
-    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
-    if head is not None and head.weight is embeddings.weight:
-        names = [name.rsplit(".", 1)[-1] for name, module in base.named_modules() if module is embeddings]
-        if set(names) & set(manifest["params"]["adapter"]["target_modules"]):
-            head.weight = torch.nn.Parameter(embeddings.weight.detach().clone(), requires_grad=False)
-            base.config.tie_word_embeddings = False
-    return base
-
-
-def merge(model: Any) -> Any:
-    """The base with the adapter's sum in its weights; DataError where that is not finite."""
-    try:
-        return model.merge_and_unload(safe_merge=True)
-    except ValueError as error:  # PEFT's own check
-        first = str(error).strip().split("\n", 1)[0]
-        raise DataError(f"out/adapter: can't be merged: {first}; train again with a lower rate") from None
-
-
-def save_model(model: Any, folder: Path) -> None:
-    """Write weights (safetensors) and configs; MachineError where the disk has no room for them."""
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise MachineError(f"{MERGED}: {gigabytes(needed)} are needed and {gigabytes(free)} free; free some space")
-    settings = model.generation_config
-    if not settings.do_sample and {settings.temperature, settings.top_p} - {None, 1.0}:
-        settings.do_sample = True  # settings for sampling with sampling switched off: transformers refuses to save them
-    model.save_pretrained(folder)
-    for path in folder.glob("*.safetensors"):
-        path.chmod(0o644)  # safetensors writes it for the owner alone
 
 
 def measure(model: Any, rows: Sequence[Row], what: str) -> Measured:
@@ -239,7 +197,7 @@ def show(compared: dict[str, Any], model: ModelConfig, dtype: str) -> None:
     if "evaluated" in compared["loss"]:
         say(what_changed(kept, dtype))
     say("the verdict was on base + adapter, not on this model: evaluate it on its own before it ships")
-    say(f"{MERGED}: loads without PEFT; its figures are in {MERGED}/manifest.json")
+    say(f"{Paths().merged}: loads without PEFT; its figures are in {Paths().merged}/manifest.json")
 
 
 def what_changed(kept: str, dtype: str) -> str:

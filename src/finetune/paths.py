@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+FINISHED = "finished"  # the mark of a run whose checkpoints nobody needs once DVC has stored its outputs
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -29,6 +31,11 @@ class Paths:
     def adapter(self) -> Path:
         """The published adapter with its tokenizer and manifest."""
         return self.root / "out/adapter"
+
+    @property
+    def merged(self) -> Path:
+        """Base and adapter as one model, where `make merge` wrote it."""
+        return self.root / "out/merged"
 
     @property
     def predictions(self) -> Path:
@@ -64,6 +71,16 @@ class Paths:
     def checkpoints(self) -> Path:
         """One folder a run, named by its fingerprint; outside DVC's outs, which a new start deletes."""
         return self.work / "checkpoints"
+
+    @property
+    def evaluation(self) -> Path:
+        """What evaluate keeps of an interrupted run: answers by then, adapters fetched, a merged model."""
+        return self.work / "evaluate"
+
+    @property
+    def seeds(self) -> Path:
+        """What the runs of one recipe under several seeds came to; in git."""
+        return self.root / "data/seeds.json"
 
     @property
     def status(self) -> Path:

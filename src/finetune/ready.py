@@ -10,9 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from finetune.background.running import require_idle
-from finetune.config import Config, Environment
+from finetune.config import Config
+from finetune.config_evaluate import Classification, RecordedForm
+from finetune.config_model import Environment
 from finetune.console import say
 from finetune.errors import MachineError
+from finetune.evaluate.recorded import check_recorded
 from finetune.paths import Paths
 from finetune.recipes import read_recipe
 
@@ -24,10 +27,23 @@ def check(root: Path, recipe: str | None) -> None:
     """
     config = read_recipe(recipe, root)
     require_idle(Paths(root))
+    check_evaluation(config, root)
     missing = why_not_here(config)
     if missing:
         say(f"recipe {config.recipe} can't run here; looking for one that can")
         raise MachineError(refusal(root, recipe, config, missing))
+
+
+def check_evaluation(config: Config, root: Path) -> None:
+    """ConfigError or DataError where what evaluate reads beside the test set is missing or broken: hours later it
+    would be told all the same."""
+    from finetune.evaluate.scorers import build_scorers
+
+    asked = config.evaluate
+    read = {name: scorer for name, scorer in asked.scorers.items() if not isinstance(scorer, Classification)}
+    build_scorers(read, {}, [], root)
+    if isinstance(asked.baseline, RecordedForm):
+        check_recorded(asked.baseline, root)
 
 
 def why_not_here(config: Config) -> str | None:

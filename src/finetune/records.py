@@ -6,7 +6,8 @@ One example of `data/prepared/train.jsonl`, shortened:
      "messages": [{"role": "system", "content": "…"}, {"role": "user", "content": "…"},
                   {"role": "assistant", "content": "ValueError"}]}
 
-Where a row has them, also `label` (of a classification) and `tools` (what the assistant may call, as JSON schemas).
+Where a row has them, also `label` (of a classification), `tools` (what the assistant may call, as JSON schemas) and
+`group` (whose rows stay in one split).
 """
 
 import hashlib
@@ -14,10 +15,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune.config_types import ALL
 from finetune.errors import DataError
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -65,6 +67,7 @@ class Example:
     messages: tuple[Message, ...]
     label: str | None = None
     tools: tuple[Tool, ...] = ()
+    group: str | None = None  # a hash of the user's or conversation's name; its examples are one piece of evidence
 
     def to_json(self) -> dict[str, Any]:
         """One line of a split: no key without a value."""
@@ -74,6 +77,8 @@ class Example:
         fields["messages"] = [message.to_json() for message in self.messages]
         if self.tools:
             fields["tools"] = list(self.tools)
+        if self.group is not None:
+            fields["group"] = self.group
         return fields
 
     @property
@@ -89,37 +94,47 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one model generated for one prompt, and how probable it found the reference."""
+    """What one side answered to one prompt, and how it was scored; None where that can't be known of this side."""
 
     text: str
-    tokens: int
-    finished: bool  # ended by the template's end token, not by the limit
-    exact_match: bool
-    reference_nats: float  # summed negative log-likelihood of the reference's tokens
+    tokens: int | None
+    finished: bool | None  # ended by the template's end token, not by the limit
+    reference_nats: float | None = None  # summed negative log-likelihood of the reference's tokens
+    failed: str | None = None  # why there is no answer
+    scores: dict[str, float | None] = field(default_factory=dict)  # by scorer; None: it could not score this answer
+    labels: dict[str, str | None] = field(default_factory=dict)  # by classification scorer; None: none of its classes
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Both models' answers to one test example."""
+    """Both sides' answers to one test example; examples of one `cluster` (a group, one prompt) are no new evidence."""
 
     id: str
     agent: str
+    source: str
+    cluster: str
     prompt: str
     reference: str
     reference_tokens: int
     baseline: Answer
     candidate: Answer
 
+    def is_of(self, group: str) -> bool:
+        """Whether it belongs to a group: all, an agent or a source."""
+        return group in (ALL, self.agent, self.source)
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds and new tokens of both models' answers to one prompt, given one at a time."""
+    """Seconds and new tokens of both sides' answers to one prompt, given one at a time; first: to the first token."""
 
     id: str
     baseline_seconds: float
-    baseline_tokens: int
+    baseline_first: float | None
+    baseline_tokens: int | None
     candidate_seconds: float
-    candidate_tokens: int
+    candidate_first: float | None
+    candidate_tokens: int | None
 
 
 def text_key(messages: Sequence[Message]) -> bytes:

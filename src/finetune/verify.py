@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import pipeline_lock, read_json, read_manifest
-from finetune.config import Config, Environment, load_config, parse_config
+from finetune.config import Config, load_config, parse_config
+from finetune.config_model import Environment
 from finetune.console import say, table
 from finetune.errors import ConfigError, DataError, InterruptedRunError
 from finetune.machine import arithmetic, require_device, set_device_environment

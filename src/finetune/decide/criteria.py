@@ -5,262 +5,158 @@ side of the target, fails when the whole interval is on the bad side, and is inc
 estimate alone is compared, which proves nothing.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
-from finetune.config import (
-    AtLeast,
-    BetterThanBaseline,
-    Criterion,
-    LatencyAtMost,
-    MemoryAtMost,
-    NotWorseThanBaseline,
-    QualityCriterion,
-)
-from finetune.config_types import ALL
-from finetune.metrics import weighted_macro_f1
+from finetune.bootstrap import mean_interval, relative_improvement
+from finetune.config_decide import Criterion, LatencyAtMost, LatencyQuantileAtMost, MemoryAtMost, QualityCriterion
+from finetune.config_evaluate import Metric
+from finetune.decide.outcomes import Gate, Outcome, above, below, conclude, unmeasured
+from finetune.decide.quality import judge_quality
 from finetune.records import Prediction, Timing
-from finetune.stats import (
-    Interval,
-    clopper_pearson,
-    mcnemar_exact,
-    mean_interval,
-    relative_improvement,
-    resample,
-    tango,
-)
+from finetune.stats import Interval, examples_needed_quantile, quantile_upper
 
-Status = Literal["pass", "fail", "inconclusive", "unmeasured"]
+ENOUGH_PEAKS = 3  # fresh processes, the largest of which is taken
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the gate judges."""
+    """What the gate judges; `recorded` names a baseline that was not measured in this session."""
 
     predictions: Sequence[Prediction]
     latency: Sequence[Timing]
     memory_bytes: Sequence[int]  # one peak a fresh process
-
-    def of(self, group: str) -> list[Prediction]:
-        """The predictions of one agent, or all."""
-        return [item for item in self.predictions if group in (ALL, item.agent)]
+    metrics: Mapping[str, Metric]
+    recorded: str | None = None
 
     def seconds(self) -> tuple[list[float], list[float]]:
         """The latencies of candidate and baseline, paired by prompt."""
         return [row.candidate_seconds for row in self.latency], [row.baseline_seconds for row in self.latency]
 
 
-@dataclass(frozen=True)
-class Gate:
-    """How the evidence is judged: the policy, the confidence of one look, the seed of the bootstraps."""
-
-    policy: Literal["interval", "point"]
-    confidence: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One line of the gate. `lower` and `upper` are one-sided bounds, each at the stated confidence."""
-
-    criterion: str
-    about: Literal["quality", "latency", "memory"]
-    status: Status
-    target: float
-    estimate: float | None
-    lower: float | None
-    upper: float | None
-    unit: str
-    method: str
-    reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """For the report; a bound that is not finite is null."""
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(self).items()
-        }
-
-
 def judge(criterion: Criterion, evidence: Evidence, gate: Gate) -> list[Outcome]:
     """The outcomes of one criterion; a latency criterion with an asked improvement has two."""
-    if isinstance(criterion, LatencyAtMost):
+    if isinstance(criterion, LatencyAtMost | LatencyQuantileAtMost):
+        trouble = latency_trouble(evidence)
+        if trouble:
+            return [unmeasured(criterion, "latency", criterion.seconds, trouble, "s")]
+        if isinstance(criterion, LatencyQuantileAtMost):
+            return [judge_quantile(criterion, evidence, gate)]
         return judge_latency(criterion, evidence, gate)
     if isinstance(criterion, MemoryAtMost):
         return [judge_memory(criterion, evidence)]
     assert isinstance(criterion, QualityCriterion)
-    predictions = evidence.of(criterion.group)
-    if not predictions:
-        reason = f"no test example belongs to {criterion.group}"
-        return [unmeasured(criterion, math.nan, "", reason)]
-    judged = judge_exact_match if criterion.metric == "exact_match" else judge_macro_f1
-    return [judged(criterion, predictions, gate)]
+    return [judge_quality(criterion, evidence.metrics[criterion.metric], evidence.predictions, gate)]
 
 
-def judge_exact_match(criterion: QualityCriterion, predictions: Sequence[Prediction], gate: Gate) -> Outcome:
-    """A share of right answers: exact interval, paired score interval, or exact McNemar test."""
-    n = len(predictions)
-    if isinstance(criterion, AtLeast):
-        right = sum(item.candidate.exact_match for item in predictions)
-        lower, upper = (clopper_pearson(right, n, gate.confidence, side) for side in ("lower", "upper"))
-        return at_least(criterion, criterion.threshold, lower, upper, gate, f"{right} of {n} right")
-    gained, lost = discordant(predictions)
-    seen = f"of {n}, {gained} right only by the candidate, {lost} only by the baseline"
-    lower, upper = (tango(gained, lost, n, gate.confidence, side) for side in ("lower", "upper"))
-    if isinstance(criterion, NotWorseThanBaseline):
-        return at_least(criterion, -criterion.margin, lower, upper, gate, seen, strict=True)
-    assert isinstance(criterion, BetterThanBaseline)
-    alpha = 1 - gate.confidence
-    better, worse = (mcnemar_exact(gained, lost, side) for side in ("greater", "less"))
-    status: Status = "pass" if better < alpha else "fail" if worse < alpha else "inconclusive"
-    if gate.policy == "point":
-        status = "pass" if gained > lost else "fail"
-    reason = f"{seen}; exact McNemar p = {better:.2g}, below {alpha:.3g} asked"
-    return outcome(criterion, status, 0.0, lower, upper, reason)
-
-
-def discordant(predictions: Sequence[Prediction]) -> tuple[int, int]:
-    """How many examples only the candidate got right, and how many only the baseline."""
-    gained = sum(item.candidate.exact_match and not item.baseline.exact_match for item in predictions)
-    lost = sum(item.baseline.exact_match and not item.candidate.exact_match for item in predictions)
-    return gained, lost
-
-
-def judge_macro_f1(criterion: QualityCriterion, predictions: Sequence[Prediction], gate: Gate) -> Outcome:
-    """Macro-F1 or its paired difference, by a bootstrap over examples, stratified by agent."""
-    references = [item.reference.strip() for item in predictions]
-    candidate = weighted_macro_f1(references, [item.candidate.text.strip() for item in predictions])
-    baseline = weighted_macro_f1(references, [item.baseline.text.strip() for item in predictions])
-    strata = [item.agent for item in predictions]
-    alone = isinstance(criterion, AtLeast)
-
-    def statistic(weights: Any) -> float:
-        return candidate(weights) if alone else candidate(weights) - baseline(weights)
-
-    bounds = (0.0, 1.0) if alone else (-1.0, 1.0)
-    lower, upper = (
-        resample(
-            statistic,
-            len(predictions),
-            gate.confidence,
-            side,
-            gate.seed,
-            strata=strata,
-            bounds=bounds,
-        )
-        for side in ("lower", "upper")
-    )
-    ones = np.ones(len(predictions))
-    seen = f"candidate {candidate(ones):.3f}, baseline {baseline(ones):.3f}, {len(predictions)} examples"
-    if isinstance(criterion, AtLeast):
-        return at_least(criterion, criterion.threshold, lower, upper, gate, seen)
-    target = -criterion.margin if isinstance(criterion, NotWorseThanBaseline) else 0.0
-    return at_least(criterion, target, lower, upper, gate, seen, strict=True)
+def latency_trouble(evidence: Evidence) -> str | None:
+    """Why the times mean nothing; None where they do."""
+    if len(evidence.latency) < 2:
+        return "no latency was measured"
+    if min(map(min, evidence.seconds())) <= 0:
+        return "a measured time is not above zero; the clock went backwards"
+    return None
 
 
 def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> list[Outcome]:
     """The mean against the limit, and the paired improvement on the baseline where one is asked for."""
-    if len(evidence.latency) < 2:
-        return [unmeasured(criterion, criterion.seconds, "s", "no latency was measured")]
     candidate, baseline = evidence.seconds()
-    if min(candidate + baseline) <= 0:
-        reason = "a measured time is not above zero; the clock went backwards"
-        return [unmeasured(criterion, criterion.seconds, "s", reason)]
     lower, upper = (
-        mean_interval(candidate, gate.confidence, side, gate.seed, bounds=(0.0, math.inf))
+        mean_interval(candidate, gate.confidence, side, gate.seed, bounds=(0.0, float("inf")))
         for side in ("lower", "upper")
     )
-    seen = f"mean of {len(candidate)} prompts, one at a time; baseline {sum(baseline) / len(baseline):.3f} s"
+    where = f"recorded as {evidence.recorded}, not measured beside it" if evidence.recorded else "in the same session"
+    mean = sum(baseline) / len(baseline)
+    seen = f"mean of {len(candidate)} prompts, one at a time; baseline {mean:.3f} s, {where}"
     limit = criterion.seconds
-    status: Status = "pass" if upper.upper < limit else "fail" if lower.lower >= limit else "inconclusive"
-    if gate.policy == "point":
-        status = "pass" if lower.estimate < limit else "fail"
-    found = [outcome(criterion, status, limit, lower, upper, seen, unit="s")]
+    status = below(lower, upper, limit, gate, strict=True)
+    found = [conclude(criterion, "latency", status, limit, lower, upper, seen, unit="s", higher_is_better=False)]
     if criterion.improvement is not None:
         low, high = (
             relative_improvement(candidate, baseline, gate.confidence, side, gate.seed) for side in ("lower", "upper")
         )
-        found.append(
-            at_least(criterion, criterion.improvement, low, high, gate, "1 - mean(candidate) / mean(baseline), paired")
-        )
+        status = above(low, high, criterion.improvement, gate)
+        reason = f"1 - mean(candidate) / mean(baseline), paired; baseline {where}"
+        found.append(conclude(criterion, "latency", status, criterion.improvement, low, high, reason))
     return found
+
+
+def judge_quantile(criterion: LatencyQuantileAtMost, evidence: Evidence, gate: Gate) -> Outcome:
+    """A quantile against the limit, by bounds that hold for every distribution."""
+    import numpy as np
+
+    candidate, _ = evidence.seconds()
+    q, limit = criterion.quantile, criterion.seconds
+    highest = quantile_upper(candidate, q, gate.confidence)
+    lowest = quantile_upper([-value for value in candidate], 1 - q, gate.confidence)
+    needed = examples_needed_quantile(q, gate.confidence)
+    reason = f"of {len(candidate)} prompts, one at a time"
+    if highest is None:
+        reason += f"; {needed} are needed to bound this quantile from above"
+    estimate = float(np.quantile(candidate, q))
+    method = "order statistic" if highest is not None else "none: too few prompts"
+    lower = Interval(estimate, 0.0 if lowest is None else -lowest, float("inf"), gate.confidence, method)
+    upper = Interval(estimate, 0.0, float("inf") if highest is None else highest, gate.confidence, method)
+    status = below(lower, upper, limit, gate, strict=True)
+    return conclude(criterion, "latency", status, limit, lower, upper, reason, unit="s", higher_is_better=False)
 
 
 def judge_memory(criterion: MemoryAtMost, evidence: Evidence) -> Outcome:
     """The largest of at least three fresh processes; zero or absent is unmeasured and never passes."""
     peaks, limit = evidence.memory_bytes, criterion.limit_bytes
-    if len(peaks) < 3 or min(peaks) <= 0:
+    if len(peaks) < ENOUGH_PEAKS or min(peaks) <= 0:
         reason = f"{len(peaks)} peaks, the least {min(peaks, default=0)}; three above zero are needed"
-        return unmeasured(criterion, limit, "bytes", reason)
-    status: Status = "pass" if max(peaks) <= limit else "fail"
-    reason = f"the largest of {len(peaks)} fresh processes"
+        return unmeasured(criterion, "memory", limit, reason, "bytes")
     return Outcome(
         criterion=criterion.describe(),
         about="memory",
-        status=status,
+        status="pass" if max(peaks) <= limit else "fail",
         target=limit,
         estimate=max(peaks),
         lower=min(peaks),
         upper=max(peaks),
         unit="bytes",
         method="largest observed",
-        reason=reason,
+        reason=f"the largest of {len(peaks)} fresh processes",
+        higher_is_better=False,
     )
 
 
-def subject(criterion: Criterion) -> Literal["quality", "latency", "memory"]:
-    """What a criterion is about."""
-    if isinstance(criterion, LatencyAtMost):
-        return "latency"
-    return "memory" if isinstance(criterion, MemoryAtMost) else "quality"
-
-
-def unmeasured(criterion: Criterion, target: float, unit: str, reason: str) -> Outcome:
-    """No figure, so no verdict on it; it never passes."""
-    return Outcome(
-        criterion.describe(), subject(criterion), "unmeasured", target, None, None, None, unit, "none", reason
-    )
-
-
-def at_least(
-    criterion: Criterion,
-    target: float,
-    lower: Interval,
-    upper: Interval,
-    gate: Gate,
-    reason: str,
-    *,
-    strict: bool = False,
+def judge_seeds(
+    asked: int, seed: int, recorded: Mapping[str, Any], test_sha256: str, mine: Sequence[Outcome]
 ) -> Outcome:
-    """Pass where the lower bound reaches the target (`strict`: exceeds it), fail where the upper one stays below."""
-    passed = lower.lower > target if strict else lower.lower >= target
-    failed = upper.upper <= target if strict else upper.upper < target
-    if gate.policy == "point":
-        passed = lower.estimate > target if strict else lower.estimate >= target
-        failed = not passed
-    return outcome(criterion, "pass" if passed else "fail" if failed else "inconclusive", target, lower, upper, reason)
+    """Whether so many seeds of this recipe pass every criterion on this test set, this run among them.
 
-
-def outcome(
-    criterion: Criterion, status: Status, target: float, lower: Interval, upper: Interval, reason: str, unit: str = ""
-) -> Outcome:
-    """An Outcome from its two one-sided bounds; a bootstrap that refused says why."""
-    if lower.refused or upper.refused:
-        refusal = lower.method if lower.refused else upper.method
-        reason = f"{reason}; {refusal.removeprefix('none: ')}"
+    `recorded` is by seed what `make seeds` wrote into data/seeds.json.
+    """
+    names = [item.criterion for item in mine]
+    runs = {name: run for name, run in recorded.items() if run["test_sha256"] == test_sha256 and name != str(seed)}
+    known = {
+        name: [run["criteria"][criterion]["status"] for criterion in names]
+        for name, run in runs.items()
+        if all(criterion in run["criteria"] for criterion in names)
+    }
+    known[str(seed)] = [item.status for item in mine]
+    passing = [name for name, found in known.items() if set(found) == {"pass"}]
+    statuses: set[str] = {status for found in known.values() for status in found}
+    worst: Literal["pass", "fail", "inconclusive", "unmeasured"] = "pass"
+    if len(known) < asked or "unmeasured" in statuses:
+        worst = "unmeasured"
+    elif len(passing) < len(known):
+        worst = "fail" if "fail" in statuses else "inconclusive"
+    reason = f"{len(passing)} of {len(known)} seeds pass every criterion (make seeds N={asked} runs what is missing)"
+    if worst == "pass":
+        reason = f"every criterion passes under each of the seeds {', '.join(sorted(known))}"
     return Outcome(
-        criterion=criterion.describe(),
-        about=subject(criterion),
-        status=status,
-        target=target,
-        estimate=lower.estimate,
-        lower=lower.lower,
-        upper=upper.upper,
-        unit=unit,
-        method=lower.method.split(":")[0],
+        criterion=f"all of {asked} seeds pass",
+        about="seeds",
+        status=worst,
+        target=asked,
+        estimate=len(passing),
+        lower=None,
+        upper=None,
+        unit="seeds",
+        method="the worst of them",
         reason=reason,
     )

@@ -1,26 +1,61 @@
-"""`reports/report.html`, one file that opens offline, and the model card: filled from the other reports."""
+"""What people read at the end: `reports/report.html`, `reports/summary.md` and the model card, filled from the reports.
 
-import math
-from collections.abc import Sequence
+The page is one file that opens offline. Its policy lets run and style only what was written here: everything else,
+also a text of the data that looks like a script, is text.
+"""
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.decide.criteria import Outcome
-from finetune.decide.plots import Curves, draw
+from markupsafe import Markup
+
+from finetune.decide import page
+from finetune.decide.classes import show_classes
+from finetune.decide.examples import show_examples
+from finetune.decide.headline import LEADS, headline, leading, provisos
+from finetune.decide.ledger import show_findings, show_ledger, show_provenance, show_risks
+from finetune.decide.model_card import card_data, hub_names, loading_name
+from finetune.decide.outcomes import Outcome
+from finetune.decide.plots import Curves
+from finetune.decide.readings import known_metrics, read_outcomes, side_names
 from finetune.decide.verdict import Verdict
+from finetune.decide.words import (
+    amount,
+    code_markdown,
+    count_told,
+    counted,
+    duration,
+    figure,
+    listed,
+    name,
+    percent,
+    plain_markdown,
+    plain_name,
+    printable,
+    told,
+)
 from finetune.records import Prediction
 
 TEMPLATES = Path(__file__).parent
-SHOWN_EXAMPLES = 12
-PANELS = (
-    (("loss", "validation_loss"), "Loss (nats a token)"),
-    (("learning_rate",), "Learning rate"),
-    (("gradient_norm",), "Gradient norm"),
-)
+FILTERS: dict[str, Callable[..., Any]] = {
+    "amount": amount,
+    "code": code_markdown,
+    "count": count_told,
+    "counted": counted,
+    "duration": duration,
+    "figure": figure,
+    "listed": listed,
+    "name": name,
+    "percent": percent,
+    "told": told,
+}
 
 
 def render(template: str, **content: Any) -> str:
-    """A template of this folder, filled; everything put into HTML is escaped."""
+    """A template of this folder, filled; everything put into HTML or Markdown is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -30,80 +65,97 @@ def render(template: str, **content: Any) -> str:
         finalize=printable if template.endswith(".html.j2") else plain_markdown,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    environment.filters |= {"amount": amount, "percent": lambda value: f"{100 * value:.1f}%"}
+    environment.filters |= FILTERS
     return environment.get_template(template).render(**content)
 
 
-def printable(value: Any) -> Any:
-    """Text without control characters, which would act on a terminal or break the page; other values as they are."""
-    if isinstance(value, str) and not value.isprintable():
-        kept = "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in value)
-        return type(value)(kept)  # text marked as safe HTML stays marked
-    return value
+def read_asset(file: str) -> tuple[Markup, str]:
+    """A file of this folder to stand in the page, and its hash as a content policy names it."""
+    text = (TEMPLATES / file).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Markup(text), f"'sha256-{digest}'"  # noqa: S704 - written here, and holds no text of the run
 
 
-def plain_markdown(value: Any) -> Any:
-    """Text that can't leave its table cell or bring HTML along."""
-    if isinstance(value, str):
-        return str(printable(value)).replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
-    return value
-
-
-def amount(value: float | None, unit: str = "") -> str:
-    """A figure for people: bytes as GB, seconds as s, shares with three digits, a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "n/a"
-    if unit == "bytes":
-        return f"{value / 1e9:.2f} GB"
-    return f"{value:.3f}{' ' + unit if unit else ''}"
-
-
-def bar(item: Outcome) -> dict[str, float] | None:
-    """Where interval, estimate and target stand on a line, in percent of its width; None where nothing was measured."""
-    if item.estimate is None or item.lower is None or item.upper is None:
-        return None
-    known = [value for value in (item.estimate, item.lower, item.upper, item.target) if math.isfinite(value)]
-    if item.unit:
-        low, high = 0.0, 1.15 * max(known)
-    else:
-        low, high = (min(0.0, *known), 1.0)
-    span = (high - low) or 1.0
-
-    def at(value: float) -> float:
-        return round(100 * (min(max(value, low), high) - low) / span, 2)
-
-    left, right = at(item.lower), at(item.upper)
-    return {"left": left, "width": max(right - left, 0.4), "estimate": at(item.estimate), "target": at(item.target)}
-
-
-def worst_examples(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
-    """Answers that were lost first (the base had them right), then the wrong ones it found least probable."""
-    wrong = [item for item in predictions if not item.candidate.exact_match]
-    return sorted(
-        wrong,
-        key=lambda item: (
-            not item.baseline.exact_match,
-            -item.candidate.reference_nats / item.reference_tokens,
-            item.id,
-        ),
-    )[:count]
+def content_policy(style: str, script: str) -> str:
+    """Nothing is loaded from anywhere; only the page's own style and script, known by their hashes, act."""
+    return f"default-src 'none'; style-src {style}; script-src {script}; base-uri 'none'; form-action 'none'"
 
 
 def render_report(
     verdict: Verdict,
     outcomes: Sequence[Outcome],
     predictions: Sequence[Prediction],
-    reports: dict[str, Any],
+    reports: Mapping[str, Any],
     curves: Curves,
 ) -> str:
-    """The page: verdict first, then criteria, curves, groups, the worst examples, ledger and provenance."""
+    """The page: the verdict in one sentence first, then its evidence, down to the hashes."""
+    evaluation = reports["evaluation"]
+    readings = read_outcomes(outcomes, reports)
+    (style, style_hash), (script, script_hash) = read_asset("report.css"), read_asset("report.js")
     return render(
         "report.html.j2",
-        verdict=verdict,
-        outcomes=[(item, bar(item)) for item in outcomes],
-        panels=[draw(curves, names, title) for names, title in PANELS],
-        worst=worst_examples(predictions, SHOWN_EXAMPLES),
-        wrong=sum(not item.candidate.exact_match for item in predictions),
-        **reports,
+        style=style,
+        script=script,
+        policy=content_policy(style_hash, script_hash),
+        figures=page.show_key_figures(readings, leading(readings, verdict), reports),
+        criteria=page.show_criteria(readings),
+        groups=page.show_groups(evaluation, predictions),
+        answers=page.show_answers(evaluation["groups"]),
+        classes=show_classes(evaluation.get("classes") or {}),
+        charts=page.show_curves(curves),
+        examples=show_examples(predictions, known_metrics(evaluation["scorers"])),
+        latency=page.show_latency(reports["cost"]["latency"], reports.get("timings") or ()),
+        ledger=show_ledger(reports),
+        risks=show_risks(reports["prepare"]),
+        plan=page.show_plan(reports),
+        findings=show_findings(reports["validation"]["findings"]),
+        seeds=page.show_seeds(reports.get("seeds"), readings),
+        provenance=show_provenance(reports),
+        **shared(verdict, outcomes, reports),
     )
+
+
+def render_summary(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> str:
+    """The same in a screenful of Markdown, for a pull request."""
+    return render(
+        "summary.md.j2",
+        readings=read_outcomes(outcomes, reports),
+        groups=page.show_groups(reports["evaluation"], ()),
+        **shared(verdict, outcomes, reports),
+    )
+
+
+def render_card(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> str:
+    """The model card: metadata as the Hub reads it, then what the adapter is good for, and how that is known."""
+    base = reports["evaluation"]["base"]
+    return render(
+        "model_card.md.j2",
+        front_matter=Markup(card_data(reports).to_yaml()),  # noqa: S704 - written by a YAML library, name by name
+        loading=loading_name(base),
+        local=base["revision"].startswith("sha256:"),
+        hub=hub_names(reports["prepare"]),
+        readings=read_outcomes(outcomes, reports),
+        groups=page.show_groups(reports["evaluation"], ()),
+        **shared(verdict, outcomes, reports),
+    )
+
+
+def shared(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> dict[str, Any]:
+    """What all three tell: the sentence, the provisos, what would change the verdict, and the reports."""
+    sentence = headline(verdict, outcomes, reports)
+    lead = LEADS.get(verdict.name, verdict.name)
+    base = reports["evaluation"]["base"]
+    return {
+        **{key: reports[key] for key in ("recipe", "seed", "look", "confidence", "decide")},
+        **{key: reports[key] for key in ("prepare", "validation", "train", "train_cost", "evaluation", "cost")},
+        "verdict": verdict,
+        "lead": lead,
+        "headline": sentence,
+        "sentence": sentence.removeprefix(f"{lead}: ")[:1].upper() + sentence.removeprefix(f"{lead}: ")[1:],
+        "provisos": provisos(reports),
+        "changes": list(reports.get("changes") or ()),
+        "sides": side_names(reports["evaluation"]),
+        "base_name": plain_name(base["name"], base["revision"]),
+    }

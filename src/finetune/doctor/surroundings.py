@@ -13,7 +13,8 @@ from pathlib import Path
 from packaging.markers import Marker
 from packaging.utils import canonicalize_name
 
-from finetune.config import Config, Environment, ModelConfig
+from finetune.config import Config
+from finetune.config_model import Environment, ModelConfig
 from finetune.doctor.computer import Check, ask, model_cache
 from finetune.model.base import is_whole
 

@@ -3,58 +3,46 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.config import Config, Environment, EvaluateConfig
+from finetune.config_evaluate import EvaluateConfig, ServerForm
 from finetune.console import progress
 from finetune.errors import MachineError
-from finetune.evaluate.generate import generate
-from finetune.machine import synchronize
-from finetune.records import Timing
+from finetune.evaluate.sides import Sides
+from finetune.evaluate.timed import Timed
+from finetune.records import Example, Timing
 
 
-def measure_latency(
-    model: Any,
-    prompts: Sequence[tuple[str, list[int]]],
-    settings: dict[str, Any],
-    warmup: int,
-    environment: Environment,
-) -> list[Timing]:
-    """Seconds and new tokens of base and candidate for each prompt (example id, token ids), one at a time.
+def measure_latency(sides: Sides, examples: Sequence[Example], warmup: int) -> tuple[list[Timing], list[Timed | None]]:
+    """Seconds and new tokens of both sides for each prompt, one at a time, and the candidate's answers.
 
     The two take turns prompt by prompt, and in turns who goes first, so that a busy machine burdens both alike. The
-    first `warmup` answers warm caches up and are not counted.
+    first `warmup` answers warm caches up and are not counted. What was recorded elsewhere is taken as it was.
     """
-    rounds = [prompts[at % len(prompts)] for at in range(warmup)] + list(prompts)
-    measured = []
-    for at, (name, prompt) in enumerate(progress(rounds, "latency")):
-        found = {}
-        for side in ("baseline", "candidate") if at % 2 else ("candidate", "baseline"):
-            found[side] = time_answer(model, prompt, settings, side, environment)
-        measured.append(Timing(name, *found["baseline"], *found["candidate"]))
-    return measured[warmup:]
-
-
-def time_answer(
-    model: Any, prompt: list[int], settings: dict[str, Any], side: str, environment: Environment
-) -> tuple[float, int]:
-    """Seconds and new tokens of one answer; the device is waited for before and after."""
-    synchronize(environment)
-    started = time.perf_counter()
-    if side == "baseline":
-        with model.disable_adapter():
-            (answer,) = generate(model, [prompt], settings)
-    else:
-        (answer,) = generate(model, [prompt], settings)
-    synchronize(environment)
-    return time.perf_counter() - started, len(answer.tokens) + answer.finished
+    rounds = [examples[at % len(examples)] for at in range(warmup if examples else 0)] + list(examples)
+    timings: list[Timing] = []
+    answers: list[Timed | None] = []
+    for at, example in enumerate(progress(rounds, "latency")):
+        found: dict[str, Timed | None] = {}
+        for name in ("baseline", "candidate") if at % 2 else ("candidate", "baseline"):
+            found[name] = getattr(sides, name).time(example)
+        answers.append(found["candidate"])
+        baseline, candidate = found["baseline"], found["candidate"]
+        if at >= warmup and baseline is not None and candidate is not None:
+            first, second = ((side.seconds, side.first, side.tokens) for side in (baseline, candidate))
+            timings.append(Timing(example.id, *first, *second))
+    return timings, answers[warmup:]
 
 
 def measure_memory(asked: EvaluateConfig, root: Path) -> list[int]:
-    """Peak bytes of each of `memory.processes` fresh processes that load the candidate and answer one batch."""
+    """Peak bytes of each of `memory.processes` fresh processes that load the candidate and answer one batch.
+
+    None of a candidate behind a server: its memory is not this machine's to measure.
+    """
+    if isinstance(asked.candidate, ServerForm):
+        return []
     peaks = []
     for _ in progress(range(asked.memory.processes), "memory"):
         command = [sys.executable, "-m", "finetune.evaluate.memory_probe"]
@@ -68,23 +56,49 @@ def measure_memory(asked: EvaluateConfig, root: Path) -> list[int]:
     return peaks
 
 
-def summarize_cost(latency: list[Timing], memory: list[int], config: Config) -> dict[str, Any]:
-    """The figures for `cost.json`: means, percentiles and tokens a second of both sides."""
+def summarize_latency(timings: Sequence[Timing]) -> dict[str, Any]:
+    """Means, percentiles, first tokens and tokens a second of both sides, and both at the same length."""
+    sides = {name: _summarize_side(timings, name) for name in ("baseline", "candidate")}
+    return {"prompts": len(timings), **sides, "same_length": at_same_length(timings)}
+
+
+def _summarize_side(timings: Sequence[Timing], name: str) -> dict[str, float | None] | None:
     import numpy as np
 
-    def side(name: str) -> dict[str, float]:
-        seconds = np.array([getattr(row, f"{name}_seconds") for row in latency])
-        tokens = sum(getattr(row, f"{name}_tokens") for row in latency)
-        return {
-            "mean_seconds": float(seconds.mean()),
-            "p50_seconds": float(np.quantile(seconds, 0.5)),
-            "p95_seconds": float(np.quantile(seconds, 0.95)),
-            "mean_tokens": tokens / len(latency),
-            "tokens_per_second": float(tokens / seconds.sum()),
-        }
-
+    if not timings:
+        return None
+    seconds = np.array([getattr(row, f"{name}_seconds") for row in timings])
+    first = [getattr(row, f"{name}_first") for row in timings]
+    tokens = [getattr(row, f"{name}_tokens") for row in timings]
+    counted = None not in tokens and seconds.sum() > 0
     return {
-        "latency": {"prompts": len(latency), "baseline": side("baseline"), "candidate": side("candidate")},
-        "memory": {"processes": len(memory), "largest_bytes": max(memory), "bytes": memory},
-        "settings": config.evaluate.model_dump(mode="json"),
+        "mean_seconds": float(seconds.mean()),
+        "p50_seconds": float(np.quantile(seconds, 0.5)),
+        "p95_seconds": float(np.quantile(seconds, 0.95)),
+        "mean_first_seconds": None if None in first else float(np.mean(first)),
+        "mean_tokens": sum(tokens) / len(tokens) if counted else None,
+        "tokens_per_second": float(sum(tokens) / seconds.sum()) if counted else None,
     }
+
+
+def at_same_length(timings: Sequence[Timing]) -> dict[str, float] | None:
+    """The mean seconds of both sides were all answers of one length; None where that can't be known.
+
+    It tells a candidate that is faster from one that only says less. Analysis of covariance: one slope of seconds over
+    new tokens within the sides, and each side's mean moved along it to the mean length of all (Cochran, Biometrics 13
+    (1957), 261-281). Decoding takes about as long for each token, so a line is what it follows.
+    """
+    import numpy as np
+
+    seconds = np.array([[row.baseline_seconds, row.candidate_seconds] for row in timings])
+    known = [[row.baseline_tokens, row.candidate_tokens] for row in timings]
+    if not timings or any(None in pair for pair in known):
+        return None
+    tokens = np.array(known, dtype=np.float64)
+    inside = tokens - tokens.mean(axis=0)
+    spread = float((inside**2).sum())
+    if spread == 0:
+        return None
+    slope = float((inside * (seconds - seconds.mean(axis=0))).sum()) / spread
+    baseline, candidate = (seconds.mean(axis=0) + slope * (tokens.mean() - tokens.mean(axis=0))).tolist()
+    return {"tokens": float(tokens.mean()), "baseline_seconds": baseline, "candidate_seconds": candidate}

@@ -1,12 +1,14 @@
-"""Greedy answers in batches of like length, and how probable a model finds the reference."""
+"""Answers in batches of like length, and how probable a model finds a reference or a label."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from finetune.console import progress
+from finetune.config_evaluate import SamplingConfig
+from finetune.machine import is_out_of_memory
 from finetune.model.tokens import IGNORED, Tokenized
 
 
@@ -18,12 +20,33 @@ class Generated:
     finished: bool
 
 
-def generation_settings(model: Any, tokenizer: Any, max_new_tokens: int) -> dict[str, Any]:
-    """What both sides generate with, for `generate` and for the report: greedy, up to the template's end tokens."""
+class FirstToken:
+    """Notes when the first token of an answer is there: transformers hands it the prompt, then each token."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.at: float | None = None
+
+    def put(self, value: Any) -> None:  # noqa: ARG002
+        """The prompt is the first call, the first new token the second."""
+        self.calls += 1
+        if self.calls == 2:
+            self.at = time.perf_counter()
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+def generation_settings(
+    model: Any, tokenizer: Any, max_new_tokens: int, sampling: SamplingConfig | None = None
+) -> dict[str, Any]:
+    """What a side generates with, for `generate` and for the report: up to the template's end tokens, greedy or not."""
     ends = model.generation_config.eos_token_id
     known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling else {}
     return {
         "do_sample": False,
+        **how,
         "num_beams": 1,
         "max_new_tokens": max_new_tokens,
         "eos_token_id": sorted(token for token in known if token is not None),
@@ -31,12 +54,14 @@ def generation_settings(model: Any, tokenizer: Any, max_new_tokens: int) -> dict
     }
 
 
-def generate(model: Any, prompts: Sequence[list[int]], settings: dict[str, Any]) -> list[Generated]:
+def generate(
+    model: Any, prompts: Sequence[list[int]], settings: dict[str, Any], streamer: Any = None
+) -> list[Generated]:
     """The answers to one batch of prompts (token ids), padded on the left."""
     input_ids, mask = pad_left(prompts, settings["pad_token_id"], model.device)
     plain = {"temperature": None, "top_p": None, "top_k": None}  # a base's own sampling settings say nothing here
     with torch.inference_mode():
-        output = model.generate(input_ids=input_ids, attention_mask=mask, **settings, **plain)
+        output = model.generate(input_ids=input_ids, attention_mask=mask, streamer=streamer, **{**plain, **settings})
     return [cut_at_end(row, settings["eos_token_id"]) for row in output[:, input_ids.shape[1] :].tolist()]
 
 
@@ -48,15 +73,35 @@ def cut_at_end(tokens: list[int], ends: Sequence[int]) -> Generated:
     return Generated(tokens, finished=False)
 
 
-def generate_all(
-    model: Any, prompts: Sequence[list[int]], settings: dict[str, Any], batch_size: int, what: str
-) -> list[Generated]:
-    """The answers to all prompts, in their order; longest batches first, so that no memory shows at once."""
-    answers: dict[int, Generated] = {}
-    for batch in progress(list(batches_by_length([len(prompt) for prompt in prompts], batch_size)), what):
-        found = generate(model, [prompts[at] for at in batch], settings)
-        answers |= dict(zip(batch, found, strict=True))
-    return [answers[at] for at in range(len(prompts))]
+def generate_or_halve(
+    model: Any, prompts: Sequence[list[int]], settings: dict[str, Any], seed: int
+) -> list[Generated | str]:
+    """The answers to a batch; where memory runs out, to its halves; a prompt that has no room alone gets the reason.
+
+    `seed` makes sampled answers repeatable, whatever was answered before.
+    """
+    torch.manual_seed(seed)
+    try:
+        return list(generate(model, prompts, settings))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory(model)
+    if len(prompts) == 1:
+        return [f"no memory for a prompt of {len(prompts[0])} tokens"]
+    half = len(prompts) // 2
+    return [
+        *generate_or_halve(model, prompts[:half], settings, seed),
+        *generate_or_halve(model, prompts[half:], settings, seed),
+    ]
+
+
+def free_memory(model: Any) -> None:
+    """Give back what an attempt left in the device's cache."""
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif model.device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -66,18 +111,28 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[
         yield order[start : start + batch_size]
 
 
-def reference_nats(
-    model: Any, references: Sequence[Tokenized], pad_token_id: int, batch_size: int, what: str
-) -> list[float]:
+def reference_nats(model: Any, references: Sequence[Tokenized], pad_token_id: int, batch_size: int) -> list[float]:
     """For each conversation the summed negative log-likelihood, in nats, of its supervised tokens."""
     nats: dict[int, float] = {}
-    for batch in progress(list(batches_by_length([len(row.input_ids) for row in references], batch_size)), what):
+    for batch in batches_by_length([len(row.input_ids) for row in references], batch_size):
         found = _batch_nats(model, [references[at] for at in batch], pad_token_id)
         nats |= dict(zip(batch, found, strict=True))
     return [nats[at] for at in range(len(references))]
 
 
-def _batch_nats(model: Any, batch: list[Tokenized], pad_token_id: int) -> list[float]:
+def _batch_nats(model: Any, batch: Sequence[Tokenized], pad_token_id: int) -> list[float]:
+    """As `reference_nats`, for one batch, in halves where memory runs out."""
+    try:
+        return _forward_nats(model, batch, pad_token_id)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(batch) == 1:
+            raise
+    free_memory(model)
+    half = len(batch) // 2
+    return [*_batch_nats(model, batch[:half], pad_token_id), *_batch_nats(model, batch[half:], pad_token_id)]
+
+
+def _forward_nats(model: Any, batch: Sequence[Tokenized], pad_token_id: int) -> list[float]:
     input_ids, mask = pad_left([row.input_ids for row in batch], pad_token_id, model.device)
     labels, _ = pad_left([row.labels for row in batch], IGNORED, model.device)
     first = int((labels != IGNORED).any(dim=0).nonzero()[0])

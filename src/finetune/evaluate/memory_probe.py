@@ -16,21 +16,19 @@ def main() -> None:
     quiet_libraries()
     config, paths = load_config(Path("params.yaml")), Paths()
 
-    from finetune.evaluate.generate import batches_by_length, generate, generation_settings
+    from finetune.evaluate.generate import batches_by_length, generate
+    from finetune.evaluate.local import LocalSide
+    from finetune.evaluate.sides import open_candidate
     from finetune.machine import peak_memory_bytes, require_device
-    from finetune.model.adapter import load_adapter
-    from finetune.model.base import load_base
-    from finetune.model.tokens import load_tokenizer, tokenize_prompt
     from finetune.records import read_examples
 
-    device = require_device(config.environment)
-    tokenizer = load_tokenizer(config.model, paths.adapter)
-    model = load_adapter(load_base(config.model, device), paths.adapter)
-    examples = read_examples(paths.prepared / "test.jsonl")
-    prompts = [tokenize_prompt(tokenizer, example.prompt, example.tools) for example in examples]
+    side = open_candidate(config, paths, require_device(config.environment))
+    assert isinstance(side, LocalSide)
+    found = [side.prompt(example) for example in read_examples(paths.prepared / "test.jsonl")]
+    prompts = [prompt for prompt in found if isinstance(prompt, list)]
     longest = next(batches_by_length([len(prompt) for prompt in prompts], config.evaluate.memory.batch_size))
-    settings = generation_settings(model, tokenizer, config.evaluate.max_new_tokens)
-    generate(model, [prompts[at] for at in longest], settings)
+    with side.active() as model:
+        generate(model, [prompts[at] for at in longest], side.settings)
     print(json.dumps({"peak_memory_bytes": peak_memory_bytes(config.environment)}))
 
 

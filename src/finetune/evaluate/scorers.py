@@ -1,53 +1,147 @@
-"""The score of one answer, and the metrics of a group of answers.
+"""The scorers of params.yaml made ready for a run's test examples, before any model is loaded.
 
-An answer is right when it is the reference up to white space at its ends:
+    words: {scorer: function, of: null, function: scorers.example.share_of_words, lowest: 0.0, highest: 1.0}
 
-    reference "ValueError"   answer " ValueError\\n" -> 1   answer "ValueError." -> 0
+Each becomes a `BuiltScorer`; all that is wrong with any of them is told together.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from finetune.config_types import ALL
-from finetune.metrics import macro_f1, majority_share
-from finetune.records import Answer, Prediction
+from finetune import config_evaluate as kinds
+from finetune.errors import ConfigError
+from finetune.evaluate import structured, texts
+from finetune.evaluate.classes import classes_of
+from finetune.evaluate.functions import FOLDER, call_function, load_function
+from finetune.evaluate.matching import (
+    UnscorableError,
+    compile_pattern,
+    contains,
+    exact_match,
+    normalized_match,
+    numeric,
+)
+from finetune.evaluate.schemas import compile_schema
+from finetune.evaluate.scoring import BuiltScorer, Score, Scorers
+from finetune.evaluate.server import ChatServer
+from finetune.records import Example
 
 
-def exact_match(answer: str, reference: str) -> bool:
-    """Whether answer and reference are the same text, white space at the ends apart."""
-    return answer.strip() == reference.strip()
+def build_scorers(
+    scorers: Mapping[str, kinds.Scorer], labels: Mapping[str, Sequence[str]], examples: Sequence[Example], root: Path
+) -> Scorers:
+    """All scorers of a run, ready for its test examples; ConfigError tells all that is wrong with them at once.
+
+    `labels` are the known classes by agent, `root` is the working tree, which holds `scorers/`.
+    """
+    built, wrong = {}, []
+    for name, asked in scorers.items():
+        counted = [
+            example for example in examples if asked.of is None or {example.agent, example.source} & set(asked.of)
+        ]
+        try:
+            built[name] = _build(name, asked, labels, counted, root)
+        except ValueError as error:
+            wrong.append(f"params.yaml: evaluate.scorers.{name}{error}")
+        except ConfigError as error:  # the judge's key
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return Scorers(built)
 
 
-def groups_of(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
-    """All predictions, and those of each agent."""
-    agents = sorted({prediction.agent for prediction in predictions})
-    return {ALL: list(predictions)} | {
-        agent: [prediction for prediction in predictions if prediction.agent == agent] for agent in agents
-    }
+def _build(
+    name: str, asked: kinds.Scorer, labels: Mapping[str, Sequence[str]], examples: Sequence[Example], root: Path
+) -> BuiltScorer:
+    """One scorer; ValueError tells the key under its name and what is wrong."""
+    metric = asked.metrics(name)[0]
+    assert metric.scored_as is not None
+    ready = BuiltScorer(name, asked, metric.scored_as, metric.lowest, metric.highest)
+    if isinstance(asked, kinds.Judge):
+        place = f"evaluate.scorers.{name}"
+        server = ChatServer(asked.url, asked.model, asked.api_key_variable, asked.timeout_seconds, place)
+        return replace(ready, server=server)
+    if isinstance(asked, kinds.Classification):
+        return replace(ready, classes=tuple(classes_of(asked, examples, labels)))
+    score = _score_of(asked, root)
+    if isinstance(asked, kinds.RegularExpression | kinds.Numeric):
+        _check_references(score, examples)
+    return replace(ready, score=score)
 
 
-def describe_group(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Examples, the most frequent answer's share, and the metrics of base and candidate."""
-    return {
-        "examples": len(predictions),
-        "majority_share": majority_share([prediction.reference for prediction in predictions]),
-        "baseline": describe_side(predictions, lambda prediction: prediction.baseline),
-        "candidate": describe_side(predictions, lambda prediction: prediction.candidate),
-    }
+def _check_references(score: Score, examples: Sequence[Example]) -> None:
+    """ValueError where no reference at all can be compared with: the pattern or the agents must be wrong."""
+    reason = None
+    for example in examples:
+        try:
+            score(example.completion, example)
+            return
+        except UnscorableError as error:
+            reason = str(error)
+    if reason is not None:
+        raise ValueError(f": {reason}, in any of {len(examples):,} test examples; correct it, or name others in `of`")
 
 
-def describe_side(predictions: Sequence[Prediction], side: Callable[[Prediction], Answer]) -> dict[str, float]:
-    """One model's metrics: exact match, macro-F1, loss and perplexity a token of the reference, length, cut-offs."""
-    answers = [side(prediction) for prediction in predictions]
-    loss = sum(answer.reference_nats for answer in answers) / sum(item.reference_tokens for item in predictions)
-    return {
-        "exact_match": sum(answer.exact_match for answer in answers) / len(answers),
-        "macro_f1": macro_f1(
-            [item.reference.strip() for item in predictions], [answer.text.strip() for answer in answers]
-        ),
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700)),  # beyond that a float is infinite, which is no JSON
-        "mean_tokens": sum(answer.tokens for answer in answers) / len(answers),
-        "cut_off": sum(not answer.finished for answer in answers) / len(answers),
-    }
+def _score_of(asked: kinds.Scorer, root: Path) -> Score:
+    """How one answer is scored; ValueError tells the key and what is wrong."""
+    if (compare := _comparison_of(asked)) is not None:
+        return lambda answer, example: float(compare(answer, example.completion))
+    match asked:
+        case kinds.JsonValid():
+            is_valid = _told(".schema_file: ", _schema, asked.schema_file, root)
+            return lambda answer, _: float(is_valid(answer))
+        case kinds.PythonParses():
+            return lambda answer, _: float(structured.python_parses(answer))
+        case kinds.ToolCalls():
+            return lambda answer, example: float(structured.same_calls(answer, example.messages[-1]))
+        case kinds.Function():
+            function = _told(".function: ", load_function, asked.function, root)
+            return partial(call_function, function, asked.lowest, asked.highest)
+    raise AssertionError(asked)
+
+
+def _comparison_of(asked: kinds.Scorer) -> Callable[[str, str], float] | None:
+    """How the answer's text is compared with the reference's, or None where more than the two is needed."""
+    match asked:
+        case kinds.ExactMatch():
+            return exact_match
+        case kinds.NormalizedMatch():
+            return partial(normalized_match, ignore=asked.ignore)
+        case kinds.Contains():
+            return partial(contains, ignore_case=asked.ignore_case)
+        case kinds.RegularExpression():
+            found: Callable[[str, str], float] = _told(".pattern: ", compile_pattern, asked.pattern)
+            return found
+        case kinds.Numeric():
+            absolute, relative = asked.absolute_tolerance, asked.relative_tolerance
+            return partial(numeric, absolute_tolerance=absolute, relative_tolerance=relative)
+        case kinds.Chrf():
+            return texts.chrf
+        case kinds.Bleu():
+            return texts.bleu
+        case kinds.RougeL():
+            return texts.rouge_l
+    return None
+
+
+def _told(key: str, build: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return build(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{key}{error}") from None
+
+
+def _schema(name: str | None, root: Path) -> Callable[[str], bool]:
+    if name is None:
+        return compile_schema(None)
+    folder = (root / FOLDER).resolve()
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder):
+        raise ValueError(f"{name} is not in {FOLDER}/; name a file there")
+    try:
+        return compile_schema(path)
+    except ValueError as error:
+        raise ValueError(f"{FOLDER}/{name} {error}") from None

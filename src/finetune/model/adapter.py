@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import sha256_tensors
-from finetune.config import AdapterConfig, ModelConfig
+from finetune.config_model import AdapterConfig, ModelConfig
 from finetune.errors import ConfigError, DataError, MachineError
 
 WEIGHTS = "adapter_model.safetensors"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import sha256_file, sha256_json
-from finetune.config import Environment, ModelConfig
+from finetune.config_model import Environment, ModelConfig
 from finetune.errors import BaseModelError, ConfigError
 from finetune.machine import device_supports, why_unavailable
 from finetune.model.tokens import first_line

@@ -9,7 +9,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from finetune.config import ModelConfig
+from finetune.config_model import ModelConfig
 from finetune.errors import BaseModelError
 from finetune.model.tokens import load_tokenizer, render, set_template, template_marks
 from finetune.records import Message

@@ -14,7 +14,7 @@ from operator import eq
 from pathlib import Path
 from typing import Any
 
-from finetune.config import ModelConfig
+from finetune.config_model import ModelConfig
 from finetune.errors import BaseModelError
 from finetune.records import Message, Tool
 

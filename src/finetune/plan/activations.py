@@ -7,7 +7,8 @@ weights is asked for. What does keep is norms, attention, the products of the ML
 
 from dataclasses import dataclass, replace
 
-from finetune.config import AdapterConfig, Environment, ModelConfig, TrainConfig
+from finetune.config import TrainConfig
+from finetune.config_model import AdapterConfig, Environment, ModelConfig
 from finetune.model.architecture import HEAD, Architecture, LinearLayers
 
 WIDE, NARROW = 4, 2  # bytes of a float32, of a bfloat16 or float16

@@ -114,13 +114,15 @@ def keep(conversation: Conversation, line: int, source: str, found: ReadRows) ->
     content = [source, agent, [message.to_json() for message in messages], conversation.tools]
     number = text_hash(orjson.dumps(content))
     tools = tuple(conversation.tools)
-    example = Example(f"{number:016x}", source, line, agent, tuple(messages), conversation.label, tools)
+    group = text_hash(conversation.group) | 1 if conversation.group is not None else 0
+    named = f"{group:016x}" if group else None
+    example = Example(f"{number:016x}", source, line, agent, tuple(messages), conversation.label, tools, named)
     found.lines.append(line)
     found.reasons.append(None)
     found.json.append(orjson.dumps(example.to_json(), option=orjson.OPT_APPEND_NEWLINE))
     found.ids.append(number)
     found.keys.append(conversation_keys(agent, messages, tools))
-    found.groups.append(text_hash(conversation.group) | 1 if conversation.group is not None else 0)
+    found.groups.append(group)
     found.agents.append(agent)
     found.labels.append(conversation.label)
     return example.id

@@ -30,11 +30,12 @@ from finetune.console import gigabytes, say
 from finetune.errors import DataError, MachineError
 from finetune.machine import versions
 from finetune.model.adapter import WEIGHTS
+from finetune.paths import FINISHED
 
 CODE = ("config.py", "model", "plan/order.py", "train")  # the package's files that determine the adapter
 DETERMINES = {"environment", "seed", "model", "adapter", "train"}
 CHANGES_NOTHING = {"budget", "effective_batch_size", "dataloader_num_workers", "save_total_limit", "report_to"}
-PROGRESS, FINISHED = "progress.json", "finished"
+PROGRESS = "progress.json"
 SPARE = 16 * 2**20  # bytes beside the weights: tokenizer, curves, reports
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from finetune.config import Environment
+from finetune.config_model import Environment
 from finetune.machine import DEVICES, is_out_of_memory
 
 

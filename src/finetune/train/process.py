@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import pipeline_lock, read_manifest
-from finetune.config import Config, Environment
+from finetune.config import Config
+from finetune.config_model import Environment
 from finetune.console import say
 from finetune.errors import ConfigError, DataError, InterruptedRunError, MachineError
 from finetune.machine import (
@@ -23,8 +24,8 @@ from finetune.model.adapter import add_adapter, keep_float32
 from finetune.model.base import attention_used, identify_base, load_base
 from finetune.model.tokens import load_tokenizer
 from finetune.paths import Paths
+from finetune.train.checkpoints import DETERMINES
 
-DETERMINES_ADAPTER = {"environment", "seed", "model", "adapter", "train"}
 TIERS: dict[Environment, str] = {"cpu": "bitwise", "cuda": "same-device", "apple": "statistical"}
 
 
@@ -49,7 +50,7 @@ def find_run(config: Config, paths: Paths) -> tuple[Any, dict[str, Any]]:
         "base": base,
         "data_sha256": data_sha256,
         "prepared_sha256": validated["prepared_sha256"],
-        "params": config.model_dump(mode="json", include=DETERMINES_ADAPTER),
+        "params": config.model_dump(mode="json", include=DETERMINES),
         "versions": versions(),
     }
     store = Checkpoints(paths.checkpoints / identity["fingerprint"][:16], config.train.save_total_limit)

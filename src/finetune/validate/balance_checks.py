@@ -92,7 +92,7 @@ def _labels(splits: Splits) -> Iterator[Finding]:
                 f"of {agent!r} the label {short(most)!r} has {large:,} train examples, up to {large / rarest:.0f} "
                 f"times as many as {_labels_named(rare)} ({rarest:,} at the least)"
             )
-            fix = "add rows of the rare ones, or judge this agent by macro_f1"
+            fix = "add rows of the rare ones, or judge this agent by a classification scorer's macro_f1"
             yield Finding("labels-imbalanced", "data/prepared/train.jsonl", what, fix)
 
 
@@ -131,7 +131,7 @@ def _constant(found: Mapping[tuple[str, str], tuple[int, int]], test: Sequence[E
         scored = f"; always answering it would score {sum(tested) / len(tested):.3f} on test" if tested else ""
         share = f"{count:,} of {rows:,} train answers of {agent!r} ({100 * count / rows:.3g}%)"
         worth = max([count / rows, *([sum(tested) / len(tested)] if tested else [])])
-        fix = f"judge {agent!r} by macro_f1, or by an exact_match above {math.ceil(worth * 100) / 100:g}"
+        fix = f"judge {agent!r} by a classification scorer's macro_f1, or ask for more than {math.ceil(worth * 100) / 100:g}"
         yield Finding("answers-constant", "data/prepared/train.jsonl", f"{share} are {short(answer)!r}{scored}", fix)
 
 

@@ -105,6 +105,7 @@ CODES: dict[str, Code] = {
     "split-overlap": Code("error", "verdict", "A held-out row is trained on, prompt and answer.", binding=True),
     "split-same-prompt": Code("error", "verdict", "A tested prompt is trained on, with another answer.", binding=True),
     "split-near-overlap": Code("warning", "verdict", "A held-out row is nearly one that is trained on."),
+    "test-near-overlap": Code("error", "verdict", "A test row is nearly one that is trained on."),
     "split-empty": Code("error", "run", "Nothing is left in a split.", binding=True),
     "test-prompts-repeated": Code("warning", "verdict", "Copies of a prompt are no new evidence."),
     "test-prompts-mostly-repeated": Code("error", "verdict", "More than one in twenty test prompts is a copy."),

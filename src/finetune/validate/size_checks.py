@@ -1,24 +1,25 @@
 """Checks of the test set against the gate: what could not pass if every answer were right is known before the run."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from finetune.config import (
+from finetune.bootstrap import MINIMUM_UNITS
+from finetune.config import Config
+from finetune.config_decide import (
     AtLeast,
     BetterThanBaseline,
-    Config,
     LatencyAtMost,
+    LatencyQuantileAtMost,
     NotWorseThanBaseline,
     QualityCriterion,
 )
 from finetune.config_types import ALL
 from finetune.records import Example
 from finetune.stats import (
-    MINIMUM_UNITS,
     clopper_pearson,
     examples_needed,
     examples_needed_not_worse,
+    examples_needed_quantile,
     mcnemar_exact,
     tango,
 )
@@ -32,42 +33,94 @@ def check_test_size(config: Config, test: Sequence[Example]) -> list[Finding]:
     """
     if not test:
         return []
-    sizes = {**Counter(example.agent for example in test), ALL: len(test)}
     findings: list[Finding] = []
     told = set()  # groups of which a criterion has said that they are too small
     for at, criterion in enumerate(config.decide.criteria):
-        where = f"params.yaml: decide.criteria.{at}"
-        if isinstance(criterion, QualityCriterion) and criterion.group not in sizes:
-            findings.append(_unknown_group(where, criterion, sorted(sizes)))
-        elif isinstance(criterion, QualityCriterion) and config.decide.policy == "interval":
-            found = _too_small(config, at, criterion, sizes[criterion.group])
+        if isinstance(criterion, LatencyQuantileAtMost) and config.decide.policy == "interval":
+            findings += _few_for_quantile(config, at, criterion)
+        if not isinstance(criterion, QualityCriterion):
+            continue
+        have = _examples_of(config, test, criterion)
+        if not have:
+            findings.append(_unknown_group(at, criterion, test))
+        elif config.decide.policy == "interval":
+            found = _too_small(config, at, criterion, have)
             told |= {criterion.group for _ in found}
             findings += found
+    findings += _unknown_scored(config, test)
     if config.decide.policy == "interval":
-        findings += [*_tiny_groups(config, sizes, told), *_few_latencies(config, len(test))]
+        findings += [*_tiny_groups(config, test, told), *_few_latencies(config, len(test))]
     return findings
 
 
-def _unknown_group(where: str, criterion: QualityCriterion, known: list[str]) -> Finding:
+def _examples_of(config: Config, test: Sequence[Example], criterion: QualityCriterion) -> int:
+    """How many test examples a criterion is judged on: those of its group that its scorer scores."""
+    of = next(
+        (
+            scorer.of
+            for name, scorer in config.evaluate.scorers.items()
+            if any(metric.name == criterion.metric for metric in scorer.metrics(name))
+        ),
+        None,
+    )
+    return sum(
+        criterion.group in (ALL, example.agent, example.source)
+        and (of is None or example.agent in of or example.source in of)
+        for example in test
+    )
+
+
+def _unknown_scored(config: Config, test: Sequence[Example]) -> Iterator[Finding]:
+    """Scorers of agents or sources that no test example is of."""
+    known = {name for example in test for name in (example.agent, example.source)}
+    for name, scorer in config.evaluate.scorers.items():
+        unknown = sorted(set(scorer.of or ()) - known)
+        if unknown:
+            what = f"{', '.join(unknown)} has no example in the test split"
+            where = f"params.yaml: evaluate.scorers.{name}.of"
+            yield Finding("group-unknown", where, what, f"use some of {', '.join(sorted(known))}, or null for all")
+
+
+def _few_for_quantile(config: Config, at: int, criterion: LatencyQuantileAtMost) -> list[Finding]:
+    """A quantile has an upper bound only where so many prompts were timed that one of them lies beyond it."""
+    needed, asked = (
+        examples_needed_quantile(criterion.quantile, config.decide.confidence_of_a_look),
+        (config.evaluate.latency.prompts),
+    )
+    if asked >= needed:
+        return []
+    what = f"{asked:,} timed prompts can't prove {criterion.describe()}: {needed:,} are needed"
+    return [
+        Finding(
+            "test-set-too-small", f"params.yaml: decide.criteria.{at}", what, f"set evaluate.latency.prompts: {needed}"
+        )
+    ]
+
+
+def _unknown_group(at: int, criterion: QualityCriterion, test: Sequence[Example]) -> Finding:
+    known = sorted({ALL, *(name for example in test for name in (example.agent, example.source))})
     what = f"group {criterion.group!r} has no example in the test split"
-    return Finding("group-unknown", f"{where}.group", what, f"use one of {', '.join(known)}")
+    if criterion.group in known:
+        what = f"{criterion.metric} scores no test example of {criterion.group!r}"
+    return Finding("group-unknown", f"params.yaml: decide.criteria.{at}.group", what, f"use one of {', '.join(known)}")
 
 
 def _too_small(config: Config, at: int, criterion: QualityCriterion, have: int) -> list[Finding]:
     """At most one finding: what this criterion needs at the least, beside what there is."""
     confidence = config.decide.confidence_of_a_look
     needed, condition, way_out = MINIMUM_UNITS, "whatever is answered: a bootstrap", ""
-    if criterion.metric == "exact_match" and isinstance(criterion, AtLeast):
+    right = config.evaluate.metrics[criterion.metric].kind == "right"
+    if right and isinstance(criterion, AtLeast):
         needed, one, two = (examples_needed(criterion.threshold, failures, confidence) for failures in range(3))
         condition = f"even with no failure ({one:,} with one failure, {two:,} with two)"
         reachable = math.floor(clopper_pearson(have, have, confidence, "lower").lower * 100) / 100
         way_out = f", or set decide.criteria.{at}.threshold: {reachable:g}" if reachable > 0 else ""
-    elif criterion.metric == "exact_match" and isinstance(criterion, NotWorseThanBaseline):
+    elif right and isinstance(criterion, NotWorseThanBaseline) and criterion.margin < 1:
         needed = examples_needed_not_worse(criterion.margin, confidence)
         condition = "even if both models are right on the same ones"
         reachable = _margin_of(have, confidence)
         way_out = f", or set decide.criteria.{at}.margin: {reachable:g}" if reachable < 1 else ""
-    elif criterion.metric == "exact_match" and isinstance(criterion, BetterThanBaseline):
+    elif right and isinstance(criterion, BetterThanBaseline):
         needed = discordant_needed(confidence)
         condition = "even if the candidate is right and the baseline wrong on each of them"
     if have >= needed:
@@ -101,13 +154,13 @@ def discordant_needed(confidence: float) -> int:
     return pairs
 
 
-def _tiny_groups(config: Config, sizes: dict[str, int], told: set[str]) -> Iterator[Finding]:
+def _tiny_groups(config: Config, test: Sequence[Example], told: set[str]) -> Iterator[Finding]:
     """Groups of criteria that may pass, but on so few examples that each of them moves the score by over 5 points."""
-    asked = [(at, item.group) for at, item in enumerate(config.decide.criteria) if isinstance(item, QualityCriterion)]
-    for group in dict.fromkeys(group for _, group in asked):
-        have = sizes.get(group, MINIMUM_UNITS)
-        if have < MINIMUM_UNITS and group not in told:
-            first = next(at for at, other in asked if other == group)
+    asked = [(at, item) for at, item in enumerate(config.decide.criteria) if isinstance(item, QualityCriterion)]
+    for group in dict.fromkeys(item.group for _, item in asked):
+        first, criterion = next((at, item) for at, item in asked if item.group == group)
+        have = _examples_of(config, test, criterion)
+        if 0 < have < MINIMUM_UNITS and group not in told:
             what = f"{_examples(have, group)}: one answer moves the score by {1 / have:.1%}"
             fix = f"add {_examples(MINIMUM_UNITS - have, group)}"
             yield Finding("test-set-tiny", f"params.yaml: decide.criteria.{first}", what, fix)
@@ -116,7 +169,9 @@ def _tiny_groups(config: Config, sizes: dict[str, int], told: set[str]) -> Itera
 def _few_latencies(config: Config, have: int) -> list[Finding]:
     """Each prompt is timed once, so there are no more latencies than test examples."""
     asked = config.evaluate.latency.prompts
-    if asked <= have or not any(isinstance(item, LatencyAtMost) for item in config.decide.criteria):
+    if asked <= have or not any(
+        isinstance(item, LatencyAtMost | LatencyQuantileAtMost) for item in config.decide.criteria
+    ):
         return []
     what = f"{asked:,} prompts are to be timed, and the test split has {have:,}"
     fix = f"set evaluate.latency.prompts: {have}" if have >= MINIMUM_UNITS else f"add {_examples(asked - have, ALL)}"

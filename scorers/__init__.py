@@ -1,0 +1,1 @@
+"""Scorers of your own; README.md says how."""

@@ -1,0 +1,198 @@
+"""What to do next, the most telling first, and what would change the verdict: from outcomes, curves and costs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from finetune.config_decide import AtLeast, DecideConfig, NotWorseThanBaseline, QualityCriterion
+from finetune.config_evaluate import Metric
+from finetune.decide.criteria import Evidence
+from finetune.decide.outcomes import Gate, Outcome
+from finetune.decide.quality import repeated
+from finetune.decide.verdict import Suggestion
+from finetune.metrics import UnmeasuredError, counted, scores_of
+from finetune.stats import clopper_pearson, examples_needed, tango
+
+LARGEST_SEARCH = 100_000  # test examples beyond which "more test examples" is no advice
+ROSE = 1.02  # times the best validation loss: the last one is then more than noise above it
+STAYED_HIGH = 0.8  # of the training loss at the start: an adapter that learns takes more than a fifth off it
+TENTH = 0.1  # of the run's logged losses, at either end
+Curves = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def suggest(
+    config: DecideConfig,
+    outcomes: Sequence[Outcome],
+    evidence: Evidence,
+    gate: Gate,
+    look: int,
+    reports: Mapping[str, Any],
+    curves: Curves,
+) -> tuple[Suggestion, ...]:
+    """What to do next where the verdict is not deploy."""
+    found = []
+    if look > config.looks:
+        found.append(Suggestion("fresh-test-set", "collect a fresh test set: this one has been looked at too often"))
+    needed = [item for criterion in config.criteria if (item := more_examples(criterion, evidence, gate))]
+    found += [Suggestion("more-test-examples", text) for text in needed]
+    quality = [item for item in outcomes if item.about == "quality" and item.status in ("fail", "inconclusive")]
+    if quality:
+        found += advise_training(reports["train"], curves)
+        found.append(more_data(quality, evidence))
+    found += advise_cost(outcomes, reports["cost"])
+    found += [
+        Suggestion("measure", f"{item.criterion}: {item.reason}") for item in outcomes if item.status == "unmeasured"
+    ]
+    return tuple(found)
+
+
+def advise_training(trained: Mapping[str, Any], curves: Curves) -> list[Suggestion]:
+    """What the curves say about epochs, learning rate and rank."""
+    found = []
+    best, last = trained["validation_loss"], trained["last_validation_loss"]
+    if trained["kept_step"] == trained["steps"]:
+        text = "the validation loss was still falling at the end: train for more epochs"
+        found.append(Suggestion("more-epochs", text))
+    elif last > ROSE * best:
+        text = f"the validation loss rose from {best:.3f} (step {trained['kept_step']}) to {last:.3f}"
+        found.append(Suggestion("lower-learning-rate", f"{text}: lower the learning rate, or train for fewer epochs"))
+    losses = [value for _, value in curves.get("loss", [])]
+    part = max(math.ceil(TENTH * len(losses)), 1)
+    if len(losses) > 2 and fmean(losses[-part:]) > STAYED_HIGH * fmean(losses[:part]):
+        text = f"the training loss stayed high ({fmean(losses[:part]):.3f} to {fmean(losses[-part:]):.3f})"
+        found.append(Suggestion("higher-rank", f"{text}: raise adapter.r, or adapt more modules"))
+    return found
+
+
+def more_data(missed: Sequence[Outcome], evidence: Evidence) -> Suggestion:
+    """Of which group to add training examples: the one that misses a target most often of all its answers."""
+    agents = sorted({item.agent for item in evidence.predictions})
+    right = {agent: share_right(missed[0].metric, agent, evidence) for agent in agents}
+    known = {agent: share for agent, share in right.items() if share is not None}
+    worst = min(known, key=lambda agent: known[agent]) if known else missed[0].group
+    return Suggestion("more-data", f"add training examples of {worst}, the group that fails most")
+
+
+def share_right(name: str | None, agent: str, evidence: Evidence) -> float | None:
+    """The mean score of an agent's answers in a metric that is a mean; None where there is none."""
+    metric = evidence.metrics.get(name or "")
+    if metric is None or metric.kind not in ("right", "mean"):
+        metric = next((item for item in evidence.metrics.values() if item.kind in ("right", "mean")), None)
+    members = counted(metric, evidence.predictions, agent) if metric else []
+    try:
+        return fmean(scores_of(metric, members, "candidate")) if metric and members else None
+    except UnmeasuredError:
+        return None
+
+
+def advise_cost(outcomes: Sequence[Outcome], cost: Mapping[str, Any]) -> list[Suggestion]:
+    """What makes answers faster or smaller, by what was measured."""
+    found = []
+    slow = [item for item in outcomes if item.about == "latency" and item.status in ("fail", "inconclusive")]
+    if slow:
+        found.append(advise_latency(slow, cost["latency"]))
+    if any(item.about == "memory" and item.status == "fail" for item in outcomes):
+        text = "use a smaller base, or one that is quantized (evaluate.candidate: merged, nf4): LoRA saves no memory"
+        found.append(Suggestion("less-memory", text))
+    return found
+
+
+def advise_latency(slow: Sequence[Outcome], latency: Mapping[str, Any]) -> Suggestion:
+    """Shorter answers where their length explains the time, more prompts where too few were timed."""
+    if all(item.status == "inconclusive" for item in slow):
+        return Suggestion("more-latency-prompts", "time more prompts (evaluate.latency.prompts), on an idle machine")
+    same, candidate = latency["same_length"], latency["candidate"]
+    if same and candidate["mean_tokens"] > same["tokens"] and same["candidate_seconds"] < candidate["mean_seconds"]:
+        text = (
+            f"train on shorter answers: the candidate's have {candidate['mean_tokens']:.0f} tokens, and at "
+            f"{same['tokens']:.0f} it would take {same['candidate_seconds']:.3g} s"
+        )
+        return Suggestion("shorter-answers", text)
+    return Suggestion("faster-base", "choose a smaller base or a faster server: LoRA adds no speed")
+
+
+def more_examples(criterion: object, evidence: Evidence, gate: Gate) -> str | None:
+    """How many test examples would show what the estimates already say, were the rates to stay as they are."""
+    if not isinstance(criterion, AtLeast | NotWorseThanBaseline) or gate.policy == "point":
+        return None
+    metric = evidence.metrics[criterion.metric]
+    members = counted(metric, evidence.predictions, criterion.group)
+    if metric.kind != "right" or not members or repeated(members):
+        return None
+    try:
+        if isinstance(criterion, AtLeast):
+            return _more_for_threshold(criterion, scores_of(metric, members, "candidate"), gate)
+        candidate, baseline = scores_of(metric, members, "candidate"), scores_of(metric, members, "baseline")
+        return _more_for_margin(criterion, candidate, baseline, gate)
+    except UnmeasuredError:
+        return None
+
+
+def _more_for_threshold(criterion: AtLeast, scores: Sequence[float], gate: Gate) -> str | None:
+    n, right = len(scores), int(sum(scores))
+    if right / n <= criterion.threshold:
+        return None
+    if clopper_pearson(right, n, gate.confidence, "lower").lower >= criterion.threshold:
+        return None
+    needed = n
+    while needed < LARGEST_SEARCH:
+        failures = round(needed * (n - right) / n)
+        wanted = examples_needed(criterion.threshold, failures, gate.confidence)
+        if wanted <= needed:
+            return (
+                f"{criterion.describe()}: {right} of {n} is too little evidence; at this rate {needed:,} test examples "
+                f"with at most {failures:,} failures would show it"
+            )
+        needed = max(wanted, math.ceil(1.01 * needed))  # found to a hundredth
+    return None
+
+
+def _more_for_margin(
+    criterion: NotWorseThanBaseline, candidate: Sequence[float], baseline: Sequence[float], gate: Gate
+) -> str | None:
+    n = len(candidate)
+    gained = sum(mine > theirs for mine, theirs in zip(candidate, baseline, strict=True))
+    lost = sum(mine < theirs for mine, theirs in zip(candidate, baseline, strict=True))
+    if (gained - lost) / n <= -criterion.margin:
+        return None
+    needed = n
+    while needed < LARGEST_SEARCH:
+        rates = round(needed * gained / n), round(needed * lost / n)
+        if tango(*rates, needed, gate.confidence, "lower").lower > -criterion.margin:
+            break
+        needed = math.ceil(1.01 * needed) + 1
+    if needed in (n, LARGEST_SEARCH) or needed > LARGEST_SEARCH:
+        return None
+    return f"{criterion.describe()}: {n} examples are too few; at this rate {needed:,} would show it"
+
+
+def what_would_change(config: DecideConfig, evidence: Evidence, gate: Gate) -> list[str]:
+    """Of each criterion on right answers, how far it is from another status: in answers, which people can count."""
+    found = []
+    for criterion in config.criteria:
+        if isinstance(criterion, AtLeast) and evidence.metrics[criterion.metric].kind == "right":
+            text = _distance(criterion, evidence.metrics[criterion.metric], evidence, gate)
+            found += [text] if text else []
+    return found + [text for item in config.criteria if (text := more_examples(item, evidence, gate))]
+
+
+def _distance(criterion: QualityCriterion, metric: Metric, evidence: Evidence, gate: Gate) -> str | None:
+    """How many right answers fewer or more would change the status of a threshold."""
+    assert isinstance(criterion, AtLeast)
+    members = counted(metric, evidence.predictions, criterion.group)
+    if not members or repeated(members) or gate.policy == "point":
+        return None
+    try:
+        n, right = len(members), int(sum(scores_of(metric, members, "candidate")))
+    except UnmeasuredError:
+        return None
+    needed = next(
+        (k for k in range(n + 1) if clopper_pearson(k, n, gate.confidence, "lower").lower >= criterion.threshold), None
+    )
+    if needed is None:
+        return f"{criterion.describe()}: not even {n} of {n} right would show it"
+    if right >= needed:
+        spare = f"{right - needed} fewer would still do"
+        return f"{criterion.describe()}: passes with {right} of {n} right, {needed} are needed; {spare}"
+    return f"{criterion.describe()}: {right} of {n} are right, {needed} are needed"

@@ -1,0 +1,227 @@
+"""A criterion on the answers: which interval or test fits its metric, its rule, and whether examples repeat.
+
+Right-or-wrong scores get exact and score intervals and McNemar's test; means and figures of the whole set a bootstrap
+that draws both sides of an example together. Rows of one conversation and repeats of one prompt are drawn, flipped and
+counted as one cluster: they are no new evidence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from finetune.bootstrap import mean_interval, paired_mean_difference, resample
+from finetune.clusters import clustered_difference, clustered_proportion, paired_permutation
+from finetune.config_decide import AtLeast, AtMost, BetterThanBaseline, NotWorseThanBaseline, QualityCriterion
+from finetune.config_evaluate import Metric
+from finetune.decide.outcomes import Gate, Outcome, Status, above, below, conclude, unmeasured
+from finetune.metrics import UnmeasuredError, counted, scores_of, statistic_of
+from finetune.records import Prediction
+from finetune.stats import Interval, mcnemar_exact
+
+ONE_WILL_DO = 1  # of examples unlike the most common: enough for a metric of one model (see `resample`)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The bounds of what a criterion asks for, what was seen, and the p-value where a test decides."""
+
+    lower: Interval
+    upper: Interval
+    seen: str
+    better: float | None = None  # of the test that the candidate is better, and that it is worse
+    worse: float | None = None
+    exact: bool = False  # the test keeps its word by itself
+
+    def is_better(self, gate: Gate) -> bool:
+        """Whether the gain is proven: by the test, and where that is not exact by the bound too.
+
+        Measured: a permutation of means that are equal, with rare losses of whole clusters, errs up to 0.25 of the time
+        at 95% (60 clusters); test and bound together 0.03 at most (benchmarks/bench_gate.py).
+        """
+        proven = self.lower.lower > 0
+        return proven if self.better is None else self.better < 1 - gate.confidence and (self.exact or proven)
+
+    def is_worse(self, gate: Gate) -> bool:
+        """Whether a loss is proven, in the same way."""
+        proven = self.upper.upper < 0
+        return proven if self.worse is None else self.worse < 1 - gate.confidence and (self.exact or proven)
+
+
+def judge_quality(
+    criterion: QualityCriterion, metric: Metric, predictions: Sequence[Prediction], gate: Gate
+) -> Outcome:
+    """The outcome of a criterion on a metric of a group; unmeasured where no example counts or a score is missing."""
+    members = counted(metric, predictions, criterion.group)
+    target = target_of(criterion)
+    if not members:
+        what = (
+            "no test example belongs to"
+            if not any(item.is_of(criterion.group) for item in predictions)
+            else (f"{criterion.metric} scores no test example of")
+        )
+        return unmeasured(criterion, "quality", target, f"{what} {criterion.group}")
+    try:
+        found = measure(metric, members, gate, alone=isinstance(criterion, AtLeast | AtMost))
+    except (UnmeasuredError, ValueError) as error:
+        return unmeasured(criterion, "quality", target, str(error))
+    status = status_of(criterion, found, gate)
+    reason = found.seen
+    if isinstance(criterion, BetterThanBaseline) and found.better is not None:
+        test = "exact McNemar" if metric.kind == "right" and not repeated(members) else "paired permutation"
+        reason += f"; {test} p = {found.better:.2g}, below {1 - gate.confidence:.3g} asked"
+    return conclude(
+        criterion,
+        "quality",
+        status,
+        target,
+        found.lower,
+        found.upper,
+        reason,
+        higher_is_better=metric.higher_is_better or not isinstance(criterion, AtMost),
+    )
+
+
+def target_of(criterion: QualityCriterion) -> float:
+    """Where the line lies on the criterion's own scale: of a comparison, the candidate's gain."""
+    if isinstance(criterion, AtLeast | AtMost):
+        return criterion.threshold
+    return -criterion.margin if isinstance(criterion, NotWorseThanBaseline) else 0.0
+
+
+def status_of(criterion: QualityCriterion, found: Judged, gate: Gate) -> Status:
+    """The status of a criterion from what was measured."""
+    target = target_of(criterion)
+    if isinstance(criterion, AtMost):
+        return below(found.lower, found.upper, target, gate)
+    if isinstance(criterion, AtLeast):
+        return above(found.lower, found.upper, target, gate)
+    if isinstance(criterion, BetterThanBaseline) and found.better is not None and gate.policy == "interval":
+        return "pass" if found.is_better(gate) else "fail" if found.is_worse(gate) else "inconclusive"
+    return above(found.lower, found.upper, target, gate, strict=True)
+
+
+def measure(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Judged:
+    """The bounds of the candidate's metric, or (not `alone`) of its gain on the baseline, in which more is better."""
+    if metric.kind == "right":
+        return measure_right(metric, members, gate, alone=alone)
+    if metric.kind == "mean":
+        return measure_mean(metric, members, gate, alone=alone)
+    return measure_whole(metric, members, gate, alone=alone)
+
+
+def measure_right(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Judged:
+    """A share of right answers: exact interval, paired score interval, exact McNemar test."""
+    n, clusters = len(members), labels_of(members)
+    candidate = [score > 0 for score in scores_of(metric, members, "candidate")]
+    if alone:
+        lower, upper = (clustered_proportion(candidate, clusters, gate.confidence, side) for side in ("lower", "upper"))
+        return Judged(lower, upper, f"{sum(candidate)} of {n} right{in_clusters(members)}")
+    baseline = [score > 0 for score in scores_of(metric, members, "baseline")]
+    gained = sum(mine and not theirs for mine, theirs in zip(candidate, baseline, strict=True))
+    lost = sum(theirs and not mine for mine, theirs in zip(candidate, baseline, strict=True))
+    lower, upper = (
+        clustered_difference(candidate, baseline, clusters, gate.confidence, side) for side in ("lower", "upper")
+    )
+    seen = f"of {n}{in_clusters(members)}, {gained} right only by the candidate, {lost} only by the baseline"
+    exact = not repeated(members)
+    better, worse = (
+        mcnemar_exact(gained, lost, side)
+        if exact
+        else paired_permutation(candidate, baseline, side, gate.seed, clusters)
+        for side in ("greater", "less")
+    )
+    return Judged(lower, upper, seen, better, worse, exact)
+
+
+def measure_mean(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Judged:
+    """A mean of scores between bounds, or its paired difference, with a permutation test."""
+    clusters = labels_of(members) if repeated(members) else None
+    candidate = scores_of(metric, members, "candidate")
+    mean = float(np.mean(candidate))
+    if alone:
+        bounds = (metric.lowest, metric.highest)
+        lower, upper = (
+            mean_interval(candidate, gate.confidence, side, gate.seed, clusters, bounds) for side in ("lower", "upper")
+        )
+        return Judged(lower, upper, f"mean {mean:.3f} of {len(members)} examples{in_clusters(members)}")
+    baseline = scores_of(metric, members, "baseline")
+    width = metric.highest - metric.lowest
+    lower, upper = (
+        paired_mean_difference(candidate, baseline, gate.confidence, side, gate.seed, clusters, (-width, width))
+        for side in ("lower", "upper")
+    )
+    better, worse = (paired_permutation(candidate, baseline, side, gate.seed, clusters) for side in ("greater", "less"))
+    seen = f"candidate {mean:.3f}, baseline {float(np.mean(baseline)):.3f}, {len(members)} examples"
+    return Judged(lower, upper, f"{seen}{in_clusters(members)}", better, worse)
+
+
+def measure_whole(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Judged:
+    """A figure of the whole set or the candidate's gain in it: a bootstrap of examples, stratified by agent."""
+    candidate = statistic_of(metric, members, "candidate")
+    baseline = None if alone else statistic_of(metric, members, "baseline")
+    sign = 1.0 if metric.higher_is_better else -1.0
+
+    def statistic(weights: Any) -> float:
+        return candidate(weights) if baseline is None else sign * (candidate(weights) - baseline(weights))
+
+    width = metric.highest - metric.lowest
+    lower, upper = (
+        resample(
+            statistic,
+            len(members),
+            gate.confidence,
+            side,
+            gate.seed,
+            strata=strata_of(members),
+            clusters=labels_of(members) if repeated(members) else None,
+            bounds=(metric.lowest, metric.highest) if alone else (-width, width),
+            **({"minimum_unlike": ONE_WILL_DO} if alone else {}),
+        )
+        for side in ("lower", "upper")
+    )
+    ones = np.ones(len(members))
+    seen = f"candidate {candidate(ones):.3f}"
+    if baseline is not None:
+        seen += f", baseline {baseline(ones):.3f}"
+    return Judged(lower, upper, f"{seen}, {len(members)} examples{in_clusters(members)}")
+
+
+def labels_of(members: Sequence[Prediction]) -> list[str]:
+    """The cluster of each example."""
+    return [item.cluster for item in members]
+
+
+def strata_of(members: Sequence[Prediction]) -> list[str] | None:
+    """The agent of each example; None where a cluster has several, since it is drawn as a whole."""
+    agents: dict[str, set[str]] = {}
+    for item in members:
+        agents.setdefault(item.cluster, set()).add(item.agent)
+    return None if any(len(found) > 1 for found in agents.values()) else [item.agent for item in members]
+
+
+def repeated(members: Sequence[Prediction]) -> bool:
+    """Whether some examples belong to one cluster."""
+    return len(set(labels_of(members))) < len(members)
+
+
+def in_clusters(members: Sequence[Prediction]) -> str:
+    """How many independent pieces of evidence there are, where that is not the number of examples."""
+    return f" in {len(set(labels_of(members)))} clusters" if repeated(members) else ""
+
+
+def shown(
+    metric: Metric, members: Sequence[Prediction], gate: Gate, direction: Literal["better", "worse"]
+) -> str | None:
+    """What shows that the candidate is better or worse than the baseline, in words; None where nothing does."""
+    if not members:
+        return None
+    try:
+        found = measure(metric, members, gate, alone=False)
+    except (UnmeasuredError, ValueError):
+        return None
+    if not (found.is_better(gate) if direction == "better" else found.is_worse(gate)):
+        return None
+    p = found.better if direction == "better" else found.worse
+    return found.seen if p is None else f"{found.seen} (p = {p:.2g})"

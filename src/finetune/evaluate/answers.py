@@ -1,0 +1,71 @@
+"""All answers of one side, kept batch by batch, so that a kill loses one batch and no more.
+
+The spool in `work/evaluate` is named by all that determines the answers; a line is one batch. A torn one is asked
+again, and so is one with a failed answer: the next start may have more room.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetune.artifacts import sha256_json
+from finetune.console import progress
+from finetune.evaluate.generate import batches_by_length
+from finetune.records import Answer, Example, parse_json
+
+
+class Answering(Protocol):
+    """A side that answers when asked: a model of this process, or a server."""
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the report says of it."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it generates with."""
+
+    def length(self, example: Example) -> int:
+        """How long the prompt is, for batches of like length."""
+
+    def answer(self, examples: Sequence[Example], seed: int) -> list[Answer]:
+        """The answers to one batch."""
+
+
+def answer_all(
+    side: Answering, examples: Sequence[Example], batch_size: int, seed: int, folder: Path, determines: dict[str, Any]
+) -> list[Answer]:
+    """One side's answers in the order of the examples; longest batches first, so that no memory shows at once.
+
+    `determines` is what they depend on beside the side itself: test set, versions and arithmetic.
+    """
+    key = {**determines, "side": side.described, "settings": side.settings, "batch_size": batch_size, "seed": seed}
+    spool = folder / f"{sha256_json(key)[:32]}.jsonl"
+    done = read_spool(spool)
+    batches = list(batches_by_length([side.length(example) for example in examples], batch_size))
+    spool.parent.mkdir(parents=True, exist_ok=True)
+    with spool.open("ab") as file:
+        for number, batch in enumerate(progress(batches, f"answers of {side.described['name']}")):
+            if all(examples[at].id in done and done[examples[at].id].failed is None for at in batch):
+                continue
+            found = side.answer([examples[at] for at in batch], seed + number)
+            answers = {examples[at].id: answer for at, answer in zip(batch, found, strict=True)}
+            line = json.dumps({name: asdict(answer) for name, answer in answers.items()})
+            file.write(f"\n{line}\n".encode())  # a torn line before it stays a line of its own
+            file.flush()
+            done |= answers
+    return [done[example.id] for example in examples]
+
+
+def read_spool(path: Path) -> dict[str, Answer]:
+    """The answers that an earlier start has kept, by example id; lines that were torn are left out."""
+    found: dict[str, Answer] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                found |= {name: Answer(**answer) for name, answer in parse_json(line).items()}
+            except (ValueError, TypeError, AttributeError):
+                continue  # empty, or torn by a kill
+    return found

@@ -1,0 +1,70 @@
+"""A function of the user's own in `scorers/` as a scorer: found and imported once, called for every answer.
+
+    scorers.example.share_of_words("KeyError raised", "KeyError", {"id": "9f2c…", "messages": […], …}) -> 0.5
+
+The code is the user's own and runs with the user's rights, as the rest of the working tree does.
+"""
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from finetune.evaluate.matching import UnscorableError
+from finetune.records import Example
+
+FOLDER = "scorers"
+
+
+def load_function(dotted: str, root: Path) -> Callable[..., Any]:
+    """The function `scorers.module.name` of the working tree at `root`; ValueError where it can't be had."""
+    name, _, attribute = dotted.rpartition(".")
+    with _importing_from(root):
+        try:
+            module = importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # the file is the user's: whatever it raises is told
+            raise ValueError(f"{name} can't be imported ({type(error).__name__}: {error})") from None
+    if not _lies_in(module, root / FOLDER):
+        raise ValueError(f"{name} is not in {FOLDER}/ but in {module.__file__}; rename one of the two")
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ValueError(f"{name} has no function {attribute}")
+    found: Callable[..., Any] = function
+    return found
+
+
+@contextmanager
+def _importing_from(root: Path) -> Iterator[None]:
+    """Modules are looked for in `root` first, and not taken from an import of another tree."""
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == FOLDER and not _lies_in(module, root / FOLDER):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    sys.path.insert(0, str(root.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(root.resolve()))
+
+
+def _lies_in(module: ModuleType, folder: Path) -> bool:
+    places = [module.__file__] if getattr(module, "__file__", None) else list(getattr(module, "__path__", []))
+    return any(Path(place).resolve().is_relative_to(folder.resolve()) for place in places if place)
+
+
+def call_function(function: Callable[..., Any], lowest: float, highest: float, answer: str, example: Example) -> float:
+    """The function's score; UnscorableError where it raises, or gives no number from lowest to highest."""
+    try:
+        found = function(answer, example.completion, deepcopy(example.to_json()))
+    except (Exception, SystemExit) as error:
+        raise UnscorableError(f"{type(error).__name__}: {error!s:.200}") from None
+    if not isinstance(found, bool | int | float):
+        raise UnscorableError(f"gave {type(found).__name__}, which is no number")
+    if not (math.isfinite(found) if isinstance(found, float) else True) or not lowest <= found <= highest:
+        raise UnscorableError(f"gave {found!r:.40}, which is not from {lowest:g} to {highest:g}")
+    return float(found)

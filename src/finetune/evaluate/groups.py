@@ -1,0 +1,96 @@
+"""What the answers of a group amount to: all, each agent and each source, side by side.
+
+{"examples": 155, "clusters": 150, "majority_share": 0.51,
+ "baseline": {"exact_match": 0.0, "loss": 3.1, "mean_tokens": 15.9, "cut_off": 0.97, "failed": 0}, "candidate": {…}}
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.config_evaluate import Metric
+from finetune.config_types import ALL
+from finetune.metrics import Side, UnmeasuredError, answers_of, counted, majority_share, value_of
+from finetune.records import Prediction
+
+SIDES: tuple[Side, Side] = ("baseline", "candidate")
+NONE = "(none)"  # the column of answers that are no class
+
+
+def groups_of(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    """All predictions, those of each agent, and those of each source where there are several.
+
+    A source with an agent's name is left out: a group has one name, and `Prediction.is_of` takes both.
+    """
+    agents = sorted({prediction.agent for prediction in predictions})
+    sources = sorted({prediction.source for prediction in predictions})
+    groups = {ALL: list(predictions)}
+    groups |= {agent: [item for item in predictions if item.agent == agent] for agent in agents}
+    if len(sources) > 1:
+        for source in sources:
+            if source not in groups:
+                groups[source] = [item for item in predictions if item.source == source]
+    return groups
+
+
+def describe_group(predictions: Sequence[Prediction], metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """Examples, clusters (pieces of evidence), the most frequent reference's share, and both sides' metrics."""
+    return {
+        "examples": len(predictions),
+        "clusters": len({prediction.cluster for prediction in predictions}),
+        "majority_share": majority_share([prediction.reference for prediction in predictions]),
+        **{side: describe_side(predictions, side, metrics) for side in SIDES},
+    }
+
+
+def describe_side(predictions: Sequence[Prediction], side: Side, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """One side's metrics, None where unmeasured; mean tokens and the share cut off, None where they are not known."""
+    answered = [answer for answer in answers_of(predictions, side) if answer.failed is None]
+    tokens = [answer.tokens for answer in answered if answer.tokens is not None]
+    finished = [answer.finished for answer in answered if answer.finished is not None]
+    all_counted = bool(tokens) and len(tokens) == len(answered)
+    return {
+        **{name: measured(metric, predictions, side) for name, metric in metrics.items()},
+        "mean_tokens": sum(tokens) / len(tokens) if all_counted else None,
+        "cut_off": finished.count(False) / len(finished) if finished else None,
+        "failed": len(predictions) - len(answered),
+    }
+
+
+def measured(metric: Metric, predictions: Sequence[Prediction], side: Side) -> float | None:
+    """A metric of one side; None where nothing counts, or an answer that counts has no score."""
+    members = counted(metric, predictions, ALL)
+    try:
+        return value_of(metric, members, side) if members else None
+    except UnmeasuredError:
+        return None
+
+
+def describe_classes(predictions: Sequence[Prediction], scorer: str) -> dict[str, Any]:
+    """Of a classification scorer, each side's precision, recall and F1 by class, and how classes are confused.
+
+    A row of `confusion` is a reference's class, a column the answer's, the last one for answers that are no class.
+    """
+    members = [prediction for prediction in predictions if scorer in prediction.candidate.labels]
+    references = [prediction.reference.strip() for prediction in members]
+    given = {side: [answer.labels.get(scorer) for answer in answers_of(members, side)] for side in SIDES}
+    named = {label for labels in given.values() for label in labels if label is not None}
+    labels = sorted(named.union(references))
+    described: dict[str, Any] = {side: _describe_labels(references, given[side], labels) for side in SIDES}
+    return {"labels": labels, **described}
+
+
+def _describe_labels(references: Sequence[str], given: Sequence[str | None], labels: Sequence[str]) -> dict[str, Any]:
+    pairs = Counter(zip(references, given, strict=True))
+    due, answered = Counter(references), Counter(given)
+    per_class = {}
+    for label in labels:
+        right = pairs[label, label]
+        per_class[label] = {
+            "precision": right / answered[label] if answered[label] else 0.0,
+            "recall": right / due[label] if due[label] else 0.0,
+            "f1": 2 * right / (due[label] + answered[label]) if right else 0.0,
+            "examples": due[label],
+        }
+    columns: list[str | None] = [*labels, None]
+    return {"per_class": per_class, "confusion": [[pairs[label, column] for column in columns] for label in labels]}

@@ -1,0 +1,117 @@
+"""A side that answers in this process: a model with its tokenizer, and which adapter is on while it answers."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from finetune.config import Config
+from finetune.config_model import Environment
+from finetune.errors import BaseModelError
+from finetune.evaluate.generate import (
+    FirstToken,
+    Generated,
+    generate,
+    generate_or_halve,
+    generation_settings,
+    reference_nats,
+)
+from finetune.evaluate.timed import Timed
+from finetune.machine import synchronize
+from finetune.model.tokens import tokenize, tokenize_prompt
+from finetune.records import Answer, Example, Message
+
+CANDIDATE, EARLIER = "default", "earlier"  # PEFT's names of the adapters on one base
+
+
+@dataclass(frozen=True)
+class LocalSide:
+    """One side's model; `described` is what the report says of it, `adapter` is on (None: none) where it has some."""
+
+    described: dict[str, Any]
+    model: Any
+    tokenizer: Any
+    settings: dict[str, Any]
+    environment: Environment
+    adapter: str | None = None
+
+    @contextmanager
+    def active(self) -> Iterator[Any]:
+        """The model with this side's adapter on and no other."""
+        if not hasattr(self.model, "peft_config"):
+            yield self.model
+        elif self.adapter is None:
+            with self.model.disable_adapter():
+                yield self.model
+        else:
+            self.model.set_adapter(self.adapter)
+            yield self.model
+
+    def length(self, example: Example) -> int:
+        """How long the prompt is, for batches of like length."""
+        prompt = self.prompt(example)
+        return len(prompt) if isinstance(prompt, list) else 0
+
+    def prompt(self, example: Example) -> list[int] | str:
+        """The prompt's ids, or why this side can't be asked."""
+        try:
+            ids = tokenize_prompt(self.tokenizer, example.prompt, example.tools)
+        except BaseModelError as error:
+            return error.what
+        room = getattr(self.model.config, "max_position_embeddings", None)
+        asked = len(ids) + self.settings["max_new_tokens"]
+        return f"{asked} tokens with its answer, the model has {room} positions" if room and asked > room else ids
+
+    def answer(self, examples: Sequence[Example], seed: int) -> list[Answer]:
+        """The answers to one batch, with the nats of their references."""
+        prompts = [self.prompt(example) for example in examples]
+        able = [at for at, prompt in enumerate(prompts) if isinstance(prompt, list)]
+        with self.active() as model:
+            found = generate_or_halve(model, [prompts[at] for at in able], self.settings, seed) if able else []  # type: ignore[misc]
+            answers = {at: self._to_answer(item) for at, item in zip(able, found, strict=True)}
+            answered = [at for at in able if answers[at].failed is None]
+            references = [tokenize(self.tokenizer, examples[at].messages, examples[at].tools) for at in answered]
+            nats = reference_nats(model, references, self.settings["pad_token_id"], max(len(answered), 1))
+        for at, value in zip(answered, nats, strict=True):
+            answers[at] = replace(answers[at], reference_nats=value)
+        failed = {at: Answer("", None, None, failed=why) for at, why in enumerate(prompts) if isinstance(why, str)}
+        return [{**answers, **failed}[at] for at in range(len(examples))]
+
+    def _to_answer(self, found: Generated | str) -> Answer:
+        if isinstance(found, str):
+            return Answer("", None, None, failed=found)
+        return Answer(self.tokenizer.decode(found.tokens, skip_special_tokens=True), len(found.tokens), found.finished)
+
+    def likeliest(self, example: Example, labels: Sequence[str], batch_size: int) -> str | None:
+        """The label that the model finds likeliest as the whole answer, end token included; None: can't be asked."""
+        if isinstance(self.prompt(example), str):
+            return None
+        talks = [(*example.prompt, Message("assistant", label)) for label in labels]
+        rows = [tokenize(self.tokenizer, talk, example.tools) for talk in talks]
+        with self.active() as model:
+            nats = reference_nats(model, rows, self.settings["pad_token_id"], batch_size)
+        return labels[nats.index(min(nats))]
+
+    def time(self, example: Example) -> Timed:
+        """One answer by itself; the device is waited for before and after. RuntimeError where it has no room."""
+        prompt = self.prompt(example)
+        assert isinstance(prompt, list)
+        with self.active() as model:
+            noted = FirstToken()
+            synchronize(self.environment)
+            started = time.perf_counter()
+            (answer,) = generate(model, [prompt], self.settings, noted)
+            synchronize(self.environment)
+            seconds = time.perf_counter() - started
+        first = None if noted.at is None else noted.at - started
+        text = self.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+        return Timed(seconds, first, len(answer.tokens) + answer.finished, text)
+
+
+def open_local(
+    described: dict[str, Any], model: Any, tokenizer: Any, config: Config, adapter: str | None = None
+) -> LocalSide:
+    """A side of this process, with the settings that both sides share."""
+    settings = generation_settings(model, tokenizer, config.evaluate.max_new_tokens, config.evaluate.sampling)
+    return LocalSide(described, model, tokenizer, settings, config.environment, adapter)

@@ -1,0 +1,89 @@
+"""A side whose answers were recorded elsewhere: read once, and paired with the test set.
+
+One row of the file; `prompt` may stand in place of `id`, `first_seconds`, `tokens` and `finished` may be left out:
+
+    {"id": "9f2c01…", "text": "ValueError", "seconds": 20.1, "first_seconds": 0.6, "tokens": 3, "finished": true}
+
+`out/predictions.jsonl` of another run of this repository will do too: its candidate is taken.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.artifacts import sha256_file
+from finetune.config_evaluate import RecordedForm
+from finetune.errors import DataError
+from finetune.evaluate.timed import Timed
+from finetune.records import Answer, Example, read_jsonl
+
+
+@dataclass(frozen=True)
+class RecordedSide:
+    """Answers by example id, and their seconds where they were recorded."""
+
+    described: dict[str, Any]
+    answers: dict[str, Answer]
+    timed: dict[str, Timed]
+
+    def time(self, example: Example) -> Timed | None:
+        """What was recorded of this answer's time; None where nothing was."""
+        return self.timed.get(example.id)
+
+
+def open_recorded(form: RecordedForm, root: Path, examples: Sequence[Example]) -> RecordedSide:
+    """The recorded answers to all test examples; DataError where the file is another one, or lacks an answer."""
+    path = check_recorded(form, root)
+    rows = {}
+    for number, row in enumerate(read_jsonl(path), start=1):
+        key, answer, timed = _read_row(f"{path}:{number}", row)
+        if key in rows:
+            raise DataError(f"{path}:{number}: a second answer to {key!r}; keep one")
+        rows[key] = (answer, timed)
+    taken = {example.id: _find(rows, example, path) for example in examples}
+    described = {"form": "recorded", "name": form.name, "recorded": True, "sha256": form.sha256}
+    answers = {name: answer for name, (answer, _) in taken.items()}
+    return RecordedSide(described, answers, {name: timed for name, (_, timed) in taken.items() if timed})
+
+
+def check_recorded(form: RecordedForm, root: Path) -> Path:
+    """The file; DataError where it is not there, or not the one that params.yaml names by its hash."""
+    path = root / form.path
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; evaluate.baseline.path names it")
+    found = sha256_file(path)
+    if found != form.sha256:
+        raise DataError(
+            f"{path}: its sha256 is {found}, evaluate.baseline.sha256 says {form.sha256}; if you changed it on "
+            "purpose, write the new one"
+        )
+    return path
+
+
+def _find(rows: dict[str, tuple[Answer, Timed | None]], example: Example, path: Path) -> tuple[Answer, Timed | None]:
+    found = rows.get(example.id) or rows.get(example.prompt[-1].text.strip())
+    if found is None:
+        raise DataError(
+            f"{path}: has no answer to the test example {example.id} ({example.source}:{example.line}); it was "
+            "recorded on another test set, or name its rows by id or by prompt"
+        )
+    return found
+
+
+def _read_row(where: str, row: dict[str, Any]) -> tuple[str, Answer, Timed | None]:
+    """The example's id or prompt, the answer, and its time if there is one."""
+    if isinstance(row.get("candidate"), dict):
+        row = {**row["candidate"], "id": row.get("id")}
+    key, text, tokens, finished = (row.get(name) for name in ("id", "text", "tokens", "finished"))
+    key = key if key is not None else row.get("prompt")
+    if not isinstance(key, str) or not isinstance(text, str):
+        raise DataError(f"{where}: needs id (or prompt) and text, both texts")
+    if not isinstance(tokens, int | None) or not isinstance(finished, bool | None) or isinstance(tokens, bool):
+        raise DataError(f"{where}: tokens must be a whole number, finished true or false; leave out what is not known")
+    seconds, first = (row.get(name) for name in ("seconds", "first_seconds"))
+    for name, value in (("seconds", seconds), ("first_seconds", first)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise DataError(f"{where}: {name} must be a number of seconds; found {value!r}")
+    timed = None if seconds is None else Timed(float(seconds), None if first is None else float(first), tokens, text)
+    return key.strip(), Answer(text, tokens, finished, failed=row.get("failed")), timed

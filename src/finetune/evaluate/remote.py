@@ -1,0 +1,67 @@
+"""A side behind an OpenAI-compatible server: what ships with vLLM, llama.cpp or Ollama is asked as its users ask it."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.config import Config
+from finetune.config_evaluate import ServerForm
+from finetune.evaluate.server import ChatServer, ServerError
+from finetune.evaluate.timed import Timed
+from finetune.records import Answer, Example
+
+AT_ONCE = 8  # requests: enough for a server to batch, and no flood
+
+
+@dataclass(frozen=True)
+class RemoteSide:
+    """One side's server; it is given the messages, and puts them through the chat template itself."""
+
+    described: dict[str, Any]
+    server: ChatServer
+    settings: dict[str, Any]
+
+    def length(self, example: Example) -> int:
+        """How long the prompt is, for batches of like length: in characters."""
+        return sum(len(message.text) for message in example.prompt)
+
+    def answer(self, examples: Sequence[Example], seed: int) -> list[Answer]:
+        """The answers to one batch; one that a server refuses has failed, one that is not there ends the run."""
+        with ThreadPoolExecutor(min(AT_ONCE, len(examples))) as pool:
+            return list(pool.map(lambda example: self._answer(example, seed), examples))
+
+    def _answer(self, example: Example, seed: int) -> Answer:
+        try:
+            reply = self.server.answer(example.prompt, example.tools, **self._asked(seed))
+        except ServerError as error:
+            if not error.reached or error.status in (401, 403, 404):
+                raise  # no other prompt would fare better
+            return Answer("", None, None, failed=str(error))
+        return Answer(reply.text, reply.tokens, reply.finished)
+
+    def time(self, example: Example) -> Timed:
+        """One answer by itself, streamed."""
+        started = time.perf_counter()
+        reply = self.server.answer(example.prompt, example.tools, stream=True, **self._asked(self.settings["seed"]))
+        return Timed(time.perf_counter() - started, reply.first_seconds, reply.tokens, reply.text)
+
+    def _asked(self, seed: int) -> dict[str, Any]:
+        sampled = self.settings["do_sample"]
+        return {
+            "max_tokens": self.settings["max_new_tokens"],
+            "temperature": self.settings["temperature"] if sampled else 0.0,
+            "top_p": self.settings["top_p"] if sampled else None,
+            "seed": seed,
+        }
+
+
+def open_remote(form: ServerForm, config: Config, place: str) -> RemoteSide:
+    """A side behind a server; `place` is its key in params.yaml. ConfigError where its key is missing."""
+    server = ChatServer(form.url, form.model, form.api_key_variable, form.timeout_seconds, place)
+    sampling = config.evaluate.sampling
+    how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling else {}
+    settings = {"do_sample": False, **how, "num_beams": 1, "max_new_tokens": config.evaluate.max_new_tokens}
+    described = {"form": "server", "name": f"{form.model} at {server.shown}", "recorded": False}
+    return RemoteSide(described, server, {**settings, "seed": config.seed})

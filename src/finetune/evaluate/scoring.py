@@ -1,0 +1,172 @@
+"""The scores of both sides' answers.
+
+    exact_match: {scorer: exact_match, of: null}      answer "ValueError" -> scores {"exact_match": 1.0}
+    exceptions: {scorer: classification, of: [a], …}  answer of agent a   -> scores {"exceptions.accuracy": 1.0},
+                                                                             labels {"exceptions": "ValueError"}
+
+What can't be scored has the score None, and a problem that is told; a model's answer never stops a run.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from finetune import config_evaluate as kinds
+from finetune.evaluate.classes import class_in
+from finetune.evaluate.judge import judge_answers
+from finetune.evaluate.matching import UnscorableError
+from finetune.evaluate.server import ChatServer
+from finetune.metrics import Side
+from finetune.records import Answer, Example
+
+Score = Callable[[str, Example], float]
+Labels = Sequence[str | None]
+SIDES: tuple[Side, Side] = ("baseline", "candidate")
+
+
+@dataclass(frozen=True)
+class BuiltScorer:
+    """A scorer that is ready: `score` rates an answer, `classes` are a classification's, `server` is a judge's."""
+
+    name: str
+    asked: kinds.Scorer
+    key: str  # of an answer's scores
+    lowest: float
+    highest: float
+    score: Score | None = None
+    classes: tuple[str, ...] = ()
+    server: ChatServer | None = None
+
+    def counts(self, example: Example) -> bool:
+        """Whether it scores this example: all, or those of the agents or sources in `of`."""
+        return self.asked.of is None or example.agent in self.asked.of or example.source in self.asked.of
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Answers of one side that a scorer could not score: how many, and why the first one."""
+
+    scorer: str
+    side: Side
+    count: int
+    example: str  # the first one's id
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Both sides' answers with scores and labels, in the order of the examples, and what the report tells."""
+
+    baseline: list[Answer]
+    candidate: list[Answer]
+    problems: list[Problem]
+    judges: dict[str, dict[str, Any]]  # by scorer: who judged, agreement with itself, failures
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """A run's scorers, ready."""
+
+    built: Mapping[str, BuiltScorer]
+
+    @property
+    def by_likelihood(self) -> dict[str, BuiltScorer]:
+        """Those that want to be told the label that the model finds likeliest, out of their `classes`."""
+        return {
+            name: scorer
+            for name, scorer in self.built.items()
+            if isinstance(scorer.asked, kinds.Classification) and scorer.asked.by == "likelihood"
+        }
+
+    def score(
+        self,
+        examples: Sequence[Example],
+        baseline: Sequence[Answer],
+        candidate: Sequence[Answer],
+        likeliest: Mapping[str, Mapping[str, Labels]],
+    ) -> Scored:
+        """Both sides' answers with scores and labels.
+
+        `likeliest` holds, by side and scorer of `by_likelihood`, each example's likeliest label; None, or a scorer that
+        is left out, is a side that could not be asked.
+        """
+        given = {"baseline": baseline, "candidate": candidate}
+        problems: list[Problem] = []
+        answers: dict[Side, list[Answer]] = {}
+        for side in SIDES:
+            answers[side], found = score_answers(self.built, examples, given[side], side, likeliest.get(side, {}))
+            problems += found
+        judges: dict[str, dict[str, Any]] = {}
+        for name, scorer in self.built.items():
+            if scorer.server is not None and isinstance(scorer.asked, kinds.Judge):
+                counted = [at for at, example in enumerate(examples) if scorer.counts(example)]
+                answers["baseline"], answers["candidate"], judges[name] = judge_answers(
+                    scorer.server,
+                    scorer.asked,
+                    scorer.key,
+                    counted,
+                    examples,
+                    answers["baseline"],
+                    answers["candidate"],
+                )
+        return Scored(answers["baseline"], answers["candidate"], problems, judges)
+
+
+def score_answers(
+    built: Mapping[str, BuiltScorer],
+    examples: Sequence[Example],
+    answers: Sequence[Answer],
+    side: Side,
+    likeliest: Mapping[str, Labels],
+) -> tuple[list[Answer], list[Problem]]:
+    """One side's answers with the scores and labels of all scorers but judges, and what could not be scored.
+
+    Where there is no answer, the candidate has the lowest score, and the baseline none: its failures are no evidence
+    for the candidate.
+    """
+    scored = list(answers)
+    problems = []
+    for name, scorer in built.items():
+        if scorer.server is not None:
+            continue
+        unscored: list[tuple[str, str]] = []
+        for at, example in enumerate(examples):
+            if scorer.counts(example):
+                given = likeliest.get(name)
+                label = given[at] if given is not None else None
+                scored[at], reason = _with_score(scorer, example, scored[at], side, label, asked=given is not None)
+                if reason is not None:
+                    unscored.append((example.id, reason))
+        if unscored:
+            problems.append(Problem(name, side, len(unscored), *unscored[0]))
+    return scored, problems
+
+
+def _with_score(
+    scorer: BuiltScorer, example: Example, answer: Answer, side: Side, likeliest: str | None, *, asked: bool
+) -> tuple[Answer, str | None]:
+    """The answer with this scorer's score, and the reason where it has none."""
+    labels = answer.labels
+    reason = None
+    try:
+        if answer.failed is not None:
+            score = scorer.lowest if side == "candidate" else None
+            reason = None if side == "candidate" else f"no answer: {answer.failed}"
+            labels = labels | {scorer.name: None} if scorer.classes else labels
+        elif isinstance(scorer.asked, kinds.Classification):
+            if scorer.asked.by == "generation":
+                likeliest = class_in(answer.text, scorer.classes)
+            elif not asked:
+                raise UnscorableError("this side was not asked which class it finds likeliest")
+            labels = labels | {scorer.name: likeliest}
+            score = float(likeliest == example.completion.strip())
+        else:
+            assert scorer.score is not None
+            score = scorer.score(answer.text, example)
+            if not math.isfinite(score):
+                raise UnscorableError(f"the score is {score}")
+    except Exception as error:  # a defect of one scorer on one answer is told, and costs no run of hours
+        score = None
+        reason = str(error) if isinstance(error, UnscorableError) else f"{type(error).__name__}: {error!s:.200}"
+    return replace(answer, scores=answer.scores | {scorer.key: score}, labels=labels), reason

@@ -1,0 +1,193 @@
+"""A chat model behind an OpenAI-compatible server: vLLM, llama.cpp, Ollama, or one on the network.
+
+    POST {url}/chat/completions {"model": "…", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16, …}
+
+It speaks HTTP by itself and not through huggingface_hub's InferenceClient: that one refuses every address, localhost
+too, under HF_HUB_OFFLINE=1, and sends the user's Hugging Face token to a server for which no key is given. No key gets
+into a text: not into an error, a report or a log.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from finetune.errors import ConfigError, MachineError
+from finetune.evaluate.replies import Reply, read_reply, read_stream, server_message, to_wire
+from finetune.records import Message, Tool
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+TRIES = 4
+LONGEST_WAIT = 30.0  # seconds before a server that is busy is asked again
+LARGEST_REPLY = 64 * 10**6  # bytes; no answer of max_tokens comes near
+
+
+class ServerError(MachineError):
+    """A server gave no answer: unreachable, too slow, refusing, or not speaking as it should.
+
+    `status` is HTTP's where it refused; `reached` is False where nobody was there, and no other prompt fares better.
+    """
+
+    def __init__(
+        self, text: str, status: int | None = None, wait: float | None = None, *, reached: bool = True
+    ) -> None:
+        super().__init__(text)
+        self.status, self.wait, self.reached = status, wait, reached
+
+
+class ChatServer:
+    """A server and its model. `place` is the key of params.yaml that errors name; ConfigError where the key is missing.
+
+    May be asked from several threads at once.
+    """
+
+    def __init__(self, url: str, model: str, api_key_variable: str | None, timeout_seconds: float, place: str) -> None:
+        import httpx2
+
+        self.model, self.timeout, self.place = model, timeout_seconds, place
+        if "@" in urlsplit(url).netloc:
+            raise ConfigError(
+                f"params.yaml: {place}.url: holds a user or password, which reports and logs would tell; "
+                "take it out, and name the variable of a key in api_key_variable"
+            )
+        self.url = chat_url(url)
+        self.shown = without_secrets(self.url)
+        self._key = read_key(api_key_variable, place)
+        self._client = httpx2.Client(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=timeout_seconds,
+            follow_redirects=False,  # it would carry the key to where nobody wanted it
+            trust_env=urlsplit(self.url).hostname not in LOCAL_HOSTS,  # no proxy leads to this machine
+        )
+
+    def answer(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+    ) -> Reply:
+        """The answer to a conversation; streamed, it tells when the first token came. ServerError where there is none.
+
+        A busy server (429, 503) is asked again after a while, a few times; nothing else is tried twice.
+        """
+        asked = {"temperature": temperature, "top_p": top_p, "seed": seed, "tools": list(tools) or None}
+        body = {
+            "model": self.model,
+            "messages": [to_wire(message) for message in messages],
+            "max_tokens": max_tokens,
+            **{name: value for name, value in asked.items() if value is not None},
+            **({"stream": True, "stream_options": {"include_usage": True}} if stream else {}),
+        }
+        for attempt in range(1, TRIES + 1):
+            try:
+                return self._ask(body)
+            except ServerError as error:
+                if error.status not in (429, 503) or attempt == TRIES:
+                    raise
+                time.sleep(min(LONGEST_WAIT, 2.0**attempt if error.wait is None else error.wait))
+        raise AssertionError("the last try returns or raises")
+
+    def _ask(self, body: dict[str, Any]) -> Reply:
+        import httpx2
+
+        started = time.perf_counter()
+        try:
+            content = json.dumps(body).encode()  # ASCII, so that no lone surrogate is in the way
+            headers = {"Content-Type": "application/json"}
+            with self._client.stream("POST", self.url, content=content, headers=headers) as response:
+                lines = self._lines(response, started)
+                if response.status_code != 200:
+                    raise self._refused(response, "\n".join(lines))
+                if "stream" in body and "json" not in response.headers.get("Content-Type", ""):
+                    return read_stream(lines, started)
+                return read_reply("\n".join(lines), started)
+        except httpx2.TimeoutException:
+            raise self._error(*too_slow(self.timeout)) from None
+        except httpx2.HTTPError as error:
+            what = f"can't be reached ({str(error) or type(error).__name__})"
+            raise self._error(what, "start it, or correct the url", reached=False) from None
+        except (httpx2.InvalidURL, UnicodeError):
+            raise self._error("is no address that can be asked", "correct the url", reached=False) from None
+        except ValueError as error:
+            raise self._error(f"gave no chat completion: {error}", "is it OpenAI-compatible?") from None
+
+    def _lines(self, response: Any, started: float) -> Iterator[str]:
+        """The lines of a response as they come, until the time is up or the largest size is reached."""
+        size, kept = 0, []
+        for chunk in response.iter_bytes():
+            size += len(chunk)
+            if time.perf_counter() - started > self.timeout:
+                raise self._error(*too_slow(self.timeout))
+            if size > LARGEST_REPLY:
+                raise ValueError(f"more than {LARGEST_REPLY:,} bytes")
+            kept.append(chunk)
+            if b"\n" in chunk:
+                *lines, rest = b"".join(kept).split(b"\n")
+                kept = [rest]
+                yield from (line.decode(errors="replace") for line in lines)
+        yield b"".join(kept).decode(errors="replace")
+
+    def _refused(self, response: Any, content: str) -> ServerError:
+        status, wait = response.status_code, response.headers.get("Retry-After", "")
+        fix = FIXES.get(status, "its log may say more" if status >= 500 else "its message says what it wants")
+        told = server_message(content)
+        what = f"answered {status}{f' ({told})' if told else ''}"
+        return self._error(what, fix, status, float(wait) if wait.isdecimal() and len(wait) < 9 else None)
+
+    def _error(
+        self, what: str, fix: str, status: int | None = None, wait: float | None = None, *, reached: bool = True
+    ) -> ServerError:
+        text = f"params.yaml: {self.place}: the server {self.shown} {what}; {fix}"
+        return ServerError(text.replace(self._key, "***") if self._key else text, status, wait, reached=reached)
+
+
+FIXES = {
+    401: "the environment variable of api_key_variable holds no key that it accepts",
+    403: "the environment variable of api_key_variable holds no key that it accepts",
+    404: "correct url (it usually ends in /v1) or model",
+    429: "it is still busy after several tries: wait, or ask for a higher limit",
+    503: "it is still not ready after several tries: wait until its model is loaded",
+}
+
+
+def too_slow(seconds: float) -> tuple[str, str]:
+    """What happened, and what to do."""
+    return f"gave no answer within {seconds:g} s", "raise timeout_seconds, or give the server more room"
+
+
+def chat_url(url: str) -> str:
+    """Where a server's chat completions are; of a bare host, under /v1."""
+    parts = urlsplit(url)
+    path = parts.path.rstrip("/") or "/v1"
+    path = path if path.endswith("/chat/completions") else f"{path}/chat/completions"
+    return urlunsplit(parts._replace(path=path))
+
+
+def without_secrets(url: str) -> str:
+    """The address without what may be a secret: user, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def read_key(variable: str | None, place: str) -> str | None:
+    """The key in an environment variable; ConfigError, which does not tell it, where it is none."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(
+            f"params.yaml: {place}.api_key_variable: the environment variable {variable} is not set; "
+            "export it before the run, or set null for a server without a key"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"params.yaml: {place}.api_key_variable: {variable} holds a sign that no key has; export it again"
+        )
+    return key

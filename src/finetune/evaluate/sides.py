@@ -1,0 +1,152 @@
+"""The two sides of an evaluation, as `evaluate.baseline` and `evaluate.candidate` name them: opened, described, closed.
+
+What a side's `described` holds is what the report says of it, and what its kept answers are known by.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.artifacts import publish_directory, read_manifest, write_manifest
+from finetune.config import Config
+from finetune.config_evaluate import (
+    AdapterForm,
+    BaseForm,
+    EarlierForm,
+    MergedForm,
+    ModelForm,
+    RecordedForm,
+    ServerForm,
+)
+from finetune.config_model import ModelConfig
+from finetune.errors import DataError
+from finetune.evaluate.local import CANDIDATE, EARLIER, LocalSide, open_local
+from finetune.evaluate.recorded import RecordedSide, open_recorded
+from finetune.evaluate.remote import RemoteSide, open_remote
+from finetune.model.adapter import load_adapter
+from finetune.model.base import identify_base, load_base
+from finetune.model.merging import merge, save_model, sixteen_bit, untie
+from finetune.model.tokens import load_tokenizer
+from finetune.paths import Paths
+from finetune.records import Example
+from finetune.revisions import fetch_directory
+
+Side = LocalSide | RemoteSide | RecordedSide
+
+
+@dataclass
+class Sides:
+    """Baseline and candidate; on one base they share a model."""
+
+    baseline: Side
+    candidate: LocalSide | RemoteSide
+
+
+def open_sides(config: Config, paths: Paths, device: str, examples: Sequence[Example]) -> Sides:
+    """Load both sides; the errors of the cheap ones come before a model is loaded."""
+    asked = config.evaluate.baseline
+    if isinstance(asked, RecordedForm):
+        recorded = open_recorded(asked, paths.root, examples)
+        return Sides(recorded, open_candidate(config, paths, device))
+    earlier = fetch_earlier(asked, config, paths) if isinstance(asked, EarlierForm) else None
+    candidate = open_candidate(config, paths, device)
+    if isinstance(asked, ServerForm):
+        return Sides(open_remote(asked, config, "evaluate.baseline"), candidate)
+    if isinstance(asked, ModelForm):
+        return Sides(open_model(asked.model, config, device), candidate)
+    return Sides(open_on_base(earlier, asked, config, paths, device, candidate), candidate)
+
+
+def open_candidate(config: Config, paths: Paths, device: str) -> LocalSide | RemoteSide:
+    """The side that ships, in the form in which it ships."""
+    asked, adapter = config.evaluate.candidate, read_manifest(paths.adapter)["adapter_sha256"]
+    if isinstance(asked, ServerForm):
+        return open_remote(asked, config, "evaluate.candidate")
+    name = f"{short_name(config.model.base)} + adapter {adapter[:8]}"
+    described = {"form": asked.form, "name": name, "recorded": False, "adapter_sha256": adapter}
+    tokenizer = load_tokenizer(config.model, paths.adapter)
+    if isinstance(asked, MergedForm):
+        model = load_base(merged_model(config, paths, device, asked), device).eval()
+        described |= {"name": f"{name}, merged", "quantization": asked.quantization}
+        return open_local(described, model, tokenizer, config)
+    assert isinstance(asked, AdapterForm)
+    model = load_adapter(load_base(config.model, device), paths.adapter)
+    return open_local(described, model, tokenizer, config, CANDIDATE)
+
+
+def open_on_base(
+    earlier: Path | None,
+    asked: BaseForm | EarlierForm,
+    config: Config,
+    paths: Paths,
+    device: str,
+    candidate: LocalSide | RemoteSide,
+) -> LocalSide:
+    """The base, or an earlier adapter on it; the candidate's own base where that is loaded as it was trained on."""
+    base = {"name": short_name(config.model.base), "revision": identify_base(config.model)["revision"]}
+    described = {"form": asked.form, "name": base["name"], "recorded": False, "base": base}
+    shared = isinstance(candidate, LocalSide) and candidate.adapter is not None
+    model = candidate.model if shared and isinstance(candidate, LocalSide) else load_base(config.model, device).eval()
+    tokenizer = load_tokenizer(config.model, paths.adapter)
+    if earlier is None or isinstance(asked, BaseForm):
+        return open_local(described, model, tokenizer, config)
+    adapter = read_manifest(earlier)["adapter_sha256"]
+    described |= {"name": f"adapter {adapter[:8]} of {asked.revision}", "adapter_sha256": adapter}
+    if shared:
+        load_second_adapter(model, earlier)
+        return open_local(described, model, tokenizer, config, EARLIER)
+    return open_local(described, load_adapter(model, earlier), tokenizer, config, CANDIDATE)
+
+
+def load_second_adapter(model: Any, folder: Path) -> None:
+    """Put an earlier adapter beside the candidate's; DataError where it does not fit."""
+    try:
+        model.load_adapter(str(folder), adapter_name=EARLIER, is_trainable=False)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        first = str(error).strip().split("\n", 1)[0]
+        raise DataError(f"{folder}: does not fit the base: {first}") from None
+    model.eval()
+
+
+def fetch_earlier(asked: EarlierForm, config: Config, paths: Paths) -> Path:
+    """The folder of an earlier run's adapter; DataError unless it was trained on this base."""
+    folder = paths.evaluation / "earlier"
+    fetch_directory(paths.root, asked.revision, Path("out/adapter"), folder)
+    manifest = read_manifest(folder)
+    if manifest["base"]["revision"] != identify_base(config.model)["revision"]:
+        raise DataError(
+            f"params.yaml: evaluate.baseline.revision: the adapter of {asked.revision} was trained on another base "
+            f"({manifest['base']['name']}); compare the two experiments (make compare), or name a model"
+        )
+    return folder
+
+
+def open_model(model: ModelConfig, config: Config, device: str) -> LocalSide:
+    """Another model with its own tokenizer."""
+    identity = identify_base(model)
+    described = {"form": "model", "name": short_name(model.base), "recorded": False, "base": identity}
+    described["base"] = {**identity, "name": short_name(model.base)}
+    return open_local(described, load_base(model, device).eval(), load_tokenizer(model), config)
+
+
+def merged_model(config: Config, paths: Paths, device: str, asked: MergedForm) -> ModelConfig:
+    """Where base and adapter lie as one model, as a model section: `make merge`'s, if it is of this adapter."""
+    adapter = read_manifest(paths.adapter)["adapter_sha256"]
+    whole = sixteen_bit(config.model)
+    for folder in (paths.merged, paths.evaluation / "merged"):
+        if folder.is_dir() and read_manifest(folder).get("adapter_sha256") == adapter:
+            break
+    else:
+        folder = paths.evaluation / "merged"
+        model = load_adapter(untie(load_base(whole, device), read_manifest(paths.adapter)), paths.adapter)
+        with publish_directory(folder) as partial:
+            save_model(merge(model), partial)
+            write_manifest(partial, {"adapter_sha256": adapter})
+        del model
+    return whole.model_copy(update={"base": str(folder), "revision": None, "quantization": asked.quantization})
+
+
+def short_name(base: str) -> str:
+    """The base's name without the way to a local folder, which tells nobody else anything."""
+    return Path(base).name if Path(base).is_dir() else base

@@ -1,0 +1,133 @@
+"""Scores of 0 or 1 by what an answer is to a program: Python by its grammar, and calls of tools.
+
+    python_parses  "```python\\nprint(1)\\n```", which is read and never run
+    tool_calls     '<tool_call>{"name": "weather", "arguments": {"city": "Bern"}}</tool_call>'
+
+An answer is data of a stranger: deep nesting, huge numbers and megabytes of brackets are wrong, not an error.
+"""
+
+import ast
+import json
+import re
+import textwrap
+import warnings
+from decimal import Decimal
+from typing import Any
+
+from finetune.evaluate.matching import stream_safe
+from finetune.records import Message
+
+LONGEST_SOURCE = 200_000  # characters of Python; the parser takes time quadratic in a hostile text, a second for these
+WORK = 20  # characters that the search for calls may read in vain, in lengths of the answer
+MAY_BE_CALL = re.compile(r'\{\s*"|\[\s*[{\[]')
+
+# ----------------------------------------------------------------------------------------------------------- Python
+
+
+def python_parses(answer: str) -> bool:
+    """Whether the answer, or its first fenced block, is Python with at least one statement."""
+    source = stream_safe(textwrap.dedent(fenced(answer)).strip())  # the parser normalizes names
+    if len(source) > LONGEST_SOURCE:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an invalid escape sequence is a warning, and still Python
+        try:
+            return bool(ast.parse(source).body)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # MemoryError: the parser's stack, not the RAM
+            return False
+
+
+def fenced(text: str) -> str:
+    """What stands in the first fenced block of a Markdown text, to its end where it is not closed; else all of it."""
+    lines = text.splitlines(keepends=True)
+    opening = next((at for at, line in enumerate(lines) if line.lstrip().startswith(("```", "~~~"))), None)
+    if opening is None:
+        return text
+    mark = lines[opening].lstrip()[:3]
+    rest = lines[opening + 1 :]
+    closing = next((at for at, line in enumerate(rest) if line.strip().startswith(mark)), len(rest))
+    return "".join(rest[:closing])
+
+
+# ------------------------------------------------------------------------------------------------------- tool calls
+
+_DECODER = json.JSONDecoder(parse_int=Decimal)  # int() refuses 5,000 digits and takes quadratic time below that
+
+
+def same_calls(answer: str, reference: Message) -> bool:
+    """Whether the answer calls what the reference calls, in its order and with equal arguments; else text, both."""
+    wanted = [call for given in reference.tool_calls or () for call in _calls_in(given)]
+    found = find_calls(answer)
+    try:
+        return len(found) == len(wanted) and all(map(same_json, found, wanted))
+    except RecursionError:
+        return False
+
+
+def find_calls(text: str) -> list[dict[str, Any]]:
+    """The calls in a text, as name and arguments: JSON objects that have both, alone or in lists, in any wrapping.
+
+    So are <tool_call> tags (Qwen, Hermes), [TOOL_CALLS] lists (Mistral), `parameters` (Llama) and OpenAI's own form
+    read alike. Reads each place about once: after WORK lengths of what is no JSON, the rest is taken for text.
+    """
+    found: list[dict[str, Any]] = []
+    at, budget = 0, WORK * len(text) + 1000
+    while budget > 0 and (start := MAY_BE_CALL.search(text, at)):
+        try:
+            value, at = _DECODER.raw_decode(text, start.start())
+        except json.JSONDecodeError as error:
+            at = start.start() + 1
+            budget -= error.pos - at + error.pos // 64  # the error itself counts the lines up to its place
+        except RecursionError:  # no call is nested a thousand deep
+            break
+        else:
+            found += _calls_in(value)
+    return found
+
+
+def _calls_in(value: Any) -> list[dict[str, Any]]:
+    todo, found = [value], []
+    while todo:
+        value = todo.pop()
+        if isinstance(value, list):
+            todo += reversed(value)
+        elif isinstance(value, dict):
+            if isinstance(value.get("function"), dict):  # {"type": "function", "function": {"name": …}}
+                todo.append(value["function"])
+            elif isinstance(value.get("tool_calls"), list):
+                todo.append(value["tool_calls"])
+            elif isinstance(value.get("name"), str) and ("arguments" in value or "parameters" in value):
+                arguments = value.get("arguments", value.get("parameters"))
+                found.append({"name": value["name"], "arguments": _unpacked(arguments)})
+    return found
+
+
+def _unpacked(arguments: Any) -> Any:
+    """Arguments as the value that they are: OpenAI's form has them as JSON in a text."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return _DECODER.decode(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def same_json(first: Any, second: Any) -> bool:
+    """Whether two JSON values are equal: 1 is 1.0 but not true, and the order of keys says nothing."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(same_json(first[key], second[key]) for key in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(same_json, first, second))
+    if isinstance(first, bool) or isinstance(second, bool):
+        return first is second
+    if _is_number(first) and _is_number(second):
+        return bool(_decimal(first) == _decimal(second))
+    return isinstance(first, str | None) and bool(first == second)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal)
+
+
+def _decimal(value: Any) -> Any:
+    return Decimal(repr(value)) if isinstance(value, float) else value

@@ -1,0 +1,121 @@
+"""One side of a comparison: params, reports and answers of the working tree, a git revision or an experiment.
+
+Reads the working tree, or git and DVC's cache through `dvc.api.DVCFileSystem`, which knows experiments by their names
+too and asks a remote where one is set up.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from finetune.artifacts import read_json, sha256_file
+from finetune.config import read_yaml
+from finetune.errors import ConfigError, DataError, FinetuneError
+from finetune.experiments.table import WORKSPACE
+from finetune.paths import Paths
+from finetune.records import Prediction, read_predictions
+
+NEEDED, WELCOME = ("evaluation",), ("cost", "train", "train_cost", "decision")
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is known of one run; of the reports, those that it has."""
+
+    name: str
+    params: dict[str, Any]
+    reports: dict[str, dict[str, Any]]
+    predictions: list[Prediction]
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What was measured on its answers."""
+        return self.reports["evaluation"]
+
+
+def read_side(name: str, root: Path) -> Side:
+    """The run of this name; ConfigError where there is none, DataError where something of it can't be had."""
+    if name == WORKSPACE:
+        return _read(name, root)
+    with TemporaryDirectory() as folder:
+        fetch(name, root, Path(folder))
+        try:
+            return _read(name, Path(folder))
+        except FinetuneError as error:  # of a file that has a name for us alone
+            raise type(error)(f"{name}: {str(error).replace(f'{folder}/', '')}") from None
+
+
+def _read(name: str, root: Path) -> Side:
+    paths = Paths(root)
+    reports = {report: read_json(paths.reports / f"{report}.json") for report in NEEDED}
+    known = [report for report in WELCOME if (paths.reports / f"{report}.json").exists()]
+    reports |= {report: read_json(paths.reports / f"{report}.json") for report in known}
+    for key in ("test_sha256", "adapter_sha256", "predictions_sha256", "groups"):
+        if key not in reports["evaluation"]:
+            raise DataError(f"{name}: reports/evaluation.json has no {key}; evaluate it again with this version")
+    predictions = read_predictions(paths.predictions)
+    if sha256_file(paths.predictions) != reports["evaluation"]["predictions_sha256"]:
+        raise DataError(f"{name}: out/predictions.jsonl is not what evaluation.json speaks of; run evaluate again")
+    return Side(name, read_yaml(root / "params.yaml") or {}, reports, predictions)
+
+
+def fetch(name: str, root: Path, target: Path) -> None:
+    """Copy the files of a revision into a folder, as they lie in the working tree."""
+    from dvc.api import DVCFileSystem
+    from dvc.repo import Repo
+
+    here = Paths(Path())
+    required = [Path("params.yaml"), *(here.reports / f"{report}.json" for report in NEEDED), here.predictions]
+    optional = [here.reports / f"{report}.json" for report in WELCOME]
+    with dvc_errors(name), Repo(str(root.absolute()), rev=name) as repository:
+        files = DVCFileSystem(repo=repository)
+        for path in required + optional:
+            if is_written(files, path):
+                (target / path).parent.mkdir(parents=True, exist_ok=True)
+                _copy(files, name, path, target / path)
+            elif path in required:
+                what = f"has no {path}: its pipeline did not run to its end"
+                raise DataError(f"{name}: {what}; finish it ({again(name)})")
+
+
+def is_written(files: Any, path: Path) -> bool:
+    """Whether a revision has the file: in git, or as an output whose hash dvc.lock names."""
+    if not files.exists(path.as_posix()):
+        return False
+    known = files.info(path.as_posix())
+    return "dvc_info" not in known or "md5" in known["dvc_info"]
+
+
+def _copy(files: Any, name: str, path: Path, target: Path) -> None:
+    try:
+        files.get_file(path.as_posix(), str(target))
+    except FileNotFoundError:  # git names it, and neither cache nor remote has it
+        raise DataError(
+            f"{name}: {path} is not in DVC's cache here; get it where a remote has it (dvc fetch --all-commits; of an "
+            f"experiment: dvc exp pull origin {name}), or make it again ({again(name)})"
+        ) from None
+
+
+def again(name: str) -> str:
+    """The commands that put a revision's results into the working tree."""
+    return f"dvc exp apply {name}, of a commit git checkout {name}; then make repro"
+
+
+@contextmanager
+def dvc_errors(name: str) -> Iterator[None]:
+    """DVC's own errors as ours."""
+    from dvc.exceptions import DvcException
+    from dvc.scm import RevError, SCMError
+
+    try:
+        yield
+    except RevError:
+        raise ConfigError(
+            f"{name!r} is no experiment, branch, tag or commit here; make exps lists the experiments, and workspace is "
+            "the working tree"
+        ) from None
+    except (DvcException, SCMError) as error:
+        raise DataError(f"{name}: DVC can't read it: {error}") from None

@@ -1,0 +1,77 @@
+"""DVC run from the inside: a command to its end, a stop that loses nothing, and what dvc.lock says of the last run."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from finetune.artifacts import sha256_json
+from finetune.background.command import stop
+from finetune.console import say
+from finetune.errors import InterruptedRunError
+from finetune.experiments.table import dig
+from finetune.paths import Paths
+
+PATIENCE = 30.0  # seconds for DVC to end by itself after Ctrl-C, which its stage has got too
+
+
+def run_dvc(root: Path, arguments: Sequence[str]) -> int:
+    """Run DVC to its end; where we are interrupted, wait until its stage has saved its state and ended."""
+    process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=root)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        say("waiting until the stage has saved its state")
+        try:
+            process.wait(timeout=PATIENCE)  # a Ctrl-C in the terminal has reached it too
+        except subprocess.TimeoutExpired:
+            stop(Paths(root))
+            process.wait()
+        raise InterruptedRunError(
+            "seeds was interrupted; what is finished is recorded, the same command goes on"
+        ) from None
+
+
+def makings(root: Path) -> str | None:
+    """A hash of the data and code that DVC's last run saw, decide's own apart; None where nothing was run.
+
+    Of dvc.lock, the dependencies of the stages up to evaluate that no stage has made.
+    """
+    lock = read_lock(root)
+    if lock is None:
+        return None
+    stages = dig(read_yaml_text(lock), ("stages",)) or {}
+    made = [str(out["path"]) for stage in stages.values() for out in stage.get("outs") or []]
+    hashes = {
+        dependency["path"]: dependency.get("md5")
+        for name, stage in stages.items()
+        if name != "decide"
+        for dependency in stage.get("deps") or []
+        if not any(dependency["path"] == out or dependency["path"].startswith(f"{out}/") for out in made)
+    }
+    return sha256_json(hashes)
+
+
+def quiet_dvc(root: Path, *arguments: str) -> None:
+    """Run DVC, which tells only what goes wrong."""
+    subprocess.run([sys.executable, "-m", "dvc", *arguments, "--quiet"], cwd=root, check=False)
+
+
+def read_lock(root: Path) -> str | None:
+    """The text of dvc.lock; None where nothing was run."""
+    path = root / "dvc.lock"
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def seed_of(lock: str) -> Any:
+    """The seed that the adapter of a dvc.lock was trained with."""
+    content = read_yaml_text(lock)
+    return dig(content, ("stages", "train", "params", "params.yaml", "seed"))
+
+
+def read_yaml_text(text: str) -> Any:
+    """The content of a YAML text, as plain objects."""
+    return YAML(typ="safe", pure=True).load(text)

@@ -1,0 +1,47 @@
+"""What the same run came to under other seeds: `data/seeds.json`, in git.
+
+Of a hash of the params (all that could change a result but the seed), each seed's outcome:
+
+    {"5f0c…": {"43": {"adapter_sha256": "9a…", "test_sha256": "50…", "verdict": "iterate",
+                      "criteria": {"exact_match at least 0.5": {"status": "pass", "estimate": 0.61}}, …}}}
+
+`make seeds` writes it (finetune.experiments.seeds), and the gate may ask for the worst of several seeds.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from finetune.artifacts import read_json, sha256_json, write_json
+from finetune.looks import in_owning_tree
+
+# The seed is what varies; the others judge, describe or place a run and don't change what it answers.
+LEFT_OUT = frozenset({"seed", "decide", "machine", "findings", "runtime"})
+
+
+def seeds_key(params: Mapping[str, Any]) -> str:
+    """The hash that runs share which differ in their seed alone.
+
+    `params` is `Config.model_dump(mode="json", by_alias=True)`, not the file's own content: what the file may leave out
+    stands there too.
+    """
+    return sha256_json({name: value for name, value in params.items() if name not in LEFT_OUT})
+
+
+def record_seed(path: Path, key: str, seed: int, result: Mapping[str, Any]) -> None:
+    """Write down one seed's outcome, in place of an earlier one; a queued experiment's in the tree that queued it."""
+    path = in_owning_tree(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=60):
+        content = read_json(path) if path.exists() else {}
+        seeds = content.get(key, {}) | {str(seed): dict(result)}
+        write_json(path, content | {key: dict(sorted(seeds.items(), key=lambda item: int(item[0])))})
+
+
+def read_seeds(path: Path, key: str) -> dict[str, Any]:
+    """The recorded outcomes by seed, as text, in ascending order; none where there is no file."""
+    path = in_owning_tree(path)
+    found: dict[str, Any] = read_json(path).get(key, {}) if path.exists() else {}
+    return found
