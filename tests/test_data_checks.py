@@ -350,8 +350,8 @@ def test_a_bootstrap_needs_twenty_examples(gate: Callable[..., Config], tests_of
     assert check_test_size(gate(**MACRO_F1), tests_of(20)) == []
     (finding,) = check_test_size(gate(**MACRO_F1), tests_of(19))
     assert str(finding) == (
-        "params.yaml: decide.criteria.0: 19 test examples can't prove exceptions.macro_f1 at least 0.5 whatever is answered: a "
-        "bootstrap: 20 are needed at 95.0% confidence; add 1 test example"
+        "params.yaml: decide.criteria.0: 19 test examples can't prove exceptions.macro_f1 at least 0.5 whatever is "
+        "answered: a bootstrap: 20 are needed at 95.0% confidence; add 1 test example"
     )
 
 

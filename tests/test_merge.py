@@ -17,6 +17,7 @@ from finetune.merge import Measured, allowed_difference, compare_forms, cut_pack
 from finetune.model.adapter import load_adapter
 from finetune.model.base import load_base
 from finetune.model.tokens import IGNORED
+from finetune.paths import Paths
 from finetune.train import stage
 from tests.small_run import copy_of, validated
 from tests.test_train import enter
@@ -163,7 +164,7 @@ def test_no_adapter_and_another_run(trained: Callable[..., Path], tmp_path: Path
         merged(root, model__dtype="bfloat16")
     shutil.rmtree(root / "out/adapter")
     assert main(["merge"]) == 3
-    assert not (Paths(root).merged).exists()
+    assert not Paths(root).merged.exists()
 
 
 def test_changed_adapter_or_rows_are_refused(trained: Callable[..., Path], tmp_path: Path) -> None:

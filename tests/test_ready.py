@@ -48,6 +48,38 @@ def test_params_for_another_machine_are_refused(folder: Path, capsys: pytest.Cap
     assert capsys.readouterr().err.startswith("error: params.yaml: environment: apple: no apple here; nothing was")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        (
+            "scorers",
+            {"mine": {"scorer": "function", "of": None, "function": "scorers.none.at_all", "lowest": 0, "highest": 1}},
+            "error: params.yaml: evaluate.scorers.mine.function: ",
+        ),
+        (
+            "scorers",
+            {"like": {"scorer": "regular_expression", "of": None, "pattern": "(", "lowest": 0}},
+            "error: params.yaml: evaluate.scorers.like.lowest: unknown key",
+        ),
+        (
+            "baseline",
+            {"form": "recorded", "name": "old", "path": "old.jsonl", "sha256": "0" * 64},
+            "error: old.jsonl: no such file; evaluate.baseline.path names it",
+        ),
+    ],
+)
+def test_what_evaluate_reads_is_asked_for_before_the_run(
+    folder: Path, key: str, value: object, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing scorer or recorded run would be told after hours of training."""
+    content = params()
+    content["evaluate"][key] = value
+    content["decide"]["criteria"] = [{"rule": "memory_at_most", "limit": "2 GB"}]
+    (folder / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
+    assert main(["check"]) in (2, 3)
+    assert capsys.readouterr().err.startswith(text)
+
+
 def test_where_nothing_fits_the_list_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

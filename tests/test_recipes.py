@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from finetune.config import Config, load_config, parse_config, read_yaml
+from finetune.config_decide import LatencyAtMost
 from finetune.errors import ConfigError
 from finetune.recipes import RECIPE_SECTIONS, compose, differences, show, split_sections, summary_of, use
 
@@ -301,3 +302,27 @@ def test_show_lists_recipes_and_what_was_changed(folder: Path, capsys: pytest.Ca
     assert other.startswith("*") and not tiny.startswith("*")
     assert "models/tiny-base" in tiny
     assert "  changed: train.learning_rate: 0.0015 -> 0.00025" in lines
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/gates").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_gate_loads_in_place_of_the_users_own(path: Path) -> None:
+    """An example to copy holds both sections whole, and judges by metrics that its own scorers give."""
+    sections = read_yaml(path)
+    assert set(sections) == {"evaluate", "decide"}
+    config = parse_config(read_yaml(ROOT / "params.yaml") | sections, str(path))
+    assert config.decide.criteria
+
+
+def test_the_gate_of_agents_is_the_requirement() -> None:
+    """12 s and 40% under the baseline, 98% right, 10 GB, as they were asked for."""
+    config = parse_config(read_yaml(ROOT / "params.yaml") | read_yaml(ROOT / "recipes/gates/cpu-agents.yaml"), "gate")
+    assert [criterion.describe() for criterion in config.decide.criteria] == [
+        "success at least 0.98",
+        "success not worse than the baseline by 0.02",
+        "mean latency under 12 s",
+        "peak memory at most 10 GB",
+    ]
+    assert config.evaluate.baseline.form == "recorded"
+    latency = config.decide.criteria[2]
+    assert isinstance(latency, LatencyAtMost)
+    assert latency.describe_improvement() == "mean latency 40% under the baseline"

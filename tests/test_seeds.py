@@ -201,7 +201,7 @@ def test_results_of_several_test_sets_or_codes_say_so() -> None:
     results = {"1": {"test_sha256": "s", "made_of_sha256": "x"}, "2": {"test_sha256": "t", "made_of_sha256": "y"}}
     told = list(warnings_of(results))
     assert told[0].startswith("the seeds were run on different data or code")
-    assert told[1].startswith("2 test sets: the seed draws the splits")
+    assert told[1].startswith("2 test sets: the spread holds their luck too")
 
 
 # ---------------------------------------------------------------------------------- through DVC

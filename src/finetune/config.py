@@ -17,7 +17,7 @@ from finetune.config_decide import RULES, AtLeast, AtMost, DecideConfig, NotWors
 from finetune.config_errors import Tagged, describe_errors
 from finetune.config_evaluate import BASELINES, CANDIDATES, SCORERS, EvaluateConfig
 from finetune.config_model import AdapterConfig, Environment, ModelConfig
-from finetune.config_types import Count, NonNegative, OpenShare, PositiveFloat, PositiveInt, Section, Share, Text
+from finetune.config_types import Count, NonNegative, OpenShare, PositiveFloat, PositiveInt, Section, Seed, Share, Text
 from finetune.errors import ConfigError
 
 Machine = Literal["this", "h200", "h100", "a100-80gb", "gpu-24gb", "mac-32gb", "mac-16gb", "cpu-48-64gb"]
@@ -128,7 +128,7 @@ class Config(Section):
     machine: Machine  # what the plan reckons with
     environment: Environment
     runtime: Literal["native"]
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Seed
     data: DataConfig
     model: ModelConfig
     adapter: AdapterConfig

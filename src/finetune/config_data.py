@@ -17,6 +17,7 @@ from finetune.config_types import (
     PositiveInt,
     Revision,
     Section,
+    Seed,
     Share,
     Split,
     Text,
@@ -203,6 +204,7 @@ class DataConfig(Section):
     """Where the rows come from and what is done to them before and in the split."""
 
     directory: Text
+    seed: Seed  # of what prepare draws: fractions of sources, splits; another run's seed moves no row
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     on_bad_row: Literal["stop", "skip"]
     max_bad_fraction: Share

@@ -6,7 +6,7 @@ estimate alone is compared, which proves nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from finetune.bootstrap import mean_interval, relative_improvement
@@ -78,7 +78,8 @@ def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> l
         )
         status = above(low, high, criterion.improvement, gate)
         reason = f"1 - mean(candidate) / mean(baseline), paired; baseline {where}"
-        found.append(conclude(criterion, "latency", status, criterion.improvement, low, high, reason))
+        half = conclude(criterion, "latency", status, criterion.improvement, low, high, reason)
+        found.append(replace(half, criterion=criterion.describe_improvement()))
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.config_decide import LatencyAtMost
 from finetune.config_evaluate import LOSS, PERPLEXITY, SCORERS, Metric
 from finetune.config_types import ALL
 from finetune.decide.outcomes import Outcome
@@ -98,6 +99,8 @@ class Reading:
 def read_outcomes(outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> list[Reading]:
     """The outcomes in their order, each with its criterion, which is found by its words."""
     criteria = {criterion.describe(): criterion for criterion in reports["decide"].criteria}
+    halves = [criterion for criterion in criteria.values() if isinstance(criterion, LatencyAtMost)]
+    criteria |= {criterion.describe_improvement(): criterion for criterion in halves}
     metrics = known_metrics(reports["evaluation"]["scorers"])
     return [_read(item, criteria.get(item.criterion), metrics, reports["evaluation"]) for item in outcomes]
 

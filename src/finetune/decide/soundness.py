@@ -17,10 +17,10 @@ DECODING = ("do_sample", "temperature", "top_p", "num_beams", "max_new_tokens") 
 
 def check_evidence(config: Config, paths: Paths, reports: dict[str, Any], predictions: Sequence[Prediction]) -> None:
     """DataError unless adapter, test set, predictions and reports all speak of the same run, and nothing leaks."""
+    test = read_examples(paths.prepared / "test.jsonl")
     check_hashes(paths, reports)
     check_scorers(config, reports["evaluation"])
     check_decoding(reports["evaluation"])
-    test = read_examples(paths.prepared / "test.jsonl")
     if [item.id for item in predictions] != [example.id for example in test]:
         raise DataError(f"{paths.predictions}: holds the answers to another test set; run evaluate again")
     found = leaked(read_examples(paths.prepared / "train.jsonl"), test)
@@ -28,7 +28,8 @@ def check_evidence(config: Config, paths: Paths, reports: dict[str, Any], predic
         raise DataError(f"data/prepared: {len(found)} test prompts stand in train too ({found[0]}…); run prepare again")
     if reports["validation"]["errors"]:
         raise DataError(
-            "reports/validation.json: holds errors, like test rows that are trained on, or more lost tokens than the budget allows; run validate again"
+            "reports/validation.json: holds errors, like test rows that are trained on, or more lost tokens than the "
+            "budget allows; run validate again"
         )
 
 

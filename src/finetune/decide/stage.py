@@ -11,9 +11,10 @@ from finetune.decide.advice import suggest, what_would_change
 from finetune.decide.criteria import Evidence, judge, judge_seeds
 from finetune.decide.outcomes import Gate, Outcome
 from finetune.decide.plots import read_curves
-from finetune.decide.report import amount, render_card, render_report, render_summary
+from finetune.decide.report import render_card, render_report, render_summary
 from finetune.decide.soundness import check_evidence
 from finetune.decide.verdict import Verdict, reach_verdict
+from finetune.decide.words import amount
 from finetune.looks import count_look
 from finetune.paths import Paths
 from finetune.records import read_predictions, read_timings

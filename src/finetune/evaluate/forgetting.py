@@ -87,10 +87,13 @@ def ask_tasks(side: LocalSide, asked: ForgettingConfig, config: Config, root: Pa
 
 
 def scores_of_task(rows: Sequence[dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """By metric the score of each document, as far as it is a number between 0 and 1: what is no mean is left out."""
+    """By metric (and filter, where a task has several) the score of each document, as far as they are numbers between
+    0 and 1: what is no mean of documents is left out."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
-        for metric in row["metrics"]:
-            if isinstance(row[metric], bool | int | float) and 0 <= row[metric] <= 1:
-                found.setdefault(metric, {})[row["doc_id"]] = float(row[metric])
+        for name in row["metrics"]:
+            score, of_filter = row[name], row.get("filter", "none")
+            if isinstance(score, bool | int | float) and 0 <= score <= 1:
+                metric = name if of_filter == "none" else f"{name}, {of_filter}"
+                found.setdefault(metric, {})[row["doc_id"]] = float(score)
     return {metric: scores for metric, scores in found.items() if len(scores) == len({row["doc_id"] for row in rows})}

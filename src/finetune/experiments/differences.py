@@ -2,7 +2,8 @@
 
 Nothing is read or written. Right-or-wrong scores are compared by Tango's score interval and the exact McNemar test,
 means by a paired BCa bootstrap, figures of the whole set (macro-F1, BLEU, loss) by a bootstrap in which both sides are
-drawn together. Where one cluster has several examples, whole clusters are drawn.
+drawn together. Where one cluster has several examples, Tango's interval is that of as many as they are worth, and whole
+clusters are drawn.
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from finetune.bootstrap import paired_mean_difference, resample
+from finetune.clusters import clustered_difference
 from finetune.config_evaluate import Metric
 from finetune.metrics import Side, scores_of, statistic_of
 from finetune.records import Prediction
-from finetune.stats import Interval, mcnemar_exact, tango
+from finetune.stats import Interval, mcnemar_exact
 
 Answers = tuple[Sequence[Prediction], Side]  # whose answers, of which predictions
 
@@ -78,10 +80,12 @@ def compare_answers(metric: Metric, first: Answers, second: Answers, confidence:
     clusters = labels if len(set(labels)) < n else None
     crossed = cross(metric, first, second, independent=clusters is None) if metric.kind == "right" else None
     span = metric.highest - metric.lowest
-    if crossed is not None and clusters is None:
-        interval = tango(crossed.only_second, crossed.only_first, n, confidence, "two-sided")
-    elif metric.kind in ("right", "mean"):
+    if metric.kind in ("right", "mean"):
         each, bounds = [scores_of(metric, *answers) for answers in (second, first)], (-span, span)
+    if metric.kind == "right":
+        pairs = [[score > 0 for score in scores] for scores in each]
+        interval = clustered_difference(pairs[0], pairs[1], labels, confidence, "two-sided")
+    elif metric.kind == "mean":
         interval = paired_mean_difference(each[0], each[1], confidence, "two-sided", seed, clusters, bounds)
     else:
         interval = resample(

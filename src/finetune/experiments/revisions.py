@@ -1,11 +1,8 @@
 """One side of a comparison: params, reports and answers of the working tree, a git revision or an experiment.
 
-Reads the working tree, or git and DVC's cache through `dvc.api.DVCFileSystem`, which knows experiments by their names
-too and asks a remote where one is set up.
+Reads the working tree, or git and DVC's cache.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +10,11 @@ from typing import Any
 
 from finetune.artifacts import read_json, sha256_file
 from finetune.config import read_yaml
-from finetune.errors import ConfigError, DataError, FinetuneError
+from finetune.errors import DataError, FinetuneError
 from finetune.experiments.table import WORKSPACE
 from finetune.paths import Paths
 from finetune.records import Prediction, read_predictions
+from finetune.revisions import again, copy_file, files_of, is_written
 
 NEEDED, WELCOME = ("evaluation",), ("cost", "train", "train_cost", "decision")
 
@@ -64,58 +62,13 @@ def _read(name: str, root: Path) -> Side:
 
 def fetch(name: str, root: Path, target: Path) -> None:
     """Copy the files of a revision into a folder, as they lie in the working tree."""
-    from dvc.api import DVCFileSystem
-    from dvc.repo import Repo
-
     here = Paths(Path())
     required = [Path("params.yaml"), *(here.reports / f"{report}.json" for report in NEEDED), here.predictions]
     optional = [here.reports / f"{report}.json" for report in WELCOME]
-    with dvc_errors(name), Repo(str(root.absolute()), rev=name) as repository:
-        files = DVCFileSystem(repo=repository)
+    with files_of(root, name) as files:
         for path in required + optional:
             if is_written(files, path):
-                (target / path).parent.mkdir(parents=True, exist_ok=True)
-                _copy(files, name, path, target / path)
+                copy_file(files, name, path, target / path)
             elif path in required:
                 what = f"has no {path}: its pipeline did not run to its end"
                 raise DataError(f"{name}: {what}; finish it ({again(name)})")
-
-
-def is_written(files: Any, path: Path) -> bool:
-    """Whether a revision has the file: in git, or as an output whose hash dvc.lock names."""
-    if not files.exists(path.as_posix()):
-        return False
-    known = files.info(path.as_posix())
-    return "dvc_info" not in known or "md5" in known["dvc_info"]
-
-
-def _copy(files: Any, name: str, path: Path, target: Path) -> None:
-    try:
-        files.get_file(path.as_posix(), str(target))
-    except FileNotFoundError:  # git names it, and neither cache nor remote has it
-        raise DataError(
-            f"{name}: {path} is not in DVC's cache here; get it where a remote has it (dvc fetch --all-commits; of an "
-            f"experiment: dvc exp pull origin {name}), or make it again ({again(name)})"
-        ) from None
-
-
-def again(name: str) -> str:
-    """The commands that put a revision's results into the working tree."""
-    return f"dvc exp apply {name}, of a commit git checkout {name}; then make repro"
-
-
-@contextmanager
-def dvc_errors(name: str) -> Iterator[None]:
-    """DVC's own errors as ours."""
-    from dvc.exceptions import DvcException
-    from dvc.scm import RevError, SCMError
-
-    try:
-        yield
-    except RevError:
-        raise ConfigError(
-            f"{name!r} is no experiment, branch, tag or commit here; make exps lists the experiments, and workspace is "
-            "the working tree"
-        ) from None
-    except (DvcException, SCMError) as error:
-        raise DataError(f"{name}: DVC can't read it: {error}") from None

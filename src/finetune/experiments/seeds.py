@@ -105,11 +105,6 @@ def choose_seeds(present: int, count: int | None, named: Sequence[int] | None) -
     return seeds
 
 
-def draws_test_set(config: Config) -> bool:
-    """Whether another seed makes another test set: prepare splits by the seed, and takes a test file as it is."""
-    return config.data.split.test > 0
-
-
 def announce(series: Series, missing: Sequence[int]) -> Iterator[str]:
     """What will be run, and what will not."""
     finished = [seed for seed in series.seeds if seed not in missing]
@@ -120,21 +115,12 @@ def announce(series: Series, missing: Sequence[int]) -> Iterator[str]:
         yield f"recorded on other data or code than DVC saw last, so once more: {_listed(stale)}"
     if missing:
         yield f"to run, one after another: {_listed(missing)}; the same command goes on after a stop"
-    if draws_test_set(series.config):
-        yield (
-            "the seed draws the splits too: each run has a test set of its own, so the spread holds the luck of the "
-            "split beside that of the training; only a test file of its own (split: test) stays the same, and only on "
-            "one test set can decide.seeds be met"
-        )
 
 
 def check_looks(series: Series, missing: Sequence[int], *, force: bool) -> None:
     """Tell how many looks at the test set this takes; ConfigError where they are too many, without `force`."""
     declared = series.config.decide.looks
     if not missing:
-        return
-    if draws_test_set(series.config):
-        say(f"looks: one at each of {len(missing)} test sets; {declared} at each are declared (decide.looks)")
         return
     test = dig(_optional(series.paths.reports / "prepare.json"), ("prepared_sha256", "test"))
     taken = len(_optional(series.paths.looks).get(str(test), []))
@@ -252,7 +238,7 @@ def warnings_of(results: dict[str, Any]) -> Iterator[str]:
         yield "the seeds were run on different data or code; run the command again to bring them to one"
     sets = len({result["test_sha256"] for result in results.values()})
     if sets > 1:
-        yield f"{sets} test sets: the seed draws the splits, so the spread holds their luck too, and nothing is paired"
+        yield f"{sets} test sets: the spread holds their luck too, and nothing is paired; run the command again"
     if len(results) == 1:
         yield "one seed tells no spread"
 

@@ -46,9 +46,9 @@ def run(config: Config, paths: Paths) -> None:
         numbers = range(len(data.sources))
         accounts = [read_source(at, config, root, labels, workers, spool, notes) for at in numbers]
         rows = spool.table()
-        sample(rows, data.sources, config.seed)
+        sample(rows, data.sources, data.seed)
         links = drop_duplicates(rows, config, workers)
-        places, cluster = place_rows(rows, links, [source.split for source in data.sources], data.split, config.seed)
+        places, cluster = place_rows(rows, links, [source.split for source in data.sources], data.split, data.seed)
         account_table(accounts, rows, places, cluster)
         splits = account_splits(rows, places, cluster, [source.name for source in data.sources])
         check_filled(splits, accounts)

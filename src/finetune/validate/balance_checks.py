@@ -131,7 +131,8 @@ def _constant(found: Mapping[tuple[str, str], tuple[int, int]], test: Sequence[E
         scored = f"; always answering it would score {sum(tested) / len(tested):.3f} on test" if tested else ""
         share = f"{count:,} of {rows:,} train answers of {agent!r} ({100 * count / rows:.3g}%)"
         worth = max([count / rows, *([sum(tested) / len(tested)] if tested else [])])
-        fix = f"judge {agent!r} by a classification scorer's macro_f1, or ask for more than {math.ceil(worth * 100) / 100:g}"
+        more = math.ceil(worth * 100) / 100
+        fix = f"judge {agent!r} by a classification scorer's macro_f1, or ask for more than {more:g}"
         yield Finding("answers-constant", "data/prepared/train.jsonl", f"{share} are {short(answer)!r}{scored}", fix)
 
 

@@ -1,0 +1,102 @@
+"""Answers in batches against one prompt at a time: seconds, and whether the answers are the same.
+
+    PYTHONPATH=src python benchmarks/bench_evaluate.py [--rounds 3] [--batch-size 64]
+
+Base and published adapter of the finished run in this folder answer its test split in turns, in one process, greedily.
+Writes `results/evaluate-DATE.json`.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from finetune.artifacts import write_json
+from finetune.config import load_config
+from finetune.console import quiet_libraries, say, table
+from finetune.machine import calm_threads, describe_machine, require_device, synchronize
+from finetune.paths import Paths
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "peft")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=64)
+    asked = parser.parse_args()
+    calm_threads()
+    quiet_libraries()
+    config, paths = load_config(Path("params.yaml")), Paths()
+
+    from finetune.evaluate.generate import batches_by_length, generate
+    from finetune.evaluate.sides import open_sides
+    from finetune.records import read_examples
+
+    device = require_device(config.environment)
+    examples = read_examples(paths.prepared / "test.jsonl")
+    sides = open_sides(config, paths, device, examples)
+    result: dict[str, Any] = {"examples": len(examples), "batch_size": asked.batch_size, "sides": {}}
+    for name in ("baseline", "candidate"):
+        side = getattr(sides, name)
+        prompts = [side.prompt(example) for example in examples]
+        plans = {
+            "batched": list(batches_by_length([len(prompt) for prompt in prompts], asked.batch_size)),
+            "one by one": [[at] for at in range(len(prompts))],
+        }
+
+        def answer(plan: str, side: Any = side, prompts: Any = prompts, plans: Any = plans) -> dict[int, list[int]]:
+            with side.active() as model:
+                found = [generate(model, [prompts[at] for at in batch], side.settings) for batch in plans[plan]]
+            pairs = zip(
+                [at for batch in plans[plan] for at in batch], [one for many in found for one in many], strict=True
+            )
+            return {at: one.tokens for at, one in pairs}
+
+        result["sides"][name] = measure(answer, asked.rounds, config.environment, len(prompts))
+    result |= {"machine": describe_machine(config.environment), "versions": {name: version(name) for name in PACKAGES}}
+    write_json(RESULTS / f"evaluate-{time.strftime('%Y-%m-%d')}.json", result)
+    show(result)
+
+
+def measure(
+    answer: Callable[[str], dict[int, list[int]]], rounds: int, environment: Any, prompts: int
+) -> dict[str, Any]:
+    """Seconds of both ways, round by round in turns, after one uncounted batch; and the share of equal answers."""
+    seconds: dict[str, list[float]] = {"batched": [], "one by one": []}
+    answers = {}
+    answer("batched")  # warm-up
+    for number in range(rounds):
+        for plan in ("batched", "one by one") if number % 2 else ("one by one", "batched"):
+            synchronize(environment)
+            started = time.perf_counter()
+            answers[plan] = answer(plan)
+            synchronize(environment)
+            seconds[plan].append(time.perf_counter() - started)
+    same = sum(answers["batched"][at] == answers["one by one"][at] for at in range(prompts)) / prompts
+    ratios = [slow / fast for fast, slow in zip(seconds["batched"], seconds["one by one"], strict=True)]
+    return {"seconds": seconds, "times_faster": median(ratios), "ratios": ratios, "same_answers": same}
+
+
+def show(result: dict[str, Any]) -> None:
+    """The figures as a table."""
+    rows = [
+        [
+            name,
+            *(f"{median(side['seconds'][plan]):.2f} s" for plan in side["seconds"]),
+            f"{side['times_faster']:.1f} ({min(side['ratios']):.1f} to {max(side['ratios']):.1f})",
+            f"{side['same_answers']:.1%}",
+        ]
+        for name, side in result["sides"].items()
+    ]
+    table(f"{result['examples']} answers", ["side", "batched", "one by one", "times faster", "same answers"], rows)
+    say("raw figures in benchmarks/results")
+
+
+if __name__ == "__main__":
+    main()
