@@ -32,7 +32,7 @@ class Run:
     def __init__(self, root: Path, change: Callable[..., Config], example: Callable[..., Example]) -> None:
         self.paths = Paths(root)
         criteria = [item.model_dump(mode="json") for item in (better(), latency(1.0), memory("2 GB"))]
-        gate = {"policy": "interval", "confidence": 0.95, "looks": 1, "seeds": 1, "criteria": criteria}
+        gate = {"policy": "interval", "confidence": 0.95, "looks": 1, "seeds": 1, "license": None, "criteria": criteria}
         self.change = lambda **keys: change(**{"decide": gate, "evaluate.scorers": SCORERS} | keys)
         self.config = self.change()
         self.train = [example(f"train {at}", line=at) for at in range(3)]

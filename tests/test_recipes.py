@@ -29,6 +29,7 @@ seed: 7   # odd
 # my rows
 data:
   directory: data/raw   # not in git
+  seed: 7
   sources:
     - {name: "rows", path: 'rows.jsonl', format: interactions}
 
@@ -66,14 +67,22 @@ findings:
 
 # the gate
 evaluate:
+  baseline: {form: base}
+  candidate: {form: adapter}
   max_new_tokens: 16
   batch_size: 64
+  sampling: null
+  scorers:
+    right: {scorer: exact_match, of: null}   # mine
+  forgetting: null
   latency: {prompts: 60, warmup: 4}
   memory: {processes: 3, batch_size: 16}
 decide:
   policy: interval
   confidence: 0.95
   looks: 5
+  seeds: 1
+  license: null
   criteria:
     - {rule: memory_at_most, limit: 2 GB}
 # the end

@@ -67,7 +67,7 @@ def verdict_of(change: Callable[..., Config]) -> Callable[..., Verdict]:
 def asked(change: Callable[..., Config], criteria: Sequence[Criterion], policy: str = "interval") -> DecideConfig:
     """The gate of these criteria: 95%, one look."""
     written = [criterion.model_dump(mode="json") for criterion in criteria]
-    keys = {"policy": policy, "confidence": 0.95, "looks": 1, "seeds": 1, "criteria": written}
+    keys = {"policy": policy, "confidence": 0.95, "looks": 1, "seeds": 1, "license": None, "criteria": written}
     scorers = {
         "exact_match": {"scorer": "exact_match", "of": None},
         "classes": {"scorer": "classification", "of": None, "by": "generation", "labels": None},

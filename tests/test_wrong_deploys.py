@@ -25,7 +25,9 @@ Truth = tuple[float, float, float, float]  # chances that both are right, only t
 
 def gate_of(criteria: list[Criterion], looks: int) -> DecideConfig:
     """A gate at 95% with these criteria."""
-    return DecideConfig(policy="interval", confidence=LEVEL, looks=looks, seeds=1, criteria=tuple(criteria))
+    return DecideConfig(
+        policy="interval", confidence=LEVEL, looks=looks, seeds=1, license=None, criteria=tuple(criteria)
+    )
 
 
 def deploys(criteria: list[Criterion], looks: int = 1) -> Callable[[tuple[int, ...]], bool]:

@@ -171,6 +171,7 @@ class DecideConfig(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     looks: PositiveInt
     seeds: PositiveInt  # runs of this recipe that must all pass; 1 is this one alone
+    license: Text | None  # of the adapter, for its card, as the Hub spells it; null: not stated
     criteria: Annotated[tuple[AnyCriterion, ...], Field(min_length=1)]
 
     @property

@@ -1,7 +1,7 @@
 """The metadata of the model card, as the Hub reads it: only what is known and was measured on the test set.
 
-No licence is stated, as none is known: base and data have theirs, which the card says. No local path is told: a local
-base is named by its folder and pinned by its hash.
+The licence is the one of params.yaml, and none is stated without: base and data have theirs, which the card says. No
+local path is told: a local base is named by its folder and pinned by its hash.
 """
 
 import re
@@ -28,6 +28,7 @@ def card_data(reports: Mapping[str, Any]) -> Any:
     return ModelCardData(
         base_model=plain_name(base["name"], base["revision"]),
         library_name="peft",
+        license=reports["decide"].license,
         pipeline_tag="text-generation",
         tags=["lora", "peft", "fine-tuned"],
         datasets=hub or None,

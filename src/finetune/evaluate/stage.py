@@ -227,9 +227,7 @@ def show_cost(cost: Mapping[str, Any]) -> None:
     latency, memory = cost["latency"], cost["memory"]
     if latency["candidate"]:
         base, candidate = (latency[side]["mean_seconds"] for side in SIDES)
-        say(
-            f"latency {candidate:.3f} s an answer (baseline {base:.3f} s), {latency['prompts']} prompts one at a time"
-        )
+        say(f"latency {candidate:.3f} s an answer (baseline {base:.3f} s), {latency['prompts']} prompts one at a time")
     if latency["identical_answers"] is not None:
         say(f"the same answers in batches as one by one: {latency['identical_answers']:.1%}")
     if memory["bytes"]:
