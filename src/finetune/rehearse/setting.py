@@ -5,6 +5,7 @@ What is changed is listed, and everything else is the recipe's own.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -22,6 +23,8 @@ from finetune.records import Example, read_examples, to_json_lines
 from finetune.validate.codes import CODES
 
 MICRO, ACCUMULATION, EPOCHS = 4, 2, 2
+EXACT_MATCH = {"exact_match": {"scorer": "exact_match", "of": None}}
+ON_LOSS = [{"rule": "better_than_baseline", "metric": "loss", "group": "all"}]
 STEPS_AN_EPOCH, EVENT_STEPS = 4, 3
 KILLED_AT = 5  # after the checkpoint of step 3, within the second epoch
 CANDIDATES = 400  # rows of a split that are looked at for the sample
@@ -38,6 +41,7 @@ OF_THE_SAMPLE = (
     "length-shift",
     "system-prompt",
     "padding-",
+    "group-",
 )
 
 
@@ -89,9 +93,26 @@ def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, A
     change("train", "report_to", [], "a rehearsal contacts nobody")
     smaller = {"latency": {"prompts": 20, "warmup": 1}, "memory": {"processes": 3, "batch_size": 4}}
     content["evaluate"] |= smaller | {"max_new_tokens": min(real.evaluate.max_new_tokens, 8), "batch_size": 24}
+    evaluation_changes(content, change)
     accepted = [code for code in CODES if code.startswith(OF_THE_SAMPLE) and not CODES[code].binding]
     content["findings"]["accept"] = dict.fromkeys(accepted, "of the rehearsal's sample")
     return content, changes
+
+
+def evaluation_changes(content: dict[str, Any], change: Any) -> None:
+    """Sides and scorers that are on this machine: a rehearsal contacts nobody and fetches nothing."""
+    asked = content["evaluate"]
+    if asked["baseline"]["form"] != "base":
+        change("evaluate", "baseline", {"form": "base"}, "the sample was answered by nobody before")
+    if asked["candidate"]["form"] == "server":
+        change("evaluate", "candidate", {"form": "adapter"}, "a rehearsal contacts nobody")
+    change("evaluate", "forgetting", None, "the small base knows nothing that it could forget")
+    kept = {name: scorer for name, scorer in asked["scorers"].items() if scorer["scorer"] != "judge"}
+    judged = set(asked["scorers"]) - set(kept)
+    if judged:
+        change("evaluate", "scorers", kept or EXACT_MATCH, "a rehearsal contacts nobody")
+        criteria = [item for item in content["decide"]["criteria"] if item.get("metric") not in judged]
+        change("decide", "criteria", criteria or ON_LOSS, "on what is scored here")
 
 
 def device_changes(real: Config, here: str, change: Any) -> None:
@@ -152,15 +173,26 @@ def write_sample(paths: Paths, tokenizer: Any, real: Config, prepared: Path) -> 
     hashes = {name: sha256_file(paths.prepared / f"{name}.jsonl") for name in SPLITS}
     settings = real.data.model_dump(mode="json", exclude_unset=True)
     counts = {name: {"examples": len(chosen[name])} for name in SPLITS}
-    report = {"settings": settings, "sources": {}, "splits": counts, "labels": {}, "prepared_sha256": hashes}
+    labels = known_answers([*chosen["train"], *chosen["test"], *read_examples(prepared / "test.jsonl")])
+    report = {"settings": settings, "sources": {}, "splits": counts, "labels": labels, "prepared_sha256": hashes}
     write_json(paths.reports / "prepare.json", report)
     return len(chosen["train"]), max(longest + longest % 8, 16)
+
+
+def known_answers(examples: Sequence[Example]) -> dict[str, list[str]]:
+    """By agent its different answers, so that a classification knows its classes; a sample may hold but one of them."""
+    found: dict[str, set[str]] = {}
+    for example in examples:
+        found.setdefault(example.agent, set()).add(example.completion.strip())
+    return {agent: sorted(answers) for agent, answers in found.items()}
 
 
 def prepare_setting(real: Config, root: Path, folder: Path, tokenizer: Any) -> Setting:
     """Write the sample and params.yaml into the folder; the small base lies there already."""
     paths = Paths(folder)
     rows, longest = write_sample(paths, tokenizer, real, Paths(root).prepared)
+    if (root / "scorers").is_dir():
+        shutil.copytree(root / "scorers", folder / "scorers", dirs_exist_ok=True)
     content, changes = rehearsal_params(real, rows, longest)
     write_json(folder / "params.yaml", content)  # JSON is YAML too
     return Setting(parse_config(content, str(folder / "params.yaml")), paths, changes)
