@@ -186,8 +186,8 @@ def test_full_disk_is_told_before_anything_is_written(
 ) -> None:
     """A 7B model is 14 GB, and safetensors' own error names no size."""
     root = trained(model__dtype="bfloat16")
-    monkeypatch.setattr(merge.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
-    with pytest.raises(MachineError, match=r"out/merged: 0.00 GB are needed and 0.00 GB free; free some space"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
+    with pytest.raises(MachineError, match=r"out: 0.00 GB are needed and 0.00 GB free; free some space"):
         merged(root, model__dtype="bfloat16")
 
 

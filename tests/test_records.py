@@ -30,9 +30,21 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 messages = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), texts)
 examples = st.builds(Example, texts, texts, st.integers(1, 10**6), texts, st.lists(messages, min_size=1).map(tuple))
 finite = st.floats(allow_nan=False, allow_infinity=False)
-answers = st.builds(Answer, texts, st.integers(0, 999), st.booleans(), st.booleans(), finite)
-predictions = st.builds(Prediction, texts, texts, texts, texts, st.integers(1, 999), answers, answers)
-timings = st.builds(Timing, texts, finite, st.integers(0, 999), finite, st.integers(0, 999))
+counts = st.none() | st.integers(0, 999)
+answers = st.builds(
+    Answer,
+    texts,
+    counts,
+    st.none() | st.booleans(),
+    st.none() | finite,
+    st.none() | texts,
+    st.dictionaries(texts, st.none() | finite, max_size=2),
+    st.dictionaries(texts, st.none() | texts, max_size=2),
+)
+predictions = st.builds(
+    Prediction, texts, texts, texts, texts, texts, texts, st.integers(1, 999), baseline=answers, candidate=answers
+)
+timings = st.builds(Timing, texts, finite, st.none() | finite, counts, finite, st.none() | finite, counts)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +74,7 @@ def test_rows_come_back_as_they_were_written(
 def test_a_row_that_is_not_finite_is_never_written(value: float) -> None:
     """Python's json writes NaN without a word, and every other reader of the file would stop at it."""
     with pytest.raises(ValueError, match="not JSON compliant"):
-        list(to_json_lines([Timing("one", value, 1, 1.0, 1)]))
+        list(to_json_lines([Timing("one", value, None, 1, 1.0, None, 1)]))
 
 
 @pytest.mark.parametrize("text", ["NaN", "[1, -Infinity]", '{"a": Infinity}'])

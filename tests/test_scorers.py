@@ -17,13 +17,13 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from finetune.config_evaluate import AnyScorer, metrics_of
 from finetune.errors import ConfigError
-from finetune.evaluate.matching import contains, exact_match, last_number, normalized_match, numeric
-from finetune.evaluate.schemas import make_validator
-from finetune.evaluate.scorers import build_scorers
-from finetune.evaluate.scoring import Scored, Scorers
-from finetune.evaluate.structured import find_calls, python_parses, same_calls
-from finetune.evaluate.texts import bleu, chrf, rouge_l, words
 from finetune.records import Answer, Example, Message
+from finetune.score.matching import contains, exact_match, last_number, normalized_match, numeric
+from finetune.score.schemas import make_validator
+from finetune.score.scorers import build_scorers
+from finetune.score.scoring import Scored, Scorers
+from finetune.score.structured import find_calls, python_parses, same_calls
+from finetune.score.texts import bleu, chrf, rouge_l, words
 
 ROOT = Path(__file__).parents[1]
 MakeExample = Callable[..., Example]

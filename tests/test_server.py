@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from finetune.config_evaluate import Judge
 from finetune.errors import ConfigError, MachineError
-from finetune.evaluate import judge as judging
-from finetune.evaluate.judge import judge_answers, question, read_choice
-from finetune.evaluate.replies import read_reply, read_stream, to_wire
-from finetune.evaluate.server import ChatServer, ServerError, chat_url
 from finetune.records import Answer, Example, Message
+from finetune.score import judge as judging
+from finetune.score.judge import judge_answers, question, read_choice
+from finetune.score.replies import read_reply, read_stream, to_wire
+from finetune.score.server import ChatServer, ServerError, chat_url
 
 HI = [Message("user", "Hi")]
 KEY = "sk-secret-0123456789"
@@ -262,7 +262,7 @@ def test_nobody_there() -> None:
 def test_a_busy_server_is_asked_again(monkeypatch: Any) -> None:
     """429 and 503, after the wait that it names (within bounds), and not for ever."""
     waits: list[float] = []
-    monkeypatch.setattr("finetune.evaluate.server.time.sleep", waits.append)
+    monkeypatch.setattr("finetune.score.server.time.sleep", waits.append)
     left = [(503, {"Retry-After": "7"}, b""), (429, {"Retry-After": "99999"}, b""), (429, {}, b"")]
 
     def busy(_: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:

@@ -14,7 +14,7 @@ import pytest
 
 from finetune.artifacts import read_json, read_manifest, sha256_file, write_json
 from finetune.config import Config, parse_config
-from finetune.errors import ConfigError, DataError, FinetuneError
+from finetune.errors import ConfigError, FinetuneError
 from finetune.evaluate import stage
 from finetune.records import Prediction, read_examples, read_predictions, read_timings
 from finetune.train import stage as train_stage
@@ -111,7 +111,7 @@ def test_an_earlier_adapter_of_a_revision(run: Any, tmp_path: Path) -> None:
     evaluation, _, predictions = run(**{"evaluate.baseline": {"form": "adapter", "revision": "v1"}})
     assert evaluation["baseline"]["name"].endswith(" of v1")
     assert all(item.baseline == item.candidate for item in predictions)
-    with pytest.raises(DataError, match="out/adapter of v2: "):
+    with pytest.raises(ConfigError, match="'v2' is no experiment, branch, tag or commit here"):
         run(**{"evaluate.baseline": {"form": "adapter", "revision": "v2"}})
     manifest = read_manifest(Path("out/adapter"))
     assert manifest["base"]["name"] == "base"

@@ -16,6 +16,7 @@ from finetune.config_evaluate import Metric
 from finetune.records import Answer, Prediction
 
 Side = Literal["baseline", "candidate"]
+SIDES: tuple[Side, Side] = ("baseline", "candidate")
 Weights = NDArray[np.float64]
 Statistic = Callable[[Weights], float]
 LARGEST_EXPONENT = 700.0  # beyond that a float is infinite, which is no JSON

@@ -37,7 +37,7 @@ def check(root: Path, recipe: str | None) -> None:
 def check_evaluation(config: Config, root: Path) -> None:
     """ConfigError or DataError where what evaluate reads beside the test set is missing or broken: hours later it
     would be told all the same."""
-    from finetune.evaluate.scorers import build_scorers
+    from finetune.score.scorers import build_scorers
 
     asked = config.evaluate
     read = {name: scorer for name, scorer in asked.scorers.items() if not isinstance(scorer, Classification)}

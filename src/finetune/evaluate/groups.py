@@ -10,10 +10,9 @@ from typing import Any
 
 from finetune.config_evaluate import Metric
 from finetune.config_types import ALL
-from finetune.metrics import Side, UnmeasuredError, answers_of, counted, majority_share, value_of
+from finetune.metrics import SIDES, Side, UnmeasuredError, answers_of, counted, majority_share, value_of
 from finetune.records import Prediction
 
-SIDES: tuple[Side, Side] = ("baseline", "candidate")
 NONE = "(none)"  # the column of answers that are no class
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from finetune.config import Config
 from finetune.config_evaluate import ServerForm
-from finetune.evaluate.server import ChatServer, ServerError
 from finetune.evaluate.timed import Timed
 from finetune.records import Answer, Example
+from finetune.score.server import ChatServer, ServerError
 
 AT_ONCE = 8  # requests: enough for a server to batch, and no flood
 

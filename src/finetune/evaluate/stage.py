@@ -12,15 +12,16 @@ from finetune.config import Config
 from finetune.config_evaluate import Classification
 from finetune.console import say, table
 from finetune.errors import DataError
-from finetune.evaluate.groups import SIDES, describe_classes, describe_group, groups_of
-from finetune.evaluate.scorers import build_scorers
-from finetune.evaluate.scoring import Scored, Scorers
+from finetune.evaluate.groups import describe_classes, describe_group, groups_of
 from finetune.looks import count_look
 from finetune.machine import arithmetic, describe_machine, require_device, set_device_environment, versions
+from finetune.metrics import SIDES
 from finetune.model.adapter import WEIGHTS
 from finetune.model.base import identify_base
 from finetune.paths import FINISHED, Paths
 from finetune.records import Answer, Example, Prediction, read_examples, text_key, to_json_lines
+from finetune.score.scorers import build_scorers
+from finetune.score.scoring import Scored, Scorers
 
 
 def run(config: Config, paths: Paths) -> None:

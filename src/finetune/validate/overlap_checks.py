@@ -79,7 +79,8 @@ def _near(name: Split, found: Sequence[Example], split: Sequence[Example], setti
         fix = "set data.duplicates.near: group to keep near copies in one split, or drop"
     else:  # prepare looked for them, and its buckets hid these
         fix = f"set data.duplicates.permutations: {2 * settings.permutations}, so that prepare finds more of them"
-    return [Finding("test-near-overlap" if name == "test" else "split-near-overlap", _file(name), what, fix)]
+    code = {"test": "test-near-overlap"}.get(name, "split-near-overlap")
+    return [Finding(code, _file(name), what, fix)]
 
 
 def _file(name: Split) -> str:

@@ -16,6 +16,7 @@ from finetune.validate.config_checks import check_config
 from finetune.validate.data_checks import check_data
 from finetune.validate.findings import Finding, accept, counted, show_findings, to_markdown
 from finetune.validate.machine_checks import check_disk, check_machine
+from finetune.validate.scorer_checks import check_scorers
 from finetune.validate.token_checks import check_padding, check_special_tokens, check_split, check_test_answers
 from finetune.validate.token_rows import TokenizedSplit, tokenize_split, workload_of, write_arrow
 
@@ -26,18 +27,19 @@ Tokens = dict[Split, TokenizedSplit]
 
 def run(config: Config, paths: Paths) -> None:
     """Tokenize once, run every check, report all findings, and stop if one of them is an error that nobody accepted."""
-    prepared_sha256 = check_prepared(paths)
+    ledger = check_prepared(paths)
     splits: Splits = {name: read_examples(paths.prepared / f"{name}.jsonl") for name in SPLITS}
     base = examine_base(config, paths.root)
     tokens = tokenize_splits(config, base, splits)
     outlook = foresee_run(config, base, splits, tokens)
     found = find_all(config, paths.root, splits, base, tokens, outlook)
+    found += check_scorers(config, splits["test"], ledger["labels"], paths.root)
     findings = accept(found, config.findings.accept)
 
     report: dict[str, Any] = {
         "base": base.identity,
         "max_length": config.train.max_length,
-        "prepared_sha256": prepared_sha256,
+        "prepared_sha256": ledger["prepared_sha256"],
         "schedule": outlook.schedule.to_json(),
         "plan": outlook.to_json(),
         "tokens": {name: split.counts.to_json() for name, split in tokens.items()},
@@ -56,14 +58,14 @@ def run(config: Config, paths: Paths) -> None:
     stop_at_errors(findings)
 
 
-def check_prepared(paths: Paths) -> dict[str, str]:
-    """The hashes of the splits; DataError unless the prepared splits are the files that prepare's ledger speaks of."""
+def check_prepared(paths: Paths) -> dict[str, Any]:
+    """Prepare's ledger; DataError unless the prepared splits are the files that it speaks of."""
     ledger = read_json(paths.reports / "prepare.json")
     for name in SPLITS:
         path = paths.prepared / f"{name}.jsonl"
         if not path.exists() or sha256_file(path) != ledger["prepared_sha256"][name]:
             raise DataError(f"{path}: is not the file that prepare wrote; run prepare again (dvc repro -f prepare)")
-    return dict(ledger["prepared_sha256"])
+    return ledger
 
 
 def tokenize_splits(config: Config, base: Base, splits: Splits) -> Tokens:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from finetune.config_evaluate import Judge
 from finetune.console import progress
-from finetune.evaluate.replies import Reply
-from finetune.evaluate.server import ChatServer, ServerError, without_secrets
 from finetune.records import Answer, Example, Message
+from finetune.score.replies import Reply
+from finetune.score.server import ChatServer, ServerError, without_secrets
 
 Choice = Literal["A", "B", "tie"]
 AT_ONCE = 8  # questions that a server answers together, about as fast as one

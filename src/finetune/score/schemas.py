@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.evaluate.matching import UnscorableError
 from finetune.records import parse_json
+from finetune.score.matching import UnscorableError
 
 PROBES: tuple[Any, ...] = (None, {}, [], "", 0)  # a schema that refers to itself without end fails on any
 PATTERN_SECONDS = 1.0  # a schema's pattern that takes longer is caught in backtracking

@@ -13,10 +13,11 @@ from typing import Any
 
 from finetune import config_evaluate as kinds
 from finetune.errors import ConfigError
-from finetune.evaluate import structured, texts
-from finetune.evaluate.classes import classes_of
-from finetune.evaluate.functions import FOLDER, call_function, load_function
-from finetune.evaluate.matching import (
+from finetune.records import Example
+from finetune.score import structured, texts
+from finetune.score.classes import classes_of
+from finetune.score.functions import FOLDER, call_function, load_function
+from finetune.score.matching import (
     UnscorableError,
     compile_pattern,
     contains,
@@ -24,10 +25,9 @@ from finetune.evaluate.matching import (
     normalized_match,
     numeric,
 )
-from finetune.evaluate.schemas import compile_schema
-from finetune.evaluate.scoring import BuiltScorer, Score, Scorers
-from finetune.evaluate.server import ChatServer
-from finetune.records import Example
+from finetune.score.schemas import compile_schema
+from finetune.score.scoring import BuiltScorer, Score, Scorers
+from finetune.score.server import ChatServer
 
 
 def build_scorers(

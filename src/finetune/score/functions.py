@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from finetune.evaluate.matching import UnscorableError
 from finetune.records import Example
+from finetune.score.matching import UnscorableError
 
 FOLDER = "scorers"
 

@@ -13,16 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune import config_evaluate as kinds
-from finetune.evaluate.classes import class_in
-from finetune.evaluate.judge import judge_answers
-from finetune.evaluate.matching import UnscorableError
-from finetune.evaluate.server import ChatServer
-from finetune.metrics import Side
+from finetune.metrics import SIDES, Side
 from finetune.records import Answer, Example
+from finetune.score.classes import class_in
+from finetune.score.judge import judge_answers
+from finetune.score.matching import UnscorableError
+from finetune.score.server import ChatServer
 
 Score = Callable[[str, Example], float]
 Labels = Sequence[str | None]
-SIDES: tuple[Side, Side] = ("baseline", "candidate")
 
 
 @dataclass(frozen=True)
