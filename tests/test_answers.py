@@ -22,6 +22,7 @@ class Scripted:
 
     def __init__(self, fail_at: int | None = None, failed: frozenset[str] = frozenset()) -> None:
         self.described: dict[str, Any] = {"name": "scripted"}
+        self.makings: dict[str, Any] = {"dtype": "float32"}
         self.settings: dict[str, Any] = {"max_new_tokens": 4}
         self.asked: list[list[str]] = []
         self.seeds: list[int] = []
@@ -83,7 +84,7 @@ def test_a_torn_line_is_asked_again(examples: list[Example], tmp_path: Path, cut
     assert answer_all(Scripted(fail_at=0), examples, 3, 42, tmp_path, {}) == whole
 
 
-@pytest.mark.parametrize("changed", ["determines", "seed", "size", "settings", "described"])
+@pytest.mark.parametrize("changed", ["determines", "seed", "size", "settings", "described", "makings"])
 def test_what_determines_the_answers_names_the_spool(examples: list[Example], tmp_path: Path, changed: str) -> None:
     """Answers of another adapter, version, seed or batch size are other answers."""
     answer_all(Scripted(), examples, 3, 42, tmp_path, {"versions": "1"})
@@ -95,6 +96,8 @@ def test_what_determines_the_answers_names_the_spool(examples: list[Example], tm
         seed = 43
     elif changed == "size":
         size = 2
+    elif changed == "makings":
+        side.makings["dtype"] = "bfloat16"
     elif changed == "settings":
         side.settings["max_new_tokens"] = 5
     else:

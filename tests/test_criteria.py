@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.config_decide import Criterion, NotWorseThanBaseline
-from finetune.decide.criteria import judge, judge_seeds
+from finetune.decide.criteria import Evidence, judge, judge_seeds
 from finetune.decide.outcomes import Gate, Outcome, Status
 from finetune.records import Prediction, Timing
 from finetune.stats import clopper_pearson, tango
 from tests.gates import (
     GATE,
     METRICS,
+    PEAKS,
     POINT,
     at_least,
     at_most,
@@ -439,9 +440,12 @@ def test_a_recorded_baseline_is_named_as_such() -> None:
     assert not any("recorded" in item.reason for item in judge(latency(1.0, 0.1), evidence(latency=timings(0.5)), GATE))
 
 
-def seed_run(status: str = "pass", test: str = "t", criterion: str = "c0") -> dict[str, Any]:
+SAME = {"test_sha256": "t", "makings_sha256": "m", "policy": "interval", "confidence": 0.95}
+
+
+def seed_run(status: str = "pass", criterion: str = "c0", **other: Any) -> dict[str, Any]:
     """What `make seeds` records of one seed."""
-    return {"test_sha256": test, "criteria": {criterion: {"status": status, "estimate": 0.5}}}
+    return {**SAME, **other, "criteria": {criterion: {"status": status, "estimate": 0.5}}}
 
 
 @pytest.mark.parametrize(
@@ -452,20 +456,43 @@ def seed_run(status: str = "pass", test: str = "t", criterion: str = "c0") -> di
         ([seed_run(), seed_run("inconclusive")], "pass", "inconclusive"),
         ([seed_run(), seed_run("fail")], "pass", "fail"),
         ([seed_run(), seed_run()], "fail", "fail"),
-        ([seed_run(), seed_run(test="other")], "pass", "unmeasured"),
+        ([seed_run(), seed_run(test_sha256="other")], "pass", "unmeasured"),
+        ([seed_run(), seed_run(makings_sha256="of older data")], "pass", "unmeasured"),
+        ([seed_run(), seed_run(policy="point")], "pass", "unmeasured"),
+        ([seed_run(), seed_run(confidence=0.6)], "pass", "unmeasured"),
         ([seed_run(), seed_run(criterion="another")], "pass", "unmeasured"),
         ([seed_run(), seed_run(), seed_run("fail")], "pass", "fail"),
     ],
 )
 def test_the_worst_seed_decides(others: list[dict[str, Any]], mine: Any, expected: Status) -> None:
-    """Three seeds must pass, this one among them, on this test set, under these criteria; none is chosen."""
+    """Three seeds must pass, this one among them, judged alike on the same evidence; none is chosen."""
     own = Outcome("c0", "quality", mine, 0, 0, 0, 0, "", "", "why")
-    recorded = {str(at + 1): run for at, run in enumerate(others)} | {
-        "42": seed_run("fail")
-    }  # an older one of this seed
-    found = judge_seeds(3, 42, recorded, "t", [own])
+    older = {"42": seed_run("fail")}  # of this seed
+    recorded = {str(at + 9): run for at, run in enumerate(others)} | older
+    found = judge_seeds(3, 42, recorded, SAME, [own])
     assert found.status == expected
+    if expected == "pass":
+        assert found.reason == "every criterion passes under each of the seeds 9, 10, 42"
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_a_prompt_without_an_answer_leaves_the_latency_unmeasured() -> None:
+    """It was the slowest of all: the mean of the others would be a better one than any user sees."""
+    cost = Evidence((), timings(0.5), PEAKS, METRICS, unanswered=1)
+    for found in [*judge(latency(9.0, 0.1), cost, POINT), *judge(quantile(9.0), cost, POINT)]:
+        assert (found.status, found.reason) == (
+            "unmeasured",
+            "1 of the timed prompts got no answer of the candidate",
+        )
+
+
+def test_a_baseline_without_times_leaves_the_improvement_unmeasured() -> None:
+    """The candidate's own limit can be judged all the same."""
+    rows = [Timing(row.id, None, None, None, row.candidate_seconds, None, 3) for row in timings(0.5)]
+    found = judge(latency(1.0, 0.1), evidence(latency=rows, recorded="old"), GATE)
+    assert [item.status for item in found] == ["pass", "unmeasured"]
+    assert found[1].criterion == "mean latency 10% under the baseline"
+    assert found[1].reason == "the baseline's times are not known"
 
 
 @settings(max_examples=40)

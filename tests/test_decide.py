@@ -15,7 +15,7 @@ from finetune.evaluate.groups import describe_group, groups_of
 from finetune.gate import show_decision
 from finetune.paths import Paths
 from finetune.records import Example, Prediction, to_json_lines
-from finetune.seeds import record_seed, seeds_key
+from finetune.seeds import makings_of, record_seed, seeds_key
 from tests.gates import PEAKS, better, latency, memory, predicted, timings
 
 CURVES = "step\tepoch\tloss\tlearning_rate\tgradient_norm\n10\t0.5\t4.5\t0.001\t3.5\n20\t1\t2.5\t0.0005\t1.5\n"
@@ -100,6 +100,7 @@ class Run:
                 "adapter_sha256": "a" * 64,
                 "test_sha256": test,
                 "predictions_sha256": sha256_file(paths.predictions),
+                "look_key": "a" * 64,
                 "base": {"name": "models/tiny-base", "revision": "sha256:abc"},
                 "baseline": {"form": "base", "name": "tiny-base", "recorded": False},
                 "candidate": {"form": "adapter", "name": "tiny-base + adapter aaaaaaaa", "recorded": False},
@@ -121,6 +122,8 @@ class Run:
                     "candidate": side,
                     "same_length": None,
                     "identical_answers": 1.0,
+                    "unanswered": {"baseline": 0, "candidate": 0},
+                    "left_out": 0,
                 },
                 "memory": {"processes": 3, "largest_bytes": max(PEAKS), "bytes": list(PEAKS)},
                 "settings": {},
@@ -183,7 +186,7 @@ def test_sound_evidence_is_decided_and_told(sound: Run, capsys: pytest.CaptureFi
     assert (sound.paths.reports / "report.html").read_text(encoding="utf-8") == html
     assert sound.paths.model_card.read_text(encoding="utf-8") == card
     capsys.readouterr()
-    assert show_decision(sound.paths) == 0
+    assert show_decision(sound.paths, sound.config) == 0
     assert capsys.readouterr().out.startswith("deploy: All 3 criteria pass: deploy this adapter.\n")
 
 
@@ -300,6 +303,9 @@ def test_the_worst_seed_is_asked_for(sound: Run) -> None:
         "test_sha256": decision["test_sha256"],
         "verdict": "iterate",
         "criteria": passed,
+        "makings_sha256": makings_of(read_json(sound.paths.adapter / "manifest.json")),
+        "policy": "interval",
+        "confidence": 0.95,
     }
     record_seed(sound.paths.seeds, key, 43, result)
     assert sound.decide()["verdict"] == "deploy"
@@ -362,11 +368,36 @@ def test_the_gate_is_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[
     """CI ships on 0 alone, and what is unproven is no 0."""
     content = {"verdict": verdict, "sentence": "A sentence.", "reasons": ["fail: a [bold] reason"]}
     write_json(tmp_path / "reports/decision.json", content)
-    assert show_decision(Paths(tmp_path)) == code
+    assert show_decision(Paths(tmp_path), None) == code
     assert capsys.readouterr().out.splitlines()[:2] == [f"{verdict}: A sentence.", "  fail: a [bold] reason"]
+
+
+@pytest.mark.parametrize("changed", ["adapter", "test set", "section decide of params.yaml"])
+def test_an_old_verdict_opens_no_gate(sound: Run, changed: str) -> None:
+    """Trained anew, prepared anew or asked otherwise since: the deploy that lies there is of something else."""
+    assert sound.decide()["verdict"] == "deploy"
+    if changed == "adapter":
+        with publish_directory(sound.paths.adapter) as folder:
+            write_manifest(folder, {"adapter_sha256": "b" * 64})
+    elif changed == "test set":
+        sound.edit("prepare", "prepared_sha256", "test", value="0" * 64)
+    else:
+        sound.config = sound.change(decide={**sound.config.decide.model_dump(mode="json"), "confidence": 0.99})
+    with pytest.raises(DataError, match=f"was made with another {changed}; run make repro"):
+        show_decision(sound.paths, sound.config)
+    assert show_decision(sound.paths, None) == 0  # make report tells what lies there
+
+
+def test_a_refusal_leaves_no_old_verdict_standing(sound: Run) -> None:
+    """Decided once, then the evidence is touched: what is refused must not be read as yesterday's deploy."""
+    sound.decide()
+    sound.edit("validation", "errors", value=1)
+    with pytest.raises(DataError):
+        stage.run(sound.config, sound.paths)
+    assert not (sound.paths.reports / "decision.json").exists()
 
 
 def test_without_a_decision_there_is_no_gate(tmp_path: Path) -> None:
     """An exit code of 0 for nothing decided would ship anything."""
     with pytest.raises(DataError, match=r"decision.json: no such file; run the stage that writes it"):
-        show_decision(Paths(tmp_path))
+        show_decision(Paths(tmp_path), None)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from finetune.config import Config
 from finetune.config_evaluate import SamplingConfig
 from finetune.errors import DataError
 from finetune.evaluate import stage
-from finetune.evaluate.cost import at_same_length, measure_latency
+from finetune.evaluate.cost import at_same_length, measure_latency, summarize_latency
 from finetune.evaluate.generate import (
     batches_by_length,
     cut_at_end,
@@ -25,7 +26,9 @@ from finetune.evaluate.generate import (
     reference_nats,
 )
 from finetune.evaluate.local import open_local
-from finetune.evaluate.sides import open_sides
+from finetune.evaluate.pairing import clusters_of
+from finetune.evaluate.sides import Sides, open_sides
+from finetune.evaluate.timed import Timed, UnansweredError
 from finetune.model.base import load_base
 from finetune.model.tokens import IGNORED, load_tokenizer, tokenize, tokenize_prompt
 from finetune.paths import FINISHED
@@ -128,6 +131,9 @@ def test_the_likeliest_label_is_the_one_of_least_loss(embedded: tuple[Any, Any, 
         whole = [tokenize(tokenizer, (*talk[:-1], Message("assistant", label))) for label in labels]
         nats = reference_nats(model, whole, tokenizer.pad_token_id, 1)
         assert side.likeliest(example, labels, 2) == labels[nats.index(min(nats))]
+    unread = Example("unread", "s", 1, "a", (Message("user", "a"), Message("assistant", "word " * 9000)))
+    (answer,) = side.answer([unread], 1)  # a reference that has no room costs its likelihood, and not the run
+    assert answer.failed is None and answer.reference_nats is None
     long = Example("long", "s", 1, "a", (Message("user", "word " * 9000), Message("assistant", "x")))
     assert side.likeliest(long, labels, 2) is None
     (answer,) = side.answer([long], 1)
@@ -165,12 +171,52 @@ def test_latency_takes_turns_and_leaves_the_warmup_out(trained: tuple[Path, Any]
     paths = stage.Paths()
     examples = read_examples(paths.prepared / "test.jsonl")[:3]
     sides = open_sides(config, paths, "cpu", examples)
-    found, alone = measure_latency(sides, examples, 2)
+    measured = measure_latency(sides, examples, 2)
+    found = measured.timings
     assert [row.id for row in found] == [example.id for example in examples]
     assert all(row.baseline_seconds > 0 and row.candidate_seconds > 0 for row in found)
     assert all(1 <= row.candidate_tokens <= 5 for row in found)
-    assert len(alone) == len(examples)
-    assert measure_latency(sides, [], 2) == ([], [])
+    assert set(measured.answers) == {example.id for example in examples}
+    assert not measured.unanswered
+    assert measure_latency(sides, [], 2).timings == []
+
+
+class Failing:
+    """A side that answers some prompts and not others."""
+
+    def __init__(self, seconds: float | None, bad: str) -> None:
+        self.seconds, self.bad = seconds, bad
+
+    def time(self, example: Example) -> Timed | None:
+        if example.id == self.bad:
+            raise UnansweredError("too slow")
+        return None if self.seconds is None else Timed(self.seconds, None, 3, "text")
+
+
+def test_prompts_without_an_answer_are_counted(example: Any) -> None:
+    """Neither timed nor forgotten; the others go on, and a baseline without recorded times takes none away."""
+    examples = [example(f"task {at}") for at in range(4)]
+    sides = Sides(Failing(1.0, examples[1].id), Failing(0.5, examples[2].id))  # type: ignore[arg-type]
+    found = measure_latency(sides, examples, 0)
+    assert [row.id for row in found.timings] == [examples[0].id, examples[3].id]
+    assert found.unanswered == {"baseline": 1, "candidate": 1}
+    assert len(found.answers) == 3
+    found = measure_latency(Sides(Failing(None, ""), Failing(0.5, "")), examples, 0)  # type: ignore[arg-type]
+    assert [(row.baseline_seconds, row.candidate_seconds) for row in found.timings] == [(None, 0.5)] * 4
+    assert summarize_latency(found.timings)["baseline"] is None
+
+
+def test_groups_and_prompts_make_clusters(example: Any) -> None:
+    """Rows of one user, rows of one prompt, and what they link, are one piece of evidence."""
+    rows = [
+        replace(example("one"), group="g"),
+        replace(example("two"), group="g"),
+        replace(example("two", line=2), group="h"),
+        example("three"),
+        replace(example("one", line=3), group=None),
+    ]
+    found = clusters_of(rows)
+    assert found[0] == found[1] == found[2] == found[4] != found[3]
 
 
 def timing(name: str, baseline: tuple[float, int | None], candidate: tuple[float, int | None]) -> Timing:

@@ -6,7 +6,7 @@ import pytest
 
 from finetune.artifacts import read_json
 from finetune.errors import DataError
-from finetune.looks import count_look
+from finetune.looks import beside_git, count_look
 
 
 def test_each_new_candidate_is_a_look(tmp_path: Path) -> None:
@@ -33,6 +33,42 @@ def test_another_test_set_is_counted_on_its_own(tmp_path: Path) -> None:
         count_look(path, "old", adapter)
     assert count_look(path, "new", "b") == 1
     assert count_look(path, "old", "c") == 3
+
+
+def test_going_back_does_not_take_back_the_looks(tmp_path: Path) -> None:
+    """`dvc exp apply` and `git checkout` bring the file of then: the best of twenty would be a first look."""
+    (tmp_path / ".git").mkdir()
+    path = tmp_path / "data/looks.json"
+    for adapter in ("a", "b", "c"):
+        count_look(path, "set", adapter)
+    path.write_text('{"set": ["c"], "other": ["x"]}', encoding="utf-8")
+    assert count_look(path, "set", "c") == 3
+    assert read_json(path) == {"set": ["a", "b", "c"], "other": ["x"]}
+    path.unlink()
+    assert count_look(path, "set", "d") == 4
+
+
+def test_looks_of_a_colleague_are_taken_over(tmp_path: Path) -> None:
+    """What git brings and this clone has not seen counts too, after its own."""
+    (tmp_path / ".git").mkdir()
+    path = tmp_path / "looks.json"
+    count_look(path, "set", "mine")
+    path.write_text('{"set": ["theirs", "mine"]}', encoding="utf-8")
+    assert count_look(path, "set", "new") == 3
+    assert read_json(path) == {"set": ["mine", "theirs", "new"]}
+
+
+def test_worktrees_of_one_repository_share_their_memory(tmp_path: Path) -> None:
+    """A second worktree is no second test set."""
+    main = tmp_path / "main/.git"
+    (main / "worktrees/two").mkdir(parents=True)
+    (main / "worktrees/two/commondir").write_text("../..\n", encoding="utf-8")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/.git").write_text(f"gitdir: {main}/worktrees/two\n", encoding="utf-8")
+    assert beside_git(tmp_path / "two/data/looks.json") == main / "finetune/looks.json"
+    assert count_look(tmp_path / "main/data/looks.json", "set", "a") == 1
+    assert count_look(tmp_path / "two/data/looks.json", "set", "b") == 2
+    assert beside_git(Path("/nowhere/looks.json")) is None
 
 
 def test_a_broken_file_is_not_started_anew(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def refusal(root: Path, rows: list[Any], examples: list[Example], **changed: str
 def test_answers_are_paired_by_id_or_by_prompt(tmp_path: Path, examples: list[Example]) -> None:
     """In whatever order; what was not recorded is not known, and rows of other examples don't matter."""
     rows = [
-        {"prompt": " two\n", "text": "KeyError"},
+        {"prompt": " two\n", "text": "KeyError", "seconds": 19},
         {"id": examples[0].id, "text": "No", "seconds": 20, "first_seconds": 0.5, "tokens": 2, "finished": True},
         {"id": "another", "text": "x"},
     ]
@@ -50,7 +50,6 @@ def test_answers_are_paired_by_id_or_by_prompt(tmp_path: Path, examples: list[Ex
     ]
     timed = side.time(examples[0])
     assert timed is not None and (timed.seconds, timed.first, timed.tokens) == (20.0, 0.5, 2)
-    assert side.time(examples[1]) is None
     assert side.described["recorded"] and side.described["name"] == "v1"
 
 
@@ -75,12 +74,26 @@ def test_predictions_of_another_run_will_do(tmp_path: Path, examples: list[Examp
         ([{"text": "a"}], "ROOT/run.jsonl:1: needs id (or prompt) and text, both texts"),
         ([{"id": "a", "text": "x", "seconds": "20 s"}], "ROOT/run.jsonl:1: seconds must be a number of seconds"),
         ([{"id": "a", "text": "x", "tokens": 1.5}], "ROOT/run.jsonl:1: tokens must be a whole number"),
+        ([{"id": "a", "text": "x", "tokens": -1}], "ROOT/run.jsonl:1: tokens must be a whole number of 0 or more"),
+        ([{"id": "a", "text": "x", "failed": True}], "ROOT/run.jsonl:1: failed must be a text, the reason"),
+        ([{"id": "a", "text": "x", "finished": 1}], "ROOT/run.jsonl:1: finished must be true or false"),
+        (
+            [{"prompt": "one", "text": "x", "seconds": 2}, {"prompt": "two", "text": "y"}],
+            "ROOT/run.jsonl: 1 of 2 test examples have seconds; give them to all, or none",
+        ),
         (["{broken\n"], "ROOT/run.jsonl:1: broken JSON"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, examples: list[Example], rows: list[Any], text: str) -> None:
     """Answers to another test set are no baseline, however many of them there are."""
     assert refusal(tmp_path, rows, examples).startswith(text)
+
+
+def test_a_prompt_that_means_several_examples_is_refused(tmp_path: Path, example: Callable[..., Example]) -> None:
+    """Two conversations that end in the same words are two questions."""
+    examples = [example("continue", system="You write."), example("continue", system="You count.")]
+    text = refusal(tmp_path, [{"prompt": "continue", "text": "x"}], examples)
+    assert text == "ROOT/run.jsonl: 2 test prompts end in 'continue'; name these rows by their ids"
 
 
 def test_a_changed_file_is_another_baseline(tmp_path: Path, examples: list[Example]) -> None:

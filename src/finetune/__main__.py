@@ -148,8 +148,9 @@ def run_command(options: argparse.Namespace) -> int:
 def _gate(options: argparse.Namespace) -> int:
     from finetune.gate import show_decision
 
-    code = show_decision(Paths())
-    return code if options.command == "gate" else 0
+    gate = options.command == "gate"
+    code = show_decision(Paths(), load_config(PARAMS) if gate else None)
+    return code if gate else 0
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -13,6 +13,9 @@ from pydantic import Field, field_validator, model_validator
 from finetune.config_model import ModelConfig
 from finetune.config_types import Count, NonNegative, PositiveFloat, PositiveInt, Section, Sha256, Text
 
+# Without user, password and query: what is secret goes into an environment variable, not into params and reports.
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
+
 # ------------------------------------------------------------------------------------------------- the two sides
 
 
@@ -49,7 +52,7 @@ class ServerForm(Section):
     """A model behind an OpenAI-compatible server: vLLM, llama.cpp, Ollama."""
 
     form: Literal["server"]
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")]  # up to /v1
+    url: Url  # up to /v1
     model: Text
     api_key_variable: Text | None  # the environment variable that holds the key
     timeout_seconds: PositiveFloat
@@ -238,7 +241,7 @@ class Judge(Scorer):
     """
 
     scorer: Literal["judge"]
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
+    url: Url
     model: Text
     api_key_variable: Text | None
     timeout_seconds: PositiveFloat

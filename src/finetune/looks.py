@@ -1,6 +1,8 @@
 """Which candidates were evaluated on which test set: each look at it uses up a share of the error probability.
 
-`data/looks.json` is in git and maps the test set's hash to the adapters' hashes, in the order of their evaluation.
+`data/looks.json` is in git and maps the test set's hash to the candidates, in the order of their evaluation. Going back
+to an earlier commit or experiment takes the file back too, and must not take back the looks: what this clone has seen
+stands beside git's own files as well, and the two are one list.
 """
 
 from pathlib import Path
@@ -10,23 +12,43 @@ import filelock
 from finetune.artifacts import read_json, write_json
 
 COPIES = (".dvc", "tmp", "exps")  # where DVC keeps the copies in which queued experiments run
+MEMORY = Path("finetune")  # in git's folder, which no checkout touches
 
 
-def count_look(path: Path, test_sha256: str, adapter_sha256: str) -> int:
-    """Record the look unless it is there already; gives its number, from 1. The same adapter again is no new look.
+def count_look(path: Path, test_sha256: str, candidate: str) -> int:
+    """Record the look unless it is there already; gives its number, from 1. The same candidate again is no new look.
 
     A queued experiment counts in the working tree that queued it: were each copy to count for itself, a sweep of fifty
     would be fifty first looks.
     """
     path = in_owning_tree(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    memory = beside_git(path)
     with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=60):
         looks = read_json(path) if path.exists() else {}
-        seen = looks.setdefault(test_sha256, [])
-        if adapter_sha256 not in seen:
-            seen.append(adapter_sha256)
-            write_json(path, looks)
-        return int(seen.index(adapter_sha256)) + 1
+        seen = looks.get(test_sha256, [])
+        remembered = read_json(memory) if memory is not None and memory.exists() else {}
+        known = list(dict.fromkeys([*remembered.get(test_sha256, []), *seen, candidate]))
+        if known != seen:
+            write_json(path, looks | {test_sha256: known})
+        if memory is not None and known != remembered.get(test_sha256):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, remembered | {test_sha256: known})
+        return known.index(candidate) + 1
+
+
+def beside_git(path: Path) -> Path | None:
+    """Where this clone remembers what the file held: in git's folder, which worktrees share; None outside of git."""
+    for parent in path.absolute().parents:
+        git = parent / ".git"
+        if git.is_dir():
+            return git / MEMORY / path.name
+        if git.is_file():  # of a worktree: `gitdir: …`, and there the way to the common folder
+            own = parent / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+            common = own / "commondir"
+            shared = own / common.read_text(encoding="utf-8").strip() if common.is_file() else own
+            return shared.resolve() / MEMORY / path.name
+    return None
 
 
 def in_owning_tree(path: Path) -> Path:

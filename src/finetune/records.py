@@ -129,7 +129,7 @@ class Timing:
     """Seconds and new tokens of both sides' answers to one prompt, given one at a time; first: to the first token."""
 
     id: str
-    baseline_seconds: float
+    baseline_seconds: float | None  # None: recorded elsewhere, without times
     baseline_first: float | None
     baseline_tokens: int | None
     candidate_seconds: float

@@ -2,7 +2,8 @@
 
 Of a hash of the params (all that could change a result but the seed), each seed's outcome:
 
-    {"5f0c…": {"43": {"adapter_sha256": "9a…", "test_sha256": "50…", "verdict": "iterate",
+    {"5f0c…": {"43": {"adapter_sha256": "9a…", "test_sha256": "50…", "makings_sha256": "1c…", "policy": "interval",
+                      "confidence": 0.99, "verdict": "iterate",
                       "criteria": {"exact_match at least 0.5": {"status": "pass", "estimate": 0.61}}, …}}}
 
 `make seeds` writes it (finetune.experiments.seeds), and the gate may ask for the worst of several seeds.
@@ -28,6 +29,11 @@ def seeds_key(params: Mapping[str, Any]) -> str:
     stands there too.
     """
     return sha256_json({name: value for name, value in params.items() if name not in LEFT_OUT})
+
+
+def makings_of(manifest: Mapping[str, Any]) -> str:
+    """A hash of what an adapter was made of but its params: data, base and library versions, from its manifest."""
+    return sha256_json({name: manifest.get(name) for name in ("data_sha256", "base", "versions")})
 
 
 def record_seed(path: Path, key: str, seed: int, result: Mapping[str, Any]) -> None:

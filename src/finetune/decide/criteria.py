@@ -7,12 +7,12 @@ estimate alone is compared, which proves nothing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from finetune.bootstrap import mean_interval, relative_improvement
+from finetune.bootstrap import relative_improvement, skewed_mean_interval
 from finetune.config_decide import Criterion, LatencyAtMost, LatencyQuantileAtMost, MemoryAtMost, QualityCriterion
 from finetune.config_evaluate import Metric
-from finetune.decide.outcomes import Gate, Outcome, above, below, conclude, unmeasured
+from finetune.decide.outcomes import Gate, Outcome, Status, above, below, conclude, unmeasured
 from finetune.decide.quality import judge_quality
 from finetune.records import Prediction, Timing
 from finetune.stats import Interval, examples_needed_quantile, quantile_upper
@@ -22,17 +22,26 @@ ENOUGH_PEAKS = 3  # fresh processes, the largest of which is taken
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the gate judges; `recorded` names a baseline that was not measured in this session."""
+    """What the gate judges; `recorded` names a baseline that was not measured in this session.
+
+    `unanswered` counts the prompts of the latency pass to which the candidate gave no answer: the slowest of all.
+    """
 
     predictions: Sequence[Prediction]
     latency: Sequence[Timing]
     memory_bytes: Sequence[int]  # one peak a fresh process
     metrics: Mapping[str, Metric]
     recorded: str | None = None
+    unanswered: int = 0
 
-    def seconds(self) -> tuple[list[float], list[float]]:
-        """The latencies of candidate and baseline, paired by prompt."""
-        return [row.candidate_seconds for row in self.latency], [row.baseline_seconds for row in self.latency]
+    def seconds(self) -> list[float]:
+        """The candidate's latencies."""
+        return [row.candidate_seconds for row in self.latency]
+
+    def baseline_seconds(self) -> list[float] | None:
+        """The baseline's, paired with the candidate's by prompt; None where they are not known of each."""
+        known = [row.baseline_seconds for row in self.latency if row.baseline_seconds is not None]
+        return known if len(known) == len(self.latency) else None
 
 
 def judge(criterion: Criterion, evidence: Evidence, gate: Gate) -> list[Outcome]:
@@ -52,27 +61,29 @@ def judge(criterion: Criterion, evidence: Evidence, gate: Gate) -> list[Outcome]
 
 def latency_trouble(evidence: Evidence) -> str | None:
     """Why the times mean nothing; None where they do."""
+    if evidence.unanswered:
+        return f"{evidence.unanswered} of the timed prompts got no answer of the candidate"
     if len(evidence.latency) < 2:
         return "no latency was measured"
-    if min(map(min, evidence.seconds())) <= 0:
+    if min(evidence.seconds() + (evidence.baseline_seconds() or [])) <= 0:
         return "a measured time is not above zero; the clock went backwards"
     return None
 
 
 def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> list[Outcome]:
     """The mean against the limit, and the paired improvement on the baseline where one is asked for."""
-    candidate, baseline = evidence.seconds()
-    lower, upper = (
-        mean_interval(candidate, gate.confidence, side, gate.seed, bounds=(0.0, float("inf")))
-        for side in ("lower", "upper")
-    )
+    candidate, baseline = evidence.seconds(), evidence.baseline_seconds()
+    lower, upper = (skewed_mean_interval(candidate, gate.confidence, side, gate.seed) for side in ("lower", "upper"))
     where = f"recorded as {evidence.recorded}, not measured beside it" if evidence.recorded else "in the same session"
-    mean = sum(baseline) / len(baseline)
-    seen = f"mean of {len(candidate)} prompts, one at a time; baseline {mean:.3f} s, {where}"
+    told = "not known of each" if baseline is None else f"{sum(baseline) / len(baseline):.3f} s, {where}"
+    seen = f"mean of {len(candidate)} prompts, one at a time; baseline {told}"
     limit = criterion.seconds
     status = below(lower, upper, limit, gate, strict=True)
     found = [conclude(criterion, "latency", status, limit, lower, upper, seen, unit="s", higher_is_better=False)]
-    if criterion.improvement is not None:
+    if criterion.improvement is not None and baseline is None:
+        half = unmeasured(criterion, "latency", criterion.improvement, "the baseline's times are not known")
+        found.append(replace(half, criterion=criterion.describe_improvement()))
+    elif criterion.improvement is not None and baseline is not None:
         low, high = (
             relative_improvement(candidate, baseline, gate.confidence, side, gate.seed) for side in ("lower", "upper")
         )
@@ -87,7 +98,7 @@ def judge_quantile(criterion: LatencyQuantileAtMost, evidence: Evidence, gate: G
     """A quantile against the limit, by bounds that hold for every distribution."""
     import numpy as np
 
-    candidate, _ = evidence.seconds()
+    candidate = evidence.seconds()
     q, limit = criterion.quantile, criterion.seconds
     highest = quantile_upper(candidate, q, gate.confidence)
     lowest = quantile_upper([-value for value in candidate], 1 - q, gate.confidence)
@@ -125,30 +136,32 @@ def judge_memory(criterion: MemoryAtMost, evidence: Evidence) -> Outcome:
 
 
 def judge_seeds(
-    asked: int, seed: int, recorded: Mapping[str, Any], test_sha256: str, mine: Sequence[Outcome]
+    asked: int, seed: int, recorded: Mapping[str, Any], same: Mapping[str, Any], mine: Sequence[Outcome]
 ) -> Outcome:
-    """Whether so many seeds of this recipe pass every criterion on this test set, this run among them.
+    """Whether so many seeds of this recipe pass every criterion, this run among them.
 
-    `recorded` is by seed what `make seeds` wrote into data/seeds.json.
+    `recorded` is by seed what `make seeds` wrote into data/seeds.json; those count that agree with this run in `same`:
+    test set, what the adapter was made of, and how strictly it was judged.
     """
     names = [item.criterion for item in mine]
-    runs = {name: run for name, run in recorded.items() if run["test_sha256"] == test_sha256 and name != str(seed)}
+    runs = {int(name): run for name, run in recorded.items() if int(name) != seed}
     known = {
         name: [run["criteria"][criterion]["status"] for criterion in names]
         for name, run in runs.items()
-        if all(criterion in run["criteria"] for criterion in names)
+        if all(run.get(key) == value for key, value in same.items())
+        and all(criterion in run["criteria"] for criterion in names)
     }
-    known[str(seed)] = [item.status for item in mine]
+    known[seed] = [item.status for item in mine]
     passing = [name for name, found in known.items() if set(found) == {"pass"}]
     statuses: set[str] = {status for found in known.values() for status in found}
-    worst: Literal["pass", "fail", "inconclusive", "unmeasured"] = "pass"
+    worst: Status = "pass"
     if len(known) < asked or "unmeasured" in statuses:
         worst = "unmeasured"
     elif len(passing) < len(known):
         worst = "fail" if "fail" in statuses else "inconclusive"
     reason = f"{len(passing)} of {len(known)} seeds pass every criterion (make seeds N={asked} runs what is missing)"
     if worst == "pass":
-        reason = f"every criterion passes under each of the seeds {', '.join(sorted(known))}"
+        reason = f"every criterion passes under each of the seeds {', '.join(map(str, sorted(known)))}"
     return Outcome(
         criterion=f"all of {asked} seeds pass",
         about="seeds",

@@ -143,12 +143,12 @@ def draw_dots(rows: Sequence[tuple[str, Sequence[float]]], about: str) -> Markup
     scale = Scale(0.0, 1.05 * max(value for _, values in rows for value in values))
     parts: list[str] = []
     for at, (name, values) in enumerate(rows):
-        y = 34 + 54 * at
+        y, side = 34 + 54 * at, int(name == "candidate")
         parts.append(f'<text class="asked" x="0" y="{y - 20}">{escape(name)}</text>')
         parts.append(f'<line class="axis" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
         # Dots at the same place would hide each other: they stand up and down in turns, the same every time.
         parts += [
-            f'<circle class="dot side{at}" cx="{scale.at(value)}%" cy="{y + (7 * turn % 11 - 5) * 2}" r="3.2"/>'
+            f'<circle class="dot side{side}" cx="{scale.at(value)}%" cy="{y + (7 * turn % 11 - 5) * 2}" r="3.2"/>'
             for turn, value in enumerate(values)
         ]
         mean = scale.at(sum(values) / len(values))

@@ -10,7 +10,7 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from finetune.config_evaluate import Metric
-from finetune.decide.words import figure, name, shortened
+from finetune.decide.words import Verbatim, discreet, figure, name, shortened
 from finetune.records import Answer, Prediction
 
 SHOWN = 200
@@ -147,8 +147,8 @@ def _show(row: Row) -> dict[str, Any]:
         "label": LABELS[row.kind],
         "tags": " ".join(sorted(row.tags)),
         "extra": [tag for tag in ("failed", "cut") if tag in row.tags],
-        "prompt": shortened(item.prompt, PROMPT_LETTERS),
-        "reference": shortened(item.reference, ANSWER_LETTERS),
+        "prompt": Verbatim(shortened(item.prompt, PROMPT_LETTERS)),
+        "reference": Verbatim(shortened(item.reference, ANSWER_LETTERS)),
         "about": _gist(item.prompt),
         "gist": [_gist(item.reference), _gist(item.candidate.text) if item.candidate.failed is None else "(no answer)"],
         "sides": [_side("baseline", item.baseline), _side("candidate", item.candidate)],
@@ -157,7 +157,7 @@ def _show(row: Row) -> dict[str, Any]:
 
 def _gist(text: str) -> str:
     plain = " ".join(text[: 4 * GIST_LETTERS].split())
-    return (plain[:GIST_LETTERS] + ("…" if len(plain) > GIST_LETTERS else "")) or "(empty)"
+    return Verbatim((plain[:GIST_LETTERS] + ("…" if len(plain) > GIST_LETTERS else "")) or "(empty)")
 
 
 def _side(side: str, answer: Answer) -> dict[str, Any]:
@@ -166,5 +166,6 @@ def _side(side: str, answer: Answer) -> dict[str, Any]:
     facts += [f"{name(key)} {'not scored' if score is None else f'{score:g}'}" for key, score in answer.scores.items()]
     if answer.reference_nats is not None:
         facts.append(f"reference {figure(answer.reference_nats)} nats")
-    failed = None if answer.failed is None else shortened(answer.failed, 300)
-    return {"side": side, "text": shortened(answer.text, ANSWER_LETTERS), "failed": failed, "facts": facts}
+    failed = None if answer.failed is None else shortened(discreet(answer.failed), 300)
+    text = Verbatim(shortened(answer.text, ANSWER_LETTERS))
+    return {"side": side, "text": text, "failed": failed, "facts": facts}

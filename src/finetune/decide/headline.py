@@ -19,7 +19,10 @@ def headline(verdict: Verdict, outcomes: Sequence[Any], reports: Mapping[str, An
         return f"{lead}: {sides['candidate']} is {harm}."
     chosen = leading(readings, verdict)
     if chosen is None:
-        return f"{lead}: {verdict.sentence[:1].lower()}{verdict.sentence[1:]}"
+        sentence = verdict.sentence
+        if is_served(reports):
+            sentence = sentence.replace("deploy this adapter", "deploy what the server serves")
+        return f"{lead}: {sentence[:1].lower()}{sentence[1:]}"
     passed = sum(item.outcome.status == "pass" for item in readings)
     text = clause(chosen, sides, reports["confidence"], reports["decide"].policy)
     if passed == len(readings):
@@ -88,10 +91,25 @@ def evidence(item: Reading, confidence: float, policy: str) -> str:
     return f"between {item.bounds.replace(' to ', ' and ')} {sure}, {asked}"
 
 
+def is_served(reports: Mapping[str, Any]) -> bool:
+    """Whether the candidate answered from behind a server, which may serve anything."""
+    return bool(reports["evaluation"]["candidate"].get("form") == "server")
+
+
+def left_out(latency: Mapping[str, Any]) -> str | None:
+    """How many of the sampled prompts have no time: they may be the slowest; None where all have one."""
+    count = latency.get("left_out") or 0
+    return f"{count} of {latency['prompts'] + count} sampled prompts could not be timed" if count else None
+
+
 def provisos(reports: Mapping[str, Any]) -> list[str]:
     """What a reader must know before relying on the verdict, the gravest first."""
     evaluation, decide = reports["evaluation"], reports["decide"]
     found = []
+    if is_served(reports):
+        found.append(
+            f"The figures are of {side_names(evaluation)['candidate']}: nobody checked that it is this adapter."
+        )
     if evaluation["baseline"].get("recorded"):
         found.append("The baseline's answers and times were recorded elsewhere, not measured beside the candidate's.")
     if decide.policy == "point":
@@ -108,6 +126,8 @@ def provisos(reports: Mapping[str, Any]) -> list[str]:
         )
     if (evaluation["generation"] or {}).get("do_sample"):
         found.append("Answers were sampled: another seed gives other answers and other figures.")
+    if untimed := left_out(reports["cost"]["latency"]):
+        found.append(f"{untimed}, which may be the slowest of all.")
     return [*found, *_doubts(evaluation), *_known_faults(reports)]
 
 

@@ -61,8 +61,11 @@ def show_provenance(reports: Mapping[str, Any]) -> list[tuple[str, str, str | No
         *((name(spaced(what)), "", str(value)) for what, value in (reports.get("hashes") or {}).items()),
         ("Seed", str(reports["seed"]), None),
         ("Generation", listed(evaluation["generation"] or {}), None),
-        *((f"Scorer {name(scorer)}", listed(settings), None) for scorer, settings in evaluation["scorers"].items()),
-        *((f"Judge {name(scorer)}", _judge(kept), None) for scorer, kept in (evaluation.get("judges") or {}).items()),
+        *((f"Scorer {name(scorer)}", _settings(found), None) for scorer, found in evaluation["scorers"].items()),
+        *(
+            (f"Judge {name(scorer)}", _settings(kept), None)
+            for scorer, kept in (evaluation.get("judges") or {}).items()
+        ),
         (
             "Training",
             f"attention {train['attention']}, {train['micro_batch']} rows a pass x {train['accumulation']}",
@@ -78,10 +81,11 @@ def show_provenance(reports: Mapping[str, Any]) -> list[tuple[str, str, str | No
 def _side(side: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     told = " (recorded elsewhere)" if side.get("recorded") else ""
     label = plain_name(str(side.get("name") or ""), base["revision"] if side.get("name") == base["name"] else None)
-    return f"{name(side['form'])}{f', {label}' if label else ''}{told}"
+    return f"{name(side.get('form') or 'not known')}{f', {label}' if label else ''}{told}"
 
 
-def _judge(kept: Mapping[str, Any]) -> str:
+def _settings(kept: Mapping[str, Any]) -> str:
+    """Of a scorer or a judge, all but where it runs."""
     return listed({key: value for key, value in kept.items() if key != "url"})
 
 

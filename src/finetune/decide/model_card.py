@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.config_types import ALL
+from finetune.decide.headline import is_served
 from finetune.decide.readings import examples_counted, known_metrics
-from finetune.decide.words import name, plain_name
+from finetune.decide.soundness import DECODING
+from finetune.decide.words import listed, name, plain_name
 
 ANSWER_FACTS = ("mean_tokens", "cut_off", "failed")
 # Metrics that the Hub knows by a name of its own; the others keep ours.
@@ -24,7 +26,8 @@ def card_data(reports: Mapping[str, Any]) -> Any:
     evaluation = reports["evaluation"]
     base = evaluation["base"]
     hub = hub_names(reports["prepare"])
-    results = eval_results(reports)
+    # What a server serves may be another model: such figures are told in the text, with their proviso, alone.
+    results = [] if is_served(reports) else eval_results(reports)
     return ModelCardData(
         base_model=plain_name(base["name"], base["revision"]),
         library_name="peft",
@@ -89,6 +92,20 @@ def _result(
 def slug(text: str) -> str:
     """A name of letters, digits, dots and dashes."""
     return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-") or "dataset"
+
+
+def decoding(evaluation: Mapping[str, Any]) -> str:
+    """How the answers were decoded, and whether the baseline's were too, as far as that is known."""
+    mine, theirs = evaluation["generation"], evaluation.get("baseline_generation")
+    if mine is None:
+        return "not known"
+    how = "sampled" if mine.get("do_sample") else "greedy"
+    told = f"{how}, at most {mine.get('max_new_tokens', 'an unknown number of')} new tokens"
+    if theirs is None:
+        return f"{told}; of the baseline's nothing is known"
+    if other := {key: theirs.get(key) for key in DECODING if theirs.get(key) != mine.get(key)}:
+        return f"{told}; the baseline's was another ({listed(other)})"
+    return f"{told}, the same for both sides"
 
 
 def loading_name(base: Mapping[str, Any]) -> str:

@@ -19,6 +19,10 @@ class Gate:
     confidence: float
     seed: int
 
+    def strictness(self) -> dict[str, Any]:
+        """What another run's outcomes must have been judged by to stand beside these."""
+        return {"policy": self.policy, "confidence": self.confidence}
+
 
 @dataclass(frozen=True)
 class Outcome:

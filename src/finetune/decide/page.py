@@ -28,6 +28,7 @@ from finetune.stats import wilson
 
 ANSWER_FACTS = ("mean_tokens", "cut_off", "failed")  # of a group: about its answers, not about their quality
 MOST_DOTS = 400
+CLUSTERED = "no interval: examples come in clusters; the criteria's intervals take that into account"
 PANELS = (
     (("loss", "validation_loss"), "Loss (nats a token)"),
     (("learning_rate",), "Learning rate"),
@@ -79,7 +80,10 @@ def show_key_figures(
 
 
 def show_groups(evaluation: Mapping[str, Any], predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Each metric with a row a group: both sides, and of shares their Wilson intervals (two-sided 95%)."""
+    """Each metric with a row a group: both sides, and of shares their Wilson intervals (two-sided 95%).
+
+    Wilson's takes every example as independent: where they come in clusters it is too narrow, and there is none.
+    """
     metrics, groups = known_metrics(evaluation["scorers"]), evaluation["groups"]
     names = list(
         dict.fromkeys(key for group in groups.values() for key in group["candidate"] if key not in ANSWER_FACTS)
@@ -112,8 +116,8 @@ def _examples_of(
     metric: Metric, group: str, evaluation: Mapping[str, Any], predictions: Sequence[Prediction]
 ) -> int | None:
     """The examples that a metric counts: by the predictions where they are at hand, else by the scorer's settings."""
-    if predictions:
-        return len(counted_by(metric, predictions, group))
+    if count := len(counted_by(metric, predictions, group)):
+        return count
     return examples_counted(metric.name, group, evaluation)
 
 
@@ -121,8 +125,9 @@ def _group_row(metric: Metric, group: str, examples: int | None, measured: Mappi
     share = metric.kind == "right"
     values = {side: measured[side].get(metric.name) for side in ("baseline", "candidate")}
     row: dict[str, Any] = {"group": name(group), "whole": group == ALL, "examples": examples, "drawing": None}
+    row["clustered"] = share and measured["clusters"] < measured["examples"]
     for side, value in values.items():
-        bounds = share_interval(value, examples) if share else None
+        bounds = share_interval(value, examples) if share and not row["clustered"] else None
         row[side] = told(value, "share" if share else "number")
         row[f"{side}_bounds"] = f"{percent(bounds[0])} to {percent(bounds[1])}" if bounds else None
         values[side] = (value, *(bounds or (value, value))) if value is not None else None
@@ -131,6 +136,11 @@ def _group_row(metric: Metric, group: str, examples: int | None, measured: Mappi
         about = f"baseline {row['baseline']}, candidate {row['candidate']}"
         row["drawing"] = draw_pair(values["baseline"], values["candidate"], Scale(metric.lowest, metric.highest), about)
     return row
+
+
+def clustered_note(groups: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why some share has no interval; None where each has one."""
+    return CLUSTERED if any(row["clustered"] for metric in groups for row in metric["rows"]) else None
 
 
 def share_interval(share: float | None, examples: int | None) -> tuple[float, float] | None:
@@ -196,10 +206,9 @@ def show_latency(latency: Mapping[str, Any], timings: Sequence[Timing]) -> dict[
     if timings:
         step = math.ceil(len(timings) / MOST_DOTS)
         kept = sorted(timings, key=lambda row: row.candidate_seconds)[::step]
-        both = [
-            ("baseline", [row.baseline_seconds for row in kept]),
-            ("candidate", [row.candidate_seconds for row in kept]),
-        ]
+        known = [row.baseline_seconds for row in kept if row.baseline_seconds is not None]
+        both = [("baseline", known)] if known else []
+        both.append(("candidate", [row.candidate_seconds for row in kept]))
         means = ", ".join(f"{row['side']} {row['mean']} on average" for row in rows)
         drawing = draw_dots(both, f"Seconds of {len(kept)} answers a side: {means}")
     return {"rows": rows, "drawing": drawing, "prompts": latency["prompts"], "kept": len(timings) and len(kept)}

@@ -44,8 +44,8 @@ def side_names(evaluation: Mapping[str, Any]) -> dict[str, str]:
         "server": f"the served model {new}",
     }
     return {
-        "baseline": baselines.get(baseline["form"], old or "the baseline").strip(),
-        "candidate": candidates.get(candidate["form"], new or "the candidate").strip(),
+        "baseline": baselines.get(baseline.get("form"), old or "the baseline").strip(),
+        "candidate": candidates.get(candidate.get("form"), new or "the candidate").strip(),
     }
 
 

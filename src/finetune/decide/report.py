@@ -15,14 +15,15 @@ from markupsafe import Markup
 from finetune.decide import page
 from finetune.decide.classes import show_classes
 from finetune.decide.examples import show_examples
-from finetune.decide.headline import LEADS, headline, leading, provisos
+from finetune.decide.headline import LEADS, headline, leading, left_out, provisos
 from finetune.decide.ledger import show_findings, show_ledger, show_provenance, show_risks
-from finetune.decide.model_card import card_data, hub_names, loading_name
+from finetune.decide.model_card import card_data, decoding, hub_names, loading_name
 from finetune.decide.outcomes import Outcome
 from finetune.decide.plots import Curves
 from finetune.decide.readings import known_metrics, read_outcomes, side_names
 from finetune.decide.verdict import Verdict
 from finetune.decide.words import (
+    Verbatim,
     amount,
     code_markdown,
     count_told,
@@ -40,6 +41,7 @@ from finetune.decide.words import (
 from finetune.records import Prediction
 
 TEMPLATES = Path(__file__).parent
+CHANGES = {True: "How far the verdict is from changing", False: "What would change the verdict"}  # by: is it deploy
 FILTERS: dict[str, Callable[..., Any]] = {
     "amount": amount,
     "code": code_markdown,
@@ -78,9 +80,10 @@ def read_asset(file: str) -> tuple[Markup, str]:
     return Markup(text), f"'sha256-{digest}'"  # noqa: S704 - written here, and holds no text of the run
 
 
-def content_policy(style: str, script: str) -> str:
+def content_policy(style: str, script: str) -> Verbatim:
     """Nothing is loaded from anywhere; only the page's own style and script, known by their hashes, act."""
-    return f"default-src 'none'; style-src {style}; script-src {script}; base-uri 'none'; form-action 'none'"
+    sources = f"style-src {style}; script-src {script}"
+    return Verbatim(f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'")
 
 
 def render_report(
@@ -92,7 +95,7 @@ def render_report(
 ) -> str:
     """The page: the verdict in one sentence first, then its evidence, down to the hashes."""
     evaluation = reports["evaluation"]
-    readings = read_outcomes(outcomes, reports)
+    readings, groups = read_outcomes(outcomes, reports), page.show_groups(evaluation, predictions)
     (style, style_hash), (script, script_hash) = read_asset("report.css"), read_asset("report.js")
     return render(
         "report.html.j2",
@@ -101,7 +104,8 @@ def render_report(
         policy=content_policy(style_hash, script_hash),
         figures=page.show_key_figures(readings, leading(readings, verdict), reports),
         criteria=page.show_criteria(readings),
-        groups=page.show_groups(evaluation, predictions),
+        groups=groups,
+        clustered=page.clustered_note(groups),
         answers=page.show_answers(evaluation["groups"]),
         classes=show_classes(evaluation.get("classes") or {}),
         charts=page.show_curves(curves),
@@ -129,15 +133,20 @@ def render_summary(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mappi
 
 def render_card(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> str:
     """The model card: metadata as the Hub reads it, then what the adapter is good for, and how that is known."""
-    base = reports["evaluation"]["base"]
+    evaluation = reports["evaluation"]
+    base, candidate, groups = evaluation["base"], evaluation["candidate"], page.show_groups(evaluation, ())
     return render(
         "model_card.md.j2",
         front_matter=Markup(card_data(reports).to_yaml()),  # noqa: S704 - written by a YAML library, name by name
         loading=loading_name(base),
         local=base["revision"].startswith("sha256:"),
+        form=candidate.get("form"),
+        quantized=candidate.get("quantization") == "nf4",
         hub=hub_names(reports["prepare"]),
         readings=read_outcomes(outcomes, reports),
-        groups=page.show_groups(reports["evaluation"], ()),
+        groups=groups,
+        clustered=page.clustered_note(groups),
+        decoding=decoding(evaluation),
         **shared(verdict, outcomes, reports),
     )
 
@@ -156,6 +165,8 @@ def shared(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[str, 
         "sentence": sentence.removeprefix(f"{lead}: ")[:1].upper() + sentence.removeprefix(f"{lead}: ")[1:],
         "provisos": provisos(reports),
         "changes": list(reports.get("changes") or ()),
+        "changes_title": CHANGES[verdict.name.startswith("deploy")],
+        "left_out": left_out(reports["cost"]["latency"]),
         "sides": side_names(reports["evaluation"]),
         "base_name": plain_name(base["name"], base["revision"]),
     }

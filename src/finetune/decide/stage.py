@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from finetune.artifacts import read_json, write_json, write_lines
+from finetune.artifacts import read_json, read_manifest, sha256_json, write_json, write_lines
 from finetune.config import Config
 from finetune.config_evaluate import metrics_of
 from finetune.console import say, table
@@ -18,13 +18,14 @@ from finetune.decide.words import amount
 from finetune.looks import count_look
 from finetune.paths import Paths
 from finetune.records import read_predictions, read_timings
-from finetune.seeds import read_seeds, seeds_key
+from finetune.seeds import makings_of, read_seeds, seeds_key
 
 REPORTS = ("prepare", "validation", "train", "train_cost", "evaluation", "cost")
 
 
 def run(config: Config, paths: Paths) -> None:
     """Refuse unsound evidence, judge every criterion, reach the verdict, and write it for people and machines."""
+    (paths.reports / "decision.json").unlink(missing_ok=True)  # a refusal below must not leave an old verdict standing
     reports: dict[str, Any] = {name: read_json(paths.reports / f"{name}.json") for name in REPORTS}
     predictions, timings = read_predictions(paths.predictions), read_timings(paths.latency)
     check_evidence(config, paths, reports, predictions)
@@ -32,14 +33,18 @@ def run(config: Config, paths: Paths) -> None:
     evaluation = reports["evaluation"]
     recorded = evaluation["baseline"]["name"] if evaluation["baseline"]["recorded"] else None
     metrics = metrics_of(config.evaluate.scorers)
-    evidence = Evidence(predictions, timings, reports["cost"]["memory"]["bytes"], metrics, recorded)
+    cost = reports["cost"]
+    unanswered = cost["latency"]["unanswered"]["candidate"]
+    evidence = Evidence(predictions, timings, cost["memory"]["bytes"], metrics, recorded, unanswered)
     gate = Gate(config.decide.policy, config.decide.confidence_of_a_look, config.seed)
-    look = count_look(paths.looks, evaluation["test_sha256"], evaluation["adapter_sha256"])
+    look = count_look(paths.looks, evaluation["test_sha256"], evaluation["look_key"])
     seeds = read_seeds(paths.seeds, seeds_key(config.model_dump(mode="json", by_alias=True)))
 
     outcomes = [outcome for criterion in config.decide.criteria for outcome in judge(criterion, evidence, gate)]
     if config.decide.seeds > 1:
-        outcomes.append(judge_seeds(config.decide.seeds, config.seed, seeds, evaluation["test_sha256"], outcomes))
+        made = makings_of(read_manifest(paths.adapter))
+        same = {"test_sha256": evaluation["test_sha256"], "makings_sha256": made, **gate.strictness()}
+        outcomes.append(judge_seeds(config.decide.seeds, config.seed, seeds, same, outcomes))
     verdict = reach_verdict(config.decide, outcomes, evidence, gate, look)
     if verdict.name == "iterate":
         found = suggest(config.decide, outcomes, evidence, gate, look, reports, curves)
@@ -58,7 +63,9 @@ def run(config: Config, paths: Paths) -> None:
     write_lines(paths.reports / "report.html", [render_report(verdict, outcomes, predictions, content, curves)])
     write_lines(paths.reports / "summary.md", [render_summary(verdict, outcomes, content)])
     write_lines(paths.model_card, [render_card(verdict, outcomes, content)])
-    write_json(paths.reports / "decision.json", to_json(verdict, outcomes, gate, content))
+    gate_sha256 = sha256_json(config.decide.model_dump(mode="json"))
+    decision = {**to_json(verdict, outcomes, gate, content), "gate_sha256": gate_sha256}
+    write_json(paths.reports / "decision.json", decision)
     show(verdict, outcomes, content["changes"])
 
 

@@ -94,5 +94,7 @@ def improved(config: DecideConfig, evidence: Evidence, gate: Gate) -> bool:
             return True
     if latency_trouble(evidence):
         return False
-    candidate, baseline = evidence.seconds()
+    candidate, baseline = evidence.seconds(), evidence.baseline_seconds()
+    if baseline is None:
+        return False
     return relative_improvement(candidate, baseline, gate.confidence, "lower", gate.seed).lower > 0

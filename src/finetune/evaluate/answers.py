@@ -24,6 +24,10 @@ class Answering(Protocol):
         """What the report says of it."""
 
     @property
+    def makings(self) -> dict[str, Any]:
+        """What else its answers depend on."""
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What it generates with."""
 
@@ -41,7 +45,14 @@ def answer_all(
 
     `determines` is what they depend on beside the side itself: test set, versions and arithmetic.
     """
-    key = {**determines, "side": side.described, "settings": side.settings, "batch_size": batch_size, "seed": seed}
+    key = {
+        **determines,
+        "side": side.described,
+        "makings": side.makings,
+        "settings": side.settings,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
     spool = folder / f"{sha256_json(key)[:32]}.jsonl"
     done = read_spool(spool)
     batches = list(batches_by_length([side.length(example) for example in examples], batch_size))

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +13,64 @@ from finetune.config_evaluate import EvaluateConfig, ServerForm
 from finetune.console import progress
 from finetune.errors import MachineError
 from finetune.evaluate.sides import Sides
-from finetune.evaluate.timed import Timed
+from finetune.evaluate.timed import Timed, UnansweredError
 from finetune.records import Example, Timing
 
 
-def measure_latency(sides: Sides, examples: Sequence[Example], warmup: int) -> tuple[list[Timing], list[Timed | None]]:
-    """Seconds and new tokens of both sides for each prompt, one at a time, and the candidate's answers.
+@dataclass
+class LatencyPass:
+    """What was measured: times of prompts that both sides answered, the candidate's answers by example, and how many
+    prompts got no answer of a side, which are the slowest of all."""
+
+    timings: list[Timing] = field(default_factory=list)
+    answers: dict[str, str] = field(default_factory=dict)
+    unanswered: Counter[str] = field(default_factory=Counter)
+
+
+def measure_latency(sides: Sides, examples: Sequence[Example], warmup: int) -> LatencyPass:
+    """Seconds and new tokens of both sides for each prompt, one at a time.
 
     The two take turns prompt by prompt, and in turns who goes first, so that a busy machine burdens both alike. The
     first `warmup` answers warm caches up and are not counted. What was recorded elsewhere is taken as it was.
     """
     rounds = [examples[at % len(examples)] for at in range(warmup if examples else 0)] + list(examples)
-    timings: list[Timing] = []
-    answers: list[Timed | None] = []
+    measured = LatencyPass()
     for at, example in enumerate(progress(rounds, "latency")):
-        found: dict[str, Timed | None] = {}
-        for name in ("baseline", "candidate") if at % 2 else ("candidate", "baseline"):
+        found = time_both(sides, example, baseline_first=bool(at % 2))
+        if at >= warmup:
+            note_times(measured, example, found)
+    return measured
+
+
+def time_both(sides: Sides, example: Example, *, baseline_first: bool) -> dict[str, Timed | UnansweredError | None]:
+    """Both sides' time for one prompt, or why there is none."""
+    found: dict[str, Timed | UnansweredError | None] = {}
+    for name in ("baseline", "candidate") if baseline_first else ("candidate", "baseline"):
+        try:
             found[name] = getattr(sides, name).time(example)
-        answers.append(found["candidate"])
-        baseline, candidate = found["baseline"], found["candidate"]
-        if at >= warmup and baseline is not None and candidate is not None:
-            first, second = ((side.seconds, side.first, side.tokens) for side in (baseline, candidate))
-            timings.append(Timing(example.id, *first, *second))
-    return timings, answers[warmup:]
+        except UnansweredError as error:
+            found[name] = error
+    return found
+
+
+def note_times(measured: LatencyPass, example: Example, found: dict[str, Timed | UnansweredError | None]) -> None:
+    """Keep a prompt that both answered (a recorded baseline may have no time), and count one that a side did not."""
+    baseline, candidate = found["baseline"], found["candidate"]
+    measured.unanswered.update(name for name, timed in found.items() if isinstance(timed, UnansweredError))
+    if isinstance(candidate, Timed):
+        measured.answers[example.id] = candidate.text
+        if not isinstance(baseline, UnansweredError):
+            measured.timings.append(
+                Timing(
+                    id=example.id,
+                    baseline_seconds=baseline.seconds if baseline else None,
+                    baseline_first=baseline.first if baseline else None,
+                    baseline_tokens=baseline.tokens if baseline else None,
+                    candidate_seconds=candidate.seconds,
+                    candidate_first=candidate.first,
+                    candidate_tokens=candidate.tokens,
+                )
+            )
 
 
 def measure_memory(asked: EvaluateConfig, root: Path) -> list[int]:
@@ -65,9 +102,10 @@ def summarize_latency(timings: Sequence[Timing]) -> dict[str, Any]:
 def _summarize_side(timings: Sequence[Timing], name: str) -> dict[str, float | None] | None:
     import numpy as np
 
-    if not timings:
+    times = [getattr(row, f"{name}_seconds") for row in timings]
+    if not times or None in times:
         return None
-    seconds = np.array([getattr(row, f"{name}_seconds") for row in timings])
+    seconds = np.array(times)
     first = [getattr(row, f"{name}_first") for row in timings]
     tokens = [getattr(row, f"{name}_tokens") for row in timings]
     counted = None not in tokens and seconds.sum() > 0
@@ -90,11 +128,12 @@ def at_same_length(timings: Sequence[Timing]) -> dict[str, float] | None:
     """
     import numpy as np
 
-    seconds = np.array([[row.baseline_seconds, row.candidate_seconds] for row in timings])
-    known = [[row.baseline_tokens, row.candidate_tokens] for row in timings]
-    if not timings or any(None in pair for pair in known):
+    known = [
+        (row.baseline_seconds, row.candidate_seconds, row.baseline_tokens, row.candidate_tokens) for row in timings
+    ]
+    if not timings or any(None in values for values in known):
         return None
-    tokens = np.array(known, dtype=np.float64)
+    seconds, tokens = np.split(np.array(known, dtype=np.float64), 2, axis=1)
     inside = tokens - tokens.mean(axis=0)
     spread = float((inside**2).sum())
     if spread == 0:

@@ -111,23 +111,33 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[
         yield order[start : start + batch_size]
 
 
-def reference_nats(model: Any, references: Sequence[Tokenized], pad_token_id: int, batch_size: int) -> list[float]:
-    """For each conversation the summed negative log-likelihood, in nats, of its supervised tokens."""
-    nats: dict[int, float] = {}
-    for batch in batches_by_length([len(row.input_ids) for row in references], batch_size):
+def reference_nats(
+    model: Any, references: Sequence[Tokenized], pad_token_id: int, batch_size: int
+) -> list[float | None]:
+    """For each conversation the summed negative log-likelihood, in nats, of its supervised tokens.
+
+    None where one has no room by itself, or no supervised token.
+    """
+    nats: dict[int, float | None] = {}
+    room = getattr(model.config, "max_position_embeddings", None)
+    able = [at for at, row in enumerate(references) if row.supervised and (room is None or len(row.input_ids) <= room)]
+    for places in batches_by_length([len(references[at].input_ids) for at in able], batch_size):
+        batch = [able[place] for place in places]
         found = _batch_nats(model, [references[at] for at in batch], pad_token_id)
         nats |= dict(zip(batch, found, strict=True))
-    return [nats[at] for at in range(len(references))]
+    return [nats.get(at) for at in range(len(references))]
 
 
-def _batch_nats(model: Any, batch: Sequence[Tokenized], pad_token_id: int) -> list[float]:
+def _batch_nats(model: Any, batch: Sequence[Tokenized], pad_token_id: int) -> list[float | None]:
     """As `reference_nats`, for one batch, in halves where memory runs out."""
     try:
-        return _forward_nats(model, batch, pad_token_id)
+        return [*_forward_nats(model, batch, pad_token_id)]
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(batch) == 1:
+        if not is_out_of_memory(error):
             raise
     free_memory(model)
+    if len(batch) == 1:
+        return [None]
     half = len(batch) // 2
     return [*_batch_nats(model, batch[:half], pad_token_id), *_batch_nats(model, batch[half:], pad_token_id)]
 

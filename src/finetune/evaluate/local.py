@@ -1,5 +1,6 @@
 """A side that answers in this process: a model with its tokenizer, and which adapter is on while it answers."""
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune.config import Config
-from finetune.config_model import Environment
+from finetune.config_model import Environment, ModelConfig
 from finetune.errors import BaseModelError
 from finetune.evaluate.generate import (
     FirstToken,
@@ -17,9 +18,9 @@ from finetune.evaluate.generate import (
     generation_settings,
     reference_nats,
 )
-from finetune.evaluate.timed import Timed
-from finetune.machine import synchronize
-from finetune.model.tokens import tokenize, tokenize_prompt
+from finetune.evaluate.timed import Timed, UnansweredError
+from finetune.machine import is_out_of_memory, synchronize
+from finetune.model.tokens import Tokenized, tokenize, tokenize_prompt
 from finetune.records import Answer, Example, Message
 
 CANDIDATE, EARLIER = "default", "earlier"  # PEFT's names of the adapters on one base
@@ -27,9 +28,13 @@ CANDIDATE, EARLIER = "default", "earlier"  # PEFT's names of the adapters on one
 
 @dataclass(frozen=True)
 class LocalSide:
-    """One side's model; `described` is what the report says of it, `adapter` is on (None: none) where it has some."""
+    """One side's model; `described` is what the report says of it, `adapter` is on (None: none) where it has some.
+
+    `makings` is all that its answers depend on beside that: how the model is held, and its template.
+    """
 
     described: dict[str, Any]
+    makings: dict[str, Any]
     model: Any
     tokenizer: Any
     settings: dict[str, Any]
@@ -71,12 +76,19 @@ class LocalSide:
             found = generate_or_halve(model, [prompts[at] for at in able], self.settings, seed) if able else []  # type: ignore[misc]
             answers = {at: self._to_answer(item) for at, item in zip(able, found, strict=True)}
             answered = [at for at in able if answers[at].failed is None]
-            references = [tokenize(self.tokenizer, examples[at].messages, examples[at].tools) for at in answered]
+            references = [self._reference(examples[at]) for at in answered]
             nats = reference_nats(model, references, self.settings["pad_token_id"], max(len(answered), 1))
         for at, value in zip(answered, nats, strict=True):
             answers[at] = replace(answers[at], reference_nats=value)
         failed = {at: Answer("", None, None, failed=why) for at, why in enumerate(prompts) if isinstance(why, str)}
         return [{**answers, **failed}[at] for at in range(len(examples))]
+
+    def _reference(self, example: Example) -> Tokenized:
+        """The whole conversation; without a supervised token where the template does not render it."""
+        try:
+            return tokenize(self.tokenizer, example.messages, example.tools)
+        except BaseModelError:
+            return Tokenized([], [])
 
     def _to_answer(self, found: Generated | str) -> Answer:
         if isinstance(found, str):
@@ -88,20 +100,27 @@ class LocalSide:
         if isinstance(self.prompt(example), str):
             return None
         talks = [(*example.prompt, Message("assistant", label)) for label in labels]
-        rows = [tokenize(self.tokenizer, talk, example.tools) for talk in talks]
+        rows = [self._reference(replace(example, messages=talk)) for talk in talks]
         with self.active() as model:
-            nats = reference_nats(model, rows, self.settings["pad_token_id"], batch_size)
-        return labels[nats.index(min(nats))]
+            found = reference_nats(model, rows, self.settings["pad_token_id"], batch_size)
+        nats = [value for value in found if value is not None]
+        return labels[nats.index(min(nats))] if len(nats) == len(labels) else None
 
     def time(self, example: Example) -> Timed:
-        """One answer by itself; the device is waited for before and after. RuntimeError where it has no room."""
+        """One answer by itself; the device is waited for before and after. UnansweredError where there is none."""
         prompt = self.prompt(example)
-        assert isinstance(prompt, list)
+        if isinstance(prompt, str):
+            raise UnansweredError(prompt)
         with self.active() as model:
             noted = FirstToken()
             synchronize(self.environment)
             started = time.perf_counter()
-            (answer,) = generate(model, [prompt], self.settings, noted)
+            try:
+                (answer,) = generate(model, [prompt], self.settings, noted)
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    raise UnansweredError(f"no memory for a prompt of {len(prompt)} tokens") from None
+                raise
             synchronize(self.environment)
             seconds = time.perf_counter() - started
         first = None if noted.at is None else noted.at - started
@@ -110,8 +129,15 @@ class LocalSide:
 
 
 def open_local(
-    described: dict[str, Any], model: Any, tokenizer: Any, config: Config, adapter: str | None = None
+    described: dict[str, Any],
+    model: Any,
+    tokenizer: Any,
+    config: Config,
+    adapter: str | None = None,
+    held: ModelConfig | None = None,
 ) -> LocalSide:
-    """A side of this process, with the settings that both sides share."""
+    """A side of this process, with the settings that both sides share; `held`: another model than the run's base."""
     settings = generation_settings(model, tokenizer, config.evaluate.max_new_tokens, config.evaluate.sampling)
-    return LocalSide(described, model, tokenizer, settings, config.environment, adapter)
+    template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+    makings = {"model": (held or config.model).model_dump(mode="json"), "template_sha256": template}
+    return LocalSide(described, makings, model, tokenizer, settings, config.environment, adapter)

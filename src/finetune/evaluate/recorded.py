@@ -7,16 +7,17 @@ One row of the file; `prompt` may stand in place of `id`, `first_seconds`, `toke
 `out/predictions.jsonl` of another run of this repository will do too: its candidate is taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import sha256_file
 from finetune.config_evaluate import RecordedForm
+from finetune.console import short
 from finetune.errors import DataError
 from finetune.evaluate.timed import Timed
-from finetune.records import Answer, Example, read_jsonl
+from finetune.records import Answer, Example, read_jsonl, text_key
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,24 @@ def open_recorded(form: RecordedForm, root: Path, examples: Sequence[Example]) -
             raise DataError(f"{path}:{number}: a second answer to {key!r}; keep one")
         rows[key] = (answer, timed)
     taken = {example.id: _find(rows, example, path) for example in examples}
+    check_pairing(rows, examples, path)
+    times = {name: timed for name, (_, timed) in taken.items() if timed is not None}
+    if times and len(times) < len(taken):
+        raise DataError(f"{path}: {len(times)} of {len(taken)} test examples have seconds; give them to all, or none")
     described = {"form": "recorded", "name": form.name, "recorded": True, "sha256": form.sha256}
     answers = {name: answer for name, (answer, _) in taken.items()}
-    return RecordedSide(described, answers, {name: timed for name, (_, timed) in taken.items() if timed})
+    return RecordedSide(described, answers, times)
+
+
+def check_pairing(rows: Mapping[str, Any], examples: Sequence[Example], path: Path) -> None:
+    """DataError where one row, named by its prompt, would stand for several prompts that end in the same words."""
+    claimed: dict[str, set[bytes]] = {}
+    for example in examples:
+        if example.id not in rows:
+            claimed.setdefault(example.prompt[-1].text.strip(), set()).add(text_key(example.prompt))
+    for prompt, keys in claimed.items():
+        if len(keys) > 1:
+            raise DataError(f"{path}: {len(keys)} test prompts end in {short(prompt)!r}; name these rows by their ids")
 
 
 def check_recorded(form: RecordedForm, root: Path) -> Path:
@@ -79,8 +95,12 @@ def _read_row(where: str, row: dict[str, Any]) -> tuple[str, Answer, Timed | Non
     key = key if key is not None else row.get("prompt")
     if not isinstance(key, str) or not isinstance(text, str):
         raise DataError(f"{where}: needs id (or prompt) and text, both texts")
-    if not isinstance(tokens, int | None) or not isinstance(finished, bool | None) or isinstance(tokens, bool):
-        raise DataError(f"{where}: tokens must be a whole number, finished true or false; leave out what is not known")
+    if not isinstance(tokens, int | None) or isinstance(tokens, bool) or (tokens or 0) < 0:
+        raise DataError(f"{where}: tokens must be a whole number of 0 or more; leave out what is not known")
+    if not isinstance(finished, bool | None):
+        raise DataError(f"{where}: finished must be true or false; leave out what is not known")
+    if not isinstance(row.get("failed"), str | None):
+        raise DataError(f"{where}: failed must be a text, the reason; leave it out where there is an answer")
     seconds, first = (row.get(name) for name in ("seconds", "first_seconds"))
     for name, value in (("seconds", seconds), ("first_seconds", first)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):

@@ -8,11 +8,9 @@ from typing import Any
 
 from finetune.config import Config
 from finetune.config_evaluate import ServerForm
-from finetune.evaluate.timed import Timed
+from finetune.evaluate.timed import Timed, UnansweredError
 from finetune.records import Answer, Example
-from finetune.score.server import ChatServer, ServerError
-
-AT_ONCE = 8  # requests: enough for a server to batch, and no flood
+from finetune.score.server import AT_ONCE, ChatServer, ServerError
 
 
 @dataclass(frozen=True)
@@ -20,6 +18,7 @@ class RemoteSide:
     """One side's server; it is given the messages, and puts them through the chat template itself."""
 
     described: dict[str, Any]
+    makings: dict[str, Any]
     server: ChatServer
     settings: dict[str, Any]
 
@@ -42,9 +41,14 @@ class RemoteSide:
         return Answer(reply.text, reply.tokens, reply.finished)
 
     def time(self, example: Example) -> Timed:
-        """One answer by itself, streamed."""
+        """One answer by itself, streamed; UnansweredError where there is none."""
         started = time.perf_counter()
-        reply = self.server.answer(example.prompt, example.tools, stream=True, **self._asked(self.settings["seed"]))
+        try:
+            reply = self.server.answer(example.prompt, example.tools, stream=True, **self._asked(self.settings["seed"]))
+        except ServerError as error:
+            if not error.reached:
+                raise
+            raise UnansweredError(str(error)) from None
         return Timed(time.perf_counter() - started, reply.first_seconds, reply.tokens, reply.text)
 
     def _asked(self, seed: int) -> dict[str, Any]:
@@ -64,4 +68,5 @@ def open_remote(form: ServerForm, config: Config, place: str) -> RemoteSide:
     how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling else {}
     settings = {"do_sample": False, **how, "num_beams": 1, "max_new_tokens": config.evaluate.max_new_tokens}
     described = {"form": "server", "name": f"{form.model} at {server.shown}", "recorded": False}
-    return RemoteSide(described, server, {**settings, "seed": config.seed})
+    makings = {"url": form.url, "model": form.model}
+    return RemoteSide(described, makings, server, {**settings, "seed": config.seed})

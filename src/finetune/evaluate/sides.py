@@ -88,9 +88,9 @@ def open_on_base(
     described = {"form": asked.form, "name": base["name"], "recorded": False, "base": base}
     shared = isinstance(candidate, LocalSide) and candidate.adapter is not None
     model = candidate.model if shared and isinstance(candidate, LocalSide) else load_base(config.model, device).eval()
-    tokenizer = load_tokenizer(config.model, paths.adapter)
     if earlier is None or isinstance(asked, BaseForm):
-        return open_local(described, model, tokenizer, config)
+        return open_local(described, model, load_tokenizer(config.model, paths.adapter), config)
+    tokenizer = load_tokenizer(config.model, earlier)  # its own: it learnt another template, if that has changed
     adapter = read_manifest(earlier)["adapter_sha256"]
     described |= {"name": f"adapter {adapter[:8]} of {asked.revision}", "adapter_sha256": adapter}
     if shared:
@@ -127,7 +127,7 @@ def open_model(model: ModelConfig, config: Config, device: str) -> LocalSide:
     identity = identify_base(model)
     described = {"form": "model", "name": short_name(model.base), "recorded": False, "base": identity}
     described["base"] = {**identity, "name": short_name(model.base)}
-    return open_local(described, load_base(model, device).eval(), load_tokenizer(model), config)
+    return open_local(described, load_base(model, device).eval(), load_tokenizer(model), config, held=model)
 
 
 def merged_model(config: Config, paths: Paths, device: str, asked: MergedForm) -> ModelConfig:

@@ -3,25 +3,31 @@
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import read_json, read_manifest, sha256_file, sha256_tensors, write_json, write_lines
+from finetune.artifacts import (
+    read_json,
+    read_manifest,
+    sha256_file,
+    sha256_tensors,
+    write_json,
+    write_lines,
+)
 from finetune.config import Config
-from finetune.config_evaluate import Classification
-from finetune.console import say, table
+from finetune.console import progress
 from finetune.errors import DataError
-from finetune.evaluate.groups import describe_classes, describe_group, groups_of
+from finetune.evaluate.describing import describe_answers, describe_cost, describe_sides, show
+from finetune.evaluate.pairing import pair_answers, reference_tokens
 from finetune.looks import count_look
-from finetune.machine import arithmetic, describe_machine, require_device, set_device_environment, versions
+from finetune.machine import arithmetic, require_device, set_device_environment, versions
 from finetune.metrics import SIDES
 from finetune.model.adapter import WEIGHTS
 from finetune.model.base import identify_base
 from finetune.paths import FINISHED, Paths
-from finetune.records import Answer, Example, Prediction, read_examples, text_key, to_json_lines
+from finetune.records import Answer, Example, read_examples, to_json_lines
 from finetune.score.scorers import build_scorers
-from finetune.score.scoring import Scored, Scorers
+from finetune.score.scoring import Scorers
 
 
 def run(config: Config, paths: Paths) -> None:
@@ -39,20 +45,21 @@ def run(config: Config, paths: Paths) -> None:
     from finetune.evaluate.sides import open_sides
 
     sides = open_sides(config, paths, device, examples)
-    scored = ask_sides(sides, examples, scorers, config, paths, evidence)
-    predictions = pair_answers(sides, examples, scored, config)
-    sample = choose_prompts(predictions, examples, config.evaluate.latency.prompts)
-    timings, alone = measure_latency(sides, sample, config.evaluate.latency.warmup)
-    same = share_identical(sample, alone, predictions)
+    asked = ask_sides(sides, examples, scorers, config, paths, evidence)
+    tokens = reference_tokens(sides, examples, config)
+    sample = choose_prompts(examples, config.evaluate.latency.prompts)
+    latency = measure_latency(sides, sample, config.evaluate.latency.warmup)
     forgetting = measure_forgetting(config, sides, paths.root)
-    described = describe_sides(sides)
+    described = describe_sides(sides, evidence["adapter_sha256"])
     del sides
     memory = measure_memory(config.evaluate, paths.root)
+    scored = scorers.score(examples, *asked)  # a judge, who costs money, last: nothing that fails comes after it
+    predictions = pair_answers(examples, scored, tokens)
 
-    look = count_look(paths.looks, evidence["test_sha256"], evidence["adapter_sha256"])
+    look = count_look(paths.looks, evidence["test_sha256"], described["look_key"])
     write_lines(paths.predictions, to_json_lines(predictions))
-    write_lines(paths.latency, to_json_lines(timings))
-    cost = describe_cost(timings, memory, same, config, evidence, sha256_file(paths.latency))
+    write_lines(paths.latency, to_json_lines(latency.timings))
+    cost = describe_cost(latency, memory, predictions, config, evidence, sha256_file(paths.latency))
     write_json(paths.reports / "cost.json", cost)
     evaluation = {
         **evidence,
@@ -98,10 +105,13 @@ def check_evidence(config: Config, paths: Paths) -> dict[str, Any]:
     return {"adapter_sha256": adapter, "test_sha256": sha256_file(test), "base": manifest["base"]}
 
 
+Asked = tuple[list[Answer], list[Answer], dict[str, dict[str, list[str | None]]]]
+
+
 def ask_sides(
     sides: Any, examples: Sequence[Example], scorers: Scorers, config: Config, paths: Paths, evidence: Mapping[str, Any]
-) -> Scored:
-    """Both sides' scored answers, in the order of the test set."""
+) -> Asked:
+    """Both sides' answers in the order of the test set, and the labels that each finds likeliest."""
     from finetune.evaluate.answers import answer_all
     from finetune.evaluate.local import LocalSide
     from finetune.evaluate.recorded import RecordedSide
@@ -117,119 +127,15 @@ def ask_sides(
             answers[name] = answer_all(side, examples, size, config.seed, paths.evaluation, determines)
         if isinstance(side, LocalSide):
             likeliest[name] = {
-                scorer: [side.likeliest(item, built.classes, size) if built.counts(item) else None for item in examples]
+                scorer: [
+                    side.likeliest(item, built.classes, size) if built.counts(item) else None
+                    for item in progress(examples, f"likeliest labels of {side.described['name']}")
+                ]
                 for scorer, built in scorers.by_likelihood.items()
             }
-    return scorers.score(examples, answers["baseline"], answers["candidate"], likeliest)
+    return answers["baseline"], answers["candidate"], likeliest
 
 
-def pair_answers(sides: Any, examples: Sequence[Example], scored: Scored, config: Config) -> list[Prediction]:
-    """Both sides' answers to each example; its cluster is the user or conversation of its row, else its prompt."""
-    from finetune.evaluate.local import LocalSide
-    from finetune.model.tokens import load_tokenizer, tokenize
-
-    local = next((side for side in (sides.candidate, sides.baseline) if isinstance(side, LocalSide)), None)
-    tokenizer = local.tokenizer if local else load_tokenizer(config.model)
-    return [
-        Prediction(
-            id=example.id,
-            agent=example.agent,
-            source=example.source,
-            cluster=example.group or text_key(example.prompt).hex(),
-            prompt=example.prompt[-1].text,
-            reference=example.completion,
-            reference_tokens=tokenize(tokenizer, example.messages, example.tools).supervised,
-            baseline=baseline,
-            candidate=candidate,
-        )
-        for example, baseline, candidate in zip(examples, scored.baseline, scored.candidate, strict=True)
-    ]
-
-
-def choose_prompts(predictions: Sequence[Prediction], examples: Sequence[Example], count: int) -> list[Example]:
-    """So many examples that both sides could answer, the same ones every time, in no order of the data."""
-    able = {item.id for item in predictions if item.candidate.failed is None and item.baseline.failed is None}
-    by_hash = sorted(examples, key=lambda example: hashlib.sha256(example.id.encode()).digest())
-    return [example for example in by_hash if example.id in able][:count]
-
-
-def share_identical(sample: Sequence[Example], alone: Sequence[Any], predictions: Sequence[Prediction]) -> float | None:
-    """Of the timed prompts the share to which the candidate answered the same by itself and in a batch."""
-    texts = {item.id: item.candidate.text for item in predictions}
-    same = [texts[example.id] == timed.text for example, timed in zip(sample, alone, strict=True)]
-    return sum(same) / len(same) if same else None
-
-
-def describe_sides(sides: Any) -> dict[str, Any]:
-    """Who answered, and what each was asked with (None: not known)."""
-    return {
-        **{name: getattr(sides, name).described for name in SIDES},
-        "generation": sides.candidate.settings,
-        "baseline_generation": getattr(sides.baseline, "settings", None),
-    }
-
-
-def describe_answers(predictions: Sequence[Prediction], scored: Scored, config: Config) -> dict[str, Any]:
-    """The metrics of every group, the classes of every classification, and what could not be scored."""
-    metrics, scorers = config.evaluate.metrics, config.evaluate.scorers
-    named = [name for name, scorer in scorers.items() if isinstance(scorer, Classification)]
-    return {
-        "scorers": {name: scorer.model_dump(mode="json") for name, scorer in scorers.items()},
-        "groups": {name: describe_group(members, metrics) for name, members in groups_of(predictions).items()},
-        "classes": {name: describe_classes(predictions, name) for name in named},
-        "problems": [asdict(problem) for problem in scored.problems],
-        "judges": scored.judges,
-    }
-
-
-def describe_cost(
-    timings: Sequence[Any],
-    memory: list[int],
-    same: float | None,
-    config: Config,
-    evidence: Mapping[str, Any],
-    latency_sha256: str,
-) -> dict[str, Any]:
-    """What was measured, on what, and of which adapter."""
-    from finetune.evaluate.cost import summarize_latency
-
-    return {
-        "latency": {**summarize_latency(timings), "identical_answers": same},
-        "memory": {"processes": len(memory), "largest_bytes": max(memory, default=None), "bytes": memory},
-        "settings": config.evaluate.model_dump(mode="json"),
-        "adapter_sha256": evidence["adapter_sha256"],
-        "latency_sha256": latency_sha256,
-        "machine": describe_machine(config.environment),
-        "versions": versions(),
-    }
-
-
-def show(evaluation: Mapping[str, Any], cost: Mapping[str, Any], look: int) -> None:
-    """A few lines for the person who watches."""
-    rows = []
-    for name, group in evaluation["groups"].items():
-        told = [metric for metric in group["candidate"] if group["candidate"][metric] is not None]
-        for metric in told:
-            figures = [group[side][metric] for side in SIDES]
-            shown = ["n/a" if value is None else f"{value:.4g}" for value in figures]
-            first = metric == told[0]
-            rows.append([name if first else "", str(group["examples"]) if first else "", metric, *shown])
-    names = [evaluation[side]["name"] for side in SIDES]
-    table("evaluate: test split", ["group", "examples", "metric", *names], rows)
-    for problem in evaluation["problems"]:
-        what = f"{problem['count']} answers of the {problem['side']} have no score"
-        say(f"{problem['scorer']}: {what}; the first is of {problem['example']}: {problem['reason']}")
-    show_cost(cost)
-    say(f"look {look} at this test set; answers in out/predictions.jsonl, figures in reports/evaluation.json")
-
-
-def show_cost(cost: Mapping[str, Any]) -> None:
-    """Latency and memory in a line each, as far as they were measured."""
-    latency, memory = cost["latency"], cost["memory"]
-    if latency["candidate"]:
-        base, candidate = (latency[side]["mean_seconds"] for side in SIDES)
-        say(f"latency {candidate:.3f} s an answer (baseline {base:.3f} s), {latency['prompts']} prompts one at a time")
-    if latency["identical_answers"] is not None:
-        say(f"the same answers in batches as one by one: {latency['identical_answers']:.1%}")
-    if memory["bytes"]:
-        say(f"peak memory {memory['largest_bytes'] / 1e9:.2f} GB, of {memory['processes']} processes")
+def choose_prompts(examples: Sequence[Example], count: int) -> list[Example]:
+    """So many examples, the same ones every time, in no order of the data."""
+    return sorted(examples, key=lambda example: hashlib.sha256(example.id.encode()).digest())[:count]

@@ -15,6 +15,7 @@ import numpy as np
 from finetune.bootstrap import paired_mean_difference, resample
 from finetune.clusters import clustered_difference
 from finetune.config_evaluate import Metric
+from finetune.decide.quality import strata_of
 from finetune.metrics import Side, scores_of, statistic_of
 from finetune.records import Prediction
 from finetune.stats import Interval, mcnemar_exact
@@ -94,7 +95,7 @@ def compare_answers(metric: Metric, first: Answers, second: Answers, confidence:
             confidence,
             "two-sided",
             seed,
-            strata=None if clusters else [item.agent for item in first[0]],
+            strata=strata_of(first[0]),
             clusters=clusters,
             bounds=(-span, span),
         )

@@ -30,7 +30,7 @@ from finetune.experiments.spread import (
 from finetune.experiments.table import dig
 from finetune.paths import Paths
 from finetune.records import read_predictions
-from finetune.seeds import read_seeds, record_seed, seeds_key
+from finetune.seeds import makings_of, read_seeds, record_seed, seeds_key
 
 DEFAULT_COUNT = 5
 DETERMINES_ADAPTER = ("environment", "seed", "model", "adapter", "train")
@@ -181,6 +181,8 @@ def outcome(series: Series, seed: int) -> dict[str, Any]:
         "adapter_sha256": evaluation["adapter_sha256"],
         "test_sha256": evaluation["test_sha256"],
         "made_of_sha256": makings(series.root),
+        "makings_sha256": makings_of(read_json(paths.adapter / "manifest.json")),
+        **{key: decision[key] for key in ("policy", "confidence")},
         "verdict": decision["verdict"],
         "criteria": criteria_of(decision),
         "figures": figures_of(subjects, metrics, predictions, series.confidence, config.seed),

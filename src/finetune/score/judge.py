@@ -18,10 +18,9 @@ from finetune.config_evaluate import Judge
 from finetune.console import progress
 from finetune.records import Answer, Example, Message
 from finetune.score.replies import Reply
-from finetune.score.server import ChatServer, ServerError, without_secrets
+from finetune.score.server import AT_ONCE, ChatServer, ServerError, without_secrets
 
 Choice = Literal["A", "B", "tie"]
-AT_ONCE = 8  # questions that a server answers together, about as fast as one
 GIVE_UP = 10  # failures without one success: the server is not there
 MAX_TOKENS = 2_048  # room for a judge that reasons before it answers; one that does not stops after a word
 LEAD = r"(?:final |the |my )?(?:answer|verdict|choice|winner)(?: is)?"

@@ -20,6 +20,7 @@ from finetune.score.replies import Reply, read_reply, read_stream, server_messag
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 TRIES = 4
+AT_ONCE = 8  # requests: enough for a server to batch, and no flood
 LONGEST_WAIT = 30.0  # seconds before a server that is busy is asked again
 LARGEST_REPLY = 64 * 10**6  # bytes; no answer of max_tokens comes near
 

@@ -113,6 +113,9 @@ CODES: dict[str, Code] = {
     "test-set-tiny": Code("warning", "verdict", "A criterion on fewer than 20 examples: each of them moves the score."),
     "group-unknown": Code("error", "verdict", "A criterion on a group that no test example is of."),
     "scorer-unusable": Code("error", "verdict", "A scorer that can score none of the answers.", binding=True),
+    "group-ambiguous": Code(
+        "error", "verdict", "An agent and a source of one name, with other examples.", binding=True
+    ),
     "agents-imbalanced": Code("warning", "quality", "One agent has over twenty times the rows of another."),
     "agent-missing": Code("error", "quality", "An agent that is tested was never trained on."),
     "labels-imbalanced": Code("warning", "quality", "One label has over twenty times the rows of another."),

@@ -1,4 +1,4 @@
-"""Checks of evaluate's scorers on the real test rows: what could score nothing is told before the training, not after."""
+"""Checks of evaluate's scorers on the real test rows: what could score nothing is told before the training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ PLACE = "params.yaml: "
 def check_scorers(
     config: Config, test: Sequence[Example], labels: Mapping[str, Sequence[str]], root: Path
 ) -> list[Finding]:
-    """One finding a scorer that can't be built for these rows; `labels` are the classes by agent, as prepare counted."""
+    """One finding a scorer that can't be built for these rows; `labels` are the classes by agent, by prepare."""
     if not test:
         return []
     try:

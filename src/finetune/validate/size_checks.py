@@ -47,7 +47,7 @@ def check_test_size(config: Config, test: Sequence[Example]) -> list[Finding]:
             found = _too_small(config, at, criterion, have)
             told |= {criterion.group for _ in found}
             findings += found
-    findings += _unknown_scored(config, test)
+    findings += [*_unknown_scored(config, test), *_ambiguous(config, test)]
     if config.decide.policy == "interval":
         findings += [*_tiny_groups(config, test, told), *_few_latencies(config, len(test))]
     return findings
@@ -79,6 +79,17 @@ def _unknown_scored(config: Config, test: Sequence[Example]) -> Iterator[Finding
             what = f"{', '.join(unknown)} has no example in the test split"
             where = f"params.yaml: evaluate.scorers.{name}.of"
             yield Finding("group-unknown", where, what, f"use some of {', '.join(sorted(known))}, or null for all")
+
+
+def _ambiguous(config: Config, test: Sequence[Example]) -> Iterator[Finding]:
+    """Groups that criteria or scorers name and that mean an agent's examples as well as another source's."""
+    asked = {item.group for item in config.decide.criteria if isinstance(item, QualityCriterion)}
+    asked |= {name for scorer in config.evaluate.scorers.values() for name in scorer.of or ()}
+    for name in sorted(asked):
+        by_agent, by_source = ({item.id for item in test if getattr(item, key) == name} for key in ("agent", "source"))
+        if by_agent and by_source and by_agent != by_source:
+            what = f"{name!r} names an agent ({len(by_agent):,} test examples) and a source ({len(by_source):,})"
+            yield Finding("group-ambiguous", "params.yaml: data.sources", what, "give the source another name")
 
 
 def _few_for_quantile(config: Config, at: int, criterion: LatencyQuantileAtMost) -> list[Finding]:

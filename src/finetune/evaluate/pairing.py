@@ -1,0 +1,53 @@
+"""Both sides' scored answers as predictions, and which examples are one piece of evidence."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.config import Config
+from finetune.records import Example, Prediction, text_key
+from finetune.score.scoring import Scored
+
+
+def reference_tokens(sides: Any, examples: Sequence[Example], config: Config) -> list[int]:
+    """How many tokens of each reference a loss is taken on, by the tokenizer of the candidate where it is here."""
+    from finetune.evaluate.local import LocalSide
+    from finetune.model.tokens import load_tokenizer, tokenize
+
+    local = next((side for side in (sides.candidate, sides.baseline) if isinstance(side, LocalSide)), None)
+    tokenizer = local.tokenizer if local else load_tokenizer(config.model)
+    return [tokenize(tokenizer, example.messages, example.tools).supervised for example in examples]
+
+
+def pair_answers(examples: Sequence[Example], scored: Scored, tokens: Sequence[int]) -> list[Prediction]:
+    """Both sides' answers to each example."""
+    return [
+        Prediction(
+            id=example.id,
+            agent=example.agent,
+            source=example.source,
+            cluster=cluster,
+            prompt=example.prompt[-1].text,
+            reference=example.completion,
+            reference_tokens=count,
+            baseline=baseline,
+            candidate=candidate,
+        )
+        for example, cluster, count, baseline, candidate in zip(
+            examples, clusters_of(examples), tokens, scored.baseline, scored.candidate, strict=True
+        )
+    ]
+
+
+def clusters_of(examples: Sequence[Example]) -> list[str]:
+    """The cluster of each example: rows of one group (a user, a conversation) or of one prompt are one, and what they
+    link is one too."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    keys = [[example.group, text_key(example.prompt).hex()] for example in examples]
+    names = {name: at for at, name in enumerate(sorted({name for pair in keys for name in pair if name is not None}))}
+    links = [(at, len(examples) + names[name]) for at, pair in enumerate(keys) for name in pair if name is not None]
+    rows, columns = zip(*links, strict=True)
+    size = len(examples) + len(names)
+    _, labels = connected_components(coo_array(([1] * len(links), (rows, columns)), shape=(size, size)), directed=False)
+    return [f"{label}" for label in labels[: len(examples)].tolist()]
