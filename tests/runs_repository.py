@@ -54,6 +54,7 @@ def train():
     with open("trained.log", "a") as log:
         log.write(f"{seed}\\n")
     write("out/adapter/weights", f"{seed}/{rate}")
+    write("out/adapter/manifest.json", json.dumps({"data_sha256": "d", "base": "b", "versions": "v"}))
     write("reports/train.json", json.dumps({"validation_loss": 1 / rate, "steps": 10}))
 
 
@@ -81,6 +82,7 @@ def decide():
     known = len(json.loads(Path("data/seeds.json").read_text()))
     write("reports/decision.json", json.dumps({
         "verdict": "deploy" if status == "pass" else "iterate", "adapter_sha256": found["adapter_sha256"],
+        "policy": "interval", "confidence": 0.99,
         "criteria": [{"criterion": "exact_match at least 0.5", "status": status, "estimate": share}], "known": known}))
 
 

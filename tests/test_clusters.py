@@ -266,33 +266,36 @@ def allowed(studies: int) -> float:
     return 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
 
 
+FEW_OR_MANY = pytest.mark.parametrize("studies", [300, pytest.param(1000, marks=pytest.mark.end_to_end)])
+
+
 @pytest.mark.slow
+@FEW_OR_MANY
 @pytest.mark.parametrize("icc", [0.5, 0.99])
 @pytest.mark.parametrize(("count", "truth"), [(25, 0.8), (60, 0.8), (60, 0.95), (150, 0.8), (150, 0.95), (150, 0.98)])
-def test_clustered_at_least_errs_within_alpha(count: int, truth: float, icc: float) -> None:
+def test_clustered_at_least_errs_within_alpha(count: int, truth: float, icc: float, studies: int) -> None:
     """Beta-binomial answers. Korn and Graubard's own bound fails at (150, 0.98, 0.99) and (60, 0.95, 0.99): 0.1."""
-    studies = 1000
     wrong = bench_gate.rate(bench_gate.clustered_at_least(count, truth, icc, truth + 1e-9), studies)
     assert wrong <= allowed(studies)
 
 
 @pytest.mark.slow
+@FEW_OR_MANY
 @pytest.mark.parametrize("icc", [0.5, 0.99])
 @pytest.mark.parametrize("count", [25, 60, 150])
 @pytest.mark.parametrize("margin", [0.05, 0.02])
-def test_clustered_not_worse_errs_within_alpha(count: int, margin: float, icc: float) -> None:
+def test_clustered_not_worse_errs_within_alpha(count: int, margin: float, icc: float, studies: int) -> None:
     """Losses twice as frequent as gains. A cluster bootstrap errs 0.13 of the time at (60, 0.02, 0.5)."""
-    studies = 1000
     study = bench_gate.clustered_not_worse(count, 2 * margin, margin, icc, margin)
     assert bench_gate.rate(study, studies) <= allowed(studies)
 
 
 @pytest.mark.slow
+@FEW_OR_MANY
 @pytest.mark.parametrize("icc", [0.1, 0.5])
 @pytest.mark.parametrize("count", [12, 60])
-def test_permutation_errs_within_alpha(count: int, icc: float) -> None:
+def test_permutation_errs_within_alpha(count: int, icc: float, studies: int) -> None:
     """Models that are alike, rows that are not independent; with all flips (12 clusters) and with random ones."""
-    studies = 1000
     assert bench_gate.rate(bench_gate.permuted_better(count, 0.1, 0.1, icc), studies) <= allowed(studies)
 
 

@@ -20,11 +20,11 @@ from finetune.decide.drawing import Scale, round_ticks
 from finetune.decide.examples import SHOWN, choose_rows, kind_of, show_examples, tag_predictions
 from finetune.decide.headline import headline, provisos
 from finetune.decide.outcomes import Outcome
-from finetune.decide.page import show_seeds
+from finetune.decide.page import show_groups, show_seeds
 from finetune.decide.readings import examples_counted, known_metrics, read_outcomes
 from finetune.decide.report import render_card, render_report, render_summary
 from finetune.decide.verdict import Suggestion, Verdict
-from finetune.decide.words import percent, plain_markdown, plain_name, shortened, told, visible
+from finetune.decide.words import discreet, percent, plain_markdown, plain_name, shortened, told, visible
 from finetune.records import Answer, Prediction, Timing
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>"
@@ -303,6 +303,7 @@ def make_reports(decide: Any, predictions: list[Prediction]) -> dict[str, Any]:
             "candidate": {"form": "adapter", "name": "tiny", "recorded": False},
             "baseline": {"form": "base", "name": "models/tiny-base", "recorded": False},
             "generation": {"do_sample": False, "num_beams": 1, "max_new_tokens": 16, "eos_token_id": [2]},
+            "baseline_generation": {"do_sample": False, "num_beams": 1, "max_new_tokens": 16, "eos_token_id": [2]},
             "scorers": SCORERS,
             "problems": [PROBLEM],
             "groups": make_groups(predictions),
@@ -330,6 +331,7 @@ def make_reports(decide: Any, predictions: list[Prediction]) -> dict[str, Any]:
                 "candidate": {"mean_seconds": 0.047, "mean_tokens": 3.15, "tokens_per_second": 66.8, **side},
                 "same_length": {"tokens": 16, "baseline_seconds": 0.11, "candidate_seconds": 0.118},
                 "identical_answers": 0.983,
+                "left_out": 0,
             },
             "memory": {"processes": 3, "largest_bytes": 564797440, "bytes": [554045440, 564797440, 560443392]},
             "settings": {},
@@ -393,6 +395,7 @@ def make_undecided(change: Callable[..., Config]) -> MadeUp:
     evaluation = made.reports["evaluation"]
     evaluation["generation"]["do_sample"] = True
     evaluation["baseline"] = {"form": "recorded", "name": HOSTILE, "recorded": True}
+    evaluation["baseline_generation"] = None
     evaluation["problems"] = [{**PROBLEM, "scorer": HOSTILE, "reason": HOSTILE}]
     evaluation["judges"] = {HOSTILE: {"url": "http://gpu-7.intern", "model": HOSTILE, "agreement": 0.5, "failed": 1}}
     made.reports["train"]["warnings"] = [HOSTILE]
@@ -519,6 +522,34 @@ def test_provisos_name_all_that_weakens_the_verdict(undecided: MadeUp, change: C
     assert "“point”" in told and "look 9 at a test set for which 5 were declared" in told
 
 
+def test_a_served_candidate_is_not_taken_for_the_adapter(run: MadeUp) -> None:
+    """What a server serves may be another model: said first in all three, and nowhere is it this adapter to deploy."""
+    evaluation = run.reports["evaluation"]
+    evaluation["candidate"] = {"form": "server", "name": "qwen2 at http://gpu-7.intern:8000/v1", "recorded": False}
+    warning = "The figures are of the served model qwen2: nobody checked that it is this adapter."
+    assert provisos(run.reports)[0] == warning
+    for text in (run.html(), run.summary(), run.card()):
+        assert warning in text and "deploy this adapter" not in text and "gpu-7" not in text
+        assert "he served model qwen2 answers" in text
+    card = load_card(run.card())
+    assert "```" not in card.text and "Nobody checked that it serves this adapter" in card.text
+    assert card.data.eval_results is None
+    alone = headline(run.verdict, [], run.reports)
+    assert alone == "Deploy: all 6 outcomes pass: deploy what the server serves."
+
+
+def test_prompts_without_a_time_are_counted(run: MadeUp) -> None:
+    """They may be the slowest, so the mean may be better than it is; of all timed none is said."""
+    assert "could not be timed" not in run.html() + run.card()
+    run.reports["cost"]["latency"] |= {"left_out": 4, "baseline": None}
+    run.reports["timings"] = [replace(row, baseline_seconds=None) for row in run.reports["timings"]]
+    html = Page(run.html())
+    assert html.text.count("4 of 64 sampled prompts could not be timed") == 2
+    assert "Of the 60 timed prompts the candidate answered 98.3%" in html.text
+    for text in (run.summary(), run.card()):
+        assert "4 of 64 sampled prompts could not be timed" in text
+
+
 # ---- The page
 
 
@@ -562,6 +593,53 @@ def test_no_place_and_no_host_is_told(run: MadeUp) -> None:
     for text in (run.html(), run.summary(), run.card()):
         assert "/home" not in text and "secret-host" not in text
         assert "tiny-base" in text and SHA["base"] in text
+
+
+def test_no_text_tells_an_address_a_secret_or_a_folder(run: MadeUp) -> None:
+    """Reasons, warnings and settings come from servers, scorers and libraries, which name where they are."""
+    failed = "params.yaml: evaluate.candidate: the server http://gpu7.corp.local:8000/v1/chat/completions answered 500 "
+    failed += "(x); its log may say more"
+    missing = "FileNotFoundError: [Errno 2] No such file or directory: '/home/alice/words.txt'"
+    url, base = "https://judge.corp/v1?api_key=SECRET", "/data/models/secret-base"
+    evaluation, first = run.reports["evaluation"], run.predictions[0]
+    run.predictions[0] = replace(first, candidate=answer("", first.reference, failed=failed))
+    evaluation["problems"] = [{**PROBLEM, "scorer": "closeness", "reason": missing}]
+    evaluation["scorers"] = {**SCORERS, "taste": {"scorer": "judge", "of": None, "url": url, "instructions": url}}
+    evaluation["judges"] = {"taste": {"url": url, "model": base, "agreement": 0.5, "first_failure": failed}}
+    evaluation["base"]["name"] = evaluation["baseline"]["name"] = base
+    run.outcomes[0] = replace(run.outcomes[0], reason=f"{failed} {missing}", estimate=None, status="unmeasured")
+    run.verdict = Verdict("iterate", failed, (missing,), (Suggestion("measure", f"{missing} alice@gpu7.corp"),))
+    run.reports["changes"] = [missing]
+    run.reports["train"]["warnings"] = [r"C:\Users\alice\cache.bin: slow", failed]
+    run.reports["validation"]["findings"][0] |= {"where": base, "what": failed, "fix": f"see {url}"}
+    run.reports["validation"]["findings"][1] |= {"accepted": missing}
+    html, summary, card = run.html(), run.summary(), run.card()
+    for text in (html, summary, card):
+        assert not re.search(r"gpu7|corp|8000|/home|alice|SECRET|api_key=|/data/models|Users|://(?=\w)", text)
+        assert "the server answered 500" in text and "words.txt" in text and "secret-base" in text
+    assert "No answer: params.yaml: evaluate.candidate: the server answered 500 (x)" in Page(html).text
+
+
+def test_the_data_itself_is_shown_as_it_stands(run: MadeUp) -> None:
+    """An address in a prompt is what the model was asked about."""
+    text = "fetch http://example.org:80/a?b=c into /home/alice/x.py"
+    run.predictions[0] = replace(run.predictions[0], prompt=text, reference=text, candidate=answer(text, "x"))
+    assert Page(run.html()).text.count(text) >= 3
+
+
+def test_shares_of_clustered_examples_have_no_wilson_interval(run: MadeUp) -> None:
+    """It takes every example as independent, so it would be too narrow; page and card say why it is missing."""
+    why = "no interval: examples come in clusters; the criteria's intervals take that into account"
+    groups = run.reports["evaluation"]["groups"]
+    groups[AGENT]["clusters"], groups[OTHER]["clusters"] = groups[AGENT]["examples"] - 1, groups[OTHER]["examples"]
+    for predictions in (run.predictions, []):
+        shown = show_groups(run.reports["evaluation"], predictions)
+        rows = {row["group"]: row for row in next(item for item in shown if item["metric"] == "exact_match")["rows"]}
+        assert [rows[group]["candidate_bounds"] is None for group in ("all", AGENT, OTHER)] == [True, True, False]
+    assert why in Page(run.html()).text and why in run.card()
+    for group in groups.values():
+        group["clusters"] = group["examples"]
+    assert why not in Page(run.html()).text and why not in run.card()
 
 
 def test_hostile_texts_stay_text(undecided: MadeUp) -> None:
@@ -738,6 +816,47 @@ def test_markdown_is_not_broken_by_what_it_tells(text: str) -> None:
     assert plain_markdown(3) == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("the server http://gpu7:8000/v1 answered", "the server answered"),
+        ("see (https://a.corp/v1?api_key=K).", "see (a server)."),
+        ("at file:///home/alice/x.py", "at a file"),
+        ("'/home/alice/My Files/x.py'", "'x.py'"),
+        ("in /home/alice/x.py:12, or ~/a/y.py", "in x.py:12, or y.py"),
+        (r"C:\Users\Al Ice\x.py is gone; \\nas\share\y", "x.py is gone; y"),
+        ("cwd=/home/alice/", "cwd=a folder"),
+        ("alice@gpu7:/mnt/nas/w.bin", "an account:w.bin"),
+        ("host gpu7:8000, 10.0.0.7:80, localhost:8000", "a server, a server, a server"),
+        ("api_key=abc Bearer abcdef hf_abcdefghijklmnopq", "api_key=… Bearer … …"),
+    ],
+)
+def test_places_and_addresses_are_left_out(text: str, shown: str) -> None:
+    """Of an address nothing stays, of an absolute path its last part, unless that is somebody's home."""
+    assert discreet(text) == discreet(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1/2 and/or a 3/4 majority, n/a, TFLOP/s, 11/22/2026, 1 / 2",
+        "exceptions.macro_f1 of org/name or org/name@main, pass@1, hit@k",
+        "reports/x.json, data/prepared/risks.jsonl, ../x/y, words.py:120, params.yaml: data.sources.0",
+        "torch 2.13.0+cpu, /no_think, </think>, key: value, a/b/c",
+    ],
+)
+def test_ordinary_texts_are_left_as_they_are(text: str) -> None:
+    """Fractions, names of the Hub, metrics, versions and the repository's own files."""
+    assert discreet(text) == text
+
+
+@given(st.text())
+def test_an_address_is_found_among_any_text(text: str) -> None:
+    """Whatever stands around it, and however often the text passes by."""
+    shown = discreet(f"{text} http://gpu7:1/x?key=K /home/alice/x.py {text}")
+    assert "gpu7" not in shown and "K " not in shown.replace(text, "") and "alice" not in discreet(shown)
+
+
 def test_names_of_models_tell_no_place() -> None:
     """A local folder by its last part, a model of the Hub by its whole name."""
     local = "sha256:" + "a" * 64
@@ -824,6 +943,48 @@ def test_the_card_tells_the_verdict_its_limits_and_its_hashes(run: MadeUp) -> No
     assert code and compile(code[1], "card", "exec")
     tables = re.findall(r"^\|.*\|$", text, re.M)
     assert {line.count("|") for line in tables} == {8, 7}
+
+
+def test_the_card_tells_of_decoding_what_is_known(run: MadeUp) -> None:
+    """Of recorded answers nobody knows how they were decoded."""
+    evaluation = run.reports["evaluation"]
+    assert "Decoding: greedy, at most 16 new tokens, the same for both sides." in run.card()
+    evaluation["baseline_generation"] = {**evaluation["generation"], "max_new_tokens": 32}
+    assert "the baseline's was another (max new tokens: 32)" in run.card()
+    evaluation["baseline_generation"] = None
+    text = run.card()
+    assert "of the baseline's nothing is known" in text and "the same for both" not in text
+    evaluation["generation"] = None
+    assert "Decoding: not known." in run.card()
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_merged_candidate_is_loaded_as_it_was_evaluated(run: MadeUp, quantization: str) -> None:
+    """Without PEFT, and in 4 bit where that was asked."""
+    run.reports["evaluation"]["candidate"] |= {"form": "merged", "quantization": quantization}
+    text = run.card()
+    code = re.search(r"```python\n(.*?)```", text, re.S)
+    assert code and compile(code[1], "card", "exec") and "peft" not in code[1] and "make merge" in text
+    assert ("load_in_4bit=True" in code[1]) == ("BitsAndBytesConfig" in code[1]) == (quantization == "nf4")
+    assert "import AutoModelForCausalLM, AutoTokenizer\n" in code[1] or quantization == "nf4"
+
+
+def test_figures_without_an_interval_say_where_it_is(run: MadeUp) -> None:
+    """An empty cell would read as forgotten."""
+    rows = [
+        line for line in run.card().splitlines() if line.startswith(("| loss", "| closeness", "| exceptions.macro"))
+    ]
+    assert len(rows) == 7 and all(row.endswith("| \u2014 |") for row in rows)
+    assert "intervals of these are in the criteria" in run.card()
+
+
+def test_what_is_told_of_changes_fits_the_verdict(run: MadeUp) -> None:
+    """A deploy is not said to need something that would change it."""
+    for text in (run.html(), run.summary()):
+        assert "How far the verdict is from changing" in text and "What would change" not in text
+    run.verdict = replace(run.verdict, name="iterate")
+    for text in (run.html(), run.summary()):
+        assert "What would change the verdict" in text and "How far" not in text
 
 
 def test_the_card_is_not_broken_by_what_it_tells(undecided: MadeUp) -> None:

@@ -227,7 +227,8 @@ def test_seeds_run_once_and_leave_the_tree_as_it_was(repository: Path, tmp_path:
     assert trained(root) == ["42", "43"]
     (results,) = read_json(root / "data/seeds.json").values()
     assert list(results) == ["42", "43"]
-    assert set(results["42"]) == {*RESULT, "made_of_sha256", "figures"}
+    judged = {"policy", "confidence"}
+    assert set(results["42"]) == {*RESULT, "made_of_sha256", "makings_sha256", "figures"} | judged
     assert results["42"]["criteria"]["exact_match at least 0.5"]["status"] == "pass"
     assert results["42"]["figures"]["exact_match"]["baseline"] == pytest.approx(0.2)
     assert "seed 42 " in told and "the spread between 2 seeds" in told

@@ -322,7 +322,7 @@ def test_no_reply_is_a_defect_of_ours(content: str) -> None:
 ASKED = Judge(
     scorer="judge",
     of=None,
-    url="http://127.0.0.1/v1?version=1",
+    url="http://127.0.0.1/v1",
     model="m",
     api_key_variable=None,
     timeout_seconds=5.0,

@@ -99,8 +99,11 @@ def skewed_mean_interval(
 ) -> Interval:
     """Interval of the mean of values above 0 that are skewed to the right, as latencies are; see `_log_t_bounds`.
 
-    Measured with 2,000 studies each, upper bound, n = 20, 30, 60 and 150. A bound that should err 0.05 of the time:
-    MEASURED
+    Measured with 1,000 to 2,000 studies each. An upper bound that should err 0.05 of the time errs 0.051, 0.053, 0.051,
+    0.050 of it for log-normal values with sigma 1 and n = 20, 30, 60, 150 (BCa of `mean_interval`: 0.13 and 0.09 at
+    n = 20 and 60), 0.044 with sigma 0.5 and 0.3, 0.011 to 0.028 for gamma ones (shape 1 and 3). One of 0.01: 0.010 to
+    0.013, 0.005 to 0.009, 0.001 to 0.003. Lower bounds: 0.051 and 0.010 at most. The price: with sigma 1 and 60 values
+    the bound lies 1.40 times the mean high (BCa 1.29), with sigma 0.5 1.14 times (1.12).
     Where it still errs: what is slow and rare and not in the sample is invisible to every method. If one answer in
     twenty takes five times as long, no such answer is among 20 (30, 60, 150) in 0.36 (0.21, 0.046, 0.0005) of all
     samples, and in those the bound is too low. A quantile (`stats.quantile_upper`) errs in no such case.
@@ -110,7 +113,8 @@ def skewed_mean_interval(
     if x.min() <= 0:
         raise ValueError(f"values has {x.min():g}; a skewed mean needs values above 0")
     (lower, upper), refusal = _log_t_or_refusal(x[None], confidence, side, seed, n_resamples)
-    return Interval(float(x.mean()), lower, upper, confidence, f"none: {refusal}" if refusal else LOG_T)
+    method = f"none: {refusal}" if refusal else LOG_T
+    return _one_sided(Interval(float(x.mean()), lower, upper, confidence, method), side, (0.0, math.inf))
 
 
 def relative_improvement(
@@ -125,31 +129,41 @@ def relative_improvement(
     """Paired interval of 1 - mean(candidate) / mean(baseline), for latencies: 0.2 is a fifth less time.
 
     Both are `(n,)`, above 0, in one unit, of the same requests; method: see `_log_t_bounds`; refused as `resample` is.
-    RATIOS
+    Measured for log-normal pairs (600 to 1,000 studies, n = 20 and 60): a bound on either side that should err 0.05 of
+    the time does so 0.040 to 0.054 of it with sigma 1 and a correlation of 0 or 0.7, one of 0.01 does 0.003 to 0.015;
+    where one side has sigma 1 and the other 0.5, at most 0.058 and 0.011. BCa errs up to 0.10 and 0.04 in the first
+    case, 0.16 and 0.09 in the second.
     Raises ValueError where the lengths differ, or a value is not finite or not above 0.
     """
     new, old = as_pairs(candidate, baseline)
     if min(new.min(), old.min()) <= 0:
         raise ValueError("a relative improvement needs candidates and baselines above 0")
     unit, _ = _draw_units(len(new), None, clusters)
-    totals = np.stack([np.bincount(unit, weights=new), np.bincount(unit, weights=old)])
+    totals: Floats = np.stack([np.bincount(unit, weights=new), np.bincount(unit, weights=old)]).astype(np.float64)
     (lower, upper), refusal = _log_t_or_refusal(totals, confidence, side, seed, n_resamples)
     estimate = float(1 - new.mean() / old.mean())
-    return Interval(estimate, 1 - upper, 1 - lower, confidence, f"none: {refusal}" if refusal else LOG_T)
+    method = f"none: {refusal}" if refusal else LOG_T
+    return _one_sided(Interval(estimate, 1 - upper, 1 - lower, confidence, method), side, (-math.inf, 1.0))
+
+
+def _one_sided(found: Interval, side: Side, bounds: Range) -> Interval:
+    """The interval, open to the end of the range on the side that is not asked for."""
+    lower = bounds[0] if side == "upper" else found.lower
+    upper = bounds[1] if side == "lower" else found.upper
+    return Interval(found.estimate, lower, upper, found.confidence, found.method)
 
 
 def _log_t_or_refusal(
     x: Floats, confidence: float, side: Side, seed: int, n_resamples: int
 ) -> tuple[tuple[float, float], str]:
-    """`_log_t_bounds`, and (0, inf) on the side that is not asked for; or these and the reason of a refusal."""
+    """`_log_t_bounds`, or (0, inf) and the reason of a refusal."""
     tail = tail_error(confidence, side)
     rest = x.sum(axis=1, keepdims=True) - x  # the sums without each unit
     without = rest[0] / (rest[1] if len(x) > 1 else 1.0)
     refusal = _too_little(x.shape[1], _most_common(without)[1] if x.shape[1] > 1 else 0, MINIMUM_UNLIKE)
     if refusal:
         return (0.0, math.inf), refusal
-    lower, upper = _log_t_bounds(x, tail, np.random.default_rng(seed), max(n_resamples, math.ceil(10 / tail)))
-    return (0.0 if side == "upper" else lower, math.inf if side == "lower" else upper), ""
+    return _log_t_bounds(x, tail, np.random.default_rng(seed), max(n_resamples, math.ceil(10 / tail))), ""
 
 
 def _log_t_bounds(x: Floats, tail: float, rng: np.random.Generator, resamples: int) -> tuple[float, float]:

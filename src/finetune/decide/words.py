@@ -27,7 +27,7 @@ _HIDDEN = re.compile(
 _PATH = re.compile(r"^(?:[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\])")
 _ADDRESS = re.compile(r" at https?://.*$", re.DOTALL)  # of a server, whose host is nobody's business
 _PART = r"[^\s/\\'\"`<>|,;:()\[\]{}?*=&]"  # a character of a folder's or file's name
-_SPACED = r"[^\\/:*?\"'<>|\r\n]{1,80}\\+"  # a Windows folder, whose name may hold spaces
+_SPACED = r"[^\\/:;,*?\"'<>|\r\n]{1,80}\\+"  # a Windows folder, whose name may hold spaces
 _URL = re.compile(r"(\bserver )?\b([a-z][a-z0-9+.-]{1,20})://[^\s'\"<>`|]*", re.IGNORECASE)
 _QUOTED_PLACE = re.compile(r"(['\"`])((?:~?/|[A-Za-z]:[\\/]|\\\\)[^'\"`\n]{1,400})\1")
 _PLACE = re.compile(
