@@ -10,14 +10,14 @@ from finetune.console import say, table
 from finetune.decide.advice import suggest, what_would_change
 from finetune.decide.criteria import Evidence, judge, judge_seeds
 from finetune.decide.outcomes import Gate, Outcome
-from finetune.decide.plots import read_curves
+from finetune.decide.plots import Curves, read_curves
 from finetune.decide.report import render_card, render_report, render_summary
 from finetune.decide.soundness import check_evidence
 from finetune.decide.verdict import Verdict, reach_verdict
 from finetune.decide.words import amount
 from finetune.looks import count_look
 from finetune.paths import Paths
-from finetune.records import read_predictions, read_timings
+from finetune.records import Prediction, Timing, read_predictions, read_timings
 from finetune.seeds import makings_of, read_seeds, seeds_key
 
 REPORTS = ("prepare", "validation", "train", "train_cost", "evaluation", "cost")
@@ -30,20 +30,15 @@ def run(config: Config, paths: Paths) -> None:
     predictions, timings = read_predictions(paths.predictions), read_timings(paths.latency)
     check_evidence(config, paths, reports, predictions)
     curves = read_curves(paths.reports)
-    evaluation = reports["evaluation"]
-    recorded = evaluation["baseline"]["name"] if evaluation["baseline"]["recorded"] else None
-    metrics = metrics_of(config.evaluate.scorers)
-    cost = reports["cost"]
-    unanswered = cost["latency"]["unanswered"]["candidate"]
-    evidence = Evidence(predictions, timings, cost["memory"]["bytes"], metrics, recorded, unanswered)
+    evidence = evidence_of(config, predictions, timings, reports)
     gate = Gate(config.decide.policy, config.decide.confidence_of_a_look, config.seed)
-    look = count_look(paths.looks, evaluation["test_sha256"], evaluation["look_key"])
+    look = count_look(paths.looks, reports["evaluation"]["test_sha256"], reports["evaluation"]["look_key"])
     seeds = read_seeds(paths.seeds, seeds_key(config.model_dump(mode="json", by_alias=True)))
 
     outcomes = [outcome for criterion in config.decide.criteria for outcome in judge(criterion, evidence, gate)]
     if config.decide.seeds > 1:
-        made = makings_of(read_manifest(paths.adapter))
-        same = {"test_sha256": evaluation["test_sha256"], "makings_sha256": made, **gate.strictness()}
+        same = {"test_sha256": reports["evaluation"]["test_sha256"], **gate.strictness()}
+        same["makings_sha256"] = makings_of(read_manifest(paths.adapter))
         outcomes.append(judge_seeds(config.decide.seeds, config.seed, seeds, same, outcomes))
     verdict = reach_verdict(config.decide, outcomes, evidence, gate, look)
     if verdict.name == "iterate":
@@ -60,13 +55,38 @@ def run(config: Config, paths: Paths) -> None:
         "seeds": {"runs": [{"seed": seed, **run} for seed, run in seeds.items()]} if seeds else None,
         "timings": timings,
     }
+    publish(paths, verdict, outcomes, predictions, content, curves)
+    write_json(paths.reports / "decision.json", to_json(verdict, outcomes, gate, content))
+    show(verdict, outcomes, content["changes"])
+
+
+def evidence_of(
+    config: Config, predictions: list[Prediction], timings: list[Timing], reports: dict[str, Any]
+) -> Evidence:
+    """What the gate judges, from what evaluate wrote."""
+    baseline, cost = reports["evaluation"]["baseline"], reports["cost"]
+    return Evidence(
+        predictions,
+        timings,
+        cost["memory"]["bytes"],
+        metrics_of(config.evaluate.scorers),
+        recorded=baseline["name"] if baseline["recorded"] else None,
+        unanswered=cost["latency"]["unanswered"]["candidate"],
+    )
+
+
+def publish(
+    paths: Paths,
+    verdict: Verdict,
+    outcomes: list[Outcome],
+    predictions: list[Prediction],
+    content: dict[str, Any],
+    curves: Curves,
+) -> None:
+    """Write the page, the summary and the model card."""
     write_lines(paths.reports / "report.html", [render_report(verdict, outcomes, predictions, content, curves)])
     write_lines(paths.reports / "summary.md", [render_summary(verdict, outcomes, content)])
     write_lines(paths.model_card, [render_card(verdict, outcomes, content)])
-    gate_sha256 = sha256_json(config.decide.model_dump(mode="json"))
-    decision = {**to_json(verdict, outcomes, gate, content), "gate_sha256": gate_sha256}
-    write_json(paths.reports / "decision.json", decision)
-    show(verdict, outcomes, content["changes"])
 
 
 def to_json(verdict: Verdict, outcomes: list[Outcome], gate: Gate, content: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +99,7 @@ def to_json(verdict: Verdict, outcomes: list[Outcome], gate: Gate, content: dict
         "reasons": list(verdict.reasons),
         "suggestions": [{"code": item.code, "text": item.text} for item in verdict.suggestions],
         "changes": content["changes"],
+        "gate_sha256": sha256_json(content["decide"].model_dump(mode="json")),
         "policy": gate.policy,
         "confidence": gate.confidence,
         "look": content["look"],
