@@ -200,6 +200,7 @@ def test_prompts_without_an_answer_are_counted(example: Any) -> None:
     found = measure_latency(sides, examples, 0)
     assert [row.id for row in found.timings] == [examples[0].id, examples[3].id]
     assert found.unanswered == {"baseline": 1, "candidate": 1}
+    assert found.left_out == 2
     assert len(found.answers) == 3
     found = measure_latency(Sides(Failing(None, ""), Failing(0.5, "")), examples, 0)  # type: ignore[arg-type]
     assert [(row.baseline_seconds, row.candidate_seconds) for row in found.timings] == [(None, 0.5)] * 4

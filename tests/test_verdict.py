@@ -21,6 +21,7 @@ from tests.gates import (
     PEAKS,
     at_least,
     better,
+    classes,
     evidence,
     latency,
     memory,
@@ -258,6 +259,23 @@ def test_a_margin_asks_for_the_examples_that_would_show_it(verdict_of: Callable[
     assert verdict_of(criteria, pairs(both=needed - 2 * moved, gained=moved, lost=moved)).name == "deploy"
 
 
+@pytest.mark.parametrize("criterion", [better(), better("classes.macro_f1"), at_least(0.75, "classes.macro_f1")])
+def test_other_criteria_tell_about_how_many_would_do(verdict_of: Callable[..., Verdict], criterion: Criterion) -> None:
+    """By the square root of their number: about right, and said to be about; four times as many then do show it."""
+    few = classes(40, 8, 10)
+    found = verdict_of([criterion], few)
+    assert found.name == "iterate"
+    (text,) = [item.text for item in found.suggestions if item.code == "more-test-examples"]
+    numbers = re.search(r": 40 examples leave it open; at this rate about ([\d,]+) like these would show it", text)
+    assert numbers
+    needed = int(numbers[1].replace(",", ""))
+    assert 40 < needed < 100_000
+    many = [
+        replace(item, id=f"{item.id}-{at}", cluster=f"{item.id}-{at}") for at in range(needed // 10) for item in few
+    ]
+    assert verdict_of([criterion], many[: 4 * needed]).name == "deploy"
+
+
 def test_what_was_not_measured_is_asked_for(verdict_of: Callable[..., Verdict]) -> None:
     """With the reason, which says what is missing."""
     found = verdict_of([better(), memory("2 GB")], pairs(gained=30), memory=())
@@ -280,7 +298,9 @@ def test_what_would_change_the_verdict_is_told_in_answers(
 ) -> None:
     """How far a threshold is, in a unit that everybody can count."""
     config = asked(change, [at_least(0.98)])
-    found = what_would_change(config, evidence(predictions), Gate("interval", 0.95, 1))
+    gate = Gate("interval", 0.95, 1)
+    outcomes = judge(config.criteria[0], evidence(predictions), gate)
+    found = what_would_change(config, outcomes, evidence(predictions), gate)
     assert found[0] == f"exact_match at least 0.98: {text}"
 
 

@@ -34,7 +34,7 @@ def suggest(
     found = []
     if look > config.looks:
         found.append(Suggestion("fresh-test-set", "collect a fresh test set: this one has been looked at too often"))
-    needed = [item for criterion in config.criteria if (item := more_examples(criterion, evidence, gate))]
+    needed = examples_wanted(config, outcomes, evidence, gate)
     found += [Suggestion("more-test-examples", text) for text in needed]
     quality = [item for item in outcomes if item.about == "quality" and item.status in ("fail", "inconclusive")]
     if quality:
@@ -112,6 +112,34 @@ def advise_latency(slow: Sequence[Outcome], latency: Mapping[str, Any]) -> Sugge
     return Suggestion("faster-base", "choose a smaller base or a faster server: LoRA adds no speed")
 
 
+def examples_wanted(config: DecideConfig, outcomes: Sequence[Outcome], evidence: Evidence, gate: Gate) -> list[str]:
+    """For each criterion that too few examples leave open, how many would decide it: exactly where that is known."""
+    exact = {item.describe(): text for item in config.criteria if (text := more_examples(item, evidence, gate))}
+    rough = {item.criterion: text for item in outcomes if (text := about_so_many(item, evidence, gate))}
+    return [{**rough, **exact}[name] for name in dict.fromkeys([*exact, *rough])]
+
+
+def about_so_many(item: Outcome, evidence: Evidence, gate: Gate) -> str | None:
+    """About how many examples would show what an inconclusive outcome's estimate says.
+
+    A bound comes nearer to its estimate with the square root of the number of examples; so it does for clusters.
+    """
+    if item.status != "inconclusive" or item.metric is None or item.group is None or gate.policy == "point":
+        return None
+    metric = evidence.metrics[item.metric]
+    n = len(counted(metric, evidence.predictions, item.group))
+    bound = item.lower if item.higher_is_better else item.upper
+    if item.estimate is None or bound is None or not math.isfinite(bound):
+        return None
+    gap = (item.estimate - item.target) * (1 if item.higher_is_better else -1)
+    if gap <= 0:
+        return None
+    needed = math.ceil(n * ((item.estimate - bound) / gap) ** 2)
+    if not n < needed < LARGEST_SEARCH:
+        return None
+    return f"{item.criterion}: {n:,} examples leave it open; at this rate about {needed:,} like these would show it"
+
+
 def more_examples(criterion: object, evidence: Evidence, gate: Gate) -> str | None:
     """How many test examples would show what the estimates already say, were the rates to stay as they are."""
     if not isinstance(criterion, AtLeast | NotWorseThanBaseline) or gate.policy == "point":
@@ -167,14 +195,15 @@ def _more_for_margin(
     return f"{criterion.describe()}: {n} examples are too few; at this rate {needed:,} would show it"
 
 
-def what_would_change(config: DecideConfig, evidence: Evidence, gate: Gate) -> list[str]:
-    """Of each criterion on right answers, how far it is from another status: in answers, which people can count."""
+def what_would_change(config: DecideConfig, outcomes: Sequence[Outcome], evidence: Evidence, gate: Gate) -> list[str]:
+    """Of each criterion on right answers, how far it is from another status: in answers, which people can count; and
+    how many examples would decide what is open."""
     found = []
     for criterion in config.criteria:
         if isinstance(criterion, AtLeast) and evidence.metrics[criterion.metric].kind == "right":
             text = _distance(criterion, evidence.metrics[criterion.metric], evidence, gate)
             found += [text] if text else []
-    return found + [text for item in config.criteria if (text := more_examples(item, evidence, gate))]
+    return found + examples_wanted(config, outcomes, evidence, gate)
 
 
 def _distance(criterion: QualityCriterion, metric: Metric, evidence: Evidence, gate: Gate) -> str | None:

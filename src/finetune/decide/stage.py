@@ -51,7 +51,7 @@ def run(config: Config, paths: Paths) -> None:
         "look": look,
         "confidence": gate.confidence,
         "decide": config.decide,
-        "changes": what_would_change(config.decide, evidence, gate),
+        "changes": what_would_change(config.decide, outcomes, evidence, gate),
         "seeds": {"runs": [{"seed": seed, **run} for seed, run in seeds.items()]} if seeds else None,
         "timings": timings,
     }

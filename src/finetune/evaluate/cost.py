@@ -25,6 +25,7 @@ class LatencyPass:
     timings: list[Timing] = field(default_factory=list)
     answers: dict[str, str] = field(default_factory=dict)
     unanswered: Counter[str] = field(default_factory=Counter)
+    left_out: int = 0  # prompts that could not be timed on both sides
 
 
 def measure_latency(sides: Sides, examples: Sequence[Example], warmup: int) -> LatencyPass:
@@ -56,7 +57,9 @@ def time_both(sides: Sides, example: Example, *, baseline_first: bool) -> dict[s
 def note_times(measured: LatencyPass, example: Example, found: dict[str, Timed | UnansweredError | None]) -> None:
     """Keep a prompt that both answered (a recorded baseline may have no time), and count one that a side did not."""
     baseline, candidate = found["baseline"], found["candidate"]
-    measured.unanswered.update(name for name, timed in found.items() if isinstance(timed, UnansweredError))
+    failed = [name for name, timed in found.items() if isinstance(timed, UnansweredError)]
+    measured.unanswered.update(failed)
+    measured.left_out += bool(failed)
     if isinstance(candidate, Timed):
         measured.answers[example.id] = candidate.text
         if not isinstance(baseline, UnansweredError):

@@ -65,7 +65,7 @@ def describe_cost(
         "latency": {
             **summarize_latency(latency.timings),
             "unanswered": unanswered,
-            "left_out": sum(unanswered.values()),
+            "left_out": latency.left_out,
             "identical_answers": sum(same) / len(same) if same else None,
         },
         "memory": {"processes": len(memory), "largest_bytes": max(memory, default=None), "bytes": memory},
