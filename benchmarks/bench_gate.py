@@ -22,8 +22,9 @@ import numpy as np
 from scipy.stats import binom
 
 from finetune.artifacts import write_json
-from finetune.bootstrap import paired_mean_difference, relative_improvement, resample, skewed_mean_interval
+from finetune.bootstrap import paired_mean_difference, resample
 from finetune.clusters import clustered_difference, clustered_proportion, paired_permutation
+from finetune.skewed import relative_improvement, skewed_mean_interval
 from finetune.stats import clopper_pearson, mcnemar_exact, quantile_upper, tango
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from finetune.config_decide import (
     MemoryAtMost,
     NotWorseThanBaseline,
 )
-from finetune.config_evaluate import Metric, metrics_of
+from finetune.config_scorers import Metric, metrics_of
 from finetune.decide.criteria import Evidence, judge
 from finetune.decide.outcomes import Gate, Outcome, Status
 from finetune.records import Answer, Prediction, Timing

@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 
 from finetune import bootstrap
-from finetune.bootstrap import (
-    mean_interval,
-    paired_mean_difference,
-    relative_improvement,
-    resample,
-    skewed_mean_interval,
-)
+from finetune.bootstrap import mean_interval, paired_mean_difference, resample
+from finetune.skewed import relative_improvement, skewed_mean_interval
 from finetune.stats import Interval, Side, clopper_pearson
 
 SIDES: tuple[Side, ...] = ("two-sided", "lower", "upper")

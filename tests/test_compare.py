@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune.config_evaluate import LOSS, Metric
+from finetune.config_scorers import LOSS, Metric
 from finetune.errors import DataError
 from finetune.experiments.comparison import compare_sides, cost_of, differing
 from finetune.experiments.differences import compare_answers

@@ -8,7 +8,7 @@ import pytest
 
 from finetune.artifacts import publish_directory, read_json, sha256_file, write_json, write_lines, write_manifest
 from finetune.config import Config
-from finetune.config_evaluate import metrics_of
+from finetune.config_scorers import metrics_of
 from finetune.decide import stage
 from finetune.errors import DataError
 from finetune.evaluate.groups import describe_group, groups_of

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from finetune.config_evaluate import LOSS, Metric
+from finetune.config_scorers import LOSS, Metric
 from finetune.evaluate.groups import describe_classes, describe_group, groups_of
 from finetune.records import Prediction
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 from sklearn.metrics import f1_score
 
-from finetune.config_evaluate import LOSS, PERPLEXITY, Metric
+from finetune.config_scorers import LOSS, PERPLEXITY, Metric
 from finetune.metrics import UnmeasuredError, counted, f1_of_weights, majority_share, statistic_of, value_of
 from finetune.records import Prediction
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from rouge_score.rouge_scorer import RougeScorer
 
-from finetune.config_evaluate import AnyScorer, metrics_of
+from finetune.config_scorers import AnyScorer, metrics_of
 from finetune.errors import ConfigError
 from finetune.records import Answer, Example, Message
 from finetune.score.matching import contains, exact_match, last_number, normalized_match, numeric

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.config_evaluate import Judge
+from finetune.config_scorers import Judge
 from finetune.errors import ConfigError, MachineError
 from finetune.records import Answer, Example, Message
 from finetune.score import judge as judging

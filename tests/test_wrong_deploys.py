@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from scipy.stats import multinomial
 
-from finetune.bootstrap import paired_mean_difference, relative_improvement, resample, skewed_mean_interval
+from finetune.bootstrap import paired_mean_difference, resample
 from finetune.clusters import paired_permutation
 from finetune.config_decide import AnyCriterion, DecideConfig
 from finetune.decide import criteria as judging
@@ -28,6 +28,7 @@ from finetune.decide.criteria import Evidence, judge
 from finetune.decide.outcomes import Gate
 from finetune.decide.verdict import reach_verdict
 from finetune.records import Prediction, Timing
+from finetune.skewed import relative_improvement, skewed_mean_interval
 from tests.gates import at_least, better, evidence, latency, not_worse, pairs, predicted
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,9 @@ from ruamel.yaml.error import YAMLError
 from finetune.config_data import DataConfig
 from finetune.config_decide import RULES, AtLeast, AtMost, DecideConfig, NotWorseThanBaseline, QualityCriterion
 from finetune.config_errors import Tagged, describe_errors
-from finetune.config_evaluate import BASELINES, CANDIDATES, SCORERS, EvaluateConfig
+from finetune.config_evaluate import BASELINES, CANDIDATES, EvaluateConfig
 from finetune.config_model import AdapterConfig, Environment, ModelConfig
+from finetune.config_scorers import SCORERS
 from finetune.config_types import Count, NonNegative, OpenShare, PositiveFloat, PositiveInt, Section, Seed, Share, Text
 from finetune.errors import ConfigError
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.config_evaluate import Metric
+from finetune.config_scorers import Metric
 from finetune.records import Answer, Prediction
 
 Side = Literal["baseline", "candidate"]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from finetune.background.running import require_idle
 from finetune.config import Config
-from finetune.config_evaluate import Classification, RecordedForm
+from finetune.config_evaluate import RecordedForm
 from finetune.config_model import Environment
+from finetune.config_scorers import Classification
 from finetune.console import say
 from finetune.errors import MachineError
 from finetune.evaluate.recorded import check_recorded

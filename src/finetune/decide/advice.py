@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from finetune.config_decide import AtLeast, DecideConfig, NotWorseThanBaseline, QualityCriterion
-from finetune.config_evaluate import Metric
+from finetune.config_scorers import Metric
 from finetune.decide.criteria import Evidence
 from finetune.decide.outcomes import Gate, Outcome
 from finetune.decide.quality import repeated

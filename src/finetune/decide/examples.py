@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
-from finetune.config_evaluate import Metric
+from finetune.config_scorers import Metric
 from finetune.decide.words import Verbatim, discreet, figure, name, shortened
 from finetune.records import Answer, Prediction
 

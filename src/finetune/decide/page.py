@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.config_evaluate import Metric
+from finetune.config_scorers import Metric
 from finetune.config_types import ALL
 from finetune.decide.drawing import Scale, draw_criterion, draw_dots, draw_lines, draw_pair
 from finetune.decide.plots import Curves

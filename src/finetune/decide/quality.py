@@ -14,7 +14,7 @@ import numpy as np
 from finetune.bootstrap import mean_interval, paired_mean_difference, resample
 from finetune.clusters import clustered_difference, clustered_proportion, paired_permutation
 from finetune.config_decide import AtLeast, AtMost, BetterThanBaseline, NotWorseThanBaseline, QualityCriterion
-from finetune.config_evaluate import Metric
+from finetune.config_scorers import Metric
 from finetune.decide.outcomes import Gate, Outcome, Status, above, below, conclude, unmeasured
 from finetune.metrics import UnmeasuredError, counted, scores_of, statistic_of
 from finetune.records import Prediction

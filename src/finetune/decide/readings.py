@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.config_decide import LatencyAtMost
-from finetune.config_evaluate import LOSS, PERPLEXITY, SCORERS, Metric
+from finetune.config_scorers import LOSS, PERPLEXITY, SCORERS, Metric
 from finetune.config_types import ALL
 from finetune.decide.outcomes import Outcome
 from finetune.decide.words import Kind, name, plain_name, short_told, told

@@ -5,7 +5,7 @@ from typing import Any
 
 from finetune.artifacts import read_json, read_manifest, sha256_json, write_json, write_lines
 from finetune.config import Config
-from finetune.config_evaluate import metrics_of
+from finetune.config_scorers import metrics_of
 from finetune.console import say, table
 from finetune.decide.advice import suggest, what_would_change
 from finetune.decide.criteria import Evidence, judge, judge_seeds

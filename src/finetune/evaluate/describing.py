@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune.artifacts import sha256_json
 from finetune.config import Config
-from finetune.config_evaluate import Classification
+from finetune.config_scorers import Classification
 from finetune.console import say, table
 from finetune.evaluate.groups import describe_classes, describe_group, groups_of
 from finetune.machine import describe_machine, versions

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.config_evaluate import Metric
+from finetune.config_scorers import Metric
 from finetune.config_types import ALL
 from finetune.metrics import SIDES, Side, UnmeasuredError, answers_of, counted, majority_share, value_of
 from finetune.records import Prediction

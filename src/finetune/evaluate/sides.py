@@ -10,15 +10,7 @@ from typing import Any
 
 from finetune.artifacts import publish_directory, read_manifest, write_manifest
 from finetune.config import Config
-from finetune.config_evaluate import (
-    AdapterForm,
-    BaseForm,
-    EarlierForm,
-    MergedForm,
-    ModelForm,
-    RecordedForm,
-    ServerForm,
-)
+from finetune.config_evaluate import AdapterForm, BaseForm, EarlierForm, MergedForm, ModelForm, RecordedForm, ServerForm
 from finetune.config_model import ModelConfig
 from finetune.errors import DataError
 from finetune.evaluate.local import CANDIDATE, EARLIER, LocalSide, open_local

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from finetune.config_evaluate import AnyScorer, Metric, metrics_of
+from finetune.config_scorers import AnyScorer, Metric, metrics_of
 from finetune.errors import DataError
 from finetune.experiments.differences import Difference, compare_answers
 from finetune.experiments.revisions import Side

@@ -14,7 +14,7 @@ import numpy as np
 
 from finetune.bootstrap import paired_mean_difference, resample
 from finetune.clusters import clustered_difference
-from finetune.config_evaluate import Metric
+from finetune.config_scorers import Metric
 from finetune.decide.quality import strata_of
 from finetune.metrics import Side, scores_of, statistic_of
 from finetune.records import Prediction

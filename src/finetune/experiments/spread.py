@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from finetune.config_decide import DecideConfig, QualityCriterion
-from finetune.config_evaluate import PERPLEXITY, Metric
+from finetune.config_scorers import PERPLEXITY, Metric
 from finetune.config_types import ALL
 from finetune.experiments.differences import compare_answers
 from finetune.metrics import UnmeasuredError, counted

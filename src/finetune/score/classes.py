@@ -5,7 +5,7 @@ classes ("KeyError", "ValueError")   answer " ValueError\\n" -> "ValueError"   a
 
 from collections.abc import Mapping, Sequence
 
-from finetune.config_evaluate import Classification
+from finetune.config_scorers import Classification
 from finetune.records import Example
 
 MOST_CLASSES = 1_000  # likelihood asks for each of them; and what has more is no classification

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from finetune.config_evaluate import Judge
+from finetune.config_scorers import Judge
 from finetune.console import progress
 from finetune.records import Answer, Example, Message
 from finetune.score.replies import Reply

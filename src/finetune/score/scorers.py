@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune import config_evaluate as kinds
+from finetune import config_scorers as kinds
 from finetune.errors import ConfigError
 from finetune.records import Example
 from finetune.score import structured, texts

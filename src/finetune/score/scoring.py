@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune import config_evaluate as kinds
+from finetune import config_scorers as kinds
 from finetune.metrics import SIDES, Side
 from finetune.records import Answer, Example
 from finetune.score.classes import class_in
