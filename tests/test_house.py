@@ -121,7 +121,8 @@ def test_light_commands_import_nothing_heavy(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "records", "stats", "bootstrap", "skewed", "clusters", "artifacts", "metrics", "looks", "seeds"]
+    "module",
+    ["config", "records", "stats", "bootstrap", "skewed", "clusters", "artifacts", "metrics", "looks", "seeds"],
 )
 def test_ground_floor_never_imports_torch(module: str) -> None:
     """Rows, params and statistics must be at hand where no torch is."""

@@ -20,7 +20,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with this tree's files, small data and a small base; the pipeline has run once."""
     root = tmp_path_factory.mktemp("pipeline") / "repository"
     names = ["Makefile", "dvc.yaml", ".dvcignore", ".gitignore", "requirements", "recipes", "src", "pyproject.toml"]
-    for name in names:
+    for name in [*names, "scorers"]:
         source, target = ROOT / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
@@ -28,7 +28,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(source, target)
     (root / "data/raw").mkdir(parents=True)
-    (root / "data/looks.json").write_text("{}\n", encoding="utf-8")
+    for name in ("looks", "seeds"):
+        (root / f"data/{name}.json").write_text("{}\n", encoding="utf-8")
     (root / "data/raw/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(60)), encoding="utf-8")
     build_base(root / "models/small")
     write_params(root)
@@ -80,7 +81,8 @@ def test_it_ends_in_a_verdict(repository: Path) -> None:
     assert [item["status"] for item in decision["criteria"]][1] == "pass"
     assert decision["look"] == 1
     page = (repository / "reports/report.html").read_text(encoding="utf-8")
-    assert f"<h1>{decision['verdict']}</h1>" in page
+    assert f">{decision['verdict'].capitalize()}</h1>" in page
+    assert (repository / "reports/summary.md").read_text(encoding="utf-8").startswith("# ")
     looks = json.loads((repository / "data/looks.json").read_text(encoding="utf-8"))
     assert looks == {decision["test_sha256"]: [decision["adapter_sha256"]]}
 
