@@ -1,23 +1,31 @@
 # The front door. Every target sets up what it needs first and fails when its command fails; staleness is DVC's alone.
 SHELL := /bin/sh
 ENVIRONMENT ?= auto
+ifndef FINETUNE_IMAGE  # an image of ours has its own packages
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+endif
+ifeq ($(origin RUNTIME),command line)
+export FINETUNE_RUNTIME := $(RUNTIME)
+endif
+ifeq ($(origin IMAGE),command line)
+export FINETUNE_IMAGE_NAME := $(IMAGE)
+endif
 export PYTHONPATH := src
 export DVC_NO_ANALYTICS := 1
 FINETUNE := python -m finetune
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev repro status stop test test-end-to-end test-fast lint check recipes use pin plan rehearse doctor sweep exps compare seeds try report gate merge verify lock clean
+.PHONY: help setup setup-dev repro status stop test test-end-to-end test-images test-fast lint check recipes use pin plan rehearse doctor sweep exps compare seeds try report gate merge verify image-cpu image-cuda push pull bundle check-bundle lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "RECIPE", $$1); printf "  make %-16s %s\n", $$1, $$2}' Makefile
-	@echo "  ENVIRONMENT=cpu|cuda|apple overrides what is found on this machine"
+	@echo "  ENVIRONMENT=cpu|cuda|apple overrides what is found on this machine, RUNTIME=native|docker|podman what params.yaml says"
 
 setup: ## install the locked packages into .venv (done by the others when needed)
-	@requirements/setup.sh $(ENVIRONMENT)
+	@requirements/setup.sh $(ENVIRONMENT) params.yaml
 
 setup-dev:
-	@requirements/setup.sh $(ENVIRONMENT) dev
+	@requirements/setup.sh $(ENVIRONMENT) params.yaml dev
 
 repro: setup ## set up and run the whole pipeline to its verdict (DETACH=1: in the background)
 	@$(FINETUNE) check
@@ -31,13 +39,16 @@ stop: setup ## end what runs in this folder and keep its state; the same command
 	@$(FINETUNE) stop
 
 test: setup-dev ## set up and run the tests
-	@python -m pytest -n 2 --dist loadfile -m "not end_to_end"
+	@python -m pytest -n 2 --dist loadfile -m "not end_to_end and not images"
 
 test-end-to-end: setup-dev ## the pipeline through DVC, and rehearsals of every recipe: half an hour
 	@python -m pytest -m end_to_end
 
+test-images: setup-dev ## build the images, and run the whole pipeline in one: needs buildah and podman
+	@python -m pytest -m images
+
 test-fast: setup-dev ## the tests that train nothing
-	@python -m pytest -n 2 --dist loadfile -m "not slow and not end_to_end"
+	@python -m pytest -n 2 --dist loadfile -m "not slow and not end_to_end and not images"
 
 lint: setup-dev ## style and types
 	@ruff check . && ruff format --check .
@@ -68,8 +79,8 @@ sweep: setup ## an example: four runs of the recipe tiny over learning rate and 
 	@dvc exp run --run-all
 	@$(FINETUNE) exps
 
-train-%: setup ## apply a recipe and run it to its verdict as a named experiment (DETACH=1: in the background)
-	@$(FINETUNE) check "$*"
+train-%: ## apply a recipe and run it to its verdict as a named experiment (DETACH=1: in the background)
+	@requirements/setup.sh $(ENVIRONMENT) "recipes/$*.yaml" && $(FINETUNE) check "$*"
 	@$(FINETUNE) $(if $(DETACH),detach "$@",use "$*")
 	@$(if $(DETACH),,dvc exp run --name "$*-$$(date +%Y%m%d-%H%M%S)")
 
@@ -100,6 +111,24 @@ merge: setup ## the adapter and its base as one 16-bit model in out/merged, comp
 
 verify: setup ## repeat the finished run in a fresh folder and compare hashes: make verify STEPS=100 REPEATS=3
 	@$(FINETUNE) verify $(if $(STEPS),--steps $(STEPS)) $(if $(REPEATS),--repeats $(REPEATS))
+
+image-cpu: setup ## build the image that stages run in without a GPU, by docker, podman or buildah
+	@$(FINETUNE) image cpu
+
+image-cuda: setup ## the same for NVIDIA GPUs (FLASH_ATTN=version compiles flash-attn: hours)
+	@$(FINETUNE) image cuda
+
+push: setup ## upload the run's data, adapter and cache to DVC's remote, checked first
+	@$(FINETUNE) push
+
+pull: setup ## restore the run of this commit from DVC's remote, and check it
+	@$(FINETUNE) pull
+
+bundle: setup ## one archive to hand on: adapter, card, report, params, locks, bill of materials (SIGN=key)
+	@$(FINETUNE) bundle $(if $(SIGN),--sign "$(SIGN)") $(if $(OUTPUT),--output "$(OUTPUT)")
+
+check-bundle: setup ## whether an archive is whole and tells the truth: make check-bundle BUNDLE=x.tar.gz (SIGNERS=file)
+	@$(FINETUNE) check-bundle "$(or $(BUNDLE),$(error name one: make check-bundle BUNDLE=x.tar.gz))" $(if $(SIGNERS),--signers "$(SIGNERS)") $(if $(IDENTITY),--identity "$(IDENTITY)")
 
 lock: setup-dev ## compile pyproject.toml to requirements/*.lock
 	@requirements/lock.sh

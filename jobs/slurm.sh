@@ -5,7 +5,8 @@
 #   sbatch jobs/slurm.sh h100                                   make train-h100
 #   sbatch jobs/slurm.sh                                        make repro: params.yaml as it is
 #   sbatch --nodes=2 --gpus-per-node=4 jobs/slurm.sh            train.distributed: {nodes: 2, devices: 8, ...}
-#   sbatch --export=ALL,IMAGE=org/image:tag jobs/slurm.sh h100  in a container: pyxis, or apptainer for x.sif, docker://x
+#   sbatch --export=ALL,IMAGE=finetune-cuda.sif jobs/slurm.sh h100   in an image of ours: apptainer for x.sif and
+#                                                               docker://x, else pyxis
 # Nodes without a network: make setup ENVIRONMENT=cuda and make pin RECIPE=h100 on the login node first.
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1
@@ -28,11 +29,20 @@ export PYTHONPATH=src PATH="$PWD/.venv/bin:$PATH"
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${nodes[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 
+# As src/finetune/container.py has it: the tree under its own path, the model cache at /models, scratch in work/.
 options=() prefix=()
+if [ -n "${IMAGE:-}" ]; then
+    cache=${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}
+    mkdir -p "$cache" work/apptainer
+    export HF_HUB_CACHE=/models HF_HOME=/tmp/huggingface
+fi
 case ${IMAGE:-} in
 '') ;;
-*.sif | docker://*) prefix=(apptainer exec --nv --bind "$PWD" --pwd "$PWD" "$IMAGE") ;;
-*) options=("--container-image=$IMAGE" "--container-mounts=$PWD:$PWD" "--container-workdir=$PWD") ;;
+*.sif | docker://*)
+    prefix=(apptainer exec --nv --contain --workdir "$PWD/work/apptainer" --bind "$PWD:$PWD" --bind "$cache:/models"
+        --pwd "$PWD" "$IMAGE")
+    ;;
+*) options=("--container-image=$IMAGE" "--container-mounts=$PWD:$PWD,$cache:/models" "--container-workdir=$PWD") ;;
 esac
 on_head() { srun --nodes=1 --ntasks=1 --nodelist="$MASTER_ADDR" "${options[@]}" "$@"; }
 

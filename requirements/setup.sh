@@ -1,26 +1,44 @@
 #!/bin/sh
-# Makes .venv from the locks: `requirements/setup.sh cpu|cuda|apple|auto [dev]`. Does nothing when it is done already.
+# Makes .venv from the locks: `requirements/setup.sh cpu|cuda|apple|auto [PARAMS] [dev]`. Does nothing when it is done already.
+# Where PARAMS (params.yaml or a recipe) has the stages run in containers, only what the host needs is installed.
 #   PYTHON=python3.12   the interpreter (3.11 to 3.13)
 #   TORCH_INDEX=URL     where PyTorch's CPU build lies, when pip's own index does not have it
+#   FALLBACK=no         fail where it lies nowhere, in place of taking the default build
 set -eu
-cd "$(dirname "$0")/.."
 environment=$1
-kind=${2:-run}
+params=${2:-params.yaml}
+kind=${3:-run}
 say() { printf '%s\n' "$*" >&2; }
+locks_of() { if [ "$1" = cpu ]; then echo "requirements/torch-cpu.lock requirements/cpu.lock"; else echo "requirements/$1.lock"; fi; }
+cd "$(dirname "$0")/.."
 
+if [ -n "${FINETUNE_IMAGE:-}" ]; then # inside an image of ours, which has its own packages
+    here=$(cat $(locks_of "$(expr "$FINETUNE_IMAGE" : 'finetune-\([a-z]*\)')") | sha256sum | cut -d ' ' -f 1)
+    if [ "$here" = "$FINETUNE_LOCKS" ] && [ "$kind" = run ]; then exit 0; fi
+    say "error: this image ($FINETUNE_IMAGE) was built from other locks than requirements/ has, or without the tests' packages"
+    exit 4
+fi
+
+runtime=${FINETUNE_RUNTIME:-$(sed -n 's/^runtime: *\([a-z]*\).*/\1/p' "$params" 2>/dev/null || true)}
 if [ "$environment" = auto ]; then
     environment=cpu
     if [ "$(uname -s)" = Darwin ]; then environment=apple; fi
     if nvidia-smi >/dev/null 2>&1; then environment=cuda; fi
 fi
-lock=requirements/$environment.lock
-[ -f "$lock" ] || { say "error: ENVIRONMENT=$environment: no $lock; use cpu, cuda or apple"; exit 2; }
+[ -f "requirements/$environment.lock" ] || { say "error: ENVIRONMENT=$environment: no requirements/$environment.lock; use cpu, cuda or apple"; exit 2; }
 
-locks="$lock requirements/torch-cpu.lock"
-if [ "$kind" = dev ]; then locks="$locks requirements/dev.lock"; fi
-stamp=.venv/installed-$kind
-wanted="$environment $(cat $locks | cksum)"
-if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+installed() { # installed KIND ENVIRONMENT: whether .venv has it, of these very locks
+    locks=$(locks_of "$2")
+    if [ "$1" = dev ]; then locks="$locks requirements/dev.lock"; fi
+    wanted="$2 $(cat $locks | cksum)"
+    [ "$(cat ".venv/installed-$1" 2>/dev/null)" = "$wanted" ]
+}
+if installed "$kind" "$environment"; then exit 0; fi
+if [ "$kind" = run ] && { [ "$runtime" = docker ] || [ "$runtime" = podman ]; }; then
+    for environment in cpu cuda base; do
+        if installed run "$environment"; then exit 0; fi
+    done
+fi
 
 supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
@@ -35,14 +53,21 @@ fi
 install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes "$@"; }
 
 rm -f .venv/installed-*
+lock=requirements/$environment.lock
 if [ "$environment" = cpu ]; then
     if ! install -r requirements/torch-cpu.lock ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} 2>.venv/torch.log; then
         grep -q "No matching distribution" .venv/torch.log || { cat .venv/torch.log >&2; exit 1; }
+        if [ "${FALLBACK:-}" = no ]; then
+            say "error: PyTorch's CPU build is not on pip's index; set TORCH_INDEX to the CPU index that PyTorch's installation page names"
+            exit 4
+        fi
         say "PyTorch's CPU build is not on pip's index: taking the default build, with its CUDA libraries (some GB)."
         say "To avoid that, stop here and set TORCH_INDEX to the CPU index that PyTorch's installation page names."
         lock=requirements/cuda.lock
     fi
 fi
 install -r "$lock"
-if [ "$kind" = dev ]; then install -r requirements/dev.lock; printf '%s' "$environment $(cat "requirements/$environment.lock" requirements/torch-cpu.lock | cksum)" > .venv/installed-run; fi
-printf '%s' "$wanted" > "$stamp"
+if [ "$kind" = dev ]; then install -r requirements/dev.lock; fi
+for done in run $kind; do
+    installed "$done" "$environment" || printf '%s' "$wanted" > ".venv/installed-$done"
+done

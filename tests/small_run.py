@@ -130,10 +130,10 @@ def validated(root: Path, **changes: Any) -> tuple[Config, Paths]:
 
 def trainer_of(config: Config, paths: Paths) -> Any:
     """A trainer over validated data that has not begun."""
+    from finetune.interrupt import StopRequest
     from finetune.model.tokens import load_tokenizer
     from finetune.train import process
     from finetune.train.checkpoints import Checkpoints
-    from finetune.train.interrupt import StopRequest
 
     model, tokenizer = process.build_model(config, "cpu"), load_tokenizer(config.model)
     store = Checkpoints(paths.checkpoints / "x", config.train.save_total_limit)

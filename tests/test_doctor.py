@@ -23,7 +23,7 @@ from finetune.doctor.computer import Check
 from finetune.doctor.surroundings import check_base, dvc_remotes
 from finetune.errors import ConfigError
 from finetune.machine import cgroup_limits
-from finetune.model.base import is_whole
+from finetune.model_files import is_whole
 from finetune.recipes import RECIPE_SECTIONS
 from tests.conftest import ROOT
 

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from finetune.__main__ import build_parser
-from finetune.config import read_yaml
+from finetune.config import load_config, read_yaml
+from finetune.runtime import runtime_of
 from tests.small_run import ROOT
 from tests.test_background import STAGE, wait_for
 from tests.test_house import makefile_targets
@@ -222,7 +223,7 @@ def test_several_nodes_join_the_first(cluster: dict[str, str]) -> None:
 
 SKY_MAKEFILE = """
 setup:
-	@mkdir -p .venv && touch .venv/installed-run
+	@mkdir -p .venv
 train-h100 repro:
 	@test -d work/checkpoints && mkdir out && touch dvc.lock out/$@ && $(END)
 """
@@ -281,9 +282,13 @@ def test_the_first_of_several_machines_shares_its_folder(tmp_path: Path) -> None
     [
         (
             "org/image:tag",
-            "--container-image=org/image:tag --container-mounts={here}:{here} --container-workdir={here}",
+            "--container-image=org/image:tag --container-mounts={here}:{here},{cache}:/models --container-workdir={here}",
         ),
-        ("image.sif", "apptainer exec --nv --bind {here} --pwd {here} image.sif make setup"),
+        (
+            "image.sif",
+            "apptainer exec --nv --contain --workdir {here}/work/apptainer --bind {here}:{here} --bind {cache}:/models "
+            "--pwd {here} image.sif make setup",
+        ),
     ],
 )
 def test_an_image_is_used_for_every_step(cluster: dict[str, str], image: str, expected: str) -> None:
@@ -294,10 +299,31 @@ def test_an_image_is_used_for_every_step(cluster: dict[str, str], image: str, ex
         '#!/bin/bash\nwhile [ "$1" != image.sif ]; do shift; done\nshift\nexec "$@"\n', encoding="utf-8"
     )
     apptainer.chmod(0o755)
-    job = submit(cluster | {"IMAGE": image}, "done")
+    cache = f"{here}/cache/hub"
+    job = submit(cluster | {"IMAGE": image, "HF_HOME": f"{here}/cache"}, "done")
     told, _ = job.communicate(timeout=60)
     assert job.returncode == 0, told
     steps = [call for call in calls(cluster) if call.startswith("srun")]
     assert len(steps) == 2
-    assert expected.format(here=here) in steps[0]
+    assert expected.format(here=here, cache=cache) in steps[0]
     assert all(image in step for step in steps)
+
+
+def test_jobs_run_what_the_containers_of_the_stages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same image by name, the same places in it, the same command in the end: or a job is another run."""
+    from finetune.container import CACHE, Mount, mounts
+    from finetune.images import image_name
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    text, documented = scripts()["slurm.sh"], (JOBS / "README.md").read_text(encoding="utf-8")
+    config = load_config(ROOT / "params.yaml")
+    assert mounts(config, ROOT, network=True)[:2] == [Mount(ROOT, ROOT, True), Mount(tmp_path, CACHE, True)]
+    assert text.count(f":{CACHE}") == 2 and f"HF_HUB_CACHE={CACHE} " in text
+    for environment in ("cpu", "cuda"):
+        name = image_name(environment, ROOT).partition(":")[0]
+        assert name in documented
+        assert f"ARG NAME={name}\n" in (ROOT / f"Dockerfile.{environment}").read_text(encoding="utf-8")
+    # make, in the image, runs the stages' own commands, natively: the image says that it is one
+    assert re.findall(r'bash -c .*make "\$1"', text) and 'make "${RECIPE:+train-}${RECIPE:-repro}"' in SKYPILOT["run"]
+    assert runtime_of(config, {"FINETUNE_IMAGE": "finetune-cpu:1"}) == "native"
+    assert "ENV FINETUNE_IMAGE=${NAME}" in (ROOT / "Dockerfile.cuda").read_text(encoding="utf-8")

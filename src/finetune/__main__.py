@@ -12,13 +12,16 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from finetune import runtime
 from finetune.artifacts import pipeline_lock
 from finetune.config import load_config
 from finetune.console import printable, quiet_libraries
 from finetune.errors import FinetuneError, InterruptedRunError, MachineError
 from finetune.machine import calm_threads, machine_trouble
 from finetune.paths import Paths
+from finetune.recipes import read_recipe
 
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
 PARAMS, RECIPES = Path("params.yaml"), Path("recipes")
@@ -76,7 +79,23 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--repeats", type=_count, default=1, help="how often; the spread is told where bits differ")
     commands.add_parser("join", help="on a node that is not the first: train along with it (see jobs/)")
     commands.add_parser("findings", help="the reference of validate's findings, as docs/findings.md")
+    add_sharing(commands)
     return parser
+
+
+def add_sharing(commands: Any) -> None:
+    """The commands that build images and hand runs on."""
+    image = commands.add_parser("image", help="build the image that the stages of an environment run in")
+    image.add_argument("environment", choices=("cpu", "cuda"))
+    commands.add_parser("push", help="upload the run's data, adapter and cache to DVC's remote, checked first")
+    commands.add_parser("pull", help="restore the run of this commit from DVC's remote, and check it")
+    bundle = commands.add_parser("bundle", help="one archive to hand on: adapter, report, params, bill of materials")
+    bundle.add_argument("--sign", type=Path, metavar="KEY", help="an SSH key to sign it with")
+    bundle.add_argument("--output", type=Path, help="where to; out/bundle where it is left out")
+    check = commands.add_parser("check-bundle", help="whether a bundle is whole, and what it carries")
+    check.add_argument("bundle", type=Path)
+    check.add_argument("--signers", type=Path, help="whose signatures you trust, as ssh-keygen has it")
+    check.add_argument("--identity", help="whose signature it must be; any of them where it is left out")
 
 
 def _count(text: str) -> int:
@@ -104,14 +123,16 @@ def _price(text: str) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; gives its exit code."""
-    options = build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = build_parser().parse_args(words)
     calm_threads()
     if not options.debug:
         quiet_libraries()
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGUSR1, _terminate)
     try:
-        return run_command(options)
+        code = run_in_container(options, words)
+        return run_command(options) if code is None else code
     except FinetuneError as error:
         if options.debug:
             traceback.print_exc()
@@ -129,6 +150,22 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"error: {options.command} was interrupted; nothing half-done is left, run it again", file=sys.stderr)
         return InterruptedRunError.exit_code
+
+
+def run_in_container(options: argparse.Namespace, words: list[str]) -> int | None:
+    """Run the same words in a container, where params.yaml says so; gives their exit code, None where they run here."""
+    command = "recipes --table" if options.command == "recipes" and options.table else options.command
+    if runtime.runs_here(command):
+        return None
+    config = read_recipe(options.recipe if command == "check" else None, Path())
+    engine = runtime.engine_for(command, config)
+    if engine is None:
+        return None
+    if command == "check":  # a container does not see what runs on this machine
+        from finetune.background.running import require_idle
+
+        require_idle(Paths())
+    return runtime.run(engine, command, words, config, Path())
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -261,6 +298,36 @@ def _findings(options: argparse.Namespace) -> None:  # noqa: ARG001
     print(to_reference(), end="")
 
 
+def _image(options: argparse.Namespace) -> None:
+    from finetune.images import run
+
+    run(Path(), options.environment)
+
+
+def _push(options: argparse.Namespace) -> None:  # noqa: ARG001
+    from finetune.sharing.remote import push
+
+    push(Path())
+
+
+def _pull(options: argparse.Namespace) -> None:  # noqa: ARG001
+    from finetune.sharing.remote import pull
+
+    pull(Path())
+
+
+def _bundle(options: argparse.Namespace) -> None:
+    from finetune.sharing.bundle import run
+
+    run(Path(), options.sign, options.output)
+
+
+def _check_bundle(options: argparse.Namespace) -> None:
+    from finetune.sharing.check_bundle import run
+
+    run(options.bundle, options.signers, options.identity)
+
+
 SMALL_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "gate": _gate,
     "report": _gate,
@@ -282,6 +349,11 @@ SMALL_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "verify": _verify,
     "join": _join,
     "findings": _findings,
+    "image": _image,
+    "push": _push,
+    "pull": _pull,
+    "bundle": _bundle,
+    "check-bundle": _check_bundle,
 }
 
 

@@ -181,7 +181,9 @@ def pipeline_lock(path: Path, stage: str) -> Iterator[None]:
             f"{path}: {who} is running in this folder; wait for it or stop it, then start again"
         ) from None
     try:
-        holder.write_text(f"stage {stage} (process {os.getpid()})", encoding="utf-8")
+        # in a container, the process on the host that waits for it and passes signals on
+        process = os.environ.get("FINETUNE_PROCESS") or os.getpid()
+        holder.write_text(f"stage {stage} (process {process})", encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)

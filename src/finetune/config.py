@@ -21,6 +21,7 @@ from finetune.config_scorers import SCORERS
 from finetune.config_types import Count, NonNegative, OpenShare, PositiveFloat, PositiveInt, Section, Seed, Share, Text
 from finetune.errors import ConfigError
 
+Runtime = Literal["native", "docker", "podman"]
 Machine = Literal["this", "h200", "h100", "a100-80gb", "gpu-24gb", "mac-32gb", "mac-16gb", "cpu-48-64gb"]
 TAGGED = (
     Tagged(("decide", "criteria", None), "rule", RULES),
@@ -128,7 +129,7 @@ class Config(Section):
     recipe: Text
     machine: Machine  # what the plan reckons with
     environment: Environment
-    runtime: Literal["native"]
+    runtime: Runtime  # where the stages run
     seed: Seed
     data: DataConfig
     model: ModelConfig
@@ -137,6 +138,12 @@ class Config(Section):
     findings: FindingsConfig
     evaluate: EvaluateConfig
     decide: DecideConfig
+
+    @model_validator(mode="after")
+    def _metal_is_native(self) -> Self:
+        if self.environment == "apple" and self.runtime != "native":
+            raise ValueError(f"runtime: {self.runtime}: a container on a Mac can't reach its GPU; use native")
+        return self
 
     @model_validator(mode="after")
     def _criteria_can_be_judged(self) -> Self:

@@ -85,6 +85,7 @@ def describe_machine(environment: Environment) -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "device": DEVICES[environment],
         "arithmetic": arithmetic(environment),
+        "image": os.environ.get("FINETUNE_IMAGE"),  # of the container that this runs in; None for none
     }
     if environment == "cuda":
         properties = torch.cuda.get_device_properties(0)

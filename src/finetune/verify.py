@@ -114,7 +114,7 @@ def last_step(checkpoints: list[dict[str, Any]], steps: int | None) -> int | Non
 
 def repeat(config: Config, paths: Paths, fresh: Paths, until: int | None) -> dict[str, Any]:
     """Train in a folder that has nothing but the validated data; gives the new adapter's manifest."""
-    from finetune.train.interrupt import stop_on_signals
+    from finetune.interrupt import stop_on_signals
     from finetune.train.process import train
 
     shutil.rmtree(fresh.root, ignore_errors=True)

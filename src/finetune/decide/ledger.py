@@ -8,7 +8,10 @@ from finetune.decide.words import amount, listed, name, plain_name, spaced
 
 SPLITS = ("train", "validation", "test")
 # Of the machine, these alone: a report is passed on, and whose machine it was made on is nobody's business.
-MACHINE = ("system", "processor", "cores", "memory_bytes", "device", "gpu", "gpu_memory_bytes", "cuda", "arithmetic")
+MACHINE = (
+    *("system", "processor", "cores", "memory_bytes", "device", "gpu", "gpu_memory_bytes", "cuda", "arithmetic"),
+    "image",
+)
 
 
 def show_ledger(reports: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import psutil
 from finetune.config import Config
 from finetune.console import gigabytes
 from finetune.machine import cgroup_limits, instruction_sets, processor_name, usable_memory
+from finetune.model_files import model_cache
 
 Status = Literal["ok", "warning", "missing"]
 OLDEST_MACOS, NF4_MACOS = 14, 26  # of bfloat16 and MPS as torch uses them; of fast NF4 kernels in bitsandbytes
@@ -148,9 +149,3 @@ def check_disk(what: str, folder: Path, remedy: str) -> Check:
     free = shutil.disk_usage(there).free
     told = f"{gigabytes(free)} free ({folder.absolute()})"
     return Check(what, told) if free >= LITTLE_DISK else Check(what, told, "warning", remedy)
-
-
-def model_cache() -> Path:
-    """Where the Hugging Face libraries keep models, by the variables that they read."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()

@@ -1,7 +1,6 @@
 """What stands around a run: the installed packages, containers, the base model, DVC and git. No network is asked."""
 
 import configparser
-import json
 import os
 import re
 import shutil
@@ -15,14 +14,14 @@ from packaging.utils import canonicalize_name
 
 from finetune.config import Config
 from finetune.config_model import Environment, ModelConfig
-from finetune.doctor.computer import Check, ask, model_cache
-from finetune.model.base import is_whole
+from finetune.doctor.computer import Check, ask
+from finetune.images import lock_files
+from finetune.model_files import model_cache, snapshot, weights_trouble
 
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?:\s*;\s*([^\\\n]+))?", flags=re.MULTILINE)
 NAMED = 8  # so many packages are named, the rest are counted
 CONTAINERS = ("docker", "podman", "buildah")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def check_surroundings(config: Config, root: Path, quick: bool) -> Iterator[Check]:
@@ -61,8 +60,7 @@ def check_packages(environment: Environment, root: Path) -> Check:
 
 def locked_versions(environment: Environment, root: Path) -> dict[str, str]:
     """By name, the versions that the environment's lock has for this Python and machine."""
-    names = [environment, "torch-cpu"] if environment == "cpu" else [environment]
-    texts = [(root / f"requirements/{name}.lock").read_text(encoding="utf-8") for name in names]
+    texts = [path.read_text(encoding="utf-8") for path in lock_files(environment, root)]
     return {
         canonicalize_name(name): version
         for name, version, marker in PINNED.findall("\n".join(texts))
@@ -113,30 +111,11 @@ def check_base(model: ModelConfig, root: Path) -> Check:
     if model.revision is None:
         told = f"{model.base} is no folder, and no revision is named"
         return Check("base model", told, "missing", "set model.revision to the 40 hex digits of a commit (make pin)")
-    snapshot = model_cache() / f"models--{model.base.replace('/', '--')}" / "snapshots" / model.revision
-    trouble = weights_trouble(snapshot) if snapshot.is_dir() else "not in the cache"
+    trouble = weights_trouble(snapshot(model)) if snapshot(model).is_dir() else "not in the cache"
     if trouble:
         told = f"{model.base} at {model.revision[:12]}: {trouble}"
         return Check("base model", told, "missing", f"hf download {model.base} --revision {model.revision}")
     return Check("base model", f"{model.base} at {model.revision[:12]}, in the cache, complete")
-
-
-def weights_trouble(folder: Path) -> str | None:
-    """What is missing or cut off among config and safetensors files; None where the base is whole."""
-    if not (folder / "config.json").is_file():
-        return "no config.json"
-    try:
-        index = (folder / INDEX).read_text(encoding="utf-8")
-        names = sorted(set(json.loads(index)["weight_map"].values()))
-    except OSError:
-        names = [SINGLE]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{INDEX} is damaged"
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        return f"{len(missing)} of {len(names)} weight files missing ({', '.join(missing[:3])})"
-    cut_off = [name for name in names if not is_whole(folder / name)]
-    return f"{cut_off[0]} is cut off or damaged" if cut_off else None
 
 
 def check_hub() -> Check:

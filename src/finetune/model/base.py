@@ -1,6 +1,5 @@
 """The frozen base model: loaded from safetensors at a pinned revision, quantized where asked, on its device."""
 
-import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -167,20 +166,6 @@ def fetch_config(model: ModelConfig) -> None:
         raise BaseModelError(
             "base-missing", "base", what, "check name and revision, accept its licence, set HF_TOKEN"
         ) from None
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says (8 bytes of length, the header, the tensors)."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-        header.pop("__metadata__", None)
-        return path.stat().st_size == 8 + length + max(
-            (entry["data_offsets"][1] for entry in header.values()), default=0
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def end_tokens(model: ModelConfig, tokenizer: Any) -> list[int]:

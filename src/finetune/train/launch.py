@@ -18,9 +18,9 @@ from finetune.artifacts import read_json
 from finetune.config import Config
 from finetune.console import say
 from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError
+from finetune.interrupt import SIGNALS, die_with_parent
 from finetune.machine import count_devices, usable_cores
 from finetune.paths import Paths
-from finetune.train.interrupt import SIGNALS, die_with_parent
 
 WORKER = "finetune.train.worker"
 ERRORS: dict[int, type[FinetuneError]] = {

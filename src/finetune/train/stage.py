@@ -7,9 +7,9 @@ import subprocess
 from finetune.artifacts import pipeline_lock
 from finetune.config import Config
 from finetune.errors import InterruptedRunError
+from finetune.interrupt import stop_on_signals
 from finetune.machine import require_device, set_device_environment
 from finetune.paths import Paths
-from finetune.train.interrupt import stop_on_signals
 from finetune.train.launch import launch
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # of torchrun, or left over in a job's environment

@@ -15,13 +15,13 @@ from trl import SFTTrainer
 
 from finetune.artifacts import read_manifest, write_json
 from finetune.errors import DataError, InterruptedRunError, MachineError
+from finetune.interrupt import StopRequest, leave_signals_to_the_run
 from finetune.machine import arithmetic, used_memory_bytes
 from finetune.model.base import environment_of
 from finetune.model.tokens import IGNORED
 from finetune.train.batches import EpochBatches, count_supervised, longest_first, share
 from finetune.train.checkpoints import PROGRESS, Checkpoints, Progress, hash_state, read_progress, wait_for_files
 from finetune.train.guards import require_finite
-from finetune.train.interrupt import StopRequest, leave_signals_to_the_run
 from finetune.train.probe import require_memory
 
 

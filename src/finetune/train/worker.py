@@ -9,9 +9,9 @@ from finetune.artifacts import write_json
 from finetune.config import load_config
 from finetune.console import quiet_libraries
 from finetune.errors import FinetuneError, MachineError
+from finetune.interrupt import die_with_parent, stop_on_signals
 from finetune.machine import calm_threads, machine_trouble, set_device_environment
 from finetune.paths import Paths
-from finetune.train.interrupt import die_with_parent, stop_on_signals
 
 # What gloo and NCCL say in the processes that are left when one of them has died.
 PEER_LOST = ("Connection reset by peer", "Connection closed by peer", "remote process exited")

@@ -10,8 +10,9 @@ from finetune.config import Config
 from finetune.config_model import ModelConfig
 from finetune.errors import BaseModelError
 from finetune.model.architecture import Architecture, find_architecture, measure_architecture
-from finetune.model.base import base_folder, end_tokens, fetch_config, hub_answers, identify_base, is_whole
+from finetune.model.base import base_folder, end_tokens, fetch_config, hub_answers, identify_base
 from finetune.model.tokens import COPY, TEMPLATES, load_tokenizer, template_marks, tokenize
+from finetune.model_files import is_whole
 from finetune.validate.findings import Finding
 from finetune.validate.mask_checks import ASKED, check_template
 

@@ -1,0 +1,58 @@
+"""Where a base model's files are on this machine: in a folder, or in the cache of the Hugging Face libraries."""
+
+import json
+import os
+from pathlib import Path
+
+from finetune.config_model import ModelConfig
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+def model_cache() -> Path:
+    """Where the Hugging Face libraries keep models, by the variables that they read."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def snapshot(model: ModelConfig) -> Path:
+    """Where the cache has, or would have, the pinned revision of a base from the Hub."""
+    return model_cache() / f"models--{model.base.replace('/', '--')}" / "snapshots" / str(model.revision)
+
+
+def is_here(model: ModelConfig, root: Path) -> bool:
+    """Whether the base can be loaded without a network."""
+    folder = root / model.base
+    return folder.is_dir() or weights_trouble(snapshot(model)) is None
+
+
+def weights_trouble(folder: Path) -> str | None:
+    """What is missing or cut off among config and safetensors files; None where the base is whole."""
+    if not (folder / "config.json").is_file():
+        return "no config.json"
+    try:
+        index = (folder / INDEX).read_text(encoding="utf-8")
+        names = sorted(set(json.loads(index)["weight_map"].values()))
+    except OSError:
+        names = [SINGLE]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{INDEX} is damaged"
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        return f"{len(missing)} of {len(names)} weight files missing ({', '.join(missing[:3])})"
+    cut_off = [name for name in names if not is_whole(folder / name)]
+    return f"{cut_off[0]} is cut off or damaged" if cut_off else None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says (8 bytes of length, the header, the tensors)."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        header.pop("__metadata__", None)
+        return path.stat().st_size == 8 + length + max(
+            (entry["data_offsets"][1] for entry in header.values()), default=0
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

@@ -1,0 +1,115 @@
+"""Signatures over a bundle, by OpenSSH: `ssh-keygen -Y`, with keys that people have already.
+
+A signature is made for the namespace `finetune-bundle`, so that none of another purpose serves. It lies beside the
+archive as `<archive>.sig`. Who may sign stands in a file of allowed signers (`man ssh-keygen`), one a line:
+`anna@example.org namespaces="finetune-bundle" ssh-ed25519 AAAA...`
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from finetune.console import printable
+from finetune.errors import ConfigError, DataError, MachineError
+
+NAMESPACE = "finetune-bundle"
+
+
+def signature_of(archive: Path) -> Path:
+    """Where an archive's signature lies."""
+    return archive.with_name(f"{archive.name}.sig")
+
+
+def require_key(key: Path) -> None:
+    """ConfigError where there is no such key, MachineError without OpenSSH: told before anything is packed."""
+    find_ssh_keygen()
+    if not key.is_file():
+        raise ConfigError(f"{key}: no such key; name a private key of OpenSSH, or a public one whose agent runs")
+
+
+def find_ssh_keygen() -> str:
+    """The program; MachineError where this machine has none."""
+    found = shutil.which("ssh-keygen")
+    if found is None:
+        raise MachineError(
+            "ssh-keygen is not on PATH; install OpenSSH (8.1 or newer), which signs and verifies bundles"
+        )
+    return found
+
+
+def sign(archive: Path, key: Path) -> Path:
+    """Write the archive's signature beside it; gives its path. ConfigError where the key can't sign.
+
+    A passphrase is asked for on the terminal. Without one nothing is: the key must have none, or an agent hold it.
+    """
+    target = signature_of(archive)
+    target.unlink(missing_ok=True)  # ssh-keygen would ask
+    interactive = sys.stdin.isatty()
+    done = subprocess.run(
+        [find_ssh_keygen(), "-Y", "sign", "-n", NAMESPACE, "-f", str(key), str(archive)],
+        stdin=None if interactive else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=None if interactive else subprocess.PIPE,
+        text=True,
+        check=False,
+        start_new_session=not interactive,  # apart from any terminal, where it would wait for a passphrase for ever
+        env=None if interactive else {**os.environ, "SSH_ASKPASS_REQUIRE": "never"},
+    )
+    if done.returncode != 0 or not target.is_file():
+        target.unlink(missing_ok=True)
+        why = last_line(done.stderr) or f"exit code {done.returncode}"
+        hint = "" if interactive else "; a key with a passphrase needs a terminal or ssh-agent"
+        raise ConfigError(f"{key}: can't sign: {why}{hint}")
+    return target
+
+
+def verify(archive: BinaryIO, path: Path, signers: Path, identity: str | None) -> str:
+    """Who signed the archive, by the file of allowed signers; DataError where nobody in it did, or not `identity`."""
+    signature = signature_of(path)
+    if not signers.is_file():
+        raise ConfigError(f"{signers}: no such file of allowed signers; each line: IDENTITY ssh-ed25519 KEY")
+    if not signature.is_file():
+        raise DataError(f"{signature}: is missing, so {path.name} can't be told from a forgery; ask for its signature")
+    who = identity or find_signer(signature, signers)
+    done = run_verify(["verify", "-f", str(signers), "-I", who, "-n", NAMESPACE, "-s", str(signature)], archive)
+    if done.returncode != 0:
+        raise DataError(
+            f"{path}: is not what {printable(who)} signed, or not by a key of theirs in {signers}: "
+            f"{last_line(done.stderr) or last_line(done.stdout)}; do not use it"
+        )
+    return who
+
+
+def find_signer(signature: Path, signers: Path) -> str:
+    """The identity that the signature's key has among the allowed signers; DataError where it has none."""
+    done = run_verify(["find-principals", "-f", str(signers), "-s", str(signature)], None)
+    names = done.stdout.splitlines()
+    if done.returncode != 0 or not names:
+        raise DataError(
+            f"{signature}: is by nobody whom {signers} allows ({last_line(done.stderr) or 'no such key'}); do not "
+            "use the bundle, or add the signer's key once you have it from them"
+        )
+    return names[0]
+
+
+def run_verify(arguments: list[str], content: BinaryIO | None) -> subprocess.CompletedProcess[str]:
+    """Run ssh-keygen -Y over an open file, from its beginning; it asks nothing."""
+    if content is not None:
+        content.seek(0)
+    return subprocess.run(
+        [find_ssh_keygen(), "-Y", *arguments],
+        stdin=subprocess.DEVNULL if content is None else content.fileno(),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+
+
+def last_line(text: str | None) -> str:
+    """The last line that says something, harmless to a terminal."""
+    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
+    return printable(lines[-1]) if lines else ""
