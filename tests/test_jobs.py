@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from finetune.__main__ import build_parser
 from finetune.config import load_config, read_yaml
+from finetune.options import build_parser
 from finetune.runtime import runtime_of
 from tests.small_run import ROOT
 from tests.test_background import STAGE, wait_for
@@ -282,7 +282,8 @@ def test_the_first_of_several_machines_shares_its_folder(tmp_path: Path) -> None
     [
         (
             "org/image:tag",
-            "--container-image=org/image:tag --container-mounts={here}:{here},{cache}:/models --container-workdir={here}",
+            "--container-image=org/image:tag --container-mounts={here}:{here},{cache}:/models "
+            "--container-workdir={here}",
         ),
         (
             "image.sif",

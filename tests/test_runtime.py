@@ -95,7 +95,8 @@ def test_what_looks_ahead_runs_where_packages_are(tree: Path, monkeypatch: pytes
 
 def test_every_command_has_its_place() -> None:
     """A new command is put into one of the kinds: one that needs torch and is in none fails on a bare host."""
-    from finetune.__main__ import SMALL_COMMANDS, STAGES
+    from finetune.__main__ import SMALL_COMMANDS
+    from finetune.options import STAGES
 
     anywhere = {name.split()[0] for name in runtime.ANYWHERE}
     of_host = {"gate", "report", "status", "stop", "detach", "exps", "compare", "seeds", "use", "pin", "findings"}

@@ -116,7 +116,7 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
         what = f"{listed(absent)} could not be fetched" if absent else "DVC could not fetch everything"
         raise DataError(
             f"pull: {what} from the remote {remote}, as is said above; where they are missing there, make push on the "
-            "machine that has the run; then make pull goes on with the rest"
+            "machine that has the run (what DVC calls corrupted, delete there first); then make pull goes on"
         )
     return files
 
