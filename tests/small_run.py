@@ -146,3 +146,47 @@ def copy_of(source: Path, target: Path) -> Path:
     """A copy of a workspace, so that stages can be run from the same start more than once."""
     shutil.copytree(source, target)
     return target
+
+
+CODE = [
+    "Makefile",
+    "dvc.yaml",
+    ".dvcignore",
+    ".gitignore",
+    "requirements",
+    "recipes",
+    "src",
+    "pyproject.toml",
+    "scorers",
+]
+
+
+def copy_tree(root: Path, names: list[str]) -> Path:
+    """A fresh folder with these files and folders of the repository."""
+    for name in names:
+        source, target = ROOT / name, root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".mypy_cache"))
+        else:
+            shutil.copy(source, target)
+    return root
+
+
+def small_tree(root: Path, count: int = 60, **changes: Any) -> Path:
+    """A fresh folder with the repository's code, small data, a small base and params.yaml: a run that DVC can make."""
+    copy_tree(root, CODE)
+    (root / "data/raw").mkdir(parents=True)
+    for name in ("looks", "seeds"):
+        (root / f"data/{name}.json").write_text("{}\n", encoding="utf-8")
+    lines = [json.dumps(row) + "\n" for row in rows(count)]
+    (root / "data/raw/rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    build_base(root / "models/small")
+    write_params(root, **changes)
+    return root
+
+
+def write_params(root: Path, **changes: Any) -> None:
+    """The small params with the base of `small_tree`."""
+    content = params(**{"model__base": "models/small", **changes})
+    (root / "params.yaml").write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -17,24 +17,13 @@ from typing import Any
 
 import pytest
 
-from tests.small_run import ROOT, build_base, params, rows
+from tests.small_run import CODE, ROOT, copy_tree, small_tree, write_params
 from tests.standin import SECRET, built_image, engine_environment, require_tools, stand_in_environment, workplace
 
 pytestmark = [pytest.mark.images, pytest.mark.slow]
 
 FOREIGN = 54321  # a user and group that neither this machine nor the image knows
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
-KNOWN = [
-    "Makefile",
-    "dvc.yaml",
-    ".dvcignore",
-    ".gitignore",
-    "requirements",
-    "recipes",
-    "src",
-    "pyproject.toml",
-    "scorers",
-]
 # Where containers themselves run in one (as in CI), the defaults of podman's engine ask for more than they may.
 CONTAINERS = """[engine]
 cgroup_manager = "cgroupfs"
@@ -77,35 +66,10 @@ def run(host: dict[str, str], root: Path, *command: str, code: int = 0, **enviro
     return told
 
 
-def copy_tree(root: Path, names: list[str]) -> Path:
-    """A fresh folder with these files of the repository."""
-    for name in names:
-        source, target = ROOT / name, root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".mypy_cache"))
-        else:
-            shutil.copy(source, target)
-    return root
-
-
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """A small run in podman: sixty rows, a random base, a DVC repository."""
-    root = copy_tree(tmp_path / "small", KNOWN)
-    (root / "data/raw").mkdir(parents=True)
-    for name in ("looks", "seeds"):
-        (root / f"data/{name}.json").write_text("{}\n", encoding="utf-8")
-    (root / "data/raw/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(60)), encoding="utf-8")
-    build_base(root / "models/small")
-    write_params(root)
-    return root
-
-
-def write_params(root: Path, **changes: Any) -> None:
-    """The small params, in podman."""
-    content = params(**{"model__base": "models/small", "runtime": "podman", **changes})
-    (root / "params.yaml").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return small_tree(tmp_path / "small", runtime="podman")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -117,7 +81,7 @@ def read(path: Path) -> dict[str, Any]:
 def test_the_whole_tiny_pipeline_by_a_foreign_user_without_a_network(host: dict[str, str], tmp_path: Path) -> None:
     """The embedded default, from raw rows to a verdict, where nothing but the mounts can be written or reached."""
     root = copy_tree(
-        tmp_path / "tiny", [*KNOWN, "params.yaml", "models", "data/raw", "data/looks.json", "data/seeds.json"]
+        tmp_path / "tiny", [*CODE, "params.yaml", "models", "data/raw", "data/looks.json", "data/seeds.json"]
     )
     subprocess.run(["chown", "-R", f"{FOREIGN}:{FOREIGN}", root], check=True)
     before = set(root.rglob("*"))
@@ -157,7 +121,7 @@ def test_native_and_container_give_the_same_adapter(host: dict[str, str], small:
 
 def test_an_interrupted_container_saves_and_goes_on(host: dict[str, str], small: Path) -> None:
     """make stop, SIGTERM, SIGKILL of the wrapper: the same adapter as the undisturbed run's in the end."""
-    write_params(small, train__num_train_epochs=40)
+    write_params(small, runtime="podman", train__num_train_epochs=40)
     for stage in ("prepare", "validate", "train"):
         run(host, small, "python", "-m", "finetune", stage)
     undisturbed = read(small / "out/adapter/manifest.json")["adapter_sha256"]

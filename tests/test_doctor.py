@@ -554,6 +554,16 @@ def weights(path: Path, size: int = 64) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
 
 
+def test_the_runtime_of_the_run_is_looked_at(
+    change: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where stages run in containers, what counts is that very engine and the image of these locks."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = surroundings.check_runtime(change(runtime="podman"), ROOT)
+    assert (check.status, check.found) == ("missing", "runtime: podman is not installed here")
+    assert check.remedy.startswith("install it (https://podman.io")
+
+
 def test_half_a_base_in_the_cache(repository: Callable[..., Path], change: Callable[..., Config]) -> None:
     """Which shard is missing, which is cut off, and how to get it."""
     root = repository()

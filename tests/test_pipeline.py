@@ -2,15 +2,13 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.small_run import ROOT, build_base, params, rows
+from tests.small_run import small_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 
@@ -18,33 +16,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with this tree's files, small data and a small base; the pipeline has run once."""
-    root = tmp_path_factory.mktemp("pipeline") / "repository"
-    names = ["Makefile", "dvc.yaml", ".dvcignore", ".gitignore", "requirements", "recipes", "src", "pyproject.toml"]
-    for name in [*names, "scorers"]:
-        source, target = ROOT / name, root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".mypy_cache"))
-        else:
-            shutil.copy(source, target)
-    (root / "data/raw").mkdir(parents=True)
-    for name in ("looks", "seeds"):
-        (root / f"data/{name}.json").write_text("{}\n", encoding="utf-8")
-    (root / "data/raw/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(60)), encoding="utf-8")
-    build_base(root / "models/small")
-    write_params(root)
+    root = small_tree(tmp_path_factory.mktemp("pipeline") / "repository")
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["git", "add", "-A"]):
         run(root, *command)
     commit(root, "start")
     run(root, "dvc", "repro")
     commit(root, "first run")
     return root
-
-
-def write_params(root: Path, **changes: Any) -> None:
-    """The small params with the small base."""
-    content = params(model__base="models/small", **changes)
-    (root / "params.yaml").write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def commit(root: Path, message: str) -> None:

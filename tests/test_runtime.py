@@ -429,11 +429,8 @@ def test_what_the_engine_or_a_signal_ended_is_told(code: int, error: type[Finetu
         command_code(code, "podman", "train")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
-def test_signals_reach_the_command(tree: Path, engine: Path, name: str) -> None:
-    """The container saves at its step's end, and its exit code says so."""
-    labels = {"finetune.locks": locks_sha256("cpu", tree)}
-    say(engine, labels=labels, code=0, waits=True)
+def start(tree: Path) -> "subprocess.Popen[str]":
+    """The stage train of a tree, whose container has started."""
     (tree / "params.yaml").write_text(json.dumps(params(runtime="podman")), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     process = subprocess.Popen(
@@ -441,6 +438,15 @@ def test_signals_reach_the_command(tree: Path, engine: Path, name: str) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
+def test_signals_reach_the_command(tree: Path, engine: Path, name: str) -> None:
+    """The container saves at its step's end, and its exit code says so."""
+    labels = {"finetune.locks": locks_sha256("cpu", tree)}
+    say(engine, labels=labels, code=0, waits=True)
+    process = start(tree)
     process.send_signal(getattr(signal, name))
     told, _ = process.communicate(timeout=30)
     assert (told, process.returncode) == (f"saved at {name}\n", 5)
@@ -449,15 +455,10 @@ def test_signals_reach_the_command(tree: Path, engine: Path, name: str) -> None:
 def test_a_killed_wrapper_takes_its_container_along(tree: Path, engine: Path) -> None:
     """SIGKILL can't be passed on: the engine gets SIGTERM from the kernel, and the training saves."""
     say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, waits=True)
-    (tree / "params.yaml").write_text(json.dumps(params(runtime="podman")), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "finetune", "train"], cwd=tree, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "started\n"
+    process = start(tree)
     process.kill()
     began = time.monotonic()
+    assert process.stdout is not None
     assert process.stdout.read() == "saved at SIGTERM\n"  # to the end of the pipe, which the engine held
     assert time.monotonic() - began < 20
     process.wait()

@@ -15,8 +15,10 @@ from packaging.utils import canonicalize_name
 from finetune.config import Config
 from finetune.config_model import Environment, ModelConfig
 from finetune.doctor.computer import Check, ask
-from finetune.images import lock_files
+from finetune.errors import MachineError
+from finetune.images import image_name, lock_files
 from finetune.model_files import model_cache, snapshot, weights_trouble
+from finetune.runtime import require_ready, runtime_of
 
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?:\s*;\s*([^\\\n]+))?", flags=re.MULTILINE)
 NAMED = 8  # so many packages are named, the rest are counted
@@ -27,7 +29,7 @@ TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 def check_surroundings(config: Config, root: Path, quick: bool) -> Iterator[Check]:
     """All lines about what is not the machine."""
     yield check_packages(config.environment, root)
-    yield check_containers(quick)
+    yield check_runtime(config, root) if runtime_of(config) != "native" else check_containers(quick)
     yield check_base(config.model, root)
     yield check_hub()
     yield check_dvc(root)
@@ -80,6 +82,17 @@ def _same(version: str, locked: str) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------- containers
+
+
+def check_runtime(config: Config, root: Path) -> Check:
+    """Whether the engine that this run's stages go to is here and works, and has the image of these locks."""
+    engine = runtime_of(config)
+    try:
+        require_ready(engine, config, root)
+    except MachineError as error:
+        told, _, remedy = str(error).partition("; ")
+        return Check("containers", told, "missing", remedy)
+    return Check("containers", f"{engine}, with the image {image_name(config.environment, root)}")
 
 
 def check_containers(quick: bool) -> Check:
