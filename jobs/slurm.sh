@@ -29,20 +29,20 @@ export PYTHONPATH=src PATH="$PWD/.venv/bin:$PATH"
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${nodes[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 
-# As src/finetune/container.py has it: the tree under its own path, the model cache at /models, scratch in work/.
+# As src/finetune/container.py has it: the tree and the model cache under their own paths. MOUNTS adds what lies
+# elsewhere, such as checkpoints behind a link: MOUNTS=/scratch/checkpoints:/scratch/checkpoints,/data:/data
 options=() prefix=()
 if [ -n "${IMAGE:-}" ]; then
-    cache=${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}
-    mkdir -p "$cache" work/apptainer
-    export HF_HUB_CACHE=/models HF_HOME=/tmp/huggingface
+    export HF_HUB_CACHE=${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}
+    mkdir -p "$HF_HUB_CACHE" work/apptainer
+    mounts=$PWD:$PWD,$HF_HUB_CACHE:$HF_HUB_CACHE${MOUNTS:+,$MOUNTS}
 fi
 case ${IMAGE:-} in
 '') ;;
 *.sif | docker://*)
-    prefix=(apptainer exec --nv --contain --workdir "$PWD/work/apptainer" --bind "$PWD:$PWD" --bind "$cache:/models"
-        --pwd "$PWD" "$IMAGE")
+    prefix=(apptainer exec --nv --contain --workdir "$PWD/work/apptainer" --bind "$mounts" --pwd "$PWD" "$IMAGE")
     ;;
-*) options=("--container-image=$IMAGE" "--container-mounts=$PWD:$PWD,$cache:/models" "--container-workdir=$PWD") ;;
+*) options=("--container-image=$IMAGE" "--container-mounts=$mounts" "--container-workdir=$PWD") ;;
 esac
 on_head() { srun --nodes=1 --ntasks=1 --nodelist="$MASTER_ADDR" "${options[@]}" "$@"; }
 
@@ -62,7 +62,7 @@ others=
 if [ "${#nodes[@]}" -gt 1 ]; then
     count=$((${#nodes[@]} - 1))
     srun --nodes="$count" --ntasks="$count" --exclude="$MASTER_ADDR" "${options[@]}" "${prefix[@]}" \
-        bash -c 'NODE_RANK=$((SLURM_PROCID + 1)) exec python -m finetune join' &
+        bash -c 'PYTHONPATH=src NODE_RANK=$((SLURM_PROCID + 1)) exec python -m finetune join' & # not the image's source
     others=$!
 fi
 

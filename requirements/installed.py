@@ -58,6 +58,8 @@ def check_libraries(environment: str) -> None:
     error = float((dequantize_4bit(packed, state) - values).abs().mean())
     if not 0 < error < 0.1:  # NF4 has 16 levels: about 0.05 here
         sys.exit(f"error: bitsandbytes packs to NF4 and back with a mean error of {error}")
+    if torch.__cached__ is None or not Path(torch.__cached__).is_file():
+        sys.exit("error: the packages have no bytecode: every start in a read-only container would compile them")
     versions = [f"{module.__name__} {module.__version__}" for module in (torch, transformers, peft, trl)]
     print(", ".join(versions))
 

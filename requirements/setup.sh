@@ -13,7 +13,7 @@ locks_of() { if [ "$1" = cpu ]; then echo "requirements/torch-cpu.lock requireme
 cd "$(dirname "$0")/.."
 
 if [ -n "${FINETUNE_IMAGE:-}" ]; then # inside an image of ours, which has its own packages
-    here=$(cat $(locks_of "$(expr "$FINETUNE_IMAGE" : 'finetune-\([a-z]*\)')") | sha256sum | cut -d ' ' -f 1)
+    here=$(cat $(locks_of "$(expr "$FINETUNE_IMAGE" : '.*finetune-\([a-z]*\)')") | sha256sum | cut -d ' ' -f 1)
     if [ "$here" = "$FINETUNE_LOCKS" ] && [ "$kind" = run ]; then exit 0; fi
     say "error: this image ($FINETUNE_IMAGE) was built from other locks than requirements/ has, or without the tests' packages"
     exit 4
@@ -50,7 +50,7 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     say "setting up .venv for $environment with $("$python" --version): a few minutes, once"
     "$python" -m venv --clear .venv
 fi
-install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes "$@"; }
+install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes "$@"; }
 
 rm -f .venv/installed-*
 lock=requirements/$environment.lock
@@ -68,6 +68,9 @@ if [ "$environment" = cpu ]; then
 fi
 install -r "$lock"
 if [ "$kind" = dev ]; then install -r requirements/dev.lock; fi
+# By all cores, where pip would use one. Some packages carry files that are no Python of today, and are never imported:
+# they alone may fail, and without bytecode everything works, only starts more slowly.
+.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null || true
 for done in run $kind; do
     installed "$done" "$environment" || printf '%s' "$wanted" > ".venv/installed-$done"
 done

@@ -94,7 +94,15 @@ def test_skypilots_fields_are_those_of_its_documentation() -> None:
 
 def test_skypilots_variables_are_known() -> None:
     """One that is not set is empty in a shell, and the run goes wrong in silence."""
-    given = {"SKYPILOT_NODE_RANK", "SKYPILOT_NODE_IPS", "SKYPILOT_NUM_NODES", "SKYPILOT_SETUP_NODE_IPS", "PWD", "PATH"}
+    given = {
+        "SKYPILOT_NODE_RANK",
+        "SKYPILOT_NODE_IPS",
+        "SKYPILOT_NUM_NODES",
+        "SKYPILOT_SETUP_NODE_IPS",
+        "SKYPILOT_TASK_ID",
+        "PWD",
+        "PATH",
+    }
     for text in (SKYPILOT["setup"], SKYPILOT["run"]):
         used = set(re.findall(r"\$\{?([A-Z][A-Z_]*)", text))
         assert used <= given | set(SKYPILOT["envs"]) | set(re.findall(r"\b([A-Z_]+)=", text))
@@ -242,7 +250,13 @@ def rent(root: Path, nodes: str, rank: str, recipe: str, end: str) -> subprocess
     (here / "work").mkdir()
     (here / "work/status.json").write_text('{ "ended": "interrupted" }', encoding="utf-8")  # of an earlier run
     (root / "state").mkdir(exist_ok=True)
-    given = {"SKYPILOT_NODE_RANK": rank, "SKYPILOT_NUM_NODES": nodes, "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    given = {
+        "IMAGE": "",
+        "SKYPILOT_TASK_ID": "sky-1/x",
+        "SKYPILOT_NODE_RANK": rank,
+        "SKYPILOT_NUM_NODES": nodes,
+        "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+    }
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(
         ["bash", "-c", SKYPILOT["run"].replace("/state", str(root / "state"))],
@@ -282,12 +296,13 @@ def test_the_first_of_several_machines_shares_its_folder(tmp_path: Path) -> None
     [
         (
             "org/image:tag",
-            "--container-image=org/image:tag --container-mounts={here}:{here},{cache}:/models "
+            "--container-image=org/image:tag --container-mounts={here}:{here},{cache}:{cache},/data:/data "
             "--container-workdir={here}",
         ),
         (
             "image.sif",
-            "apptainer exec --nv --contain --workdir {here}/work/apptainer --bind {here}:{here} --bind {cache}:/models "
+            "apptainer exec --nv --contain --workdir {here}/work/apptainer "
+            "--bind {here}:{here},{cache}:{cache},/data:/data "
             "--pwd {here} image.sif make setup",
         ),
     ],
@@ -301,7 +316,7 @@ def test_an_image_is_used_for_every_step(cluster: dict[str, str], image: str, ex
     )
     apptainer.chmod(0o755)
     cache = f"{here}/cache/hub"
-    job = submit(cluster | {"IMAGE": image, "HF_HOME": f"{here}/cache"}, "done")
+    job = submit(cluster | {"IMAGE": image, "HF_HOME": f"{here}/cache", "MOUNTS": "/data:/data"}, "done")
     told, _ = job.communicate(timeout=60)
     assert job.returncode == 0, told
     steps = [call for call in calls(cluster) if call.startswith("srun")]
@@ -312,14 +327,19 @@ def test_an_image_is_used_for_every_step(cluster: dict[str, str], image: str, ex
 
 def test_jobs_run_what_the_containers_of_the_stages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same image by name, the same places in it, the same command in the end: or a job is another run."""
-    from finetune.container import CACHE, Mount, mounts
+    from finetune.container import Mount, mounts
     from finetune.images import image_name
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
     text, documented = scripts()["slurm.sh"], (JOBS / "README.md").read_text(encoding="utf-8")
     config = load_config(ROOT / "params.yaml")
-    assert mounts(config, ROOT, network=True)[:2] == [Mount(ROOT, ROOT, True), Mount(tmp_path, CACHE, True)]
-    assert text.count(f":{CACHE}") == 2 and f"HF_HUB_CACHE={CACHE} " in text
+    assert mounts(config, ROOT, network=True)[:2] == [
+        Mount(ROOT, True),
+        Mount(tmp_path, True),
+    ]  # each under its own path
+    assert "mounts=$PWD:$PWD,$HF_HUB_CACHE:$HF_HUB_CACHE${MOUNTS:+,$MOUNTS}\n" in text
+    assert text.count("$mounts") == 2
     for environment in ("cpu", "cuda"):
         name = image_name(environment, ROOT).partition(":")[0]
         assert name in documented

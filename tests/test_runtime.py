@@ -14,9 +14,19 @@ import pytest
 from finetune import container, runtime
 from finetune.artifacts import pipeline_lock
 from finetune.config import Config, parse_config
-from finetune.container import Mount, boundaries, command_line, mounts, needs_network, passed_on, variables
+from finetune.container import (
+    SCRATCH,
+    Mount,
+    Order,
+    boundaries,
+    command_line,
+    mounts,
+    needs_network,
+    passed_on,
+    variables,
+)
 from finetune.errors import ConfigError, FinetuneError, InterruptedRunError, MachineError
-from finetune.images import image_name, lock_files, locks_sha256
+from finetune.images import Engine, image_name, lock_files, locks_sha256
 from finetune.runtime import command_code, engine_for, require_ready, runs_here, runtime_of
 from tests.small_run import ROOT, params
 
@@ -99,7 +109,20 @@ def test_every_command_has_its_place() -> None:
     from finetune.options import STAGES
 
     anywhere = {name.split()[0] for name in runtime.ANYWHERE}
-    of_host = {"gate", "report", "status", "stop", "detach", "exps", "compare", "seeds", "use", "pin", "findings"}
+    of_host = {
+        "gate",
+        "report",
+        "status",
+        "stop",
+        "detach",
+        "exps",
+        "compare",
+        "seeds",
+        "use",
+        "pin",
+        "findings",
+        "doctor",
+    }
     of_host |= {"image", "push", "pull", "bundle", "check-bundle"}
     assert {*STAGES, *SMALL_COMMANDS} == runtime.OF_A_RUN | anywhere | of_host
     assert not of_host & (runtime.OF_A_RUN | anywhere)
@@ -108,11 +131,14 @@ def test_every_command_has_its_place() -> None:
 # ------------------------------------------------------------------------------------------------ the command line
 
 
-def line_of(tree: Path, engine: str = "podman", command: str = "train", **changes: Any) -> list[str]:
+PODMAN, ROOTLESS = Engine("podman", True, False), Engine("podman", True, True)
+DOCKER, ROOTLESS_DOCKER = Engine("docker", False, False), Engine("docker", False, True)
+
+
+def line_of(tree: Path, engine: Engine = PODMAN, command: str = "train", **changes: Any) -> list[str]:
     """The command line of one command."""
-    words = ["--debug", command]
-    given = config(**changes) if changes else config()
-    return command_line(engine, "1a2b3c", command, words, given, tree, tree / "work/t", terminal=False)
+    order = Order(engine, "1a2b3c", command, ("--debug", command), config(**changes), tree)
+    return command_line(order, tree / "work/t")
 
 
 def test_the_container_may_do_nothing_but_its_work(tree: Path) -> None:
@@ -125,13 +151,14 @@ def test_the_container_may_do_nothing_but_its_work(tree: Path) -> None:
     assert line[-7:] == [f"--workdir={tree}", "1a2b3c", "python", "-m", "finetune", "--debug", "train"]
     assert "--gpus" not in line
     assert f"type=bind,source={tree},target={tree}" in line
-    assert f"type=bind,source={tree / 'work/t'},target=/tmp" in line
+    assert f"type=bind,source={tree / 'work/t'},target={SCRATCH}" in line
+    assert "--tmpfs=/tmp" in line
     assert "HF_HUB_OFFLINE=1" in line
 
 
 def test_gpus_are_asked_for_in_each_engines_words(tree: Path) -> None:
     """docker by its toolkit, podman by CDI."""
-    line = line_of(tree, "docker", environment="cuda")
+    line = line_of(tree, DOCKER, environment="cuda")
     assert line[line.index("--gpus") + 1] == "all"
     line = line_of(tree, environment="cuda")
     assert line[line.index("--device") + 1] == "nvidia.com/gpu=all"
@@ -140,9 +167,17 @@ def test_gpus_are_asked_for_in_each_engines_words(tree: Path) -> None:
 def test_podman_without_root_keeps_the_callers_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the caller's files would belong to root in there, and new ones to a number that nobody has."""
     monkeypatch.setattr(os, "getuid", lambda: 1234)
-    assert "--userns=keep-id" in boundaries("podman", tmp_path)
-    assert "--user=1234:" + str(os.getgid()) in boundaries("podman", tmp_path)
-    assert "--userns=keep-id" not in boundaries("docker", tmp_path)
+    assert {"--userns=keep-id", f"--user=1234:{os.getgid()}"} <= set(boundaries(ROOTLESS, tmp_path))
+    assert "--userns=keep-id" not in boundaries(DOCKER, tmp_path)
+    assert "--user=0:0" in boundaries(ROOTLESS_DOCKER, tmp_path)
+
+
+def test_the_callers_groups_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache or a project that is shared by a group stays readable."""
+    monkeypatch.setattr(os, "getgroups", lambda: [os.getgid(), 7777])
+    assert "--group-add=7777" in boundaries(DOCKER, tmp_path)
+    assert "--group-add=keep-groups" in boundaries(ROOTLESS, tmp_path)
+    assert f"--group-add={os.getgid()}" not in boundaries(DOCKER, tmp_path)
 
 
 def test_root_works_for_the_owner_of_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +188,7 @@ def test_root_works_for_the_owner_of_the_tree(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "getuid", lambda: 0)
     monkeypatch.setattr(Path, "stat", lambda path: Owned)
-    assert "--user=1234:5678" in boundaries("docker", tmp_path)
+    assert "--user=1234:5678" in boundaries(DOCKER, tmp_path)
 
 
 def test_no_secret_stands_in_the_command_line(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +207,7 @@ def test_no_secret_stands_in_the_command_line(tree: Path, monkeypatch: pytest.Mo
 EXACT = {"scorer": "exact_match", "of": None}
 
 
-def test_a_user_without_a_name_gets_one(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Libraries ask for the name, and a number need not have one."""
     import getpass
 
@@ -180,7 +215,7 @@ def test_a_user_without_a_name_gets_one(tree: Path, monkeypatch: pytest.MonkeyPa
         raise KeyError("getpwuid(): uid not found")
 
     monkeypatch.setattr(getpass, "getuser", nameless)
-    assert f"USER=user{os.getuid()}" in variables(config(), tree, network=False)
+    assert f"USER=user{os.getuid()}" in variables(config(), network=False)
 
 
 def test_the_launcher_tells_nodes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,14 +227,18 @@ def test_the_launcher_tells_nodes_apart(monkeypatch: pytest.MonkeyPatch) -> None
 # ------------------------------------------------------------------------------------------------------- mounts
 
 
-def test_the_cache_is_written_to_only_with_a_network(tree: Path, tmp_path: Path) -> None:
+def test_the_cache_is_written_to_only_with_a_network(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Offline it is read, so a stage can't spoil it; online it is filled, and made where there is none."""
     cache = tmp_path / "cache/hub"
-    assert mounts(config(), tree, network=False) == [Mount(tree, tree, True)]
-    assert mounts(config(), tree, network=True)[-1] == Mount(cache, container.CACHE, True)
-    (cache.parent / "token").write_text(SECRET, encoding="utf-8")
-    assert mounts(config(), tree, network=False)[-1] == Mount(cache, container.CACHE, False)
-    assert mounts(config(), tree, network=True)[-1].source == cache.parent / "token"
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    assert mounts(config(), tree, network=False) == [Mount(tree, True)]
+    assert mounts(config(), tree, network=True)[-1] == Mount(cache, True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/token").write_text(SECRET, encoding="utf-8")
+    assert mounts(config(), tree, network=False)[-1] == Mount(cache, False)
+    assert mounts(config(), tree, network=True)[-1] == Mount(tmp_path / "home/token", False)
 
 
 def test_what_lies_outside_is_seen_under_its_own_path(tree: Path, tmp_path: Path) -> None:
@@ -217,15 +256,66 @@ def test_what_lies_outside_is_seen_under_its_own_path(tree: Path, tmp_path: Path
         places["llama"]: False,
         places["dvc-cache"]: False,
     }
-    assert all(place.source == place.target for place in found)
+    assert all(place.target is None for place in found)
+
+
+def test_a_base_behind_links_is_seen_whole(tree: Path, tmp_path: Path) -> None:
+    """The Hub's cache is made of links, and may itself be one to another disk; each name on the way must lead on."""
+    disk = tmp_path / "disk/models--org--model"
+    for name in ("blobs", f"snapshots/{'b' * 40}"):
+        (disk / name).mkdir(parents=True)
+    (disk / "blobs/1").write_text("{}", encoding="utf-8")
+    (disk / f"snapshots/{'b' * 40}/config.json").symlink_to("../../blobs/1")
+    cache = tmp_path / "cache/hub"
+    cache.mkdir(parents=True)
+    (cache / "models--org--model").symlink_to(disk)
+    sources = [
+        place.source for place in mounts(config(model__base="org/model", model__revision="b" * 40), tree, network=False)
+    ]
+    assert {cache, disk / "snapshots" / ("b" * 40), disk / "blobs"} <= set(sources)
+    folder = cache / f"models--org--model/snapshots/{'b' * 40}"
+    sources = [place.source for place in mounts(config(model__base=str(folder)), tree, network=False)]
+    assert {cache, disk / "snapshots" / ("b" * 40), disk / "blobs"} <= set(sources)
+
+
+def test_recorded_answers_elsewhere_are_seen(tree: Path, tmp_path: Path) -> None:
+    """A baseline of another project."""
+    path = tmp_path / "answers.jsonl"
+    path.touch()
+    recorded = {"form": "recorded", "name": "old", "path": str(path), "sha256": "a" * 64}
+    assert Mount(path, False) in mounts(config(evaluate__baseline=recorded), tree, network=False)
+
+
+def test_a_queued_experiment_counts_its_look_where_it_was_queued(tree: Path) -> None:
+    """It runs in a copy that DVC makes, and the look belongs to the tree."""
+    (tree / ".git").mkdir()
+    copy = tree / ".dvc/tmp/exps/tmp1"
+    copy.mkdir(parents=True)
+    found = mounts(config(), copy, network=False)
+    assert {Mount(tree / "data", True), Mount(tree / ".git", True)} <= set(found)
+
+
+def test_a_project_inside_a_repository_brings_it_along(tree: Path) -> None:
+    """git's folder lies above it, and looks are remembered there."""
+    (tree / ".git").mkdir()
+    project = tree / "models/project"
+    project.mkdir()
+    assert Mount(tree / ".git", True) in mounts(config(), project, network=False)
+
+
+def test_the_image_is_not_hidden(tmp_path: Path) -> None:
+    """A mount over its packages would leave it without any."""
+    with pytest.raises(ConfigError, match=r"/opt: would hide /opt/finetune, where the image has its packages; move it"):
+        mounts(config(), Path("/opt"), network=False)
 
 
 def test_a_worktree_brings_its_repository(tree: Path, tmp_path: Path) -> None:
     """Looks at the test set are remembered there."""
     shared = tmp_path / "main/.git"
     (shared / "worktrees/tree").mkdir(parents=True)
+    (shared / "worktrees/tree/commondir").write_text("../..\n", encoding="utf-8")
     (tree / ".git").write_text(f"gitdir: {shared}/worktrees/tree\n", encoding="utf-8")
-    assert Mount(shared, shared, True) in mounts(config(), tree, network=False)
+    assert Mount(shared, True) in mounts(config(), tree, network=False)
 
 
 def test_a_path_that_can_not_be_mounted_is_told(tmp_path: Path) -> None:
@@ -252,6 +342,10 @@ def test_a_path_that_can_not_be_mounted_is_told(tmp_path: Path) -> None:
         ("evaluate", {"evaluate__scorers": {"judged": JUDGE, "exact_match": EXACT}}, True),
         ("evaluate", {"evaluate__forgetting": {"tasks": ["arc_easy"], "folder": None, "limit": 10}}, True),
         ("decide", {"model__base": "org/model", "train__report_to": ["wandb"]}, False),
+        ("check", {"evaluate__scorers": {"judged": JUDGE, "exact_match": EXACT}}, False),
+        ("merge", {"evaluate__scorers": {"judged": JUDGE, "exact_match": EXACT}}, False),
+        ("verify", {"model__base": "org/model"}, True),
+        ("try", {"evaluate__forgetting": {"tasks": ["arc_easy"], "folder": None, "limit": 10}}, False),
     ],
 )
 def test_the_network_is_there_for_those_who_need_it(
@@ -295,7 +389,14 @@ elif words[0] == "run":
     def stop(number, frame):
         print("saved at", signal.Signals(number).name, flush=True)
         sys.exit(5)
+    if state.get("early"):  # as podman does, which is creating the container still
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+        print("started", flush=True)
+        time.sleep(60)
     if state.get("waits"):
+        started = next(word for word in words if word.startswith("FINETUNE_STARTED=")).partition("=")[2]
+        scratch = next(word for word in words if word.endswith("target={scratch}")).split("source=")[1].split(",")[0]
+        open(os.path.join(scratch, os.path.basename(started)), "w").close()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, stop)
         print("started", flush=True)
@@ -309,7 +410,9 @@ def engine(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A podman that says what its state file says; PATH has nothing else. Gives that file."""
     state, binaries = tmp_path / "state.json", tmp_path / "bin"
     binaries.mkdir()
-    text = ENGINE.format(python=sys.executable, state=str(state), log=str(tmp_path / "calls.jsonl"))
+    text = ENGINE.format(
+        python=sys.executable, state=str(state), log=str(tmp_path / "calls.jsonl"), scratch=str(SCRATCH)
+    )
     (binaries / "podman").write_text(text, encoding="utf-8")
     (binaries / "podman").chmod(0o755)
     monkeypatch.setenv("PATH", str(binaries))
@@ -416,7 +519,7 @@ def test_the_commands_exit_code_comes_back(tree: Path, engine: Path, code: int) 
     ("code", "error", "text"),
     [
         (125, MachineError, "podman could not start the container"),
-        (127, MachineError, "the image does not work"),
+        (127, MachineError, "the container could not run it"),
         (137, MachineError, "its container was killed .* the same command goes on from what is kept"),
         (-9, MachineError, "its container was killed"),
         (143, InterruptedRunError, "its container was stopped .* the same command goes on from what is kept"),
@@ -429,12 +532,12 @@ def test_what_the_engine_or_a_signal_ended_is_told(code: int, error: type[Finetu
         command_code(code, "podman", "train")
 
 
-def start(tree: Path) -> "subprocess.Popen[str]":
+def start(tree: Path, **how: Any) -> "subprocess.Popen[str]":
     """The stage train of a tree, whose container has started."""
     (tree / "params.yaml").write_text(json.dumps(params(runtime="podman")), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "finetune", "train"], cwd=tree, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "finetune", "train"], cwd=tree, env=environment, stdout=subprocess.PIPE, text=True, **how
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
@@ -450,6 +553,27 @@ def test_signals_reach_the_command(tree: Path, engine: Path, name: str) -> None:
     process.send_signal(getattr(signal, name))
     told, _ = process.communicate(timeout=30)
     assert (told, process.returncode) == (f"saved at {name}\n", 5)
+
+
+def test_a_signal_that_comes_too_early_is_no_success(tree: Path, engine: Path) -> None:
+    """An engine that is still creating the container ends with 0: DVC would take the stage for done."""
+    say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, early=True)
+    process = start(tree)
+    process.terminate()
+    assert process.wait(timeout=30) == 5
+    calls = [json.loads(line) for line in (engine.parent / "calls.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert calls[-1][:2] == ["rm", "--force"], "a container that was created stays behind"
+
+
+def test_nohup_is_honoured(tree: Path, engine: Path) -> None:
+    """A lost terminal does not end what was told to go on without one."""
+    say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, waits=True)
+    process = start(tree, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.terminate()
+    assert process.communicate(timeout=30)[0] == "saved at SIGTERM\n"
 
 
 def test_a_killed_wrapper_takes_its_container_along(tree: Path, engine: Path) -> None:

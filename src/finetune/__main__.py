@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         quiet_libraries()
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGUSR1, _terminate)
+    if "FINETUNE_STARTED" in os.environ:  # in a container: the caller's umask, and signals are heard from now on
+        os.umask(int(os.environ["FINETUNE_UMASK"], 8))
+        Path(os.environ["FINETUNE_STARTED"]).touch()
     try:
         code = run_in_container(options, words)
         return run_command(options) if code is None else code
@@ -62,7 +65,10 @@ def run_in_container(options: argparse.Namespace, words: list[str]) -> int | Non
     command = "recipes --table" if options.command == "recipes" and options.table else options.command
     if runtime.runs_here(command):
         return None
-    config = read_recipe(options.recipe if command == "check" else None, Path())
+    config = read_recipe(getattr(options, "recipe", None), Path())
+    if command in runtime.ANYWHERE:  # in the image of this machine's runs, whatever machine a recipe is for
+        mine = load_config(PARAMS)
+        config = config.model_copy(update={"environment": mine.environment, "runtime": mine.runtime})
     engine = runtime.engine_for(command, config)
     if engine is None:
         return None

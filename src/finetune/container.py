@@ -1,40 +1,40 @@
 """The container of one command: what it may see and do, as the command line of docker or podman.
 
-It sees this tree under its own path, the model cache and a scratch folder as /tmp, and nothing else of the host; the
-image is read-only. It runs as the calling user, without capabilities, and without a network unless the command can't do
+It sees this tree and the model cache under their own paths, a scratch folder, and nothing else of the host; the image
+is read-only. It runs as the calling user, without capabilities, and without a network unless the command can't do
 without.
 """
 
 import configparser
 import os
-import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.config import Config
-from finetune.config_evaluate import ModelForm, ServerForm
+from finetune.config_evaluate import ModelForm, RecordedForm, ServerForm
+from finetune.config_model import ModelConfig
 from finetune.config_scorers import Judge
 from finetune.errors import ConfigError
-from finetune.model_files import is_here, model_cache
+from finetune.images import Engine
+from finetune.looks import beside_git, owning_tree
+from finetune.model_files import is_here, model_cache, snapshot, token_file
 
-CACHE = Path("/models")  # in the container: the cache of the Hugging Face libraries
-GPUS = {"docker": ["--gpus", "all"], "podman": ["--device", "nvidia.com/gpu=all"]}
+HOME = Path("/opt/finetune")  # of the image's own packages and source, which no mount may hide
+SCRATCH = HOME / "scratch"  # in the container: what is gone afterwards
+STARTED = "started"  # in the scratch folder: the command has begun, and hears signals itself
 SHARED_MEMORY = "8g"  # for NCCL and data loaders; the engines' 64 MB end in a bus error
-PASSED = (  # of the caller's environment, where it is set
-    *("NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING"),
-    *(
-        "OMP_NUM_THREADS",
-        "ATEN_CPU_CAPABILITY",
-        "PYTORCH_ALLOC_CONF",
-        "PYTORCH_CUDA_ALLOC_CONF",
-        "FINETUNE_PROMPT",
-        "TERM",
-    ),
+ALWAYS_PASSED = frozenset(  # of the caller's environment, where it is set
+    {
+        *("NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "OMP_NUM_THREADS"),
+        *("ATEN_CPU_CAPABILITY", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "FINETUNE_PROMPT", "TERM"),
+    }
 )
-PASSED_WITH_NETWORK = (
-    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"),
-    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+PASSED_WITH_NETWORK = frozenset(
+    {
+        *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY"),
+        *("NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    }
 )
 PREFIXES_WITH_NETWORK = ("NCCL_", "WANDB_", "MLFLOW_", "TRACKIO_")
 CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")  # name files, which the container must see too
@@ -42,60 +42,63 @@ CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")  # name files, which the 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A place of the host that the container sees."""
+    """A place of the host that the container sees, under its own path unless another is said."""
 
     source: Path
-    target: Path
     writable: bool
+    target: Path | None = None
 
     @property
     def option(self) -> str:
         """As the engines' `--mount` takes it."""
-        return f"type=bind,source={self.source},target={self.target}" + ("" if self.writable else ",readonly")
+        access = "" if self.writable else ",readonly"
+        return f"type=bind,source={self.source},target={self.target or self.source}{access}"
 
 
-def command_line(
-    engine: str,
-    image: str,
-    command: str,
-    words: list[str],
-    config: Config,
-    root: Path,
-    scratch: Path,
-    *,
-    terminal: bool,
-) -> list[str]:
-    """The engine's command line that runs `python -m finetune WORDS` on this tree.
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One command to run: by which engine, from which image (its id), `words` after `python -m finetune`, where."""
 
-    `scratch` becomes /tmp; a `terminal` can be typed at. ConfigError for a folder that can't be mounted.
-    """
-    network = needs_network(config, command, root)
-    places = [*mounts(config, root, network=network), Mount(scratch, Path("/tmp"), True)]  # noqa: S108
-    line = [
-        engine,
-        "run",
-        "--rm",
-        "--pull=never",
-        f"--name=finetune-{command}-{os.getpid()}",
-        *boundaries(engine, root),
-    ]
-    line += ["--network", "host" if network else "none", f"--shm-size={SHARED_MEMORY}"]
-    line += GPUS[engine] if config.environment == "cuda" else []
+    engine: Engine
+    image: str
+    command: str
+    words: tuple[str, ...]
+    config: Config
+    root: Path
+    terminal: bool = False  # it can be typed at
+
+    @property
+    def name(self) -> str:
+        """The container's name, by the process that waits for it."""
+        return f"finetune-{self.command}-{os.getpid()}"
+
+
+def command_line(order: Order, scratch: Path) -> list[str]:
+    """The engine's command line; ConfigError for a folder that can't be mounted."""
+    engine, config, root = order.engine, order.config, order.root
+    network = needs_network(config, order.command, root)
+    places = [*mounts(config, root, network=network), Mount(scratch, True, SCRATCH)]
+    line = [engine.program, "run", "--rm", "--pull=never", f"--name={order.name}", *boundaries(engine, root)]
+    line += ["--network", "host" if network else "none", f"--shm-size={SHARED_MEMORY}", "--tmpfs=/tmp"]
+    if config.environment == "cuda":
+        line += ["--device", "nvidia.com/gpu=all"] if engine.is_podman else ["--gpus", "all"]
     line += [part for place in places for part in ("--mount", place.option)]
-    line += [part for name in variables(config, root, network=network) for part in ("--env", name)]
-    line += ["--interactive", "--tty"] if terminal else []
-    return [*line, f"--workdir={root}", image, "python", "-m", "finetune", *words]
+    line += [part for name in variables(config, network=network) for part in ("--env", name)]
+    line += ["--interactive"] if order.command == "try" else []  # prompts come by the keyboard or a pipe
+    line += ["--tty"] if order.terminal else []
+    return [*line, f"--workdir={root}", order.image, "python", "-m", "finetune", *order.words]
 
 
-def boundaries(engine: str, root: Path) -> list[str]:
+def boundaries(engine: Engine, root: Path) -> list[str]:
     """What the container may not: write outside of its mounts, gain rights, be another user."""
-    limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
-    found = {name: resource.getrlimit(number) for name, number in limits.items()}
     line = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--security-opt=label=disable"]
-    line += [f"--ulimit={name}={soft}:{hard}" for name, (soft, hard) in found.items()]
-    # without root podman maps the caller to root in the container, unless told to keep the number
-    line += ["--userns=keep-id"] if engine == "podman" and os.getuid() else []
-    return [*line, "--user={}:{}".format(*user_of(root))]
+    user, group = user_of(root)
+    if not engine.rootless:
+        groups = sorted({*os.getgroups()} - {group}) if user == os.getuid() else []
+        return [*line, f"--user={user}:{group}", *(f"--group-add={number}" for number in groups)]
+    if engine.is_podman:  # it maps the caller to root, unless told to keep the number
+        return [*line, "--userns=keep-id", f"--user={user}:{group}", "--group-add=keep-groups"]
+    return [*line, "--user=0:0"]  # docker without root knows the caller by this number alone
 
 
 def user_of(root: Path) -> tuple[int, int]:
@@ -109,49 +112,65 @@ def user_of(root: Path) -> tuple[int, int]:
 
 
 def mounts(config: Config, root: Path, *, network: bool) -> list[Mount]:
-    """The tree, what its links lead to, the data and models that params.yaml names outside of it, and the model cache.
+    """The tree, what leads out of it, what params.yaml names elsewhere, and the model cache; each place once.
 
-    The cache can be written to only with a network, to fetch into.
+    The cache can be written to only with a network, to fetch into. ConfigError where a place can't be mounted.
     """
-    places = [Mount(root, root, True)]
-    for path, writable in outside(config, root):
-        if path.exists() and not any(path.is_relative_to(place.source) for place in places):
-            places.append(Mount(path, path, writable))
     cache = model_cache()
     if network:
         cache.mkdir(parents=True, exist_ok=True)
-    if cache.is_dir():
-        places.append(Mount(cache.resolve(), CACHE, network))
-    token = cache.parent / "token"
-    if network and token.is_file():
-        places.append(Mount(token.resolve(), CACHE.with_name("token"), False))
-    if network:
-        files = {Path(os.environ[name]).resolve() for name in CERTIFICATES if Path(os.environ.get(name, "")).is_file()}
-        places += [Mount(file, file, False) for file in sorted(files)]
-    for place in places:
-        if "," in str(place.source) or '"' in str(place.source):
-            raise ConfigError(
-                f"{place.source}: a folder with a comma or a quote in its path can't be mounted; rename it"
-            )
+    places = [Mount(root, True)]
+    for path, writable in (*outside(config, root), (cache, network), *base_places(config, root), *read_online(network)):
+        place = Path(os.path.abspath(path))  # noqa: PTH100 - a link stays the name that the container knows it by
+        if place.exists() and not any(place.is_relative_to(other.source) for other in places):
+            places.append(Mount(place, writable))
+    for place in (mount.source for mount in places):
+        if "," in str(place) or '"' in str(place):
+            raise ConfigError(f"{place}: a folder with a comma or a quote in its path can't be mounted; rename it")
+        if HOME.is_relative_to(place) or place.is_relative_to(HOME):
+            raise ConfigError(f"{place}: would hide {HOME}, where the image has its packages; move it")
     return places
 
 
 def outside(config: Config, root: Path) -> Iterator[tuple[Path, bool]]:
-    """Places outside of the tree that a command needs, and whether it writes there."""
+    """Places that a command needs and that may lie outside of the tree, and whether it writes there."""
     for name in ("work", "work/checkpoints", "out", "reports", "data", "data/prepared", "data/validated"):
         yield (root / name).resolve(), True  # where it is a link; else it lies in the tree
     yield (root / config.data.directory).resolve(), False
     yield (root / "models").resolve(), False
-    models = [
-        config.model,
-        *([config.evaluate.baseline.model] if isinstance(config.evaluate.baseline, ModelForm) else []),
-    ]
-    yield from (((root / model.base).resolve(), False) for model in models if (root / model.base).is_dir())
+    baseline = config.evaluate.baseline
+    if isinstance(baseline, RecordedForm):
+        yield (root / baseline.path).resolve(), False
     yield from ((folder, False) for folder in dvc_caches(root))
-    git = root / ".git"
-    if git.is_file():  # a worktree: its own folder lies in that of the main tree, where looks are remembered
-        own = root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
-        yield own.resolve().parent.parent, True
+    owner = owning_tree(root) or root  # where looks at the test set are counted, and remembered beside git's files
+    yield owner / "data", True
+    memory = beside_git(owner / "data/looks.json")
+    if memory is not None:
+        yield memory.parents[1], True
+
+
+def base_places(config: Config, root: Path) -> Iterator[tuple[Path, bool]]:
+    """Where the bases' files are, and where they really are: the Hub's cache is made of links, as are many folders."""
+    for model in models(config):
+        named = root / model.base
+        folder = named if named.is_dir() else snapshot(model)
+        if folder.is_dir():
+            yield folder, False
+            yield folder.resolve(), False
+            yield from ((path.resolve().parent, False) for path in sorted(folder.iterdir()) if path.is_symlink())
+
+
+def models(config: Config) -> list[ModelConfig]:
+    """The bases that a run loads."""
+    baseline = config.evaluate.baseline
+    return [config.model, *([baseline.model] if isinstance(baseline, ModelForm) else [])]
+
+
+def read_online(network: bool) -> Iterator[tuple[Path, bool]]:
+    """Files that are read only to reach others: the user's token for the Hub, and certificates."""
+    if network:
+        yield token_file(), False
+        yield from ((Path(os.environ[name]), False) for name in CERTIFICATES if os.environ.get(name))
 
 
 def dvc_caches(root: Path) -> list[Path]:
@@ -162,12 +181,14 @@ def dvc_caches(root: Path) -> list[Path]:
     return [(root / ".dvc" / folder).resolve()] if folder else []
 
 
-def variables(config: Config, root: Path, *, network: bool) -> list[str]:
+def variables(config: Config, *, network: bool) -> list[str]:
     """The container's environment: `NAME=value`, or the bare name of what is taken over, so that no secret is seen."""
-    name = user_name()
-    line = [f"PYTHONPATH={root / 'src'}", "HOME=/tmp", f"USER={name}", f"LOGNAME={name}"]
-    line += [f"FINETUNE_PROCESS={os.getpid()}", "HF_HOME=/tmp/huggingface", f"HF_HUB_CACHE={CACHE}"]
-    line += [f"HF_TOKEN_PATH={CACHE.with_name('token')}"] if network else ["HF_HUB_OFFLINE=1"]
+    name, mask = user_name(), os.umask(0)
+    os.umask(mask)
+    line = ["PYTHONPATH=src", f"HOME={SCRATCH}", f"TMPDIR={SCRATCH}", f"USER={name}", f"LOGNAME={name}"]
+    line += [f"FINETUNE_PROCESS={os.getpid()}", f"FINETUNE_STARTED={SCRATCH / STARTED}", f"FINETUNE_UMASK={mask:o}"]
+    line += [f"HF_HOME={SCRATCH / 'huggingface'}", f"HF_HUB_CACHE={model_cache()}"]
+    line += [f"HF_TOKEN_PATH={token_file()}"] if network else ["HF_HUB_OFFLINE=1"]
     # the tree belongs to the caller, whatever user that is in the container
     line += ["GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"]
     return line + passed_on(config, os.environ, network=network)
@@ -175,7 +196,7 @@ def variables(config: Config, root: Path, *, network: bool) -> list[str]:
 
 def passed_on(config: Config, environment: Mapping[str, str], *, network: bool) -> list[str]:
     """The names of the caller's variables that the container gets; keys of servers only where there is a network."""
-    wanted = {*PASSED}
+    wanted = {*ALWAYS_PASSED}
     if network:
         wanted |= {*PASSED_WITH_NETWORK, *CERTIFICATES}
         wanted |= {key for server in servers(config) if (key := server.api_key_variable)}
@@ -198,19 +219,17 @@ def user_name() -> str:
 
 def needs_network(config: Config, command: str, root: Path) -> bool:
     """Whether a command has to reach others: for what is not on this machine yet, servers, trackers, other nodes."""
-    bases = not is_here(config.model, root)
-    if command == "prepare":
-        return any(source.hub for source in config.data.sources) or (bases and counts_tokens(config))
-    if command == "validate":
-        return bases
-    if command in ("train", "join"):
-        return bases or config.train.distributed.nodes > 1 or bool({*config.train.report_to} - {"tensorboard"})
-    if command == "decide":
+    absent = not is_here(config.model, root)
+    if command in ("decide", "check"):
         return False
-    baseline = config.evaluate.baseline
-    other = isinstance(baseline, ModelForm) and not is_here(baseline.model, root)
-    tasks = config.evaluate.forgetting is not None and config.evaluate.forgetting.folder is None
-    return bases or other or tasks or bool(servers(config))
+    if command == "prepare":
+        return any(source.hub for source in config.data.sources) or (absent and counts_tokens(config))
+    if command in ("train", "join"):
+        return absent or config.train.distributed.nodes > 1 or bool({*config.train.report_to} - {"tensorboard"})
+    if command in ("evaluate", "try"):
+        harness = command == "evaluate" and config.evaluate.forgetting is not None
+        return not all(is_here(model, root) for model in models(config)) or harness or bool(servers(config))
+    return absent
 
 
 def counts_tokens(config: Config) -> bool:

@@ -42,7 +42,10 @@ KNOWN_FAILURES = {
     "buildx component is missing|unknown flag: --secret|BuildKit is enabled but": "docker lacks BuildKit; install "
     "it (`sudo apt-get install docker-buildx`, or docker-buildx-plugin from Docker's own packages)",
 }
-UNREACHABLE = "cannot connect to the docker daemon|cannot connect to podman|permission denied while trying to connect"
+UNREACHABLE = (
+    "cannot connect to the docker daemon|failed to connect to the docker api|cannot connect to podman|"
+    "permission denied while trying to connect"
+)
 NO_BASE = (
     "creating build container|failed to resolve source metadata|pull access denied|manifest unknown|"
     "initializing source docker://|unable to copy from source"
@@ -61,6 +64,22 @@ class Image:
     labels: Mapping[str, str]
     bytes: int
     created: str
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What runs containers here: its program, whether that is podman (docker may be its shim), whether without root."""
+
+    program: str
+    is_podman: bool
+    rootless: bool
+
+
+def find_engine(program: str) -> Engine:
+    """The engine behind docker or podman; MachineError where it can't be asked."""
+    if program == "podman" or "podman" in ask(program, "--version").stdout.lower():
+        return Engine(program, True, os.getuid() != 0)
+    return Engine(program, False, "rootless" in ask(program, "info", "--format", "{{.SecurityOptions}}").stdout)
 
 
 def lock_files(environment: Environment, root: Path) -> list[Path]:
@@ -127,7 +146,7 @@ def unreachable(engine: str, complaint: str) -> MachineError:
     if "permission denied" in low:
         fix = f"add yourself to the group {engine} (`sudo usermod -aG {engine} $USER`, then log in again)"
         return MachineError(f"{engine}: you may not use it; {fix}" if engine == "docker" else f"{engine}: {last}")
-    if "cannot connect" in low or "daemon running" in low:
+    if any(words in low for words in ("cannot connect", "failed to connect", "daemon running", "daemon is running")):
         start = "podman machine start" if engine == "podman" else f"sudo systemctl start {engine}"
         return MachineError(f"{engine} is installed but not running; start it: `{start}`, or Docker Desktop on a Mac")
     return MachineError(f"{engine} can't be used: {last}; look at `{engine} info`")

@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -50,11 +50,18 @@ def die_with_parent() -> None:
 def stop_on_signals() -> Iterator[StopRequest]:
     """A StopRequest that the signals are wired to; what handled them before is put back."""
     request = StopRequest()
+    with signals_to(request.ask):
+        yield request
+
+
+@contextmanager
+def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """The signals that ask for a stop go to a handler; what handled them before is put back."""
     # nohup has asked that a lost terminal be ignored
     heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, request.ask) for number in heard}
+    before = {number: signal.signal(number, handler) for number in heard}
     try:
-        yield request
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)

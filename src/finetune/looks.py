@@ -53,8 +53,14 @@ def beside_git(path: Path) -> Path | None:
 
 def in_owning_tree(path: Path) -> Path:
     """The same file in the working tree that a copy of DVC's belongs to; elsewhere the path as it is."""
+    owner = owning_tree(path)
+    return owner / path if owner is not None else path
+
+
+def owning_tree(path: Path) -> Path | None:
+    """The working tree whose copy, made by DVC for a queued experiment, a path lies in; None elsewhere."""
     parts = path.absolute().parts
     for at in range(len(parts) - len(COPIES)):
         if parts[at : at + len(COPIES)] == COPIES:
-            return Path(*parts[:at]) / path
-    return path
+            return Path(*parts[:at])
+    return None

@@ -11,8 +11,20 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 def model_cache() -> Path:
     """Where the Hugging Face libraries keep models, by the variables that they read."""
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(named).expanduser() if named else libraries_home() / "hub"
+
+
+def token_file() -> Path:
+    """Where these libraries keep the user's token, which need not be there."""
+    named = os.environ.get("HF_TOKEN_PATH")
+    return Path(named).expanduser() if named else libraries_home() / "token"
+
+
+def libraries_home() -> Path:
+    """The folder of these libraries, by the variables that they read."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    return Path(home).expanduser()
 
 
 def snapshot(model: ModelConfig) -> Path:

@@ -16,17 +16,17 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast, get_args
 
 from finetune.config import Config, Runtime
-from finetune.container import command_line, user_of
+from finetune.container import STARTED, Order, command_line, user_of
 from finetune.errors import ConfigError, InterruptedRunError, MachineError
-from finetune.images import INSIDE, LOCK_LABEL, find_image, image_name, locks_sha256, other_images
-from finetune.interrupt import SIGNALS, die_with_parent
+from finetune.images import INSIDE, LOCK_LABEL, ask, find_engine, find_image, image_name, locks_sha256, other_images
+from finetune.interrupt import die_with_parent, signals_to
 
 OVERRIDE = "FINETUNE_RUNTIME"  # make ... RUNTIME=native
 OTHER_IMAGE = "FINETUNE_IMAGE_NAME"  # make ... IMAGE=registry/name:tag, for one that was built elsewhere
 INSTALL = {"docker": "https://docs.docker.com/engine/install", "podman": "https://podman.io/docs/installation"}
 # Commands that need the packages of the stages. Those of the first kind belong to a run, and run where its stages do.
 OF_A_RUN = frozenset({"prepare", "validate", "train", "evaluate", "decide", "check", "merge", "verify", "try", "join"})
-ANYWHERE = frozenset({"plan", "rehearse", "doctor", "recipes --table"})
+ANYWHERE = frozenset({"plan", "rehearse", "recipes --table"})
 
 
 def runtime_of(config: Config, environment: Mapping[str, str] = os.environ) -> Runtime:
@@ -67,22 +67,27 @@ def engine_for(command: str, config: Config) -> str | None:
     return None
 
 
-def run(engine: str, command: str, words: list[str], config: Config, root: Path) -> int:
+def run(name: str, command: str, words: list[str], config: Config, root: Path) -> int:
     """Run `python -m finetune WORDS`, which hold the command, in a container; gives its exit code, the command's own.
 
     Signals go on to the command, so that an interrupted training saves. MachineError where the container can't be
     started or was killed, InterruptedRunError where a signal ended it before the command could say so itself.
     """
     root = root.resolve()
-    image = require_ready(engine, config, root)
+    image = require_ready(name, config, root)
     terminal = command == "try" and sys.stdin.isatty() and sys.stdout.isatty()
+    order = Order(find_engine(name), image, command, tuple(words), config, root, terminal)
     (root / "work").mkdir(exist_ok=True)
     with TemporaryDirectory(prefix=f"{command}-", dir=root / "work") as scratch:
-        for folder in (root / "work", scratch):
-            os.chown(folder, *user_of(root))
-        line = command_line(engine, image, command, words, config, root, Path(scratch), terminal=terminal)
-        code = wait(subprocess.Popen(line, start_new_session=not terminal, preexec_fn=die_with_parent))
-    return command_code(code, engine, command)
+        if os.getuid() == 0:
+            for folder in (root / "work", scratch):
+                os.chown(folder, *user_of(root))
+        code, asked = start_and_wait(command_line(order, Path(scratch)), terminal=terminal)
+        if asked and not Path(scratch, STARTED).exists():
+            # too early for the command to hear it: an engine that is still starting says whatever, 0 too
+            ask(order.engine.program, "rm", "--force", order.name)
+            raise InterruptedRunError(f"{command}: was stopped by {asked} before it began; run it again")
+    return command_code(code, name, command)
 
 
 def require_ready(engine: str, config: Config, root: Path) -> str:
@@ -111,18 +116,26 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
     return found.id
 
 
-def wait(process: "subprocess.Popen[bytes]") -> int:
-    """Wait for the engine to end, and pass it every signal that reaches us: it passes them on to the command."""
+def start_and_wait(line: list[str], *, terminal: bool) -> tuple[int, str | None]:
+    """Run the engine to its end; gives its exit code, and the first signal that reached us.
+
+    Every signal goes on to the engine, which passes it on to the command; one that comes before there is an engine does
+    so as soon as there is.
+    """
+    asked: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, frame: Any) -> None:  # noqa: ARG001
-        process.send_signal(number)
+        asked.append(number)
+        if process is not None:
+            process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
-    try:
-        return process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signals_to(forward):
+        process = subprocess.Popen(line, start_new_session=not terminal, preexec_fn=die_with_parent)
+        for number in asked[:1]:
+            process.send_signal(number)
+        code = process.wait()
+    return code, signal.Signals(asked[0]).name if asked else None
 
 
 def command_code(code: int, engine: str, command: str) -> int:
@@ -134,7 +147,8 @@ def command_code(code: int, engine: str, command: str) -> int:
         )
     if code in (126, 127):
         raise MachineError(
-            f"{command}: the image does not work (exit code {code}); make image-cpu or image-cuda builds it anew"
+            f"{command}: the container could not run it (exit code {code}), for the reason above; "
+            "make image-cpu or image-cuda builds a broken image anew"
         )
     if code in (137, -signal.SIGKILL):
         raise MachineError(

@@ -20,6 +20,7 @@ from finetune.machine import usable_memory
 from finetune.model.base import flash_attention_found
 from finetune.plan.machines import MACHINES
 from finetune.recipes import read_recipe
+from finetune.runtime import has_packages, runtime_of
 
 MEANT_SHARE = 0.9  # of the memory of the machine that a recipe names
 QUICK = "not predicted with --quick"
@@ -53,6 +54,7 @@ class Fit:
 def run(root: Path, recipe: str | None, as_json: bool, quick: bool) -> int:
     """Tell all that was found; gives 0, or MachineError's exit code where the recipe can't run here."""
     config = read_recipe(recipe, root)
+    quick = quick or not has_packages()
     found = find_accelerators(quick)
     checks = [
         *check_computer(config, root),
@@ -135,6 +137,8 @@ def why_no_device(config: Config, found: Accelerators) -> Iterator[str]:
 
 def why_no_packages(config: Config) -> Iterator[str]:
     """Packages that this run needs and that are not installed."""
+    if runtime_of(config) != "native":
+        return  # the image has what is locked
     needed = ["torch", "transformers", "peft", "trl"]
     if config.model.quantization == "nf4" or config.train.optim.endswith("8bit"):
         needed.append("bitsandbytes")

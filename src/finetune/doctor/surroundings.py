@@ -17,8 +17,8 @@ from finetune.config_model import Environment, ModelConfig
 from finetune.doctor.computer import Check, ask
 from finetune.errors import MachineError
 from finetune.images import image_name, lock_files
-from finetune.model_files import model_cache, snapshot, weights_trouble
-from finetune.runtime import require_ready, runtime_of
+from finetune.model_files import snapshot, token_file, weights_trouble
+from finetune.runtime import has_packages, require_ready, runtime_of
 
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?:\s*;\s*([^\\\n]+))?", flags=re.MULTILINE)
 NAMED = 8  # so many packages are named, the rest are counted
@@ -41,9 +41,10 @@ def check_surroundings(config: Config, root: Path, quick: bool) -> Iterator[Chec
 
 def check_packages(environment: Environment, root: Path) -> Check:
     """The installed versions against the lock of the environment."""
-    lock = f"requirements/{environment}.lock"
+    name = environment if has_packages() else "base"  # a host whose stages run in containers has no more
+    lock = f"requirements/{name}.lock"
     try:
-        wanted = locked_versions(environment, root)
+        wanted = locked_versions(lock_files(environment, root) if name == environment else [root / lock])
     except OSError:
         return Check("packages", f"no {lock}", "missing", "git checkout requirements")
     found = {name: _installed(name) for name in wanted}
@@ -60,9 +61,9 @@ def check_packages(environment: Environment, root: Path) -> Check:
     return Check("packages", told, "missing" if absent else "warning", remedy)
 
 
-def locked_versions(environment: Environment, root: Path) -> dict[str, str]:
-    """By name, the versions that the environment's lock has for this Python and machine."""
-    texts = [path.read_text(encoding="utf-8") for path in lock_files(environment, root)]
+def locked_versions(locks: list[Path]) -> dict[str, str]:
+    """By name, the versions that locks have for this Python and machine."""
+    texts = [path.read_text(encoding="utf-8") for path in locks]
     return {
         canonicalize_name(name): version
         for name, version, marker in PINNED.findall("\n".join(texts))
@@ -135,7 +136,7 @@ def check_hub() -> Check:
     """Whether the Hub may be asked, and whether there is a token for it, which is never told."""
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     given = [name for name in TOKENS if os.environ.get(name)]
-    given += ["a token file"] if (model_cache().parent / "token").is_file() else []
+    given += ["a token file"] if token_file().is_file() else []
     told = f"{'offline (HF_HUB_OFFLINE)' if offline else 'may be asked'}; token: {', '.join(given) or 'none'}"
     return Check("Hugging Face Hub", told)
 

@@ -6,6 +6,7 @@ reader can demand every byte that is no content: a header that is not the one th
 before anything is made of it, be it a link, a device, a path that leads out or a member too many.
 """
 
+import errno
 import gzip
 import hashlib
 import io
@@ -23,6 +24,7 @@ from finetune.artifacts import MANIFEST, sync_directory
 from finetune.console import short
 from finetune.errors import DataError
 from finetune.records import parse_json
+from finetune.sharing.names import require_distinct, require_harmless
 
 BLOCK = tarfile.BLOCKSIZE
 CHUNK = 1 << 20
@@ -33,7 +35,8 @@ LEVEL = 6  # of compression; weights hardly shrink at any
 MOST_EXPANSION = 100
 SMALL = 16 << 20  # bytes that any archive may expand to
 TOP = re.compile(r"finetune-[\w.-]{1,60}-[0-9a-f]{12}", re.ASCII)
-SHA256 = re.compile(r"[0-9a-f]{64}")
+# What a system says of a name that its file system does not take; all else (a full disk) is the machine's own trouble.
+OF_NAMES = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ}
 KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
@@ -122,6 +125,10 @@ def unpack(archive: BinaryIO, name: str, folder: Path) -> dict[str, Any]:
         raise DataError(f"{name}: is cut off; fetch it again") from None
     except zlib.error as error:
         raise DataError(f"{name}: is damaged ({error}); fetch it again") from None
+    except OSError as error:
+        if error.errno not in OF_NAMES:
+            raise
+        raise DataError(f"{name}: a member's name can't be stored here ({error.strerror}); do not use it") from None
 
 
 class Inflated:
@@ -195,25 +202,16 @@ def parse_manifest(text: bytes, name: str, most: int) -> dict[str, Any]:
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or not files:
         raise DataError(f"{name}: its {MANIFEST} lists no files; do not use it")
-    if list(files) != sorted(files) or len({member.casefold() for member in files}) < len(files):
-        raise DataError(f"{name}: its {MANIFEST} lists the files in disorder, or one twice; do not use it")
+    if list(files) != sorted(files):
+        raise DataError(f"{name}: its {MANIFEST} lists the files in disorder; do not use it")
     total = 0
     for member, expected in files.items():
         require_harmless(member, expected, name)
         total += expected["bytes"]
+    require_distinct(files, name)
     if total > most:
         raise DataError(f"{name}: claims to hold {total} bytes, {most} at most are believed of it; do not use it")
     return dict(manifest)
-
-
-def require_harmless(member: str, expected: Any, name: str) -> None:
-    """DataError unless a member's name stays inside the folder and its entry has a size and a hash."""
-    parts = member.split("/")
-    if not member.isprintable() or "\\" in member or ":" in member or any(part in ("", ".", "..") for part in parts):
-        raise DataError(f"{name}: names a member {short(member)!r}, which could lead out of its folder; do not use it")
-    whole = isinstance(expected, dict) and type(expected.get("bytes")) is int and expected["bytes"] >= 0
-    if member == MANIFEST or not whole or not SHA256.fullmatch(str(expected.get("sha256"))):
-        raise DataError(f"{name}: its {MANIFEST} has no size and hash of {short(member)!r}; do not use it")
 
 
 def expect_header(stream: Inflated, name: str, member: str, size: int) -> None:

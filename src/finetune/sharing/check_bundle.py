@@ -4,6 +4,7 @@ Needs no repository and no torch. Nothing of the archive is believed before it w
 with `--signers` nothing is even unpacked before the signature was.
 """
 
+import errno
 import json
 import tempfile
 from collections.abc import Mapping
@@ -11,12 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import read_json
+from finetune.artifacts import MANIFEST, read_json
 from finetune.console import say, short
 from finetune.errors import ConfigError, DataError
 from finetune.sharing import signing
-from finetune.sharing.archive import unpack
-from finetune.sharing.members import SBOM, require_one_adapter, require_recorded
+from finetune.sharing.archive import OF_NAMES, unpack
+from finetune.sharing.members import SBOM, require_one_adapter, require_plain_records, require_recorded
 
 FORMATS = (1,)
 FINDINGS_SHOWN = 3
@@ -26,7 +27,7 @@ def run(path: Path, signers: Path | None, identity: str | None = None) -> None:
     """Check a bundle and say what it is; DataError for anything that is not as it should be."""
     manifest, signer, checked = inspect(path, signers, identity)
     say(f"{path}: whole; {len(manifest['files'])} files, all of one run")
-    say(f"  adapter {manifest['adapter_sha256']}, recipe {short(str(manifest.get('recipe')))}")
+    say(f"  adapter {manifest['adapter_sha256']}, recipe {short(manifest['recipe'])}")
     if signer is not None:
         say(f"  signed by {signer}")
     elif signing.signature_of(path).exists():
@@ -36,7 +37,7 @@ def run(path: Path, signers: Path | None, identity: str | None = None) -> None:
     if not checked:
         say("  the bill of materials was checked by its parts, not by its schema (jsonschema is not installed)")
     loud = "" if manifest["verdict"] == "deploy" else "warning: NOT DEPLOY: "
-    say(f"  {loud}verdict {short(manifest['verdict'])}: {short(str(manifest.get('sentence')), 400)}")
+    say(f"  {loud}verdict {short(manifest['verdict'])}: {short(manifest['sentence'], 400)}")
 
 
 def inspect(path: Path, signers: Path | None, identity: str | None) -> tuple[dict[str, Any], str | None, bool]:
@@ -62,11 +63,21 @@ def check_contents(folder: Path, manifest: Mapping[str, Any]) -> bool:
     missing = [name for name in ("dvc.lock", "params.yaml", "out/model_card.md", SBOM) if name not in manifest["files"]]
     if missing:
         raise DataError(f"{missing[0]}: is missing; do not use the bundle")
+    told = [key for key in ("recipe", "verdict", "sentence") if not isinstance(manifest.get(key), str)]
+    if told:
+        raise DataError(f"{MANIFEST}: has no {told[0]} in words; do not use the bundle")
     try:
+        require_plain_records(folder)
         require_one_adapter(folder, dict(manifest))
         require_recorded(folder, {name: folder / name for name in manifest["files"]})
         return check_materials(folder / SBOM, manifest)
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except RecursionError:
+        raise DataError("a file in it is nested too deeply; do not use the bundle") from None
+    except OSError as error:
+        if error.errno not in {*OF_NAMES, errno.ENOENT}:
+            raise
+        raise DataError(f"its files are not those of a run ({error.strerror}); do not use the bundle") from None
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise DataError(f"its files are not those of a run ({type(error).__name__}); do not use the bundle") from None
 
 

@@ -23,7 +23,6 @@ from finetune.console import say
 from finetune.errors import DataError
 
 PLATFORMS = {"Linux": "linux", "Darwin": "darwin"}
-PYPI, TORCH_INDEX = "https://pypi.org/simple", "https://download.pytorch.org/whl/cpu"  # local versions are PyTorch's
 LONGEST_LICENSE = 80  # characters: longer ones are the licence's text, not its name
 
 
@@ -102,7 +101,10 @@ def source_component(name: str, source: dict[str, Any]) -> Any:
 
 
 def package_component(package: Package) -> Any:
-    """A package; its files' hashes stand at where they are distributed, for no single one is the component's."""
+    """A package; its files' hashes stand at its distribution, for no single one is the component's.
+
+    The package URL is the distribution's address too: it holds for every index and mirror that the files come from.
+    """
     from cyclonedx.model import ExternalReference, ExternalReferenceType, XsUri
     from cyclonedx.model.component import ComponentType
     from packageurl import PackageURL
@@ -110,7 +112,7 @@ def package_component(package: Package) -> Any:
     purl = PackageURL("pypi", None, package.name, package.version)
     files = ExternalReference(
         type=ExternalReferenceType.DISTRIBUTION,
-        url=XsUri(f"{TORCH_INDEX if '+' in package.version else PYPI}/{package.name}/"),
+        url=XsUri(purl.to_string()),
         comment="the SHA-256 of every file of this version that the lock allows",
         hashes=[sha256_hash(value) for value in package.hashes],
     )

@@ -16,6 +16,8 @@ from finetune.errors import ConfigError, DataError
 from finetune.experiments.table import dig
 from finetune.gate import require_current
 from finetune.paths import Paths
+from finetune.sharing.names import require_harmless
+from finetune.sharing.plain_yaml import require_plain
 
 WEIGHTS = "adapter_model.safetensors"
 EVIDENCE = ("prepare", "validation", "train", "train_cost", "evaluation", "cost", "decision")  # reports as JSON
@@ -28,6 +30,7 @@ def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, 
 
     Raises DataError where one is missing, or is not the output of the last `dvc repro`.
     """
+    require_plain_records(paths.root)  # as the receiver will
     outs = outs_of(paths.root)
     shared = [out for out in outs if out.startswith("reports/") or out == "out/model_card.md"]
     validated = f"data/validated/{MANIFEST}"
@@ -39,6 +42,12 @@ def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, 
         raise DataError(f"{missing[0]}: is missing; bundle needs a finished run (make repro)")
     require_recorded(paths.root, found)
     return dict(sorted(found.items()))
+
+
+def require_plain_records(root: Path) -> None:
+    """DataError unless the two YAML files that are read can be loaded and compared at no risk."""
+    for name in ("params.yaml", "dvc.lock"):
+        require_plain(root / name, name)
 
 
 def locks_of(environment: str, adapter: dict[str, Any]) -> list[str]:
@@ -123,6 +132,9 @@ def require_adapter(folder: Path) -> dict[str, Any]:
 
 def require_one_adapter(folder: Path, claimed: dict[str, Any]) -> dict[str, Any]:
     """The decision in an unpacked bundle; DataError unless all of it speaks of one adapter."""
+    listed = read_json(folder / "out/adapter" / MANIFEST).get("files")
+    for name, expected in (listed if isinstance(listed, dict) else {}).items():
+        require_harmless(name, expected, "out/adapter")  # else a file of the reader's own would be hashed
     adapter = require_adapter(folder / "out/adapter")
     reports = {name: read_json(folder / f"reports/{name}.json") for name in EVIDENCE}
     sha256 = adapter["adapter_sha256"]

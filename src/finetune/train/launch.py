@@ -18,7 +18,7 @@ from finetune.artifacts import read_json
 from finetune.config import Config
 from finetune.console import say
 from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError
-from finetune.interrupt import SIGNALS, die_with_parent
+from finetune.interrupt import die_with_parent, signals_to
 from finetune.machine import count_devices, usable_cores
 from finetune.paths import Paths
 
@@ -132,12 +132,8 @@ def wait(process: "subprocess.Popen[bytes]") -> tuple[int, str | None]:
             if not found:
                 process.terminate()
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
-    try:
+    with signals_to(forward):
         return process.wait(), next(iter(asked), None)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def workers(pid: int) -> list[Any]:

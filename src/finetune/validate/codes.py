@@ -112,7 +112,9 @@ CODES: dict[str, Code] = {
     "test-set-too-small": Code("warning", "verdict", "Too few test examples for a criterion, even if all are right."),
     "test-set-tiny": Code("warning", "verdict", "A criterion on fewer than 20 examples: each of them moves the score."),
     "group-unknown": Code("error", "verdict", "A criterion on a group that no test example is of."),
-    "scorer-unusable": Code("error", "verdict", "A scorer that can score none of the answers.", binding=True),
+    "scorer-unusable": Code(
+        "error", "verdict", "A scorer, or a test of forgetting, that can score nothing here.", binding=True
+    ),
     "group-ambiguous": Code(
         "error", "verdict", "An agent and a source of one name, with other examples.", binding=True
     ),

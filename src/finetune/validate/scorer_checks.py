@@ -1,6 +1,7 @@
 """Checks of evaluate's scorers on the real test rows: what could score nothing is told before the training."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from finetune.config import Config
@@ -18,6 +19,9 @@ def check_scorers(
     """One finding a scorer that can't be built for these rows; `labels` are the classes by agent, by prepare."""
     if not test:
         return []
+    if config.evaluate.forgetting is not None and find_spec("lm_eval") is None:
+        where, what = f"{PLACE}evaluate.forgetting", "the lm-evaluation-harness is not installed here"
+        return [Finding("scorer-unusable", where, what, "install requirements/forgetting.lock, or set it to null")]
     try:
         build_scorers(config.evaluate.scorers, labels, test, root)
     except ConfigError as error:
