@@ -87,7 +87,6 @@ def test_the_whole_tiny_pipeline_by_a_foreign_user_without_a_network(host: dict[
         tmp_path / "tiny", [*CODE, "params.yaml", "models", "data/raw", "data/looks.json", "data/seeds.json"]
     )
     subprocess.run(["chown", "-R", f"{FOREIGN}:{FOREIGN}", root], check=True)
-    before = set(root.rglob("*"))
     for stage in STAGES:
         began = time.monotonic()
         run(host, root, "python", "-m", "finetune", stage, FINETUNE_RUNTIME="podman")
