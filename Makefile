@@ -42,10 +42,10 @@ test: setup-dev ## set up and run the tests
 	@python -m pytest -n 2 --dist loadfile -m "not end_to_end and not images"
 
 test-end-to-end: setup-dev ## the pipeline through DVC, and rehearsals of every recipe: half an hour
-	@python -m pytest -m end_to_end
+	@python -m pytest -n 2 --dist loadfile -m end_to_end
 
 test-images: setup-dev ## build the images, and run the whole pipeline in one: needs buildah and podman
-	@python -m pytest -m images
+	@python -m pytest -m images -rs
 
 test-fast: setup-dev ## the tests that train nothing
 	@python -m pytest -n 2 --dist loadfile -m "not slow and not end_to_end and not images"

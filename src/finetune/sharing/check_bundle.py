@@ -17,7 +17,7 @@ from finetune.console import say, short
 from finetune.errors import ConfigError, DataError
 from finetune.sharing import signing
 from finetune.sharing.archive import OF_NAMES, unpack
-from finetune.sharing.members import SBOM, require_one_adapter, require_plain_records, require_recorded
+from finetune.sharing.members import SBOM, require_one_adapter, require_recorded
 
 FORMATS = (1,)
 FINDINGS_SHOWN = 3
@@ -67,7 +67,6 @@ def check_contents(folder: Path, manifest: Mapping[str, Any]) -> bool:
     if told:
         raise DataError(f"{MANIFEST}: has no {told[0]} in words; do not use the bundle")
     try:
-        require_plain_records(folder)
         require_one_adapter(folder, dict(manifest))
         require_recorded(folder, {name: folder / name for name in manifest["files"]})
         return check_materials(folder / SBOM, manifest)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import MANIFEST, files_in, read_json, read_manifest, sha256_tensors
-from finetune.config import Config, read_yaml
+from finetune.config import Config
 from finetune.decide.soundness import check_hashes
 from finetune.errors import ConfigError, DataError
 from finetune.experiments.table import dig
 from finetune.gate import require_current
 from finetune.paths import Paths
 from finetune.sharing.names import require_harmless
-from finetune.sharing.plain_yaml import require_plain
+from finetune.sharing.plain_yaml import read_plain
 
 WEIGHTS = "adapter_model.safetensors"
 EVIDENCE = ("prepare", "validation", "train", "train_cost", "evaluation", "cost", "decision")  # reports as JSON
@@ -30,7 +30,6 @@ def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, 
 
     Raises DataError where one is missing, or is not the output of the last `dvc repro`.
     """
-    require_plain_records(paths.root)  # as the receiver will
     outs = outs_of(paths.root)
     shared = [out for out in outs if out.startswith("reports/") or out == "out/model_card.md"]
     validated = f"data/validated/{MANIFEST}"
@@ -42,12 +41,6 @@ def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, 
         raise DataError(f"{missing[0]}: is missing; bundle needs a finished run (make repro)")
     require_recorded(paths.root, found)
     return dict(sorted(found.items()))
-
-
-def require_plain_records(root: Path) -> None:
-    """DataError unless the two YAML files that are read can be loaded and compared at no risk."""
-    for name in ("params.yaml", "dvc.lock"):
-        require_plain(root / name, name)
 
 
 def locks_of(environment: str, adapter: dict[str, Any]) -> list[str]:
@@ -62,7 +55,7 @@ def locks_of(environment: str, adapter: dict[str, Any]) -> list[str]:
 def read_lock(root: Path) -> dict[str, Any]:
     """The stages in dvc.lock; DataError where nothing was run."""
     try:
-        stages = read_yaml(root / "dvc.lock")["stages"]
+        stages = read_plain(root / "dvc.lock", "dvc.lock")["stages"]
         return {name: stage for name, stage in stages.items() if stage.get("outs") is not None}
     except (ConfigError, KeyError, TypeError, AttributeError):
         raise DataError("dvc.lock: is missing, broken or names no outputs; run make repro") from None
@@ -89,7 +82,7 @@ def require_recorded(root: Path, files: Mapping[str, Path]) -> None:
             continue
         if found != recorded:
             raise DataError(f"{name}: is not the file that dvc.lock names; run make repro, so that all is of one run")
-    params = read_yaml(root / "params.yaml")
+    params = read_plain(root / "params.yaml", "params.yaml")
     for stage in stages.values():
         for key, value in stage.get("params", {}).get("params.yaml", {}).items():
             if dig(params, tuple(key.split("."))) != value:

@@ -13,7 +13,6 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 MOST_PART = 255  # bytes: more than that no common file system takes
 MOST_PATH = 512  # bytes: leaves room for the folder that it is unpacked in, where a path may have 1024 (macOS)
 MOST_PARTS = 16  # folders in one another; ours have 4. Removing them keeps each one open
-
 MOST_SIZE = (1 << 63) - 1  # bytes; sums of numbers without a bound could become too long to be told
 
 

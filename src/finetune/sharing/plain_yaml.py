@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, DocumentStartEvent
 
+from finetune.config import read_yaml
 from finetune.errors import DataError
 
 MOST_BYTES = 512 << 10  # our dvc.lock has 30 kB
@@ -17,26 +18,35 @@ MOST_EVENTS = 25_000  # scalars, brackets and the like: about a second of parsin
 MOST_DEPTH = 50
 
 
-def require_plain(path: Path, name: str) -> None:
-    """DataError, which calls the file by `name`, unless loading and comparing it takes about as long as reading it.
+def read_plain(path: Path, name: str) -> Any:
+    """The file's content, as `read_yaml` has it; DataError, which calls the file by `name`, where it is not plain."""
+    try:
+        if path.is_file():  # where it is not, read_yaml says so
+            require_plain(path, name)
+        return read_yaml(path)
+    except (ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        # ruamel lets these out, of escapes, numbers, dates and tags that stand for nothing
+        raise DataError(f"{name}: is no YAML that can be read ({type(error).__name__})") from None
 
-    Broken YAML passes, as does a file that is absent: whoever loads it says where it is broken.
+
+def require_plain(path: Path, name: str) -> None:
+    """DataError unless loading and comparing a YAML file takes about as long as reading it.
+
+    Of broken YAML what comes before the fault is looked at, which is as far as loading gets.
     """
-    if not path.is_file():
-        return
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{name}: is larger than {MOST_BYTES} bytes, which no params and no lock are")
     depth = 0
     try:
-        events = YAML(typ="safe", pure=True).parse(path.read_text(encoding="utf-8"))
-        for number, event in enumerate(events):
+        for number, event in enumerate(YAML(typ="safe", pure=True).parse(path.read_text(encoding="utf-8"))):
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-            if depth > MOST_DEPTH or number > MOST_EVENTS:
-                what = "is nested too deeply" if depth > MOST_DEPTH else f"has more than {MOST_EVENTS} parts"
-                raise DataError(f"{name}: line {line_of(event)}: {what}")
+            if depth > MOST_DEPTH:
+                raise DataError(f"{name}: line {line_of(event)}: is nested too deeply")
+            if number > MOST_EVENTS:
+                raise DataError(f"{name}: line {line_of(event)}: has more than {MOST_EVENTS} parts")
             require_literal(event, name)
-    except (YAMLError, ValueError):  # ValueError: no UTF-8, or an escape of no character
-        return
+    except (YAMLError, UnicodeDecodeError):
+        return  # read_yaml says where it is broken
 
 
 def require_literal(event: Any, name: str) -> None:
@@ -44,7 +54,7 @@ def require_literal(event: Any, name: str) -> None:
     if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
         raise DataError(
             f"{name}: line {line_of(event)}: has an anchor or an alias, which no bundle may have; "
-            "write the value out in params.yaml, then dvc commit -f"
+            "where the run is, write the value out in params.yaml, then dvc commit -f"
         )
     if isinstance(event, DocumentStartEvent) and event.version not in (None, (1, 2)):
         raise DataError(f"{name}: line {line_of(event)}: asks for another YAML than 1.2, which no bundle may")
