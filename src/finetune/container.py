@@ -175,10 +175,18 @@ def read_online(network: bool) -> Iterator[tuple[Path, bool]]:
 
 def dvc_caches(root: Path) -> list[Path]:
     """DVC's cache where it was put elsewhere: outputs may be links into it."""
-    config = configparser.ConfigParser(interpolation=None, strict=False)
-    config.read([root / ".dvc/config", root / ".dvc/config.local"], encoding="utf-8")
-    folder = config.get("cache", "dir", fallback=None)
+    folder = dvc_config(root).get("cache", "dir", fallback=None)
     return [(root / ".dvc" / folder).resolve()] if folder else []
+
+
+def dvc_config(root: Path) -> configparser.ConfigParser:
+    """The repository's config of DVC, and over it the one that is not in git; empty where it can't be read."""
+    config = configparser.ConfigParser(interpolation=None, strict=False)
+    try:
+        config.read([root / ".dvc/config", root / ".dvc/config.local"], encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return configparser.ConfigParser(interpolation=None)
+    return config
 
 
 def variables(config: Config, *, network: bool) -> list[str]:

@@ -1,6 +1,5 @@
 """What stands around a run: the installed packages, containers, the base model, DVC and git. No network is asked."""
 
-import configparser
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from packaging.utils import canonicalize_name
 
 from finetune.config import Config
 from finetune.config_model import Environment, ModelConfig
+from finetune.container import dvc_config
 from finetune.doctor.computer import Check, ask
 from finetune.errors import MachineError
 from finetune.images import image_name, lock_files
@@ -159,12 +159,7 @@ def check_dvc(root: Path) -> Check:
 
 def dvc_remotes(root: Path) -> list[str]:
     """The names of the remotes in the repository's config and in the one that is not in git."""
-    config = configparser.ConfigParser(interpolation=None, strict=False)
-    try:
-        config.read([root / ".dvc/config", root / ".dvc/config.local"], encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError):
-        return []
-    names = [re.fullmatch(r"'?remote \"(.+)\"'?", section) for section in config.sections()]
+    names = [re.fullmatch(r"'?remote \"(.+)\"'?", section) for section in dvc_config(root).sections()]
     return sorted(name[1] for name in names if name)
 
 
