@@ -11,10 +11,12 @@ from typing import Any
 
 from finetune.artifacts import MANIFEST, files_in, read_json, read_manifest, sha256_tensors
 from finetune.config import Config
+from finetune.config_model import Environment
 from finetune.decide.soundness import check_hashes
 from finetune.errors import ConfigError, DataError
 from finetune.experiments.table import dig
 from finetune.gate import require_current
+from finetune.images import lock_files
 from finetune.paths import Paths
 from finetune.sharing.names import require_harmless
 from finetune.sharing.plain_yaml import read_plain
@@ -43,13 +45,11 @@ def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, 
     return dict(sorted(found.items()))
 
 
-def locks_of(environment: str, adapter: dict[str, Any]) -> list[str]:
+def locks_of(environment: Environment, adapter: dict[str, Any]) -> list[str]:
     """The locks of the environment that the adapter was made in: requirements/setup.sh chooses the same."""
-    if environment != "cpu":
-        return [f"requirements/{environment}.lock"]
-    if str(adapter["versions"].get("torch", "")).endswith("+cpu"):
-        return ["requirements/cpu.lock", "requirements/torch-cpu.lock"]
-    return ["requirements/cuda.lock"]  # PyTorch's default build on a CPU
+    if environment == "cpu" and not str(adapter["versions"].get("torch", "")).endswith("+cpu"):
+        environment = "cuda"  # PyTorch's default build on a CPU
+    return [path.as_posix() for path in lock_files(environment, Path())]
 
 
 def read_lock(root: Path) -> dict[str, Any]:
