@@ -84,6 +84,17 @@ def test_a_torn_line_is_asked_again(examples: list[Example], tmp_path: Path, cut
     assert answer_all(Scripted(fail_at=0), examples, 3, 42, tmp_path, {}) == whole
 
 
+def test_a_damaged_line_is_asked_again(examples: list[Example], tmp_path: Path) -> None:
+    """A flipped bit in a kept answer is still JSON: believed, it would be scored as the model's own words."""
+    whole = answer_all(Scripted(), examples, 3, 42, tmp_path, {})
+    (spool,) = tmp_path.iterdir()
+    content = spool.read_bytes()
+    spool.write_bytes(content.replace(b'"tokens": 3', b'"tokens": 7', 1))
+    side = Scripted()
+    assert answer_all(side, examples, 3, 42, tmp_path, {}) == whole
+    assert len(side.asked) == 1
+
+
 @pytest.mark.parametrize("changed", ["determines", "seed", "size", "settings", "described", "makings"])
 def test_what_determines_the_answers_names_the_spool(examples: list[Example], tmp_path: Path, changed: str) -> None:
     """Answers of another adapter, version, seed or batch size are other answers."""

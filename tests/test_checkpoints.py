@@ -53,6 +53,21 @@ def test_a_checkpoint_whose_best_one_is_bad_is_not_used(tmp_path: Path, capsys: 
     assert store.steps() == [3]  # several processes take the newest that is left
 
 
+@pytest.mark.parametrize("best", ["x", [3], {"step": 3}])
+def test_a_manifest_without_a_best_step_is_no_good_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], best: object
+) -> None:
+    """It is set aside like any other damage, and the run goes on from the one before."""
+    store = Checkpoints(tmp_path, 5)
+    save(store, 3)
+    save(store, 6)
+    manifest = store.path(6) / "manifest.json"
+    content = json.loads(manifest.read_text(encoding="utf-8")) | {"best_step": best}
+    manifest.write_text(json.dumps(content), encoding="utf-8")
+    assert store.newest() == store.path(3)
+    assert "manifest.json names no step as its best one" in capsys.readouterr().out
+
+
 def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
     """The limit counts the best one, which is never removed; nor is the one just written."""
     store = Checkpoints(tmp_path, 2)

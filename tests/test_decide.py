@@ -1,5 +1,6 @@
 """The decide stage: it judges sound evidence, tells it, and refuses what is not of one run."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from finetune.gate import show_decision
 from finetune.paths import Paths
 from finetune.records import Example, Prediction, to_json_lines
 from finetune.seeds import makings_of, record_seed, seeds_key
+from finetune.sharing.members import md5
 from tests.gates import PEAKS, better, latency, memory, predicted, timings
 
 CURVES = "step\tepoch\tloss\tlearning_rate\tgradient_norm\n10\t0.5\t4.5\t0.001\t3.5\n20\t1\t2.5\t0.0005\t1.5\n"
@@ -386,6 +388,27 @@ def test_an_old_verdict_opens_no_gate(sound: Run, changed: str) -> None:
     with pytest.raises(DataError, match=f"was made with another {changed}; run make repro"):
         show_decision(sound.paths, sound.config)
     assert show_decision(sound.paths, None) == 0  # make report tells what lies there
+
+
+def test_a_damaged_output_opens_no_gate(sound: Run) -> None:
+    """DVC puts a damaged object of its cache in place and calls it up to date; the gate hashes what lies here."""
+    sound.decide()
+    report = sound.paths.reports / "decision.json"
+    outs = [{"path": path.relative_to(sound.paths.root).as_posix(), "md5": md5(path)} for path in (report,)]
+    lock = {"schema": "2.0", "stages": {"decide": {"cmd": "x", "outs": outs}}}
+    (sound.paths.root / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
+    assert show_decision(sound.paths, sound.config) == 0
+    report.write_text(report.read_text(encoding="utf-8").replace("0", "1", 1), encoding="utf-8")
+    told = "reports/decision.json: is not what dvc.lock names; dvc repro --force decide makes it again"
+    with pytest.raises(DataError, match=told):
+        show_decision(sound.paths, sound.config)
+
+
+def test_what_is_no_decision_is_told(tmp_path: Path) -> None:
+    """One flipped bit in the verdict's name: an error, and no crash."""
+    write_json(tmp_path / "reports/decision.json", {"verdict": "deplox", "sentence": "", "reasons": []})
+    with pytest.raises(DataError, match=r"decision.json: is no decision \('deplox'\); run decide again"):
+        show_decision(Paths(tmp_path), None)
 
 
 def test_a_refusal_leaves_no_old_verdict_standing(sound: Run) -> None:

@@ -111,3 +111,18 @@ def test_unknown_command_is_two(capsys: pytest.CaptureFixture[str]) -> None:
         main(["trian"])
     assert stopped.value.code == 2
     assert "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+def test_a_second_signal_does_not_break_the_exit(tmp_path: Path) -> None:
+    """What is done is done: torch's own work at the exit, cut off by a signal, would show a traceback."""
+    code = (
+        "import atexit, os, signal, sys; from finetune.__main__ import run_and_exit\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "sys.argv = ['finetune', 'gate']; run_and_exit()"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: params.yaml: no such file; run from the top of the repository\n",
+    )

@@ -9,15 +9,17 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from finetune import runtime
 from finetune.artifacts import pipeline_lock
 from finetune.config import load_config
 from finetune.console import printable, quiet_libraries
 from finetune.errors import FinetuneError, InterruptedRunError, MachineError
+from finetune.interrupt import SIGNALS
 from finetune.machine import calm_threads, machine_trouble
 from finetune.options import STAGES, build_parser
 from finetune.paths import Paths
@@ -269,9 +271,22 @@ SMALL_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """SIGTERM and SIGUSR1 unwind like Ctrl-C, so that partial files are removed."""
+    """SIGTERM and SIGUSR1 unwind like Ctrl-C, so that partial files are removed; once is enough."""
+    _ignore((signal.SIGTERM, signal.SIGUSR1))
     raise KeyboardInterrupt
 
 
+def _ignore(numbers: Iterable[int]) -> None:
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def run_and_exit() -> NoReturn:
+    """What `python -m finetune` does: a signal that comes when all is done must not end the exit in a traceback."""
+    code = main()
+    _ignore(SIGNALS)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

@@ -155,6 +155,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder / MANIFEST}: lists no files; run the stage that writes it again")
     for name, expected in manifest["files"].items():
         path = folder / name
+        if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
+            raise DataError(f"{folder / MANIFEST}: does not say what {name!r} was; run the stage that writes it again")
         if not path.is_file():
             raise DataError(
                 f"{path}: is missing though {folder / MANIFEST} lists it; run the stage that writes it again"

@@ -23,12 +23,16 @@ from finetune.errors import ConfigError
 
 Runtime = Literal["native", "docker", "podman"]
 Machine = Literal["this", "h200", "h100", "a100-80gb", "gpu-24gb", "mac-32gb", "mac-16gb", "cpu-48-64gb"]
+MOST_VALUES = 100_000  # in one file: a dozen lines of aliases can stand for billions
 TAGGED = (
     Tagged(("decide", "criteria", None), "rule", RULES),
     Tagged(("evaluate", "scorers", None), "scorer", SCORERS),
     Tagged(("evaluate", "baseline"), "form", BASELINES),
     Tagged(("evaluate", "candidate"), "form", CANDIDATES),
 )
+
+
+DETERMINES_ADAPTER = {"environment", "seed", "model", "adapter", "train"}  # the sections that training reads
 
 
 # --------------------------------------------------------------------------------------------------------- train
@@ -182,7 +186,10 @@ class Config(Section):
 def read_yaml(path: Path) -> Any:
     """The file's content as plain Python objects, by the rules of YAML 1.2; ConfigError where it can't be read."""
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        if _size(content, {}) > MOST_VALUES:
+            raise ConfigError(f"{path}: its aliases stand for more than {MOST_VALUES} values; write out what is needed")
+        return content
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; run from the top of the repository") from None
     except OSError as error:
@@ -193,6 +200,20 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError(f"{path}: {where}not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # ruamel lets these out, of escapes, numbers, dates and tags that stand for nothing
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise ConfigError(f"{path}: not valid YAML: {why}") from None
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """How many values there are, an alias counted as all that it stands for; RecursionError where it holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        inside = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum([_size(item, known) for item in inside])
+    return known[id(value)]
 
 
 def load_config(path: Path) -> Config:

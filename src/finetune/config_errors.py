@@ -38,8 +38,8 @@ def _describe(item: dict[str, Any], model: type[BaseModel], tagged: Sequence[Tag
     kind, found = item["type"], item.get("input")
     section, location = model, tuple(item["loc"])
     here = next((place for place in tagged if place.holds(location)), None)
-    if here and len(location) > len(here.place):  # decide, criteria, 0, at_least, threshold
-        at = len(here.place)
+    at = len(here.place) if here else 0
+    if here and len(location) > at and str(location[at]) in here.kinds:  # decide, criteria, 0, at_least, threshold
         section, location = here.kinds[str(location[at])], (*location[:at], *location[at + 1 :])
     if here and kind in ("union_tag_not_found", "union_tag_invalid"):
         location = (*location, here.tag)

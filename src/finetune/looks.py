@@ -10,6 +10,8 @@ from pathlib import Path
 import filelock
 
 from finetune.artifacts import read_json, write_json
+from finetune.console import short
+from finetune.errors import DataError
 
 COPIES = (".dvc", "tmp", "exps")  # where DVC keeps the copies in which queued experiments run
 MEMORY = Path("finetune")  # in git's folder, which no checkout touches
@@ -25,9 +27,9 @@ def count_look(path: Path, test_sha256: str, candidate: str) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     memory = beside_git(path)
     with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=60):
-        looks = read_json(path) if path.exists() else {}
+        looks = read_looks(path)
         seen = looks.get(test_sha256, [])
-        remembered = read_json(memory) if memory is not None and memory.exists() else {}
+        remembered = read_looks(memory) if memory is not None else {}
         known = list(dict.fromkeys([*remembered.get(test_sha256, []), *seen, candidate]))
         if known != seen:
             write_json(path, looks | {test_sha256: known})
@@ -35,6 +37,15 @@ def count_look(path: Path, test_sha256: str, candidate: str) -> int:
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_json(memory, remembered | {test_sha256: known})
         return known.index(candidate) + 1
+
+
+def read_looks(path: Path) -> dict[str, list[str]]:
+    """The candidates by test set; none where there is no file, DataError where it is of another form."""
+    looks = read_json(path) if path.exists() else {}
+    for key, seen in looks.items():
+        if not isinstance(seen, list) or not all(isinstance(candidate, str) for candidate in seen):
+            raise DataError(f"{path}: {short(key)}: is no list of candidates; take the file back from git")
+    return looks
 
 
 def beside_git(path: Path) -> Path | None:

@@ -16,6 +16,7 @@ from typing import Any
 import filelock
 
 from finetune.artifacts import read_json, sha256_json, write_json
+from finetune.errors import DataError
 from finetune.looks import in_owning_tree
 
 # The seed is what varies; the others judge, describe or place a run and don't change what it answers.
@@ -42,12 +43,21 @@ def record_seed(path: Path, key: str, seed: int, result: Mapping[str, Any]) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=60):
         content = read_json(path) if path.exists() else {}
-        seeds = content.get(key, {}) | {str(seed): dict(result)}
+        seeds = seeds_in(content, key, path) | {str(seed): dict(result)}
         write_json(path, content | {key: dict(sorted(seeds.items(), key=lambda item: int(item[0])))})
 
 
 def read_seeds(path: Path, key: str) -> dict[str, Any]:
     """The recorded outcomes by seed, as text, in ascending order; none where there is no file."""
     path = in_owning_tree(path)
-    found: dict[str, Any] = read_json(path).get(key, {}) if path.exists() else {}
+    return seeds_in(read_json(path), key, path) if path.exists() else {}
+
+
+def seeds_in(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """The outcomes by seed that stand under a key; DataError where they are of another form."""
+    found = content.get(key, {})
+    if not isinstance(found, dict) or not all(
+        seed.removeprefix("-").isdecimal() and isinstance(outcome, dict) for seed, outcome in found.items()
+    ):
+        raise DataError(f"{path}: {key[:16]}: holds no outcomes by seed; take the file back from git")
     return found

@@ -6,7 +6,7 @@ A verdict on unsound evidence is refused, whatever the figures say.
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.artifacts import read_manifest, sha256_file
+from finetune.artifacts import read_json, read_manifest, sha256_file, sha256_json
 from finetune.config import Config
 from finetune.errors import DataError
 from finetune.paths import Paths
@@ -72,4 +72,19 @@ def check_decoding(evaluation: dict[str, Any]) -> None:
         raise DataError(
             f"reports/evaluation.json: baseline and candidate were asked with other settings ({', '.join(other)}); run "
             "evaluate again"
+        )
+
+
+def require_current(decision: dict[str, object], paths: Paths, config: Config) -> None:
+    """DataError where adapter, test set or gate are others than those that were decided on."""
+    now = {
+        "adapter_sha256": read_manifest(paths.adapter)["adapter_sha256"],
+        "test_sha256": read_json(paths.reports / "prepare.json")["prepared_sha256"]["test"],
+        "gate_sha256": sha256_json(config.decide.model_dump(mode="json")),
+    }
+    names = {"adapter_sha256": "adapter", "test_sha256": "test set", "gate_sha256": "section decide of params.yaml"}
+    changed = [names[key] for key, value in now.items() if decision.get(key) != value]
+    if changed:
+        raise DataError(
+            f"{paths.reports / 'decision.json'}: was made with another {' and another '.join(changed)}; run make repro"
         )

@@ -1,9 +1,10 @@
 """All answers of one side, kept batch by batch, so that a kill loses one batch and no more.
 
-The spool in `work/evaluate` is named by all that determines the answers; a line is one batch. A torn one is asked
-again, and so is one with a failed answer: the next start may have more room.
+The spool in `work/evaluate` is named by all that determines the answers; a line is one batch and its hash. A torn or
+damaged one is asked again, and so is one with a failed answer: the next start may have more room.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -63,7 +64,8 @@ def answer_all(
                 continue
             found = side.answer([examples[at] for at in batch], seed + number)
             answers = {examples[at].id: answer for at, answer in zip(batch, found, strict=True)}
-            line = json.dumps({name: asdict(answer) for name, answer in answers.items()})
+            kept = {name: asdict(answer) for name, answer in answers.items()}
+            line = json.dumps({"sha256": sha256_text(kept), "answers": kept})
             file.write(f"\n{line}\n".encode())  # a torn line before it stays a line of its own
             file.flush()
             done |= answers
@@ -71,12 +73,19 @@ def answer_all(
 
 
 def read_spool(path: Path) -> dict[str, Answer]:
-    """The answers that an earlier start has kept, by example id; lines that were torn are left out."""
+    """The answers that an earlier start has kept, by example id, without lines that are not as they were written."""
     found: dict[str, Answer] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                found |= {name: Answer(**answer) for name, answer in parse_json(line).items()}
-            except (ValueError, TypeError, AttributeError):
-                continue  # empty, or torn by a kill
+                kept = parse_json(line)
+                if kept["sha256"] == sha256_text(kept["answers"]):
+                    found |= {name: Answer(**answer) for name, answer in kept["answers"].items()}
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue  # empty, torn by a kill, or damaged
     return found
+
+
+def sha256_text(kept: dict[str, Any]) -> str:
+    """The hash of answers as JSON, which may hold halves of letters."""
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -19,6 +19,8 @@ from finetune.errors import DataError
 from finetune.evaluate.timed import Timed
 from finetune.records import Answer, Example, read_jsonl, text_key
 
+LARGEST = 10**9  # seconds or tokens of one answer; beyond it a number is a mistake
+
 
 @dataclass(frozen=True)
 class RecordedSide:
@@ -95,7 +97,7 @@ def _read_row(where: str, row: dict[str, Any]) -> tuple[str, Answer, Timed | Non
     key = key if key is not None else row.get("prompt")
     if not isinstance(key, str) or not isinstance(text, str):
         raise DataError(f"{where}: needs id (or prompt) and text, both texts")
-    if not isinstance(tokens, int | None) or isinstance(tokens, bool) or (tokens or 0) < 0:
+    if not isinstance(tokens, int | None) or isinstance(tokens, bool) or not 0 <= (tokens or 0) < LARGEST:
         raise DataError(f"{where}: tokens must be a whole number of 0 or more; leave out what is not known")
     if not isinstance(finished, bool | None):
         raise DataError(f"{where}: finished must be true or false; leave out what is not known")
@@ -103,7 +105,8 @@ def _read_row(where: str, row: dict[str, Any]) -> tuple[str, Answer, Timed | Non
         raise DataError(f"{where}: failed must be a text, the reason; leave it out where there is an answer")
     seconds, first = (row.get(name) for name in ("seconds", "first_seconds"))
     for name, value in (("seconds", seconds), ("first_seconds", first)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise DataError(f"{where}: {name} must be a number of seconds; found {value!r}")
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LARGEST
+        if value is not None and not number:
+            raise DataError(f"{where}: {name} must be a number of seconds; found {short(repr(value))}")
     timed = None if seconds is None else Timed(float(seconds), None if first is None else float(first), tokens, text)
     return key.strip(), Answer(text, tokens, finished, failed=row.get("failed")), timed

@@ -12,10 +12,9 @@ from typing import Any
 from finetune.artifacts import MANIFEST, files_in, read_json, read_manifest, sha256_tensors
 from finetune.config import Config
 from finetune.config_model import Environment
-from finetune.decide.soundness import check_hashes
+from finetune.decide.soundness import check_hashes, require_current
 from finetune.errors import ConfigError, DataError
 from finetune.experiments.table import dig
-from finetune.gate import require_current
 from finetune.images import lock_files
 from finetune.paths import Paths
 from finetune.sharing.names import require_harmless
@@ -89,6 +88,17 @@ def require_recorded(root: Path, files: Mapping[str, Path]) -> None:
                 raise DataError(
                     f"params.yaml: {key} is not what dvc.lock names; run make repro, so that all is of one run"
                 )
+
+
+def require_outputs(root: Path) -> None:
+    """DataError where an output that lies here is not the one that dvc.lock names: damaged, or of another run."""
+    for stage, named in read_lock(root).items():
+        for out in named["outs"]:
+            path = root / out["path"]
+            inside = {file.relative_to(root).as_posix(): file for file in files_in(path)} if path.is_dir() else {}
+            found = md5_of_folder(out["path"], inside) if inside else md5(path) if path.is_file() else None
+            if found not in (None, out["md5"]):
+                raise DataError(f"{out['path']}: is not what dvc.lock names; dvc repro --force {stage} makes it again")
 
 
 def md5(path: Path) -> str:

@@ -25,7 +25,7 @@ from finetune.artifacts import (
     sync_files,
     write_manifest,
 )
-from finetune.config import Config
+from finetune.config import DETERMINES_ADAPTER, Config
 from finetune.console import gigabytes, say
 from finetune.errors import DataError, MachineError
 from finetune.machine import versions
@@ -33,7 +33,6 @@ from finetune.model.adapter import WEIGHTS
 from finetune.paths import FINISHED
 
 CODE = ("config.py", "model", "plan/order.py", "train")  # the package's files that determine the adapter
-DETERMINES = {"environment", "seed", "model", "adapter", "train"}
 CHANGES_NOTHING = {"budget", "effective_batch_size", "dataloader_num_workers", "save_total_limit", "report_to"}
 PROGRESS = "progress.json"
 SPARE = 16 * 2**20  # bytes beside the weights: tokenizer, curves, reports
@@ -48,7 +47,7 @@ def fingerprint(config: Config, data_sha256: dict[str, str], base: dict[str, str
     sources = sorted(path for name in CODE for path in [package / name, *(package / name).rglob("*.py")])
     return sha256_json(
         {
-            "params": config.model_dump(mode="json", include=DETERMINES, exclude={"train": CHANGES_NOTHING}),
+            "params": config.model_dump(mode="json", include=DETERMINES_ADAPTER, exclude={"train": CHANGES_NOTHING}),
             "data": data_sha256,
             "base": base,
             "attention": attention,
@@ -129,7 +128,10 @@ class Checkpoints:
         """The best step (0: none yet) of a checkpoint that is whole, else None; a bad one is renamed."""
         path = self.path(step)
         try:
-            return int(read_manifest(path).get("best_step") or 0)
+            best = read_manifest(path).get("best_step") or 0
+            if isinstance(best, int):
+                return best
+            why = f"{MANIFEST} names no step as its best one"
         except DataError as error:
             why = "it was not finished" if not (path / MANIFEST).exists() else str(error)
         if path.exists():

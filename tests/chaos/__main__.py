@@ -1,0 +1,105 @@
+"""`python -m tests.chaos`: rounds of faults over a tiny pipeline, told line by line, and their raw results as JSON."""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.disks import can_mount
+from tests.chaos.faults import KINDS
+from tests.chaos.preloaded import Preloaded
+from tests.chaos.rounds import FAILED, Drawn, Ground, Result, draw, run_round, to_lines
+from tests.chaos.tables import table_of, what_ran
+
+
+def main() -> int:
+    """Run the rounds that were asked for; 1 where one of them failed."""
+    options = arguments().parse_args()
+    if options.table:
+        print("\n".join(table_of(json.loads(options.table.read_text(encoding="utf-8")))))
+        return 0
+    kinds = possible([kind for kind in KINDS if options.only in (None, kind)])
+    rounds = draw(options.seed, options.rounds, kinds)
+    kept, again = results_of(options.again) if options.again else ([], [])
+    chosen = [drawn for drawn in rounds if options.round in (None, drawn.number)]
+    chosen = [drawn for drawn in chosen if not options.again or drawn.number in again]
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    head = {"seed": options.seed, "again": again}
+    failed = [item for item in run_all(chosen, folder, head, kept, options.out) if item.outcome == FAILED]
+    tell(f"{len(chosen) - len(failed)} of {len(chosen)} rounds survived")
+    if failed:
+        tell(f"what the failed ones left is in {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+def results_of(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The rounds of earlier results that survived, and the numbers of those that did not."""
+    rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
+    survived = [item for item in rounds if item["outcome"] != FAILED]
+    return survived, [item["number"] for item in rounds if item["outcome"] == FAILED]
+
+
+def possible(kinds: list[str]) -> list[str]:
+    """The kinds that can be done here; the others are named."""
+    skipped = [kind for kind in kinds if KINDS[kind].mounts]
+    if not skipped or can_mount():
+        return kinds
+    tell(f"skipped, for nothing may be mounted here: {', '.join(skipped)}")
+    return [kind for kind in kinds if kind not in skipped]
+
+
+def run_all(
+    chosen: list[Drawn], folder: Path, head: dict[str, Any], kept: list[dict[str, Any]], out: Path | None
+) -> list[Result]:
+    """The rounds one after the other; the raw results are written after each, beside those that are kept."""
+    results: list[Result] = []
+    with Preloaded(folder / "processes") as processes:
+        ground = Ground(folder, processes)
+        tell(f"the undisturbed run took {sum(ground.seconds.values()):.0f} s; {len(chosen)} rounds follow")
+        for drawn in chosen:
+            results.append(run_round(drawn, ground))
+            show(results[-1])
+            lines = sorted([*kept, *to_lines(results)], key=lambda item: item["number"])
+            content = {**what_ran(), **head, "seconds": round(sum(item["seconds"] for item in lines)), "rounds": lines}
+            if out:
+                out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return results
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=60, help="how many, shared evenly among the kinds")
+    parser.add_argument("--seed", type=int, default=1, help="what everything is drawn from")
+    parser.add_argument("--only", choices=sorted(KINDS), help="one kind of fault")
+    parser.add_argument("--round", type=int, help="one round of them, by its number")
+    parser.add_argument(
+        "--again", type=Path, help="raw results whose failed rounds are run again, once they are mended"
+    )
+    parser.add_argument("--out", type=Path, help="where the raw results go")
+    parser.add_argument("--table", type=Path, help="print the table of raw results instead")
+    return parser
+
+
+def show(result: Result) -> None:
+    """One line a round, and why it failed."""
+    head = f"{result.number:3d} {result.outcome:22s} {result.seconds:5.1f} s  {result.kind}: {result.fault}"
+    tell(f"{head}; {result.place}; {result.moment}; codes {[item['code'] for item in result.commands]}")
+    if result.said:
+        tell(f"      {result.said[:160]}")
+    for why in result.why:
+        tell(f"      FAILED: {why[:400]}")
+
+
+def tell(text: str) -> None:
+    """One line to who watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

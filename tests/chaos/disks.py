@@ -1,0 +1,112 @@
+"""Faults of the disk: files that may not grow, a disk without room, a folder that can't be written."""
+
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from tests.chaos.scene import Scene
+
+ROOM = 256 << 20  # of the small disk beyond what lies there: validate and train ask for some to spare
+
+
+def can_mount() -> bool:
+    """Whether this process may mount a disk of its own."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False).returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+    return True
+
+
+def mount(*words: str) -> None:
+    """Mount something; an error is one of these rounds, and not of the pipeline."""
+    subprocess.run(["mount", *words], check=True, capture_output=True)
+
+
+def unmount(place: Path) -> None:
+    """Take a mount away, whoever still stands in it."""
+    subprocess.run(["umount", "--lazy", str(place)], check=False, capture_output=True)
+
+
+def limit_files(scene: Scene) -> None:
+    """The system refuses to let a file grow beyond a size, from the start or from a moment on."""
+    limit = int(2 ** scene.random.uniform(9, 18.5))
+    by_dvc = scene.random.random() < 0.4
+    words = ("dvc", "repro") if by_dvc else (scene.next_stage(),)
+    scene.notes |= {"fault": f"no file beyond {limit} bytes", "place": scene.next_stage()}
+    if scene.random.random() < 0.5:
+        scene.notes["moment"] = "from the start"
+        scene.run(*words, limit=limit)
+        return
+    moment = scene.draw_moment(scene.next_stage())
+    scene.notes["moment"] = str(moment)
+    running = scene.start(*words)
+    if scene.wait_for(moment, running) and (held := scene.holder()):
+        with suppress(ProcessLookupError):
+            resource.prlimit(held[1], resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    scene.finish(running)
+
+
+def fill_the_disk(scene: Scene) -> None:
+    """The folder lies on a small disk of its own, which is filled up but for a few bytes, at a moment."""
+    left = scene.random.choice((0, 0, int(2 ** scene.random.uniform(9, 22))))
+    place = scene.folder
+    scene.copying = True
+    aside = place.with_name("elsewhere")
+    place.rename(aside)
+    place.mkdir()
+    used = sum(path.lstat().st_blocks * 512 + 4096 for path in aside.rglob("*"))
+    mount("-t", "tmpfs", "-o", f"size={used + ROOM}", "tmpfs", str(place))
+    scene.mounts.append(place)
+    shutil.copytree(aside, place, symlinks=True, dirs_exist_ok=True)
+    shutil.rmtree(aside)
+    scene.copying = False
+    by_dvc = scene.random.random() < 0.5
+    moment = scene.draw_moment(scene.next_stage())
+    scene.notes |= {"fault": f"{left} bytes are left", "place": moment.stage, "moment": str(moment)}
+    if early := scene.random.random() < 0.3:
+        scene.notes["moment"] = "from the start"
+        eat(place, left)
+    running = scene.start(*(("dvc", "repro") if by_dvc else (scene.next_stage(),)))
+    if not early and scene.wait_for(moment, running):
+        eat(place, left)
+    scene.finish(running)
+    scene.repairs.append(lambda: (place / "work/ballast").unlink(missing_ok=True))
+
+
+def eat(folder: Path, left: int) -> None:
+    """Take all the room of a disk but for so many bytes."""
+    path = folder / "work/ballast"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        size = max(shutil.disk_usage(folder).free - left, 0)
+        with suppress(OSError):
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+def make_read_only(scene: Scene) -> None:
+    """A folder can't be written, from the start or from a moment on."""
+    there = [name for name in ("data", "reports", "out", "work", ".dvc", ".") if (scene.folder / name).is_dir()]
+    place = scene.folder / scene.random.choice(there)
+    by_dvc = scene.random.random() < 0.5
+    moment = scene.draw_moment(scene.next_stage())
+    name = place.relative_to(scene.folder).as_posix()
+    scene.notes |= {"fault": "read-only", "place": name, "moment": str(moment)}
+
+    def lock() -> None:
+        mount("--bind", str(place), str(place))
+        mount("-o", "remount,bind,ro", str(place))
+        scene.mounts.append(place)
+
+    scene.repairs.append(lambda: unmount(place))
+    if early := scene.random.random() < 0.6 or name == ".":  # who stands in a folder stays in what lies below a mount
+        scene.notes["moment"] = "from the start"
+        lock()
+    running = scene.start(*(("dvc", "repro") if by_dvc else (scene.next_stage(),)))
+    if not early and scene.wait_for(moment, running):
+        lock()
+    scene.finish(running)

@@ -1,0 +1,160 @@
+"""Whether what lies in a folder is what the undisturbed run left there, and whether commands ended as they may."""
+
+import json
+import re
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import FinetuneError
+from finetune.paths import Paths
+from finetune.sharing.stored import require_manifests
+from tests.chaos.scene import Ran, Scene
+
+FOLDERS = ("data/prepared", "data/validated", "out/adapter")
+FILES = (
+    *(f"reports/{name}" for name in ("prepare.json", "prepare.md", "validation.json", "validation.md")),
+    *(f"reports/{name}" for name in ("train.json", "train_cost.json", "curves.tsv", "validation_curve.tsv")),
+    *(f"reports/{name}" for name in ("evaluation.json", "cost.json")),
+    *(f"reports/{name}" for name in ("decision.json", "report.html", "summary.md")),
+    *(f"out/{name}" for name in ("predictions.jsonl", "latency.jsonl", "model_card.md")),
+    "data/looks.json",
+)
+GROWING = ("reports/curves.tsv", "reports/validation_curve.tsv")  # they grow while train runs
+CODES = {0: "done", 2: "bad use", 3: "bad data", 4: "the machine", 5: "interrupted"}
+VERDICTS = (0, 10, 20)  # of the gate
+DVC_FAILED = (255, 1)
+MEASURED = re.compile(r"[\d.,]+ (GB|MB|ms|s)\b|0\.\d+ s\b")
+
+
+class Reference:
+    """What the undisturbed run left, in the form in which it is compared."""
+
+    def __init__(self, folder: Path) -> None:
+        self.content = {name: comparable(name, (folder / name).read_bytes()) for name in names_in(folder)}
+        self.adapter = json.loads((folder / "reports/train.json").read_bytes())["adapter_sha256"]
+        self.verdict = json.loads((folder / "reports/decision.json").read_bytes())["verdict"]
+
+
+def names_in(folder: Path) -> list[str]:
+    """Everything that lies under a final name."""
+    inside = [path for name in FOLDERS for path in (folder / name).rglob("*") if path.is_file()]
+    return sorted(
+        [path.relative_to(folder).as_posix() for path in inside] + [n for n in FILES if (folder / n).exists()]
+    )
+
+
+def comparable(name: str, content: bytes) -> Any:
+    """A file's content without what was measured; ValueError where it is not whole."""
+    text = content.decode("utf-8") if name in FILES else ""
+    if name == "reports/decision.json":
+        decision = json.loads(text)
+        kept = ("criterion", "status", "target", "method")
+        return {**decision, "criteria": [{key: item[key] for key in kept} for item in decision["criteria"]]}
+    if name == "reports/cost.json":
+        cost = json.loads(text)
+        return {key: cost[key] for key in ("adapter_sha256", "settings", "versions")}
+    if name == "reports/train_cost.json":
+        return sorted(json.loads(text))
+    if name == "out/latency.jsonl":
+        rows = [json.loads(line) for line in text.splitlines()]
+        return [(row["id"], row["baseline_tokens"], row["candidate_tokens"]) for row in rows]
+    if name in GROWING:
+        return [line.split("\t")[:5] for line in text.splitlines()]
+    if name == "reports/report.html":
+        whole = text.startswith("<!") and text.rstrip().endswith("</html>")
+        return whole, re.findall(r"<h1[^>]*>.*?</h1>", text), re.findall(r">([^<>\d]{30,})<", text)
+    if name in ("reports/summary.md", "out/model_card.md"):
+        return MEASURED.sub("#", text)
+    return json.loads(text) if name.endswith(".json") and name in FILES else content
+
+
+def wrong_in(folder: Path, reference: Reference, exempt: Sequence[str] = (), *, finished: bool = False) -> list[str]:
+    """What lies under a final name and is not the reference's: half-written, damaged, or of another run.
+
+    DVC's own files on their way to a final name begin with a dot. Until the run is finished curves may be shorter.
+    """
+    found = []
+    for name in names_in(folder):
+        if (
+            name in exempt
+            or name.startswith(tuple(f"{other}/" for other in exempt))
+            or name.split("/")[-1].startswith(".")
+        ):
+            continue
+        try:
+            content = comparable(name, (folder / name).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # replaced at this very moment
+        except (ValueError, KeyError, TypeError, IsADirectoryError) as error:
+            found.append(f"{name}: {type(error).__name__}: {str(error)[:80]}")
+            continue
+        expected = reference.content.get(name)
+        if name.startswith("reports/validation.") and refused(folder):
+            continue  # a whole report of what stops the run
+        if name == "data/looks.json" and content == {}:
+            continue  # nothing was evaluated yet
+        beginning = name in GROWING and not finished and content == (expected or [])[: len(content)]
+        if content != expected and not beginning:
+            found.append(f"{name}: is not the reference's")
+    return found
+
+
+def refused(folder: Path) -> bool:
+    """Whether validate's report says that the run must not go on."""
+    try:
+        return bool(json.loads((folder / "reports/validation.json").read_bytes())["errors"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def different(folder: Path, reference: Reference, planted: Sequence[str] = ()) -> list[str]:
+    """Why the finished run here is not the reference; nothing where it is."""
+    missing = sorted(set(reference.content) - set(names_in(folder)))
+    found = [f"{name}: is missing" for name in missing] + wrong_in(folder, reference, finished=True)
+    try:
+        require_manifests(Paths(folder))
+    except (FinetuneError, OSError) as error:
+        found.append(str(error))
+    for left in (*folder.glob("*/.*.partial"), *folder.glob("*/.*.replaced")):
+        if not any(name.startswith(left.relative_to(folder).as_posix()) for name in planted):
+            found.append(f"{left.relative_to(folder)}: was left behind")
+    return found
+
+
+def bad_endings(scene: Scene) -> list[str]:
+    """The commands of a round that ended as none may: a defect, a hang, a traceback, no clear line."""
+    return [f"{ran.shown}: {why}" for ran in scene.ran for why in [why_bad(ran, scene.signals)] if why]
+
+
+def why_bad(ran: Ran, signals: set[int]) -> str | None:
+    """Why a command's ending is none that is documented; None where it is."""
+    if ran.hung:
+        return "hung"
+    if "Traceback (most recent call last)" in ran.said:
+        return "a traceback: " + last_line(ran.said)
+    if ran.code < 0:
+        return None if -ran.code in signals else f"killed by {signal.Signals(-ran.code).name}, which nobody sent"
+    if ran.words[0] == "gate" and ran.code in VERDICTS:
+        return None
+    if ran.words[0] == "dvc":
+        if ran.code in DVC_FAILED or ran.code - 128 in signals:
+            return None if error_line(ran) or ran.code - 128 in signals or signals else "no error line"
+        return None if ran.code == 0 else f"exit code {ran.code}"
+    if ran.code not in CODES:
+        return f"exit code {ran.code}: {last_line(ran.said)}"
+    return None if ran.code == 0 or error_line(ran) else f"exit code {ran.code} without a line that says why"
+
+
+def error_line(ran: Ran) -> str | None:
+    """The first line that says what is wrong: a stage's own, else DVC's."""
+    lines = ran.said.splitlines()
+    ours = [line for line in lines if line.startswith("error: ")]
+    dvcs = [line for line in lines if line.startswith("ERROR: ")]
+    return next(iter([*ours, *dvcs]), None)
+
+
+def last_line(text: str) -> str:
+    """The last line with something in it."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")

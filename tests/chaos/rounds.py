@@ -1,0 +1,194 @@
+"""Rounds: drawn from a seed, run in a copy of a tree, repaired, and judged by the run that nothing disturbed."""
+
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.chaos.disks import unmount
+from tests.chaos.faults import KINDS
+from tests.chaos.judge import Reference, bad_endings, different, error_line, wrong_in
+from tests.chaos.preloaded import Preloaded
+from tests.chaos.scene import STAGES, Scene
+from tests.small_run import small_tree
+
+SAME, TOLD, FAILED = "same", "clear error then same", "FAILED"
+BETWEEN_LOOKS = 0.1  # seconds in which a wrong artifact may stand unseen
+
+
+@dataclass
+class Drawn:
+    """A round before it is run: all that follows from the seed."""
+
+    number: int
+    kind: str
+    state: int
+    seed: str
+
+
+@dataclass
+class Result:
+    """What became of a round: one line of the raw results."""
+
+    number: int
+    kind: str
+    stages_done: int
+    fault: str = ""
+    place: str = ""
+    moment: str = ""
+    commands: list[dict[str, object]] = field(default_factory=list)
+    said: str | None = None  # the first error line
+    outcome: str = FAILED
+    why: list[str] = field(default_factory=list)  # of a failure
+    seconds: float = 0.0
+
+
+def draw(seed: int, count: int, kinds: Sequence[str]) -> list[Drawn]:
+    """So many rounds, every kind equally often; the kinds in an order of the seed."""
+    random, drawn = Random(seed), []
+    order = list(kinds)
+    for number in range(count):
+        if number % len(order) == 0:
+            random.shuffle(order)
+        kind = order[number % len(order)]
+        own = f"{seed}/{kind}/{number // len(order)}"
+        drawn.append(Drawn(number + 1, kind, Random(f"{own}/state").choice(list(KINDS[kind].states)), own))
+    return drawn
+
+
+class Ground:
+    """The trees after each stage of the undisturbed run, and what its stages took."""
+
+    def __init__(self, root: Path, processes: Preloaded) -> None:
+        self.root, self.environment = root, processes.environment()
+        self.seconds: dict[str, float] = {}
+        tree = small_tree(root / "tree", train__learning_rate=1.0e-2, evaluate__batch_size=4)
+        for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["git", "add", "-A"]):
+            subprocess.run(command, cwd=tree, env=self.environment, check=True)
+        name = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+        subprocess.run(["git", *name, "commit", "-qm", "start"], cwd=tree, env=self.environment, check=True)
+        shutil.copytree(tree, root / "state-0", symlinks=True)
+        for number, stage in enumerate(STAGES, start=1):
+            start = time.monotonic()
+            done = self._run(tree, "dvc", "repro", stage)
+            self.seconds[stage] = max(time.monotonic() - start - 1.5, 0.3)  # without DVC's own
+            if done.returncode:
+                raise RuntimeError(f"the undisturbed run failed in {stage}:\n{done.stdout}{done.stderr}")
+            shutil.copytree(tree, root / f"state-{number}", symlinks=True)
+        self.reference = Reference(tree)
+
+    def _run(self, tree: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+        environment = {**self.environment, "PYTHONPATH": "src"}
+        return subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+
+    def scene(self, drawn: Drawn) -> Scene:
+        """A fresh copy of the tree after so many stages."""
+        folder = self.root / f"round-{drawn.number}" / "tree"
+        shutil.copytree(self.root / f"state-{drawn.state}", folder, symlinks=True)
+        return Scene(folder, drawn.state, Random(drawn.seed), self.environment, self.seconds)
+
+
+def run_round(drawn: Drawn, ground: Ground) -> Result:
+    """Do the harm, look at what stands there, take the harm away, go on, and judge."""
+    started, scene = time.monotonic(), ground.scene(drawn)
+    result = Result(drawn.number, drawn.kind, drawn.state)
+    try:
+        with watched(scene, ground.reference) as seen:
+            KINDS[drawn.kind].act(scene)
+            scene.wait_for_orphans()
+        told = next((line for ran in scene.ran if (line := error_line(ran))), None)
+        result.why += [f"while it ran: {wrong}" for wrong in seen]
+        result.why += unnoticed(scene, ground.reference, told)
+        recover(scene)
+        result.why += bad_endings(scene)
+        result.why += [f"in the end: {wrong}" for wrong in different(scene.folder, ground.reference, scene.harmed)]
+        result.said = told and told.replace(str(ground.root), "")[:300]
+        result.outcome = FAILED if result.why else TOLD if told else SAME
+    except Exception as error:  # of a round's own making; it counts as a failure all the same
+        result.why.append(f"{type(error).__name__}: {error}")
+    finally:
+        for place in reversed(scene.mounts):
+            unmount(place)
+    result.commands = [{"command": ran.shown, "code": ran.code} for ran in scene.ran]
+    result.fault, result.place, result.moment = (scene.notes.get(key, "") for key in ("fault", "place", "moment"))
+    result.seconds = round(time.monotonic() - started, 1)
+    if result.outcome != FAILED:
+        shutil.rmtree(scene.folder.parent)
+    return result
+
+
+def recover(scene: Scene) -> None:
+    """Take the trouble away, do what the messages advise, and run the pipeline to its end."""
+    for repair in scene.repairs:
+        repair()
+    for words in scene.remedies:
+        scene.run(*words)
+    last = scene.run("dvc", "repro")
+    if last.code and "RWLock-file" in last.said:  # DVC's own, cut off by a full disk; its error names the file
+        (scene.folder / ".dvc/tmp/rwlock").unlink()
+        last = scene.run("dvc", "repro")
+    if last.code == 0:
+        scene.run("gate")
+
+
+def unnoticed(scene: Scene, reference: Reference, told: str | None) -> list[str]:
+    """What is wrong before the repairs though every command was content."""
+    if scene.others_inputs:
+        return [] if told else stale(scene)
+    if told or any(ran.code for ran in scene.ran if ran.words != ("gate",)):
+        return []
+    found = [f"nobody told: {wrong}" for wrong in wrong_in(scene.folder, reference)]
+    return found + (["nobody told of the damage"] if scene.must_tell else [])
+
+
+def stale(scene: Scene) -> list[str]:
+    """Where a run on changed inputs went through: whether its records are those of what lies here now."""
+    from finetune.artifacts import read_json, read_manifest, sha256_file
+    from finetune.config import DETERMINES_ADAPTER, load_config
+    from finetune.model.base import identify_base
+
+    folder = scene.folder
+    config = load_config(folder / "params.yaml")
+    manifest, ledger = read_manifest(folder / "out/adapter"), read_json(folder / "reports/prepare.json")
+    base = identify_base(config.model.model_copy(update={"base": str(folder / config.model.base)}))
+    now = {
+        "rows": (ledger["sources"]["small"]["sha256"], sha256_file(folder / "data/raw/rows.jsonl")),
+        "splits": (manifest["prepared_sha256"], ledger["prepared_sha256"]),
+        "base": (manifest["base"]["revision"], base["revision"]),
+        "params": (manifest["params"], config.model_dump(mode="json", include=DETERMINES_ADAPTER)),
+    }
+    return [f"stale: the {name} are not those that were recorded" for name, (was, is_) in now.items() if was != is_]
+
+
+@contextmanager
+def watched(scene: Scene, reference: Reference) -> Iterator[list[str]]:
+    """Look again and again for a wrong artifact under a final name while stages run; gives what was seen."""
+    seen: dict[str, None] = {}
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(BETWEEN_LOOKS):
+            if not scene.others_inputs and not scene.copying:
+                found = wrong_in(scene.folder, reference, scene.harmed)
+                seen.update(dict.fromkeys([] if scene.copying else found))
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    told: list[str] = []
+    try:
+        yield told
+    finally:
+        over.set()
+        watcher.join()
+        told += seen
+
+
+def to_lines(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Results as JSON."""
+    return [asdict(result) for result in results]

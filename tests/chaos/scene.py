@@ -1,0 +1,195 @@
+"""One round's folder: its commands, what they said, and the moments at which something is done to them."""
+
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from finetune.background.running import HOLDER, is_locked
+
+STAGES = ("prepare", "validate", "train", "evaluate", "decide")
+LOOK = 0.001  # seconds between two looks for a moment
+LONGEST = 150.0  # seconds that a command may take before it counts as one that hangs
+
+# What appears while a stage works, in this order: the moments around its renames.
+SIGHTS = {
+    "prepare": ("data/.prepared.partial", "data/prepared", "reports/prepare.md", "reports/prepare.json"),
+    "validate": ("data/.validated.partial", "data/validated", "reports/validation.md", "reports/validation.json"),
+    "train": (
+        "work/checkpoints/*/.partial",
+        "work/checkpoints/*/.partial/optimizer.pt",
+        "work/checkpoints/*/checkpoint-3",
+        "work/checkpoints/*/checkpoint-9",
+        "out/.adapter.partial",
+        "out/adapter",
+        "reports/train_cost.json",
+        "reports/train.json",
+    ),
+    "evaluate": ("work/evaluate/*.jsonl", "out/predictions.jsonl", "out/latency.jsonl", "reports/cost.json"),
+    "decide": ("reports/report.html", "reports/summary.md", "out/model_card.md", "reports/decision.json"),
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When something is done: a sight in the folder, or a share of a stage's usual time after it began."""
+
+    stage: str
+    sight: str | None
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.sight} appears" if self.sight else f"{self.share:.0%} of {self.stage}"
+
+
+@dataclass
+class Ran:
+    """A command that has ended: its words, its exit code (a signal's negative number), what it said."""
+
+    words: tuple[str, ...]
+    code: int
+    said: str
+    hung: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The command as one types it."""
+        return " ".join(self.words)
+
+
+@dataclass
+class Running:
+    """A command under way."""
+
+    words: tuple[str, ...]
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    @property
+    def number(self) -> int:
+        """The number of the process that does the work; the one that was started only waits for it."""
+        return int(self.log.with_suffix(".pid").read_text(encoding="ascii"))
+
+
+@dataclass
+class Scene:
+    """A folder in which something goes wrong, and the notes of it."""
+
+    folder: Path
+    state: int  # how many stages have run
+    random: Random
+    environment: dict[str, str]
+    seconds: dict[str, float]  # that each stage usually takes
+    ran: list[Ran] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    repairs: list[Callable[[], None]] = field(default_factory=list)  # which take the trouble away
+    signals: set[int] = field(default_factory=set)  # that were sent
+    others_inputs: bool = False  # whether what lies here may for now be another run's
+    remedies: list[tuple[str, ...]] = field(default_factory=list)  # commands that come before the last `dvc repro`
+    harmed: list[str] = field(default_factory=list)  # names that may be wrong until the repairs
+    mounts: list[Path] = field(default_factory=list)
+    copying: bool = False  # whether the folder is just being moved to another disk
+    must_tell: bool = False  # whether somebody must have said an error before the repairs
+    started: int = 0
+
+    def start(self, *words: str, limit: int | None = None, **environment: str) -> Running:
+        """Start a command in a process group of its own; no file may grow beyond `limit` bytes."""
+        self.started += 1
+        log = self.folder.parent / f"command-{self.started}.log"
+
+        def prepare_process() -> None:
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                words if words[0] == "dvc" else ("python", "-m", "finetune", *words),
+                cwd=self.folder,
+                env={
+                    **self.environment,
+                    "PYTHONPATH": "src",
+                    "CHAOS_PROCESS": str(log.with_suffix(".pid")),
+                    **environment,
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,
+                preexec_fn=prepare_process,
+            )
+        return Running(words, process, log)
+
+    def finish(self, running: Running) -> Ran:
+        """Wait for a command, and for what it left running; one that hangs is killed."""
+        hung = False
+        try:
+            code = running.process.wait(LONGEST)
+        except subprocess.TimeoutExpired:
+            hung = True
+            with suppress(ProcessLookupError):
+                os.killpg(running.process.pid, signal.SIGKILL)
+            code = running.process.wait()
+        ran = Ran(running.words, code, running.log.read_text(encoding="utf-8", errors="replace"), hung)
+        self.ran.append(ran)
+        return ran
+
+    def run(self, *words: str, limit: int | None = None, **environment: str) -> Ran:
+        """Start a command and wait for it."""
+        return self.finish(self.start(*words, limit=limit, **environment))
+
+    def ask(self, *words: str) -> None:
+        """Run a command that is no part of the round."""
+        environment = {**self.environment, "PYTHONPATH": "src"}
+        subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, check=True)
+
+    def wait_for_orphans(self) -> None:
+        """Wait until no stage holds the folder any more."""
+        deadline = time.monotonic() + LONGEST
+        with suppress(OSError):  # of a folder that can't be written: nobody holds a lock there
+            while is_locked(self.folder / "work/pipeline.lock") and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+    def next_stage(self) -> str:
+        """The stage that would run now."""
+        return STAGES[self.state]
+
+    def holder(self) -> tuple[str, int] | None:
+        """The stage that runs now and its process."""
+        try:
+            match = HOLDER.fullmatch((self.folder / "work/pipeline.holder").read_text(encoding="utf-8"))
+        except OSError:
+            return None
+        return (match[1], int(match[2])) if match else None
+
+    def draw_moment(self, stage: str) -> Moment:
+        """Anywhere in a stage."""
+        sight = self.random.choice(SIGHTS[stage]) if self.random.random() < 0.6 else None
+        return Moment(stage, sight, self.random.random())
+
+    def wait_for(self, moment: Moment, running: Running) -> bool:
+        """Wait for a moment; False where the command ended before."""
+        while (held := self.holder()) is None or held[0] != moment.stage:
+            if running.process.poll() is not None:
+                return False
+            time.sleep(LOOK)
+        if moment.sight is None:
+            time.sleep(moment.share * self.seconds[moment.stage])
+            return running.process.poll() is None
+        while not any(self.folder.glob(moment.sight)):
+            if running.process.poll() is not None:
+                return False
+            time.sleep(LOOK)
+        return True
+
+    def send(self, name: str, target: int, *, group: bool = False) -> None:
+        """Send a signal to a process or to its group, and remember it."""
+        number = signal.Signals[name]
+        self.signals.add(int(number))
+        with suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(target, number)
