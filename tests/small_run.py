@@ -132,12 +132,12 @@ def trainer_of(config: Config, paths: Paths) -> Any:
     """A trainer over validated data that has not begun."""
     from finetune.interrupt import StopRequest
     from finetune.model.tokens import load_tokenizer
-    from finetune.train import process
+    from finetune.train import building, process
     from finetune.train.checkpoints import Checkpoints
 
-    model, tokenizer = process.build_model(config, "cpu"), load_tokenizer(config.model)
+    model, tokenizer = building.build_model(config, "cpu"), load_tokenizer(config.model)
     store = Checkpoints(paths.checkpoints / "x", config.train.save_total_limit)
-    trainer = process.build_trainer(config, paths, model, tokenizer, store, StopRequest())
+    trainer = building.build_trainer(config, paths, model, tokenizer, store, StopRequest())
     process.begin(trainer, config, None, None, read_manifest(paths.validated)["tokens"])
     return trainer
 

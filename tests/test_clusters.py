@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, permutation_test
 from scipy.stats import t as student
 
-from benchmarks import bench_gate
+from benchmarks import gate_rules
 from finetune import clusters
 from finetune.clusters import clustered_difference, clustered_proportion, paired_permutation
 from finetune.stats import Side, clopper_pearson, mcnemar_exact, tango
@@ -225,7 +225,7 @@ def test_no_difference_is_no_evidence(alternative: Any) -> None:
 @pytest.mark.parametrize("n", [31, 59, 60, 149, 236, 400])
 def test_at_least_errs_within_alpha(n: int) -> None:
     """Exact: the chance to pass is summed over all outcomes. At 59 a spotless set is the only proof."""
-    wrong = bench_gate.at_least(n, 0.95 - 1e-9, 0.95)
+    wrong = gate_rules.at_least(n, 0.95 - 1e-9, 0.95)
     assert wrong <= 0.05
     assert n != 59 or wrong == pytest.approx(0.95**59, rel=1e-6)
 
@@ -234,7 +234,7 @@ def test_at_least_errs_within_alpha(n: int) -> None:
 @pytest.mark.parametrize("discordant", [0.02, 0.2, 0.8])
 def test_better_errs_within_alpha(n: int, discordant: float) -> None:
     """Exact: two models that are alike, and differ on few or on most answers."""
-    assert bench_gate.better(n, discordant / 2, discordant / 2) <= 0.05
+    assert gate_rules.better(n, discordant / 2, discordant / 2) <= 0.05
 
 
 @pytest.mark.parametrize("n", [31, 52, 100, 149, 236, 400])
@@ -242,18 +242,18 @@ def test_better_errs_within_alpha(n: int, discordant: float) -> None:
 @pytest.mark.parametrize("margin", [0.05, 0.02])
 def test_not_worse_errs_little_more_than_alpha(n: int, gain: float, margin: float) -> None:
     """Exact. The score interval is approximate: 0.069 at n = 52 is its known corner, 0.058 the most of these else."""
-    wrong = bench_gate.not_worse(n, margin + gain, gain, margin)
+    wrong = gate_rules.not_worse(n, margin + gain, gain, margin)
     assert wrong <= (0.0695 if (n, gain, margin) == (52, 0.0, 0.05) else 0.058)
 
 
 @pytest.mark.parametrize(
     ("power", "floor"),
     [
-        (lambda: bench_gate.at_least(149, 0.99, 0.95), 0.80),
-        (lambda: bench_gate.at_least(236, 0.99, 0.95), 0.98),
-        (lambda: bench_gate.not_worse(149, 0.01, 0.01, 0.05), 0.95),
-        (lambda: bench_gate.not_worse(400, 0.01, 0.01, 0.02), 0.79),
-        (lambda: bench_gate.better(149, 0.05, 0.2), 0.97),
+        (lambda: gate_rules.at_least(149, 0.99, 0.95), 0.80),
+        (lambda: gate_rules.at_least(236, 0.99, 0.95), 0.98),
+        (lambda: gate_rules.not_worse(149, 0.01, 0.01, 0.05), 0.95),
+        (lambda: gate_rules.not_worse(400, 0.01, 0.01, 0.02), 0.79),
+        (lambda: gate_rules.better(149, 0.05, 0.2), 0.97),
     ],
 )
 def test_single_examples_have_power(power: Callable[[], float], floor: float) -> None:
@@ -275,7 +275,7 @@ FEW_OR_MANY = pytest.mark.parametrize("studies", [300, pytest.param(1000, marks=
 @pytest.mark.parametrize(("count", "truth"), [(25, 0.8), (60, 0.8), (60, 0.95), (150, 0.8), (150, 0.95), (150, 0.98)])
 def test_clustered_at_least_errs_within_alpha(count: int, truth: float, icc: float, studies: int) -> None:
     """Beta-binomial answers. Korn and Graubard's own bound fails at (150, 0.98, 0.99) and (60, 0.95, 0.99): 0.1."""
-    wrong = bench_gate.rate(bench_gate.clustered_at_least(count, truth, icc, truth + 1e-9), studies)
+    wrong = gate_rules.rate(gate_rules.clustered_at_least(count, truth, icc, truth + 1e-9), studies)
     assert wrong <= allowed(studies)
 
 
@@ -286,8 +286,8 @@ def test_clustered_at_least_errs_within_alpha(count: int, truth: float, icc: flo
 @pytest.mark.parametrize("margin", [0.05, 0.02])
 def test_clustered_not_worse_errs_within_alpha(count: int, margin: float, icc: float, studies: int) -> None:
     """Losses twice as frequent as gains. A cluster bootstrap errs 0.13 of the time at (60, 0.02, 0.5)."""
-    study = bench_gate.clustered_not_worse(count, 2 * margin, margin, icc, margin)
-    assert bench_gate.rate(study, studies) <= allowed(studies)
+    study = gate_rules.clustered_not_worse(count, 2 * margin, margin, icc, margin)
+    assert gate_rules.rate(study, studies) <= allowed(studies)
 
 
 @pytest.mark.slow
@@ -296,17 +296,17 @@ def test_clustered_not_worse_errs_within_alpha(count: int, margin: float, icc: f
 @pytest.mark.parametrize("count", [12, 60])
 def test_permutation_errs_within_alpha(count: int, icc: float, studies: int) -> None:
     """Models that are alike, rows that are not independent; with all flips (12 clusters) and with random ones."""
-    assert bench_gate.rate(bench_gate.permuted_better(count, 0.1, 0.1, icc), studies) <= allowed(studies)
+    assert gate_rules.rate(gate_rules.permuted_better(count, 0.1, 0.1, icc), studies) <= allowed(studies)
 
 
 def test_pairs_as_if_there_were_no_clusters_would_err() -> None:
     """Why all this is here: McNemar's test of the rows calls equal models different far too often."""
 
     def study(rng: np.random.Generator) -> bool:
-        _, new, old = bench_gate.draw_clusters(rng, 60, 0.1, 0.1, 0.5)
+        _, new, old = gate_rules.draw_clusters(rng, 60, 0.1, 0.1, 0.5)
         return mcnemar_exact(int((new > old).sum()), int((new < old).sum()), "greater") < 0.05
 
-    assert bench_gate.rate(study, 1000) > 0.10
+    assert gate_rules.rate(study, 1000) > 0.10
 
 
 def test_permutation_of_lopsided_clusters_errs_and_the_interval_does_not() -> None:
@@ -326,17 +326,17 @@ def test_permutation_of_lopsided_clusters_errs_and_the_interval_does_not() -> No
 @pytest.mark.parametrize(
     ("study", "floor"),
     [
-        (bench_gate.clustered_at_least(150, 0.995, 0.1, 0.95), 0.95),
-        (bench_gate.clustered_at_least(150, 0.995, 0.5, 0.95), 0.90),
-        (bench_gate.clustered_not_worse(150, 0.01, 0.01, 0.1, 0.05), 0.95),
-        (bench_gate.clustered_not_worse(60, 0.01, 0.01, 0.5, 0.05), 0.25),
-        (bench_gate.permuted_better(25, 0.05, 0.2, 0.5), 0.42),
-        (bench_gate.permuted_better(60, 0.05, 0.2, 0.5), 0.78),
+        (gate_rules.clustered_at_least(150, 0.995, 0.1, 0.95), 0.95),
+        (gate_rules.clustered_at_least(150, 0.995, 0.5, 0.95), 0.90),
+        (gate_rules.clustered_not_worse(150, 0.01, 0.01, 0.1, 0.05), 0.95),
+        (gate_rules.clustered_not_worse(60, 0.01, 0.01, 0.5, 0.05), 0.25),
+        (gate_rules.permuted_better(25, 0.05, 0.2, 0.5), 0.42),
+        (gate_rules.permuted_better(60, 0.05, 0.2, 0.5), 0.78),
     ],
 )
-def test_clusters_have_power(study: bench_gate.Study, floor: float) -> None:
+def test_clusters_have_power(study: gate_rules.Study, floor: float) -> None:
     """Caution has a price, which is known: a floor some three standard errors below the rates of the table."""
-    assert bench_gate.rate(study, 500) >= floor
+    assert gate_rules.rate(study, 500) >= floor
 
 
 # ---- The whole text of each kind of error.

@@ -1,23 +1,20 @@
-"""One criterion against the evidence: what passes, what fails, what is not known, at the edges and beyond them."""
+"""One criterion against right or wrong answers: what passes, what fails, what is not known, at every edge."""
 
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.config_decide import Criterion, NotWorseThanBaseline
-from finetune.decide.criteria import Evidence, judge, judge_seeds
-from finetune.decide.outcomes import Gate, Outcome, Status
-from finetune.records import Prediction, Timing
+from finetune.decide.criteria import judge
+from finetune.decide.outcomes import Gate, Status
+from finetune.records import Timing
 from finetune.stats import clopper_pearson, tango
 from tests.gates import (
     GATE,
     METRICS,
-    PEAKS,
     POINT,
     at_least,
     at_most,
@@ -27,12 +24,10 @@ from tests.gates import (
     latency,
     memory,
     not_worse,
-    outcome,
     pairs,
     predicted,
     quantile,
     status,
-    timings,
 )
 
 # ---- At least a threshold
@@ -204,295 +199,6 @@ def test_a_group_without_examples_is_unmeasured(metric: str, gate: Gate) -> None
     (found,) = judge(at_least(0.5, metric, "nobody"), evidence(pairs(gained=149)), gate)
     assert (found.status, found.reason) == ("unmeasured", "no test example belongs to nobody")
     json.dumps(found.to_json(), allow_nan=False)
-
-
-# ---- Cost
-
-
-@pytest.mark.parametrize(("limit", "expected"), [(0.6, "pass"), (0.5, "inconclusive"), (0.4, "fail")])
-def test_latency_against_its_limit(limit: float, expected: Status) -> None:
-    """A mean of 0.5 s, 10% up and down: the upper bound must be under the limit."""
-    assert status(latency(limit), latency=timings(0.5)) == expected
-
-
-@pytest.mark.parametrize(("limit", "expected"), [(0.51, "pass"), (0.49, "fail")])
-def test_latency_under_points(limit: float, expected: Status) -> None:
-    """The mean alone."""
-    assert status(latency(limit), gate=POINT, latency=timings(0.5)) == expected
-
-
-@pytest.mark.parametrize(("asked", "expected"), [(0.0, "pass"), (0.3, "pass"), (0.4, "inconclusive"), (0.5, "fail")])
-def test_the_improvement_on_the_baselines_latency(asked: float, expected: Status) -> None:
-    """40% less than the baseline, in pairs; the limit of seconds is an outcome of its own."""
-    found = judge(latency(0.7, asked), evidence(latency=timings(0.6)), GATE)
-    assert [item.status for item in found] == ["pass", expected]
-    assert found[1].estimate == pytest.approx(0.4)
-
-
-def test_a_slower_candidate_fails_an_improvement_of_zero() -> None:
-    """Zero asks for at least as fast as the baseline."""
-    assert judge(latency(9, 0.0), evidence(latency=timings(1.2)), GATE)[1].status == "fail"
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_latency_that_was_not_measured_is_unmeasured(count: int) -> None:
-    """An empty list has no mean, and one answer has no spread; with an asked improvement too."""
-    for criterion in (latency(100), latency(100, 0.0)):
-        (found,) = judge(criterion, evidence(latency=timings(0.5)[:count]), POINT)
-        assert (found.status, found.reason) == ("unmeasured", "no latency was measured")
-
-
-@pytest.mark.parametrize("side", ["candidate_seconds", "baseline_seconds"])
-@pytest.mark.parametrize("seconds", [0.0, -0.1])
-def test_a_clock_that_went_backwards_measured_nothing(side: str, seconds: float) -> None:
-    """One impossible time makes the others doubtful; leaving it in would make the mean shorter."""
-    broken = {"baseline_seconds": 1.0, "baseline_first": None, "baseline_tokens": 3}
-    broken |= {"candidate_seconds": 0.5, "candidate_first": None, "candidate_tokens": 3}
-    rows = [*timings(0.5), Timing("broken", **{**broken, side: seconds})]  # type: ignore[arg-type]
-    (found,) = judge(latency(100, 0.0), evidence(latency=rows), GATE)
-    assert found.status == "unmeasured"
-    assert found.reason == "a measured time is not above zero; the clock went backwards"
-
-
-@pytest.mark.parametrize("count", [2, 3, 19])
-def test_too_few_latencies_never_pass(count: int) -> None:
-    """A bound on a mean of which so little was seen would be a guess."""
-    found = judge(latency(100, 0.0), evidence(latency=timings(0.5)[:count]), GATE)
-    assert [item.status for item in found] == ["inconclusive", "inconclusive"]
-
-
-@pytest.mark.parametrize(
-    ("peaks", "expected"),
-    [
-        ((2_000_000_000, 1, 1), "pass"),
-        ((1, 2_000_000_001, 1), "fail"),
-        ((1, 1, 1, 1, 2_000_000_001), "fail"),
-        ((), "unmeasured"),
-        ((1, 1), "unmeasured"),
-        ((1, 1, 0), "unmeasured"),
-        ((0, 0, 0), "unmeasured"),
-        ((1, 1, -1), "unmeasured"),
-    ],
-)
-def test_memory_is_the_largest_of_three_peaks(peaks: tuple[int, ...], expected: Status) -> None:
-    """At the limit passes, a byte above fails; zero is what a counter says that counts nothing: no small peak."""
-    for gate in (GATE, POINT):
-        assert status(memory("2 GB"), memory=peaks, gate=gate) == expected
-
-
-# ---- Metrics that are means, and figures of the whole set
-
-
-def scored(values: Sequence[tuple[float, float]], **fields: Any) -> list[Prediction]:
-    """Examples whose overlap is, of candidate and baseline, as told."""
-    return [
-        predicted("a", "b", id=f"{at}", of_candidate={"overlap": mine}, of_baseline={"overlap": theirs}, **fields)
-        for at, (mine, theirs) in enumerate(values)
-    ]
-
-
-SPREAD = [(0.6 + 0.01 * (at % 21), 0.5 + 0.01 * (at % 13)) for at in range(60)]  # means 0.70 and 0.56
-
-
-@pytest.mark.parametrize(("threshold", "expected"), [(0.65, "pass"), (0.70, "inconclusive"), (0.75, "fail")])
-def test_a_mean_score_at_least(threshold: float, expected: Status) -> None:
-    """The interval of a mean, about 0.70 give or take 0.013."""
-    assert status(at_least(threshold, "overlap"), scored(SPREAD)) == expected
-
-
-def test_a_mean_score_against_the_baseline() -> None:
-    """Paired by example; a tie is not better, and a smaller loss than the margin is not worse."""
-    worse = [(theirs, mine) for mine, theirs in SPREAD]
-    assert status(better("overlap"), scored(SPREAD)) == "pass"
-    assert status(better("overlap"), scored(worse)) == "fail"
-    assert status(better("overlap"), scored([(0.5, 0.5)] * 60)) == "inconclusive"
-    assert status(not_worse(0.3, "overlap"), scored(worse)) == "pass"
-    assert status(not_worse(0.05, "overlap"), scored(worse)) == "fail"
-    assert "paired permutation p = " in outcome(better("overlap"), scored(SPREAD)).reason
-
-
-def by_loss(candidate: float, baseline: float) -> list[Prediction]:
-    """Forty references that the sides find so likely, in nats of 3 tokens, more or less."""
-    return [
-        predicted(
-            "a",
-            "a",
-            id=f"{at}",
-            of_candidate={"nats": candidate + 0.05 * (at % 5)},
-            of_baseline={"nats": baseline + 0.05 * (at % 7)},
-        )
-        for at in range(40)
-    ]
-
-
-def test_less_loss_is_better() -> None:
-    """The direction of a metric is its own: 0.7 nats a token against 1.05."""
-    assert status(at_most(0.8), by_loss(2.0, 3.0)) == "pass"
-    assert status(at_most(0.6), by_loss(2.0, 3.0)) == "fail"
-    assert status(at_most(2.3, "perplexity"), by_loss(2.0, 3.0)) == "pass"
-    assert status(better("loss"), by_loss(2.0, 3.0)) == "pass"
-    assert status(better("loss"), by_loss(3.0, 2.0)) == "fail"
-    assert status(not_worse(0.5, "loss"), by_loss(3.0, 2.0)) == "pass"
-    assert outcome(at_most(0.8), by_loss(2.0, 3.0)).higher_is_better is False
-    assert outcome(better("loss"), by_loss(2.0, 3.0)).estimate == pytest.approx(0.35, abs=0.02)  # a gain
-
-
-def test_what_a_side_was_not_asked_is_unmeasured() -> None:
-    """A recorded run or a server tells no likelihood: no loss of it is known, and none may pass."""
-    predictions = by_loss(2.0, 3.0)
-    predictions[7] = predicted("a", "a", id="7", of_baseline={"nats": None})
-    assert status(at_most(0.9), predictions) == "pass"
-    found = outcome(better("loss"), predictions)
-    assert (found.status, found.reason) == (
-        "unmeasured",
-        "the baseline was not asked how likely it finds the references",
-    )
-
-
-@pytest.mark.parametrize("metric", ["exact_match", "overlap"])
-@pytest.mark.parametrize("gate", [GATE, POINT])
-def test_a_score_that_is_missing_is_never_a_pass(metric: str, gate: Gate) -> None:
-    """One answer that the scorer could not score: the mean of the others would be another metric."""
-    predictions = pairs(gained=200)
-    predictions[3].candidate.scores[metric] = None
-    for criterion in (at_least(0.5, metric), better(metric), not_worse(0.1, metric)):
-        found = outcome(criterion, predictions, gate)
-        assert found.status == "unmeasured"
-        assert found.reason == f"{metric} has no score of the candidate's answer to namer-3"
-
-
-def test_a_metric_is_judged_on_what_its_scorer_scores() -> None:
-    """An agent whose answers a scorer leaves out counts neither way; a group of them alone is unmeasured."""
-    predictions = pairs(gained=149) + pairs(neither=31, agent="prose")
-    for item in predictions[149:]:
-        del item.candidate.scores["exact_match"]
-    assert status(at_least(0.98), predictions) == "pass"
-    found = outcome(at_least(0.98, group="prose"), predictions)
-    assert (found.status, found.reason) == ("unmeasured", "exact_match scores no test example of prose")
-
-
-# ---- Clusters
-
-
-def in_clusters(predictions: list[Prediction], size: int) -> list[Prediction]:
-    """The same examples, so many of each cluster."""
-    return [
-        Prediction(**{name: getattr(item, name) for name in item.__slots__} | {"cluster": f"c{at // size}"})
-        for at, item in enumerate(predictions)
-    ]
-
-
-def test_repeats_of_one_prompt_are_no_new_evidence() -> None:
-    """149 right answers prove 98%; the same 149 from 30 conversations, five of each, do not."""
-    assert status(at_least(0.98), pairs(gained=149)) == "pass"
-    found = outcome(at_least(0.98), in_clusters(pairs(gained=149), 5))
-    assert found.status == "inconclusive"
-    assert found.reason == "149 of 149 right in 30 clusters"
-    assert found.lower is not None and found.lower < clopper_pearson(149, 149, 0.95, "lower").lower
-
-
-@pytest.mark.parametrize("criterion", [better(), better("overlap"), not_worse(0.05), not_worse(0.05, "overlap")])
-def test_a_comparison_in_clusters_needs_as_many_clusters(criterion: Criterion) -> None:
-    """Six gained answers are p = 0.016; six that are all of one conversation are one."""
-    alone = pairs(both=120, gained=6)
-    assert status(criterion, alone) == "pass"
-    together = [*in_clusters(alone[:120], 60), *in_clusters(alone[120:], 6)]
-    assert status(criterion, together) == "inconclusive"
-
-
-def test_a_figure_of_the_whole_set_draws_clusters_whole() -> None:
-    """The interval of F1 is wider where answers come in conversations."""
-    predictions = classes(60, 12, 30)
-    single = outcome(at_least(0.6, "classes.macro_f1"), predictions)
-    grouped = outcome(at_least(0.6, "classes.macro_f1"), in_clusters(sorted(predictions, key=right_first), 2))
-    assert single.lower is not None and grouped.lower is not None
-    assert grouped.lower < single.lower
-    assert outcome(at_least(0.6, "classes.macro_f1"), in_clusters(predictions, 6)).status == "inconclusive"
-
-
-def right_first(item: Prediction) -> float:
-    """Orders right answers before wrong ones, so that clusters of neighbours are alike."""
-    return -(item.candidate.scores["exact_match"] or 0)
-
-
-# ---- Quantiles, recorded baselines, seeds
-
-
-@pytest.mark.parametrize(("count", "expected"), [(58, "inconclusive"), (59, "pass")])
-def test_a_quantile_needs_enough_prompts(count: int, expected: Status) -> None:
-    """Below 59 no order statistic bounds the 0.95 quantile at 95% confidence."""
-    found = outcome(quantile(1.0), latency=timings(0.5, count=count))
-    assert found.status == expected
-    assert ("59 are needed to bound this quantile" in found.reason) == (count < 59)
-
-
-def test_a_quantile_fails_where_its_lower_bound_is_beyond() -> None:
-    """All answers of about 0.5 s against 0.4; and against a limit among them, nothing is known."""
-    assert status(quantile(0.4), latency=timings(0.5, count=80)) == "fail"
-    assert status(quantile(0.545), latency=timings(0.5, count=80)) == "inconclusive"
-    assert status(quantile(0.56), gate=POINT, latency=timings(0.5, count=10)) == "pass"
-
-
-def test_a_recorded_baseline_is_named_as_such() -> None:
-    """Times of another day and machine are no pairs in the strict sense: the reader is told."""
-    found = judge(latency(1.0, 0.1), evidence(latency=timings(0.5), recorded="last year's run"), GATE)
-    assert all("recorded as last year's run" in item.reason for item in found)
-    assert not any("recorded" in item.reason for item in judge(latency(1.0, 0.1), evidence(latency=timings(0.5)), GATE))
-
-
-SAME = {"test_sha256": "t", "makings_sha256": "m", "policy": "interval", "confidence": 0.95}
-
-
-def seed_run(status: str = "pass", criterion: str = "c0", **other: Any) -> dict[str, Any]:
-    """What `make seeds` records of one seed."""
-    return {**SAME, **other, "criteria": {criterion: {"status": status, "estimate": 0.5}}}
-
-
-@pytest.mark.parametrize(
-    ("others", "mine", "expected"),
-    [
-        ([seed_run(), seed_run()], "pass", "pass"),
-        ([seed_run()], "pass", "unmeasured"),
-        ([seed_run(), seed_run("inconclusive")], "pass", "inconclusive"),
-        ([seed_run(), seed_run("fail")], "pass", "fail"),
-        ([seed_run(), seed_run()], "fail", "fail"),
-        ([seed_run(), seed_run(test_sha256="other")], "pass", "unmeasured"),
-        ([seed_run(), seed_run(makings_sha256="of older data")], "pass", "unmeasured"),
-        ([seed_run(), seed_run(policy="point")], "pass", "unmeasured"),
-        ([seed_run(), seed_run(confidence=0.6)], "pass", "unmeasured"),
-        ([seed_run(), seed_run(criterion="another")], "pass", "unmeasured"),
-        ([seed_run(), seed_run(), seed_run("fail")], "pass", "fail"),
-    ],
-)
-def test_the_worst_seed_decides(others: list[dict[str, Any]], mine: Any, expected: Status) -> None:
-    """Three seeds must pass, this one among them, judged alike on the same evidence; none is chosen."""
-    own = Outcome("c0", "quality", mine, 0, 0, 0, 0, "", "", "why")
-    older = {"42": seed_run("fail")}  # of this seed
-    recorded = {str(at + 9): run for at, run in enumerate(others)} | older
-    found = judge_seeds(3, 42, recorded, SAME, [own])
-    assert found.status == expected
-    if expected == "pass":
-        assert found.reason == "every criterion passes under each of the seeds 9, 10, 42"
-    json.dumps(found.to_json(), allow_nan=False)
-
-
-def test_a_prompt_without_an_answer_leaves_the_latency_unmeasured() -> None:
-    """It was the slowest of all: the mean of the others would be a better one than any user sees."""
-    cost = Evidence((), timings(0.5), PEAKS, METRICS, unanswered=1)
-    for found in [*judge(latency(9.0, 0.1), cost, POINT), *judge(quantile(9.0), cost, POINT)]:
-        assert (found.status, found.reason) == (
-            "unmeasured",
-            "1 of the timed prompts got no answer of the candidate",
-        )
-
-
-def test_a_baseline_without_times_leaves_the_improvement_unmeasured() -> None:
-    """The candidate's own limit can be judged all the same."""
-    rows = [Timing(row.id, None, None, None, row.candidate_seconds, None, 3) for row in timings(0.5)]
-    found = judge(latency(1.0, 0.1), evidence(latency=rows, recorded="old"), GATE)
-    assert [item.status for item in found] == ["pass", "unmeasured"]
-    assert found[1].criterion == "mean latency 10% under the baseline"
-    assert found[1].reason == "the baseline's times are not known"
 
 
 @settings(max_examples=40)

@@ -40,6 +40,15 @@ def test_optional_libraries_are_told_where_they_are_installed(monkeypatch: pytes
     assert "deepspeed" not in found
 
 
+def test_a_mac_may_use_what_metal_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 GB that is two thirds: the rest is the system's."""
+    import torch
+
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 22_906_503_168)
+    assert machine.memory_bytes("apple") == 22_906_503_168
+    assert machine.memory_bytes("cpu") == machine.usable_memory()
+
+
 def test_peak_memory_is_in_bytes() -> None:
     """Linux counts KiB, macOS bytes: a factor of 1024 would pass or fail every memory criterion."""
     code = (

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 import pytest
 
 from finetune.config import Config
-from tests.test_report import HOSTILE, make_run, make_undecided
+from tests.report_answers import HOSTILE
+from tests.report_run import make_run, make_undecided
 
 pytestmark = pytest.mark.slow
 

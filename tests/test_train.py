@@ -19,7 +19,7 @@ from finetune.errors import ConfigError, DataError, MachineError
 from finetune.model.adapter import WEIGHTS, load_adapter
 from finetune.model.base import load_base
 from finetune.plan.schedule import plan_schedule
-from finetune.train import process, stage
+from finetune.train import building, process, stage
 from finetune.train.arguments import sft_config
 from finetune.train.checkpoints import fingerprint
 from finetune.train.curves import TRAINING, VALIDATION, curve_rows, to_tsv
@@ -193,7 +193,7 @@ def test_target_module_that_matches_nothing(ready: Path) -> None:
     """PEFT trains the modules that do match and says nothing of the others."""
     config, _ = enter(ready, adapter__target_modules=["q_proj", "query"])
     with pytest.raises(ConfigError, match=r"adapter.target_modules: query match nothing in Qwen2ForCausalLM"):
-        process.build_model(config, "cpu")
+        building.build_model(config, "cpu")
 
 
 @pytest.mark.parametrize(("examples", "batch", "accumulation", "epochs"), [(36, 4, 2, 3), (238, 2, 8, 3), (7, 4, 4, 1)])

@@ -1,48 +1,35 @@
 """Build the embedded base model: cut the corpus, train the tokenizer, train the model, save it here.
 
 Reads the standard library's source (CPython 3.11.7) and `data/raw/cpython/`, whose every row it cuts out of
-the corpus, and writes the model, its tokenizer and its chat template. One training row in five is chats:
-
-    <|im_start|>user
-    List the arguments of this function.
-
-    def _write_ulong(f, x):<|im_end|>
-    <|im_start|>assistant
-    f, x<|im_end|>
+the corpus (corpus.py), and writes the model, its tokenizer and its chat template. One training row in five is chats
+(chats.py).
 """
 
 import argparse
-import ast
-import importlib.util
 import json
 import math
 import random
 import tempfile
-import textwrap
 import time
-from bisect import bisect_right
-from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
+from chats import write_chats
+from corpus import Page, cut_pages, load_extract, read_row_texts
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parents[1] / "data" / "raw" / "cpython"
 
 SEED = 20
 VOCABULARY = 2048
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-LEFT_OUT = ("encodings/",)  # 1.4 MB of character tables: 13% of the bytes, and no code
 HELD_OUT_SHARE = 0.02  # of the files
-MIN_TELLING_CHARACTERS = 30  # a shorter text counts as leaked only where it stands in quotes as a whole
 
 LENGTH = 256  # tokens a training row
 CODE_ROWS, CHAT_ROWS = 13, 3  # a step: 4,096 tokens, 19% of them chat
@@ -50,8 +37,6 @@ STEPS = 1800
 PEAK_LEARNING_RATE = 3e-3
 WARMUP_STEPS = 100
 SAVE_EVERY_STEPS = 250
-
-SYSTEM_PROMPTS = ["", "You are a helpful assistant.", "You write Python.", "Answer briefly."]
 
 # `generation` marks what the assistant says and its end token, for `return_assistant_tokens_mask`.
 CHAT_TEMPLATE = """\
@@ -73,19 +58,6 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-
-
-@dataclass
-class Page:
-    """What is left of one module: its lines by line number."""
-
-    path: str
-    lines: dict[int, str]
-
-    @property
-    def text(self) -> str:
-        """The lines that are left, as one text."""
-        return "\n".join(self.lines.values()) + "\n"
 
 
 @dataclass(frozen=True)
@@ -127,85 +99,6 @@ def seeded_random() -> random.Random:
     return random.Random(SEED)  # noqa: S311 (nothing secret here)
 
 
-def load_extract() -> ModuleType:
-    """Import the data set's script, which is in no package."""
-    spec = importlib.util.spec_from_file_location("extract", DATA / "extract.py")
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"{DATA / 'extract.py'}: cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def read_row_texts(extract: ModuleType, sources: list[Any]) -> set[str]:
-    """Give every message and docstring of the data set: the last line of each task.
-
-    Stops unless the committed rows are those of the Python that runs: only then is what is cut what leaks.
-    """
-    with (DATA / "interactions.jsonl").open(encoding="utf-8") as file:
-        committed = [json.loads(line) for line in file]
-    if committed != [asdict(row) for row in extract.collect_rows(sources)]:
-        raise SystemExit("interactions.jsonl: made from another Python than this one; use the one in its README")
-    return {row["task"].rsplit("\n", 1)[1].removeprefix("message: ") for row in committed}
-
-
-def cut_pages(extract: ModuleType, sources: list[Any], texts: set[str]) -> dict[str, Page]:
-    """Give the corpus: every module without what is in the data set or would give it away."""
-    pages = [cut_page(extract, source, texts) for source in sources if not source.path.startswith(LEFT_OUT)]
-    for page, line in find_leaks(pages, texts):
-        page.lines.pop(line, None)
-    leaks = find_leaks(pages, texts)
-    if leaks:
-        raise AssertionError(f"still in the corpus: {[(page.path, line) for page, line in leaks]}")
-    return {page.path: page for page in pages}
-
-
-def cut_page(extract: ModuleType, source: Any, texts: set[str]) -> Page:
-    """Cut out every raised call, leaving `...`, and every function with a docstring of the data set."""
-    lines = dict(enumerate(source.text.split("\n"), start=1))
-    for call in extract.find_raised_calls(source):
-        statement = lines[call.line]
-        drop_lines(lines, call.line, call.last_line)
-        if statement.lstrip().startswith("raise"):
-            lines[call.line] = statement[: statement.index("raise")] + "..."
-    for function in extract.find_documented_functions(source):
-        if function.docstring in texts:
-            drop_lines(lines, function.line, function.last_line)
-    return Page(source.path, dict(sorted(lines.items())))
-
-
-def drop_lines(lines: dict[int, str], first: int, last: int) -> None:
-    """Remove the lines from `first` to `last`, both included."""
-    for number in range(first, last + 1):
-        lines.pop(number, None)
-
-
-def find_leaks(pages: list[Page], texts: set[str]) -> list[tuple[Page, int]]:
-    """Find the lines where a text of the data set is left: a telling one anywhere, a short one in quotes.
-
-    White space is made alike first, so that a text is found over the ends of lines too.
-    """
-    places, starts, parts, length = [], [], [], 0
-    for page in pages:
-        for number, line in page.lines.items():
-            squeezed = " ".join(line.split()) + " "
-            places.append((page, number))
-            starts.append(length)
-            parts.append(squeezed)
-            length += len(squeezed)
-    corpus = "".join(parts)
-    leaks = []
-    for text in sorted(texts):
-        telling = len(text) >= MIN_TELLING_CHARACTERS
-        for needle in [text] if telling else [f'"{text}"', f"'{text}'"]:
-            at = corpus.find(needle)
-            while at != -1:
-                last = at + len(needle) - 1
-                leaks += places[bisect_right(starts, at) - 1 : bisect_right(starts, last)]
-                at = corpus.find(needle, last)
-    return leaks
-
-
 def train_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
     """Train a byte-level BPE tokenizer that splits words as Qwen2's does (each digit by itself).
 
@@ -237,80 +130,6 @@ def train_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
-
-
-def write_chats(sources: list[Any], pages: dict[str, Page], rng: random.Random) -> Iterator[list[dict[str, str]]]:
-    """Make chats from what is left of the corpus: about one a function and one every twenty lines."""
-    for source in sources:
-        page = pages.get(source.path)
-        if page is None:
-            continue
-        for node in ast.walk(source.tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and is_whole(node, page):
-                yield make_chat(*ask_about_function(node, page, rng), rng)
-        yield from (make_chat(*question, rng) for question in ask_to_continue(page, rng))
-
-
-def is_whole(node: ast.FunctionDef | ast.AsyncFunctionDef, page: Page) -> bool:
-    """Tell whether nothing was cut out of a function that is of a size to fit a training row."""
-    end = node.end_lineno or node.lineno
-    numbers = range(node.lineno, end + 1)
-    body_has_own_lines = node.body[0].lineno > node.lineno
-    return (
-        body_has_own_lines
-        and len(numbers) <= 25
-        and all(number in page.lines and page.lines[number].strip() != "..." for number in numbers)
-    )
-
-
-def ask_about_function(
-    node: ast.FunctionDef | ast.AsyncFunctionDef, page: Page, rng: random.Random
-) -> tuple[str, str, str]:
-    """Give a request, its code and the answer: the arguments, the docstring or the body of a function."""
-
-    def take(first: int, last: int) -> str:
-        return "\n".join(page.lines[number] for number in range(first, last + 1))
-
-    last = node.end_lineno or node.lineno
-    docstring = ast.get_docstring(node)
-    body = node.body[1:] if docstring else node.body
-    header = take(node.lineno, node.body[0].lineno - 1)
-    kind = rng.choice(["arguments", "docstring", "body"])
-    if kind == "docstring" and docstring and body:
-        code = header + "\n" + take(body[0].lineno, last)
-        return "Write the docstring of this function.", tidy(code), docstring.split("\n\n")[0]
-    if kind == "body" and body:
-        before = take(node.lineno, body[0].lineno - 1)
-        return "Write the body of this function.", tidy(before), tidy(take(body[0].lineno, last))
-    names = [argument.arg for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
-    return "List the arguments of this function.", tidy(header), ", ".join(names) or "none"
-
-
-def ask_to_continue(page: Page, rng: random.Random) -> Iterator[tuple[str, str, str]]:
-    """Yield requests to continue a piece of the module, each with the piece and the lines that follow it."""
-    lines = list(page.lines.values())
-    start = 0
-    while start + 16 <= len(lines):
-        middle = start + rng.randint(3, 10)
-        end = middle + rng.randint(1, 6)
-        piece = textwrap.dedent("\n".join(lines[start:end])).split("\n")  # both parts by the same margin
-        given, answer = ("\n".join(part).strip("\n") for part in (piece[: middle - start], piece[middle - start :]))
-        if given and answer:
-            yield "Continue this code.", given, answer
-        start = end + rng.randint(0, 20)
-
-
-def make_chat(request: str, code: str, answer: str, rng: random.Random) -> list[dict[str, str]]:
-    """Make the messages of one chat, under a system prompt or none."""
-    system = rng.choice(SYSTEM_PROMPTS)
-    question = {"role": "user", "content": f"{request}\n\n{code}"}
-    messages = [question, {"role": "assistant", "content": answer}]
-    return [{"role": "system", "content": system}, *messages] if system else messages
-
-
-def tidy(code: str) -> str:
-    """Take away the common indentation and the empty lines around `code`."""
-    return textwrap.dedent(code).strip("\n")
 
 
 def encode_streams(

@@ -24,7 +24,6 @@ from finetune.console import gigabytes, say
 from finetune.errors import ConfigError, MachineError
 
 LOCK_LABEL = "finetune.locks"  # of an image: locks_sha256 of what it was built from
-REVISION_LABEL = "org.opencontainers.image.revision"
 INSIDE = "FINETUNE_IMAGE"  # set in every image, to its name
 
 # Who builds, by what a run's runtime is: podman and buildah share their images, docker's are its own.

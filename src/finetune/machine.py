@@ -5,7 +5,9 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ TRACKERS = {  # of train.report_to: the modules that serve, one is enough
     "trackio": ("trackio",),
 }
 DEVICES: dict[Environment, str] = {"cpu": "cpu", "cuda": "cuda", "apple": "mps"}
+AMPERE = (8, 0)  # compute capability from which on GPUs compute bfloat16 and tf32
 
 
 def calm_threads() -> None:
@@ -71,6 +74,11 @@ def versions() -> dict[str, str]:
             if name in VERSIONS_THAT_MATTER:
                 found[name] = "not installed"
     return found
+
+
+def missing_trackers(names: Sequence[str]) -> list[str]:
+    """Those of these trackers (`train.report_to`) that are not installed here."""
+    return [name for name in names if not any(find_spec(module) for module in TRACKERS[name])]
 
 
 def describe_machine(environment: Environment) -> dict[str, Any]:
@@ -134,11 +142,11 @@ def count_devices(environment: Environment) -> int:
 
 
 def device_supports(number_format: Literal["bfloat16", "tf32"], environment: Environment) -> bool:
-    """Whether the device computes a number format at all: from Ampere (8.0) on, and Apple's from macOS 14 on."""
+    """Whether the device computes a number format at all: from Ampere on, and Apple's from macOS 14 on."""
     import torch
 
     if environment == "cuda":
-        return bool(torch.cuda.get_device_capability(0) >= (8, 0))
+        return bool(torch.cuda.get_device_capability(0) >= AMPERE)
     if environment == "apple" and number_format == "bfloat16":
         return bool(torch.backends.mps.is_macos_or_newer(14, 0))
     return environment == "cpu" and number_format == "bfloat16"
@@ -161,11 +169,15 @@ def instruction_sets() -> set[str]:
 
 
 def memory_bytes(environment: Environment) -> int:
-    """What one device has: the GPU's own memory, else the machine's."""
+    """What one device may use: the GPU's own memory, of a Mac's what Metal recommends at most, else the machine's."""
     if environment == "cuda":
         import torch
 
         return int(torch.cuda.get_device_properties(0).total_memory)
+    if environment == "apple":
+        import torch
+
+        return int(torch.mps.recommended_max_memory())
     return usable_memory()
 
 
@@ -177,10 +189,14 @@ def usable_memory() -> int:
     return total if limit is None else min(total, limit)
 
 
+def allowed_cores() -> int:
+    """Cores that this process may run on, by its affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_cores() -> int:
     """Cores that this process may keep busy: by its affinity and its container's quota, one at least."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _ = cgroup_limits()
+    allowed, (quota, _) = allowed_cores(), cgroup_limits()
     return allowed if quota is None else max(min(allowed, int(quota)), 1)
 
 

@@ -42,18 +42,29 @@ def weights_trouble(folder: Path) -> str | None:
     """What is missing or cut off among config and safetensors files; None where the base is whole."""
     if not (folder / "config.json").is_file():
         return "no config.json"
-    try:
-        index = (folder / INDEX).read_text(encoding="utf-8")
-        names = sorted(set(json.loads(index)["weight_map"].values()))
-    except OSError:
-        names = [SINGLE]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    names = weight_files(folder)
+    if not names:
         return f"{INDEX} is damaged"
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         return f"{len(missing)} of {len(names)} weight files missing ({', '.join(missing[:3])})"
     cut_off = [name for name in names if not is_whole(folder / name)]
     return f"{cut_off[0]} is cut off or damaged" if cut_off else None
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of a base's safetensors files: the single one, or the shards of an index; none that it can't tell.
+
+    transformers looks for them in this order.
+    """
+    index = folder / INDEX
+    if (folder / SINGLE).exists() or not index.is_file():
+        return [SINGLE]
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({Path(name).name for name in named})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def is_whole(path: Path) -> bool:

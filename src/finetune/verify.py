@@ -76,7 +76,7 @@ def config_of(config: Config, manifest: dict[str, Any]) -> Config:
 
 def require_same_makings(config: Config, paths: Paths, manifest: dict[str, Any]) -> None:
     """DataError, which names what differs, unless data, base, versions and code are those of the finished run."""
-    from finetune.train.process import find_run
+    from finetune.train.identity import find_run
 
     _, identity = find_run(config, paths)
     if identity["fingerprint"] == manifest["fingerprint"]:

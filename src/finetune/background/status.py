@@ -149,7 +149,7 @@ def how_training_ended(told: dict[str, Any], paths: Paths, again: str = "") -> s
 
 def what_is_kept(paths: Paths) -> str:
     """The checkpoint that was written last, of whatever run, in words."""
-    found = [path for path in (paths.work / "checkpoints").glob("*/checkpoint-*") if path.name[11:].isdigit()]
+    found = [path for path in paths.checkpoints.glob("*/checkpoint-*") if path.name[11:].isdigit()]
     newest = max(found, key=_changed, default=None)
     return f"the checkpoint of step {newest.name[11:]} is kept" if newest else "no checkpoint was written yet"
 

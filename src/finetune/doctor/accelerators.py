@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from finetune.config import Config
 from finetune.console import gigabytes
 from finetune.doctor.computer import Check, Status, ask
+from finetune.machine import AMPERE
 from finetune.model.base import flash_attention_found
 
-AMPERE = (8, 0)  # compute capability from which on GPUs compute bfloat16 and tf32
 QUERY = (
     "nvidia-smi",
     "--query-gpu=name,memory.total,memory.free,compute_cap,driver_version",

@@ -12,11 +12,11 @@ from typing import Any
 
 from finetune.config import Config
 from finetune.console import gigabytes, say, table
-from finetune.doctor.accelerators import AMPERE, Accelerators, check_accelerators, find_accelerators
+from finetune.doctor.accelerators import Accelerators, check_accelerators, find_accelerators
 from finetune.doctor.computer import Check, check_computer
 from finetune.doctor.surroundings import check_base, check_surroundings
 from finetune.errors import ConfigError, FinetuneError, MachineError
-from finetune.machine import usable_memory
+from finetune.machine import AMPERE, usable_memory
 from finetune.model.base import flash_attention_found
 from finetune.plan.machines import MACHINES
 from finetune.recipes import read_recipe

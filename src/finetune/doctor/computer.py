@@ -1,6 +1,5 @@
 """What this machine says of itself without torch: system, Python, processor, cores, memory, disk."""
 
-import os
 import platform
 import re
 import shutil
@@ -16,7 +15,7 @@ import psutil
 
 from finetune.config import Config
 from finetune.console import gigabytes
-from finetune.machine import cgroup_limits, instruction_sets, processor_name, usable_memory
+from finetune.machine import allowed_cores, cgroup_limits, instruction_sets, processor_name, usable_memory
 from finetune.model_files import model_cache
 
 Status = Literal["ok", "warning", "missing"]
@@ -107,8 +106,7 @@ def check_cores() -> Check:
     """Cores, and how many of them this process may use."""
     logical = psutil.cpu_count() or 1
     found = f"{psutil.cpu_count(logical=False) or 'unknown'} physical, {logical} logical"
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    quota, _ = cgroup_limits()
+    allowed, (quota, _) = allowed_cores(), cgroup_limits()
     if quota is not None and quota < allowed:
         return Check("cores", f"{found}; the container may use {quota:g}", "warning", "give the container more CPUs")
     if allowed < logical:

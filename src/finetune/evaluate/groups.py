@@ -13,8 +13,6 @@ from finetune.config_types import ALL
 from finetune.metrics import SIDES, Side, UnmeasuredError, answers_of, counted, majority_share, value_of
 from finetune.records import Prediction
 
-NONE = "(none)"  # the column of answers that are no class
-
 
 def groups_of(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     """All predictions, those of each agent, and those of each source where there are several.

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune.artifacts import read_json, write_lines
 from finetune.background.running import require_idle
-from finetune.config import Config, load_config
+from finetune.config import DETERMINES_ADAPTER, Config, load_config
 from finetune.console import say, table
 from finetune.errors import ConfigError, DataError
 from finetune.experiments.running import makings, quiet_dvc, read_lock, run_dvc, seed_of
@@ -33,7 +33,6 @@ from finetune.records import read_predictions
 from finetune.seeds import makings_of, read_seeds, record_seed, seeds_key
 
 DEFAULT_COUNT = 5
-DETERMINES_ADAPTER = ("environment", "seed", "model", "adapter", "train")
 SPREAD_COLUMNS = ["the candidate's", "n", "least", "mean", "most", "standard deviation", "gain", "interval of one seed"]
 
 

@@ -19,13 +19,14 @@ class MachineFacts:
 
 # Sources: NVIDIA H200 and H100 data sheets (SXM: 1,979 TFLOPS bfloat16 with sparsity, half of it dense); A100 data
 # sheet (312); RTX 4090: Ada architecture white paper (165 with float32 accumulation), the fastest usual card of 24 GB.
-# Memory of a GPU is what its driver reports (nvidia-smi, MiB), of a Mac or a server the whole machine's.
+# Memory of a GPU is what its driver reports (nvidia-smi, MiB), of a server the whole machine's, of a Mac what Metal
+# recommends at most (recommendedMaxWorkingSetSize; logs of such Macs in llama.cpp issue 687 and ollama issue 434).
 MACHINES: dict[Machine, MachineFacts] = {
     "h200": MachineFacts("NVIDIA H200 141 GB", 143_771 * 2**20, 989e12),
     "h100": MachineFacts("NVIDIA H100 80 GB", 81_559 * 2**20, 989e12),
     "a100-80gb": MachineFacts("NVIDIA A100 80 GB", 81_920 * 2**20, 312e12),
     "gpu-24gb": MachineFacts("a GPU of 24 GB (RTX 4090)", 24_564 * 2**20, 165e12),
-    "mac-32gb": MachineFacts("Mac with 32 GB (M4)", 32 * 2**30, None),
-    "mac-16gb": MachineFacts("Mac with 16 GB", 16 * 2**30, None),
+    "mac-32gb": MachineFacts("Mac with 32 GB (M4)", 21_845 * 2**20, None),
+    "mac-16gb": MachineFacts("Mac with 16 GB", 10_922 * 2**20, None),
     "cpu-48-64gb": MachineFacts("server with 48 cores, 64 GB", 64 * 2**30, None),
 }

@@ -14,6 +14,7 @@ from multiprocessing.connection import wait
 from typing import Protocol, TypeVar
 
 from finetune.errors import MachineError
+from finetune.machine import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,7 +31,7 @@ class Workers(Protocol):
 @contextmanager
 def open_workers(work_bytes: int) -> Iterator[Workers]:
     """Processes for so much work, one a core; little work is done in this process."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = usable_cores()
     if work_bytes < WORTH_A_POOL or count == 1:
         yield _in_this_process
         return

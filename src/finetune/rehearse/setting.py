@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.artifacts import sha256_file, write_json, write_lines
-from finetune.config import Config, parse_config
+from finetune.config import Config, TrainConfig, parse_config
 from finetune.config_types import SPLITS, Split
 from finetune.errors import DataError
 from finetune.machine import why_unavailable
@@ -71,11 +71,19 @@ def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, A
     content["data"]["directory"] = "data/raw"
     content["model"] |= {"base": "base", "revision": None, "chat_template": None, "pad_token": None}
     device_changes(real, here, change)
-    train = real.train
-    micro, accumulation = (
-        min(train.per_device_train_batch_size, MICRO),
-        min(train.gradient_accumulation_steps, ACCUMULATION),
-    )
+    training_changes(real.train, rows, longest, change)
+    smaller = {"latency": {"prompts": 20, "warmup": 1}, "memory": {"processes": 3, "batch_size": 4}}
+    content["evaluate"] |= smaller | {"max_new_tokens": min(real.evaluate.max_new_tokens, 8), "batch_size": 24}
+    evaluation_changes(content, change)
+    accepted = [code for code in CODES if code.startswith(OF_THE_SAMPLE) and not CODES[code].binding]
+    content["findings"]["accept"] = dict.fromkeys(accepted, "of the rehearsal's sample")
+    return content, changes
+
+
+def training_changes(train: TrainConfig, rows: int, longest: int, change: Any) -> None:
+    """A run of a few steps on one device, with every event that a run has."""
+    micro = min(train.per_device_train_batch_size, MICRO)
+    accumulation = min(train.gradient_accumulation_steps, ACCUMULATION)
     size = "a few steps only"
     change("train", "per_device_train_batch_size", micro, size)
     change("train", "per_device_eval_batch_size", min(train.per_device_eval_batch_size, 8), size)
@@ -91,12 +99,6 @@ def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, A
     change("train", "save_steps", EVENT_STEPS, size)
     change("train", "early_stopping_patience", None, "a few steps tell nothing")
     change("train", "report_to", [], "a rehearsal contacts nobody")
-    smaller = {"latency": {"prompts": 20, "warmup": 1}, "memory": {"processes": 3, "batch_size": 4}}
-    content["evaluate"] |= smaller | {"max_new_tokens": min(real.evaluate.max_new_tokens, 8), "batch_size": 24}
-    evaluation_changes(content, change)
-    accepted = [code for code in CODES if code.startswith(OF_THE_SAMPLE) and not CODES[code].binding]
-    content["findings"]["accept"] = dict.fromkeys(accepted, "of the rehearsal's sample")
-    return content, changes
 
 
 def evaluation_changes(content: dict[str, Any], change: Any) -> None:

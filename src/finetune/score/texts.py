@@ -6,11 +6,8 @@ The same text is 1 in all of them, also where it has no word. BLEU is a figure o
 that of one answer is for looking at answers.
 """
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
-
-Similarity = Callable[[str, str], float]  # answer, reference -> 0 to 1
 
 
 def chrf(answer: str, reference: str) -> float:

@@ -22,7 +22,8 @@ def run(config: Config, paths: Paths) -> None:
     set_device_environment(config.environment, spread.devices, deterministic=config.train.deterministic)
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
         require_device(config.environment)
-        from finetune.train.process import find_run, train
+        from finetune.train.identity import find_run
+        from finetune.train.process import train
 
         if spread.strategy == "none":
             for name in LAUNCHED:

@@ -1,6 +1,5 @@
 """Checks of the base model: is it there, whole, safe and pinned, and do its parts belong together."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,11 @@ from finetune.errors import BaseModelError
 from finetune.model.architecture import Architecture, find_architecture, measure_architecture
 from finetune.model.base import base_folder, end_tokens, fetch_config, hub_answers, identify_base
 from finetune.model.tokens import COPY, TEMPLATES, load_tokenizer, template_marks, tokenize
-from finetune.model_files import is_whole
+from finetune.model_files import INDEX, SINGLE, is_whole, weight_files
 from finetune.validate.findings import Finding
 from finetune.validate.mask_checks import ASKED, check_template
 
 WHERE = "params.yaml: model.base"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 UNTRAINED = 0.05  # of the median row's norm; embeddings that were trained lie within a factor of a few of each other
 
 
@@ -73,31 +70,21 @@ def _attempt(base: Base, step: Callable[[], Any]) -> Any:
 
 def check_weights(folder: Path, *, complete: bool) -> list[Finding]:
     """The folder's weight files: safetensors, each whole; all of them, where `complete` says that none can come."""
-    index, single = folder / INDEX, folder / SINGLE
-    if not index.is_file() and not single.exists():
+    if not (folder / INDEX).is_file() and not (folder / SINGLE).exists():
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         if pickled:
             what = f"{folder} holds only pickled weights ({pickled[0]})"
             return [Finding("base-unsafe", WHERE, what, "use a revision with safetensors, or convert it once")]
         return [_incomplete(folder, "no weights")] if complete else []
-    names = [SINGLE] if single.exists() else _shards(index)  # transformers looks for them in this order
+    names = weight_files(folder)
     if not names:
-        return [_incomplete(index, "an index that names no shard")]
+        return [_incomplete(folder / INDEX, "an index that names no shard")]
     missing = [name for name in names if not (folder / name).exists()]
     if missing and complete:
         shown = ", ".join(missing[:3])
         return [_incomplete(folder, f"{len(missing)} of {len(names)} weight files missing ({shown})")]
     damaged = [name for name in names if name not in missing and not is_whole(folder / name)]
     return [_incomplete(folder / name, "a file that is cut off or damaged") for name in damaged]
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        return sorted(
-            {Path(name).name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        )
-    except (ValueError, KeyError, AttributeError, TypeError, OSError):
-        return []
 
 
 def _incomplete(path: Path, what: str) -> Finding:

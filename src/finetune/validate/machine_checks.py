@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from finetune.config import Config
-from finetune.machine import TRACKERS, count_devices, device_supports, has_fast_bfloat16, why_unavailable
+from finetune.machine import count_devices, device_supports, has_fast_bfloat16, missing_trackers, why_unavailable
 from finetune.model.base import attention_used, flash_attention_found
 from finetune.validate.findings import Finding
 
@@ -68,10 +68,9 @@ def check_packages(config: Config) -> list[Finding]:
         what = "the package liger-kernel is not installed here"
         fix = "pip install liger-kernel, or set it to false"
         findings.append(Finding("liger-missing", "params.yaml: train.use_liger_kernel", what, fix))
-    for name in config.train.report_to:
-        if not any(find_spec(module) for module in TRACKERS[name]):
-            what, fix = f"{name} is not installed here", f"pip install {name}, or take it out"
-            findings.append(Finding("tracker-missing", "params.yaml: train.report_to", what, fix))
+    for name in missing_trackers(config.train.report_to):
+        what, fix = f"{name} is not installed here", f"pip install {name}, or take it out"
+        findings.append(Finding("tracker-missing", "params.yaml: train.report_to", what, fix))
     package = PACKAGES.get(config.train.distributed.strategy)
     if package and not find_spec(package):
         where, what = "params.yaml: train.distributed.strategy", f"the package {package} is not installed here"

@@ -1,0 +1,48 @@
+"""An architecture and settings to check: what the tests of settings, adapter, machine and plan change."""
+
+from typing import Any
+
+from finetune.model.architecture import Architecture, LinearLayers
+from finetune.validate.findings import Finding
+
+GB = 10**9
+CUDA = {"environment": "cuda", "machine": "h100", "model.dtype": "bfloat16"}
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LLAMA = Architecture(
+    model_type="llama",
+    class_name="LlamaForCausalLM",
+    layers=2,
+    hidden=128,
+    intermediate=256,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    vocabulary=1000,
+    tied=False,
+    max_positions=512,
+    parameters=500_000,
+    stored="float32",
+    linears=(
+        *(LinearLayers(name, 128, 128 if name in ("q_proj", "o_proj") else 64, 2) for name in SEVEN[:4]),
+        LinearLayers("gate_proj", 128, 256, 2),
+        LinearLayers("up_proj", 128, 256, 2),
+        LinearLayers("down_proj", 256, 128, 2),
+        LinearLayers("lm_head", 128, 1000, 1),
+    ),
+)
+
+
+def codes(findings: list[Finding]) -> list[str]:
+    """The codes alone."""
+    return [finding.code for finding in findings]
+
+
+def spread(strategy: str = "ddp", devices: int = 2, **offload: str) -> dict[str, Any]:
+    """A run over so many devices, with the effective batch size that follows."""
+    distributed = {"nodes": 1, "devices": devices, "strategy": strategy}
+    distributed |= {"offload_optimizer": "none", "offload_param": "none"} | offload
+    return {"train.distributed": distributed, "train.effective_batch_size": 16 * devices}
+
+
+NF4 = {"model.quantization": "nf4"}
+FLASH = {"model.attention": "flash_attention_2"}

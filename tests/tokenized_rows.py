@@ -1,0 +1,22 @@
+"""Rows of tokens, and conversations to make them of."""
+
+from collections.abc import Callable
+from typing import Any
+
+from finetune.config import Config, TrainConfig, parse_config
+from finetune.model.tokens import load_tokenizer
+from tests.small_run import ROOT, params
+
+
+def make_tokenizer() -> Any:
+    """The embedded base's tokenizer."""
+    return load_tokenizer(parse_config(params(), "params").model, ROOT / "models/tiny-base")
+
+
+def make_settings(change: Callable[..., Config]) -> Callable[..., TrainConfig]:
+    """`settings(max_length=20)`: the section train with keys changed."""
+
+    def changed(**keys: Any) -> TrainConfig:
+        return change(**{f"train.{key}": value for key, value in keys.items()}).train
+
+    return changed
