@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 FINETUNE := python -m finetune
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev repro status stop test test-end-to-end test-images test-fast lint check recipes use pin plan rehearse doctor sweep exps compare seeds try report gate merge verify image-cpu image-cuda push pull bundle check-bundle lock clean
+.PHONY: help setup setup-dev repro status stop test test-end-to-end test-images test-fast chaos bench bench-quick lint check recipes use pin plan rehearse doctor sweep exps compare seeds try report gate merge verify image-cpu image-cuda push pull bundle check-bundle lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "RECIPE", $$1); printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,18 @@ test-end-to-end: setup-dev ## the pipeline through DVC, and rehearsals of every 
 
 test-images: setup-dev ## build the images, and run the whole pipeline in one: needs buildah and podman
 	@python -m pytest -m images -rs
+
+chaos: setup-dev ## break the small pipeline in 60 seeded ways and judge what is left: ROUNDS=60 SEED=1
+	@python -m tests.chaos --rounds $(or $(ROUNDS),60) --seed $(or $(SEED),1)
+
+bench: setup-dev ## measure all against its peers, for hours; the tables of docs/benchmarks.md are made from it (ONLY="train start")
+	@python -m pip install --quiet --no-deps --require-hashes -r requirements/bench.lock
+	@benchmarks/peers.sh work/peers
+	@python benchmarks/run.py $(if $(ONLY),--only $(ONLY))
+
+bench-quick: setup-dev ## every benchmark on its smallest size; nothing is kept (on a finished run: make repro first)
+	@python -m pip install --quiet --no-deps --require-hashes -r requirements/bench.lock
+	@python benchmarks/run.py --quick
 
 test-fast: setup-dev ## the tests that train nothing
 	@python -m pytest -n 2 --dist loadfile -m "not slow and not end_to_end and not images"

@@ -4,7 +4,7 @@
 
 A stage that does little (decide, on the finished run in this folder) runs natively and in its container in turns. The
 image is the one that `make image-cpu` builds, by the engine's settings and variables of docs/containers.md. Writes
-`results/containers-DATE.json`.
+`results/containers-DATE.json`, or what --out names.
 """
 
 import argparse
@@ -13,18 +13,17 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from measure import results_file, what_ran
+
 from finetune.artifacts import write_json
 from finetune.console import gigabytes, say, table
 from finetune.images import find_image, image_name
-from finetune.machine import describe_machine
 
-RESULTS = Path(__file__).parent / "results"
 CONTEXT = ("Dockerfile.cpu", ".dockerignore", "LICENSE", "requirements", "src", "pyproject.toml")
 
 
@@ -34,11 +33,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engine", choices=("podman", "docker"), default="podman")
     parser.add_argument("--no-builds", action="store_true", help="the image is there already")
+    parser.add_argument("--out", type=Path, default=results_file("containers"))
     asked = parser.parse_args()
     engine: str = asked.engine
     told = subprocess.run([engine, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    result: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "engine": told}
-    result |= {"machine": describe_machine("cpu"), "versions": {"torch": version("torch")}}
+    result: dict[str, Any] = {"engine": told, **what_ran(("torch",))}
     result["base_image"] = os.environ.get("BASE_IMAGE", "the one in Dockerfile.cpu")
     if not asked.no_builds:
         result["builds"] = builds(engine)
@@ -52,7 +51,7 @@ def main() -> None:
     rows = [(name, *spread([pair[name] for pair in pairs])) for name in ("native", engine)]
     table("decide, seconds", ["where", "median", "least", "most"], [*rows, ("overhead", *spread(overhead))])
     say(f"image: {gigabytes(image.bytes)}; builds: {result.get('builds', 'not measured')}")
-    write_json(RESULTS / f"containers-{result['date']}.json", result)
+    write_json(asked.out, result)
 
 
 def builds(engine: str) -> dict[str, float]:

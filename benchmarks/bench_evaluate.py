@@ -3,25 +3,23 @@
     PYTHONPATH=src python benchmarks/bench_evaluate.py [--rounds 3] [--batch-size 64]
 
 Base and published adapter of the finished run in this folder answer its test split in turns, in one process, greedily.
-Writes `results/evaluate-DATE.json`.
+Writes `results/evaluate-DATE.json`, or what --out names.
 """
 
 import argparse
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from measure import results_file, what_ran
+
 from finetune.artifacts import write_json
 from finetune.config import load_config
 from finetune.console import quiet_libraries, say, table
-from finetune.machine import calm_threads, describe_machine, require_device, synchronize
+from finetune.machine import calm_threads, require_device, synchronize
 from finetune.paths import Paths
-
-RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "peft")
 
 
 def main() -> None:
@@ -29,6 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--examples", type=int, help="the first so many of the test split; all where it is left out")
+    parser.add_argument("--out", type=Path, default=results_file("evaluate"))
     asked = parser.parse_args()
     calm_threads()
     quiet_libraries()
@@ -39,7 +39,7 @@ def main() -> None:
     from finetune.records import read_examples
 
     device = require_device(config.environment)
-    examples = read_examples(paths.prepared / "test.jsonl")
+    examples = read_examples(paths.prepared / "test.jsonl")[: asked.examples]
     sides = open_sides(config, paths, device, examples)
     result: dict[str, Any] = {"examples": len(examples), "batch_size": asked.batch_size, "sides": {}}
     for name in ("baseline", "candidate"):
@@ -59,8 +59,7 @@ def main() -> None:
             return {at: one.tokens for at, one in pairs}
 
         result["sides"][name] = measure(answer, asked.rounds, config.environment, len(prompts))
-    result |= {"machine": describe_machine(config.environment), "versions": {name: version(name) for name in PACKAGES}}
-    write_json(RESULTS / f"evaluate-{time.strftime('%Y-%m-%d')}.json", result)
+    write_json(asked.out, {**result, **what_ran(("torch", "transformers", "peft"))})
     show(result)
 
 

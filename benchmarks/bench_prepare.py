@@ -13,13 +13,12 @@ import os
 import sys
 import tempfile
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from chat_rows import SEED, write_rows
-from measure import run_measured, what_ran
+from measure import results_file, run_measured, what_ran
 from scipy.sparse import csr_array
 
 from finetune.artifacts import write_json
@@ -37,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--plain-up-to", type=int, default=1_000_000)
     parser.add_argument("--brute-force", type=int, default=20_000, help="rows on which all pairs are compared")
-    parser.add_argument("--out", type=Path, default=ROOT / f"benchmarks/results/prepare-{date.today()}.json")
+    parser.add_argument("--out", type=Path, default=results_file("prepare"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sizes = [measure_size(Path(folder), count, plain=count <= options.plain_up_to) for count in options.rows]

@@ -13,11 +13,10 @@ import os
 import sys
 import tempfile
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from measure import run_measured, what_ran
+from measure import results_file, run_measured, what_ran
 
 from finetune.artifacts import write_json
 
@@ -93,9 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Which engine should read the rows")
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / f"results/prepare-engines-{date.today()}.json"
-    )
+    parser.add_argument("--out", type=Path, default=results_file("prepare-engines"))
     parser.add_argument("--run", nargs=3, metavar=("ENGINE", "SOURCE", "TARGET"), help="what a measured process does")
     options = parser.parse_args()
     if options.run:

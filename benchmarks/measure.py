@@ -18,9 +18,14 @@ SECONDS_BETWEEN_LOOKS = 0.2
 PACKAGES = ("datasets", "datasketch", "duckdb", "numpy", "orjson", "polars", "pyarrow", "rensa")
 
 
-def what_ran() -> dict[str, object]:
+def results_file(name: str) -> Path:
+    """Where a benchmark's result of today goes."""
+    return Path(__file__).parent / f"results/{name}-{date.today()}.json"
+
+
+def what_ran(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
     """Date, machine and versions, as they stand in every result."""
-    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    found = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     return {"date": str(date.today()), "machine": describe_machine("cpu"), "versions": found}
 
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "data/raw/cpython/interactions.jsonl"
 SEED = 20_261_122
 HELD_OUT = 80  # rows of validation, and as many of test
+BASE = "base"  # a workspace's own: random weights, or the embedded base in float32
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def parameters(workload: Workload, environment: str) -> dict[str, Any]:
         "data.system_prompts": {},
         "data.duplicates.near": "ignore",
         "data.split": {"method": "exact", **shares, "stratify_by": None},
+        "evaluate.scorers": {"exact_match": {"scorer": "exact_match", "of": None}},
         "decide.criteria": [{"rule": "at_least", "metric": "exact_match", "group": "all", "threshold": 0.5}],
         "train.warmup_steps": min(10, half),
         "train.eval_steps": half,
@@ -73,19 +75,28 @@ def build_workspace(workload: Workload, folder: Path, environment: str) -> Confi
     folder.mkdir(parents=True)
     (folder / "models").symlink_to(ROOT / "models")
     content = parameters(workload, environment)
-    if workload.kind == "random":
-        content["model"]["base"] = "base"
+    content["model"]["base"] = BASE
     (folder / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
     config = parse_config(content, "params.yaml")
     if workload.kind == "random":
         build_random(workload, config, folder)
         return config
+    write_base(folder / BASE)
     (folder / "data/raw").mkdir(parents=True)
     lines = [json.dumps({"messages": row}) + "\n" for row in embedded_rows(workload)]
     (folder / "data/raw/rows.jsonl").write_text("".join(lines), encoding="utf-8")
     for stage in ("prepare", "validate"):
         run_stage(stage, folder)
     return config
+
+
+def write_base(folder: Path) -> None:
+    """The embedded base in float32; some peers would compute in the committed bfloat16, which is slow on a CPU."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(ROOT / "models/tiny-base", dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ROOT / "models/tiny-base").save_pretrained(folder)
 
 
 def run_stage(stage: str, folder: Path) -> None:
@@ -146,7 +157,7 @@ def build_random(workload: Workload, config: Config, folder: Path) -> None:
     facts.pop("layer_types", None)
     name = f"{workload.base}, {workload.layers} layers"
     bench_memory.BASES[name] = facts
-    bench_memory.build_base(bench_memory.Case(name, name, "bfloat16"), folder / "base")
+    bench_memory.build_base(bench_memory.Case(name, name, "bfloat16"), folder / BASE)
     os.chdir(folder)  # the base's name in params.yaml is relative
     write_random_rows(workload, config, facts["vocab_size"], Paths())
 

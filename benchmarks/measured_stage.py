@@ -1,12 +1,15 @@
-"""One side of bench_train.py in a process of its own: it trains, and tells where its time went.
+"""A training in a process of its own that tells where its time went: the train stage, or the plain script.
 
-    python benchmarks/measured_train.py SIDE SETTING CHANGES REPORT   # in a folder with params.yaml and data/validated
+    python benchmarks/measured_stage.py SIDE SETTING CHANGES REPORT   # in a folder with params.yaml and data/validated
 
 The sides are untouched: a clock is put around methods of the libraries and of this package, from outside. A span's
 own time is what it took less the spans inside it, so that the own times of all spans add up to the whole.
 """
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -15,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
 VALIDATION = ("first validation loss", "validation")
 BARE = ("forward and backward", "optimizer", "waiting for data", "library's loop")  # of the training itself
 LAST_LOGS = 3  # the last losses that are logged, each over logging_steps
@@ -104,6 +108,20 @@ class Tally:
         self.micro_batches += 1
 
 
+def run_measured_stage(side: str, setting: str, changes: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train in a fresh process in a folder with params.yaml and data/validated; RuntimeError with what it said."""
+    for name in ("out", "work"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(Path(__file__).resolve()), side, setting, json.dumps(changes), "report.json"]
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    wall = time.perf_counter() - started
+    if done.returncode:
+        raise RuntimeError(done.stdout[-1500:] + done.stderr[-3000:])
+    return {"process_seconds": wall, **json.loads((folder / "report.json").read_text(encoding="utf-8"))}
+
+
 def evaluation_name(trainer: Any, *args: Any) -> str:  # noqa: ARG001
     """The one before the first step apart from those that the schedule asks for."""
     return VALIDATION[trainer.state.global_step > 0]
@@ -138,7 +156,7 @@ def watch_trainer(clock: Clock, tally: Tally, trainer: Any) -> None:
 
 def watch_stage(clock: Clock) -> None:
     """What this package does around the trainer, by part."""
-    from finetune.train import process, trainer
+    from finetune.train import process, publish, steps, trainer
     from finetune.train.curves import CurvesCallback
 
     for owner, attributes, name in (
@@ -146,18 +164,18 @@ def watch_stage(clock: Clock) -> None:
         (process, ("load_tokenizer",), "tokenizer"),
         (process, ("build_model",), "loading the model"),
         (process, ("build_trainer", "check_rows"), "building the trainer"),
-        (trainer, ("require_memory",), "probe for memory"),
+        (steps, ("require_memory",), "probe for memory"),
         (trainer, ("hash_state",), "hashes of checkpoints"),
         (trainer.Trainer, ("training_step", "_get_grad_norm", "_require_finite"), "checks of every micro-batch"),
         (trainer.Trainer, ("log",), "logging"),
         (trainer.Trainer, ("_load_best_model",), "taking the best adapter back"),
-        (trainer.Steps, ("on_train_begin", "on_epoch_begin", "on_step_end", "on_save"), "checks of every micro-batch"),
+        (steps.Steps, ("on_train_begin", "on_epoch_begin", "on_step_end", "on_save"), "checks of every micro-batch"),
         (CurvesCallback, ("on_train_begin", "on_step_end", "on_log", "close"), "curves and status"),
-        (process, ("summarize", "write_json", "show"), "publishing"),
+        (publish, ("summarize", "write_json", "show"), "publishing"),
     ):
         for attribute in attributes:
             clock.wrap(owner, attribute, name)
-    clock.wrap_context(process, "publish_directory", "publishing")
+    clock.wrap_context(publish, "publish_directory", "publishing")
 
 
 def train_ours(changes: dict[str, Any], clock: Clock, tally: Tally) -> None:

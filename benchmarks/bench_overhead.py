@@ -1,0 +1,69 @@
+"""What the train stage takes beside its training steps, part by part, on the embedded recipe as it is.
+
+python benchmarks/bench_overhead.py    # four minutes on two idle cores
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measure import results_file, what_ran
+from measured_stage import BARE, run_measured_stage
+from train_workloads import ROOT, run_stage
+
+from finetune.artifacts import write_json
+from finetune.config import read_yaml
+from finetune.machine import calm_threads, versions
+
+
+def measure_overhead(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """The embedded recipe as it is: what the stage takes beside the training steps and the scheduled evaluations."""
+    (folder / "data").mkdir(parents=True)
+    for name in ("models", "data/raw"):
+        (folder / name).symlink_to(ROOT / name)
+    content = {**read_yaml(ROOT / "params.yaml"), **read_yaml(ROOT / "recipes/tiny.yaml")}
+    (folder / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
+    for stage in ("prepare", "validate"):
+        run_stage(stage, folder)
+    return parts_of(run_measured_stage("ours", "-", changes, folder))
+
+
+def parts_of(run: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of every part of the stage, imports and loading of the model left out."""
+    own = {name: times["own"] for name, times in run["spans"].items() if name != "loading the model"}
+    whole, bare = sum(own.values()), sum(own.get(name, 0.0) for name in (*BARE, "validation"))
+    return {
+        "stage_seconds": whole,
+        "overhead_seconds": whole - bare,
+        "overhead_share": (whole - bare) / whole,
+        "parts": dict(sorted(own.items(), key=lambda part: -part[1])),
+        "run": run,
+    }
+
+
+def show_overhead(found: dict[str, Any]) -> None:
+    """Every part, the largest first."""
+    print(f"\nstage {found['stage_seconds']:.1f} s, overhead {found['overhead_share']:.2%}")
+    for name, seconds in found["parts"].items():
+        print(f"| {name} | {seconds:.3f} s | {seconds / found['stage_seconds']:.2%} |")
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--epochs", type=int, help="another number than the recipe's")
+    parser.add_argument("--out", type=Path, default=results_file("overhead"))
+    options = parser.parse_args()
+    out = options.out.resolve()
+    calm_threads()
+    changes = {"train.num_train_epochs": options.epochs} if options.epochs else {}
+    with tempfile.TemporaryDirectory() as name:
+        found = measure_overhead(Path(name) / "embedded", changes)
+    show_overhead(found)
+    write_json(out, {**found, **what_ran(), "versions": versions()})
+
+
+if __name__ == "__main__":
+    main()

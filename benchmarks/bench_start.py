@@ -1,0 +1,80 @@
+"""How long each command takes to answer in the folder of a finished run, a `dvc repro` with nothing to do among them.
+
+    PYTHONPATH=src python benchmarks/bench_start.py [--rounds 5]
+
+Each round runs every command once, in an order that is drawn, as a process of its own. Beside them stand Python alone
+and the import of what a training needs, which no command can be faster or need be slower than.
+"""
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from measure import results_file, what_ran
+
+from finetune.artifacts import write_json
+from finetune.machine import versions
+
+ROOT = Path(__file__).parents[1]
+PYTHON = [sys.executable]
+FINETUNE = [sys.executable, "-m", "finetune"]
+COMMANDS = {
+    "Python alone": [*PYTHON, "-c", "pass"],
+    "import of torch, transformers, peft and trl": [
+        *PYTHON,
+        "-c",
+        "import torch, transformers, peft, trl.trainer.sft_trainer",
+    ],
+    "`make`": ["make"],
+    "`make recipes`": ["make", "recipes"],
+    "`make doctor QUICK=1`": ["make", "doctor", "QUICK=1"],
+    "`make status`": ["make", "status"],
+    "`make gate`": ["make", "gate"],
+    "`make exps`": ["make", "exps"],
+    "`make doctor`": ["make", "doctor"],
+    "`make plan`": ["make", "plan"],
+    "`python -m finetune check`": [*FINETUNE, "check"],
+    "`dvc status`": ["dvc", "status"],
+    "`dvc repro`, nothing to do": ["dvc", "repro"],
+}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=[*COMMANDS], default=[*COMMANDS])
+    parser.add_argument("--out", type=Path, default=results_file("start"))
+    options = parser.parse_args()
+    seconds: dict[str, list[float]] = {name: [] for name in options.only}
+    draw = random.Random(0)  # noqa: S311
+    for number in range(-1, options.rounds):  # the first one, which fills the disk's cache, does not count
+        for name in draw.sample(options.only, len(options.only)):
+            taken = run(name)
+            if number >= 0:
+                seconds[name].append(taken)
+    found: dict[str, Any] = {"rounds": options.rounds, "seconds": seconds}
+    write_json(options.out, {**found, **what_ran(("dvc",)), "versions": versions()})
+    for name, taken in seconds.items():
+        print(f"{median(taken):6.2f} s ({min(taken):.2f} to {max(taken):.2f})  {name}")
+
+
+def run(name: str) -> float:
+    """Seconds of one command; RuntimeError where it fails, or where `dvc repro` had something to do."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": "src"}
+    started = time.perf_counter()
+    done = subprocess.run(COMMANDS[name], cwd=ROOT, env=environment, capture_output=True, text=True)
+    taken = time.perf_counter() - started
+    if done.returncode or (name.startswith("`dvc repro`") and "Running stage" in done.stdout):
+        raise RuntimeError(f"{name} ended with {done.returncode}:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
+    return taken
+
+
+if __name__ == "__main__":
+    main()
