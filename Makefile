@@ -55,7 +55,7 @@ bench: setup-dev ## measure all against its peers, for hours; the tables of docs
 	@benchmarks/peers.sh work/peers
 	@python benchmarks/run.py $(if $(ONLY),--only $(ONLY))
 
-bench-quick: setup-dev ## every benchmark on its smallest size; nothing is kept (on a finished run: make repro first)
+bench-quick: setup-dev ## the benchmarks on their smallest sizes; nothing is kept (on a finished run: make repro first)
 	@python -m pip install --quiet --no-deps --require-hashes -r requirements/bench.lock
 	@python benchmarks/run.py --quick
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import results_file, what_ran
+from measure import TRAINING, results_file, what_ran
 
 from finetune.artifacts import write_json
 from finetune.config import load_config
 from finetune.console import quiet_libraries, say, table
-from finetune.machine import calm_threads, require_device, versions
+from finetune.machine import calm_threads, require_device
 from finetune.paths import Paths
 
 TASK = """task: answers
@@ -61,7 +61,7 @@ def main() -> None:
             side = getattr(sides, name)
             manager = write_task(side, examples, config.evaluate.max_new_tokens, Path(folder) / name)
             result["sides"][name] = compare(side, examples, manager, options.rounds, options.batch_size)
-    write_json(options.out, {**result, **what_ran(("lm_eval",)), "versions": versions()})
+    write_json(options.out, {**result, **what_ran(("lm_eval", *TRAINING))})
     show(result)
 
 

@@ -9,13 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import results_file, what_ran
+from measure import TRAINING, results_file, what_ran
 from measured_stage import BARE, run_measured_stage
 from train_workloads import ROOT, run_stage
 
 from finetune.artifacts import write_json
 from finetune.config import read_yaml
-from finetune.machine import calm_threads, versions
+from finetune.machine import calm_threads
 
 
 def measure_overhead(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         found = measure_overhead(Path(name) / "embedded", changes)
     show_overhead(found)
-    write_json(out, {**found, **what_ran(), "versions": versions()})
+    write_json(out, {**found, **what_ran(TRAINING)})
 
 
 if __name__ == "__main__":

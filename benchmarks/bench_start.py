@@ -16,10 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import results_file, what_ran
+from measure import TRAINING, results_file, what_ran
 
 from finetune.artifacts import write_json
-from finetune.machine import versions
 
 ROOT = Path(__file__).parents[1]
 PYTHON = [sys.executable]
@@ -60,7 +59,7 @@ def main() -> None:
             if number >= 0:
                 seconds[name].append(taken)
     found: dict[str, Any] = {"rounds": options.rounds, "seconds": seconds}
-    write_json(options.out, {**found, **what_ran(("dvc",)), "versions": versions()})
+    write_json(options.out, {**found, **what_ran(("dvc", *TRAINING))})
     for name, taken in seconds.items():
         print(f"{median(taken):6.2f} s ({min(taken):.2f} to {max(taken):.2f})  {name}")
 

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_train.py --peers FOLDER    # made by benchmarks/peers.sh; without it: this package and TRL
 
-Every training is a process of its own, and a round has each side once, in an order that is drawn. That the work is
-equal is counted: steps, supervised tokens, learning rates. All adapters are evaluated by one function on the same rows.
+Every training is a process of its own, and a round has each side once, in an order that is drawn. Unequal work is an
+error: supervised tokens, steps and learning rates (but for packed rows), and validation losses that lie far apart.
 """
 
 import argparse
@@ -15,20 +15,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import results_file, what_ran
-from train_sides import ADAPTER, BASELINE, SIDES, Side, write_inputs
+from measure import TRAINING, results_file, what_ran
+from train_sides import ADAPTER, BASELINE, PACKED, SIDES, Side, write_inputs
 from train_workloads import CPU, ROOT, SEED, Workload, build_workspace
 
 from finetune.artifacts import read_json, read_manifest, write_json
 from finetune.config import load_config, read_yaml
-from finetune.machine import calm_threads, versions
+from finetune.machine import calm_threads
 
 FIRST_SEED = 42  # of the first round; every round has its own, so that the spread of the losses is seen
+ALIKE = 0.1  # nats a supervised token between two sides of one round; their orders of rows differ, as seeds do
 
 
 def interpreter(side: Side, peers: Path | None) -> str | None:
@@ -85,6 +87,8 @@ def compare(workload: Workload, rounds: int, peers: Path | None, place: Path) ->
     write_inputs(folder)
     tokens = read_manifest(folder / "data/validated")["tokens"]
     there = {side: python for side in SIDES if (python := interpreter(side, peers))}
+    if peers and (missing := [side.name for side in SIDES if side not in there]):
+        raise SystemExit(f"error: {peers}: no environment of {', '.join(missing)}; run benchmarks/peers.sh {peers}")
     runs: dict[str, list[dict[str, Any]]] = {side.name: [] for side in there}
     draw = random.Random(SEED)  # noqa: S311
     for number in range(rounds):
@@ -93,9 +97,22 @@ def compare(workload: Workload, rounds: int, peers: Path | None, place: Path) ->
             runs[side.name].append(found)
             show_run(workload.name, side.name, found)
     expected = tokens["train"]["supervised_tokens"] * int(config.train.num_train_epochs)
-    if wrong := [name for name, found in runs.items() if any(run["supervised_tokens"] != expected for run in found)]:
-        raise RuntimeError(f"{', '.join(wrong)}: not the {expected} supervised tokens that validate counted")
+    if unequal := list(unequal_work(runs, expected)):
+        raise RuntimeError("not the same work: " + "; ".join(unequal))
     return {"tokens": tokens, "changes": workload.changes, "runs": runs, "table": summarize(runs)}
+
+
+def unequal_work(runs: dict[str, list[dict[str, Any]]], supervised_tokens: int) -> Iterator[str]:
+    """What a side did otherwise than the baseline in the same round; packs are of other numbers of rows by nature."""
+    for name, found in runs.items():
+        for run, baseline in zip(found, runs[BASELINE], strict=True):
+            if run["supervised_tokens"] != supervised_tokens:
+                yield f"{name}: {run['supervised_tokens']} supervised tokens, not validate's {supervised_tokens}"
+            same = ("steps", "learning_rates") if name != PACKED else ()
+            yield from (f"{name}: other {what} than the baseline's" for what in same if run[what] != baseline[what])
+            if abs(run["validation_loss"] - baseline["validation_loss"]) > ALIKE:
+                losses = f"{run['validation_loss']:.3f}, the baseline's {baseline['validation_loss']:.3f}"
+                yield f"{name}: validation loss {losses}"
 
 
 def show_run(workload: str, side: str, found: dict[str, Any]) -> None:
@@ -147,7 +164,7 @@ def main() -> None:
         for only in options.only:
             found[only] = compare(replace(CPU[only], rows=options.rows), options.rounds, peers, Path(name))
             about = {"seed": SEED, "rows": options.rows, "threads": options.threads}
-            write_json(out, {**about, "workloads": found, **what_ran(), "versions": versions()})
+            write_json(out, {**about, "workloads": found, **what_ran(TRAINING)})
             os.chdir(ROOT)
 
 

@@ -15,6 +15,7 @@ import psutil
 from finetune.machine import describe_machine
 
 SECONDS_BETWEEN_LOOKS = 0.2
+TRAINING = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
 PACKAGES = ("datasets", "datasketch", "duckdb", "numpy", "orjson", "polars", "pyarrow", "rensa")
 
 

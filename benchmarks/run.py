@@ -1,7 +1,7 @@
 """All benchmarks, one after the other: `make bench`, and with --quick `make bench-quick`.
 
     python benchmarks/run.py [--only train evaluate] [--peers work/peers]  # hours; then the tables of the page
-    python benchmarks/run.py --quick      # minutes; every script on its smallest size
+    python benchmarks/run.py --quick      # minutes; the scripts on their smallest sizes
 
 Those that measure a finished run want one in this folder (`make repro`). A quick run shows that the scripts work; its
 figures are of no use, and are thrown away.
@@ -69,10 +69,11 @@ def run(name: str, folder: Path, peers: Path, *, quick: bool) -> bool:
     """One script from the top of the repository; whether it came to its end."""
     benchmark = BENCHMARKS[name]
     if quick and benchmark.quick is None:
+        print(f"{name}: skipped, there is no small form", file=sys.stderr)
         return True
     command = [sys.executable, str(HERE / benchmark.script), "--out", str(folder / results_file(name).name)]
     command += benchmark.quick or () if quick else ()
-    if name == "train" and not quick and peers.exists():
+    if name == "train" and not quick:
         command += ["--peers", str(peers)]
     print(f"{name}: {' '.join(command[1:])}", file=sys.stderr, flush=True)
     started = time.perf_counter()

@@ -41,8 +41,8 @@ def write_page() -> None:
 
 
 def page_with(page: str, tables: dict[str, str]) -> str:
-    """The page with its tables made anew; KeyError where it marks one that nothing makes."""
-    return MARK.sub(lambda found: f"{found[1]}{tables[found[2]]}{found[3]}", page)
+    """The page with its tables made anew; one that has no result stays as it is."""
+    return MARK.sub(lambda found: f"{found[1]}{tables[found[2]]}{found[3]}" if found[2] in tables else found[0], page)
 
 
 def about(result: Result, name: str) -> str:
@@ -136,8 +136,8 @@ def train_table(result: Result) -> Lines:
         ]
         for side in sorted(result["workloads"]["short"]["table"], key=lambda side: float(median(side["faster"])))
     ]
-    heads = ["side", "supervised tokens/s", "times faster", "steps", "process", "memory", "training loss"]
-    return grid([*heads, "validation loss", "steps, supervised tokens"], rows)
+    heads = ["side", "tokens/s", "times faster", "seconds in steps", "in all", "memory", "training loss"]
+    return grid([*heads, "validation loss", "steps, tokens"], rows)
 
 
 def overhead_table(result: Result) -> Lines:

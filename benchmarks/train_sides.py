@@ -101,13 +101,13 @@ def ask_soup(params: dict[str, Any]) -> list[str]:
     return ["soup_cli", "train", "--config", write_yaml("soup.yaml", content), "--yes"]
 
 
-BASELINE, OURS = "TRL, defaults", "ours"
+BASELINE, OURS, PACKED = "TRL, defaults", "ours", "TRL, packed"
 SIDES = [
     Side(OURS, "", ask_ours),
     Side(BASELINE, "", ask_trl("defaults")),
     Side("TRL, no checkpointing", "", ask_trl("no checkpointing")),
     Side("TRL, grouped by length", "", ask_trl("grouped")),
-    Side("TRL, packed", "", ask_trl("packed")),
+    Side(PACKED, "", ask_trl("packed")),
     Side("LLaMA-Factory, defaults", "llamafactory", ask_llamafactory()),
     Side(
         "LLaMA-Factory, tuned",

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+TRAIN = "train"
 APART = {"evaluate": "evaluations", "_save_checkpoint": "saves"}  # of train(), what is no training step
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "llamafactory", "soup-cli")
 LAST_LOGS = 3  # the last losses that are logged, each over logging_steps
@@ -28,21 +29,22 @@ class Watch:
         self.seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self.counts = {"micro_batches": 0, "positions": 0, "supervised_tokens": 0}
         self.trainer: Any = None
+        self.open: list[str] = []  # what is being timed, from outside to inside
 
     def time(self, owner: Any, attribute: str, name: str) -> None:
-        """Time every outermost call of a method."""
+        """Time every call of a method: of train() those from outside, of the others those right within train()."""
         original: Callable[..., Any] = getattr(owner, attribute)
-        open_calls: list[int] = []
+        inside = [] if name == TRAIN else [TRAIN]
 
         def timed(trainer: Any, *args: Any, **kwargs: Any) -> Any:
-            if open_calls:
+            if self.open != inside:
                 return original(trainer, *args, **kwargs)
-            open_calls.append(1)
+            self.open.append(name)
             started, cpu = time.perf_counter(), time.process_time()
             try:
                 return original(trainer, *args, **kwargs)
             finally:
-                open_calls.clear()
+                self.open.pop()
                 self.seconds[name][0] += time.perf_counter() - started
                 self.seconds[name][1] += time.process_time() - cpu
 
@@ -54,11 +56,12 @@ class Watch:
 
         def made(trainer: Any, *args: Any, **kwargs: Any) -> None:
             original(trainer, *args, **kwargs)
-            if self.trainer is None:
-                self.trainer = trainer
-                self.count(type(trainer))
-                for attribute, name in {"train": "train", **APART}.items():
-                    self.time(type(trainer), attribute, name)
+            if self.trainer is not None:
+                raise RuntimeError("a second trainer: its steps and seconds would be mixed with the first one's")
+            self.trainer = trainer
+            self.count(type(trainer))
+            for attribute, name in {"train": TRAIN, **APART}.items():
+                self.time(type(trainer), attribute, name)
 
         library.__init__ = made
 
@@ -80,8 +83,8 @@ class Watch:
         found: dict[str, Any] = {"steps": self.trainer.state.global_step, **self.counts}
         for at, kind in enumerate(("", "cpu_")):
             apart = sum(self.seconds[name][at] for name in APART.values())
-            found |= {f"train_{kind}seconds": self.seconds["train"][at]}
-            found |= {f"step_{kind}seconds": self.seconds["train"][at] - apart}
+            found |= {f"train_{kind}seconds": self.seconds[TRAIN][at]}
+            found |= {f"step_{kind}seconds": self.seconds[TRAIN][at] - apart}
         found["train_loss"] = sum(losses[-LAST_LOGS:]) / len(losses[-LAST_LOGS:])
         found["learning_rates"] = [
             entry["learning_rate"] for entry in self.trainer.state.log_history if "loss" in entry

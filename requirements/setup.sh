@@ -24,6 +24,7 @@ if [ "$environment" = auto ]; then
     environment=cpu
     if [ "$(uname -s)" = Darwin ]; then environment=apple; fi
     if nvidia-smi >/dev/null 2>&1; then environment=cuda; fi
+    case "$environment $(cat .venv/installed-run 2>/dev/null)" in "cpu cuda "*) environment=cuda ;; esac # a login node: GPUs are elsewhere
 fi
 [ -f "requirements/$environment.lock" ] || { say "error: ENVIRONMENT=$environment: no requirements/$environment.lock; use cpu, cuda or apple"; exit 2; }
 

@@ -8,20 +8,23 @@ what stands in a code span, a fenced block, a link, or an indented block.
 """
 
 import argparse
+import ast
 import re
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 from finetune.config import Config, read_yaml
 from finetune.options import build_parser
-from tests.doc_keys import has_key, wrong_codes, wrong_keys
-from tests.doc_text import FENCED, ROOT, code_of
+from tests.doc_keys import has_key, packages, wrong_codes, wrong_keys
+from tests.doc_text import FENCED, ROOT, code_of, indented_of
 
 RECIPES = {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
 PLACEHOLDER = {"...", "...`", "name", "x", "RECIPE", "…"}
 WORDS = {"make", "dvc", "git", "python", "cd", "ssh", "scp", "rsync", "source", "export", "sbatch", "squeue", "scancel"}
 WORDS |= {"sky", "apptainer", "pip", ".venv/bin/pip", ".venv/bin/python", ".venv/bin/hf"}  # a shell block's commands
+START = r"(?:^|&& |\|\|? |[(;] ?|: )(?:[A-Z_]+=\S* )*"  # where a command begins, and what its environment gets
 # Places that a run makes beside what dvc.yaml names.
 MADE = r"""out/merged|out/bundle(/.*)?|out|reports|work|data/prepared/(dropped|risks|train|validation|test)\.jsonl
 |data/(prepared|validated)/manifest\.json|work/(prepare|evaluate|checkpoints|tensorboard|rehearsal)(/.*)?|work/[\w.<>-]+\.(log|json|lock)
@@ -52,11 +55,13 @@ def variables() -> str:
 
 def wrong_targets(text: str) -> Iterator[str]:
     """`make TARGET NAME=value`: the target, the names, and the recipe among the values."""
-    given_word = r"(?: [A-Z_]+=\S*)*"
-    command = re.compile(rf"(?:^|&& |[(;] ?|: )make({given_word}(?: [a-z][\w.-]*)?{given_word})")
-    for line in (re.sub(r'"[^"]*"', "_", line) for line in code_of(text)):
-        for words in command.findall(line):
-            for word in words.split():
+    command = re.compile(rf"{START}make((?: (?:[A-Z_]+=\S*|[a-z][\w.-]*))*)")
+    printed = set(indented_of(text))  # where a sentence may begin with a command
+    for line in code_of(text):
+        code, _, comment = re.sub(r'"[^"]*"', "_", line).partition(" #")
+        first = [words.split()[:1] for words in command.findall(comment.strip())]
+        for words in [found.split()[: 1 if line in printed else None] for found in command.findall(code)] + first:
+            for word in words:
                 name, given, value = word.rstrip(",;)").partition("=")
                 if not given and name.rstrip(".") not in targets() and name not in targets():
                     yield f"make {name}: no such target"
@@ -90,14 +95,18 @@ def wrong_words(words: list[str], parser: argparse.ArgumentParser, told: str) ->
             yield f"{told}: no option {word}"
 
 
+def found_in(line: str, command: str) -> list[tuple[str, ...]]:
+    """A command's groups wherever it begins in a line; in a comment, after a colon."""
+    code, _, comment = line.partition(" #")
+    return [groups for part in (code, *comment.split(": ")[1:]) for groups in re.findall(START + command, part)]
+
+
 def wrong_commands(text: str) -> Iterator[str]:
     """`python -m finetune COMMAND --options` and `dvc COMMAND --options`, by their own parsers; -S by params.yaml."""
     from dvc.cli.parser import get_main_parser
 
     for line in code_of(text):
-        for program, rest in re.findall(
-            r"(?:^|&& |then: |\()(?:PYTHONPATH=\S+ )?(python -m finetune|dvc) ([^#&;|)]+)", line
-        ):
+        for program, rest in found_in(line, r"(?:\.venv/bin/)?(python -m finetune|dvc) ([^&;|)]+)"):
             words = rest.split(" > ")[0].split()
             if program == "dvc" and words[0].endswith(":"):  # an error of the shell's
                 continue
@@ -106,6 +115,38 @@ def wrong_commands(text: str) -> Iterator[str]:
             for key in re.findall(r"-S ([\w.]+)=", rest):
                 if not has_key(key.split("."), Config):
                     yield f"-S {key}: no key of params.yaml"
+
+
+def known_options(file: Path) -> set[str]:
+    """The options that a script gives its parser."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    words = [word for call in calls if getattr(call.func, "attr", "") == "add_argument" for word in call.args]
+    return {"-h", "--help", *(word.value for word in words if isinstance(word, ast.Constant))}
+
+
+def file_of(module: str) -> Path | None:
+    """Where a module of ours that can be run lies."""
+    path = module.replace(".", "/")
+    places = [ROOT / folder / f"{path}{end}" for folder in ("", "src") for end in (".py", "/__main__.py")]
+    return next((place for place in places if place.is_file()), None)
+
+
+def wrong_scripts(text: str) -> Iterator[str]:
+    """`python FILE.py --options` and `python -m MODULE --options`: the module, and the options that it takes."""
+    for line in code_of(text):
+        for is_module, name, rest in found_in(line, r"(?:\.venv/bin/)?python3? (-m )?([\w./-]+)([^&;|)]*)"):
+            if is_module and name.split(".")[0] not in ("finetune", "tests", "benchmarks"):
+                if name.split(".")[0] not in {*sys.stdlib_module_names, *packages(), "pip"}:
+                    yield f"python -m {name}: no such module"
+                continue
+            file = file_of(name) if is_module else ROOT / name
+            if is_module and file is None:
+                yield f"python -m {name}: no such module"
+            if name == "finetune" or file is None or not file.is_file() or file.suffix != ".py":
+                continue  # the front door has a parser of its own; a missing file is no place
+            for option in re.findall(r"(?<!\S)(--?[a-z][\w-]*)", rest):
+                if option not in known_options(file):
+                    yield f"python {is_module}{name}: no option {option}"
 
 
 def wrong_shell(text: str) -> Iterator[str]:
@@ -188,6 +229,7 @@ def wrong_links(text: str, page: Path) -> Iterator[str]:
 CHECKS: list[Callable[[str], Iterator[str]]] = [
     wrong_targets,
     wrong_commands,
+    wrong_scripts,
     wrong_shell,
     wrong_paths,
     wrong_keys,

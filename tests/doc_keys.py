@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -16,7 +16,7 @@ from finetune.config_decide import RULES
 from finetune.config_evaluate import BASELINES, CANDIDATES
 from finetune.config_scorers import SCORERS
 from finetune.validate.codes import CODES
-from tests.doc_text import FENCED, ROOT, SPAN, code_of
+from tests.doc_text import FENCED, ROOT, SPAN, code_of, spans_of
 
 
 def has_key(parts: list[str], kind: Any) -> bool:
@@ -66,9 +66,28 @@ def wrong_keys(text: str) -> Iterator[str]:
         for kind, name in re.findall(r"(?<![\w.])(rule|scorer|form): (\w+)", line):
             if name not in names[kind]:
                 yield f"{kind}: {name}: no such kind"
+    yield from wrong_names(text)
     for language, block in FENCED.findall(text):
         if language == "yaml":
             yield from wrong_block(YAML(typ="safe", pure=True).load(block), None)
+
+
+NO_KEYS = {"num_nodes"}  # keys in spans that are of other files: SkyPilot's
+KINDS: tuple[Mapping[str, type[BaseModel]], ...] = (RULES, SCORERS, BASELINES, CANDIDATES)
+
+
+def wrong_names(text: str) -> Iterator[str]:
+    """Keys without a dot in spans: `snake_case: value`, and all those of `{rule: name, key: value}`."""
+    for span in spans_of(text):
+        for name in re.findall(r"^[-{ ]*([a-z0-9]+(?:_[a-z0-9]+)+): ", span):
+            if not field_of(name) and name not in NO_KEYS:
+                yield f"{name}: no key of params.yaml"
+        if re.fullmatch(r"\{(rule|scorer|form): .*\}", span):
+            content = YAML(typ="safe", pure=True).load(span)
+            named = str(next(iter(content.values())))
+            kinds = [kind[named] for kind in KINDS if named in kind]
+            known = {name for kind in kinds for name in kind.model_fields}
+            yield from (f"{name}: no key of {span}" for name in content if kinds and name not in known)
 
 
 def wrong_block(content: dict[str, Any], kind: type[BaseModel] | None) -> Iterator[str]:
@@ -96,8 +115,8 @@ def packages() -> set[str]:
 
 
 # Hyphenated words in code that are no code of a finding: of other programs, packages in no lock, images.
-OTHERS = {"ssh-keygen", "extra-index-url", "liger-kernel", "dvc-gs", "dvc-ssh", "finetune-cpu", "finetune-cuda"}
-OTHERS |= {"deploy-unproven", *get_args(Machine)}
+OTHERS = {"ssh-keygen", "extra-index-url", "liger-kernel", "dvc-gs", "dvc-s3", "dvc-ssh"}
+OTHERS |= {"finetune-cpu", "finetune-cuda", "deploy-unproven", *get_args(Machine)}
 
 
 def wrong_codes(text: str, known: set[str]) -> Iterator[str]:

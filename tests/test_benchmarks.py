@@ -122,3 +122,46 @@ def test_a_sides_row_compares_round_by_round(script: Any) -> None:
     ours = next(row for row in train.summarize(runs) if row["side"] == "ours")
     assert ours["faster"] == [2.0, 2.0, 4.0]
     assert ours["tokens_per_second"] == [6.0, 12.0, 12.0]
+
+
+def test_other_work_is_no_comparison(script: Any) -> None:
+    """Fewer tokens, other rates, another loss: each side that did less would look faster."""
+    train: ModuleType = script("bench_train")
+    same = {"supervised_tokens": 60, "steps": 3, "learning_rates": [0.1, 0.2], "validation_loss": 1.0}
+    assert list(train.unequal_work({train.BASELINE: [same], "ours": [same]}, 60)) == []
+    for harm in ({"supervised_tokens": 59}, {"steps": 2}, {"learning_rates": [0.1, 0.1]}, {"validation_loss": 1.2}):
+        assert len(list(train.unequal_work({train.BASELINE: [same], "ours": [{**same, **harm}]}, 60))) == 1
+    packed = {**same, "steps": 2, "learning_rates": [0.1]}
+    assert list(train.unequal_work({train.BASELINE: [same], train.PACKED: [packed]}, 60)) == []
+
+
+def test_only_what_lies_within_training_is_taken_off(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation after train() is no part of it: taken off, it would make that side faster than it is."""
+    watched: ModuleType = script("watched_training")
+    now = [0.0]
+    monkeypatch.setattr(watched.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(watched.time, "process_time", lambda: now[0])
+
+    class Trainer:
+        def train(self) -> None:
+            now[0] += 10
+            self.evaluate()
+            self._save_checkpoint()
+
+        def evaluate(self) -> None:
+            now[0] += 3
+
+        def _save_checkpoint(self) -> None:
+            now[0] += 1
+
+        def training_step(self) -> None:
+            """Not called here."""
+
+    watch = watched.Watch()
+    watch.wait_for(Trainer)
+    trainer = Trainer()
+    trainer.train()
+    trainer.evaluate()
+    assert {name: spent[0] for name, spent in watch.seconds.items()} == {"train": 14, "evaluations": 3, "saves": 1}
+    with pytest.raises(RuntimeError, match="a second trainer"):
+        Trainer()

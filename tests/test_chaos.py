@@ -1,16 +1,20 @@
 """Rounds of faults, one of each kind, and whether their judge would see what is wrong."""
 
 import json
+import shutil
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from tests.chaos.__main__ import own_folder
 from tests.chaos.damage import DAMAGES, kept, rot
-from tests.chaos.disks import can_mount
+from tests.chaos.disks import can_mount, keep_disk, mount, unmount
 from tests.chaos.faults import KINDS
-from tests.chaos.judge import GROWING, Reference, bad_endings, different, wrong_in
+from tests.chaos.judge import GROWING, Reference, bad_endings, different, without_measured, wrong_in, wrong_verdicts
 from tests.chaos.preloaded import Preloaded
 from tests.chaos.rounds import FAILED, Drawn, Ground, draw, run_round, unnoticed
 from tests.chaos.scene import Ran, Scene
@@ -111,6 +115,78 @@ def test_the_judge_sees_every_bad_ending(ran: Ran, why: str) -> None:
 def test_documented_endings_are_no_failures(ran: Ran) -> None:
     """A clear error is what is promised, and a signal that was sent ends a process."""
     assert bad_endings(Scene(Path(), 0, Random(0), {}, {}, ran=[ran], signals={15})) == []
+
+
+DVC_DONE, DVC_FAILED = Ran(("dvc", "repro"), 0, ""), Ran(("dvc", "repro"), 255, "ERROR: it is busy")
+ABORT, REFUSED, DEPLOY = Ran(("gate",), 20, ""), Ran(("gate",), 3, "error: it is broken"), Ran(("gate",), 0, "")
+NO_GATE = "the round does not end with a gate of exit code 20"
+
+
+@pytest.mark.parametrize(
+    ("ran", "found"),
+    [
+        ([DVC_FAILED, REFUSED, DVC_DONE, ABORT], []),
+        ([DVC_DONE, DVC_FAILED], ["the last dvc repro ended with 255, not 0", NO_GATE]),
+        ([DVC_FAILED, ABORT], ["the last dvc repro ended with 255, not 0"]),
+        ([DVC_DONE, REFUSED], [NO_GATE]),
+        ([DVC_DONE, DEPLOY], ["gate: exit code 0, and the verdict is abort", NO_GATE]),
+        ([DEPLOY, DVC_DONE, ABORT], ["gate: exit code 0, and the verdict is abort"]),
+        ([ABORT, DVC_DONE], [NO_GATE]),
+        ([], ["the last dvc repro ended with None, not 0", NO_GATE]),
+    ],
+)
+def test_a_round_ends_with_the_verdict(ran: list[Ran], found: list[str]) -> None:
+    """The last `dvc repro` is done, the last gate tells what the reference's tells, and none before tells another."""
+    assert wrong_verdicts(ran, "abort") == found
+
+
+@pytest.mark.parametrize(("about", "same"), [("quality", False), ("latency", True), ("memory", True)])
+@pytest.mark.parametrize("figure", ["estimate", "lower", "upper"])
+def test_the_judge_compares_what_repeats(about: str, same: bool, figure: str) -> None:
+    """The figures of a criterion on answers are the reference's; those of seconds and bytes are of the day."""
+    criterion = dict.fromkeys(("criterion", "status", "target", "method", "estimate", "lower", "upper", "reason"), 0.5)
+    ours = {**criterion, "about": about}
+    assert (without_measured(ours) == without_measured({**ours, figure: 0.6})) is same
+    assert without_measured(ours) != without_measured({**ours, "status": "fail"})
+
+
+def test_an_interrupted_run_leaves_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    """A signal is an exception; what a failure leaves is named, and what failed before an interruption too."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as ended, own_folder() as folder:
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.value.code == 143 and not folder.exists()
+        with suppress(SystemExit), own_folder() as failed:
+            (failed / "round-3").mkdir()
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(RuntimeError), own_folder() as broken:
+            raise RuntimeError
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    said = capsys.readouterr().err
+    for folder in (failed, broken):
+        assert f"is in {folder}" in said
+        shutil.rmtree(folder)
+
+
+def test_what_a_small_disk_held_is_kept(tmp_path: Path) -> None:
+    """It is copied before the disk goes away, but for what filled it; a folder of the same disk stays as it is."""
+    if not can_mount():
+        pytest.skip("nothing may be mounted here")
+    place = tmp_path / "tree"
+    place.mkdir()
+    mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place))
+    try:
+        (place / "work").mkdir()
+        (place / "work/ballast").write_bytes(b"1")
+        (place / "work/note").write_text("here", encoding="utf-8")
+        assert keep_disk(place) == []
+    finally:
+        unmount(place)
+    assert [path.name for path in (place / "work").iterdir()] == ["note"]
+    assert keep_disk(place) == []
 
 
 def test_rounds_follow_from_the_seed() -> None:

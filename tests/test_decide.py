@@ -390,16 +390,45 @@ def test_an_old_verdict_opens_no_gate(sound: Run, changed: str) -> None:
     assert show_decision(sound.paths, None) == 0  # make report tells what lies there
 
 
-def test_a_damaged_output_opens_no_gate(sound: Run) -> None:
+def locked(run: Run) -> dict[str, Any]:
+    """What DVC would write of a finished decide that depends on what evaluate made; gives it, to be changed."""
+    made = {"evaluate": ["reports/evaluation.json"], "decide": ["reports/decision.json"]}
+    hashes = {
+        stage: [{"path": name, "md5": md5(run.paths.root / name)} for name in names] for stage, names in made.items()
+    }
+    stages = {stage: {"cmd": "x", "outs": outs} for stage, outs in hashes.items()}
+    stages["decide"]["deps"] = [dict(out) for out in hashes["evaluate"]]
+    return {"schema": "2.0", "stages": stages}
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        ("damaged", "reports/decision.json: is not what dvc.lock names; run make repro, .* dvc repro -f -s decide"),
+        ("removed", "reports/evaluation.json: is missing; run make repro"),
+        ("stale", "reports/evaluation.json: was made anew after decide had run on it; run make repro"),
+        ("no hash", "dvc.lock: is missing, broken or names no outputs"),
+        ("no list", "dvc.lock: is missing, broken or names no outputs"),
+    ],
+)
+def test_what_is_not_of_this_run_opens_no_gate(sound: Run, harm: str, told: str) -> None:
     """DVC puts a damaged object of its cache in place and calls it up to date; the gate hashes what lies here."""
     sound.decide()
-    report = sound.paths.reports / "decision.json"
-    outs = [{"path": path.relative_to(sound.paths.root).as_posix(), "md5": md5(path)} for path in (report,)]
-    lock = {"schema": "2.0", "stages": {"decide": {"cmd": "x", "outs": outs}}}
-    (sound.paths.root / "dvc.lock").write_text(json.dumps(lock), encoding="utf-8")
+    report, evaluation = (sound.paths.reports / name for name in ("decision.json", "evaluation.json"))
+    lock, path = locked(sound), sound.paths.root / "dvc.lock"
+    path.write_text(json.dumps(lock), encoding="utf-8")
     assert show_decision(sound.paths, sound.config) == 0
-    report.write_text(report.read_text(encoding="utf-8").replace("0", "1", 1), encoding="utf-8")
-    told = "reports/decision.json: is not what dvc.lock names; dvc repro --force decide makes it again"
+    if harm == "damaged":
+        report.write_text(report.read_text(encoding="utf-8").replace("0", "1", 1), encoding="utf-8")
+    elif harm == "removed":
+        evaluation.unlink()
+    elif harm == "stale":  # as after `dvc repro -f -s evaluate`
+        lock["stages"]["decide"]["deps"][0]["md5"] = "0" * 32
+    elif harm == "no hash":
+        del lock["stages"]["decide"]["outs"][0]["md5"]
+    else:
+        lock["stages"]["decide"]["outs"] = [3]
+    path.write_text(json.dumps(lock), encoding="utf-8")
     with pytest.raises(DataError, match=told):
         show_decision(sound.paths, sound.config)
 

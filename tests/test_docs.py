@@ -14,7 +14,7 @@ import pytest
 from finetune.config_scorers import SCORERS
 from finetune.plan.schedule import plan_schedule
 from finetune.recipes import read_recipe
-from tests.doc_claims import complaints
+from tests.doc_claims import complaints, wrong_commands, wrong_links, wrong_scripts, wrong_targets
 from tests.doc_text import ROOT
 
 PAGES = [
@@ -23,6 +23,7 @@ PAGES = [
     *(ROOT / folder / "README.md" for folder in ("recipes", "jobs", "requirements", "scorers", "benchmarks")),
     ROOT / "models/templates/README.md",
 ]
+ORIGINS = [ROOT / folder / "README.md" for folder in ("models/tiny-base", "data/raw/cpython")]
 
 
 def text_of(name: str) -> str:
@@ -36,6 +37,16 @@ def test_what_a_page_names_exists(page: Path) -> None:
     assert complaints(page.read_text(encoding="utf-8"), page) == []
 
 
+@pytest.mark.parametrize("page", ORIGINS, ids=lambda page: page.parent.name)
+def test_what_a_page_of_origins_runs_and_links_exists(page: Path) -> None:
+    """Commands, options and links; the rest of what these pages show is of another program's source, and of a model."""
+    text = page.read_text(encoding="utf-8")
+    assert [line for check in (wrong_targets, wrong_commands, wrong_scripts) for line in check(text)] == []
+    assert list(wrong_links(text, page)) == []
+    scripts = re.findall(r"^python (\S+\.py)", text, flags=re.MULTILINE)
+    assert scripts and all((ROOT / name).is_file() for name in scripts)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -44,6 +55,22 @@ def test_what_a_page_names_exists(page: Path) -> None:
         ("```\nmake plan PRIZE=2.5\n```", "make PRIZE=2.5: nothing reads PRIZE"),
         ("`make train-h1000`", "make train-h1000: no such target"),
         ("```\nmake push && make pul\n```", "make pul: no such target"),
+        ("`make lint tset`", "make tset: no such target"),
+        ("`HF_HOME=x make plna`", "make plna: no such target"),
+        ("```\nmake push | make pul\n```", "make pul: no such target"),
+        ("`make push || make pul`", "make pul: no such target"),
+        ("`.venv/bin/python -m finetune plna`", "python -m finetune plna: no command plna"),
+        ("`HF_HOME=x .venv/bin/dvc exp runn`", "dvc exp runn: no command runn"),
+        ("`python -m tests.nothing`", "python -m tests.nothing: no such module"),
+        ("`python -m finetune.nope`", "python -m finetune.nope: no such module"),
+        ("`python -m pytset tests`", "python -m pytset: no such module"),
+        ("`python -m tests.chaos --rouns 3`", "python -m tests.chaos: no option --rouns"),
+        ("`python benchmarks/run.py --onyl x`", "python benchmarks/run.py: no option --onyl"),
+        ("`lora_aplha: 3`", "lora_aplha: no key of params.yaml"),
+        ("`- lora_aplha: 3`", "lora_aplha: no key of params.yaml"),
+        ("`{rule: at_least, metirc: a}`", "metirc: no key of {rule: at_least, metirc: a}"),
+        ("```yaml\nlora_aplha: 3\n```", "lora_aplha: no key of params.yaml"),
+        ("```yaml\nadapter:\n  lora_aplha: 3\n```", "lora_aplha: no key of params.yaml"),
         ("so: `sbatch jobs/slurm.sh h1000`", "job of h1000: no such recipe"),
         ("`python -m finetune paln h100`", "python -m finetune paln h100: no command paln"),
         ("`python -m finetune plan --exampels 3`", "python -m finetune plan --exampels 3: no option --exampels"),
@@ -77,6 +104,9 @@ def test_what_exists_is_not_complained_of() -> None:
     text = (
         "`make plan RECIPE=h100 PRICE=2.5`, `make train-h100 DETACH=1`, `python -m finetune --debug STAGE`, "
         "`dvc exp run --queue -S adapter.r=8`, `src/finetune/train`, `reports/train.json`, `data.sources.0.path`, "
+        "`make lint test`, `HF_HOME=x make push | make pull`, `python -m tests.chaos --rounds 3 --only x`, "
+        "`python benchmarks/run.py --only x`, `.venv/bin/python -m finetune plan h100`, `lora_alpha: 3`, "
+        "`{rule: at_least, metric, threshold: 0.5}`, `python -m pytest -n 2`, "
         "`warmup-too-long`, [x](README.md#trouble); make haste, train.well\n\n    make repro runs in the background\n"
         "\n```yaml\nsplit: {method: exact, train: 0.8, validation: 0.1, test: 0.1, stratify_by: null}\n```\n"
     )
@@ -90,7 +120,18 @@ def test_every_page_is_in_the_index_and_every_target_on_a_page() -> None:
     assert [name for name in pages if f"({name})" not in index] == []
     told = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     targets = re.findall(r"^([a-z][a-z-]*):", text_of("Makefile"), flags=re.MULTILINE)
-    assert [name for name in targets if f"make {name}" not in " ".join(told.split())] == []
+    assert [name for name in targets if not is_told(name, told)] == []
+
+
+def is_told(name: str, told: str) -> bool:
+    """Whether a text has this target, and not only a longer one."""
+    return bool(re.search(rf"\bmake\s+{re.escape(name)}(?![\w-])", told))
+
+
+def test_a_longer_target_is_another() -> None:
+    """`make check-bundle` says nothing of `make check`."""
+    assert is_told("check", "run `make\ncheck` first") and is_told("check-bundle", "make check-bundle BUNDLE=x")
+    assert not is_told("check", "make check-bundle, make checks and remake check")
 
 
 def test_every_scorer_is_explained() -> None:
@@ -108,7 +149,11 @@ def test_the_readme_fits_its_bounds() -> None:
 
 # ---- Errors that are quoted
 
-OF_OTHERS = {"dvc: command not found", "No module named finetune"}  # the shell's and Python's own
+OF_OTHERS = {
+    "Unable to read RWLock-file",
+    "dvc: command not found",
+    "No module named finetune",
+}  # DVC's, the shell's and Python's own
 
 
 def quoted_errors() -> Iterator[str]:

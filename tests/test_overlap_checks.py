@@ -41,7 +41,7 @@ def test_a_row_in_train_and_held_out_is_an_error(
     size = len(splits[name])
     assert str(finding) == (
         f"data/prepared/{name}.jsonl: 1 of {size} rows ({100 / size:.3g}%) are in train too, prompt and answer (ids "
-        f"{leak.id}); run prepare again (dvc repro -f prepare); it keeps them apart"
+        f"{leak.id}); run prepare again (dvc repro -f -s prepare); it keeps them apart"
     )
     assert (finding.code, finding.severity) == ("split-overlap", "error")
 
@@ -56,7 +56,7 @@ def test_a_prompt_with_another_answer_is_another_error(
     assert str(prompt) == (
         "data/prepared/test.jsonl: 1 of 32 rows (3.12%) have a prompt that is in train too, with another answer (ids "
         "namer/rows/1/question 104/Another); "
-        "run prepare again (dvc repro -f prepare); it keeps rows of one prompt together"
+        "run prepare again (dvc repro -f -s prepare); it keeps rows of one prompt together"
     )
     assert prompt.severity == "error"
 

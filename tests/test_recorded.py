@@ -74,7 +74,7 @@ def test_predictions_of_another_run_will_do(tmp_path: Path, examples: list[Examp
         ([{"text": "a"}], "ROOT/run.jsonl:1: needs id (or prompt) and text, both texts"),
         ([{"id": "a", "text": "x", "seconds": "20 s"}], "ROOT/run.jsonl:1: seconds must be a number of seconds"),
         ([{"id": "a", "text": "x", "tokens": 1.5}], "ROOT/run.jsonl:1: tokens must be a whole number"),
-        ([{"id": "a", "text": "x", "tokens": -1}], "ROOT/run.jsonl:1: tokens must be a whole number of 0 or more"),
+        ([{"id": "a", "text": "x", "tokens": -1}], "ROOT/run.jsonl:1: tokens must be a whole number from 0"),
         ([{"id": "a", "text": "x", "failed": True}], "ROOT/run.jsonl:1: failed must be a text, the reason"),
         ([{"id": "a", "text": "x", "finished": 1}], "ROOT/run.jsonl:1: finished must be true or false"),
         (

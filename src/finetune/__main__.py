@@ -8,8 +8,9 @@ import importlib
 import os
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -19,7 +20,6 @@ from finetune.artifacts import pipeline_lock
 from finetune.config import load_config
 from finetune.console import printable, quiet_libraries
 from finetune.errors import FinetuneError, InterruptedRunError, MachineError
-from finetune.interrupt import SIGNALS
 from finetune.machine import calm_threads, machine_trouble
 from finetune.options import STAGES, build_parser
 from finetune.paths import Paths
@@ -270,21 +270,24 @@ SMALL_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
 }
 
 
+UNWINDING_SECONDS = 10.0
+_unwinding_since = -UNWINDING_SECONDS
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """SIGTERM and SIGUSR1 unwind like Ctrl-C, so that partial files are removed; once is enough."""
-    _ignore((signal.SIGTERM, signal.SIGUSR1))
-    raise KeyboardInterrupt
-
-
-def _ignore(numbers: Iterable[int]) -> None:
-    for number in numbers:
-        signal.signal(number, signal.SIG_IGN)
+    """SIGTERM and SIGUSR1 unwind like Ctrl-C, so that partial files are removed; another one does not disturb that."""
+    global _unwinding_since
+    now = time.monotonic()
+    if now - _unwinding_since > UNWINDING_SECONDS:
+        _unwinding_since = now
+        raise KeyboardInterrupt
 
 
 def run_and_exit() -> NoReturn:
     """What `python -m finetune` does: a signal that comes when all is done must not end the exit in a traceback."""
     code = main()
-    _ignore(SIGNALS)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 

@@ -30,8 +30,6 @@ TAGGED = (
     Tagged(("evaluate", "baseline"), "form", BASELINES),
     Tagged(("evaluate", "candidate"), "form", CANDIDATES),
 )
-
-
 DETERMINES_ADAPTER = {"environment", "seed", "model", "adapter", "train"}  # the sections that training reads
 
 

@@ -29,7 +29,9 @@ def count_look(path: Path, test_sha256: str, candidate: str) -> int:
     with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=60):
         looks = read_looks(path)
         seen = looks.get(test_sha256, [])
-        remembered = read_looks(memory) if memory is not None else {}
+        remembered = (
+            read_looks(memory, "remove it: the looks of data/looks.json count on") if memory is not None else {}
+        )
         known = list(dict.fromkeys([*remembered.get(test_sha256, []), *seen, candidate]))
         if known != seen:
             write_json(path, looks | {test_sha256: known})
@@ -39,12 +41,15 @@ def count_look(path: Path, test_sha256: str, candidate: str) -> int:
         return known.index(candidate) + 1
 
 
-def read_looks(path: Path) -> dict[str, list[str]]:
-    """The candidates by test set; none where there is no file, DataError where it is of another form."""
-    looks = read_json(path) if path.exists() else {}
+def read_looks(path: Path, remedy: str = "take the file back from git") -> dict[str, list[str]]:
+    """The candidates by test set; none where there is no file, DataError with the remedy where it can't be read."""
+    try:
+        looks: dict[str, list[str]] = read_json(path) if path.exists() else {}
+    except DataError as error:
+        raise DataError(f"{str(error).partition(';')[0]}; {remedy}") from None
     for key, seen in looks.items():
         if not isinstance(seen, list) or not all(isinstance(candidate, str) for candidate in seen):
-            raise DataError(f"{path}: {short(key)}: is no list of candidates; take the file back from git")
+            raise DataError(f"{path}: {short(key)}: is no list of candidates; {remedy}")
     return looks
 
 

@@ -3,9 +3,13 @@
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from tests.chaos.disks import can_mount
@@ -26,15 +30,39 @@ def main() -> int:
     kept, again = results_of(options.again) if options.again else ([], [])
     chosen = [drawn for drawn in rounds if options.round in (None, drawn.number)]
     chosen = [drawn for drawn in chosen if not options.again or drawn.number in again]
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     head = {"seed": options.seed, "again": again}
-    failed = [item for item in run_all(chosen, folder, head, kept, options.out) if item.outcome == FAILED]
-    tell(f"{len(chosen) - len(failed)} of {len(chosen)} rounds survived")
-    if failed:
-        tell(f"what the failed ones left is in {folder}")
-        return 1
-    shutil.rmtree(folder)
-    return 0
+    with own_folder() as folder:
+        failed = [item for item in run_all(chosen, folder, head, kept, options.out) if item.outcome == FAILED]
+        tell(f"{len(chosen) - len(failed)} of {len(chosen)} rounds survived")
+    return 1 if failed else 0
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A temporary folder that goes away again, also after a signal; what failed stays, and is named."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), leave)
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    stays = True
+    try:
+        yield folder
+        stays = False
+    except (KeyboardInterrupt, SystemExit):
+        stays = False
+        raise
+    finally:
+        if not stays and not any(folder.glob("round-*")):  # those that survived have gone
+            shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            tell(f"what failed has left is in {folder}")
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """End by a signal as by an exception, so that mounts, processes and folders are cleared away; once."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    tell(f"interrupted by {signal.Signals(number).name}")
+    sys.exit(128 + number)
 
 
 def results_of(path: Path) -> tuple[list[dict[str, Any]], list[int]]:

@@ -32,6 +32,21 @@ def unmount(place: Path) -> None:
     subprocess.run(["umount", "--lazy", str(place)], check=False, capture_output=True)
 
 
+def keep_disk(place: Path) -> list[str]:
+    """Copy what lies on a disk of its own to where it is mounted, before it goes away; why that was impossible."""
+    if not place.exists() or place.stat().st_dev == place.parent.stat().st_dev:
+        return []  # a folder that was made read-only stays
+    aside = place.with_name("kept")
+    try:
+        shutil.copytree(place, aside, symlinks=True, ignore=shutil.ignore_patterns("ballast"))
+        unmount(place)
+        place.rmdir()
+        aside.rename(place)
+    except (OSError, shutil.Error) as error:
+        return [f"what lay on the small disk is gone, or in part in {aside}: {str(error)[:200]}"]
+    return []
+
+
 def limit_files(scene: Scene) -> None:
     """The system refuses to let a file grow beyond a size, from the start or from a moment on."""
     limit = int(2 ** scene.random.uniform(9, 18.5))

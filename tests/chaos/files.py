@@ -127,12 +127,14 @@ def damage_the_cache(scene: Scene) -> None:
 
 
 def damage_a_file_of_dvc(scene: Scene) -> None:
-    """dvc.lock, dvc.yaml, params.yaml or a count of looks is damaged."""
+    """dvc.lock, dvc.yaml, params.yaml or a count of looks is damaged; the gate and DVC meet it."""
     there = [name for name in DVC_FILES if (scene.folder / name).exists()]
     name = scene.random.choice(there)
     scene.repairs.append(kept(scene.folder / name, scene.folder.parent / "aside"))
     damage(scene, name)
     scene.others_inputs = name == "params.yaml"
+    if scene.state == len(STAGES):
+        scene.run("gate")
     scene.run("dvc", "repro", "train" if name == "params.yaml" else "decide")
 
 

@@ -23,8 +23,9 @@ FILES = (
 )
 GROWING = ("reports/curves.tsv", "reports/validation_curve.tsv")  # they grow while train runs
 CODES = {0: "done", 2: "bad use", 3: "bad data", 4: "the machine", 5: "interrupted"}
-VERDICTS = (0, 10, 20)  # of the gate
+VERDICTS = {"deploy": 0, "deploy-unproven": 10, "iterate": 10, "abort": 20}  # the gate's exit codes
 DVC_FAILED = (255, 1)
+MEASURED_KINDS = ("latency", "memory")  # of criteria
 MEASURED = re.compile(r"[\d.,]+ (GB|MB|ms|s)\b|0\.\d+ s\b")
 
 
@@ -33,7 +34,6 @@ class Reference:
 
     def __init__(self, folder: Path) -> None:
         self.content = {name: comparable(name, (folder / name).read_bytes()) for name in names_in(folder)}
-        self.adapter = json.loads((folder / "reports/train.json").read_bytes())["adapter_sha256"]
         self.verdict = json.loads((folder / "reports/decision.json").read_bytes())["verdict"]
 
 
@@ -50,8 +50,7 @@ def comparable(name: str, content: bytes) -> Any:
     text = content.decode("utf-8") if name in FILES else ""
     if name == "reports/decision.json":
         decision = json.loads(text)
-        kept = ("criterion", "status", "target", "method")
-        return {**decision, "criteria": [{key: item[key] for key in kept} for item in decision["criteria"]]}
+        return {**decision, "criteria": [without_measured(item) for item in decision["criteria"]]}
     if name == "reports/cost.json":
         cost = json.loads(text)
         return {key: cost[key] for key in ("adapter_sha256", "settings", "versions")}
@@ -68,6 +67,12 @@ def comparable(name: str, content: bytes) -> Any:
     if name in ("reports/summary.md", "out/model_card.md"):
         return MEASURED.sub("#", text)
     return json.loads(text) if name.endswith(".json") and name in FILES else content
+
+
+def without_measured(criterion: dict[str, Any]) -> dict[str, Any]:
+    """A criterion of the decision: all of it, but for the figures where seconds or bytes were measured."""
+    kept = ("criterion", "about", "status", "target", "method")
+    return {key: criterion[key] for key in kept} if criterion["about"] in MEASURED_KINDS else criterion
 
 
 def wrong_in(folder: Path, reference: Reference, exempt: Sequence[str] = (), *, finished: bool = False) -> list[str]:
@@ -128,6 +133,23 @@ def bad_endings(scene: Scene) -> list[str]:
     return [f"{ran.shown}: {why}" for ran in scene.ran for why in [why_bad(ran, scene.signals)] if why]
 
 
+def wrong_verdicts(ran: Sequence[Ran], verdict: str) -> list[str]:
+    """Where the gate told another verdict than the reference's, and whether the last two commands end as they must."""
+    expected = VERDICTS[verdict]
+    gates = [one.code for one in ran if one.words == ("gate",)]
+    found = [
+        f"gate: exit code {code}, and the verdict is {verdict}"
+        for code in gates
+        if code in VERDICTS.values() and code != expected
+    ]
+    repro = next((one.code for one in reversed(ran) if one.words == ("dvc", "repro")), None)
+    if repro != 0:
+        found.append(f"the last dvc repro ended with {repro}, not 0")
+    if not ran or ran[-1].words != ("gate",) or ran[-1].code != expected:
+        found.append(f"the round does not end with a gate of exit code {expected}")
+    return found
+
+
 def why_bad(ran: Ran, signals: set[int]) -> str | None:
     """Why a command's ending is none that is documented; None where it is."""
     if ran.hung:
@@ -136,7 +158,7 @@ def why_bad(ran: Ran, signals: set[int]) -> str | None:
         return "a traceback: " + last_line(ran.said)
     if ran.code < 0:
         return None if -ran.code in signals else f"killed by {signal.Signals(-ran.code).name}, which nobody sent"
-    if ran.words[0] == "gate" and ran.code in VERDICTS:
+    if ran.words[0] == "gate" and ran.code in VERDICTS.values():
         return None
     if ran.words[0] == "dvc":
         if ran.code in DVC_FAILED or ran.code - 128 in signals:

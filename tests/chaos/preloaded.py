@@ -73,10 +73,15 @@ class Preloaded:
 
     def __enter__(self) -> Self:
         deadline = time.monotonic() + 180
-        while not Path(self.socket).exists():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("the process to fork from did not start")
-            time.sleep(0.05)
+        try:
+            while not Path(self.socket).exists():
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("the process to fork from did not start")
+                time.sleep(0.05)
+        except BaseException:  # no `with` ends what it has not entered
+            self.process.kill()
+            self.process.wait()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.chaos.disks import unmount
+from tests.chaos.disks import keep_disk, unmount
 from tests.chaos.faults import KINDS
-from tests.chaos.judge import Reference, bad_endings, different, error_line, wrong_in
+from tests.chaos.judge import Reference, bad_endings, different, error_line, wrong_in, wrong_verdicts
 from tests.chaos.preloaded import Preloaded
-from tests.chaos.scene import STAGES, Scene
+from tests.chaos.scene import STAGES, Scene, end_group
 from tests.small_run import small_tree
 
 SAME, TOLD, FAILED = "same", "clear error then same", "FAILED"
@@ -85,7 +85,16 @@ class Ground:
 
     def _run(self, tree: Path, *words: str) -> "subprocess.CompletedProcess[str]":
         environment = {**self.environment, "PYTHONPATH": "src"}
-        return subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            words, cwd=tree, env=environment, stdout=pipe, stderr=pipe, text=True, process_group=0
+        ) as process:
+            try:
+                said, errors = process.communicate()
+            except BaseException:  # who is interrupted leaves nobody at work
+                end_group(process.pid)
+                raise
+        return subprocess.CompletedProcess(words, process.returncode, said, errors)
 
     def scene(self, drawn: Drawn) -> Scene:
         """A fresh copy of the tree after so many stages."""
@@ -106,20 +115,22 @@ def run_round(drawn: Drawn, ground: Ground) -> Result:
         result.why += [f"while it ran: {wrong}" for wrong in seen]
         result.why += unnoticed(scene, ground.reference, told)
         recover(scene)
-        result.why += bad_endings(scene)
+        result.why += bad_endings(scene) + wrong_verdicts(scene.ran, ground.reference.verdict)
         result.why += [f"in the end: {wrong}" for wrong in different(scene.folder, ground.reference, scene.harmed)]
         result.said = told and told.replace(str(ground.root), "")[:300]
         result.outcome = FAILED if result.why else TOLD if told else SAME
     except Exception as error:  # of a round's own making; it counts as a failure all the same
         result.why.append(f"{type(error).__name__}: {error}")
     finally:
+        scene.end_all()
         for place in reversed(scene.mounts):
+            result.why += keep_disk(place) if result.why else []
             unmount(place)
+        if not result.why:  # it survived, or was interrupted
+            shutil.rmtree(scene.folder.parent, ignore_errors=True)
     result.commands = [{"command": ran.shown, "code": ran.code} for ran in scene.ran]
     result.fault, result.place, result.moment = (scene.notes.get(key, "") for key in ("fault", "place", "moment"))
     result.seconds = round(time.monotonic() - started, 1)
-    if result.outcome != FAILED:
-        shutil.rmtree(scene.folder.parent)
     return result
 
 
@@ -140,7 +151,8 @@ def recover(scene: Scene) -> None:
 def unnoticed(scene: Scene, reference: Reference, told: str | None) -> list[str]:
     """What is wrong before the repairs though every command was content."""
     if scene.others_inputs:
-        return [] if told else stale(scene)
+        by_the_run = any(error_line(ran) for ran in scene.ran if ran.words != ("gate",))
+        return [] if by_the_run else stale(scene)
     if told or any(ran.code for ran in scene.ran if ran.words != ("gate",)):
         return []
     found = [f"nobody told: {wrong}" for wrong in wrong_in(scene.folder, reference)]

@@ -77,6 +77,12 @@ class Running:
         return int(self.log.with_suffix(".pid").read_text(encoding="ascii"))
 
 
+def end_group(number: int) -> None:
+    """Kill a process group."""
+    with suppress(ProcessLookupError):
+        os.killpg(number, signal.SIGKILL)
+
+
 @dataclass
 class Scene:
     """A folder in which something goes wrong, and the notes of it."""
@@ -97,6 +103,7 @@ class Scene:
     copying: bool = False  # whether the folder is just being moved to another disk
     must_tell: bool = False  # whether somebody must have said an error before the repairs
     started: int = 0
+    under_way: list[Running] = field(default_factory=list)
 
     def start(self, *words: str, limit: int | None = None, **environment: str) -> Running:
         """Start a command in a process group of its own; no file may grow beyond `limit` bytes."""
@@ -123,7 +130,8 @@ class Scene:
                 process_group=0,
                 preexec_fn=prepare_process,
             )
-        return Running(words, process, log)
+        self.under_way.append(Running(words, process, log))
+        return self.under_way[-1]
 
     def finish(self, running: Running) -> Ran:
         """Wait for a command, and for what it left running; one that hangs is killed."""
@@ -132,12 +140,18 @@ class Scene:
             code = running.process.wait(LONGEST)
         except subprocess.TimeoutExpired:
             hung = True
-            with suppress(ProcessLookupError):
-                os.killpg(running.process.pid, signal.SIGKILL)
+            end_group(running.process.pid)
             code = running.process.wait()
         ran = Ran(running.words, code, running.log.read_text(encoding="utf-8", errors="replace"), hung)
         self.ran.append(ran)
+        self.under_way.remove(running)
         return ran
+
+    def end_all(self) -> None:
+        """Kill what an interrupted round has left running."""
+        for running in self.under_way:
+            end_group(running.process.pid)
+            running.process.wait()
 
     def run(self, *words: str, limit: int | None = None, **environment: str) -> Ran:
         """Start a command and wait for it."""

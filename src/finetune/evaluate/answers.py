@@ -65,7 +65,7 @@ def answer_all(
             found = side.answer([examples[at] for at in batch], seed + number)
             answers = {examples[at].id: answer for at, answer in zip(batch, found, strict=True)}
             kept = {name: asdict(answer) for name, answer in answers.items()}
-            line = json.dumps({"sha256": sha256_text(kept), "answers": kept})
+            line = json.dumps({"sha256": sha256_answers(kept), "answers": kept})
             file.write(f"\n{line}\n".encode())  # a torn line before it stays a line of its own
             file.flush()
             done |= answers
@@ -79,13 +79,13 @@ def read_spool(path: Path) -> dict[str, Answer]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 kept = parse_json(line)
-                if kept["sha256"] == sha256_text(kept["answers"]):
+                if kept["sha256"] == sha256_answers(kept["answers"]):
                     found |= {name: Answer(**answer) for name, answer in kept["answers"].items()}
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue  # empty, torn by a kill, or damaged
     return found
 
 
-def sha256_text(kept: dict[str, Any]) -> str:
+def sha256_answers(kept: dict[str, Any]) -> str:
     """The hash of answers as JSON, which may hold halves of letters."""
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -98,7 +98,9 @@ def _read_row(where: str, row: dict[str, Any]) -> tuple[str, Answer, Timed | Non
     if not isinstance(key, str) or not isinstance(text, str):
         raise DataError(f"{where}: needs id (or prompt) and text, both texts")
     if not isinstance(tokens, int | None) or isinstance(tokens, bool) or not 0 <= (tokens or 0) < LARGEST:
-        raise DataError(f"{where}: tokens must be a whole number of 0 or more; leave out what is not known")
+        raise DataError(
+            f"{where}: tokens must be a whole number from 0 to a thousand million; leave out what is not known"
+        )
     if not isinstance(finished, bool | None):
         raise DataError(f"{where}: finished must be true or false; leave out what is not known")
     if not isinstance(row.get("failed"), str | None):
@@ -107,6 +109,8 @@ def _read_row(where: str, row: dict[str, Any]) -> tuple[str, Answer, Timed | Non
     for name, value in (("seconds", seconds), ("first_seconds", first)):
         number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LARGEST
         if value is not None and not number:
-            raise DataError(f"{where}: {name} must be a number of seconds; found {short(repr(value))}")
+            raise DataError(
+                f"{where}: {name} must be a number of seconds from 0 to a thousand million; found {short(repr(value))}"
+            )
     timed = None if seconds is None else Timed(float(seconds), None if first is None else float(first), tokens, text)
     return key.strip(), Answer(text, tokens, finished, failed=row.get("failed")), timed

@@ -93,13 +93,13 @@ def check_evidence(config: Config, paths: Paths) -> dict[str, Any]:
     adapter = sha256_tensors(paths.adapter / WEIGHTS)
     if not adapter == manifest["adapter_sha256"] == trained["adapter_sha256"]:
         raise DataError(
-            f"{paths.adapter}: is not the adapter that train published; run train again (dvc repro -f train)"
+            f"{paths.adapter}: is not the adapter that train published; run train again (dvc repro -f -s train)"
         )
     if manifest["base"] != identify_base(config.model):
         raise DataError(f"{paths.adapter}: was trained on another base than params.yaml names; run train again")
     test, ledger = paths.prepared / "test.jsonl", read_json(paths.reports / "prepare.json")
     if not test.exists() or sha256_file(test) != ledger["prepared_sha256"]["test"]:
-        raise DataError(f"{test}: is not the test set that prepare wrote; run prepare again (dvc repro -f prepare)")
+        raise DataError(f"{test}: is not the test set that prepare wrote; run prepare again (dvc repro -f -s prepare)")
     if manifest["prepared_sha256"] != ledger["prepared_sha256"]:
         raise DataError(f"{paths.adapter}: was trained on other splits than these; run train again (dvc repro)")
     return {"adapter_sha256": adapter, "test_sha256": sha256_file(test), "base": manifest["base"]}

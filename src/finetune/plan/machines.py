@@ -20,7 +20,7 @@ class MachineFacts:
 # Sources: NVIDIA H200 and H100 data sheets (SXM: 1,979 TFLOPS bfloat16 with sparsity, half of it dense); A100 data
 # sheet (312); RTX 4090: Ada architecture white paper (165 with float32 accumulation), the fastest usual card of 24 GB.
 # Memory of a GPU is what its driver reports (nvidia-smi, MiB), of a server the whole machine's, of a Mac what Metal
-# recommends at most (recommendedMaxWorkingSetSize; logs of such Macs in llama.cpp issue 687 and ollama issue 434).
+# recommends at most (recommendedMaxWorkingSetSize, as llama.cpp logs it: github.com/ollama/ollama/issues/434).
 MACHINES: dict[Machine, MachineFacts] = {
     "h200": MachineFacts("NVIDIA H200 141 GB", 143_771 * 2**20, 989e12),
     "h100": MachineFacts("NVIDIA H100 80 GB", 81_559 * 2**20, 989e12),

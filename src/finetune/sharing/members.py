@@ -52,10 +52,14 @@ def locks_of(environment: Environment, adapter: dict[str, Any]) -> list[str]:
 
 
 def read_lock(root: Path) -> dict[str, Any]:
-    """The stages in dvc.lock; DataError where nothing was run."""
+    """The stages in dvc.lock; DataError where nothing was run, or the file is of another form."""
     try:
         stages = read_plain(root / "dvc.lock", "dvc.lock")["stages"]
-        return {name: stage for name, stage in stages.items() if stage.get("outs") is not None}
+        found = {name: stage for name, stage in stages.items() if stage.get("outs") is not None}
+        for stage in found.values():
+            for item in [*stage["outs"], *stage.get("deps", [])]:
+                str.lower(item["path"]), str.lower(item["md5"])  # TypeError where one is no text
+        return found
     except (ConfigError, KeyError, TypeError, AttributeError):
         raise DataError("dvc.lock: is missing, broken or names no outputs; run make repro") from None
 
@@ -91,14 +95,23 @@ def require_recorded(root: Path, files: Mapping[str, Path]) -> None:
 
 
 def require_outputs(root: Path) -> None:
-    """DataError where an output that lies here is not the one that dvc.lock names: damaged, or of another run."""
-    for stage, named in read_lock(root).items():
+    """DataError where an output is not here as dvc.lock names it, or a stage ran on others: damaged, or of two runs."""
+    stages = read_lock(root)
+    for stage, named in stages.items():
         for out in named["outs"]:
             path = root / out["path"]
             inside = {file.relative_to(root).as_posix(): file for file in files_in(path)} if path.is_dir() else {}
             found = md5_of_folder(out["path"], inside) if inside else md5(path) if path.is_file() else None
-            if found not in (None, out["md5"]):
-                raise DataError(f"{out['path']}: is not what dvc.lock names; dvc repro --force {stage} makes it again")
+            if found != out["md5"]:
+                what = "is missing" if found is None else "is not what dvc.lock names"
+                raise DataError(
+                    f"{out['path']}: {what}; run make repro, and where it finds nothing to do, dvc repro -f -s {stage}"
+                )
+    made = {out["path"]: out["md5"] for named in stages.values() for out in named["outs"]}
+    for stage, named in stages.items():
+        for dependency in named.get("deps", []):
+            if made.get(dependency["path"], dependency["md5"]) != dependency["md5"]:
+                raise DataError(f"{dependency['path']}: was made anew after {stage} had run on it; run make repro")
 
 
 def md5(path: Path) -> str:

@@ -23,7 +23,7 @@ def find_run(config: Config, paths: Paths) -> tuple[Checkpoints, dict[str, Any]]
     if validated["packing"] != config.train.packing:
         raise DataError(f"{paths.validated}: was packed as train.packing was then; run validate again (dvc repro)")
     if validated["base"] != base:
-        raise DataError(f"{paths.validated}: was made for another base; run validate again (dvc repro -f validate)")
+        raise DataError(f"{paths.validated}: was made for another base; run validate again (dvc repro -f -s validate)")
     attention = attention_used(config.model, config.environment)
     data_sha256 = {name: file["sha256"] for name, file in validated["files"].items()}
     identity = {

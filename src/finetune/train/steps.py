@@ -13,7 +13,7 @@ from finetune.train.trainer import Trainer
 
 
 class Steps(TrainerCallback):  # type: ignore[misc]
-    """What happens between the trainer's steps: it begins, goes on where it was, and stops when it is asked to."""
+    """The trainer's callback; what it kept beside the library's own state is read back on a resume."""
 
     def __init__(self, trainer: Trainer, resumed: Path | None, *, until: int | None) -> None:
         self.trainer, self.resumed, self.until = trainer, resumed, until

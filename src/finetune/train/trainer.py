@@ -120,7 +120,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             raise DataError(
                 f"data/validated/train.arrow: a micro-batch after step {self.state.global_step} has {found} supervised "
                 f"tokens, but validate counted {counted} in its rows; the rows and the collator disagree: run validate "
-                "again (dvc repro -f validate)"
+                "again (dvc repro -f -s validate)"
             )
         self.tokens += sum(self.lengths[row] for row in rows)
         loss: torch.Tensor = super().training_step(*args, **kwargs)

@@ -56,7 +56,7 @@ def _copies(name: Split, found: Sequence[Example], split: Sequence[Example]) -> 
         return []
     what = f"{_share(found, split)} are in train too, prompt and answer ({some_ids(found)})"
     return [
-        Finding("split-overlap", _file(name), what, "run prepare again (dvc repro -f prepare); it keeps them apart")
+        Finding("split-overlap", _file(name), what, "run prepare again (dvc repro -f -s prepare); it keeps them apart")
     ]
 
 
@@ -64,7 +64,7 @@ def _same_prompts(name: Split, found: Sequence[Example], split: Sequence[Example
     if not found:
         return []
     what = f"{_share(found, split)} have a prompt that is in train too, with another answer ({some_ids(found)})"
-    fix = "run prepare again (dvc repro -f prepare); it keeps rows of one prompt together"
+    fix = "run prepare again (dvc repro -f -s prepare); it keeps rows of one prompt together"
     return [Finding("split-same-prompt", _file(name), what, fix)]
 
 

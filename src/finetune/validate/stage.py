@@ -64,7 +64,7 @@ def check_prepared(paths: Paths) -> dict[str, Any]:
     for name in SPLITS:
         path = paths.prepared / f"{name}.jsonl"
         if not path.exists() or sha256_file(path) != ledger["prepared_sha256"][name]:
-            raise DataError(f"{path}: is not the file that prepare wrote; run prepare again (dvc repro -f prepare)")
+            raise DataError(f"{path}: is not the file that prepare wrote; run prepare again (dvc repro -f -s prepare)")
     return ledger
 
 
