@@ -40,7 +40,7 @@ BENCHMARKS = {
     "lm-eval": Benchmark("bench_lm_eval.py", ("--rounds", "1", "--examples", "32")),
     "prepare": Benchmark("bench_prepare.py", ("--rows", "2000", "--brute-force", "2000")),
     "prepare-engines": Benchmark("engines_prepare.py", ("--rows", "2000", "--repeat", "1")),
-    "train": Benchmark("bench_train.py", ("--rows", "64", "--rounds", "1", "--only", "short")),
+    "train": Benchmark("bench_train.py", ("--rows", "96", "--rounds", "1")),
     "overhead": Benchmark("bench_overhead.py", None),  # the embedded run as it is
     "memory": Benchmark("bench_memory.py", ("--only", "two targets")),
     "gate": Benchmark("bench_gate.py", ("--studies", "40")),

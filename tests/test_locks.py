@@ -69,7 +69,8 @@ def third_party(paths: set[Path]) -> dict[str, set[str]]:
     return found
 
 
-OWN = {"finetune", "tests", "benchmarks", *(path.stem for path in (ROOT / "benchmarks").glob("*.py"))}
+SCRIPTS = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "models").rglob("*.py")]  # they import what lies beside them
+OWN = {"finetune", "tests", "benchmarks", *(path.stem for path in SCRIPTS)}
 OWN |= {path.stem for path in (ROOT / "scorers").glob("*.py")}
 
 
