@@ -95,7 +95,7 @@ def test_all_of_them_apply_one_after_the_other(tree: Path) -> None:
     run(tree, "-m", "ruff", "format", "--no-cache", "--check", *changed)
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_the_new_format_is_read(tree: Path) -> None:
     """Detected by its fields, every row in the ledger, and its own tests hold."""
     apply(tree, "format")
@@ -109,7 +109,7 @@ def test_the_new_format_is_read(tree: Path) -> None:
     run(tree, "-m", "pytest", "tests/test_prepare_formats.py")
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_the_new_check_finds(tree: Path) -> None:
     """Its code is on the page of findings, it speaks up in validate, and it can be accepted."""
     apply(tree, "check")
@@ -126,7 +126,7 @@ def test_the_new_check_finds(tree: Path) -> None:
     assert found["what"] == "12 of 12 test prompts hold their answer, so copying would score as well"
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_the_new_scorer_scores(tree: Path) -> None:
     """Taken by params.yaml and by a criterion, and right where it says so."""
     apply(tree, "scorer")
@@ -147,7 +147,7 @@ print(scored.baseline[0].scores, scored.candidate[0].scores)
     run(tree, "-m", "pytest", "tests/test_scorers.py", "-k", "right_or_wrong")
 
 
-@pytest.mark.slow
+@pytest.mark.end_to_end
 def test_the_new_recipe_is_listed_and_planned(tree: Path) -> None:
     """With the row of the table that the page adds."""
     apply(tree, "recipe")
