@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from train_sides import SAME
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from trl import SFTConfig, SFTTrainer
 
@@ -25,23 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "grouped": {**KEEP, "train_sampling_strategy": "group_by_length"},
     "packed": {**KEEP, "packing": True, "eval_packing": False},
 }
-SAME = (
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "optim",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "max_length",
-    "bf16",
-    "logging_steps",
-    "eval_steps",
-    "save_steps",
-)
+LIKE_OURS = (*SAME, "max_length")
 
 
 def load_model(params: dict[str, Any]) -> Any:
@@ -73,7 +58,7 @@ def build_trainer(params: dict[str, Any], validated: Path, out: Path, setting: s
     """SFTTrainer on the rows, with one of SETTINGS."""
     set_seed(params["seed"])
     train, evaluation = (Dataset.from_file(str(validated / f"{name}.arrow")) for name in ("train", "validation"))
-    options = {**{name: params["train"][name] for name in SAME}, **SETTINGS[setting]}
+    options = {**{name: params["train"][name] for name in LIKE_OURS}, **SETTINGS[setting]}
     if setting == "packed":  # as many packs a step as hold the rows of the effective batch
         packs = options["per_device_train_batch_size"] / rows_a_pack(train, options["max_length"])
         options["per_device_train_batch_size"] = max(1, round(packs))

@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from measured_stage import BARE
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs/benchmarks.md"
 MARK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -47,10 +49,9 @@ def page_with(page: str, tables: dict[str, str]) -> str:
 
 def about(result: Result, name: str) -> str:
     """Where a table comes from."""
-    machine = result.get("machine", {})
+    machine = result["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB"
-    when = result.get("date") or re.findall(r"\d{4}-\d\d-\d\d", name)[0]
-    return f"({when}, {where}; [raw](../benchmarks/results/{name}).)"
+    return f"({result['date']}, {where}; [raw](../benchmarks/results/{name}).)"
 
 
 def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Lines:
@@ -142,8 +143,7 @@ def train_table(result: Result) -> Lines:
 
 def overhead_table(result: Result) -> Lines:
     """The parts of the stage that are no training, those above a thousandth."""
-    bare = ("forward and backward", "optimizer", "waiting for data", "library's loop", "validation")
-    parts = [(name, spent) for name, spent in result["parts"].items() if name not in bare]
+    parts = [(name, spent) for name, spent in result["parts"].items() if name not in (*BARE, "validation")]
     whole = result["stage_seconds"]
     rows = [[name, f"{spent:.2f} s", f"{spent / whole:.2%}"] for name, spent in parts if spent > whole / 1000]
     rest = sum(spent for _, spent in parts if spent <= whole / 1000)

@@ -34,7 +34,7 @@ def ask_trl(setting: str) -> Callable[[dict[str, Any]], list[str]]:
     return lambda _: [str(HERE / "plain_train.py"), "params.yaml", "data/validated", "out", setting]
 
 
-SAME = (
+SAME = (  # what TRL and LLaMA-Factory call by params.yaml's own names
     *("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "bf16"),
     *("logging_steps", "save_steps", "eval_steps"),

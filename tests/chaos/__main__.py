@@ -86,6 +86,7 @@ def run_all(
 ) -> list[Result]:
     """The rounds one after the other; the raw results are written after each, beside those that are kept."""
     results: list[Result] = []
+    ran = what_ran()
     with Preloaded(folder / "processes") as processes:
         ground = Ground(folder, processes)
         tell(f"the undisturbed run took {sum(ground.seconds.values()):.0f} s; {len(chosen)} rounds follow")
@@ -93,7 +94,7 @@ def run_all(
             results.append(run_round(drawn, ground))
             show(results[-1])
             lines = sorted([*kept, *to_lines(results)], key=lambda item: item["number"])
-            content = {**what_ran(), **head, "seconds": round(sum(item["seconds"] for item in lines)), "rounds": lines}
+            content = {**ran, **head, "seconds": round(sum(item["seconds"] for item in lines)), "rounds": lines}
             if out:
                 out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return results

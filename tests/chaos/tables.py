@@ -1,29 +1,20 @@
 """What was run and seen, as it stands in the raw results and on the page."""
 
-import os
-import platform
 from collections import Counter
 from collections.abc import Mapping
 from datetime import date
+from importlib.metadata import version
 from typing import Any
 
+from finetune.machine import describe_machine, versions
 from tests.chaos.faults import KINDS
 from tests.chaos.rounds import FAILED, SAME, TOLD
 
 
 def what_ran() -> dict[str, Any]:
     """Date, machine and versions."""
-    from finetune.machine import processor_name, usable_memory, versions
-
-    machine = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "memory_bytes": usable_memory(),
-    }
-    from importlib.metadata import version
-
-    return {"date": str(date.today()), "machine": machine, "versions": {**versions(), "dvc": version("dvc")}}
+    ran = {"date": str(date.today()), "machine": describe_machine("cpu")}
+    return {**ran, "versions": {**versions(), "dvc": version("dvc")}}
 
 
 def table_of(content: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, 
 
     Raises DataError where one is missing, or is not the output of the last `dvc repro`.
     """
-    outs = outs_of(paths.root)
+    outs = outs_of(read_lock(paths.root))
     shared = [out for out in outs if out.startswith("reports/") or out == "out/model_card.md"]
     validated = f"data/validated/{MANIFEST}"
     names = [*shared, *PLAIN, *locks_of(config.environment, adapter), validated]
@@ -64,9 +64,9 @@ def read_lock(root: Path) -> dict[str, Any]:
         raise DataError("dvc.lock: is missing, broken or names no outputs; run make repro") from None
 
 
-def outs_of(root: Path) -> dict[str, str]:
-    """Every output in dvc.lock and its MD5."""
-    return {out["path"]: out["md5"] for stage in read_lock(root).values() for out in stage["outs"]}
+def outs_of(stages: dict[str, Any]) -> dict[str, str]:
+    """Every output of these stages and its MD5."""
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
 
 
 def require_recorded(root: Path, files: Mapping[str, Path]) -> None:
@@ -107,7 +107,7 @@ def require_outputs(root: Path) -> None:
                 raise DataError(
                     f"{out['path']}: {what}; run make repro, and where it finds nothing to do, dvc repro -f -s {stage}"
                 )
-    made = {out["path"]: out["md5"] for named in stages.values() for out in named["outs"]}
+    made = outs_of(stages)
     for stage, named in stages.items():
         for dependency in named.get("deps", []):
             if made.get(dependency["path"], dependency["md5"]) != dependency["md5"]:

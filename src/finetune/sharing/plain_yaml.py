@@ -20,13 +20,9 @@ MOST_DEPTH = 50
 
 def read_plain(path: Path, name: str) -> Any:
     """The file's content, as `read_yaml` has it; DataError, which calls the file by `name`, where it is not plain."""
-    try:
-        if path.is_file():  # where it is not, read_yaml says so
-            require_plain(path, name)
-        return read_yaml(path)
-    except (ValueError, ArithmeticError, LookupError, RecursionError) as error:
-        # ruamel lets these out, of escapes, numbers, dates and tags that stand for nothing
-        raise DataError(f"{name}: is no YAML that can be read ({type(error).__name__})") from None
+    if path.is_file():  # where it is not, read_yaml says so
+        require_plain(path, name)
+    return read_yaml(path)
 
 
 def require_plain(path: Path, name: str) -> None:
@@ -47,6 +43,8 @@ def require_plain(path: Path, name: str) -> None:
             require_literal(event, name)
     except (YAMLError, UnicodeDecodeError):
         return  # read_yaml says where it is broken
+    except (ValueError, ArithmeticError, LookupError) as error:  # the parser lets these out, of escapes and the like
+        raise DataError(f"{name}: is no YAML that can be read ({type(error).__name__})") from None
 
 
 def require_literal(event: Any, name: str) -> None:
