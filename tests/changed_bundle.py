@@ -17,20 +17,23 @@ from tests.shared_run import finished, lock
 Names = dict[str, bytes]
 
 
-def make_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     root = finished(tmp_path_factory.mktemp("run") / "repository")
     lock(root)
     return root
 
 
-def make_made(run: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(run: Path) -> Path:
     """Its bundle."""
     bundle.run(run, None, None)
     return next((run / "out/bundle").glob("*.tar.gz"))
 
 
-def make_copy(run: Path, tmp_path: Path) -> Path:
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
     """A copy of the run to change."""
     return Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("bundle")))
 

@@ -12,14 +12,16 @@ from finetune.validate.base_checks import Base, examine_base
 from tests.small_run import build_base, params
 
 
-def make_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base with nothing wrong."""
     folder = tmp_path_factory.mktemp("whole") / "base"
     build_base(folder)
     return folder
 
 
-def make_base(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture
+def base(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it to break, in the present directory under the name `base`."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(whole, tmp_path / "base"))

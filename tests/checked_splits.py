@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from finetune.config import Config
 from finetune.config_types import Split
 from finetune.records import Example
@@ -15,7 +17,8 @@ def codes(findings: list[Finding]) -> list[str]:
     return [finding.code for finding in findings]
 
 
-def make_splits(example: Callable[..., Example]) -> Splits:
+@pytest.fixture
+def splits(example: Callable[..., Example]) -> Splits:
     """Splits that share no prompt and give nothing to find: questions 100 to 139 to train on, 200 to 219 and 300 to 329
     held out, and four answers."""
 
@@ -25,7 +28,8 @@ def make_splits(example: Callable[..., Example]) -> Splits:
     return {"train": rows(100, 40), "validation": rows(200, 20), "test": rows(300, 30)}
 
 
-def make_quiet(change: Callable[..., Config]) -> Config:
+@pytest.fixture
+def quiet(change: Callable[..., Config]) -> Config:
     """A config whose gate and system prompts ask for nothing."""
     cost = [{"rule": "memory_at_most", "limit": "2 GB"}]
     changes = {"decide.criteria": cost, "data.system_prompts": {}, "data.duplicates.near": "drop"}

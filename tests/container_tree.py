@@ -17,7 +17,8 @@ def config(**changes: Any) -> Config:
     return parse_config(params(**{"runtime": "podman", **changes}), "params.yaml")
 
 
-def make_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working tree with locks of its own and a base in a folder; nothing of the caller's environment."""
     root = tmp_path / "tree"
     (root / "requirements").mkdir(parents=True)

@@ -28,7 +28,7 @@ START = r"(?:^|&& |\|\|? |[(;] ?|: )(?:[A-Z_]+=\S* )*"  # where a command begins
 # Places that a run makes beside what dvc.yaml names.
 MADE = r"""out/merged|out/bundle(/.*)?|out|reports|work|data/prepared/(dropped|risks|train|validation|test)\.jsonl
 |data/(prepared|validated)/manifest\.json|work/(prepare|evaluate|checkpoints|tensorboard|rehearsal)(/.*)?|work/[\w.<>-]+\.(log|json|lock)
-|data/prepared/[*]\.jsonl|\.venv(/.*)?|\.dvc/config\.local|reports/[*]\.(json|tsv)"""
+|data/prepared/[*]\.jsonl|\.venv(/.*)?|\.dvc/(config\.local|tmp(/.*)?)|reports/[*]\.(json|tsv)"""
 GENERATED = re.compile(MADE.replace("\n", ""))
 NO_FILES = re.compile(  # examples of a user's own files, and files of other programs
     r"(forum|cards|test|rows|dropped|risks|latency|predictions|train|validation)\.\w+(\.\w+)?|config\.json|tokenizer\.json"

@@ -21,7 +21,8 @@ GB = 10**9
 HUB = {"base": "org/name", "revision": "0" * 40}
 
 
-def make_repository(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+@pytest.fixture
+def repository(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`repository(big={"environment": "cuda"})`: a root with params.yaml, these recipes and the true locks."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub home"))
     for name in ("HF_HUB_CACHE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -44,7 +45,8 @@ def make_repository(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.
     return made
 
 
-def make_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`tools(docker="exit 1")`: the only programs on PATH, besides git unless it is False."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -62,7 +64,8 @@ def make_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     return put
 
 
-def make_predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`predicted(tiny=(2_000_000, 1 * GB))`: parameters and peak of each recipe; of others nothing is known."""
 
     def known(**recipes: tuple[int, int]) -> None:

@@ -22,7 +22,8 @@ def make_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks, "has_fast_bfloat16", lambda: True)
 
 
-def make_ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run, prepared and validated."""
     root, present = tmp_path_factory.mktemp("planned") / "run", Path.cwd()
     import os

@@ -67,7 +67,8 @@ class Run:
         return sorted(found, key=lambda one: (one.source, one.line))
 
 
-def make_prepare(tmp_path: Path, change: Callable[..., Config]) -> Run:
+@pytest.fixture
+def prepare(tmp_path: Path, change: Callable[..., Config]) -> Run:
     """The stage in tmp_path."""
     return Run(tmp_path, change)
 

@@ -3,25 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-import pytest
-
 from finetune.config import Config
 from finetune.records import Example, Message
 from finetune.validate.data_checks import check_data
-from tests.checked_splits import Splits, codes, make_quiet, make_splits
-
-
-@pytest.fixture
-def splits(example: Callable[..., Example]) -> Splits:
-    """Splits that share no prompt and give nothing to find."""
-    return make_splits(example)
-
-
-@pytest.fixture
-def quiet(change: Callable[..., Config]) -> Config:
-    """A config whose gate and system prompts ask for nothing."""
-    return make_quiet(change)
-
+from tests.checked_splits import Splits, codes
+from tests.checked_splits import quiet as quiet
+from tests.checked_splits import splits as splits
 
 # ---- Agents, labels, answers
 

@@ -7,21 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.checked_base import edit, examine, found, make_base, make_whole
+from tests.checked_base import base as base
+from tests.checked_base import edit, examine, found
+from tests.checked_base import whole as whole
 
 INDEX = "model.safetensors.index.json"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base with nothing wrong."""
-    return make_whole(tmp_path_factory)
-
-
-@pytest.fixture
-def base(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to break, in the present directory under the name `base`."""
-    return make_base(whole, tmp_path, monkeypatch)
 
 
 def test_a_whole_base_has_no_finding(base: Path) -> None:

@@ -12,16 +12,11 @@ import pytest
 from finetune.__main__ import main
 from finetune.config import parse_config
 from finetune.validate.base_checks import examine_base
-from tests.checked_base import examine, make_whole
+from tests.checked_base import examine
+from tests.checked_base import whole as whole
 from tests.small_run import params, workspace
 
 COMMIT = "a1" * 20
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base with nothing wrong."""
-    return make_whole(tmp_path_factory)
 
 
 # ---- A base of the Hub

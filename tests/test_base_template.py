@@ -5,25 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.checked_base import edit, examine, found, make_base, make_whole
+from tests.checked_base import base as base
+from tests.checked_base import edit, examine, found
+from tests.checked_base import whole as whole
 
 TURNS = (
     "{%- for message in messages %}<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' %}"
     "{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}{% else %}{{ message.content }}<|im_end|>"
     "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base with nothing wrong."""
-    return make_whole(tmp_path_factory)
-
-
-@pytest.fixture
-def base(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to break, in the present directory under the name `base`."""
-    return make_base(whole, tmp_path, monkeypatch)
 
 
 def template(base: Path, text: str) -> None:

@@ -14,27 +14,11 @@ import pytest
 
 from finetune.errors import ConfigError, DataError, FinetuneError, MachineError
 from finetune.sharing import archive, bundle, check_bundle, leaks, materials, members
-from tests.changed_bundle import check, contents, make_copy, make_made, make_run
+from tests.changed_bundle import check, contents
+from tests.changed_bundle import copy as copy
+from tests.changed_bundle import made as made
+from tests.changed_bundle import run as run
 from tests.shared_run import ROOT, finished, lock, rewrite
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    return make_run(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def made(run: Path) -> Path:
-    """Its bundle."""
-    return make_made(run)
-
-
-@pytest.fixture
-def copy(run: Path, tmp_path: Path) -> Path:
-    """A copy of the run to change."""
-    return make_copy(run, tmp_path)
-
 
 # --------------------------------------------------------------------------------------------------------- the archive
 

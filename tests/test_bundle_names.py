@@ -11,27 +11,11 @@ import pytest
 from finetune.__main__ import main
 from finetune.errors import DataError, MachineError
 from finetune.sharing import archive, bundle, check_bundle
-from tests.changed_bundle import Names, bomb, check, contents, hostile, make_copy, make_made, make_run, rebuilt, swap
+from tests.changed_bundle import Names, bomb, check, contents, hostile, rebuilt, swap
+from tests.changed_bundle import copy as copy
+from tests.changed_bundle import made as made
+from tests.changed_bundle import run as run
 from tests.shared_run import rewrite
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    return make_run(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def made(run: Path) -> Path:
-    """Its bundle."""
-    return make_made(run)
-
-
-@pytest.fixture
-def copy(run: Path, tmp_path: Path) -> Path:
-    """A copy of the run to change."""
-    return make_copy(run, tmp_path)
-
 
 # ------------------------------------------------------------------------------- names and nests that are no run's own
 

@@ -18,26 +18,17 @@ from tests.changed_bundle import (
     check,
     contents,
     hostile,
-    make_made,
-    make_run,
     member,
     rebuilt,
     squeeze,
     swap,
 )
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    return make_run(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def made(run: Path) -> Path:
-    """Its bundle."""
-    return make_made(run)
-
+from tests.changed_bundle import (
+    made as made,
+)
+from tests.changed_bundle import (
+    run as run,
+)
 
 # ----------------------------------------------------------------------------------------- what a receiver may be given
 

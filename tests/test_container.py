@@ -19,7 +19,8 @@ from finetune.container import (
 )
 from finetune.errors import ConfigError
 from finetune.images import Engine
-from tests.container_tree import config, make_tree
+from tests.container_tree import config
+from tests.container_tree import tree as tree
 
 SECRET = "hf_thisIsNobodysToken"
 JUDGE = {
@@ -31,12 +32,6 @@ JUDGE = {
     "timeout_seconds": 5.0,
     "instructions": "Prefer the better.",
 }
-
-
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working tree with locks of its own and a base in a folder; nothing of the caller's environment."""
-    return make_tree(tmp_path, monkeypatch)
 
 
 # ------------------------------------------------------------------------------------------------ the command line

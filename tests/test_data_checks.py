@@ -13,21 +13,10 @@ from finetune.config import Config
 from finetune.config_types import SPLITS, Split
 from finetune.records import Example, Message, read_examples
 from finetune.validate.data_checks import check_data, check_empty, check_repeated_prompts
-from tests.checked_splits import Splits, codes, make_quiet, make_splits
+from tests.checked_splits import Splits, codes
+from tests.checked_splits import quiet as quiet
+from tests.checked_splits import splits as splits
 from tests.conftest import ROOT
-
-
-@pytest.fixture
-def splits(example: Callable[..., Example]) -> Splits:
-    """Splits that share no prompt and give nothing to find."""
-    return make_splits(example)
-
-
-@pytest.fixture
-def quiet(change: Callable[..., Config]) -> Config:
-    """A config whose gate and system prompts ask for nothing."""
-    return make_quiet(change)
-
 
 # ---- The embedded data
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,27 +15,12 @@ from finetune.doctor.command import best_of, run
 from finetune.doctor.surroundings import dvc_remotes
 from finetune.errors import ConfigError
 from tests.conftest import ROOT
-from tests.made_up_machine import GB, HUB, make_predicted, make_repository, make_tools, told
+from tests.made_up_machine import GB, HUB, told
+from tests.made_up_machine import predicted as predicted
+from tests.made_up_machine import repository as repository
+from tests.made_up_machine import tools as tools
 
 SECRET = "hf_tHisIsAsEcReT0123456789"
-
-
-@pytest.fixture
-def repository(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """`repository(big={"environment": "cuda"})`: a root with params.yaml, these recipes and the true locks."""
-    return make_repository(tmp_path, params, monkeypatch)
-
-
-@pytest.fixture
-def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`tools(docker="exit 1")`: the only programs on PATH, besides git unless it is False."""
-    return make_tools(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`predicted(tiny=(2_000_000, 1 * GB))`: parameters and peak of each recipe; of others nothing is known."""
-    return make_predicted(monkeypatch)
 
 
 # ---- The whole

@@ -6,32 +6,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
 
 from finetune.config import Config
 from finetune.doctor import accelerators, command, computer
-from tests.made_up_machine import GB, make_predicted, make_repository, make_tools, told
-
-
-@pytest.fixture
-def repository(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """`repository(big={"environment": "cuda"})`: a root with params.yaml, these recipes and the true locks."""
-    return make_repository(tmp_path, params, monkeypatch)
-
-
-@pytest.fixture
-def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`tools(docker="exit 1")`: the only programs on PATH, besides git unless it is False."""
-    return make_tools(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`predicted(tiny=(2_000_000, 1 * GB))`: parameters and peak of each recipe; of others nothing is known."""
-    return make_predicted(monkeypatch)
+from tests.made_up_machine import GB, told
+from tests.made_up_machine import predicted as predicted
+from tests.made_up_machine import repository as repository
+from tests.made_up_machine import tools as tools
 
 
 @pytest.fixture

@@ -11,20 +11,9 @@ from finetune.config_types import Split
 from finetune.near import shingles, similarity
 from finetune.records import Example, Message
 from finetune.validate.overlap_checks import check_overlap, near_copies
-from tests.checked_splits import Splits, codes, make_quiet, make_splits
-
-
-@pytest.fixture
-def splits(example: Callable[..., Example]) -> Splits:
-    """Splits that share no prompt and give nothing to find."""
-    return make_splits(example)
-
-
-@pytest.fixture
-def quiet(change: Callable[..., Config]) -> Config:
-    """A config whose gate and system prompts ask for nothing."""
-    return make_quiet(change)
-
+from tests.checked_splits import Splits, codes
+from tests.checked_splits import quiet as quiet
+from tests.checked_splits import splits as splits
 
 # ---- Overlap
 

@@ -11,7 +11,8 @@ from finetune.config import Config, parse_config
 from finetune.model.architecture import find_architecture, measure_architecture
 from finetune.paths import Paths
 from finetune.plan.time import ASSUMED_SHARE, Range, assumed_time, cost, flops_per_position, measured_time, run_flops
-from tests.planned_run import make_here, make_ready
+from tests.planned_run import make_here
+from tests.planned_run import ready as ready
 from tests.small_run import params, trainer_of
 
 
@@ -19,12 +20,6 @@ from tests.small_run import params, trainer_of
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same machine for every test: a CPU with 32 GB, no accelerator; and the top of the repository."""
     make_here(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run, prepared and validated."""
-    return make_ready(tmp_path_factory)
 
 
 # ---- Time

@@ -15,7 +15,8 @@ from finetune.plan.time import ASSUMED_SHARE, Range
 from finetune.planner import find_workload, look_ahead
 from finetune.planner import run as show_plan
 from finetune.recipes import read_recipe
-from tests.planned_run import COMMIT, make_here, make_ready
+from tests.planned_run import COMMIT, make_here
+from tests.planned_run import ready as ready
 from tests.small_run import ROOT, params
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -121,12 +122,6 @@ def test_without_prepared_rows_the_way_out_is_told(config: Config, tmp_path: Pat
         f"{tmp_path}/data/prepared: no prepared rows to plan with; run dvc repro prepare, or say how many there will "
         "be: make plan EXAMPLES=15000"
     )
-
-
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run, prepared and validated."""
-    return make_ready(tmp_path_factory)
 
 
 def test_the_plan_of_prepared_rows_is_what_validate_counts(

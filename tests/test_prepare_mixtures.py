@@ -1,22 +1,13 @@
 """The prepare stage on mixtures, near-duplicates, conversations, risks and files of the user's own."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from finetune.config import Config
 from finetune.config_types import SPLITS
 from finetune.errors import ConfigError
-from tests.prepare_runs import HALF, NEAR, Run, make_prepare, row, rows, split_of
-
-
-@pytest.fixture
-def prepare(tmp_path: Path, change: Callable[..., Config]) -> Run:
-    """The stage in tmp_path."""
-    return make_prepare(tmp_path, change)
-
+from tests.prepare_runs import HALF, NEAR, Run, row, rows, split_of
+from tests.prepare_runs import prepare as prepare
 
 # ---- Near-duplicates, mixtures, files of the user's own, risks
 

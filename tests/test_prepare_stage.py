@@ -1,22 +1,13 @@
 """The prepare stage on small files: what stops it, what it passes over, and what it leaves on disk."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from finetune.artifacts import sha256_file
-from finetune.config import Config
 from finetune.config_types import SPLITS
-from tests.prepare_runs import NEAR, Run, make_prepare, row, rows, split_of
-
-
-@pytest.fixture
-def prepare(tmp_path: Path, change: Callable[..., Config]) -> Run:
-    """The stage in tmp_path."""
-    return make_prepare(tmp_path, change)
-
+from tests.prepare_runs import NEAR, Run, row, rows, split_of
+from tests.prepare_runs import prepare as prepare
 
 BAD = [
     (b'{"agent": "a", ', "broken JSON: Expecting property name enclosed in double quotes at character 15"),

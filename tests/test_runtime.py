@@ -17,15 +17,9 @@ from finetune.container import SCRATCH
 from finetune.errors import ConfigError, FinetuneError, InterruptedRunError, MachineError
 from finetune.images import image_name, lock_files, locks_sha256
 from finetune.runtime import command_code, engine_for, require_ready, runs_here, runtime_of
-from tests.container_tree import config, make_tree
+from tests.container_tree import config
+from tests.container_tree import tree as tree
 from tests.small_run import ROOT, params
-
-
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working tree with locks of its own and a base in a folder; nothing of the caller's environment."""
-    return make_tree(tmp_path, monkeypatch)
-
 
 # ------------------------------------------------------------------------------------------------- which runtime
 

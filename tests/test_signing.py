@@ -10,27 +10,11 @@ import pytest
 
 from finetune.errors import ConfigError, DataError, MachineError
 from finetune.sharing import bundle, signing
-from tests.changed_bundle import check, make_copy, make_made, make_run
+from tests.changed_bundle import check
+from tests.changed_bundle import copy as copy
+from tests.changed_bundle import made as made
+from tests.changed_bundle import run as run
 from tests.shared_run import ROOT
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    return make_run(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def made(run: Path) -> Path:
-    """Its bundle."""
-    return make_made(run)
-
-
-@pytest.fixture
-def copy(run: Path, tmp_path: Path) -> Path:
-    """A copy of the run to change."""
-    return make_copy(run, tmp_path)
-
 
 # ---------------------------------------------------------------------------------------------------------- signatures
 

@@ -27,24 +27,13 @@ from finetune.validate.token_rows import (
     tokenize_split,
 )
 from tests.small_run import workspace
-from tests.tokenized_rows import make_settings, make_tokenizer
+from tests.tokenized_rows import settings as settings
+from tests.tokenized_rows import tokenizer as tokenizer
 
 
 def codes(findings: list[Finding]) -> list[str]:
     """The codes alone."""
     return [finding.code for finding in findings]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    """The embedded base's tokenizer."""
-    return make_tokenizer()
-
-
-@pytest.fixture
-def settings(change: Callable[..., Config]) -> Callable[..., TrainConfig]:
-    """`settings(max_length=20)`: the section train with keys changed."""
-    return make_settings(change)
 
 
 # ---- The budgets

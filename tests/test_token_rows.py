@@ -11,7 +11,7 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from finetune.artifacts import read_json
-from finetune.config import Config, TrainConfig
+from finetune.config import TrainConfig
 from finetune.model.tokens import IGNORED, Tokenized, tokenize
 from finetune.plan.order import epoch_order, measure_batches
 from finetune.records import Example
@@ -27,21 +27,10 @@ from finetune.validate.token_rows import (
     write_arrow,
 )
 from tests.small_run import trainer_of, validated
-from tests.tokenized_rows import make_settings, make_tokenizer
+from tests.tokenized_rows import settings as settings
+from tests.tokenized_rows import tokenizer as tokenizer
 
 STRATEGIES = ["random", "sequential", "group_by_length"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    """The embedded base's tokenizer."""
-    return make_tokenizer()
-
-
-@pytest.fixture
-def settings(change: Callable[..., Config]) -> Callable[..., TrainConfig]:
-    """`settings(max_length=20)`: the section train with keys changed."""
-    return make_settings(change)
 
 
 def conversation(prompt: int, answer: int, more: int = 0) -> Tokenized:

@@ -3,17 +3,21 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from finetune.config import Config, TrainConfig, parse_config
 from finetune.model.tokens import load_tokenizer
 from tests.small_run import ROOT, params
 
 
-def make_tokenizer() -> Any:
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
     """The embedded base's tokenizer."""
     return load_tokenizer(parse_config(params(), "params").model, ROOT / "models/tiny-base")
 
 
-def make_settings(change: Callable[..., Config]) -> Callable[..., TrainConfig]:
+@pytest.fixture
+def settings(change: Callable[..., Config]) -> Callable[..., TrainConfig]:
     """`settings(max_length=20)`: the section train with keys changed."""
 
     def changed(**keys: Any) -> TrainConfig:
