@@ -129,7 +129,7 @@ def commands(root: Path) -> list[str]:
 
 def test_an_interrupted_container_saves_and_goes_on(host: dict[str, str], small: Path) -> None:
     """make stop, SIGTERM, SIGKILL of the wrapper: the same adapter as the undisturbed run's in the end."""
-    write_params(small, runtime="podman", train__num_train_epochs=40)
+    write_params(small, runtime="podman", train__num_train_epochs=120)
     for stage in ("prepare", "validate", "train"):
         run(host, small, "python", "-m", "finetune", stage)
     undisturbed = read(small / "out/adapter/manifest.json")["adapter_sha256"]
