@@ -14,6 +14,8 @@ from finetune.records import Answer, Example, Message, Prediction
 
 ROOT = Path(__file__).resolve().parent.parent
 
+for who in ("AUTHOR", "COMMITTER"):  # experiments are commits, whatever this machine's git knows
+    os.environ |= {f"GIT_{who}_NAME": "Test", f"GIT_{who}_EMAIL": "test@localhost"}
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network for a model; a missing one is missing at once
 
 # The same cases every time and on every machine, however slow it is; a failure is then seen by all or by nobody.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from finetune.artifacts import read_json, write_json
 from finetune.config import Config
@@ -18,6 +19,7 @@ from finetune.errors import DataError
 from finetune.evaluate import stage
 from finetune.evaluate.cost import at_same_length, measure_latency, summarize_latency
 from finetune.evaluate.generate import (
+    PLAIN,
     batches_by_length,
     cut_at_end,
     generate,
@@ -71,6 +73,60 @@ def test_batched_answers_equal_those_one_by_one(embedded: tuple[Any, Any, list[A
     alone = [generate(model, [prompt], settings)[0] for prompt in prompts]
     assert [together[at] for at in range(len(prompts))] == alone
     assert len({tuple(answer.tokens) for answer in alone}) > 1
+
+
+HOSTILE: dict[str, Any] = {
+    "do_sample": True,
+    "temperature": 5.0,
+    "num_beams": 3,
+    "repetition_penalty": 9.0,
+    "encoder_repetition_penalty": 9.0,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": list(range(4, 400)),
+    "bad_words_ids": [[number] for number in range(4, 400)],
+    "min_new_tokens": 11,
+    "forced_eos_token_id": 2,
+    "exponential_decay_length_penalty": (1, 3.0),
+    "prompt_lookup_num_tokens": 3,
+    "return_dict_in_generate": True,
+    "max_time": 1e-9,
+    "max_length": 1,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_a_base_says_of_decoding_moves_no_answer(
+    embedded: tuple[Any, Any, list[Any]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Some bases ship a repetition penalty: labels that stand in the prompt would be held against the model."""
+    model, tokenizer, talks = embedded
+    prompts = [tokenize_prompt(tokenizer, talk[:-1]) for talk in talks]
+    plain = generate(model, prompts, generation_settings(model, tokenizer, 12))
+    monkeypatch.setattr(model.generation_config, name, HOSTILE[name])
+    assert generate(model, prompts, generation_settings(model, tokenizer, 12)) == plain
+
+
+def test_every_setting_of_decoding_is_known(embedded: tuple[Any, Any, list[Any]]) -> None:
+    """A setting that a new version of transformers brings must not slip from a base's file into the answers."""
+    model, tokenizer, _ = embedded
+    sampled = generation_settings(model, tokenizer, 12, SamplingConfig(temperature=1.0, top_p=1.0))
+    harmless = {
+        *("max_length", "early_stopping", "length_penalty", "bos_token_id", "decoder_start_token_id"),  # overruled, or
+        *(
+            "use_cache",
+            "cache_implementation",
+            "cache_config",
+            "max_cache_len",
+            "prefill_chunk_size",
+        ),  # for beams; speed
+        *("compile_config", "disable_compile", "continuous_batching_config", "low_memory", "remove_invalid_values"),
+        *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "transformers_version"),
+        *("num_beam_groups", "diversity_penalty", "constraints", "force_words_ids"),  # for beams, or gone to the Hub
+        *("penalty_alpha", "dola_layers"),
+    }
+    helpers = {name for name in vars(GenerationConfig()) if name.startswith(("assistant", "num_assistant", "_"))}
+    helpers |= {"is_assistant", "max_matching_ngram_size", "target_lookbehind", "speculation_type"}  # of a second model
+    assert {*vars(GenerationConfig())} - {*PLAIN, *sampled} - harmless - helpers == set()
 
 
 def test_sampled_answers_repeat_with_their_seed(embedded: tuple[Any, Any, list[Any]]) -> None:

@@ -1,5 +1,6 @@
 """A run on the wrong machine stops before anything is written or waited for, and says what works here."""
 
+import itertools
 import json
 import platform
 import re
@@ -20,6 +21,8 @@ from tests.test_house import makefile_targets
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the shipped recipes and params, on a machine without accelerators, where `laptop` fits best."""
     monkeypatch.chdir(tmp_path)
+    for who, what in itertools.product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL")):
+        monkeypatch.setenv(f"GIT_{who}_{what}", "me")
     shutil.copytree(ROOT / "recipes", "recipes")
     shutil.copy(ROOT / "params.yaml", "params.yaml")
     monkeypatch.setattr(ready, "why_no_device", lambda kind: None if kind == "cpu" else f"no {kind} here")
@@ -107,6 +110,26 @@ def test_what_can_run_here_is_passed_in_silence(folder: Path, capsys: pytest.Cap
     assert main(["check", "tiny"]) == 0
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "")
+
+
+def test_an_experiment_needs_an_author(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rented machine has none. DVC asks after params.yaml is changed, with DETACH=1 in a log that nobody reads."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    monkeypatch.delenv("GIT_COMMITTER_EMAIL")
+    assert main(["check", "tiny"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: git: user.email is not set, and an experiment is kept as a commit; nothing was")
+    assert main(["check"]) == 0, "make repro keeps no experiment"
+    Path("gitconfig").write_text("[user]\nname = Me\nemail = me@example.org\n", encoding="utf-8")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "gitconfig")
+    assert main(["check", "tiny"]) == 0
+    monkeypatch.setenv("FINETUNE_STARTED", str(folder / "started"))  # in a container, which sees no config of git's
+    monkeypatch.setenv("FINETUNE_UMASK", "22")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    assert main(["check", "tiny"]) == 0
 
 
 def test_an_unknown_recipe_is_bad_use(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from finetune.__main__ import main
-from finetune.artifacts import read_json
+from finetune.artifacts import pipeline_lock, read_json
 from finetune.config import Config, parse_config
-from finetune.errors import DataError
+from finetune.errors import ConfigError, DataError
+from finetune.paths import Paths
 from finetune.plan.schedule import plan_schedule
+from finetune.planner import why_stale
 from finetune.recipes import with_recipe
 from finetune.records import Example
 from finetune.rehearse import proofs, setting
-from finetune.rehearse.command import prove_schedule
+from finetune.rehearse.command import prepare_rows, prove_schedule
 from finetune.rehearse.setting import choose_rows, rehearsal_params
 from tests.small_run import ROOT
 
@@ -134,7 +136,7 @@ def test_a_schedule_that_never_reaches_its_peak_is_seen(change: Callable[..., Co
     assert not prove_schedule(config, preview).held  # type: ignore[arg-type]
 
 
-# ---- Whole rehearsals, in their own target: a minute or two each
+# ---- The rows
 
 
 @pytest.fixture
@@ -145,6 +147,33 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_rows_are_prepared_anew_where_they_or_the_settings_changed(
+    tree: Path, change: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mended source must not be rehearsed with the rows of before, nor a run's splits be changed beneath it."""
+    paths, config = Paths(), change()
+    prepare_rows(config, Path())
+    first = read_json(paths.reports / "prepare.json")
+    capsys.readouterr()
+    before = (paths.prepared / "train.jsonl").stat().st_ino
+    prepare_rows(config, Path())
+    assert (paths.prepared / "train.jsonl").stat().st_ino == before, "nothing changed, nothing is written"
+    source = Path("data/raw/cpython/interactions.jsonl")
+    source.write_text("".join(source.read_text(encoding="utf-8").splitlines(keepends=True)[:-9]), encoding="utf-8")
+    assert why_stale(config, Path()) == "of another data/raw/cpython/interactions.jsonl than lies there now"
+    with pipeline_lock(paths.work / "pipeline.lock", "train"), pytest.raises(ConfigError, match="stage train"):
+        prepare_rows(config, Path())
+    assert read_json(paths.reports / "prepare.json") == first
+    prepare_rows(config, Path())
+    assert "it is made anew, as dvc repro prepare does" in capsys.readouterr().out
+    assert read_json(paths.reports / "prepare.json")["sources"]["cpython"]["read"] == 3756 - 9
+    other = change(**{"data.max_bad_fraction": 0.5})
+    assert why_stale(other, Path()) == "with other settings of the section data"
+
+
+# ---- Whole rehearsals, in their own target: a minute or two each
 
 
 QUICK = "a100x4-quick-test"  # its warmup of 50 steps is longer than one epoch of the embedded rows

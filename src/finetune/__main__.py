@@ -74,10 +74,8 @@ def run_in_container(options: argparse.Namespace, words: list[str]) -> int | Non
     engine = runtime.engine_for(command, config)
     if engine is None:
         return None
-    if command == "check":  # a container does not see what runs on this machine
-        from finetune.background.running import require_idle
-
-        require_idle(Paths())
+    if command == "check":  # a container does not see what runs on this machine, nor its git
+        _check_host(options.recipe)
     return runtime.run(engine, command, words, config, Path())
 
 
@@ -106,7 +104,19 @@ def _gate(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> None:
     from finetune.ready import check
 
+    if "FINETUNE_STARTED" not in os.environ:  # else the host has looked
+        _check_host(options.recipe)
     check(Path(), options.recipe)
+
+
+def _check_host(recipe: str | None) -> None:
+    """ConfigError where a run is under way in this folder, or git could not keep a recipe's run as an experiment."""
+    from finetune.background.running import require_idle
+    from finetune.experiments.running import require_identity
+
+    require_idle(Paths())
+    if recipe is not None:
+        require_identity(Path())
 
 
 def _status(options: argparse.Namespace) -> int:

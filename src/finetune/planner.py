@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.artifacts import read_json
+from finetune.artifacts import read_json, sha256_file, sha256_folder
 from finetune.config import Config
 from finetune.config_types import SPLITS
 from finetune.console import gigabytes, say, table
@@ -61,9 +61,23 @@ def find_workload(config: Config, root: Path, examples: int | None, length: int 
             f"{paths.prepared}: no prepared rows to plan with; run dvc repro prepare, or say how many there will be: "
             "make plan EXAMPLES=15000"
         )
-    if read_json(report)["settings"] != config.data.model_dump(mode="json", exclude_unset=True):
-        say("note: data/prepared was made with other settings of the section data; dvc repro prepare makes it anew")
+    if other := why_stale(config, root):
+        say(f"note: data/prepared was made {other}; dvc repro prepare makes it anew")
     return count_workload(config, root)
+
+
+def why_stale(config: Config, root: Path) -> str | None:
+    """What `data/prepared` was made of that is another now, settings or a file of rows; None where nothing is."""
+    report = read_json(Paths(root).reports / "prepare.json")
+    if report["settings"] != config.data.model_dump(mode="json", exclude_unset=True):
+        return "with other settings of the section data"
+    for account in report["sources"].values():
+        place = root / account["place"]
+        if not account["sha256"] or not place.exists():  # a dataset of the Hub; or prepare will tell
+            continue
+        if account["sha256"] != (sha256_folder(place) if place.is_dir() else sha256_file(place)):
+            return f"of another {account['place']} than lies there now"
+    return None
 
 
 def count_workload(config: Config, root: Path) -> tuple[Workload, str]:

@@ -9,7 +9,6 @@ import platform
 from importlib.util import find_spec
 from pathlib import Path
 
-from finetune.background.running import require_idle
 from finetune.config import Config
 from finetune.config_evaluate import RecordedForm
 from finetune.config_model import Environment
@@ -17,17 +16,15 @@ from finetune.config_scorers import Classification
 from finetune.console import say
 from finetune.errors import MachineError
 from finetune.evaluate.recorded import check_recorded
-from finetune.paths import Paths
 from finetune.recipes import read_recipe
 
 
 def check(root: Path, recipe: str | None) -> None:
     """Silence where params.yaml, or with a recipe what it would make of params.yaml, can be run here and now.
 
-    ConfigError for mistakes and where a run is under way in this folder; MachineError where the device is missing.
+    ConfigError for mistakes; MachineError where the device is missing.
     """
     config = read_recipe(recipe, root)
-    require_idle(Paths(root))
     check_evaluation(config, root)
     missing = why_not_here(config)
     if missing:

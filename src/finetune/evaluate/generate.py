@@ -11,6 +11,18 @@ from finetune.config_evaluate import SamplingConfig
 from finetune.machine import is_out_of_memory
 from finetune.model.tokens import IGNORED, Tokenized
 
+# A base's own generation_config.json says nothing here, but for its end tokens. Whatever else it holds, like a
+# repetition penalty: answers are the most probable tokens, or sampled as params.yaml says, alike on both sides.
+UNUSED = (
+    *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    *("sequence_bias", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "guidance_scale"),
+    *("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "renormalize_logits"),
+    *("min_length", "min_new_tokens", "max_time", "stop_strings", "token_healing", "watermarking_config"),
+    *("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"),
+)
+PLAIN = {**dict.fromkeys(UNUSED), "num_return_sequences": 1, "return_dict_in_generate": False}
+
 
 @dataclass(frozen=True, slots=True)
 class Generated:
@@ -59,9 +71,8 @@ def generate(
 ) -> list[Generated]:
     """The answers to one batch of prompts (token ids), padded on the left."""
     input_ids, mask = pad_left(prompts, settings["pad_token_id"], model.device)
-    plain = {"temperature": None, "top_p": None, "top_k": None}  # a base's own sampling settings say nothing here
     with torch.inference_mode():
-        output = model.generate(input_ids=input_ids, attention_mask=mask, streamer=streamer, **{**plain, **settings})
+        output = model.generate(input_ids=input_ids, attention_mask=mask, streamer=streamer, **{**PLAIN, **settings})
     return [cut_at_end(row, settings["eos_token_id"]) for row in output[:, input_ids.shape[1] :].tolist()]
 
 

@@ -1,5 +1,6 @@
 """DVC run from the inside: a command to its end, a stop that loses nothing, and what dvc.lock says of the last run."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from ruamel.yaml import YAML
 from finetune.artifacts import sha256_json
 from finetune.background.command import stop
 from finetune.console import say
-from finetune.errors import InterruptedRunError
+from finetune.errors import ConfigError, InterruptedRunError
 from finetune.experiments.table import dig
 from finetune.paths import Paths
 
@@ -33,6 +34,18 @@ def run_dvc(root: Path, arguments: Sequence[str]) -> int:
         raise InterruptedRunError(
             "seeds was interrupted; what is finished is recorded, the same command goes on"
         ) from None
+
+
+def require_identity(root: Path) -> None:
+    """ConfigError where git knows no author: DVC keeps an experiment as a commit, and asks when it has begun."""
+    for key in ("name", "email"):
+        line = ["git", "-C", str(root), "config", f"user.{key}"]
+        known = subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
+        if not known and not all(os.environ.get(f"GIT_{who}_{key.upper()}") for who in ("AUTHOR", "COMMITTER")):
+            raise ConfigError(
+                f"git: user.{key} is not set, and an experiment is kept as a commit; nothing was started or changed; "
+                'git config --global user.name "Your Name" && git config --global user.email you@example.org'
+            )
 
 
 def makings(root: Path) -> str | None:

@@ -17,7 +17,7 @@ from finetune.background.running import require_idle
 from finetune.config import DETERMINES_ADAPTER, Config, load_config
 from finetune.console import say, table
 from finetune.errors import ConfigError, DataError
-from finetune.experiments.running import makings, quiet_dvc, read_lock, run_dvc, seed_of
+from finetune.experiments.running import makings, quiet_dvc, read_lock, require_identity, run_dvc, seed_of
 from finetune.experiments.spread import (
     criteria_of,
     criteria_rows,
@@ -81,6 +81,7 @@ def run(root: Path, count: int | None, named: Sequence[int] | None, *, force: bo
     config = load_config(root / "params.yaml")
     series = Series(root, config, choose_seeds(config.seed, count, named))
     require_idle(series.paths)
+    require_identity(root)
     missing = series.missing()
     for line in announce(series, missing):
         say(line)

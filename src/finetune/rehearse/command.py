@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import read_json, write_lines
+from finetune.artifacts import pipeline_lock, read_json, write_lines
 from finetune.config import Config
+from finetune.config_types import SPLITS
 from finetune.console import say, table
 from finetune.errors import ConfigError
 from finetune.paths import Paths
-from finetune.planner import Preview, look_ahead
+from finetune.planner import Preview, look_ahead, why_stale
 from finetune.recipes import read_recipe
 from finetune.rehearse import proofs
 from finetune.rehearse.runs import Processes
@@ -57,15 +58,21 @@ def run(root: Path, recipe: str | None) -> int:
 
 
 def prepare_rows(real: Config, root: Path) -> None:
-    """The recipe's own rows: as they lie prepared where the settings are the same, else prepared now, for real."""
+    """The recipe's own rows: as they lie prepared where nothing has changed since, else prepared now, for real.
+
+    ConfigError where a stage is running in this folder, whose rows they may be.
+    """
     paths = Paths(root)
-    report = paths.reports / "prepare.json"
-    settings = real.data.model_dump(mode="json", exclude_unset=True)
-    if paths.prepared.is_dir() and report.is_file() and read_json(report)["settings"] == settings:
-        return
+    files = [paths.reports / "prepare.json", *(paths.prepared / f"{name}.jsonl" for name in SPLITS)]
+    if all(path.is_file() for path in files):
+        other = why_stale(real, root)
+        if other is None:
+            return
+        say(f"data/prepared was made {other}: it is made anew, as dvc repro prepare does")
     from finetune.prepare import stage
 
-    stage.run(real, paths)
+    with pipeline_lock(paths.work / "pipeline.lock", "prepare"):
+        stage.run(real, paths)
 
 
 def set_stage(real: Config, root: Path, folder: Path) -> tuple[Setting, bool]:
