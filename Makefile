@@ -1,5 +1,6 @@
 # The front door. Every target sets up what it needs first and fails when its command fails; staleness is DVC's alone.
-SHELL := /bin/sh
+# Not make's default shell: with that, macOS's make (3.81) runs simple lines by itself, and does not see our PATH.
+SHELL := /bin/bash
 ENVIRONMENT ?= auto
 ifndef FINETUNE_IMAGE  # an image of ours has its own packages
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

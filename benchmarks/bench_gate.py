@@ -157,7 +157,8 @@ def whole_set_rows(studies: int) -> list[Row]:
 
 def simulated(rule: str, size: str, truth: str, chance: dict[str, float], good: str, studies: int) -> Row:
     """A row with the standard error of its wrong rate."""
-    error = math.sqrt(max(chance["wrong"], 1 / studies) / studies)
+    wrong = max(chance["wrong"], 1 / studies)  # one in all of them, where none was seen
+    error = math.sqrt(wrong * (1 - wrong) / studies)
     return Row(rule, size, truth, chance["wrong"], error, good, chance["power"])
 
 

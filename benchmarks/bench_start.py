@@ -3,7 +3,7 @@
     PYTHONPATH=src python benchmarks/bench_start.py [--rounds 5]
 
 Each round runs every command once, in an order that is drawn, as a process of its own. Beside them stand Python alone
-and the import of what a training needs, which no command can be faster or need be slower than.
+and the import of what a training needs: what every command, and one that trains, begins with.
 """
 
 import argparse

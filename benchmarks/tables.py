@@ -51,7 +51,21 @@ def about(result: Result, name: str) -> str:
     """Where a table comes from."""
     machine = result["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB"
-    return f"({result['date']}, {where}; [raw](../benchmarks/results/{name}).)"
+    rounds = rounds_of(result)
+    count = f"; {rounds} rounds" if rounds else ""
+    return f"({result['date']}, {where}{count}; [raw](../benchmarks/results/{name}).)"
+
+
+def rounds_of(content: Any) -> int | None:
+    """How often all sides were run: the count that a result has somewhere, or the length of its lists of ratios."""
+    if not isinstance(content, dict | list):
+        return None
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        if key in ("rounds", "ratios", "decide_seconds"):
+            return value if isinstance(value, int) else len(value)
+        if (found := rounds_of(value)) is not None:
+            return found
+    return None
 
 
 def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Lines:

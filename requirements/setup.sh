@@ -49,7 +49,7 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     done
     [ "$python" != none ] || { say "error: no Python 3.11 to 3.13 was found; name one: PYTHON=/path/to/python"; exit 4; }
     say "setting up .venv for $environment with $("$python" --version): a few minutes, once"
-    "$python" -m venv --clear .venv
+    "$python" -m venv --clear .venv >&2 || { say "error: $python makes no virtual environments (Debian, Ubuntu: apt install python3-venv)"; exit 4; }
 fi
 install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes "$@"; }
 

@@ -115,7 +115,7 @@ def packages() -> set[str]:
 
 
 # Hyphenated words in code that are no code of a finding: of other programs, packages in no lock, images.
-OTHERS = {"ssh-keygen", "extra-index-url", "liger-kernel", "dvc-gs", "dvc-s3", "dvc-ssh"}
+OTHERS = {"ssh-keygen", "extra-index-url", "liger-kernel", "dvc-gs", "dvc-s3", "dvc-ssh", "python3-venv"}
 OTHERS |= {"finetune-cpu", "finetune-cuda", "deploy-unproven", *get_args(Machine)}
 
 

@@ -239,6 +239,10 @@ def test_git_and_its_absence(tmp_path: Path, tools: Callable[..., None], monkeyp
         subprocess.run([git, *author, "-C", str(root), *arguments], check=True, capture_output=True)
 
     assert surroundings.check_git(root, quick=False).remedy == "git init && git add -A && git commit -m start"
+    (root / ".git").mkdir()  # as git sees one that belongs to another user
+    refused = surroundings.check_git(root, quick=False)
+    assert refused.found == f"git refuses {root}: it belongs to another user, or .git is broken"
+    assert refused.remedy.startswith('chown -R "$(id -u):$(id -g)" .')
     do("init")
     assert surroundings.check_git(root, quick=False).found == "a repository without a commit"
     do("commit", "--allow-empty", "-m", "one")

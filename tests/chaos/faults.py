@@ -69,23 +69,24 @@ class Kind:
     act: Callable[[Scene], None]
     states: Sequence[int]
     mounts: bool = False  # whether it needs the right to mount
+    in_the_midst: bool = False  # it strikes what runs, and may come too late or where nobody is
 
 
 BEFORE_ANY_STAGE = range(len(STAGES))
 KINDS = {
-    "signal to the stage": Kind(signal_the_stage, (0, 1, 2, 2, 3, 3, 4)),
-    "signal to DVC": Kind(signal_dvc, (0, 1, 2, 3)),
-    "signal to the group": Kind(signal_the_group, (0, 1, 2, 3)),
+    "signal to the stage": Kind(signal_the_stage, (0, 1, 2, 2, 3, 3, 4), in_the_midst=True),
+    "signal to DVC": Kind(signal_dvc, (0, 1, 2, 3), in_the_midst=True),
+    "signal to the group": Kind(signal_the_group, (0, 1, 2, 3), in_the_midst=True),
     "damaged input": Kind(damage_an_input, (0, 1, 5)),
     "damaged output": Kind(damage_an_output, (1, 2, 3, 4, 5)),
     "damaged checkpoint": Kind(damage_a_checkpoint, (2, 2, 3)),
     "bit rot": Kind(rot_a_file, (1, 2, 3, 4, 5)),
     "damaged cache": Kind(damage_the_cache, (5,)),
     "damaged params or lock": Kind(damage_a_file_of_dvc, (0, 2, 5)),
-    "full disk: file size": Kind(limit_files, BEFORE_ANY_STAGE),
-    "full disk: tmpfs": Kind(fill_the_disk, BEFORE_ANY_STAGE, mounts=True),
-    "read-only folder": Kind(make_read_only, (1, 2, 3, 4), mounts=True),
-    "vanished file": Kind(vanish, BEFORE_ANY_STAGE),
+    "full disk: file size": Kind(limit_files, BEFORE_ANY_STAGE, in_the_midst=True),
+    "full disk: tmpfs": Kind(fill_the_disk, BEFORE_ANY_STAGE, mounts=True, in_the_midst=True),
+    "read-only folder": Kind(make_read_only, (1, 2, 3, 4), mounts=True, in_the_midst=True),
+    "vanished file": Kind(vanish, BEFORE_ANY_STAGE, in_the_midst=True),
     "two at once": Kind(run_two_at_once, BEFORE_ANY_STAGE),
     "wrong clock": Kind(set_a_wrong_clock, (0, 2, 5)),
     "remains of the dead": Kind(leave_remains, (0, 1, 2, 3, 5)),

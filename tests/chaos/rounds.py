@@ -19,6 +19,7 @@ from tests.chaos.scene import STAGES, Scene, end_group
 from tests.small_run import small_tree
 
 SAME, TOLD, FAILED = "same", "clear error then same", "FAILED"
+UNHIT = "hit nothing"  # what was to be struck had ended or had no need of it: nobody noticed, nothing was tested
 BETWEEN_LOOKS = 0.1  # seconds in which a wrong artifact may stand unseen
 
 
@@ -114,11 +115,12 @@ def run_round(drawn: Drawn, ground: Ground) -> Result:
         told = next((line for ran in scene.ran if (line := error_line(ran))), None)
         result.why += [f"while it ran: {wrong}" for wrong in seen]
         result.why += unnoticed(scene, ground.reference, told)
+        unhit = KINDS[drawn.kind].in_the_midst and not any(ran.code for ran in scene.ran)
         recover(scene)
         result.why += bad_endings(scene) + wrong_verdicts(scene.ran, ground.reference.verdict)
         result.why += [f"in the end: {wrong}" for wrong in different(scene.folder, ground.reference, scene.harmed)]
         result.said = told and told.replace(str(ground.root), "")[:300]
-        result.outcome = FAILED if result.why else TOLD if told else SAME
+        result.outcome = FAILED if result.why else TOLD if told else UNHIT if unhit else SAME
     except Exception as error:  # of a round's own making; it counts as a failure all the same
         result.why.append(f"{type(error).__name__}: {error}")
     finally:

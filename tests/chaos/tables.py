@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.machine import describe_machine, versions
 from tests.chaos.faults import KINDS
-from tests.chaos.rounds import FAILED, SAME, TOLD
+from tests.chaos.rounds import FAILED, SAME, TOLD, UNHIT
 
 
 def what_ran() -> dict[str, Any]:
@@ -23,10 +23,15 @@ def table_of(content: Mapping[str, Any]) -> list[str]:
     for item in content["rounds"]:
         counts[item["kind"]][item["outcome"]] += 1
     lines = [
-        "| kind | rounds | the same at once | a clear error, then the same | failed |",
-        "|---|---:|---:|---:|---:|",
+        "| kind | rounds | the same at once | a clear error, then the same | hit nothing | failed |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for kind, found in counts.items():
-        lines.append(f"| {kind} | {found.total()} | {found[SAME]} | {found[TOLD]} | {found[FAILED]} |")
-    every = sum(counts.values(), start=Counter[str]())
-    return [*lines, f"| all | {every.total()} | {every[SAME]} | {every[TOLD]} | {every[FAILED]} |"]
+        lines.append(row(kind, found))
+    return [*lines, row("all", sum(counts.values(), start=Counter[str]()))]
+
+
+def row(kind: str, found: Counter[str]) -> str:
+    """One kind's line."""
+    cells = [kind, found.total(), *(found[outcome] for outcome in (SAME, TOLD, UNHIT, FAILED))]
+    return f"| {' | '.join(map(str, cells))} |"

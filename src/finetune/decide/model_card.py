@@ -10,11 +10,10 @@ from typing import Any
 
 from finetune.config_types import ALL
 from finetune.decide.headline import is_served
-from finetune.decide.readings import examples_counted, known_metrics
+from finetune.decide.readings import ANSWER_FACTS, examples_counted, known_metrics
 from finetune.decide.soundness import DECODING
 from finetune.decide.words import listed, name, plain_name
 
-ANSWER_FACTS = ("mean_tokens", "cut_off", "failed")
 # Metrics that the Hub knows by a name of its own; the others keep ours.
 HUB_METRICS = {"right": "accuracy", "macro_f1": "f1", "weighted_f1": "f1", "bleu": "bleu", "perplexity": "perplexity"}
 

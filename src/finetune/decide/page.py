@@ -8,7 +8,7 @@ from finetune.config_scorers import Metric
 from finetune.config_types import ALL
 from finetune.decide.drawing import Scale, draw_criterion, draw_dots, draw_lines, draw_pair
 from finetune.decide.plots import Curves
-from finetune.decide.readings import ICONS, Reading, examples_counted, known_metrics
+from finetune.decide.readings import ANSWER_FACTS, ICONS, Reading, examples_counted, known_metrics
 from finetune.decide.words import (
     MINUS,
     Kind,
@@ -26,7 +26,6 @@ from finetune.metrics import counted as counted_by
 from finetune.records import Prediction, Timing
 from finetune.stats import wilson
 
-ANSWER_FACTS = ("mean_tokens", "cut_off", "failed")  # of a group: about its answers, not about their quality
 MOST_DOTS = 400
 CLUSTERED = "no interval: examples come in clusters; the criteria's intervals take that into account"
 PANELS = (

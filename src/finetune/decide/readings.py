@@ -13,6 +13,7 @@ from finetune.config_types import ALL
 from finetune.decide.outcomes import Outcome
 from finetune.decide.words import Kind, name, plain_name, short_told, told
 
+ANSWER_FACTS = ("mean_tokens", "cut_off", "failed")  # of a group: about its answers, not about their quality
 ICONS = {"pass": "✓", "fail": "✕", "inconclusive": "?", "unmeasured": "\u2013"}
 
 NO_INTERVAL = "no interval"

@@ -169,6 +169,9 @@ def check_git(root: Path, quick: bool) -> Check:
         return Check("git", "not installed", "missing", "install git (apt install git, or xcode-select --install)")
     timeout = 0.5 if quick else 20
     if ask("git", "-C", str(root), "rev-parse", "--git-dir", timeout=timeout) is None:
+        if (root / ".git").exists():  # git refuses a folder of another user, as a copy by rsync -a to root is
+            told = f"git refuses {root.absolute()}: it belongs to another user, or .git is broken"
+            return Check("git", told, "missing", 'chown -R "$(id -u):$(id -g)" . (git status says why)')
         told = f"{root.absolute()} is no repository: no run can be traced to its code"
         return Check("git", told, "missing", "git init && git add -A && git commit -m start")
     commit = ask("git", "-C", str(root), "rev-parse", "--short=12", "HEAD", timeout=timeout)

@@ -44,7 +44,7 @@ def require_identity(root: Path) -> None:
         if not known and not all(os.environ.get(f"GIT_{who}_{key.upper()}") for who in ("AUTHOR", "COMMITTER")):
             raise ConfigError(
                 f"git: user.{key} is not set, and an experiment is kept as a commit; nothing was started or changed; "
-                'git config --global user.name "Your Name" && git config --global user.email you@example.org'
+                'git config user.name "Your Name" && git config user.email you@example.org'
             )
 
 
