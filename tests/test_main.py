@@ -113,11 +113,12 @@ def test_unknown_command_is_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert "invalid choice: 'trian'" in capsys.readouterr().err
 
 
-def test_a_second_signal_does_not_break_the_exit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_a_second_signal_does_not_break_the_exit(tmp_path: Path, name: str) -> None:
     """What is done is done: torch's own work at the exit, cut off by a signal, would show a traceback."""
     code = (
         "import atexit, os, signal, sys; from finetune.__main__ import run_and_exit\n"
-        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        f"atexit.register(lambda: os.kill(os.getpid(), signal.{name}))\n"
         "sys.argv = ['finetune', 'gate']; run_and_exit()"
     )
     command = [sys.executable, "-c", code]

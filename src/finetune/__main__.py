@@ -296,7 +296,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 def run_and_exit() -> NoReturn:
     """What `python -m finetune` does: a signal that comes when all is done must not end the exit in a traceback."""
     code = main()
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
