@@ -49,7 +49,7 @@ def keep_disk(place: Path) -> list[str]:
 
 def limit_files(scene: Scene) -> None:
     """The system refuses to let a file grow beyond a size, from the start or from a moment on."""
-    limit = int(2 ** scene.random.uniform(9, 18.5))
+    limit = int(2 ** scene.random.uniform(7, 15))
     by_dvc = scene.random.random() < 0.4
     words = ("dvc", "repro") if by_dvc else (scene.next_stage(),)
     scene.notes |= {"fault": f"no file beyond {limit} bytes", "place": scene.next_stage()}
@@ -68,7 +68,7 @@ def limit_files(scene: Scene) -> None:
 
 def fill_the_disk(scene: Scene) -> None:
     """The folder lies on a small disk of its own, which is filled up but for a few bytes, at a moment."""
-    left = scene.random.choice((0, 0, int(2 ** scene.random.uniform(9, 22))))
+    left = scene.random.choice((0, 0, int(2 ** scene.random.uniform(9, 16))))
     place = scene.folder
     scene.copying = True
     aside = place.with_name("elsewhere")

@@ -149,7 +149,7 @@ def vanish(scene: Scene) -> None:
         "decide": ("out/predictions.jsonl", "reports/train.json", "out/adapter", "data/looks.json", "reports"),
     }
     name = scene.random.choice(places[stage])
-    moment = Moment(stage, None, scene.random.random())
+    moment = Moment(stage, None, scene.random.random() ** 3)  # early, as most files are read early
     running = scene.start(*(("dvc", "repro") if scene.random.random() < 0.3 else (stage,)))
     there = scene.wait_for(moment, running)
     path = scene.folder / name
