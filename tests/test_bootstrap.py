@@ -14,19 +14,12 @@ from scipy.stats import t as student
 from finetune import bootstrap
 from finetune.bootstrap import mean_interval, paired_mean_difference, resample
 from finetune.skewed import relative_improvement, skewed_mean_interval
-from finetune.stats import Interval, Side, clopper_pearson
+from finetune.stats import Interval, clopper_pearson
+from tests.interval_inputs import SIDES, scores, sides
 
-SIDES: tuple[Side, ...] = ("two-sided", "lower", "upper")
 # Efron and Tibshirani (1993), table 3.1: entry test and grade average of 15 law schools.
 LSAT = np.array([576, 635, 558, 578, 666, 580, 555, 661, 651, 605, 653, 575, 545, 572, 594.0])
 GPA = np.array([3.39, 3.30, 2.81, 3.03, 3.44, 3.07, 3.00, 3.43, 3.36, 3.13, 3.12, 2.74, 2.76, 2.88, 2.96])
-
-
-sides = st.sampled_from(SIDES)
-
-
-def scores(n: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).lognormal(sigma=0.5, size=n)
 
 
 # ---- A published number.

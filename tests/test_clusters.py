@@ -13,10 +13,9 @@ from scipy.stats import t as student
 
 from finetune import clusters
 from finetune.clusters import clustered_difference, clustered_proportion, paired_permutation
-from finetune.stats import Side, clopper_pearson, mcnemar_exact, tango
+from finetune.stats import clopper_pearson, mcnemar_exact, tango
+from tests.interval_inputs import SIDES, sides
 
-SIDES: tuple[Side, ...] = ("two-sided", "lower", "upper")
-sides = st.sampled_from(SIDES)
 confidences = st.sampled_from([0.8, 0.95, 0.9975])
 alternatives = st.sampled_from(["greater", "less", "two-sided"])
 

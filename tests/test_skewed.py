@@ -10,14 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 
 from finetune.skewed import relative_improvement, skewed_mean_interval
-from finetune.stats import Side
-
-SIDES: tuple[Side, ...] = ("two-sided", "lower", "upper")
-sides = st.sampled_from(SIDES)
-
-
-def scores(n: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).lognormal(sigma=0.5, size=n)
+from tests.interval_inputs import scores, sides
 
 
 def test_skewed_bounds_err_as_often_as_they_say() -> None:

@@ -20,6 +20,7 @@ from finetune.artifacts import pipeline_lock
 from finetune.config import load_config
 from finetune.console import printable, quiet_libraries
 from finetune.errors import FinetuneError, InterruptedRunError, MachineError
+from finetune.interrupt import SIGNALS
 from finetune.machine import calm_threads, machine_trouble
 from finetune.options import STAGES, build_parser
 from finetune.paths import Paths
@@ -296,7 +297,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 def run_and_exit() -> NoReturn:
     """What `python -m finetune` does: a signal that comes when all is done must not end the exit in a traceback."""
     code = main()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
