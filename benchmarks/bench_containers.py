@@ -20,9 +20,9 @@ from typing import Any
 
 from measure import results_file, what_ran
 
-from finetune.artifacts import write_json
 from finetune.console import gigabytes, say, table
-from finetune.images import find_image, image_name
+from finetune.containers.images import find_image, image_name
+from finetune.files.atomic import write_json
 
 CONTEXT = ("Dockerfile.cpu", ".dockerignore", "LICENSE", "requirements", "src", "pyproject.toml")
 
@@ -71,7 +71,10 @@ def builds(engine: str) -> dict[str, float]:
 
 def build(engine: str, folder: str, options: str) -> float:
     """Seconds of `make image-cpu` in a folder."""
-    code = "import sys; from pathlib import Path; from finetune.images import run; run(Path(), 'cpu', sys.argv[1])"
+    code = (
+        "import sys; from pathlib import Path; from finetune.containers.images import run\n"
+        "run(Path(), 'cpu', sys.argv[1])"
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path("src").resolve()), "BUILD_OPTIONS": options}
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code, engine], cwd=folder, env=environment, check=True)

@@ -15,10 +15,11 @@ from typing import Any
 
 from measure import results_file, what_ran
 
-from finetune.artifacts import write_json
-from finetune.config import load_config
+from finetune.config.params import load_config
 from finetune.console import quiet_libraries, say, table
-from finetune.machine import calm_threads, require_device, synchronize
+from finetune.files.atomic import write_json
+from finetune.hardware.devices import require_device, synchronize
+from finetune.hardware.host import calm_threads
 from finetune.paths import Paths
 
 
@@ -34,9 +35,10 @@ def main() -> None:
     quiet_libraries()
     config, paths = load_config(Path("params.yaml")), Paths()
 
-    from finetune.evaluate.generate import batches_by_length, generate
+    from finetune.evaluate.answers import batches_by_length
+    from finetune.evaluate.generate import generate
     from finetune.evaluate.sides import open_sides
-    from finetune.records import read_examples
+    from finetune.records.io import read_examples
 
     device = require_device(config.environment)
     examples = read_examples(paths.prepared / "test.jsonl")[: asked.examples]

@@ -36,7 +36,7 @@ from gate_rules import (
 )
 from measure import results_file, what_ran
 
-from finetune.artifacts import write_json
+from finetune.files.atomic import write_json
 
 
 @dataclass(frozen=True)

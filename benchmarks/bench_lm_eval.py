@@ -17,10 +17,11 @@ from typing import Any
 
 from measure import TRAINING, results_file, what_ran
 
-from finetune.artifacts import write_json
-from finetune.config import load_config
+from finetune.config.params import load_config
 from finetune.console import quiet_libraries, say, table
-from finetune.machine import calm_threads, require_device
+from finetune.files.atomic import write_json
+from finetune.hardware.devices import require_device
+from finetune.hardware.host import calm_threads
 from finetune.paths import Paths
 
 TASK = """task: answers
@@ -51,7 +52,7 @@ def main() -> None:
     config, paths = load_config(Path("params.yaml")), Paths()
 
     from finetune.evaluate.sides import open_sides
-    from finetune.records import read_examples
+    from finetune.records.io import read_examples
 
     examples = read_examples(paths.prepared / "test.jsonl")[: options.examples]
     sides = open_sides(config, paths, require_device(config.environment), examples)
@@ -97,7 +98,8 @@ def compare(side: Any, examples: Any, manager: Any, rounds: int, batch_size: int
 
 def answer_here(side: Any, model: Any, examples: Any, _manager: Any, batch_size: int) -> float:
     """Prompts, batches, answers, texts and scores, as evaluate makes them."""
-    from finetune.evaluate.generate import batches_by_length, generate
+    from finetune.evaluate.answers import batches_by_length
+    from finetune.evaluate.generate import generate
 
     prompts = [side.prompt(example) for example in examples]
     right = 0

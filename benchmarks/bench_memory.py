@@ -21,9 +21,13 @@ from typing import Any
 from measure import changed, results_file, what_ran
 from memory_grid import BASES, Case, cpu_grid, cuda_grid
 
-from finetune.artifacts import write_json, write_manifest
-from finetune.config import Config, parse_config, read_yaml
-from finetune.machine import calm_threads, describe_machine, peak_memory_bytes, versions
+from finetune.config.loading import read_yaml
+from finetune.config.params import Config, parse_config
+from finetune.files.atomic import write_json
+from finetune.files.manifests import write_manifest
+from finetune.hardware.devices import describe_machine, peak_memory_bytes
+from finetune.hardware.host import calm_threads
+from finetune.hardware.versions import versions
 from finetune.model.architecture import measure_architecture
 from finetune.paths import Paths
 from finetune.plan.memory import plan_memory
@@ -128,7 +132,7 @@ def write_split(case: Case, path: Path, count: int) -> None:
 def train_here() -> None:
     """The train stage in this folder, and its peak memory on the last line."""
     calm_threads()
-    from finetune.config import load_config
+    from finetune.config.params import load_config
     from finetune.train import stage
 
     config = load_config(Path("params.yaml"))

@@ -13,9 +13,9 @@ from measure import TRAINING, results_file, what_ran
 from measured_stage import BARE, run_measured_stage
 from train_workloads import ROOT, run_stage
 
-from finetune.artifacts import write_json
-from finetune.config import read_yaml
-from finetune.machine import calm_threads
+from finetune.config.loading import read_yaml
+from finetune.files.atomic import write_json
+from finetune.hardware.host import calm_threads
 
 
 def measure_overhead(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:

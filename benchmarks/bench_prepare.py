@@ -21,9 +21,9 @@ from chat_rows import SEED, write_rows
 from measure import results_file, run_measured, what_ran
 from scipy.sparse import csr_array
 
-from finetune.artifacts import write_json
-from finetune.config import read_yaml
-from finetune.near import shingles
+from finetune.config.loading import read_yaml
+from finetune.files.atomic import write_json
+from finetune.records.near_duplicates import shingles
 
 ROOT = Path(__file__).parents[1]
 THRESHOLD, WORDS = 0.8, 3

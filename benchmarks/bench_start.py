@@ -18,7 +18,7 @@ from typing import Any
 
 from measure import TRAINING, results_file, what_ran
 
-from finetune.artifacts import write_json
+from finetune.files.atomic import write_json
 
 ROOT = Path(__file__).parents[1]
 PYTHON = [sys.executable]

@@ -25,9 +25,12 @@ from measure import TRAINING, results_file, what_ran
 from train_sides import ADAPTER, BASELINE, PACKED, SIDES, Side, write_inputs
 from train_workloads import CPU, ROOT, SEED, Workload, build_workspace
 
-from finetune.artifacts import read_json, read_manifest, write_json
-from finetune.config import load_config, read_yaml
-from finetune.machine import calm_threads
+from finetune.config.loading import read_yaml
+from finetune.config.params import load_config
+from finetune.files.atomic import write_json
+from finetune.files.manifests import read_manifest
+from finetune.files.strict_json import read_json
+from finetune.hardware.host import calm_threads
 
 FIRST_SEED = 42  # of the first round; every round has its own, so that the spread of the losses is seen
 ALIKE = 0.1  # nats a supervised token between two sides of one round; their orders of rows differ, as seeds do

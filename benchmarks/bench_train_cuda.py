@@ -15,9 +15,11 @@ from measure import changed, results_file, what_ran
 from measured_stage import run_measured_stage
 from train_workloads import Workload, build_workspace
 
-from finetune.artifacts import write_json
-from finetune.config import Config, parse_config, read_yaml
-from finetune.machine import describe_machine, versions
+from finetune.config.loading import read_yaml
+from finetune.config.params import Config, parse_config
+from finetune.files.atomic import write_json
+from finetune.hardware.devices import describe_machine
+from finetune.hardware.versions import versions
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from measure import results_file, run_measured, what_ran
 
-from finetune.artifacts import write_json
+from finetune.files.atomic import write_json
 
 GOOD = b'{"messages": [{"role": "user", "content": "q%d"}, {"role": "assistant", "content": "a"}]}\n'
 BAD_FILE = GOOD % 1 + b'{"messages": [{"ro\n' + b'{"messages": NaN}\n' + b'{"messages": "\xff"}\n' + GOOD % 5
@@ -68,8 +68,8 @@ def with_lines(source: str, target: str) -> None:
     """This project's readers: lines cut by one process, parsed strictly, errors with their line."""
     import orjson
 
-    from finetune.prepare.batches import BadRow
-    from finetune.prepare.containers import detect_container, read_batches
+    from finetune.prepare.readers.batches import BadRow
+    from finetune.prepare.readers.detect import detect_container, read_batches
 
     seen: set[str] = set()
     with Path(target).open("wb") as out:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import binom
 
-from finetune.bootstrap import paired_mean_difference, resample
-from finetune.clusters import clustered_difference, clustered_proportion, paired_permutation
-from finetune.skewed import relative_improvement, skewed_mean_interval
-from finetune.stats import clopper_pearson, mcnemar_exact, quantile_upper, tango
+from finetune.statistics.bootstrap import paired_mean_difference, resample
+from finetune.statistics.clustered import clustered_difference, clustered_proportion, paired_permutation
+from finetune.statistics.proportions import clopper_pearson, mcnemar_exact, quantile_upper, tango
+from finetune.statistics.skewed_means import relative_improvement, skewed_mean_interval
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from finetune.machine import describe_machine
+from finetune.hardware.devices import describe_machine
 
 SECONDS_BETWEEN_LOOKS = 0.2
 TRAINING = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")

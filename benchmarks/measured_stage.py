@@ -156,20 +156,24 @@ def watch_trainer(clock: Clock, tally: Tally, trainer: Any) -> None:
 
 def watch_stage(clock: Clock) -> None:
     """What this package does around the trainer, by part."""
-    from finetune.train import process, publish, steps, trainer
+    from finetune.train import callbacks, publish, run, trainer
     from finetune.train.curves import CurvesCallback
 
     for owner, attributes, name in (
-        (process, ("find_run",), "hashes of base, data and code"),
-        (process, ("load_tokenizer",), "tokenizer"),
-        (process, ("build_model",), "loading the model"),
-        (process, ("build_trainer", "check_rows"), "building the trainer"),
-        (steps, ("require_memory",), "probe for memory"),
+        (run, ("find_run",), "hashes of base, data and code"),
+        (run, ("load_tokenizer",), "tokenizer"),
+        (run, ("build_model",), "loading the model"),
+        (run, ("build_trainer", "check_rows"), "building the trainer"),
+        (callbacks, ("require_memory",), "probe for memory"),
         (trainer, ("hash_state",), "hashes of checkpoints"),
-        (trainer.Trainer, ("training_step", "_get_grad_norm", "_require_finite"), "checks of every micro-batch"),
+        (trainer.Trainer, ("training_step", "_get_grad_norm", "_require_finite"), "micro-batch checks"),
         (trainer.Trainer, ("log",), "logging"),
         (trainer.Trainer, ("_load_best_model",), "taking the best adapter back"),
-        (steps.Steps, ("on_train_begin", "on_epoch_begin", "on_step_end", "on_save"), "checks of every micro-batch"),
+        (
+            callbacks.Steps,
+            ("on_train_begin", "on_epoch_begin", "on_step_end", "on_save"),
+            "micro-batch checks",
+        ),
         (CurvesCallback, ("on_train_begin", "on_step_end", "on_log", "close"), "curves and status"),
         (publish, ("summarize", "write_json", "show"), "publishing"),
     ):
@@ -182,9 +186,11 @@ def train_ours(changes: dict[str, Any], clock: Clock, tally: Tally) -> None:
     """The train stage, as `python -m finetune train` runs it."""
     from train_workloads import changed
 
-    from finetune.config import parse_config, read_yaml
+    from finetune.config.loading import read_yaml
+    from finetune.config.params import parse_config
     from finetune.console import quiet_libraries
-    from finetune.machine import calm_threads, set_device_environment
+    from finetune.hardware.devices import set_device_environment
+    from finetune.hardware.host import calm_threads
     from finetune.paths import Paths
     from finetune.train import stage
 
@@ -216,7 +222,7 @@ def train_plain(setting: str, clock: Clock, tally: Tally) -> None:
 
 def results(clock: Clock, tally: Tally) -> dict[str, Any]:
     """What is compared; seconds of train(), and of its steps alone: no evaluation, checkpoint or probe."""
-    from finetune.machine import peak_memory_bytes
+    from finetune.hardware.devices import peak_memory_bytes
 
     trainer = tally.trainer
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

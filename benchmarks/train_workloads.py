@@ -12,8 +12,9 @@ from typing import Any
 
 from measure import changed
 
-from finetune.artifacts import write_manifest
-from finetune.config import Config, parse_config, read_yaml
+from finetune.config.loading import read_yaml
+from finetune.config.params import Config, parse_config
+from finetune.files.manifests import write_manifest
 from finetune.paths import Paths
 
 ROOT = Path(__file__).parents[1]
@@ -166,7 +167,7 @@ def write_random_rows(workload: Workload, config: Config, vocabulary: int, paths
     """Random tokens in rows of 64 to max_length, a quarter of them supervised, packed where params.yaml says so."""
     from finetune.model.base import identify_base
     from finetune.model.tokens import IGNORED, Tokenized
-    from finetune.validate.token_rows import TokenRow, pack, write_arrow
+    from finetune.validate.tokenized import TokenRow, pack, write_arrow
 
     draw, tokens = random.Random(SEED), {}  # noqa: S311
     paths.validated.mkdir(parents=True)

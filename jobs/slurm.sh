@@ -29,7 +29,7 @@ export PYTHONPATH=src PATH="$PWD/.venv/bin:$PATH"
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${nodes[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 
-# As src/finetune/container.py has it: the tree and the model cache under their own paths. MOUNTS adds what lies
+# As src/finetune/containers/command_line.py has it: the tree and the model cache under their own paths. MOUNTS adds what lies
 # elsewhere, such as checkpoints behind a link: MOUNTS=/scratch/checkpoints:/scratch/checkpoints,/data:/data
 options=() prefix=()
 if [ -n "${IMAGE:-}" ]; then

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from finetune.config import Config, parse_config, read_yaml
-from finetune.records import Answer, Example, Message, Prediction
+from finetune.config.loading import read_yaml
+from finetune.config.params import Config, parse_config
+from finetune.records.examples import Answer, Example, Message, Prediction
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 for who in ("AUTHOR", "COMMITTER"):  # experiments are commits, whatever this machine's git knows
     os.environ |= {f"GIT_{who}_NAME": "Test", f"GIT_{who}_EMAIL": "test@localhost"}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.commands.sharing.stored import require_manifests
 from finetune.errors import FinetuneError
 from finetune.paths import Paths
-from finetune.sharing.stored import require_manifests
 from tests.chaos.scene import Ran, Scene
 
 FOLDERS = ("data/prepared", "data/validated", "out/adapter")

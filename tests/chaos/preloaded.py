@@ -24,8 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from finetune.rehearse.runs import PRELOADED
-from tests.small_run import ROOT
+from finetune.commands.rehearse.processes import PRELOADED
+from tests.builders.small_run import ROOT
 
 ALSO = ("dvc.cli", "dvc.commands.repro", "dvc.commands.checkout", "dvc.repo", "dvc.repo.reproduce", "dvc.stage.cache")
 STAGE_MODULES = tuple(f"finetune.{name}.stage" for name in ("prepare", "validate", "train", "evaluate", "decide"))
@@ -210,7 +210,7 @@ def shift_clock(seconds: float) -> None:
 def _finetune(words: list[str]) -> int:
     import torch
 
-    from finetune.__main__ import run_and_exit
+    from finetune.cli.main import run_and_exit
 
     torch.set_num_threads(1)
     run_and_exit()

@@ -11,12 +11,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.builders.small_run import small_tree
 from tests.chaos.disks import keep_disk, unmount
 from tests.chaos.faults import KINDS
 from tests.chaos.judge import Reference, bad_endings, different, error_line, wrong_in, wrong_verdicts
 from tests.chaos.preloaded import Preloaded
 from tests.chaos.scene import STAGES, Scene, end_group
-from tests.small_run import small_tree
 
 SAME, TOLD, FAILED = "same", "clear error then same", "FAILED"
 UNHIT = "hit nothing"  # what was to be struck had ended or had no need of it: nobody noticed, nothing was tested
@@ -163,8 +163,10 @@ def unnoticed(scene: Scene, reference: Reference, told: str | None) -> list[str]
 
 def stale(scene: Scene) -> list[str]:
     """Where a run on changed inputs went through: whether its records are those of what lies here now."""
-    from finetune.artifacts import read_json, read_manifest, sha256_file
-    from finetune.config import DETERMINES_ADAPTER, load_config
+    from finetune.config.params import DETERMINES_ADAPTER, load_config
+    from finetune.files.hashing import sha256_file
+    from finetune.files.manifests import read_manifest
+    from finetune.files.strict_json import read_json
     from finetune.model.base import identify_base
 
     folder = scene.folder

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from finetune.background.running import HOLDER, is_locked
+from finetune.processes.running import HOLDER, is_locked
 
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
 LOOK = 0.001  # seconds between two looks for a moment

@@ -6,7 +6,8 @@ from datetime import date
 from importlib.metadata import version
 from typing import Any
 
-from finetune.machine import describe_machine, versions
+from finetune.hardware.devices import describe_machine
+from finetune.hardware.versions import versions
 from tests.chaos.faults import KINDS
 from tests.chaos.rounds import FAILED, SAME, TOLD, UNHIT
 

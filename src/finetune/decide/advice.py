@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from finetune.config_decide import AtLeast, DecideConfig, NotWorseThanBaseline, QualityCriterion
-from finetune.config_scorers import Metric
+from finetune.config.decide import AtLeast, DecideConfig, NotWorseThanBaseline, QualityCriterion
+from finetune.config.scorers import Metric
 from finetune.decide.criteria import Evidence
 from finetune.decide.outcomes import Gate, Outcome
 from finetune.decide.quality import repeated
 from finetune.decide.verdict import Suggestion
-from finetune.metrics import UnmeasuredError, counted, scores_of
-from finetune.stats import clopper_pearson, examples_needed, tango
+from finetune.score.metrics import UnmeasuredError, counted, scores_of
+from finetune.statistics.proportions import clopper_pearson, examples_needed, tango
 
 LARGEST_SEARCH = 100_000  # test examples beyond which "more test examples" is no advice
 ROSE = 1.02  # times the best validation loss: the last one is then more than noise above it

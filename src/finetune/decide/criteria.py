@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune.config_decide import Criterion, LatencyAtMost, LatencyQuantileAtMost, MemoryAtMost, QualityCriterion
-from finetune.config_scorers import Metric
+from finetune.config.decide import Criterion, LatencyAtMost, LatencyQuantileAtMost, MemoryAtMost, QualityCriterion
+from finetune.config.scorers import Metric
 from finetune.decide.outcomes import Gate, Outcome, Status, above, below, conclude, unmeasured
 from finetune.decide.quality import judge_quality
-from finetune.records import Prediction, Timing
-from finetune.skewed import relative_improvement, skewed_mean_interval
-from finetune.stats import Interval, examples_needed_quantile, quantile_upper
+from finetune.records.examples import Prediction, Timing
+from finetune.statistics.interval import Interval
+from finetune.statistics.proportions import examples_needed_quantile, quantile_upper
+from finetune.statistics.skewed_means import relative_improvement, skewed_mean_interval
 
 ENOUGH_PEAKS = 3  # fresh processes, the largest of which is taken
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from finetune.config_decide import Criterion, QualityCriterion
-from finetune.stats import Interval
+from finetune.config.decide import Criterion, QualityCriterion
+from finetune.statistics.interval import Interval
 
 Status = Literal["pass", "fail", "inconclusive", "unmeasured"]
 About = Literal["quality", "latency", "memory", "seeds"]

@@ -11,14 +11,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finetune.bootstrap import mean_interval, paired_mean_difference, resample
-from finetune.clusters import clustered_difference, clustered_proportion, paired_permutation
-from finetune.config_decide import AtLeast, AtMost, BetterThanBaseline, NotWorseThanBaseline, QualityCriterion
-from finetune.config_scorers import Metric
+from finetune.config.decide import AtLeast, AtMost, BetterThanBaseline, NotWorseThanBaseline, QualityCriterion
+from finetune.config.scorers import Metric
 from finetune.decide.outcomes import Gate, Outcome, Status, above, below, conclude, unmeasured
-from finetune.metrics import UnmeasuredError, counted, scores_of, statistic_of
-from finetune.records import Prediction
-from finetune.stats import Interval, mcnemar_exact
+from finetune.records.examples import Prediction
+from finetune.score.metrics import UnmeasuredError, counted, scores_of, statistic_of
+from finetune.statistics.bootstrap import mean_interval, paired_mean_difference, resample
+from finetune.statistics.clustered import clustered_difference, clustered_proportion, paired_permutation
+from finetune.statistics.interval import Interval
+from finetune.statistics.proportions import mcnemar_exact
 
 ONE_WILL_DO = 1  # of examples unlike the most common: enough for a metric of one model (see `resample`)
 

@@ -3,22 +3,26 @@
 from dataclasses import replace
 from typing import Any
 
-from finetune.artifacts import read_json, read_manifest, sha256_json, write_json, write_lines
-from finetune.config import Config
-from finetune.config_scorers import metrics_of
+from finetune.config.params import Config
+from finetune.config.scorers import metrics_of
 from finetune.console import say, table
 from finetune.decide.advice import suggest, what_would_change
 from finetune.decide.criteria import Evidence, judge, judge_seeds
+from finetune.decide.evidence import check_evidence
 from finetune.decide.outcomes import Gate, Outcome
-from finetune.decide.plots import Curves, read_curves
-from finetune.decide.report import render_card, render_report, render_summary
-from finetune.decide.soundness import check_evidence
+from finetune.decide.report.curves import Curves, read_curves
+from finetune.decide.report.formatting import amount
+from finetune.decide.report.render import render_card, render_report, render_summary
 from finetune.decide.verdict import Verdict, reach_verdict
-from finetune.decide.words import amount
-from finetune.looks import count_look
+from finetune.files.atomic import write_json, write_lines
+from finetune.files.hashing import sha256_json
+from finetune.files.manifests import read_manifest
+from finetune.files.strict_json import read_json
+from finetune.history.seed_results import makings_of, read_seeds, seeds_key
+from finetune.history.test_set_uses import count_look
 from finetune.paths import Paths
-from finetune.records import Prediction, Timing, read_predictions, read_timings
-from finetune.seeds import makings_of, read_seeds, seeds_key
+from finetune.records.examples import Prediction, Timing
+from finetune.records.io import read_predictions, read_timings
 
 REPORTS = ("prepare", "validation", "train", "train_cost", "evaluation", "cost")
 

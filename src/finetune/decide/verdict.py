@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from finetune.config_decide import DecideConfig, QualityCriterion
-from finetune.config_scorers import Metric
-from finetune.config_types import ALL
+from finetune.config.decide import DecideConfig, QualityCriterion
+from finetune.config.scorers import Metric
+from finetune.config.types import ALL
 from finetune.decide.criteria import Evidence, latency_trouble
 from finetune.decide.outcomes import Gate, Outcome
 from finetune.decide.quality import shown
-from finetune.metrics import counted
-from finetune.skewed import relative_improvement
+from finetune.score.metrics import counted
+from finetune.statistics.skewed_means import relative_improvement
 
 VerdictName = Literal["deploy", "deploy-unproven", "iterate", "abort"]
 

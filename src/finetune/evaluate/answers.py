@@ -6,15 +6,15 @@ damaged one is asked again, and so is one with a failed answer: the next start m
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune.artifacts import sha256_json
 from finetune.console import progress
-from finetune.evaluate.generate import batches_by_length
-from finetune.records import Answer, Example, parse_json
+from finetune.files.hashing import sha256_json
+from finetune.files.strict_json import parse_json
+from finetune.records.examples import Answer, Example
 
 
 class Answering(Protocol):
@@ -89,3 +89,24 @@ def read_spool(path: Path) -> dict[str, Answer]:
 def sha256_answers(kept: dict[str, Any]) -> str:
     """The hash of answers as JSON, which may hold halves of letters."""
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+class UnansweredError(Exception):
+    """A prompt of the latency pass that a side gave no answer to; the text says why."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds in all and to the first token, new tokens with the end token, the text; None is not known."""
+
+    seconds: float
+    first: float | None
+    tokens: int | None
+    text: str
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Positions in batches of like length, longest first; ties in their order."""
+    order = sorted(range(len(lengths)), key=lambda at: (-lengths[at], at))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

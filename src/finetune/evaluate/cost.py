@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.config_evaluate import EvaluateConfig, ServerForm
+from finetune.config.evaluate import EvaluateConfig, ServerForm
 from finetune.console import progress
 from finetune.errors import MachineError
+from finetune.evaluate.answers import Timed, UnansweredError
 from finetune.evaluate.sides import Sides
-from finetune.evaluate.timed import Timed, UnansweredError
-from finetune.records import Example, Timing
+from finetune.records.examples import Example, Timing
 
 
 @dataclass

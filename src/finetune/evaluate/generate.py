@@ -1,14 +1,15 @@
 """Answers in batches of like length, and how probable a model finds a reference or a label."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from finetune.config_evaluate import SamplingConfig
-from finetune.machine import is_out_of_memory
+from finetune.config.evaluate import SamplingConfig
+from finetune.evaluate.answers import batches_by_length
+from finetune.hardware.failures import is_out_of_memory
 from finetune.model.tokens import IGNORED, Tokenized
 
 # A base's own generation_config.json says nothing here, but for its end tokens. Whatever else it holds, like a
@@ -21,6 +22,7 @@ UNUSED = (
     *("min_length", "min_new_tokens", "max_time", "stop_strings", "token_healing", "watermarking_config"),
     *("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"),
 )
+
 PLAIN = {**dict.fromkeys(UNUSED), "num_return_sequences": 1, "return_dict_in_generate": False}
 
 
@@ -113,13 +115,6 @@ def free_memory(model: Any) -> None:
         torch.cuda.empty_cache()
     elif model.device.type == "mps":
         torch.mps.empty_cache()
-
-
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Positions in batches of like length, longest first; ties in their order."""
-    order = sorted(range(len(lengths)), key=lambda at: (-lengths[at], at))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
 
 
 def reference_nats(

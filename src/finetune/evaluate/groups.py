@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.config_scorers import Metric
-from finetune.config_types import ALL
-from finetune.metrics import SIDES, Side, UnmeasuredError, answers_of, counted, majority_share, value_of
-from finetune.records import Prediction
+from finetune.config.scorers import Metric
+from finetune.config.types import ALL
+from finetune.records.examples import Prediction
+from finetune.score.metrics import SIDES, Side, UnmeasuredError, answers_of, counted, majority_share, value_of
 
 
 def groups_of(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:

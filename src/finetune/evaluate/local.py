@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune.config import Config
-from finetune.config_model import Environment, ModelConfig
+from finetune.config.model import Environment, ModelConfig
+from finetune.config.params import Config
 from finetune.errors import BaseModelError
+from finetune.evaluate.answers import Timed, UnansweredError
 from finetune.evaluate.generate import (
     FirstToken,
     Generated,
@@ -18,10 +19,10 @@ from finetune.evaluate.generate import (
     generation_settings,
     reference_nats,
 )
-from finetune.evaluate.timed import Timed, UnansweredError
-from finetune.machine import is_out_of_memory, synchronize
+from finetune.hardware.devices import synchronize
+from finetune.hardware.failures import is_out_of_memory
 from finetune.model.tokens import Tokenized, tokenize, tokenize_prompt
-from finetune.records import Answer, Example, Message
+from finetune.records.examples import Answer, Example, Message
 
 CANDIDATE, EARLIER = "default", "earlier"  # PEFT's names of the adapters on one base
 

@@ -6,7 +6,7 @@ Run by `evaluate` in the working tree: `python -m finetune.evaluate.memory_probe
 import json
 from pathlib import Path
 
-from finetune.config import load_config
+from finetune.config.params import load_config
 from finetune.console import quiet_libraries
 from finetune.paths import Paths
 
@@ -16,11 +16,12 @@ def main() -> None:
     quiet_libraries()
     config, paths = load_config(Path("params.yaml")), Paths()
 
-    from finetune.evaluate.generate import batches_by_length, generate
+    from finetune.evaluate.answers import batches_by_length
+    from finetune.evaluate.generate import generate
     from finetune.evaluate.local import LocalSide
     from finetune.evaluate.sides import open_candidate
-    from finetune.machine import peak_memory_bytes, require_device
-    from finetune.records import read_examples
+    from finetune.hardware.devices import peak_memory_bytes, require_device
+    from finetune.records.io import read_examples
 
     side = open_candidate(config, paths, require_device(config.environment))
     assert isinstance(side, LocalSide)

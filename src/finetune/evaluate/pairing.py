@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.config import Config
-from finetune.records import Example, Prediction, text_key
+from finetune.config.params import Config
+from finetune.records.examples import Example, Prediction
+from finetune.records.leakage import text_key
 from finetune.score.scoring import Scored
 
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import sha256_file
-from finetune.config_evaluate import RecordedForm
+from finetune.config.evaluate import RecordedForm
 from finetune.console import short
 from finetune.errors import DataError
-from finetune.evaluate.timed import Timed
-from finetune.records import Answer, Example, read_jsonl, text_key
+from finetune.evaluate.answers import Timed
+from finetune.files.hashing import sha256_file
+from finetune.records.examples import Answer, Example
+from finetune.records.io import read_jsonl
+from finetune.records.leakage import text_key
 
 LARGEST = 10**9  # seconds or tokens of one answer; beyond it a number is a mistake
 

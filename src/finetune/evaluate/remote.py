@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config import Config
-from finetune.config_evaluate import ServerForm
-from finetune.evaluate.timed import Timed, UnansweredError
-from finetune.records import Answer, Example
+from finetune.config.evaluate import ServerForm
+from finetune.config.params import Config
+from finetune.evaluate.answers import Timed, UnansweredError
+from finetune.records.examples import Answer, Example
 from finetune.score.server import AT_ONCE, ChatServer, ServerError
 
 

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import publish_directory, read_manifest, write_manifest
-from finetune.config import Config
-from finetune.config_evaluate import AdapterForm, BaseForm, EarlierForm, MergedForm, ModelForm, RecordedForm, ServerForm
-from finetune.config_model import ModelConfig
+from finetune.config.evaluate import AdapterForm, BaseForm, EarlierForm, MergedForm, ModelForm, RecordedForm, ServerForm
+from finetune.config.model import ModelConfig
+from finetune.config.params import Config
 from finetune.errors import DataError
 from finetune.evaluate.local import CANDIDATE, EARLIER, LocalSide, open_local
 from finetune.evaluate.recorded import RecordedSide, open_recorded
 from finetune.evaluate.remote import RemoteSide, open_remote
+from finetune.files.atomic import publish_directory
+from finetune.files.manifests import read_manifest, write_manifest
 from finetune.model.adapter import load_adapter
 from finetune.model.base import identify_base, load_base
 from finetune.model.merging import merge, save_model, sixteen_bit, untie
 from finetune.model.tokens import load_tokenizer
 from finetune.paths import Paths
-from finetune.records import Example
-from finetune.revisions import fetch_directory
+from finetune.pipeline.revisions import fetch_directory
+from finetune.records.examples import Example
 
 Side = LocalSide | RemoteSide | RecordedSide
 

@@ -6,26 +6,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import (
-    read_json,
-    read_manifest,
-    sha256_file,
-    sha256_tensors,
-    write_json,
-    write_lines,
-)
-from finetune.config import Config
+from finetune.config.params import Config
 from finetune.console import progress
 from finetune.errors import DataError
-from finetune.evaluate.describing import describe_answers, describe_cost, describe_sides, show
 from finetune.evaluate.pairing import pair_answers, reference_tokens
-from finetune.looks import count_look
-from finetune.machine import arithmetic, require_device, set_device_environment, versions
-from finetune.metrics import SIDES
+from finetune.evaluate.report import describe_answers, describe_cost, describe_sides, show
+from finetune.files.atomic import write_json, write_lines
+from finetune.files.hashing import sha256_file, sha256_tensors
+from finetune.files.manifests import read_manifest
+from finetune.files.strict_json import read_json
+from finetune.hardware.devices import arithmetic, require_device, set_device_environment
+from finetune.hardware.versions import versions
+from finetune.history.test_set_uses import count_look
 from finetune.model.adapter import WEIGHTS
 from finetune.model.base import identify_base
 from finetune.paths import FINISHED, Paths
-from finetune.records import Answer, Example, read_examples, to_json_lines
+from finetune.records.examples import Answer, Example
+from finetune.records.io import read_examples, to_json_lines
+from finetune.score.metrics import SIDES
 from finetune.score.scorers import build_scorers
 from finetune.score.scoring import Scorers
 
@@ -41,7 +39,7 @@ def run(config: Config, paths: Paths) -> None:
     remove_finished(paths.checkpoints)  # not before: a train that has to be run again would start from nothing
 
     from finetune.evaluate.cost import measure_latency, measure_memory
-    from finetune.evaluate.forgetting import measure_forgetting
+    from finetune.evaluate.harness import measure_forgetting
     from finetune.evaluate.sides import open_sides
 
     sides = open_sides(config, paths, device, examples)

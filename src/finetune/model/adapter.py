@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import sha256_tensors
-from finetune.config_model import AdapterConfig, ModelConfig
+from finetune.config.model import AdapterConfig, ModelConfig
 from finetune.errors import ConfigError, DataError, MachineError
+from finetune.files.hashing import sha256_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.config_model import AdapterConfig, ModelConfig
+from finetune.config.model import AdapterConfig, ModelConfig
 from finetune.errors import BaseModelError
 
 FACTS = Path("models/architectures")  # <organization>/<name>/config.json

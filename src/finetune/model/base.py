@@ -5,10 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import sha256_file, sha256_json
-from finetune.config_model import Environment, ModelConfig
+from finetune.config.model import Environment, ModelConfig
 from finetune.errors import BaseModelError, ConfigError
-from finetune.machine import device_supports, why_unavailable
+from finetune.files.hashing import sha256_file, sha256_json
+from finetune.hardware.devices import device_supports, why_unavailable
 from finetune.model.tokens import first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from finetune.config_model import ModelConfig
+from finetune.config.model import ModelConfig
 from finetune.console import gigabytes
 from finetune.errors import DataError, MachineError
 

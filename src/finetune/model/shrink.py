@@ -9,10 +9,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from finetune.config_model import ModelConfig
+from finetune.config.model import ModelConfig
 from finetune.errors import BaseModelError
 from finetune.model.tokens import load_tokenizer, render, set_template, template_marks
-from finetune.records import Message
+from finetune.records.examples import Message
 
 EMBEDDED = Path("models/tiny-base")
 LAYERS, HIDDEN, INTERMEDIATE, HEADS = 2, 128, 256, 4  # multiples of what nf4 needs on a CPU (64 in, 32 out)

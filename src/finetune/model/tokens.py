@@ -14,9 +14,9 @@ from operator import eq
 from pathlib import Path
 from typing import Any
 
-from finetune.config_model import ModelConfig
+from finetune.config.model import ModelConfig
 from finetune.errors import BaseModelError
-from finetune.records import Message, Tool
+from finetune.records.examples import Message, Tool
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # ASCII bars, and DeepSeek's full-width ones (U+FF5C)

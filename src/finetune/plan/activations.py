@@ -1,14 +1,14 @@
 """What a training step keeps and needs in passing, in bytes, worked out from an architecture's numbers.
 
 What autograd keeps for the backward pass is counted tensor by tensor, as torch's saved-tensor hooks show it
-(tests/test_memory.py holds the two together). Frozen linear layers keep nothing of their own: no gradient of their
+(tests/plan/test_memory.py holds the two together). Frozen linear layers keep nothing of their own: no gradient of their
 weights is asked for. What does keep is norms, attention, the products of the MLP, and every adapter its own input.
 """
 
 from dataclasses import dataclass, replace
 
-from finetune.config import TrainConfig
-from finetune.config_model import AdapterConfig, Environment, ModelConfig
+from finetune.config.model import AdapterConfig, Environment, ModelConfig
+from finetune.config.train import TrainConfig
 from finetune.model.architecture import HEAD, Architecture, LinearLayers
 
 WIDE, NARROW = 4, 2  # bytes of a float32, of a bfloat16 or float16

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from finetune.config import Machine
+from finetune.config.params import Machine
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from finetune.config import TrainConfig
-from finetune.config_model import AdapterConfig, Environment, ModelConfig
+from finetune.config.model import AdapterConfig, Environment, ModelConfig
+from finetune.config.train import TrainConfig
 from finetune.model.architecture import Architecture, trainable_parameters
 from finetune.plan.activations import (
     MAPPED,

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.config import Config, TrainConfig
+from finetune.config.params import Config
+from finetune.config.train import TrainConfig
 from finetune.console import gigabytes
-from finetune.machine import memory_bytes, why_unavailable
+from finetune.hardware.devices import memory_bytes, why_unavailable
 from finetune.model.architecture import Architecture, trainable_parameters
 from finetune.plan.machines import MACHINES
 from finetune.plan.memory import MemoryPlan, largest_length, largest_micro_batch, plan_memory

@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from finetune.config import Config
+from finetune.config.params import Config
 from finetune.errors import MachineError
-from finetune.machine import require_device, synchronize
+from finetune.hardware.devices import require_device, synchronize
 from finetune.model.adapter import add_adapter
 from finetune.model.architecture import find_architecture, measure_architecture
 from finetune.model.base import load_base

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 
 
 @dataclass(frozen=True)

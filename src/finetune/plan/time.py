@@ -6,7 +6,7 @@ of its data sheet; a range either way.
 
 from dataclasses import dataclass
 
-from finetune.config import TrainConfig
+from finetune.config.train import TrainConfig
 from finetune.model.architecture import HEAD, Architecture
 
 # What LoRA runs reach of the data sheet's dense 16-bit throughput; wide on purpose, until a probe has measured it. The

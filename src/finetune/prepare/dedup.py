@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from finetune.config_data import DuplicateConfig
-from finetune.near import shingles, similarity, spoken_text
-from finetune.prepare.keys import Keys
+from finetune.config.data import DuplicateConfig
+from finetune.prepare.hashing import Keys
 from finetune.prepare.pairs import Pairs, equal_pairs
-from finetune.prepare.table import EXACT_DUPLICATE, NEAR_DUPLICATE, Column, Table, read_pieces
+from finetune.prepare.row_table import EXACT_DUPLICATE, NEAR_DUPLICATE, Column, Table, read_pieces
 from finetune.prepare.workers import Workers
-from finetune.records import to_message
+from finetune.records.examples import to_message
+from finetune.records.near_duplicates import shingles, similarity, spoken_text
 
 BYTES_AT_ONCE = 4_000_000  # of rows that one worker holds to measure their pairs
 

@@ -9,10 +9,10 @@ from unicodedata import normalize
 
 import regex
 
-from finetune.config_data import Bounds, DataConfig, FilterConfig, Source
+from finetune.config.data import Bounds, DataConfig, FilterConfig, Source
 from finetune.errors import ConfigError
 from finetune.prepare.formats import Conversation
-from finetune.records import Message
+from finetune.records.examples import Message
 
 PATTERN_SECONDS = 1.0  # a regular expression that takes longer on one row is caught in backtracking
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from finetune.config_data import Format
-from finetune.config_types import ALL
+from finetune.config.data import Format
+from finetune.config.types import ALL
 from finetune.console import short
 from finetune.prepare.turns import (
     check_order,
@@ -28,7 +28,7 @@ from finetune.prepare.turns import (
     sound_text,
     unread_keys,
 )
-from finetune.records import Message
+from finetune.records.examples import Message
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 

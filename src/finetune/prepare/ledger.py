@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from finetune.config_types import SPLITS
+from finetune.config.types import SPLITS
 from finetune.console import short
+from finetune.prepare.row_table import REASONS, Column, Table
 from finetune.prepare.split import Places
-from finetune.prepare.table import REASONS, Column, Table
 
 SHOWN = 20  # rows of a kind that are named in the ledger; data/prepared/{dropped,risks}.jsonl name them all
 

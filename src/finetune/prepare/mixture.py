@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from finetune.config_data import Source
-from finetune.prepare.keys import Keys, shuffled
-from finetune.prepare.table import NOT_SAMPLED, Table
+from finetune.config.data import Source
+from finetune.prepare.hashing import Keys, shuffled
+from finetune.prepare.row_table import NOT_SAMPLED, Table
 
 
 def sample(table: Table, sources: Sequence[Source], seed: int) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from finetune.prepare.keys import Keys
+from finetune.prepare.hashing import Keys
 
 Pairs = npt.NDArray[np.int64]  # (pairs, 2), each the earlier row first
 

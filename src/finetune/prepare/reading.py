@@ -8,17 +8,17 @@ from typing import IO
 
 import orjson
 
-from finetune.config import Config
-from finetune.config_data import DataConfig, Format, Source
+from finetune.config.data import DataConfig, Format, Source
+from finetune.config.params import Config
 from finetune.console import byte_progress, short
 from finetune.errors import ConfigError, DataError
-from finetune.prepare.batches import BadRow, Batch, Row
 from finetune.prepare.formats import SHOWN_NAMES, check_columns, detect_format, parse_row, unused_columns
 from finetune.prepare.ledger import SHOWN, Risk, SourceAccount
+from finetune.prepare.readers.batches import BadRow, Batch, Row
 from finetune.prepare.risks import category_of
+from finetune.prepare.row_table import Spool
 from finetune.prepare.rows import BAD_ROW, Reading, ReadRows, read_batch
 from finetune.prepare.sources import Opened, open_source
-from finetune.prepare.table import Spool
 from finetune.prepare.workers import Workers
 
 ROWS_LOOKED_AT = 100  # rows that a format is detected by

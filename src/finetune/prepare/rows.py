@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from finetune.config_data import DataConfig, Format, Source
-from finetune.near import band_hashes, spoken_text
-from finetune.prepare.batches import BadRow, Batch, Row
+from finetune.config.data import DataConfig, Format, Source
 from finetune.prepare.filters import TokenCounter, give_form, reason_to_drop, token_counter
 from finetune.prepare.formats import Conversation, parse_row
-from finetune.prepare.keys import ConversationKeys, Keys, conversation_keys, text_hash
+from finetune.prepare.hashing import ConversationKeys, Keys, conversation_keys, text_hash
+from finetune.prepare.readers.batches import BadRow, Batch, Row
 from finetune.prepare.risks import category_of, find_risks
-from finetune.records import Example
+from finetune.records.examples import Example
+from finetune.records.near_duplicates import band_hashes, spoken_text
 
 BAD_ROW = "bad_row"
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from finetune.artifacts import files_in, sha256_file, sha256_folder
-from finetune.config_data import DataConfig, Source
+from finetune.config.data import DataConfig, Source
 from finetune.errors import DataError
-from finetune.prepare.arrow_rows import arrow_batches
-from finetune.prepare.batches import Batch
-from finetune.prepare.containers import detect_container, disk_bytes, read_batches
-from finetune.prepare.datasets_folder import is_dataset_folder
-from finetune.prepare.opening import COMPRESSIONS
+from finetune.files.hashing import files_in, sha256_file, sha256_folder
+from finetune.prepare.readers.arrow_rows import arrow_batches
+from finetune.prepare.readers.batches import Batch
+from finetune.prepare.readers.compression import COMPRESSIONS
+from finetune.prepare.readers.datasets_folder import is_dataset_folder
+from finetune.prepare.readers.detect import detect_container, disk_bytes, read_batches
 
 HUB_ROWS = 1_000  # read at once
 HUB_BYTES = 10**9  # taken for the size of a dataset of the Hub, which is unknown before it is fetched

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from finetune.config_data import SplitConfig
-from finetune.config_types import SPLITS, Split
-from finetune.prepare.keys import Keys, shuffled
+from finetune.config.data import SplitConfig
+from finetune.config.types import SPLITS, Split
+from finetune.prepare.hashing import Keys, shuffled
 from finetune.prepare.pairs import Pairs, clusters
-from finetune.prepare.table import IN_TEST, IN_VALIDATION, Column, Table
+from finetune.prepare.row_table import IN_TEST, IN_VALIDATION, Column, Table
 
 Places = npt.NDArray[np.int8]  # for each row the index of its split in SPLITS; the greater one is better protected
 

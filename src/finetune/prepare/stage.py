@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from finetune.artifacts import publish_directory, sha256_file, write_json, write_lines
-from finetune.config import Config
-from finetune.config_data import DataConfig
-from finetune.config_types import SPLITS
+from finetune.config.data import DataConfig
+from finetune.config.params import Config
+from finetune.config.types import SPLITS
 from finetune.console import say, table
 from finetune.errors import DataError
+from finetune.files.atomic import publish_directory, write_json, write_lines
+from finetune.files.hashing import sha256_file
 from finetune.paths import Paths
 from finetune.prepare.dedup import continued_pairs, drop_exact, drop_near, find_near
 from finetune.prepare.ledger import (
@@ -27,9 +28,9 @@ from finetune.prepare.ledger import (
 from finetune.prepare.mixture import sample
 from finetune.prepare.pairs import Pairs, equal_pairs
 from finetune.prepare.reading import Notes, open_notes, read_labels, read_source
+from finetune.prepare.row_table import REASONS, Table, open_spool
 from finetune.prepare.sources import work_bytes
 from finetune.prepare.split import Places, place_rows
-from finetune.prepare.table import REASONS, Table, open_spool
 from finetune.prepare.workers import Workers, open_workers
 
 

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.records import Message, Role, parse_json
+from finetune.files.strict_json import parse_json
+from finetune.records.examples import Message, Role
 
 ROLES: dict[str, Role] = {
     "system": "system",

@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 from typing import Protocol, TypeVar
 
 from finetune.errors import MachineError
-from finetune.machine import usable_cores
+from finetune.hardware.host import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

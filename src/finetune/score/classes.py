@@ -5,8 +5,8 @@ classes ("KeyError", "ValueError")   answer " ValueError\\n" -> "ValueError"   a
 
 from collections.abc import Mapping, Sequence
 
-from finetune.config_scorers import Classification
-from finetune.records import Example
+from finetune.config.scorers import Classification
+from finetune.records.examples import Example
 
 MOST_CLASSES = 1_000  # likelihood asks for each of them; and what has more is no classification
 

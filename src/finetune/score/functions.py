@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from finetune.records import Example
+from finetune.records.examples import Example
 from finetune.score.matching import UnscorableError
 
 FOLDER = "scorers"

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from finetune.config_scorers import Judge
+from finetune.config.scorers import Judge
 from finetune.console import progress
-from finetune.records import Answer, Example, Message
+from finetune.records.examples import Answer, Example, Message
 from finetune.score.replies import Reply
 from finetune.score.server import AT_ONCE, ChatServer, ServerError, without_secrets
 

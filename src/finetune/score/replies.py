@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.records import Message
+from finetune.records.examples import Message
 from finetune.score.matching import sound
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.records import parse_json
+from finetune.files.strict_json import parse_json
 from finetune.score.matching import UnscorableError
 
 PROBES: tuple[Any, ...] = (None, {}, [], "", 0)  # a schema that refers to itself without end fails on any

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune import config_scorers as kinds
+from finetune.config import scorers as kinds
 from finetune.errors import ConfigError
-from finetune.records import Example
+from finetune.records.examples import Example
 from finetune.score import structured, texts
 from finetune.score.classes import classes_of
 from finetune.score.functions import FOLDER, call_function, load_function

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune import config_scorers as kinds
-from finetune.metrics import SIDES, Side
-from finetune.records import Answer, Example
+from finetune.config import scorers as kinds
+from finetune.records.examples import Answer, Example
 from finetune.score.classes import class_in
 from finetune.score.judge import judge_answers
 from finetune.score.matching import UnscorableError
+from finetune.score.metrics import SIDES, Side
 from finetune.score.server import ChatServer
 
 Score = Callable[[str, Example], float]

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from finetune.errors import ConfigError, MachineError
-from finetune.records import Message, Tool
+from finetune.records.examples import Message, Tool
 from finetune.score.replies import Reply, read_reply, read_stream, server_message, to_wire
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")

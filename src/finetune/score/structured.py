@@ -14,7 +14,7 @@ import warnings
 from decimal import Decimal
 from typing import Any
 
-from finetune.records import Message
+from finetune.records.examples import Message
 from finetune.score.matching import stream_safe
 
 LONGEST_SOURCE = 200_000  # characters of Python; the parser takes time quadratic in a hostile text, a second for these

@@ -2,8 +2,8 @@
 
     reference "the cat sat on the mat"   answer "the cat on the mat" -> chrF 0.74, BLEU 0.41, ROUGE-L 0.91
 
-The same text is 1 in all of them, also where it has no word. BLEU is a figure of a whole set (`finetune.metrics`);
-that of one answer is for looking at answers.
+The same text is 1 in all of them, also where it has no word. BLEU is a figure of a whole set
+(`finetune.score.metrics`); that of one answer is for looking at answers.
 """
 
 from functools import cache

@@ -14,25 +14,18 @@ from typing import Any
 
 import torch
 
-from finetune.artifacts import (
-    MANIFEST,
-    read_json,
-    read_manifest,
-    sha256_file,
-    sha256_json,
-    sha256_tensors,
-    sync_directory,
-    sync_files,
-    write_manifest,
-)
-from finetune.config import DETERMINES_ADAPTER, Config
+from finetune.config.params import DETERMINES_ADAPTER, Config
 from finetune.console import gigabytes, say
 from finetune.errors import DataError, MachineError
-from finetune.machine import versions
+from finetune.files.atomic import sync_directory, sync_files
+from finetune.files.hashing import sha256_file, sha256_json, sha256_tensors
+from finetune.files.manifests import MANIFEST, read_manifest, write_manifest
+from finetune.files.strict_json import read_json
+from finetune.hardware.versions import versions
 from finetune.model.adapter import WEIGHTS
 from finetune.paths import FINISHED
 
-CODE = ("config.py", "model", "plan/order.py", "train")  # the package's files that determine the adapter
+CODE = ("config/train.py", "model", "plan/order.py", "train")  # the package's files that determine the adapter
 CHANGES_NOTHING = {"budget", "effective_batch_size", "dataloader_num_workers", "save_total_limit", "report_to"}
 PROGRESS = "progress.json"
 SPARE = 16 * 2**20  # bytes beside the weights: tokenizer, curves, reports

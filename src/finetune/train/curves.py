@@ -10,10 +10,10 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from finetune.artifacts import write_json, write_lines
 from finetune.console import say
+from finetune.files.atomic import write_json, write_lines
 from finetune.paths import Paths
-from finetune.train.guards import LEAST_GAIN, WINDOW, find_spikes
+from finetune.train.health import LEAST_GAIN, WINDOW, find_spikes
 
 # The Trainer's names, ours, and the file; a file holds only rows without a gap, which DVC's plots would draw as breaks.
 TRAINING = {

@@ -14,13 +14,14 @@ from typing import Any
 
 import psutil
 
-from finetune.artifacts import read_json
-from finetune.config import Config
+from finetune.config.params import Config
 from finetune.console import say
 from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError
-from finetune.interrupt import die_with_parent, signals_to
-from finetune.machine import count_devices, usable_cores
+from finetune.files.strict_json import read_json
+from finetune.hardware.devices import count_devices
+from finetune.hardware.host import usable_cores
 from finetune.paths import Paths
+from finetune.processes.signals import die_with_parent, signals_to
 
 WORKER = "finetune.train.worker"
 ERRORS: dict[int, type[FinetuneError]] = {

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from finetune.artifacts import publish_directory, write_json, write_manifest
 from finetune.console import say
-from finetune.machine import describe_machine
+from finetune.files.atomic import publish_directory, write_json
+from finetune.files.manifests import write_manifest
+from finetune.hardware.devices import describe_machine
 from finetune.model.adapter import count_parameters, save_adapter
 from finetune.paths import Paths
 
@@ -33,7 +34,7 @@ def publish(
 def summarize(trainer: Any) -> dict[str, Any]:
     """What came out, the same for every repetition: steps, losses, the checkpoint that was kept, what looks unwell."""
     from finetune.train.curves import TRAINING, VALIDATION, curve_rows
-    from finetune.train.guards import tell_health
+    from finetune.train.health import tell_health
 
     state = trainer.state
     training, validation = (curve_rows(state.log_history, columns) for columns in (TRAINING, VALIDATION))

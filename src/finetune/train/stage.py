@@ -4,12 +4,12 @@ import os
 import shutil
 import subprocess
 
-from finetune.artifacts import pipeline_lock
-from finetune.config import Config
+from finetune.config.params import Config
 from finetune.errors import InterruptedRunError
-from finetune.interrupt import stop_on_signals
-from finetune.machine import require_device, set_device_environment
+from finetune.files.run_lock import pipeline_lock
+from finetune.hardware.devices import require_device, set_device_environment
 from finetune.paths import Paths
+from finetune.processes.signals import stop_on_signals
 from finetune.train.launch import launch
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # of torchrun, or left over in a job's environment
@@ -22,8 +22,8 @@ def run(config: Config, paths: Paths) -> None:
     set_device_environment(config.environment, spread.devices, deterministic=config.train.deterministic)
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
         require_device(config.environment)
-        from finetune.train.identity import find_run
-        from finetune.train.process import train
+        from finetune.train.fingerprint import find_run
+        from finetune.train.run import train
 
         if spread.strategy == "none":
             for name in LAUNCHED:

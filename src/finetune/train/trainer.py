@@ -12,15 +12,16 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
-from finetune.artifacts import read_manifest, write_json
 from finetune.errors import DataError, InterruptedRunError, MachineError
-from finetune.interrupt import StopRequest, leave_signals_to_the_run
-from finetune.machine import arithmetic, used_memory_bytes
+from finetune.files.atomic import write_json
+from finetune.files.manifests import read_manifest
+from finetune.hardware.devices import arithmetic, used_memory_bytes
 from finetune.model.base import environment_of
 from finetune.model.tokens import IGNORED
+from finetune.processes.signals import StopRequest, leave_signals_to_the_run
 from finetune.train.batches import EpochBatches, count_supervised, longest_first, share
 from finetune.train.checkpoints import PROGRESS, Checkpoints, Progress, hash_state, wait_for_files
-from finetune.train.guards import require_finite
+from finetune.train.health import require_finite
 
 
 def score_supervised_positions() -> None:

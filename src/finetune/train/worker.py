@@ -5,13 +5,15 @@ import sys
 import traceback
 from pathlib import Path
 
-from finetune.artifacts import write_json
-from finetune.config import load_config
+from finetune.config.params import load_config
 from finetune.console import quiet_libraries
 from finetune.errors import FinetuneError, MachineError
-from finetune.interrupt import die_with_parent, stop_on_signals
-from finetune.machine import calm_threads, machine_trouble, set_device_environment
+from finetune.files.atomic import write_json
+from finetune.hardware.devices import set_device_environment
+from finetune.hardware.failures import machine_trouble
+from finetune.hardware.host import calm_threads
 from finetune.paths import Paths
+from finetune.processes.signals import die_with_parent, stop_on_signals
 
 # What gloo and NCCL say in the processes that are left when one of them has died.
 PEER_LOST = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
@@ -30,7 +32,7 @@ def main() -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - the first process speaks for all
     try:
         with stop_on_signals() as stop:  # before torch is imported, which takes seconds
-            from finetune.train.process import train
+            from finetune.train.run import train
 
             train(config, paths, stop)
     except FinetuneError as error:

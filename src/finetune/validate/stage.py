@@ -3,22 +3,26 @@
 from pathlib import Path
 from typing import Any
 
-from finetune.artifacts import publish_directory, read_json, sha256_file, write_json, write_lines, write_manifest
-from finetune.config import Config
-from finetune.config_types import SPLITS, Split
+from finetune.config.params import Config
+from finetune.config.types import SPLITS, Split
 from finetune.console import say
 from finetune.errors import ConfigError, DataError
+from finetune.files.atomic import publish_directory, write_json, write_lines
+from finetune.files.hashing import sha256_file
+from finetune.files.manifests import write_manifest
+from finetune.files.strict_json import read_json
 from finetune.paths import Paths
 from finetune.plan.outlook import Outlook, Workload, foresee
-from finetune.records import Example, read_examples
-from finetune.validate.base_checks import Base, examine_base
-from finetune.validate.config_checks import check_config
-from finetune.validate.data_checks import check_data
+from finetune.records.examples import Example
+from finetune.records.io import read_examples
+from finetune.validate.checks.base_model import Base, examine_base
+from finetune.validate.checks.config import check_config
+from finetune.validate.checks.data import check_data
+from finetune.validate.checks.machine import check_disk, check_machine
+from finetune.validate.checks.scorer import check_scorers
+from finetune.validate.checks.token import check_padding, check_special_tokens, check_split, check_test_answers
 from finetune.validate.findings import Finding, accept, counted, show_findings, to_markdown
-from finetune.validate.machine_checks import check_disk, check_machine
-from finetune.validate.scorer_checks import check_scorers
-from finetune.validate.token_checks import check_padding, check_special_tokens, check_split, check_test_answers
-from finetune.validate.token_rows import TokenizedSplit, tokenize_split, workload_of, write_arrow
+from finetune.validate.tokenized import TokenizedSplit, tokenize_split, workload_of, write_arrow
 
 TRAINED_ON: tuple[Split, ...] = ("train", "validation")
 Splits = dict[Split, list[Example]]

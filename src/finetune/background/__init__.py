@@ -1,1 +1,0 @@
-"""Runs apart from the terminal: detach, status, stop."""

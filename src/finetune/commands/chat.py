@@ -1,0 +1,219 @@
+"""`make try PROMPT="…"`: base and published adapter answer one prompt, side by side; without one, a session of them.
+
+Reads params.yaml, the base, `out/adapter` and, for the agents' system prompts, `data/prepared/test.jsonl`; writes
+nothing. Each prompt stands alone: no turn remembers the one before it.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from finetune.config.params import Config
+from finetune.console import printable, say
+from finetune.errors import ConfigError
+from finetune.paths import Paths
+from finetune.records.examples import Message
+from finetune.records.io import read_examples
+
+PROMPT_VARIABLE = "FINETUNE_PROMPT"  # how make hands the text over: a shell line would read its quotes and dollars
+NO_AGENT = "none"
+SIDES: tuple[Literal["base", "candidate"], ...] = ("base", "candidate")
+HELP = "one prompt a line; /agent NAME changes the system prompt; Ctrl-C stops an answer, an empty line or Ctrl-D ends"
+
+
+@dataclass
+class Session:
+    """A loaded model, what it generates with, and which agent is asked."""
+
+    model: Any
+    tokenizer: Any
+    settings: dict[str, Any]
+    prompts: dict[str, str | None]  # system prompts by agent
+    agent: str
+    longest: int  # tokens that the training saw at most
+
+    @property
+    def system(self) -> str | None:
+        """The present system prompt."""
+        return self.prompts.get(self.agent)
+
+
+def run(config: Config, paths: Paths, prompt: str | None, agent: str | None, max_new_tokens: int | None) -> None:
+    """Answer one prompt, each line of a pipe, or what is typed; ConfigError or DataError where nothing can answer."""
+    prompts = system_prompts(config, paths)
+    chosen = choose_agent(prompts, agent)  # a wrong name is told before the model is loaded
+    session = open_session(config, paths, prompts, chosen, max_new_tokens or config.evaluate.max_new_tokens)
+    describe(session)
+    if prompt:
+        answer(session, prompt)
+    elif sys.stdin.isatty():
+        talk(session)
+    else:
+        for line in sys.stdin:
+            if text := line.rstrip("\r\n"):
+                say(f"\n> {text}")
+                answer(session, text)
+
+
+def system_prompts(config: Config, paths: Paths) -> dict[str, str | None]:
+    """The system prompt of each agent: what most of its test prompts begin with, else that of params.yaml."""
+    data, file = config.data, paths.prepared / "test.jsonl"
+    seen: dict[str, Counter[str | None]] = {}
+    for example in read_examples(file) if file.exists() else ():
+        first = example.messages[0]
+        text = first.content if first.role == "system" else None
+        seen.setdefault(example.agent, Counter())[text] += 1
+    found: dict[str, str | None] = {name: texts.most_common(1)[0][0] for name, texts in sorted(seen.items())}
+    return {**data.system_prompts, **found} or {NO_AGENT: data.default_system_prompt}
+
+
+def choose_agent(prompts: dict[str, str | None], agent: str | None) -> str:
+    """The agent of this name, the first one where none is named; ConfigError where there is no such agent."""
+    if agent is None:
+        return next(iter(prompts))
+    if agent not in prompts and agent != NO_AGENT:
+        raise ConfigError(
+            f"try: no agent {agent!r} here; the agents are {', '.join(prompts)}, and {NO_AGENT} is without"
+        )
+    return agent
+
+
+def open_session(
+    config: Config, paths: Paths, prompts: dict[str, str | None], agent: str, max_new_tokens: int
+) -> Session:
+    """Base and adapter loaded once, and each made to answer once, so that the first answer is timed like the others."""
+    from finetune.hardware.devices import require_device, set_device_environment
+    from finetune.model.published import check_adapter
+
+    check_adapter(config, paths)
+    set_device_environment(config.environment, 1, deterministic=False)
+    device = require_device(config.environment)
+
+    from finetune.evaluate.generate import generation_settings
+    from finetune.model.adapter import load_adapter
+    from finetune.model.base import load_base
+    from finetune.model.tokens import load_tokenizer
+
+    tokenizer = load_tokenizer(config.model, paths.adapter)
+    model = load_adapter(load_base(config.model, device), paths.adapter)
+    settings = generation_settings(model, tokenizer, max_new_tokens)
+    session = Session(model, tokenizer, settings, prompts, agent, config.train.max_length)
+    for side in SIDES:
+        generate_one(session, side, prompt_ids(session, "warm up"), {**settings, "max_new_tokens": 1})
+    return session
+
+
+def describe(session: Session) -> None:
+    """Who is asked, and who else can be."""
+    others = [name for name in session.prompts if name != session.agent]
+    told = f"; others: {', '.join(others)} (AGENT=name, or /agent name)" if others else ""
+    say(f"agent {session.agent}, system prompt: {session.system or 'none'}{told}")
+
+
+def talk(session: Session) -> None:
+    """Prompts typed one by one; ends with an empty line or the end of the input."""
+    import readline  # noqa: F401, gives input() its line editing
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it would look like a Ctrl-C, which does not end the session
+    say(HELP)
+    for line in typed():
+        command, _, name = line.partition(" ")
+        if command == "/agent":
+            try:
+                session.agent = choose_agent(session.prompts, name.strip() or None)
+                describe(session)
+            except ConfigError as error:
+                say(str(error))
+            continue
+        try:
+            answer(session, line)
+        except KeyboardInterrupt:
+            say("\nstopped")
+
+
+def typed() -> Iterator[str]:
+    """The lines that are typed, up to an empty one; a Ctrl-C drops the line begun."""
+    while True:
+        try:
+            line = input("> ").strip()
+        except KeyboardInterrupt:
+            print()
+            continue
+        except EOFError:
+            print()
+            return
+        if not line:
+            return
+        yield line
+
+
+def answer(session: Session, prompt: str) -> None:
+    """Both answers to one prompt, the base's first, with their length and time."""
+    ids = prompt_ids(session, prompt)
+    limit = session.settings["max_new_tokens"]
+    if len(ids) + limit > session.longest:
+        say(f"the prompt has {len(ids)} tokens: prompt and answer may pass what was trained on, {session.longest}")
+    for side in SIDES:
+        streamer = stream(session) if sys.stdout.isatty() else None
+        if streamer:
+            say(f"{side}:")
+        started = time.perf_counter()
+        found = generate_one(session, side, ids, session.settings, streamer)
+        seconds = time.perf_counter() - started
+        length = len(found.tokens)
+        end = "" if found.finished else f", cut off at {limit} (MAX_NEW_TOKENS=…)"
+        told = f"{length} token{'' if length == 1 else 's'}, {seconds:.2f} s{end}"
+        if streamer:
+            say(f"  ({told})")
+        else:
+            text = session.tokenizer.decode(found.tokens, skip_special_tokens=True)
+            say(f"{side} ({told}):\n{indented(text)}")
+
+
+def indented(text: str) -> str:
+    """An answer as it may be shown: no control characters, tabs as spaces, each line set in."""
+    lines = printable(text.expandtabs(4)).splitlines() or ["(nothing)"]
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def prompt_ids(session: Session, prompt: str) -> list[int]:
+    """The prompt through the chat template, after the agent's system prompt."""
+    from finetune.model.tokens import tokenize_prompt
+
+    system = [Message("system", session.system)] if session.system else []
+    return tokenize_prompt(session.tokenizer, [*system, Message("user", prompt)])
+
+
+def generate_one(
+    session: Session, side: Literal["base", "candidate"], ids: list[int], settings: dict[str, Any], streamer: Any = None
+) -> Any:
+    """One side's answer, greedy."""
+    from finetune.evaluate.generate import generate
+
+    options = {"streamer": streamer} if streamer else {}
+    if side == "candidate":
+        return generate(session.model, [ids], settings, **options)[0]
+    with session.model.disable_adapter():
+        return generate(session.model, [ids], settings, **options)[0]
+
+
+def stream(session: Session) -> Any:
+    """A streamer that writes an answer while it comes, made harmless piece by piece."""
+    from transformers import TextStreamer
+
+    class Harmless(TextStreamer):  # type: ignore[misc]
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            sys.stdout.write(printable(text.expandtabs(4)) + ("\n" if stream_end else ""))
+            sys.stdout.flush()
+
+    return Harmless(session.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def given_prompt() -> str | None:
+    """The prompt that make put into the environment, to the letter."""
+    return os.environ.get(PROMPT_VARIABLE) or None

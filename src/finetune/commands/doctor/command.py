@@ -1,0 +1,64 @@
+"""`make doctor`: what this machine has, what is missing and how to get it, and which recipe it can run.
+
+With `--quick` nothing heavy is imported, so no memory is predicted.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.doctor.accelerators import check_accelerators
+from finetune.commands.doctor.host import Check, check_computer
+from finetune.commands.doctor.software import check_base, check_surroundings
+from finetune.config.recipes import read_recipe
+from finetune.console import say, table
+from finetune.containers.runtime import has_packages
+from finetune.errors import MachineError
+from finetune.hardware.accelerators import find_accelerators
+from finetune.plan.fit import Fit, Predictor, best_of, judge, judge_all
+
+
+def run(root: Path, recipe: str | None, as_json: bool, quick: bool) -> int:
+    """Tell all that was found; gives 0, or MachineError's exit code where the recipe can't run here."""
+    config = read_recipe(recipe, root)
+    quick = quick or not has_packages()
+    found = find_accelerators(quick)
+    checks = [
+        *check_computer(config, root),
+        *check_accelerators(config, found, quick),
+        *check_surroundings(config, root, quick),
+    ]
+    predictor = None if quick else Predictor(root)
+    chosen = judge(config, found, predictor)
+    others = [] if predictor is None else list(judge_all(root, found, predictor))
+    best = best_of(others)
+    if as_json:
+        report: dict[str, Any] = {
+            "checks": [check.to_json() for check in checks],
+            "recipe": asdict(chosen),
+            "recipes": [asdict(fit) for fit in others],
+            "best": best.recipe if best else None,
+        }
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+    else:
+        table("doctor", ["what", "found", "status", "remedy"], [list(check.to_json().values()) for check in checks])
+        for line in closing_lines(chosen, best, others, check_base(config.model, root)):
+            say(line)
+    return 0 if chosen.can_run else MachineError.exit_code
+
+
+def closing_lines(chosen: Fit, best: Fit | None, others: list[Fit], base: Check) -> Iterator[str]:
+    """What to do next, in two or three sentences."""
+    yield chosen.sentence()
+    if chosen.can_run and base.status != "ok":
+        yield f"its base model is not there yet ({base.found}): {base.remedy}"
+    if best is not None:
+        assert best.parameters is not None
+        size = f"{best.parameters:,} parameters"
+        yield f"the largest base that fits here is that of recipe {best.recipe} ({best.base}, {size})"
+    elif others:
+        yield "no recipe is known to fit here; the memory of none could be predicted, or all need another machine"
+    else:
+        yield "which recipe fits best: python -m finetune doctor (without --quick)"

@@ -1,0 +1,142 @@
+"""What this machine says of itself without torch: system, Python, processor, cores, memory, disk."""
+
+import platform
+import re
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from finetune.config.params import Config
+from finetune.console import gigabytes
+from finetune.hardware.host import allowed_cores, cgroup_limits, instruction_sets, processor_name, usable_memory
+from finetune.model.cache import model_cache
+
+Status = Literal["ok", "warning", "missing"]
+
+OLDEST_MACOS, NF4_MACOS = 14, 26  # of bfloat16 and MPS as torch uses them; of fast NF4 kernels in bitsandbytes
+
+LITTLE_DISK = 10 * 10**9  # bytes; a small base, its checkpoints and DVC's cache of them take some GB
+
+INSTRUCTIONS = {"x86_64": ("avx2", "avx512f", "avx512_bf16", "amx_bf16"), "aarch64": ("asimd", "bf16")}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the doctor: what was looked at, what was found, and the command that mends it."""
+
+    what: str
+    found: str
+    status: Status = "ok"
+    remedy: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def check_computer(config: Config, root: Path) -> Iterator[Check]:
+    """All lines about the machine but its accelerators."""
+    yield check_system(config)
+    yield check_python(root)
+    yield Check("processor", f"{processor_name()} ({platform.machine()})")
+    yield from check_instructions()
+    yield check_cores()
+    yield check_memory()
+    yield check_disk("disk, this folder", root, "dvc gc -w")
+    yield check_disk("disk, model cache", model_cache(), "set HF_HOME to a folder on a larger disk")
+
+
+def check_system(config: Config) -> Check:
+    """The system and its version; what Macs compute hangs on it."""
+    name = platform.system()
+    if name == "Darwin":
+        version = platform.mac_ver()[0]
+        major = int(version.split(".")[0] or 0)
+        if major < OLDEST_MACOS:
+            return Check("system", f"macOS {version}", "missing", f"update macOS to {OLDEST_MACOS} or later")
+        if major < NF4_MACOS and config.environment == "apple" and config.model.quantization == "nf4":
+            found = f"macOS {version}: NF4 goes through slow fallbacks before {NF4_MACOS}"
+            return Check("system", found, "warning", f"get macOS {NF4_MACOS}, or use model.quantization: none")
+        return Check("system", f"macOS {version}")
+    if name == "Windows":
+        return Check("system", f"Windows {platform.version()}", "missing", "wsl --install, and run this inside of it")
+    try:
+        title = platform.freedesktop_os_release().get("PRETTY_NAME", name)
+    except OSError:
+        title = name
+    return Check("system", f"{title}, kernel {platform.release()}")
+
+
+def check_python(root: Path) -> Check:
+    """This Python against the range in pyproject.toml."""
+    found, (low, high) = sys.version_info[:2], python_range(root)
+    asked = ", ".join(f"{sign}{bound[0]}.{bound[1]}" for sign, bound in ((">=", low), ("<", high)) if bound)
+    told = f"{platform.python_version()} ({sys.executable}); asked for {asked or 'any'}"
+    if (low and found < low) or (high and found >= high):
+        newest = f"{high[0]}.{high[1] - 1}" if high else "3.13"
+        return Check("Python", told, "missing", f"PYTHON=python{newest} make setup")
+    return Check("Python", told)
+
+
+def python_range(root: Path) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """The least version and the one that is too new, by `requires-python`; None where none is named."""
+    try:
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        bounds = dict(re.findall(r"(>=|<)\s*(\d+\.\d+)", project["requires-python"]))
+    except (OSError, ValueError, KeyError):
+        return None, None
+    low, high = (tuple(map(int, bounds[sign].split("."))) if sign in bounds else None for sign in (">=", "<"))
+    return low, high  # type: ignore[return-value]  # two numbers, by the pattern
+
+
+def check_cores() -> Check:
+    """Cores, and how many of them this process may use."""
+    logical = psutil.cpu_count() or 1
+    found = f"{psutil.cpu_count(logical=False) or 'unknown'} physical, {logical} logical"
+    allowed, (quota, _) = allowed_cores(), cgroup_limits()
+    if quota is not None and quota < allowed:
+        return Check("cores", f"{found}; the container may use {quota:g}", "warning", "give the container more CPUs")
+    if allowed < logical:
+        return Check("cores", f"{found}; this process may use {allowed}", "warning", "start it without taskset")
+    return Check("cores", found)
+
+
+def check_instructions() -> Iterator[Check]:
+    """Which of the instruction sets that matter here the processor has; nothing where the system does not tell."""
+    wanted, known = INSTRUCTIONS.get(platform.machine(), ()), instruction_sets()
+    if not wanted or not known:
+        return
+    have = [name for name in wanted if name in known]
+    lacking = [name for name in wanted if name not in known]
+    told = ", ".join(have) + (f"; without {', '.join(lacking)}" if lacking else "")
+    if wanted[0] in lacking:
+        yield Check("instructions", told, "warning", "expect hours in place of minutes, or use a newer machine")
+    else:
+        yield Check("instructions", told)
+
+
+def check_memory() -> Check:
+    """Memory in all, what is free now, and what the container allows."""
+    memory = psutil.virtual_memory()
+    unified = ", shared with the GPU" if platform.system() == "Darwin" else ""
+    told = f"{gigabytes(memory.total)}{unified}, {gigabytes(memory.available)} available"
+    _, limit = cgroup_limits()
+    if limit is not None and limit < memory.total:
+        told += f"; the container may use {gigabytes(limit)}"
+    if memory.available < usable_memory() / 4:
+        return Check("memory", told, "warning", "close what else is open")
+    return Check("memory", told)
+
+
+def check_disk(what: str, folder: Path, remedy: str) -> Check:
+    """What is free where a folder is, or would be."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    told = f"{gigabytes(free)} free ({folder.absolute()})"
+    return Check(what, told) if free >= LITTLE_DISK else Check(what, told, "warning", remedy)

@@ -1,0 +1,186 @@
+"""What stands around a run: the installed packages, containers, the base model, DVC and git. No network is asked."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from packaging.markers import Marker
+from packaging.utils import canonicalize_name
+
+from finetune.commands.doctor.host import Check
+from finetune.config.model import Environment, ModelConfig
+from finetune.config.params import Config
+from finetune.containers.command_line import dvc_config
+from finetune.containers.images import image_name, lock_files
+from finetune.containers.runtime import has_packages, require_ready, runtime_of
+from finetune.errors import MachineError
+from finetune.hardware.host import ask
+from finetune.model.cache import snapshot, token_file, weights_trouble
+
+PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?:\s*;\s*([^\\\n]+))?", flags=re.MULTILINE)
+NAMED = 8  # so many packages are named, the rest are counted
+CONTAINERS = ("docker", "podman", "buildah")
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def check_surroundings(config: Config, root: Path, quick: bool) -> Iterator[Check]:
+    """All lines about what is not the machine."""
+    yield check_packages(config.environment, root)
+    yield check_runtime(config, root) if runtime_of(config) != "native" else check_containers(quick)
+    yield check_base(config.model, root)
+    yield check_hub()
+    yield check_dvc(root)
+    yield check_git(root, quick)
+
+
+# ------------------------------------------------------------------------------------------------------- packages
+
+
+def check_packages(environment: Environment, root: Path) -> Check:
+    """The installed versions against the lock of the environment."""
+    name = environment if has_packages() else "base"  # a host whose stages run in containers has no more
+    lock = f"requirements/{name}.lock"
+    try:
+        wanted = locked_versions(lock_files(environment, root) if name == environment else [root / lock])
+    except OSError:
+        return Check("packages", f"no {lock}", "missing", "git checkout requirements")
+    found = {name: _installed(name) for name in wanted}
+    # The local part of a version names the build of the same source: 2.13.0 and 2.13.0+cpu are one version.
+    differing = [name for name, version in found.items() if version and not _same(version, wanted[name])]
+    absent = [name for name, version in found.items() if version is None]
+    if not differing and not absent:
+        return Check("packages", f"all {len(wanted)} as in {lock}")
+    parts = [f"{name} {found[name]} (locked {wanted[name]})" for name in differing]
+    parts += [f"{name} not installed (locked {wanted[name]})" for name in absent]
+    more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
+    told = f"{len(parts)} of {len(wanted)} not as in {lock}: {', '.join(parts[:NAMED])}{more}"
+    remedy = f"rm -f .venv/installed-*; make setup ENVIRONMENT={environment}"
+    return Check("packages", told, "missing" if absent else "warning", remedy)
+
+
+def locked_versions(locks: list[Path]) -> dict[str, str]:
+    """By name, the versions that locks have for this Python and machine."""
+    texts = [path.read_text(encoding="utf-8") for path in locks]
+    return {
+        canonicalize_name(name): version
+        for name, version, marker in PINNED.findall("\n".join(texts))
+        if not marker.strip() or Marker(marker.strip()).evaluate()
+    }
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _same(version: str, locked: str) -> bool:
+    return version.partition("+")[0] == locked.partition("+")[0]
+
+
+# ----------------------------------------------------------------------------------------------------- containers
+
+
+def check_runtime(config: Config, root: Path) -> Check:
+    """Whether the engine that this run's stages go to is here and works, and has the image of these locks."""
+    engine = runtime_of(config)
+    try:
+        require_ready(engine, config, root)
+    except MachineError as error:
+        told, _, remedy = str(error).partition("; ")
+        return Check("containers", told, "missing", remedy)
+    return Check("containers", f"{engine}, with the image {image_name(config.environment, root)}")
+
+
+def check_containers(quick: bool) -> Check:
+    """Which runtimes are on PATH, and whether docker's daemon answers."""
+    have = [name for name in CONTAINERS if shutil.which(name)]
+    if not have:
+        remedy = "install podman or docker, if stages are to run in containers"
+        return Check("containers", "neither docker, podman nor buildah", "missing", remedy)
+    if quick or "docker" not in have:
+        return Check("containers", ", ".join(have))
+    version = ask("docker", "info", "--format", "{{.ServerVersion}}", timeout=3)
+    if version:
+        return Check("containers", f"{', '.join(have)}; docker's daemon {version} answers")
+    told = f"{', '.join(have)}; docker's daemon does not answer"
+    return Check("containers", told, "warning", "sudo systemctl start docker (on a Mac: open -a Docker)")
+
+
+# ------------------------------------------------------------------------------------------------- the base model
+
+
+def check_base(model: ModelConfig, root: Path) -> Check:
+    """Whether the base's files lie in a folder or in the cache, and all of them."""
+    folder = root / model.base
+    if folder.is_dir():
+        trouble = weights_trouble(folder)
+        if trouble:
+            return Check("base model", f"{model.base}: {trouble}", "missing", "copy the folder again, whole")
+        return Check("base model", f"{model.base}, a folder, complete")
+    if model.revision is None:
+        told = f"{model.base} is no folder, and no revision is named"
+        return Check("base model", told, "missing", "set model.revision to the 40 hex digits of a commit (make pin)")
+    trouble = weights_trouble(snapshot(model)) if snapshot(model).is_dir() else "not in the cache"
+    if trouble:
+        told = f"{model.base} at {model.revision[:12]}: {trouble}"
+        return Check("base model", told, "missing", f"hf download {model.base} --revision {model.revision}")
+    return Check("base model", f"{model.base} at {model.revision[:12]}, in the cache, complete")
+
+
+def check_hub() -> Check:
+    """Whether the Hub may be asked, and whether there is a token for it, which is never told."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    given = [name for name in TOKENS if os.environ.get(name)]
+    given += ["a token file"] if token_file().is_file() else []
+    told = f"{'offline (HF_HUB_OFFLINE)' if offline else 'may be asked'}; token: {', '.join(given) or 'none'}"
+    return Check("Hugging Face Hub", told)
+
+
+# -------------------------------------------------------------------------------------------------- DVC and git
+
+
+def check_dvc(root: Path) -> Check:
+    """Whether DVC is installed and set up here, and where it can push to; remotes by name, as URLs may hold secrets."""
+    if not find_spec("dvc"):
+        return Check("DVC", "not installed", "missing", "make setup")
+    if not (root / ".dvc").is_dir():
+        return Check("DVC", f"{_installed('dvc')}, but {root.absolute()} is no DVC repository", "missing", "dvc init")
+    remotes = dvc_remotes(root)
+    if not remotes:
+        remedy = "dvc remote add -d NAME URL, to share data and models"
+        return Check("DVC", f"{_installed('dvc')}, no remote: results stay on this machine", "warning", remedy)
+    return Check("DVC", f"{_installed('dvc')}, remotes: {', '.join(remotes)}")
+
+
+def dvc_remotes(root: Path) -> list[str]:
+    """The names of the remotes in the repository's config and in the one that is not in git."""
+    names = [re.fullmatch(r"'?remote \"(.+)\"'?", section) for section in dvc_config(root).sections()]
+    return sorted(name[1] for name in names if name)
+
+
+def check_git(root: Path, quick: bool) -> Check:
+    """The commit, and how many files are changed since."""
+    if not shutil.which("git"):
+        return Check("git", "not installed", "missing", "install git (apt install git, or xcode-select --install)")
+    timeout = 0.5 if quick else 20
+    if ask("git", "-C", str(root), "rev-parse", "--git-dir", timeout=timeout) is None:
+        if (root / ".git").exists():  # git refuses a folder of another user, as a copy by rsync -a to root is
+            told = f"git refuses {root.absolute()}: it belongs to another user, or .git is broken"
+            return Check("git", told, "missing", 'chown -R "$(id -u):$(id -g)" . (git status says why)')
+        told = f"{root.absolute()} is no repository: no run can be traced to its code"
+        return Check("git", told, "missing", "git init && git add -A && git commit -m start")
+    commit = ask("git", "-C", str(root), "rev-parse", "--short=12", "HEAD", timeout=timeout)
+    if commit is None:
+        return Check("git", "a repository without a commit", "warning", "git add -A && git commit -m start")
+    changed = ask("git", "-C", str(root), "status", "--porcelain", timeout=timeout)
+    if changed is None:
+        return Check("git", f"{commit}; git status did not answer")
+    count = len(changed.splitlines())
+    changes = f"{count:,} changed file{'' if count == 1 else 's'}" if count else "clean"
+    return Check("git", f"{commit}, {changes}")

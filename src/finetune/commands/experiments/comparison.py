@@ -1,0 +1,171 @@
+"""Two runs on the same test set, B - A: their answers metric by metric and group by group, their cost, their params.
+
+Nothing is read or written; tell.py has the words for it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from finetune.commands.experiments.differences import Difference, compare_answers
+from finetune.commands.experiments.listing import Place
+from finetune.commands.experiments.loading import Side
+from finetune.config.scorers import AnyScorer, Metric, metrics_of
+from finetune.errors import DataError
+from finetune.files.nested import dig, flatten
+from finetune.score.metrics import UnmeasuredError, counted
+
+COST: dict[str, Place] = {
+    "latency, seconds an answer": ("cost", "latency", "candidate", "mean_seconds"),
+    "of the baseline in the same session": ("cost", "latency", "baseline", "mean_seconds"),
+    "tokens an answer": ("cost", "latency", "candidate", "mean_tokens"),
+    "peak memory, bytes": ("cost", "memory", "largest_bytes"),
+    "training, seconds": ("train_cost", "wall_seconds"),
+    "training, steps": ("train", "steps"),
+    "processor": ("cost", "machine", "processor"),
+    "gpu": ("cost", "machine", "gpu"),
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A metric of a group, and the difference or why it can't be known."""
+
+    group: str
+    metric: Metric
+    difference: Difference | None
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is told of two runs; `looks` is what data/looks.json knows of their test set."""
+
+    a: Side
+    b: Side
+    found: list[Compared]
+    confidence: float
+    looks: dict[str, Any]
+    warnings: list[str]
+
+    @property
+    def measured(self) -> list[tuple[Compared, Difference]]:
+        """Those that could be measured."""
+        return [(item, item.difference) for item in self.found if item.difference]
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines; differences are B - A."""
+        return {
+            "a": describe(self.a),
+            "b": describe(self.b),
+            "test_sha256": self.a.evaluation["test_sha256"],
+            "confidence": self.confidence,
+            "differences": [
+                {"group": item.group, **item.difference.to_json()}
+                if item.difference
+                else {"group": item.group, "metric": item.metric.name, "unmeasured": item.why_not}
+                for item in self.found
+            ],
+            "cost": {title: {"a": old, "b": new} for title, old, new in cost_of(self.a, self.b)},
+            "params": {key: {"a": old, "b": new} for key, old, new in differing(self.a.params, self.b.params)},
+            "looks": self.looks,
+            "warnings": self.warnings,
+        }
+
+
+def compare_sides(a: Side, b: Side, confidence: float, seed: int, looks: dict[str, Any]) -> Comparison:
+    """Each metric of each group that both scored alike; DataError where the two can't be compared."""
+    warnings = check_comparable(a, b)
+    metrics, left_out = shared_metrics(a, b)
+    found, seen = [], set()
+    for group in (name for name in a.evaluation["groups"] if name in b.evaluation["groups"]):
+        for metric in metrics.values():
+            old, new = (counted(metric, side.predictions, group) for side in (a, b))
+            members = (metric.name, tuple(item.id for item in old))
+            if not old or members in seen:  # an agent that has all examples is told once
+                continue
+            seen.add(members)
+            try:
+                difference = compare_answers(metric, (old, "candidate"), (new, "candidate"), confidence, seed)
+                found.append(Compared(group, metric, difference))
+            except UnmeasuredError as error:
+                found.append(Compared(group, metric, None, str(error)))
+    return Comparison(a, b, found, confidence, looks, [*warnings, *left_out])
+
+
+def check_comparable(a: Side, b: Side) -> list[str]:
+    """What makes the comparison weaker; DataError where the two were measured on different test sets."""
+    sets = [side.evaluation["test_sha256"] for side in (a, b)]
+    if sets[0] != sets[1]:
+        raise DataError(
+            f"compare: {a.name} was measured on test set {sets[0][:12]}, {b.name} on {sets[1][:12]}; answers to "
+            "different questions can't be paired. Another seed, data or data section draws other splits: run both on "
+            "the same one"
+        )
+    if [item.id for item in a.predictions] != [item.id for item in b.predictions]:
+        raise DataError(f"compare: {a.name} and {b.name} name one test set and hold answers to others; evaluate again")
+    warnings = []
+    told = [f"{key}: {old} in A, {new} in B" for key, old, new in differing(how_generated(a), how_generated(b))]
+    if told:
+        what = f"not generated alike, so a difference is not the adapters' alone ({'; '.join(told)})"
+        warnings.append(f"the answers were {what}")
+    if a.evaluation["adapter_sha256"] == b.evaluation["adapter_sha256"]:
+        warnings.append("both are the same adapter")
+    if a.evaluation.get("base") != b.evaluation.get("base"):
+        warnings.append("the two stand on different bases")
+    return warnings
+
+
+def how_generated(side: Side) -> dict[str, Any]:
+    """What decides an answer beside the model: the form that answered, and its decoding."""
+    candidate, generation = (side.evaluation.get(key) or {} for key in ("candidate", "generation"))
+    form = {key: candidate.get(key) for key in ("form", "quantization")}
+    return {"candidate": form, "generation": {key: value for key, value in generation.items() if key != "pad_token_id"}}
+
+
+def shared_metrics(a: Side, b: Side) -> tuple[dict[str, Metric], list[str]]:
+    """The metrics that both runs scored alike, and what is left out because they did not."""
+    scorers = [scorers_of(side) for side in (a, b)]
+    names = list(dict.fromkeys([*scorers[0], *scorers[1]]))
+    alike = {name: scorers[0][name] for name in names if scorers[0].get(name) == scorers[1].get(name)}
+    told = []
+    for name in names:
+        if name not in alike:
+            what = (
+                "scores otherwise in B than in A" if all(name in known for known in scorers) else "is of one run alone"
+            )
+            told.append(f"left out: the scorer {name} {what}")
+    return metrics_of(alike), told
+
+
+def scorers_of(side: Side) -> dict[str, Any]:
+    """The scorers that gave a run's scores; DataError where this version can't read them."""
+    content = side.evaluation.get("scorers") or dig(side.params, ("evaluate", "scorers"))
+    try:
+        return TypeAdapter(dict[str, AnyScorer]).validate_json(json.dumps(content))
+    except ValidationError:
+        raise DataError(
+            f"{side.name}: params.yaml names its scorers (evaluate.scorers) in the way of another version; "
+            "evaluate it again with this one"
+        ) from None
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The dotted keys that differ, with the values of both."""
+    old, new = dict(flatten(a)), dict(flatten(b))
+    return [(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+
+
+def cost_of(a: Side, b: Side) -> list[tuple[str, Any, Any]]:
+    """What both cost, side by side."""
+    rows = [(title, dig(a.reports, place), dig(b.reports, place)) for title, place in COST.items()]
+    return [row for row in rows if row[1:] != (None, None)]
+
+
+def describe(side: Side) -> dict[str, Any]:
+    """Which run it is."""
+    verdict = dig(side.reports, ("decision", "verdict"))
+    return {"name": side.name, "adapter_sha256": side.evaluation["adapter_sha256"], "verdict": verdict}

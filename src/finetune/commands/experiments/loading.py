@@ -1,0 +1,76 @@
+"""One side of a comparison: params, reports and answers of the working tree, a git revision or an experiment.
+
+Reads the working tree, or git and DVC's cache.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from finetune.commands.experiments.listing import WORKSPACE
+from finetune.config.loading import read_yaml
+from finetune.errors import DataError, FinetuneError
+from finetune.files.hashing import sha256_file
+from finetune.files.strict_json import read_json
+from finetune.paths import Paths
+from finetune.pipeline.revisions import again, copy_file, files_of, is_written
+from finetune.records.examples import Prediction
+from finetune.records.io import read_predictions
+
+NEEDED, WELCOME = ("evaluation",), ("cost", "train", "train_cost", "decision")
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is known of one run; of the reports, those that it has."""
+
+    name: str
+    params: dict[str, Any]
+    reports: dict[str, dict[str, Any]]
+    predictions: list[Prediction]
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What was measured on its answers."""
+        return self.reports["evaluation"]
+
+
+def read_side(name: str, root: Path) -> Side:
+    """The run of this name; ConfigError where there is none, DataError where something of it can't be had."""
+    if name == WORKSPACE:
+        return _read(name, root)
+    with TemporaryDirectory() as folder:
+        fetch(name, root, Path(folder))
+        try:
+            return _read(name, Path(folder))
+        except FinetuneError as error:  # of a file that has a name for us alone
+            raise type(error)(f"{name}: {str(error).replace(f'{folder}/', '')}") from None
+
+
+def _read(name: str, root: Path) -> Side:
+    paths = Paths(root)
+    reports = {report: read_json(paths.reports / f"{report}.json") for report in NEEDED}
+    known = [report for report in WELCOME if (paths.reports / f"{report}.json").exists()]
+    reports |= {report: read_json(paths.reports / f"{report}.json") for report in known}
+    for key in ("test_sha256", "adapter_sha256", "predictions_sha256", "groups"):
+        if key not in reports["evaluation"]:
+            raise DataError(f"{name}: reports/evaluation.json has no {key}; evaluate it again with this version")
+    predictions = read_predictions(paths.predictions)
+    if sha256_file(paths.predictions) != reports["evaluation"]["predictions_sha256"]:
+        raise DataError(f"{name}: out/predictions.jsonl is not what evaluation.json speaks of; run evaluate again")
+    return Side(name, read_yaml(root / "params.yaml") or {}, reports, predictions)
+
+
+def fetch(name: str, root: Path, target: Path) -> None:
+    """Copy the files of a revision into a folder, as they lie in the working tree."""
+    here = Paths(Path())
+    required = [Path("params.yaml"), *(here.reports / f"{report}.json" for report in NEEDED), here.predictions]
+    optional = [here.reports / f"{report}.json" for report in WELCOME]
+    with files_of(root, name) as files:
+        for path in required + optional:
+            if is_written(files, path):
+                copy_file(files, name, path, target / path)
+            elif path in required:
+                what = f"has no {path}: its pipeline did not run to its end"
+                raise DataError(f"{name}: {what}; finish it ({again(name)})")

@@ -1,0 +1,250 @@
+"""`make seeds N=5`: the run of params.yaml under several seeds, each an experiment of DVC, and how far they lie apart.
+
+They run one after another in the working tree, where an interrupted training resumes from its checkpoint (a queued
+copy has no `work/`). Each finished one is recorded in `data/seeds.json` with a hash of the data and code that DVC saw,
+so that the same command goes on where it was stopped. At the end params.yaml and the results are what they were.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.experiments.seed_spread import (
+    criteria_of,
+    criteria_rows,
+    figures_of,
+    gains_of,
+    spread_row,
+    subjects_of,
+    tell_gain,
+)
+from finetune.config.params import DETERMINES_ADAPTER, Config, load_config
+from finetune.console import say, table
+from finetune.errors import ConfigError, DataError
+from finetune.files.atomic import write_lines
+from finetune.files.nested import dig
+from finetune.files.strict_json import read_json
+from finetune.history.seed_results import makings_of, read_seeds, record_seed, seeds_key
+from finetune.paths import Paths
+from finetune.pipeline.dvc import makings, quiet_dvc, read_lock, require_identity, run_dvc, seed_of
+from finetune.processes.running import require_idle
+from finetune.records.io import read_predictions
+
+DEFAULT_COUNT = 5
+SPREAD_COLUMNS = ["the candidate's", "n", "least", "mean", "most", "standard deviation", "gain", "interval of one seed"]
+
+
+@dataclass
+class Series:
+    """The seeds asked for, of one run; `done` are those that this command has run itself.
+
+    `lock` is the dvc.lock to put back at the end: as it was before, or that of the run of params.yaml's own seed.
+    """
+
+    root: Path
+    config: Config
+    seeds: Sequence[int]
+    done: set[int] = field(default_factory=set)
+    lock: str | None = None
+
+    @property
+    def paths(self) -> Paths:
+        """Where the run's files lie."""
+        return Paths(self.root)
+
+    @property
+    def key(self) -> str:
+        """What these runs share in data/seeds.json."""
+        return seeds_key(self.config.model_dump(mode="json", by_alias=True))
+
+    @property
+    def confidence(self) -> float:
+        """Of each interval that is told, two-sided."""
+        return self.config.decide.confidence
+
+    def results(self) -> dict[str, Any]:
+        """The recorded outcomes of the seeds asked for, in their order."""
+        recorded = read_seeds(self.paths.seeds, self.key)
+        return {str(seed): recorded[str(seed)] for seed in self.seeds if str(seed) in recorded}
+
+    def missing(self) -> list[int]:
+        """The seeds that are not recorded, or were run on other data or code than DVC saw last."""
+        found, now = self.results(), makings(self.root)
+        stale = {seed for seed, result in found.items() if now and result.get("made_of_sha256") != now}
+        return [seed for seed in self.seeds if str(seed) not in found or (str(seed) in stale and seed not in self.done)]
+
+
+def run(root: Path, count: int | None, named: Sequence[int] | None, *, force: bool) -> None:
+    """Run the seeds that are missing, record them, and tell the spread; DataError where one fails."""
+    config = load_config(root / "params.yaml")
+    series = Series(root, config, choose_seeds(config.seed, count, named))
+    require_idle(series.paths)
+    require_identity(root)
+    missing = series.missing()
+    for line in announce(series, missing):
+        say(line)
+    check_looks(series, missing, force=force)
+    if missing:
+        with workspace_kept(series):
+            while missing := series.missing():
+                run_seed(series, missing[0])
+    show(series)
+
+
+def choose_seeds(present: int, count: int | None, named: Sequence[int] | None) -> list[int]:
+    """The seeds as named, or `count` from the present one on; ConfigError where they are no series."""
+    if named is not None and count is not None:
+        raise ConfigError("seeds: give N or SEEDS, not both")
+    seeds = list(named) if named is not None else [present + at for at in range(count or DEFAULT_COUNT)]
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds: {', '.join(map(str, seeds))} names one twice; a repetition is no new evidence")
+    if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:
+        raise ConfigError(f"seeds: {wrong[0]} is no seed; it lies between 0 and 2^32 - 1")
+    return seeds
+
+
+def announce(series: Series, missing: Sequence[int]) -> Iterator[str]:
+    """What will be run, and what will not."""
+    finished = [seed for seed in series.seeds if seed not in missing]
+    if finished:
+        yield f"recorded in {series.paths.seeds} for these params: {_listed(finished)}"
+    recorded = series.results()
+    if stale := [seed for seed in missing if str(seed) in recorded]:
+        yield f"recorded on other data or code than DVC saw last, so once more: {_listed(stale)}"
+    if missing:
+        yield f"to run, one after another: {_listed(missing)}; the same command goes on after a stop"
+
+
+def check_looks(series: Series, missing: Sequence[int], *, force: bool) -> None:
+    """Tell how many looks at the test set this takes; ConfigError where they are too many, without `force`."""
+    declared = series.config.decide.looks
+    if not missing:
+        return
+    test = dig(_optional(series.paths.reports / "prepare.json"), ("prepared_sha256", "test"))
+    taken = len(_optional(series.paths.looks).get(str(test), []))
+    new = len([seed for seed in missing if seed != evaluated_seed(series, test)])
+    told = f"{new} new looks at the test set after {taken}, {declared} are declared (decide.looks)"
+    if taken + new > declared and not force:
+        raise ConfigError(
+            f"seeds: this takes {told}: past them no verdict can be deploy; declare more (decide.looks: {taken + new}, "
+            "which asks for more evidence at each), run fewer, use a fresh test set, or FORCE=1"
+        )
+    say(f"looks: {told}")
+
+
+def evaluated_seed(series: Series, test: str | None) -> int | None:
+    """The seed of the published adapter, where it is of these params and this test set was evaluated with it."""
+    manifest = _optional(series.paths.adapter / "manifest.json")
+    made, now = manifest.get("params") or {}, series.config.model_dump(mode="json", by_alias=True)
+    same = all(made.get(name) == now[name] for name in DETERMINES_ADAPTER if name != "seed")
+    seen = _optional(series.paths.looks).get(str(test), [])
+    seed = made.get("seed")
+    return seed if same and manifest.get("adapter_sha256") in seen and isinstance(seed, int) else None
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def run_seed(series: Series, seed: int) -> None:
+    """One seed as an experiment of DVC, and its outcome on record."""
+    series.done.add(seed)
+    name = f"{series.config.recipe}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    say(f"seed {seed}: experiment {name}")
+    code = run_dvc(series.root, ["exp", "run", "--name", name, "-S", f"seed={seed}"])
+    if code:
+        raise DataError(
+            f"seed {seed}: its run failed, for the reason above; the seeds before it are recorded, and the same "
+            "command goes on with this one"
+        )
+    if seed == series.config.seed:
+        series.lock = read_lock(series.root)
+    result = outcome(series, seed)
+    record_seed(series.paths.seeds, series.key, seed, result)
+    say(f"seed {seed}: {result['verdict']}; recorded in {series.paths.seeds}")
+
+
+def outcome(series: Series, seed: int) -> dict[str, Any]:
+    """What the record holds of the run that lies in the working tree."""
+    paths, config = series.paths, series.config
+    evaluation, decision = (read_json(paths.reports / f"{name}.json") for name in ("evaluation", "decision"))
+    if evaluation["adapter_sha256"] != decision["adapter_sha256"]:
+        raise DataError(
+            f"seed {seed}: reports/decision.json speaks of another adapter than evaluation.json; run it again"
+        )
+    metrics = config.evaluate.metrics
+    subjects = subjects_of(config.decide, metrics)
+    predictions = read_predictions(paths.predictions)
+    return {
+        "adapter_sha256": evaluation["adapter_sha256"],
+        "test_sha256": evaluation["test_sha256"],
+        "made_of_sha256": makings(series.root),
+        "makings_sha256": makings_of(read_json(paths.adapter / "manifest.json")),
+        **{key: decision[key] for key in ("policy", "confidence")},
+        "verdict": decision["verdict"],
+        "criteria": criteria_of(decision),
+        "figures": figures_of(subjects, metrics, predictions, series.confidence, config.seed),
+    }
+
+
+@contextmanager
+def workspace_kept(series: Series) -> Iterator[None]:
+    """Put params.yaml back to the letter afterwards, and its own results, decided anew with all on record.
+
+    DVC leaves the last seed's. Nothing is run for this but decide: the rest comes out of DVC's cache.
+    """
+    params, series.lock = series.root / "params.yaml", read_lock(series.root)
+    text, own = params.read_text(encoding="utf-8"), series.config.seed
+    whole = False
+    try:
+        yield
+        whole = True
+    finally:
+        write_lines(params, [text])
+        if series.lock is not None:
+            write_lines(series.root / "dvc.lock", [series.lock])
+            quiet_dvc(series.root, "checkout", "--force")
+            if whole and seed_of(series.lock) == own:
+                quiet_dvc(series.root, "repro", "--single-item", "decide")
+        kept = "" if series.lock is None else ", and so are the results in the working tree"
+        say(f"params.yaml is as it was{kept}")
+
+
+def show(series: Series) -> None:
+    """Verdict and criteria of each seed, the spread of each figure beside its gain, and what that means."""
+    results = series.results()
+    table("seeds: the gate", ["", *(f"seed {seed}" for seed in results)], criteria_rows(results))
+    metrics, confidence = series.config.evaluate.metrics, series.confidence
+    rows, told = [], []
+    for subject, (name, _) in subjects_of(series.config.decide, metrics).items():
+        known = gains_of(results, subject)
+        if known is not None:
+            candidate, gain, bounds = known
+            rows.append(spread_row(subject, candidate, gain, bounds, confidence))
+            told.append(tell_gain(subject, candidate, gain, higher_is_better=metrics[name].higher_is_better))
+    title = f"the spread between {len(results)} seeds, and the gain on the baseline"
+    table(f"{title} (intervals: {100 * confidence:.4g}%, two-sided)", SPREAD_COLUMNS, rows)
+    for line in filter(None, told):
+        say(line)
+    if len(results) > 1 and not any(told):
+        say("every gain is more than what another seed changes")
+    for line in warnings_of(results):
+        say(f"warning: {line}")
+
+
+def warnings_of(results: dict[str, Any]) -> Iterator[str]:
+    """Why the runs differ by more than their seed."""
+    if len({result.get("made_of_sha256") for result in results.values()}) > 1:
+        yield "the seeds were run on different data or code; run the command again to bring them to one"
+    sets = len({result["test_sha256"] for result in results.values()})
+    if sets > 1:
+        yield f"{sets} test sets: the spread holds their luck too, and nothing is paired; run the command again"
+    if len(results) == 1:
+        yield "one seed tells no spread"
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))

@@ -1,0 +1,120 @@
+"""The tables and sentences of `make compare`, for a terminal or as Markdown."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from finetune.commands.experiments.comparison import Compared, Comparison, cost_of, describe, differing
+from finetune.commands.experiments.differences import Difference
+from finetune.config.types import ALL
+from finetune.console import say, table
+
+RIGHT_COLUMNS = ["group", "metric", "n", "A", "B", "B - A", "interval", "both", "only A", "only B", "neither", "p"]
+OTHER_COLUMNS = ["group", "metric", "n", "A", "B", "B - A", "interval", "method"]
+
+
+def tell(comparison: Comparison, *, as_markdown: bool) -> None:
+    """The comparison for people."""
+    draw = markdown_table if as_markdown else table
+    a, b, measured = comparison.a, comparison.b, comparison.measured
+    sides = [(letter, *map(_text, describe(side).values())) for letter, side in (("A", a), ("B", b))]
+    draw("compare", ["", "run", "adapter", "verdict"], [[*side[:2], side[2][:12], side[3]] for side in sides])
+    for warning in comparison.warnings:
+        say(f"warning: {warning}")
+    sure = f"{100 * comparison.confidence:.4g}%, two-sided"
+    right = [right_row(*row) for row in measured if row[1].crossed]
+    other = [other_row(*row) for row in measured if not row[1].crossed]
+    if right:
+        draw(f"right or wrong, B - A ({sure}; p: exact McNemar)", RIGHT_COLUMNS, right)
+    if other:
+        draw(f"means, and figures of the whole set, B - A ({sure})", OTHER_COLUMNS, other)
+    for line in [*sentences(measured, comparison.confidence), *why_not(comparison.found)]:
+        say(line)
+    if cost := [[title, _text(old), _text(new)] for title, old, new in cost_of(a, b)]:
+        draw("cost", ["", "A", "B"], cost)
+    say("latencies of separate sessions are not paired: another load on the machine shifts all of one side")
+    changed = [[key, _text(old), _text(new)] for key, old, new in differing(a.params, b.params)]
+    if changed:
+        draw("params that differ", ["key", "A", "B"], changed)
+    else:
+        say("the params are the same")
+    say(look_sentence(comparison.looks))
+
+
+def why_not(found: Iterable[Compared]) -> list[str]:
+    """What could not be compared, and why."""
+    return [f"{_subject(item)}: not compared: {item.why_not}" for item in found if not item.difference]
+
+
+def right_row(item: Compared, difference: Difference) -> list[str]:
+    """A row of RIGHT_COLUMNS."""
+    pairs = difference.crossed
+    assert pairs is not None
+    counts = map(str, (pairs.both, pairs.only_first, pairs.only_second, pairs.neither))
+    return [*_figures(item, difference), *counts, "" if pairs.p is None else f"{pairs.p:.2g}"]
+
+
+def other_row(item: Compared, difference: Difference) -> list[str]:
+    """A row of OTHER_COLUMNS."""
+    clustered = f", {difference.clusters} clusters" if difference.clusters < difference.examples else ""
+    return [*_figures(item, difference), f"{difference.interval.method.removeprefix('none: ')}{clustered}"]
+
+
+def _figures(item: Compared, difference: Difference) -> list[str]:
+    found = difference.interval
+    name = item.metric.name if item.metric.higher_is_better else f"{item.metric.name} (less is better)"
+    bounds = "none" if found.refused else f"{found.lower:+.4f} … {found.upper:+.4f}"
+    numbers = [f"{difference.first:.4f}", f"{difference.second:.4f}", f"{found.estimate:+.4f}", bounds]
+    return [item.group, name, str(difference.examples), *numbers]
+
+
+def sentences(measured: Sequence[tuple[Compared, Difference]], confidence: float) -> list[str]:
+    """What the intervals say, in words, and what so many of them don't."""
+    lines = []
+    for letter, side in (("A", "first"), ("B", "second")):
+        better = [_subject(item) for item, difference in measured if difference.better == side]
+        if better:
+            lines.append(f"{letter} is better by the whole interval: {', '.join(better)}")
+    if not lines:
+        lines.append("no interval tells the two apart: every one holds 0, or could not be had")
+    clustered = [difference for _, difference in measured if difference.clusters < difference.examples]
+    if clustered:
+        lines.append("examples of one cluster are no new evidence: clusters were drawn, and no McNemar test is given")
+    if len(measured) > 1:
+        chance = len(measured) * (1 - confidence)
+        lines.append(
+            f"each interval holds by itself: were there no difference at all, {chance:.2g} of {len(measured)} would "
+            "show one by chance"
+        )
+    return lines
+
+
+def look_sentence(looks: Mapping[str, Any]) -> str:
+    """The looks in words."""
+    declared = "" if looks["declared"] is None else f", {looks['declared']} are declared (decide.looks)"
+    which = ", ".join(f"{letter} was look {looks[key]}" for letter, key in (("A", "a"), ("B", "b")) if looks[key])
+    choice = "; choosing the better of two on it makes its figures look better than they are"
+    return f"looks at this test set: {looks['taken']}{declared}{f'; {which}' if which else ''}{choice}"
+
+
+def _subject(item: Compared) -> str:
+    return item.metric.name if item.group == ALL else f"{item.metric.name} of {item.group}"
+
+
+def _text(value: Any) -> str:
+    """A value of a report or of params.yaml; none where it has none."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if value >= 10**6 else str(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def markdown_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """The same table for an issue or a pull request."""
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [f"### {title}", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    lines += [f"| {' | '.join(row)} |" for row in cells]
+    say("\n".join(["", *lines, ""]))

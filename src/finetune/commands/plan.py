@@ -1,0 +1,121 @@
+"""`make plan`: what a recipe will do and need, and every mistake that shows without its data or its base at hand."""
+
+from pathlib import Path
+
+from finetune.config.params import Config
+from finetune.config.recipes import read_recipe
+from finetune.console import gigabytes, say, table
+from finetune.errors import ConfigError
+from finetune.plan.machines import MACHINES
+from finetune.plan.outlook import RANKS, Outlook
+from finetune.plan.time import ASSUMED_SHARE, Range, cost, measured_time
+from finetune.validate.findings import show_findings
+from finetune.validate.preview import look_ahead
+
+TABLE_ROWS = 15_000  # that the table of recipes reckons with
+
+
+def run(
+    root: Path, recipe: str | None, examples: int | None, length: int | None, price: float | None, *, probe: bool
+) -> int:
+    """Show the plan of a recipe (or of params.yaml); gives 0, or 2 where a finding would stop the run."""
+    preview = look_ahead(read_recipe(recipe, root), root, examples, length)
+    outlook, config = preview.outlook, preview.config
+    say(f"plan of recipe {config.recipe}: {preview.source}")
+    for line in outlook.lines():
+        say(line)
+    show_memory(outlook)
+    time = probed_time(config, outlook, root) if probe else outlook.time()
+    say(told_time(outlook, time, probed=probe))
+    if time is None and price is not None:
+        say("cost: unknown, as the time is")
+    if time is not None and price is not None:
+        paid = cost(time, price * config.train.distributed.devices)
+        say(f"cost at {price:g} a device and hour: {paid.least:.2f} to {paid.most:.2f}")
+    if preview.findings:
+        show_findings(preview.findings)
+    else:
+        say("no findings")
+    return ConfigError.exit_code if any(finding.stops for finding in preview.findings) else 0
+
+
+def recipe_table(root: Path) -> list[str]:
+    """The recipes as lines of a Markdown table, with what is predicted for so many rows as long as max_length."""
+    head = ["recipe", "base", "machine", "adapter", "length, batch", "schedule", "peak memory", "time"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for path in sorted((root / "recipes").glob("*.yaml")):
+        outlook = look_ahead(read_recipe(path.stem, root), root, TABLE_ROWS).outlook
+        lines.append("| " + " | ".join(table_cells(outlook)) + " |")
+    return lines
+
+
+def table_cells(outlook: Outlook) -> list[str]:
+    """One recipe's cells."""
+    config, train, adapter = outlook.config, outlook.config.train, outlook.config.adapter
+    kind = "NF4" if config.model.quantization == "nf4" else config.model.dtype
+    devices = f" x {train.distributed.devices}" if train.distributed.devices > 1 else ""
+    batch = f"{train.per_device_train_batch_size} x {train.gradient_accumulation_steps}{devices}"
+    time = outlook.time()
+    modules = ", ".join(name.removesuffix("_proj") for name in adapter.target_modules)
+    many = outlook.architecture.parameters if outlook.architecture else 0
+    size = f", {many / 1e9:.2f} billion" if many >= 1e9 else f", {many / 1e6:.0f} million"
+    epochs = "1 epoch" if train.num_train_epochs == 1 else f"{train.num_train_epochs:g} epochs"
+    return [
+        f"`{config.recipe}`",
+        config.model.base.rsplit("/", 1)[-1] + size,
+        machine_title(config) + (f", {train.distributed.devices} of them" if devices else ""),
+        f"{kind}, r {adapter.r}, alpha {adapter.lora_alpha}, dropout {adapter.lora_dropout:g}; {modules}",
+        f"{train.max_length}, {batch} = {train.effective_batch_size}",
+        f"{epochs}, {train.learning_rate:.1e}, {train.lr_scheduler_type}",
+        gigabytes(outlook.memory.peak) if outlook.memory else "unknown",
+        time.told() if time else "`PROBE=1` there",
+    ]
+
+
+def show_memory(outlook: Outlook) -> None:
+    """Memory by part, for other numbers of devices, and what would fit."""
+    if outlook.memory is None:
+        return
+    rows = [[part, gigabytes(size)] for part, size in outlook.memory.to_json().items()]
+    say(f"memory of one device, of {machine_title(outlook.config)}:")
+    table("", ["part", "predicted"], rows)
+    if outlook.config.environment == "cuda":
+        several = ", ".join(f"{ranks}: {gigabytes(outlook.by_ranks[ranks])}" for ranks in RANKS)
+        say(f"peak by number of devices: {several}")
+    batch, length = outlook.what_fits()
+    if batch:
+        train = outlook.config.train
+        say(
+            f"what fits: micro-batches of {batch} at this length ({outlook.workload.longest_row} tokens), or rows of "
+            f"{length} tokens at micro-batch {train.per_device_train_batch_size}"
+        )
+
+
+def machine_title(config: Config) -> str:
+    """The machine that the plan reckons with, in words."""
+    return MACHINES[config.machine].title if config.machine in MACHINES else "this machine"
+
+
+def told_time(outlook: Outlook, time: Range | None, *, probed: bool) -> str:
+    """The time of training steps and evaluations in words, with what it rests on."""
+    if time is None:
+        return f"time: unknown for {machine_title(outlook.config)} until a probe measures it there (make plan PROBE=1)"
+    rows = outlook.workload.rows * outlook.config.train.num_train_epochs
+    rate = f"{rows / time.most * 60:,.0f} to {rows / time.least * 60:,.0f} rows a minute"
+    if probed:
+        return f"time: {time.told()} ({rate}), from a probe of this machine"
+    return (
+        f"time: {time.told()} ({rate}), if {ASSUMED_SHARE[0]:.0%} to {ASSUMED_SHARE[1]:.0%} of the data sheet's "
+        "throughput are reached; short rows reach less (PROBE=1 measures it there)"
+    )
+
+
+def probed_time(config: Config, outlook: Outlook, root: Path) -> Range | None:
+    """The time by a short probe of this machine: real layers of the architecture, with random weights."""
+    from finetune.plan.probe import measure_throughput
+
+    if outlook.flops is None:
+        return None
+    length = round(outlook.workload.tokens / max(outlook.workload.rows, 1))
+    measured = measure_throughput(config, root, length)
+    return measured_time(outlook.flops + outlook.evaluation_flops, measured, config.train.distributed.devices)

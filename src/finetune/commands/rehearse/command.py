@@ -1,0 +1,242 @@
+"""`make rehearse`: every stage of the recipe on a shrunken base, and an account of what that proved."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.rehearse import proofs
+from finetune.commands.rehearse.processes import Processes
+from finetune.commands.rehearse.workspace import EVENT_STEPS, KILLED_AT, Setting, prepare_setting
+from finetune.config.params import Config
+from finetune.config.recipes import read_recipe
+from finetune.config.types import SPLITS
+from finetune.console import say, table
+from finetune.errors import ConfigError
+from finetune.files.atomic import write_lines
+from finetune.files.run_lock import pipeline_lock
+from finetune.files.strict_json import read_json
+from finetune.paths import Paths
+from finetune.validate.findings import told
+from finetune.validate.preview import Preview, look_ahead, why_stale
+
+NOT_HERE = {
+    "cuda": "speed and memory on the GPU, its own kernels (flash attention, 8-bit optimizers, fused ones)",
+    "apple": "speed and memory on the Mac, and that MPS has every operation",
+    "cpu": "speed and memory at full size",
+}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One thing that was tried: what it is, what was seen, and whether it held."""
+
+    what: str
+    seen: str
+    held: bool
+
+
+def run(root: Path, recipe: str | None) -> int:
+    """Rehearse a recipe (or params.yaml); ConfigError where something did not hold."""
+    started = time.perf_counter()
+    real = read_recipe(recipe, root)
+    folder = root / "work/rehearsal" / real.recipe
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    processes = Processes(folder)  # imports in the background what the stages need
+    say(f"rehearsing {real.recipe} in {folder}")
+    prepare_rows(real, root)
+    preview = look_ahead(real, root)
+    setting, own_tokenizer = set_stage(real, root, folder)
+    held = prove_all(real, preview, setting, processes)
+    report(real, preview, setting, held, own_tokenizer, folder, time.perf_counter() - started)
+    failed = [proof for proof in held if not proof.held]
+    if failed:
+        lines = "\n".join(f"{proof.what}: {proof.seen}" for proof in failed)
+        raise ConfigError(f"rehearsal of {real.recipe}: {len(failed)} of {len(held)} did not hold\n{lines}")
+    return 0
+
+
+def prepare_rows(real: Config, root: Path) -> None:
+    """The recipe's own rows: as they lie prepared where nothing has changed since, else prepared now, for real.
+
+    ConfigError where a stage is running in this folder, whose rows they may be.
+    """
+    paths = Paths(root)
+    files = [paths.reports / "prepare.json", *(paths.prepared / f"{name}.jsonl" for name in SPLITS)]
+    if all(path.is_file() for path in files):
+        other = why_stale(real, root)
+        if other is None:
+            return
+        say(f"data/prepared was made {other}: it is made anew, as dvc repro prepare does")
+    from finetune.prepare import stage
+
+    with pipeline_lock(paths.work / "pipeline.lock", "prepare"):
+        stage.run(real, paths)
+
+
+def set_stage(real: Config, root: Path, folder: Path) -> tuple[Setting, bool]:
+    """The small base and the sample in the rehearsal's folder; True where the base's own tokenizer was at hand."""
+    from finetune.model.architecture import find_architecture
+    from finetune.model.shrink import build_small_base, rehearsal_tokenizer
+
+    tokenizer, own = rehearsal_tokenizer(real.model, root)
+    build_small_base(find_architecture(real.model, root), tokenizer, folder / "base", real.seed)
+    return prepare_setting(real, root, folder, tokenizer), own
+
+
+def prove_all(real: Config, preview: Preview, setting: Setting, processes: Processes) -> list[Proof]:
+    """Every proof, in the order of the stages; a stage that fails ends the list, for the later ones need it."""
+    held = [prove_schedule(real, preview)]
+    checked = _stage(processes, "validate")
+    held.append(checked)
+    if not checked.held:
+        return held
+    held.append(prove_mask(processes))
+    if real.train.packing:
+        held.append(prove_packing(processes))
+    trained = prove_resume(setting, processes)
+    held.append(trained)
+    if not trained.held:
+        return held
+    held += [prove_adapter(processes), prove_plain_peft(processes)]
+    ended = _stage(processes, "evaluate", "decide")
+    if ended.held:
+        verdict = read_json(setting.paths.reports / "decision.json")["verdict"]
+        ended = Proof(ended.what, f"verdict {verdict} (of a random base: it says nothing of the real one)", held=True)
+    return [*held, ended]
+
+
+def _stage(processes: Processes, *names: str) -> Proof:
+    code = processes.stages(names)
+    what = f"{' and '.join(names)} run{'s' if len(names) == 1 else ''} through"
+    return Proof(what, "done" if code == 0 else processes.last_words(), held=code == 0)
+
+
+def prove_schedule(real: Config, preview: Preview) -> Proof:
+    """The whole real schedule, step by step."""
+    plan = preview.outlook.schedule
+    seen = proofs.replay_schedule(real.train, plan)
+    same = all(seen[name] == getattr(plan, name) for name in ("logs", "evaluations", "saves"))
+    reached = proofs.same_rate(seen["peak_learning_rate"], real.train.learning_rate)
+    text = (
+        f"{seen['steps']} steps replayed: the learning rate peaks at {seen['peak_learning_rate']:g}, "
+        f"{seen['logs']} logs, {seen['evaluations']} evaluations, {seen['saves']} saves"
+    )
+    what = "the learning rate reaches its peak; logs, evaluations and saves happen as planned"
+    return Proof(what, text, same and reached and min(seen["logs"], seen["evaluations"], seen["saves"]) > 0)
+
+
+def _prove(
+    processes: Processes,
+    what: str,
+    function: Callable[[Config, Paths], dict[str, Any]],
+    judge: Callable[[dict[str, Any]], tuple[str, bool]],
+) -> Proof:
+    """Let a process see for itself; `judge` puts what it saw into words, and says whether it held."""
+    seen = processes.prove(function)
+    return Proof(what, seen["error"], held=False) if "error" in seen else Proof(what, *judge(seen))
+
+
+def prove_mask(processes: Processes) -> Proof:
+    """What is trained on, shown."""
+
+    def judge(seen: dict[str, Any]) -> tuple[str, bool]:
+        shown = seen["shown"].replace("\n", " ⏎ ")
+        return f"{seen['supervised_tokens']} tokens of {seen['examples']} examples; the first: {shown}", True
+
+    return _prove(processes, "the mask is the answers and their end tokens", proofs.decode_mask, judge)
+
+
+def prove_packing(processes: Processes) -> Proof:
+    """Packed neighbours do not see each other."""
+
+    def judge(seen: dict[str, Any]) -> tuple[str, bool]:
+        difference = seen["largest_difference"]
+        return f"a neighbour moves logits by {difference:.1e}", difference <= seen["tolerance"]
+
+    return _prove(processes, "packing isolates", proofs.check_packing, judge)
+
+
+def prove_resume(setting: Setting, processes: Processes) -> Proof:
+    """Train whole; train again, killed in its midst and started again; compare the adapters."""
+    what = "killed and resumed, training gives the same adapter"
+    paths, first = setting.paths, setting.paths.root / "out/whole"
+    if processes.stages(["train"]):
+        return Proof("train runs through", processes.last_words(), held=False)
+    whole = read_json(paths.reports / "train.json")["adapter_sha256"]
+    paths.adapter.rename(first)
+    shutil.rmtree(paths.checkpoints)  # of the finished run, from which the next one would only publish
+    killed = processes.stages(["train"], kill_at=KILLED_AT)
+    if killed >= 0:
+        return Proof(what, f"the run ended with code {killed} before step {KILLED_AT}", held=False)
+    if processes.stages(["train"]):
+        return Proof(what, processes.last_words(), held=False)
+    resumed = read_json(paths.reports / "train.json")["adapter_sha256"]
+    start = read_json(paths.reports / "train_cost.json")["resumed_from_step"]
+    text = f"killed at step {KILLED_AT}, resumed from {start}: {whole[:12]} and {resumed[:12]}"
+    return Proof(what, text, held=whole == resumed and start == EVENT_STEPS)
+
+
+def prove_adapter(processes: Processes) -> Proof:
+    """Every target module has an adapter in every layer, and each was trained."""
+
+    def judge(seen: dict[str, Any]) -> tuple[str, bool]:
+        found = seen["layers_and_trained"]
+        text = ", ".join(f"{name} {trained}/{layers}" for name, (layers, trained) in found.items())
+        return text, seen["finite"] and all(layers and layers == trained for layers, trained in found.values())
+
+    return _prove(processes, "every target module is hit and trained", proofs.check_adapter, judge)
+
+
+def prove_plain_peft(processes: Processes) -> Proof:
+    """The adapter loads without this package."""
+
+    def judge(seen: dict[str, Any]) -> tuple[str, bool]:
+        ours, base = seen["difference_to_ours"], seen["difference_to_base"]
+        text = f"logits differ by {ours:.1e} from ours, {base:.1e} from the base"
+        return text, ours < proofs.TOLERANCE and base > 0
+
+    return _prove(processes, "the adapter loads in plain PEFT", proofs.load_in_plain_peft, judge)
+
+
+def report(
+    real: Config,
+    preview: Preview,
+    setting: Setting,
+    held: list[Proof],
+    own_tokenizer: bool,
+    folder: Path,
+    seconds: float,
+) -> None:
+    """Tell what held, what was changed, what only the real machine can show; the same as Markdown in the folder."""
+    unproven = [NOT_HERE[real.environment], "the quality of the real base"]
+    if not own_tokenizer:
+        unproven.append("the base's own tokenizer: lengths and marks are those of the embedded one")
+    if real.train.distributed.devices > 1:
+        unproven.append(f"that {real.train.distributed.devices} devices together take the step that one takes alone")
+    rows = [["held" if proof.held else "failed", proof.what, proof.seen] for proof in held]
+    table(f"rehearsal of {real.recipe} ({seconds:.0f} s)", ["", "proof", "seen"], rows)
+    for line in unproven:
+        say(f"  only the real machine can show: {line}")
+    ahead = [finding for finding in preview.findings if finding.severity != "note"]
+    for finding in ahead:
+        say(f"  before the real run: {finding.severity}: {told(finding)}")
+    path = folder / "report.md"
+    write_lines(path, [to_markdown(real, held, setting.changes, unproven, ahead)])
+    say(f"report {path}")
+
+
+def to_markdown(real: Config, held: list[Proof], changes: list[str], unproven: list[str], ahead: list[Any]) -> str:
+    """The report of a rehearsal."""
+    lines = [f"# Rehearsal of {real.recipe}", "", "## What held", "", "| | proof | seen |", "|---|---|---|"]
+    for proof in held:
+        seen = proof.seen.replace("|", "\\|").replace("\n", " ⏎ ")
+        lines.append(f"| {'held' if proof.held else '**failed**'} | {proof.what} | {seen} |")
+    lines += ["", "## What was changed for it", "", *(f"- {change}" for change in changes)]
+    lines += ["", "## What only the real machine can show", "", *(f"- {line}" for line in unproven)]
+    if ahead:
+        lines += ["", "## Before the real run", "", *(f"- {finding.severity}: {told(finding)}" for finding in ahead)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,134 @@
+"""What the rehearsal proves with its own hands: each function gives the numbers that it saw."""
+
+import math
+from typing import Any
+
+from finetune.config.params import Config
+from finetune.config.train import TrainConfig
+from finetune.files.manifests import read_manifest
+from finetune.files.strict_json import read_json
+from finetune.model.adapter import WEIGHTS, load_adapter
+from finetune.model.base import load_base
+from finetune.model.tokens import IGNORED, load_tokenizer, runs, tokenize
+from finetune.paths import Paths
+from finetune.plan.schedule import Schedule
+from finetune.records.io import read_examples
+
+ROUNDING = 1e-5  # of sums in float32, relative to their terms
+TOLERANCE = 1e-4  # of logits in float32; a packed neighbour that is seen moves them by tenths
+
+
+def replay_schedule(train: TrainConfig, schedule: Schedule) -> dict[str, Any]:
+    """The real run's steps, one by one, through transformers' own scheduler and its own decisions, without a model."""
+    import tempfile
+
+    import torch
+    from transformers import TrainerControl, TrainerState, TrainingArguments, get_scheduler
+    from transformers.trainer_callback import DefaultFlowCallback
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=train.learning_rate)
+    scheduler = get_scheduler(train.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {"logging_steps": train.logging_steps, "eval_steps": train.eval_steps, "save_steps": train.save_steps}
+        arguments = TrainingArguments(folder, eval_strategy="steps", save_strategy="steps", use_cpu=True, **steps)
+    state, control, flow = TrainerState(max_steps=schedule.steps), TrainerControl(), DefaultFlowCallback()
+    state.compute_steps(arguments, schedule.steps)
+    seen = {"logs": 0, "evaluations": 0, "saves": 0}
+    peak = 0.0
+    for step in range(1, schedule.steps + 1):
+        peak = max(peak, scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+        state.global_step = step
+        control = flow.on_step_end(arguments, state, control)
+        for name, happens in zip(seen, (control.should_log, control.should_evaluate, control.should_save), strict=True):
+            seen[name] += bool(happens)
+        control._new_step()
+    return {"steps": schedule.steps, "peak_learning_rate": peak, **seen}
+
+
+def decode_mask(config: Config, paths: Paths) -> dict[str, Any]:
+    """One training example as the model sees it: its text, and in brackets what is trained on."""
+    tokenizer = load_tokenizer(config.model)
+    counts = read_json(paths.reports / "validation.json")["tokens"]["train"]
+    example = read_examples(paths.prepared / "train.jsonl")[0]
+    whole = tokenize(tokenizer, example.messages, example.tools)
+    shown, at = [], 0
+    for begin, end in runs([label != IGNORED for label in whole.labels]):
+        shown += [
+            tokenizer.decode(whole.input_ids[at:begin]),
+            "【" + tokenizer.decode(whole.input_ids[begin:end]) + "】",
+        ]
+        at = end
+    text = "".join([*shown, tokenizer.decode(whole.input_ids[at:])])
+    return {"examples": counts["examples"], "supervised_tokens": counts["supervised_tokens"], "shown": text}
+
+
+def check_packing(config: Config, paths: Paths) -> dict[str, Any]:
+    """The largest difference that a packed neighbour makes to an example's logits, in float32."""
+    import torch
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    tokenizer = load_tokenizer(config.model)
+    plain = config.model.model_copy(update={"dtype": "float32", "quantization": "none"})
+    device = "cuda" if config.environment == "cuda" else "cpu"
+    model = load_base(plain, device).eval()
+    examples = read_examples(paths.prepared / "train.jsonl")
+    first, second = (tokenize(tokenizer, example.messages, example.tools).input_ids for example in examples[:2])
+    collator = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id, padding_free=True)
+    row = {"input_ids": first + second, "labels": first + second, "seq_lengths": [len(first), len(second)]}
+    batch = {name: value for name, value in collator([row]).items() if name in ("input_ids", "position_ids")}
+    with torch.inference_mode():
+        packed = model(**{name: value.to(device) for name, value in batch.items()}, use_cache=False).logits[0]
+        alone = model(input_ids=torch.tensor([second], device=device), use_cache=False).logits[0]
+    return {"largest_difference": float((packed[len(first) :] - alone).abs().max()), "tolerance": TOLERANCE}
+
+
+def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
+    """Of each target module: how many layers have it, and in how many it was trained (its two matrices' product)."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(paths.adapter / WEIGHTS)
+    found: dict[str, list[int]] = {}
+    for name in config.adapter.target_modules:
+        firsts = [key for key in weights if f".{name.rsplit('.', 1)[-1]}.lora_A" in key]
+        pairs = [(weights[key].float(), weights[key.replace("lora_A", "lora_B")].float()) for key in firsts]
+        found[name] = [len(pairs), sum(adds_something(first, second) for first, second in pairs)]
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+    return {"layers_and_trained": found, "tensors": len(weights), "finite": finite}
+
+
+def adds_something(first: Any, second: Any) -> bool:
+    """Whether B A is more than the rounding of its terms: some starts have no matrix at 0, but their product is."""
+    return bool((second @ first).norm() > ROUNDING * second.norm() * first.norm())
+
+
+def load_in_plain_peft(config: Config, paths: Paths) -> dict[str, Any]:
+    """The published adapter through PEFT alone, beside our own loading: do they answer alike, and unlike the base?"""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    manifest = read_manifest(paths.adapter)
+    plain = config.model.model_copy(update={"dtype": "float32", "quantization": "none"})
+    base = AutoModelForCausalLM.from_pretrained(config.model.base, dtype=torch.float32, use_safetensors=True)
+    peft = PeftModel.from_pretrained(base, str(paths.adapter)).eval()
+    ours = load_adapter(load_base(plain, "cpu"), paths.adapter)
+    tokenizer = load_tokenizer(config.model, paths.adapter)
+    example = read_examples(paths.prepared / "test.jsonl")[0]
+    ids = torch.tensor([tokenize(tokenizer, example.messages, example.tools).input_ids])
+    with torch.inference_mode():
+        theirs, mine = peft(input_ids=ids).logits, ours(input_ids=ids).logits
+        with peft.disable_adapter():
+            without = peft(input_ids=ids).logits
+    return {
+        "difference_to_ours": float((theirs - mine).abs().max()),
+        "difference_to_base": float((theirs - without).abs().max()),
+        "adapter_sha256": manifest["adapter_sha256"],
+    }
+
+
+def same_rate(found: float, asked: float) -> bool:
+    """Whether a learning rate was reached, up to rounding."""
+    return math.isclose(found, asked, rel_tol=1e-6)

@@ -1,0 +1,203 @@
+"""The rehearsal's own folder: the recipe with a small base, a sample of its rows, and a run of some steps.
+
+What is changed is listed, and everything else is the recipe's own.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from finetune.config.params import Config, parse_config
+from finetune.config.train import TrainConfig
+from finetune.config.types import SPLITS, Split
+from finetune.errors import DataError
+from finetune.files.atomic import write_json, write_lines
+from finetune.files.hashing import sha256_file
+from finetune.hardware.devices import why_unavailable
+from finetune.model.tokens import tokenize
+from finetune.paths import Paths
+from finetune.records.examples import Example
+from finetune.records.io import read_examples, to_json_lines
+from finetune.validate.codes import CODES
+
+MICRO, ACCUMULATION, EPOCHS = 4, 2, 2
+EXACT_MATCH = {"exact_match": {"scorer": "exact_match", "of": None}}
+ON_LOSS = [{"rule": "better_than_baseline", "metric": "loss", "group": "all"}]
+STEPS_AN_EPOCH, EVENT_STEPS = 4, 3
+KILLED_AT = 5  # after the checkpoint of step 3, within the second epoch
+CANDIDATES = 400  # rows of a split that are looked at for the sample
+HELD_OUT: dict[Split, int] = {"validation": 12, "test": 24}
+SHORT = 512  # tokens; longer rows only where there are no shorter ones
+# A sample has other shares than the whole: these findings would be about the sample.
+OF_THE_SAMPLE = (
+    "split-",
+    "test-",
+    "agent",
+    "label",
+    "answers-",
+    "language-",
+    "length-shift",
+    "system-prompt",
+    "padding-",
+    "group-",
+)
+
+
+@dataclass
+class Setting:
+    """A rehearsal that is ready to run: its config, where it lies, what was changed, and what it stands in for."""
+
+    config: Config
+    paths: Paths
+    changes: list[str] = field(default_factory=list)
+
+
+def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, Any], list[str]]:
+    """The recipe's params with what must be smaller made smaller; and the list of what was changed, for the report."""
+    content: dict[str, Any] = json.loads(real.model_dump_json())
+    changes: list[str] = []
+
+    def change(section: str, key: str, value: Any, why: str) -> None:
+        if content[section][key] != value:
+            changes.append(f"{section}.{key}: {content[section][key]} -> {value} ({why})")
+            content[section][key] = value
+
+    here = real.environment if why_unavailable(real.environment) is None else "cpu"
+    if here != real.environment:
+        changes.append(f"environment: {real.environment} -> {here} (this machine has no such device)")
+    content |= {"environment": here, "machine": "this", "runtime": "native"}
+    content["data"]["directory"] = "data/raw"
+    content["model"] |= {"base": "base", "revision": None, "chat_template": None, "pad_token": None}
+    device_changes(real, here, change)
+    training_changes(real.train, rows, longest, change)
+    smaller = {"latency": {"prompts": 20, "warmup": 1}, "memory": {"processes": 3, "batch_size": 4}}
+    content["evaluate"] |= smaller | {"max_new_tokens": min(real.evaluate.max_new_tokens, 8), "batch_size": 24}
+    evaluation_changes(content, change)
+    accepted = [code for code in CODES if code.startswith(OF_THE_SAMPLE) and not CODES[code].binding]
+    content["findings"]["accept"] = dict.fromkeys(accepted, "of the rehearsal's sample")
+    return content, changes
+
+
+def training_changes(train: TrainConfig, rows: int, longest: int, change: Any) -> None:
+    """A run of a few steps on one device, with every event that a run has."""
+    micro = min(train.per_device_train_batch_size, MICRO)
+    accumulation = min(train.gradient_accumulation_steps, ACCUMULATION)
+    size = "a few steps only"
+    change("train", "per_device_train_batch_size", micro, size)
+    change("train", "per_device_eval_batch_size", min(train.per_device_eval_batch_size, 8), size)
+    change("train", "gradient_accumulation_steps", accumulation, size)
+    change("train", "effective_batch_size", micro * accumulation, size)
+    single = {"nodes": 1, "devices": 1, "strategy": "none", "offload_optimizer": "none", "offload_param": "none"}
+    change("train", "distributed", single, "one device")
+    change("train", "max_length", longest, f"the longest of the {rows} rows taken")
+    change("train", "num_train_epochs", EPOCHS, size)
+    change("train", "warmup_steps", 2 if train.warmup_steps else 0, size)
+    change("train", "logging_steps", 1, size)
+    change("train", "eval_steps", EVENT_STEPS, size)
+    change("train", "save_steps", EVENT_STEPS, size)
+    change("train", "early_stopping_patience", None, "a few steps tell nothing")
+    change("train", "report_to", [], "a rehearsal contacts nobody")
+
+
+def evaluation_changes(content: dict[str, Any], change: Any) -> None:
+    """Sides and scorers that are on this machine: a rehearsal contacts nobody and fetches nothing."""
+    asked = content["evaluate"]
+    if asked["baseline"]["form"] != "base":
+        change("evaluate", "baseline", {"form": "base"}, "the sample was answered by nobody before")
+    if asked["candidate"]["form"] == "server":
+        change("evaluate", "candidate", {"form": "adapter"}, "a rehearsal contacts nobody")
+    change("evaluate", "forgetting", None, "the small base knows nothing that it could forget")
+    kept = {name: scorer for name, scorer in asked["scorers"].items() if scorer["scorer"] != "judge"}
+    judged = set(asked["scorers"]) - set(kept)
+    if judged:
+        change("evaluate", "scorers", kept or EXACT_MATCH, "a rehearsal contacts nobody")
+        criteria = [item for item in content["decide"]["criteria"] if item.get("metric") not in judged]
+        change("decide", "criteria", criteria or ON_LOSS, "on what is scored here")
+
+
+def device_changes(real: Config, here: str, change: Any) -> None:
+    """What only the recipe's own device can do."""
+    if here == "cuda":
+        return
+    why = f"has no kernels on {here}"
+    if real.model.attention == "flash_attention_2":
+        change("model", "attention", "sdpa", why)
+    if "8bit" in real.train.optim:
+        change("train", "optim", "adamw_torch", why)
+    if real.train.fp16:
+        change("train", "fp16", False, why)
+    if real.train.tf32:
+        change("train", "tf32", False, why)
+    if real.train.use_liger_kernel:
+        change("train", "use_liger_kernel", False, why)
+    if real.model.dtype == "float16" and here == "cpu":
+        change("model", "dtype", "float32", why)
+
+
+def choose_rows(tokenizer: Any, examples: Sequence[Example], count: int, limit: int) -> tuple[list[Example], int]:
+    """So many examples of every agent in turn, the short ones where there are enough; and the tokens of the longest.
+
+    None is longer than `limit` (the recipe's max_length) unless all are. DataError where there is none at all.
+    """
+    if not examples:
+        raise DataError("data/prepared: a split is empty, so there is nothing to rehearse with")
+    ordered = sorted(examples, key=lambda example: hashlib.sha256(example.id.encode()).digest())[:CANDIDATES]
+    tokens = {example.id: len(tokenize(tokenizer, example.messages, example.tools).input_ids) for example in ordered}
+    short = [example for example in ordered if tokens[example.id] <= min(SHORT, limit)]
+    if len(short) < min(count, len(ordered)):
+        short = sorted(ordered, key=lambda example: tokens[example.id])[: max(count, len(short))]
+    agents: dict[str, list[Example]] = {}
+    for example in short:
+        agents.setdefault(example.agent, []).append(example)
+    in_turn = [example for turn in zip_longest(*agents.values()) for example in turn if example is not None]
+    chosen = in_turn[:count]
+    return chosen, max(tokens[example.id] for example in chosen)
+
+
+def rows_needed(real: Config) -> int:
+    """Training examples for a few steps an epoch; packed ones share a row, so more of them."""
+    accumulated = min(real.train.gradient_accumulation_steps, ACCUMULATION)
+    rows = STEPS_AN_EPOCH * min(real.train.per_device_train_batch_size, MICRO) * accumulated
+    return rows * 4 if real.train.packing else rows
+
+
+def write_sample(paths: Paths, tokenizer: Any, real: Config, prepared: Path) -> tuple[int, int]:
+    """The sample of the prepared splits as the rehearsal's own; gives its training rows and the longest's tokens."""
+    sizes = {"train": rows_needed(real)} | HELD_OUT
+    longest, chosen = 0, {}
+    for name in SPLITS:
+        examples = read_examples(prepared / f"{name}.jsonl")
+        chosen[name], tokens = choose_rows(tokenizer, examples, sizes[name], real.train.max_length)
+        longest = max(longest, tokens)
+        write_lines(paths.prepared / f"{name}.jsonl", to_json_lines(chosen[name]))
+    hashes = {name: sha256_file(paths.prepared / f"{name}.jsonl") for name in SPLITS}
+    settings = real.data.model_dump(mode="json", exclude_unset=True)
+    counts = {name: {"examples": len(chosen[name])} for name in SPLITS}
+    labels = known_answers([*chosen["train"], *chosen["test"], *read_examples(prepared / "test.jsonl")])
+    report = {"settings": settings, "sources": {}, "splits": counts, "labels": labels, "prepared_sha256": hashes}
+    write_json(paths.reports / "prepare.json", report)
+    return len(chosen["train"]), max(longest + longest % 8, 16)
+
+
+def known_answers(examples: Sequence[Example]) -> dict[str, list[str]]:
+    """By agent its different answers, so that a classification knows its classes; a sample may hold but one of them."""
+    found: dict[str, set[str]] = {}
+    for example in examples:
+        found.setdefault(example.agent, set()).add(example.completion.strip())
+    return {agent: sorted(answers) for agent, answers in found.items()}
+
+
+def prepare_setting(real: Config, root: Path, folder: Path, tokenizer: Any) -> Setting:
+    """Write the sample and params.yaml into the folder; the small base lies there already."""
+    paths = Paths(folder)
+    rows, longest = write_sample(paths, tokenizer, real, Paths(root).prepared)
+    if (root / "scorers").is_dir():
+        shutil.copytree(root / "scorers", folder / "scorers", dirs_exist_ok=True)
+    content, changes = rehearsal_params(real, rows, longest)
+    write_json(folder / "params.yaml", content)  # JSON is YAML too
+    return Setting(parse_config(content, str(folder / "params.yaml")), paths, changes)

@@ -1,0 +1,135 @@
+"""`python -m finetune bundle`: one archive with everything that a person needs to trust and to use the adapter.
+
+Writes `out/bundle/finetune-<recipe>-<adapter>.tar.gz`, and beside it the signature where a key is named.
+"""
+
+import hashlib
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.sharing import signing
+from finetune.commands.sharing.archive import replacing, write_archive
+from finetune.commands.sharing.check_bundle import inspect
+from finetune.commands.sharing.leaks import places_here, require_none, secrets_here
+from finetune.commands.sharing.materials import bill_of_materials
+from finetune.commands.sharing.members import SBOM, collect, require_sound
+from finetune.config.evaluate import ServerForm
+from finetune.config.loading import read_yaml
+from finetune.config.params import Config, load_config
+from finetune.console import gigabytes, say
+from finetune.errors import ConfigError
+from finetune.files.hashing import sha256_file
+from finetune.files.run_lock import pipeline_lock
+from finetune.paths import Paths
+from finetune.processes.running import require_idle
+
+FORMAT = 1  # of the bundle; another one is another layout
+
+
+def run(root: Path, key: Path | None, output: Path | None) -> None:
+    """Bundle the finished run, and sign it with a key; DataError where no verdict stands on what lies here."""
+    paths, config = Paths(root), load_config(root / "params.yaml")
+    if key is not None:
+        signing.require_key(key)
+    require_idle(paths)
+    with pipeline_lock(paths.work / "pipeline.lock", "bundle"):
+        target, manifest = write_bundle(paths, config, output)
+    if key is not None:
+        say(f"signed: {signing.sign(target, key)}")
+    tell(target, manifest)
+
+
+def write_bundle(paths: Paths, config: Config, output: Path | None) -> tuple[Path, dict[str, Any]]:
+    """Write the archive, whole or not at all, and read it back as a receiver would; gives its path and manifest."""
+    adapter, reports = require_sound(paths, config)
+    sources: dict[str, Path | bytes] = {**collect(paths, config, adapter)}
+    locks = [paths.root / name for name in sources if name.startswith("requirements/")]
+    sources[SBOM] = bill_of_materials(config, adapter, reports, locks)
+    sources = dict(sorted(sources.items()))
+    top = name_of(config.recipe, adapter["adapter_sha256"])
+    target = place_for(paths.root, output, f"{top}.tar.gz")
+    secrets, places = secrets_here(variables_of(config)), places_here(paths.root)
+    for name, source in sources.items():
+        require_none(name, source, secrets, places)
+    manifest = describe(paths.root, config, adapter, reports["decision"])
+    manifest["files"] = {name: entry_of(source) for name, source in sources.items()}
+    with replacing(target) as partial:
+        write_archive(partial, top, manifest, sources)
+        inspect(partial, None, None)
+        signing.signature_of(target).unlink(missing_ok=True)  # of the archive that stood here before
+    return target, manifest
+
+
+def name_of(recipe: str, adapter_sha256: str) -> str:
+    """The archive's name without its ending, which is also the folder inside."""
+    plain = re.sub(r"[^\w.-]+", "-", recipe, flags=re.ASCII).strip("-.")[:60] or "recipe"
+    return f"finetune-{plain}-{adapter_sha256[:12]}"
+
+
+def place_for(root: Path, output: Path | None, name: str) -> Path:
+    """Where to write; ConfigError for a place inside an output of DVC, which would not be the published one then."""
+    target = root / "out/bundle" / name if output is None else output / name if output.is_dir() else output
+    outs = [out for stage in read_yaml(root / "dvc.yaml")["stages"].values() for out in stage.get("outs", [])]
+    for out in outs:
+        if (root / out).resolve() in (target.resolve(), *target.resolve().parents):
+            raise ConfigError(f"--output {target}: lies in {out}, which is an output of DVC; choose another place")
+    return target
+
+
+def variables_of(config: Config) -> list[str]:
+    """The environment variables that params name as holders of keys."""
+    sides = (config.evaluate.baseline, config.evaluate.candidate)
+    named = [side.api_key_variable for side in sides if isinstance(side, ServerForm)]
+    named += [getattr(scorer, "api_key_variable", None) for scorer in config.evaluate.scorers.values()]
+    return [name for name in named if name]
+
+
+def describe(root: Path, config: Config, adapter: dict[str, Any], decision: dict[str, Any]) -> dict[str, Any]:
+    """The manifest's head: what this is, and what was decided on it."""
+    revision, clean = git_state(root)
+    return {
+        "format": FORMAT,
+        "recipe": config.recipe,
+        "verdict": decision["verdict"],
+        "sentence": decision["sentence"],
+        "adapter_sha256": adapter["adapter_sha256"],
+        "test_sha256": decision["test_sha256"],
+        "fingerprint": adapter["fingerprint"],
+        "tier": adapter["tier"],
+        "base": adapter["base"],
+        "revision": revision,
+        "committed": clean,
+    }
+
+
+def git_state(root: Path) -> tuple[str | None, bool]:
+    """(the commit, whether the tracked files are as committed); (None, False) outside of git."""
+    asked = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    try:
+        head, status = (
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True) for words in asked
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None, False
+    return head.stdout.strip(), not status.stdout.strip()
+
+
+def entry_of(source: Path | bytes) -> dict[str, Any]:
+    """Size and SHA-256 of a member."""
+    if isinstance(source, bytes):
+        return {"bytes": len(source), "sha256": hashlib.sha256(source).hexdigest()}
+    return {"bytes": source.stat().st_size, "sha256": sha256_file(source)}
+
+
+def tell(target: Path, manifest: dict[str, Any]) -> None:
+    """What was written, and loudly what the verdict is where it is no deploy."""
+    size = target.stat().st_size
+    say(f"{target}: {len(manifest['files'])} files, {gigabytes(size) if size > 1e8 else f'{size / 1e6:.1f} MB'}")
+    say(f"  verdict {manifest['verdict']}: {manifest['sentence']}")
+    if manifest["verdict"] != "deploy":
+        say(f"warning: the verdict is {manifest['verdict'].upper()}, NOT DEPLOY; as the bundle says too")
+    if not manifest["committed"]:
+        say("warning: tracked files differ from the commit, or there is none: nobody can go back to what made this")
+    say(f"  to check it anywhere: make check-bundle BUNDLE={target}")

@@ -1,0 +1,108 @@
+"""`python -m finetune check-bundle PATH`: whether a bundle is whole, consistent and signed, before anybody uses it.
+
+Needs no repository and no torch. Nothing of the archive is believed before it was held against the manifest, and
+with `--signers` nothing is even unpacked before the signature was.
+"""
+
+import errno
+import json
+import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.sharing import signing
+from finetune.commands.sharing.archive import OF_NAMES, unpack
+from finetune.commands.sharing.members import SBOM, require_one_adapter
+from finetune.console import say, short
+from finetune.errors import ConfigError, DataError
+from finetune.files.manifests import MANIFEST
+from finetune.files.strict_json import read_json
+from finetune.pipeline.outputs import require_recorded
+
+FORMATS = (1,)
+FINDINGS_SHOWN = 3
+
+
+def run(path: Path, signers: Path | None, identity: str | None = None) -> None:
+    """Check a bundle and say what it is; DataError for anything that is not as it should be."""
+    manifest, signer, checked = inspect(path, signers, identity)
+    say(f"{path}: whole; {len(manifest['files'])} files, all of one run")
+    say(f"  adapter {manifest['adapter_sha256']}, recipe {short(manifest['recipe'])}")
+    if signer is not None:
+        say(f"  signed by {signer}")
+    elif signing.signature_of(path).exists():
+        say("  it has a signature, which was not checked; name whom you trust: --signers FILE (make: SIGNERS=FILE)")
+    else:
+        say("  not signed: it is whole, and who made it is not proven")
+    if not checked:
+        say("  the bill of materials was checked by its parts, not by its schema (jsonschema is not installed)")
+    loud = "" if manifest["verdict"] == "deploy" else "warning: NOT DEPLOY: "
+    say(f"  {loud}verdict {short(manifest['verdict'])}: {short(manifest['sentence'], 400)}")
+
+
+def inspect(path: Path, signers: Path | None, identity: str | None) -> tuple[dict[str, Any], str | None, bool]:
+    """(the manifest, who signed it, whether the schema was checked), once everything was checked."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such bundle; make bundle writes one to out/bundle")
+    with path.open("rb") as archive, tempfile.TemporaryDirectory(prefix="finetune-bundle-") as place:
+        signer = signing.verify(archive, path, signers, identity) if signers else None
+        archive.seek(0)
+        folder = Path(place)
+        manifest = unpack(archive, str(path), folder)
+        if manifest.get("format") not in FORMATS:
+            raise ConfigError(f"{path}: is of a format that this version does not know; check it with a newer one")
+        try:
+            checked = check_contents(folder, manifest)
+        except (ConfigError, DataError) as error:
+            raise DataError(f"{path}: {str(error).replace(f'{folder}/', '')}") from None
+    return manifest, signer, checked
+
+
+def check_contents(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """DataError unless all members speak of one run; gives whether the bill of materials met its schema."""
+    missing = [name for name in ("dvc.lock", "params.yaml", "out/model_card.md", SBOM) if name not in manifest["files"]]
+    if missing:
+        raise DataError(f"{missing[0]}: is missing; do not use the bundle")
+    told = [key for key in ("recipe", "verdict", "sentence") if not isinstance(manifest.get(key), str)]
+    if told:
+        raise DataError(f"{MANIFEST}: has no {told[0]} in words; do not use the bundle")
+    try:
+        require_one_adapter(folder, dict(manifest))
+        require_recorded(folder, {name: folder / name for name in manifest["files"]})
+        return check_materials(folder / SBOM, manifest)
+    except RecursionError:
+        raise DataError("a file in it is nested too deeply; do not use the bundle") from None
+    except OSError as error:
+        if error.errno not in {*OF_NAMES, errno.ENOENT}:
+            raise
+        raise DataError(f"its files are not those of a run ({error.strerror}); do not use the bundle") from None
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise DataError(f"its files are not those of a run ({type(error).__name__}); do not use the bundle") from None
+
+
+def check_materials(path: Path, manifest: Mapping[str, Any]) -> bool:
+    """DataError unless the bill of materials is CycloneDX and of this adapter; gives whether the schema was asked."""
+    content = read_json(path)
+    subject = content.get("metadata", {}).get("component", {})
+    if content.get("bomFormat") != "CycloneDX" or subject.get("version") != manifest["adapter_sha256"]:
+        raise DataError(f"{SBOM}: is no bill of materials of this adapter; do not use the bundle")
+    kinds = {component.get("type") for component in content.get("components", [])}
+    if not {"library", "machine-learning-model", "data"} <= kinds:
+        raise DataError(f"{SBOM}: lacks packages, base model or data; do not use the bundle")
+    if not find_spec("jsonschema") or not find_spec("cyclonedx"):
+        return False
+    findings = schema_findings(json.dumps(content))
+    if findings:
+        raise DataError(f"{SBOM}: is not CycloneDX: {'; '.join(findings)}; do not use the bundle")
+    return True
+
+
+def schema_findings(text: str) -> list[str]:
+    """Where a bill of materials breaks its schema, the first few."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    found = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text, all_errors=True)
+    return [short(str(error).split("\n", 1)[0], 200) for error in list(found or [])[:FINDINGS_SHOWN]]

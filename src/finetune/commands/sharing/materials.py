@@ -1,0 +1,221 @@
+"""The software bill of materials: what the adapter was made of, as CycloneDX 1.6, the same text for the same run.
+
+Packages come from the environment's lock, for the Python and the system that the run had; base model, sources and
+their hashes from the reports. Licences of packages are those that installed packages of the same version state.
+"""
+
+import json
+import platform
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from finetune.config.params import Config
+from finetune.console import say
+from finetune.errors import DataError
+
+PLATFORMS = {"Linux": "linux", "Darwin": "darwin"}
+LONGEST_LICENSE = 80  # characters: longer ones are the licence's text, not its name
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package of the lock, with the SHA-256 of each of its files."""
+
+    name: str
+    version: str
+    hashes: tuple[str, ...]
+
+
+def bill_of_materials(config: Config, adapter: dict[str, Any], reports: dict[str, Any], locks: Sequence[Path]) -> bytes:
+    """The bill of materials as JSON; DataError where a lock can't be read."""
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.model.component import ComponentType
+    from cyclonedx.output import make_outputter
+    from cyclonedx.schema import OutputFormat, SchemaVersion
+
+    sha256 = adapter["adapter_sha256"]
+    licenses = licenses_of([config.decide.license] if config.decide.license else [])
+    kind = ComponentType.MACHINE_LEARNING_MODEL
+    subject = component(kind, f"finetune-{config.recipe}", sha256, f"adapter:{sha256}", licenses=licenses)
+    base = base_component(adapter["base"])
+    data = [source_component(name, source) for name, source in reports["prepare"]["sources"].items()]
+    packages = [
+        package_component(item) for item in as_used(read_packages(locks, run_markers(adapter, reports)), adapter)
+    ]
+    bom = Bom(components=[base, *data, *packages])
+    bom.metadata.component = subject
+    bom.register_dependency(subject, [base, *data, *packages])
+    content = json.loads(make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string())
+    # The library's time is that of now and its serial number is random; the same run must give the same text.
+    content["metadata"].pop("timestamp", None)
+    content.pop("serialNumber", None)
+    content["serialNumber"] = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(content, sort_keys=True))}"
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+# --------------------------------------------------------------------------------------------------------- components
+
+
+def component(kind: Any, name: str, version: str | None, ref: str, **others: Any) -> Any:
+    """A component with a name of its own in the document, which the library would draw at random."""
+    from cyclonedx.model.component import Component
+
+    return Component(type=kind, name=name, version=version, bom_ref=ref, **others)
+
+
+def base_component(base: dict[str, str]) -> Any:
+    """The base model: of a local folder, pinned by its hash, the name alone, never where it lies."""
+    from cyclonedx.model.component import ComponentType
+    from packageurl import PackageURL
+
+    name, revision = base["name"], base["revision"]
+    local = revision.startswith("sha256:")
+    plain = Path(name).name if local else name
+    namespace, _, last = plain.rpartition("/")
+    return component(
+        ComponentType.MACHINE_LEARNING_MODEL,
+        plain,
+        revision,
+        f"base:{plain}",
+        hashes=[sha256_hash(revision.removeprefix("sha256:"))] if local else [],
+        purl=None if local else PackageURL("huggingface", namespace or None, last, revision),
+    )
+
+
+def source_component(name: str, source: dict[str, Any]) -> Any:
+    """One source of the mixture: the file's hash, or the revision on the Hub."""
+    from cyclonedx.model.component import ComponentType
+
+    hashes = [sha256_hash(source["sha256"])] if re.fullmatch(r"[0-9a-f]{64}", str(source.get("sha256"))) else []
+    told = f"{source.get('kept')} of {source.get('read')} rows kept"
+    return component(ComponentType.DATA, name, source.get("revision"), f"data:{name}", hashes=hashes, description=told)
+
+
+def package_component(package: Package) -> Any:
+    """A package; its files' hashes stand at its distribution, for no single one is the component's.
+
+    The package URL is the distribution's address too: it holds for every index and mirror that the files come from.
+    """
+    from cyclonedx.model import ExternalReference, ExternalReferenceType, XsUri
+    from cyclonedx.model.component import ComponentType
+    from packageurl import PackageURL
+
+    purl = PackageURL("pypi", None, package.name, package.version)
+    files = ExternalReference(
+        type=ExternalReferenceType.DISTRIBUTION,
+        url=XsUri(purl.to_string()),
+        comment="the SHA-256 of every file of this version that the lock allows",
+        hashes=[sha256_hash(value) for value in package.hashes],
+    )
+    return component(
+        ComponentType.LIBRARY,
+        package.name,
+        package.version,
+        purl.to_string(),
+        purl=purl,
+        licenses=licenses_of(stated_licenses(package)),
+        external_references=[files] if package.hashes else [],
+    )
+
+
+def sha256_hash(value: str) -> Any:
+    """A SHA-256 as CycloneDX has it."""
+    from cyclonedx.model import HashAlgorithm, HashType
+
+    return HashType(alg=HashAlgorithm.SHA_256, content=value)
+
+
+def licenses_of(names: Sequence[str]) -> list[Any]:
+    """Licences as CycloneDX has them: an SPDX identifier or expression where it is one, else a name."""
+    from cyclonedx.contrib.license.factories import LicenseFactory
+    from cyclonedx.model.license import LicenseExpression
+
+    found = [LicenseFactory().make_from_string(name) for name in names]
+    if len(found) > 1:  # an expression stands alone
+        found = [item for item in found if not isinstance(item, LicenseExpression)]
+    return found
+
+
+def stated_licenses(package: Package) -> list[str]:
+    """What the installed package of this very version says of its licence; nothing where it isn't installed."""
+    try:
+        found = metadata.metadata(package.name)
+    except metadata.PackageNotFoundError:
+        return []
+    if found["Version"] != package.version:
+        return []
+    if expressions := found.get_all("License-Expression"):
+        return [expressions[0]]
+    named = [text.rpartition(" :: ")[2] for text in found.get_all("Classifier") or [] if text.startswith("License :: ")]
+    named = [name for name in named if name != "OSI Approved"]
+    plain = [text.strip() for text in found.get_all("License") or [] if 0 < len(text.strip()) <= LONGEST_LICENSE]
+    return sorted(set(named)) or [text for text in plain[:1] if "\n" not in text and text != "UNKNOWN"]
+
+
+# ------------------------------------------------------------------------------------------------------------ packages
+
+
+def read_packages(locks: Sequence[Path], markers: dict[str, str]) -> list[Package]:
+    """The packages that pip installs from these locks on a machine with these markers, in the order of their names."""
+    found: dict[str, Package] = {}
+    for lock in locks:
+        for text, hashes in requirements_in(lock):
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate(markers):
+                version = str(requirement.specifier).removeprefix("==")
+                name = canonicalize_name(requirement.name)
+                found[name] = Package(name, version, tuple(sorted(hashes)))
+    return [found[name] for name in sorted(found)]
+
+
+def requirements_in(lock: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each requirement of a hashed lock (`name==1.0 ; marker \\` and lines of `--hash=sha256:...`) and its hashes."""
+    text = lock.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in text.splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        requirement, *hashes = line.split("--hash=sha256:")
+        if "==" not in requirement or not hashes:
+            raise DataError(f"{lock}: {line[:60].strip()!r} pins no version by its hashes; make lock writes it again")
+        yield requirement.strip(), [value.strip() for value in hashes]
+
+
+def run_markers(adapter: dict[str, Any], reports: dict[str, Any]) -> dict[str, str]:
+    """What a lock's markers ask for, of the machine that trained, which need not be this one."""
+    version = str(adapter["versions"]["python"])
+    system, _, processor = str(reports["train_cost"]["machine"]["system"]).partition(" ")
+    asked = {key: str(value) for key, value in default_environment().items()}
+    return asked | {
+        "python_full_version": version,
+        "python_version": ".".join(version.split(".")[:2]),
+        "platform_system": system,
+        "sys_platform": PLATFORMS.get(system, system.lower()),
+        "platform_machine": processor or platform.machine(),
+        "os_name": "posix",
+        "platform_python_implementation": "CPython",
+        "implementation_name": "cpython",
+        "implementation_version": version,
+        "platform_release": "",
+        "platform_version": "",
+    }
+
+
+def as_used(packages: list[Package], adapter: dict[str, Any]) -> list[Package]:
+    """The packages in the versions that the run reports; one that is not the lock's loses the lock's hashes, loudly."""
+    used = {str(canonicalize_name(name)): str(version) for name, version in adapter["versions"].items()}
+    found = []
+    for package in packages:
+        version = used.get(package.name, package.version)
+        if version != package.version:
+            say(f"warning: the run used {package.name} {version}, its lock has {package.version}; no hash proves it")
+        found.append(package if version == package.version else Package(package.name, version, ()))
+    return found

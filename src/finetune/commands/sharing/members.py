@@ -1,0 +1,96 @@
+"""What a bundle holds: the adapter, what was found out about it, and what it was made of; all of one finished run.
+
+Reads out/adapter, the outputs that dvc.lock names under reports/, the card, the params and the locks.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.sharing.names import require_harmless
+from finetune.config.model import Environment
+from finetune.config.params import Config
+from finetune.containers.images import lock_files
+from finetune.decide.evidence import check_hashes, require_current
+from finetune.errors import DataError
+from finetune.files.hashing import files_in, sha256_tensors
+from finetune.files.manifests import MANIFEST, read_manifest
+from finetune.files.strict_json import read_json
+from finetune.paths import Paths
+from finetune.pipeline.outputs import outs_of, read_lock, require_recorded
+
+WEIGHTS = "adapter_model.safetensors"
+
+EVIDENCE = ("prepare", "validation", "train", "train_cost", "evaluation", "cost", "decision")  # reports as JSON
+
+PLAIN = ("params.yaml", "dvc.yaml", "dvc.lock", "data/looks.json", "data/seeds.json")
+
+SBOM = "sbom.cdx.json"
+
+
+def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, Path]:
+    """The files of the bundle by the names that they have in it, which are those in the repository.
+
+    Raises DataError where one is missing, or is not the output of the last `dvc repro`.
+    """
+    outs = outs_of(read_lock(paths.root))
+    shared = [out for out in outs if out.startswith("reports/") or out == "out/model_card.md"]
+    validated = f"data/validated/{MANIFEST}"
+    names = [*shared, *PLAIN, *locks_of(config.environment, adapter), validated]
+    found = {name: paths.root / name for name in names}
+    found |= {f"out/adapter/{path.relative_to(paths.adapter).as_posix()}": path for path in files_in(paths.adapter)}
+    missing = [name for name, path in found.items() if not path.is_file()]
+    if missing:
+        raise DataError(f"{missing[0]}: is missing; bundle needs a finished run (make repro)")
+    require_recorded(paths.root, found)
+    return dict(sorted(found.items()))
+
+
+def locks_of(environment: Environment, adapter: dict[str, Any]) -> list[str]:
+    """The locks of the environment that the adapter was made in: requirements/setup.sh chooses the same."""
+    if environment == "cpu" and not str(adapter["versions"].get("torch", "")).endswith("+cpu"):
+        environment = "cuda"  # PyTorch's default build on a CPU
+    return [path.as_posix() for path in lock_files(environment, Path())]
+
+
+def require_sound(paths: Paths, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the adapter's manifest, the reports by name); DataError unless a verdict stands on what lies here."""
+    reports = {name: read_json(paths.reports / f"{name}.json") for name in EVIDENCE}
+    require_current(reports["decision"], paths, config)
+    check_hashes(paths, reports)
+    return require_adapter(paths.adapter), reports
+
+
+def require_adapter(folder: Path) -> dict[str, Any]:
+    """The manifest of a published adapter; DataError unless files, tensors and manifest are the published ones."""
+    manifest = read_manifest(folder)
+    extra = {path.relative_to(folder).as_posix() for path in files_in(folder)} - {MANIFEST, *manifest["files"]}
+    if extra:
+        raise DataError(f"{folder / min(extra)}: was not published with the adapter; move it elsewhere, then try again")
+    if sha256_tensors(folder / WEIGHTS) != manifest.get("adapter_sha256"):
+        raise DataError(f"{folder / WEIGHTS}: holds other tensors than its {MANIFEST} says; run train again")
+    return manifest
+
+
+def require_one_adapter(folder: Path, claimed: dict[str, Any]) -> dict[str, Any]:
+    """The decision in an unpacked bundle; DataError unless all of it speaks of one adapter."""
+    listed = read_json(folder / "out/adapter" / MANIFEST).get("files")
+    for name, expected in (listed if isinstance(listed, dict) else {}).items():
+        require_harmless(name, expected, "out/adapter")  # else a file of the reader's own would be hashed
+    adapter = require_adapter(folder / "out/adapter")
+    reports = {name: read_json(folder / f"reports/{name}.json") for name in EVIDENCE}
+    sha256 = adapter["adapter_sha256"]
+    for name in ("train", "evaluation", "cost", "decision"):
+        if reports[name].get("adapter_sha256") != sha256:
+            raise DataError(f"reports/{name}.json: speaks of another adapter than out/adapter; do not use the bundle")
+    for name in ("out/model_card.md", "reports/summary.md", "reports/report.html"):
+        if sha256 not in (folder / name).read_text(encoding="utf-8"):
+            raise DataError(f"{name}: does not name the adapter in out/adapter; do not use the bundle")
+    test = reports["prepare"].get("prepared_sha256", {}).get("test")
+    if not test == reports["evaluation"].get("test_sha256") == reports["decision"].get("test_sha256"):
+        raise DataError(
+            "reports/decision.json: was reached on another test set than was prepared; do not use the bundle"
+        )
+    for name, value in (("verdict", reports["decision"].get("verdict")), ("adapter_sha256", sha256)):
+        if claimed.get(name) != value:
+            raise DataError(f"{MANIFEST}: its {name} is not the one in the bundle; do not use it")
+    return reports["decision"]

@@ -1,0 +1,288 @@
+"""`make push` and `make pull`: a finished run from one machine to another, over any remote of DVC, checked on both.
+
+git carries the code, the params and dvc.lock; the remote carries what dvc.lock names. DVC's run cache stays here: it
+lists earlier runs of each stage without their outputs, which a push does not send, and HTTP remotes refuse it. What
+dvc.lock names is enough for `dvc repro` to find nothing to do there.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.sharing.redact import redacted, secrets_of
+from finetune.commands.sharing.stored import (
+    Stored,
+    complete,
+    damaged,
+    listed,
+    missing,
+    require_in_place,
+    require_manifests,
+    stored_files,
+)
+from finetune.console import gigabytes, say, short
+from finetune.errors import ConfigError, DataError, InterruptedRunError, MachineError
+from finetune.files.run_lock import pipeline_lock
+from finetune.paths import Paths
+from finetune.processes.running import require_idle
+
+HEARTBEAT = 30.0  # seconds between two signs of life of a long transfer
+OWN_END = 2.0  # seconds in which a Ctrl-C of the terminal, which DVC has got too, ends it
+PATIENCE = 20.0  # seconds for DVC to end by itself once we have asked
+FORCE = " Use `--force` to force."  # what DVC advises where it leaves a changed file alone
+Settings = Mapping[str, str]
+
+
+def push(root: Path) -> None:
+    """Upload what dvc.lock names, once it is proven to be what the run made.
+
+    ConfigError without a remote or while a stage runs; DataError where the run is not finished or anything is damaged:
+    nothing is uploaded then.
+    """
+    paths = Paths(root)
+    require_idle(paths)
+    settings = read_settings(root)
+    remote = require_remote(settings)
+    with pipeline_lock(paths.work / "pipeline.lock", "push"):
+        require_finished(root, "push")
+        require_manifests(paths)
+        files = stored_files(root)
+        require_whole(root, files)
+        say(f"push: {told(root, files)} to the remote {remote}")
+        code, text = run_dvc(root, ["push"], settings, "push")
+        absent = [] if code else fill_gaps(root, remote, files, settings)
+        if code or absent:
+            show(root, text)
+            what = f"{listed(absent)} did not arrive" if absent else "DVC could not upload everything, as it says above"
+            raise MachineError(f"push: {what}; what has arrived is kept: mend the cause, then make push goes on")
+    say(f"push: done; the remote {remote} has the run")
+    remind_of_git(root)
+
+
+def pull(root: Path) -> None:
+    """Fetch what dvc.lock names, check every byte of it, and only then put it in place.
+
+    ConfigError without a remote, while a stage runs, or where a file here would be lost; DataError where the remote
+    lacks something or holds something damaged: the working tree is as it was then.
+    """
+    paths = Paths(root)
+    require_idle(paths)
+    settings = read_settings(root)
+    remote = require_remote(settings)
+    if not (root / "dvc.lock").is_file():
+        raise ConfigError("dvc.lock: is missing: this commit has no run; git pull the one that has, then make pull")
+    with pipeline_lock(paths.work / "pipeline.lock", "pull"):
+        files = fetch(root, settings, remote)
+        code, text = run_dvc(root, ["checkout"], settings, "pull")
+        if code:
+            show(root, text)
+            raise ConfigError(
+                "pull: the files named above were changed here and are kept nowhere else, so they were left as they "
+                "are; move or remove them, then make pull"
+            )
+        require_in_place(root, files)
+        require_manifests(paths)
+        require_finished(root, "pull")
+    say(f"pull: done; {told(root, files)} from the remote {remote} are in place, as their manifests say")
+    say("  dvc repro has nothing to do; make report shows the verdict")
+
+
+def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
+    """Fetch into the cache until it holds every file, each as it is named; gives the files. DataError otherwise.
+
+    A damaged object is removed and fetched once more, for it may have been damaged here.
+    """
+    say(f"pull: asking the remote {remote}")
+    for last in (False, True):
+        code, text = run_dvc(root, ["fetch"], settings, "pull")
+        files = stored_files(root)
+        broken, absent = damaged(files), missing(files)
+        for file in broken:
+            file.cached.unlink(missing_ok=True)
+        if last or not broken:
+            break
+    if broken:
+        places = listed(f"files/md5/{file.object_name[:2]}/{file.object_name[2:]}" for file in broken)
+        raise DataError(
+            f"{listed(file.name for file in broken)}: damaged in the remote {remote} ({places} there); nothing was put "
+            "in place: delete that object there, make push on the machine that has the run, then make pull"
+        )
+    if code or absent:
+        show(root, text)
+        what = f"{listed(absent)} could not be fetched" if absent else "DVC could not fetch everything"
+        raise DataError(
+            f"pull: {what} from the remote {remote}, as is said above; where they are missing there, make push on the "
+            "machine that has the run (what DVC calls corrupted, delete there first); then make pull goes on"
+        )
+    return files
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+
+
+def require_remote(settings: Settings) -> str:
+    """The name of the default remote; ConfigError where there is none."""
+    remote = settings.get("core.remote")
+    if not remote:
+        raise ConfigError(
+            "no DVC remote is set up; dvc remote add -d store URL names one (a folder, s3://, gs://, ssh://, ...), "
+            "and git commit .dvc/config tells the other machine"
+        )
+    return remote
+
+
+def require_finished(root: Path, command: str) -> None:
+    """DataError where dvc.lock is not what lies here: a stage has not run, or something it reads was changed since."""
+    found = status(root)
+    if not found:
+        return
+    stages = "; ".join(f"{stage}: {listed(changes_of(entries))}" for stage, entries in found.items())
+    after = "make repro finishes it, then make push" if command == "push" else "git pull, or make repro"
+    raise DataError(f"dvc.lock: does not describe what lies here ({stages}); {after}")
+
+
+def changes_of(entries: Any) -> list[str]:
+    """What `dvc status` has against a stage, in a few words each."""
+    found = []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        for what, changes in entry.items() if isinstance(entry, dict) else [(str(entry), {})]:
+            found += [f"{name} {state}" for name, state in changes.items()] if isinstance(changes, dict) else [what]
+            found += [what] if changes == {} else []
+    return found
+
+
+def require_whole(root: Path, files: list[Stored]) -> None:
+    """DataError where DVC's cache holds other bytes than it says: a push would spread them, and nobody would notice."""
+    broken = damaged(files)
+    if broken:
+        places = listed(shown(root, file.cached) for file in broken)
+        raise DataError(
+            f"{listed(file.name for file in broken)}: damaged in DVC's cache, nothing was uploaded; remove {places}, "
+            "then dvc commit --force takes it from the working tree anew, and make push again"
+        )
+
+
+def shown(root: Path, path: Path) -> str:
+    """A path as a person in the repository would write it."""
+    return path.relative_to(root.absolute()).as_posix() if path.is_relative_to(root.absolute()) else str(path)
+
+
+def told(root: Path, files: list[Stored]) -> str:
+    """How much there is."""
+    sizes = [path.stat().st_size for file in files if not file.listing and (path := root / file.name).is_file()]
+    return f"{len(sizes)} files, {gigabytes(sum(sizes))}"
+
+
+def remind_of_git(root: Path) -> None:
+    """Say what git still has to carry: the other machine needs the commit as much as the files."""
+    changed = git(root, "status", "--porcelain")
+    if changed is None:
+        say("warning: this is no git repository; the other machine needs the same code, params.yaml and dvc.lock")
+    elif changed:
+        names = listed(line[3:] for line in changed.splitlines())
+        say(f"warning: not committed, so the other machine won't have it: {names}; git add, git commit, git push")
+    elif git(root, "rev-list", "--count", "@{upstream}..HEAD") not in ("0", None):
+        say("warning: git push too: the other machine needs this commit")
+    say("  there: git pull, then make pull")
+
+
+def git(root: Path, *arguments: str) -> str | None:
+    """What git says; None where it can't."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.rstrip()
+
+
+# ---------------------------------------------------------------------------------------------------------------- DVC
+
+
+def read_settings(root: Path) -> Settings:
+    """DVC's configuration, all levels together."""
+    lines = ask_dvc(root, ["config", "--list"], {}).splitlines()
+    return {key: value for key, _, value in (line.partition("=") for line in lines)}
+
+
+def status(root: Path) -> dict[str, Any]:
+    """The stages that would run, and why."""
+    return dict(json.loads(ask_dvc(root, ["status", "--json"], {}) or "{}"))
+
+
+def fill_gaps(root: Path, remote: str, files: list[Stored], settings: Settings) -> list[str]:
+    """What the remote lacks after a push, once it was offered again; MachineError, without its secrets, on failure."""
+    try:
+        return complete(root, remote, files)
+    except Exception as error:  # each kind of remote has errors of its own
+        told = short(redacted(" ".join(str(error).split()), secrets_of(settings)), 300)
+        raise MachineError(
+            f"push: the remote {remote} failed ({told}); mend the cause, then make push goes on"
+        ) from None
+
+
+def ask_dvc(root: Path, arguments: list[str], settings: Settings) -> str:
+    """What DVC answers on standard output; ConfigError with its last word where it can't."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        told = redacted(done.stderr.strip() or f"exit code {done.returncode}", secrets_of(settings))
+        raise ConfigError(f"dvc {' '.join(arguments)}: {' '.join(told.split())}")
+    return done.stdout
+
+
+def run_dvc(root: Path, arguments: list[str], settings: Settings, command: str) -> tuple[int, str]:
+    """(exit code, what DVC said without secrets). It asks nothing; InterruptedRunError once it has ended too."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    seconds = 0.0
+    try:
+        while True:
+            try:
+                text, _ = process.communicate(timeout=HEARTBEAT)
+                return process.returncode, redacted(text, secrets_of(settings))
+            except subprocess.TimeoutExpired:
+                seconds += HEARTBEAT
+                say(f"  {seconds:.0f} s: dvc {arguments[0]} is at it")
+    except KeyboardInterrupt:
+        end(process)
+        raise InterruptedRunError(
+            f"{command} was interrupted; what has arrived is kept, the same command goes on"
+        ) from None
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Wait until DVC has ended, which lets go of its locks; ask it where a Ctrl-C did not reach it."""
+    for number, seconds in ((None, OWN_END), (signal.SIGINT, PATIENCE), (signal.SIGTERM, PATIENCE)):
+        if number is not None:
+            process.send_signal(number)
+        try:
+            process.communicate(timeout=seconds)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+    process.kill()
+    process.communicate()
+
+
+def show(root: Path, text: str) -> None:
+    """DVC's own words, a line each, with the repository's files as one would write them; but not how to lose them."""
+    for line in text.replace(FORCE, "").replace(f"{root.absolute()}/", "").splitlines():
+        if line.strip():
+            say(f"  dvc: {line.strip()}")

@@ -1,0 +1,132 @@
+"""What DVC keeps of a run, held against its names: the objects of its cache, and the manifests in the working tree.
+
+DVC names an object by the MD5 of its content and then believes the name: a damaged object is fetched, linked into the
+working tree and called up to date. So every byte is hashed here before it is passed on, and before it is put in place.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.sharing.members import EVIDENCE
+from finetune.decide.evidence import check_hashes
+from finetune.errors import DataError
+from finetune.files.hashing import sha256_file
+from finetune.files.manifests import read_manifest
+from finetune.files.strict_json import read_json
+from finetune.paths import Paths
+from finetune.pipeline.outputs import md5
+
+LISTED = 5  # files that an error names
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file of the working tree as DVC keeps it: its MD5, and its object in the cache."""
+
+    name: str  # relative to the repository
+    md5: str
+    cached: Path
+    listing: bool = False  # the list of a folder's files, which is no file of the working tree
+
+    @property
+    def object_name(self) -> str:
+        """What the object is called, here and in a remote."""
+        return f"{self.md5}.dir" if self.listing else self.md5
+
+
+def stored_files(root: Path) -> list[Stored]:
+    """Every file that dvc.lock and .dvc files name; of a folder whose list is missing or damaged, the list alone."""
+    from dvc.repo import Repo
+
+    found: list[Stored] = []
+    with Repo(str(root.absolute())) as repository:
+        for out in repository.index.outs:
+            if out.use_cache and out.hash_info and out.hash_info.name == "md5":
+                name = Path(out.fs_path).relative_to(repository.root_dir).as_posix()
+                found += files_of(name, out.hash_info.value, out.cache)
+    return sorted(found, key=lambda file: file.name)
+
+
+def files_of(name: str, digest: str, cache: Any) -> Iterator[Stored]:
+    """One output: its file, or its folder's list and the files that it names."""
+    plain = digest.removesuffix(".dir")
+    cached = Path(cache.oid_to_path(digest))
+    if digest == plain:
+        yield Stored(name, digest, cached)
+        return
+    yield Stored(name, plain, cached, listing=True)
+    if cached.is_file() and md5(cached) == plain:
+        for item in json.loads(cached.read_text(encoding="utf-8")):
+            yield Stored(f"{name}/{item['relpath']}", item["md5"], Path(cache.oid_to_path(item["md5"])))
+
+
+def complete(root: Path, remote: str, files: Iterable[Stored]) -> list[str]:
+    """Upload what the remote lacks after DVC's own push; gives what it lacks even then.
+
+    DVC asks for a folder's list alone, and where that is there takes all of the folder for pushed: an object that was
+    lost or deleted in the remote would never be pushed again.
+    """
+    from dvc.config import RemoteConfigError
+    from dvc.repo import Repo
+
+    with Repo(str(root.absolute())) as repository:
+        try:
+            store = repository.cloud.get_remote_odb(remote, "push")
+        except RemoteConfigError:  # one that keeps versions itself, and no objects
+            return []
+        absent = not_in(store, files)
+        for lists in (False, True):  # a list last: whoever sees it may rely on its files
+            some = [file for file in absent if file.listing == lists and file.cached.is_file()]
+            if some:
+                paths, names = [str(file.cached) for file in some], [file.object_name for file in some]
+                store.add(paths, repository.cache.local.fs, names)
+        return [file.name for file in not_in(store, absent)]
+
+
+def not_in(store: Any, files: Iterable[Stored]) -> list[Stored]:
+    """The files whose object a remote does not have, asked of the remote itself."""
+    asked = list(files)
+    there = set(store.oids_exist([file.object_name for file in asked])) if asked else set()
+    return [file for file in asked if file.object_name not in there]
+
+
+def missing(files: Iterable[Stored]) -> list[str]:
+    """The files that the cache does not have."""
+    return [file.name for file in files if not file.cached.is_file()]
+
+
+def damaged(files: Iterable[Stored]) -> list[Stored]:
+    """The files whose object in the cache is not what it is named after."""
+    return [file for file in files if file.cached.is_file() and md5(file.cached) != file.md5]
+
+
+def require_in_place(root: Path, files: Iterable[Stored]) -> None:
+    """DataError where a file of the working tree is missing or not the one that DVC names."""
+    wrong = [
+        file.name
+        for file in files
+        if not file.listing and not ((root / file.name).is_file() and md5(root / file.name) == file.md5)
+    ]
+    if wrong:
+        raise DataError(f"{listed(wrong)}: not as dvc.lock names it; remove it here, then make pull (or make repro)")
+
+
+def require_manifests(paths: Paths) -> None:
+    """DataError unless adapter, tokens, splits and answers are those of their manifests and reports, to the byte."""
+    reports = {name: read_json(paths.reports / f"{name}.json") for name in EVIDENCE}
+    read_manifest(paths.validated)
+    for split, expected in reports["prepare"]["prepared_sha256"].items():
+        path = paths.prepared / f"{split}.jsonl"
+        if not path.is_file() or sha256_file(path) != expected:
+            raise DataError(f"{path}: is not the split that was prepared (reports/prepare.json); run prepare again")
+    check_hashes(paths, reports)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    every = sorted(set(names))
+    rest = f" and {len(every) - LISTED} more" if len(every) > LISTED else ""
+    return ", ".join(every[:LISTED]) + rest

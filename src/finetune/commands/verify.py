@@ -1,0 +1,163 @@
+"""`python -m finetune verify`: the finished run once more, in a fresh folder, and whether the same bits come out.
+
+Reads `out/adapter/manifest.json`, which says what the run was made of and how adapter and optimizer hashed at each
+checkpoint; nothing of the finished run is touched.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from finetune.config.model import Environment
+from finetune.config.params import Config, load_config, parse_config
+from finetune.console import say, table
+from finetune.errors import ConfigError, DataError, InterruptedRunError
+from finetune.files.manifests import read_manifest
+from finetune.files.run_lock import pipeline_lock
+from finetune.files.strict_json import read_json
+from finetune.hardware.devices import arithmetic, require_device, set_device_environment
+from finetune.paths import Paths
+
+HASHES = ("adapter_sha256", "optimizer_sha256")
+
+
+def run(root: Path, steps: int | None, repeats: int) -> None:
+    """Repeat the run, whole or up to the first checkpoint at or after `steps`; DataError where the bits differ.
+
+    On the tier `statistical` a difference is no error: how far the repetitions lie apart is told.
+    """
+    paths = Paths(root)
+    manifest = read_manifest(paths.adapter)
+    config = config_of(load_config(root / "params.yaml"), manifest)
+    if config.train.distributed.strategy != "none":
+        raise ConfigError(
+            "verify: repeats runs of one device; of several, compare two runs' train.json (dvc metrics diff)"
+        )
+    set_device_environment(config.environment, 1, deterministic=config.train.deterministic)
+    require_device(config.environment)
+    require_same_makings(config, paths, manifest)
+    other = other_arithmetic(paths, config.environment)
+    if other:
+        say(f"warning: numbers may round otherwise here than where the run was made: {other}; bits may differ")
+    until = last_step(manifest["checkpoints"], steps)
+    fresh = Paths(paths.work / "verify")
+    runs = []
+    with pipeline_lock(paths.work / "pipeline.lock", "verify"):
+        try:
+            for number in range(repeats):
+                say(f"repetition {number + 1} of {repeats}")
+                runs.append(repeat_and_compare(config, paths, fresh, manifest, until))
+        finally:
+            shutil.rmtree(fresh.root, ignore_errors=True)
+    losses, same = [loss for _, loss in runs if loss is not None], all(equal for equal, _ in runs)
+    conclude(manifest["tier"], until, losses, read_json(paths.reports / "train.json"), other, same=same)
+
+
+def repeat_and_compare(
+    config: Config, paths: Paths, fresh: Paths, manifest: dict[str, Any], until: int | None
+) -> tuple[bool, float | None]:
+    """One repetition and its table; gives whether it is the same, and the validation loss of a whole run."""
+    found = repeat(config, paths, fresh, until)
+    if found["micro_batch"] != manifest["micro_batch"]:
+        say(f"warning: {found['micro_batch']} rows fit into memory at once, {manifest['micro_batch']} did then")
+    expected = [saved for saved in manifest["checkpoints"] if until is None or saved["step"] <= until]
+    rows, same = compare(expected, found["checkpoints"])
+    loss = None
+    if until is None:
+        same &= found["adapter_sha256"] == manifest["adapter_sha256"]
+        loss = read_json(fresh.reports / "train.json")["validation_loss"]
+    table("verify: is it the same?", ["step", "adapter", "optimizer"], rows)
+    return same, loss
+
+
+def config_of(config: Config, manifest: dict[str, Any]) -> Config:
+    """The params that the adapter was made with, whatever params.yaml says by now."""
+    content = config.model_dump(mode="json", by_alias=True) | manifest["params"]
+    return parse_config(content, "out/adapter/manifest.json")
+
+
+def require_same_makings(config: Config, paths: Paths, manifest: dict[str, Any]) -> None:
+    """DataError, which names what differs, unless data, base, versions and code are those of the finished run."""
+    from finetune.train.fingerprint import find_run
+
+    _, identity = find_run(config, paths)
+    if identity["fingerprint"] == manifest["fingerprint"]:
+        return
+    parts = [name for name in ("data_sha256", "base", "attention", "versions") if identity[name] != manifest[name]]
+    told = "; ".join(f"{name}: {difference(manifest[name], identity[name])}" for name in parts)
+    raise DataError(
+        f"{paths.adapter}: can't be repeated here, what it was made of has changed since: {told or 'our own code'}; "
+        "go back to it (git checkout, dvc checkout), or train anew"
+    )
+
+
+def difference(before: Any, now: Any) -> str:
+    """What differs, the entries of a mapping one by one."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        return ", ".join(f"{name} was {str(before.get(name))[:20]}, is {str(now.get(name))[:20]}" for name in names)
+    return f"was {before}, is {now}"
+
+
+def other_arithmetic(paths: Paths, environment: Environment) -> str:
+    """What rounds numbers otherwise here than where the run ended; empty where nothing does, or where none was told."""
+    report = paths.reports / "train_cost.json"
+    then = read_json(report).get("machine", {}).get("arithmetic") if report.exists() else None
+    return difference(then, arithmetic(environment)) if then else ""
+
+
+def last_step(checkpoints: list[dict[str, Any]], steps: int | None) -> int | None:
+    """The step of the first checkpoint at or after `steps`; None for the whole run."""
+    known = [saved["step"] for saved in checkpoints]
+    if steps is None or not known or steps > known[-2 if len(known) > 1 else -1]:
+        return None
+    return int(next(step for step in known if step >= steps))
+
+
+def repeat(config: Config, paths: Paths, fresh: Paths, until: int | None) -> dict[str, Any]:
+    """Train in a folder that has nothing but the validated data; gives the new adapter's manifest."""
+    from finetune.processes.signals import stop_on_signals
+    from finetune.train.run import train
+
+    shutil.rmtree(fresh.root, ignore_errors=True)
+    fresh.validated.parent.mkdir(parents=True)
+    fresh.validated.symlink_to(paths.validated.resolve())
+    with stop_on_signals() as stop:
+        try:
+            train(config, fresh, stop, until)
+        except InterruptedRunError:
+            told = f"verify was stopped by {stop.by}; the finished run is as it was, the same command starts anew"
+            raise InterruptedRunError(told) from None
+    return read_manifest(fresh.adapter)
+
+
+def compare(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> tuple[list[tuple[str, ...]], bool]:
+    """A row a checkpoint with what is the same of it, and whether all is."""
+    by_step = {saved["step"]: saved for saved in found}
+    rows, same = [], True
+    for saved in expected:
+        again = by_step.get(saved["step"], {})
+        equal = [saved[name] == again.get(name) for name in HASHES]
+        same &= all(equal)
+        rows.append((str(saved["step"]), *("same" if held else "differs" for held in equal)))
+    return rows, same
+
+
+def conclude(
+    tier: str, until: int | None, losses: list[float], report: dict[str, Any], other: str, *, same: bool
+) -> None:
+    """Say what was found; DataError where bits differ that should not. `other` is what rounds otherwise here."""
+    what = "the whole run" if until is None else f"the first {until} steps"
+    if same:
+        say(f"{what} came out the same, bit for bit (tier {tier})")
+        return
+    spread = [*losses, report["validation_loss"]] if losses else []
+    told = f"; validation losses lie between {min(spread):.6f} and {max(spread):.6f}" if spread else ""
+    if tier == "statistical":
+        say(f"{what} came out differently, as the tier {tier} allows{told}")
+        return
+    why = f"the likely cause: {other}" if other else "was it made on another machine?"
+    raise DataError(
+        f"out/adapter: {what} came out differently, though its tier is {tier}{told}; {why} "
+        "(other GPUs, instructions and numbers of threads round differently)"
+    )

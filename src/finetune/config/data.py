@@ -1,0 +1,246 @@
+"""The section `data` of params.yaml: where rows come from, and what is done to them up to the three splits."""
+
+import difflib
+import re
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+import regex
+from pydantic import Field, field_validator, model_validator
+
+from finetune.config.types import (
+    ALL,
+    Count,
+    MemoryAmount,
+    OpenShare,
+    PositiveFloat,
+    PositiveInt,
+    Revision,
+    Section,
+    Seed,
+    Share,
+    Split,
+    Text,
+    parse_bytes,
+)
+
+Format = Literal[
+    "interactions",
+    "chat",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "question_answer",
+    "classification",
+]
+# The fields that any format reads: what a mapping of columns may name.
+FIELDS = (
+    *("agent", "group", "task", "prompt", "output", "response", "success", "messages", "conversations", "tools"),
+    *("system", "instruction", "input", "completion", "question", "answer", "text", "label"),
+)
+Policy = Literal["note", "drop", "stop"]
+RoleName = Literal["system", "user", "assistant", "tool"]
+
+
+class Source(Section):
+    """One input of the mixture: a file or folder in `data.directory`, or a dataset of the Hub.
+
+    Only the name and the place must be given. A key that is left out does nothing: all rows are taken, none is renamed.
+    """
+
+    name: Text
+    path: Text | None = None
+    hub: Text | None = None
+    revision: Revision | None = None  # of the Hub dataset
+    subset: Text | None = None  # of the Hub dataset (its configuration)
+    part: Text | None = None  # of a Hub dataset or a datasets folder: its own split, like `train`
+    format: Format | None = None  # detected and reported where it is left out
+    columns: dict[str, Text] = Field(default_factory=dict)  # our field name: theirs
+    agent: Text | None = None  # of rows that name none; the source's name where this is left out
+    system_prompt: Text | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    cap: PositiveInt | None = None
+    weight: PositiveFloat | None = None
+    split: Split | None = None  # all of it goes there
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it is a validation or test file of the user's own, which is taken as it is."""
+        return self.split in ("validation", "test")
+
+    @property
+    def default_agent(self) -> str:
+        """The agent of rows that name none."""
+        return self.agent or self.name
+
+    @field_validator("columns")
+    @classmethod
+    def _known_fields(cls, columns: dict[str, str]) -> dict[str, str]:
+        for name in columns:
+            if name not in FIELDS:
+                near = difflib.get_close_matches(name, FIELDS, n=1)
+                advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(FIELDS)}"
+                raise ValueError(f"{name!r} is a field of no format; {advice} (our name comes first, then the file's)")
+        return columns
+
+    @field_validator("hub")
+    @classmethod
+    def _is_name(cls, hub: str | None) -> str | None:
+        if hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
+            raise ValueError(f"{hub!r} is no name of a dataset of the Hub, like org/name")
+        return hub
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("name either path (a file in data.directory) or hub (a dataset of the Hub)")
+        if self.hub is not None and (self.revision is None or self.part is None):
+            raise ValueError("a hub dataset needs revision (40 hex digits) and part (its own split, like train)")
+        if self.path is not None and (self.revision or self.subset):
+            raise ValueError("revision and subset belong to a hub dataset, not to a path")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_sample(self) -> Self:
+        given = [key for key in ("fraction", "cap", "weight") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; keep one")
+        if given and self.held_out:
+            raise ValueError(f"a {self.split} file is taken as it is; drop {given[0]}")
+        return self
+
+    @field_validator("agent")
+    @classmethod
+    def _not_all(cls, agent: str | None) -> str | None:
+        if agent == ALL:
+            raise ValueError(f"{ALL!r} stands for all test examples; choose another name")
+        return agent
+
+
+class Bounds(Section):
+    """The least and the most that is kept; null is no bound."""
+
+    min: Count | None
+    max: PositiveInt | None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything to check."""
+        return self.min is not None or self.max is not None
+
+
+class FilterConfig(Section):
+    """Which rows are kept; each drop has a reason code in the ledger."""
+
+    only_successful: bool
+    characters: Bounds  # of all messages but the system's
+    tokens: Bounds  # the same, by the tokenizer of model.base, without what the chat template adds
+    keep_matching: tuple[Text, ...]  # regular expressions; a row must match all of them
+    drop_matching: tuple[Text, ...]  # a row must match none of them
+    roles: Annotated[tuple[RoleName, ...], Field(min_length=1)]
+
+    @field_validator("keep_matching", "drop_matching")
+    @classmethod
+    def _compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                regex.compile(pattern)
+            except regex.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return patterns
+
+
+class DuplicateConfig(Section):
+    """What counts as a copy, and what happens to copies. Of copies, the first in the order of the sources survives."""
+
+    exact: Literal["drop", "keep"]
+    near: Literal["drop", "group", "ignore"]
+    threshold: OpenShare
+    shingle_words: PositiveInt
+    permutations: Annotated[int, Field(ge=16, le=1024)]
+
+    @model_validator(mode="after")
+    def _near_is_exact_too(self) -> Self:
+        if self.near == "drop" and self.exact == "keep":
+            raise ValueError("near: drop would drop exact copies too; set exact: drop, or near: group")
+        return self
+
+
+class RiskConfig(Section):
+    """What happens to a row that holds one of these; all are counted, and none is ever printed."""
+
+    control_tokens: Policy
+    control_characters: Policy
+    secrets: Policy
+    personal_data: Policy
+
+
+class SplitConfig(Section):
+    """How many of the kept examples go to each split, and how they are chosen."""
+
+    method: Literal["exact", "stable"]
+    train: Share
+    validation: Share
+    test: Share
+    stratify_by: Literal["agent", "source", "label"] | None
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Self:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + validation + test is {total:g}; the three shares must sum to 1")
+        if self.method == "stable" and self.stratify_by is not None:
+            raise ValueError("method stable decides by each row's hash alone; set stratify_by: null")
+        return self
+
+
+class DataConfig(Section):
+    """Where the rows come from and what is done to them before and in the split."""
+
+    directory: Text
+    seed: Seed  # of what prepare draws: fractions of sources, splits; another run's seed moves no row
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    on_bad_row: Literal["stop", "skip"]
+    max_bad_fraction: Share
+    max_row_size: MemoryAmount
+    unicode: Literal["none", "NFC", "NFKC"]
+    system_prompts: dict[str, str]
+    default_system_prompt: str | None
+    labels_in_prompt: bool
+    filters: FilterConfig
+    duplicates: DuplicateConfig
+    risks: RiskConfig
+    split: SplitConfig
+
+    @cached_property
+    def max_row_bytes(self) -> int:
+        """The largest row that is read, in bytes."""
+        return parse_bytes(self.max_row_size)
+
+    @field_validator("sources")
+    @classmethod
+    def _names_differ(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        names = [source.name for source in sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two sources are named {twice[0]!r}; give each source its own name")
+        return sources
+
+    @model_validator(mode="after")
+    def _shares_fit_the_files(self) -> Self:
+        for name in ("validation", "test"):
+            own = [source.name for source in self.sources if source.split == name]
+            share = getattr(self.split, name)
+            if own and share:
+                raise ValueError(f"source {own[0]!r} is the {name} split, so set split.{name}: 0.0 (it is {share:g})")
+            if not own and not share:
+                raise ValueError(f"split.{name} is 0 and no source is the {name} split; give it a share or a file")
+        if not self.split.train and not any(source.split == "train" for source in self.sources):
+            raise ValueError("split.train is 0 and no source is the train split; nothing would be trained on")
+        return self

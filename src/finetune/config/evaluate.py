@@ -1,0 +1,136 @@
+"""The section `evaluate` of params.yaml: which two sides answer, how, and what scores their answers."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from finetune.config.model import ModelConfig
+from finetune.config.scorers import LOSS, PERPLEXITY, AnyScorer, Metric, Scorer, metrics_of
+from finetune.config.types import Count, PositiveFloat, PositiveInt, Section, Sha256, Text, Url
+
+# ------------------------------------------------------------------------------------------------- the two sides
+
+
+class BaseForm(Section):
+    """The base model without adapter."""
+
+    form: Literal["base"]
+
+
+class EarlierForm(Section):
+    """An earlier adapter on the same base: `out/adapter` of a git revision or of an experiment of DVC."""
+
+    form: Literal["adapter"]
+    revision: Text
+
+
+class ModelForm(Section):
+    """Another model, with its own tokenizer and chat template."""
+
+    form: Literal["model"]
+    model: ModelConfig
+
+
+class RecordedForm(Section):
+    """Answers that were recorded elsewhere, with their latencies; the verdict says so."""
+
+    form: Literal["recorded"]
+    name: Text  # what the report calls it
+    path: Text  # JSON lines: id (or prompt), text, seconds, tokens
+    sha256: Sha256
+
+
+class ServerForm(Section):
+    """A model behind an OpenAI-compatible server: vLLM, llama.cpp, Ollama."""
+
+    form: Literal["server"]
+    url: Url  # up to /v1
+    model: Text
+    api_key_variable: Text | None  # the environment variable that holds the key
+    timeout_seconds: PositiveFloat
+
+
+class AdapterForm(Section):
+    """The published adapter on its base, as it was trained."""
+
+    form: Literal["adapter"]
+
+
+class MergedForm(Section):
+    """Base and adapter merged to one 16-bit model, and quantized again where asked."""
+
+    form: Literal["merged"]
+    quantization: Literal["none", "nf4"]
+
+
+BASELINES: dict[str, type[Section]] = {
+    "base": BaseForm,
+    "adapter": EarlierForm,
+    "model": ModelForm,
+    "recorded": RecordedForm,
+    "server": ServerForm,
+}
+CANDIDATES: dict[str, type[Section]] = {"adapter": AdapterForm, "merged": MergedForm, "server": ServerForm}
+Baseline = Annotated[BaseForm | EarlierForm | ModelForm | RecordedForm | ServerForm, Field(discriminator="form")]
+Candidate = Annotated[AdapterForm | MergedForm | ServerForm, Field(discriminator="form")]
+
+
+# ------------------------------------------------------------------------------------------------------- the section
+
+
+class SamplingConfig(Section):
+    """Sampled answers in place of greedy ones; the seed is the run's."""
+
+    temperature: PositiveFloat
+    top_p: Annotated[float, Field(gt=0, le=1)]
+
+
+class LatencyConfig(Section):
+    """The latency pass: so many prompts, after so many that are not counted. Below 20 no interval can be trusted."""
+
+    prompts: Annotated[int, Field(ge=20)]
+    warmup: Count
+
+
+class MemoryConfig(Section):
+    """The memory pass: peak memory of so many fresh processes, `batch_size` prompts each."""
+
+    processes: Annotated[int, Field(ge=3)]
+    batch_size: PositiveInt
+
+
+class ForgettingConfig(Section):
+    """Tasks of the lm-evaluation-harness, answered by both sides: what the adapter has unlearnt."""
+
+    tasks: Annotated[tuple[Text, ...], Field(min_length=1)]
+    folder: Text | None  # of tasks of your own, in scorers/
+    limit: PositiveInt | None  # examples of a task; null is all
+
+
+class EvaluateConfig(Section):
+    """Answers to the test split by the candidate and by what it must beat."""
+
+    baseline: Baseline
+    candidate: Candidate
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+    sampling: SamplingConfig | None  # null: greedy
+    scorers: dict[Text, AnyScorer]
+    latency: LatencyConfig
+    memory: MemoryConfig
+    forgetting: ForgettingConfig | None
+
+    @field_validator("scorers")
+    @classmethod
+    def _names(cls, scorers: dict[str, Scorer]) -> dict[str, Scorer]:
+        if not scorers:
+            raise ValueError("holds no scorer; exact_match: {scorer: exact_match, of: null} is one")
+        for name in scorers:
+            if "." in name or name in (LOSS.name, PERPLEXITY.name):
+                raise ValueError(f"{name!r} can't name a scorer: it is taken, or has a dot")
+        return scorers
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """All metrics of the run, by name."""
+        return metrics_of(self.scorers)

@@ -1,0 +1,53 @@
+"""YAML 1.2 read strictly, with every mistake as a ConfigError."""
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from finetune.errors import ConfigError
+
+MOST_VALUES = 100_000  # in one file: a dozen lines of aliases can stand for billions
+
+
+def read_yaml(path: Path) -> Any:
+    """The file's content as plain Python objects, by the rules of YAML 1.2; ConfigError where it can't be read."""
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        if _size(content, {}) > MOST_VALUES:
+            raise ConfigError(f"{path}: its aliases stand for more than {MOST_VALUES} values; write out what is needed")
+        return content
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run from the top of the repository") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{path}: {where}not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # ruamel lets these out, of escapes, numbers, dates and tags that stand for nothing
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise ConfigError(f"{path}: not valid YAML: {why}") from None
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """How many values there are, an alias counted as all that it stands for; RecursionError where it holds itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        inside = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum([_size(item, known) for item in inside])
+    return known[id(value)]
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    """Strict pydantic takes no list for a tuple, and only tuples stay frozen."""
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_lists_to_tuples(item) for item in value)
+    return value

@@ -1,0 +1,118 @@
+"""The run's parameters, typed, frozen and strict.
+
+Reads `params.yaml` (YAML 1.2) and gives a `Config`, or one `ConfigError` that lists every mistake with its full key,
+what was found, what is allowed and, for an unknown key, the nearest known one. No value that changes a result has a
+default here: a key that is missing is an error.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from finetune.config.data import DataConfig
+from finetune.config.decide import RULES, AtLeast, AtMost, DecideConfig, NotWorseThanBaseline, QualityCriterion
+from finetune.config.errors import Tagged, describe_errors
+from finetune.config.evaluate import BASELINES, CANDIDATES, EvaluateConfig
+from finetune.config.loading import _lists_to_tuples, read_yaml
+from finetune.config.model import AdapterConfig, Environment, ModelConfig
+from finetune.config.scorers import SCORERS
+from finetune.config.train import TrainConfig
+from finetune.config.types import Section, Seed, Text
+from finetune.errors import ConfigError
+
+Runtime = Literal["native", "docker", "podman"]
+
+Machine = Literal["this", "h200", "h100", "a100-80gb", "gpu-24gb", "mac-32gb", "mac-16gb", "cpu-48-64gb"]
+
+TAGGED = (
+    Tagged(("decide", "criteria", None), "rule", RULES),
+    Tagged(("evaluate", "scorers", None), "scorer", SCORERS),
+    Tagged(("evaluate", "baseline"), "form", BASELINES),
+    Tagged(("evaluate", "candidate"), "form", CANDIDATES),
+)
+
+DETERMINES_ADAPTER = {"environment", "seed", "model", "adapter", "train"}  # the sections that training reads
+
+
+# ------------------------------------------------------------------------------------------------------ the whole
+
+
+class FindingsConfig(Section):
+    """Which of validate's findings are known and accepted, by code, each with its reason."""
+
+    accept: dict[Text, Annotated[str, Field(pattern=r"\S")]]
+
+
+class Config(Section):
+    """The whole of params.yaml."""
+
+    recipe: Text
+    machine: Machine  # what the plan reckons with
+    environment: Environment
+    runtime: Runtime  # where the stages run
+    seed: Seed
+    data: DataConfig
+    model: ModelConfig
+    adapter: AdapterConfig
+    train: TrainConfig
+    findings: FindingsConfig
+    evaluate: EvaluateConfig
+    decide: DecideConfig
+
+    @model_validator(mode="after")
+    def _metal_is_native(self) -> Self:
+        if self.environment == "apple" and self.runtime != "native":
+            raise ValueError(f"runtime: {self.runtime}: a container on a Mac can't reach its GPU; use native")
+        return self
+
+    @model_validator(mode="after")
+    def _criteria_can_be_judged(self) -> Self:
+        told: dict[str, int] = {}
+        for at, criterion in enumerate(self.decide.criteria):
+            key = f"decide.criteria.{at}"
+            if criterion.about in told:
+                first = told[criterion.about]
+                raise ValueError(f"{key}: contradicts or repeats decide.criteria.{first} ({criterion.about}); keep one")
+            told[criterion.about] = at
+            if isinstance(criterion, QualityCriterion):
+                self._check_metric(key, criterion)
+        return self
+
+    def _check_metric(self, key: str, criterion: QualityCriterion) -> None:
+        """ValueError unless the scorers give the metric, and the rule suits it."""
+        metric = self.evaluate.metrics.get(criterion.metric)
+        if metric is None:
+            known = ", ".join(self.evaluate.metrics)
+            raise ValueError(
+                f"{key}.metric: no scorer gives {criterion.metric!r}; use one of {known}, or add to evaluate.scorers"
+            )
+        if isinstance(criterion, AtLeast | AtMost):
+            if isinstance(criterion, AtLeast) != metric.higher_is_better:
+                better, rule = ("more", "at_least") if metric.higher_is_better else ("less", "at_most")
+                raise ValueError(f"{key}.rule: of {metric.name}, {better} is better; write {rule}")
+            if not metric.lowest < criterion.threshold < metric.highest:
+                raise ValueError(
+                    f"{key}.threshold: must lie between {metric.lowest:g} and {metric.highest:g}; "
+                    f"found {criterion.threshold:g}"
+                )
+        elif isinstance(criterion, NotWorseThanBaseline) and criterion.margin >= metric.highest - metric.lowest:
+            raise ValueError(f"{key}.margin: {criterion.margin:g} is the whole range of {metric.name}")
+
+
+def load_config(path: Path) -> Config:
+    """`params.yaml` as a Config; one ConfigError that names every mistake in it."""
+    return parse_config(read_yaml(path), str(path))
+
+
+def parse_config(content: Any, where: str) -> Config:
+    """A Config from plain objects; `where` names their file in errors."""
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{where}: is empty or no mapping; it must hold the sections {', '.join(Config.model_fields)}"
+        )
+    try:
+        return Config.model_validate(_lists_to_tuples(content))
+    except ValidationError as error:
+        lines = describe_errors(error, Config, TAGGED)
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None

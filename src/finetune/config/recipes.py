@@ -1,0 +1,207 @@
+"""Recipes: files with complete sections that replace those of params.yaml and leave the others as they are.
+
+There is no inheritance and no merge inside a section, so what stands in a recipe is what runs. The replacement works on
+the text, so that comments on both sides survive.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from finetune.config.loading import read_yaml
+from finetune.config.params import Config, load_config, parse_config
+from finetune.console import say, table
+from finetune.errors import ConfigError, MachineError
+from finetune.files.atomic import write_lines
+
+RECIPE_SECTIONS = frozenset({"recipe", "machine", "environment", "runtime", "model", "adapter", "train"})
+TOP_LEVEL_KEY = re.compile(r"^(\w+):")
+
+
+def recipe_path(folder: Path, name: str) -> Path:
+    """The recipe's file; ConfigError with the nearest name where there is none."""
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name in known:
+        return folder / f"{name}.yaml"
+    near = difflib.get_close_matches(name, known, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"the recipes are {', '.join(known)}"
+    raise ConfigError(f"recipe {name!r}: no such file {folder / name}.yaml; {advice}")
+
+
+def use(folder: Path, name: str, params: Path) -> None:
+    """Replace in `params` exactly the sections that the recipe holds, after checking that the result is valid."""
+    path = recipe_path(folder, name)
+    composed = composed_text(path, params)
+    parse_config(YAML(typ="safe", pure=True).load(composed), f"{params} with {path}")
+    write_lines(params, [composed])
+    held = ", ".join(key for key in split_sections(_read(path)) if key)
+    say(f"{params} now runs recipe {name} (replaced: {held}); see git diff {params}")
+
+
+def with_recipe(folder: Path, name: str, params: Path) -> Config:
+    """The Config that `use` would make of `params`, which stays as it is."""
+    path = recipe_path(folder, name)
+    content = read_yaml(params)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{params}: is empty or no mapping; recipe {name} replaces only some of its sections")
+    return parse_config(content | load_recipe(path), f"{params} with {path}")
+
+
+def read_recipe(name: str | None, root: Path) -> Config:
+    """The run of a recipe with the user's own sections; that of params.yaml as it is where none is named."""
+    params = root / "params.yaml"
+    return load_config(params) if name is None else with_recipe(root / "recipes", name, params)
+
+
+def composed_text(recipe: Path, params: Path) -> str:
+    """The text of `params` with the recipe's sections; ConfigError that names line and file where either is broken."""
+    for file in (params, recipe):
+        read_yaml(file)
+    return compose(_read(params), _read(recipe), str(recipe))
+
+
+def pin(folder: Path, name: str, params: Path) -> None:
+    """Write the commit that the base's name stands for today into the recipe, and into `params` where it runs it.
+
+    MachineError where the Hub can't be asked; ConfigError where it does not know the base.
+    """
+    path = recipe_path(folder, name)
+    base = str(load_recipe(path)["model"]["base"])
+    if Path(base).is_dir():
+        raise ConfigError(f"{path}: model.base: {base} is a local folder, which is pinned by its hash; nothing to do")
+    revision = resolve_revision(base)
+    current = read_yaml(params) or {}
+    in_use = current.get("recipe") == name and (current.get("model") or {}).get("base") == base
+    pinned = {file: with_revision(_read(file), revision) for file in [path, *([params] if in_use else [])]}
+    for file, text in pinned.items():
+        write_lines(file, [text])
+    say(f"{base} is pinned at {revision} in {' and '.join(map(str, pinned))}")
+
+
+def resolve_revision(base: str) -> str:
+    """The commit that a base's name stands for today, by the Hub."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return str(HfApi().model_info(base).sha)
+    except HFValidationError:
+        raise ConfigError(
+            f"model.base: {base} is neither a local folder nor a name on the Hub, like org/name"
+        ) from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status == 429 or status >= 500:
+            raise MachineError(f"the Hub gives no answer for {base} now ({status}); run make pin again later") from None
+        raise ConfigError(
+            f"model.base: the Hub does not give {base} ({status}); check the name, accept its licence, set HF_TOKEN"
+        ) from None
+    except Exception as error:  # no name service, no route, a proxy, offline mode: each library layer has its own
+        raise MachineError(
+            f"the Hub can't be asked for {base} ({type(error).__name__}); run make pin where a network is"
+        ) from None
+
+
+def with_revision(text: str, revision: str) -> str:
+    """The text with `revision` of its section `model` replaced, comments and all else as they were."""
+    sections = split_sections(text)
+    sections["model"], found = re.subn(r"(?m)^(  revision:) +\S+", rf"\1 {revision}", sections["model"], count=1)
+    if not found:
+        raise ConfigError("model.revision: has no line of its own to write the commit into; write `  revision: null`")
+    return "".join(sections.values())
+
+
+def compose(params: str, recipe: str, recipe_name: str) -> str:
+    """The text of params.yaml with the recipe's sections in place of its own; everything else to the letter."""
+    own, new = split_sections(params), split_sections(recipe)
+    held = set(new) - {""}
+    check_sections(held, recipe_name)
+    missing = sorted(RECIPE_SECTIONS - set(own))
+    if missing:
+        raise ConfigError(f"params.yaml: {missing[0]}: is missing, so the recipe's section has no place; add the key")
+    return "".join(_with_gap(new[key], own[key]) if key in held else own[key] for key in own)
+
+
+def split_sections(text: str) -> dict[str, str]:
+    """The text cut before each top-level key and the comments right above it; the preamble's key is ''."""
+    parts: dict[str, list[str]] = {"": []}
+    current = parts[""]
+    pending: list[str] = []
+    for line in text.splitlines(keepends=True):
+        match = TOP_LEVEL_KEY.match(line)
+        if match:
+            current = parts.setdefault(match[1], [])
+            current += [*pending, line]
+            pending = []
+        elif line.startswith("#"):
+            pending.append(line)
+        else:
+            current += [*pending, line]
+            pending = []
+    current += pending
+    return {key: "".join(lines) for key, lines in parts.items()}
+
+
+def _with_gap(block: str, replaced: str) -> str:
+    """The block with as many empty lines after it as the one that it replaces had."""
+    gap = len(replaced) - len(replaced.rstrip("\n"))
+    return block.rstrip("\n") + "\n" * gap
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run from the top of the repository") from None
+
+
+def show(folder: Path, params: Path) -> None:
+    """The table of recipes; the one that params.yaml runs is marked, and what it changed is told."""
+    current = read_yaml(params) or {}
+    rows = []
+    for path in sorted(folder.glob("*.yaml")):
+        recipe = load_recipe(path)
+        mark = "*" if path.stem == current.get("recipe") else ""
+        rows.append([mark, path.stem, recipe["environment"], str(recipe["model"]["base"]), summary_of(path)])
+    table("recipes (* is in params.yaml)", ["", "recipe", "environment", "base model", "for"], rows)
+    name = current.get("recipe")
+    if name in {path.stem for path in folder.glob("*.yaml")}:
+        for line in differences(read_yaml(folder / f"{name}.yaml"), current):
+            say(f"  changed: {line}")
+    say("make use RECIPE=name puts one into params.yaml")
+
+
+def load_recipe(path: Path) -> dict[str, Any]:
+    """A recipe's sections; ConfigError where one is missing or too many."""
+    recipe = read_yaml(path)
+    check_sections(set(recipe) if isinstance(recipe, dict) else set(), str(path))
+    return dict(recipe)
+
+
+def check_sections(held: set[str], name: str) -> None:
+    """ConfigError unless a recipe holds exactly the sections that a recipe holds."""
+    if held != RECIPE_SECTIONS:
+        wrong = ", ".join(sorted(held ^ RECIPE_SECTIONS))
+        raise ConfigError(f"{name}: a recipe holds {', '.join(sorted(RECIPE_SECTIONS))}; wrong here: {wrong}")
+
+
+def summary_of(path: Path) -> str:
+    """The first comment line of a recipe says what it is for."""
+    first = _read(path).splitlines()[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def differences(recipe: dict[str, Any], params: dict[str, Any]) -> list[str]:
+    """Keys of the recipe's sections whose value in params is another, as `key: recipe -> params`."""
+    found = []
+    for section in (name for name in Config.model_fields if name in recipe):
+        old, new = recipe[section], params.get(section)
+        if isinstance(old, dict) and isinstance(new, dict):
+            keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+            found += [f"{section}.{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
+        elif old != new:
+            found.append(f"{section}: {old} -> {new}")
+    return found

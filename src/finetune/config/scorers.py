@@ -1,0 +1,223 @@
+"""The scorers of params.yaml (`evaluate.scorers`) and the metrics that they give.
+
+A score is of one example, a metric of many. `metrics_of` names the metrics that the scorers of a run give, which are
+what the gate's criteria may ask for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from finetune.config.types import NonNegative, PositiveFloat, Section, Text, Url
+
+MetricKind = Literal["right", "mean", "macro_f1", "weighted_f1", "bleu", "loss", "perplexity"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a set of answers amounts to, and how: its kind decides how its interval is found.
+
+    `right` is the mean of scores of 0 or 1, `mean` that of scores between the bounds; the others are figures of all
+    answers together that are no mean. `scored_as` is the key of an answer's score, which an answer has that counts.
+    """
+
+    name: str
+    kind: MetricKind
+    scored_as: str | None = None  # None: every answer counts
+    lowest: float = 0.0
+    highest: float = 1.0
+    higher_is_better: bool = True
+
+
+class Scorer(Section):
+    """What every scorer has: the agents or sources whose answers it scores; null is all."""
+
+    of: tuple[Text, ...] | None
+
+    def metrics(self, name: str) -> list[Metric]:
+        """The metrics of this scorer under its name in params.yaml."""
+        return [Metric(name, "right", name)]
+
+
+class ExactMatch(Scorer):
+    """The answer is the reference, white space at the ends apart."""
+
+    scorer: Literal["exact_match"]
+
+
+class NormalizedMatch(Scorer):
+    """The answer is the reference, runs of white space and what `ignore` names apart."""
+
+    scorer: Literal["normalized_match"]
+    ignore: tuple[Literal["case", "punctuation", "articles", "accents"], ...]
+
+
+class Contains(Scorer):
+    """The reference stands in the answer."""
+
+    scorer: Literal["contains"]
+    ignore_case: bool
+
+
+class RegularExpression(Scorer):
+    """The answer matches the pattern (RE2); a group of it must be what it is in the reference."""
+
+    scorer: Literal["regular_expression"]
+    pattern: Text
+
+
+class Numeric(Scorer):
+    """The last number of the answer is that of the reference, within the larger tolerance; 50% is 0.5 and 50."""
+
+    scorer: Literal["numeric"]
+    absolute_tolerance: NonNegative
+    relative_tolerance: NonNegative
+
+
+class JsonValid(Scorer):
+    """The answer is JSON, and valid against a JSON schema where one is named."""
+
+    scorer: Literal["json_valid"]
+    schema_file: Text | None  # a file of scorers/, by its path there
+
+
+class PythonParses(Scorer):
+    """The answer (or its first fenced block of code) is Python by its grammar; it is never run."""
+
+    scorer: Literal["python_parses"]
+
+
+class ToolCalls(Scorer):
+    """The answer calls the reference's tools, with the same arguments; of several calls, in the same order."""
+
+    scorer: Literal["tool_calls"]
+
+
+class Classification(Scorer):
+    """The answer names the reference's class: as generated, or the label that the model finds most likely."""
+
+    scorer: Literal["classification"]
+    by: Literal["generation", "likelihood"]
+    labels: Annotated[tuple[Text, ...], Field(min_length=2)] | None  # null: those of the training and test split
+
+    def metrics(self, name: str) -> list[Metric]:
+        """Accuracy, and F1 as a plain and as a weighted mean over the classes."""
+        return [
+            Metric(f"{name}.accuracy", "right", f"{name}.accuracy"),
+            Metric(f"{name}.macro_f1", "macro_f1", f"{name}.accuracy"),
+            Metric(f"{name}.weighted_f1", "weighted_f1", f"{name}.accuracy"),
+        ]
+
+
+class Bleu(Scorer):
+    """BLEU of the whole set, 0 to 1 (sacrebleu)."""
+
+    scorer: Literal["bleu"]
+
+    def metrics(self, name: str) -> list[Metric]:
+        """One figure of all answers."""
+        return [Metric(name, "bleu", name)]
+
+
+class Chrf(Scorer):
+    """chrF of each answer, 0 to 1 (sacrebleu)."""
+
+    scorer: Literal["chrf"]
+
+    def metrics(self, name: str) -> list[Metric]:
+        """The mean of the examples' scores."""
+        return [Metric(name, "mean", name)]
+
+
+class RougeL(Scorer):
+    """ROUGE-L of each answer, 0 to 1: rouge-score's figure, with words of any alphabet."""
+
+    scorer: Literal["rouge_l"]
+
+    def metrics(self, name: str) -> list[Metric]:
+        """The mean of the examples' scores."""
+        return [Metric(name, "mean", name)]
+
+
+class Function(Scorer):
+    """A function of your own in `scorers/`: `function(answer, reference, example)` gives a number in the bounds."""
+
+    scorer: Literal["function"]
+    function: Annotated[str, Field(pattern=r"^scorers(\.[A-Za-z_]\w*)+\.[A-Za-z_]\w*$")]
+    lowest: Annotated[float, Field(allow_inf_nan=False)]
+    highest: Annotated[float, Field(allow_inf_nan=False)]
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest {self.lowest:g} is not below highest {self.highest:g}")
+        return self
+
+    def metrics(self, name: str) -> list[Metric]:
+        """The mean of the examples' scores."""
+        return [Metric(name, "mean", name, self.lowest, self.highest)]
+
+
+class Judge(Scorer):
+    """A model behind an OpenAI-compatible server that prefers one of the two answers, asked in both orders.
+
+    A side's score is 1 where both orders prefer it, 0.5 where they don't agree, 0 where they prefer the other.
+    """
+
+    scorer: Literal["judge"]
+    url: Url
+    model: Text
+    api_key_variable: Text | None
+    timeout_seconds: PositiveFloat
+    instructions: Text  # what makes an answer the better one
+
+    def metrics(self, name: str) -> list[Metric]:
+        """The mean of the examples' scores: 0.5 is a draw."""
+        return [Metric(name, "mean", name)]
+
+
+SCORERS: dict[str, type[Scorer]] = {
+    "exact_match": ExactMatch,
+    "normalized_match": NormalizedMatch,
+    "contains": Contains,
+    "regular_expression": RegularExpression,
+    "numeric": Numeric,
+    "json_valid": JsonValid,
+    "python_parses": PythonParses,
+    "tool_calls": ToolCalls,
+    "classification": Classification,
+    "bleu": Bleu,
+    "chrf": Chrf,
+    "rouge_l": RougeL,
+    "function": Function,
+    "judge": Judge,
+}
+AnyScorer = Annotated[
+    ExactMatch
+    | NormalizedMatch
+    | Contains
+    | RegularExpression
+    | Numeric
+    | JsonValid
+    | PythonParses
+    | ToolCalls
+    | Classification
+    | Bleu
+    | Chrf
+    | RougeL
+    | Function
+    | Judge,
+    Field(discriminator="scorer"),
+]
+
+# Of the reference, by the model itself: nats a token, and their exponential.
+LOSS = Metric("loss", "loss", highest=float("inf"), higher_is_better=False)
+PERPLEXITY = Metric("perplexity", "perplexity", lowest=1.0, highest=float("inf"), higher_is_better=False)
+
+
+def metrics_of(scorers: Mapping[str, Any]) -> dict[str, Metric]:
+    """All metrics of a run by name: those of its scorers, and loss and perplexity of the reference."""
+    found = [metric for name, scorer in scorers.items() for metric in scorer.metrics(name)]
+    return {metric.name: metric for metric in [*found, LOSS, PERPLEXITY]}

@@ -1,0 +1,168 @@
+"""Where a command runs: natively, or in a container of docker or podman.
+
+DVC and the small commands stay on the host, and each stage goes into the image of its environment by itself: the
+command in dvc.yaml is the same everywhere, `python -m finetune STAGE`, and comes here first.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+from tempfile import TemporaryDirectory
+from typing import Any, cast, get_args
+
+from finetune.config.params import Config, Runtime
+from finetune.containers.command_line import STARTED, Order, command_line, user_of
+from finetune.containers.images import (
+    INSIDE,
+    LOCK_LABEL,
+    ask,
+    find_engine,
+    find_image,
+    image_name,
+    locks_sha256,
+    other_images,
+)
+from finetune.errors import ConfigError, InterruptedRunError, MachineError
+from finetune.processes.signals import die_with_parent, signals_to
+
+OVERRIDE = "FINETUNE_RUNTIME"  # make ... RUNTIME=native
+OTHER_IMAGE = "FINETUNE_IMAGE_NAME"  # make ... IMAGE=registry/name:tag, for one that was built elsewhere
+INSTALL = {"docker": "https://docs.docker.com/engine/install", "podman": "https://podman.io/docs/installation"}
+# Commands that need the packages of the stages. Those of the first kind belong to a run, and run where its stages do.
+OF_A_RUN = frozenset({"prepare", "validate", "train", "evaluate", "decide", "check", "merge", "verify", "try", "join"})
+ANYWHERE = frozenset({"plan", "rehearse", "recipes --table"})
+
+
+def runtime_of(config: Config, environment: Mapping[str, str] = os.environ) -> Runtime:
+    """Where a run's stages run: what RUNTIME= says, else params.yaml; inside one of our images, there.
+
+    ConfigError for a word that is no runtime.
+    """
+    if INSIDE in environment:
+        return "native"
+    asked = environment.get(OVERRIDE) or config.runtime
+    if asked not in get_args(Runtime):
+        raise ConfigError(f"RUNTIME={asked}: is none of {', '.join(get_args(Runtime))}")
+    if asked != "native" and config.environment == "apple":
+        raise ConfigError(f"RUNTIME={asked}: a container on a Mac can't reach its GPU; use native")
+    return cast(Runtime, asked)
+
+
+def runs_here(command: str) -> bool:
+    """Whether a command needs no container whatever params.yaml says: it needs no packages of the stages, or only looks
+    ahead and finds them here."""
+    return command not in OF_A_RUN | ANYWHERE or (command in ANYWHERE and has_packages())
+
+
+def has_packages() -> bool:
+    """Whether the packages of the stages are installed here, and not only what a host needs."""
+    return find_spec("torch") is not None
+
+
+def engine_for(command: str, config: Config) -> str | None:
+    """The engine whose container a command of this run goes into; None for native. MachineError where none can."""
+    runtime = runtime_of(config)
+    if runtime != "native":
+        return runtime
+    if not has_packages():
+        raise MachineError(
+            f"{command}: the packages of the stages are not installed here; run make setup RUNTIME=native"
+        )
+    return None
+
+
+def run(name: str, command: str, words: list[str], config: Config, root: Path) -> int:
+    """Run `python -m finetune WORDS`, which hold the command, in a container; gives its exit code, the command's own.
+
+    Signals go on to the command, so that an interrupted training saves. MachineError where the container can't be
+    started or was killed, InterruptedRunError where a signal ended it before the command could say so itself.
+    """
+    root = root.resolve()
+    image = require_ready(name, config, root)
+    terminal = command == "try" and sys.stdin.isatty() and sys.stdout.isatty()
+    order = Order(find_engine(name), image, command, tuple(words), config, root, terminal)
+    (root / "work").mkdir(exist_ok=True)
+    with TemporaryDirectory(prefix=f"{command}-", dir=root / "work") as scratch:
+        if os.getuid() == 0:
+            for folder in (root / "work", scratch):
+                os.chown(folder, *user_of(root))
+        code, asked = start_and_wait(command_line(order, Path(scratch)), terminal=terminal)
+        if asked and not Path(scratch, STARTED).exists():
+            # too early for the command to hear it: an engine that is still starting says whatever, 0 too
+            ask(order.engine.program, "rm", "--force", order.name)
+            raise InterruptedRunError(f"{command}: was stopped by {asked} before it began; run it again")
+    return command_code(code, name, command)
+
+
+def require_ready(engine: str, config: Config, root: Path) -> str:
+    """The id of the image to start; MachineError that says what is missing: engine, daemon, image, driver, rights."""
+    if which(engine) is None:
+        others = [name for name in INSTALL if which(name)]
+        instead = f"use RUNTIME={others[0]}, which is" if others else f"install it ({INSTALL[engine]})"
+        raise MachineError(f"runtime: {engine} is not installed here; {instead}, or add RUNTIME=native to the command")
+    if not os.access(root, os.W_OK):
+        raise MachineError(f"{root}: can't be written to by user {os.getuid()}; change its owner, or mount it writable")
+    name = os.environ.get(OTHER_IMAGE) or image_name(config.environment, root)
+    found = find_image(engine, name)
+    build = f"make image-{config.environment} builds it"
+    if found is None:
+        others = other_images(engine, config.environment)
+        told = f" ({', '.join(others)} was built from other locks)" if others else ""
+        raise MachineError(f"runtime: {engine} has no image {name}{told}; {build}")
+    if found.labels.get(LOCK_LABEL) != locks_sha256(config.environment, root):
+        raise MachineError(
+            f"runtime: image {name} was built from other locks than those in requirements/; {build} anew"
+        )
+    if config.environment == "cuda" and which("nvidia-smi") is None:
+        raise MachineError(
+            "environment: cuda: this machine has no NVIDIA driver (nvidia-smi); use another recipe or machine"
+        )
+    return found.id
+
+
+def start_and_wait(line: list[str], *, terminal: bool) -> tuple[int, str | None]:
+    """Run the engine to its end; gives its exit code, and the first signal that reached us.
+
+    Every signal goes on to the engine, which passes it on to the command; one that comes before there is an engine does
+    so as soon as there is.
+    """
+    asked: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def forward(number: int, frame: Any) -> None:  # noqa: ARG001
+        asked.append(number)
+        if process is not None:
+            process.send_signal(number)
+
+    with signals_to(forward):
+        process = subprocess.Popen(line, start_new_session=not terminal, preexec_fn=die_with_parent)
+        for number in asked[:1]:
+            process.send_signal(number)
+        code = process.wait()
+    return code, signal.Signals(asked[0]).name if asked else None
+
+
+def command_code(code: int, engine: str, command: str) -> int:
+    """The command's own exit code; an error of ours where the engine or a signal made it."""
+    again = "the same command goes on from what is kept"
+    if code == 125:
+        raise MachineError(
+            f"{command}: {engine} could not start the container, with the words above; see docs/containers.md"
+        )
+    if code in (126, 127):
+        raise MachineError(
+            f"{command}: the container could not run it (exit code {code}), for the reason above; "
+            "make image-cpu or image-cuda builds a broken image anew"
+        )
+    if code in (137, -signal.SIGKILL):
+        raise MachineError(
+            f"{command}: its container was killed (exit code 137), by a lack of memory or by hand; {again}"
+        )
+    if code < 0 or code > 128:
+        raise InterruptedRunError(f"{command}: its container was stopped (exit code {code}); {again}")
+    return code

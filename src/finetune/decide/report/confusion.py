@@ -1,0 +1,98 @@
+"""The report's section on classification: figures a class, and the confusion matrix as a heat map."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.decide.report.formatting import counted, name, percent
+
+MOST_CLASSES = 20  # beyond that the matrix can't be read: the worst classes are shown
+LEVELS = 10  # of heat
+
+
+def show_classes(classes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For each classification scorer: its classes with both sides' figures, and a matrix a side."""
+    return [_show(scorer, found) for scorer, found in classes.items() if found["labels"]]
+
+
+def _show(scorer: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    labels = list(found["labels"])
+    per_class = {side: found[side]["per_class"] for side in ("baseline", "candidate")}
+    shown = worst_classes(labels, per_class["candidate"])
+    rows = [
+        {
+            "label": name(label),
+            "examples": per_class["candidate"].get(label, {}).get("examples", 0),
+            "baseline": _figures(per_class["baseline"].get(label, {})),
+            "candidate": _figures(per_class["candidate"].get(label, {})),
+        }
+        for label in shown
+    ]
+    return {
+        "scorer": name(scorer),
+        "classes": len(labels),
+        "shown": len(shown),
+        "rows": rows,
+        "matrices": [
+            {"side": side, **heat(labels, shown, found[side]["confusion"])} for side in ("candidate", "baseline")
+        ],
+        "confused": most_confused(labels, found["candidate"]["confusion"]),
+    }
+
+
+def _figures(measured: Mapping[str, Any]) -> dict[str, str]:
+    return {key: percent(measured.get(key)) for key in ("precision", "recall", "f1")}
+
+
+def worst_classes(labels: Sequence[str], per_class: Mapping[str, Any]) -> list[str]:
+    """All labels in their order, or of many those that have examples and the lowest F1."""
+    if len(labels) <= MOST_CLASSES:
+        return list(labels)
+
+    def rank(label: str) -> tuple[bool, float, int]:
+        measured = per_class.get(label, {})
+        return not measured.get("examples"), measured.get("f1") or 0.0, -measured.get("examples", 0)
+
+    return sorted(labels, key=rank)[:MOST_CLASSES]
+
+
+def heat(labels: Sequence[str], shown: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The matrix with a row a reference and a column an answer; each cell a count, coloured by its share of the row.
+
+    Answers that name a class which is not shown are summed up in a column of their own.
+    """
+    place = {label: at for at, label in enumerate(labels)}
+    kept = [place[label] for label in shown]
+    hidden = [at for at in range(len(labels)) if at not in set(kept)]
+    columns = [*(name(label, 40) for label in shown), *(["(other classes)"] if hidden else []), "(none)"]
+    rows = []
+    for label in shown:
+        counts = confusion[place[label]]
+        other = [sum(counts[at] for at in hidden)] if hidden else []
+        cells = [*(counts[at] for at in kept), *other, *counts[len(labels) :]]
+        total = sum(cells)
+        row = [
+            {
+                "count": count,
+                "level": round(LEVELS * count / total) if total else 0,
+                "right": at < len(kept) and kept[at] == place[label],
+            }
+            for at, count in enumerate(cells)
+        ]
+        rows.append({"label": name(label, 40), "total": total, "cells": row})
+    return {"columns": columns, "rows": rows}
+
+
+def most_confused(labels: Sequence[str], confusion: Sequence[Sequence[int]], most: int = 5) -> list[str]:
+    """The most frequent mistakes in words."""
+    answers = [*labels, None]
+    pairs = [
+        (count, labels[row], answers[column])
+        for row, counts in enumerate(confusion)
+        for column, count in enumerate(counts)
+        if row != column and count
+    ]
+    pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2] or ""))
+    return [
+        f"{name(due, 40)} answered as {name(given or 'none of the classes', 40)}: {counted(count, 'time')}"
+        for count, due, given in pairs[:most]
+    ]

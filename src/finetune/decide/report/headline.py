@@ -1,0 +1,174 @@
+"""The verdict in one sentence that needs no statistics to read, and the provisos that belong to it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.decide.report.formatting import counted, name, percent, short_told, told
+from finetune.decide.report.readings import NO_INTERVAL, Reading, read_outcomes, side_names
+from finetune.decide.verdict import Verdict
+
+LEADS = {"deploy": "Deploy", "deploy-unproven": "Deploy, but unproven", "iterate": "Iterate", "abort": "Abort"}
+
+
+def headline(verdict: Verdict, outcomes: Sequence[Any], reports: Mapping[str, Any]) -> str:
+    """Who wins by how much on what, with how much evidence; of a verdict short of deploy, what stands in its way."""
+    readings = read_outcomes(outcomes, reports)
+    lead, sides = LEADS.get(verdict.name, verdict.name), side_names(reports["evaluation"])
+    harm = next((reason for reason in verdict.reasons if reason.startswith("worse than")), None)
+    if verdict.name == "abort" and harm:
+        return f"{lead}: {sides['candidate']} is {harm}."
+    chosen = leading(readings, verdict)
+    if chosen is None:
+        sentence = verdict.sentence
+        if is_served(reports):
+            sentence = sentence.replace("deploy this adapter", "deploy what the server serves")
+        return f"{lead}: {sentence[:1].lower()}{sentence[1:]}"
+    passed = sum(item.outcome.status == "pass" for item in readings)
+    text = clause(chosen, sides, reports["confidence"], reports["decide"].policy)
+    if passed == len(readings):
+        looks = reports["decide"].looks
+        spent = f", but this test set has been looked at {reports['look']} times where {looks} were declared"
+        rest = "the only criterion passes" if passed == 1 else f"all {passed} criteria pass"
+        return f"{lead}: {text}; {rest}{spent if reports['look'] > looks else ''}."
+    return f"{lead}: {text}; {passed} of {len(readings)} criteria pass."
+
+
+def leading(readings: Sequence[Reading], verdict: Verdict) -> Reading | None:
+    """The outcome that the sentence is about: what was reached, or what was not; quality first."""
+    short = [item for item in readings if item.outcome.status != "pass"]
+    wanted = short if short and not verdict.name.startswith("deploy") else list(readings)
+    order = {"fail": 0, "inconclusive": 1, "unmeasured": 2, "pass": 3}
+
+    def rank(item: Reading) -> tuple[bool, int, bool]:
+        return item.outcome.about != "quality", order[item.outcome.status], item.rule != "at_least"
+
+    return min(wanted, key=rank, default=None)
+
+
+def clause(item: Reading, sides: Mapping[str, str], confidence: float, policy: str) -> str:
+    """One outcome as a clause, e.g. `the base model answers …`."""
+    if item.outcome.estimate is None:
+        return f"{item.outcome.criterion} could not be measured ({item.outcome.reason})"
+    proof = evidence(item, confidence, policy)
+    new, old = sides["candidate"], sides["baseline"]
+    if item.kind == "seconds" and item.rule == "latency_at_most":
+        return f"{new} answers in {item.estimate} on average ({proof})"
+    if item.kind == "gain":
+        return f"{new} answers in {item.estimate} less time than {old} ({proof})"
+    if item.kind == "bytes":
+        return f"{new} needs {item.estimate} of memory at its peak ({proof})"
+    if item.outcome.about != "quality" or item.metric is None:
+        return f"{item.outcome.criterion}: {item.estimate} ({proof})"
+    if item.kind in ("points", "difference"):
+        both = [told(value, "share" if item.kind == "points" else "number") for value in (item.candidate, item.base)]
+        return f"{new} {achieves(item, both[0])}, {old} {both[1]}: a difference of {item.estimate} ({proof})"
+    base = "" if item.base is None else f"; {old} {told(item.base, item.kind)}"
+    return f"{new} {achieves(item, item.estimate)} ({proof}){base}"
+
+
+def achieves(item: Reading, figure: str) -> str:
+    """`answers 66.9% of 242 held-out examples exactly right`, or `reaches a loss of 0.7 on …`."""
+    metric = name(item.metric)
+    if item.kind not in ("share", "points"):
+        return f"reaches {metric} {figure} on {item.where}"
+    if item.metric == "exact_match":
+        return f"answers {figure} of {item.where} exactly right"
+    return f"is right by {metric} in {figure} of {item.where}"
+
+
+def evidence(item: Reading, confidence: float, policy: str) -> str:
+    """How sure, and what was asked: `at least 59.5% with 99% confidence, 55% was asked`."""
+    outcome, asked = item.outcome, f"{item.asked.removeprefix('at least ').removeprefix('at most ')} was asked"
+    if policy == "point":
+        return f"an estimate without proof, {asked}"
+    if item.kind == "bytes" or item.bounds == NO_INTERVAL:
+        return asked
+    bound = outcome.lower if item.higher_is_better else outcome.upper
+    word = "at least" if item.higher_is_better else "at most"
+    sure = f"with {100 * confidence:.4g}% confidence"
+    if outcome.status == "pass" and bound is not None:
+        return f"{word} {told(bound, item.kind)} {sure}, {asked}"
+    return f"between {item.bounds.replace(' to ', ' and ')} {sure}, {asked}"
+
+
+def is_served(reports: Mapping[str, Any]) -> bool:
+    """Whether the candidate answered from behind a server, which may serve anything."""
+    return bool(reports["evaluation"]["candidate"].get("form") == "server")
+
+
+def left_out(latency: Mapping[str, Any]) -> str | None:
+    """How many of the sampled prompts have no time: they may be the slowest; None where all have one."""
+    count = latency.get("left_out") or 0
+    return f"{count} of {latency['prompts'] + count} sampled prompts could not be timed" if count else None
+
+
+def provisos(reports: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before relying on the verdict, the gravest first."""
+    evaluation, decide = reports["evaluation"], reports["decide"]
+    found = []
+    if is_served(reports):
+        found.append(
+            f"The figures are of {side_names(evaluation)['candidate']}: nobody checked that it is this adapter."
+        )
+    if evaluation["baseline"].get("recorded"):
+        found.append("The baseline's answers and times were recorded elsewhere, not measured beside the candidate's.")
+    if decide.policy == "point":
+        found.append("The policy is “point”: estimates alone were compared, so chance is not excluded.")
+    if reports["look"] > decide.looks:
+        found.append(
+            f"This is look {reports['look']} at a test set for which {decide.looks} were declared: "
+            "a fresh test set is due."
+        )
+    elif decide.looks > 1:
+        found.append(
+            f"Look {reports['look']} of {decide.looks} at this test set; {100 * decide.confidence:.4g}% confidence is "
+            f"shared by all of them, which leaves {100 * reports['confidence']:.4g}% to each."
+        )
+    if (evaluation["generation"] or {}).get("do_sample"):
+        found.append("Answers were sampled: another seed gives other answers and other figures.")
+    if untimed := left_out(reports["cost"]["latency"]):
+        found.append(f"{untimed}, which may be the slowest of all.")
+    return [*found, *_doubts(evaluation), *_known_faults(reports)]
+
+
+def _doubts(evaluation: Mapping[str, Any]) -> list[str]:
+    """Where examples are no independent evidence, answers are missing, or a guess would do as well."""
+    whole, found = evaluation["groups"]["all"], []
+    if whole["clusters"] < whole["examples"]:
+        found.append(
+            f"The {whole['examples']:,} test examples form {counted(whole['clusters'], 'cluster')} (one user, "
+            "conversation or prompt each); examples of one cluster are no independent evidence."
+        )
+    for side in ("candidate", "baseline"):
+        if count := whole[side].get("failed"):
+            found.append(f"{counted(count, 'answer')} of the {side} failed.")
+    if share := whole["candidate"].get("cut_off"):
+        found.append(f"{percent(share)} of the candidate's answers were cut off by the limit of new tokens.")
+    for group, measured in evaluation["groups"].items():
+        right = measured["candidate"].get("exact_match")
+        if group != "all" and right is not None and right <= measured["majority_share"]:
+            guess = short_told(measured["majority_share"], "share")
+            found.append(
+                f"{name(group)}: always giving its most frequent answer would be right in {guess}, no less often."
+            )
+    return found
+
+
+def _known_faults(reports: Mapping[str, Any]) -> list[str]:
+    """Findings that were accepted, warnings of the training, and answers that a scorer could not score."""
+    accepted = [item["code"] for item in reports["validation"]["findings"] if item.get("accepted")]
+    found = []
+    if accepted:
+        found.append(
+            f"{counted(len(accepted), 'finding')} of validate accepted by hand: {', '.join(map(name, accepted))}."
+        )
+    for problem in reports["evaluation"].get("problems") or ():
+        what = f"{counted(problem['count'], 'answer')} of the {problem['side']} could not be scored"
+        found.append(f"Scorer {name(problem['scorer'])}: {what}; the first: {name(problem['reason'], 160)}")
+    for judge, kept in (reports["evaluation"].get("judges") or {}).items():
+        agreement = kept.get("agreement")
+        if agreement is not None and agreement < 0.8:
+            found.append(
+                f"Judge {name(judge)} agreed with itself in only {percent(agreement)} when the order was turned."
+            )
+    return [*found, *(f"Training: {name(text, 300)}." for text in reports["train"].get("warnings", []))]

@@ -1,0 +1,108 @@
+"""The report's account of what went in: rows and tokens, risks in the data, findings, and hashes down to the base."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.decide.report.formatting import amount, listed, name, plain_name, spaced
+
+SPLITS = ("train", "validation", "test")
+# Of the machine, these alone: a report is passed on, and whose machine it was made on is nobody's business.
+MACHINE = (
+    *("system", "processor", "cores", "memory_bytes", "device", "gpu", "gpu_memory_bytes", "cuda", "arithmetic"),
+    "image",
+)
+
+
+def show_ledger(reports: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows by source, and tokens by split."""
+    sources = [
+        {
+            "name": name(source),
+            "read": account["read"],
+            "dropped": [(name(spaced(reason)), count) for reason, count in sorted(account["dropped"].items()) if count],
+            "kept": account["kept"],
+            "splits": [account.get("splits", {}).get(split, 0) for split in SPLITS],
+        }
+        for source, account in reports["prepare"]["sources"].items()
+    ]
+    tokens = [{"split": split, **counts} for split, counts in reports["validation"]["tokens"].items()]
+    splits = {split: found["examples"] for split, found in reports["prepare"]["splits"].items()}
+    return {"sources": sources, "tokens": tokens, "splits": splits}
+
+
+def show_risks(prepare: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How many rows hold what kind of risk: counts alone, never the rows."""
+    totals: Counter[str] = Counter()
+    for account in prepare["sources"].values():
+        for kind, found in account.get("risks", {}).items():
+            totals[kind] += found["rows"]
+    return [{"kind": name(spaced(kind)), "rows": rows} for kind, rows in totals.most_common()]
+
+
+def show_findings(findings: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Those that stand, and those that were accepted with a reason."""
+    return {
+        "standing": [item for item in findings if not item.get("accepted")],
+        "accepted": [item for item in findings if item.get("accepted")],
+    }
+
+
+def show_provenance(reports: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
+    """What it all was made from, as (what, text, hash or None)."""
+    evaluation, train, cost = reports["evaluation"], reports["train"], reports["cost"]
+    base, prepared = evaluation["base"], reports["prepare"]["prepared_sha256"]
+    rows: list[tuple[str, str, str | None]] = [
+        ("Base model", plain_name(base["name"], base["revision"]), base["revision"]),
+        ("Adapter", f"repeatability tier: {train['tier']}", evaluation["adapter_sha256"]),
+        ("Candidate", _side(evaluation["candidate"], base), None),
+        ("Baseline", _side(evaluation["baseline"], base), None),
+        *((f"{split.capitalize()} split", "", prepared[split]) for split in SPLITS if split in prepared),
+        ("Predictions", "", evaluation["predictions_sha256"]),
+        ("Measured times", "", cost["latency_sha256"]),
+        ("Run fingerprint", "params, data, base, code and locks together", train["fingerprint"]),
+        *((name(spaced(what)), "", str(value)) for what, value in (reports.get("hashes") or {}).items()),
+        ("Seed", str(reports["seed"]), None),
+        ("Generation", listed(evaluation["generation"] or {}), None),
+        *((f"Scorer {name(scorer)}", _settings(found), None) for scorer, found in evaluation["scorers"].items()),
+        *(
+            (f"Judge {name(scorer)}", _settings(kept), None)
+            for scorer, kept in (evaluation.get("judges") or {}).items()
+        ),
+        (
+            "Training",
+            f"attention {train['attention']}, {train['micro_batch']} rows a pass x {train['accumulation']}",
+            None,
+        ),
+        ("Machine of training", describe_machine(reports["train_cost"].get("machine", {})), None),
+        ("Machine of evaluation", describe_machine(cost["machine"]), None),
+        ("Versions", ", ".join(f"{name(key)} {name(value)}" for key, value in cost["versions"].items()), None),
+    ]
+    return rows
+
+
+def _side(side: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    told = " (recorded elsewhere)" if side.get("recorded") else ""
+    label = plain_name(str(side.get("name") or ""), base["revision"] if side.get("name") == base["name"] else None)
+    return f"{name(side.get('form') or 'not known')}{f', {label}' if label else ''}{told}"
+
+
+def _settings(kept: Mapping[str, Any]) -> str:
+    """Of a scorer or a judge, all but where it runs."""
+    return listed({key: value for key, value in kept.items() if key != "url"})
+
+
+def describe_machine(machine: Mapping[str, Any]) -> str:
+    """Processor, cores, memory, device; no host name and no path."""
+    found = []
+    for key in MACHINE:
+        value = machine.get(key)
+        if value is None:
+            continue
+        if isinstance(value, Mapping):
+            found.append(listed(value))
+        elif key.endswith("memory_bytes"):
+            found.append(f"{amount(value, 'bytes')} of {'GPU ' if key.startswith('gpu') else ''}memory")
+        else:
+            found.append(f"{value} cores" if key == "cores" else name(value))
+    return ", ".join(found)

@@ -1,0 +1,152 @@
+"""What an outcome of the gate is about, in a form that can be told and drawn: its rule, its kind of figure, its scale.
+
+An Outcome holds bare numbers; whether 0.67 is a share, an F1 or seconds follows from its criterion and the scorers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.config.decide import LatencyAtMost
+from finetune.config.scorers import LOSS, PERPLEXITY, SCORERS, Metric
+from finetune.config.types import ALL
+from finetune.decide.outcomes import Outcome
+from finetune.decide.report.formatting import Kind, name, plain_name, short_told, told
+
+ANSWER_FACTS = ("mean_tokens", "cut_off", "failed")  # of a group: about its answers, not about their quality
+ICONS = {"pass": "✓", "fail": "✕", "inconclusive": "?", "unmeasured": "\u2013"}
+
+NO_INTERVAL = "no interval"
+
+
+def known_metrics(scorers: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
+    """All metrics by name, from the scorers' settings in the evaluation report."""
+    found = [LOSS, PERPLEXITY]
+    for scorer, settings in scorers.items():
+        if (of_kind := SCORERS.get(settings.get("scorer", ""))) is not None:
+            found += of_kind.model_construct(**settings).metrics(scorer)
+    return {metric.name: metric for metric in found}
+
+
+def side_names(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """What the two sides are called in a sentence."""
+    baseline, candidate = evaluation["baseline"], evaluation["candidate"]
+    old, new = (name(plain_name(str(side.get("name") or "")), 40) for side in (baseline, candidate))
+    baselines = {
+        "base": "the base model",
+        "adapter": f"the earlier adapter {old}",
+        "model": f"the model {old}",
+        "recorded": f"the recorded baseline {old}",
+        "server": f"the served model {old}",
+    }
+    candidates = {
+        "adapter": "the fine-tuned model",
+        "merged": "the fine-tuned, merged model",
+        "server": f"the served model {new}",
+    }
+    return {
+        "baseline": baselines.get(baseline.get("form"), old or "the baseline").strip(),
+        "candidate": candidates.get(candidate.get("form"), new or "the candidate").strip(),
+    }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One outcome with what is needed to tell it; `base` and `candidate` are both sides' metric, if it has one."""
+
+    outcome: Outcome
+    rule: str
+    kind: Kind
+    group: str | None
+    metric: str | None
+    higher_is_better: bool
+    base: float | None
+    candidate: float | None
+    examples: int | None
+
+    @property
+    def asked(self) -> str:
+        """The target in words, e.g. `at least 55%`."""
+        if self.outcome.target is None or self.outcome.target != self.outcome.target:
+            return "nothing"
+        bound = short_told(self.outcome.target, self.kind)
+        if self.kind == "points":
+            bound = f"{bound} points"
+        if self.rule in ("better_than_baseline", "not_worse_than_baseline"):
+            return f"{'more' if self.higher_is_better else 'less'} than {bound}"
+        return f"{'at least' if self.higher_is_better else 'at most'} {bound}"
+
+    @property
+    def estimate(self) -> str:
+        """The estimate as text."""
+        return told(self.outcome.estimate, self.kind)
+
+    @property
+    def bounds(self) -> str:
+        """Both bounds as text; of one that is open, the other."""
+        lower, upper = (told(value, self.kind) for value in (self.outcome.lower, self.outcome.upper))
+        if lower == upper == "n/a":
+            return NO_INTERVAL
+        return f"{lower} to {upper}".replace(" points to", " to").replace("n/a", "open")
+
+    @property
+    def where(self) -> str:
+        """`242 held-out examples of exception-namer`."""
+        count = "" if self.examples is None else f"{self.examples:,} "
+        of = f" of {name(self.group)}" if self.group not in (None, ALL) else ""
+        return f"{count}held-out examples{of}"
+
+
+def read_outcomes(outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> list[Reading]:
+    """The outcomes in their order, each with its criterion, which is found by its words."""
+    criteria = {criterion.describe(): criterion for criterion in reports["decide"].criteria}
+    halves = [criterion for criterion in criteria.values() if isinstance(criterion, LatencyAtMost)]
+    criteria |= {criterion.describe_improvement(): criterion for criterion in halves}
+    metrics = known_metrics(reports["evaluation"]["scorers"])
+    return [_read(item, criteria.get(item.criterion), metrics, reports["evaluation"]) for item in outcomes]
+
+
+def _read(item: Outcome, criterion: Any, metrics: Mapping[str, Metric], evaluation: Mapping[str, Any]) -> Reading:
+    rule = getattr(criterion, "rule", "")
+    quality = item.about == "quality"
+    metric_name = (item.metric or getattr(criterion, "metric", None)) if quality else None
+    group = (item.group or getattr(criterion, "group", None)) if quality else None
+    metric = metrics.get(metric_name or "")
+    found = evaluation["groups"].get(group, {})
+    kind = _kind(item, rule, metric)
+    higher = item.higher_is_better and kind not in ("seconds", "bytes") and rule != "at_most"
+    return Reading(
+        item,
+        rule,
+        kind,
+        group,
+        metric_name,
+        higher,
+        found.get("baseline", {}).get(metric_name),
+        found.get("candidate", {}).get(metric_name),
+        examples_counted(metric_name, group, evaluation),
+    )
+
+
+def _kind(item: Outcome, rule: str, metric: Metric | None) -> Kind:
+    if item.unit in ("s", "bytes"):
+        return "seconds" if item.unit == "s" else "bytes"
+    if item.about in ("latency", "seeds"):
+        return "gain" if item.about == "latency" else "count"
+    compared = rule in ("better_than_baseline", "not_worse_than_baseline")
+    if metric is not None and metric.kind == "right":
+        return "points" if compared else "share"
+    return "difference" if compared else "number"
+
+
+def examples_counted(metric: str | None, group: str | None, evaluation: Mapping[str, Any]) -> int | None:
+    """How many examples of a group a metric counts: those that its scorer was asked to score; None if not known."""
+    groups, scorers = evaluation["groups"], evaluation["scorers"]
+    if group not in groups or metric is None:
+        return None
+    settings: Mapping[str, Any] = scorers.get(metric) or scorers.get(metric.rsplit(".", 1)[0]) or {}
+    of = settings.get("of")
+    if of is None or group in of:
+        return int(groups[group]["examples"])
+    known = [groups[part]["examples"] for part in of if part in groups]
+    return int(sum(known)) if group == ALL and len(known) == len(of) else None

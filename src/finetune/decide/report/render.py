@@ -1,0 +1,172 @@
+"""What people read at the end: `reports/report.html`, `reports/summary.md` and the model card, filled from the reports.
+
+The page is one file that opens offline. Its policy lets run and style only what was written here: everything else,
+also a text of the data that looks like a script, is text.
+"""
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from finetune.decide.outcomes import Outcome
+from finetune.decide.report import sections
+from finetune.decide.report.confusion import show_classes
+from finetune.decide.report.curves import Curves
+from finetune.decide.report.examples import show_examples
+from finetune.decide.report.formatting import (
+    Verbatim,
+    amount,
+    code_markdown,
+    count_told,
+    counted,
+    duration,
+    figure,
+    listed,
+    name,
+    percent,
+    plain_markdown,
+    plain_name,
+    printable,
+    told,
+)
+from finetune.decide.report.headline import LEADS, headline, leading, left_out, provisos
+from finetune.decide.report.model_card import card_data, decoding, hub_names, loading_name
+from finetune.decide.report.provenance import show_findings, show_ledger, show_provenance, show_risks
+from finetune.decide.report.readings import known_metrics, read_outcomes, side_names
+from finetune.decide.verdict import Verdict
+from finetune.records.examples import Prediction
+
+TEMPLATES = Path(__file__).parent / "templates"
+CHANGES = {True: "How far the verdict is from changing", False: "What would change the verdict"}  # by: is it deploy
+FILTERS: dict[str, Callable[..., Any]] = {
+    "amount": amount,
+    "code": code_markdown,
+    "count": count_told,
+    "counted": counted,
+    "duration": duration,
+    "figure": figure,
+    "listed": listed,
+    "name": name,
+    "percent": percent,
+    "told": told,
+}
+
+
+def render(template: str, **content: Any) -> str:
+    """A template of this folder, filled; everything put into HTML or Markdown is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=template.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        finalize=printable if template.endswith(".html.j2") else plain_markdown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= FILTERS
+    return environment.get_template(template).render(**content)
+
+
+def read_asset(file: str) -> tuple[Markup, str]:
+    """A file of this folder to stand in the page, and its hash as a content policy names it."""
+    text = (TEMPLATES / file).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Markup(text), f"'sha256-{digest}'"  # noqa: S704 - written here, and holds no text of the run
+
+
+def content_policy(style: str, script: str) -> Verbatim:
+    """Nothing is loaded from anywhere; only the page's own style and script, known by their hashes, act."""
+    sources = f"style-src {style}; script-src {script}"
+    return Verbatim(f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'")
+
+
+def render_report(
+    verdict: Verdict,
+    outcomes: Sequence[Outcome],
+    predictions: Sequence[Prediction],
+    reports: Mapping[str, Any],
+    curves: Curves,
+) -> str:
+    """The page: the verdict in one sentence first, then its evidence, down to the hashes."""
+    evaluation = reports["evaluation"]
+    readings, groups = read_outcomes(outcomes, reports), sections.show_groups(evaluation, predictions)
+    (style, style_hash), (script, script_hash) = read_asset("report.css"), read_asset("report.js")
+    return render(
+        "report.html.j2",
+        style=style,
+        script=script,
+        policy=content_policy(style_hash, script_hash),
+        figures=sections.show_key_figures(readings, leading(readings, verdict), reports),
+        criteria=sections.show_criteria(readings),
+        groups=groups,
+        clustered=sections.clustered_note(groups),
+        answers=sections.show_answers(evaluation["groups"]),
+        classes=show_classes(evaluation.get("classes") or {}),
+        charts=sections.show_curves(curves),
+        examples=show_examples(predictions, known_metrics(evaluation["scorers"])),
+        latency=sections.show_latency(reports["cost"]["latency"], reports.get("timings") or ()),
+        ledger=show_ledger(reports),
+        risks=show_risks(reports["prepare"]),
+        plan=sections.show_plan(reports),
+        findings=show_findings(reports["validation"]["findings"]),
+        seeds=sections.show_seeds(reports.get("seeds"), readings),
+        provenance=show_provenance(reports),
+        **shared(verdict, outcomes, reports),
+    )
+
+
+def render_summary(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> str:
+    """The same in a screenful of Markdown, for a pull request."""
+    return render(
+        "summary.md.j2",
+        readings=read_outcomes(outcomes, reports),
+        groups=sections.show_groups(reports["evaluation"], ()),
+        **shared(verdict, outcomes, reports),
+    )
+
+
+def render_card(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> str:
+    """The model card: metadata as the Hub reads it, then what the adapter is good for, and how that is known."""
+    evaluation = reports["evaluation"]
+    base, candidate, groups = evaluation["base"], evaluation["candidate"], sections.show_groups(evaluation, ())
+    return render(
+        "model_card.md.j2",
+        front_matter=Markup(card_data(reports).to_yaml()),  # noqa: S704 - written by a YAML library, name by name
+        loading=loading_name(base),
+        local=base["revision"].startswith("sha256:"),
+        form=candidate.get("form"),
+        quantized=candidate.get("quantization") == "nf4",
+        hub=hub_names(reports["prepare"]),
+        readings=read_outcomes(outcomes, reports),
+        groups=groups,
+        clustered=sections.clustered_note(groups),
+        decoding=decoding(evaluation),
+        **shared(verdict, outcomes, reports),
+    )
+
+
+def shared(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> dict[str, Any]:
+    """What all three tell: the sentence, the provisos, what would change the verdict, and the reports."""
+    sentence = headline(verdict, outcomes, reports)
+    lead = LEADS.get(verdict.name, verdict.name)
+    base = reports["evaluation"]["base"]
+    return {
+        **{key: reports[key] for key in ("recipe", "seed", "look", "confidence", "decide")},
+        **{key: reports[key] for key in ("prepare", "validation", "train", "train_cost", "evaluation", "cost")},
+        "verdict": verdict,
+        "lead": lead,
+        "headline": sentence,
+        "sentence": sentence.removeprefix(f"{lead}: ")[:1].upper() + sentence.removeprefix(f"{lead}: ")[1:],
+        "provisos": provisos(reports),
+        "changes": list(reports.get("changes") or ()),
+        "changes_title": CHANGES[verdict.name.startswith("deploy")],
+        "left_out": left_out(reports["cost"]["latency"]),
+        "sides": side_names(reports["evaluation"]),
+        "base_name": plain_name(base["name"], base["revision"]),
+    }

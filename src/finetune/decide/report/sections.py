@@ -1,0 +1,263 @@
+"""The sections of `reports/report.html` as plain data: what was measured, in the words and drawings of the page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.config.scorers import Metric
+from finetune.config.types import ALL
+from finetune.decide.report.curves import Curves
+from finetune.decide.report.formatting import (
+    MINUS,
+    Kind,
+    amount,
+    count_told,
+    duration,
+    figure,
+    name,
+    percent,
+    short_told,
+    spaced,
+    told,
+)
+from finetune.decide.report.readings import ANSWER_FACTS, ICONS, Reading, examples_counted, known_metrics
+from finetune.decide.report.svg import Scale, draw_criterion, draw_dots, draw_lines, draw_pair
+from finetune.records.examples import Prediction, Timing
+from finetune.score.metrics import counted as counted_by
+from finetune.statistics.proportions import wilson
+
+MOST_DOTS = 400
+CLUSTERED = "no interval: examples come in clusters; the criteria's intervals take that into account"
+PANELS = (
+    (("loss", "validation_loss"), "Loss (nats a token)"),
+    (("learning_rate",), "Learning rate"),
+    (("gradient_norm",), "Gradient norm"),
+    (("tokens_per_second",), "Tokens a second"),
+    (("memory_gigabytes",), "Memory (GB)"),
+)
+
+
+def show_criteria(readings: Sequence[Reading]) -> list[dict[str, Any]]:
+    """Each criterion with its figures as text and its drawing."""
+    return [
+        {
+            "status": item.outcome.status,
+            "icon": ICONS[item.outcome.status],
+            "text": name(item.outcome.criterion, 160),
+            "estimate": item.estimate,
+            "bounds": item.bounds,
+            "asked": item.asked,
+            "reason": name(item.outcome.reason, 400),
+            "method": name(item.outcome.method),
+            "drawing": draw_criterion(item),
+        }
+        for item in readings
+    ]
+
+
+def show_key_figures(
+    readings: Sequence[Reading], leading: Reading | None, reports: Mapping[str, Any]
+) -> list[dict[str, str]]:
+    """Four figures at most: the leading metric, the evidence, the time and the memory of an answer."""
+    evaluation, latency, memory = reports["evaluation"], reports["cost"]["latency"], reports["cost"]["memory"]
+    found = []
+    if leading is not None and leading.metric is not None and leading.candidate is not None:
+        kind: Kind = "share" if leading.kind in ("share", "points") else "number"
+        of = "" if leading.group in (None, "all") else f", {name(leading.group, 40)}"
+        value = leading.outcome.estimate if leading.kind == kind else leading.candidate
+        metric = name(spaced(leading.metric), 40)
+        base = "" if leading.base is None else f"baseline {told(leading.base, kind)}"
+        found.append({"label": f"{metric[:1].upper()}{metric[1:]}{of}", "value": told(value, kind), "than": base})
+    groups = evaluation["groups"]
+    found.append({"label": "Test examples", "value": f"{groups['all']['examples']:,}", "than": "never trained on"})
+    mean, old = ((latency[side] or {}).get("mean_seconds") for side in ("candidate", "baseline"))
+    base = amount(old, "s")
+    found.append({"label": "Mean answer time", "value": amount(mean, "s"), "than": f"baseline {base}"})
+    limit = next((f"limit {short_told(r.outcome.target, 'bytes')}" for r in readings if r.kind == "bytes"), "")
+    found.append({"label": "Peak memory", "value": amount(memory["largest_bytes"], "bytes"), "than": limit})
+    return found
+
+
+def show_groups(evaluation: Mapping[str, Any], predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Each metric with a row a group: both sides, and of shares their Wilson intervals (two-sided 95%).
+
+    Wilson's takes every example as independent: where they come in clusters it is too narrow, and there is none.
+    """
+    metrics, groups = known_metrics(evaluation["scorers"]), evaluation["groups"]
+    names = list(
+        dict.fromkeys(key for group in groups.values() for key in group["candidate"] if key not in ANSWER_FACTS)
+    )
+    found = []
+    for key in names:
+        metric = metrics.get(key, Metric(key, "mean"))
+        rows = [
+            _group_row(metric, group, _examples_of(metric, group, evaluation, predictions), measured)
+            for group, measured in groups.items()
+            if any(measured[side].get(key) is not None for side in ("baseline", "candidate"))
+            and not (group == ALL and is_of_one_group(key, evaluation))
+        ]
+        if rows:
+            better = "higher is better" if metric.higher_is_better else "lower is better"
+            found.append(
+                {"metric": name(key), "note": better, "drawn": any(row["drawing"] for row in rows), "rows": rows}
+            )
+    return found
+
+
+def is_of_one_group(metric: str, evaluation: Mapping[str, Any]) -> bool:
+    """Whether its scorer scores one group alone, which then says the same as all."""
+    scorers = evaluation["scorers"]
+    of = (scorers.get(metric) or scorers.get(metric.rsplit(".", 1)[0]) or {}).get("of")
+    return of is not None and len(of) == 1 and of[0] in evaluation["groups"]
+
+
+def _examples_of(
+    metric: Metric, group: str, evaluation: Mapping[str, Any], predictions: Sequence[Prediction]
+) -> int | None:
+    """The examples that a metric counts: by the predictions where they are at hand, else by the scorer's settings."""
+    if count := len(counted_by(metric, predictions, group)):
+        return count
+    return examples_counted(metric.name, group, evaluation)
+
+
+def _group_row(metric: Metric, group: str, examples: int | None, measured: Mapping[str, Any]) -> dict[str, Any]:
+    share = metric.kind == "right"
+    values = {side: measured[side].get(metric.name) for side in ("baseline", "candidate")}
+    row: dict[str, Any] = {"group": name(group), "whole": group == ALL, "examples": examples, "drawing": None}
+    row["clustered"] = share and measured["clusters"] < measured["examples"]
+    for side, value in values.items():
+        bounds = share_interval(value, examples) if share and not row["clustered"] else None
+        row[side] = told(value, "share" if share else "number")
+        row[f"{side}_bounds"] = f"{percent(bounds[0])} to {percent(bounds[1])}" if bounds else None
+        values[side] = (value, *(bounds or (value, value))) if value is not None else None
+    bounded = math.isfinite(metric.lowest) and math.isfinite(metric.highest)
+    if bounded and values["baseline"] and values["candidate"]:
+        about = f"baseline {row['baseline']}, candidate {row['candidate']}"
+        row["drawing"] = draw_pair(values["baseline"], values["candidate"], Scale(metric.lowest, metric.highest), about)
+    return row
+
+
+def clustered_note(groups: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why some share has no interval; None where each has one."""
+    return CLUSTERED if any(row["clustered"] for metric in groups for row in metric["rows"]) else None
+
+
+def share_interval(share: float | None, examples: int | None) -> tuple[float, float] | None:
+    """The Wilson interval of a share of so many examples, two-sided 95%."""
+    if share is None or not examples:
+        return None
+    found = wilson(min(round(share * examples), examples), examples, 0.95, "two-sided")
+    return found.lower, found.upper
+
+
+def show_answers(groups: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the answers of each group are like, on both sides."""
+    return [
+        {
+            "group": name(group),
+            "examples": measured["examples"],
+            "clusters": measured["clusters"],
+            "majority": percent(measured["majority_share"]),
+            **{
+                side: {
+                    "tokens": count_told(measured[side].get("mean_tokens")),
+                    "cut": percent(measured[side].get("cut_off")),
+                    "failed": f"{measured[side].get('failed') or 0:,}",
+                }
+                for side in ("baseline", "candidate")
+            },
+        }
+        for group, measured in groups.items()
+    ]
+
+
+def show_curves(curves: Curves) -> list[dict[str, Any]]:
+    """A panel a measure, drawn where it was logged."""
+    found = []
+    for names, title in PANELS:
+        series = [(spaced(key), curves.get(key, [])) for key in names]
+        ends = [f"{key} from {figure(points[0][1])} to {figure(points[-1][1])}" for key, points in series if points]
+        drawing = draw_lines(series, f"{title} over the steps: {', '.join(ends)}", tick)
+        if drawing is not None:
+            legend = [key for key, points in series if points]
+            found.append({"title": title, "legend": legend if len(names) > 1 else [], "drawing": drawing})
+    return found
+
+
+def tick(value: float) -> str:
+    """A figure beside a line of a chart: `1,500`, `0.002`, `2e-5`."""
+    return f"{value:,.4g}" if not value or abs(value) >= 1e-4 else f"{value:.3g}".replace("e-0", "e-")
+
+
+def show_latency(latency: Mapping[str, Any], timings: Sequence[Timing]) -> dict[str, Any]:
+    """Both sides' times as text, and every measured time drawn where they are at hand."""
+    rows = [
+        {
+            "side": side,
+            **{key: amount(measured.get(f"{key}_seconds"), "s") for key in ("mean", "p50", "p95", "mean_first")},
+            "tokens": count_told(measured.get("mean_tokens")),
+            "speed": count_told(measured.get("tokens_per_second")),
+        }
+        for side in ("baseline", "candidate")
+        if (measured := latency[side])
+    ]
+    drawing = None
+    if timings:
+        step = math.ceil(len(timings) / MOST_DOTS)
+        kept = sorted(timings, key=lambda row: row.candidate_seconds)[::step]
+        known = [row.baseline_seconds for row in kept if row.baseline_seconds is not None]
+        both = [("baseline", known)] if known else []
+        both.append(("candidate", [row.candidate_seconds for row in kept]))
+        means = ", ".join(f"{row['side']} {row['mean']} on average" for row in rows)
+        drawing = draw_dots(both, f"Seconds of {len(kept)} answers a side: {means}")
+    return {"rows": rows, "drawing": drawing, "prompts": latency["prompts"], "kept": len(timings) and len(kept)}
+
+
+def show_plan(reports: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What was planned beside what was measured."""
+    plan, schedule = reports["validation"]["plan"], reports["validation"]["schedule"]
+    train, cost = reports["train"], reports["train_cost"]
+    planned, peak = (plan.get("memory_bytes") or {}).get("peak"), cost.get("peak_memory_bytes")
+    wall, flops = cost.get("wall_seconds"), (plan.get("flops") or 0) + (plan.get("evaluation_flops") or 0)
+    rate = f"{flops / wall / 1e12:.3g} TFLOP/s reached" if flops and wall else ""
+    apart = f"{100 * (peak / planned - 1):+.1f}%".replace("-", MINUS) if planned and peak else ""
+    seconds = plan.get("seconds")
+    return [
+        {"what": "Steps", "planned": f"{schedule['steps']:,}", "measured": f"{train['steps']:,}", "apart": ""},
+        {
+            "what": "Peak memory of training",
+            "planned": amount(planned, "bytes"),
+            "measured": amount(peak, "bytes"),
+            "apart": apart,
+        },
+        {
+            "what": "Time of training",
+            "planned": duration(seconds) if seconds else f"{flops / 1e12:,.3g} TFLOP",
+            "measured": duration(wall),
+            "apart": rate,
+        },
+    ]
+
+
+def show_seeds(seeds: Mapping[str, Any] | None, readings: Sequence[Reading]) -> dict[str, Any] | None:
+    """A column a seed and a row a criterion, with the lowest and the highest; None where one seed ran."""
+    if not seeds or not seeds.get("runs"):
+        return None
+    runs, kinds = seeds["runs"], {item.outcome.criterion: item.kind for item in readings}
+    rows = []
+    for criterion in dict.fromkeys(key for run in runs for key in _estimates(run)):
+        values = [_estimates(run).get(criterion) for run in runs]
+        known = [value for value in values if value is not None]
+        kind: Kind = kinds.get(criterion, "number")
+        spread = f"{told(min(known), kind)} to {told(max(known), kind)}" if known else "n/a"
+        rows.append(
+            {"criterion": name(criterion, 160), "values": [told(value, kind) for value in values], "spread": spread}
+        )
+    return {"runs": runs, "rows": rows}
+
+
+def _estimates(run: Mapping[str, Any]) -> dict[str, float | None]:
+    """A run's estimates by criterion, as data/seeds.json holds them or alone."""
+    if "estimates" in run:
+        return dict(run["estimates"])
+    return {criterion: found["estimate"] for criterion, found in run["criteria"].items()}

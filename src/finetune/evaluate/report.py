@@ -1,0 +1,113 @@
+"""What evaluate reports: who answered, how right, at what cost; as JSON, and in lines for the person who watches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from finetune.config.params import Config
+from finetune.config.scorers import Classification
+from finetune.console import say, table
+from finetune.evaluate.groups import describe_classes, describe_group, groups_of
+from finetune.files.hashing import sha256_json
+from finetune.hardware.devices import describe_machine
+from finetune.hardware.versions import versions
+from finetune.records.examples import Prediction
+from finetune.score.metrics import SIDES
+from finetune.score.scoring import Scored
+
+REPORTED = {"latency", "memory", "batch_size", "max_new_tokens"}  # of the settings: no address and no path
+
+
+def describe_sides(sides: Any, adapter_sha256: str) -> dict[str, Any]:
+    """Who answered, what each was asked with (None: not known), and what a look at the test set is counted by.
+
+    That is the adapter's hash where it answers greedily on its base; of anything else that could be tried many times
+    with one adapter (a merged form, another sampling, a server), the hash of all that tells it apart.
+    """
+    candidate = sides.candidate
+    plain = candidate.described["form"] == "adapter" and not candidate.settings["do_sample"]
+    other = [adapter_sha256, candidate.described, candidate.makings, candidate.settings]
+    return {
+        **{name: getattr(sides, name).described for name in SIDES},
+        "look_key": adapter_sha256 if plain else sha256_json(other),
+        "generation": candidate.settings,
+        "baseline_generation": getattr(sides.baseline, "settings", None),
+    }
+
+
+def describe_answers(predictions: Sequence[Prediction], scored: Scored, config: Config) -> dict[str, Any]:
+    """The metrics of every group, the classes of every classification, and what could not be scored."""
+    metrics, scorers = config.evaluate.metrics, config.evaluate.scorers
+    named = [name for name, scorer in scorers.items() if isinstance(scorer, Classification)]
+    return {
+        "scorers": {name: scorer.model_dump(mode="json") for name, scorer in scorers.items()},
+        "groups": {name: describe_group(members, metrics) for name, members in groups_of(predictions).items()},
+        "classes": {name: describe_classes(predictions, name) for name in named},
+        "problems": [asdict(problem) for problem in scored.problems],
+        "judges": scored.judges,
+    }
+
+
+def describe_cost(
+    latency: Any,
+    memory: list[int],
+    predictions: Sequence[Prediction],
+    config: Config,
+    evidence: Mapping[str, Any],
+    latency_sha256: str,
+) -> dict[str, Any]:
+    """What was measured, on what, and of which adapter."""
+    from finetune.evaluate.cost import summarize_latency
+
+    batched = {item.id: item.candidate.text for item in predictions}
+    same = [batched[name] == text for name, text in latency.answers.items()]
+    unanswered = {name: latency.unanswered[name] for name in SIDES}
+    return {
+        "latency": {
+            **summarize_latency(latency.timings),
+            "unanswered": unanswered,
+            "left_out": latency.left_out,
+            "identical_answers": sum(same) / len(same) if same else None,
+        },
+        "memory": {"processes": len(memory), "largest_bytes": max(memory, default=None), "bytes": memory},
+        "settings": config.evaluate.model_dump(mode="json", include=REPORTED),
+        "adapter_sha256": evidence["adapter_sha256"],
+        "latency_sha256": latency_sha256,
+        "machine": describe_machine(config.environment),
+        "versions": versions(),
+    }
+
+
+def show(evaluation: Mapping[str, Any], cost: Mapping[str, Any], look: int) -> None:
+    """A few lines for the person who watches."""
+    rows = []
+    for name, group in evaluation["groups"].items():
+        told = [metric for metric in group["candidate"] if group["candidate"][metric] is not None]
+        for metric in told:
+            figures = [group[side][metric] for side in SIDES]
+            shown = ["n/a" if value is None else f"{value:.4g}" for value in figures]
+            first = metric == told[0]
+            rows.append([name if first else "", str(group["examples"]) if first else "", metric, *shown])
+    names = [evaluation[side]["name"] for side in SIDES]
+    table("evaluate: test split", ["group", "examples", "metric", *names], rows)
+    for problem in evaluation["problems"]:
+        what = f"{problem['count']} answers of the {problem['side']} have no score"
+        say(f"{problem['scorer']}: {what}; the first is of {problem['example']}: {problem['reason']}")
+    show_cost(cost)
+    say(f"look {look} at this test set; answers in out/predictions.jsonl, figures in reports/evaluation.json")
+
+
+def show_cost(cost: Mapping[str, Any]) -> None:
+    """Latency and memory in a line each, as far as they were measured."""
+    latency, memory = cost["latency"], cost["memory"]
+    if latency["candidate"]:
+        candidate = latency["candidate"]["mean_seconds"]
+        base = latency["baseline"]["mean_seconds"] if latency["baseline"] else float("nan")
+        say(f"latency {candidate:.3f} s an answer (baseline {base:.3f} s), {latency['prompts']} prompts one at a time")
+    if latency["left_out"]:
+        told = ", ".join(f"{count} of the {name}" for name, count in latency["unanswered"].items() if count)
+        say(f"warning: of the latency pass {told} got no answer")
+    if latency["identical_answers"] is not None:
+        say(f"the same answers in batches as one by one: {latency['identical_answers']:.1%}")
+    if memory["bytes"]:
+        say(f"peak memory {memory['largest_bytes'] / 1e9:.2f} GB, of {memory['processes']} processes")

@@ -1,0 +1,1 @@
+"""Files: atomic, hashed, manifested and locked."""

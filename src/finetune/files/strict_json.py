@@ -1,0 +1,53 @@
+"""JSON by the letter of RFC 8259: no NaN, no infinity, no key twice."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import DataError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A report of an earlier stage; DataError where it is missing or broken."""
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run the stage that writes it (dvc repro)") from None
+    except ValueError as error:
+        raise DataError(f"{path}: broken JSON ({error}); run the stage that writes it again") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: no JSON object; run the stage that writes it again")
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """One JSON value by the letter of RFC 8259: no NaN, no infinity, no key twice; ValueError otherwise."""
+    try:
+        return _JSON.decode(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice[:80]!r} stands twice in one object")
+    return fields
+
+
+# Made once: json.loads would build such a decoder anew for every line.
+_JSON = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_each_key_once)

@@ -1,0 +1,31 @@
+"""Errors that are the hardware's: memory or disk that ran out."""
+
+import errno
+
+OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory", "cannot allocate memory")  # in lower case
+
+NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the machine or on its device: each allocator says it in its own words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return any(words in text for words in OUT_OF_MEMORY)
+
+
+def machine_trouble(error: Exception) -> str | None:
+    """What the machine lacks, in words, where an error is not the program's fault; None otherwise."""
+    if is_out_of_memory(error):
+        return "no memory left (use a smaller batch size or length, a smaller base, or nf4)"
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno in NO_PLACE:
+            return f"{error.filename or 'a file'}: {error.strerror} (free some space, or make the place writable)"
+        return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}"
+    text = str(error)
+    if "PytorchStreamWriter" in text or "inline_container" in text:
+        return "a checkpoint could not be written (free some space: dvc gc -w)"
+    return None

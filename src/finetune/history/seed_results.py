@@ -1,0 +1,65 @@
+"""What the same run came to under other seeds: `data/seeds.json`, in git.
+
+Of a hash of the params (all that could change a result but the seed), each seed's outcome:
+
+    {"5f0c…": {"43": {"adapter_sha256": "9a…", "test_sha256": "50…", "makings_sha256": "1c…", "policy": "interval",
+                      "confidence": 0.99, "verdict": "iterate",
+                      "criteria": {"exact_match at least 0.5": {"status": "pass", "estimate": 0.61}}, …}}}
+
+`make seeds` writes it (finetune.commands.experiments.seed_sweep), and the gate may ask for the worst of several seeds.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from finetune.errors import DataError
+from finetune.files.atomic import write_json
+from finetune.files.hashing import sha256_json
+from finetune.files.strict_json import read_json
+from finetune.history.test_set_uses import in_owning_tree
+
+# The seed is what varies; the others judge, describe or place a run and don't change what it answers.
+LEFT_OUT = frozenset({"seed", "decide", "machine", "findings", "runtime"})
+
+
+def seeds_key(params: Mapping[str, Any]) -> str:
+    """The hash that runs share which differ in their seed alone.
+
+    `params` is `Config.model_dump(mode="json", by_alias=True)`, not the file's own content: what the file may leave out
+    stands there too.
+    """
+    return sha256_json({name: value for name, value in params.items() if name not in LEFT_OUT})
+
+
+def makings_of(manifest: Mapping[str, Any]) -> str:
+    """A hash of what an adapter was made of but its params: data, base and library versions, from its manifest."""
+    return sha256_json({name: manifest.get(name) for name in ("data_sha256", "base", "versions")})
+
+
+def record_seed(path: Path, key: str, seed: int, result: Mapping[str, Any]) -> None:
+    """Write down one seed's outcome, in place of an earlier one; a queued experiment's in the tree that queued it."""
+    path = in_owning_tree(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=60):
+        content = read_json(path) if path.exists() else {}
+        seeds = seeds_in(content, key, path) | {str(seed): dict(result)}
+        write_json(path, content | {key: dict(sorted(seeds.items(), key=lambda item: int(item[0])))})
+
+
+def read_seeds(path: Path, key: str) -> dict[str, Any]:
+    """The recorded outcomes by seed, as text, in ascending order; none where there is no file."""
+    path = in_owning_tree(path)
+    return seeds_in(read_json(path), key, path) if path.exists() else {}
+
+
+def seeds_in(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """The outcomes by seed that stand under a key; DataError where they are of another form."""
+    found = content.get(key, {})
+    if not isinstance(found, dict) or not all(
+        seed.removeprefix("-").isdecimal() and isinstance(outcome, dict) for seed, outcome in found.items()
+    ):
+        raise DataError(f"{path}: {key[:16]}: holds no outcomes by seed; take the file back from git")
+    return found

@@ -1,0 +1,26 @@
+"""The published adapter and the params that it was trained with."""
+
+from typing import Any
+
+from finetune.config.params import Config
+from finetune.errors import DataError
+from finetune.files.manifests import read_manifest
+from finetune.model.base import identify_base
+from finetune.paths import Paths
+
+HELD = ("dtype", "quantization", "chat_template", "pad_token")  # what of the model section says what was evaluated
+
+
+def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
+    """The published adapter's manifest; DataError unless it is whole and params.yaml is the run that it came from."""
+    manifest = read_manifest(paths.adapter)
+    found, named = manifest["base"], identify_base(config.model)
+    if found != named:
+        what = f"was trained on {found['name']} at {found['revision']}, params.yaml names {named['name']} at"
+        raise DataError(f"{paths.adapter}: {what} {named['revision']}; put its recipe back, or train again (dvc repro)")
+    for key in HELD:
+        trained, now = manifest["params"]["model"][key], getattr(config.model, key)
+        if trained != now:
+            what = f"was trained with model.{key}: {trained}, params.yaml says {now}"
+            raise DataError(f"{paths.adapter}: {what}; put its recipe back, or train again (dvc repro)")
+    return manifest

@@ -1,0 +1,90 @@
+"""DVC run from the inside: a command to its end, a stop that loses nothing, and what dvc.lock says of the last run."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from finetune.console import say
+from finetune.errors import ConfigError, InterruptedRunError
+from finetune.files.hashing import sha256_json
+from finetune.files.nested import dig
+from finetune.paths import Paths
+from finetune.processes.detach import stop
+
+PATIENCE = 30.0  # seconds for DVC to end by itself after Ctrl-C, which its stage has got too
+
+
+def run_dvc(root: Path, arguments: Sequence[str]) -> int:
+    """Run DVC to its end; where we are interrupted, wait until its stage has saved its state and ended."""
+    process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=root)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        say("waiting until the stage has saved its state")
+        try:
+            process.wait(timeout=PATIENCE)  # a Ctrl-C in the terminal has reached it too
+        except subprocess.TimeoutExpired:
+            stop(Paths(root))
+            process.wait()
+        raise InterruptedRunError(
+            "seeds was interrupted; what is finished is recorded, the same command goes on"
+        ) from None
+
+
+def require_identity(root: Path) -> None:
+    """ConfigError where git knows no author: DVC keeps an experiment as a commit, and asks when it has begun."""
+    for key in ("name", "email"):
+        line = ["git", "-C", str(root), "config", f"user.{key}"]
+        known = subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
+        if not known and not all(os.environ.get(f"GIT_{who}_{key.upper()}") for who in ("AUTHOR", "COMMITTER")):
+            raise ConfigError(
+                f"git: user.{key} is not set, and an experiment is kept as a commit; nothing was started or changed; "
+                'git config user.name "Your Name" && git config user.email you@example.org'
+            )
+
+
+def makings(root: Path) -> str | None:
+    """A hash of the data and code that DVC's last run saw, decide's own apart; None where nothing was run.
+
+    Of dvc.lock, the dependencies of the stages up to evaluate that no stage has made.
+    """
+    lock = read_lock(root)
+    if lock is None:
+        return None
+    stages = dig(read_yaml_text(lock), ("stages",)) or {}
+    made = [str(out["path"]) for stage in stages.values() for out in stage.get("outs") or []]
+    hashes = {
+        dependency["path"]: dependency.get("md5")
+        for name, stage in stages.items()
+        if name != "decide"
+        for dependency in stage.get("deps") or []
+        if not any(dependency["path"] == out or dependency["path"].startswith(f"{out}/") for out in made)
+    }
+    return sha256_json(hashes)
+
+
+def quiet_dvc(root: Path, *arguments: str) -> None:
+    """Run DVC, which tells only what goes wrong."""
+    subprocess.run([sys.executable, "-m", "dvc", *arguments, "--quiet"], cwd=root, check=False)
+
+
+def read_lock(root: Path) -> str | None:
+    """The text of dvc.lock; None where nothing was run."""
+    path = root / "dvc.lock"
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def seed_of(lock: str) -> Any:
+    """The seed that the adapter of a dvc.lock was trained with."""
+    content = read_yaml_text(lock)
+    return dig(content, ("stages", "train", "params", "params.yaml", "seed"))
+
+
+def read_yaml_text(text: str) -> Any:
+    """The content of a YAML text, as plain objects."""
+    return YAML(typ="safe", pure=True).load(text)

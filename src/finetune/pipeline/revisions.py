@@ -1,0 +1,68 @@
+"""What an earlier run left: files of a git revision or of one of DVC's experiments, out of git and DVC's cache.
+
+`dvc.api.DVCFileSystem` knows experiments by their names too, and asks a remote where one is set up.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import ConfigError, DataError
+from finetune.files.atomic import publish_directory
+
+
+@contextmanager
+def files_of(root: Path, revision: str) -> Iterator[Any]:
+    """The files of a revision as a file system; ConfigError where there is none of this name."""
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import RevError, SCMError
+
+    try:
+        with Repo(str(root.absolute()), rev=revision) as repository:
+            yield DVCFileSystem(repo=repository)
+    except RevError:
+        raise ConfigError(
+            f"{revision!r} is no experiment, branch, tag or commit here; make exps lists the experiments, and "
+            "workspace is the working tree"
+        ) from None
+    except (DvcException, SCMError) as error:
+        raise DataError(f"{revision}: DVC can't read it: {error}") from None
+
+
+def is_written(files: Any, path: Path) -> bool:
+    """Whether a revision has the file: in git, or as an output whose hash dvc.lock names."""
+    if not files.exists(path.as_posix()):
+        return False
+    known = files.info(path.as_posix())
+    return "dvc_info" not in known or "md5" in known["dvc_info"]
+
+
+def copy_file(files: Any, revision: str, path: Path, target: Path) -> None:
+    """Copy one file of a revision; DataError where neither cache nor remote has it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        files.get_file(path.as_posix(), str(target))
+    except FileNotFoundError:  # git names it, and its content is nowhere
+        raise DataError(
+            f"{revision}: {path} is not in DVC's cache here; get it where a remote has it (dvc fetch --all-commits; of "
+            f"an experiment: dvc exp pull origin {revision}), or make it again ({again(revision)})"
+        ) from None
+
+
+def again(revision: str) -> str:
+    """The commands that put a revision's results into the working tree."""
+    return f"dvc exp apply {revision}, of a commit git checkout {revision}; then make repro"
+
+
+def fetch_directory(root: Path, revision: str, path: Path, target: Path) -> None:
+    """Copy a folder as it was at a revision to `target`; DataError where it had none, or it is not kept."""
+    with files_of(root, revision) as files, publish_directory(target) as folder:
+        found = files.find(path.as_posix()) if is_written(files, path) else []
+        for name in found:
+            source = Path(name.lstrip("/"))
+            copy_file(files, revision, source, folder / source.relative_to(path))
+        if not found:
+            raise DataError(f"{revision}: has no {path}: its pipeline did not run to its end; {again(revision)}")

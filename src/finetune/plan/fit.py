@@ -1,0 +1,146 @@
+"""Whether this machine can run a recipe: its device, its packages, and the predicted peak memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from finetune.config.params import Config
+from finetune.config.recipes import read_recipe
+from finetune.console import gigabytes
+from finetune.containers.runtime import runtime_of
+from finetune.errors import ConfigError, FinetuneError
+from finetune.hardware.accelerators import Accelerators
+from finetune.hardware.devices import AMPERE
+from finetune.hardware.host import usable_memory
+from finetune.model.base import flash_attention_found
+from finetune.plan.machines import MACHINES
+
+MEANT_SHARE = 0.9  # of the memory of the machine that a recipe names
+
+QUICK = "not predicted with --quick"
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What one recipe would be on this machine; peak and parameters are None where they are not known."""
+
+    recipe: str
+    environment: str
+    base: str
+    can_run: bool
+    why_not: tuple[str, ...] = ()
+    parameters: int | None = None
+    peak_bytes: int | None = None
+    available_bytes: int | None = None
+    unknown: str | None = None  # why no memory is predicted
+    meant: bool = True  # whether this machine is about what the recipe is made for, or more
+
+    def sentence(self) -> str:
+        """Whether it can run here, and why not."""
+        if not self.can_run:
+            return f"recipe {self.recipe} can't run here: {'; '.join(self.why_not)}"
+        if self.peak_bytes is None or self.available_bytes is None:
+            return f"recipe {self.recipe} can run here, as far as can be told: memory unknown ({self.unknown})"
+        memory = f"{gigabytes(self.peak_bytes)} of {gigabytes(self.available_bytes)}"
+        return f"recipe {self.recipe} can run here: predicted peak memory {memory}"
+
+
+def judge_all(root: Path, found: Accelerators, predictor: "Predictor") -> Iterator[Fit]:
+    """Every recipe of the folder; one that can't be read is unknown."""
+    for path in sorted((root / "recipes").glob("*.yaml")):
+        try:
+            yield judge(read_recipe(path.stem, root), found, predictor)
+        except ConfigError as error:
+            yield Fit(path.stem, "unknown", "unknown", False, (str(error).splitlines()[0],), unknown="not readable")
+
+
+def judge(config: Config, found: Accelerators, predictor: "Predictor | None") -> Fit:
+    """Device, packages and memory of one run against what is here; the base may still be fetched."""
+    reasons = (*why_no_device(config, found), *why_no_packages(config))
+    name, environment, base = config.recipe, config.environment, config.model.base
+    if reasons:  # another device's memory says nothing
+        return Fit(name, environment, base, False, reasons, unknown="not predicted, as it can't run here anyway")
+    available = usable_memory()
+    if environment == "cuda":
+        available = min(gpu.memory_bytes for gpu in found.gpus[: config.train.distributed.devices])
+    parameters, peak, unknown = (None, None, QUICK) if predictor is None else predictor.predict(config)
+    if peak is not None and peak > available:
+        reasons = (f"predicted peak memory {gigabytes(peak)}, and there are {gigabytes(available)}",)
+    meant = config.machine not in MACHINES or available >= MEANT_SHARE * MACHINES[config.machine].memory_bytes
+    return Fit(name, environment, base, not reasons, reasons, parameters, peak, available, unknown, meant)
+
+
+def why_no_device(config: Config, found: Accelerators) -> Iterator[str]:
+    """What the run's device lacks."""
+    if config.environment == "cuda" and not found.gpus:
+        yield "no CUDA device that torch can use"
+    elif config.environment == "apple" and not found.apple:
+        yield "no Apple GPU"
+    elif config.environment == "cuda":
+        asked, have = config.train.distributed.devices // config.train.distributed.nodes, len(found.gpus)
+        if asked > have:
+            yield f"it needs {asked} GPUs, and there {'is' if have == 1 else 'are'} {have}"
+        in_bf16 = config.train.bf16 or config.model.dtype == "bfloat16"
+        if in_bf16 and found.gpus[0].capability < AMPERE:
+            yield f"bfloat16 needs compute capability {'.'.join(map(str, AMPERE))}"
+
+
+def why_no_packages(config: Config) -> Iterator[str]:
+    """Packages that this run needs and that are not installed."""
+    if runtime_of(config) != "native":
+        return  # the image has what is locked
+    needed = ["torch", "transformers", "peft", "trl"]
+    if config.model.quantization == "nf4" or config.train.optim.endswith("8bit"):
+        needed.append("bitsandbytes")
+    if config.train.distributed.strategy in ("zero2", "zero3"):
+        needed.append("deepspeed")
+    missing = [name for name in needed if not find_spec(name)]
+    if config.model.attention == "flash_attention_2" and not flash_attention_found():
+        missing.append("flash_attn")
+    if missing:
+        yield f"not installed: {', '.join(missing)}"
+
+
+def best_of(fits: list[Fit]) -> Fit | None:
+    """The largest base whose predicted peak fits, of the recipes made for a machine no larger; ties by name."""
+    known = [
+        fit for fit in fits if fit.can_run and fit.meant and fit.parameters is not None and fit.peak_bytes is not None
+    ]
+    return min(known, key=lambda fit: (-(fit.parameters or 0), fit.recipe), default=None)
+
+
+class Predictor:
+    """Peak memory of runs; each base is measured once, which takes seconds for billions of parameters."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: dict[tuple[str, str | None], Any] = {}
+
+    def predict(self, config: Config) -> tuple[int | None, int | None, str | None]:
+        """(parameters, peak bytes, None), or (None, None, why not)."""
+        try:
+            from finetune.model.architecture import find_architecture, measure_architecture
+            from finetune.plan.memory import plan_memory
+            from finetune.plan.outlook import Workload
+        except ImportError as error:
+            return None, None, f"{error.name or 'a package'} is not installed"
+        key = (config.model.base, config.model.revision)
+        try:
+            if key not in self._known:
+                self._known[key] = measure_architecture(find_architecture(config.model, self.root))
+            work = Workload.at_most(config.train, rows=1)
+            plan = plan_memory(
+                self._known[key],
+                config.model,
+                config.adapter,
+                config.train,
+                config.environment,
+                length=work.longest_row,
+                supervised=work.supervised,
+                ranks=config.train.distributed.devices,
+            )
+        except FinetuneError as error:
+            return None, None, str(error).splitlines()[0]
+        return self._known[key].parameters, plan.peak, None

@@ -1,0 +1,111 @@
+"""CSV and TSV: a header, then records as RFC 4180 has them, where a quoted text may go over several lines."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.errors import DataError
+from finetune.prepare.readers.batches import BadRow, Batch, Row, grouped, too_large
+from finetune.prepare.readers.compression import Compression, OpenText, open_text
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsBatch:
+    """Some records of a CSV file, each with the line where it starts."""
+
+    read_bytes: int
+    header: tuple[str, ...]
+    records: tuple[tuple[int, list[str]], ...]
+
+    def rows(self) -> list[Row | BadRow]:
+        """Every value is text."""
+        return [self._row(line, values) for line, values in self.records]
+
+    def _row(self, line: int, values: list[str]) -> Row | BadRow:
+        if len(values) != len(self.header):
+            fields = "1 field" if len(values) == 1 else f"{len(values)} fields"
+            return BadRow(line, f"has {fields}, the header has {len(self.header)}")
+        if wrong := _not_utf8(self.header, values):
+            return BadRow(line, f"not UTF-8 in {wrong!r}")
+        return Row(line, dict(zip(self.header, values, strict=True)))
+
+
+def _not_utf8(header: Iterable[str], values: list[str]) -> str | None:
+    """The first field that holds a byte which is none of UTF-8's; these were kept as lone surrogates."""
+    if "".join(values).isascii():
+        return None
+    for name, value in zip(header, values, strict=True):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            return name
+    return None
+
+
+class _RecordLines:
+    """The lines of a CSV file as its parser asks for them; DataError once a record is too large."""
+
+    def __init__(self, source: OpenText, max_row_bytes: int) -> None:
+        self._source, self._max = source, max_row_bytes
+        self.line = self.size = 0
+        self.start = 1
+
+    def start_record(self) -> None:
+        """What is read from here on is another record."""
+        self.size, self.start = 0, self.line + 1
+
+    def __iter__(self) -> Iterator[str]:
+        while read := self._source.stream.readline(self._max + 2):
+            self.line += 1
+            self.size += len(read)
+            if self.size > self._max and self.size - len(read) + len(read.rstrip(b"\r\n")) > self._max:
+                raise DataError(
+                    f"{self._source.where}:{self.start}: the record that starts here is {too_large(self._max)}, "
+                    "or a quote in it never closes; mend it, or write the file as JSON lines"
+                )
+            yield read.decode("utf-8", "surrogateescape")
+
+
+def read_table(path: Path, compression: Compression | None, delimiter: str, max_row_bytes: int) -> Iterator[Batch]:
+    """Batches of a file with a header."""
+    with open_text(path, compression) as source:
+        lines = _RecordLines(source, max_row_bytes)
+        records = _records(source.where, lines, delimiter, max_row_bytes)
+        header = _header(source.where, next(records, None))
+        for group in grouped(records, lambda record: len(record[1]) + sum(map(len, record[1]))):
+            yield RecordsBatch(source.read_bytes, header, tuple(group))
+
+
+def _records(where: str, lines: _RecordLines, delimiter: str, max_row_bytes: int) -> Iterator[tuple[int, list[str]]]:
+    """Each record and the line where it starts; empty lines are passed over."""
+    csv.field_size_limit(max_row_bytes)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        lines.start_record()
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                what = "a quote that opens in this record never closes; close it"
+            else:
+                reason = str(error).partition(" - ")[0]
+                what = f"is broken, at line {lines.line} ({reason}); quote its fields and double the quotes in them"
+            raise DataError(f"{where}:{lines.start}: {what}") from None
+        if values is None:
+            return
+        if values:
+            yield lines.start, values
+
+
+def _header(where: str, record: tuple[int, list[str]] | None) -> tuple[str, ...]:
+    if record is None:
+        raise DataError(f"{where}: has no header; its first line must name the columns")
+    line, names = record
+    if "" in names:
+        raise DataError(f"{where}:{line}: column {names.index('') + 1} has no name; its first line must name them all")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{where}:{line}: two columns are named {twice!r}; give each its own name")
+    if _not_utf8(names, names) is not None:
+        raise DataError(f"{where}:{line}: the header is not UTF-8; save the file as UTF-8")
+    return tuple(names)

@@ -1,0 +1,63 @@
+"""Folders that `save_to_disk` of `datasets` wrote: one dataset, or several splits, in shards of Arrow files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from finetune.errors import DataError
+from finetune.files.strict_json import parse_json
+from finetune.prepare.readers.arrow_rows import arrow_batches, arrow_file
+from finetune.prepare.readers.batches import Batch
+from finetune.prepare.readers.compression import failures_told
+
+DATASET, DATASETS = "state.json", "dataset_dict.json"  # what makes a folder one dataset, or one of several splits
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote it."""
+    return (path / DATASET).is_file() or (path / DATASETS).is_file()
+
+
+def read_folder(path: Path, part: str | None, max_row_bytes: int) -> Iterator[Batch]:
+    """Batches of all shards in order."""
+    with failures_told(str(path)):
+        yield from arrow_batches(_shard_batches(shards(path, part)), str(path), max_row_bytes)
+
+
+def _shard_batches(files: list[Path]) -> Iterator[tuple[pa.RecordBatch, int]]:
+    before = 0
+    for shard in files:
+        with failures_told(str(shard)):
+            size = shard.stat().st_size
+            for batch, share in arrow_file(shard, str(shard)):
+                yield batch, before + int(size * share)
+        before += size
+
+
+def shards(path: Path, part: str | None) -> list[Path]:
+    """The files of a `datasets` folder, or of one split in it; DataError where there are no such."""
+    folder = path
+    if (path / DATASETS).is_file():
+        splits = _listed(path / DATASETS, "splits")
+        if part not in splits:
+            found = "it names none" if part is None else f"there is no {part!r}"
+            raise DataError(f"{path}: holds the parts {', '.join(splits)} and {found}; set the source's `part` to one")
+        folder = path / part
+    elif part is not None:
+        raise DataError(f"{path}: is one dataset, so it has no part {part!r}; take `part` out of its source")
+    return [folder / name for name in _listed(folder / DATASET, "_data_files")]
+
+
+def _listed(path: Path, key: str) -> list[str]:
+    """The names that one of the folder's own files lists."""
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+        names = [item if isinstance(item, str) else item["filename"] for item in content[key]]
+        if content.get("_indices_data_files") or any(Path(name).name != name for name in names):
+            raise ValueError("rows are not stored in order in files beside it")
+    except FileNotFoundError:
+        raise DataError(f"{path}: is missing; save the dataset again (save_to_disk)") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: is broken ({error}); save the dataset again (save_to_disk)") from None
+    return names

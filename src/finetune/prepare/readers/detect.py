@@ -1,0 +1,88 @@
+"""Containers of rows, read as a stream: JSON lines, JSON arrays, CSV, TSV, Parquet, Arrow and `datasets` folders.
+
+Memory does not grow with the file, not even where a small compressed file expands to a huge one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from finetune.errors import DataError
+from finetune.prepare.readers.arrow_rows import arrow_file, file_batches
+from finetune.prepare.readers.batches import Batch
+from finetune.prepare.readers.compression import COMPRESSIONS, Compression, failures_told
+from finetune.prepare.readers.csv_tables import read_table
+from finetune.prepare.readers.datasets_folder import is_dataset_folder, read_folder, shards
+from finetune.prepare.readers.json_text import kind_of_json, read_array, read_lines
+from finetune.prepare.readers.parquet_rows import parquet_file
+
+Kind = Literal["jsonl", "json_array", "csv", "tsv", "parquet", "arrow", "folder"]
+
+KINDS: dict[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json_array",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What a file is, and what it is compressed with."""
+
+    kind: Kind
+    compression: Compression | None = None
+
+    @property
+    def by_line(self) -> bool:
+        """Whether rows are identified by their lines; otherwise it is by their numbers."""
+        return self.kind in ("jsonl", "csv", "tsv")
+
+
+def detect_container(path: Path) -> Container:
+    """What the file is by its name (and of .json by how it starts); DataError where that is nothing known."""
+    if is_dataset_folder(path):
+        return Container("folder")
+    suffix = path.suffix.lower()
+    compression = COMPRESSIONS.get(suffix)
+    kind = KINDS.get(Path(path.stem).suffix.lower() if compression else suffix)
+    if kind is None or path.is_dir():
+        raise DataError(
+            f"{path}: is nothing that can be read; known are {', '.join(KINDS)} (each also with "
+            f"{' or '.join(COMPRESSIONS)} after it) and folders that datasets' save_to_disk wrote"
+        )
+    return Container(kind_of_json(path, compression) if kind == "json_array" else kind, compression)
+
+
+def disk_bytes(path: Path, container: Container, part: str | None = None) -> int:
+    """How many bytes there are on disk: what the last batch's `read_bytes` comes to, but for an end mark."""
+    with failures_told(str(path)):
+        files = shards(path, part) if container.kind == "folder" else [path]
+        return sum(file.stat().st_size for file in files)
+
+
+def read_batches(path: Path, container: Container, max_row_bytes: int, part: str | None = None) -> Iterator[Batch]:
+    """The batches of a file in order; DataError where it can't be read or nothing after some point makes sense.
+
+    A row that is broken by itself is no error here: it comes out as a BadRow.
+    """
+    if part is not None and container.kind != "folder":
+        raise DataError(f"{path}: is one file, so it has no part {part!r}; take `part` out of its source")
+    compression = container.compression
+    match container.kind:
+        case "jsonl":
+            return read_lines(path, compression, max_row_bytes)
+        case "json_array":
+            return read_array(path, compression, max_row_bytes)
+        case "csv" | "tsv":
+            return read_table(path, compression, "," if container.kind == "csv" else "\t", max_row_bytes)
+        case "parquet":
+            return file_batches(path, compression, parquet_file, max_row_bytes)
+        case "arrow":
+            return file_batches(path, compression, arrow_file, max_row_bytes)
+        case "folder":
+            return read_folder(path, part, max_row_bytes)

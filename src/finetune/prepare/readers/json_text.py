@@ -1,0 +1,233 @@
+"""JSON: one object a line, or an array of objects that is read as a stream, element by element."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from finetune.errors import DataError
+from finetune.files.strict_json import parse_json
+from finetune.prepare.readers.batches import BadRow, Batch, Row, grouped, too_large
+from finetune.prepare.readers.compression import Compression, OpenText, open_text
+
+PIECE = 1 << 18  # read at once from a file
+
+# Finds where an element ends and nothing else: keys that stand twice, NaN and numbers are for parse_json to judge.
+ENDS = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
+SPACE = re.compile(r"[ \t\n\r]*")
+OF_NUMBERS = frozenset("0123456789.+-eE") | {""}  # a number is at its end where none of these follows
+# Letters. An error this near to the end of what was read may be a token cut in two; only strings are longer than the
+# longest of the others, which is an escaped pair like `\ud83d\ude00`.
+LONGEST_TOKEN = 16
+ADVICE = "what follows can't be read, so mend it, or write the file as JSON lines"
+
+
+def _parse_object(line: int, text: bytes | str) -> Row | BadRow:
+    """The row that a line or an element holds; `line` is the number that identifies it."""
+    try:
+        fields = parse_json(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except UnicodeDecodeError as error:
+        return BadRow(line, f"not UTF-8 at byte {error.start}")
+    except json.JSONDecodeError as error:
+        return BadRow(line, f"broken JSON: {error.msg.removesuffix(' at')} at character {error.pos}")
+    except ValueError as error:
+        return BadRow(line, f"broken JSON: {error}")
+    if not isinstance(fields, dict):
+        return BadRow(line, f"a JSON object is expected, not {type(fields).__name__}")
+    return Row(line, fields)
+
+
+@dataclass(frozen=True, slots=True)
+class LinesBatch:
+    """Some lines of a file, as their bytes; in place of one that is too large stands an empty one."""
+
+    read_bytes: int
+    first: int
+    lines: bytes
+    bad: tuple[BadRow, ...]
+
+    def rows(self) -> list[Row | BadRow]:
+        """An object a line; empty lines are passed over."""
+        bad = {row.line: row for row in self.bad}
+        found: list[Row | BadRow] = []
+        for line, text in enumerate(self.lines.split(b"\n"), self.first):
+            if line in bad:
+                found.append(bad[line])
+            elif text.strip():
+                found.append(_parse_object(line, text.removesuffix(b"\r")))
+        return found
+
+
+def read_lines(path: Path, compression: Compression | None, max_row_bytes: int) -> Iterator[Batch]:
+    """Batches of a file with one object a line."""
+    with open_text(path, compression) as source:
+        first = 1
+        for lines in grouped(_lines(source.stream, max_row_bytes), lambda line: len(line or b"")):
+            why = f"is {too_large(max_row_bytes)}"
+            bad = tuple(BadRow(number, why) for number, line in enumerate(lines, first) if line is None)
+            yield LinesBatch(source.read_bytes, first, b"".join(line or b"\n" for line in lines), bad)
+            first += len(lines)
+
+
+def _lines(stream: BinaryIO, max_row_bytes: int) -> Iterator[bytes | None]:
+    """Each line with its end, or None for one that is too large; such a line is never held as a whole."""
+    while line := stream.readline(max_row_bytes + 2):
+        if len(line) <= max_row_bytes or len(line.rstrip(b"\r\n")) <= max_row_bytes:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(PIECE)
+        yield None
+
+
+@dataclass(frozen=True, slots=True)
+class ElementsBatch:
+    """Some elements of a JSON array, each with the line where it starts."""
+
+    read_bytes: int
+    first: int  # number of the first
+    elements: tuple[tuple[int, str], ...]
+
+    def rows(self) -> list[Row | BadRow]:
+        """An object an element, identified by its number; its line goes along for people."""
+        found: list[Row | BadRow] = []
+        for number, (line, text) in enumerate(self.elements, self.first):
+            row = _parse_object(number, text)
+            if isinstance(row, Row):
+                found.append(Row(number, row.fields, starts_at=line))
+            else:
+                found.append(BadRow(number, f"{row.why} (line {line})"))
+        return found
+
+
+class _Window:
+    """The part of a text that is held at present."""
+
+    def __init__(self, source: OpenText) -> None:
+        self.where, self._stream = source.where, source.stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self.text, self.at, self.line, self.ended = "", 0, 1, False
+
+    def grow(self) -> None:
+        """Hold twice as much after `at`, so that reading on for one element takes no quadratic time."""
+        start = self._stream.tell() - len(self._decoder.getstate()[0])
+        read = self._stream.read(max(PIECE, len(self.text) - self.at))
+        try:
+            more = self._decoder.decode(read, final=not read)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.where}: not UTF-8 at byte {start + error.start}; save it as UTF-8") from None
+        self.text, self.at, self.ended = self.text[self.at :] + more, 0, not read
+
+    def move(self, to: int) -> None:
+        """Pass over the text up to `to`."""
+        self.line += self.text.count("\n", self.at, to)
+        self.at = to
+
+    def next_letter(self) -> str:
+        """The next letter that is no space, or nothing at the end."""
+        while True:
+            self.move(SPACE.match(self.text, self.at).end())  # type: ignore[union-attr]
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if self.ended:
+                return ""
+            self.grow()
+
+
+def read_array(path: Path, compression: Compression | None, max_row_bytes: int) -> Iterator[Batch]:
+    """Batches of a file that is one array."""
+    with open_text(path, compression) as source:
+        first = 1
+        for elements in grouped(_elements(_Window(source), max_row_bytes), lambda element: len(element[1])):
+            yield ElementsBatch(source.read_bytes, first, tuple(elements))
+            first += len(elements)
+
+
+def _elements(window: _Window, max_row_bytes: int) -> Iterator[tuple[int, str]]:
+    """Line and text of each element; DataError where the array is broken."""
+    if window.next_letter() != "[":
+        raise DataError(f"{window.where}:{window.line}: no JSON array starts here; write the file as JSON lines")
+    window.move(window.at + 1)
+    number, letter = 0, window.next_letter()
+    while letter != "]":
+        number += 1
+        end = _element_end(window, number, max_row_bytes)
+        yield window.line, window.text[window.at : end]
+        window.move(end)
+        letter = window.next_letter()
+        if letter == "":
+            raise _cut_off(window, number)
+        if letter not in ",]":
+            raise DataError(f"{window.where}:{window.line}: no comma stands after element {number}; {ADVICE}")
+        if letter == ",":
+            window.move(window.at + 1)
+            window.next_letter()
+    window.move(window.at + 1)
+    if window.next_letter():
+        raise DataError(f"{window.where}:{window.line}: something stands after the array's end; {ADVICE}")
+
+
+def _element_end(window: _Window, number: int, max_row_bytes: int) -> int:
+    """Where the element at `window.at` ends, after reading on until it does."""
+    while True:
+        try:
+            _, end = ENDS.raw_decode(window.text, window.at)
+        except json.JSONDecodeError as error:
+            unsure = error.pos >= len(window.text) - LONGEST_TOKEN or error.msg.startswith("Unterminated string")
+            if unsure and window.ended:
+                raise _cut_off(window, number) from None
+            if not unsure:
+                line = window.line + window.text.count("\n", window.at, error.pos)
+                where = f"{window.where}:{line}: element {number} of the array"
+                raise DataError(f"{where} is broken JSON ({error.msg}); {ADVICE}") from None
+        except RecursionError:
+            where = f"{window.where}:{window.line}: element {number} of the array"
+            raise DataError(f"{where} is nested too deeply; {ADVICE}") from None
+        else:
+            goes_on = window.text[end - 1] in OF_NUMBERS and window.text[end : end + 1] in OF_NUMBERS
+            if window.ended or not goes_on:
+                _check_size(window, end, number, max_row_bytes)
+                return end
+        _check_size(window, len(window.text), number, max_row_bytes)
+        window.grow()
+
+
+def _check_size(window: _Window, end: int, number: int, max_row_bytes: int) -> None:
+    size = end - window.at
+    if size <= max_row_bytes < 4 * size:  # a letter takes up to four bytes
+        size = len(window.text[window.at : end].encode("utf-8"))
+    if size > max_row_bytes:
+        where = f"{window.where}:{window.line}: element {number} of the array"
+        raise DataError(f"{where} is {too_large(max_row_bytes)}, or never ends; {ADVICE}")
+
+
+def _cut_off(window: _Window, number: int) -> DataError:
+    line = window.line + window.text.count("\n", window.at)
+    return DataError(f"{window.where}:{line}: the file ends in or after element {number}, before `]`; {ADVICE}")
+
+
+def kind_of_json(path: Path, compression: Compression | None) -> Literal["jsonl", "json_array"]:
+    """Whether a .json file is an array or lines of objects; DataError where it is neither."""
+    with open_text(path, compression) as source:
+        while not (line := source.stream.readline(PIECE)).strip():
+            if not line:
+                raise DataError(f"{path}: holds nothing but spaces; put rows into it or take it out of data.sources")
+        text = line.strip().decode("utf-8", "replace")
+        if text.startswith("["):
+            return "json_array"
+        if not text.startswith("{"):
+            raise DataError(f"{path}: is neither an array of JSON objects nor one object a line, in UTF-8")
+        try:
+            ENDS.decode(text)
+        except json.JSONDecodeError as error:
+            # An object that is still open where the line ends: the file was laid out for people.
+            if error.pos >= len(text) and line.endswith(b"\n") and source.stream.read(PIECE).strip():
+                raise DataError(
+                    f"{path}: is one JSON object over several lines; write an array of objects or one object a line"
+                ) from None
+        except RecursionError:
+            pass  # the line's own defect, which costs no more than the line
+    return "jsonl"

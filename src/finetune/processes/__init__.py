@@ -1,0 +1,1 @@
+"""Processes of a run: signals, what is running, status, background runs."""

@@ -1,0 +1,193 @@
+"""`make ... DETACH=1` and `make stop`: a run that outlives its terminal, and an end that loses nothing.
+
+Writes `work/detached.json`, the newest detached start (running.py), and its log `work/<target>.log`, to which
+later starts append.
+"""
+
+import os
+import platform
+import re
+import signal
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import filelock
+import psutil
+
+from finetune.console import printable, say
+from finetune.errors import ConfigError, MachineError
+from finetune.files.atomic import write_json
+from finetune.paths import Paths
+from finetune.processes.running import GONE, Detached, Run, Stage, find_run, require_idle
+from finetune.processes.status import how_it_ended, how_training_ended, read_status, what_is_kept
+
+TARGETS = re.compile(r"repro|train-[A-Za-z0-9][\w.-]*")
+MAKES_OWN = ("DETACH", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")  # of the make that calls us
+GRACE = 2.0  # seconds in which a start that can't work has failed
+LAST_LINES = 15
+PATIENCE = 20.0  # seconds for DVC and make to end by themselves after their stage did
+PROGRESS = 10.0  # seconds between two lines while a stop waits
+
+
+def start(paths: Paths, target: str) -> int:
+    """Start `make <target>` in a session of its own and return; ConfigError where a run is under way already."""
+    if not TARGETS.fullmatch(target):
+        raise ConfigError(f"detach: make {target} can't be started in the background; repro and train-RECIPE can")
+    paths.work.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(paths.work / "detached.lock", timeout=0):
+            require_idle(paths)
+            detached, process = launch(paths, target)
+            code = wait_a_moment(process)
+    except filelock.Timeout:
+        raise ConfigError(f"{paths.work}: another detached start is under way; make status tells how it went") from None
+    if code is None:
+        say(f"make {target} runs in the background (process {detached.pid}), and goes on when this terminal is closed")
+        say("  make status      how far it is")
+        say("  make stop        end it; the same command goes on")
+        say(f"  tail -f {detached.log}")
+    elif code == 0:
+        say(f"make {target} has ended already; see {detached.log}")
+    else:
+        tell_failure(paths, detached)
+    return 0
+
+
+def launch(paths: Paths, target: str) -> tuple[Detached, subprocess.Popen[bytes]]:
+    """Start it with its output going to the log, and write down what was started."""
+    log = paths.work / f"{target}.log"
+    name = log.relative_to(paths.root).as_posix()
+    environment = {key: value for key, value in os.environ.items() if key not in MAKES_OWN}
+    detached = Detached(target, 0, name, time.time(), platform.node())
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            detached.command,
+            cwd=paths.root,
+            env=environment | {"PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    detached = Detached(target, process.pid, name, detached.started, detached.host)
+    write_json(paths.work / "detached.json", asdict(detached))
+    return detached, process
+
+
+def wait_a_moment(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit code of a start that ended at once; None where it goes on."""
+    try:
+        return process.wait(timeout=GRACE)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def tell_failure(paths: Paths, detached: Detached) -> None:
+    """Show the last lines of a start that failed at once, and raise ConfigError."""
+    log = paths.root / detached.log
+    text = log.read_text(encoding="utf-8", errors="replace").rsplit(f"== make {detached.target}, started ", 1)[-1]
+    for line in text.splitlines()[1:][-LAST_LINES:]:
+        say(f"  {printable(line)}")
+    raise ConfigError(f"make {detached.target} failed at once, with the lines above; nothing runs ({detached.log})")
+
+
+def stop(paths: Paths) -> int:
+    """End what runs in this folder as a scheduler would, wait until it has, and tell what is kept; gives 0.
+
+    MachineError where its process is another user's, or on another machine.
+    """
+    run = find_run(paths)
+    if run is None:
+        say("nothing is running in this folder")
+        return 0
+    began = time.time()
+    say(f"{run.sentence()}; asking it to end")
+    stopped = wait_for_end(paths, run)
+    say(closing_line(paths, run, stopped, began))
+    return 0
+
+
+def wait_for_end(paths: Paths, run: Run) -> list[Stage]:
+    """Ask each stage that still comes to end, and wait until nothing is left; gives the stages that were asked."""
+    parent = find_dvc(run)
+    asked: list[Stage] = []
+    began = quiet_since = next_line = time.monotonic()
+    next_line += PROGRESS
+    now: Run | None = run
+    while now is not None or is_running(parent):
+        moment = time.monotonic()
+        if now is not None and now.stage is not None:
+            quiet_since = moment
+            if now.stage.pid not in [stage.pid for stage in asked]:
+                ask_to_end(now.stage)
+                asked.append(now.stage)
+        elif now is not None and now.detached and (not asked or moment - quiet_since > PATIENCE):
+            interrupt(now.detached, signal.SIGTERM if moment - began > 2 * PATIENCE else signal.SIGINT)
+        if moment >= next_line:
+            what = now.sentence() if now else "its parent (dvc) is ending"
+            say(f"  {moment - began:.0f} s: {what}")
+            next_line = moment + PROGRESS
+        time.sleep(0.2)
+        now = find_run(paths)
+    return asked
+
+
+def ask_to_end(stage: Stage) -> None:
+    """Send SIGTERM: train saves at its step's end, the others drop what they were writing. Both end with code 5."""
+    advice = "stop it where it runs (scancel, sky jobs cancel, docker stop), or ask its owner"
+    if stage.process is None:
+        raise MachineError(f"stage {stage.name} can't be stopped from here: {stage.why_not}; {advice}")
+    try:
+        stage.process.terminate()
+    except GONE:
+        return
+    except psutil.AccessDenied:
+        raise MachineError(f"process {stage.pid} of stage {stage.name} may not be stopped by you; {advice}") from None
+
+
+def interrupt(detached: Detached, number: signal.Signals) -> None:
+    """Signal make, DVC and all below them, of a detached start between two stages."""
+    try:
+        os.killpg(detached.pid, number)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        raise MachineError(f"process {detached.pid} belongs to another user; ask them to stop it") from None
+
+
+def find_dvc(run: Run) -> Any | None:
+    """The DVC process above a stage, which ends when its stage failed; None where the stage was started by hand."""
+    try:
+        above = run.stage.process.parents() if run.stage and run.stage.process else []
+        return next((process for process in above if is_dvc(process.cmdline())), None)
+    except (*GONE, psutil.AccessDenied):
+        return None
+
+
+def is_dvc(words: list[str]) -> bool:
+    """Whether a command line is DVC's: `dvc repro` by its script, or `python -m dvc`."""
+    return any(Path(word).name == "dvc" for word in words[:3])
+
+
+def is_running(process: Any | None) -> bool:
+    """Whether a process is still there and no zombie."""
+    try:
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except (*GONE, psutil.AccessDenied):
+        return False
+
+
+def closing_line(paths: Paths, run: Run, stopped: list[Stage], began: float) -> str:
+    """What is kept, and what goes on from there; `began` is when the stop was asked for, in Unix seconds."""
+    if run.detached is not None:
+        return how_it_ended(paths)
+    name = stopped[-1].name if stopped else "it"
+    if name != "train":
+        return f"{name} has ended; nothing half-done is left, and the same command goes on"
+    told = read_status(paths)
+    if told is not None and told["updated"] >= began - 1:
+        return how_training_ended(told, paths)
+    return f"train has stopped; {what_is_kept(paths)}, and the same command goes on"

@@ -1,0 +1,169 @@
+"""What runs in this folder: the stage that holds the pipeline's lock, and the newest detached start above it.
+
+Reads `work/pipeline.lock` and `work/pipeline.holder`, which a stage holds while it runs (finetune.files.run_lock), and
+`work/detached.json`, which `make ... DETACH=1` writes (command.py). Files alone are not believed: a process
+must be alive, stand in this folder, and run what the file says.
+"""
+
+import json
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import psutil
+
+from finetune.errors import ConfigError
+from finetune.paths import Paths
+
+HOLDER = re.compile(r"stage (\w+) \(process (\d+)\)")
+GONE = (psutil.NoSuchProcess, psutil.ZombieProcess, FileNotFoundError)
+# sh stays above make to write down how it ended; `trap :` lets it outlive the signal that ends make.
+SCRIPT = """trap : HUP INT TERM
+printf '\\n== make %s, started %s\\n' "$1" "$(date)"
+make "$1"
+code=$?
+printf '== make %s ended with exit code %s\\n' "$1" "$code"
+exit $code
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage that holds the lock; `process` is None where it can't be reached from here, and `why_not` says why."""
+
+    name: str
+    pid: int | None
+    process: Any | None  # psutil.Process
+    why_not: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """The newest detached start: make target, first process of its session, log, when (Unix seconds) and where."""
+
+    target: str
+    pid: int
+    log: str
+    started: float
+    host: str
+
+    @property
+    def command(self) -> list[str]:
+        """The command line of its process, by which it is known."""
+        return ["/bin/sh", "-c", SCRIPT, "sh", self.target]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What runs here: a stage, a detached start between two stages, or a stage of a detached start."""
+
+    stage: Stage | None
+    detached: Detached | None
+
+    def sentence(self) -> str:
+        """Who runs, in a few words."""
+        if self.stage is None:
+            assert self.detached is not None
+            return f"make {self.detached.target} (process {self.detached.pid}) is between two stages"
+        where = f"process {self.stage.pid}" + (f" of make {self.detached.target}" if self.detached else "")
+        return f"stage {self.stage.name} ({where}) is running"
+
+
+def find_run(paths: Paths) -> Run | None:
+    """What runs in this folder now; None where nothing does. A foreground run between two stages is not seen."""
+    stage, detached = find_stage(paths), read_detached(paths)
+    if detached is not None and not is_alive(detached, paths):
+        detached = None
+    return Run(stage, detached) if stage or detached else None
+
+
+def require_idle(paths: Paths) -> None:
+    """ConfigError where a run is under way in this folder, unless this process is a part of it."""
+    run = find_run(paths)
+    if run is not None and not (run.detached and run.detached.pid == os.getsid(0)):
+        raise ConfigError(f"{paths.work}: {run.sentence()} in this folder; make status tells more, make stop ends it")
+
+
+def find_stage(paths: Paths) -> Stage | None:
+    """The stage that holds the lock; None where nobody does, whatever files a killed one left."""
+    try:
+        written = (paths.work / "pipeline.holder").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None  # so the lock is tried, and held for a moment, only where a stage may have died
+    match = HOLDER.fullmatch(written)
+    name, pid = (match[1], int(match[2])) if match else ("unknown", None)
+    process, why_not = find_process(name, pid, paths)
+    if process is None and not is_locked(paths.work / "pipeline.lock"):
+        return None
+    return Stage(name, pid, process, why_not)
+
+
+def find_process(name: str, pid: int | None, paths: Paths) -> tuple[Any | None, str]:
+    """(the process that runs this stage in this folder, ''), or (None, why it can't be reached from here)."""
+    elsewhere = "its process is not seen from here: it runs in a container or on another machine"
+    if pid is None:
+        return None, elsewhere
+    try:
+        process = psutil.Process(pid)
+        if os.getuid() not in (0, process.uids().real):
+            return None, f"process {pid} belongs to the user {process.username()}"
+        return (process, "") if runs_stage(process, name, paths.root) else (None, elsewhere)
+    except GONE:
+        return None, elsewhere
+    except psutil.AccessDenied:
+        return None, f"the system tells nothing about process {pid}"
+
+
+def runs_stage(process: Any, name: str, root: Path) -> bool:
+    """Whether a process is a Python that runs this stage in this folder: a reused number is never taken for it."""
+    words = process.cmdline()
+    modules = [words[at + 1 :] for at in range(1, len(words) - 1) if words[at] == "-m" and words[at + 1] == "finetune"]
+    if "python" not in Path(words[0] if words else "").name.lower() or not any(name in rest for rest in modules):
+        return False
+    return Path(process.cwd()).resolve() == root.resolve()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock; it is taken and let go again where none does."""
+    if not path.exists():
+        return False
+    try:
+        filelock.FileLock(path, timeout=0).acquire().lock.release()
+    except (filelock.Timeout, PermissionError):
+        return True
+    return False
+
+
+def read_detached(paths: Paths) -> Detached | None:
+    """The newest detached start, whether it still runs or not; None where there was none, or its file is broken."""
+    content = read_object(paths.work / "detached.json")
+    try:
+        return Detached(**content) if content else None
+    except TypeError:
+        return None
+
+
+def is_alive(detached: Detached, paths: Paths) -> bool:
+    """Whether a detached start still runs, on this machine and in this folder."""
+    if detached.host != platform.node():
+        return False
+    try:
+        process = psutil.Process(detached.pid)
+        return bool(
+            process.cmdline()[1:] == detached.command[1:] and Path(process.cwd()).resolve() == paths.root.resolve()
+        )
+    except (*GONE, psutil.AccessDenied):
+        return False
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A small JSON object that another process may be replacing; None where it is missing or broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

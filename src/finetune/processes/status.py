@@ -1,0 +1,196 @@
+"""`make status`: what runs in this folder and how far it is, or how the last run ended.
+
+Reads `work/status.json`, which the train stage keeps (step, losses, tokens a second, bytes, seconds left, Unix time),
+the log of the newest detached start and `reports/decision.json`.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.console import gigabytes, printable, say
+from finetune.errors import InterruptedRunError
+from finetune.paths import Paths
+from finetune.processes.running import Detached, Run, find_run, is_alive, read_detached, read_object
+
+SILENT = 180.0  # seconds without news after which they are called old; a save or an evaluation may take as long
+SIGNALLED = 128  # exit codes from here on tell of a signal
+TAIL = 20_000  # bytes of a log that are searched for its last words
+
+
+def show(paths: Paths, as_json: bool) -> int:
+    """Tell a person, or a program, what runs or how the last run ended; gives 0."""
+    run = find_run(paths)
+    told = read_progress(paths, run) if run else None
+    lines = describe_run(run, told) if run else ["nothing is running in this folder", how_it_ended(paths)]
+    if as_json:
+        print(json.dumps(as_object(run, told, lines), indent=1, ensure_ascii=False))
+    else:
+        for line in lines:
+            say(line)
+    return 0
+
+
+def as_object(run: Run | None, told: dict[str, Any] | None, lines: list[str]) -> dict[str, Any]:
+    """The same for a program: who runs, its progress as the train stage wrote it, and the lines for a person."""
+    stage, detached = (run.stage, run.detached) if run else (None, None)
+    return {
+        "running": run is not None,
+        "stage": stage.name if stage else None,
+        "pid": stage.pid if stage else None,
+        "target": detached.target if detached else None,
+        "log": detached.log if detached else None,
+        "progress": told,
+        "silent_seconds": max(0.0, time.time() - told["updated"]) if told else None,
+        "text": lines,
+    }
+
+
+def read_progress(paths: Paths, run: Run) -> dict[str, Any] | None:
+    """What the stage that runs now last wrote; None for another stage, or where the file is of an earlier run."""
+    told = read_status(paths)
+    if told is None or run.stage is None or told.get("stage") != run.stage.name or told.get("ended"):
+        return None
+    started = run.stage.process.create_time() if run.stage.process else 0.0
+    return told if told["updated"] >= started - 1 else None
+
+
+def read_status(paths: Paths) -> dict[str, Any] | None:
+    """`work/status.json`; None where there is none, or it is no such file."""
+    told = read_object(paths.work / "status.json")
+    whole = told is not None and all(isinstance(told.get(key), int | float) for key in ("updated", "step", "steps"))
+    return told if whole else None
+
+
+def describe_run(run: Run, told: dict[str, Any] | None) -> list[str]:
+    """What runs and how far it is, in a line or three."""
+    lines = [run.sentence() + (f"; log: {run.detached.log}" if run.detached else "")]
+    if run.stage is not None and run.stage.process is None:
+        lines.append(f"it can't be stopped from here: {run.stage.why_not}")
+    if told is not None:
+        lines += describe_progress(told, time.time())
+    elif run.stage is not None and run.stage.name == "train":
+        lines.append("no step is told yet: it loads the model, or just started")
+    return lines
+
+
+def describe_progress(told: dict[str, Any], now: float) -> list[str]:
+    """Step, losses, speed, memory and time left; `now` in Unix seconds."""
+    share = told["step"] / told["steps"] if told["steps"] else 0.0
+    parts = [f"step {told['step']} of {told['steps']} ({share:.0%})"]
+    for key, text in (("loss", "loss {:.4f}"), ("validation_loss", "validation loss {:.4f}")):
+        if told.get(key) is not None:
+            parts.append(text.format(told[key]))
+    if told.get("tokens_per_second") is not None:
+        parts.append(f"{told['tokens_per_second']:,.0f} tokens/s")
+    if told.get("memory_bytes") is not None:
+        parts.append(f"memory {gigabytes(told['memory_bytes'])}")
+    if told.get("seconds_left") is not None:
+        parts.append(f"about {duration(told['seconds_left'])} left")
+    silent = max(0.0, now - told["updated"])
+    lines = [", ".join(parts), f"told {duration(silent)} ago"]
+    if silent > SILENT:
+        lines[1] += ": it evaluates, saves, or is stuck; its process is alive, so look into the log before you stop it"
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def how_it_ended(paths: Paths) -> str:
+    """The end of the newest run, in a sentence: its verdict, the step where it stopped, or its last error."""
+    detached, told = read_detached(paths), read_status(paths)
+    verdict_at = _changed(paths.reports / "decision.json")
+    train_at = float(told["updated"]) if told else 0.0
+    if detached is not None and not is_alive(detached, paths):
+        log = paths.root / detached.log
+        if _changed(log) >= max(verdict_at, train_at):
+            return how_detached_ended(detached, log, paths, told)
+    if told is not None and train_at > verdict_at:
+        return how_training_ended(told, paths)
+    return verdict(paths) or "nothing has run here yet, or all was cleaned"
+
+
+def how_detached_ended(detached: Detached, log: Path, paths: Paths, told: dict[str, Any] | None) -> str:
+    """From the exit code and the last error in its log, and the step where the training stopped."""
+    name, again = f"make {detached.target}", f"make {detached.target} DETACH=1"
+    end = read_end(log, detached.target)
+    if end.code == 0:
+        return f"{name} ended well; {verdict(paths) or 'it left no verdict'}"
+    if told is not None and told["updated"] >= detached.started and told.get("ended") in (None, "interrupted"):
+        return how_training_ended(told, paths, again)
+    if end.code is not None and end.code >= SIGNALLED:
+        return f"{name} was stopped between two stages; the same command goes on: {again}"
+    if end.interrupted:
+        return f"{name} was stopped: {end.words} ({again})"
+    if end.code is None:
+        return f"{name} was killed before it could tell why; the same command goes on: {again}"
+    return f"{name} failed: {end.words or 'it said nothing'} (all of it: {detached.log})"
+
+
+def how_training_ended(told: dict[str, Any], paths: Paths, again: str = "") -> str:
+    """The step where the training stands, and what goes on from there."""
+    where = f"step {told['step']} of {told['steps']}"
+    goes_on = f"the same command goes on{': ' + again if again else ''}"
+    if told.get("ended") == "finished":
+        return f"train finished with {where}; the stages after it did not: {goes_on}"
+    if told.get("ended") == "failed":
+        return f"train failed at {where}; mend what it said, then {goes_on}"
+    verb = "stopped" if told.get("ended") == "interrupted" else "was killed"
+    return f"train {verb} at {where}; {what_is_kept(paths)}, and {goes_on}"
+
+
+def what_is_kept(paths: Paths) -> str:
+    """The checkpoint that was written last, of whatever run, in words."""
+    found = [path for path in paths.checkpoints.glob("*/checkpoint-*") if path.name[11:].isdigit()]
+    newest = max(found, key=_changed, default=None)
+    return f"the checkpoint of step {newest.name[11:]} is kept" if newest else "no checkpoint was written yet"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a detached start ended: make's exit code (None where nobody told), whether by a signal, the last error."""
+
+    code: int | None
+    interrupted: bool
+    words: str
+
+
+def read_end(log: Path, target: str) -> End:
+    """The end of the newest start in a log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return End(None, False, "")
+    newest = printable(text.rsplit(f"== make {target}, started ", 1)[-1]).splitlines()
+    ends = [line.rsplit(" ", 1)[1] for line in newest if line.startswith(f"== make {target} ended with exit code ")]
+    words = [line.strip() for line in newest if line.strip() and not line.startswith("==")]
+    told = [line for line in words if line.startswith("error: ")] or [line for line in words if "rror" in line] or words
+    code = int(ends[-1]) if ends and ends[-1].isdigit() else None
+    interrupted = any(line.endswith(f"exited with {InterruptedRunError.exit_code}") for line in words)  # DVC's words
+    return End(code, interrupted, told[-1].removeprefix("error: ") if told else "")
+
+
+def verdict(paths: Paths) -> str | None:
+    """The verdict that stands; None where there is none."""
+    decision = read_object(paths.reports / "decision.json")
+    if decision is None or "verdict" not in decision:
+        return None
+    return f"the verdict is {decision['verdict']}: {decision.get('sentence', '')}"
+
+
+def _changed(path: Path) -> float:
+    """When a file was changed last, in Unix seconds; 0 where there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

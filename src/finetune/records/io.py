@@ -1,0 +1,73 @@
+"""Examples, predictions and timings as JSON lines, written and read back."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import DataError
+from finetune.files.strict_json import parse_json
+from finetune.records.examples import Answer, Example, Prediction, Timing, to_message
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file that an earlier stage wrote, one a line; DataError names file and line."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    row = parse_json(line)
+                except ValueError as error:
+                    raise DataError(
+                        f"{path}:{number}: broken JSON ({error}); run the stage that writes it again"
+                    ) from None
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}:{number}: no JSON object; run the stage that writes it again")
+                yield row
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run the stage that writes it (dvc repro)") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason}); run the stage that writes it again") from None
+
+
+def to_json_lines(rows: Iterable[Any]) -> Iterator[str]:
+    """Dataclass instances as JSON lines; ValueError for NaN or infinity."""
+    for row in rows:
+        content = row.to_json() if isinstance(row, Example) else asdict(row)
+        yield json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_examples(path: Path) -> list[Example]:
+    """The examples of one split; DataError where a line is not one."""
+    return [_parse(path, number, row, _example) for number, row in enumerate(read_jsonl(path), start=1)]
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """The predictions that evaluate wrote; DataError where a line is not one."""
+    return [_parse(path, number, row, _prediction) for number, row in enumerate(read_jsonl(path), start=1)]
+
+
+def read_timings(path: Path) -> list[Timing]:
+    """The raw latencies that evaluate wrote; DataError where a line is not one."""
+    return [
+        _parse(path, number, row, lambda fields: Timing(**fields)) for number, row in enumerate(read_jsonl(path), 1)
+    ]
+
+
+def _example(row: dict[str, Any]) -> Example:
+    messages = tuple(to_message(message) for message in row["messages"])
+    return Example(**{**row, "messages": messages, "tools": tuple(row.get("tools", ()))})
+
+
+def _prediction(row: dict[str, Any]) -> Prediction:
+    return Prediction(**{**row, "baseline": Answer(**row["baseline"]), "candidate": Answer(**row["candidate"])})
+
+
+def _parse(path: Path, number: int, row: dict[str, Any], build: Any) -> Any:
+    try:
+        return build(row)
+    except (TypeError, KeyError) as error:
+        raise DataError(
+            f"{path}:{number}: not of this version's form ({error}); run the stage that writes it again"
+        ) from None

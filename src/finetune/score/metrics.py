@@ -1,0 +1,134 @@
+"""Metrics: what a set of answers amounts to. A score is of one example, a metric of many.
+
+Every metric is a function of weights, which count each example so many times: with ones it is the figure itself, and a
+bootstrap draws other weights.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.config.scorers import Metric
+from finetune.records.examples import Answer, Prediction
+
+Side = Literal["baseline", "candidate"]
+SIDES: tuple[Side, Side] = ("baseline", "candidate")
+Weights = NDArray[np.float64]
+Statistic = Callable[[Weights], float]
+LARGEST_EXPONENT = 700.0  # beyond that a float is infinite, which is no JSON
+
+
+class UnmeasuredError(Exception):
+    """A metric that can't be known of these answers; the text says why."""
+
+
+def counted(metric: Metric, predictions: Sequence[Prediction], group: str) -> list[Prediction]:
+    """The predictions of a group that the metric counts: those that its scorer was asked to score."""
+    key = metric.scored_as
+    return [item for item in predictions if item.is_of(group) and (key is None or key in item.candidate.scores)]
+
+
+def answers_of(predictions: Sequence[Prediction], side: Side) -> list[Answer]:
+    """One side's answers."""
+    return [getattr(prediction, side) for prediction in predictions]
+
+
+def scores_of(metric: Metric, predictions: Sequence[Prediction], side: Side) -> list[float]:
+    """The scores that a metric of the kinds `right` and `mean` is the mean of; UnmeasuredError where one is missing."""
+    assert metric.scored_as is not None, metric
+    found = []
+    for prediction, answer in zip(predictions, answers_of(predictions, side), strict=True):
+        score = answer.scores.get(metric.scored_as)
+        if score is None:
+            why = f" ({answer.failed})" if answer.failed else ""
+            raise UnmeasuredError(f"{metric.name} has no score of the {side}'s answer to {prediction.id}{why}")
+        found.append(score)
+    return found
+
+
+def statistic_of(metric: Metric, predictions: Sequence[Prediction], side: Side) -> Statistic:
+    """The metric of one side as a function of weights (examples,); UnmeasuredError where it can't be known."""
+    if metric.kind in ("loss", "perplexity"):
+        return _loss(metric, predictions, side)
+    scores = np.array(scores_of(metric, predictions, side))
+    if metric.kind == "bleu":
+        return _bleu(predictions, side)
+    if metric.kind in ("macro_f1", "weighted_f1"):
+        assert metric.scored_as is not None
+        name = metric.scored_as.rsplit(".", 1)[0]
+        given = [answer.labels.get(name) for answer in answers_of(predictions, side)]
+        references = [prediction.reference.strip() for prediction in predictions]
+        return f1_of_weights(references, given, weighted=metric.kind == "weighted_f1")
+    return lambda weights: float(weights @ scores / weights.sum())
+
+
+def value_of(metric: Metric, predictions: Sequence[Prediction], side: Side) -> float:
+    """The metric of one side's answers, none of which is missing."""
+    return statistic_of(metric, predictions, side)(np.ones(len(predictions)))
+
+
+def f1_of_weights(references: Sequence[str], answers: Sequence[str | None], *, weighted: bool) -> Statistic:
+    """F1 over the classes that stand in the references, as their plain mean or weighted by their examples.
+
+    A class that is never answered has F1 0; an answer outside the classes (None) is an error of the class that was due.
+    The same figure as scikit-learn's `f1_score(average=..., zero_division=0)` over the classes that are left, a hundred
+    times faster: a bootstrap takes it thousands of times.
+    """
+    classes = {name: code for code, name in enumerate(sorted(set(references)))}
+    true = np.array([classes[name] for name in references])
+    given = np.array([len(classes) if name is None else classes.get(name, len(classes)) for name in answers])
+    hit = true == given
+
+    def value(weights: Weights) -> float:
+        size = len(classes) + 1
+        truly = np.bincount(true, weights, size)[:-1]
+        named = np.bincount(given, weights, size)[:-1]
+        right = np.bincount(true[hit], weights[hit], size)[:-1]
+        left = truly > 0
+        each = 2 * right[left] / (truly + named)[left]
+        return float(each @ truly[left] / truly[left].sum() if weighted else each.mean())
+
+    return value
+
+
+def _loss(metric: Metric, predictions: Sequence[Prediction], side: Side) -> Statistic:
+    """Nats a token of the references, all tokens alike, or their exponential."""
+    known = [answer.reference_nats for answer in answers_of(predictions, side)]
+    if None in known:
+        raise UnmeasuredError(f"the {side} was not asked how likely it finds the references")
+    nats = np.array(known, dtype=np.float64)
+    tokens = np.array([prediction.reference_tokens for prediction in predictions], dtype=np.float64)
+
+    def value(weights: Weights) -> float:
+        loss = float(weights @ nats / (weights @ tokens))
+        return loss if metric.kind == "loss" else math.exp(min(loss, LARGEST_EXPONENT))
+
+    return value
+
+
+def _bleu(predictions: Sequence[Prediction], side: Side) -> Statistic:
+    """BLEU (sacrebleu's defaults) of all answers, 0 to 1, from each answer's counts of n-grams."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    found = [
+        BLEU(effective_order=True).sentence_score(getattr(prediction, side).text, [prediction.reference])
+        for prediction in predictions
+    ]
+    counts = np.array([[*item.counts, *item.totals, item.sys_len, item.ref_len] for item in found], dtype=np.float64)
+
+    def value(weights: Weights) -> float:
+        sums: list[Any] = (weights @ counts).tolist()
+        lengths = round(sums[8]), round(sums[9])  # sacrebleu prints them as whole numbers
+        score = BLEU.compute_bleu(sums[:4], sums[4:8], *lengths, smooth_method="exp")
+        return float(score.score) / 100
+
+    return value
+
+
+def majority_share(references: Sequence[str]) -> float:
+    """The share that always giving the most frequent reference would get right."""
+    return Counter(references).most_common(1)[0][1] / len(references)

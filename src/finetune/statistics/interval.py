@@ -1,0 +1,129 @@
+"""Intervals, paired tests and sample sizes: what the verdict rests on, no surer than the data allows.
+
+Reads and writes nothing. Where the data allows no bound, the interval is open and says why
+(`Interval.refused`). scipy is imported on first use: it takes 0.8 s, and light commands stay light.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from numbers import Integral
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Side = Literal["two-sided", "lower", "upper"]
+
+Alternative = Literal["two-sided", "greater", "less"]
+
+Range = tuple[float, float]
+
+Floats = NDArray[np.float64]
+
+Indices = NDArray[np.intp]
+
+Values = Sequence[float] | NDArray[Any]
+
+Labels = Sequence[Any] | NDArray[Any]
+
+REALS = (-math.inf, math.inf)
+
+SCIPY_SIDE = {"two-sided": "two-sided", "lower": "greater", "upper": "less"}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its bounds; a one-sided interval is open to the end of the parameter's range."""
+
+    estimate: float
+    lower: float
+    upper: float
+    confidence: float
+    method: str
+
+    @property
+    def refused(self) -> bool:
+        """True where the data allows no bound: `method` holds the reason, and a criterion is inconclusive."""
+        return self.method.startswith("none:")
+
+    def as_record(self) -> dict[str, float | str | None]:
+        """The fields for a JSON report; an infinite bound is None, as JSON has no infinity."""
+        fields = asdict(self).items()
+        return {name: None if value in REALS else value for name, value in fields}
+
+
+def _smallest(is_enough: Callable[[int], bool], least: int) -> int:
+    """The smallest n from `least` on that is enough, where every larger one is too."""
+    low = high = least
+    while not is_enough(high):
+        low, high = high + 1, 2 * high
+    return low + bisect_left(range(low, high), True, key=is_enough)
+
+
+def tail_error(confidence: float, side: Side) -> float:
+    """The error probability of one bound. A confidence under 0.5 is most likely an alpha given by mistake."""
+    if side not in get_args(Side):
+        raise ValueError(f"side is {side!r}; it is one of {', '.join(get_args(Side))}")
+    if not 0.5 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it lies between 0.5 and 1 (0.95 for an error of 5%)")
+    return (1 - confidence) / 2 if side == "two-sided" else 1 - confidence
+
+
+def _check_lower(name: str, share: float, confidence: float, side: Side) -> None:
+    _check_share(name, share)
+    tail_error(confidence, side)
+    if side == "upper":
+        raise ValueError(f"side is 'upper'; only a lower bound can reach a {name}")
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"{name} is {share}; it lies between 0 and 1, both excluded")
+
+
+def check_counts(**counts: int) -> None:
+    """ValueError for a count that is none; the one named n is at least 1."""
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or count < 0:
+            raise ValueError(f"{name} is {count}; a count is a whole number of 0 or more")
+        if name == "n" and count == 0:
+            raise ValueError("n is 0; at least one example is needed")
+
+
+def check_alternative(alternative: Alternative) -> None:
+    """ValueError for a question that no test here answers."""
+    if alternative not in get_args(Alternative):
+        raise ValueError(f"alternative is {alternative!r}; it is one of {', '.join(get_args(Alternative))}")
+
+
+def as_finite(name: str, values: Values) -> Floats:
+    """The values as `(n,)` floats; ValueError for no value, another shape, or one that is not finite."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"{name} has shape {array.shape}; at least one number in one row is needed")
+    if not np.isfinite(array).all():
+        at = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise ValueError(f"{name}[{at}] is {array[at]}; every value is a finite number")
+    return array
+
+
+def as_codes(name: str, labels: Labels, n: int) -> Indices:
+    """Labels as numbers from 0 on, `(n,)`; ValueError for another shape, or an example without a label."""
+    array = np.asarray(labels)
+    if array.shape != (n,):
+        raise ValueError(f"{name} has shape {array.shape}; it needs one label for each of {n} examples")
+    # Examples without a label would otherwise share one, or be strangers to each other: nobody knows which.
+    lacking = [at for at, label in enumerate(labels) if label is None or label != label]
+    if lacking:
+        raise ValueError(f"{name}[{lacking[0]}] is {labels[lacking[0]]}; every example needs a label")
+    return np.unique(array, return_inverse=True)[1]
+
+
+def as_pairs(candidate: Values, baseline: Values) -> tuple[Floats, Floats]:
+    """Both as `as_finite`, of one length; else ValueError."""
+    new, old = as_finite("candidate", candidate), as_finite("baseline", baseline)
+    if len(new) != len(old):
+        raise ValueError(f"candidate has {len(new)} values and baseline {len(old)}; each example needs both")
+    return new, old

@@ -1,0 +1,172 @@
+"""Intervals and sample sizes of proportions, alone and paired."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+from finetune.statistics.interval import (
+    SCIPY_SIDE,
+    Alternative,
+    Interval,
+    Side,
+    Values,
+    _check_lower,
+    _check_share,
+    _smallest,
+    as_finite,
+    check_alternative,
+    check_counts,
+    tail_error,
+)
+
+
+def clopper_pearson(successes: int, n: int, confidence: float, side: Side) -> Interval:
+    """Exact interval of a proportion, which never errs more often than it says; the one to gate on.
+
+    Clopper and Pearson, Biometrika 26 (1934). Raises ValueError where n is 0 or less than `successes`.
+    """
+    return _proportion(successes, n, confidence, side, "exact", "Clopper-Pearson")
+
+
+def wilson(successes: int, n: int, confidence: float, side: Side) -> Interval:
+    """Score interval of a proportion, right on average and narrower than the exact one; the one to show.
+
+    Wilson, JASA 22 (1927). Raises ValueError where n is 0 or less than `successes`.
+    """
+    return _proportion(successes, n, confidence, side, "wilson", "Wilson")
+
+
+def examples_needed(threshold: float, failures: int, confidence: float, side: Side = "lower") -> int:
+    """Smallest n with that many failures at which the Clopper-Pearson lower bound reaches `threshold`.
+
+    Raises ValueError where `threshold` is not within (0, 1), or `side` has no lower bound.
+    """
+    _check_lower("threshold", threshold, confidence, side)
+    check_counts(failures=failures)
+
+    def reaches(n: int) -> bool:
+        return clopper_pearson(n - failures, n, confidence, side).lower >= threshold
+
+    return _smallest(reaches, failures + 1)
+
+
+def tango(candidate_only: int, baseline_only: int, n: int, confidence: float, side: Side) -> Interval:
+    """Score interval of the paired difference of success rates, candidate - baseline (-1 to 1).
+
+    `candidate_only` and `baseline_only` count the pairs that only that one got right; `n` counts all pairs.
+    Tango, Statistics in Medicine 17 (1998), 891-908. In a corner it errs more often than it says: at 95% and
+    n = 52, a true difference of -0.05 made of losses alone is "not worse by 0.05" 0.069 of the time.
+    Raises ValueError where n is 0 or less than the discordant pairs.
+    """
+    check_counts(candidate_only=candidate_only, baseline_only=baseline_only, n=n)
+    if candidate_only + baseline_only > n:
+        raise ValueError(f"{candidate_only} + {baseline_only} discordant pairs are more than n = {n} pairs")
+    z = -NormalDist().inv_cdf(tail_error(confidence, side))
+    lower = -1.0 if side == "upper" else tango_lower(candidate_only, baseline_only, n, z)
+    upper = 1.0 if side == "lower" else -tango_lower(baseline_only, candidate_only, n, z)
+    return Interval((candidate_only - baseline_only) / n, lower, upper, confidence, "Tango score")
+
+
+def examples_needed_not_worse(margin: float, confidence: float, side: Side = "lower") -> int:
+    """Smallest n at which `tango` of no discordant pair shows a candidate that is not worse by `margin`.
+
+    Raises ValueError where `margin` is not within (0, 1), or `side` has no lower bound.
+    """
+    _check_lower("margin", margin, confidence, side)
+    return _smallest(lambda n: tango(0, 0, n, confidence, side).lower > -margin, 1)
+
+
+def mcnemar_exact(candidate_only: int, baseline_only: int, alternative: Alternative) -> float:
+    """Exact p-value of paired right-or-wrong scores; "greater" asks whether the candidate is better.
+
+    McNemar, Psychometrika 12 (1947). No discordant pair is no evidence: 1. ValueError for negative counts.
+    """
+    from scipy.stats import binomtest
+
+    discordant = _discordant(candidate_only, baseline_only, alternative)
+    return float(binomtest(candidate_only, discordant, 0.5, alternative).pvalue) if discordant else 1.0
+
+
+def mcnemar_midp(candidate_only: int, baseline_only: int, alternative: Alternative) -> float:
+    """The exact p-value less half the chance of a table as extreme as this one: less timid, no guarantee.
+
+    Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91 (2013). Else as `mcnemar_exact`.
+    """
+    from scipy.stats import binom
+
+    exact = mcnemar_exact(candidate_only, baseline_only, alternative)
+    if not candidate_only + baseline_only:
+        return exact
+    # Two-sided, the mirror image of the table is as extreme, and another table unless the counts are equal.
+    mirrored = alternative == "two-sided" and candidate_only != baseline_only
+    chance = float(binom.pmf(candidate_only, candidate_only + baseline_only, 0.5))
+    return exact - (chance if mirrored else chance / 2)
+
+
+def mcnemar_asymptotic(candidate_only: int, baseline_only: int) -> float:
+    """Two-sided p-value of the chi-square form without continuity correction. Else as `mcnemar_exact`."""
+    discordant = _discordant(candidate_only, baseline_only, "two-sided")
+    return math.erfc(abs(candidate_only - baseline_only) / math.sqrt(2 * discordant)) if discordant else 1.0
+
+
+def quantile_upper(values: Values, q: float, confidence: float) -> float | None:
+    """Upper bound of the q-quantile, whatever the distribution: one of the values; None where n is too small.
+
+    It is the smallest order statistic k with P(Binomial(n, q) < k) >= confidence: David and Nagaraja, Order
+    Statistics (2003), 7.1. Raises ValueError for no value, one that is not finite, or q not within (0, 1).
+    """
+    x = np.sort(as_finite("values", values))
+    rank = _quantile_rank(len(x), q, confidence)
+    return float(x[rank - 1]) if rank <= len(x) else None
+
+
+def examples_needed_quantile(q: float, confidence: float) -> int:
+    """Smallest n for which `quantile_upper` gives a bound, the greatest value. Raises as it does."""
+    return _smallest(lambda n: _quantile_rank(n, q, confidence) <= n, 1)
+
+
+def _quantile_rank(n: int, q: float, confidence: float) -> int:
+    from scipy.stats import binom
+
+    _check_share("q", q)
+    tail_error(confidence, "upper")
+    return int(binom.ppf(confidence, n, q)) + 1
+
+
+def _proportion(successes: int, n: int, confidence: float, side: Side, method: str, name: str) -> Interval:
+    from scipy.stats import binomtest
+
+    check_counts(successes=successes, n=n)
+    if successes > n:
+        raise ValueError(f"{successes} successes are more than n = {n} examples")
+    tail_error(confidence, side)
+    test = binomtest(successes, n, alternative=SCIPY_SIDE[side])
+    found = test.proportion_ci(confidence, method=method)
+    return Interval(successes / n, float(found.low), float(found.high), confidence, name)
+
+
+def tango_lower(gained: float, lost: float, n: float, z: float) -> float:
+    """Where, below the estimate, the score of the difference is z; the counts may be fractions of examples."""
+    from scipy.optimize import brentq
+
+    estimate = (gained - lost) / n
+    if lost == n:
+        return -1.0
+
+    def excess(difference: float) -> float:
+        if difference >= estimate:  # the score is 0 there, and its variance may be too
+            return -z
+        # The likeliest chance of a lost pair under this difference: the root of Tango's quadratic.
+        linear = (2 * n - gained + lost) * difference - gained - lost
+        root = math.sqrt(max(linear**2 + 8 * n * lost * difference * (1 - difference), 0.0))
+        variance = n * ((root - linear) / (2 * n) + difference * (1 - difference))
+        return (gained - lost - n * difference) / math.sqrt(max(variance, 1e-300)) - z
+
+    return float(brentq(excess, -1.0, estimate))
+
+
+def _discordant(candidate_only: int, baseline_only: int, alternative: Alternative) -> int:
+    check_counts(candidate_only=candidate_only, baseline_only=baseline_only)
+    check_alternative(alternative)
+    return candidate_only + baseline_only

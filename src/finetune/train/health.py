@@ -1,0 +1,89 @@
+"""What stops a run, or is told about it: numbers that are not finite, no memory, a loss that jumps, nothing learnt."""
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+from finetune.config.params import Config
+from finetune.console import say, short
+from finetune.errors import ConfigError, MachineError
+
+NAMED = 8  # example ids in an error
+WINDOW, JUMP = 20, 1.5  # a spike is a logged loss above 1.5 times the median of the 20 before it
+LEAST_GAIN = 0.01  # of the validation loss before the first step; less is told as nothing learnt
+
+
+def require_finite(what: str, value: float, step: int, learning_rate: float, ids: Sequence[str]) -> None:
+    """ConfigError, which names the examples, where a number that the next step would be taken on is not finite."""
+    if math.isfinite(value):
+        return
+    named = ", ".join(short(name, 40) for name in ids[:NAMED]) + (f" and {len(ids) - NAMED} more" * (len(ids) > NAMED))
+    of = f" on the examples {named}" if ids else ""
+    raise ConfigError(
+        f"params.yaml: train.learning_rate: the {what} after step {step} is {value}{of}; no step was taken on it, and "
+        f"the checkpoints before it are kept; use less than {learning_rate:g}, or look at these examples"
+    )
+
+
+def smaller_micro_batch(config: Config) -> Config:
+    """The same run with a smaller micro-batch and as much more accumulation: the effective batch size stays.
+
+    The half where the size is even, else its largest divisor below; evaluations take no more rows at once. MachineError
+    where both are 1 already.
+    """
+    train = config.train
+    micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    if micro == 1 and train.per_device_eval_batch_size == 1:
+        raise MachineError(
+            "params.yaml: train.per_device_train_batch_size: the run's longest row alone finds no memory on this "
+            "machine; use a smaller train.max_length, activation_checkpointing, quantization: nf4 or a smaller base "
+            "(make plan tells what each needs)"
+        )
+    less = next((size for size in range(micro // 2, 0, -1) if micro % size == 0), 1)
+    sizes = {
+        "per_device_train_batch_size": less,
+        "gradient_accumulation_steps": accumulation * micro // less,
+        "per_device_eval_batch_size": min(train.per_device_eval_batch_size, less),
+    }
+    return config.model_copy(update={"train": train.model_copy(update=sizes)})
+
+
+def tell_of_smaller(config: Config) -> None:
+    """Say what a shortage of memory has changed, and what not."""
+    train = config.train
+    say(
+        f"warning: no memory for the largest micro-batch; it is made smaller: {train.per_device_train_batch_size} "
+        f"rows, accumulated {train.gradient_accumulation_steps} times, the same effective batch size of "
+        f"{train.effective_batch_size}"
+    )
+
+
+def find_spikes(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float, float]]:
+    """The logged steps whose loss jumped: (step, loss, median of the losses before it)."""
+    found = []
+    for at, (step, loss) in enumerate(losses):
+        before = [value for _, value in losses[max(at - WINDOW, 0) : at]]
+        if len(before) >= WINDOW // 2 and loss > JUMP * median(before):
+            found.append((step, loss, median(before)))
+    return found
+
+
+def tell_health(losses: Sequence[tuple[int, float]], first: float | None, best: float) -> list[str]:
+    """Sentences about a run that finished but does not look well; none where it does.
+
+    `losses` are (step, training loss) as logged; `first` is the validation loss before the first step, `best` the kept.
+    """
+    told = []
+    spikes = find_spikes(losses)
+    if spikes:
+        step, loss, usual = max(spikes, key=lambda spike: spike[1] / spike[2])
+        told.append(
+            f"the training loss jumped {len(spikes)} times, most at step {step} ({loss:.3f}, {usual:.3f} before); "
+            "a smaller learning rate or max_grad_norm, or a look at the rows there, may help"
+        )
+    if first is not None and best > first * (1 - LEAST_GAIN):
+        told.append(
+            f"nothing was learnt: the validation loss is {best:.4f}, and was {first:.4f} before the first step; "
+            "raise train.learning_rate or adapter.r, or look whether the answers can be told from the prompts"
+        )
+    return told

@@ -1,0 +1,171 @@
+"""One process of the run, the only one or one of several: it trains, and the first of them publishes."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.config.model import Environment
+from finetune.config.params import Config
+from finetune.console import say
+from finetune.errors import ConfigError, InterruptedRunError, MachineError
+from finetune.files.manifests import read_manifest
+from finetune.files.run_lock import pipeline_lock
+from finetune.hardware.devices import arithmetic, peak_memory_bytes
+from finetune.hardware.failures import is_out_of_memory
+from finetune.hardware.versions import missing_trackers
+from finetune.model.tokens import load_tokenizer
+from finetune.paths import Paths
+from finetune.processes.signals import StopRequest
+from finetune.train.checkpoints import Checkpoints, clear_others, read_progress
+from finetune.train.fingerprint import find_run
+from finetune.train.health import smaller_micro_batch, tell_of_smaller
+from finetune.train.memory_check import MemoryShortageError, forget_peak
+from finetune.train.publish import publish
+from finetune.train.setup import build_model, build_trainer, check_rows, process_device
+
+
+def train(config: Config, paths: Paths, stop: StopRequest, until: int | None = None) -> None:
+    """One process of the run, the only one or one of several; the first of them publishes.
+
+    With `until` it stops after that step as if the run ended there. InterruptedRunError when `stop` was asked.
+    """
+    require_trackers(config)
+    first = os.environ.get("RANK", "0") == "0"
+    store, identity = find_run(config, paths)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(paths.work / "tensorboard" / store.folder.name))
+    with pipeline_lock(paths.work / "train.lock", "train") if first else nullcontext():  # an orphan keeps it, too
+        if first:
+            clear_others(paths.checkpoints, store.folder.name)
+            if config.model.attention == "auto":
+                say(f"attention: {identity['attention']}")
+        tokenizer = load_tokenizer(config.model)
+        trainer, measured = fit(config, paths, store, tokenizer, stop, until)
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.shards_state else None
+        if first:
+            publish(trainer, tokenizer, state, identity, measured, paths)
+            store.finish()
+    if first and stop.by:
+        raise InterruptedRunError(
+            f"train is done; {stop.by} stopped what comes after it, the same command goes on there"
+        )
+
+
+def require_trackers(config: Config) -> None:
+    """ConfigError where a tracker that was asked for is not installed: a run of hours must not end in its import."""
+    missing = missing_trackers(config.train.report_to)
+    if missing:
+        names = ", ".join(missing)
+        raise ConfigError(
+            f"params.yaml: train.report_to: {names} is not installed here; "
+            f"pip install {' '.join(missing)}, or report_to: []"
+        )
+
+
+def fit(
+    config: Config, paths: Paths, store: Checkpoints, tokenizer: Any, stop: StopRequest, until: int | None
+) -> tuple[Any, dict[str, Any]]:
+    """Run the training loop; gives the trainer and what was measured: seconds, steps a second, peak memory.
+
+    Where memory runs out it begins again from the newest checkpoint with a smaller micro-batch.
+    """
+    tokens = read_manifest(paths.validated)["tokens"]
+    started, first, trainer = time.perf_counter(), None, None
+    while True:
+        config, resumed = choose_checkpoint(config, store)
+        first = step_of(resumed) if first is None else first
+        trainer = build_trainer(config, paths, build_model(config, process_device(config)), tokenizer, store, stop)
+        begin(trainer, config, resumed, until, tokens)
+        try:
+            with telling(trainer):
+                trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+            break
+        except MemoryShortageError:
+            pass  # outside this clause nothing holds what it held
+        trainer = None
+        config = smaller_micro_batch(config)
+        tell_of_smaller(config)
+        forget_peak(config.environment)
+    seconds = time.perf_counter() - started
+    return trainer, {
+        "wall_seconds": round(seconds, 3),
+        "steps_per_second": round((trainer.state.global_step - first) / seconds, 4),
+        "peak_memory_bytes": peak_memory_bytes(config.environment),
+        "resumed_from_step": first,
+    }
+
+
+def choose_checkpoint(config: Config, store: Checkpoints) -> tuple[Config, Path | None]:
+    """The checkpoint to go on from, or None; and the config with the micro-batch that memory allowed there.
+
+    Of several processes the one that started them has set bad ones aside, and they agree on the newest that is left.
+    """
+    steps = store.steps()
+    resumed = (store.newest() if "RANK" not in os.environ else store.path(steps[0])) if steps else None
+    if resumed:
+        say(f"goes on from {resumed}")
+        warn_of_other_arithmetic(read_manifest(resumed), config.environment)
+        while config.train.per_device_train_batch_size > read_progress(resumed).micro_batch:
+            config = smaller_micro_batch(config)
+    return config, resumed
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The step that a checkpoint was written at; 0 for none."""
+    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+
+
+def begin(trainer: Any, config: Config, resumed: Path | None, until: int | None, tokens: dict[str, Any]) -> None:
+    """What must be right before the trainer is let go: its rows, its random state, and one checkpoint for all."""
+    from transformers import set_seed
+
+    from finetune.train.callbacks import Steps
+
+    check_rows(trainer, tokens)
+    trainer.saved = read_manifest(resumed)["saved"] if resumed else []
+    trainer.add_callback(Steps(trainer, resumed, until=until))
+    if trainer.args.process_index:  # each process drops out its own; the adapters began alike
+        set_seed(config.seed + trainer.args.process_index)
+    step = float(step_of(resumed))
+    if float(trainer.sum_of_processes(torch.tensor([step]))[0]) != step * trainer.args.world_size:
+        raise MachineError(
+            f"{trainer.store.folder}: the processes see different checkpoints (this one: step {step:.0f}); all "
+            "nodes must see the same folder"
+        )
+
+
+def warn_of_other_arithmetic(checkpoint: dict[str, Any], environment: Environment) -> None:
+    """Say that a checkpoint comes from where the same operations round otherwise: the run goes on, its bits do not."""
+    then, now = checkpoint["arithmetic"], arithmetic(environment)
+    other = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if now[name] != then.get(name)]
+    if other:
+        say(f"warning: the run goes on where numbers round otherwise ({'; '.join(other)}); the last bits will differ")
+
+
+@contextmanager
+def telling(trainer: Any) -> Iterator[None]:
+    """Close the curves and tell `make status` how the run ended; a stop without a checkpoint of its own says so."""
+    from finetune.train.trainer import StoppedInEvaluationError
+
+    ended = "failed"
+    try:
+        yield
+        ended = "finished"
+    except (RuntimeError, MemoryError) as error:
+        if trainer.args.world_size > 1 or not is_out_of_memory(error):
+            raise
+        raise MemoryShortageError from None
+    except StoppedInEvaluationError:
+        ended = "interrupted"
+        kept = trainer.store.what_is_kept()
+        raise InterruptedRunError(f"train was stopped by {trainer.stop.by}; {kept}, the same command goes on") from None
+    except InterruptedRunError:
+        ended = "interrupted"
+        raise
+    finally:
+        if trainer.curves:
+            trainer.curves.close(trainer.state, ended)

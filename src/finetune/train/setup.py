@@ -1,0 +1,100 @@
+"""From params and validated rows to what trains: the device, the base with its adapter, the trainer over them."""
+
+import os
+from typing import Any
+
+import torch
+
+from finetune.config.params import Config
+from finetune.errors import DataError
+from finetune.hardware.devices import require_device
+from finetune.model.adapter import add_adapter, keep_float32
+from finetune.model.base import load_base
+from finetune.paths import Paths
+from finetune.processes.signals import StopRequest
+from finetune.train.checkpoints import Checkpoints
+
+
+def process_device(config: Config) -> str:
+    """The torch device that this process loads the base to: of several on CUDA, the one of its own number.
+
+    Strategies that shard the base take it from the host's memory, where it is whole in every process.
+    """
+    device = require_device(config.environment)
+    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    shards = config.train.distributed.strategy in ("fsdp", "zero3")
+    return "cpu" if shards else f"cuda:{os.environ['LOCAL_RANK']}"
+
+
+def build_model(config: Config, device: str) -> Any:
+    """The base with a fresh adapter, the same for the same seed."""
+    from transformers import set_seed
+
+    set_seed(config.seed)
+    # Metal has no deterministic form of some operations: there it is a warning, and the tier promises no bits.
+    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=config.environment == "apple")
+    # Deterministic mode also overwrites fresh memory, which no operation here reads: a third of the time on a CPU.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return add_adapter(load_base(config.model, device), config.adapter)
+
+
+def build_trainer(
+    config: Config, paths: Paths, model: Any, tokenizer: Any, store: Checkpoints, stop: StopRequest
+) -> Any:
+    """The trainer over the validated data, with curves, checkpoints and early stopping where asked."""
+    from datasets import Dataset
+
+    from finetune.train.batches import with_blank
+    from finetune.train.sft_config import sft_config
+    from finetune.train.trainer import Trainer, score_supervised_positions
+
+    score_supervised_positions()
+    arguments = sft_config(config, store.folder)
+    rows = [Dataset.from_file(str(paths.validated / f"{split}.arrow")) for split in ("train", "validation")]
+    if arguments.world_size > 1:
+        rows = [with_blank(split) for split in rows]
+    trainer = Trainer(
+        store=store,
+        stop=stop,
+        model=model,
+        args=arguments,
+        train_dataset=rows[0],
+        eval_dataset=rows[1],
+        processing_class=tokenizer,
+    )
+    add_callbacks(trainer, config, paths)
+    keep_float32(model)  # TRL has just cast the adapter of a quantized base to bfloat16
+    return trainer
+
+
+def add_callbacks(trainer: Any, config: Config, paths: Paths) -> None:
+    """Curves in place of printed logs, by the process that speaks, and early stopping where asked."""
+    from transformers import EarlyStoppingCallback, PrinterCallback
+
+    from finetune.train.curves import CurvesCallback
+
+    trainer.remove_callback(PrinterCallback)
+    if trainer.is_world_process_zero():
+        trainer.curves = CurvesCallback(paths)
+        trainer.add_callback(trainer.curves)
+    if config.train.early_stopping_patience is not None:
+        patience, threshold = config.train.early_stopping_patience, config.train.early_stopping_threshold
+        trainer.early_stopping = EarlyStoppingCallback(patience, threshold)
+        trainer.add_callback(trainer.early_stopping)
+
+
+def check_rows(trainer: Any, tokens: dict[str, dict[str, int]]) -> None:
+    """DataError unless the trainer holds exactly the tokens that validate counted."""
+    from finetune.train.batches import count_supervised
+
+    blanks = int(trainer.args.world_size > 1)
+    counted = {"train": trainer.supervised, "validation": count_supervised(trainer.eval_dataset)}
+    for name, by_row in counted.items():
+        supervised, rows = int(by_row.sum()), len(by_row) - blanks
+        if supervised != tokens[name]["supervised_tokens"] or rows != tokens[name]["rows"]:
+            raise DataError(
+                f"data/validated/{name}.arrow: holds {supervised} supervised tokens in {rows} rows, but validate "
+                f"counted {tokens[name]['supervised_tokens']} in {tokens[name]['rows']}; run validate again"
+            )

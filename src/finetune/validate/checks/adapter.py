@@ -1,0 +1,85 @@
+"""Checks of the adapter and its optimization against the architecture and against what is known to train well."""
+
+import math
+
+from finetune.config.params import Config
+from finetune.model.adapter import adapter_trouble
+from finetune.model.architecture import HEAD, Architecture
+from finetune.validate.findings import Finding
+
+# Learning rates of published LoRA runs with Adam: 1e-4 and 2e-4 for 7 to 65 billion parameters (QLoRA, arXiv
+# 2305.14314, table 9), 1e-4 to 5e-4 for RoBERTa, DeBERTa, GPT-2 and GPT-3 (LoRA, arXiv 2106.09685, appendix D). A
+# factor of two or three on either side is left; below a hundred million parameters, ten times more is still usual.
+RATES = (3.0e-5, 1.0e-3)
+SMALL_BASE, SMALL_FACTOR = 100_000_000, 10
+ADAM = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor")
+# alpha / r of the same papers lies between 0.25 (QLoRA: 16 / 64) and 8 (LoRA, GPT-2: 32 / 4).
+SCALES = (0.25, 8.0)
+EMBEDDINGS = "embed_tokens"  # no linear layer, but PEFT adapts it too
+
+
+def check_adapter(config: Config, architecture: Architecture | None) -> list[Finding]:
+    """All findings about target modules, scale and learning rate."""
+    findings = check_start(config) + check_scale(config) + check_learning_rate(config, architecture)
+    return findings + (check_target_modules(config, architecture) if architecture else [])
+
+
+def check_start(config: Config) -> list[Finding]:
+    """Whether an adapter that starts so can be trained on a base that is held so."""
+    trouble = adapter_trouble(config.adapter, config.model)
+    if trouble is None:
+        return []
+    key, what, fix = split_trouble(trouble)
+    return [Finding("adapter-impossible", f"params.yaml: {key}", what, fix)]
+
+
+def split_trouble(text: str) -> tuple[str, str, str]:
+    """`key: what; fix` in its three parts."""
+    key, rest = text.split(": ", 1)
+    what, fix = rest.rsplit("; ", 1)
+    return key, what, fix
+
+
+def check_target_modules(config: Config, architecture: Architecture) -> list[Finding]:
+    """Each target module is a linear layer of the architecture; a note where some layers get no adapter."""
+    where, targets = "params.yaml: adapter.target_modules", config.adapter.target_modules
+    known = sorted({linear.name for linear in architecture.linears})
+    missing = [name for name in targets if name not in (*known, EMBEDDINGS)]
+    usual = [name for name in known if name != HEAD]
+    if missing:
+        what = f"{', '.join(missing)} match nothing in {architecture.class_name}"
+        return [Finding("target-modules-missing", where, what, f"use some of {', '.join(usual)}")]
+    left = [name for name in usual if name not in targets]
+    if left:
+        rest = sum(linear.parameters for linear in architecture.linears if linear.name in left)
+        what = f"{', '.join(left)} get no adapter: {rest / architecture.parameters:.0%} of {architecture.class_name}"
+        fix = f"use all of {', '.join(usual)}, where the validation loss stays high"
+        return [Finding("target-modules-partial", where, what, fix)]
+    return []
+
+
+def check_scale(config: Config) -> list[Finding]:
+    """alpha / r, by which the adapter's output is multiplied; rsLoRA divides by the root of r."""
+    adapter = config.adapter
+    scale = adapter.lora_alpha / (math.sqrt(adapter.r) if adapter.use_rslora else adapter.r)
+    if SCALES[0] <= scale <= SCALES[1]:
+        return []
+    what = f"lora_alpha {adapter.lora_alpha} over r {adapter.r} is {scale:g}, outside {SCALES[0]:g} to {SCALES[1]:g}"
+    return [Finding("alpha-unusual", "params.yaml: adapter.lora_alpha", what, f"use {2 * adapter.r}")]
+
+
+def check_learning_rate(config: Config, architecture: Architecture | None) -> list[Finding]:
+    """The learning rate within what LoRA runs with this kind of optimizer used."""
+    train = config.train
+    if train.optim not in ADAM:
+        return []
+    small = architecture is not None and architecture.parameters < SMALL_BASE
+    low, high = RATES[0], RATES[1] * (SMALL_FACTOR if small else 1)
+    where, rate = "params.yaml: train.learning_rate", train.learning_rate
+    if rate > high:
+        what = f"{rate:g} is above {high:g}, where LoRA runs of bases of this size tend to diverge"
+        return [Finding("learning-rate-high", where, what, f"use {high / 5:g}")]
+    if rate < low:
+        what = f"{rate:g} is below {low:g}: a rate for training all weights, not for adapters"
+        return [Finding("learning-rate-low", where, what, f"use {low * 6:g}")]
+    return []

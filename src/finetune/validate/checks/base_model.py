@@ -1,0 +1,158 @@
+"""Checks of the base model: is it there, whole, safe and pinned, and do its parts belong together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.config.model import ModelConfig
+from finetune.config.params import Config
+from finetune.errors import BaseModelError
+from finetune.model.architecture import Architecture, find_architecture, measure_architecture
+from finetune.model.base import base_folder, end_tokens, fetch_config, hub_answers, identify_base
+from finetune.model.cache import INDEX, SINGLE, is_whole, weight_files
+from finetune.model.tokens import COPY, TEMPLATES, load_tokenizer, template_marks, tokenize
+from finetune.validate.checks.mask import ASKED, check_template
+from finetune.validate.findings import Finding
+
+WHERE = "params.yaml: model.base"
+UNTRAINED = 0.05  # of the median row's norm; embeddings that were trained lie within a factor of a few of each other
+
+
+@dataclass
+class Base:
+    """What could be found out about the base; what could not is None, and a finding says why."""
+
+    identity: dict[str, str] | None = None
+    architecture: Architecture | None = None
+    tokenizer: Any = None
+    findings: list[Finding] = field(default_factory=list)
+
+
+def examine_base(config: Config, root: Path, *, fetch: bool = True) -> Base:
+    """Everything that the later checks and the tokenization need of the base, and all findings about it.
+
+    Without `fetch` the network is left alone, as a plan does. With it, config and tokenizer of a pinned base are
+    fetched where the Hub answers; where it does not, the weights, which train would fetch, must be in the cache.
+    """
+    base = Base()
+    model = config.model
+    base.identity = _attempt(base, lambda: identify_base(model))
+    local = Path(model.base).is_dir()
+    online = fetch and not local and base.identity is not None and hub_answers()
+    if online:
+        _attempt(base, lambda: fetch_config(model))
+    base.architecture = _attempt(base, lambda: measure_architecture(find_architecture(model, root)))
+    base.tokenizer = _attempt(base, lambda: load_tokenizer(model, fetch=online))
+    folder = base_folder(model)
+    if folder is not None:
+        base.findings += check_weights(folder, complete=local or (fetch and not online))
+    if base.architecture is not None:
+        base.findings += check_length(config, base.architecture)
+    if base.tokenizer is not None:
+        _attempt(base, lambda: base.findings.extend(check_tokenizer(config.model, base.tokenizer, base.architecture)))
+        if folder is not None:
+            _attempt(base, lambda: base.findings.extend(check_embeddings(folder, base.tokenizer)))
+    return base
+
+
+def _attempt(base: Base, step: Callable[[], Any]) -> Any:
+    """What a step gives; where the base can't serve, None and its finding (once, however many steps meet it)."""
+    try:
+        return step()
+    except BaseModelError as error:
+        finding = Finding(error.code, error.where, error.what, error.fix)
+        several = error.code == "base-incomplete"  # each file is told
+        if not any(known == finding if several else known.code == error.code for known in base.findings):
+            base.findings.append(finding)
+        return None
+
+
+def check_weights(folder: Path, *, complete: bool) -> list[Finding]:
+    """The folder's weight files: safetensors, each whole; all of them, where `complete` says that none can come."""
+    if not (folder / INDEX).is_file() and not (folder / SINGLE).exists():
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        if pickled:
+            what = f"{folder} holds only pickled weights ({pickled[0]})"
+            return [Finding("base-unsafe", WHERE, what, "use a revision with safetensors, or convert it once")]
+        return [_incomplete(folder, "no weights")] if complete else []
+    names = weight_files(folder)
+    if not names:
+        return [_incomplete(folder / INDEX, "an index that names no shard")]
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing and complete:
+        shown = ", ".join(missing[:3])
+        return [_incomplete(folder, f"{len(missing)} of {len(names)} weight files missing ({shown})")]
+    damaged = [name for name in names if name not in missing and not is_whole(folder / name)]
+    return [_incomplete(folder / name, "a file that is cut off or damaged") for name in damaged]
+
+
+def _incomplete(path: Path, what: str) -> Finding:
+    return Finding("base-incomplete", WHERE, f"{path}: {what}", COPY)
+
+
+def check_length(config: Config, architecture: Architecture) -> list[Finding]:
+    """Rows no longer than the base was made for."""
+    length, limit = config.train.max_length, architecture.max_positions
+    if length <= limit:
+        return []
+    what = f"{length} is more than the {limit} positions of {config.model.base}"
+    return [Finding("length-beyond-base", "params.yaml: train.max_length", what, f"use {limit} or less")]
+
+
+def check_tokenizer(model: ModelConfig, tokenizer: Any, architecture: Architecture | None) -> list[Finding]:
+    """Tokenizer, template and embeddings together."""
+    findings = check_template(tokenizer, end_tokens(model, tokenizer))
+    rows, tokens = architecture.vocabulary if architecture else None, len(tokenizer)
+    if rows is not None and tokens > rows:
+        what = f"the tokenizer has {tokens} tokens, the embeddings of {model.base} {rows} rows"
+        fix = "use the tokenizer that belongs to the base, or a token that it has for model.pad_token"
+        findings.append(Finding("tokens-without-embeddings", WHERE, what, fix))
+    foreign = [mark for mark in template_marks(tokenizer) if mark not in tokenizer.get_vocab()]
+    if foreign:
+        what = f"{', '.join(foreign[:4])} of the template are no single tokens of {model.base}"
+        fix = f"use the template that belongs to the base (null, or one of {TEMPLATES})"
+        findings.append(Finding("template-foreign", "params.yaml: model.chat_template", what, fix))
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        what = (
+            f"padding and end are one token ({tokenizer.eos_token}); end tokens of answers are trained on all the same"
+        )
+        findings.append(Finding("pad-is-end", "params.yaml: model.pad_token", what, "nothing to do"))
+    return findings
+
+
+def check_embeddings(folder: Path, tokenizer: Any) -> list[Finding]:
+    """The template's control tokens have embeddings that were trained: neither zero nor copies of each other."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    used = sorted(set(tokenize(tokenizer, ASKED).input_ids) & set(tokenizer.added_tokens_decoder))
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if name.endswith(("embed_tokens.weight", "wte.weight"))]  # noqa: SIM118
+                if not names:
+                    continue
+                rows = file.get_slice(names[0])
+                count = rows.get_shape()[0]
+                usual = rows[: min(count, 2000)].float().norm(dim=1).median()
+                marks = [token for token in used if token < count]
+                found = torch.stack([rows[token : token + 1][0].float() for token in marks]) if marks else None
+        except (SafetensorError, OSError):
+            continue
+        return [] if found is None else _untrained(tokenizer, marks, found, float(usual))
+    return []
+
+
+def _untrained(tokenizer: Any, marks: list[int], found: Any, usual: float) -> list[Finding]:
+    rows = [tuple(row.tolist()) for row in found]
+    norms = found.norm(dim=1).tolist()
+    poor = [
+        tokenizer.decode([token])
+        for token, row, norm in zip(marks, rows, norms, strict=True)
+        if norm < UNTRAINED * usual or rows.count(row) > 1
+    ]
+    if not poor:
+        return []
+    what = f"{', '.join(poor)}: zero or copied embeddings, so the base has not seen them in training"
+    return [Finding("tokens-untrained", WHERE, what, "use an instruct model, or a template of marks it knows")]

@@ -1,0 +1,25 @@
+"""All checks that need no row and no device: what validate and a plan both ask of a config."""
+
+from pathlib import Path
+
+from finetune.config.params import Config
+from finetune.plan.outlook import Outlook
+from finetune.validate.checks.adapter import check_adapter
+from finetune.validate.checks.base_model import Base
+from finetune.validate.checks.plan import check_plan
+from finetune.validate.checks.recipe import check_reference
+from finetune.validate.checks.schedule import check_run
+from finetune.validate.checks.settings import check_settings
+from finetune.validate.findings import Finding
+
+
+def check_config(config: Config, root: Path, base: Base, outlook: Outlook) -> list[Finding]:
+    """The findings about base, settings, adapter, schedule, plan, and the recipe that the config names."""
+    return [
+        *base.findings,
+        *check_settings(config, base.architecture),
+        *check_adapter(config, base.architecture),
+        *check_run(config.train, outlook.schedule),
+        *check_plan(config, outlook),
+        *check_reference(config, root / "recipes"),
+    ]

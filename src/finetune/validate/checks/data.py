@@ -1,0 +1,63 @@
+"""Checks of the splits: against each other, against the gate, and of what they are made of.
+
+None of the findings depends on the order of the rows. What is compared how, and from where on it is told, stands beside
+the checks: `overlap_checks`, `size_checks`, `balance_checks`, `shift_checks`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from finetune.config.params import Config
+from finetune.config.types import SPLITS, Split
+from finetune.records.examples import Example
+from finetune.records.leakage import text_key
+from finetune.validate.checks.balance import check_balance
+from finetune.validate.checks.distribution_shift import check_shift
+from finetune.validate.checks.overlap import check_overlap
+from finetune.validate.checks.sample_size import check_test_size
+from finetune.validate.findings import Finding
+
+MOST_REPEATED = 0.05  # of the test examples; from there on intervals are too narrow by more than rounding
+
+
+def check_data(config: Config, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
+    """All findings about the splits."""
+    return [
+        *check_empty(splits),
+        *check_overlap(config, splits),
+        *check_repeated_prompts(config, splits["test"]),
+        *check_test_size(config, splits["test"]),
+        *check_balance(config, splits),
+        *check_shift(splits),
+    ]
+
+
+def check_empty(splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
+    """A split without a row: there is nothing to train on, to choose a checkpoint by, or to judge."""
+    have = ", ".join(f"{name} {len(splits[name]):,}" for name in SPLITS)
+    return [
+        Finding(
+            "split-empty",
+            f"data/prepared/{name}.jsonl",
+            f"has no row ({have})",
+            f"set a larger data.split.{name}, or loosen data.filters",
+        )
+        for name in SPLITS
+        if not splits[name]
+    ]
+
+
+def check_repeated_prompts(config: Config, test: Sequence[Example]) -> list[Finding]:
+    """Copies of one prompt are not new evidence: the intervals of the gate take each example for an independent one."""
+    repeated = len(test) - len({text_key(example.prompt) for example in test})
+    if not repeated:
+        return []
+    mostly = repeated > MOST_REPEATED * len(test)
+    what = (
+        f"{repeated:,} of {len(test):,} test examples ({100 * repeated / len(test):.3g}%) repeat a prompt; intervals "
+        "take them for independent ones"
+    )
+    duplicates = config.data.duplicates
+    drop = "exact: drop" if duplicates.exact == "keep" else "near: drop" if duplicates.near != "drop" else None
+    fix = "put other test examples in their place" + (f", or set data.duplicates.{drop}" if drop else "")
+    code = "test-prompts-mostly-repeated" if mostly else "test-prompts-repeated"
+    return [Finding(code, "data/prepared/test.jsonl", what, fix)]

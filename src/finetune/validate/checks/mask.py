@@ -1,0 +1,134 @@
+"""Does the mask decode to exactly what the assistant wrote, and its end token? Asked of the template, and of real rows.
+
+What a template puts around an answer is known from a conversation made up for the purpose; each answer of the data,
+decoded from its supervised tokens, must then be the same around its own text, and nothing else.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.model.tokens import IGNORED, TEMPLATES, Tokenized, render, runs, tokenize
+from finetune.records.examples import Example, Message
+from finetune.validate.findings import Finding
+
+WHERE = "params.yaml: model.chat_template"
+FIX = f"use one of {TEMPLATES}, or mend the marks in a copy"
+ASKED = (
+    Message("user", "Which colour?"),
+    Message("assistant", "Ultramarine"),
+    Message("user", "And which animal?"),
+    Message("assistant", "Wombat"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a template writes around an answer, of what is supervised."""
+
+    before: str
+    after: str
+
+
+def supervised_texts(tokenizer: Any, tokenized: Tokenized) -> list[str]:
+    """The supervised stretches of a conversation as text."""
+    kept = [label != IGNORED for label in tokenized.labels]
+    return [tokenizer.decode(tokenized.input_ids[begin:end]) for begin, end in runs(kept)]
+
+
+def frames_of(tokenizer: Any) -> set[Frame]:
+    """What the template puts around the two answers of the made-up conversation; empty where it loses one."""
+    answers = [message.content for message in ASKED if message.role == "assistant"]
+    texts = supervised_texts(tokenizer, tokenize(tokenizer, ASKED))
+    if len(texts) != len(answers) or any(answer not in text for answer, text in zip(answers, texts, strict=True)):
+        return set()
+    return {Frame(*text.split(answer, 1)) for answer, text in zip(answers, texts, strict=True)}
+
+
+def check_template(tokenizer: Any, ends: Sequence[int]) -> list[Finding]:
+    """The template by itself: answers whole, their end token among those that stop generation, marks known."""
+    if not render(tokenizer, ASKED, (), tokenize=False).strip():
+        return [Finding("template-broken", WHERE, "the chat template renders nothing of a conversation", FIX)]
+    frames = frames_of(tokenizer)
+    if not frames:
+        what = "of a conversation with two answers, not both are supervised, each in a stretch of its own"
+        return [Finding("mask-wrong", WHERE, what, FIX)]
+    tokenized = tokenize(tokenizer, ASKED)
+    _, end = runs([label != IGNORED for label in tokenized.labels])[0]
+    last = tokenized.input_ids[end - 1]
+    if last not in tokenizer.added_tokens_decoder:
+        what = f"an answer's last supervised token is {tokenizer.decode([last])!r}, which is no end token"
+        return [Finding("end-token-unsupervised", WHERE, what, FIX)]
+    if last not in ends:
+        stops = ", ".join(repr(tokenizer.decode([end])) for end in ends)
+        what = f"an answer ends with {tokenizer.decode([last])!r}, but generation stops at {stops}"
+        return [Finding("end-token-unknown", WHERE, what, "use a template that ends answers with one of these")]
+    return []
+
+
+def wrong_answers(tokenizer: Any, example: Example, whole: Tokenized, frames: set[Frame]) -> str | None:
+    """What is wrong with the supervised text of one untruncated example, or None."""
+    turns = [message for message in example.messages if message.role == "assistant"]
+    texts = supervised_texts(tokenizer, whole)
+    if len(texts) != len(turns):
+        return f"{len(texts)} supervised stretches for {len(turns)} answers"
+    for turn, text in zip(turns, texts, strict=True):
+        if turn.tool_calls and not _holds_calls(turn, text):
+            return f"the call of {_names(turn)} is not written down: {text[:80]!r}"
+        if not turn.tool_calls and not any(_framed(tokenizer, turn.content, text, frame) for frame in frames):
+            return f"{text[:80]!r} is trained on for the answer {turn.content[:80]!r}"
+    return None
+
+
+def _framed(tokenizer: Any, answer: str, text: str, frame: Frame) -> bool:
+    """Whether a text is an answer in its frame, up to blanks at the seams and what the tokenizer itself changes."""
+    before, after = frame.before.strip(), frame.after.strip()
+    said = text.strip()
+    if not said.endswith(after):
+        return False
+    said = said[: len(said) - len(after)]
+    if "</think>" in answer:  # a template writes a row's own thoughts in its own way, or leaves them out
+        return said.strip().endswith(answer.rsplit("</think>", 1)[1].strip())
+    inner = said.removeprefix(before).strip()
+    return inner == answer.strip() or inner == _as_tokens(tokenizer, answer.strip())
+
+
+def _as_tokens(tokenizer: Any, text: str) -> str:
+    """A text as it comes back from tokens: some tokenizers normalize Unicode or blanks."""
+    return str(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))).strip()
+
+
+def _names(turn: Message) -> str:
+    return ", ".join(str(call["function"]["name"]) for call in turn.tool_calls or ())
+
+
+def _holds_calls(turn: Message, text: str) -> bool:
+    """Whether every called name and every argument stands in the supervised text, in one of the ways of writing it."""
+    for call in turn.tool_calls or ():
+        arguments = call["function"]["arguments"]
+        values = json.loads(arguments) if isinstance(arguments, str) else arguments
+        written = all(any(way in text for way in _ways_to_write(value)) for value in _leaves(values))
+        if call["function"]["name"] not in text or not written:
+            return False
+    return True
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The values of an argument that hold no others."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+    else:
+        yield value
+
+
+def _ways_to_write(value: Any) -> set[str]:
+    """As text, as JSON (with and without quotes and escapes), as Python: templates write arguments in their own way."""
+    plain, escaped = json.dumps(value, ensure_ascii=False), json.dumps(value)
+    inner = {form[1:-1] for form in (plain, escaped) if form.startswith('"')}
+    html = {json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")}
+    return {str(value), repr(value), plain, escaped, *inner, *html, *(form.strip('"') for form in html)}

@@ -1,0 +1,144 @@
+"""Checks of the splits against each other: rows that are trained on and tested, letter by letter or nearly."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from heapq import nsmallest
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.config.data import DuplicateConfig
+from finetune.config.params import Config
+from finetune.config.types import Split
+from finetune.records.examples import Example
+from finetune.records.leakage import plain_turn, text_key
+from finetune.records.near_duplicates import BandHashes, band_hashes, shingles, similarity, spoken_text
+from finetune.validate.findings import Finding
+
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
+TEXTS_AT_ONCE = 2000  # whose shingles are in memory at a time
+# So many of a row's proposals are measured, those with the most bands in common first. Where nearly all rows are one
+# long template, whole buckets would be measured for nothing.
+MOST_PROPOSALS = 20
+
+Counts = npt.NDArray[np.int64]
+
+
+def check_overlap(config: Config, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
+    """Rows of a held-out split whose prompt, or nearly whose whole text, is trained on."""
+    answers: dict[bytes, set[str]] = {}
+    for example in splits["train"]:
+        answers.setdefault(prompt_key(example), set()).add(plain_turn(example.messages[-1]))
+    texts = [spoken_text(example.messages) for example in splits["train"]]
+    findings = []
+    for name in HELD_OUT:
+        copies: list[Example] = []
+        other_answers: list[Example] = []
+        rest: list[Example] = []
+        for example in splits[name]:
+            known = answers.get(prompt_key(example))
+            same = known is not None and plain_turn(example.messages[-1]) in known
+            (rest if known is None else copies if same else other_answers).append(example)
+        findings += [*_copies(name, copies, splits[name]), *_same_prompts(name, other_answers, splits[name])]
+        near = near_copies([spoken_text(example.messages) for example in rest], texts, config.data.duplicates)
+        findings += _near(name, [rest[at] for at in near], splits[name], config.data.duplicates)
+    return findings
+
+
+def prompt_key(example: Example) -> bytes:
+    """A hash of what was said before the answer, whatever the system prompt: the same question stays the same."""
+    spoken = [message for message in example.prompt if message.role != "system"]
+    return text_key(spoken or example.prompt)
+
+
+def _copies(name: Split, found: Sequence[Example], split: Sequence[Example]) -> list[Finding]:
+    if not found:
+        return []
+    what = f"{_share(found, split)} are in train too, prompt and answer ({some_ids(found)})"
+    return [
+        Finding("split-overlap", _file(name), what, "run prepare again (dvc repro -f -s prepare); it keeps them apart")
+    ]
+
+
+def _same_prompts(name: Split, found: Sequence[Example], split: Sequence[Example]) -> list[Finding]:
+    if not found:
+        return []
+    what = f"{_share(found, split)} have a prompt that is in train too, with another answer ({some_ids(found)})"
+    fix = "run prepare again (dvc repro -f -s prepare); it keeps rows of one prompt together"
+    return [Finding("split-same-prompt", _file(name), what, fix)]
+
+
+def _near(name: Split, found: Sequence[Example], split: Sequence[Example], settings: DuplicateConfig) -> list[Finding]:
+    if not found:
+        return []
+    what = (
+        f"{_share(found, split)} share {settings.threshold:.0%} or more of their word shingles with a row of train "
+        f"({some_ids(found)})"
+    )
+    if settings.near == "ignore":
+        fix = "set data.duplicates.near: group to keep near copies in one split, or drop"
+    else:  # prepare looked for them, and its buckets hid these
+        fix = f"set data.duplicates.permutations: {2 * settings.permutations}, so that prepare finds more of them"
+    code = {"test": "test-near-overlap"}.get(name, "split-near-overlap")
+    return [Finding(code, _file(name), what, fix)]
+
+
+def _file(name: Split) -> str:
+    return f"data/prepared/{name}.jsonl"
+
+
+def _share(found: Sequence[Example], split: Sequence[Example]) -> str:
+    return f"{len(found):,} of {len(split):,} rows ({100 * len(found) / len(split):.3g}%)"
+
+
+def some_ids(examples: Sequence[Example]) -> str:
+    """Up to three of their ids, whatever the order of the rows."""
+    more = ", …" if len(examples) > 3 else ""
+    return f"ids {', '.join(nsmallest(3, (example.id for example in examples)))}{more}"
+
+
+def near_copies(held_out: Sequence[str], known: Sequence[str], settings: DuplicateConfig) -> list[int]:
+    """Which texts of `held_out` have a similarity of at least the threshold to one of `known`.
+
+    As in prepare, bands propose and the exact similarity decides, so no text is named wrongly and few are missed.
+    """
+    known = sorted(set(known))  # an order of their own: which of many proposals are measured must not hang on the rows'
+
+    @lru_cache(maxsize=1000)
+    def shingles_of(at: int) -> set[str]:
+        return set(shingles(known[at], settings.shingle_words))
+
+    found = []
+    proposed = propose(_bands(held_out, settings), _bands(known, settings))
+    for row, candidates in proposed:
+        own = set(shingles(held_out[row], settings.shingle_words))
+        if any(similarity(own, shingles_of(at)) >= settings.threshold for at in candidates):
+            found.append(row)
+    return found
+
+
+def _bands(texts: Sequence[str], settings: DuplicateConfig) -> BandHashes:
+    pieces = [texts[at : at + TEXTS_AT_ONCE] for at in range(0, len(texts), TEXTS_AT_ONCE)]
+    return np.concatenate([band_hashes(piece, settings) for piece in pieces or [[]]])
+
+
+def propose(held_out: BandHashes, known: BandHashes) -> Iterator[tuple[int, list[int]]]:
+    """For each row of `held_out` that shares a band with rows of `known`, the likeliest of these, best first."""
+    pairs = np.concatenate([_in_one_bucket(held_out[:, at], known[:, at]) for at in range(known.shape[1])])
+    pairs, bands = np.unique(pairs, axis=0, return_counts=True)
+    pairs = pairs[np.lexsort((pairs[:, 1], -bands, pairs[:, 0]))]
+    rows, starts = np.unique(pairs[:, 0], return_index=True)
+    for row, candidates in zip(rows.tolist(), np.split(pairs[:, 1], starts[1:]), strict=False):
+        yield row, candidates[:MOST_PROPOSALS].tolist()
+
+
+def _in_one_bucket(held_out: npt.NDArray[Any], known: npt.NDArray[Any]) -> Counts:
+    """(row of held_out, row of known) that have the same hash; of a large bucket, some from all over it."""
+    order = np.argsort(known, kind="stable")
+    first, end = (np.searchsorted(known[order], held_out, side) for side in ("left", "right"))
+    taken = np.minimum(end - first, MOST_PROPOSALS)
+    rows = np.repeat(np.arange(len(held_out)), taken)
+    step = np.arange(len(rows)) - np.repeat(np.cumsum(taken) - taken, taken)
+    inside = step * (end - first)[rows] // taken[rows]
+    return np.stack([rows, order[first[rows] + inside]], axis=1)

@@ -1,0 +1,94 @@
+"""Checks of the plan against the memory there is: does the run fit, and does it pay for room that it has anyway."""
+
+import math
+
+from finetune.config.params import Config
+from finetune.console import gigabytes
+from finetune.hardware.devices import memory_bytes, why_unavailable
+from finetune.plan.machines import MACHINES
+from finetune.plan.outlook import FITTING, Outlook, peak_memory
+from finetune.validate.findings import Finding
+
+COSTLY = 0.25  # evaluations, of the work of the training steps
+ROOMY = 0.7  # of the memory that another setting would need at most, to be worth naming
+ADVICE = "use a smaller micro-batch (with more accumulation) or max_length, or nf4; make plan shows what fits"
+
+
+def check_plan(config: Config, outlook: Outlook) -> list[Finding]:
+    """All findings about memory; none where the architecture is not known."""
+    if outlook.memory is None:
+        return []
+    return [
+        *check_fit(outlook),
+        *check_this_machine(config, outlook),
+        *check_room(config, outlook),
+        *check_evaluations(outlook),
+    ]
+
+
+def check_evaluations(outlook: Outlook) -> list[Finding]:
+    """Evaluations during training that cost a good part of what the training itself costs."""
+    work, evaluations = outlook.evaluation_flops, outlook.schedule.evaluations
+    if not outlook.flops or work <= COSTLY * outlook.flops:
+        return []
+    share, first = work / outlook.flops, 1  # the one before the first step
+    enough = max(math.floor((evaluations + first) * COSTLY * outlook.flops / work) - first, 1)
+    what = f"{evaluations} evaluations and the one before the first step are {share:.0%} of the training's work"
+    fix = f"use {math.ceil(outlook.schedule.steps / enough)} (and save_steps a multiple of it), or less validation data"
+    return [Finding("evaluations-costly", "params.yaml: train.eval_steps", what, fix)]
+
+
+def check_fit(outlook: Outlook) -> list[Finding]:
+    """The predicted peak against the machine that the recipe is for."""
+    assert outlook.memory is not None
+    peak, available, where = outlook.memory.peak, outlook.available, "params.yaml: train"
+    if available is None or peak <= FITTING * available:
+        return []
+    names = ("per_device_train_batch_size", "max_length")
+    fitting = [f"{name} {size}" for name, size in zip(names, outlook.what_fits(), strict=True) if size]
+    advice = f"use {' or '.join(fitting)}" if fitting else ADVICE
+    what = f"a peak of {gigabytes(peak)} is predicted, {gigabytes(available)} are there"
+    return [Finding("memory-short" if peak > available else "memory-tight", where, what, advice)]
+
+
+def check_this_machine(config: Config, outlook: Outlook) -> list[Finding]:
+    """The predicted peak against this machine, where the recipe is for another one of its kind."""
+    assert outlook.memory is not None
+    if config.machine not in MACHINES or why_unavailable(config.environment):
+        return []
+    here = memory_bytes(config.environment)
+    if outlook.memory.peak <= here:
+        return []
+    what = f"a peak of {gigabytes(outlook.memory.peak)} is predicted, this machine has {gigabytes(here)}"
+    fix = f"train on {MACHINES[config.machine].title}; here, make rehearse and make plan"
+    return [Finding("this-machine-short", "params.yaml: machine", what, fix)]
+
+
+def check_room(config: Config, outlook: Outlook) -> list[Finding]:
+    """Checkpointing or 4-bit weights where the run would fit with room to spare without them."""
+    findings: list[Finding] = []
+    if outlook.available is None or outlook.architecture is None:
+        return findings
+    room, ranks = ROOMY * outlook.available, config.train.distributed.devices
+
+    def peak(changed: Config) -> int:
+        assert outlook.architecture is not None
+        return peak_memory(changed, outlook.architecture, outlook.workload, ranks).peak
+
+    if config.train.activation_checkpointing:
+        plain = config.model_copy(update={"train": config.train.model_copy(update={"activation_checkpointing": False})})
+        if peak(plain) <= room:
+            what = f"without it the peak would be {gigabytes(peak(plain))} of {gigabytes(outlook.available)}"
+            where, fix = (
+                "params.yaml: train.activation_checkpointing",
+                "set it to false: a third of the work is saved",
+            )
+            findings.append(Finding("checkpointing-needless", where, what, fix))
+    if config.model.quantization == "nf4":
+        plain = config.model_copy(update={"model": config.model.model_copy(update={"quantization": "none"})})
+        if peak(plain) <= room:
+            dtype, size = config.model.dtype, gigabytes(peak(plain))
+            what = f"with {dtype} weights the peak would be {size} of {gigabytes(outlook.available)}"
+            fix = "use none: no weight is dequantized in each pass, which is quicker and exact"
+            findings.append(Finding("quantization-needless", "params.yaml: model.quantization", what, fix))
+    return findings

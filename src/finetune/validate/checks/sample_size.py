@@ -1,0 +1,189 @@
+"""Checks of the test set against the gate: what could not pass if every answer were right is known before the run."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from finetune.config.decide import (
+    AtLeast,
+    BetterThanBaseline,
+    LatencyAtMost,
+    LatencyQuantileAtMost,
+    NotWorseThanBaseline,
+    QualityCriterion,
+)
+from finetune.config.params import Config
+from finetune.config.types import ALL
+from finetune.records.examples import Example
+from finetune.statistics.bootstrap import MINIMUM_UNITS
+from finetune.statistics.proportions import (
+    clopper_pearson,
+    examples_needed,
+    examples_needed_not_worse,
+    examples_needed_quantile,
+    mcnemar_exact,
+    tango,
+)
+from finetune.validate.findings import Finding
+
+
+def check_test_size(config: Config, test: Sequence[Example]) -> list[Finding]:
+    """Criteria on groups that are not there, or that have fewer examples than any proof needs.
+
+    The policy `point` proves nothing, so it needs no number of examples.
+    """
+    if not test:
+        return []
+    findings: list[Finding] = []
+    told = set()  # groups of which a criterion has said that they are too small
+    for at, criterion in enumerate(config.decide.criteria):
+        if isinstance(criterion, LatencyQuantileAtMost) and config.decide.policy == "interval":
+            findings += _few_for_quantile(config, at, criterion)
+        if not isinstance(criterion, QualityCriterion):
+            continue
+        have = _examples_of(config, test, criterion)
+        if not have:
+            findings.append(_unknown_group(at, criterion, test))
+        elif config.decide.policy == "interval":
+            found = _too_small(config, at, criterion, have)
+            told |= {criterion.group for _ in found}
+            findings += found
+    findings += [*_unknown_scored(config, test), *_ambiguous(config, test)]
+    if config.decide.policy == "interval":
+        findings += [*_tiny_groups(config, test, told), *_few_latencies(config, len(test))]
+    return findings
+
+
+def _examples_of(config: Config, test: Sequence[Example], criterion: QualityCriterion) -> int:
+    """How many test examples a criterion is judged on: those of its group that its scorer scores."""
+    of = next(
+        (
+            scorer.of
+            for name, scorer in config.evaluate.scorers.items()
+            if any(metric.name == criterion.metric for metric in scorer.metrics(name))
+        ),
+        None,
+    )
+    return sum(
+        criterion.group in (ALL, example.agent, example.source)
+        and (of is None or example.agent in of or example.source in of)
+        for example in test
+    )
+
+
+def _unknown_scored(config: Config, test: Sequence[Example]) -> Iterator[Finding]:
+    """Scorers of agents or sources that no test example is of."""
+    known = {name for example in test for name in (example.agent, example.source)}
+    for name, scorer in config.evaluate.scorers.items():
+        unknown = sorted(set(scorer.of or ()) - known)
+        if unknown:
+            what = f"{', '.join(unknown)} has no example in the test split"
+            where = f"params.yaml: evaluate.scorers.{name}.of"
+            yield Finding("group-unknown", where, what, f"use some of {', '.join(sorted(known))}, or null for all")
+
+
+def _ambiguous(config: Config, test: Sequence[Example]) -> Iterator[Finding]:
+    """Groups that criteria or scorers name and that mean an agent's examples as well as another source's."""
+    asked = {item.group for item in config.decide.criteria if isinstance(item, QualityCriterion)}
+    asked |= {name for scorer in config.evaluate.scorers.values() for name in scorer.of or ()}
+    for name in sorted(asked):
+        by_agent, by_source = ({item.id for item in test if getattr(item, key) == name} for key in ("agent", "source"))
+        if by_agent and by_source and by_agent != by_source:
+            what = f"{name!r} names an agent ({len(by_agent):,} test examples) and a source ({len(by_source):,})"
+            yield Finding("group-ambiguous", "params.yaml: data.sources", what, "give the source another name")
+
+
+def _few_for_quantile(config: Config, at: int, criterion: LatencyQuantileAtMost) -> list[Finding]:
+    """A quantile has an upper bound only where so many prompts were timed that one of them lies beyond it."""
+    needed, asked = (
+        examples_needed_quantile(criterion.quantile, config.decide.confidence_of_a_look),
+        (config.evaluate.latency.prompts),
+    )
+    if asked >= needed:
+        return []
+    what = f"{asked:,} timed prompts can't prove {criterion.describe()}: {needed:,} are needed"
+    return [
+        Finding(
+            "test-set-too-small", f"params.yaml: decide.criteria.{at}", what, f"set evaluate.latency.prompts: {needed}"
+        )
+    ]
+
+
+def _unknown_group(at: int, criterion: QualityCriterion, test: Sequence[Example]) -> Finding:
+    known = sorted({ALL, *(name for example in test for name in (example.agent, example.source))})
+    what = f"group {criterion.group!r} has no example in the test split"
+    if criterion.group in known:
+        what = f"{criterion.metric} scores no test example of {criterion.group!r}"
+    return Finding("group-unknown", f"params.yaml: decide.criteria.{at}.group", what, f"use one of {', '.join(known)}")
+
+
+def _too_small(config: Config, at: int, criterion: QualityCriterion, have: int) -> list[Finding]:
+    """At most one finding: what this criterion needs at the least, beside what there is."""
+    confidence = config.decide.confidence_of_a_look
+    needed, condition, way_out = MINIMUM_UNITS, "whatever is answered: a bootstrap", ""
+    right = config.evaluate.metrics[criterion.metric].kind == "right"
+    if right and isinstance(criterion, AtLeast):
+        needed, one, two = (examples_needed(criterion.threshold, failures, confidence) for failures in range(3))
+        condition = f"even with no failure ({one:,} with one failure, {two:,} with two)"
+        reachable = math.floor(clopper_pearson(have, have, confidence, "lower").lower * 100) / 100
+        way_out = f", or set decide.criteria.{at}.threshold: {reachable:g}" if reachable > 0 else ""
+    elif right and isinstance(criterion, NotWorseThanBaseline) and criterion.margin < 1:
+        needed = examples_needed_not_worse(criterion.margin, confidence)
+        condition = "even if both models are right on the same ones"
+        reachable = _margin_of(have, confidence)
+        way_out = f", or set decide.criteria.{at}.margin: {reachable:g}" if reachable < 1 else ""
+    elif right and isinstance(criterion, BetterThanBaseline):
+        needed = discordant_needed(confidence)
+        condition = "even if the candidate is right and the baseline wrong on each of them"
+    if have >= needed:
+        return []
+    what = (
+        f"{_examples(have, criterion.group)} can't prove {criterion.describe()} {condition}: "
+        f"{needed:,} are needed at {confidence:.1%} confidence"
+    )
+    fix = f"add {_examples(needed - have, criterion.group)}{way_out}"
+    return [Finding("test-set-too-small", f"params.yaml: decide.criteria.{at}", what, fix)]
+
+
+def _examples(count: int, group: str) -> str:
+    of_group = "" if group == ALL else f" of {group!r}"
+    return f"{count:,} test example{'' if count == 1 else 's'}{of_group}"
+
+
+def _margin_of(have: int, confidence: float) -> float:
+    """The smallest margin in hundredths that so many examples can show; 1 where there is none below."""
+    for hundredths in range(1, 100):
+        if tango(0, 0, have, confidence, "lower").lower > -hundredths / 100:
+            return hundredths / 100
+    return 1.0
+
+
+def discordant_needed(confidence: float) -> int:
+    """The least number of examples, all right by the candidate alone, at which McNemar's exact test is convinced."""
+    pairs = 1
+    while mcnemar_exact(pairs, 0, "greater") >= 1 - confidence:
+        pairs += 1
+    return pairs
+
+
+def _tiny_groups(config: Config, test: Sequence[Example], told: set[str]) -> Iterator[Finding]:
+    """Groups of criteria that may pass, but on so few examples that each of them moves the score by over 5 points."""
+    asked = [(at, item) for at, item in enumerate(config.decide.criteria) if isinstance(item, QualityCriterion)]
+    for group in dict.fromkeys(item.group for _, item in asked):
+        first, criterion = next((at, item) for at, item in asked if item.group == group)
+        have = _examples_of(config, test, criterion)
+        if 0 < have < MINIMUM_UNITS and group not in told:
+            what = f"{_examples(have, group)}: one answer moves the score by {1 / have:.1%}"
+            fix = f"add {_examples(MINIMUM_UNITS - have, group)}"
+            yield Finding("test-set-tiny", f"params.yaml: decide.criteria.{first}", what, fix)
+
+
+def _few_latencies(config: Config, have: int) -> list[Finding]:
+    """Each prompt is timed once, so there are no more latencies than test examples."""
+    asked = config.evaluate.latency.prompts
+    if asked <= have or not any(
+        isinstance(item, LatencyAtMost | LatencyQuantileAtMost) for item in config.decide.criteria
+    ):
+        return []
+    what = f"{asked:,} prompts are to be timed, and the test split has {have:,}"
+    fix = f"set evaluate.latency.prompts: {have}" if have >= MINIMUM_UNITS else f"add {_examples(asked - have, ALL)}"
+    return [Finding("test-set-too-small", "params.yaml: evaluate.latency.prompts", what, fix)]

@@ -1,0 +1,156 @@
+"""Checks of the tokens: is the mask right, what was cut, what is padding, do the test answers fit."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.config.params import Config
+from finetune.config.train import TrainConfig
+from finetune.config.types import Split
+from finetune.errors import BaseModelError
+from finetune.model.tokens import IGNORED, TEMPLATES, runs, tokenize
+from finetune.records.examples import Example
+from finetune.validate.findings import Finding
+from finetune.validate.tokenized import TokenCounts, TokenizedSplit
+
+LENGTH = "params.yaml: train.max_length"
+TEMPLATE = "params.yaml: model.chat_template"
+
+
+def check_split(config: Config, name: str, split: TokenizedSplit) -> list[Finding]:
+    """All findings about one tokenized split that is trained on."""
+    return [
+        *check_rendering(name, split),
+        *check_masks(name, split),
+        *check_truncation(config.train, name, split.counts),
+    ]
+
+
+def check_rendering(name: str, split: TokenizedSplit) -> list[Finding]:
+    """Rows that the chat template refuses, by the reason of the first."""
+    if not split.refused:
+        return []
+    example, why = split.refused[0]
+    what = f"{len(split.refused)} examples of {name}, the first of {example.source}, line {example.line}: {why}"
+    fix = f"mend or filter these rows (data.filters), or use one of {TEMPLATES}"
+    return [Finding("template-broken", TEMPLATE, what, fix)]
+
+
+def check_masks(name: str, split: TokenizedSplit) -> list[Finding]:
+    """Each mask decodes to the answers of its example and their end tokens."""
+    findings = []
+    if split.counts.supervised_tokens == 0 and split.counts.all_examples and not split.refused:
+        what = f"no example of {name} has a token to train on: "
+        if split.counts.lost_supervised_tokens:
+            cut = Finding("mask-empty", LENGTH, what + "all answers are cut off", f"use {split.counts.longest}")
+            return [cut]
+        what, fix = what + "the mask is empty everywhere", f"use one of {TEMPLATES}, which mark the answers"
+        findings.append(Finding("mask-empty", TEMPLATE, what, fix))
+    elif split.wrong:
+        example, why = split.wrong[0]
+        what = f"{len(split.wrong)} examples of {name}, the first of {example.source}, line {example.line}: {why}"
+        findings.append(Finding("mask-wrong", TEMPLATE, what, f"use one of {TEMPLATES}, or mend the marks in a copy"))
+    return findings
+
+
+def check_truncation(train: TrainConfig, name: str, counts: TokenCounts) -> list[Finding]:
+    """What max_length cuts, against the budget."""
+    findings = []
+    if counts.truncated_examples:
+        lost = {
+            "truncated-over-budget": ("truncated_examples", counts.truncated_examples, counts.all_examples, "examples"),
+            "end-tokens-over-budget": ("lost_end_tokens", counts.lost_end_tokens, counts.all_examples, "end tokens"),
+            "supervised-over-budget": (
+                "lost_supervised_tokens",
+                counts.lost_supervised_tokens,
+                counts.supervised_tokens + counts.lost_supervised_tokens,
+                "supervised tokens",
+            ),
+        }
+        for code, (key, count, of, thing) in lost.items():
+            share, allowed = count / max(of, 1), getattr(train.budget, key)
+            if share > allowed:
+                what = (
+                    f"{train.max_length} cuts {count} of {of} {thing} of {name} ({share:.1%}, budget {allowed:.1%}); "
+                    f"the longest example has {counts.longest} tokens"
+                )
+                findings.append(Finding(code, LENGTH, what, f"use {counts.longest}, or raise train.budget.{key}"))
+        if not findings:
+            what = (
+                f"{train.max_length} cuts {counts.truncated_examples} of {counts.all_examples} examples of {name}, "
+                f"{counts.lost_end_tokens} of them before their end token; the longest has {counts.longest} tokens"
+            )
+            findings.append(Finding("rows-truncated", LENGTH, what, f"use {counts.longest}"))
+    if counts.unsupervised_examples and counts.examples:  # where none is left, the mask is empty
+        what = f"{counts.unsupervised_examples} examples of {name} have no supervised token left and are left out"
+        findings.append(Finding("rows-without-supervision", LENGTH, what, f"use {counts.longest}"))
+    return findings
+
+
+def check_padding(train: TrainConfig, counts: TokenCounts) -> list[Finding]:
+    """Padding of the training split, against the budget."""
+    if counts.padding <= train.budget.padding:
+        return []
+    what = (
+        f"{counts.padding:.1%} of the {counts.positions:,} positions of an epoch are padding "
+        f"(budget {train.budget.padding:.1%})"
+    )
+    fix = "use group_by_length, or packing with flash_attention_2"
+    return [Finding("padding-over-budget", "params.yaml: train.train_sampling_strategy", what, fix)]
+
+
+def check_special_tokens(tokenizer: Any, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
+    """Texts that hold a control token of this tokenizer, letter by letter: it is encoded as the token itself."""
+    marks = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special}, key=len)
+    if not marks:
+        return []
+    pattern = re.compile("|".join(re.escape(mark) for mark in reversed(marks)))
+    findings = []
+    for name, examples in splits.items():
+        found = [(example, mark) for example in examples if (mark := _first_mark(pattern, example))]
+        if found:
+            example, mark = found[0]
+            what = (
+                f"{len(found)} examples hold control tokens as text, the first ({example.source}, line {example.line}) "
+                f"{mark}; the model reads them as the template's own"
+            )
+            fix = "drop them (data.risks.control_tokens: drop, or data.filters.drop_matching)"
+            findings.append(Finding("special-tokens-in-text", f"data/prepared/{name}.jsonl", what, fix))
+    return findings
+
+
+def _first_mark(pattern: re.Pattern[str], example: Example) -> str | None:
+    found = (pattern.search(message.text) for message in example.messages)
+    return next((match[0] for match in found if match), None)
+
+
+def check_test_answers(config: Config, tokenizer: Any, test: Sequence[Example], positions: int | None) -> list[Finding]:
+    """Test answers that a candidate can't give in full: they count as wrong whatever it has learnt.
+
+    `positions` is how many the base has, where that is known. Rows that the template refuses are told, and left out.
+    """
+    asked, answers, prompts, split = config.evaluate.max_new_tokens, [], [], TokenizedSplit()
+    for example in test:
+        try:
+            whole = tokenize(tokenizer, example.messages, example.tools)
+        except BaseModelError as error:
+            split.refused.append((example, error.what))
+            continue
+        begin, end = (runs([label != IGNORED for label in whole.labels]) or [(0, 0)])[-1]
+        answers.append(end - begin)
+        prompts.append(begin)
+    findings = check_rendering("test", split)
+    longer = sum(length > asked + 1 for length in answers)  # the end token comes on top
+    if longer:
+        where, most = "params.yaml: evaluate.max_new_tokens", max(answers)
+        what = f"{asked} is too few for {longer} of {len(answers)} test answers (up to {most} tokens)"
+        findings.append(Finding("answers-cut-off", where, what, f"use {most}"))
+    beyond = sum(length + asked > positions for length in prompts) if positions else 0
+    if beyond:
+        what = (
+            f"{beyond} test prompts (up to {max(prompts)} tokens) with {asked} new tokens are longer than the "
+            f"{positions} positions of the base"
+        )
+        fix = "use a smaller evaluate.max_new_tokens, or bound data.filters.tokens"
+        findings.append(Finding("prompts-beyond-base", "data/prepared/test.jsonl", what, fix))
+    return findings

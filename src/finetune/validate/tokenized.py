@@ -1,0 +1,179 @@
+"""Tokenizes once: the rows that train reads, cut or packed, and the account of every token."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.config.train import TrainConfig
+from finetune.console import progress
+from finetune.errors import BaseModelError
+from finetune.model.tokens import IGNORED, Tokenized, tokenize
+from finetune.plan.order import epoch_order, measure_batches
+from finetune.plan.outlook import Workload
+from finetune.records.examples import Example
+from finetune.validate.checks.mask import frames_of, wrong_answers
+
+
+@dataclass
+class TokenCounts:
+    """The token account of one split; what is not `lost` is in the validated data."""
+
+    examples: int = 0
+    rows: int = 0  # as many, or fewer where examples are packed
+    tokens: int = 0
+    supervised_tokens: int = 0
+    positions: int = 0  # tokens and padding of the first epoch's micro-batches
+    longest: int = 0
+    truncated_examples: int = 0
+    lost_tokens: int = 0
+    lost_supervised_tokens: int = 0
+    lost_end_tokens: int = 0
+    unsupervised_examples: int = 0  # no token of theirs is trained on; left out
+    largest_batch: int = 0  # positions of the largest micro-batch
+    longest_row: int = 0  # after cutting and packing
+    most_supervised: int = 0  # supervised tokens of the micro-batch that has most
+
+    @property
+    def all_examples(self) -> int:
+        """Those trained on, and those left out."""
+        return self.examples + self.unsupervised_examples
+
+    @property
+    def padding(self) -> float:
+        """The share of the computed positions that hold no token."""
+        return 1 - self.tokens / self.positions if self.positions else 0.0
+
+    def shares(self, max_length: int) -> dict[str, str]:
+        """Padding, and how full the rows are of what they may hold, for the report."""
+        full = self.tokens / (self.rows * max_length) if self.rows else 0.0
+        return {"padding": f"{self.padding:.1%}", "rows_filled": f"{full:.1%}"}
+
+    def to_json(self) -> dict[str, int]:
+        """For the report."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """What train reads as one row: one example, or several of them packed one behind the other."""
+
+    ids: tuple[str, ...]  # of the examples
+    tokenized: Tokenized
+    lengths: tuple[int, ...]  # of the examples
+
+
+@dataclass
+class TokenizedSplit:
+    """A split as rows of tokens, its account, and what was found on the way."""
+
+    rows: list[TokenRow] = field(default_factory=list)
+    counts: TokenCounts = field(default_factory=TokenCounts)
+    refused: list[tuple[Example, str]] = field(default_factory=list)  # the template does not render them
+    wrong: list[tuple[Example, str]] = field(default_factory=list)  # the mask is not their answers
+
+
+def tokenize_split(tokenizer: Any, examples: Sequence[Example], train: TrainConfig, seed: int) -> TokenizedSplit:
+    """Every example as train will read it, at most `train.max_length` tokens long, packed where params.yaml says so."""
+    split = TokenizedSplit()
+    frames = frames_of(tokenizer)
+    for example in progress(examples, "tokens"):
+        try:
+            whole = tokenize(tokenizer, example.messages, example.tools)
+        except BaseModelError as error:
+            split.refused.append((example, error.what))
+            continue
+        if wrong := wrong_answers(tokenizer, example, whole, frames):
+            split.wrong.append((example, wrong))
+        kept = Tokenized(whole.input_ids[: train.max_length], whole.labels[: train.max_length])
+        count_example(split.counts, whole, kept)
+        if kept.supervised:
+            split.rows.append(TokenRow((example.id,), kept, (len(kept.input_ids),)))
+    if train.packing and split.rows:
+        split.rows = pack(split.rows, train.max_length)
+    count_rows(split, train, seed)
+    return split
+
+
+def workload_of(train: TokenCounts, validation: TokenCounts) -> Workload:
+    """What the plan reckons with, from what was counted."""
+    return Workload(
+        rows=train.rows,
+        tokens=train.tokens,
+        positions=train.positions,
+        longest_row=train.longest_row,
+        supervised=train.most_supervised,
+        validation=validation.positions,
+    )
+
+
+def count_example(counts: TokenCounts, whole: Tokenized, kept: Tokenized) -> None:
+    """Add one example to the account."""
+    counts.longest = max(counts.longest, len(whole.input_ids))
+    lost = len(whole.input_ids) - len(kept.input_ids)
+    if lost:
+        counts.truncated_examples += 1
+        counts.lost_supervised_tokens += whole.supervised - kept.supervised
+        counts.lost_end_tokens += last_supervised(whole) >= len(kept.input_ids)
+    if kept.supervised:
+        counts.examples += 1
+        counts.tokens += len(kept.input_ids)
+        counts.supervised_tokens += kept.supervised
+        counts.lost_tokens += lost
+    else:
+        counts.unsupervised_examples += 1
+        counts.lost_tokens += len(whole.input_ids)
+
+
+def last_supervised(tokenized: Tokenized) -> int:
+    """The position of the last supervised token (the answer's end), or -1."""
+    return max((at for at, label in enumerate(tokenized.labels) if label != IGNORED), default=-1)
+
+
+def pack(rows: Sequence[TokenRow], max_length: int) -> list[TokenRow]:
+    """The examples in as few rows of `max_length` tokens as best-fit-decreasing finds (TRL's `bfd`), none cut."""
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    columns = {
+        "input_ids": [row.tokenized.input_ids for row in rows],
+        "labels": [row.tokenized.labels for row in rows],
+        "number": [[at] * len(row.tokenized.input_ids) for at, row in enumerate(rows)],  # which example a token is of
+    }
+    packed = []
+    for row in pack_dataset(Dataset.from_dict(columns), max_length, "bfd"):
+        numbers = dict.fromkeys(row["number"])  # in their order
+        ids = tuple(rows[at].ids[0] for at in numbers)
+        packed.append(TokenRow(ids, Tokenized(row["input_ids"], row["labels"]), tuple(row["seq_lengths"])))
+    return packed
+
+
+def count_rows(split: TokenizedSplit, train: TrainConfig, seed: int) -> None:
+    """Add what the first epoch's micro-batches will hold to the account, padding included."""
+    micro = train.per_device_train_batch_size
+    lengths = [len(row.tokenized.input_ids) for row in split.rows]
+    supervised = [row.tokenized.supervised for row in split.rows]
+    grouped = micro * train.gradient_accumulation_steps
+    order = epoch_order(lengths, grouped, seed, train.train_sampling_strategy, 0) if lengths else []
+    batches = measure_batches(order, lengths, supervised, micro, padded=not train.packing)
+    split.counts.rows, split.counts.positions = len(split.rows), batches.positions
+    split.counts.largest_batch, split.counts.longest_row = batches.largest, batches.longest
+    split.counts.most_supervised = batches.most_supervised
+
+
+def write_arrow(path: Path, rows: Sequence[TokenRow], *, packed: bool) -> None:
+    """One Arrow stream with the columns that train reads: ids, input_ids, labels, length; seq_lengths where packed."""
+    import pyarrow
+
+    integers = pyarrow.list_(pyarrow.int32())
+    columns = {
+        "ids": pyarrow.array([row.ids for row in rows], pyarrow.list_(pyarrow.string())),
+        "input_ids": pyarrow.array([row.tokenized.input_ids for row in rows], integers),
+        "labels": pyarrow.array([row.tokenized.labels for row in rows], integers),
+        "length": pyarrow.array([len(row.tokenized.input_ids) for row in rows], pyarrow.int32()),
+    }
+    if packed:  # where each example of a row begins, so that none sees its neighbours
+        columns["seq_lengths"] = pyarrow.array([row.lengths for row in rows], integers)
+    table = pyarrow.table(columns)
+    with path.open("wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table, max_chunksize=1000)

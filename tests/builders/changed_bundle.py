@@ -1,0 +1,112 @@
+"""A finished run, its bundle, and bundles of another hand."""
+
+import gzip
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.commands.sharing import archive, bundle, check_bundle
+from tests.builders.shared_run import finished, lock
+
+Names = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    root = finished(tmp_path_factory.mktemp("run") / "repository")
+    lock(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(run: Path) -> Path:
+    """Its bundle."""
+    bundle.run(run, None, None)
+    return next((run / "out/bundle").glob("*.tar.gz"))
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run to change."""
+    return Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("bundle")))
+
+
+def check(path: Path, signers: Path | None = None, identity: str | None = None) -> None:
+    """As the command does."""
+    check_bundle.run(path, signers, identity)
+
+
+def contents(path: Path) -> Names:
+    """The members of a bundle and their bytes, in their order."""
+    with tarfile.open(path) as tar:
+        return {info.name.partition("/")[2]: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
+
+
+def pack(target: Path, write: Callable[[tarfile.TarFile], None]) -> Path:
+    """A tar.gz of another hand, with the header that bundles have."""
+    raw = BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        write(tar)
+    return squeeze(target, raw.getvalue())
+
+
+def squeeze(target: Path, content: bytes) -> Path:
+    """Bytes as the bundle's gzip."""
+    with target.open("wb") as file, gzip.GzipFile("", "wb", archive.LEVEL, file, 0) as packed:
+        packed.write(content)
+    return target
+
+
+def member(name: str, content: bytes = b"", **others: Any) -> tuple[tarfile.TarInfo, BytesIO]:
+    """A member of a tar."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in others.items():
+        setattr(info, key, value)
+    return info, BytesIO(content)
+
+
+def rebuilt(path: Path, target: Path, change: Callable[[Names], None]) -> Path:
+    """The bundle with its members changed and a manifest that fits them: what a forger would write."""
+    files = contents(path)
+    manifest = json.loads(files.pop("manifest.json"))
+    change(files)
+    files = dict(sorted(files.items()))
+    manifest["files"] = {name: bundle.entry_of(content) for name, content in files.items()}
+    archive.write_archive(target, path.name.removesuffix(".tar.gz"), manifest, files)
+    return target
+
+
+def hostile(change: Callable[[tarfile.TarFile], None], place: Path, first: bytes | None = None) -> Path:
+    """An archive that begins with a manifest and goes on with something else."""
+    top = "finetune-x-0123456789ab"
+    text = first or json.dumps({"files": {"a": {"bytes": 1, "sha256": "0" * 64}}}).encode()
+
+    def write(tar: tarfile.TarFile) -> None:
+        tar.addfile(*member(f"{top}/manifest.json", text))
+        change(tar)
+
+    return pack(place / "hostile.tar.gz", write)
+
+
+def swap(name: str, before: bytes, after: bytes) -> Callable[[Names], None]:
+    """A change of one member."""
+
+    def change(files: Names) -> None:
+        assert before in files[name]
+        files[name] = files[name].replace(before, after)
+
+    return change
+
+
+def bomb(levels: int = 10) -> str:
+    """YAML of some hundred bytes that stands for 9 ** levels values."""
+    lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
+    return "\n".join(lines + [f"a{at}: &a{at} [{','.join([f'*a{at - 1}'] * 9)}]" for at in range(1, levels)])

@@ -1,0 +1,36 @@
+"""Splits to check, and what is found in them."""
+
+from collections.abc import Callable
+
+import pytest
+
+from finetune.config.params import Config
+from finetune.config.types import Split
+from finetune.records.examples import Example
+from finetune.validate.findings import Finding
+
+Splits = dict[Split, list[Example]]
+
+
+def codes(findings: list[Finding]) -> list[str]:
+    """The codes alone."""
+    return [finding.code for finding in findings]
+
+
+@pytest.fixture
+def splits(example: Callable[..., Example]) -> Splits:
+    """Splits that share no prompt and give nothing to find: questions 100 to 139 to train on, 200 to 219 and 300 to 329
+    held out, and four answers."""
+
+    def rows(first: int, count: int) -> list[Example]:
+        return [example(f"question {first + at}", f"Answer{at % 4}") for at in range(count)]
+
+    return {"train": rows(100, 40), "validation": rows(200, 20), "test": rows(300, 30)}
+
+
+@pytest.fixture
+def quiet(change: Callable[..., Config]) -> Config:
+    """A config whose gate and system prompts ask for nothing."""
+    cost = [{"rule": "memory_at_most", "limit": "2 GB"}]
+    changes = {"decide.criteria": cost, "data.system_prompts": {}, "data.duplicates.near": "drop"}
+    return change(**changes, **{"evaluate.scorers.exceptions.of": None})

@@ -1,0 +1,33 @@
+"""What a ConfigError of params says, to the letter."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.config.params import load_config, parse_config
+from finetune.errors import ConfigError
+
+GOOD = {"rule": "better_than_baseline", "metric": "exact_match", "group": "all"}  # a criterion that loads
+MISSING = "is missing; nothing that changes a result has a default, so write it"
+
+
+def error_of(params: Any) -> str:
+    """The text of the ConfigError that these params raise."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(params, "params.yaml")
+    return str(caught.value)
+
+
+def error_of_file(path: Path, content: bytes) -> str:
+    """The text of the ConfigError that a file with this content raises, less its path."""
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+def with_criteria(params: dict[str, Any], *criteria: dict[str, Any]) -> dict[str, Any]:
+    """The params with these criteria in place of their own."""
+    params["decide"]["criteria"] = list(criteria)
+    return params

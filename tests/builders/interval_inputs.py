@@ -1,0 +1,14 @@
+"""What the tests of intervals are drawn from."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from finetune.statistics.interval import Side
+
+SIDES: tuple[Side, ...] = ("two-sided", "lower", "upper")
+sides = st.sampled_from(SIDES)
+
+
+def scores(n: int, seed: int = 0) -> np.ndarray:
+    """Skewed values above 0."""
+    return np.random.default_rng(seed).lognormal(sigma=0.5, size=n)

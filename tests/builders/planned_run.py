@@ -1,0 +1,35 @@
+"""A run to plan: this machine the same for every test, and small rows that are prepared and validated."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune.plan import outlook as outlooks
+from finetune.validate.checks import machine, plan
+from tests.builders.small_run import ROOT, validated
+
+COMMIT = "b2" * 20
+
+
+def make_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same machine for every test: a CPU with 32 GB, no accelerator; and the top of the repository."""
+    monkeypatch.chdir(ROOT)
+    absent = {"cuda": "no CUDA device answers", "apple": "torch finds no Apple GPU (MPS)"}
+    for module in (machine, plan, outlooks):
+        monkeypatch.setattr(module, "why_unavailable", absent.get)
+    for module in (plan, outlooks):
+        monkeypatch.setattr(module, "memory_bytes", lambda environment: 32 * 10**9)
+    monkeypatch.setattr(machine, "has_fast_bfloat16", lambda: True)
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run, prepared and validated."""
+    root, present = tmp_path_factory.mktemp("planned") / "run", Path.cwd()
+    import os
+
+    try:
+        validated(root)
+    finally:
+        os.chdir(present)
+    return root

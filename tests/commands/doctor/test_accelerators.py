@@ -1,0 +1,229 @@
+"""The doctor on GPUs and Macs that are made up for it."""
+
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from finetune.commands.doctor import accelerators, host
+from finetune.config.params import Config
+from finetune.hardware import accelerators as hardware_accelerators
+from finetune.plan import fit
+from tests.builders.made_up_machine import GB, told
+from tests.builders.made_up_machine import predicted as predicted
+from tests.builders.made_up_machine import repository as repository
+from tests.builders.made_up_machine import tools as tools
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`gpu(24 * GB)`: one CUDA device of this memory, as torch sees it."""
+    import torch
+
+    def put(memory: int, free: int | None = None, capability: tuple[int, int] = (8, 9), count: int = 1) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda at: (memory if free is None else free, memory))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda at: "NVIDIA Test")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda at: capability)
+
+    return put
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`mac(32 * GB, "26.1")`: a Mac with Apple silicon."""
+    import torch
+
+    def put(memory: int, version: str) -> None:
+        monkeypatch.setattr(platform, "system", lambda: "Darwin")
+        monkeypatch.setattr(platform, "machine", lambda: "arm64")
+        monkeypatch.setattr(platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
+        monkeypatch.setattr(host, "usable_memory", lambda: memory)
+        monkeypatch.setattr(fit, "usable_memory", lambda: memory)
+        there = SimpleNamespace(total=memory, available=memory // 2)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: there)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+    return put
+
+
+# ---- CUDA
+
+
+CUDA = {"environment": "cuda"}
+SMI = 'echo "NVIDIA Test, 24564, 24000, 8.9, 570.1"'
+
+
+def test_a_gpu_of_24_gb(
+    repository: Callable[..., Path],
+    tools: Callable[..., None],
+    gpu: Callable[..., None],
+    predicted: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its own memory decides, not the machine's; four of them are not there."""
+    tools(nvidia_smi=SMI)
+    gpu(24 * GB)
+    predicted(fits=(7 * GB, 20 * GB), large=(70 * GB, 40 * GB), four=(7 * GB, 20 * GB))
+    four = {"environment": "cuda", "train": {"distributed": {"nodes": 1, "devices": 4, "strategy": "ddp"}}}
+    four["train"]["distributed"] |= {"offload_optimizer": "none", "offload_param": "none"}  # type: ignore[index]
+    root = repository(fits=CUDA, large=CUDA, four=four)
+    report = told(capsys, root, "fits")
+    assert report["code"] == 0
+    assert report["by"]["GPU 0"]["found"] == (
+        "NVIDIA Test, 24.0 GB, 24.0 GB free, compute capability 8.9 (bf16, tf32), driver 570.1"
+    )
+    assert report["best"] == "fits"
+    reasons = {fit["recipe"]: fit["why_not"] for fit in report["recipes"]}
+    assert reasons["large"] == ["predicted peak memory 40.0 GB, and there are 24.0 GB"]
+    assert told(capsys, root, "large")["code"] == 4
+    assert reasons["four"] == ["it needs 4 GPUs, and there is 1"]
+
+
+def test_an_old_and_busy_gpu(
+    repository: Callable[..., Path],
+    tools: Callable[..., None],
+    gpu: Callable[..., None],
+    predicted: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """bfloat16 came with 8.0; and a GPU that is half taken is worth a look."""
+    tools()
+    predicted()
+    gpu(16 * GB, free=2 * GB, capability=(7, 5))
+    report = told(capsys, repository(old={"environment": "cuda", "train": {"bf16": True}}), "old")
+    assert (report["by"]["GPU 0"]["status"], report["by"]["GPU 0"]["remedy"]) == (
+        "warning",
+        "nvidia-smi, to see who uses it",
+    )
+    assert "neither bf16 nor tf32" in report["by"]["GPU 0"]["found"]
+    assert report["recipe"]["why_not"] == ["bfloat16 needs compute capability 8.0"]
+
+
+def test_a_gpu_that_torch_can_not_use(
+    repository: Callable[..., Path],
+    tools: Callable[..., None],
+    predicted: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The usual mistake: the CPU build of torch on a machine with a GPU. With --quick, the driver is believed."""
+    tools(nvidia_smi=SMI)
+    predicted()
+    root = repository(big=CUDA)
+    report = told(capsys, root, "big")
+    assert report["code"] == 4
+    assert report["by"]["CUDA"]["found"] == "the driver (570.1) shows 1, and torch can use none"
+    assert report["by"]["CUDA"]["remedy"] == "make setup ENVIRONMENT=cuda"
+    assert told(capsys, root, "big", quick=True)["code"] == 0
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert told(capsys, root, "big")["by"]["CUDA"]["remedy"] == "update NVIDIA's driver to one for CUDA 13.0"
+
+
+@pytest.mark.parametrize("answer", ["exit 9", "sleep 5", "echo nonsense", "echo 'NVIDIA-SMI has failed'"])
+def test_a_driver_that_does_not_answer_is_no_gpu(tools: Callable[..., None], answer: str) -> None:
+    """Neither hangs nor crashes."""
+    tools(nvidia_smi=answer.replace("sleep", shutil.which("sleep", path=os.defpath) or "sleep"))
+    assert hardware_accelerators.ask_driver(timeout=0.5) == ((), None)
+
+
+def test_memory_that_the_driver_does_not_tell_is_zero(tools: Callable[..., None]) -> None:
+    """Where processor and GPU share it."""
+    tools(nvidia_smi='echo "NVIDIA GB10, [N/A], [N/A], 12.1, 580.0"')
+    ((found,), driver) = hardware_accelerators.ask_driver(timeout=5)
+    assert (found.memory_bytes, found.capability, driver) == (0, (12, 1), "580.0")
+
+
+# ---- Macs
+
+
+def test_a_mac_with_32_gb(
+    repository: Callable[..., Path],
+    tools: Callable[..., None],
+    mac: Callable[..., None],
+    predicted: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its memory is the GPU's too."""
+    tools()
+    mac(32 * GB, "26.1")
+    monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    predicted(fits=(7 * GB, 20 * GB), large=(13 * GB, 40 * GB))
+    report = told(capsys, repository(fits={"environment": "apple"}, large={"environment": "apple"}), "fits")
+    assert report["code"] == 0
+    assert report["best"] == "fits"
+    assert report["by"]["system"]["found"] == "macOS 26.1"
+    assert report["by"]["memory"]["found"] == "32.0 GB, shared with the GPU, 16.0 GB available"
+    assert report["by"]["Apple GPU"]["found"] == (
+        "MPS available; PYTORCH_ENABLE_MPS_FALLBACK=1, PYTORCH_MPS_HIGH_WATERMARK_RATIO=unset"
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "quantization", "status", "remedy"),
+    [
+        ("26.0", "nf4", "ok", ""),
+        ("15.5", "none", "ok", ""),
+        ("15.5", "nf4", "warning", "get macOS 26, or use model.quantization: none"),
+        ("13.7", "none", "missing", "update macOS to 14 or later"),
+    ],
+)
+def test_what_a_mac_computes_hangs_on_its_system(
+    mac: Callable[..., None], change: Callable[..., Config], version: str, quantization: str, status: str, remedy: str
+) -> None:
+    """bfloat16 from 14 on, fast NF4 from 26 on."""
+    mac(32 * GB, version)
+    found = host.check_system(change(**{"environment": "apple", "model.quantization": quantization}))
+    assert (found.status, found.remedy) == (status, remedy)
+
+
+def test_an_apple_recipe_elsewhere(
+    repository: Callable[..., Path],
+    tools: Callable[..., None],
+    predicted: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Exit code 4, as of any recipe whose device is not here."""
+    tools()
+    predicted()
+    report = told(capsys, repository(mac={"environment": "apple"}), "mac")
+    assert report["code"] == 4
+    assert report["recipe"]["why_not"] == ["no Apple GPU"]
+    assert report["by"]["Apple GPU"]["status"] == "missing"
+
+
+def test_attention_and_bits_are_missed_where_the_recipe_wants_them(
+    change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere their absence is no news."""
+    monkeypatch.setattr(accelerators, "find_spec", lambda name: None)
+    plain = change(**{"model.attention": "sdpa"})
+    wanting = change(
+        **{"environment": "cuda", "model.attention": "flash_attention_2", "model.quantization": "nf4"}
+        | {"model.dtype": "bfloat16", "train.bf16": True}
+    )
+    assert accelerators.check_attention(plain).status == "ok"
+    assert accelerators.check_attention(wanting).status == "missing"
+    assert accelerators.check_bitsandbytes(plain, quick=True).status == "warning"
+    assert accelerators.check_bitsandbytes(wanting, quick=True).status == "missing"
+
+
+def test_bitsandbytes_that_does_not_load(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that the driver lacks raises whatever it likes."""
+
+    def fail(name: str) -> None:
+        raise RuntimeError("libcudart.so.13: cannot open\nand more")
+
+    monkeypatch.setattr(accelerators.importlib, "import_module", fail)
+    found = accelerators.check_bitsandbytes(config, quick=False)
+    assert found.found == "does not load: libcudart.so.13: cannot open"
+    assert found.remedy

@@ -1,0 +1,264 @@
+"""The doctor on what stands around a run: the computer, packages, containers, the base, DVC and git."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from finetune.commands.doctor import host, software
+from finetune.commands.doctor.command import run
+from finetune.commands.doctor.host import Check
+from finetune.commands.doctor.software import check_base
+from finetune.config.params import Config
+from finetune.hardware import host as hardware_host
+from finetune.hardware.host import cgroup_limits
+from finetune.model.cache import is_whole
+from tests.builders.made_up_machine import GB, HUB
+from tests.builders.made_up_machine import predicted as predicted
+from tests.builders.made_up_machine import repository as repository
+from tests.builders.made_up_machine import tools as tools
+from tests.conftest import ROOT
+
+# ---- The computer
+
+
+@pytest.mark.parametrize(
+    ("files", "limits"),
+    [
+        ({}, (None, None)),
+        ({"cpu.max": "max 100000\n", "memory.max": "max\n"}, (None, None)),
+        ({"cpu.max": "150000 100000\n", "memory.max": "8000000000\n"}, (1.5, 8 * GB)),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, (None, None)),
+        (
+            {
+                "cpu/cpu.cfs_quota_us": "200000",
+                "cpu/cpu.cfs_period_us": "100000",
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+            },
+            (2.0, None),
+        ),
+    ],
+)
+def test_a_container_allows_what_its_cgroup_says(tmp_path: Path, files: dict[str, str], limits: Any) -> None:
+    """By version 2, by version 1, and where there is no limit."""
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="ascii")
+    assert cgroup_limits(tmp_path) == limits
+
+
+def test_a_container_with_less_than_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is what the process may use."""
+    for module in (hardware_host, host):
+        monkeypatch.setattr(module, "cgroup_limits", lambda: (0.5, 2 * GB))
+    assert hardware_host.usable_memory() == 2 * GB
+    cores = host.check_cores()
+    assert cores.status == "warning"
+    assert cores.found.endswith("the container may use 0.5")
+    assert "the container may use 2.00 GB" in host.check_memory().found
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"), [(">=3.11,<3.14", "ok"), (">=3.14", "missing"), ("<3.10", "missing"), ("", "ok")]
+)
+def test_python_is_held_against_the_projects_range(tmp_path: Path, asked: str, status: str) -> None:
+    """And where no range is named, any will do."""
+    (tmp_path / "pyproject.toml").write_text(f'[project]\nrequires-python = "{asked}"\n', encoding="utf-8")
+    assert host.check_python(tmp_path).status == status
+    (tmp_path / "pyproject.toml").unlink()
+    assert host.check_python(tmp_path).status == "ok"
+
+
+def test_a_processor_without_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything runs, and takes its time; where the system does not tell, nothing is said."""
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for flags, lines in [({"avx2", "amx_bf16"}, [("avx2, amx_bf16; without avx512f, avx512_bf16", "ok")]), (set(), [])]:
+        monkeypatch.setattr(host, "instruction_sets", lambda flags=flags: flags)
+        assert [(check.found, check.status) for check in host.check_instructions()] == lines
+    monkeypatch.setattr(host, "instruction_sets", lambda: {"sse"})
+    (check,) = host.check_instructions()
+    assert check.status == "warning"
+
+
+def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the folder that is there, where the named one is not made yet."""
+    usage = SimpleNamespace(free=GB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    found = host.check_disk("disk", tmp_path / "not" / "yet", "free some")
+    assert found == Check("disk", f"1.00 GB free ({tmp_path / 'not' / 'yet'})", "warning", "free some")
+    usage.free = 11 * GB
+    assert host.check_disk("disk", tmp_path, "free some").status == "ok"
+
+
+# ---- Packages, containers, base, DVC, git
+
+
+def test_the_lock_is_compared_name_by_name(repository: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Differing and missing packages are named with both versions; another build of torch is the same version."""
+    root = repository()
+    marked = "numpy==1.0 ; python_full_version < '3'\nnumpy==2.0 ; python_full_version >= '3'\n"
+    (root / "requirements/cpu.lock").write_text(
+        f"{marked}no-such-thing==3.1 \\\n    --hash=sha256:0\n", encoding="utf-8"
+    )
+    version = metadata.version("torch").partition("+")[0]
+    (root / "requirements/torch-cpu.lock").write_text(f"torch=={version}+other\n", encoding="utf-8")
+    found = software.check_packages("cpu", root)
+    assert found == Check(
+        "packages",
+        f"2 of 3 not as in requirements/cpu.lock: numpy {metadata.version('numpy')} (locked 2.0), "
+        "no-such-thing not installed (locked 3.1)",
+        "missing",
+        "rm -f .venv/installed-*; make setup ENVIRONMENT=cpu",
+    )
+    (root / "requirements/apple.lock").unlink()
+    assert software.check_packages("apple", root).status == "missing"
+
+
+@pytest.mark.parametrize(
+    ("scripts", "found", "status"),
+    [
+        ({}, "neither docker, podman nor buildah", "missing"),
+        ({"podman": "exit 0", "buildah": "exit 0"}, "podman, buildah", "ok"),
+        ({"docker": "echo 28.1"}, "docker; docker's daemon 28.1 answers", "ok"),
+        ({"docker": "exit 1"}, "docker; docker's daemon does not answer", "warning"),
+    ],
+)
+def test_containers_and_the_daemon(
+    tools: Callable[..., None], scripts: dict[str, str], found: str, status: str
+) -> None:
+    """docker on PATH is not yet a docker that runs."""
+    tools(**scripts)
+    check = software.check_containers(quick=False)
+    assert (check.found, check.status, bool(check.remedy)) == (found, status, status != "ok")
+    if "docker" in scripts:
+        assert software.check_containers(quick=True) == Check("containers", "docker")
+
+
+def weights(path: Path, size: int = 64) -> None:
+    """A safetensors file of one tensor."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+
+
+def test_the_runtime_of_the_run_is_looked_at(
+    change: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where stages run in containers, what counts is that very engine and the image of these locks."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = software.check_runtime(change(runtime="podman"), ROOT)
+    assert (check.status, check.found) == ("missing", "runtime: podman is not installed here")
+    assert check.remedy.startswith("install it (https://podman.io")
+
+
+def test_half_a_base_in_the_cache(repository: Callable[..., Path], change: Callable[..., Config]) -> None:
+    """Which shard is missing, which is cut off, and how to get it."""
+    root = repository()
+    model = change(**{f"model.{key}": value for key, value in HUB.items()}).model
+    remedy = f"hf download org/name --revision {'0' * 40}"
+    assert check_base(model, root) == Check(
+        "base model", "org/name at 000000000000: not in the cache", "missing", remedy
+    )
+    folder = root.parent / "hub home/hub/models--org--name/snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    names = [f"model-0000{at}-of-00003.safetensors" for at in (1, 2, 3)]
+
+    def trouble() -> str | None:
+        return check_base(model, root).found.removeprefix("org/name at 000000000000")
+
+    assert trouble() == ": no config.json"
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    assert trouble() == ": 1 of 1 weight files missing (model.safetensors)"
+    index = {"weight_map": {f"layer{at}": names[at // 2] for at in range(6)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    weights(folder / names[0])
+    assert trouble() == f": 2 of 3 weight files missing ({names[1]}, {names[2]})"
+    assert check_base(model, root).remedy == remedy
+    for name in names[1:]:
+        weights(folder / name)
+    assert trouble() == ", in the cache, complete"
+    (folder / names[1]).write_bytes((folder / names[1]).read_bytes()[:-1])
+    assert trouble() == f": {names[1]} is cut off or damaged"
+    (folder / "model.safetensors.index.json").write_text("[]", encoding="utf-8")
+    assert trouble() == ": model.safetensors.index.json is damaged"
+
+
+def test_a_base_that_is_a_folder_or_unpinned(config: Config, change: Callable[..., Config]) -> None:
+    """The embedded one is whole; one of the Hub without a revision is none at all."""
+    assert check_base(config.model, ROOT).status == "ok"
+    unpinned = check_base(change(**{"model.base": "org/name"}).model, ROOT)
+    assert unpinned.remedy == "set model.revision to the 40 hex digits of a commit (make pin)"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\xff" * 100, (2).to_bytes(8, "little") + b"[]"])
+def test_garbage_is_no_safetensors_file(tmp_path: Path, content: bytes) -> None:
+    """And no crash."""
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert not is_whole(tmp_path / "model.safetensors")
+
+
+def test_a_missing_base_is_told_and_stops_nothing(
+    repository: Callable[..., Path],
+    tools: Callable[..., None],
+    predicted: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is a download away, so the machine can run the recipe."""
+    tools()
+    predicted(hub=(GB, GB))
+    assert run(repository(hub={"model": HUB}), "hub", False, False) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert (
+        "its base model is not there yet (org/name at 000000000000: not in the cache): hf download org/name "
+        in said[-2]
+    )
+
+
+def test_git_and_its_absence(tmp_path: Path, tools: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No git, no repository, no commit, clean, changed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    git = shutil.which("git", path=os.defpath)
+    if git is None:
+        pytest.skip("git is not installed")
+    tools(git=False)
+    assert software.check_git(tmp_path, quick=False).found == "not installed"
+    root = tmp_path / "work"
+    root.mkdir()
+    tools()
+
+    def do(*arguments: str) -> None:
+        author = ["-c", "user.name=Me", "-c", "user.email=me@example.org"]
+        subprocess.run([git, *author, "-C", str(root), *arguments], check=True, capture_output=True)
+
+    assert software.check_git(root, quick=False).remedy == "git init && git add -A && git commit -m start"
+    (root / ".git").mkdir()  # as git sees one that belongs to another user
+    refused = software.check_git(root, quick=False)
+    assert refused.found == f"git refuses {root}: it belongs to another user, or .git is broken"
+    assert refused.remedy.startswith('chown -R "$(id -u):$(id -g)" .')
+    do("init")
+    assert software.check_git(root, quick=False).found == "a repository without a commit"
+    do("commit", "--allow-empty", "-m", "one")
+    assert software.check_git(root, quick=False).found.endswith(", clean")
+    (root / "new").touch()
+    found = software.check_git(root, quick=False)
+    assert found.found.endswith(", 1 changed file")
+    assert found.status == "ok"
+
+
+def test_dvc_without_a_repository_and_without_a_remote(tmp_path: Path) -> None:
+    """The first is an error of the folder, the second a choice."""
+    assert software.check_dvc(tmp_path).remedy == "dvc init"
+    (tmp_path / ".dvc").mkdir()
+    assert software.check_dvc(tmp_path).status == "warning"
+    (tmp_path / ".dvc/config").write_text("['remote \"team\"']\n    url = s3://x\n", encoding="utf-8")
+    assert software.check_dvc(tmp_path).found.endswith(", remotes: team")
+    (tmp_path / ".dvc/config").write_text("no section = 1\n", encoding="utf-8")
+    assert software.check_dvc(tmp_path).status == "warning"

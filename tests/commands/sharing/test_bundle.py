@@ -1,0 +1,281 @@
+"""The bundle: the same run gives the same bytes, nothing leaves with them, and its bill names what it was made of."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.commands.sharing import archive, bundle, check_bundle, leaks, materials, members
+from finetune.errors import ConfigError, DataError, FinetuneError, MachineError
+from tests.builders.changed_bundle import check, contents
+from tests.builders.changed_bundle import copy as copy
+from tests.builders.changed_bundle import made as made
+from tests.builders.changed_bundle import run as run
+from tests.builders.shared_run import ROOT, finished, lock, rewrite
+
+# --------------------------------------------------------------------------------------------------------- the archive
+
+
+def test_the_same_run_gives_the_same_bytes(run: Path, made: Path, tmp_path: Path) -> None:
+    """Who bundles twice, or in another folder with files of another day, can compare two archives by their hash."""
+    other = Path(shutil.copytree(run, tmp_path / "else/where", ignore=shutil.ignore_patterns("bundle")))
+    for path in other.rglob("*"):
+        os.utime(path, (1, 1))
+        path.chmod(0o700)
+    bundle.run(other, None, tmp_path / "again.tar.gz")
+    assert (tmp_path / "again.tar.gz").read_bytes() == made.read_bytes()
+
+
+def test_it_holds_what_is_needed_and_nothing_of_this_machine(run: Path, made: Path) -> None:
+    """Adapter, evidence, params, locks and manifests under one folder, with no time, owner or mode of anybody."""
+    found = contents(made)
+    manifest = json.loads(found["manifest.json"])
+    assert {"out/adapter/adapter_model.safetensors", "out/adapter/manifest.json", "out/model_card.md"} <= set(found)
+    assert {"reports/report.html", "reports/decision.json", "reports/curves.tsv", "dvc.lock"} <= set(found)
+    assert {"requirements/cpu.lock", "requirements/torch-cpu.lock", "data/looks.json", "sbom.cdx.json"} <= set(found)
+    assert not any("predictions" in name or "prepared" in name for name in found)
+    assert list(found)[1:] == sorted(manifest["files"])
+    assert manifest["verdict"] == "deploy"
+    assert made.name == f"finetune-tiny-{manifest['adapter_sha256'][:12]}.tar.gz"
+    with tarfile.open(made) as tar:
+        for info in tar:
+            assert (info.mtime, info.uid, info.gid, info.uname, info.mode) == (0, 0, 0, "", 0o644)
+            assert info.isreg()
+    assert str(run).encode() not in b"".join(found.values())
+
+
+def test_it_can_be_unpacked_by_tar(made: Path, tmp_path: Path) -> None:
+    """Nobody needs this tool to use what is inside."""
+    subprocess.run(["tar", "-xzf", str(made), "-C", str(tmp_path)], check=True)
+    folder = tmp_path / made.name.removesuffix(".tar.gz")
+    assert members.require_adapter(folder / "out/adapter")["tier"] == "bitwise"
+
+
+def test_check_says_what_it_carries(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whole, unsigned, and the verdict."""
+    check(made)
+    told = capsys.readouterr().out
+    assert "whole; 26 files, all of one run" in told
+    assert "not signed: it is whole, and who made it is not proven" in told
+    assert "verdict deploy: All of it passes." in told
+
+
+def test_check_works_outside_of_a_repository_and_without_torch(made: Path, tmp_path: Path) -> None:
+    """The receiver has the archive and this tool, and no run."""
+    code = (
+        "import sys; from pathlib import Path; from finetune.commands.sharing.check_bundle import run\n"
+        "run(Path(sys.argv[1]), None)\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'dvc', 'scipy'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", code, str(made)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_failure_leaves_the_old_bundle_and_nothing_half(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk or a kill in the middle: what stood there stands there still."""
+    target = tmp_path / "kept/it.tar.gz"
+    bundle.run(copy, None, target)
+    before = target.read_bytes()
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(archive, "copy_member", full)
+    with pytest.raises(OSError, match="No space"):
+        bundle.run(copy, None, target)
+    assert [path.name for path in target.parent.iterdir()] == ["it.tar.gz"]
+    assert target.read_bytes() == before
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(copy: Path, tmp_path: Path) -> None:
+    """The manifest must not vouch for other bytes than were packed."""
+    with pytest.raises(DataError, match=r"a: was changed while it was bundled; wait for what writes it, then bundle"):
+        archive.write_archive(tmp_path / "x", "t", {"files": {"a": bundle.entry_of(b"one")}}, {"a": b"two"})
+
+
+def test_output_may_be_a_folder_but_no_output_of_dvc(copy: Path, tmp_path: Path) -> None:
+    """Inside out/adapter it would make another adapter of it."""
+    bundle.run(copy, None, tmp_path)
+    assert list(tmp_path.glob("finetune-tiny-*.tar.gz"))
+    with pytest.raises(ConfigError, match=r"lies in out/adapter, which is an output of DVC; choose another place"):
+        bundle.run(copy, None, copy / "out/adapter/x.tar.gz")
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_no_verdict_no_bundle(copy: Path) -> None:
+    """There is nothing to trust."""
+    (copy / "reports/decision.json").unlink()
+    with pytest.raises(DataError, match=r"decision\.json: no such file; run the stage that writes it \(dvc repro\)"):
+        bundle.run(copy, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "told"),
+    [
+        ("params.yaml", "confidence: 0.95", "confidence: 0.9", "was made with another section decide of params.yaml"),
+        (
+            "params.yaml",
+            "learning_rate: 2.0e-3",
+            "learning_rate: 1.0e-3",
+            "params.yaml: train is not what dvc.lock names",
+        ),
+        (
+            "reports/summary.md",
+            "of the adapter",
+            "of an adapter",
+            "reports/summary.md: is not the file that dvc.lock names",
+        ),
+        ("requirements/cpu.lock", "made up", "changed", "requirements/cpu.lock: is not the file that dvc.lock names"),
+        ("out/adapter/adapter_config.json", "tiny-base", "huge-base", "is not the file that was published"),
+        ("data/prepared/test.jsonl", "test", "tests", "test.jsonl: is not the test set that was evaluated"),
+        ("out/predictions.jsonl", "1", "2", "predictions.jsonl: is not the file that evaluate wrote"),
+    ],
+)
+def test_what_is_not_of_one_run_is_not_bundled(copy: Path, name: str, before: str, after: str, told: str) -> None:
+    """Adapter, test set, gate, reports, params and locks must be those of the verdict."""
+    rewrite(copy / name, before, after)
+    with pytest.raises(DataError) as error:
+        bundle.run(copy, None, None)
+    assert told in str(error.value)
+    assert not (copy / "out/bundle").exists()
+
+
+def test_a_stranger_in_the_adapter_is_not_bundled(copy: Path) -> None:
+    """What train did not publish nobody has judged."""
+    (copy / "out/adapter/notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(DataError, match=r"notes\.txt: was not published with the adapter"):
+        bundle.run(copy, None, None)
+
+
+def test_another_verdict_is_told_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An adapter that should not ship may be handed on, but not by accident."""
+    root = finished(tmp_path / "run", verdict="abort")
+    lock(root)
+    bundle.run(root, None, tmp_path / "x.tar.gz")
+    assert "warning: the verdict is ABORT, NOT DEPLOY" in capsys.readouterr().out
+    check(tmp_path / "x.tar.gz")
+    assert "warning: NOT DEPLOY: verdict abort" in capsys.readouterr().out
+
+
+def test_a_secret_of_the_environment_stays_here(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token in a tokenizer's config, or in any other member, is found before it is packed; it is never shown."""
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecretindeed")
+    rewrite(copy / "dvc.yaml", "echo prepare has run", "echo hf_verysecretindeed")
+    with pytest.raises(DataError) as error:
+        bundle.run(copy, None, None)
+    assert str(error.value).startswith("dvc.yaml: holds the value of the environment variable HF_TOKEN")
+    assert "verysecret" not in str(error.value)
+
+
+def test_a_folder_of_this_machine_stays_here(copy: Path) -> None:
+    """Nobody else has it, and it tells who made this."""
+    rewrite(copy / "dvc.yaml", "echo prepare has run", f"echo {copy.resolve()}/data")
+    with pytest.raises(DataError, match=r"dvc\.yaml: names this repository's folder .*; name files relative"):
+        bundle.run(copy, None, None)
+
+
+def test_leaks_are_found_at_every_place_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is read in pieces; what lies across a border counts too, and what only looks alike does not."""
+    monkeypatch.setattr(leaks, "CHUNK", 16)
+    places = {b"/srv/work/run": "this repository's folder"}
+    for at in range(40):
+        path = tmp_path / "file"
+        path.write_bytes(b" " * at + b"/srv/work/run/x")
+        with pytest.raises(DataError):
+            leaks.require_none("file", path, {}, places)
+        path.write_bytes(b" " * at + b"/srv/work/running" + b" " * 9 + b"/mnt/srv/work/run")
+        leaks.require_none("file", path, {}, places)
+
+
+def test_which_variables_are_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, or because params name them; switches, numbers and paths to files are none."""
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    for name in (
+        "WANDB_API_KEY",
+        "MY_JUDGE",
+        "MAX_TOKENS",
+        "HF_TOKEN_PATH",
+        "AWS_SECRET_ACCESS_KEY",
+        "HOME",
+        "A_TOKEN",
+    ):
+        monkeypatch.setenv(name, "123456789" if name == "MAX_TOKENS" else "x" if name == "A_TOKEN" else f"{name}-value")
+    assert sorted(leaks.secrets_here(["MY_JUDGE"]).values()) == ["AWS_SECRET_ACCESS_KEY", "MY_JUDGE", "WANDB_API_KEY"]
+
+
+# --------------------------------------------------------------------------------------------------- bill of materials
+
+
+def test_the_bill_of_materials_names_what_it_was_made_of(made: Path) -> None:
+    """Packages for the run's own Python and system, with versions, hashes and licences; base and data."""
+    content = json.loads(contents(made)["sbom.cdx.json"])
+    by_name = {item["name"]: item for item in content["components"]}
+    assert {"packaging", "networkx", "torch", "tiny-base", "rows"} == set(by_name)  # pywin32 is for another system
+    assert by_name["networkx"]["version"] == "3.6.1"  # the run had Python 3.11
+    assert by_name["torch"]["purl"] == "pkg:pypi/torch@2.13.0%2Bcpu"
+    assert {item["content"][0] for item in by_name["packaging"]["externalReferences"][0]["hashes"]} == {"0", "1"}
+    assert by_name["packaging"]["licenses"]
+    for item in by_name.values():  # no host: the files may come from any index or mirror
+        assert {reference["url"] for reference in item.get("externalReferences", [])} <= {item.get("purl")}
+    assert by_name["tiny-base"]["type"] == "machine-learning-model"
+    assert by_name["rows"]["type"] == "data"
+    assert "timestamp" not in content["metadata"]
+    assert len(content["dependencies"]) == 6  # the adapter's, and an empty one of each
+
+
+@pytest.mark.parametrize("environment", ["cpu", "cuda", "apple"])
+def test_the_real_locks_give_a_valid_bill(environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every lock of the repository is understood, and what comes out meets the schema of CycloneDX 1.6."""
+    from finetune.config.params import load_config
+
+    config = load_config(ROOT / "params.yaml")
+    system = "Darwin arm64" if environment == "apple" else "Linux x86_64"
+    torch = "2.13.0+cpu" if environment == "cpu" else "2.13.0"
+    base = {"name": "org/model", "revision": "0" * 40}
+    versions = {"python": "3.12.3", "torch": torch}
+    adapter = {"adapter_sha256": "a" * 64, "base": base, "versions": versions}
+    source = {"sha256": "b" * 64, "revision": None, "kept": 1, "read": 1}
+    reports = {"prepare": {"sources": {"x": source}}, "train_cost": {"machine": {"system": system}}}
+    locks = [ROOT / name for name in members.locks_of(environment, adapter)]
+    text = materials.bill_of_materials(config, adapter, reports, locks)
+    assert check_bundle.schema_findings(text.decode()) == []
+    assert text == materials.bill_of_materials(config, adapter, reports, locks)
+    found = {item["name"]: item for item in json.loads(text)["components"]}
+    assert len(found) > 100
+    assert found["torch"]["version"] == torch
+    assert found["org/model"]["purl"] == f"pkg:huggingface/org/model@{'0' * 40}"
+    assert ("nvidia-cudnn-cu13" in found) == (environment == "cuda")
+
+
+def test_a_version_that_the_lock_does_not_have_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who installed something else by hand has no hash to show for it."""
+    packages = [materials.Package("torch", "2.0", ("0" * 64,)), materials.Package("regex", "1", ("0" * 64,))]
+    used = materials.as_used(packages, {"versions": {"torch": "2.1"}})
+    assert used == [materials.Package("torch", "2.1", ()), packages[1]]
+    assert "warning: the run used torch 2.1, its lock has 2.0; no hash proves it" in capsys.readouterr().out
+
+
+def test_errors_have_their_exit_codes() -> None:
+    """3 for a bundle that is not as it should be, 2 for a wrong call, 4 for a machine without the tool."""
+    assert [kind.exit_code for kind in (DataError, ConfigError, MachineError)] == [3, 2, 4]
+    with pytest.raises(FinetuneError, match="nowhere: no such bundle; make bundle writes one to out/bundle"):
+        check(Path("nowhere"))
+
+
+def test_a_bundle_can_be_read_by_all(made: Path) -> None:
+    """It is there to be handed on."""
+    assert stat.S_IMODE(made.stat().st_mode) & 0o600 == 0o600

@@ -1,0 +1,140 @@
+"""A bundle's signature: who made it, and what does not prove it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.commands.sharing import bundle, signing
+from finetune.errors import ConfigError, DataError, MachineError
+from tests.builders.changed_bundle import check
+from tests.builders.changed_bundle import copy as copy
+from tests.builders.changed_bundle import made as made
+from tests.builders.changed_bundle import run as run
+from tests.builders.shared_run import ROOT
+
+# ---------------------------------------------------------------------------------------------------------- signatures
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two keys without and one with a passphrase, and the signers that a receiver trusts: the first alone."""
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("OpenSSH is not installed")
+    place = tmp_path_factory.mktemp("keys")
+    for name, phrase in {"anna": "", "mallory": "", "guarded": "a long one"}.items():
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", phrase, "-C", name, "-f", str(place / name)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    public = (place / "anna.pub").read_text(encoding="utf-8")
+    (place / "signers").write_text(f'anna@example.org namespaces="finetune-bundle" {public}', encoding="utf-8")
+    return {name: place / name for name in ("anna", "mallory", "guarded", "signers")}
+
+
+def test_a_signature_proves_who_made_it(
+    copy: Path, tmp_path: Path, keys: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Signed by a key that the receiver knows; the archive's bytes are the same with it or without."""
+    target = tmp_path / "x.tar.gz"
+    bundle.run(copy, keys["anna"], target)
+    check(target, keys["signers"])
+    assert "signed by anna@example.org" in capsys.readouterr().out
+    check(target, keys["signers"], "anna@example.org")
+    check(target)
+    assert "it has a signature, which was not checked" in capsys.readouterr().out
+
+
+def test_what_is_signed_otherwise_is_refused(copy: Path, made: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
+    """A stranger's key, other bytes, another purpose, another person, no signature at all."""
+    target = Path(shutil.copy(made, tmp_path / "x.tar.gz"))
+    with pytest.raises(DataError, match=r"x\.tar\.gz\.sig: is missing, so x\.tar\.gz can't be told from a forgery"):
+        check(target, keys["signers"])
+    signing.sign(target, keys["mallory"])
+    with pytest.raises(DataError, match=r"is by nobody whom .* allows"):
+        check(target, keys["signers"])
+    signing.sign(target, keys["anna"])
+    with pytest.raises(DataError, match=r"is not what bob@example\.org signed"):
+        check(target, keys["signers"], "bob@example.org")
+    target.write_bytes(target.read_bytes() + b"x")
+    with pytest.raises(DataError, match=r"is not what anna@example\.org signed, or not by a key of theirs"):
+        check(target, keys["signers"])
+    command = ["ssh-keygen", "-Y", "sign", "-n", "file", "-f", str(keys["anna"]), str(target)]
+    signing.signature_of(target).unlink()
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.raises(DataError):
+        check(target, keys["signers"])
+    signing.signature_of(target).write_text("nonsense", encoding="utf-8")
+    with pytest.raises(DataError):
+        check(target, keys["signers"])
+
+
+def test_an_old_signature_does_not_outlive_its_bundle(copy: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
+    """Bundled again without a key, the old signature would call the new archive a forgery."""
+    target = tmp_path / "x.tar.gz"
+    bundle.run(copy, keys["anna"], target)
+    bundle.run(copy, None, target)
+    assert not signing.signature_of(target).exists()
+
+
+def test_a_passphrase_is_not_waited_for_without_a_terminal(made: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
+    """In CI nobody could type it: it is an error at once."""
+    target = Path(shutil.copy(made, tmp_path / "x.tar.gz"))
+    code = (
+        "import sys; from pathlib import Path; from finetune.commands.sharing import signing\n"
+        "try: signing.sign(Path(sys.argv[1]), Path(sys.argv[2]))\nexcept Exception as error: print(error)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment.pop("SSH_AUTH_SOCK", None)
+    command = [sys.executable, "-c", code, str(target), str(keys["guarded"])]
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "a key with a passphrase needs a terminal or ssh-agent" in done.stdout
+    assert not signing.signature_of(target).exists()
+
+
+def test_a_passphrase_can_be_typed_on_a_terminal(made: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
+    """ssh-keygen asks on the terminal itself; here a pseudo-terminal answers."""
+    import pty
+    import select
+
+    target = Path(shutil.copy(made, tmp_path / "x.tar.gz"))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        code = (
+            "import sys; from pathlib import Path; from finetune.commands.sharing import signing\n"
+            "signing.sign(Path(sys.argv[1]), Path(sys.argv[2]))"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        environment.pop("SSH_AUTH_SOCK", None)
+        os.execvpe(sys.executable, [sys.executable, "-c", code, str(target), str(keys["guarded"])], environment)
+    shown = b""
+    while select.select([terminal], [], [], 30)[0]:
+        try:
+            read = os.read(terminal, 4096)
+        except OSError:
+            break
+        if not read:
+            break
+        shown += read
+        if b"passphrase" in shown and b"a long one" not in shown:
+            os.write(terminal, b"a long one\n")
+            shown += b"a long one"
+    _, ended = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(ended) == 0, shown
+    assert signing.signature_of(target).is_file()
+
+
+def test_keys_and_tools_that_are_missing_are_told_first(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is packed."""
+    with pytest.raises(ConfigError, match="nokey: no such key; name a private key of OpenSSH"):
+        bundle.run(copy, tmp_path / "nokey", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MachineError, match=r"ssh-keygen is not on PATH; install OpenSSH"):
+        bundle.run(copy, tmp_path / "nokey", None)
+    assert not (copy / "out/bundle").exists()

@@ -1,0 +1,170 @@
+"""`make try`: both models' answers to a prompt, which arrives to the letter and whose answers move no cursor."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.commands import chat
+from finetune.commands.chat import Session, answer, choose_agent, indented, system_prompts, talk
+from finetune.config.params import Config
+from finetune.errors import ConfigError
+from finetune.paths import Paths
+from finetune.records.examples import Example, Message
+from finetune.records.io import to_json_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+HARD = "a \"quoted\" 'word' for $5 and $HOME\n`id`; $(shell touch pwned) # two lines \\"
+
+
+@dataclass
+class Found:
+    """What generate gives."""
+
+    tokens: list[int]
+    finished: bool
+
+
+class Model:
+    """Knows whether its adapter is on."""
+
+    on = True
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        self.on = False
+        yield
+        self.on = True
+
+
+class Tokenizer:
+    """One token a letter."""
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return "".join(map(chr, tokens))
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> Session:
+    """A session whose base answers `base` and whose candidate repeats the prompt's last three letters."""
+
+    def generate(session: Session, side: str, ids: list[int], settings: dict[str, Any], streamer: Any = None) -> Found:
+        if chr(ids[-1]) == "!":
+            raise KeyboardInterrupt
+        if side == "base":
+            return Found([ord(letter) for letter in "base"], finished=False)
+        return Found(ids[-3:], finished=True)
+
+    monkeypatch.setattr(chat, "generate_one", generate)
+    monkeypatch.setattr(chat, "prompt_ids", lambda session, prompt: [ord(letter) for letter in prompt])
+    prompts = {"namer": "Name it.", "other": None}
+    return Session(Model(), Tokenizer(), {"max_new_tokens": 4}, prompts, "namer", 64)
+
+
+def test_both_answers_stand_one_below_the_other(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    """With their length, and whether the limit cut them off; a prompt longer than what was trained on says so."""
+    answer(session, "find the key")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" s")[0][:-4] for line in lines[::2]] == ["base (4 tokens, ", "candidate (3 tokens, "]
+    assert "cut off at 4 (MAX_NEW_TOKENS=…)" in lines[0] and "cut off" not in lines[2]
+    assert lines[1::2] == ["  base", "  key"]
+    answer(session, "x" * 61)
+    assert "the prompt has 61 tokens: prompt and answer may pass what was trained on, 64" in capsys.readouterr().out
+
+
+def test_an_answer_moves_no_cursor() -> None:
+    """A model that was trained on hostile rows answers with escape sequences."""
+    assert indented("\x1b[2Jgone\tfor\n[bold]good") == "  \ufffd[2Jgone    for\n  [bold]good"
+    assert indented("") == "  (nothing)"
+
+
+def test_a_session_goes_on_after_a_stopped_answer(
+    session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends the answer or drops the line, a wrong agent is told, an empty line ends."""
+    given: Iterator[Any] = iter(["stop!", KeyboardInterrupt, "/agent nobody", "/agent other", "and on", "", "never"])
+
+    def typed(mark: str) -> str:
+        line = next(given)
+        if line is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return str(line)
+
+    monkeypatch.setattr("builtins.input", typed)
+    talk(session)
+    told = capsys.readouterr().out
+    assert "stopped" in told
+    assert "no agent 'nobody' here; the agents are namer, other, and none is without" in told
+    assert "agent other, system prompt: none; others: namer" in told
+    assert told.endswith("  on\n")
+    assert next(given) == "never"
+
+
+def test_a_pipe_is_one_prompt_a_line(
+    session: Session, config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in a pipe is a command, and an empty line is no end."""
+    monkeypatch.setattr(chat, "open_session", lambda *_: session)
+    monkeypatch.setattr("sys.stdin", StringIO("first\n\n/agent other\r\n"))
+    chat.run(config, Paths(Path("nowhere")), None, None, None)
+    told = capsys.readouterr().out
+    assert session.agent == "namer"
+    assert [line for line in told.splitlines() if line.startswith("> ")] == ["> first", "> /agent other"]
+
+
+def test_the_agents_prompt_is_that_of_the_test_split(
+    change: Callable[..., Config], example: Callable[..., Example], tmp_path: Path
+) -> None:
+    """With the labels that prepare told in it, which params.yaml does not hold; an agent without one has none."""
+    config, paths = change(**{"data.system_prompts": {"namer": "Name it.", "rare": "Rare."}}), Paths(tmp_path)
+    assert system_prompts(config, paths) == {"namer": "Name it.", "rare": "Rare."}
+    rows = [example("one", system="Name it.\nLabels: a, b."), example("two", agent="bare", system=None)]
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    (tmp_path / "data/prepared/test.jsonl").write_text("".join(to_json_lines(rows)), encoding="utf-8")
+    assert system_prompts(config, paths) == {"namer": "Name it.\nLabels: a, b.", "rare": "Rare.", "bare": None}
+    none = change(**{"data.system_prompts": {}, "data.default_system_prompt": "Help."})
+    assert system_prompts(none, Paths(tmp_path / "empty")) == {"none": "Help."}
+
+
+def test_an_unknown_agent_is_told_before_the_model_is_loaded(config: Config, tmp_path: Path) -> None:
+    """Loading a large base takes minutes."""
+    assert choose_agent({"a": "x", "b": None}, None) == "a"
+    assert choose_agent({"a": "x"}, "none") == "none"
+    with pytest.raises(ConfigError, match="no agent 'nobody' here"):
+        chat.run(config, Paths(tmp_path), "hello", "nobody", None)
+
+
+def test_the_system_prompt_goes_before_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same turns as prepare wrote for training."""
+    seen: list[list[Message]] = []
+    monkeypatch.setattr("finetune.model.tokens.tokenize_prompt", lambda _, messages: seen.append(messages) or [1])
+    session = Session(None, None, {}, {"namer": "Name it.", "other": None}, "namer", 8)
+    chat.prompt_ids(session, "what?")
+    session.agent = "other"
+    chat.prompt_ids(session, "what?")
+    assert seen == [[Message("system", "Name it."), Message("user", "what?")], [Message("user", "what?")]]
+
+
+@pytest.mark.parametrize("given", [HARD, "plain", None])
+def test_make_hands_the_prompt_over_to_the_letter(given: str | None, tmp_path: Path) -> None:
+    """Neither make nor the shell may read what is in it; a shell's own PROMPT is none."""
+    script = tmp_path / "show.py"
+    script.write_text("import json, os, sys; print(json.dumps([dict(os.environ), sys.argv[1:]]))", encoding="utf-8")
+    command = ["make", "-s", "-o", "setup", "-f", str(ROOT / "Makefile"), "try", f"FINETUNE=python {script}"]
+    named = [] if given is None else [f"PROMPT={given}", "AGENT=x"]
+    surroundings = os.environ | {"PROMPT": "%n@%m", "FINETUNE_PROMPT": "old"}
+    done = subprocess.run(
+        [*command, *named], cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=True
+    )
+    found, arguments = json.loads(done.stdout)
+    assert found["FINETUNE_PROMPT"] == (given or "")
+    assert arguments == (["try"] if given is None else ["try", "--agent", "x"])
+    assert not (tmp_path / "pwned").exists()

@@ -1,0 +1,197 @@
+"""A run on the wrong machine stops before anything is written or waited for, and says what works here."""
+
+import itertools
+import json
+import platform
+import re
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from finetune.cli.main import main
+from finetune.commands import check
+from finetune.config.model import Environment
+from tests.builders.small_run import ROOT, params
+from tests.house.test_house import makefile_targets
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the shipped recipes and params, on a machine without accelerators, where `laptop` fits best."""
+    monkeypatch.chdir(tmp_path)
+    for who, what in itertools.product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL")):
+        monkeypatch.setenv(f"GIT_{who}_{what}", "me")
+    shutil.copytree(ROOT / "recipes", "recipes")
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    monkeypatch.setattr(check, "why_no_device", lambda kind: None if kind == "cpu" else f"no {kind} here")
+    monkeypatch.setattr(check, "find_best", lambda root: "laptop")
+    return tmp_path
+
+
+def test_a_recipe_for_another_machine_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is missing, and the two things that work here; params.yaml is as it was."""
+    before = (folder / "params.yaml").read_bytes()
+    assert main(["check", "h100"]) == 4
+    told = capsys.readouterr()
+    assert told.out == "recipe h100 can't run here; looking for one that can\n"
+    assert told.err == (
+        "error: recipes/h100.yaml: environment: cuda: no cuda here; nothing was started or changed; "
+        "what works here: make rehearse RECIPE=h100 (every stage, on a shrunken base), "
+        "or make train-laptop, the largest base that fits this machine\n"
+    )
+    assert (folder / "params.yaml").read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["params.yaml", "recipes"]
+
+
+def test_params_for_another_machine_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`make repro` runs no recipe by name; its params may come from another machine's commit."""
+    assert main(["use", "apple"]) == 0
+    assert main(["check"]) == 4
+    assert capsys.readouterr().err.startswith("error: params.yaml: environment: apple: no apple here; nothing was")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        (
+            "scorers",
+            {"mine": {"scorer": "function", "of": None, "function": "scorers.none.at_all", "lowest": 0, "highest": 1}},
+            "error: params.yaml: evaluate.scorers.mine.function: ",
+        ),
+        (
+            "scorers",
+            {"like": {"scorer": "regular_expression", "of": None, "pattern": "(", "lowest": 0}},
+            "error: params.yaml: evaluate.scorers.like.lowest: unknown key",
+        ),
+        (
+            "baseline",
+            {"form": "recorded", "name": "old", "path": "old.jsonl", "sha256": "0" * 64},
+            "error: old.jsonl: no such file; evaluate.baseline.path names it",
+        ),
+    ],
+)
+def test_what_evaluate_reads_is_asked_for_before_the_run(
+    folder: Path, key: str, value: object, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing scorer or recorded run would be told after hours of training."""
+    content = params()
+    content["evaluate"][key] = value
+    content["decide"]["criteria"] = [{"rule": "memory_at_most", "limit": "2 GB"}]
+    (folder / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
+    assert main(["check"]) in (2, 3)
+    assert capsys.readouterr().err.startswith(text)
+
+
+def test_where_nothing_fits_the_list_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a known fit, no recipe is recommended by chance."""
+    monkeypatch.setattr(check, "find_best", lambda root: None)
+    assert main(["check", "h100"]) == 4
+    assert capsys.readouterr().err.endswith("or a recipe of make recipes\n")
+
+
+def test_too_few_devices_are_a_wrong_machine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recipe for four GPUs on one GPU would fail only after prepare."""
+    monkeypatch.setattr(check, "why_no_device", lambda kind: None)
+    monkeypatch.setattr("finetune.hardware.devices.count_devices", lambda kind: 1)
+    assert main(["check", "a100x4"]) == 4
+    assert "environment: cuda: 4 devices a node are asked for, 1 found; " in capsys.readouterr().err
+    monkeypatch.setattr("finetune.hardware.devices.count_devices", lambda kind: 4)
+    assert main(["check", "a100x4"]) == 0
+
+
+def test_what_can_run_here_is_passed_in_silence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The front door asks before every run; there is nothing to read where all is right."""
+    assert main(["check", "tiny"]) == 0
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "")
+
+
+def test_an_experiment_needs_an_author(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rented machine has none. DVC asks after params.yaml is changed, with DETACH=1 in a log that nobody reads."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    monkeypatch.delenv("GIT_COMMITTER_EMAIL")
+    assert main(["check", "tiny"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: git: user.email is not set, and an experiment is kept as a commit; nothing was")
+    assert main(["check"]) == 0, "make repro keeps no experiment"
+    Path("gitconfig").write_text("[user]\nname = Me\nemail = me@example.org\n", encoding="utf-8")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "gitconfig")
+    assert main(["check", "tiny"]) == 0
+    monkeypatch.setenv("FINETUNE_STARTED", str(folder / "started"))  # in a container, which sees no config of git's
+    monkeypatch.setenv("FINETUNE_UMASK", "22")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    assert main(["check", "tiny"]) == 0
+
+
+def test_an_unknown_recipe_is_bad_use(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`make train-tinny` must not look for a device first."""
+    assert main(["check", "tinny"]) == 2
+    assert capsys.readouterr().err == "error: recipe 'tinny': no such file recipes/tinny.yaml; did you mean tiny?\n"
+
+
+def test_a_mistake_in_params_is_found_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As without a device question: all mistakes at once, before the machine."""
+    content = params() | {"sed": 1, "environment": "cuda"}
+    Path("params.yaml").write_text(json.dumps(content), encoding="utf-8")
+    assert main(["check"]) == 2
+    assert "sed: unknown key; did you mean seed?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["train-%", "repro"])
+def test_the_front_door_asks_first(target: str) -> None:
+    """Before params.yaml is changed, before a detached start, and before DVC."""
+    _, lines = makefile_targets()[target]
+    assert re.match(r"@(requirements/setup\.sh [^&|;]+ && )?\$\(FINETUNE\) check", lines[0])
+    assert any("use" in line or "dvc repro" in line for line in lines[1:])
+
+
+def test_torch_is_known_without_its_import() -> None:
+    """Its version file is read: the import takes seconds, and a refusal should not."""
+    assert check.torch_versions()["__version__"] == metadata.version("torch")
+
+
+@pytest.mark.parametrize(
+    ("versions", "without"),
+    [
+        ({}, False),
+        ({"cuda": None, "hip": None}, True),
+        ({"cuda": "13.0", "hip": None}, False),
+        ({"cuda": None, "hip": "7.1"}, False),
+    ],
+)
+def test_a_build_without_cuda_is_known(versions: dict[str, object], without: bool) -> None:
+    """Only a build that says so is refused unasked; AMD's answers as CUDA, and all else is asked."""
+    assert check.is_without_cuda(versions) is without
+
+
+@pytest.mark.parametrize("environment", ["cpu", "cuda", "apple"])
+def test_the_quick_answer_is_that_of_torch(environment: Environment) -> None:
+    """A device that torch can use must never be refused, nor one that it can't be promised."""
+    from finetune.hardware.devices import why_unavailable
+
+    assert (check.why_no_device(environment) is None) == (why_unavailable(environment) is None)
+
+
+@pytest.mark.skipif(platform.system() == "Darwin", reason="a Mac may have the device")
+def test_another_systems_device_needs_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no Apple GPU outside a Mac, whatever torch would say."""
+    monkeypatch.setattr("finetune.hardware.devices.why_unavailable", lambda kind: pytest.fail("asked torch"))
+    assert check.why_no_device("apple") == "no Apple GPU is in this machine"
+
+
+@pytest.mark.slow
+def test_the_best_recipe_is_one_that_passes() -> None:
+    """What is recommended instead must not be refused in turn."""
+    best = check.find_best(ROOT)
+    if best is None:
+        pytest.skip("no recipe's memory can be predicted here")
+    assert check.why_not_here(check.read_recipe(best, ROOT)) is None

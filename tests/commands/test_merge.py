@@ -1,0 +1,240 @@
+"""merge: one plain 16-bit model that answers as base and adapter do, or nothing and the reason."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.cli.main import main
+from finetune.commands import merge
+from finetune.commands.merge import Measured, allowed_difference, compare_forms, cut_packed, stop_unless_the_same
+from finetune.errors import ConfigError, DataError, MachineError
+from finetune.files.manifests import MANIFEST, read_manifest
+from finetune.files.strict_json import read_json
+from finetune.model.adapter import load_adapter
+from finetune.model.base import load_base
+from finetune.model.tokens import IGNORED
+from finetune.paths import Paths
+from finetune.train import stage
+from tests.builders.small_run import copy_of, validated
+from tests.train.test_stage import enter
+
+pytestmark = pytest.mark.slow
+
+RATE = {"train__learning_rate": 1e-2}  # high, so that a dozen steps teach the adapter something
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`trained(model__dtype="bfloat16")`: a workspace in which train has published; the same one for the same keys."""
+    ready = tmp_path_factory.mktemp("merge") / "ready"
+    validated(ready)
+    done: dict[str, Path] = {}
+
+    def make(**changes: Any) -> Path:
+        key = json.dumps(changes, sort_keys=True)
+        if key not in done:
+            done[key] = copy_of(ready, ready.parent / str(len(done)))
+            stage.run(*enter(done[key], **RATE, **changes))
+        return done[key]
+
+    return make
+
+
+def merged(root: Path, **changes: Any) -> tuple[Any, dict[str, Any]]:
+    """Merge in a workspace; gives the config and the manifest of what was published."""
+    config, paths = enter(root, **RATE, **changes)
+    merge.run(config, paths)
+    return config, read_manifest(Paths(root).merged)
+
+
+def answers(model: Any) -> torch.Tensor:
+    """Logits (rows, tokens, vocabulary) in float32."""
+    ids = torch.randint(0, 1000, (4, 24), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        return model.eval()(input_ids=ids).logits.float()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"adapter__use_dora": True},
+        {"adapter__init_lora_weights": "pissa", "adapter__use_rslora": True},
+        {"adapter__target_modules": ["q_proj", "embed_tokens"]},
+    ],
+    ids=["plain", "dora", "pissa", "tied"],
+)
+def test_merged_model_answers_as_base_and_adapter(trained: Callable[..., Path], changes: dict[str, Any]) -> None:
+    """Without PEFT, from its folder alone; also where the adapter is on weights that the base uses twice."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    changes = changes | {"model__dtype": "bfloat16"}
+    root = trained(**changes)
+    config, manifest = merged(root, **changes)
+    model = AutoModelForCausalLM.from_pretrained(Paths(root).merged, dtype=torch.bfloat16, use_safetensors=True)
+    assert not hasattr(model, "peft_config")
+    base = load_adapter(load_base(config.model, "cpu"), root / "out/adapter")
+    together = answers(base)
+    with base.disable_adapter():
+        moved = float((answers(base) - together).abs().max())
+    # measured: 0.004 to 0.016 where the adapter moves logits by 0.5 to 4
+    assert float((answers(model) - together).abs().max()) < min(0.04, moved / 10)
+    assert AutoTokenizer.from_pretrained(Paths(root).merged).chat_template
+    assert manifest["adapter_sha256"] == read_manifest(root / "out/adapter")["adapter_sha256"]
+    assert manifest["base"]["name"] == "base"
+    assert manifest["dtype"] == "bfloat16"
+    assert set(manifest["compared"]["loss"]) == {"adapted", "base", "merged"}
+    assert {path.suffix for path in (Paths(root).merged).iterdir()} <= {".json", ".safetensors", ".jinja"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model__quantization": "nf4"}, "trained and evaluated with the base's weights rounded to NF4"),
+        ({"model__quantization": "nf4", "model__dtype": "float16"}, "the merged model has them in float16"),
+        ({}, "evaluated in float32; bfloat16 drops from each sum of weight and adapter what is below 1/256 of it"),
+    ],
+    ids=["nf4", "nf4-float16", "float32"],
+)
+def test_difference_to_what_was_evaluated_is_told(
+    trained: Callable[..., Path], capsys: pytest.CaptureFixture[str], changes: dict[str, Any], told: str
+) -> None:
+    """The verdict was on another form; who ships this one must see how far it is from that."""
+    root = trained(**changes)
+    capsys.readouterr()
+    _, manifest = merged(root, **changes)
+    shown = capsys.readouterr().out
+    assert told in shown
+    assert "the verdict was on base + adapter, not on this model: evaluate it on its own before it ships" in shown
+    compared = manifest["compared"]
+    evaluated, adapted = (compared["against_merged"][name] for name in ("evaluated", "adapted"))
+    assert adapted["mean_difference"] <= compared["allowed_mean_difference"]
+    assert evaluated["mean_difference"] > 0
+    assert ("nf4" in str(changes)) == (evaluated["mean_difference"] > 3 * adapted["mean_difference"])
+    assert f"{compared['loss']['evaluated']:.4f}" in shown
+    assert f"{evaluated['mean_difference']:.4f}" in shown
+
+
+@pytest.mark.parametrize("wrong", ["lost", "twice", "nan"])
+def test_tampered_merge_is_not_published(
+    trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """An adapter lost, taken twice or not finite: exit code 3, and the model that was there before stays."""
+    root = trained(model__dtype="bfloat16")
+    _, before = merged(root, model__dtype="bfloat16")
+
+    def tamper(model: Any) -> Any:
+        if wrong == "lost":
+            return model.unload()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data *= 2 if wrong == "twice" else float("nan")
+        return model.merge_and_unload(safe_merge=False)
+
+    config, paths = enter(root, **RATE, model__dtype="bfloat16")
+    monkeypatch.setattr(merge, "merge", tamper)
+    with pytest.raises(DataError, match=r"rounding explains .*; ship the adapter beside"):
+        merge.run(config, paths)
+    assert read_manifest(Paths(root).merged) == before
+    assert not list(root.glob("out/.merged*"))
+
+
+def test_adapter_that_is_not_finite_is_told_as_such(trained: Callable[..., Path]) -> None:
+    """PEFT's own check at the merge ends in one line, not in its ValueError."""
+    root = trained(model__dtype="bfloat16")
+    config, paths = enter(root, **RATE, model__dtype="bfloat16")
+    model = load_adapter(load_base(config.model, "cpu"), paths.adapter)
+    next(tensor for name, tensor in model.named_parameters() if "lora_B" in name).data.fill_(float("inf"))
+    with pytest.raises(DataError, match="out/adapter: can't be merged: NaNs detected in the merged weights"):
+        merge.merge(model)
+
+
+def test_no_adapter_and_another_run(trained: Callable[..., Path], tmp_path: Path) -> None:
+    """What is merged is what train published for the params as they stand, or nothing is."""
+    root = copy_of(trained(model__dtype="bfloat16"), tmp_path / "run")
+    shutil.rmtree(Paths(root).merged, ignore_errors=True)
+    with pytest.raises(DataError, match=r"was trained with model.quantization: none, params.yaml says nf4; put its"):
+        merged(root, model__dtype="bfloat16", model__quantization="nf4")
+    (root / "base/config.json").write_text((root / "base/config.json").read_text() + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"out/adapter: was trained on base at sha256:\w+, params.yaml names base at"):
+        merged(root, model__dtype="bfloat16")
+    shutil.rmtree(root / "out/adapter")
+    assert main(["merge"]) == 3
+    assert not Paths(root).merged.exists()
+
+
+def test_changed_adapter_or_rows_are_refused(trained: Callable[..., Path], tmp_path: Path) -> None:
+    """The manifest's hashes are the evidence that this is the adapter that was evaluated."""
+    root = copy_of(trained(model__dtype="bfloat16"), tmp_path / "run")
+    content = read_json(root / "data/validated" / MANIFEST)
+    content["files"].pop("train.arrow")
+    (root / "data/validated" / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match=r"data/validated: is not what out/adapter was trained on; train again"):
+        merged(root, model__dtype="bfloat16")
+    with (root / "out/adapter/adapter_config.json").open("a", encoding="utf-8") as file:
+        file.write(" ")
+    with pytest.raises(DataError, match=r"adapter_config.json: is not the file that was published"):
+        merged(root, model__dtype="bfloat16")
+
+
+def test_full_disk_is_told_before_anything_is_written(
+    trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 7B model is 14 GB, and safetensors' own error names no size."""
+    root = trained(model__dtype="bfloat16")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
+    with pytest.raises(MachineError, match=r"out: 0.00 GB are needed and 0.00 GB free; free some space"):
+        merged(root, model__dtype="bfloat16")
+
+
+def test_merging_holds_the_lock_of_the_folder(trained: Callable[..., Path]) -> None:
+    """Train could publish another adapter while this one is read."""
+    from finetune.files.run_lock import pipeline_lock
+
+    root = trained(model__dtype="bfloat16")
+    _, paths = enter(root, **RATE, model__dtype="bfloat16")
+    with pipeline_lock(paths.work / "pipeline.lock", "train"):
+        assert main(["merge"]) == ConfigError.exit_code
+
+
+def form(nats: list[float], size: float = 10.0) -> Measured:
+    """A form of the model with these losses of its tokens."""
+    return Measured(torch.zeros(len(nats)), torch.tensor(nats), size)
+
+
+def test_bound_is_a_few_roundings_and_half_of_what_the_adapter_does() -> None:
+    """In bfloat16 half a unit of the last place is 1/256: of logits about 10, 0.039 nats."""
+    one, base = form([1.0, 1.0]), form([9.0, 9.0])
+    assert allowed_difference(one, base, "bfloat16") == pytest.approx(2 * 10 / 256)
+    assert allowed_difference(one, base, "float16") == pytest.approx(2 * 10 / 2048)
+    assert allowed_difference(one, form([1.1, 0.9]), "bfloat16") == pytest.approx(0.05)
+    assert allowed_difference(one, form([1.0, 1.001]), "bfloat16") == pytest.approx(10 / 256)
+    assert allowed_difference(form([1.0], size=0.1), form([9.0]), "bfloat16") == pytest.approx(2 / 256)
+
+
+def test_comparison_counts_tokens_and_refuses_no_number(tmp_path: Path) -> None:
+    """NaN is below no bound; a comparison written the other way round would publish it."""
+    forms = {"adapted": form([1.0, 2.0]), "base": form([5.0, 5.0]), "merged": form([1.0, 2.125])}
+    found = compare_forms(forms, "bfloat16")
+    assert found["against_merged"]["adapted"] == {
+        "same_likeliest": 1.0,
+        "mean_difference": 0.0625,
+        "largest_difference": 0.125,
+    }
+    stop_unless_the_same(found, tmp_path)
+    found["against_merged"]["adapted"]["mean_difference"] = float("nan")
+    with pytest.raises(DataError, match="differ from those of base and adapter by nan nats"):
+        stop_unless_the_same(found, tmp_path)
+
+
+def test_packed_rows_are_compared_example_by_example() -> None:
+    """In one piece, an example would see its neighbours, which no evaluation does."""
+    row = {"input_ids": [1, 2, 3, 4, 5], "labels": [IGNORED, 2, IGNORED, IGNORED, 5], "seq_lengths": [2, 3]}
+    assert list(cut_packed(row)) == [([1, 2], [IGNORED, 2]), ([3, 4, 5], [IGNORED, IGNORED, 5])]
+    whole = {"input_ids": [1, 2], "labels": [IGNORED, 2]}
+    assert list(cut_packed(whole)) == [([1, 2], [IGNORED, 2])]

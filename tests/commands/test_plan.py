@@ -1,0 +1,234 @@
+"""`make plan`: what is known of a run before it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.commands.plan import run as show_plan
+from finetune.config.params import Config, parse_config
+from finetune.config.recipes import read_recipe
+from finetune.errors import ConfigError, DataError
+from finetune.files.strict_json import read_json
+from finetune.paths import Paths
+from finetune.plan.time import ASSUMED_SHARE, Range
+from finetune.validate.preview import find_workload, look_ahead
+from tests.builders.planned_run import COMMIT, make_here
+from tests.builders.planned_run import ready as ready
+from tests.builders.small_run import ROOT, params
+
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+
+
+# Of each layer of Mistral 7B: queries and output, keys and values, and three of the feed-forward part.
+MISTRAL_WEIGHTS = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same machine for every test: a CPU with 32 GB, no accelerator; and the top of the repository."""
+    make_here(monkeypatch)
+
+
+def codes(findings: Any) -> list[str]:
+    """The codes alone."""
+    return [finding.code for finding in findings]
+
+
+# ---- The shipped recipes
+
+
+def test_the_embedded_default_has_no_finding_to_act_on(config: Config) -> None:
+    """What everybody runs first; 1,000 examples are 63 steps an epoch, the last of them of 8."""
+    preview = look_ahead(config, ROOT, examples=1000)
+    assert codes(preview.findings) == ["last-batch-partial"]
+    assert preview.source == "1,000 training examples, each taken as 256 tokens long"
+    outlook = preview.outlook
+    assert (outlook.schedule.steps, outlook.schedule.examples) == (126, 1000)
+    assert outlook.architecture is not None and outlook.architecture.parameters == 1_969_088
+    assert outlook.trainable == 217_088
+    assert outlook.available == 32 * 10**9
+    assert outlook.memory is not None and 0 < outlook.memory.peak < 4e9
+    assert outlook.time() is None  # nobody publishes what this machine does a second
+    assert outlook.lines()[0].startswith(
+        "126 steps of 16 rows, 30 of them warmup, 2 evaluations, 2 saves; 256,000 tokens"
+    )
+    assert outlook.lines()[0].endswith("tokens an epoch at most")
+
+
+def test_the_plan_of_the_h100_recipe_by_hand() -> None:
+    """Nothing of the base is at hand but its shipped config.json: steps, parameters, work and time follow from it."""
+    preview = look_ahead(read_recipe("h100", ROOT), ROOT, examples=15_000)
+    assert codes(preview.findings) == ["base-unpinned", "quantization-needless", "last-batch-partial"]
+    outlook = preview.outlook
+    assert (outlook.schedule.steps, outlook.schedule.warmup_steps) == (3 * 938, 85)
+    assert outlook.architecture is not None and outlook.architecture.parameters == 7_248_023_552
+    sizes = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)
+    assert outlook.trainable == 32 * 16 * sizes == 41_943_040
+    assert outlook.memory is not None and outlook.memory.peak == outlook.by_ranks[1]
+    assert 7e9 < outlook.memory.peak < 40e9
+    assert (outlook.available, outlook.workload.longest_row) == (81_559 * 2**20, 4096)
+    attention, head = 2 * 32 * 4096 * 4096, 6 * 4096 * 32768 * 0.5
+    flops = 3 * 15_000 * 4096 * (2 * MISTRAL_WEIGHTS * 3 + attention * 4 + head)
+    assert outlook.flops == pytest.approx(flops)
+    passes = 13 * round(15_000 * 0.07 / 0.8) * 4096
+    evaluations = passes * (2 * MISTRAL_WEIGHTS + attention + head / 3)
+    assert outlook.evaluation_flops == pytest.approx(evaluations)
+    flops += evaluations
+    time = outlook.time()
+    low, high = ASSUMED_SHARE
+    assert time == Range(pytest.approx(flops / 989e12 / high), pytest.approx(flops / 989e12 / low))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_planned_and_has_no_error_but_its_pin(name: str) -> None:
+    """A shipped recipe that validate would stop is a trap for whoever trusts it."""
+    preview = look_ahead(read_recipe(name, ROOT), ROOT, examples=15_000)
+    assert preview.config.recipe == name
+    errors = [str(finding) for finding in preview.findings if finding.severity == "error"]
+    assert [text for text in errors if "without a revision" not in text] == []
+    assert preview.outlook.memory is not None and preview.outlook.flops
+    assert preview.outlook.disk_bytes > 10**8
+
+
+def test_an_accepted_finding_that_only_validate_could_make_is_no_news(change: Callable[..., Config]) -> None:
+    """A plan does not look at the rows, so it can't say that nothing was found there."""
+    accepted = {"split-near-overlap": "two forms of one manual", "warmup-too-long": "meant so"}
+    config = change(**{"findings.accept": accepted, "train.warmup_steps": 10_000})
+    preview = look_ahead(config, ROOT, examples=1600)
+    (finding,) = preview.findings
+    assert (finding.code, finding.accepted, finding.stops) == ("warmup-too-long", "meant so", False)
+
+
+def test_a_base_that_is_nowhere_and_unknown_is_a_plan_without_memory(change: Callable[..., Config]) -> None:
+    """No config.json: steps alone are known, and the finding is not hidden, for nothing else tells."""
+    preview = look_ahead(change(**{"model.base": "org/nobody-knows", "model.revision": COMMIT}), ROOT, examples=1600)
+    assert (preview.outlook.memory, preview.outlook.flops, preview.outlook.what_fits()) == (None, None, (0, 0))
+    assert "base-missing" in codes(preview.findings)
+    assert len(preview.outlook.lines()) == 1
+    assert preview.outlook.schedule.steps == 200
+
+
+# ---- The workload
+
+
+def test_without_prepared_rows_the_way_out_is_told(config: Config, tmp_path: Path) -> None:
+    """Either make them, or say how many."""
+    with pytest.raises(DataError) as caught:
+        look_ahead(config, tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/data/prepared: no prepared rows to plan with; run dvc repro prepare, or say how many there will "
+        "be: make plan EXAMPLES=15000"
+    )
+
+
+def test_the_plan_of_prepared_rows_is_what_validate_counts(
+    ready: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the base's own tokenizer, the two agree to the token; other settings of the data are told."""
+    monkeypatch.chdir(ready)
+    config = parse_config(params(), "params.yaml")
+    preview = look_ahead(config, Path())
+    report = read_json(Paths().reports / "validation.json")
+    assert preview.source == "36 prepared rows, in tokens of base"
+    assert preview.outlook.schedule.to_json() == report["schedule"]
+    assert preview.outlook.to_json() == report["plan"]
+    assert "made with other settings" not in capsys.readouterr().out
+    other = parse_config(params(data__on_bad_row="skip"), "params.yaml")
+    find_workload(other, Path(), None)
+    assert "note: data/prepared was made with other settings of the section data" in capsys.readouterr().out
+
+
+def test_a_base_that_is_not_at_hand_is_planned_in_tokens_of_the_embedded_one(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """About as many tokens, and said so."""
+    monkeypatch.chdir(ready)
+    shutil.copytree(ROOT / "models", "models", dirs_exist_ok=True)
+    model = {
+        "model__base": "mistralai/Mistral-7B-Instruct-v0.3",
+        "model__revision": COMMIT,
+        "model__pad_token": "<unk>",
+    }
+    config = parse_config(params(**model, model__chat_template="models/templates/mistral.jinja"), "params.yaml")
+    preview = look_ahead(config, Path())
+    assert preview.source == "36 prepared rows, in tokens of the embedded tokenizer, as the base's is not at hand"
+    assert preview.outlook.workload.counted and 36 <= preview.outlook.workload.tokens <= 36 * 64
+    assert "base-missing" not in codes(preview.findings)
+
+
+def test_a_base_whose_tokenizer_does_not_serve_is_planned_all_the_same(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its finding tells why, beside all others."""
+    monkeypatch.chdir(ready)
+    changes = {"model__chat_template": "nowhere.jinja", "train__effective_batch_size": 9}
+    preview = look_ahead(parse_config(params(**changes), "params.yaml"), Path())
+    assert set(codes(preview.findings)) >= {"template-missing", "effective-batch-differs"}
+    assert preview.source == "36 prepared rows, each taken as long as max_length, as no tokenizer serves"
+    assert not preview.outlook.workload.counted
+
+
+def test_rows_that_the_template_refuses_are_planned_at_their_most(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """validate will name them; the plan takes them for as long as they may be."""
+    monkeypatch.chdir(ready)
+    own = (ROOT / "models/tiny-base/chat_template.jinja").read_text(encoding="utf-8")
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    Path("strict.jinja").write_text(strict + own, encoding="utf-8")
+    preview = look_ahead(parse_config(params(model__chat_template="strict.jinja"), "params.yaml"), Path())
+    assert preview.source == "36 rows, which the template refuses"
+    assert preview.outlook.workload.tokens == 36 * 64
+
+
+# ---- Shown
+
+
+def test_what_a_person_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan with its price, and the exit code of an error where validate would stop."""
+    assert show_plan(ROOT, "h100", 15_000, None, 2.0, probe=False) == 2
+    told = capsys.readouterr().out
+    assert "plan of recipe h100: 15,000 training examples, each taken as 4,096 tokens long" in told
+    assert "memory of one device, of NVIDIA H100 80 GB:" in told
+    assert "peak by number of devices: 1: " in told
+    time = look_ahead(read_recipe("h100", ROOT), ROOT, 15_000).outlook.time()
+    assert time is not None
+    assert f"time: {time.told()}" in told
+    assert f"cost at 2 a device and hour: {time.least / 1800:.2f} to {time.most / 1800:.2f}" in told
+    assert "base-unpinned" in told
+    assert show_plan(ROOT, "tiny", 1600, None, None, probe=False) == 0
+    told = capsys.readouterr().out
+    assert "time: unknown for this machine until a probe measures it there (make plan PROBE=1)" in told
+    assert "no findings" in told
+
+
+def test_an_unknown_recipe_is_told_with_the_nearest() -> None:
+    """As `make use` does."""
+    with pytest.raises(ConfigError, match="did you mean h100"):
+        read_recipe("h10", ROOT)
+
+
+def test_probe_is_scaled_to_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two measured speeds make a range, whatever the data sheet says."""
+    from finetune.plan import probe
+
+    preview = look_ahead(read_recipe("h100", ROOT), ROOT, examples=15_000)
+    assert preview.outlook.flops is not None
+    per_hour = (preview.outlook.flops + preview.outlook.evaluation_flops) / 3600
+    monkeypatch.setattr(probe, "measure_throughput", lambda config, root, length: (per_hour / 4, per_hour / 3))
+    show_plan(ROOT, "h100", 15_000, None, 3.0, probe=True)
+    told = capsys.readouterr().out
+    assert "time: 3.0 to 4.0 hours" in told
+    assert "from a probe of this machine" in told
+    assert "cost at 3 a device and hour: 9.00 to 12.00" in told
+
+
+@pytest.mark.slow
+def test_the_table_of_recipes_is_what_the_plan_predicts() -> None:
+    """A figure in a README that nobody works out again is wrong after the next change."""
+    from finetune.commands.plan import recipe_table
+
+    text = (ROOT / "recipes/README.md").read_text(encoding="utf-8")
+    for line in recipe_table(ROOT):
+        assert line in text.splitlines(), "python -m finetune recipes --table prints the new table"

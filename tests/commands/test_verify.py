@@ -1,0 +1,170 @@
+"""make verify: a finished run once more, in a fresh folder, and what is said where it can't be the same."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.commands import verify
+from finetune.config.params import Config
+from finetune.errors import ConfigError, DataError, InterruptedRunError
+from finetune.files.atomic import write_json
+from finetune.files.manifests import MANIFEST, read_manifest
+from finetune.files.strict_json import read_json
+from finetune.paths import Paths
+from finetune.train import run, stage
+from tests.builders.small_run import copy_of, params, validated
+
+SAVES = [{"step": step, "adapter_sha256": f"a{step}", "optimizer_sha256": f"o{step}"} for step in (3, 6, 9)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a trained adapter."""
+    root = tmp_path_factory.mktemp("verify") / "run"
+    config, paths = validated(root, train__num_train_epochs=2)
+    stage.run(config, paths)
+    return root
+
+
+def rewrite(root: Path, **changes: object) -> None:
+    """Change what the adapter's manifest says."""
+    path = root / "out/adapter" / MANIFEST
+    write_json(path, read_json(path) | changes)
+
+
+@pytest.mark.slow
+def test_the_whole_run_and_its_first_steps_come_out_the_same(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What repeatability means here: the same bits at every checkpoint; the finished run stays as it was."""
+    root = copy_of(finished, tmp_path / "run")
+    monkeypatch.chdir(root)
+    before = read_manifest(root / "out/adapter")
+    (root / "params.yaml").write_text(json.dumps(params(train__learning_rate=0.5)), encoding="utf-8")  # by now another
+    verify.run(Path(), None, 1)
+    assert "the whole run came out the same, bit for bit (tier bitwise)" in capsys.readouterr().out
+    verify.run(Path(), 2, 1)
+    assert "the first 3 steps came out the same, bit for bit" in capsys.readouterr().out
+    assert read_manifest(root / "out/adapter") == before
+    assert not (root / "work/verify").exists()
+
+
+@pytest.mark.slow
+def test_other_bits_are_an_error_or_a_spread(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A manifest of a run with other bits: refused on the tier that promises them, told with a spread on the other."""
+    root = copy_of(finished, tmp_path / "run")
+    monkeypatch.chdir(root)
+    rewrite(root, checkpoints=SAVES, adapter_sha256="0")
+    with pytest.raises(DataError, match=r"the whole run came out differently, though its tier is bitwise; validation"):
+        verify.run(Path(), None, 1)
+    rewrite(root, tier="statistical")
+    verify.run(Path(), None, 1)
+    told = capsys.readouterr().out
+    assert "as the tier statistical allows; validation losses lie between" in told
+    assert "differs" in told
+
+
+def test_a_stop_is_told_and_leaves_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repetition goes on from nowhere: its folder is gone, and it must not be told as a run that goes on."""
+    root = copy_of(finished, tmp_path / "run")
+    monkeypatch.chdir(root)
+
+    def train(config: Config, paths: Paths, stop: Any, until: int | None) -> None:
+        (paths.work / "checkpoints").mkdir(parents=True)
+        stop.ask(signal.SIGTERM, None)
+        raise InterruptedRunError("train stopped; the same command goes on")
+
+    monkeypatch.setattr(run, "train", train)
+    with pytest.raises(InterruptedRunError, match=r"verify was stopped by SIGTERM; .*the same command starts anew$"):
+        verify.run(Path(), None, 1)
+    assert not (root / "work/verify").exists()
+
+
+def test_an_error_leaves_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk must not stay full of what the repetition wrote."""
+    root = copy_of(finished, tmp_path / "run")
+    monkeypatch.chdir(root)
+
+    def train(config: Config, paths: Paths, stop: Any, until: int | None) -> None:
+        assert paths.validated.exists()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "train", train)
+    with pytest.raises(OSError, match="No space left"):
+        verify.run(Path(), None, 1)
+    assert not (root / "work/verify").exists()
+    assert (root / "data/validated/train.arrow").exists()
+
+
+def test_other_arithmetic_is_told_before_the_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hours later the user would learn that this machine could not have made the same bits; then it is named again."""
+    root = copy_of(finished, tmp_path / "run")
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(verify, "repeat", lambda *_: read_manifest(root / "out/adapter"))
+    verify.run(Path(), 2, 1)
+    assert "warning" not in capsys.readouterr().out
+    report = root / "reports/train_cost.json"
+    content = read_json(report)
+    there = content["machine"]["arithmetic"]["threads"]
+    content["machine"]["arithmetic"]["threads"] = 96
+    write_json(report, content)
+    named = f"threads was 96, is {there}"
+    verify.run(Path(), 2, 1)
+    told = capsys.readouterr().out
+    assert f"warning: numbers may round otherwise here than where the run was made: {named}; bits may differ" in told
+    rewrite(root, checkpoints=SAVES)
+    monkeypatch.setattr(verify, "repeat", lambda *_: read_manifest(root / "out/adapter") | {"checkpoints": []})
+    with pytest.raises(DataError, match=f"came out differently, though its tier is bitwise; the likely cause: {named}"):
+        verify.run(Path(), 2, 1)
+    report.unlink()
+    with pytest.raises(DataError, match=r"was it made on another machine\?"):
+        verify.run(Path(), 2, 1)
+
+
+def test_what_has_changed_since_is_named(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another library rounds otherwise: a difference then would tell nothing of the run."""
+    root = copy_of(finished, tmp_path / "run")
+    monkeypatch.chdir(root)
+    versions = read_manifest(root / "out/adapter")["versions"]
+    rewrite(root, versions=versions | {"torch": "2.12.0"}, fingerprint="0" * 64)
+    with pytest.raises(DataError, match=r"has changed since: versions: torch was 2.12.0, is 2.13.0"):
+        verify.run(Path(), None, 1)
+    rewrite(root, versions=versions)
+    with pytest.raises(DataError, match=r"has changed since: our own code; go back"):
+        verify.run(Path(), None, 1)
+
+
+def test_runs_of_several_devices_are_not_repeated(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before anything is started."""
+    root = copy_of(finished, tmp_path / "run")
+    monkeypatch.chdir(root)
+    spread = {"nodes": 1, "devices": 2, "strategy": "ddp", "offload_optimizer": "none", "offload_param": "none"}
+    content = read_manifest(root / "out/adapter")["params"]
+    content["train"]["distributed"] = spread
+    rewrite(root, params=content)
+    with pytest.raises(ConfigError, match="repeats runs of one device"):
+        verify.run(Path(), None, 1)
+
+
+def test_steps_go_to_the_next_checkpoint() -> None:
+    """Bits are known at checkpoints alone; beyond the last but one it is the whole run."""
+    assert [verify.last_step(SAVES, steps) for steps in (1, 3, 4, 7, 100, None)] == [3, 3, 6, None, None, None]
+    assert verify.last_step([], 5) is None
+
+
+def test_every_checkpoint_is_compared() -> None:
+    """One that was not reached, or whose optimizer differs, is not the same."""
+    assert verify.compare(SAVES, SAVES)[1]
+    other = [SAVES[0], SAVES[1] | {"optimizer_sha256": "x"}]
+    rows, same = verify.compare(SAVES, other)
+    assert not same
+    assert rows == [("3", "same", "same"), ("6", "same", "differs"), ("9", "differs", "differs")]

@@ -1,0 +1,221 @@
+"""A value that another key, another source or the machine could not live with is told before it costs anything."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from finetune.config.loading import read_yaml
+from finetune.config.params import Config, parse_config
+from finetune.errors import ConfigError
+from tests.builders.config_errors import MISSING, error_of
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "text"),
+    [
+        ("train", "learning_rate", "2e-4", "must be a valid number; found '2e-4'"),
+        ("train", "bf16", 1, "must be a valid boolean; found 1"),
+        ("train", "bf16", "no", "must be a valid boolean; found 'no'"),
+        ("train", "save_steps", 50.0, "must be a valid integer; found 50.0"),
+        ("adapter", "r", True, "must be a valid integer; found True"),
+        ("train", "weight_decay", False, "must be a valid number; found False"),
+        ("model", "dtype", "fp32", "must be 'float32', 'bfloat16' or 'float16'; found 'fp32'"),
+        ("model", "revision", "main", "must match pattern '^[0-9a-f]{40}$'; found 'main'"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(
+    params: dict[str, Any], section: str, key: str, value: Any, text: str
+) -> None:
+    """Nothing is converted: a quoted number or a 1 for true is a sign that something else was meant."""
+    params[section][key] = value
+    assert error_of(params) == f"params.yaml: {section}.{key}: {text}"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "text"),
+    [
+        ("train", "learning_rate", 2.0, "must be less than or equal to 1; found 2.0"),
+        ("train", "learning_rate", 0.0, "must be greater than 0; found 0.0"),
+        ("train", "save_total_limit", 1, "must be greater than or equal to 2; found 1"),
+        ("train", "num_train_epochs", float("inf"), "must be a finite number; found inf"),
+        ("train", "warmup_steps", float("nan"), "must be a finite number; found nan"),
+        ("adapter", "lora_dropout", 1.0, "must be less than 1; found 1.0"),
+        ("adapter", "r", 0, "must be greater than or equal to 1; found 0"),
+        ("decide", "confidence", 0.05, "must be greater than 0.5; found 0.05"),
+        ("data", "directory", "", "must have at least 1 character; found ''"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(params: dict[str, Any], section: str, key: str, value: Any, text: str) -> None:
+    """The text says what is allowed, so that the second try is right."""
+    params[section][key] = value
+    assert error_of(params) == f"params.yaml: {section}.{key}: {text}"
+
+
+NUMBERS = [
+    "data.max_bad_fraction",
+    "data.split.train",
+    "adapter.lora_dropout",
+    "train.learning_rate",
+    "train.num_train_epochs",
+    "train.warmup_steps",
+    "train.weight_decay",
+    "train.adam_beta1",
+    "train.adam_epsilon",
+    "train.max_grad_norm",
+    "decide.confidence",
+]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_no_number_may_be_nan(change: Callable[..., Config], key: str) -> None:
+    """`.nan` is valid YAML and passes any comparison that is written the wrong way round."""
+    with pytest.raises(ConfigError, match=f"^params.yaml: {key}: "):
+        change(**{key: float("nan")})
+
+
+@pytest.mark.parametrize("value", [1.5, 30.25])
+def test_a_warmup_is_a_share_or_a_whole_number_of_steps(params: dict[str, Any], value: float) -> None:
+    """transformers cuts 1.5 to one step without a word."""
+    params["train"]["warmup_steps"] = value
+    text = f"{value:g} is neither a share of the run (below 1) nor a whole number of steps"
+    assert error_of(params) == f"params.yaml: train.warmup_steps: {text}"
+
+
+@pytest.mark.parametrize("value", [0, 0.03, 1, 30, 30.0])
+def test_a_warmup_share_and_a_warmup_in_steps_load(change: Callable[..., Config], value: float) -> None:
+    """The counterpart: the check refuses no good value."""
+    assert change(**{"train.warmup_steps": value}).train.warmup_steps == value
+
+
+def test_bf16_with_fp16_is_refused(params: dict[str, Any]) -> None:
+    """Two keys that are right one by one and wrong together; transformers would say so only after loading the base."""
+    params["train"] |= {"bf16": True, "fp16": True}
+    assert error_of(params) == "params.yaml: train: bf16 and fp16 are both true; choose one"
+
+
+def test_split_shares_must_sum_to_one(params: dict[str, Any]) -> None:
+    """A sum below 1 would lose examples in silence, one above 1 would use some twice."""
+    params["data"]["split"] |= {"train": 0.7, "validation": 0.1, "test": 0.1}
+    text = "train + validation + test is 0.9; the three shares must sum to 1"
+    assert error_of(params) == f"params.yaml: data.split: {text}"
+
+
+@example(train=700, validation=200)
+@given(train=st.integers(1, 900), validation=st.integers(1, 99))
+def test_shares_in_tenths_of_a_percent_sum_to_one(change: Callable[..., Config], train: int, validation: int) -> None:
+    """0.7 + 0.2 + 0.1 is 0.9999999999999999 in binary; rounding must not refuse a right split."""
+    test = 1000 - train - validation
+    shares = {"train": train / 1000, "validation": validation / 1000, "test": test / 1000}
+    split = {"method": "exact", **shares, "stratify_by": "agent"}
+    assert change(**{"data.split": split}).data.split.test == test / 1000
+
+
+def test_two_sources_of_one_name_are_refused(params: dict[str, Any]) -> None:
+    """The ledger is kept by name: the second account would overwrite the first."""
+    params["data"]["sources"] = [{"name": "rows", "path": f"{at}.jsonl", "format": "interactions"} for at in range(2)]
+    text = "two sources are named 'rows'; give each source its own name"
+    assert error_of(params) == f"params.yaml: data.sources: {text}"
+
+
+def test_the_sources_of_the_readme_load(params: dict[str, Any], tmp_path: Path) -> None:
+    """The page's example of a mixture is one that the tool takes."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "sources.yaml").write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    params["data"] |= read_yaml(tmp_path / "sources.yaml")
+    params["data"]["split"] |= {"train": 0.9, "validation": 0.1, "test": 0.0}
+    forum, _, test, hub = parse_config(params, "params.yaml").data.sources
+    assert (forum.fraction, test.split, test.columns, hub.part) == (0.67, "test", {"label": "category"}, "train")
+
+
+SOURCE = {"name": "rows", "path": "rows.jsonl"}
+HUB = {"name": "rows", "hub": "org/rows", "revision": "0" * 40, "part": "train"}
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ({"name": "rows"}, "name either path (a file in data.directory) or hub (a dataset of the Hub)"),
+        (SOURCE | HUB, "name either path (a file in data.directory) or hub (a dataset of the Hub)"),
+        (
+            {**HUB, "revision": None},
+            "a hub dataset needs revision (40 hex digits) and part (its own split, like train)",
+        ),
+        (SOURCE | {"revision": "0" * 40}, "revision and subset belong to a hub dataset, not to a path"),
+        (SOURCE | {"fraction": 0.5, "cap": 3}, "fraction and cap exclude each other; keep one"),
+        (SOURCE | {"split": "test", "cap": 3}, "a test file is taken as it is; drop cap"),
+        (
+            SOURCE | {"columns": {"grup": "user"}},
+            "columns: 'grup' is a field of no format; did you mean group? (our name comes first, then the file's)",
+        ),
+        (HUB | {"hub": "data/raw/rows"}, "hub: 'data/raw/rows' is no name of a dataset of the Hub, like org/name"),
+        (HUB | {"hub": "json"}, "hub: 'json' is no name of a dataset of the Hub, like org/name"),
+    ],
+)
+def test_a_source_that_contradicts_itself_is_refused(params: dict[str, Any], source: Any, text: str) -> None:
+    """Which of two contradicting keys was meant is not ours to guess."""
+    params["data"]["sources"] = [source]
+    dot = "." if text.startswith(("columns", "hub:")) else ": "
+    assert error_of(params).splitlines()[0] == f"params.yaml: data.sources.0{dot}{text}"
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        (
+            {"duplicates.exact": "keep"},
+            "duplicates: near: drop would drop exact copies too; set exact: drop, or near: group",
+        ),
+        ({"filters.characters": {"min": 9, "max": 3}}, "filters.characters: min 9 is more than max 3"),
+        (
+            {"filters.drop_matching": ["a("]},
+            "filters.drop_matching: 'a(' is no regular expression: missing ) at position 2",
+        ),
+        ({"split.method": "stable"}, "split: method stable decides by each row's hash alone; set stratify_by: null"),
+        (
+            {"sources": [SOURCE | {"split": "test"}]},
+            ": source 'rows' is the test split, so set split.test: 0.0 (it is 0.13)",
+        ),
+        (
+            {"split.test": 0.0, "split.train": 0.93},
+            ": split.test is 0 and no source is the test split; give it a share or a file",
+        ),
+        (
+            {"split.train": 0.0, "split.test": 0.93},
+            ": split.train is 0 and no source is the train split; nothing would be trained on",
+        ),
+        (
+            {"max_row_size": "10"},
+            "max_row_size: '10' is no amount of memory; write a number and its unit, like '10 GB' or '10 GiB'",
+        ),
+    ],
+)
+def test_data_that_contradicts_itself_is_refused(
+    change: Callable[..., Config], changed: dict[str, Any], text: str
+) -> None:
+    """Each would end in an empty split, in rows lost or in a test set that moves."""
+    with pytest.raises(ConfigError) as caught:
+        change(**{f"data.{key}": value for key, value in changed.items()})
+    assert str(caught.value) == f"params.yaml: data{'' if text.startswith(':') else '.'}{text}"
+
+
+def test_all_mistakes_are_told_together(params: dict[str, Any]) -> None:
+    """One mistake a try costs a person as many tries as mistakes."""
+    params["environment"] = "gpu"
+    del params["adapter"]["r"]
+    params["train"] |= {"learning_rate": "2e-4", "lr_scheduler": "cosine"}
+    assert error_of(params).splitlines() == [
+        "params.yaml: environment: must be 'cpu', 'cuda' or 'apple'; found 'gpu'",
+        f"params.yaml: adapter.r: {MISSING}",
+        "params.yaml: train.learning_rate: must be a valid number; found '2e-4'",
+        "params.yaml: train.lr_scheduler: unknown key; did you mean lr_scheduler_type?",
+    ]
+
+
+def test_one_mistake_in_the_only_source_is_one_error(params: dict[str, Any]) -> None:
+    """A second line that says the list is empty, though it is not, sends its reader to the wrong place."""
+    params["data"]["sources"] = [{"name": "rows", "path": "a.jsonl", "format": "interactions", "fromat": "x"}]
+    assert error_of(params) == "params.yaml: data.sources.0.fromat: unknown key; did you mean format?"

@@ -1,0 +1,263 @@
+"""The pipeline in real containers: the whole tiny run, by a user whom nobody knows, without a network; stop and resume.
+
+The image is built on the stand-in of tests/builders/standin.py: this proves the Dockerfile's steps and the wrapper, but
+not the official base.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.config.loading import read_yaml
+from tests.builders.small_run import CODE, ROOT, copy_tree, small_tree, write_params
+from tests.builders.standin import (
+    SECRET,
+    built_image,
+    engine_environment,
+    require_tools,
+    stand_in_environment,
+    workplace,
+)
+
+pytestmark = [pytest.mark.images, pytest.mark.slow]
+
+FOREIGN = 54321  # a user and group that neither this machine nor the image knows
+STAGES = ("prepare", "validate", "train", "evaluate", "decide")
+# Where containers themselves run in one (as in CI), the defaults of podman's engine ask for more than they may.
+CONTAINERS = """[engine]
+cgroup_manager = "cgroupfs"
+runtime = "runc"
+events_logger = "file"
+[containers]
+default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
+"""
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a host that has podman, the image, and the packages of requirements/base.lock alone."""
+    require_tools()
+    built_image("cpu")
+    folder = tmp_path_factory.mktemp("host")
+    (folder / "containers.conf").write_text(CONTAINERS, encoding="utf-8")
+    tree = folder / "finetune"
+    shutil.copytree(ROOT / "requirements", tree / "requirements")
+    environment = {**os.environ, "PYTHON": sys.executable, "FINETUNE_RUNTIME": "podman"}
+    done = subprocess.run([tree / "requirements/setup.sh", "auto", "none"], env=environment, check=False)
+    assert done.returncode == 0
+    assert (tree / ".venv/installed-run").read_text(encoding="utf-8").startswith("base ")
+    path = os.pathsep.join([str(tree / ".venv/bin"), os.environ["PATH"]])
+    own = {"CONTAINERS_CONF": str(folder / "containers.conf"), "DVC_NO_ANALYTICS": "1", "HF_HOME": str(folder / "hf")}
+    plain = {key: value for key, value in engine_environment(workplace()).items() if not key.startswith("FINETUNE_")}
+    return plain | own | {"PATH": path, "PYTHONPATH": "src", "HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET}
+
+
+def run(host: dict[str, str], root: Path, *command: str, code: int = 0, **environment: str) -> str:
+    """Run a command on the host; gives what it said. Another exit code fails."""
+    done = subprocess.run(
+        command, cwd=root, env=host | environment, capture_output=True, text=True, timeout=1200, check=False
+    )
+    told = done.stdout + done.stderr
+    assert done.returncode == code, f"{' '.join(command)}: exit {done.returncode}\n{told}"
+    assert SECRET not in told
+    return told
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A small run in podman: sixty rows, a random base, a DVC repository."""
+    return small_tree(tmp_path / "small", runtime="podman")
+
+
+def native(host: dict[str, str]) -> dict[str, str]:
+    """The environment of a host that has all packages."""
+    return host | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{host['PATH']}"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A report."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def test_the_whole_tiny_pipeline_by_a_foreign_user_without_a_network(host: dict[str, str], tmp_path: Path) -> None:
+    """The embedded default, from raw rows to a verdict, where nothing but the mounts can be written or reached."""
+    root = copy_tree(
+        tmp_path / "tiny", [*CODE, "params.yaml", "models", "data/raw", "data/looks.json", "data/seeds.json"]
+    )
+    subprocess.run(["chown", "-R", f"{FOREIGN}:{FOREIGN}", root], check=True)
+    for stage in STAGES:
+        began = time.monotonic()
+        run(host, root, "python", "-m", "finetune", stage, FINETUNE_RUNTIME="podman")
+        print(f"{stage}: {time.monotonic() - began:.1f} s in its container")
+    assert read(root / "reports/decision.json")["verdict"] == "deploy"
+    found = list(root.rglob("*"))
+    foreign = [path for path in found if (path.lstat().st_uid, path.lstat().st_gid) != (FOREIGN, FOREIGN)]
+    assert foreign == [], "root's files stay in the user's tree"
+    assert not list((root / "work").glob("train-*")), "scratch stays behind"
+    assert not any(SECRET.encode() in path.read_bytes() for path in found if path.is_file())
+    image = read(root / "reports/train_cost.json")["machine"]["image"]
+    assert image == built_image("cpu").name
+    assert image in (root / "reports/report.html").read_text(encoding="utf-8")
+    assert run(host, root, "podman", "ps", "--all", "--quiet") == ""
+    adapter = read(root / "reports/train.json")["adapter_sha256"]
+    run(native(host), root, "python", "-m", "finetune", "train")
+    assert read(root / "reports/train.json")["adapter_sha256"] == adapter, "natively it is another one"
+
+
+def test_native_and_container_give_the_same_adapter(host: dict[str, str], small: Path) -> None:
+    """By DVC on a host that has nothing but DVC; and to DVC both are one and the same run."""
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        run(host, small, *command)
+    told = run(host, small, "dvc", "repro")
+    assert "> PYTHONPATH=src python -m finetune train" in told
+    in_containers, in_container = commands(small), read(small / "out/adapter/manifest.json")
+    write_params(small, runtime="native")
+    assert "up to date" in run(host, small, "dvc", "status"), "the runtime is no part of the result"
+    told = run(host, small, "python", "-m", "finetune", "train", code=4)
+    assert told == "error: train: the packages of the stages are not installed here; run make setup RUNTIME=native\n"
+    run(native(host), small, "dvc", "repro", "--force")
+    assert read(small / "out/adapter/manifest.json")["adapter_sha256"] == in_container["adapter_sha256"]
+    assert commands(small) == in_containers
+
+
+def commands(root: Path) -> list[str]:
+    """The commands in dvc.lock."""
+    return [stage["cmd"] for stage in read_yaml(root / "dvc.lock")["stages"].values()]
+
+
+def test_an_interrupted_container_saves_and_goes_on(host: dict[str, str], small: Path) -> None:
+    """make stop, SIGTERM, SIGKILL of the wrapper: the same adapter as the undisturbed run's in the end."""
+    write_params(small, runtime="podman", train__num_train_epochs=120)
+    for stage in ("prepare", "validate", "train"):
+        run(host, small, "python", "-m", "finetune", stage)
+    undisturbed = read(small / "out/adapter/manifest.json")["adapter_sha256"]
+    shutil.rmtree(small / "work")
+    shutil.rmtree(small / "out")
+    for end in (stop_it, terminate_it, kill_it):
+        before = steps_done(small)
+        process = subprocess.Popen(
+            ["python", "-m", "finetune", "train"], cwd=small, env=host, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        wait_until(lambda past=before: steps_done(small) > past, process)
+        end(host, small, process)
+        wait_until(lambda: run(host, small, "podman", "ps", "--quiet") == "", None)
+        told = process.communicate()[0].decode()
+        assert process.returncode in (5, -9), told
+        assert list((small / "work/checkpoints").glob("*/checkpoint-*")), told
+        assert not (small / "out/adapter").exists()
+    told = run(host, small, "python", "-m", "finetune", "train")
+    assert "goes on from work/checkpoints" in told
+    assert read(small / "out/adapter/manifest.json")["adapter_sha256"] == undisturbed
+
+
+def stop_it(host: dict[str, str], root: Path, process: "subprocess.Popen[bytes]") -> None:
+    """As a user does, from another terminal."""
+    assert "train stopped at step" in run(host, root, "python", "-m", "finetune", "stop")
+
+
+def terminate_it(host: dict[str, str], root: Path, process: "subprocess.Popen[bytes]") -> None:
+    """As a scheduler does."""
+    process.terminate()
+
+
+def kill_it(host: dict[str, str], root: Path, process: "subprocess.Popen[bytes]") -> None:
+    """As the kernel does when memory is out; and a second start meanwhile is refused by the first one's lock."""
+    process.kill()
+
+
+def steps_done(root: Path) -> int:
+    """The step that the status file tells."""
+    path = root / "work/status.json"
+    return int(read(path).get("step") or 0) if path.exists() else 0
+
+
+def wait_until(done: Callable[[], bool], process: "subprocess.Popen[bytes] | None") -> None:
+    """Wait; a process that ended meanwhile, or three minutes, fail."""
+    end = time.monotonic() + 180
+    while not done():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_the_container_is_a_closed_room(host: dict[str, str], small: Path) -> None:
+    """Nobody to talk to, nothing to write to outside of the tree, no rights, and no secret of the caller."""
+    (small / "src/finetune/prepare/stage.py").write_text(SPY, encoding="utf-8")
+    run(host, small, "python", "-m", "finetune", "prepare", FINETUNE_PROMPT="passed on")
+    found = read(small / "reports/spy.json")
+    assert found["written"] == ["/tmp", str(small)]
+    assert found["network"] is False
+    assert found["interfaces"] == ["lo"]
+    assert found["capabilities"] == "0000000000000000"
+    assert found["secrets"] == []
+    assert found["offline"] == "1"
+    assert found["prompt"] == "passed on"
+    assert found["first"].endswith("tini")
+
+
+SPY = """
+import json, os, socket
+from pathlib import Path
+
+def run(config, paths):
+    written = []
+    for place in ("/", "/opt/finetune", "/usr/bin", "/tmp", "/root", str(Path.cwd())):
+        try:
+            Path(place, "written").write_text("x")
+            written.append(place)
+        except OSError:
+            pass
+    try:
+        socket.create_connection(("1.1.1.1", 53), timeout=3).close()
+        network = True
+    except OSError:
+        network = False
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    found = {
+        "written": written,
+        "network": network,
+        "interfaces": sorted(path.name for path in Path("/sys/class/net").iterdir()),
+        "capabilities": status["CapEff"].strip(),
+        "secrets": [name for name, value in os.environ.items() if "secret" in value],
+        "offline": os.environ.get("HF_HUB_OFFLINE"),
+        "prompt": os.environ.get("FINETUNE_PROMPT"),
+        "first": Path("/proc/1/cmdline").read_bytes().split(b"\\0")[0].decode(),
+    }
+    paths.reports.mkdir(exist_ok=True)
+    Path(paths.reports, "spy.json").write_text(json.dumps(found))
+"""
+
+
+def test_make_in_the_image_takes_its_packages(host: dict[str, str], small: Path) -> None:
+    """What jobs on clusters do: no set-up, no second Python, and an image of other locks is refused."""
+    line = [
+        "podman",
+        "run",
+        "--rm",
+        "--pull=never",
+        "--network=none",
+        f"--volume={small}:{small}",
+        f"--workdir={small}",
+    ]
+    line += [f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp", built_image("cpu").name, "make"]
+    assert "nothing is running in this folder" in run(host, small, *line, "status")
+    assert not (small / ".venv").exists()
+    (small / "requirements/cpu.lock").write_text("changed\n", encoding="utf-8")
+    assert "was built from other locks than requirements/ has" in run(host, small, *line, "status", code=2)
+    told = run(host, small, "python", "-m", "finetune", "prepare", code=4)
+    assert f"({built_image('cpu').name} was built from other locks); make image-cpu builds it" in told
+
+
+def test_a_stand_in_is_what_it_says() -> None:
+    """The settings that these tests give the engines name the secret that they look for."""
+    require_tools()
+    assert SECRET in Path(stand_in_environment("cpu")["PIP_CONF"]).read_text(encoding="utf-8")

@@ -1,0 +1,312 @@
+"""Where commands run: which errors are told first, and whose exit codes come back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.containers import runtime
+from finetune.containers.command_line import SCRATCH
+from finetune.containers.images import image_name, lock_files, locks_sha256
+from finetune.containers.runtime import command_code, engine_for, require_ready, runs_here, runtime_of
+from finetune.errors import ConfigError, FinetuneError, InterruptedRunError, MachineError
+from finetune.files.run_lock import pipeline_lock
+from tests.builders.container_tree import config
+from tests.builders.container_tree import tree as tree
+from tests.builders.small_run import ROOT, params
+
+# ------------------------------------------------------------------------------------------------- which runtime
+
+
+def test_params_say_where_stages_run() -> None:
+    """params.yaml is the rule, RUNTIME= the exception, and inside an image of ours nothing is started again."""
+    assert runtime_of(config(), {}) == "podman"
+    assert runtime_of(config(), {"FINETUNE_RUNTIME": "native"}) == "native"
+    assert runtime_of(config(runtime="native"), {"FINETUNE_RUNTIME": "docker"}) == "docker"
+    assert runtime_of(config(), {"FINETUNE_IMAGE": "finetune-cpu:1", "FINETUNE_RUNTIME": "docker"}) == "native"
+
+
+def test_a_word_that_is_no_runtime_is_told() -> None:
+    """Not a silent native run."""
+    with pytest.raises(ConfigError, match=r"^RUNTIME=dcoker: is none of native, docker, podman$"):
+        runtime_of(config(), {"FINETUNE_RUNTIME": "dcoker"})
+    with pytest.raises(ConfigError, match=r"params.yaml: runtime: must be 'native', 'docker' or 'podman'"):
+        config(runtime="buildah")
+
+
+def test_a_mac_has_no_containers() -> None:
+    """Its GPU can't be reached from one, whoever asks."""
+    with pytest.raises(ConfigError, match=r"can't reach its GPU; use native"):
+        config(environment="apple")
+    with pytest.raises(ConfigError, match=r"RUNTIME=docker: a container on a Mac can't reach its GPU; use native"):
+        runtime_of(config(environment="apple", runtime="native"), {"FINETUNE_RUNTIME": "docker"})
+
+
+def test_what_looks_ahead_runs_where_packages_are(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan for an H100 is made on a laptop; a host that has nothing but DVC sends it into the image."""
+    assert runs_here("plan")
+    assert runs_here("status")
+    assert not runs_here("train")
+    monkeypatch.setattr(runtime, "has_packages", lambda: False)
+    assert not runs_here("plan")
+    assert runs_here("status")
+    assert engine_for("plan", config()) == "podman"
+    with pytest.raises(MachineError, match=r"^plan: the packages of the stages are not installed here; run make setup"):
+        engine_for("plan", config(runtime="native"))
+
+
+def test_every_command_has_its_place() -> None:
+    """A new command is put into one of the kinds: one that needs torch and is in none fails on a bare host."""
+    from finetune.cli.main import SMALL_COMMANDS
+    from finetune.cli.options import STAGES
+
+    anywhere = {name.split()[0] for name in runtime.ANYWHERE}
+    of_host = {
+        "gate",
+        "report",
+        "status",
+        "stop",
+        "detach",
+        "exps",
+        "compare",
+        "seeds",
+        "use",
+        "pin",
+        "findings",
+        "doctor",
+    }
+    of_host |= {"image", "push", "pull", "bundle", "check-bundle"}
+    assert {*STAGES, *SMALL_COMMANDS} == runtime.OF_A_RUN | anywhere | of_host
+    assert not of_host & (runtime.OF_A_RUN | anywhere)
+
+
+# ------------------------------------------------------------------------------------------------ what is missing
+
+ENGINE = """#!{python}
+import json, os, signal, sys, time
+words = sys.argv[1:]
+state = json.load(open({state!r}))
+open({log!r}, "a").write(json.dumps(words) + "\\n")
+if "complaint" in state:
+    sys.exit(state["complaint"])
+if words[:2] == ["image", "inspect"]:
+    if state["labels"] is None:
+        sys.exit("Error: No such image: " + words[-1])
+    config = {{"Labels": state["labels"]}}
+    print(json.dumps([{{"Id": "sha256:1a2b", "Size": 5, "Created": "2026-01-01", "Config": config}}]))
+elif words[0] == "images":
+    print("localhost/finetune-cpu:0123456789ab")
+elif words[0] == "run":
+    def stop(number, frame):
+        print("saved at", signal.Signals(number).name, flush=True)
+        sys.exit(5)
+    if state.get("early"):  # as podman does, which is creating the container still
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+        print("started", flush=True)
+        time.sleep(60)
+    if state.get("waits"):
+        started = next(word for word in words if word.startswith("FINETUNE_STARTED=")).partition("=")[2]
+        scratch = next(word for word in words if word.endswith("target={scratch}")).split("source=")[1].split(",")[0]
+        open(os.path.join(scratch, os.path.basename(started)), "w").close()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, stop)
+        print("started", flush=True)
+        time.sleep(60)
+    sys.exit(state["code"])
+"""
+
+
+@pytest.fixture
+def engine(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A podman that says what its state file says; PATH has nothing else. Gives that file."""
+    state, binaries = tmp_path / "state.json", tmp_path / "bin"
+    binaries.mkdir()
+    text = ENGINE.format(
+        python=sys.executable, state=str(state), log=str(tmp_path / "calls.jsonl"), scratch=str(SCRATCH)
+    )
+    (binaries / "podman").write_text(text, encoding="utf-8")
+    (binaries / "podman").chmod(0o755)
+    monkeypatch.setenv("PATH", str(binaries))
+    say(state, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0)
+    return state
+
+
+def say(state: Path, **content: Any) -> None:
+    """Tell the fake engine what to answer."""
+    state.write_text(json.dumps(content), encoding="utf-8")
+
+
+def ready(tree: Path, **changes: Any) -> str:
+    """The image that would be started."""
+    return require_ready("podman", config(**changes), tree)
+
+
+def refused(tree: Path, engine: str = "podman", **changes: Any) -> str:
+    """The error that a person reads."""
+    with pytest.raises(MachineError) as caught:
+        require_ready(engine, config(**changes), tree)
+    return str(caught.value)
+
+
+def test_the_image_of_these_locks_is_started_by_its_id(tree: Path, engine: Path) -> None:
+    """A name could be moved to another image while a run goes on."""
+    assert ready(tree) == "1a2b"
+
+
+def test_an_engine_that_is_not_installed(tree: Path, engine: Path) -> None:
+    """It is told which one is."""
+    told = refused(tree, "docker")
+    assert told == (
+        "runtime: docker is not installed here; use RUNTIME=podman, which is, or add RUNTIME=native to the command"
+    )
+
+
+def test_no_engine_at_all(tree: Path, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where to get one."""
+    monkeypatch.setenv("PATH", "")
+    assert "podman is not installed here; install it (https://podman.io" in refused(tree)
+
+
+def test_an_image_that_is_missing(tree: Path, engine: Path) -> None:
+    """And which other ones there are: the locks have changed since."""
+    say(engine, labels=None)
+    name = image_name("cpu", tree)
+    assert refused(tree) == (
+        f"runtime: podman has no image {name} (finetune-cpu:0123456789ab was built from other locks); "
+        "make image-cpu builds it"
+    )
+
+
+def test_an_image_of_other_locks(tree: Path, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its name says, as one that was fetched from elsewhere."""
+    say(engine, labels={"finetune.locks": "0" * 64})
+    monkeypatch.setenv(runtime.OTHER_IMAGE, "registry.example/ours:1")
+    assert refused(tree) == (
+        "runtime: image registry.example/ours:1 was built from other locks than those in requirements/; "
+        "make image-cpu builds it anew"
+    )
+
+
+def test_a_daemon_that_does_not_answer(tree: Path, engine: Path) -> None:
+    """And how to start it."""
+    say(engine, complaint="Cannot connect to the daemon. Is the daemon running?")
+    assert "podman is installed but not running; start it" in refused(tree)
+
+
+def test_a_gpu_that_is_not_there(tree: Path, engine: Path) -> None:
+    """Before the container is started, which would say it in the engine's words."""
+    say(engine, labels={"finetune.locks": locks_sha256("cuda", tree)})
+    assert "this machine has no NVIDIA driver (nvidia-smi)" in refused(tree, environment="cuda")
+
+
+def test_a_tree_that_can_not_be_written(tree: Path, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount that is read-only, or another user's."""
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK or Path(path) != tree)
+    assert refused(tree) == (
+        f"{tree}: can't be written to by user {os.getuid()}; change its owner, or mount it writable"
+    )
+
+
+def test_locks_are_known_by_their_bytes(tree: Path) -> None:
+    """Any change of any lock of the environment, and of no other, is another image."""
+    before = {name: image_name(name, tree) for name in ("cpu", "cuda")}
+    lock_files("cpu", tree)[0].write_text("torch==9\n", encoding="utf-8")
+    assert image_name("cpu", tree) != before["cpu"]
+    assert image_name("cuda", tree) == before["cuda"]
+
+
+# -------------------------------------------------------------------------------------------- running to the end
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5])
+def test_the_commands_exit_code_comes_back(tree: Path, engine: Path, code: int) -> None:
+    """DVC and schedulers go by it."""
+    say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=code)
+    assert runtime.run("podman", "train", ["train"], config(), tree) == code
+    assert list((tree / "work").iterdir()) == [], "the scratch folder stays behind"
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "text"),
+    [
+        (125, MachineError, "podman could not start the container"),
+        (127, MachineError, "the container could not run it"),
+        (137, MachineError, "its container was killed .* the same command goes on from what is kept"),
+        (-9, MachineError, "its container was killed"),
+        (143, InterruptedRunError, "its container was stopped .* the same command goes on from what is kept"),
+        (-15, InterruptedRunError, "its container was stopped"),
+    ],
+)
+def test_what_the_engine_or_a_signal_ended_is_told(code: int, error: type[FinetuneError], text: str) -> None:
+    """With the exit code that says whether it can go on."""
+    with pytest.raises(error, match=text):
+        command_code(code, "podman", "train")
+
+
+def start(tree: Path, **how: Any) -> "subprocess.Popen[str]":
+    """The stage train of a tree, whose container has started."""
+    (tree / "params.yaml").write_text(json.dumps(params(runtime="podman")), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune", "train"], cwd=tree, env=environment, stdout=subprocess.PIPE, text=True, **how
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
+def test_signals_reach_the_command(tree: Path, engine: Path, name: str) -> None:
+    """The container saves at its step's end, and its exit code says so."""
+    labels = {"finetune.locks": locks_sha256("cpu", tree)}
+    say(engine, labels=labels, code=0, waits=True)
+    process = start(tree)
+    process.send_signal(getattr(signal, name))
+    told, _ = process.communicate(timeout=30)
+    assert (told, process.returncode) == (f"saved at {name}\n", 5)
+
+
+def test_a_signal_that_comes_too_early_is_no_success(tree: Path, engine: Path) -> None:
+    """An engine that is still creating the container ends with 0: DVC would take the stage for done."""
+    say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, early=True)
+    process = start(tree)
+    process.terminate()
+    assert process.wait(timeout=30) == 5
+    calls = [json.loads(line) for line in (engine.parent / "calls.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert calls[-1][:2] == ["rm", "--force"], "a container that was created stays behind"
+
+
+def test_nohup_is_honoured(tree: Path, engine: Path) -> None:
+    """A lost terminal does not end what was told to go on without one."""
+    say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, waits=True)
+    process = start(tree, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.terminate()
+    assert process.communicate(timeout=30)[0] == "saved at SIGTERM\n"
+
+
+def test_a_killed_wrapper_takes_its_container_along(tree: Path, engine: Path) -> None:
+    """SIGKILL can't be passed on: the engine gets SIGTERM from the kernel, and the training saves."""
+    say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, waits=True)
+    process = start(tree)
+    process.kill()
+    began = time.monotonic()
+    assert process.stdout is not None
+    assert process.stdout.read() == "saved at SIGTERM\n"  # to the end of the pipe, which the engine held
+    assert time.monotonic() - began < 20
+    process.wait()
+
+
+def test_make_stop_finds_the_process_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers in a container mean nothing outside: the lock names the process on the host, which passes signals on."""
+    monkeypatch.setenv("FINETUNE_PROCESS", "4321")
+    with pipeline_lock(tmp_path / "pipeline.lock", "train"):
+        assert (tmp_path / "pipeline.holder").read_text(encoding="utf-8") == "stage train (process 4321)"

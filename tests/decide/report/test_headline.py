@@ -1,0 +1,131 @@
+"""The sentence that people read first: the verdict, of a run made up in memory."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from finetune.config.params import Config
+from finetune.decide.outcomes import Outcome
+from finetune.decide.report.headline import headline, provisos
+from finetune.decide.verdict import Verdict
+from tests.builders.report_answers import MadeUp
+from tests.builders.report_run import Page, load_card, make_run, make_undecided
+
+
+@pytest.fixture
+def run(change: Callable[..., Config]) -> MadeUp:
+    """A run that ends in deploy."""
+    return make_run(change)
+
+
+@pytest.fixture
+def undecided(change: Callable[..., Config]) -> MadeUp:
+    """A run that ends in iterate, full of hostile texts."""
+    return make_undecided(change)
+
+
+# ---- The sentence
+
+
+def test_the_verdict_is_one_sentence_with_who_what_and_how_sure(run: MadeUp) -> None:
+    """A manager reads this and nothing else."""
+    text = headline(run.verdict, run.outcomes, run.reports)
+    assert re.fullmatch(
+        r"Deploy: the fine-tuned model answers \d\d\.\d% of 249 held-out examples of exception-namer exactly right "
+        r"\(at least \d\d\.\d% with 99% confidence, 55% was asked\); the base model \d\.\d%; all 6 criteria pass\.",
+        text,
+    ), text
+
+
+def test_a_verdict_short_of_deploy_says_what_stands_in_its_way(undecided: MadeUp) -> None:
+    """Not the criterion that passed best, but the one that did not."""
+    text = headline(undecided.verdict, undecided.outcomes, undecided.reports)
+    assert text.startswith("Iterate: the fine-tuned model answers 59.0% of 249 held-out examples")
+    assert "(between 48.2% and 69.0% with 99% confidence, 55% was asked)" in text
+    assert text.endswith("3 of 6 criteria pass.")
+
+
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [
+        (1, "points more (at least"),
+        (2, "reaches exceptions.macro_f1 0."),
+        (3, "answers in 0.047 s on average (at most 0.055 s with 99% confidence, 1 s was asked)"),
+        (4, "answers in 55.8% less time than the base model (at least 49.0%"),
+        (5, "needs 0.56 GB of memory at its peak (2 GB was asked)"),
+    ],
+)
+def test_every_kind_of_criterion_can_be_told(run: MadeUp, at: int, told: str) -> None:
+    """Whatever is judged alone leads the sentence."""
+    text = headline(run.verdict, [run.outcomes[at]], run.reports)
+    assert told.replace("points more", "a difference of +" if at == 1 else told).split(" (")[0][:20] in text
+
+
+def test_what_has_no_interval_is_told_and_drawn_without(run: MadeUp) -> None:
+    """A bootstrap may refuse, and a count of seeds has none: nothing is made up in its place."""
+    refused = replace(run.outcomes[1], status="inconclusive", lower=-math.inf, upper=math.inf)
+    seeds = Outcome("all of 3 seeds pass", "seeds", "inconclusive", 3, 2, None, None, "", "none", "2 of 3 seeds pass")
+    undefined = replace(seeds, criterion="x", status="unmeasured", target=math.nan, estimate=None)
+    one_sided = replace(run.outcomes[3], lower=None)
+    run.outcomes = [refused, seeds, undefined, one_sided]
+    run.verdict = replace(run.verdict, name="iterate")
+    html = run.html()
+    assert html.count('class="interval"') == 1 + 1 and "open to 0.055 s" in html and "estimate 2, no interval" in html
+    assert "+51.2 points (more than 0 points was asked); 1 of 4 criteria pass." in html
+
+
+def test_harm_is_said_first(run: MadeUp) -> None:
+    """Whatever passed, answers were lost."""
+    verdict = Verdict("abort", "Do not go on.", ("worse than the baseline: 60 answers lost, 0 gained (p = 1e-9)",), ())
+    text = headline(verdict, run.outcomes, run.reports)
+    assert text == "Abort: the fine-tuned model is worse than the baseline: 60 answers lost, 0 gained (p = 1e-9)."
+
+
+def test_spent_looks_stand_in_the_sentence(run: MadeUp) -> None:
+    """Every criterion passes and yet it is no deploy: the reader must learn why."""
+    run.reports["look"] = 6
+    text = headline(Verdict("iterate", "Spent.", (), ()), run.outcomes, run.reports)
+    assert text.endswith("all 6 criteria pass, but this test set has been looked at 6 times where 5 were declared.")
+
+
+def test_provisos_name_all_that_weakens_the_verdict(undecided: MadeUp, change: Callable[..., Config]) -> None:
+    """Recorded baseline, sampling, clusters, failures, accepted findings, scorers, warnings of the training."""
+    told = "\n".join(provisos(undecided.reports))
+    for part in ("recorded elsewhere", "Look 2 of 5", "sampled", "cluster", "failed", "cut off", "accepted by hand"):
+        assert part in told, part
+    assert "could not be scored" in told and "Training:" in told and "agreed with itself in only 50.0%" in told
+    undecided.reports["decide"] = change(**{"decide.policy": "point"}).decide
+    undecided.reports["look"] = 9
+    told = "\n".join(provisos(undecided.reports))
+    assert "“point”" in told and "look 9 at a test set for which 5 were declared" in told
+
+
+def test_a_served_candidate_is_not_taken_for_the_adapter(run: MadeUp) -> None:
+    """What a server serves may be another model: said first in all three, and nowhere is it this adapter to deploy."""
+    evaluation = run.reports["evaluation"]
+    evaluation["candidate"] = {"form": "server", "name": "qwen2 at http://gpu-7.intern:8000/v1", "recorded": False}
+    warning = "The figures are of the served model qwen2: nobody checked that it is this adapter."
+    assert provisos(run.reports)[0] == warning
+    for text in (run.html(), run.summary(), run.card()):
+        assert warning in text and "deploy this adapter" not in text and "gpu-7" not in text
+        assert "he served model qwen2 answers" in text
+    card = load_card(run.card())
+    assert "```" not in card.text and "Nobody checked that it serves this adapter" in card.text
+    assert card.data.eval_results is None
+    alone = headline(run.verdict, [], run.reports)
+    assert alone == "Deploy: all 6 outcomes pass: deploy what the server serves."
+
+
+def test_prompts_without_a_time_are_counted(run: MadeUp) -> None:
+    """They may be the slowest, so the mean may be better than it is; of all timed none is said."""
+    assert "could not be timed" not in run.html() + run.card()
+    run.reports["cost"]["latency"] |= {"left_out": 4, "baseline": None}
+    run.reports["timings"] = [replace(row, baseline_seconds=None) for row in run.reports["timings"]]
+    html = Page(run.html())
+    assert html.text.count("4 of 64 sampled prompts could not be timed") == 2
+    assert "Of the 60 timed prompts the candidate answered 98.3%" in html.text
+    for text in (run.summary(), run.card()):
+        assert "4 of 64 sampled prompts could not be timed" in text

@@ -1,0 +1,151 @@
+"""The summary and the model card, of a run made up in memory."""
+
+import json
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+
+from finetune.config.params import Config
+from finetune.decide.report.formatting import plain_markdown
+from finetune.decide.report.headline import headline
+from tests.builders.report_answers import AGENT, OBJECTS, SHA, MadeUp
+from tests.builders.report_run import load_card, make_run, make_undecided
+
+
+@pytest.fixture
+def run(change: Callable[..., Config]) -> MadeUp:
+    """A run that ends in deploy."""
+    return make_run(change)
+
+
+@pytest.fixture
+def undecided(change: Callable[..., Config]) -> MadeUp:
+    """A run that ends in iterate, full of hostile texts."""
+    return make_undecided(change)
+
+
+# ---- The summary
+
+
+def test_the_summary_fits_a_pull_request(run: MadeUp, undecided: MadeUp) -> None:
+    """Sixty lines, the sentence first, the hashes last, and nothing in it that acts."""
+    for made in (run, undecided):
+        text = made.summary()
+        assert len(text.splitlines()) <= 60, len(text.splitlines())
+        assert text.startswith(f"# {plain_markdown(headline(made.verdict, made.outcomes, made.reports))[:30]}")
+        assert all(digest in text.splitlines()[-1] for digest in (SHA["adapter"], SHA["test"], SHA["base"]))
+        assert not re.search(r"<(?!!)|(?<!\\)\[|@someone|\n\n\n", text)
+    assert "1,204 test examples" in undecided.summary()
+    tables = [line for line in run.summary().splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {6}
+
+
+def test_the_card_is_metadata_that_the_hub_reads(run: MadeUp) -> None:
+    """base_model, library and results, each with the examples it rests on; no licence, as none is known."""
+    data = load_card(run.card()).data
+    assert (data.base_model, data.library_name, data.pipeline_tag) == ("tiny-base", "peft", "text-generation")
+    assert data.license is None and data.datasets is None and data.model_name == "tiny"
+    found = {(item.metric_name, item.dataset_config): item for item in data.eval_results}
+    one = found["exact_match", AGENT]
+    assert one.metric_value == pytest.approx(
+        run.reports["evaluation"]["groups"][AGENT]["candidate"]["exact_match"], abs=1e-6
+    )
+    assert (one.metric_args["examples"], one.dataset_split, one.dataset_type) == (249, "test", "cpython")
+    assert found["exceptions.macro_f1", AGENT].metric_type == "f1"
+    assert not [key for key, _ in found if key in ("mean_tokens", "cut_off", "failed")]
+
+
+def test_the_card_names_datasets_of_the_hub_alone(run: MadeUp) -> None:
+    """A reader can open those; a path of the author's is of no use to anybody."""
+    run.reports["prepare"]["settings"]["sources"].append({"name": "squad", "hub": "org/squad"})
+    run.reports["evaluation"]["base"] = {"name": "Qwen/Qwen2-7B", "revision": "c" * 40}
+    text = run.card()
+    data = load_card(text).data
+    assert data.datasets == ["org/squad"] and data.base_model == "Qwen/Qwen2-7B"
+    assert f'from_pretrained("Qwen/Qwen2-7B", revision="{"c" * 40}")' in text
+
+
+def test_the_card_tells_the_verdict_its_limits_and_its_hashes(run: MadeUp) -> None:
+    """What the adapter is good for, and how that is known."""
+    text = load_card(run.card()).text
+    for part in (
+        "**Deploy: the fine-tuned model",
+        "## Limits",
+        "licences",
+        "look 2 of 5",
+        "Clopper-Pearson",
+        "Decoding: greedy",
+    ):
+        assert part in text, part
+    assert all(digest in text for digest in SHA.values() if digest != SHA["cost"])
+    code = re.search(r"```python\n(.*?)```", text, re.S)
+    assert code and compile(code[1], "card", "exec")
+    tables = re.findall(r"^\|.*\|$", text, re.M)
+    assert {line.count("|") for line in tables} == {8, 7}
+
+
+def test_the_card_tells_of_decoding_what_is_known(run: MadeUp) -> None:
+    """Of recorded answers nobody knows how they were decoded."""
+    evaluation = run.reports["evaluation"]
+    assert "Decoding: greedy, at most 16 new tokens, the same for both sides." in run.card()
+    evaluation["baseline_generation"] = {**evaluation["generation"], "max_new_tokens": 32}
+    assert "the baseline's was another (max new tokens: 32)" in run.card()
+    evaluation["baseline_generation"] = None
+    text = run.card()
+    assert "of the baseline's nothing is known" in text and "the same for both" not in text
+    evaluation["generation"] = None
+    assert "Decoding: not known." in run.card()
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_merged_candidate_is_loaded_as_it_was_evaluated(run: MadeUp, quantization: str) -> None:
+    """Without PEFT, and in 4 bit where that was asked."""
+    run.reports["evaluation"]["candidate"] |= {"form": "merged", "quantization": quantization}
+    text = run.card()
+    code = re.search(r"```python\n(.*?)```", text, re.S)
+    assert code and compile(code[1], "card", "exec") and "peft" not in code[1] and "make merge" in text
+    assert ("load_in_4bit=True" in code[1]) == ("BitsAndBytesConfig" in code[1]) == (quantization == "nf4")
+    assert "import AutoModelForCausalLM, AutoTokenizer\n" in code[1] or quantization == "nf4"
+
+
+def test_figures_without_an_interval_say_where_it_is(run: MadeUp) -> None:
+    """An empty cell would read as forgotten."""
+    rows = [
+        line for line in run.card().splitlines() if line.startswith(("| loss", "| closeness", "| exceptions.macro"))
+    ]
+    assert len(rows) == 7 and all(row.endswith("| \u2014 |") for row in rows)
+    assert "intervals of these are in the criteria" in run.card()
+
+
+def test_what_is_told_of_changes_fits_the_verdict(run: MadeUp) -> None:
+    """A deploy is not said to need something that would change it."""
+    for text in (run.html(), run.summary()):
+        assert "How far the verdict is from changing" in text and "What would change" not in text
+    run.verdict = replace(run.verdict, name="iterate")
+    for text in (run.html(), run.summary()):
+        assert "What would change the verdict" in text and "How far" not in text
+
+
+def test_the_card_is_not_broken_by_what_it_tells(undecided: MadeUp) -> None:
+    """Names go through a YAML library; texts can't leave their cell, and the code can't be ended."""
+    undecided.reports["evaluation"]["base"] = {"name": 'x"); import os  # ```\n<b>', "revision": "c" * 40}
+    text = undecided.card()
+    data = load_card(text).data
+    assert data.model_name == "tiny: # no ---"
+    code = re.search(r"```python\n(.*?)```", text, re.S)
+    assert code and compile(code[1], "card", "exec") and "import os" not in code[1].replace("_import_os", "")
+    body = text.split("\n---\n", 1)[1]
+    spans = re.compile(r"`[^`\n]*`")
+    assert not re.search(r"<[a-z/]|@someone|[\x00\x1b\u202e\u2028]", spans.sub("", body))
+
+
+def test_reports_are_left_as_they_were(run: MadeUp) -> None:
+    """What is written to decision.json afterwards must not depend on what was drawn."""
+    before = deepcopy({key: value for key, value in run.reports.items() if key not in OBJECTS})
+    run.html(), run.summary(), run.card()
+    assert json.dumps(before, sort_keys=True) == json.dumps(
+        {k: v for k, v in run.reports.items() if k not in OBJECTS}, sort_keys=True
+    )

@@ -1,0 +1,247 @@
+"""The page that people read at the end, of a run made up in memory."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from finetune.config.params import Config
+from finetune.decide.report.confusion import heat, worst_classes
+from finetune.decide.report.examples import SHOWN, choose_rows, kind_of, show_examples, tag_predictions
+from finetune.decide.report.readings import known_metrics, read_outcomes
+from finetune.decide.report.sections import show_groups, show_seeds
+from finetune.decide.verdict import Suggestion, Verdict
+from tests.builders.report_answers import AGENT, CRITERIA, OTHER, PROBLEM, SCORERS, SHA, MadeUp, answer
+from tests.builders.report_run import Page, make_run, make_undecided
+
+
+@pytest.fixture
+def run(change: Callable[..., Config]) -> MadeUp:
+    """A run that ends in deploy."""
+    return make_run(change)
+
+
+@pytest.fixture
+def undecided(change: Callable[..., Config]) -> MadeUp:
+    """A run that ends in iterate, full of hostile texts."""
+    return make_undecided(change)
+
+
+# ---- The page
+
+
+def test_the_page_stands_alone_and_is_the_same_every_time(run: MadeUp) -> None:
+    """One file: nothing is fetched, nothing inline escapes the policy, and the same run gives the same bytes."""
+    html = run.html()
+    page = Page(html)
+    assert html == run.html()
+    assert html.startswith("<!doctype html>")
+    assert not {"link", "img", "iframe", "object", "base", "form"} & set(page.tags)
+    assert not {"style", "src", "onclick", "onload"} & {name for name, _ in page.attributes}
+    assert page.tags.count("script") == 1 and page.tags.count("style") == 1
+    assert all(value.startswith("#") for value in page.values("href"))
+    assert {value[1:] for value in page.values("href")} <= set(page.values("id"))
+    assert "unsafe" not in page.values("content")[0]
+    assert len(html) < 900_000
+
+
+def test_the_page_has_every_section(run: MadeUp) -> None:
+    """In the order in which a reader asks."""
+    page = Page(run.html())
+    sections = [value for value in page.values("id") if f"{value}-title" in page.values("id")]
+    order = "criteria groups classes training examples cost ledger plan findings forgetting seeds provenance"
+    assert sections == order.split()
+    for text in (
+        "e-mail address",
+        "so is the world",
+        "hellaswag",
+        "Seed 43",
+        SHA["fingerprint"],
+        "0.118 s",
+        "\u22120.1%",
+    ):
+        assert text in page.text, text
+
+
+def test_no_place_and_no_host_is_told(run: MadeUp) -> None:
+    """A report is passed on: whose folder and machine it was is nobody's business."""
+    run.reports["evaluation"]["base"]["name"] = "/home/me/models/tiny-base/"
+    run.reports["evaluation"]["candidate"]["name"] = "/home/me/out/adapter"
+    for text in (run.html(), run.summary(), run.card()):
+        assert "/home" not in text and "secret-host" not in text
+        assert "tiny-base" in text and SHA["base"] in text
+
+
+def test_no_text_tells_an_address_a_secret_or_a_folder(run: MadeUp) -> None:
+    """Reasons, warnings and settings come from servers, scorers and libraries, which name where they are."""
+    failed = "params.yaml: evaluate.candidate: the server http://gpu7.corp.local:8000/v1/chat/completions answered 500 "
+    failed += "(x); its log may say more"
+    missing = "FileNotFoundError: [Errno 2] No such file or directory: '/home/alice/words.txt'"
+    url, base = "https://judge.corp/v1?api_key=SECRET", "/data/models/secret-base"
+    evaluation, first = run.reports["evaluation"], run.predictions[0]
+    run.predictions[0] = replace(first, candidate=answer("", first.reference, failed=failed))
+    evaluation["problems"] = [{**PROBLEM, "scorer": "closeness", "reason": missing}]
+    evaluation["scorers"] = {**SCORERS, "taste": {"scorer": "judge", "of": None, "url": url, "instructions": url}}
+    evaluation["judges"] = {"taste": {"url": url, "model": base, "agreement": 0.5, "first_failure": failed}}
+    evaluation["base"]["name"] = evaluation["baseline"]["name"] = base
+    run.outcomes[0] = replace(run.outcomes[0], reason=f"{failed} {missing}", estimate=None, status="unmeasured")
+    run.verdict = Verdict("iterate", failed, (missing,), (Suggestion("measure", f"{missing} alice@gpu7.corp"),))
+    run.reports["changes"] = [missing]
+    run.reports["train"]["warnings"] = [r"C:\Users\alice\cache.bin: slow", failed]
+    run.reports["validation"]["findings"][0] |= {"where": base, "what": failed, "fix": f"see {url}"}
+    run.reports["validation"]["findings"][1] |= {"accepted": missing}
+    html, summary, card = run.html(), run.summary(), run.card()
+    for text in (html, summary, card):
+        assert not re.search(r"gpu7|corp|8000|/home|alice|SECRET|api_key=|/data/models|Users|://(?=\w)", text)
+        assert "the server answered 500" in text and "words.txt" in text and "secret-base" in text
+    assert "No answer: params.yaml: evaluate.candidate: the server answered 500 (x)" in Page(html).text
+
+
+def test_the_data_itself_is_shown_as_it_stands(run: MadeUp) -> None:
+    """An address in a prompt is what the model was asked about."""
+    text = "fetch http://example.org:80/a?b=c into /home/alice/x.py"
+    run.predictions[0] = replace(run.predictions[0], prompt=text, reference=text, candidate=answer(text, "x"))
+    assert Page(run.html()).text.count(text) >= 3
+
+
+def test_shares_of_clustered_examples_have_no_wilson_interval(run: MadeUp) -> None:
+    """It takes every example as independent, so it would be too narrow; page and card say why it is missing."""
+    why = "no interval: examples come in clusters; the criteria's intervals take that into account"
+    groups = run.reports["evaluation"]["groups"]
+    groups[AGENT]["clusters"], groups[OTHER]["clusters"] = groups[AGENT]["examples"] - 1, groups[OTHER]["examples"]
+    for predictions in (run.predictions, []):
+        shown = show_groups(run.reports["evaluation"], predictions)
+        rows = {row["group"]: row for row in next(item for item in shown if item["metric"] == "exact_match")["rows"]}
+        assert [rows[group]["candidate_bounds"] is None for group in ("all", AGENT, OTHER)] == [True, True, False]
+    assert why in Page(run.html()).text and why in run.card()
+    for group in groups.values():
+        group["clusters"] = group["examples"]
+    assert why not in Page(run.html()).text and why not in run.card()
+
+
+def test_hostile_texts_stay_text(undecided: MadeUp) -> None:
+    """They come from the data and from models: no tag, no script, no hidden letter of them may act."""
+    html = undecided.html()
+    page = Page(html)
+    assert page.tags.count("script") == 1 and "img" not in page.tags
+    assert "</script><script>document" in page.text
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\ud800-\udfff]", html)
+    assert "⟨U+202E⟩" in page.text and "⟨U+001B⟩[31m" in page.text and "⟨U+D800⟩" in page.text
+    assert "more characters]" in page.text and len(html) < 900_000
+    assert "gpu-7.intern" not in html
+
+
+def test_a_run_with_the_least_in_it_is_shown(run: MadeUp) -> None:
+    """No classes, no forgetting, one seed, nothing drawn, no plan: every part that may be absent is."""
+    evaluation, cost = run.reports["evaluation"], run.reports["cost"]
+    evaluation |= {"classes": {}, "forgetting": None, "problems": [], "judges": {}}
+    run.reports |= {"seeds": None, "changes": []}
+    cost["latency"] = dict.fromkeys(cost["latency"]) | {"prompts": 0}
+    cost["memory"] = {"processes": 0, "largest_bytes": None, "bytes": []}
+    evaluation["generation"] = None
+    run.reports["validation"]["plan"] |= {"memory_bytes": None, "flops": None, "evaluation_flops": None}
+    run.reports["validation"]["findings"] = []
+    run.reports["train"]["first_validation_loss"] = None
+    for group in evaluation["groups"].values():
+        group["baseline"] = dict.fromkeys(group["baseline"])
+    run.curves, run.reports["timings"] = {}, []
+    html = run.html()
+    assert "n/a" in html and 'id="seeds"' not in html and 'id="classes"' not in html
+    assert run.card() and run.summary()
+
+
+def test_point_policy_is_told_as_unproven(run: MadeUp, change: Callable[..., Config]) -> None:
+    """Its intervals are drawn, and nobody may take them for proof."""
+    run.reports["decide"] = change(
+        **{"evaluate.scorers": SCORERS, "decide.criteria": CRITERIA, "decide.policy": "point"}
+    ).decide
+    run.verdict = replace(run.verdict, name="deploy-unproven")
+    text = Page(run.html()).text
+    assert "Deploy, but unproven" in text and "an estimate without proof" in text
+
+
+# ---- The examples
+
+
+def kinds(run: MadeUp) -> dict[str, str]:
+    """The kind of each prediction by its id."""
+    return {row.prediction.id: row.kind for row in tag_predictions(run.predictions, known_metrics(SCORERS))}
+
+
+def test_regressions_and_fixes_are_told_apart(run: MadeUp) -> None:
+    """By the first scorer that scored the example; a failed answer is worse than any other."""
+    scored = {"exact_match": (0.0, 1.0)}
+    one = run.predictions[0]
+    right, wrong = answer(one.reference, one.reference), answer("no", one.reference)
+    assert kind_of(replace(one, baseline=right, candidate=wrong), scored) == "regression"
+    assert kind_of(replace(one, baseline=wrong, candidate=right), scored) == "fix"
+    assert kind_of(replace(one, baseline=wrong, candidate=wrong), scored) == "both-wrong"
+    assert kind_of(replace(one, baseline=right, candidate=right), scored) == "both-right"
+    failed = answer("", one.reference, failed="503")
+    assert kind_of(replace(one, baseline=right, candidate=failed), scored) == "regression"
+    assert kind_of(replace(one, baseline=wrong, candidate=failed), scored) == "both-wrong"
+    assert (
+        kind_of(replace(one, baseline=replace(right, scores={}), candidate=replace(right, scores={})), scored)
+        == "unscored"
+    )
+
+
+def test_rows_are_chosen_by_rule(run: MadeUp) -> None:
+    """At most so many, none twice, every kind and every agent among them, failures and regressions before all."""
+    rows = choose_rows(tag_predictions(run.predictions, known_metrics(SCORERS)))
+    ids = [row.prediction.id for row in rows]
+    assert len(ids) == len(set(ids)) == SHOWN
+    shown = {tag for row in rows for tag in row.tags}
+    assert shown == {"failed", "regression", "both-wrong", "cut", "fix", "longest", "both-right"}
+    lost = [item for item, kind in kinds(run).items() if kind == "regression"]
+    assert 0 < len(lost) <= 60 and set(lost) <= set(ids)
+    assert {row.prediction.agent for row in rows} == {AGENT, OTHER}
+
+
+def test_few_examples_are_all_shown(run: MadeUp) -> None:
+    """No rule is needed where everything fits."""
+    shown = show_examples(run.predictions[:20], known_metrics(SCORERS))
+    assert len(shown["rows"]) == shown["total"] == 20
+    assert (
+        sum(
+            item["total"]
+            for item in shown["filters"]
+            if item["tag"] in ("regression", "fix", "both-wrong", "both-right")
+        )
+        == 20
+    )
+
+
+# ---- Classes
+
+
+def test_many_classes_collapse_to_the_worst() -> None:
+    """A matrix of a hundred rows is read by nobody; the answers outside the shown classes are counted all the same."""
+    labels = [f"c{at:03}" for at in range(100)]
+    per_class = {label: {"f1": at / 100, "examples": 5} for at, label in enumerate(labels)}
+    shown = worst_classes(labels, per_class)
+    assert shown == labels[:20]
+    confusion = [[1] * 101 for _ in labels]
+    found = heat(labels, shown, confusion)
+    assert found["columns"][-2:] == ["(other classes)", "(none)"]
+    assert [cell["count"] for cell in found["rows"][0]["cells"]][-2:] == [80, 1]
+    assert {row["total"] for row in found["rows"]} == {101}
+
+
+# ---- Seeds
+
+
+def test_the_spread_of_seeds_is_in_the_unit_of_the_criterion(run: MadeUp) -> None:
+    """As data/seeds.json holds the runs, or with bare estimates."""
+    readings = read_outcomes(run.outcomes, run.reports)
+    names = [item.criterion for item in run.outcomes]
+    runs: list[dict[str, Any]] = [
+        {"seed": 1, "verdict": "deploy", "estimates": {names[0]: 0.7, names[5]: 1e9}},
+        {"seed": 2, "verdict": "iterate", "criteria": {names[0]: {"status": "fail", "estimate": 0.5}}},
+    ]
+    shown = show_seeds({"runs": runs}, readings)
+    assert shown is not None and [row["spread"] for row in shown["rows"]] == ["50.0% to 70.0%", "1.00 GB to 1.00 GB"]
+    assert shown["rows"][1]["values"] == ["1.00 GB", "n/a"]
+    assert show_seeds({"runs": []}, readings) is None

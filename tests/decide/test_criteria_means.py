@@ -1,0 +1,158 @@
+"""Criteria of mean scores and of figures of the whole set, and examples in clusters."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from finetune.config.decide import Criterion
+from finetune.decide.outcomes import Gate, Status
+from finetune.records.examples import Prediction
+from finetune.statistics.proportions import clopper_pearson
+from tests.builders.gates import (
+    GATE,
+    POINT,
+    at_least,
+    at_most,
+    better,
+    classes,
+    not_worse,
+    outcome,
+    pairs,
+    predicted,
+    status,
+)
+
+# ---- Metrics that are means, and figures of the whole set
+
+
+def scored(values: Sequence[tuple[float, float]], **fields: Any) -> list[Prediction]:
+    """Examples whose overlap is, of candidate and baseline, as told."""
+    return [
+        predicted("a", "b", id=f"{at}", of_candidate={"overlap": mine}, of_baseline={"overlap": theirs}, **fields)
+        for at, (mine, theirs) in enumerate(values)
+    ]
+
+
+SPREAD = [(0.6 + 0.01 * (at % 21), 0.5 + 0.01 * (at % 13)) for at in range(60)]  # means 0.70 and 0.56
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(0.65, "pass"), (0.70, "inconclusive"), (0.75, "fail")])
+def test_a_mean_score_at_least(threshold: float, expected: Status) -> None:
+    """The interval of a mean, about 0.70 give or take 0.013."""
+    assert status(at_least(threshold, "overlap"), scored(SPREAD)) == expected
+
+
+def test_a_mean_score_against_the_baseline() -> None:
+    """Paired by example; a tie is not better, and a smaller loss than the margin is not worse."""
+    worse = [(theirs, mine) for mine, theirs in SPREAD]
+    assert status(better("overlap"), scored(SPREAD)) == "pass"
+    assert status(better("overlap"), scored(worse)) == "fail"
+    assert status(better("overlap"), scored([(0.5, 0.5)] * 60)) == "inconclusive"
+    assert status(not_worse(0.3, "overlap"), scored(worse)) == "pass"
+    assert status(not_worse(0.05, "overlap"), scored(worse)) == "fail"
+    assert "paired permutation p = " in outcome(better("overlap"), scored(SPREAD)).reason
+
+
+def by_loss(candidate: float, baseline: float) -> list[Prediction]:
+    """Forty references that the sides find so likely, in nats of 3 tokens, more or less."""
+    return [
+        predicted(
+            "a",
+            "a",
+            id=f"{at}",
+            of_candidate={"nats": candidate + 0.05 * (at % 5)},
+            of_baseline={"nats": baseline + 0.05 * (at % 7)},
+        )
+        for at in range(40)
+    ]
+
+
+def test_less_loss_is_better() -> None:
+    """The direction of a metric is its own: 0.7 nats a token against 1.05."""
+    assert status(at_most(0.8), by_loss(2.0, 3.0)) == "pass"
+    assert status(at_most(0.6), by_loss(2.0, 3.0)) == "fail"
+    assert status(at_most(2.3, "perplexity"), by_loss(2.0, 3.0)) == "pass"
+    assert status(better("loss"), by_loss(2.0, 3.0)) == "pass"
+    assert status(better("loss"), by_loss(3.0, 2.0)) == "fail"
+    assert status(not_worse(0.5, "loss"), by_loss(3.0, 2.0)) == "pass"
+    assert outcome(at_most(0.8), by_loss(2.0, 3.0)).higher_is_better is False
+    assert outcome(better("loss"), by_loss(2.0, 3.0)).estimate == pytest.approx(0.35, abs=0.02)  # a gain
+
+
+def test_what_a_side_was_not_asked_is_unmeasured() -> None:
+    """A recorded run or a server tells no likelihood: no loss of it is known, and none may pass."""
+    predictions = by_loss(2.0, 3.0)
+    predictions[7] = predicted("a", "a", id="7", of_baseline={"nats": None})
+    assert status(at_most(0.9), predictions) == "pass"
+    found = outcome(better("loss"), predictions)
+    assert (found.status, found.reason) == (
+        "unmeasured",
+        "the baseline was not asked how likely it finds the references",
+    )
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "overlap"])
+@pytest.mark.parametrize("gate", [GATE, POINT])
+def test_a_score_that_is_missing_is_never_a_pass(metric: str, gate: Gate) -> None:
+    """One answer that the scorer could not score: the mean of the others would be another metric."""
+    predictions = pairs(gained=200)
+    predictions[3].candidate.scores[metric] = None
+    for criterion in (at_least(0.5, metric), better(metric), not_worse(0.1, metric)):
+        found = outcome(criterion, predictions, gate)
+        assert found.status == "unmeasured"
+        assert found.reason == f"{metric} has no score of the candidate's answer to namer-3"
+
+
+def test_a_metric_is_judged_on_what_its_scorer_scores() -> None:
+    """An agent whose answers a scorer leaves out counts neither way; a group of them alone is unmeasured."""
+    predictions = pairs(gained=149) + pairs(neither=31, agent="prose")
+    for item in predictions[149:]:
+        del item.candidate.scores["exact_match"]
+    assert status(at_least(0.98), predictions) == "pass"
+    found = outcome(at_least(0.98, group="prose"), predictions)
+    assert (found.status, found.reason) == ("unmeasured", "exact_match scores no test example of prose")
+
+
+# ---- Clusters
+
+
+def in_clusters(predictions: list[Prediction], size: int) -> list[Prediction]:
+    """The same examples, so many of each cluster."""
+    return [
+        Prediction(**{name: getattr(item, name) for name in item.__slots__} | {"cluster": f"c{at // size}"})
+        for at, item in enumerate(predictions)
+    ]
+
+
+def test_repeats_of_one_prompt_are_no_new_evidence() -> None:
+    """149 right answers prove 98%; the same 149 from 30 conversations, five of each, do not."""
+    assert status(at_least(0.98), pairs(gained=149)) == "pass"
+    found = outcome(at_least(0.98), in_clusters(pairs(gained=149), 5))
+    assert found.status == "inconclusive"
+    assert found.reason == "149 of 149 right in 30 clusters"
+    assert found.lower is not None and found.lower < clopper_pearson(149, 149, 0.95, "lower").lower
+
+
+@pytest.mark.parametrize("criterion", [better(), better("overlap"), not_worse(0.05), not_worse(0.05, "overlap")])
+def test_a_comparison_in_clusters_needs_as_many_clusters(criterion: Criterion) -> None:
+    """Six gained answers are p = 0.016; six that are all of one conversation are one."""
+    alone = pairs(both=120, gained=6)
+    assert status(criterion, alone) == "pass"
+    together = [*in_clusters(alone[:120], 60), *in_clusters(alone[120:], 6)]
+    assert status(criterion, together) == "inconclusive"
+
+
+def test_a_figure_of_the_whole_set_draws_clusters_whole() -> None:
+    """The interval of F1 is wider where answers come in conversations."""
+    predictions = classes(60, 12, 30)
+    single = outcome(at_least(0.6, "classes.macro_f1"), predictions)
+    grouped = outcome(at_least(0.6, "classes.macro_f1"), in_clusters(sorted(predictions, key=right_first), 2))
+    assert single.lower is not None and grouped.lower is not None
+    assert grouped.lower < single.lower
+    assert outcome(at_least(0.6, "classes.macro_f1"), in_clusters(predictions, 6)).status == "inconclusive"
+
+
+def right_first(item: Prediction) -> float:
+    """Orders right answers before wrong ones, so that clusters of neighbours are alike."""
+    return -(item.candidate.scores["exact_match"] or 0)

@@ -1,0 +1,311 @@
+"""The decide stage: it judges sound evidence, tells it, and refuses what is not of one run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.commands.gate import show_decision
+from finetune.decide import stage
+from finetune.errors import DataError
+from finetune.files.atomic import publish_directory, write_json, write_lines
+from finetune.files.hashing import sha256_file
+from finetune.files.manifests import write_manifest
+from finetune.files.strict_json import read_json
+from finetune.history.seed_results import makings_of, record_seed, seeds_key
+from finetune.paths import Paths
+from finetune.pipeline.outputs import md5
+from finetune.records.examples import Example
+from finetune.records.io import to_json_lines
+from tests.builders.decided_run import Run
+from tests.builders.decided_run import sound as sound
+from tests.builders.gates import predicted, timings
+
+# ---- The stage
+
+
+def test_sound_evidence_is_decided_and_told(sound: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """The counterpart of all refusals below; the page, the card and the gate say the same word, twice alike."""
+    decision = sound.decide()
+    assert (decision["verdict"], decision["passed"], decision["look"]) == ("deploy", 3, 1)
+    assert [item["status"] for item in decision["criteria"]] == ["pass"] * 3
+    assert (decision["adapter_sha256"], decision["policy"]) == ("a" * 64, "interval")
+    assert read_json(sound.paths.looks) == {decision["test_sha256"]: ["a" * 64]}
+
+    html = (sound.paths.reports / "report.html").read_text(encoding="utf-8")
+    card = sound.paths.model_card.read_text(encoding="utf-8")
+    assert ">Deploy</h1>" in html
+    assert "**Deploy: " in card
+    assert (sound.paths.reports / "summary.md").read_text(encoding="utf-8").startswith("#")
+
+    assert sound.decide() == decision
+    assert (sound.paths.reports / "report.html").read_text(encoding="utf-8") == html
+    assert sound.paths.model_card.read_text(encoding="utf-8") == card
+    capsys.readouterr()
+    assert show_decision(sound.paths, sound.config) == 0
+    assert capsys.readouterr().out.startswith("deploy: All 3 criteria pass: deploy this adapter.\n")
+
+
+def test_a_changed_test_set_is_refused(sound: Run) -> None:
+    """A hard example taken out after the evaluation would raise every score."""
+    write_lines(sound.paths.prepared / "test.jsonl", to_json_lines(sound.test[1:]))
+    assert (
+        sound.refusal() == "ROOT/data/prepared/test.jsonl: is not the test set that was evaluated; run evaluate again"
+    )
+
+
+@pytest.mark.parametrize("keys", [("evaluation", "test_sha256"), ("prepare", "prepared_sha256", "test")])
+def test_reports_of_another_test_set_are_refused(sound: Run, keys: tuple[str, ...]) -> None:
+    """The file is right and a report speaks of another one: prepare or evaluate ran on something else."""
+    sound.edit(*keys, value="0" * 64)
+    assert "is not the test set that was evaluated" in sound.refusal()
+
+
+def test_changed_predictions_are_refused(sound: Run) -> None:
+    """One answer made right by hand."""
+    predictions = sound.predict()
+    mended = predicted("ValueError", "wrong", id=predictions[-1].id)
+    write_lines(sound.paths.predictions, to_json_lines([*predictions[:-1], mended]))
+    assert sound.refusal() == "ROOT/out/predictions.jsonl: is not the file that evaluate wrote; run evaluate again"
+
+
+def test_answers_to_another_test_set_are_refused(sound: Run) -> None:
+    """The hash is right, but an example was never answered: a score of the rest is a score of a choice."""
+    sound.write(sound.predict()[:-1])
+    assert sound.refusal() == "ROOT/out/predictions.jsonl: holds the answers to another test set; run evaluate again"
+
+
+@pytest.mark.parametrize("report", ["train", "evaluation"])
+def test_another_adapter_is_refused(sound: Run, report: str) -> None:
+    """The verdict is on the adapter that ships: trained again after the evaluation, it is another one."""
+    sound.edit(report, "adapter_sha256", value="b" * 64)
+    assert sound.refusal() == "ROOT/out/adapter: is not the adapter that was evaluated; run evaluate again"
+
+
+def test_an_adapter_published_anew_is_refused(sound: Run) -> None:
+    """The folder is whole and its manifest is right: of another adapter than the one in the reports."""
+    with publish_directory(sound.paths.adapter) as folder:
+        (folder / "adapter_model.safetensors").write_bytes(bytes(200))
+        write_manifest(folder, {"adapter_sha256": "b" * 64})
+    assert sound.refusal() == "ROOT/out/adapter: is not the adapter that was evaluated; run evaluate again"
+
+
+def test_an_adapter_that_was_touched_is_refused(sound: Run) -> None:
+    """Its manifest holds the hash of every file."""
+    path = sound.paths.adapter / "adapter_model.safetensors"
+    path.write_bytes(bytes(99) + b"\x01")
+    assert sound.refusal().startswith("ROOT/out/adapter/adapter_model.safetensors: is not the file that was published")
+
+
+def test_a_leaked_prompt_is_refused(sound: Run, example: Callable[..., Example]) -> None:
+    """In white space and answer it may differ: it was trained on all the same."""
+    sound.train.append(example(" test  3\n", "another answer"))
+    sound.write(sound.predict())
+    leak = sound.test[3].id
+    assert sound.refusal() == f"data/prepared: 1 test prompts stand in train too ({leak}…); run prepare again"
+
+
+def test_errors_of_validate_are_refused(sound: Run) -> None:
+    """Among them the budget of supervised tokens that truncation may cost."""
+    sound.edit("validation", "errors", value=1)
+    assert sound.refusal() == (
+        "reports/validation.json: holds errors, like test rows that are trained on, or more lost tokens than the "
+        "budget allows; run validate again"
+    )
+
+
+def test_answers_of_other_scorers_are_refused(sound: Run) -> None:
+    """The scores that are judged must be those that params.yaml asks for now."""
+    sound.edit("evaluation", "scorers", value={"exact_match": {"scorer": "contains", "of": None, "ignore_case": True}})
+    assert sound.refusal() == ("reports/evaluation.json: was made with other scorers (exact_match); run evaluate again")
+
+
+@pytest.mark.parametrize("key", ["do_sample", "max_new_tokens", "temperature"])
+def test_sides_that_were_asked_otherwise_are_refused(sound: Run, key: str) -> None:
+    """A baseline that may say less, or guesses, is no baseline; of a recorded one nothing is known."""
+    sound.edit("evaluation", "baseline_generation", key, value=9)
+    assert sound.refusal() == (
+        f"reports/evaluation.json: baseline and candidate were asked with other settings ({key}); run evaluate again"
+    )
+    sound.edit("evaluation", "baseline_generation", value=None)
+    assert sound.decide()["verdict"] == "deploy"
+
+
+def test_a_validation_of_other_splits_is_refused(sound: Run) -> None:
+    """Its findings are of other rows."""
+    sound.edit("validation", "prepared_sha256", "test", value="0" * 64)
+    assert "was trained on other splits than these" in sound.refusal()
+
+
+def test_a_latency_of_another_adapter_is_refused(sound: Run) -> None:
+    """What was measured on another adapter, or times that were touched."""
+    sound.edit("cost", "adapter_sha256", value="b" * 64)
+    assert "was not measured on the adapter that was evaluated" in sound.refusal()
+    sound.edit("cost", "adapter_sha256", value="a" * 64)
+    write_lines(sound.paths.latency, to_json_lines(timings(0.1)))
+    assert "was not measured on the adapter that was evaluated" in sound.refusal()
+
+
+def test_the_worst_seed_is_asked_for(sound: Run) -> None:
+    """Two seeds must pass: until the other one is on record the verdict is iterate, then deploy."""
+    sound.config = sound.change(decide={**sound.config.decide.model_dump(mode="json"), "seeds": 2})
+    decision = sound.decide()
+    assert (decision["verdict"], decision["criteria"][-1]["status"]) == ("iterate", "unmeasured")
+    assert "make seeds N=2" in decision["suggestions"][-1]["text"]
+    passed = {item["criterion"]: {"status": "pass", "estimate": 1.0} for item in decision["criteria"][:-1]}
+    key = seeds_key(sound.config.model_dump(mode="json", by_alias=True))
+    result = {
+        "adapter_sha256": "b" * 64,
+        "test_sha256": decision["test_sha256"],
+        "verdict": "iterate",
+        "criteria": passed,
+        "makings_sha256": makings_of(read_json(sound.paths.adapter / "manifest.json")),
+        "policy": "interval",
+        "confidence": 0.95,
+    }
+    record_seed(sound.paths.seeds, key, 43, result)
+    assert sound.decide()["verdict"] == "deploy"
+
+
+def test_too_little_evidence_tells_what_would_do(sound: Run) -> None:
+    """The advice stands in the decision, for machines too."""
+    sound.write([predicted("ValueError", "ValueError", id=one.id) for one in sound.test])
+    decision = sound.decide()
+    assert decision["verdict"] == "iterate"
+    assert {item["code"] for item in decision["suggestions"]} == {"more-data"}
+    summary = (sound.paths.reports / "summary.md").read_text(encoding="utf-8")
+    assert "add training examples of namer" in summary
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reports/prepare.json",
+        "reports/validation.json",
+        "reports/train.json",
+        "reports/train_cost.json",
+        "reports/evaluation.json",
+        "reports/cost.json",
+        "reports/curves.tsv",
+        "reports/validation_curve.tsv",
+        "out/predictions.jsonl",
+        "out/latency.jsonl",
+        "out/adapter/manifest.json",
+        "data/prepared/train.jsonl",
+        "data/prepared/test.jsonl",
+    ],
+)
+def test_missing_evidence_is_told_and_not_judged(sound: Run, name: str) -> None:
+    """Nothing is decided on half the evidence, and the missing file is named without a traceback."""
+    (sound.paths.root / name).unlink()
+    assert sound.refusal().startswith(f"ROOT/{name}: ")
+
+
+def test_a_second_candidate_is_a_second_look(sound: Run) -> None:
+    """One look was declared: the next adapter on this test set needs a fresh one, however good it is."""
+    write_json(sound.paths.looks, {sha256_file(sound.paths.prepared / "test.jsonl"): ["b" * 64]})
+    decision = sound.decide()
+    assert (decision["verdict"], decision["look"], decision["passed"]) == ("iterate", 2, 3)
+    assert decision["suggestions"][0]["code"] == "fresh-test-set"
+
+
+def test_an_adapter_of_other_splits_is_refused(sound: Run) -> None:
+    """Prepared anew under another seed, the test set holds what this adapter was trained on."""
+    with publish_directory(sound.paths.adapter) as folder:
+        write_manifest(folder, {"adapter_sha256": "a" * 64, "prepared_sha256": {"test": "another"}})
+    assert sound.refusal() == "ROOT/out/adapter: was trained on other splits than these; run train again (dvc repro)"
+
+
+# ---- The exit code
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("deploy", 0), ("iterate", 10), ("deploy-unproven", 10), ("abort", 20)])
+def test_the_gate_is_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str], verdict: str, code: int) -> None:
+    """CI ships on 0 alone, and what is unproven is no 0."""
+    content = {"verdict": verdict, "sentence": "A sentence.", "reasons": ["fail: a [bold] reason"]}
+    write_json(tmp_path / "reports/decision.json", content)
+    assert show_decision(Paths(tmp_path), None) == code
+    assert capsys.readouterr().out.splitlines()[:2] == [f"{verdict}: A sentence.", "  fail: a [bold] reason"]
+
+
+@pytest.mark.parametrize("changed", ["adapter", "test set", "section decide of params.yaml"])
+def test_an_old_verdict_opens_no_gate(sound: Run, changed: str) -> None:
+    """Trained anew, prepared anew or asked otherwise since: the deploy that lies there is of something else."""
+    assert sound.decide()["verdict"] == "deploy"
+    if changed == "adapter":
+        with publish_directory(sound.paths.adapter) as folder:
+            write_manifest(folder, {"adapter_sha256": "b" * 64})
+    elif changed == "test set":
+        sound.edit("prepare", "prepared_sha256", "test", value="0" * 64)
+    else:
+        sound.config = sound.change(decide={**sound.config.decide.model_dump(mode="json"), "confidence": 0.99})
+    with pytest.raises(DataError, match=f"was made with another {changed}; run make repro"):
+        show_decision(sound.paths, sound.config)
+    assert show_decision(sound.paths, None) == 0  # make report tells what lies there
+
+
+def locked(run: Run) -> dict[str, Any]:
+    """What DVC would write of a finished decide that depends on what evaluate made; gives it, to be changed."""
+    made = {"evaluate": ["reports/evaluation.json"], "decide": ["reports/decision.json"]}
+    hashes = {
+        stage: [{"path": name, "md5": md5(run.paths.root / name)} for name in names] for stage, names in made.items()
+    }
+    stages = {stage: {"cmd": "x", "outs": outs} for stage, outs in hashes.items()}
+    stages["decide"]["deps"] = [dict(out) for out in hashes["evaluate"]]
+    return {"schema": "2.0", "stages": stages}
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        ("damaged", "reports/decision.json: is not what dvc.lock names; run make repro, .* dvc repro -f -s decide"),
+        ("removed", "reports/evaluation.json: is missing; run make repro"),
+        ("stale", "reports/evaluation.json: was made anew after decide had run on it; run make repro"),
+        ("no hash", "dvc.lock: is missing, broken or names no outputs"),
+        ("no list", "dvc.lock: is missing, broken or names no outputs"),
+    ],
+)
+def test_what_is_not_of_this_run_opens_no_gate(sound: Run, harm: str, told: str) -> None:
+    """DVC puts a damaged object of its cache in place and calls it up to date; the gate hashes what lies here."""
+    sound.decide()
+    report, evaluation = (sound.paths.reports / name for name in ("decision.json", "evaluation.json"))
+    lock, path = locked(sound), sound.paths.root / "dvc.lock"
+    path.write_text(json.dumps(lock), encoding="utf-8")
+    assert show_decision(sound.paths, sound.config) == 0
+    if harm == "damaged":
+        report.write_text(report.read_text(encoding="utf-8").replace("0", "1", 1), encoding="utf-8")
+    elif harm == "removed":
+        evaluation.unlink()
+    elif harm == "stale":  # as after `dvc repro -f -s evaluate`
+        lock["stages"]["decide"]["deps"][0]["md5"] = "0" * 32
+    elif harm == "no hash":
+        del lock["stages"]["decide"]["outs"][0]["md5"]
+    else:
+        lock["stages"]["decide"]["outs"] = [3]
+    path.write_text(json.dumps(lock), encoding="utf-8")
+    with pytest.raises(DataError, match=told):
+        show_decision(sound.paths, sound.config)
+
+
+def test_what_is_no_decision_is_told(tmp_path: Path) -> None:
+    """One flipped bit in the verdict's name: an error, and no crash."""
+    write_json(tmp_path / "reports/decision.json", {"verdict": "deplox", "sentence": "", "reasons": []})
+    with pytest.raises(DataError, match=r"decision.json: is no decision \('deplox'\); run decide again"):
+        show_decision(Paths(tmp_path), None)
+
+
+def test_a_refusal_leaves_no_old_verdict_standing(sound: Run) -> None:
+    """Decided once, then the evidence is touched: what is refused must not be read as yesterday's deploy."""
+    sound.decide()
+    sound.edit("validation", "errors", value=1)
+    with pytest.raises(DataError):
+        stage.run(sound.config, sound.paths)
+    assert not (sound.paths.reports / "decision.json").exists()
+
+
+def test_without_a_decision_there_is_no_gate(tmp_path: Path) -> None:
+    """An exit code of 0 for nothing decided would ship anything."""
+    with pytest.raises(DataError, match=r"decision.json: no such file; run the stage that writes it"):
+        show_decision(Paths(tmp_path), None)

@@ -1,0 +1,374 @@
+"""The verdict over all criteria, its reasons, and the advice that goes with it."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.config.decide import Criterion, DecideConfig
+from finetune.config.params import Config
+from finetune.decide.advice import suggest, what_would_change
+from finetune.decide.criteria import Evidence, judge
+from finetune.decide.outcomes import Gate, Outcome
+from finetune.decide.verdict import Verdict, found_harm, reach_verdict
+from finetune.records.examples import Prediction
+from tests.builders.gates import (
+    METRICS,
+    PEAKS,
+    at_least,
+    better,
+    classes,
+    evidence,
+    latency,
+    memory,
+    not_worse,
+    pairs,
+    timings,
+)
+
+KINDS = [(True, True), (True, False), (False, True), (False, False)]
+FALLING = {"loss": [(step, 5.0 - 0.1 * step) for step in range(1, 41)]}
+COST = {"same_length": None, "baseline": None, "candidate": {"mean_tokens": 3.0, "mean_seconds": 0.9}}
+TRAINED = {"validation_loss": 1.0, "last_validation_loss": 1.0, "steps": 100, "kept_step": 50}
+
+
+@pytest.fixture(scope="session")
+def verdict_of(change: Callable[..., Config]) -> Callable[..., Verdict]:
+    """`verdict_of([at_least(0.98)], predictions)`: judged at 95% in one look."""
+
+    def reached(
+        criteria: Sequence[Criterion],
+        predictions: Sequence[Prediction],
+        *,
+        look: int = 1,
+        policy: str = "interval",
+        latency: Any = (),
+        memory: Sequence[int] = PEAKS,
+        cost: Any = None,
+        curves: Any = FALLING,
+        **trained: Any,
+    ) -> Verdict:
+        gate = Gate(policy, 0.95, seed=1)  # type: ignore[arg-type]
+        found = Evidence(predictions, latency, memory, METRICS)
+        outcomes = [item for criterion in criteria for item in judge(criterion, found, gate)]
+        config = asked(change, criteria, policy)
+        verdict = reach_verdict(config, outcomes, found, gate, look)
+        if verdict.name != "iterate":
+            return verdict
+        reports = {"train": TRAINED | trained, "cost": {"latency": cost or COST}}
+        return replace(verdict, suggestions=suggest(config, outcomes, found, gate, look, reports, curves))
+
+    return reached
+
+
+def asked(change: Callable[..., Config], criteria: Sequence[Criterion], policy: str = "interval") -> DecideConfig:
+    """The gate of these criteria: 95%, one look."""
+    written = [criterion.model_dump(mode="json") for criterion in criteria]
+    keys = {"policy": policy, "confidence": 0.95, "looks": 1, "seeds": 1, "license": None, "criteria": written}
+    scorers = {
+        "exact_match": {"scorer": "exact_match", "of": None},
+        "classes": {"scorer": "classification", "of": None, "by": "generation", "labels": None},
+        "overlap": {"scorer": "chrf", "of": None},
+    }
+    return change(**{"decide": keys, "evaluate.scorers": scorers}).decide
+
+
+def codes(verdict: Verdict) -> list[str]:
+    """The codes of its suggestions."""
+    return [item.code for item in verdict.suggestions]
+
+
+def test_deploy_needs_every_criterion(verdict_of: Callable[..., Verdict]) -> None:
+    """All pass: deploy, with nothing left to say. One peak a byte too high: not deploy."""
+    criteria = [at_least(0.5), better(), memory("2 GB")]
+    found = verdict_of(criteria, pairs(gained=30))
+    assert found == Verdict("deploy", "All 3 criteria pass: deploy this adapter.", (), ())
+    found = verdict_of(criteria, pairs(gained=30), memory=(2_000_000_001,) * 3)
+    assert found.name == "iterate"
+    assert found.reasons == ("fail: peak memory at most 2 GB (the largest of 3 fresh processes)",)
+    assert found.sentence == "1 of 3 criteria do not pass yet."
+
+
+@pytest.mark.parametrize(
+    ("criterion", "cost"),
+    [(memory("2 GB"), {"memory": ()}), (latency(9), {"latency": ()}), (at_least(0.5, group="nobody"), {})],
+)
+def test_what_was_not_measured_is_not_deployed(
+    verdict_of: Callable[..., Verdict], criterion: Criterion, cost: Any
+) -> None:
+    """Absent evidence must weigh against the candidate, under either policy."""
+    for policy in ("interval", "point"):
+        found = verdict_of([better(), criterion], pairs(gained=30), policy=policy, **cost)
+        assert found.name == "iterate"
+        assert found.reasons[0].startswith("unmeasured: ")
+
+
+def test_31_of_31_is_too_little_for_98_percent(verdict_of: Callable[..., Verdict]) -> None:
+    """The commonest false proof: the verdict is iterate, and it names the 149 examples that would be enough."""
+    found = verdict_of([at_least(0.98)], pairs(gained=31))
+    assert found.name == "iterate"
+    assert found.reasons == ("inconclusive: exact_match at least 0.98 (31 of 31 right)",)
+    assert found.suggestions[0].code == "more-test-examples"
+    assert found.suggestions[0].text == (
+        "exact_match at least 0.98: 31 of 31 is too little evidence; at this rate 149 test examples with at most 0 "
+        "failures would show it"
+    )
+
+
+def test_the_examples_that_are_asked_for_are_enough(verdict_of: Callable[..., Verdict]) -> None:
+    """Advice that would fail again is worse than none: with as many as it says, the criterion passes."""
+    criteria = [at_least(0.9)]
+    found = verdict_of(criteria, pairs(gained=57, neither=3))
+    numbers = re.search(r"at this rate (\d+) test examples with at most (\d+) failures", found.suggestions[0].text)
+    assert numbers
+    needed, failures = int(numbers[1]), int(numbers[2])
+    assert failures == round(needed * 3 / 60)
+    assert verdict_of(criteria, pairs(gained=needed - failures, neither=failures)).name == "deploy"
+
+
+def test_more_examples_are_no_advice_below_the_threshold(verdict_of: Callable[..., Verdict]) -> None:
+    """30 of 31 is under 98%: at this rate more examples would prove the failure."""
+    assert "more-test-examples" not in codes(verdict_of([at_least(0.98)], pairs(gained=30, neither=1)))
+
+
+def test_harm_is_an_abort(verdict_of: Callable[..., Verdict]) -> None:
+    """Ten answers lost and none gained is p = 1/1024: more of the same training is no way out."""
+    found = verdict_of([at_least(0.5)], pairs(both=5, lost=10))
+    assert found.name == "abort"
+    assert found.sentence == "The candidate does harm: do not go on with this one."
+    assert found.reasons[0] == (
+        "worse than the baseline in exact_match: of 15, 0 right only by the candidate, 10 only by the baseline "
+        "(p = 0.00098)"
+    )
+    assert found.suggestions == ()
+    assert verdict_of([at_least(0.5)], pairs(both=5, lost=4)).name != "abort"
+
+
+def test_no_improvement_and_no_hope_is_an_abort(verdict_of: Callable[..., Verdict]) -> None:
+    """A target that is refuted, and nothing that got better: the honest word is stop."""
+    found = verdict_of([at_least(0.9)], pairs(both=10, neither=30), latency=timings(1.0))
+    assert found.name == "abort"
+    assert found.sentence == "No improvement on quality or cost, and targets are out of reach: stop here."
+    assert found.reasons == ("fail: exact_match at least 0.9 (10 of 40 right)",)
+
+
+@pytest.mark.parametrize("way", ["quality", "latency"])
+def test_an_improvement_is_worth_an_iteration(verdict_of: Callable[..., Verdict], way: str) -> None:
+    """Out of reach today, but shown to move the right way."""
+    predictions = pairs(both=10, gained=5, neither=25) if way == "quality" else pairs(both=10, neither=30)
+    seconds = timings(0.6 if way == "latency" else 1.0)
+    assert verdict_of([at_least(0.9)], predictions, latency=seconds).name == "iterate"
+
+
+def test_too_little_evidence_is_never_an_abort(verdict_of: Callable[..., Verdict]) -> None:
+    """Inconclusive and no improvement: nothing is refuted yet."""
+    assert verdict_of([at_least(0.9)], pairs(both=9, neither=1)).name == "iterate"
+
+
+@pytest.mark.parametrize(
+    ("trained", "expected"),
+    [
+        ({"kept_step": 100}, "more-epochs"),
+        ({"kept_step": 50, "last_validation_loss": 1.03}, "lower-learning-rate"),
+        ({"kept_step": 50, "last_validation_loss": 1.01}, None),
+    ],
+)
+def test_the_curve_tells_what_to_try(
+    verdict_of: Callable[..., Verdict], trained: dict[str, Any], expected: str | None
+) -> None:
+    """Still falling at the end, risen by more than 2%, or neither."""
+    found = codes(verdict_of([better()], pairs(both=5, gained=2, neither=1), **trained))
+    assert [code for code in found if code in ("more-epochs", "lower-learning-rate")] == (
+        [expected] if expected else []
+    )
+
+
+def test_the_risen_loss_is_told_with_its_figures(verdict_of: Callable[..., Verdict]) -> None:
+    """A person decides by how much."""
+    found = verdict_of([better()], pairs(gained=2), last_validation_loss=1.25)
+    text = "the validation loss rose from 1.000 (step 50) to 1.250: lower the learning rate, or train for fewer epochs"
+    assert text in [item.text for item in found.suggestions]
+
+
+def test_the_group_that_fails_most_needs_data(verdict_of: Callable[..., Verdict]) -> None:
+    """By share, not by number: the large group has more failures and the small one fails more often."""
+    predictions = pairs(gained=40, neither=10, agent="large") + pairs(gained=2, neither=3, agent="small")
+    found = verdict_of([at_least(0.9)], predictions)
+    assert found.suggestions[-1].code == "more-data"
+    assert found.suggestions[-1].text == "add training examples of small, the group that fails most"
+
+
+LONG = {
+    "same_length": {"tokens": 40.0, "baseline_seconds": 1.0, "candidate_seconds": 0.4},
+    "baseline": None,
+    "candidate": {"mean_tokens": 90.0, "mean_seconds": 0.9},
+}
+
+
+@pytest.mark.parametrize("criterion", [latency(0.5), latency(5.0, 0.4)])
+def test_slow_answers_that_are_long_should_be_shorter(verdict_of: Callable[..., Verdict], criterion: Criterion) -> None:
+    """Where length explains the time; the second half of the criterion is about time too, though a share."""
+    found = verdict_of([better(), criterion], pairs(gained=30), latency=timings(0.9), cost=LONG)
+    assert codes(found) == ["shorter-answers"]
+    assert found.suggestions[0].text == (
+        "train on shorter answers: the candidate's have 90 tokens, and at 40 it would take 0.4 s"
+    )
+
+
+def test_slow_answers_that_are_short_need_a_faster_base(verdict_of: Callable[..., Verdict]) -> None:
+    """LoRA adds no speed, and more data none either."""
+    found = verdict_of([better(), latency(0.5)], pairs(gained=30), latency=timings(0.9))
+    assert codes(found) == ["faster-base"]
+
+
+def test_latency_that_is_not_known_asks_for_more_prompts(verdict_of: Callable[..., Verdict]) -> None:
+    """An interval across the limit is no slowness."""
+    found = verdict_of([better(), latency(0.5)], pairs(gained=30), latency=timings(0.5))
+    assert codes(found) == ["more-latency-prompts"]
+
+
+def test_too_much_memory_asks_for_less(verdict_of: Callable[..., Verdict]) -> None:
+    """Of the base: the adapter is the smallest part."""
+    assert codes(verdict_of([better(), memory("0.5 GB")], pairs(gained=30))) == ["less-memory"]
+
+
+def test_a_loss_that_stays_high_asks_for_a_higher_rank(verdict_of: Callable[..., Verdict]) -> None:
+    """An adapter that takes less than a fifth off the training loss has too few weights, or the wrong ones."""
+    flat = {"loss": [(step, 3.0 - 0.01 * step) for step in range(1, 41)]}
+    found = verdict_of([better()], pairs(gained=2), curves=flat)
+    assert "higher-rank" in codes(found)
+    assert "the training loss stayed high (2.975 to 2.615): raise adapter.r, or adapt more modules" in [
+        item.text for item in found.suggestions
+    ]
+    assert "higher-rank" not in codes(verdict_of([better()], pairs(gained=2)))
+
+
+def test_a_margin_asks_for_the_examples_that_would_show_it(verdict_of: Callable[..., Verdict]) -> None:
+    """At the same rates, so many would do: and they do."""
+    criteria = [not_worse(0.05)]
+    found = verdict_of(criteria, pairs(both=38, gained=1, lost=1))
+    assert codes(found)[0] == "more-test-examples"
+    numbers = re.search(r"40 examples are too few; at this rate (\d+) would show it", found.suggestions[0].text)
+    assert numbers
+    needed = int(numbers[1])
+    moved = round(needed / 40)
+    assert verdict_of(criteria, pairs(both=needed - 2 * moved, gained=moved, lost=moved)).name == "deploy"
+
+
+@pytest.mark.parametrize("criterion", [better(), better("classes.macro_f1"), at_least(0.75, "classes.macro_f1")])
+def test_other_criteria_tell_about_how_many_would_do(verdict_of: Callable[..., Verdict], criterion: Criterion) -> None:
+    """By the square root of their number: about right, and said to be about; four times as many then do show it."""
+    few = classes(40, 8, 10)
+    found = verdict_of([criterion], few)
+    assert found.name == "iterate"
+    (text,) = [item.text for item in found.suggestions if item.code == "more-test-examples"]
+    numbers = re.search(r": 40 examples leave it open; at this rate about ([\d,]+) like these would show it", text)
+    assert numbers
+    needed = int(numbers[1].replace(",", ""))
+    assert 40 < needed < 100_000
+    many = [
+        replace(item, id=f"{item.id}-{at}", cluster=f"{item.id}-{at}") for at in range(needed // 10) for item in few
+    ]
+    assert verdict_of([criterion], many[: 4 * needed]).name == "deploy"
+
+
+def test_what_was_not_measured_is_asked_for(verdict_of: Callable[..., Verdict]) -> None:
+    """With the reason, which says what is missing."""
+    found = verdict_of([better(), memory("2 GB")], pairs(gained=30), memory=())
+    assert [item.text for item in found.suggestions] == [
+        "peak memory at most 2 GB: 0 peaks, the least 0; three above zero are needed"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "text"),
+    [
+        (pairs(gained=160), "passes with 160 of 160 right, 160 are needed; 0 fewer would still do"),
+        (pairs(gained=240), "passes with 240 of 240 right, 239 are needed; 1 fewer would still do"),
+        (pairs(gained=31), "not even 31 of 31 right would show it"),
+        (pairs(gained=230, neither=10), "230 of 240 are right, 239 are needed"),
+    ],
+)
+def test_what_would_change_the_verdict_is_told_in_answers(
+    change: Callable[..., Config], predictions: list[Prediction], text: str
+) -> None:
+    """How far a threshold is, in a unit that everybody can count."""
+    config = asked(change, [at_least(0.98)])
+    gate = Gate("interval", 0.95, 1)
+    outcomes = judge(config.criteria[0], evidence(predictions), gate)
+    found = what_would_change(config, outcomes, evidence(predictions), gate)
+    assert found[0] == f"exact_match at least 0.98: {text}"
+
+
+def test_harm_in_one_group_is_found_and_shares_the_error(verdict_of: Callable[..., Verdict]) -> None:
+    """A gate that names an agent looks at it: five lost answers there are p = 0.03, too little for one of two looks."""
+    many = pairs(gained=30) + pairs(both=5, lost=9, agent="small")
+    found = verdict_of([better(), better(group="small")], many)
+    assert found.name == "abort"
+    assert found.reasons[0].startswith("worse than the baseline in exact_match of small: of 14, 0 right only by")
+    few = pairs(gained=30) + pairs(both=5, lost=5, agent="small")
+    assert verdict_of([better(), better(group="small")], few).name == "iterate"
+    assert verdict_of([better(group="small")], few).name == "abort"
+
+
+def test_past_the_declared_looks_nothing_is_deployed(verdict_of: Callable[..., Verdict]) -> None:
+    """The error probability of this test set is used up, whatever the criteria say; a fresh set is the first advice."""
+    criteria = [at_least(0.5), better(), memory("2 GB")]
+    assert verdict_of(criteria, pairs(gained=30), look=1).name == "deploy"
+    found = verdict_of(criteria, pairs(gained=30), look=2)
+    assert found.name == "iterate"
+    assert found.reasons == ("look 2 at this test set, 1 were declared: a fresh test set is due",)
+    assert codes(found)[0] == "fresh-test-set"
+
+
+def test_spent_looks_are_not_counted_as_a_criterion(verdict_of: Callable[..., Verdict]) -> None:
+    """All three criteria pass; to say that one of them does not would send its reader looking for it."""
+    found = verdict_of([at_least(0.5), better(), memory("2 GB")], pairs(gained=30), look=2)
+    assert "1 of 3 criteria" not in found.sentence
+    found = verdict_of([better()], pairs(gained=2), look=2)
+    assert "2 of 1 criteria" not in found.sentence
+
+
+def test_points_prove_nothing(verdict_of: Callable[..., Verdict]) -> None:
+    """The best outcome of the policy `point` says so in its name, even where intervals would have passed."""
+    found = verdict_of([at_least(0.5), better()], pairs(gained=30), policy="point")
+    assert found.name == "deploy-unproven"
+    assert found.sentence == "Every estimate meets its target, but nothing is proven."
+
+
+@given(
+    found=st.lists(
+        st.tuples(st.sampled_from(["pass", "fail", "inconclusive", "unmeasured"]), st.sampled_from(["", "s", "bytes"])),
+        min_size=1,
+        max_size=5,
+    ),
+    kinds=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=8),
+    look=st.integers(1, 3),
+    policy=st.sampled_from(["interval", "point"]),
+)
+def test_no_wrong_deploy(
+    change: Callable[..., Config],
+    found: list[tuple[Any, str]],
+    kinds: list[tuple[bool, bool]],
+    look: int,
+    policy: Any,
+) -> None:
+    """Deploy if and only if every criterion passes within the declared looks, on intervals; else it says why not."""
+    outcomes = [
+        Outcome(f"c{at}", "quality", kind, 0, 0, 0, 0, unit, "", "why") for at, (kind, unit) in enumerate(found)
+    ]
+    predictions = [pairs(*(int(kind == other) for other in KINDS), agent=f"{at}")[0] for at, kind in enumerate(kinds)]
+    config = asked(change, [better()], policy)
+    verdict = reach_verdict(config, outcomes, evidence(predictions), Gate(policy, 0.95, 1), look)
+    harmed = found_harm(config, evidence(predictions), Gate(policy, 0.95, 1)) is not None
+    proven = all(kind == "pass" for kind, _ in found) and look <= config.looks and not harmed
+    assert (verdict.name == "abort") or not harmed
+    assert (verdict.name == "deploy") == (proven and policy == "interval")
+    assert (verdict.name == "deploy-unproven") == (proven and policy == "point")
+    assert bool(verdict.reasons) != proven
+    for at, (kind, _) in enumerate(found):
+        assert (f"{kind}: c{at} (why)" in verdict.reasons) == (kind != "pass")

@@ -1,0 +1,277 @@
+"""The gate as a whole, from the evidence to the verdict: how often it deploys what it must not, and what it should.
+
+PYTHONPATH=src:. python -m tests.decide.test_wrong_deploys     prints the rates (three minutes)
+
+Right-or-wrong answers are computed exactly, over all tables of outcomes; the others are simulated, with resamples
+enough for these rates (FEW instead of 5,000).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import combinations
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from scipy.stats import multinomial
+
+from finetune.config.decide import AnyCriterion, DecideConfig
+from finetune.decide import criteria as judging
+from finetune.decide import quality
+from finetune.decide.criteria import Evidence, judge
+from finetune.decide.outcomes import Gate
+from finetune.decide.verdict import reach_verdict
+from finetune.records.examples import Prediction, Timing
+from finetune.statistics.bootstrap import paired_mean_difference, resample
+from finetune.statistics.clustered import paired_permutation
+from finetune.statistics.skewed_means import relative_improvement, skewed_mean_interval
+from tests.builders.gates import at_least, better, evidence, latency, not_worse, pairs, predicted
+
+pytestmark = pytest.mark.slow
+
+LEVEL = 0.95
+COVERED = 0.998  # of the chance of all tables; what is left counts against the gate
+FEW = 500
+Random = np.random.Generator
+Truth = tuple[float, float, float, float]  # chances that both are right, only the candidate, only the baseline, neither
+
+
+def verdict(criteria: Sequence[AnyCriterion], found: Evidence, looks: int = 1, policy: str = "interval") -> str:
+    """How a study ends whose gate has these criteria, at 95% over all looks."""
+    config = DecideConfig(
+        policy=policy,  # type: ignore[arg-type]
+        confidence=LEVEL,
+        looks=looks,
+        seeds=1,
+        license=None,
+        criteria=tuple(criteria),
+    )
+    gate = Gate(config.policy, config.confidence_of_a_look, 1)
+    outcomes = [item for criterion in criteria for item in judge(criterion, found, gate)]
+    return reach_verdict(config, outcomes, found, gate, 1).name
+
+
+# ---- Right or wrong: exact.
+
+
+def likely_tables(truth: Truth, n: int) -> Iterator[tuple[tuple[int, ...], float]]:
+    """The likeliest counts (both, gained, lost, neither) and their chances, until COVERED is reached."""
+    kinds = [at for at, chance in enumerate(truth) if chance]
+    cuts = np.array(list(combinations(range(n + len(kinds) - 1), len(kinds) - 1)), dtype=int)
+    edges = np.column_stack([np.full(len(cuts), -1), cuts, np.full(len(cuts), n + len(kinds) - 1)])
+    counts = np.zeros((len(cuts), 4), dtype=int)
+    counts[:, kinds] = np.diff(edges, axis=1) - 1
+    chances = multinomial.pmf(counts[:, kinds], n, [truth[at] for at in kinds])
+    order = np.argsort(-chances)
+    enough = int(np.searchsorted(np.cumsum(chances[order]), COVERED)) + 1
+    for at in order[:enough]:
+        yield tuple(counts[at].tolist()), float(chances[at])
+
+
+@cache
+def chance(
+    criteria: tuple[AnyCriterion, ...], truth: Truth, n: int, looks: int = 1, policy: str = "interval"
+) -> tuple[float, float]:
+    """The chance of a deploy, at least and at most; with several looks, of a search that stops at the first one.
+
+    Each look is another candidate, as good as the others, on test examples of its own draw: what they share of a test
+    set in truth makes the errors fewer, not more.
+    """
+    deployed = seen = 0.0
+    for counts, weight in likely_tables(truth, n):
+        seen += weight
+        deployed += weight * verdict(criteria, evidence(pairs(*counts)), looks, policy).startswith("deploy")
+    return 1 - (1 - deployed) ** looks, 1 - (1 - min(deployed + 1 - seen, 1.0)) ** looks
+
+
+THRESHOLD = (at_least(0.8),)
+ALL_THREE: tuple[AnyCriterion, ...] = (at_least(0.8), better(), not_worse(0.05))
+Exact = tuple[tuple[AnyCriterion, ...], Truth, int, int]
+JUST_MISSED: Truth = (0.0, 0.8 - 1e-9, 0.0, 0.2 + 1e-9)
+# Truths just on the wrong side of one target, with all others far on the good side.
+BOUNDARIES: dict[str, Exact] = {
+    "right in 80%, 60 examples": (THRESHOLD, JUST_MISSED, 60, 1),
+    "right in 80%, 250 examples": (THRESHOLD, JUST_MISSED, 250, 1),
+    "right in 80%, 60 examples, five looks": (THRESHOLD, JUST_MISSED, 60, 5),
+    "three criteria, the threshold just missed": (ALL_THREE, JUST_MISSED, 120, 1),
+    "three criteria, no better than the baseline": (ALL_THREE, (0.9, 0.05, 0.05, 0.0), 120, 1),
+    "not better at all": ((better(),), (0.8, 0.1, 0.1, 0.0), 60, 1),
+}
+# Tango's score interval is approximate: it errs a little more than it says, and most where there are losses alone.
+CORNERS: dict[str, tuple[Exact, float]] = {
+    "worse by the margin, half as many gains": (((not_worse(0.05),), (0.85, 0.05, 0.1, 0.0), 60, 1), 0.051),
+    "worse by the margin, losses only, 52 examples": (((not_worse(0.05),), (0.95, 0.0, 0.05, 0.0), 52, 1), 0.0694),
+}
+GOOD: dict[str, tuple[Exact, float]] = {
+    "right in 95% where 80% is asked, 60 examples": ((THRESHOLD, (0.0, 0.95, 0.0, 0.05), 60, 1), 0.85),
+    "right in 90% where 80% is asked, 250 examples": ((THRESHOLD, (0.0, 0.9, 0.0, 0.1), 250, 1), 0.95),
+    "20 points better, 120 examples": (((better(),), (0.75, 0.22, 0.03, 0.0), 120, 1), 0.9),
+    "all three criteria, 120 examples, one of five looks": ((ALL_THREE, (0.78, 0.2, 0.02, 0.0), 120, 5), 0.9),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDARIES)
+def test_a_candidate_that_is_not_good_enough_is_rarely_deployed(name: str) -> None:
+    """At most one in twenty, whatever the number of criteria and of looks."""
+    assert chance(*BOUNDARIES[name])[1] <= 1 - LEVEL + (1 - COVERED)
+
+
+@pytest.mark.parametrize("name", CORNERS)
+def test_the_corner_of_the_score_interval_is_what_the_docs_say(name: str) -> None:
+    """The documented exceptions where 0.05 is asked: no more, and if they were less the docs would be wrong."""
+    case, documented = CORNERS[name]
+    least, most = chance(*case)
+    assert least - 0.001 <= documented <= most + 0.001
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_candidate_is_mostly_deployed(name: str) -> None:
+    """A gate that deploys nothing would never be wrong."""
+    case, least = GOOD[name]
+    assert chance(*case)[0] >= least
+
+
+def test_a_rule_of_points_would_be_wrong_half_of_the_time() -> None:
+    """That these sums can see a wrong gate: comparing estimates deploys what just misses its target."""
+    least, most = chance(THRESHOLD, JUST_MISSED, 60, policy="point")
+    assert 0.4 < least <= most < 0.7
+
+
+# ---- Times, macro-F1 and mean scores: simulated.
+
+Draw = Callable[[Random], Evidence]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A case whose truth lies on the boundary, and the rate that the docs name where it is more than 0.05."""
+
+    criterion: AnyCriterion
+    draw: Draw
+    studies: int
+    documented: float = 0.05
+
+    def allowed(self) -> float:
+        """What a rule that errs as documented exceeds once in 700 simulations."""
+        return self.documented + 3 * math.sqrt(self.documented * (1 - self.documented) / self.studies)
+
+
+@contextmanager
+def few_resamples() -> Iterator[None]:
+    """Bootstraps and permutations of FEW draws."""
+    with ExitStack() as stack:
+        for place, method in (
+            (judging, skewed_mean_interval),
+            (judging, relative_improvement),
+            (quality, resample),
+            (quality, paired_mean_difference),
+            (quality, paired_permutation),
+        ):
+            stack.enter_context(patch.object(place, method.__name__, partial(method, n_resamples=FEW)))
+        yield
+
+
+def rate(case: Simulated, seed: int = 0) -> float:
+    """The share of simulated studies that deploy."""
+    rng = np.random.default_rng(seed)
+    with few_resamples():
+        return sum(verdict([case.criterion], case.draw(rng)) == "deploy" for _ in range(case.studies)) / case.studies
+
+
+def skewed_times(rng: Random, n: int, sigma: float, ratio: float = 1.0) -> Evidence:
+    """Log-normal seconds, 1 on average times `ratio`, and a baseline of 1 that goes along with them (0.7)."""
+    shared, own, other = rng.standard_normal((3, n))
+    mine, theirs = (np.exp(sigma * (0.7**0.5 * shared + 0.3**0.5 * one) - sigma**2 / 2) for one in (own, other))
+    pairs = enumerate(zip(ratio * mine, theirs, strict=True))
+    rows = [Timing(f"{at}", float(old), 0.1, 3, float(new), 0.1, 3) for at, (new, old) in pairs]
+    return evidence(latency=rows)
+
+
+NAMES = ("KeyError", "TypeError", "ValueError")
+RIGHT = 0.85  # equal classes, wrong answers spread evenly: the macro-F1 of all that could be asked is this too
+
+
+def labelled(rng: Random, n: int) -> Evidence:
+    """Classes that both sides name with the same chance, each with mistakes of its own."""
+    truth = rng.integers(0, 3, n)
+    sides = [np.where(rng.random(n) < RIGHT, truth, (truth + rng.integers(1, 3, n)) % 3) for _ in range(2)]
+    rows = zip(truth, *sides, strict=True)
+    return evidence(
+        [predicted(NAMES[a], NAMES[b], id=f"{at}", reference=NAMES[t]) for at, (t, a, b) in enumerate(rows)]
+    )
+
+
+def scored(rng: Random, n: int) -> Evidence:
+    """Scores that are 0.05 worse on average: most better, few a lot worse (0.2 less a beta with a mean of 0.25).
+
+    Were all worse, the gate would see harm and abort whatever the margin, and this would prove nothing.
+    """
+    found: list[Prediction] = []
+    for at, loss in enumerate(rng.beta(0.5, 1.5, n).tolist()):
+        sides: dict[str, Any] = {"of_candidate": {"overlap": 1.0 - loss}, "of_baseline": {"overlap": 0.8}}
+        found.append(predicted("ValueError", "ValueError", id=f"{at}", **sides))
+    return evidence(found)
+
+
+SIMULATED: dict[str, Simulated] = {
+    "mean latency at its limit, sigma 1, 20 prompts": Simulated(
+        latency(1.0), partial(skewed_times, n=20, sigma=1.0), 400
+    ),
+    "mean latency at its limit, sigma 0.5, 60 prompts": Simulated(
+        latency(1.0), partial(skewed_times, n=60, sigma=0.5), 200
+    ),
+    "latency a fifth less, sigma 1, 30 prompts": Simulated(
+        latency(100.0, 0.2), partial(skewed_times, n=30, sigma=1.0, ratio=0.8), 100
+    ),
+    "macro-F1 at its threshold, 60 examples": Simulated(
+        at_least(RIGHT, "classes.macro_f1"), partial(labelled, n=60), 15, 0.085
+    ),
+    "macro-F1 not better, 60 examples": Simulated(better("classes.macro_f1"), partial(labelled, n=60), 15),
+    "mean score worse by the margin, 60 examples": Simulated(
+        not_worse(0.05, "overlap"), partial(scored, n=60), 60, 0.08
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIMULATED)
+def test_simulated_studies_rarely_deploy_what_is_not_good_enough(name: str) -> None:
+    """Against the level, or the documented rate where the method is known to err more."""
+    assert rate(SIMULATED[name]) <= SIMULATED[name].allowed()
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("name", SIMULATED)
+def test_many_simulated_studies_rarely_deploy_what_is_not_good_enough(name: str) -> None:
+    """The same with ten times as many."""
+    assert rate(many := more(SIMULATED[name]), seed=1) <= many.allowed()
+
+
+def more(case: Simulated) -> Simulated:
+    """The same case with ten times the studies."""
+    return Simulated(case.criterion, case.draw, 10 * case.studies, case.documented)
+
+
+def test_skewed_times_that_keep_the_limit_are_deployed() -> None:
+    """Honesty on skewed times must leave power: three quarters of the limit on 60 prompts, sigma 0.5."""
+    case = Simulated(latency(1.0), partial(skewed_times, n=60, sigma=0.5, ratio=0.75), 60)
+    assert rate(case) >= 0.9
+
+
+def main() -> None:
+    """Print every rate."""
+    exact = {**BOUNDARIES, **{name: case for name, (case, _) in CORNERS.items()}}
+    for name, case in exact.items():
+        print(f"wrongly deployed: {name}: {chance(*case)[0]:.4f}, exact", flush=True)
+    for name, simulated in SIMULATED.items():
+        many = more(simulated)
+        print(f"wrongly deployed: {name}: {rate(many, seed=1):.3f} of {many.studies} studies", flush=True)
+    for name, (case, _) in GOOD.items():
+        print(f"rightly deployed: {name}: {chance(*case)[0]:.4f}, exact", flush=True)
+
+
+if __name__ == "__main__":
+    main()

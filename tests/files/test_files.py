@@ -1,0 +1,374 @@
+"""Files are whole or not there: what a kill, a full disk or a second process must not be able to break."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.errors import ConfigError, DataError
+from finetune.files import atomic
+from finetune.files.atomic import publish_directory, write_json, write_lines
+from finetune.files.hashing import files_in, sha256_file, sha256_folder, sha256_json, sha256_tensors
+from finetune.files.manifests import read_manifest, write_manifest
+from finetune.files.run_lock import pipeline_lock
+from finetune.files.strict_json import read_json
+
+
+def names_in(folder: Path) -> list[str]:
+    """All names directly in a folder, hidden ones too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def publish(target: Path, content: str) -> None:
+    """Publish a folder with one file."""
+    with publish_directory(target) as folder:
+        (folder / "file").write_text(content, encoding="utf-8")
+
+
+class KilledError(BaseException):
+    """Stands for a kill: what comes after the line that raises it does not run."""
+
+
+# ---- One file
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
+    """Rows are made while they are written; a defect in row 1,000 must not cost the file of the last good run."""
+    path = tmp_path / "folder/rows.jsonl"
+    write_lines(path, ["old\n"])
+
+    def rows() -> Iterator[str]:
+        yield "new\n"
+        raise RuntimeError("row 2")
+
+    with pytest.raises(RuntimeError, match="row 2"):
+        write_lines(path, rows())
+    assert path.read_text(encoding="utf-8") == "old\n"
+    assert names_in(path.parent) == ["rows.jsonl"]
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    """`make report` while decide writes: the file that is open stays whole, so it is replaced and never overwritten."""
+    path = tmp_path / "report.json"
+    write_json(path, {"verdict": "iterate"})
+    with path.open(encoding="utf-8") as reader:
+        write_json(path, {"verdict": "deploy", "reasons": []})
+        assert json.load(reader) == {"verdict": "iterate"}
+    assert read_json(path) == {"verdict": "deploy", "reasons": []}
+
+
+def test_lines_are_written_as_utf_8_without_translation(tmp_path: Path) -> None:
+    """The hash of a file must be the same on every system: no CR, no local encoding."""
+    path = tmp_path / "rows"
+    write_lines(path, ["é\n", "\u2028\r\n"])
+    assert path.read_bytes() == b"\xc3\xa9\n\xe2\x80\xa8\r\n"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_json_with_nan_is_refused_and_the_old_file_stays(tmp_path: Path, value: float) -> None:
+    """A report with NaN is no JSON; DVC and every browser would stop at it."""
+    path = tmp_path / "report.json"
+    write_json(path, {"loss": 1.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"loss": value})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        sha256_json({"loss": value})
+    assert read_json(path) == {"loss": 1.5}
+    assert names_in(tmp_path) == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "no such file; run the stage that writes it (dvc repro)"),
+        (b"", "broken JSON (Expecting value: line 1 column 1 (char 0)); run the stage that writes it again"),
+        (b'{"a": NaN}', "broken JSON (NaN is not JSON); run the stage that writes it again"),
+        (b"[1]", "no JSON object; run the stage that writes it again"),
+    ],
+)
+def test_a_report_that_is_missing_or_broken_names_itself(tmp_path: Path, content: bytes | None, text: str) -> None:
+    """A traceback of json's would name neither the file nor what to do."""
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_json(path)
+    assert str(caught.value) == f"{path}: {text}"
+
+
+# ---- A published folder
+
+
+def test_a_published_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    """No file of the old run may be left among the new ones: its adapter would be loaded with the new config."""
+    target = tmp_path / "parent/out"
+    with publish_directory(target) as folder:
+        (folder / "old").write_text("old", encoding="utf-8")
+        assert not target.exists()
+    publish(target, "new")
+    assert names_in(target) == ["file"]
+    assert names_in(target.parent) == ["out"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_inside_keeps_the_old_folder(tmp_path: Path, error: type[BaseException]) -> None:
+    """A train that is stopped at its last line must not cost the adapter of the run before."""
+    target = tmp_path / "out"
+    publish(target, "old")
+
+    def fail() -> None:
+        with publish_directory(target) as folder:
+            (folder / "file").write_text("half", encoding="utf-8")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert (target / "file").read_text(encoding="utf-8") == "old"
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_a_kill_between_the_two_renames_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At that instant nothing stands under the name; the old folder must come back even if the next try fails."""
+    target = tmp_path / "out"
+    publish(target, "old")
+    replace = Path.replace
+
+    def killed_at_the_second(self: Path, other: Path) -> Path:
+        if self.name == ".out.partial":
+            raise KilledError
+        return replace(self, other)
+
+    monkeypatch.setattr(Path, "replace", killed_at_the_second)
+    with pytest.raises(KilledError):
+        publish(target, "new")
+    assert not target.exists()
+    monkeypatch.undo()
+
+    with pytest.raises(RuntimeError), publish_directory(target):
+        raise RuntimeError
+    assert (target / "file").read_text(encoding="utf-8") == "old"
+    publish(target, "newer")
+    assert (target / "file").read_text(encoding="utf-8") == "newer"
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_what_a_kill_left_behind_is_not_published(tmp_path: Path) -> None:
+    """A SIGKILL runs no clean-up: the next run must neither trip over the half folder nor take its files along."""
+    target = tmp_path / "out"
+    publish(target, "old")
+    for state in ("partial", "replaced"):
+        (tmp_path / f".out.{state}/deep").mkdir(parents=True)
+        (tmp_path / f".out.{state}/deep/half").write_text("half", encoding="utf-8")
+    publish(target, "new")
+    assert [path.relative_to(tmp_path).as_posix() for path in files_in(tmp_path)] == ["out/file"]
+
+
+def test_files_are_synced_before_they_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rename that reaches the disk before the bytes leaves empty files after a power cut."""
+    target, synced = tmp_path / "out", []
+    monkeypatch.setattr(atomic.os, "fsync", lambda number: synced.append(target.exists()))
+    publish(target, "new")
+    assert synced == [False, False, True]  # the file, its folder, and after the rename the folder that names it
+
+
+# ---- Hashes and manifests
+
+
+def test_a_folder_hash_is_of_names_and_contents(tmp_path: Path) -> None:
+    """The prepared data is pinned by it: a file renamed, moved or changed is other data; the clock is not in it."""
+    (tmp_path / "a/deep").mkdir(parents=True)
+    (tmp_path / "a/deep/file").write_text("text", encoding="utf-8")
+    first = sha256_folder(tmp_path / "a")
+    os.utime(tmp_path / "a/deep/file", (0, 0))
+    assert sha256_folder(tmp_path / "a") == first
+    (tmp_path / "a/deep/file").rename(tmp_path / "a/deep/other")
+    renamed = sha256_folder(tmp_path / "a")
+    (tmp_path / "a/deep/other").write_text("texT", encoding="utf-8")
+    assert len({first, renamed, sha256_folder(tmp_path / "a")}) == 3
+
+
+def test_a_json_hash_does_not_see_the_order_of_keys() -> None:
+    """The order of keys means nothing in JSON, the order of a list does."""
+    assert sha256_json({"a": 1, "b": [1, 2]}) == sha256_json({"b": [1, 2], "a": 1})
+    assert sha256_json({"a": 1, "b": [1, 2]}) != sha256_json({"a": 1, "b": [2, 1]})
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A folder with two files and their manifest."""
+    folder = tmp_path / "adapter"
+    with publish_directory(folder) as partial:
+        (partial / "weights").write_bytes(bytes(100))
+        (partial / "tokenizer").mkdir()
+        (partial / "tokenizer/vocab").write_text("a b c", encoding="utf-8")
+        write_manifest(partial, {"adapter_sha256": "abc"})
+    return folder
+
+
+def test_a_manifest_accounts_for_every_file(published: Path) -> None:
+    """Content and files come back; an untouched folder raises nothing."""
+    manifest = read_manifest(published)
+    assert manifest["adapter_sha256"] == "abc"
+    assert manifest["files"] == {
+        name: {"bytes": size, "sha256": sha256_file(published / name)}
+        for name, size in (("tokenizer/vocab", 5), ("weights", 100))
+    }
+
+
+def test_a_manifest_detects_one_changed_byte(published: Path) -> None:
+    """Same name, same size, another adapter."""
+    path = published / "weights"
+    path.write_bytes(bytes(99) + b"\x01")
+    with pytest.raises(DataError) as caught:
+        read_manifest(published)
+    assert str(caught.value) == (f"{path}: is not the file that was published (its hash differs); run its stage again")
+
+
+def test_a_manifest_detects_truncation(published: Path) -> None:
+    """A disk that filled up while the folder was copied."""
+    os.truncate(published / "weights", 50)
+    with pytest.raises(DataError, match="weights: is not the file that was published"):
+        read_manifest(published)
+
+
+def test_a_manifest_detects_a_missing_file(published: Path) -> None:
+    """The whole text: it is the first that a person sees of a half-copied adapter."""
+    path = published / "tokenizer/vocab"
+    path.unlink()
+    with pytest.raises(DataError) as caught:
+        read_manifest(published)
+    manifest = published / "manifest.json"
+    assert str(caught.value) == f"{path}: is missing though {manifest} lists it; run the stage that writes it again"
+
+
+def test_a_folder_without_a_manifest_was_never_published(published: Path) -> None:
+    """The manifest is written last, so its absence means that the folder is not whole."""
+    (published / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"manifest.json: no such file; run the stage that writes it"):
+        read_manifest(published)
+
+
+# ---- Tensors
+
+
+def write_tensors(path: Path, header: Mapping[str, Any], data: bytes) -> Path:
+    """A safetensors file, made by hand so that the order of its header is ours."""
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+B = {"dtype": "F32", "shape": [1, 1], "data_offsets": [8, 12]}
+DATA = struct.pack("<3f", 1.0, 2.0, 3.0)
+
+
+def test_the_canonical_hash_does_not_see_the_header(tmp_path: Path) -> None:
+    """PEFT writes the same tensors in another order from run to run: the files differ, the adapter does not."""
+    one = write_tensors(tmp_path / "one", {"a": A, "b": B}, DATA)
+    other = write_tensors(tmp_path / "other", {"__metadata__": {"format": "pt"}, "b": B, "a": A}, DATA)
+    moved = {"a": A | {"data_offsets": [4, 12]}, "b": B | {"data_offsets": [0, 4]}}
+    third = write_tensors(tmp_path / "third", moved, DATA[8:] + DATA[:8])
+    assert len({sha256_file(path) for path in (one, other, third)}) == 3
+    assert len({sha256_tensors(path) for path in (one, other, third)}) == 1
+
+
+@given(bit=st.integers(0, 8 * len(DATA) - 1))
+def test_the_canonical_hash_sees_every_bit(tmp_path_factory: pytest.TempPathFactory, bit: int) -> None:
+    """Repeatability is claimed bit for bit, so no bit may be left out of the hash that proves it."""
+    folder = tmp_path_factory.mktemp("bits")
+    changed = bytearray(DATA)
+    changed[bit // 8] ^= 1 << bit % 8
+    one = write_tensors(folder / "one", {"a": A, "b": B}, DATA)
+    other = write_tensors(folder / "other", {"a": A, "b": B}, bytes(changed))
+    assert sha256_tensors(one) != sha256_tensors(other)
+
+
+def test_the_canonical_hash_sees_names_dtypes_and_shapes(tmp_path: Path) -> None:
+    """The same bytes under another name, type or shape are another adapter."""
+    headers = [
+        {"a": A, "b": B},
+        {"a": A, "c": B},
+        {"b": A, "a": B},
+        {"a": A | {"shape": [1, 2]}, "b": B},
+        {"a": A | {"dtype": "I32"}, "b": B},
+    ]
+    files = [write_tensors(tmp_path / str(at), header, DATA) for at, header in enumerate(headers)]
+    assert len({sha256_tensors(path) for path in files}) == len(files)
+
+
+def test_a_truncated_tensor_file_is_bad_data(tmp_path: Path) -> None:
+    """A half-copied adapter is the user's to mend: no traceback of a Rust library."""
+    path = write_tensors(tmp_path / "one", {"a": A, "b": B}, DATA[:-1])
+    with pytest.raises(DataError) as caught:
+        sha256_tensors(path)
+    assert str(caught.value).startswith(f"{path}: not a whole safetensors file (")
+
+
+# ---- The lock
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from finetune.files.run_lock import pipeline_lock
+with pipeline_lock(Path(sys.argv[1]), "train"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds `tmp_path/work/pipeline.lock`."""
+    source = str(Path(atomic.__file__).parents[2])
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "work/pipeline.lock")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": source},
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_lock_keeps_a_second_process_out(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    """Two trains in one folder would write one checkpoint; the text says who is in the way, and at once."""
+    path = tmp_path / "work/pipeline.lock"
+    with pytest.raises(ConfigError) as caught, pipeline_lock(path, "evaluate"):
+        pass
+    who = f"stage train (process {holder.pid})"
+    assert str(caught.value) == f"{path}: {who} is running in this folder; wait for it or stop it, then start again"
+    assert holder.poll() is None
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    """A lock that outlives a SIGKILL would have to be removed by hand, and people then remove live ones too."""
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with pipeline_lock(tmp_path / "work/pipeline.lock", "train"):
+        told = (tmp_path / "work/pipeline.holder").read_text(encoding="utf-8")
+    assert told == f"stage train (process {os.getpid()})"
+
+
+def test_the_lock_is_given_back_after_a_failure(tmp_path: Path) -> None:
+    """Held on after an error, it would keep its own process out of the next stage."""
+    path = tmp_path / "work/pipeline.lock"
+    with pytest.raises(RuntimeError), pipeline_lock(path, "train"):
+        raise RuntimeError
+    with pipeline_lock(path, "evaluate"):
+        assert (tmp_path / "work/pipeline.holder").exists()
+    assert not (tmp_path / "work/pipeline.holder").exists()

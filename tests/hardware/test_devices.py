@@ -1,0 +1,209 @@
+"""What the reports say of the machine is measured on it."""
+
+import errno
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import pytest
+
+from finetune.errors import MachineError
+from finetune.hardware import devices, failures, host, versions
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def test_versions_name_what_determines_a_result() -> None:
+    """Python and every library that has a say, at the version that is installed."""
+    found = versions.versions()
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"python", *versions.VERSIONS_THAT_MATTER} <= set(found)
+    assert set(found) <= {"python", *versions.VERSIONS_THAT_MATTER, *versions.OPTIONAL_VERSIONS}
+    assert "not installed" not in found.values()
+
+
+def test_optional_libraries_are_told_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels decide the bits too, and a manifest that lists what nobody has is only longer."""
+    here = {"torch": "2.13.0", "flash-attn": "2.8.0"}
+
+    def version(name: str) -> str:
+        if name not in here:
+            raise metadata.PackageNotFoundError(name)
+        return here[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = versions.versions()
+    assert (found["flash-attn"], found["trl"]) == ("2.8.0", "not installed")
+    assert "deepspeed" not in found
+
+
+def test_a_mac_may_use_what_metal_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 GB that is two thirds: the rest is the system's."""
+    import torch
+
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 22_906_503_168)
+    assert devices.memory_bytes("apple") == 22_906_503_168
+    assert devices.memory_bytes("cpu") == host.usable_memory()
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    """Linux counts KiB, macOS bytes: a factor of 1024 would pass or fail every memory criterion."""
+    code = (
+        "import sys; from finetune.hardware.devices import peak_memory_bytes; before = peak_memory_bytes('cpu')\n"
+        "block = bytearray(200_000_000); print(before, peak_memory_bytes('cpu'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert 150_000_000 < after - before < 250_000_000
+
+
+def test_peak_memory_is_the_process_own() -> None:
+    """A child of a large process inherits its ru_maxrss: three fresh processes would all measure the parent."""
+    code = (
+        "import os, subprocess, sys\nif len(sys.argv) == 1:\n    block = bytearray(600_000_000)\n"
+        "    subprocess.run([sys.executable, '-c', os.environ['CODE'], 'child'], check=True)\n"
+        "else:\n    from finetune.hardware.devices import peak_memory_bytes\n    print(peak_memory_bytes('cpu'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "CODE": code}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 300_000_000
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device", "out/x"), "out/x: No space left on device"),
+        (OSError(30, "Read-only file system", "work"), "work: Read-only file system"),
+        (OSError(24, "Too many open files", "x"), "x: Too many open files"),
+        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (OSError(12, "Cannot allocate memory"), "no memory left"),
+        (MemoryError(), "no memory left"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), "no memory left"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "no memory left"),
+        (RuntimeError("[enforce fail at inline_container.cc:672]"), "a checkpoint could not be written"),
+    ],
+)
+def test_what_the_machine_lacks_is_told(error: Exception, told: str) -> None:
+    """A full disk is no defect of ours, and a defect of ours is no full disk."""
+    assert str(failures.machine_trouble(error)).startswith(told)
+    assert failures.machine_trouble(RuntimeError("shape mismatch")) is None
+
+
+def test_space_is_advised_where_it_helps() -> None:
+    """Who frees a disk for a refused connection has been sent the wrong way."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
+        assert "free some space" in str(failures.machine_trouble(OSError(number, "no", "x")))
+    for number in (errno.ECONNREFUSED, errno.ENOENT, errno.EMFILE):
+        assert failures.machine_trouble(OSError(number, "no", "x")) == "x: no"
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's own, whose text may change."""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17.90 GB)"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
+        (OutOfMemoryError("tried to allocate 2 GiB"), True),
+        (MemoryError(), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (OSError(28, "No space left on device", "out of memory.txt"), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("DataLoader worker is killed by signal: Bus error, out of shared memory"), False),
+    ],
+)
+def test_every_allocator_is_understood(error: Exception, expected: bool) -> None:
+    """Where memory ran out a smaller micro-batch helps; anywhere else it would only hide the error."""
+    assert failures.is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("1.0", "0.9")),
+        ({"HIGH": "0.8"}, ("0.8", "0.8")),
+        ({"HIGH": "0.0"}, ("0.0", None)),
+        ({"LOW": "1.2"}, (None, "1.2")),
+        ({"HIGH": "0.8", "LOW": "0.5"}, ("0.8", "0.5")),
+    ],
+)
+def test_metals_watermarks_go_together(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: tuple[str | None, str | None]
+) -> None:
+    """Torch refuses a low one above the high one, whoever set which, and has 1.4 where the low one is not set."""
+    names = {name: f"PYTORCH_MPS_{name}_WATERMARK_RATIO" for name in ("HIGH", "LOW")}
+    monkeypatch.setattr(os, "environ", {names[name]: value for name, value in given.items()})
+    for _ in range(2):  # a process of its own inherits what the first one set
+        devices.set_device_environment("apple", 1, deterministic=False)
+    assert (os.environ.get(names["HIGH"]), os.environ.get(names["LOW"])) == expected
+    assert os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
+
+
+@pytest.mark.parametrize("module", ["finetune.evaluate.stage", "finetune.commands.merge"])
+def test_every_command_that_computes_prepares_its_device_first(module: str) -> None:
+    """Torch reads the fallback when it is imported: set later, a Mac ends at the first operation that Metal lacks."""
+    code = (
+        f"import os, sys, types, {module} as module\n"
+        "def require_device(environment):\n"
+        "    sys.exit('torch' in sys.modules or os.environ.get('PYTORCH_ENABLE_MPS_FALLBACK') != '1')\n"
+        "module.require_device = require_device\n"
+        "module.run(types.SimpleNamespace(environment='apple'), None)\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTORCH_")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment | {"PYTHONPATH": str(SOURCE)}, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(None, 6), (2.5, 2), (0.5, 1), (64.0, 6)])
+def test_usable_cores_are_those_of_process_and_container(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int
+) -> None:
+    """More threads than that wait for each other; the machine's own count knows of neither limit."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(host, "cgroup_limits", lambda: (quota, None))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert host.usable_cores() == cores
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS has none
+    assert host.usable_cores() == cores
+
+
+def test_described_machine_is_this_one() -> None:
+    """Figures that were measured are worth nothing without what they were measured on."""
+    found = devices.describe_machine("cpu")
+    assert found["cores"] == os.cpu_count()
+    assert found["memory_bytes"] == psutil.virtual_memory().total
+    assert found["device"] == "cpu"
+    assert found["processor"]
+    assert found["arithmetic"] == devices.arithmetic("cpu")
+
+
+def test_missing_device_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the device of each environment is the one that torch knows by that name."""
+    assert devices.require_device("cpu") == "cpu"
+    monkeypatch.setattr(devices, "why_unavailable", lambda _: "no CUDA device answers")
+    with pytest.raises(MachineError) as caught:
+        devices.require_device("cuda")
+    assert str(caught.value) == (
+        "params.yaml: environment: cuda: no CUDA device answers; "
+        "use a recipe for this machine (make recipes lists them)"
+    )
+    monkeypatch.setattr(devices, "why_unavailable", lambda _: None)
+    assert devices.require_device("apple") == "mps"
+
+
+def test_calm_threads_leave_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has tuned OpenMP keeps it."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    host.calm_threads()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    host.calm_threads()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"

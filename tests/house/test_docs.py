@@ -1,0 +1,300 @@
+"""The pages name nothing that does not exist, quote no error that nobody raises, and keep the figures of the plan."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from finetune.config.recipes import read_recipe
+from finetune.config.scorers import SCORERS
+from finetune.plan.schedule import plan_schedule
+from tests.builders.doc_claims import complaints, wrong_commands, wrong_links, wrong_scripts, wrong_targets
+from tests.builders.doc_text import ROOT
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / folder / "README.md" for folder in ("recipes", "jobs", "requirements", "scorers", "benchmarks")),
+    ROOT / "models/templates/README.md",
+]
+ORIGINS = [ROOT / folder / "README.md" for folder in ("models/tiny-base", "data/raw/cpython")]
+
+
+def text_of(name: str) -> str:
+    """A page."""
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_names_exists(page: Path) -> None:
+    """Who follows a page step by step must never meet a command, a place or a key that is not there."""
+    assert complaints(page.read_text(encoding="utf-8"), page) == []
+
+
+@pytest.mark.parametrize("page", ORIGINS, ids=lambda page: page.parent.name)
+def test_what_a_page_of_origins_runs_and_links_exists(page: Path) -> None:
+    """Commands, options and links; the rest of what these pages show is of another program's source, and of a model."""
+    text = page.read_text(encoding="utf-8")
+    assert [line for check in (wrong_targets, wrong_commands, wrong_scripts) for line in check(text)] == []
+    assert list(wrong_links(text, page)) == []
+    scripts = re.findall(r"^python (\S+\.py)", text, flags=re.MULTILINE)
+    assert scripts and all((ROOT / name).is_file() for name in scripts)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("`make plna`", "make plna: no such target"),
+        ("```\nmake use RECIPE=h1000\n```", "make RECIPE=h1000: no such recipe"),
+        ("```\nmake plan PRIZE=2.5\n```", "make PRIZE=2.5: nothing reads PRIZE"),
+        ("`make train-h1000`", "make train-h1000: no such target"),
+        ("```\nmake push && make pul\n```", "make pul: no such target"),
+        ("`make lint tset`", "make tset: no such target"),
+        ("`HF_HOME=x make plna`", "make plna: no such target"),
+        ("```\nmake push | make pul\n```", "make pul: no such target"),
+        ("`make push || make pul`", "make pul: no such target"),
+        ("`.venv/bin/python -m finetune plna`", "python -m finetune plna: no command plna"),
+        ("`HF_HOME=x .venv/bin/dvc exp runn`", "dvc exp runn: no command runn"),
+        ("`python -m tests.nothing`", "python -m tests.nothing: no such module"),
+        ("`python -m finetune.nope`", "python -m finetune.nope: no such module"),
+        ("`python -m pytset tests`", "python -m pytset: no such module"),
+        ("`python -m tests.chaos --rouns 3`", "python -m tests.chaos: no option --rouns"),
+        ("`python benchmarks/run.py --onyl x`", "python benchmarks/run.py: no option --onyl"),
+        ("`lora_aplha: 3`", "lora_aplha: no key of params.yaml"),
+        ("`- lora_aplha: 3`", "lora_aplha: no key of params.yaml"),
+        ("`{rule: at_least, metirc: a}`", "metirc: no key of {rule: at_least, metirc: a}"),
+        ("```yaml\nlora_aplha: 3\n```", "lora_aplha: no key of params.yaml"),
+        ("```yaml\nadapter:\n  lora_aplha: 3\n```", "lora_aplha: no key of params.yaml"),
+        ("so: `sbatch jobs/slurm.sh h1000`", "job of h1000: no such recipe"),
+        ("`python -m finetune paln h100`", "python -m finetune paln h100: no command paln"),
+        ("`python -m finetune plan --exampels 3`", "python -m finetune plan --exampels 3: no option --exampels"),
+        ("`dvc exp runn`", "dvc exp runn: no command runn"),
+        ("`dvc repro --forse`", "dvc repro --forse: no option --forse"),
+        ("`dvc exp run -S train.learning=1`", "-S train.learning: no key of params.yaml"),
+        ("```\nmkae plan\n```", "mkae plan: mkae is no program that these pages use"),
+        ("`src/finetune/trainer.py`", "src/finetune/trainer.py: no such place"),
+        ("`reports/verdict.json`", "reports/verdict.json: no such place"),
+        ("`parms.yaml`", "parms.yaml: no such file"),
+        ("`train.warmup_stepz`", "train.warmup_stepz: no key of params.yaml"),
+        ("`data.sources.0.paht`", "data.sources.0.paht: no key of params.yaml"),
+        ("`{rule: at_leats}`", "rule: at_leats: no such kind"),
+        ("`{scorer: exact}`", "scorer: exact: no such kind"),
+        ("```yaml\ndistributed: {devices: 4, nods: 1}\n```", "nods: no key of params.yaml"),
+        ("```yaml\ntrain:\n  max_length: long\n```", "max_length: Input should be a valid integer"),
+        ("```yaml\nevaluate:\n  scorers: {a: {scorer: no, of: null}}\n```", "scorers: Input tag 'no' found"),
+        ("`warmup-to-long`", "warmup-to-long: neither a finding nor a recipe, target or package"),
+        ("```yaml\nfindings:\n  accept:\n    warmup-to-long: why\n```", "warmup-to-long: no finding"),
+        ("[x](nowhere.md)", "(nowhere.md): no such file"),
+        ("[x](README.md#no-such-title)", "(README.md#no-such-title): no such heading"),
+    ],
+)
+def test_what_does_not_exist_is_told(text: str, complaint: str) -> None:
+    """A check that finds nothing must not be one that looks for nothing."""
+    assert any(line.startswith(complaint) for line in complaints(text, ROOT / "page.md"))
+
+
+def test_what_exists_is_not_complained_of() -> None:
+    """The same kinds, written rightly; and prose claims nothing."""
+    text = (
+        "`make plan RECIPE=h100 PRICE=2.5`, `make train-h100 DETACH=1`, `python -m finetune --debug STAGE`, "
+        "`dvc exp run --queue -S adapter.r=8`, `src/finetune/train`, `reports/train.json`, `data.sources.0.path`, "
+        "`make lint test`, `HF_HOME=x make push | make pull`, `python -m tests.chaos --rounds 3 --only x`, "
+        "`python benchmarks/run.py --only x`, `.venv/bin/python -m finetune plan h100`, `lora_alpha: 3`, "
+        "`{rule: at_least, metric, threshold: 0.5}`, `python -m pytest -n 2`, "
+        "`warmup-too-long`, [x](README.md#trouble); make haste, train.well\n\n    make repro runs in the background\n"
+        "\n```yaml\nsplit: {method: exact, train: 0.8, validation: 0.1, test: 0.1, stratify_by: null}\n```\n"
+    )
+    assert complaints(text, ROOT / "page.md") == []
+
+
+def test_every_page_is_in_the_index_and_every_target_on_a_page() -> None:
+    """What nothing leads to is not found."""
+    index = text_of("docs/README.md")
+    pages = [page.name for page in PAGES if page.parent.name == "docs" and page.name != "README.md"]
+    assert [name for name in pages if f"({name})" not in index] == []
+    told = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    targets = re.findall(r"^([a-z][a-z-]*):", text_of("Makefile"), flags=re.MULTILINE)
+    assert [name for name in targets if not is_told(name, told)] == []
+
+
+def is_told(name: str, told: str) -> bool:
+    """Whether a text has this target, and not only a longer one."""
+    return bool(re.search(rf"\bmake\s+{re.escape(name)}(?![\w-])", told))
+
+
+def test_a_longer_target_is_another() -> None:
+    """`make check-bundle` says nothing of `make check`."""
+    assert is_told("check", "run `make\ncheck` first") and is_told("check-bundle", "make check-bundle BUNDLE=x")
+    assert not is_told("check", "make check-bundle, make checks and remake check")
+
+
+def test_every_scorer_is_explained() -> None:
+    """The table of the verdict page is where a user looks for one."""
+    page = text_of("docs/verdict.md")
+    assert [name for name in SCORERS if f"\n| `{name}` | " not in page] == []
+
+
+def test_the_readme_fits_its_bounds() -> None:
+    """One page to read; its picture is there, and small enough to load."""
+    assert len(text_of("README.md").splitlines()) <= 150
+    assert "](docs/report.png)" in text_of("README.md")
+    assert (ROOT / "docs/report.png").stat().st_size < 200_000
+
+
+# ---- Errors that are quoted
+
+OF_OTHERS = {
+    "Unable to read RWLock-file",
+    "dvc: command not found",
+    "No module named finetune",
+}  # DVC's, the shell's and Python's own
+
+
+def quoted_errors() -> Iterator[str]:
+    """What README's and the containers' page say that a message says, cut where they leave something out."""
+    for name, title in (("README.md", "## Trouble"), ("docs/containers.md", "## When it does not start")):
+        table = text_of(name).partition(f"{title}\n")[2].partition("\n## ")[0]
+        for quoted in re.findall(r"^\| `(.+?)` \|", table, flags=re.MULTILINE):
+            parts = (part.strip(" ():;,?") for part in re.split("…|; ", quoted))
+            yield from (part for part in parts if len(part) > 4)
+
+
+@cache
+def templates() -> list[list[str | None]]:
+    """Every text of the sources, in pieces; None is where a value is put in."""
+    found: list[list[str | None]] = []
+    for path in (ROOT / "src/finetune").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append([part.value if isinstance(part, ast.Constant) else None for part in node.values])
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append([node.value])
+    return found
+
+
+def literal_letters(text: str, template: list[str | None]) -> int:
+    """How many letters of the text the template's own words account for; 0 where it can't be a part of it."""
+    symbols = [letter for part in template for letter in (part if part is not None else [None])]
+    states = dict.fromkeys(range(len(symbols)), 0)
+    for letter in text:
+        reached: dict[int, int] = {}
+        for at, count in states.items():
+            while at < len(symbols) and symbols[at] is None:  # a value takes any letter, or nothing
+                reached[at] = max(reached.get(at, 0), count)
+                at += 1
+            if at < len(symbols) and symbols[at] == letter:
+                reached[at + 1] = max(reached.get(at + 1, 0), count + 1)
+        states = reached
+    return max(states.values(), default=0)
+
+
+def is_raised(quoted: str) -> bool:
+    """Whether some text of the sources can say this, most of it in its own words; keys before a colon aside."""
+    text = re.sub(r"^(?:[\w.]+: )+", "", quoted)
+    words = re.findall(r"[a-z]{3,}", text)
+    near = [one for one in templates() if any(word in part for part in one if part for word in words)]
+    return any(2 * literal_letters(text, one) >= len(text) for one in near)
+
+
+@pytest.mark.parametrize("quoted", sorted(set(quoted_errors()) - OF_OTHERS))
+def test_errors_in_the_pages_are_those_of_the_sources(quoted: str) -> None:
+    """Who searches for a message must find the page, and the page the message."""
+    assert is_raised(quoted)
+
+
+def test_an_invented_error_is_noticed() -> None:
+    """Also one that is nearly right."""
+    assert is_raised("a peak of 26.6 GB is predicted, 25.8 GB are there")
+    assert not is_raised("a peak of 26.6 GB is foreseen, 25.8 GB are there")
+    assert not is_raised("the adapter has gone out for lunch")
+
+
+# ---- Figures
+
+FIGURES = (("estimate", 1), ("lower", 1), ("target", 0))
+
+
+def test_the_worked_steps_are_the_plans() -> None:
+    """docs/recipes.md works them out by hand."""
+    page = text_of("docs/recipes.md")
+    for name, rows in (("cpu", 238), ("h100", 15_000), ("a100x4", 10_000), ("tiny", 2_731)):
+        train = read_recipe(name, ROOT).train
+        schedule = plan_schedule(train, rows, train.distributed.devices)
+        row = rf"\| `{name}`, {rows:,} \| .* \| .*\b{schedule.steps_per_epoch:,} \| .* = {schedule.steps:,} \|"
+        assert re.search(row, page), schedule
+
+
+@pytest.mark.slow
+def test_what_the_pages_show_of_a_plan_is_what_it_prints() -> None:
+    """The same command, letter by letter up to where the page leaves off."""
+    words = ["plan", "h100", "--examples", "15000", "--length", "1500", "--price", "2.5"]
+    done = subprocess.run([sys.executable, "-m", "finetune", *words], cwd=ROOT, capture_output=True, text=True)
+    shown = text_of("docs/h100.md").partition("    plan of recipe h100")[2].partition("\n\n")[0]
+    for line in ("plan of recipe h100" + shown).splitlines():
+        assert line.strip().removesuffix("…").rstrip() in done.stdout
+    for part, size in re.findall(
+        r"^\| \**(\w+)\** \| .*?\| \**([\d.]+)\** \|$", text_of("docs/recipes.md"), re.MULTILINE
+    ):
+        assert re.search(rf"^{part} +│ {size} GB", done.stdout, flags=re.MULTILINE), part
+
+
+def test_the_results_on_the_pages_are_those_of_the_run() -> None:
+    """What repeats on every machine: right answers and their bounds. Times and memory are those of the day."""
+    report = ROOT / "reports/decision.json"
+    if not report.exists():
+        pytest.skip("no finished run is here (make repro)")
+    decision = json.loads(report.read_text(encoding="utf-8"))
+    if f"finetune-tiny-{decision['adapter_sha256'][:12]}" not in text_of("docs/h100.md"):
+        pytest.skip("the finished run here is another one than the pages speak of")
+    shown = [criterion for criterion in decision["criteria"] if criterion["method"] == "Clopper-Pearson"]
+    assert len(shown) == 2
+    for criterion in shown:
+        estimate, lower, asked = (f"{100 * criterion[key]:.{digits}f}%" for key, digits in FIGURES)
+        row = rf"^\| {criterion['group']} \| .* \| \*\*{estimate}\*\* \| {lower} \(asked: {asked}\) \|$"
+        assert re.search(row, text_of("README.md"), flags=re.MULTILINE), row
+    first = shown[0]
+    for figure in (first["estimate"], first["lower"], first["upper"]):
+        assert f"{100 * figure:.1f}%" in text_of("docs/verdict.md")
+
+
+# ---- What runs elsewhere
+
+
+def commands_of(text: str, pattern: str) -> list[str]:
+    """The commands of a file, by the pattern of their line."""
+    return re.findall(pattern, text, flags=re.MULTILINE)
+
+
+def test_the_workflow_runs_our_targets() -> None:
+    """Pinned actions, no right to write, an end to every job, and nothing that a developer could not run."""
+    text = text_of(".github/workflows/ci.yml")
+    runs = commands_of(text, r"^ +(?:- )?run: (?:sudo env (?:\S+=\S+ )+)?(.*)$")
+    assert {"make lint", "make test", "make repro", "make test-end-to-end", "make test-images"} <= set(runs)
+    assert complaints("".join(f"`{run}`\n" for run in runs if run.startswith("make ")), ROOT / "page.md") == []
+    uses = commands_of(text, r"uses: (.*)$")
+    assert uses and all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v[\d.]+", one) for one in uses)
+    assert "permissions:\n  contents: read\n" in text and text.count("permissions:") == 1
+    assert text.count("runs-on:") == text.count("timeout-minutes:")
+
+
+def test_the_hooks_are_the_locked_tools() -> None:
+    """The same versions before a commit as in the checks."""
+    locked = text_of("requirements/dev.lock")
+    for entry in commands_of(text_of(".pre-commit-config.yaml"), r"entry: \.venv/bin/(.*)$"):
+        tool = entry.removeprefix("python -m ").split()[0]
+        assert re.search(rf"^{tool}==", locked, flags=re.MULTILINE), tool
+
+
+def test_the_licence_and_the_version_are_told_alike() -> None:
+    """pyproject.toml, LICENSE, README and CHANGELOG speak of one thing."""
+    project = text_of("pyproject.toml")
+    assert 'license = "Apache-2.0"' in project and "Apache License" in text_of("LICENSE")
+    assert "Licence: Apache-2.0" in text_of("README.md")
+    (version,) = commands_of(project, r'^version = "(.*)"$')
+    assert f"\n## [{version}]" in text_of("CHANGELOG.md")

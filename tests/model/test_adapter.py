@@ -1,0 +1,261 @@
+"""model/adapter: every way to start an adapter ends in a plain LoRA adapter that fits the base as it was published."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.config.model import AdapterConfig, ModelConfig
+from finetune.config.params import Config, parse_config
+from finetune.errors import ConfigError, DataError
+from finetune.files.hashing import sha256_file
+from finetune.model.adapter import CONFIG, REWRITING, WEIGHTS, adapter_trouble, add_adapter, load_adapter, save_adapter
+from finetune.model.base import load_base
+from tests.builders.small_run import build_base, params
+
+pytestmark = pytest.mark.slow
+
+NAME = "organization/base"
+IDS = torch.randint(0, 1000, (4, 24), generator=torch.Generator().manual_seed(1))
+PLAIN = ("default", "gaussian", "orthogonal")
+# The largest difference of a logit. Measured over all starts: in float32 at most 2.1e-6 (orders of summation), in
+# bfloat16 at most 0.026 (what is left of a rewritten base is rounded anew); ten training steps move them by 1.
+TOLERANCES = {"float32": 2e-5, "bfloat16": 0.06}
+MOVED = 0.3
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small base in a folder."""
+    folder = tmp_path_factory.mktemp("base")
+    build_base(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(base: Path) -> Callable[..., Config]:
+    """`settings(init, model__dtype="bfloat16")`: a config with this start on the small base."""
+
+    def make(init: str = "default", **changes: Any) -> Config:
+        keys = {"model__base": str(base), "adapter__init_lora_weights": init, "adapter__lora_dropout": 0.0}
+        return parse_config(params(**(keys | changes)), "params.yaml")
+
+    return make
+
+
+def logits(model: Any) -> torch.Tensor:
+    """The model's answers to some tokens (rows, tokens, vocabulary), in float32."""
+    model.eval()
+    with torch.inference_mode():
+        found: torch.Tensor = model(input_ids=IDS).logits.float()
+    return found
+
+
+def start(config: Config) -> Any:
+    """A base with a fresh adapter, from the seed."""
+    torch.manual_seed(config.seed)
+    return add_adapter(load_base(config.model, "cpu"), config.adapter)
+
+
+def take_steps(model: Any, steps: int = 6) -> None:
+    """Real optimizer steps towards repeating its input."""
+    model.train()
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in weights} == {torch.float32}
+    optimizer = torch.optim.AdamW(weights, lr=1e-2)
+    for _ in range(steps):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference of a logit."""
+    return float((one - other).abs().max())
+
+
+@pytest.mark.parametrize("variant", [{}, {"adapter__use_rslora": True}, {"adapter__use_dora": True}])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("init", [*PLAIN, *REWRITING])
+def test_what_is_published_is_what_was_trained(
+    settings: Callable[..., Config], tmp_path: Path, init: str, dtype: str, variant: dict[str, bool]
+) -> None:
+    """Before a step the model answers as its base, and the published adapter makes the trained model of a fresh one.
+
+    An adapter that took a part out of the base is worth nothing beside the whole base unless it is converted.
+    """
+    config = settings(init, model__dtype=dtype, **variant)
+    before = logits(load_base(config.model, "cpu"))
+    model = start(config)
+    assert difference(logits(model), before) < TOLERANCES[dtype]
+    take_steps(model)
+    trained = logits(model)
+    assert difference(trained, before) > MOVED
+    save_adapter(model, NAME, tmp_path)
+    again = load_adapter(load_base(config.model, "cpu"), tmp_path)
+    assert difference(logits(again), trained) < TOLERANCES[dtype]
+    with again.disable_adapter():
+        assert difference(logits(again), before) == 0  # loading has not touched the base
+
+
+@pytest.mark.parametrize("variant", [{}, {"adapter__use_rslora": True}, {"adapter__use_dora": True}])
+@pytest.mark.parametrize("init", ["default", "gaussian"])
+def test_quantized_base_takes_the_plain_starts(
+    settings: Callable[..., Config], tmp_path: Path, init: str, variant: dict[str, bool]
+) -> None:
+    """The same round trip on NF4, which two quantizations of the same weights make exact."""
+    config = settings(init, model__quantization="nf4", **variant)
+    before = logits(load_base(config.model, "cpu"))
+    model = start(config)
+    assert difference(logits(model), before) < TOLERANCES["float32"]
+    take_steps(model)
+    trained = logits(model)
+    assert difference(trained, before) > MOVED
+    save_adapter(model, NAME, tmp_path)
+    assert difference(logits(load_adapter(load_base(config.model, "cpu"), tmp_path)), trained) == 0
+
+
+@pytest.mark.parametrize("init", ["default", "orthogonal", "olora", "pissa", "pissa_niter_16"])
+def test_published_form_is_plain_lora(settings: Callable[..., Config], tmp_path: Path, init: str) -> None:
+    """Whoever loads it must not start it again: PEFT would take the same part out of their base once more."""
+    from peft import PeftModel
+
+    config = settings(init, adapter__use_rslora=True, adapter__r=4, adapter__lora_alpha=8)
+    model = start(config)
+    take_steps(model)
+    save_adapter(model, NAME, tmp_path)
+    content = json.loads((tmp_path / CONFIG).read_text(encoding="utf-8"))
+    twice = 2 if init in REWRITING else 1
+    assert content["base_model_name_or_path"] == NAME
+    assert content["init_lora_weights"] is True
+    assert content["r"] == 4 * twice
+    assert content["lora_alpha"] / content["r"] ** 0.5 == pytest.approx(8 / 4**0.5)
+    assert content["target_modules"] == sorted(config.adapter.target_modules)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, WEIGHTS]
+    loaded = PeftModel.from_pretrained(load_base(config.model, "cpu"), str(tmp_path))
+    assert difference(logits(loaded), logits(model)) < TOLERANCES["float32"]
+
+
+def test_same_seed_same_bytes(settings: Callable[..., Config], tmp_path: Path) -> None:
+    """A conversion that is not the same twice would end the promise of repeatability for these starts."""
+    for init in ("gaussian", "orthogonal", *REWRITING):
+        hashes = []
+        for name in ("one", "two"):
+            model = start(settings(init))
+            take_steps(model, steps=2)
+            folder = tmp_path / init / name
+            hashes.append(
+                [save_adapter(model, NAME, folder), sha256_file(folder / WEIGHTS), sha256_file(folder / CONFIG)]
+            )
+        assert hashes[0] == hashes[1], init
+
+
+def test_conversion_is_the_one_of_peft(settings: Callable[..., Config], tmp_path: Path) -> None:
+    """Where PEFT can convert by itself, the tensors are the same and so is the scale."""
+    from safetensors.torch import load_file
+
+    model = start(settings("pissa", adapter__use_rslora=True))
+    model.save_pretrained(tmp_path / "start")
+    take_steps(model)
+    save_adapter(model, NAME, tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    ours, theirs = (load_file(tmp_path / name / WEIGHTS) for name in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    read = [json.loads((tmp_path / name / CONFIG).read_text(encoding="utf-8")) for name in ("ours", "theirs")]
+    for key in ("r", "lora_alpha", "use_rslora", "init_lora_weights"):
+        assert read[0][key] == read[1][key], key
+
+
+def test_embeddings_survive_the_conversion(settings: Callable[..., Config], tmp_path: Path) -> None:
+    """PEFT's own conversion drops their matrices without a word; and it saves the base's embeddings beside them."""
+    from safetensors import safe_open
+
+    config = settings("pissa", adapter__target_modules=["q_proj", "embed_tokens"])
+    model = start(config)
+    take_steps(model)
+    save_adapter(model, NAME, tmp_path)
+    with safe_open(tmp_path / WEIGHTS, framework="pt") as file:
+        assert all("lora_" in name for name in file.keys())  # noqa: SIM118
+    again = load_adapter(load_base(config.model, "cpu"), tmp_path)
+    assert difference(logits(again), logits(model)) < TOLERANCES["float32"]
+
+
+@pytest.mark.parametrize("init", [*PLAIN, *REWRITING])
+def test_resumed_from_a_raw_checkpoint_it_is_the_same_adapter(
+    settings: Callable[..., Config], tmp_path: Path, init: str
+) -> None:
+    """The Trainer saves with PEFT alone and loads onto a base that the seed has started again: the same bits."""
+    model, whole = start(settings(init)), start(settings(init))
+    for part in (model, whole):
+        take_steps(part, steps=3)
+    model.save_pretrained(tmp_path / "checkpoint")
+    resumed = start(settings(init))
+    resumed.load_adapter(str(tmp_path / "checkpoint"), "default", is_trainable=True)
+    for part in (resumed, whole):
+        take_steps(part, steps=3)
+    assert save_adapter(resumed, NAME, tmp_path / "one") == save_adapter(whole, NAME, tmp_path / "two")
+
+
+@pytest.mark.parametrize("init", ["olora", "pissa", "pissa_niter_16"])
+def test_rewriting_start_on_nf4_is_refused(settings: Callable[..., Config], init: str) -> None:
+    """What is left of the base would be quantized anew: an adapter for a base that nobody has."""
+    config = settings(init, model__quantization="nf4")
+    with pytest.raises(ConfigError) as caught:
+        start(config)
+    told = (
+        f"adapter.init_lora_weights: {init} rewrites the base's weights, which can't be quantized again without "
+        "becoming another base; use default or gaussian, or model.quantization: none"
+    )
+    assert str(caught.value) == f"params.yaml: {told}"
+    assert adapter_trouble(config.adapter, config.model) == told
+
+
+def test_orthogonal_start_needs_floats_and_an_even_rank(settings: Callable[..., Config]) -> None:
+    """PEFT ends in a RuntimeError and a ValueError of its own after the base was loaded."""
+    with pytest.raises(ConfigError, match=r"init_lora_weights: orthogonal is made .* nf4 holds whole numbers"):
+        start(settings("orthogonal", model__quantization="nf4"))
+    with pytest.raises(ConfigError, match=r"adapter.r: 3 is odd, and init_lora_weights: orthogonal halves it; use 4"):
+        start(settings("orthogonal", adapter__r=3))
+
+
+def test_rank_beyond_a_rewritten_matrix_is_refused(settings: Callable[..., Config]) -> None:
+    """PEFT takes what there is and writes another rank into the config, so that nothing can load it."""
+    with pytest.raises(ConfigError, match=r"adapter.r: 100 is more than pissa can take out of .*q_proj \(64 x 64\)"):
+        start(settings("pissa", adapter__r=100))
+
+
+def test_loss_head_takes_no_adapter(settings: Callable[..., Config]) -> None:
+    """TRL refuses it with a ValueError after everything was loaded: its loss multiplies by the head's own weights."""
+    config = settings(adapter__target_modules=["q_proj", "lm_head"])
+    told = "adapter.target_modules: lm_head is the loss head, whose adapter TRL's loss would pass by; leave it out"
+    assert adapter_trouble(config.adapter, config.model) == told
+    with pytest.raises(ConfigError) as caught:
+        start(config)
+    assert str(caught.value) == f"params.yaml: {told}"
+
+
+def test_every_other_combination_is_allowed(settings: Callable[..., Config]) -> None:
+    """A check that refuses what works would cost as much as one that lets through what does not."""
+    for init in (*PLAIN, *REWRITING):
+        config = settings(init)
+        assert adapter_trouble(config.adapter, config.model) is None
+    model: ModelConfig = settings(model__quantization="nf4").model
+    adapters: list[AdapterConfig] = [settings(init, adapter__r=3).adapter for init in ("default", "gaussian")]
+    assert [adapter_trouble(adapter, model) for adapter in adapters] == [None, None]
+
+
+def test_adapter_of_another_base_is_refused(settings: Callable[..., Config], tmp_path: Path) -> None:
+    """One line in place of PEFT's list of every tensor."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = settings("pissa")
+    save_adapter(start(config), NAME, tmp_path)
+    other = AutoConfig.from_pretrained(config.model.base)
+    other.hidden_size = 128
+    with pytest.raises(DataError, match="does not fit the base") as caught:
+        load_adapter(AutoModelForCausalLM.from_config(other), tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,157 @@
+"""Architectures: found without the network, counted without memory, and every mistake told in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.config.model import AdapterConfig, ModelConfig
+from finetune.config.params import parse_config
+from finetune.errors import ConfigError
+from finetune.model.architecture import FACTS, find_architecture, measure_architecture, trainable_parameters
+from tests.builders.small_run import ROOT, params
+
+PUBLISHED = {
+    "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
+    "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
+    "Qwen/Qwen2.5-Coder-7B-Instruct": 7_615_616_512,
+    "meta-llama/Llama-2-7b-chat-hf": 6_738_415_616,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+}
+TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 96}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def model(base: str, **changes: Any) -> ModelConfig:
+    """The model section with this base."""
+    keys = {f"model__{key}": value for key, value in changes.items()}
+    return parse_config(params(model__base=base, **keys), "params.yaml").model
+
+
+def adapter(**changes: Any) -> AdapterConfig:
+    """The adapter section."""
+    return parse_config(params(**{f"adapter__{key}": value for key, value in changes.items()}), "params.yaml").adapter
+
+
+def folder_with(root: Path, content: str, name: str = "base") -> Path:
+    """A base's folder that holds nothing but this config.json."""
+    (root / name).mkdir(parents=True)
+    (root / name / "config.json").write_text(content, encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shipped_facts_have_the_published_count(name: str) -> None:
+    """To the parameter, from config.json alone."""
+    architecture = measure_architecture(find_architecture(model(name), ROOT))
+    assert architecture.parameters == PUBLISHED[name]
+    assert architecture.stored in ("bfloat16", "float16")
+    assert architecture.linears[-1].name == "lm_head"
+
+
+def test_every_shipped_fact_is_tested() -> None:
+    """No config.json lies there unchecked."""
+    shipped = {path.parent.relative_to(ROOT / FACTS).as_posix() for path in (ROOT / FACTS).rglob("config.json")}
+    assert shipped == set(PUBLISHED)
+
+
+def test_numbers_of_a_known_base() -> None:
+    """Grouped queries, head width, positions, tied embeddings, and the linear layers by name."""
+    found = measure_architecture(find_architecture(model("meta-llama/Llama-3.2-3B-Instruct"), ROOT))
+    assert (found.layers, found.hidden, found.intermediate) == (28, 3072, 8192)
+    assert (found.heads, found.kv_heads, found.head_dim) == (24, 8, 128)
+    assert (found.vocabulary, found.tied, found.max_positions) == (128_256, True, 131_072)
+    assert found.class_name == "LlamaForCausalLM"
+    shapes = {linear.name: (linear.inputs, linear.outputs, linear.count) for linear in found.linears}
+    assert shapes["k_proj"] == (3072, 1024, 28)
+    assert list(shapes) == [*SEVEN, "lm_head"]
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("targets", [SEVEN, ["q_proj", "v_proj"], ["down_proj", "lm_head"], ["embed_tokens", "o_proj"]])
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-Coder-7B-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"])
+def test_trainable_parameters_are_pefts(name: str, targets: list[str], dora: bool) -> None:
+    """By arithmetic, what PEFT makes on the meta device."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from finetune.model.adapter import lora_config
+
+    config = find_architecture(model(name), ROOT)
+    asked = adapter(r=8, target_modules=targets, use_dora=dora)
+    counted = trainable_parameters(measure_architecture(config), asked)
+    config.num_hidden_layers = 2  # PEFT takes a second a layer with DoRA
+    if hasattr(config, "layer_types"):
+        config.layer_types = config.layer_types[:2]
+    small = measure_architecture(config)
+    with torch.device("meta"):
+        peft = get_peft_model(AutoModelForCausalLM.from_config(config), lora_config(asked))
+    assert trainable_parameters(small, asked) == peft.get_nb_trainable_parameters()[0]
+    assert counted > trainable_parameters(small, asked)
+
+
+def test_the_local_folder_comes_first(tmp_path: Path) -> None:
+    """A folder of the base's name is the base, whatever facts are shipped."""
+    folder_with(tmp_path, json.dumps({**TINY, **HEADS}), "org/name")
+    folder_with(tmp_path, json.dumps({**TINY, **HEADS, "vocab_size": 1}), f"{FACTS}/org/name")
+    assert find_architecture(model("org/name"), tmp_path).vocab_size == 96
+
+
+def test_the_cache_comes_before_shipped_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the pinned revision, and never through the network."""
+    import huggingface_hub
+
+    folder_with(tmp_path, json.dumps({**TINY, **HEADS}), "cached")
+    folder_with(tmp_path, json.dumps({**TINY, **HEADS, "vocab_size": 1}), f"{FACTS}/org/name")
+    revision, asked = "a" * 40, []
+
+    def from_cache(*where: Any, **how: Any) -> str:
+        asked.append((where, how))
+        return str(tmp_path / "cached/config.json")
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", from_cache)
+    assert find_architecture(model("org/name", revision=revision), tmp_path).vocab_size == 96
+    assert asked == [(("org/name", "config.json"), {"revision": revision})]
+    assert find_architecture(model("org/name"), tmp_path).vocab_size == 1  # unpinned: the cache is not asked
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("{", "can't be read as JSON"),
+        ("[]", "holds no JSON object"),
+        ("{}", "model_type None"),
+        (json.dumps({"model_type": "nope"}), "model_type 'nope'"),
+        (json.dumps({"model_type": "bert_x"}), "model_type 'bert_x'"),
+        (json.dumps({**TINY, **HEADS, "architectures": ["NopeForCausalLM"]}), "the class NopeForCausalLM"),
+        (json.dumps({**TINY, **HEADS, "hidden_size": "wide"}), "is not one of llama"),
+    ],
+)
+def test_a_config_that_describes_no_model_is_told(tmp_path: Path, content: str, what: str) -> None:
+    """In one line with the key and what to do."""
+    folder_with(tmp_path, content)
+    with pytest.raises(ConfigError, match=r"^params\.yaml: model\.base: base: ") as caught:
+        find_architecture(model("base"), tmp_path)
+    text = str(caught.value)
+    assert what in text
+    assert "\n" not in text
+    assert "; " in text
+
+
+def test_a_base_that_is_nowhere_is_told(tmp_path: Path) -> None:
+    """With all three places that were looked at."""
+    with pytest.raises(ConfigError, match=r"no config\.json in the folder org/name, in the Hugging Face cache"):
+        find_architecture(model("org/name", revision="b" * 40), tmp_path)
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
+    """auto_map points at a module beside config.json; it stays unread."""
+    marker = tmp_path / "ran"
+    content = {**TINY, **HEADS, "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
+    folder_with(tmp_path, json.dumps(content))
+    (tmp_path / "base/own.py").write_text(f"open({str(marker)!r}, 'w')", encoding="utf-8")
+    assert measure_architecture(find_architecture(model("base"), tmp_path)).layers == 2
+    assert not marker.exists()

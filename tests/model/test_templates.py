@@ -1,0 +1,140 @@
+"""Every training template that TRL ships, and ours: the mask is exactly the answers with their end, or it is said."""
+
+import re
+from itertools import takewhile
+from operator import eq
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from transformers import AutoTokenizer
+
+from finetune.errors import BaseModelError
+from finetune.model.tokens import IGNORED, OPENED_THOUGHT, tokenize, tokenize_prompt
+from finetune.records.examples import Example, Message
+from finetune.validate.checks.mask import check_template, frames_of, supervised_texts, wrong_answers
+from tests.builders.small_run import ROOT
+
+SHIPPED = sorted((Path(trl.__file__).parent / "chat_templates").glob("*_training.jinja"))
+OURS = sorted((ROOT / "models/templates").glob("*.jinja"))
+ALL = [pytest.param(path, id=path.stem.removesuffix("_training")) for path in [*SHIPPED, *OURS]]
+
+VISION = {"idefics3", "llava_next", "smolvlm"}  # they read lists of parts, and lose or refuse plain text
+NO_SYSTEM = {"gemma"}
+REFUSE_TOOLS = {"cohere", "cohere2", "gemma", "gemma3", "chatml", "llama2", "llama3_own", "mistral"}
+LOSE_CALLS = {"deepseek_r1_distill", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5_vl"}  # in silence: must be a finding
+
+PLAIN = (
+    Message("system", "Answer in one word."),
+    Message("user", "Which <b>colour</b>?"),
+    Message("assistant", "Blue, or 青い."),
+    Message("user", "And two lines?"),
+    Message("assistant", "One.\n\n  Two."),
+)
+TOOL = {"type": "function", "function": {"name": "find_rain", "description": "Rain", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "find_rain", "arguments": {"city": "Oslo"}}}
+WITH_TOOLS = (
+    Message("user", "Does it rain in Bergen's capital?"),
+    Message("assistant", "", tool_calls=(CALL,)),
+    Message("tool", "it does", name="find_rain"),
+    Message("assistant", "It rains there."),
+)
+
+
+def name_of(path: Path) -> str:
+    """The template's name in the sets above."""
+    own = path.parent == ROOT / "models/templates" and path.stem == "llama3"
+    return "llama3_own" if own else path.stem.removesuffix("_training")
+
+
+def tokenizer_with(path: Path) -> Any:
+    """The embedded tokenizer with this template, whose marks become tokens as they are in the real one."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/tiny-base")
+    template = path.read_text(encoding="utf-8")
+    marks = set(re.findall(r"<[|\uff5c][^<>\s]+[|\uff5c]>|<[a-z]+_of_[a-z]+>|<\|?turn\|?>|\[/?INST\]", template))
+    tokenizer.add_tokens(sorted(marks), special_tokens=True)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_the_mask_is_the_answers_and_their_end_tokens(path: Path) -> None:
+    """One token too many teaches to write headers; one too few, never to stop."""
+    tokenizer = tokenizer_with(path)
+    if name_of(path) in VISION:
+        with pytest.raises((BaseModelError, AssertionError), match=r"does not render|mask-wrong"):
+            assert not check_template(tokenizer, []), "mask-wrong"
+        return
+    messages = PLAIN[1:] if name_of(path) in NO_SYSTEM else PLAIN
+    example = Example("one", "rows", 1, "agent", messages)
+    whole = tokenize(tokenizer, messages)
+    assert wrong_answers(tokenizer, example, whole, frames_of(tokenizer)) is None
+    for text, answer in zip(supervised_texts(tokenizer, whole), [messages[-3], messages[-1]], strict=True):
+        before, after = text.split(answer.content, 1)
+        for other in messages:
+            assert other.content not in before + after
+        assert "ssistant" not in before  # no header of the turn, which the prompt holds
+        assert after.strip()
+        assert not after.endswith("\n")
+    (finding,) = check_template(tokenizer, []) or [None]
+    assert finding is not None
+    assert finding.code == "end-token-unknown"  # no end was given, so it must miss the template's
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_training_goes_on_where_the_generation_prompt_ends(path: Path) -> None:
+    """What is trained is what generation is asked for, unless the generation prompt opens a thought."""
+    name = name_of(path)
+    if name in VISION:
+        pytest.skip("reads lists of parts")
+    tokenizer = tokenizer_with(path)
+    messages = PLAIN[1:3]
+    whole, prompt = tokenize(tokenizer, messages), tokenize_prompt(tokenizer, messages[:1])
+    first = next(at for at, label in enumerate(whole.labels) if label != IGNORED)
+    shared = sum(takewhile(bool, map(eq, whole.input_ids, prompt)))
+    if len(prompt) - shared <= OPENED_THOUGHT:
+        assert first == shared
+    assert shared == len(prompt) or "think" in tokenizer.decode(prompt[max(shared - 8, 0) :])
+
+
+ARGUMENTS = {
+    "yes": True,
+    "none": None,
+    "quoted": 'say "hi"',
+    "lines": "one\ntwo",
+    "slash": "a\\b",
+    "inner": {"a": [1, 2.5]},
+}
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_arguments_of_any_kind_are_found(path: Path) -> None:
+    """Templates write a true as true or True, a quote with a slash or without: none of that is a loss."""
+    name, tokenizer = name_of(path), tokenizer_with(path)
+    if name in REFUSE_TOOLS | VISION | LOSE_CALLS:
+        pytest.skip("has no tool calls")
+    call = {"type": "function", "function": {"name": "find_rain", "arguments": ARGUMENTS}}
+    messages = (WITH_TOOLS[0], Message("assistant", "", tool_calls=(call,)), *WITH_TOOLS[2:])
+    example = Example("one", "rows", 1, "agent", messages, tools=(TOOL,))
+    whole = tokenize(tokenizer, example.messages, example.tools)
+    assert wrong_answers(tokenizer, example, whole, frames_of(tokenizer)) is None
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_tool_calls_are_trained_on_or_it_is_said(path: Path) -> None:
+    """Six of TRL's templates drop an assistant's call without a word; the row would teach to say nothing."""
+    name, tokenizer = name_of(path), tokenizer_with(path)
+    example = Example("one", "rows", 1, "agent", WITH_TOOLS, tools=(TOOL,))
+    if name in REFUSE_TOOLS | VISION:
+        with pytest.raises(BaseModelError, match="does not render these turns"):
+            tokenize(tokenizer, example.messages, example.tools)
+        return
+    wrong = wrong_answers(
+        tokenizer, example, tokenize(tokenizer, example.messages, example.tools), frames_of(tokenizer)
+    )
+    if name in LOSE_CALLS:
+        assert wrong is not None
+        assert "the call of find_rain is not written down" in wrong
+    else:
+        assert wrong is None

@@ -1,0 +1,198 @@
+"""Parquet, Arrow and the folders of datasets: values as Python has them, and files that are damaged."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+
+from finetune.prepare.readers.batches import BadRow, Row
+from finetune.prepare.readers.detect import Container, disk_bytes, read_batches
+from tests.builders.written_rows import LARGEST, error_of, read, to_arrow, to_parquet
+
+# ---- Parquet and Arrow
+
+
+def test_types_come_out_as_python_has_them(tmp_path: Path) -> None:
+    """Nested rows, nulls, columns of nothing and numbers of rows; views and dictionaries hide nothing of this."""
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None}]
+    table = pa.table(
+        {
+            "messages": pa.array([messages, []]),
+            "nothing": pa.nulls(2),
+            "success": pa.array([True, None]),
+            "agent": pa.array(["a", None]).dictionary_encode(),
+            "agents": pa.array([["a", "b"], None], pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+            "view": pa.array(["v", "w"], pa.string_view()),
+        }
+    )
+    expected = [Row(number, fields) for number, fields in enumerate(table.to_pylist(), start=1)]
+    for name, content in [
+        ("rows.parquet", to_parquet(table)),
+        ("rows.arrow", to_arrow(table, pa.ipc.new_stream)),
+        ("file.arrow", to_arrow(table, pa.ipc.new_file)),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        assert read(tmp_path / name) == expected
+
+
+LABELS = {
+    "info": {
+        "features": {
+            "label": {"names": ["no", "yes"], "_type": "ClassLabel"},
+            "tags": {"feature": {"names": ["p", "q"], "_type": "ClassLabel"}, "_type": "List"},
+            "deep": [{"tag": {"names": ["p", "q"], "_type": "ClassLabel"}, "text": {"_type": "Value"}}],
+            "tools": {"feature": {"_type": "Json"}, "_type": "List"},
+        }
+    }
+}
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "stream.arrow", "file.arrow"])
+def test_class_labels_come_out_as_their_names(tmp_path: Path, name: str) -> None:
+    """A model that is taught to answer `1` has learnt nothing that anyone can use; JSON columns are read as JSON."""
+    rows = [
+        {"label": 1, "tags": [1, 0], "deep": [{"tag": 0, "text": "0"}], "tools": ['{"b": 1}']},
+        {"label": None, "tags": None, "deep": [], "tools": []},
+        {"label": -1, "tags": [], "deep": None, "tools": None},
+        {"label": 2, "tags": [], "deep": None, "tools": None},
+        {"label": 0, "tags": [], "deep": None, "tools": ["{"]},
+    ]
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"huggingface": json.dumps(LABELS)})
+    new = {"stream.arrow": pa.ipc.new_stream, "file.arrow": pa.ipc.new_file}.get(name)
+    (tmp_path / name).write_bytes(to_arrow(table, new) if new else to_parquet(table))
+    found = read(tmp_path / name)
+    assert found[:4] == [
+        Row(1, {"label": "yes", "tags": ["q", "p"], "deep": [{"tag": "p", "text": "0"}], "tools": [{"b": 1}]}),
+        Row(2, {"label": None, "tags": None, "deep": [], "tools": []}),
+        Row(3, {"label": None, "tags": [], "deep": None, "tools": None}),
+        BadRow(4, "holds a value that can't be read: label 2 is none of the 2 that have names"),
+    ]
+    assert isinstance(found[4], BadRow)
+
+
+@pytest.mark.parametrize("metadata", [b"{", b"[]", b'{"info": 1}', b'{"info": {"features": {"a": {"_type": []}}}}'])
+def test_metadata_of_another_form_is_left_alone(tmp_path: Path, metadata: bytes) -> None:
+    """Anyone may write anything under that name."""
+    table = pa.table({"a": [1]}).replace_schema_metadata({"huggingface": metadata})
+    (tmp_path / "rows.parquet").write_bytes(to_parquet(table))
+    assert read(tmp_path / "rows.parquet") == [Row(1, {"a": 1})]
+
+
+def test_a_row_that_python_cannot_hold_costs_no_more_than_itself(tmp_path: Path) -> None:
+    """Parquet checks neither its texts' UTF-8 nor that a date is one."""
+    texts = pa.array([b"x", b"\xff", b"z"]).view(pa.string())
+    days = pa.array([0, 0, 10**9], pa.int32()).view(pa.date32())
+    (tmp_path / "rows.parquet").write_bytes(to_parquet(pa.table({"a": texts, "d": days})))
+    found = read(tmp_path / "rows.parquet")
+    assert isinstance(found[0], Row)
+    assert found[1] == BadRow(2, "not UTF-8")
+    assert isinstance(found[2], BadRow) and found[2].why.startswith("holds a value that can't be read: ")
+
+
+def test_a_row_too_large_is_passed_over(tmp_path: Path) -> None:
+    """The same bound as everywhere, and the rows around it keep their numbers."""
+    (tmp_path / "rows.parquet").write_bytes(to_parquet(pa.table({"a": ["x", "y" * 20_000, "z"]})))
+    found = read(tmp_path / "rows.parquet")
+    assert found == [Row(1, {"a": "x"}), BadRow(2, "is larger than data.max_row_size: 0.01 MB"), Row(3, {"a": "z"})]
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        (
+            pa.record_batch([pa.array([1]), pa.array([2])], names=["a", "a"]),
+            "two columns are named 'a'; give each its own name",
+        ),
+        (
+            pa.record_batch({"a": pa.array([["x"]], pa.list_view(pa.string()))}),
+            "column 'a' is of type list_view<item: string>; write it as a list or text",
+        ),
+    ],
+)
+def test_odd_columns_are_refused(tmp_path: Path, columns: pa.RecordBatch, why: str) -> None:
+    """Of two columns with one name a row would hold the last; pyarrow's cast of list views loses values."""
+    (tmp_path / "rows.arrow").write_bytes(to_arrow(pa.Table.from_batches([columns]), pa.ipc.new_stream))
+    assert error_of(tmp_path / "rows.arrow") == f"rows.arrow: {why}"
+
+
+def test_a_damaged_arrow_file_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    """pyarrow follows an offset out of its memory without a check, and the process would end there."""
+    content = bytearray(to_arrow(pa.table({"a": ["x" * 50, "y" * 50]}), pa.ipc.new_stream))
+    at = content.index((50).to_bytes(4, "little") + (100).to_bytes(4, "little"))
+    content[at : at + 4] = (2**30).to_bytes(4, "little")
+    (tmp_path / "rows.arrow").write_bytes(content)
+    assert error_of(tmp_path / "rows.arrow").startswith("rows.arrow: is cut off or damaged (")
+
+
+# ---- Folders of datasets
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """`one`, a dataset of two shards, and `both`, two splits of it, as save_to_disk lays them out."""
+    for name, texts in {"one": "abc", "both/train": "ab", "both/test": "c"}.items():
+        (tmp_path / name).mkdir(parents=True)
+        shards = [f"data-{at:05}-of-00002.arrow" for at in range(2)]
+        for shard, part in zip(shards, (texts[:1], texts[1:]), strict=True):
+            table = pa.table({"label": [ord(letter) - 97 for letter in part]}, pa.schema([("label", pa.int64())]))
+            names = {"info": {"features": {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}}
+            table = table.replace_schema_metadata({"huggingface": json.dumps(names)})
+            (tmp_path / name / shard).write_bytes(to_arrow(table, pa.ipc.new_stream))
+        state = {"_data_files": [{"filename": shard} for shard in shards], "_split": None}
+        (tmp_path / name / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    (tmp_path / "both/dataset_dict.json").write_text('{"splits": ["train", "test"]}', encoding="utf-8")
+    return tmp_path
+
+
+def test_a_datasets_folder_gives_the_rows_of_its_shards(folders: Path) -> None:
+    """In their order and numbered through, with labels by name."""
+    assert read(folders / "one") == [Row(at, {"label": name}) for at, name in enumerate("abc", start=1)]
+    assert read(folders / "both", "train") == [Row(1, {"label": "a"}), Row(2, {"label": "b"})]
+    assert read(folders / "both", "test") == [Row(1, {"label": "c"})]
+    last = [batch.read_bytes for batch in read_batches(folders / "one", Container("folder"), LARGEST)][-1]
+    assert 0.9 * disk_bytes(folders / "one", Container("folder")) < last
+
+
+@pytest.mark.parametrize(
+    ("folder", "part", "why"),
+    [
+        ("both", None, "both: holds the parts train, test and it names none; set the source's `part` to one"),
+        ("both", "dev", "both: holds the parts train, test and there is no 'dev'; set the source's `part` to one"),
+        ("one", "train", "one: is one dataset, so it has no part 'train'; take `part` out of its source"),
+    ],
+)
+def test_a_part_must_be_one_that_is_there(folders: Path, folder: str, part: str | None, why: str) -> None:
+    """Taking the first, or all, would train on the test split."""
+    assert error_of(folders / folder, part) == why
+
+
+def test_a_damaged_datasets_folder_is_an_error(folders: Path) -> None:
+    """A shard that is missing or lies elsewhere is told by its name."""
+    state = folders / "one/state.json"
+    (folders / "one/data-00001-of-00002.arrow").unlink()
+    assert error_of(folders / "one") == "one/data-00001-of-00002.arrow: is gone; put it back and start again"
+    state.write_text('{"_data_files": [{"filename": "../both/test/data-00000-of-00002.arrow"}]}', encoding="utf-8")
+    why = "rows are not stored in order in files beside it"
+    assert error_of(folders / "one") == f"one/state.json: is broken ({why}); save the dataset again (save_to_disk)"
+    state.write_text("{", encoding="utf-8")
+    assert error_of(folders / "one").startswith("one/state.json: is broken (Expecting property name")
+
+
+def test_what_datasets_itself_saved_is_read(tmp_path: Path) -> None:
+    """The layout is theirs, and so is the proof that it is read as they mean it."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"a": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = datasets.Dataset.from_dict({"a": ["x", "y", "z"], "label": [1, 0, -1]}, features=features)
+    datasets.DatasetDict({"train": rows.select([2, 0]), "test": rows}).save_to_disk(str(tmp_path / "both"))
+    rows.save_to_disk(str(tmp_path / "one"), num_shards=2)
+    rows.to_parquet(str(tmp_path / "one.parquet"))
+    all_rows = [
+        Row(1, {"a": "x", "label": "yes"}),
+        Row(2, {"a": "y", "label": "no"}),
+        Row(3, {"a": "z", "label": None}),
+    ]
+    assert read(tmp_path / "one") == read(tmp_path / "one.parquet") == read(tmp_path / "both", "test") == all_rows
+    assert read(tmp_path / "both", "train") == [Row(1, {"a": "z", "label": None}), Row(2, {"a": "x", "label": "yes"})]

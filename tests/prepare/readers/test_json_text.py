@@ -1,0 +1,130 @@
+"""JSON lines and arrays: rows with their places, and what is wrong with those that are none."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import DataError
+from finetune.prepare.readers import batches, json_text
+from finetune.prepare.readers.batches import BadRow, Row
+from finetune.prepare.readers.detect import Container, detect_container, read_batches
+from tests.builders.written_rows import LARGEST, error_of, read
+
+# ---- JSON lines
+
+
+def test_rows_come_with_their_lines(tmp_path: Path) -> None:
+    """Empty lines hold no row but are lines: the number must be the one that an editor shows."""
+    (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n   \r\n{"a": 2}')
+    assert read(tmp_path / "rows.jsonl") == [Row(1, {"a": 1}), Row(4, {"a": 2})]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"a": ', "broken JSON: Expecting value at character 6"),
+        (b"{'a': 1}", "broken JSON: Expecting property name enclosed in double quotes at character 1"),
+        (b'{"a": 1}{"a": 2}', "broken JSON: Extra data at character 8"),
+        (b'{"a": NaN}', "broken JSON: NaN is not JSON"),
+        (b'{"a": -Infinity}', "broken JSON: -Infinity is not JSON"),
+        (b'{"a": 1e999}', "broken JSON: 1e999 is too large for a number"),
+        (b'{"a": 1, "b": {"c": 1, "c": 1}}', "broken JSON: the key 'c' stands twice in one object"),
+        (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "broken JSON: nested too deeply"),
+        (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
+        (b"[1]", "a JSON object is expected, not list"),
+        (b"null", "a JSON object is expected, not NoneType"),
+        (b'{"a": "' + b"x" * 99_993 + b'"}', "is larger than data.max_row_size: 0.1 MB"),
+        (b"x" * 300_000, "is larger than data.max_row_size: 0.1 MB"),
+    ],
+)
+def test_a_line_without_a_row_says_why(tmp_path: Path, line: bytes, why: str) -> None:
+    """One bad line must cost no more than itself: the rows around it are read."""
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\r\n{"a": 3}\n')
+    assert read(tmp_path / "rows.jsonl", largest=100_000) == [Row(1, {"a": 1}), BadRow(2, why), Row(3, {"a": 3})]
+    (tmp_path / "rows.jsonl").write_bytes(line)
+    assert read(tmp_path / "rows.jsonl", largest=100_000) == [BadRow(1, why)]
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_the_largest_row_is_the_one_of_just_that_size(tmp_path: Path, end: bytes) -> None:
+    """The line's end is no part of the row."""
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": "12"}' + end)
+    assert read(tmp_path / "rows.jsonl", largest=11) == [Row(1, {"a": "12"})]
+    assert read(tmp_path / "rows.jsonl", largest=10) == [BadRow(1, "is larger than data.max_row_size: 1e-05 MB")]
+
+
+# ---- JSON arrays
+
+
+def test_elements_come_with_their_numbers_and_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little is read at once, and wherever that cuts a number, an escape or a letter of four bytes in two."""
+    text = '\n[ {"a": 1},\n\n{"a":\n"🙂\\ud83d\\ude42"}, 12,3.5e1 ,{"a": 1, "a": 2},true,\n{"a": NaN}\n,{}]\n'
+    (tmp_path / "rows.json").write_text(text, encoding="utf-8")
+    for piece in range(1, 12):
+        monkeypatch.setattr(json_text, "PIECE", piece)
+        path, container = tmp_path / "rows.json", Container("json_array")
+        assert [row for batch in read_batches(path, container, LARGEST) for row in batch.rows()] == [
+            Row(1, {"a": 1}, starts_at=2),
+            Row(2, {"a": "🙂🙂"}, starts_at=4),
+            BadRow(3, "a JSON object is expected, not int (line 5)"),
+            BadRow(4, "a JSON object is expected, not float (line 5)"),
+            BadRow(5, "broken JSON: the key 'a' stands twice in one object (line 5)"),
+            BadRow(6, "a JSON object is expected, not bool (line 5)"),
+            BadRow(7, "broken JSON: NaN is not JSON (line 6)"),
+            Row(8, {}, starts_at=7),
+        ]
+
+
+@pytest.mark.parametrize(("indent", "lines"), [(None, [1] * 5), (2, [2, 5, 8, 11, 14])])
+def test_an_elements_number_does_not_depend_on_the_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indent: int | None, lines: list[int]
+) -> None:
+    """`json.dump` puts all on one line: the line would be the same for every row, and identify none. Over batches."""
+    monkeypatch.setattr(batches, "BATCH_ROWS", 2)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"a": number} for number in range(5)], indent=indent), encoding="utf-8")
+    found = [batch.rows() for batch in read_batches(path, detect_container(path), LARGEST)]
+    assert [len(rows) for rows in found] == [2, 2, 1]
+    expected = [Row(at + 1, {"a": at}, starts_at=line) for at, line in enumerate(lines)]
+    assert [row for rows in found for row in rows] == expected
+
+
+def test_an_empty_array_has_no_rows(tmp_path: Path) -> None:
+    """Nothing is wrong with it as an array."""
+    (tmp_path / "rows.json").write_bytes(b" [ ] ")
+    assert read(tmp_path / "rows.json") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b'[{"a": 1},\n{"a": x, "b": "some more text"}]', "2: element 2 of the array is broken JSON (Expecting value)"),
+        (b'[{"a": 1},\n{"a": "x\ny", "b": "more"}]', "2: element 2 of the array is broken JSON (Invalid control char"),
+        (b'[{"a": 1},\n{"a": 2', "2: the file ends in or after element 2, before `]`"),
+        (b'[{"a": 1},\n{"a": "', "2: the file ends in or after element 2, before `]`"),
+        (b'[{"a": 1}\n', "2: the file ends in or after element 1, before `]`"),
+        (b'[{"a": 1},\n', "2: the file ends in or after element 2, before `]`"),
+        (b'[{"a": 1}\n{"a": 2}]', "2: no comma stands after element 1"),
+        (b'[{"a": 1}] \n x', "2: something stands after the array's end"),
+        (b"[\n" + b"[" * 10_000, "2: element 1 of the array is nested too deeply"),
+        (b'[{"a": 1},\n{"a": "' + b"x" * 10_000 + b'"}]', "2: element 2 of the array is larger than data.max_row_size"),
+        (b'[{"a": "' + "ü".encode() * 5_000 + b'"}]', "1: element 1 of the array is larger than"),
+    ],
+)
+def test_a_broken_array_names_the_element_and_stops(tmp_path: Path, content: bytes, why: str) -> None:
+    """Where one element is broken nobody knows where the next begins: rows would be lost without being counted."""
+    (tmp_path / "rows.json").write_bytes(content)
+    told = error_of(tmp_path / "rows.json")
+    assert told.startswith(f"rows.json:{why}")
+    assert told.endswith("; what follows can't be read, so mend it, or write the file as JSON lines")
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_an_array_that_is_not_utf8_names_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    """Counted from the start of the file, the byte order mark included, as a hex editor shows it."""
+    monkeypatch.setattr(json_text, "PIECE", piece)
+    (tmp_path / "rows.json").write_bytes(b'\xef\xbb\xbf[{"a": "\xc3\xbc\xf0\x9f\xff"}]')
+    with pytest.raises(DataError) as caught:
+        list(read_batches(tmp_path / "rows.json", Container("json_array"), LARGEST))
+    assert str(caught.value) == f"{tmp_path}/rows.json: not UTF-8 at byte 13; save it as UTF-8"

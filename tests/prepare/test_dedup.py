@@ -1,0 +1,227 @@
+"""Copies: every true one is found, none is a false one, and which one survives does not change from run to run."""
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.config.data import DuplicateConfig
+from finetune.prepare import dedup
+from finetune.prepare.dedup import (
+    Chunk,
+    _chunks,
+    continued_pairs,
+    copies,
+    drop_exact,
+    find_near,
+    measure,
+    near_copies,
+    propose_pairs,
+)
+from finetune.prepare.hashing import ConversationKeys
+from finetune.prepare.pairs import clusters, equal_pairs
+from finetune.prepare.row_table import open_spool
+from finetune.prepare.rows import ReadRows
+from finetune.prepare.workers import open_workers
+from finetune.records.near_duplicates import band_hashes, bands_of, shingles, similarity
+from tests.builders.tables import table_of
+
+
+def settings(threshold: float = 0.8, words: int = 3, permutations: int = 64) -> DuplicateConfig:
+    """A section `duplicates`."""
+    return DuplicateConfig(
+        exact="drop", near="drop", threshold=threshold, shingle_words=words, permutations=permutations
+    )
+
+
+# ---- Shingles and bands
+
+
+def test_shingles_are_runs_of_words() -> None:
+    """The unit of the whole measure, on one line."""
+    assert shingles("The cat sat\n on  the mat", 3) == ["the cat sat", "cat sat on", "sat on the", "on the mat"]
+
+
+def test_a_text_shorter_than_a_shingle_is_one() -> None:
+    """Two-word answers are compared as a whole, and an empty set would divide by zero."""
+    assert shingles("Hello there", 3) == ["hello there"]
+    assert shingles("", 3) == [""]
+
+
+def test_scripts_without_spaces_are_cut_into_letters() -> None:
+    """A Chinese paragraph is one `word` otherwise, and no two of them were ever similar."""
+    assert shingles("猫が好き ok", 2) == ["猫 が", "が 好", "好 き", "き ok"]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "permutations", "expected"), [(0.8, 64, (12, 5)), (0.8, 128, (21, 6)), (0.5, 128, (42, 3))]
+)
+def test_bands_are_as_long_as_recall_allows(threshold: float, permutations: int, expected: tuple[int, int]) -> None:
+    """Hand-computed: (1 - 0.8^5)^12 = 0.0085 and (1 - 0.8^6)^10 = 0.048."""
+    assert bands_of(settings(threshold, permutations=permutations)) == expected
+
+
+@given(threshold=st.floats(0.01, 0.99), permutations=st.integers(16, 256))
+def test_bands_never_need_more_permutations_than_there_are(threshold: float, permutations: int) -> None:
+    """Whatever the params: at least one band, and signatures of the length that was asked for at most."""
+    bands, rows = bands_of(settings(threshold, permutations=permutations))
+    assert bands >= 1
+    assert rows >= 1
+    assert bands * rows <= permutations
+
+
+def test_a_text_has_the_same_bands_wherever_it_stands() -> None:
+    """Batches are cut at other places on another machine; the duplicates found must not depend on that."""
+    texts = [f"this is text number {at} of some that are not alike at all {at * 7}" for at in range(20)]
+    whole = band_hashes(texts, settings())
+    assert (np.concatenate([band_hashes(texts[:7], settings()), band_hashes(texts[7:], settings())]) == whole).all()
+    assert whole.shape == (20, 12)
+
+
+# ---- Pairs
+
+
+@given(st.lists(st.integers(0, 6), max_size=30))
+def test_equal_keys_are_linked(keys: list[int]) -> None:
+    """Each equal key is reached from each other one, no other is, and the number of pairs stays linear."""
+    pairs = equal_pairs(np.array(keys, np.uint64))
+    assert len(pairs) <= 2 * len(keys)
+    assert all(keys[one] == keys[other] and one < other for one, other in pairs.tolist())
+    found = clusters(len(keys), pairs)
+    for one, other in combinations(range(len(keys)), 2):
+        assert (found[one] == found[other]) == (keys[one] == keys[other])
+
+
+def test_a_large_bucket_gives_a_linear_number_of_pairs() -> None:
+    """100,000 rows of one boilerplate answer would be five billion pairs."""
+    bands = np.zeros((2, 100_000), np.uint64)
+    pairs = propose_pairs(lambda at: bands[at], 2, np.arange(100_000))
+    assert len(pairs) < 200_000
+
+
+@given(st.lists(st.integers(0, 6), max_size=30))
+def test_of_exact_copies_the_first_survives(keys: list[int]) -> None:
+    """Deterministic, and the one that a person finds first in the file."""
+    found = {copy: survivor for survivor, copy in copies(np.array(keys, np.uint64)).tolist()}
+    for at, key in enumerate(keys):
+        assert found.get(at, at) == keys.index(key)
+
+
+def test_a_row_is_dropped_for_a_survivor_only() -> None:
+    """In a chain of similar rows the third is kept where only the dropped second one resembles it."""
+    pairs = np.array([[1, 2], [0, 1], [2, 3], [0, 5]])
+    assert near_copies(pairs).tolist() == [[0, 1], [2, 3], [0, 5]]
+
+
+def test_dropping_exact_copies_tells_what_they_repeat() -> None:
+    """The ledger names the row that was kept instead."""
+    table = table_of(prompts=[1, 2, 3, 4], texts=[7, 8, 7, 7])
+    drop_exact(table, np.array([0, 1, 2, 3]))
+    assert table.kept.tolist() == [0, 1]
+    assert table.like.tolist() == [-1, -1, 0, 0]
+
+
+def test_a_conversation_is_linked_to_its_continuations() -> None:
+    """A log written after every answer holds each answer again in the next row."""
+    table = table_of(prompts=range(6))
+    table.spoken[:] = [10, 11, 12, 20, 21, 30]
+    table.openings = np.array([[1, 10], [2, 10], [2, 11], [4, 20], [5, 99]], np.uint64)
+    assert sorted(map(tuple, continued_pairs(table).tolist())) == [(0, 1), (0, 2), (1, 2), (3, 4)]
+    table.reason[[1, 3]] = 1
+    assert continued_pairs(table).tolist() == [[0, 2]]
+
+
+# ---- Against brute force
+
+WORDS = st.sampled_from(["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"])
+
+
+def pairs_found(folder: Path, texts: list[str], near: DuplicateConfig) -> list[tuple[int, int]]:
+    """The near-duplicates that are found among one-turn rows with these texts."""
+    with open_spool(folder) as rows:
+        lines = [orjson.dumps({"messages": [{"role": "assistant", "content": text}]}) + b"\n" for text in texts]
+        count = len(texts)
+        found = ReadRows(0, list(range(1, count + 1)), [None] * count, json=lines, bands=band_hashes(texts, near))
+        found.ids, found.groups = list(range(count)), [0] * count
+        found.keys = [ConversationKeys(copy=at, spoken=at, prompt=at, openings=[]) for at in range(count)]
+        found.agents, found.labels = ["a"] * count, [None] * count
+        rows.add(0, found)
+        with open_workers(0) as workers:
+            return [(one, other) for one, other in find_near(rows.table(), near, workers).tolist()]
+
+
+@given(
+    texts=st.lists(st.lists(WORDS, min_size=1, max_size=14).map(" ".join), min_size=2, max_size=12),
+    threshold=st.sampled_from([0.3, 0.5, 0.8]),
+)
+def test_every_pair_that_is_found_is_one(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], threshold: float
+) -> None:
+    """A wrong pair would drop a row that nothing else in the data says."""
+    near = settings(threshold, words=2)
+    pairs = pairs_found(tmp_path_factory.mktemp("spool") / "rows", texts, near)
+    sets = [set(shingles(text, 2)) for text in texts]
+    for one, other in pairs:
+        assert one < other
+        assert similarity(sets[one], sets[other]) >= threshold
+
+
+def test_pairs_are_found_as_brute_force_finds_them(tmp_path: Path) -> None:
+    """400 texts of 60 words, every second a copy with one to three words changed: recall at least 99%, precision 1."""
+    rng = np.random.default_rng(5)
+    texts: list[str] = []
+    for at in range(200):
+        words = [f"w{number}" for number in rng.integers(0, 4000, 60)]
+        texts.append(" ".join(words))
+        for place in rng.integers(0, 60, 1 + at % 3):
+            words[place] = "changed"
+        texts.append(" ".join(words))
+    near = settings()
+    found = set(pairs_found(tmp_path / "rows", texts, near))
+    sets = [set(shingles(text, 3)) for text in texts]
+    true = {(one, other) for one, other in combinations(range(400), 2) if similarity(sets[one], sets[other]) >= 0.8}
+    assert found <= true
+    assert len(true) > 100
+    assert len(found) >= 0.99 * len(true)
+
+
+def test_a_shared_template_costs_recall_and_no_precision(tmp_path: Path) -> None:
+    """The limit that docs/data.md states: rows that are all nearly alike hide some pairs, and give no wrong one."""
+    rng = np.random.default_rng(5)
+    template = [f"t{at}" for at in range(80)]
+    texts: list[str] = []
+    for _ in range(300):
+        words = template + [f"w{number}" for number in rng.integers(0, 10**6, 20)]
+        texts.append(" ".join(words))
+        texts.append(" ".join([*words[:-2], "changed", "twice"]))
+    found = set(pairs_found(tmp_path / "rows", texts, settings()))
+    true = {(at, at + 1) for at in range(0, 600, 2)}
+    assert len(found & true) >= 0.8 * len(true)
+    sets = [set(shingles(text, 3)) for text in texts]
+    assert all(similarity(sets[one], sets[other]) >= 0.8 for one, other in found)
+
+
+def test_long_rows_are_measured_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker holds some MB of rows, however long they are: 5,000 pairs of 50 KB would be gigabytes of shingles."""
+    monkeypatch.setattr(dedup, "BYTES_AT_ONCE", 10_000)
+    table = table_of(prompts=range(40))
+    table.size[:] = [3000] * 20 + [200] * 20
+    pairs = np.array([[at, at + 1] for at in range(39)])
+    chunks = list(_chunks(table, pairs, settings()))
+    assert sum(len(chunk.pairs) for chunk in chunks) == 39
+    assert all(sum(chunk.sizes) <= 12_000 for chunk in chunks)
+    assert len(chunks) < 25
+
+
+def test_a_measured_chunk_says_yes_or_no_for_each_pair(tmp_path: Path) -> None:
+    """What a worker gets and gives: pieces of the spool, one truth value a pair."""
+    texts = ["one two three four five", "one two three four five six", "quite another text altogether here"]
+    lines = [orjson.dumps({"messages": [{"role": "user", "content": text}]}) for text in texts]
+    (tmp_path / "rows").write_bytes(b"".join(lines))
+    starts = [0, len(lines[0]), len(lines[0]) + len(lines[1])]
+    chunk = Chunk(tmp_path / "rows", starts, [len(line) for line in lines], [[0, 1], [0, 2]], settings(0.7))
+    assert measure(chunk).tolist() == [True, False]

@@ -1,0 +1,229 @@
+"""Form and filters: the right system prompt in front of every row, and a reason for every row that is dropped."""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.config.data import Bounds, FilterConfig, Source
+from finetune.config.params import Config
+from finetune.errors import ConfigError
+from finetune.prepare.filters import give_form, matches, reason_to_drop, token_counter
+from finetune.prepare.formats import Conversation
+from finetune.records.examples import Message
+from finetune.records.near_duplicates import spoken_text
+
+TINY = str(Path(__file__).parents[2] / "models/tiny-base")
+TURNS = [Message("user", "Hi"), Message("assistant", "Hello.")]
+
+
+def source(**keys: Any) -> Source:
+    """A source named rows."""
+    return Source(name="rows", path="rows.jsonl", **keys)
+
+
+def formed(conversation: Conversation, config: Config, labels: tuple[str, ...] = (), **keys: Any) -> Conversation:
+    """The conversation after it was given its form."""
+    give_form(conversation, source(**keys), config.data, labels)
+    return conversation
+
+
+def reason(
+    messages: list[Message] = TURNS,
+    *,
+    success: bool = True,
+    own_system: bool = True,
+    count: Callable[[str], int] | None = None,
+    **filters: Any,
+) -> str | None:
+    """Why these messages are dropped, with no filter set but these."""
+    none = Bounds(min=None, max=None)
+    every: dict[str, Any] = {"only_successful": False, "characters": none, "tokens": none}
+    every |= {"keep_matching": (), "drop_matching": (), "roles": ("system", "user", "assistant", "tool")}
+    conversation = Conversation(messages, success=success, own_system=own_system)
+    return reason_to_drop(conversation, spoken_text(messages), FilterConfig(**every | filters), count)
+
+
+# ---- Form
+
+
+@pytest.mark.parametrize(
+    ("own", "agents", "sources", "default", "system"),
+    [
+        ("own", "agent's", "source's", "default", "own"),
+        (None, "agent's", "source's", "default", "agent's"),
+        (None, None, "source's", "default", "source's"),
+        (None, None, None, "default", "default"),
+        (None, None, None, None, None),
+        (None, "", "source's", "default", None),
+    ],
+)
+def test_the_system_prompt_is_the_nearest_one(
+    change: Callable[..., Config],
+    own: str | None,
+    agents: str | None,
+    sources: str | None,
+    default: str | None,
+    system: str | None,
+) -> None:
+    """The wrong prompt in training is another task at inference; an empty one means none, also against the default."""
+    prompts = {} if agents is None else {"namer": agents}
+    config = change(**{"data.system_prompts": prompts, "data.default_system_prompt": default})
+    turns = [Message("system", own), *TURNS] if own else TURNS
+    found = formed(Conversation(turns, agent="namer"), config, system_prompt=sources)
+    assert found.messages == ([Message("system", system)] if system else []) + TURNS
+    assert found.own_system == (own is not None)
+
+
+@pytest.mark.parametrize(
+    ("own", "sources", "agent"), [("a", "b", "a"), (None, "b", "b"), (None, None, "rows"), ("a", None, "a")]
+)
+def test_the_agent_is_the_rows_own_or_its_sources(
+    config: Config, own: str | None, sources: str | None, agent: str
+) -> None:
+    """Results are told by agent, and the system prompt is chosen by it."""
+    assert formed(Conversation(TURNS, agent=own), config, agent=sources).agent == agent
+
+
+def test_labels_are_told_in_the_system_prompt(change: Callable[..., Config]) -> None:
+    """Of a classification alone: after what stands there already, or as all of it."""
+    told = "Answer with exactly one of these labels: no, yes."
+    for default, system in ((None, told), ("Sort it.", f"Sort it.\n{told}")):
+        config = change(**{"data.default_system_prompt": default})
+        found = formed(Conversation(TURNS, label="yes"), config, ("no", "yes"))
+        assert found.messages == [Message("system", system), *TURNS]
+    assert formed(Conversation(TURNS, label="yes"), config).messages[0].content == "Sort it."
+    assert formed(Conversation(TURNS), config, ("no", "yes")).messages[0].content == "Sort it."
+
+
+@pytest.mark.parametrize(("form", "text"), [("none", "e\u0301 \ufb01"), ("NFC", "é \ufb01"), ("NFKC", "é fi")])
+def test_unicode_is_normalized_as_told_and_alike(change: Callable[..., Config], form: str, text: str) -> None:
+    """Answer, label and the labels told must stay the same text, or the right answer is none of those told."""
+    raw = "e\u0301 \ufb01"
+    config = change(**{"data.unicode": form, "data.default_system_prompt": None})
+    conversation = Conversation([Message("user", "ASCII"), Message("assistant", raw, name=raw)], label=raw)
+    found = formed(conversation, config, (raw, "b"))
+    assert found.messages == [
+        Message("system", f"Answer with exactly one of these labels: {text}, b."),
+        Message("user", "ASCII"),
+        Message("assistant", text, name=raw),
+    ]
+    assert found.label == text
+
+
+def test_labels_that_become_one_are_told_once(change: Callable[..., Config]) -> None:
+    """Two spellings of one letter are one label after normalizing."""
+    found = formed(Conversation(TURNS, label="é"), change(**{"data.unicode": "NFC"}), ("e\u0301", "é"))
+    assert found.messages[0].content == "Answer with exactly one of these labels: é."
+
+
+# ---- Filters
+
+
+def test_without_filters_every_row_is_kept() -> None:
+    """A filter that nobody set drops nothing."""
+    assert reason() is reason(success=False) is None
+
+
+def test_rows_without_success_are_dropped_where_asked() -> None:
+    """A log's failures would be taught as answers."""
+    assert reason(success=False, only_successful=True) == "not_successful"
+    assert reason(success=True, only_successful=True) is None
+
+
+def test_roles_are_those_that_came_with_the_row() -> None:
+    """The system prompt that the config puts in front is no reason to drop every row."""
+    messages = [Message("system", "S"), *TURNS]
+    roles = ("user", "assistant")
+    assert reason(roles=roles) is None
+    assert reason(messages, roles=roles) == "role_not_kept"
+    assert reason(messages, roles=roles, own_system=False) is None
+    assert reason([*TURNS, Message("tool", "x")], roles=roles) == "role_not_kept"
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "why"),
+    [(9, 9, None), (10, None, "too_few_{}"), (None, 8, "too_many_{}"), (None, 9, None), (9, None, None), (0, 10, None)],
+)
+def test_bounds_belong_to_what_is_kept(least: int | None, most: int | None, why: str | None) -> None:
+    """The text is `Hi`, a line break and `Hello.`: nine characters, without the system's."""
+    messages = [Message("system", "long " * 100), *TURNS]
+    bounds = Bounds(min=least, max=most)
+    assert reason(messages, characters=bounds) == (why and why.format("characters"))
+    assert reason(messages, tokens=bounds, count=len) == (why and why.format("tokens"))
+    assert reason(messages, tokens=bounds) is None
+
+
+@pytest.mark.parametrize(
+    ("keep", "drop", "why"),
+    [
+        (["^Hi$.^Hello"], [], "pattern_missing"),
+        (["(?ms)^Hi$.^Hello"], [], None),
+        (["Hi", "Bye"], [], "pattern_missing"),
+        ([], ["hello"], None),
+        ([], ["Bye", "(?i)hello"], "pattern_found"),
+        (["Bye"], ["Hi"], "pattern_missing"),
+        ([], ["System prompt"], None),
+    ],
+)
+def test_patterns_are_looked_for_in_all_that_was_spoken(keep: list[str], drop: list[str], why: str | None) -> None:
+    """All of the one list must be found, none of the other; the system prompt is the config's own."""
+    messages = [Message("system", "System prompt"), *TURNS]
+    assert reason(messages, keep_matching=tuple(keep), drop_matching=tuple(drop)) == why
+
+
+def test_calls_and_results_are_spoken_too() -> None:
+    """A row's length and its twins are seen with them."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "ü"}}}
+    messages = [TURNS[0], Message("assistant", "", (call,)), Message("tool", "12"), TURNS[1]]
+    assert spoken_text(messages) == "Hi\n{}\n12\nHello.".format('[{"arguments": {"a": "ü"}, "name": "f"}]')
+
+
+@pytest.mark.parametrize(("pattern", "ends"), [("(a+)+$", True), ("(a|a)+$", False), ("(a|b|ab)+$", False)])
+def test_a_pattern_that_backtracks_for_ever_is_told(pattern: str, ends: bool) -> None:
+    """One hostile row would stop the run for years without a word; of some patterns the matcher sees it by itself."""
+    start, row = time.monotonic(), "a" * 60 + "b" + "ab" * 60 + "!"
+    if ends:
+        assert not matches(pattern, row)
+    else:
+        with pytest.raises(ValueError, match=rf"^the pattern {re.escape(repr(pattern))} did not finish in 1 s$"):
+            matches(pattern, row)
+    assert time.monotonic() - start < 5
+
+
+# ---- Tokens
+
+
+def test_tokens_are_those_of_the_base() -> None:
+    """Counted without the marks that a template or the tokenizer itself would add."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(f"{TINY}/tokenizer.json")
+    text = "raise ValueError('ü')"
+    assert token_counter(TINY, None)(text) == len(tokenizer.encode(text, add_special_tokens=False).ids) > 0
+    assert token_counter(TINY, None)("") == 0
+
+
+def test_long_texts_are_counted_to_their_end(tmp_path: Path) -> None:
+    """Some tokenizer files cut every text at 512 tokens: no row would ever be too long."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(f"{TINY}/tokenizer.json")
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    for text in ("x y " * 100, "x"):
+        assert token_counter(str(tmp_path), None)(text) == token_counter(TINY, None)(text)
+
+
+def test_a_base_without_a_tokenizer_file_is_told(tmp_path: Path) -> None:
+    """It is found when the first row is read, by a worker."""
+    with pytest.raises(ConfigError) as caught:
+        token_counter(str(tmp_path), None)
+    assert str(caught.value) == (
+        f"{tmp_path}: has no tokenizer.json for data.filters.tokens (No such file or directory (os error 2)); "
+        "unset its bounds"
+    )

@@ -1,0 +1,385 @@
+"""Formats: each row becomes the conversation that its author meant, or a text that says what is wrong with it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.config.data import Format
+from finetune.prepare import formats
+from finetune.prepare.formats import FORMATS, Conversation, check_columns, detect_format, parse_row, unused_columns
+from finetune.records.examples import Message
+
+TURNS = [Message("user", "Hi"), Message("assistant", "Hello.")]
+
+
+def shown_lines() -> dict[Format, dict[str, Any]]:
+    """The example line of each format, as the module's docstring shows it."""
+    found = re.findall(r"^ {4}(\w+) +(\{.*\})$", formats.__doc__ or "", flags=re.MULTILINE)
+    return {name: json.loads(line) for name, line in found}
+
+
+ROWS = shown_lines()
+MEANT: dict[Format, Conversation] = {
+    "interactions": Conversation(
+        [Message("user", "Where is my order?"), Message("assistant", "On its way.")], agent="support"
+    ),
+    "chat": Conversation(TURNS),
+    "sharegpt": Conversation(TURNS),
+    "alpaca": Conversation([Message("user", "Translate.\n\nGuten Tag"), Message("assistant", "Good day")]),
+    "prompt_completion": Conversation(
+        [Message("user", "The capital of France is"), Message("assistant", " Paris.")],
+    ),
+    "question_answer": Conversation([Message("user", "Who wrote Emma?"), Message("assistant", "Jane Austen")]),
+    "classification": Conversation(
+        [Message("user", "My card was stolen"), Message("assistant", "lost_card")], label="lost_card"
+    ),
+}
+
+
+def parse(format_: Format, columns: dict[str, str] | None = None, /, **changed: Any) -> Conversation:
+    """The example line with some fields changed (`...` takes one out)."""
+    row = {name: value for name, value in (ROWS[format_] | changed).items() if value is not ...}
+    return parse_row(row, format_, columns or {})
+
+
+def why_not(format_: Format, columns: dict[str, str] | None = None, /, **changed: Any) -> str:
+    """What is wrong with the example line after the change."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        parse(format_, columns, **changed)
+    return str(caught.value)
+
+
+# ---- What is meant
+
+
+def test_every_format_shows_its_line() -> None:
+    """The docstring is what a user copies from."""
+    assert tuple(ROWS) == FORMATS
+
+
+def test_the_readme_shows_the_same_lines() -> None:
+    """What a newcomer copies from the page is what the parsers read."""
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^\| `(\w+)` \| `(\{.*\})` \|$", text, flags=re.MULTILINE))
+    assert {name: json.loads(line) for name, line in shown.items()} == ROWS
+    (tools,) = re.findall(r"^\| `chat`, with tools \| `(\{.*\})` \|$", text, flags=re.MULTILINE)
+    conversation = parse_row(json.loads(tools), "chat", {})
+    assert [message.role for message in conversation.messages] == ["user", "assistant", "tool", "assistant"]
+    assert conversation.messages[1].tool_calls is not None
+    assert conversation.tools[0]["function"]["name"] == "now"
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_the_line_shown_gives_the_conversation_meant(format_: Format) -> None:
+    """An example that reads differently than it looks is worse than none."""
+    assert parse(format_) == MEANT[format_]
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_columns_give_other_names_to_all_fields(format_: Format) -> None:
+    """Nobody should have to write a file again because its columns are named in another language."""
+    columns = {name: f"das {name}" for name in ROWS[format_]} | {"agent": "das agent"}
+    row = {f"das {name}": value for name, value in ROWS[format_].items()}
+    assert parse_row(row, format_, columns) == MEANT[format_]
+    assert detect_format([row], columns) == format_
+    assert unused_columns([row], format_, columns) == []
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_errors_name_the_column_that_stands_in_the_file(format_: Format) -> None:
+    """Whoever mends the row looks for that name."""
+    first = formats.SIGNS[format_][0][0]
+    assert why_not(format_, {first: "nowhere"}).startswith("has no nowhere")
+
+
+@pytest.mark.parametrize(("ours", "other"), [("task", "prompt"), ("prompt", "task")])
+def test_a_column_that_was_given_to_one_field_is_no_other(ours: str, other: str) -> None:
+    """`task: prompt` under columns must not read the prompt as both and refuse every row."""
+    row = {"agent": "a", other: "Hi", "output": "Hello.", "success": True}
+    assert parse_row(row, "interactions", {ours: other}).messages == TURNS
+    row = {"text": "the label's name is here", "label": "x"}
+    with pytest.raises(ValueError, match=r"^has no label$"):
+        parse_row(row, "classification", {"text": "label"})
+
+
+def test_two_columns_may_change_places() -> None:
+    """Some files call the answer a question, as quiz makers do."""
+    swapped = parse("question_answer", {"question": "answer", "answer": "question"})
+    assert [message.content for message in swapped.messages] == ["Jane Austen", "Who wrote Emma?"]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("task", "prompt"), ("output", "response")])
+def test_both_spellings_of_a_log_are_read(ours: str, theirs: str) -> None:
+    """Both are found; in a columnar file of mixed logs the other one stands as null."""
+    value = ROWS["interactions"][ours]
+    assert parse("interactions", **{ours: ..., theirs: value}) == MEANT["interactions"]
+    assert parse("interactions", **{ours: None, theirs: value}) == MEANT["interactions"]
+    assert why_not("interactions", **{theirs: value}) == f"has both {ours} and {theirs}"
+    assert why_not("interactions", **{ours: ...}) == f"has no {ours} or {theirs}"
+
+
+# ---- What is wrong
+
+
+@pytest.mark.parametrize(
+    ("format_", "changed", "why"),
+    [
+        ("interactions", {"agent": ...}, "has no agent"),
+        ("interactions", {"agent": ""}, "agent is empty"),
+        ("interactions", {"agent": "all"}, "agent is named 'all', which stands for all test examples"),
+        ("interactions", {"task": 5}, "task must be text, not int"),
+        ("interactions", {"output": None}, "output must be text, not null"),
+        ("interactions", {"output": " \n\t"}, "output is empty"),
+        ("interactions", {"output": "\ud83d"}, "output holds half of a surrogate pair, which is no text"),
+        ("interactions", {"success": ...}, "has no success"),
+        ("interactions", {"success": None}, "success must be true or false"),
+        ("interactions", {"success": "no"}, "success must be true or false"),
+        ("interactions", {"success": 2}, "success must be true or false"),
+        ("interactions", {"success": [True]}, "success must be true or false"),
+        ("chat", {"messages": ...}, "has no messages"),
+        ("chat", {"messages": ""}, "messages must be a list of turns, not null"),
+        (
+            "chat",
+            {"tools": "[{]"},
+            "tools holds broken JSON: Expecting property name enclosed in double quotes: line 1",
+        ),
+        ("chat", {"agent": 7}, "agent must be text, not int"),
+        ("sharegpt", {"conversations": None}, "conversations must be a list of turns, not null"),
+        ("sharegpt", {"system": ["x"]}, "system must be text, not list"),
+        ("alpaca", {"instruction": ...}, "has no instruction"),
+        ("alpaca", {"input": ["x"]}, "input must be text, not list"),
+        ("alpaca", {"output": ["x"]}, "output must be text, not list"),
+        ("alpaca", {"output": 42}, "output must be text, not int"),
+        ("alpaca", {"response": "x"}, "has both output and response"),
+        ("prompt_completion", {"completion": ...}, "has no completion"),
+        ("prompt_completion", {"completion": None}, "completion must be text, not null"),
+        ("prompt_completion", {"prompt": [{"role": "user", "content": "x"}]}, "prompt must be text, not list"),
+        ("prompt_completion", {"prompt": [], "completion": []}, "prompt holds no turn"),
+        ("question_answer", {"answer": {"text": ["x"]}}, "answer must be text, not dict"),
+        ("classification", {"label": None}, "label must be text, not null"),
+        ("classification", {"label": 1.5}, "label must be text, not float"),
+        ("classification", {"label": ""}, "label is empty"),
+        ("classification", {"text": float("nan")}, "text must be text, not float"),
+    ],
+)
+def test_a_row_that_lacks_something_says_what(format_: Format, changed: dict[str, Any], why: str) -> None:
+    """An empty answer would be trained on as one, and `"success": "false"` is true to Python."""
+    assert why_not(format_, **changed).startswith(why)
+
+
+@pytest.mark.parametrize(("yes", "no"), [(True, False), ("true", "false"), (" TRUE ", "False"), ("1", "0"), (1, 0)])
+def test_success_is_read_from_tables_too(yes: Any, no: Any) -> None:
+    """CSV has it as text, and some logs as a number; what no one can tell is refused."""
+    assert parse("interactions", success=yes).success is True
+    assert parse("interactions", success=no).success is False
+
+
+# ---- Each format's own
+
+
+@pytest.mark.parametrize("nothing", [..., None, "", " \n"])
+def test_alpaca_needs_no_input(nothing: Any) -> None:
+    """Half of such files have none, as null or as empty text: nothing is put after the task then."""
+    assert parse("alpaca", input=nothing).messages[0].content == "Translate."
+
+
+@pytest.mark.parametrize("format_", ["alpaca", "sharegpt"])
+def test_a_system_field_comes_first(format_: Format) -> None:
+    """It is the row's own system prompt; null and blank ones are none."""
+    assert parse(format_, system="Be brief.").messages == [Message("system", "Be brief."), *MEANT[format_].messages]
+    assert parse(format_, system=None) == parse(format_, system=" ") == MEANT[format_]
+
+
+def test_prompt_and_completion_may_be_turns() -> None:
+    """TRL's conversational form, with several turns on both sides and tools."""
+    prompt = [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}]
+    completion = [{"role": "assistant", "content": "Hello."}]
+    found = parse("prompt_completion", prompt=prompt, completion=completion, tools='[{"name": "f"}]')
+    assert found == Conversation([Message("system", "S"), *TURNS], tools=[{"name": "f"}])
+
+
+@pytest.mark.parametrize("none", [..., None, "", " ", [], "[]", "null", {}])
+def test_no_tools_are_no_tools(none: Any) -> None:
+    """Every file says it in another way."""
+    assert parse("chat", tools=none) == parse("sharegpt", tools=none) == Conversation(TURNS)
+
+
+@pytest.mark.parametrize(("label", "text"), [("a", "a"), (0, "0"), (-3, "-3"), (True, "true"), (False, "false")])
+def test_labels_may_be_numbers_and_truth_values(label: Any, text: str) -> None:
+    """The model writes text: a truth value as the file has it, not as Python prints it."""
+    found = parse("classification", label=label)
+    assert (found.label, found.messages[-1].content) == (text, text)
+
+
+def test_texts_reach_the_model_unchanged() -> None:
+    """White space is meaning in code: it is left out for comparing prompts, never for training on them."""
+    task, output = "  def f():\n\treturn 1\n", "\n  x \r\n"
+    assert [message.content for message in parse("interactions", task=task, output=output).messages] == [task, output]
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_agent_and_group_belong_to_every_format(format_: Format) -> None:
+    """A group is read only where `columns` names it, since many files have a column of that name."""
+    found = parse(format_, {"group": "user"}, agent="a", user=17)
+    assert (found.agent, found.group) == ("a", "17")
+    assert parse(format_, group="g").group is None
+    assert why_not(format_, {"group": "user"}, user=None) == "user must be text, not null"
+    assert why_not(format_, {"group": "user"}) == "has no user"
+
+
+# ---- Which one it is
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_every_format_is_recognised_by_its_fields(format_: Format) -> None:
+    """Fields that it does not know belong to the user and are left alone."""
+    assert detect_format([ROWS[format_], ROWS[format_] | {"id": 7}], {}) == format_
+    assert unused_columns([ROWS[format_], ROWS[format_] | {"id": 7}], format_, {}) == ["id"]
+
+
+def test_the_fuller_form_wins() -> None:
+    """A Hub export of chat rows may carry `prompt` and `completion` beside `messages`."""
+    assert detect_format([ROWS["chat"] | ROWS["prompt_completion"]], {}) == "chat"
+
+
+def test_an_odd_row_does_not_hide_the_format() -> None:
+    """It is told with its line when it is read; a hundred good rows around it say what the file is."""
+    assert detect_format([ROWS["chat"], {"id": 1}, ROWS["chat"], ROWS["alpaca"]], {}) == "chat"
+
+
+def test_a_column_that_is_nowhere_is_told() -> None:
+    """A spelling mistake in a mapping would otherwise leave every row without its group, and say nothing."""
+    check_columns([{"a": 1}, {"user": 2}], {"group": "user"})
+    with pytest.raises(ValueError, match=r"^has no column 'usr', which is named for group \(columns: a, user\); mend"):
+        check_columns([{"a": 1}, {"user": 2}], {"group": "usr"})
+
+
+def test_names_out_of_a_file_keep_to_one_line() -> None:
+    """A column may be called anything, at any length, and there may be thousands."""
+    with pytest.raises(ValueError, match=r"^has the fields of no format") as caught:
+        detect_format([{"a\nb\x1b[31m" + "x" * 3000: 1} | {f"c{at}": at for at in range(500)}], {})
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_keys_of_turns_that_nobody_reads_are_told() -> None:
+    """Reasoning that a model wrote is not trained on, and whoever gave it should know."""
+    turn = {"role": "assistant", "content": "Hello.", "reasoning_content": "They greet."}
+    row = {"messages": [{"role": "user", "content": "Hi"}, turn], "id": 3}
+    assert unused_columns([row], "chat", {}) == ["id", "messages[].reasoning_content"]
+
+
+def test_a_whole_number_is_a_label_also_where_a_table_made_it_a_fraction() -> None:
+    """pandas writes 1.0 for 1 in a column that has an empty cell."""
+    assert parse("classification", label=1.0).label == "1"
+
+
+def test_a_mapping_settles_what_names_leave_open() -> None:
+    """Columns that were given to prompt and completion are no question and answer any more."""
+    columns = {"prompt": "question", "completion": "answer"}
+    assert detect_format([ROWS["question_answer"]], columns) == "prompt_completion"
+    assert detect_format([{"conversations": []}], {"messages": "conversations"}) == "chat"
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        (
+            [ROWS["alpaca"] | ROWS["classification"]],
+            "looks like alpaca and like classification (columns: instruction, input, output, text, label)",
+        ),
+        ([{"a": 1}, {"b": 2}], "has the fields of no format (columns: a, b)"),
+        ([{}], "has the fields of no format (columns: none)"),
+        (
+            [ROWS["chat"], ROWS["alpaca"]],
+            "looks like chat and like alpaca (columns: messages, instruction, input, output)",
+        ),
+    ],
+)
+def test_a_doubt_is_the_users_to_settle(rows: list[dict[str, Any]], what: str) -> None:
+    """A format that was guessed wrongly trains on the wrong text without a word."""
+    advice = (
+        "name its format, one of interactions, chat, sharegpt, alpaca, prompt_completion, question_answer, "
+        "classification, and give other names to its fields under columns"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(what)}; {advice}$"):
+        detect_format(rows, {})
+
+
+def test_unused_columns_are_told_by_their_own_names() -> None:
+    """A column that was forgotten in the mapping shows up there, and the group counts as read once it is named."""
+    row = ROWS["classification"] | {"group": "g", "lang": "de", "agent": "a"}
+    assert unused_columns([row], "classification", {}) == ["group", "lang"]
+    assert unused_columns([row], "classification", {"group": "group", "text": "lang"}) == ["text"]
+
+
+# ---- Whatever a row holds
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**30, -(2**63) - 1, 10**4000])
+    | st.floats()
+    | st.binary(max_size=3)
+    | st.text(st.characters(), max_size=5)
+    | st.sampled_from(["user", "assistant", "system", "tool", "human", "gpt", "function_call", "text", "all", "[]"])
+    | st.sampled_from(['[{"role": "user", "content": "x"}]', '{"name": "f"}', "{", '{"a":' * 2000, "\ud800"])
+)
+KEYS = "role content from value tool_calls function_call function name arguments id type text tool_call_id \udc00"
+junk = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS.split()), inner, max_size=6),
+    max_leaves=12,
+)
+roles = st.sampled_from(["user", "assistant", "tool", "human", "gpt", "function_call", "observation"])
+nearly = st.lists(  # turns that have almost everything
+    st.fixed_dictionaries(
+        {}, optional={"role": roles, "from": roles, "content": junk, "value": junk, "tool_calls": junk}
+    )
+    | st.fixed_dictionaries(
+        {"role": roles, "content": st.text(max_size=3)}, optional={"name": junk, "function_call": junk}
+    ),
+    max_size=3,
+)
+signs = {name for groups in formats.SIGNS.values() for names in groups for name in names}
+fields = st.sampled_from(sorted(signs | {"success", "input", "system", "tools", "group", "other"}))
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@given(changed=st.dictionaries(fields, junk | nearly, max_size=4), grouped=st.booleans())
+def test_any_row_is_a_conversation_or_a_bad_row(format_: Format, changed: dict[str, Any], grouped: bool) -> None:
+    """One row must never end the run: what is not read is told, and what is read ends with the assistant's turn."""
+    try:
+        found = parse_row(ROWS[format_] | changed, format_, {"group": "group"} if grouped else {})
+    except ValueError:
+        return
+    assert found.messages[-1].role == "assistant"
+    assert all(message.text.strip() or message.role == "tool" for message in found.messages)
+    json.dumps([[message.to_json() for message in found.messages], found.tools], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("depth", [99, 300, 5_000])
+@pytest.mark.parametrize("where", ["tools", "arguments", "type", "content", "role"])
+def test_deep_nesting_is_no_crash(depth: int, where: str) -> None:
+    """Python's stack ends at about a thousand levels, and so would the run."""
+    deep: Any = "x"
+    for _ in range(depth):
+        deep = {"a": [deep]}
+    turn: dict[str, Any] = {"role": "assistant", "content": "Hello."}
+    turn |= {
+        "tools": {},
+        "arguments": {"tool_calls": [{"name": "f", "arguments": deep}]},
+        "type": {"content": [{"type": deep}]},
+        "content": {"content": deep},
+        "role": {"role": deep},
+    }[where]
+    messages = [{"role": "user", "content": "Hi"}, turn]
+    why = why_not("chat", messages=messages, tools=[deep] if where == "tools" else [])
+    assert len(why) < 200

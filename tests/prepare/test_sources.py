@@ -1,0 +1,391 @@
+"""Sources: nothing is read that DVC does not watch or a revision does not fix, and all of it is identified."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pytest
+
+from finetune.config.data import DataConfig, Source
+from finetune.errors import DataError
+from finetune.files.hashing import sha256_folder
+from finetune.prepare.readers.batches import BadRow, Row
+from finetune.prepare.sources import Opened, open_source, source_path, work_bytes
+
+REVISION = "0123456789" * 4
+
+
+def rows_of(opened: Opened) -> list[Row | BadRow]:
+    """All rows of an opened source."""
+    return [row for batch in opened.batches for row in batch.rows()]
+
+
+def section(**keys: Any) -> DataConfig:
+    """The section `data` with raw as its folder and these keys, without the others."""
+    return DataConfig.model_construct(None, directory="raw", **keys)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataConfig:
+    """What is read of the section `data`, with tmp_path/raw as its folder."""
+    (tmp_path / "raw").mkdir()
+    return section(max_row_size="1 MB")
+
+
+@pytest.fixture
+def find(tmp_path: Path, data: DataConfig) -> Callable[[str], Path]:
+    """`source_path` of a path within tmp_path/raw."""
+    return lambda path: source_path(data, Source(name="rows", path=path), tmp_path)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, data: DataConfig) -> Path:
+    """raw/both, a folder of two splits as `save_to_disk` lays it out."""
+    folder = tmp_path / "raw/both"
+    for part, text in {"train": "x", "test": "y"}.items():
+        (folder / part).mkdir(parents=True)
+        table = pa.table({"a": [text]})
+        with pa.ipc.new_stream(str(folder / part / "data.arrow"), table.schema) as writer:
+            writer.write_table(table)
+        (folder / part / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}', encoding="utf-8")
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}', encoding="utf-8")
+    return folder
+
+
+# ---- Where the file is
+
+
+def test_a_file_within_the_data_folder_is_found(tmp_path: Path, find: Callable[[str], Path]) -> None:
+    """Folders below it and links that stay inside are no way out."""
+    (tmp_path / "raw/deep").mkdir()
+    (tmp_path / "raw/deep/rows.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "raw/link.jsonl").symlink_to(tmp_path / "raw/deep/rows.jsonl")
+    assert find("deep/rows.jsonl") == tmp_path / "raw/deep/rows.jsonl"
+    assert find("deep/../deep/rows.jsonl").samefile(tmp_path / "raw/deep/rows.jsonl")
+    assert find("link.jsonl").samefile(tmp_path / "raw/deep/rows.jsonl")
+
+
+def test_a_missing_file_is_told_with_its_source(tmp_path: Path, find: Callable[[str], Path]) -> None:
+    """The name says which line of params.yaml to mend."""
+    with pytest.raises(DataError) as caught:
+        find("rows.jsonl")
+    assert str(caught.value) == f"{tmp_path}/raw/rows.jsonl: no such file; data.sources names it as 'rows'"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown", "reason"),
+    [
+        ("x" * 300, "x" * 80, "File name too long"),
+        ("a\0b", "a\\x00b", "embedded null byte"),
+        ("loop/rows.jsonl", "loop/rows.jsonl", "Too many levels of symbolic links"),
+    ],
+)
+def test_what_the_system_refuses_to_look_at_is_told_like_a_missing_file(
+    tmp_path: Path, find: Callable[[str], Path], path: str, shown: str, reason: str
+) -> None:
+    """A slip of the pen in params.yaml is no reason for a traceback, or for a terminal that gets a NUL byte."""
+    (tmp_path / "raw/loop").symlink_to("loop")
+    with pytest.raises(DataError) as caught:
+        find(path)
+    assert str(caught.value) == (
+        f"{tmp_path}/raw: the path '{shown}' in it can't be looked at ({reason}); data.sources names it as 'rows'"
+    )
+
+
+def test_a_file_is_no_folder(tmp_path: Path, find: Callable[[str], Path]) -> None:
+    """The system calls that another error than a missing file; for people it is the same."""
+    (tmp_path / "raw/rows.jsonl").write_text("{}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows.jsonl/x: no such file; data.sources names it as 'rows'$"):
+        find("rows.jsonl/x")
+
+
+def test_links_in_a_circle_are_told_in_one_line(tmp_path: Path, find: Callable[[str], Path], dataset: Path) -> None:
+    """In a folder they are met while it is searched, where Python has its own error for them."""
+    (dataset / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match=r"^[^\n]*raw: the path 'both' in it can't be looked at \(Symlink loop from "):
+        find("both")
+
+
+def test_an_empty_file_is_refused(tmp_path: Path, find: Callable[[str], Path]) -> None:
+    """An export that failed leaves an empty file; training on the other sources alone would hide it."""
+    (tmp_path / "raw/rows.jsonl").touch()
+    with pytest.raises(DataError) as caught:
+        find("rows.jsonl")
+    text = "is empty; put rows into it or take 'rows' out of data.sources"
+    assert str(caught.value) == f"{tmp_path}/raw/rows.jsonl: {text}"
+
+
+def test_a_folder_is_no_source(tmp_path: Path, find: Callable[[str], Path]) -> None:
+    """One account a file: a folder would be read in an order that depends on the disk."""
+    with pytest.raises(DataError) as caught:
+        find(".")
+    assert str(caught.value) == f"{tmp_path}/raw: is no file; data.sources must name one file a source"
+
+
+def test_a_folder_of_datasets_is_one(find: Callable[[str], Path], dataset: Path) -> None:
+    """Its own state.json says which files it has, and in which order."""
+    assert find("both") == dataset
+    assert find("both/train") == dataset / "train"
+
+
+def test_a_path_out_of_the_data_folder_is_refused(tmp_path: Path, find: Callable[[str], Path]) -> None:
+    """DVC hashes the data folder alone: a change outside would leave a stale result standing as current."""
+    outside = tmp_path / "rows.jsonl"
+    outside.write_text("{}\n", encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        find("../rows.jsonl")
+    where = f"{tmp_path}/raw/../rows.jsonl: lies outside {tmp_path}/raw"
+    assert str(caught.value) == f"{where}, where DVC does not watch it; move it in"
+
+
+@pytest.mark.parametrize("way", ["absolute", "symlink", "symlinked folder"])
+def test_no_way_leads_out_of_the_data_folder(tmp_path: Path, find: Callable[[str], Path], way: str) -> None:
+    """An absolute path and a link, to the file or to its folder, lead out as well as `..` does."""
+    outside = tmp_path / "elsewhere/rows.jsonl"
+    outside.parent.mkdir()
+    outside.write_text("{}\n", encoding="utf-8")
+    (tmp_path / "raw/link.jsonl").symlink_to(outside)
+    (tmp_path / "raw/folder").symlink_to(outside.parent)
+    path = {"absolute": str(outside), "symlink": "link.jsonl", "symlinked folder": "folder/rows.jsonl"}[way]
+    with pytest.raises(DataError, match=r"lies outside .*raw, where DVC does not watch it"):
+        find(path)
+
+
+@pytest.mark.parametrize("linked", ["train/data.arrow", "train", "train/state.json"])
+def test_no_link_in_a_folder_leads_out(tmp_path: Path, find: Callable[[str], Path], dataset: Path, linked: str) -> None:
+    """A shard that lies elsewhere can change without DVC noticing, as a whole file can."""
+    (dataset / linked).rename(tmp_path / "elsewhere")
+    (dataset / linked).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError) as caught:
+        find("both")
+    where = f"{dataset / linked}: lies outside {tmp_path}/raw"
+    assert str(caught.value) == f"{where}, where DVC does not watch it; move it in"
+
+
+def test_a_folder_holds_no_link_to_a_folder(tmp_path: Path, find: Callable[[str], Path], dataset: Path) -> None:
+    """Python walks past such links, so the hash of the whole would not change with the files behind one."""
+    (dataset / "train").rename(tmp_path / "raw/train")
+    (dataset / "train").symlink_to(tmp_path / "raw/train")
+    with pytest.raises(DataError, match=r"both/train: is a link to a folder, whose files would not be hashed; put"):
+        find("both")
+
+
+# ---- What is opened
+
+
+def test_a_file_comes_with_its_hash_and_size(tmp_path: Path, data: DataConfig) -> None:
+    """Both stand in the report: they say which rows a model was trained on."""
+    content = b'{"a": 1}\n{\n{"a": 3}\n'
+    (tmp_path / "raw/rows.jsonl").write_bytes(content)
+    opened = open_source(data, Source(name="rows", path="rows.jsonl"), tmp_path)
+    assert opened.where == f"{tmp_path}/raw/rows.jsonl"
+    assert (opened.sha256, opened.revision, opened.bytes) == (hashlib.sha256(content).hexdigest(), None, len(content))
+    first, bad, last = rows_of(opened)
+    assert (first, last) == (Row(1, {"a": 1}), Row(3, {"a": 3}))
+    assert isinstance(bad, BadRow) and bad.line == 2
+
+
+def test_a_row_may_be_as_large_as_params_allow(tmp_path: Path, data: DataConfig) -> None:
+    """The bound is the one that its text names."""
+    (tmp_path / "raw/rows.jsonl").write_text(json.dumps({"a": "x" * 10**6}), encoding="utf-8")
+    opened = open_source(data, Source(name="rows", path="rows.jsonl"), tmp_path)
+    assert rows_of(opened) == [BadRow(1, "is larger than data.max_row_size: 1 MB")]
+
+
+def test_a_folder_comes_with_the_hash_of_all_of_it(tmp_path: Path, data: DataConfig, dataset: Path) -> None:
+    """And with the size of the part that is read, which is what progress is measured against."""
+    opened = open_source(data, Source(name="rows", path="both", part="test"), tmp_path)
+    assert opened.sha256 == sha256_folder(dataset)
+    assert opened.bytes == (dataset / "test/data.arrow").stat().st_size
+    assert rows_of(opened) == [Row(1, {"a": "y"})]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("rows.jsonl", b'\n{"a": 1}\n', "{path}:2"),
+        ("rows.csv", b"a\n1\n", "{path}:2"),
+        ("rows.tsv", b"a\n1\n", "{path}:2"),
+        ("lines.json", b'\n{"a": 1}\n', "{path}:2"),
+        ("rows.json", b'\n[{"a": 1}]', "{path}: row 1"),
+        ("both", None, "{path}: row 1"),
+        ("both/test/data.arrow", None, "{path}: row 1"),
+    ],
+)
+def test_the_place_of_a_row_is_its_line_where_lines_identify_rows(
+    tmp_path: Path, data: DataConfig, dataset: Path, name: str, content: bytes | None, place: str
+) -> None:
+    """`path:N` opens in an editor at line N: a row's number in that form would lead to another row."""
+    path = tmp_path / "raw" / name
+    if content is not None:
+        path.write_bytes(content)
+    part = "train" if name == "both" else None
+    opened = open_source(data, Source(name="rows", path=name, part=part), tmp_path)
+    assert [opened.at(row.line) for row in rows_of(opened)] == [place.format(path=path)]
+
+
+@pytest.mark.parametrize(
+    ("path", "part", "why"),
+    [
+        ("both", None, r"both: holds the parts train, test and it names none; set the source's `part` to one$"),
+        ("rows.txt", None, r"rows.txt: is nothing that can be read; known are \.jsonl, "),
+        ("rows.csv", "train", r"rows.csv: is one file, so it has no part 'train'; take `part` out of its source$"),
+    ],
+)
+def test_what_cannot_be_opened_says_so_at_once(
+    tmp_path: Path, data: DataConfig, dataset: Path, path: str, part: str | None, why: str
+) -> None:
+    """Before any row is read, not after an hour."""
+    for name in ("rows.txt", "rows.csv"):
+        (tmp_path / "raw" / name).write_bytes(b"a\n1\n")
+    with pytest.raises(DataError, match=why):
+        open_source(data, Source(name="rows", path=path, part=part), tmp_path)
+
+
+# ---- How much work there is
+
+
+def test_work_is_what_the_sources_hold(tmp_path: Path, dataset: Path) -> None:
+    """Workers that start for nothing cost a second; where they are missing, hours. The unknown is taken for much."""
+    folder = tmp_path / "raw"
+    for name, size in {"a.jsonl": 100, "b.jsonl.gz": 10, "c.csv.ZST": 7}.items():
+        (folder / name).write_bytes(b"x" * size)
+    (folder / "folder").mkdir()
+    (folder / "folder/d.jsonl").write_bytes(b"x" * 1000)
+    of_dataset = sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file())
+
+    def work(*paths: str, **keys: Any) -> int:
+        sources = [Source(name=path[:9], **(keys or {"path": path})) for path in paths]
+        return work_bytes(section(sources=tuple(sources)), tmp_path)
+
+    assert work("a.jsonl") == 100
+    assert work("a.jsonl", "b.jsonl.gz", "c.csv.ZST") == 100 + 5 * 10 + 5 * 7
+    assert work("both") == of_dataset > 0
+    assert work("no.jsonl", "folder", "x" * 300, "a\0b", "a.jsonl") == 100
+    assert work("rows", hub="org/rows", revision=REVISION, part="train") == 10**9
+
+
+# ---- The Hub
+
+
+class Hub:
+    """Stands in for the Hub: `datasets.load_dataset` reads folders, as it would what was fetched from there."""
+
+    def __init__(self, folder: Path, load: Callable[..., Any]) -> None:
+        self.folder, self.cached, self.failure = folder, REVISION, ""
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._load = load
+
+    def load_dataset(self, *args: Any, **options: Any) -> Any:
+        """What the real one gives for a folder; where it caches is named after a revision, as for the Hub."""
+        self.calls.append((args, options))
+        if self.failure:
+            raise ConnectionError(self.failure)
+        return self._load(str(self.folder / args[0]), cache_dir=str(self.folder / "cache" / self.cached), **options)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A Hub with the dataset org/rows, and a working folder that holds nothing."""
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "hub/org/rows").mkdir(parents=True)
+    lines = "".join(json.dumps({"a": f"row {number}"}) + "\n" for number in range(2_500))
+    (tmp_path / "hub/org/rows/train.jsonl").write_text(lines, encoding="utf-8")
+    hub = Hub(tmp_path / "hub", datasets.load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", hub.load_dataset)
+    return hub
+
+
+@pytest.fixture
+def open_hub(tmp_path: Path, data: DataConfig, hub: Hub) -> Callable[..., Opened]:
+    """`open_source` of a dataset of the Hub."""
+
+    def opened(name: str = "org/rows", part: str = "train", **more: Any) -> Opened:
+        return open_source(data, Source(name="rows", hub=name, revision=REVISION, part=part, **more), tmp_path)
+
+    return opened
+
+
+def test_a_dataset_of_the_hub_is_read_like_a_file(open_hub: Callable[..., Opened]) -> None:
+    """Its revision identifies it, so no hash is made."""
+    opened = open_hub()
+    assert opened.where == f"hub:org/rows@{REVISION}"
+    assert (opened.sha256, opened.revision) == (None, REVISION)
+    assert opened.at(7) == f"hub:org/rows@{REVISION}: row 7"
+    batches = list(opened.batches)
+    assert batches[-1].read_bytes == opened.bytes > 0
+    rows = [row for batch in batches for row in batch.rows()]
+    assert rows == [Row(number + 1, {"a": f"row {number}"}) for number in range(2_500)]
+
+
+@pytest.mark.parametrize("subset", [None, "default"])
+def test_the_hub_is_asked_for_what_the_source_names_and_nothing_else(
+    hub: Hub, open_hub: Callable[..., Opened], subset: str | None
+) -> None:
+    """Without the revision it would give what is newest, and with trust_remote_code run programs of strangers."""
+    open_hub(subset=subset)
+    assert hub.calls == [(("org/rows",), {"name": subset, "split": "train", "revision": REVISION})]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_dataset_that_lies_here_is_not_of_the_hub(
+    tmp_path: Path, hub: Hub, open_hub: Callable[..., Opened], kind: str
+) -> None:
+    """`datasets` would read the folder: no revision fixes what is in it, and DVC does not watch it."""
+    here = tmp_path / "here/org/rows"
+    here.mkdir(parents=True)
+    if kind == "file":
+        here.rmdir()
+        here.touch()
+    with pytest.raises(DataError) as caught:
+        open_hub()
+    assert str(caught.value) == (
+        f"hub: org/rows is a {kind} here, which would be read in the Hub's place; name it under path, inside "
+        "data.directory, so that DVC watches it, or move it away"
+    )
+    assert not hub.calls
+
+
+def test_another_revision_is_not_taken_for_the_one_that_is_named(hub: Hub, open_hub: Callable[..., Opened]) -> None:
+    """Without a connection `datasets` gives what was fetched last, whatever its revision, with a warning at most."""
+    hub.cached = "9" * 40
+    with pytest.raises(DataError) as caught:
+        open_hub()
+    why = "what was loaded is not of this revision; connect to the Hub, and name it org/name"
+    assert str(caught.value) == f"hub:org/rows@{REVISION}: {why}"
+
+
+@pytest.mark.parametrize(
+    ("keys", "failure", "why"),
+    [
+        ({"part": "dev"}, "", "part 'dev' can't be loaded (Unknown split \"dev\". Should be one of ['train'].)"),
+        ({"subset": "x"}, "", "part 'train' of subset 'x' can't be loaded (BuilderConfig 'x' not found. Available: ["),
+        ({"name": "nobody/nothing"}, "", "part 'train' can't be loaded (Couldn't find any data file at /"),
+        ({}, "no way\n  to the Hub", "part 'train' can't be loaded (no way to the Hub); "),
+    ],
+)
+def test_what_the_hub_does_not_give_is_an_error_in_one_line(
+    hub: Hub, open_hub: Callable[..., Opened], keys: dict[str, str], failure: str, why: str
+) -> None:
+    """A traceback of ten libraries hides the misspelt name."""
+    hub.failure = failure
+    with pytest.raises(DataError) as caught:
+        open_hub(**keys)
+    told = str(caught.value)
+    assert told.partition(f"@{REVISION}: ")[2].startswith(why)
+    assert told.endswith("see its name, revision, subset and part, and the connection (a private one needs HF_TOKEN)")
+    assert "\n" not in told
+
+
+def test_no_program_of_a_dataset_is_ever_run(tmp_path: Path, hub: Hub, open_hub: Callable[..., Opened]) -> None:
+    """A dataset that brings a script could do anything on this machine."""
+    (hub.folder / "org/rows/rows.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
+    with pytest.raises(DataError, match=r"can't be loaded \(Dataset scripts are no longer supported"):
+        open_hub()
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,202 @@
+"""The prepare stage on small files: what stops it, what it passes over, and what it leaves on disk."""
+
+import json
+
+import pytest
+
+from finetune.config.types import SPLITS
+from finetune.files.hashing import sha256_file
+from tests.builders.prepare_runs import NEAR, Run, row, rows, split_of
+from tests.builders.prepare_runs import prepare as prepare
+
+BAD = [
+    (b'{"agent": "a", ', "broken JSON: Expecting property name enclosed in double quotes at character 15"),
+    (b'{"agent": "\xff"}', "not UTF-8 at byte 11"),
+    (b'{"agent": NaN}', "broken JSON: NaN is not JSON"),
+    (b"[1]", "a JSON object is expected, not list"),
+    (b'{"agent": "a", "task": "t", "success": true}', "has no output or response"),
+    (b'{"agent": "a", "task": " ", "output": "o", "success": true}', "task is empty"),
+    (b'{"agent": "a", "task": 5, "output": "o", "success": true}', "task must be text, not int"),
+    (b'{"agent": "a", "task": "t", "output": "o", "success": "yes"}', "success must be true or false"),
+]
+
+
+@pytest.mark.parametrize(("line", "why"), BAD)
+def test_a_bad_row_stops_with_file_and_line(prepare: Run, line: bytes, why: str) -> None:
+    """The default: one unexpected row may mean that the whole export went wrong. An editor opens `file:line`."""
+    text = prepare.error([*rows(8), line, *rows(1)])
+    assert text == f"RAW/0.jsonl:9: {why}; mend the row, or set data.on_bad_row: skip"
+    assert not prepare.paths.prepared.exists()
+
+
+@pytest.mark.parametrize(("line", "why"), BAD)
+def test_a_bad_row_is_skipped_counted_and_named(prepare: Run, line: bytes, why: str) -> None:
+    """Skipped is not silent: the ledger has its number, its place and its reason."""
+    account = prepare([*rows(8), line, row("last")], on_bad_row="skip")["sources"]["s0"]
+    assert (account["read"], account["dropped"], account["kept"]) == (10, {"bad_row": 1}, 9)
+    (named,) = account["bad_rows"]
+    assert named.endswith(f"raw/0.jsonl:9: {why}")
+
+
+@pytest.mark.parametrize("field", ["agent", "task", "output"])
+def test_half_a_surrogate_pair_is_a_bad_row(prepare: Run, field: str) -> None:
+    r"""JSON may hold "\ud83d" alone, a text cut within an emoji: UTF-8 can't, so it must be told as any bad row is."""
+    fields = {"agent": "a", "task": "t", "output": "o", "success": True} | {field: "cut \ud83d"}
+    text = prepare.error([*rows(8), json.dumps(fields).encode()])
+    assert text.startswith("RAW/0.jsonl:9: ")
+    assert text.endswith("; mend the row, or set data.on_bad_row: skip")
+
+
+def test_only_the_first_few_bad_rows_are_named(prepare: Run) -> None:
+    """A million bad rows must not make a report of a million lines; the count is still whole."""
+    account = prepare([*rows(8), *[b"[]"] * 27], on_bad_row="skip")["sources"]["s0"]
+    assert account["dropped"] == {"bad_row": 27}
+    assert [named.rsplit(":", 2)[1] for named in account["bad_rows"]] == [str(line) for line in range(9, 29)]
+    dropped = [json.loads(line) for line in (prepare.paths.prepared / "dropped.jsonl").read_text().splitlines()]
+    assert dropped == [{"source": "s0", "line": line, "reason": "bad_row"} for line in range(9, 36)]
+
+
+def test_too_many_bad_rows_stop_all_the_same(prepare: Run) -> None:
+    """Skipping is for the odd broken row; at a greater share the source itself is in doubt."""
+    lines = [*rows(8), b"{", b"["]
+    prepare(lines, on_bad_row="skip", max_bad_fraction=0.2)
+    text = prepare.error(lines, on_bad_row="skip", max_bad_fraction=0.19)
+    first = "RAW/0.jsonl:9: broken JSON: Expecting property name enclosed in double quotes at character 1"
+    assert text == f"RAW/0.jsonl: 2 of 10 rows are bad, more than data.max_bad_fraction: 0.19; the first: {first}"
+
+
+def test_the_share_of_bad_rows_is_taken_a_source(prepare: Run) -> None:
+    """A large good source must not hide a small one that is all broken."""
+    text = prepare.error(rows(96), [b"{"] * 4, on_bad_row="skip", max_bad_fraction=0.05)
+    assert text.startswith("RAW/1.jsonl: 4 of 4 rows are bad")
+
+
+def test_a_missing_source_stops_before_anything_is_written(prepare: Run) -> None:
+    """The first of two sources alone would be another mixture than the one asked for."""
+    missing = {"name": "gone", "path": "gone.jsonl", "format": "interactions"}
+    there = {"name": "s0", "path": "0.jsonl", "format": "interactions"}
+    text = prepare.error(rows(8), sources=[there, missing])
+    assert text == "RAW/gone.jsonl: no such file; data.sources names it as 'gone'"
+    assert not prepare.paths.prepared.exists()
+
+
+def test_a_byte_order_mark_and_crlf_change_nothing(prepare: Run) -> None:
+    """The same rows saved on Windows are the same examples, to the letter."""
+    prepare(rows(8))
+    there = prepare.examples()
+    prepare([b"\xef\xbb\xbf" + rows(8)[0] + b"\r", *[line + b"\r" for line in rows(8)[1:]]])
+    assert prepare.examples() == there
+
+
+def test_only_successful_rows_are_trained_on(prepare: Run) -> None:
+    """A failed answer teaches to fail; the ledger says how many there were."""
+    lines = [*rows(8), row("failed one", success=False), row("failed two", success=False)]
+    account = prepare(lines)["sources"]["s0"]
+    assert (account["dropped"], account["kept"]) == ({"not_successful": 2}, 8)
+    assert not any("failed" in one.prompt[-1].content for one in prepare.examples())
+    account = prepare(lines, **{"filters.only_successful": False})["sources"]["s0"]
+    assert (account["dropped"], account["kept"]) == ({}, 10)
+
+
+def test_exact_duplicates_are_dropped_up_to_white_space(prepare: Run) -> None:
+    """The first one survives as it was written, also against another source; another answer is no duplicate."""
+    first = [row("task  0"), *rows(8)[1:], row("task 0 "), row("task 1", "KeyError")]
+    second = [row("task 2"), row("task\n3"), row("new")]
+    sources = prepare(first, second)["sources"]
+    assert (sources["s0"]["dropped"], sources["s0"]["kept"]) == ({"exact_duplicate": 1}, 9)
+    assert (sources["s1"]["dropped"], sources["s1"]["kept"]) == ({"exact_duplicate": 2}, 1)
+    kept = [(one.source, one.line, one.prompt[-1].content) for one in prepare.examples()]
+    assert kept[0] == ("s0", 1, "task  0")
+    assert kept[-1] == ("s1", 3, "new")
+
+
+def test_a_failed_row_makes_no_duplicate_of_a_good_one(prepare: Run) -> None:
+    """A first try that failed and a second that succeeded, with one answer: the good row must stay."""
+    account = prepare([row("again", success=False), row("again"), *rows(8)])["sources"]["s0"]
+    assert (account["dropped"], account["kept"]) == ({"not_successful": 1}, 9)
+
+
+def test_duplicates_are_kept_where_that_is_asked_for(prepare: Run) -> None:
+    """`exact: keep` keeps a row that stands twice, both times in one split."""
+    ledger = prepare([*rows(8), rows(8)[0], rows(8)[0]], **{"duplicates.exact": "keep"})
+    assert ledger["sources"]["s0"]["kept"] == 10
+    holding = [split for split in SPLITS if any("task 0" in str(one) for one in split_of(prepare, split))]
+    assert len(holding) == 1
+    assert sum("task 0" in str(one) for one in split_of(prepare, holding[0])) == 3
+
+
+@pytest.mark.parametrize(
+    ("lines", "split", "left"),
+    [
+        (
+            [row("failed", success=False)],
+            "train",
+            "0 examples were left, 0 that may be apart (dropped: 1 not_successful)",
+        ),
+        (
+            [b"{", row("one"), row("one ")],
+            "train",
+            "1 examples were left, 1 that may be apart (dropped: 1 bad_row, 1 exact_duplicate)",
+        ),
+        ([row("one"), row("two")], "validation", "2 examples were left, 2 that may be apart (dropped: none)"),
+        ([row("one"), row("one", "other")], "validation", "2 examples were left, 1 that may be apart (dropped: none)"),
+    ],
+)
+def test_an_empty_split_is_told_with_what_was_dropped(prepare: Run, lines: list[bytes], split: str, left: str) -> None:
+    """A run without test examples can reach no verdict, so it must not start; the drops say which filter did it."""
+    text = prepare.error(lines, on_bad_row="skip")
+    advice = "loosen the filters, add rows or change data.split"
+    assert text == f"params.yaml: data: the {split} split is empty: {left}; {advice}"
+
+
+def test_a_source_without_a_row_is_refused(prepare: Run) -> None:
+    """Training on the other sources alone would hide that one of them came empty."""
+    text = prepare.error(rows(8), [b"  "])
+    assert text == "RAW/1.jsonl: holds no row; put rows into it or take it out of data.sources"
+
+
+def test_a_failed_prepare_leaves_the_old_data(prepare: Run) -> None:
+    """The old splits and their ledger belong together; half of each would be found out only stages later."""
+    prepare(rows(20))
+    before = {path: path.read_bytes() for path in (prepare.paths.root).rglob("*") if path.suffix in (".jsonl", ".json")}
+    del before[prepare.paths.root / "raw/0.jsonl"]
+    prepare.error([*rows(30), b"{"])
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_ledger_has_the_hashes_of_what_was_read_and_written(prepare: Run) -> None:
+    """evaluate and decide refuse a test set whose hash is not this one."""
+    ledger, paths = prepare(rows(20)), prepare.paths
+    assert ledger["prepared_sha256"] == {name: sha256_file(paths.prepared / f"{name}.jsonl") for name in SPLITS}
+    source = paths.root / "raw/0.jsonl"
+    account = ledger["sources"]["s0"]
+    assert (account["sha256"], account["bytes"]) == (sha256_file(source), source.stat().st_size)
+
+
+def test_a_repetition_writes_the_same_bytes(prepare: Run) -> None:
+    """DVC compares hashes: no date, host or order of a set may be in what prepare writes."""
+    prepare(rows(20), on_bad_row="skip")
+    files = [*prepare.paths.prepared.iterdir(), prepare.paths.reports / "prepare.json"]
+    first = {path: path.read_bytes() for path in files}
+    prepare(rows(20), on_bad_row="skip")
+    assert {path: path.read_bytes() for path in files} == first
+
+
+def test_many_rows_go_through_processes_to_the_same_bytes(prepare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores must not give other splits than one; the pool is what large inputs take."""
+    from finetune.prepare import workers
+
+    lines = [row(f"task {at} " + "word " * (at % 9)) for at in range(3000)]
+    ledger = prepare(lines, duplicates=NEAR)
+    first = {path.name: path.read_bytes() for path in prepare.paths.prepared.iterdir()}
+    monkeypatch.setattr(workers, "WORTH_A_POOL", 0)
+    assert prepare(lines, duplicates=NEAR) == ledger
+    assert {path.name: path.read_bytes() for path in prepare.paths.prepared.iterdir()} == first
+    assert not prepare.paths.spool.exists()
+
+
+def test_nothing_is_left_of_a_prepare_that_fails(prepare: Run) -> None:
+    """The spool holds all of the data once more; it must not stay on a disk that may be full."""
+    prepare.error([*rows(8), b"{"])
+    assert not prepare.paths.spool.exists()
+    assert not list(prepare.paths.prepared.parent.glob(".*"))

@@ -1,0 +1,397 @@
+"""Turns: what was said comes through unchanged, with tool calls and results, and wrong orders are told."""
+
+import json
+import re
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.prepare import turns
+from finetune.prepare.formats import parse_row
+from finetune.prepare.turns import DEEPEST, check_order, read_messages, read_sharegpt, read_tools
+from finetune.records.examples import Message
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
+ASKED = {"role": "user", "content": "How warm is Bern?"}
+
+
+def said(role: str, content: Any = "x", **more: Any) -> dict[str, Any]:
+    """A turn."""
+    return {"role": role, "content": content, **more}
+
+
+def read_one(turn: Any) -> Message:
+    """A turn alone, as a message."""
+    [message] = read_messages([turn], "messages")
+    return message
+
+
+def why_not(turns: Any) -> str:
+    """What is wrong with these turns."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        check_order(read_messages(turns, "messages"))
+    return str(caught.value)
+
+
+# ---- Chat
+
+
+def test_the_turns_shown_are_read() -> None:
+    """The docstring is what a user copies from; arguments become an object, which is what chat templates read."""
+    shown = "[" + (turns.__doc__ or "").partition("\n\n")[2].replace("}}]}\n", "}}]},\n") + "]"
+    assert read_messages(shown, "messages") == [
+        Message("assistant", "", ({"id": "1", **CALL},)),
+        Message("tool", "12 degrees", tool_call_id="1"),
+    ]
+
+
+@pytest.mark.parametrize("arguments", [{"city": "Bern"}, '{"city": "Bern"}'])
+@pytest.mark.parametrize("content", [None, "", "Let me see."])
+def test_a_conversation_with_tools_is_read(arguments: Any, content: str | None) -> None:
+    """Servers log arguments as JSON text, data sets have them as objects: both teach the same call."""
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    rows = [
+        said("system", "S"),
+        ASKED,
+        said("assistant", content, tool_calls=[call, call]),
+        said("tool", "12", tool_call_id="1", name="weather"),
+        said("tool", None, tool_call_id="1"),
+        said("assistant", "12 degrees."),
+    ]
+    found = read_messages(rows, "messages")
+    check_order(found)
+    assert found == [
+        Message("system", "S"),
+        Message("user", "How warm is Bern?"),
+        Message("assistant", content or "", ({"id": "1", **CALL},) * 2),
+        Message("tool", "12", None, "weather", "1"),
+        Message("tool", "", None, None, "1"),
+        Message("assistant", "12 degrees."),
+    ]
+    assert read_messages(json.dumps(rows), "messages") == found
+    rows[2]["tool_calls"] = json.dumps(rows[2]["tool_calls"])  # as columnar files have it, where calls differ
+    assert read_messages(rows, "messages") == found
+
+
+@pytest.mark.parametrize("none", [None, "", {}, [], "{}"])
+def test_a_call_needs_no_arguments(none: Any) -> None:
+    """`date()` has none, and every server says so in another way."""
+    call = {"function": {"name": "date", "arguments": none}}
+    expected = ({"type": "function", "function": {"name": "date", "arguments": {}}},)
+    assert read_one(said("assistant", None, tool_calls=[call])).tool_calls == expected
+
+
+def test_calls_of_the_older_form_are_calls() -> None:
+    """`function_call` and the role `function` were all there was before; left out, the call would be lost."""
+    call = {"name": "weather", "arguments": '{"city": "Bern"}'}
+    assert read_one(said("assistant", "See.", function_call=call)) == Message("assistant", "See.", (CALL,))
+    assert read_one(said("function", "12", name="weather")) == Message("tool", "12", name="weather")
+
+
+@pytest.mark.parametrize(
+    ("role", "read"), [("developer", "system"), ("function", "tool"), ("User", "user"), ("ASSISTANT", "assistant")]
+)
+def test_roles_have_several_spellings(role: str, read: str) -> None:
+    """One server's developer is the other's system; capitals mean nothing."""
+    assert read_one(said(role)).role == read
+
+
+def test_fields_that_are_null_or_empty_or_unknown_are_left_out() -> None:
+    """Columnar files give every turn every key, and logs have dates and weights."""
+    turn = said("assistant", tool_calls="[]", function_call=None, name="", tool_call_id=None, refusal=None, weight=1)
+    assert read_one(turn) == read_one(said("assistant", tool_calls=None)) == Message("assistant", "x")
+
+
+def test_content_in_parts_is_put_together() -> None:
+    """As servers log it that take images too; their columnar files have nulls in each part."""
+    parts = [{"type": "text", "text": "a ", "image_url": None}, {"type": "text", "text": "b"}]
+    assert read_one(said("user", parts)).content == "a b"
+
+
+def test_nulls_of_columnar_files_are_no_arguments() -> None:
+    """Parquet gives every call the keys of all calls: trained on, the model would learn to write them all."""
+    calls = [
+        [{"function": {"name": "f", "arguments": {"a": "x", "deep": {"b": [1]}}}}],
+        [{"function": {"name": "g", "arguments": {"c": [{"d": 1}, {"e": 2}]}}}],
+    ]
+    rows = pa.Table.from_pylist([said("assistant", "x", tool_calls=call) for call in calls]).to_pylist()
+    assert rows[0]["tool_calls"][0]["function"]["arguments"]["c"] is None
+    for row, call in zip(rows, calls, strict=True):
+        assert read_one(row).tool_calls == tuple({"type": "function", **one} for one in call)
+    tools = [{"name": "f", "unit": None, "enum": [None, {"a": None}]}]
+    assert read_tools(tools, "tools") == [{"name": "f", "enum": [None, {}]}]
+
+
+def test_nulls_in_json_text_were_written_by_someone() -> None:
+    """No columnar file puts keys into a text, so such a null is an argument."""
+    call = {"name": "f", "arguments": '{"unit": null}'}
+    found = read_one(said("assistant", None, tool_calls=[call])).tool_calls
+    assert found == ({"type": "function", "function": {"name": "f", "arguments": {"unit": None}}},)
+    assert read_tools('[{"default": null}]', "tools") == [{"default": None}]
+
+
+@pytest.mark.parametrize(
+    ("turn", "why"),
+    [
+        ("Hi", " must be an object with role and content, not str"),
+        (None, " must be an object with role and content, not null"),
+        ({"content": "x"}, ".role must be text, not null; known are system, developer, user, assistant, tool, func"),
+        (said("bot" * 50), ".role is 'botbotbotbotbotbotbotbotbotbotbotbotbot; known are system, developer, user, as"),
+        (said("user", None), ".content must be text, not null"),
+        (said("assistant", None, tool_calls=[]), ".content must be text, not null"),
+        (said("user", 5), ".content must be text, not int"),
+        (said("user", " \n"), ".content is empty"),
+        (said("user", []), ".content is empty"),
+        (said("user", "\ud83d"), ".content holds half of a surrogate pair, which is no text"),
+        (said("user", ["Hi"]), ".content[0] is no text part; only text can be trained on"),
+        (said("user", [{"type": "text"}]), ".content[0] is no text part; only text can be trained on"),
+        (
+            said("user", [{"type": "text", "text": "a"}, {"type": "image_url"}]),
+            ".content[1] is no text part but 'image_url'; only text can be trained on",
+        ),
+        (said("user", name=5), ".name must be text, not int"),
+        (said("user", name="\udc00"), ".name holds half of a surrogate pair, which is no text"),
+        (said("tool", tool_call_id=5), ".tool_call_id must be text, not int"),
+        (said("user", tool_calls=[CALL]), " calls a tool, but its role is user"),
+        (said("user", function_call=CALL), " calls a tool, but its role is user"),
+        (said("assistant", tool_calls=CALL), ".tool_calls must be a list, not dict"),
+        (said("assistant", tool_calls="{}1"), ".tool_calls holds broken JSON: Extra data"),
+        (said("assistant", tool_calls='{"name": "f"}'), ".tool_calls must be a list, not dict"),
+    ],
+)
+def test_a_turn_that_is_none_says_why(turn: Any, why: str) -> None:
+    """By its place in the list, as a program would write it."""
+    assert why_not([turn]).startswith(f"messages[0]{why}")
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ("f", " names no function"),
+        ({}, " names no function"),
+        ({"function": None}, " names no function"),
+        ({"function": "f"}, " names no function"),
+        ({"name": " "}, " names no function"),
+        ({"name": "\ud800"}, ".name holds half of a surrogate pair, which is no text"),
+        ({"name": "f", "id": "\ud800"}, ".id holds half of a surrogate pair, which is no text"),
+        ({"name": "f", "id": 5}, ".id must be text, not int"),
+        ({"name": "f", "arguments": "{"}, ".arguments holds broken JSON: "),
+        ({"name": "f", "arguments": '{"a": 1, "a": 2}'}, ".arguments holds broken JSON: the key 'a' stands twice"),
+        ({"name": "f", "arguments": "[1]"}, ".arguments must be an object, not list"),
+        ({"name": "f", "arguments": "null"}, ".arguments must be an object, not null"),
+        ({"name": "f", "arguments": [1]}, ".arguments must be an object, not list"),
+        ({"name": "f", "arguments": {"a": ["\ud800"]}}, ".arguments holds half of a surrogate pair, which is no text"),
+        ({"name": "f", "arguments": {"\ud800": 1}}, ".arguments holds half of a surrogate pair, which is no text"),
+        ({"name": "f", "arguments": '{"a": "\\ud800"}'}, ".arguments holds half of a surrogate pair, which is no text"),
+        ({"name": "f", "arguments": {"a": float("inf")}}, ".arguments holds inf, which is no JSON"),
+        ({"name": "f", "arguments": {"a": b"x"}}, ".arguments holds a bytes, which is no JSON"),
+        ({"name": "f", "arguments": {"a": 2**64}}, ".arguments holds a number of more than 64 bits"),
+        ({"name": "f", "arguments": {"a": -(2**63) - 1}}, ".arguments holds a number of more than 64 bits"),
+    ],
+)
+def test_a_call_that_cannot_be_written_again_says_why(call: Any, why: str) -> None:
+    """What is no JSON for every program would end the run where the split is written, or the server's later."""
+    told = why_not([ASKED, said("assistant", None, tool_calls=[CALL, call])])
+    assert told.startswith(f"messages[1].tool_calls[1]{why}")
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_the_deepest_arguments_are_those_of_just_that_depth(as_text: bool) -> None:
+    """Python and writers of JSON give up at some hundred levels, each at another one."""
+    for levels in (DEEPEST, DEEPEST + 1):
+        deep: Any = 2**64 - 1
+        for _ in range(levels - 1):
+            deep = [deep]
+        arguments = json.dumps({"a": deep}) if as_text else {"a": deep}
+        turn = said("assistant", None, tool_calls=[{"name": "f", "arguments": arguments}])
+        if levels == DEEPEST:
+            assert read_one(turn).tool_calls
+        else:
+            assert why_not([turn]) == "messages[0].tool_calls[0].arguments is nested more than 100 levels deep"
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (None, "messages must be a list of turns, not null"),
+        ({"role": "user"}, "messages must be a list of turns, not dict"),
+        ('{"role": "user"}', "messages must be a list of turns, not dict"),
+        ("[", "messages holds broken JSON: Expecting value"),
+        ("Hi", "messages holds broken JSON: Expecting value"),
+        ("[" * 5_000, "messages holds broken JSON: nested too deeply"),
+        ([], "messages holds no turn"),
+        ("[]", "messages holds no turn"),
+    ],
+)
+def test_a_cell_that_holds_no_turns_says_why(value: Any, why: str) -> None:
+    """CSV has a list of turns as JSON in a cell."""
+    assert why_not(value).startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("{}", "tools must be a list of objects, not dict"),
+        (5, "tools must be a list of objects, not int"),
+        (["f"], "tools[0] must be an object, not str"),
+        ([{}, {"a": float("nan")}], "tools[1] holds nan, which is no JSON"),
+        ("[", "tools holds broken JSON: Expecting value"),
+    ],
+)
+def test_tools_that_are_none_say_why(value: Any, why: str) -> None:
+    """They go to the chat template as they are."""
+    with pytest.raises(ValueError, match=f"^{re.escape(why)}"):
+        read_tools(value, "tools")
+
+
+# ---- ShareGPT
+
+
+def test_sharegpt_with_tools_is_read() -> None:
+    """As its tools write it: a call is a turn of its own, and its result an observation."""
+    rows = [
+        {"from": "system", "value": "S"},
+        {"from": "human", "value": "How warm?"},
+        {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Bern"}}'},
+        {"from": "observation", "value": "12"},
+        {"from": "gpt", "value": "12 degrees."},
+    ]
+    expected = [
+        Message("system", "S"),
+        Message("user", "How warm?"),
+        Message("assistant", "", (CALL,)),
+        Message("tool", "12"),
+        Message("assistant", "12 degrees."),
+    ]
+    check_order(expected)
+    assert read_sharegpt(rows, "conversations") == expected
+    rows[2] = {"from": "Function_Call", "value": json.dumps([CALL])}
+    assert read_sharegpt(json.dumps(rows), "conversations") == expected
+
+
+def test_chat_turns_may_be_called_conversations() -> None:
+    """Many files do, and their keys leave no doubt."""
+    rows = [said("user", "a", **{"from": None}), said("assistant", None, tool_calls=[CALL])]
+    assert read_sharegpt(rows, "conversations") == [Message("user", "a"), Message("assistant", "", (CALL,))]
+
+
+@pytest.mark.parametrize(
+    ("turn", "why"),
+    [
+        ("Hi", " must be an object with from and value, not str"),
+        ({"value": "x"}, ".from must be text, not null; known are system, human, user, gpt, chatgpt, assistant, mod"),
+        ({"from": "bing", "value": "x"}, ".from is 'bing'; known are system, human"),
+        ({"from": "human"}, ".value must be text, not null"),
+        ({"from": "gpt", "value": ""}, ".value is empty"),
+        ({"from": "function_call", "value": "weather(Bern)"}, ".value holds broken JSON: Expecting value"),
+        ({"from": "function_call", "value": "[]"}, ".value holds no call"),
+        ({"from": "function_call"}, ".value[0] names no function"),
+    ],
+)
+def test_a_sharegpt_turn_that_is_none_says_why(turn: Any, why: str) -> None:
+    """A call that is none must not become an empty answer."""
+    with pytest.raises(ValueError, match=rf"^conversations\[0\]{re.escape(why)}"):
+        read_sharegpt([turn], "conversations")
+
+
+# ---- Order
+
+END = "; a conversation must end with the assistant's answer"
+
+
+@pytest.mark.parametrize(
+    ("order", "why"),
+    [
+        ("", f"there is no turn{END}"),
+        ("s", f"there is no turn{END}"),
+        ("u", f"the last turn is the user's{END}"),
+        ("uau", f"the last turn is the user's{END}"),
+        ("uct", f"the last turn is the tool's{END}"),
+        ("a", "turn 1 is the assistant's, where user is due"),
+        ("sa", "turn 2 is the assistant's, where user is due"),
+        ("uua", "turn 2 is the user's, where assistant is due"),
+        ("uaa", "turn 3 is the assistant's, where user is due"),
+        ("ssua", "turn 2 is the system's, where user is due"),
+        ("uasua", "turn 3 is the system's, where user is due"),
+        ("uta", "turn 2 is the tool's, where assistant is due"),
+        ("uata", "turn 3 is the tool's, where user is due"),
+        ("uca", "turn 3 is the assistant's, where tool is due"),
+        ("uctua", "turn 4 is the user's, where assistant or tool is due"),
+    ],
+)
+def test_a_wrong_order_says_whose_turn_it_is(order: str, why: str) -> None:
+    """Chat templates refuse it, or render it into something that no server will ever send."""
+    with pytest.raises(ValueError, match=f"^{re.escape(why)}$"):
+        check_order(in_order(order))
+
+
+@pytest.mark.parametrize("order", ["ua", "sua", "uaua", "uc", "ucta", "sucttcta", "uctaua"])
+def test_a_right_order_passes(order: str) -> None:
+    """Several results of several calls, calls after results, and a call as the last answer."""
+    check_order(in_order(order))
+
+
+def in_order(order: str) -> list[Message]:
+    """Messages by the first letters of their roles; c is the assistant's call."""
+    made = {
+        "s": Message("system", "x"),
+        "u": Message("user", "x"),
+        "a": Message("assistant", "x"),
+        "c": Message("assistant", "", (CALL,)),
+        "t": Message("tool", "x"),
+    }
+    return [made[letter] for letter in order]
+
+
+# ---- Any chat
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+spoken = texts.filter(str.strip)
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+calls = st.fixed_dictionaries({"name": spoken, "arguments": st.dictionaries(texts, values, max_size=3)})
+rounds = st.tuples(
+    spoken, st.lists(st.tuples(texts, st.lists(calls, min_size=1, max_size=2), texts), max_size=2), spoken
+)
+
+
+@given(
+    system=st.none() | spoken,
+    talk=st.lists(rounds, min_size=1, max_size=3),
+    in_parts=st.booleans(),
+    in_cell=st.booleans(),
+)
+def test_any_chat_comes_through_unchanged(system: str | None, talk: list[Any], in_parts: bool, in_cell: bool) -> None:
+    """Not a letter more or less may be trained on than was said, however the file writes it."""
+    wanted: list[tuple[str, str, list[Any]]] = [("system", system, [])] if system else []
+    for question, steps, answer in talk:
+        wanted += [("user", question, [])]
+        for thought, called, result in steps:
+            wanted += [("assistant", thought, called), ("tool", result, [])]
+        wanted += [("assistant", answer, [])]
+    rows = []
+    for role, content, called in wanted:
+        row = said(role, [{"type": "text", "text": part} for part in content] if in_parts else content)
+        row["tool_calls"] = [{"function": call | {"arguments": json.dumps(call["arguments"])}} for call in called]
+        rows.append(row)
+    found = parse_row({"messages": json.dumps(rows) if in_cell else rows}, "chat", {}).messages
+    assert [(one.role, one.content, [call["function"] for call in one.tool_calls or ()]) for one in found] == wanted
+
+
+def test_a_turn_that_must_not_be_trained_on_is_refused() -> None:
+    """`weight: 0` is some APIs' mark for it; every turn of the assistant is trained on here."""
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Go away.", "weight": 0}]
+    with pytest.raises(ValueError, match=r"^messages\[1\]\.weight is 0, but every turn of the assistant is trained on"):
+        read_messages(turns, "messages")
+    turns[1]["weight"] = 1
+    assert read_messages(turns, "messages")[1].content == "Go away."

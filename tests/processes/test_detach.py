@@ -1,0 +1,295 @@
+"""Long runs: started apart from the terminal, told how far they are, stopped without a loss; with no torch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.builders.small_run import ROOT, params
+
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "DETACH"))}
+ENVIRONMENT |= {"PYTHONPATH": str(ROOT / "src"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+STAGE = """
+import json, os, signal, sys, time
+from pathlib import Path
+from finetune.files.atomic import write_json
+from finetune.files.run_lock import pipeline_lock
+
+def tell(step, ended=None):
+    told = {"stage": "train", "pid": os.getpid(), "step": step, "steps": 45, "loss": 1.25, "validation_loss": None}
+    told |= {"tokens_per_second": 3210.4, "memory_bytes": 12_300_000_000, "seconds_left": 4000.0}
+    write_json(Path("work/status.json"), told | {"updated": time.time(), "ended": ended})
+
+def end(number, frame):
+    Path("work/checkpoints/run/checkpoint-8").mkdir(parents=True, exist_ok=True)
+    if sys.argv[3] == "train":
+        tell(8, "interrupted")
+    sys.exit(int(sys.argv[4]))
+
+signal.signal(signal.SIGTERM, end)
+with pipeline_lock(Path("work/pipeline.lock"), sys.argv[3]):
+    if sys.argv[3] == "train":
+        tell(7)
+    print("holds the lock", flush=True)
+    time.sleep(60)
+"""
+# The targets as in the repository's Makefile, with stages that hold the lock and wait.
+MAKEFILE = """
+FINETUNE := python -m finetune
+train-%:
+	@$(FINETUNE) $(if $(DETACH),detach "$@",check)
+	@$(if $(DETACH),,python stage.py -m finetune train 5)
+repro:
+	@python stage.py -m finetune prepare 0
+	@python stage.py -m finetune validate 5
+train-wrong:
+	@echo "error: params.yaml: sed: unknown key; did you mean seed?" && false
+train-idle:
+	@sleep 60
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a Makefile and a stage that waits; what still runs there afterwards is ended."""
+    (tmp_path / "Makefile").write_text(MAKEFILE, encoding="utf-8")
+    (tmp_path / "stage.py").write_text(STAGE, encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(json.dumps(params()), encoding="utf-8")
+    (tmp_path / "work").mkdir()
+    yield tmp_path
+    for process in processes_in(tmp_path):
+        process.kill()
+
+
+def processes_in(folder: Path) -> list[Any]:
+    """All living processes that stand in a folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command that must answer soon."""
+    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=150, check=False)
+
+
+def finetune(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`python -m finetune ...` in the folder."""
+    return run(folder, sys.executable, "-m", "finetune", *words)
+
+
+def wait_for(what: Callable[[], Any]) -> Any:
+    """What a function gives, as soon as it is true."""
+    end = time.monotonic() + 20
+    while not (found := what()):
+        assert time.monotonic() < end, "it did not happen in 20 s"
+        time.sleep(0.05)
+    return found
+
+
+def hold(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """A process that holds the lock, started by hand; `words` follow the script's name."""
+    command = [sys.executable, str(folder / "stage.py"), *words]
+    holder = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "holds the lock\n"
+    return holder
+
+
+# ---- Started in the background
+
+
+def test_a_detached_run_is_started_told_and_stopped(folder: Path) -> None:
+    """The whole way of a long run: its terminal may be closed, and a stop loses no more than the step that runs."""
+    started = run(folder, "make", "train-quick", "DETACH=1")
+    assert started.returncode == 0, started.stderr
+    assert started.stdout.splitlines()[1:] == [
+        "  make status      how far it is",
+        "  make stop        end it; the same command goes on",
+        "  tail -f work/train-quick.log",
+    ]
+    wait_for(lambda: (folder / "work/status.json").exists())
+    detached = json.loads((folder / "work/detached.json").read_text(encoding="utf-8"))
+    assert os.getsid(detached["pid"]) == detached["pid"] != os.getsid(0), "it would die with its terminal"
+
+    told = json.loads(finetune(folder, "status", "--json").stdout)
+    assert (told["running"], told["stage"], told["target"]) == (True, "train", "train-quick")
+    assert told["progress"]["step"] == 7
+    sentence, progress, age = told["text"]
+    assert sentence == (
+        f"stage train (process {told['pid']} of make train-quick) is running; log: work/train-quick.log"
+    )
+    assert progress == "step 7 of 45 (16%), loss 1.2500, 3,210 tokens/s, memory 12.3 GB, about 1 h 07 min left"
+    assert age.endswith(" s ago")
+
+    again = run(folder, "make", "train-quick", "DETACH=1")
+    assert again.returncode == 2
+    assert (
+        f"error: work: stage train (process {told['pid']} of make train-quick) is running in this folder"
+        in again.stderr
+    )
+
+    stopped = finetune(folder, "stop")
+    end = "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and the same command goes on: "
+    assert stopped.returncode == 0
+    assert stopped.stdout.splitlines()[-1] == f"{end}make train-quick DETACH=1"
+    assert processes_in(folder) == []
+    assert finetune(folder, "status").stdout.splitlines() == [
+        "nothing is running in this folder",
+        f"{end}make train-quick DETACH=1",
+    ]
+
+
+def test_a_start_that_fails_at_once_shows_why(folder: Path) -> None:
+    """Nobody should find out in the morning that the run ended in its first second."""
+    done = finetune(folder, "detach", "train-wrong")
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[0] == "  error: params.yaml: sed: unknown key; did you mean seed?"
+    assert done.stderr == (
+        "error: make train-wrong failed at once, with the lines above; nothing runs (work/train-wrong.log)\n"
+    )
+    assert processes_in(folder) == []
+    status = finetune(folder, "status").stdout.splitlines()
+    assert status[1] == (
+        "make train-wrong failed: params.yaml: sed: unknown key; did you mean seed? (all of it: work/train-wrong.log)"
+    )
+
+
+@pytest.mark.parametrize("target", ["clean", "train-", "train-a b", "../train-x", "test"])
+def test_only_runs_are_started_in_the_background(folder: Path, target: str) -> None:
+    """The name becomes a file's and a command's."""
+    done = finetune(folder, "detach", target)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: detach: make {target} can't be started in the background; repro and train-RECIPE can\n"
+    )
+
+
+def test_two_starts_at_the_same_moment_are_one(folder: Path) -> None:
+    """Between the look at what runs and the start, another one could slip in."""
+    command = [sys.executable, "-m", "finetune", "detach", "train-idle"]
+    both = [subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert sorted(process.wait(timeout=30) for process in both) == [0, 2]
+
+
+def test_a_new_start_appends_to_its_log(folder: Path) -> None:
+    """What an earlier one said may be why this one is made."""
+    for _ in range(2):
+        finetune(folder, "detach", "train-wrong")
+    log = (folder / "work/train-wrong.log").read_text(encoding="utf-8")
+    assert log.count("== make train-wrong, started ") == log.count("== make train-wrong ended with exit code 2") == 2
+
+
+# ---- Stopped
+
+
+def test_with_nothing_running_a_stop_is_no_error(folder: Path) -> None:
+    """A job script stops what may have ended by itself."""
+    done = finetune(folder, "stop")
+    assert (done.returncode, done.stdout) == (0, "nothing is running in this folder\n")
+
+
+def test_a_stop_between_two_stages_ends_make(folder: Path) -> None:
+    """DVC hashes and compares there for seconds; without this the next stage would begin after the stop."""
+    assert finetune(folder, "detach", "train-idle").returncode == 0
+    assert "make train-idle (process " in finetune(folder, "status").stdout
+    stopped = finetune(folder, "stop")
+    assert stopped.returncode == 0
+    assert stopped.stdout.splitlines()[-1] == (
+        "make train-idle was stopped between two stages; the same command goes on: make train-idle DETACH=1"
+    )
+    assert processes_in(folder) == []
+
+
+def test_a_stage_that_ends_well_in_spite_of_a_stop_takes_the_next_one_along(folder: Path) -> None:
+    """SIGTERM may come when a stage has just finished: make goes on with the next, which must be stopped too."""
+    assert finetune(folder, "detach", "repro").returncode == 0
+    wait_for(lambda: (folder / "work/pipeline.holder").exists())
+    assert finetune(folder, "stop").returncode == 0
+    assert processes_in(folder) == []
+    assert not (folder / "work/pipeline.holder").exists()
+
+
+def test_a_stage_that_was_started_by_hand_is_stopped_too(folder: Path) -> None:
+    """`dvc repro` in another terminal, or a stage alone."""
+    holder = hold(folder, "-m", "finetune", "prepare", "5")
+    stopped = finetune(folder, "stop")
+    assert stopped.stdout.splitlines()[-1] == (
+        "prepare has ended; nothing half-done is left, and the same command goes on"
+    )
+    assert holder.wait(timeout=10) == 5
+
+
+@pytest.mark.parametrize("words", [(), ("-m", "finetune", "report"), ("-m", "pytest", "train")])
+def test_a_reused_process_number_is_never_shot(folder: Path, words: tuple[str, ...]) -> None:
+    """A killed stage leaves its file; its number may be the user's notebook, or another command in this folder."""
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words], cwd=folder)
+    (folder / "work/pipeline.lock").touch()
+    (folder / "work/pipeline.holder").write_text(f"stage train (process {other.pid})", encoding="utf-8")
+    assert finetune(folder, "status").stdout.splitlines()[0] == "nothing is running in this folder"
+    assert finetune(folder, "stop").stdout == "nothing is running in this folder\n"
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+@pytest.mark.parametrize("words", [("-m", "finetune", "validate", "5"), ("-m", "finetune", "train", "5")])
+def test_a_stage_of_another_folder_is_left_alone(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, words: Any
+) -> None:
+    """Two clones on one machine: the number in this folder's file may be a stage of the other."""
+    there = tmp_path_factory.mktemp("other")
+    (there / "stage.py").write_text(STAGE, encoding="utf-8")
+    (there / "work").mkdir()
+    other = hold(there, *words)
+    (folder / "work/pipeline.lock").touch()
+    (folder / "work/pipeline.holder").write_text(f"stage train (process {other.pid})", encoding="utf-8")
+    assert finetune(folder, "stop").stdout == "nothing is running in this folder\n"
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_a_lock_whose_holder_is_not_seen_is_told(folder: Path) -> None:
+    """A stage in a container has a number of its own; what is held must not be called free."""
+    holder = hold(folder, "-m", "another", "train", "5")
+    elsewhere = "its process is not seen from here: it runs in a container or on another machine"
+    told = finetune(folder, "status").stdout.splitlines()
+    assert told[:2] == [
+        f"stage train (process {holder.pid}) is running",
+        f"it can't be stopped from here: {elsewhere}",
+    ]
+    stopped = finetune(folder, "stop")
+    assert stopped.returncode == 4
+    assert stopped.stderr == (
+        f"error: stage train can't be stopped from here: {elsewhere}; "
+        "stop it where it runs (scancel, sky jobs cancel, docker stop), or ask its owner\n"
+    )
+    assert holder.poll() is None
+    holder.kill()
+    holder.wait()
+
+
+def test_a_run_is_not_checked_into_while_another_one_is_under_way(folder: Path) -> None:
+    """`make train-x` would change params.yaml under the stages that are still to come."""
+    holder = hold(folder, "-m", "finetune", "train", "5")
+    before = (folder / "params.yaml").read_bytes()
+    done = finetune(folder, "check")
+    assert done.returncode == 2
+    assert f"error: work: stage train (process {holder.pid}) is running in this folder; make status" in done.stderr
+    assert (folder / "params.yaml").read_bytes() == before
+    holder.send_signal(signal.SIGTERM)
+    assert holder.wait(timeout=10) == 5

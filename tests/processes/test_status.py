@@ -1,0 +1,77 @@
+"""What runs and how the last run ended: never from a file alone, and never without a way on."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.paths import Paths
+from finetune.processes.status import SILENT, describe_progress, how_it_ended
+from tests.processes.test_detach import STAGE, finetune, folder, hold
+
+__all__ = ["folder"]  # the fixture
+
+TOLD: dict[str, Any] = {"stage": "train", "pid": 1, "step": 40, "steps": 450, "loss": None, "validation_loss": 2.0}
+TOLD |= {"tokens_per_second": None, "memory_bytes": None, "seconds_left": 59.0, "updated": 1000.0, "ended": None}
+
+
+def test_news_that_are_old_are_called_old() -> None:
+    """A run that hangs looks like one that runs, but for the age of its last word."""
+    fresh, old = describe_progress(TOLD, 1000 + SILENT), describe_progress(TOLD, 1001 + SILENT)
+    assert fresh == ["step 40 of 450 (9%), validation loss 2.0000, about 59 s left", "told 3 min ago"]
+    assert old[1].startswith("told 3 min ago: it evaluates, saves, or is stuck;")
+
+
+def test_a_file_of_an_earlier_run_is_not_believed(folder: Path) -> None:
+    """It would show last night's step 40 while today's run still loads its model."""
+    (folder / "work/status.json").write_text(json.dumps(TOLD), encoding="utf-8")
+    (folder / "stage.py").write_text(STAGE.replace("tell(7)", "pass"), encoding="utf-8")
+    holder = hold(folder, "-m", "finetune", "train", "5")
+    assert finetune(folder, "status").stdout.splitlines()[1:] == [
+        "no step is told yet: it loads the model, or just started"
+    ]
+    holder.kill()
+    holder.wait()
+
+
+GOES_ON = "no checkpoint was written yet, and the same command goes on"
+
+
+@pytest.mark.parametrize(
+    ("ended", "text"),
+    [
+        ("interrupted", f"train stopped at step 40 of 450; {GOES_ON}"),
+        (None, f"train was killed at step 40 of 450; {GOES_ON}"),
+        ("failed", "train failed at step 40 of 450; mend what it said, then the same command goes on"),
+        ("finished", "train finished with step 40 of 450; the stages after it did not: the same command goes on"),
+    ],
+)
+def test_every_end_of_a_training_is_told(tmp_path: Path, ended: str | None, text: str) -> None:
+    """Whether to start the same again, or to mend something first, is what a person wants to know."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/status.json").write_text(json.dumps(TOLD | {"ended": ended}), encoding="utf-8")
+    assert how_it_ended(Paths(tmp_path)) == text
+
+
+def test_a_verdict_that_is_newer_than_the_training_is_the_end(tmp_path: Path) -> None:
+    """The run went on to its verdict after the training, or an older verdict stands beside a newer training."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "reports").mkdir()
+    decision = tmp_path / "reports/decision.json"
+    decision.write_text(json.dumps({"verdict": "iterate", "sentence": "Too little evidence."}), encoding="utf-8")
+    (tmp_path / "work/status.json").write_text(json.dumps(TOLD | {"ended": "finished"}), encoding="utf-8")
+    assert how_it_ended(Paths(tmp_path)) == "the verdict is iterate: Too little evidence."
+    os.utime(decision, (900, 900))
+    assert how_it_ended(Paths(tmp_path)).startswith("train finished with step 40")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": "x"}', "null"])
+def test_a_broken_status_file_is_no_crash(folder: Path, content: str) -> None:
+    """Another program, or a full disk, may have written it."""
+    (folder / "work/status.json").write_text(content, encoding="utf-8")
+    (folder / "work/detached.json").write_text(content, encoding="utf-8")
+    done = finetune(folder, "status")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1] == "nothing has run here yet, or all was cleaned"

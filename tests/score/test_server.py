@@ -1,0 +1,256 @@
+"""The client of a chat server: against a real server on this machine, which is offline."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.errors import ConfigError, MachineError
+from finetune.records.examples import Message
+from finetune.score.replies import read_reply, read_stream, to_wire
+from finetune.score.server import ServerError, chat_url
+from tests.builders.chat_server import Respond, always, client, completion, serving
+
+HI = [Message("user", "Hi")]
+KEY = "sk-secret-0123456789"
+
+
+def test_an_answer_with_what_was_asked(monkeypatch: Any) -> None:
+    """Under HF_HUB_OFFLINE=1 (tests/conftest.py) a server of this machine is asked all the same, and no proxy is."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("HF_TOKEN", "hf_not_for_others")
+    with serving(always(completion({"content": "Hello"}))) as (url, seen):
+        reply = client(url).answer(HI, [{"type": "function"}], max_tokens=7, temperature=0.5, top_p=0.9, seed=3)
+    assert (reply.text, reply.tokens, reply.finished, reply.model) == ("Hello", 2, True, "m-1")
+    assert reply.first_seconds is None
+    assert 0 < reply.seconds < 5
+    assert seen == [
+        {
+            "path": "/v1/chat/completions",
+            "authorization": None,
+            "body": {
+                "model": "m",
+                "messages": [{"role": "user", "content": "Hi"}],
+                "max_tokens": 7,
+                "temperature": 0.5,
+                "top_p": 0.9,
+                "seed": 3,
+                "tools": [{"type": "function"}],
+            },
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("http://h:8000", "http://h:8000/v1/chat/completions"),
+        ("http://h:8000/v1/", "http://h:8000/v1/chat/completions"),
+        ("https://h/openai/v1", "https://h/openai/v1/chat/completions"),
+        ("https://h/v1/chat/completions?x=1", "https://h/v1/chat/completions?x=1"),
+    ],
+)
+def test_addresses(url: str, wanted: str) -> None:
+    """Up to /v1, as servers' own pages write it; a bare host is taken for it too."""
+    assert chat_url(url) == wanted
+
+
+def test_tool_calls_are_rendered_as_references_are() -> None:
+    """So that one scorer compares both: `Message.text`, arguments as the value that they are."""
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    reply = read_reply(completion({"content": None, "tool_calls": [call]}).decode(), 0.0)
+    wanted = Message("assistant", "", ({"function": {"name": "f", "arguments": {"a": 1}}},))
+    assert reply.text == wanted.text == '[{"arguments": {"a": 1}, "name": "f"}]'
+    assert to_wire(wanted)["tool_calls"] == [{**call, "id": "call_0"}]
+
+
+def test_cut_off_and_uncounted() -> None:
+    """What a server does not say is None; a lone surrogate, which no file can hold, is replaced."""
+    cut = read_reply(completion({"content": "a\ud800"}, finish_reason="length", usage=None, model=None).decode(), 0.0)
+    assert (cut.text, cut.tokens, cut.finished, cut.model) == ("a?", None, False, None)
+    parts = read_reply(completion({"content": [{"type": "text", "text": "a"}, {"text": "b"}, 5]}).decode(), 0.0)
+    assert parts.text == "ab"
+
+
+def events(*found: dict[str, Any] | str) -> list[bytes]:
+    """Server-sent events."""
+    return [f"data: {one if isinstance(one, str) else json.dumps(one)}\n\n".encode() for one in found]
+
+
+def piece(content: str | None = None, reason: str | None = None, **delta: Any) -> dict[str, Any]:
+    """One event's piece of an answer."""
+    return {"choices": [{"delta": {"content": content, **delta}, "finish_reason": reason}]}
+
+
+def test_a_stream_tells_when_the_first_token_came() -> None:
+    """The role alone is no token; the usage comes after the last one."""
+    usage = {"choices": [], "usage": {"completion_tokens": 2}, "model": "m-2"}
+    sent = [b": ping\n\n", *events({"choices": [{"delta": {"role": "assistant"}}]}, piece("Hel"), piece("lo"))]
+    sent += events(piece(None, "length"), usage, "[DONE]")
+    with serving(always(sent, Content_Type="text/event-stream")) as (url, seen):
+        reply = client(url).answer(HI, max_tokens=2, stream=True)
+    assert (reply.text, reply.tokens, reply.finished, reply.model) == ("Hello", 2, False, "m-2")
+    assert reply.first_seconds is not None
+    assert 0.1 <= reply.first_seconds < reply.seconds - 0.1
+    assert seen[0]["body"]["stream_options"] == {"include_usage": True}
+
+
+def test_streamed_tool_calls_are_put_together() -> None:
+    """Their arguments come in pieces, several calls by their index."""
+    deltas = [
+        [{"index": 0, "function": {"name": "f", "arguments": ""}}],
+        [{"index": 0, "function": {"arguments": '{"a":'}}, {"index": 1, "function": {"name": "g"}}],
+        [{"index": 0, "function": {"arguments": " 1}"}}],
+    ]
+    lines = [one.decode().strip() for one in events(*(piece(tool_calls=delta) for delta in deltas), "[DONE]")]
+    reply = read_stream(iter(lines), 0.0)
+    assert json.loads(reply.text) == [{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]
+
+
+def test_a_server_that_does_not_stream_is_read_all_the_same() -> None:
+    """It answers with one JSON object, and no time to the first token."""
+    with serving(always(completion({"content": "Hello"}), Content_Type="application/json")) as (url, _):
+        reply = client(url).answer(HI, max_tokens=2, stream=True)
+    assert (reply.text, reply.first_seconds) == ("Hello", None)
+
+
+@pytest.mark.parametrize(
+    ("respond", "message"),
+    [
+        (
+            always(b'{"error": {"message": "no\\nmodel"}}', 404),
+            "answered 404 (no model); correct url (it usually ends in /v1) or model",
+        ),
+        (always(b'{"error": "too long"}', 400), "answered 400 (too long); its message says what it wants"),
+        (always(b"<h1>\x00oops</h1>", 500), "answered 500 (<h1> oops</h1>); its log may say more"),
+        (always(b"", 302, Location="http://127.0.0.1:1/"), "answered 302; its message says what it wants"),
+        (always(b"{"), "gave no chat completion: it is broken JSON: '{'; is it OpenAI-compatible?"),
+        (always(b"[" * 100_000), f"gave no chat completion: it is broken JSON: '{'[' * 80}'; is it OpenAI-compatible?"),
+        (always(b"5"), "gave no chat completion: it is no JSON object; is it OpenAI-compatible?"),
+        (always(b'{"choices": []}'), "gave no chat completion: it holds no choice; is it OpenAI-compatible?"),
+        (
+            always(b'{"choices": [{}]}'),
+            "gave no chat completion: its choice holds no message; is it OpenAI-compatible?",
+        ),
+        (always(b'{"error": "busy"}'), "gave no chat completion: it is an error: busy; is it OpenAI-compatible?"),
+    ],
+)
+def test_what_a_server_does_wrong_is_told(respond: Respond, message: str) -> None:
+    """What, where, and what to do; one kind of error, which is this machine's and no defect of ours."""
+    with serving(respond) as (url, seen), pytest.raises(ServerError) as caught:
+        client(url).answer(HI, max_tokens=2)
+    assert isinstance(caught.value, MachineError)
+    assert caught.value.reached
+    assert str(caught.value) == f"params.yaml: evaluate.candidate: the server {url}/chat/completions {message}"
+    assert len(seen) == 1  # nothing is tried twice but what was too early
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (events(piece("Hel")), "its stream breaks off"),
+        (events(piece("Hel"), {"error": {"message": "out of memory"}}), "it is an error: out of memory"),
+        (events(piece("Hel"), "{"), "it is broken JSON"),
+    ],
+)
+def test_a_broken_stream_is_no_answer(sent: list[bytes], message: str) -> None:
+    """Half an answer would be scored as one that the model chose to end there."""
+    with (
+        serving(always(sent, Content_Type="text/event-stream")) as (url, _),
+        pytest.raises(ServerError, match=message),
+    ):
+        client(url).answer(HI, max_tokens=2, stream=True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_drip_is_cut_off_in_time(stream: bool) -> None:
+    """A byte now and then keeps a connection alive, but the whole answer has its time."""
+    sent = [b"data: {}\n" if stream else b" "] * 100
+    with serving(always(sent, Content_Type="text/event-stream")) as (url, _):
+        started = time.perf_counter()
+        with pytest.raises(ServerError, match=r"gave no answer within 0\.3 s; raise timeout_seconds"):
+            client(url, timeout=0.3).answer(HI, max_tokens=2, stream=stream)
+        assert time.perf_counter() - started < 2
+
+
+def test_a_silent_server_is_too_slow() -> None:
+    """No byte at all."""
+
+    def sleeps(_: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        time.sleep(1)
+        return 200, {}, b""
+
+    with serving(sleeps) as (url, _), pytest.raises(ServerError, match=r"gave no answer within 0\.2 s"):
+        client(url, timeout=0.2).answer(HI, max_tokens=2)
+
+
+def test_nobody_there() -> None:
+    """Connection refused, and an address that is none."""
+    with serving(always(b"")) as (url, _):
+        pass
+    with pytest.raises(ServerError, match=r"can't be reached \(.*refused.*\); start it, or correct the url") as no_one:
+        client(url).answer(HI, max_tokens=2)
+    assert not no_one.value.reached
+    with pytest.raises(ServerError, match=r"is no address that can be asked|can't be reached"):
+        client("http://a..b:8/v1").answer(HI, max_tokens=2)
+
+
+def test_a_busy_server_is_asked_again(monkeypatch: Any) -> None:
+    """429 and 503, after the wait that it names (within bounds), and not for ever."""
+    waits: list[float] = []
+    monkeypatch.setattr("finetune.score.server.time.sleep", waits.append)
+    left = [(503, {"Retry-After": "7"}, b""), (429, {"Retry-After": "99999"}, b""), (429, {}, b"")]
+
+    def busy(_: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        return left.pop(0) if left else (200, {}, completion({"content": "Hello"}))
+
+    with serving(busy) as (url, seen):
+        assert client(url).answer(HI, max_tokens=2).text == "Hello"
+    assert (waits, len(seen)) == ([7.0, 30.0, 8.0], 4)
+    with serving(always(b"", 429)) as (url, seen), pytest.raises(ServerError, match="answered 429; it is still busy"):
+        client(url).answer(HI, max_tokens=2)
+    assert len(seen) == 4
+
+
+def test_the_key_is_sent_and_never_told(monkeypatch: Any, caplog: Any) -> None:
+    """Also where the server's own message repeats it, and in no log."""
+    monkeypatch.setenv("MY_KEY", f" {KEY}\n")
+    caplog.set_level("DEBUG")
+    refuse = always(json.dumps({"error": {"message": f"bad key {KEY}"}}).encode(), 401)
+    with serving(refuse) as (url, seen), pytest.raises(ServerError) as caught:
+        client(f"{url}?version=1", variable="MY_KEY").answer(HI, max_tokens=2)
+    assert seen[0]["authorization"] == f"Bearer {KEY}"
+    assert "bad key ***" in str(caught.value)
+    assert KEY not in str(caught.value)
+    assert KEY not in caplog.text
+
+
+def test_a_password_in_the_address_is_refused() -> None:
+    """It would stand in params.yaml, in git and in every log of an address."""
+    with pytest.raises(ConfigError, match=r"evaluate\.candidate\.url: holds a user or password") as caught:
+        client("http://user:hunter2@localhost/v1")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", "sk-\u00e9\u2026"])
+def test_a_key_that_is_none_is_told_before_the_run(value: str | None, monkeypatch: Any) -> None:
+    """By the variable's name, never by its content."""
+    monkeypatch.delenv("MY_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("MY_KEY", value)
+    with pytest.raises(ConfigError, match=r"evaluate\.candidate\.api_key_variable: .*MY_KEY") as caught:
+        client("http://localhost:1/v1", variable="MY_KEY")
+    assert "sk-" not in str(caught.value)
+
+
+@given(st.text(max_size=80) | st.text(alphabet='{}[]":,choices0 ', max_size=80))
+def test_no_reply_is_a_defect_of_ours(content: str) -> None:
+    """Whatever comes is an answer or a ValueError, which the client tells as the server's."""
+    for read in (lambda: read_reply(content, 0.0), lambda: read_stream(iter([f"data: {content}"]), 0.0)):
+        try:
+            read()
+        except ValueError:
+            continue

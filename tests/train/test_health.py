@@ -1,0 +1,75 @@
+"""Guards: what stops a run says where and why, and what is only told is told rightly."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.config.params import Config, parse_config
+from finetune.errors import ConfigError, MachineError
+from finetune.train.health import find_spikes, require_finite, smaller_micro_batch, tell_health
+from tests.builders.small_run import params
+
+
+def test_what_is_not_finite_names_the_examples() -> None:
+    """The whole text, once; a finite number passes."""
+    require_finite("loss", 1.0, 7, 1e-3, ["a"])
+    with pytest.raises(ConfigError) as raised:
+        require_finite("loss", math.inf, 7, 1e-3, [f"row-{number}" for number in range(10)])
+    assert str(raised.value) == (
+        "params.yaml: train.learning_rate: the loss after step 7 is inf on the examples row-0, row-1, row-2, row-3, "
+        "row-4, row-5, row-6, row-7 and 2 more; no step was taken on it, and the checkpoints before it are kept; use "
+        "less than 0.001, or look at these examples"
+    )
+
+
+@given(micro=st.integers(2, 64), accumulation=st.integers(1, 16))
+def test_a_smaller_micro_batch_keeps_the_effective_one(micro: int, accumulation: int) -> None:
+    """Whatever the size, the product stays, and it becomes smaller until it is one."""
+    sizes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+    config = parse_config(
+        params(
+            **{f"train__{key}": value for key, value in sizes.items()}, train__effective_batch_size=micro * accumulation
+        ),
+        "params.yaml",
+    )
+    smaller = smaller_micro_batch(config).train
+    assert smaller.per_device_train_batch_size <= micro // 2
+    assert smaller.per_device_train_batch_size * smaller.gradient_accumulation_steps == micro * accumulation
+
+
+def test_halving(change: Callable[..., Config]) -> None:
+    """16 rows once become 8 rows twice; validation takes no more rows at once than fit."""
+    smaller = smaller_micro_batch(change()).train
+    assert (smaller.per_device_train_batch_size, smaller.gradient_accumulation_steps) == (8, 2)
+    assert smaller.per_device_eval_batch_size == 8
+
+
+def test_one_row_that_does_not_fit_is_the_end(change: Callable[..., Config]) -> None:
+    """There is nothing left to halve: the machine can't."""
+    one: Config = change(**{"train.per_device_train_batch_size": 1, "train.per_device_eval_batch_size": 8})
+    assert smaller_micro_batch(one).train.per_device_eval_batch_size == 1  # an evaluation may be what did not fit
+    one = change(**{"train.per_device_train_batch_size": 1, "train.per_device_eval_batch_size": 1})
+    with pytest.raises(
+        MachineError, match=r"the run's longest row alone finds no memory on this machine; use a smaller"
+    ):
+        smaller_micro_batch(one)
+
+
+def test_spikes_are_jumps_over_the_losses_before() -> None:
+    """A slow rise is none, nor is the noise of the first few losses."""
+    calm = [(step, 2.0 - step / 100) for step in range(30)]
+    assert find_spikes(calm) == []
+    assert find_spikes([(0, 2.0), (1, 9.0)]) == []
+    assert [step for step, _, _ in find_spikes([*calm, (30, 4.0), (31, 1.6)])] == [30]
+
+
+def test_health_is_told_in_words() -> None:
+    """A run that jumped and one that learnt nothing say so; a healthy one says nothing."""
+    calm = [(step, 2.0) for step in range(30)]
+    assert tell_health(calm, 2.0, 1.0) == []
+    assert tell_health(calm, None, 1.0) == []
+    assert "nothing was learnt: the validation loss is 1.9990, and was 2.0000" in tell_health(calm, 2.0, 1.999)[0]
+    assert "jumped 1 times, most at step 30 (4.000, 2.000 before)" in tell_health([*calm, (30, 4.0)], 2.0, 1.0)[0]

@@ -1,0 +1,298 @@
+"""The base: whole or not, its parts made for each other or not. Whatever is wrong is a finding, never a traceback."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders.checked_base import base as base
+from tests.builders.checked_base import edit, examine, found
+from tests.builders.checked_base import whole as whole
+
+INDEX = "model.safetensors.index.json"
+
+
+def test_a_whole_base_has_no_finding(base: Path) -> None:
+    """The counterpart of all tests below; and everything that the later checks need is known."""
+    known = examine()
+    assert known.findings == []
+    assert known.identity is not None and known.identity["revision"].startswith("sha256:")
+    assert known.architecture is not None and known.architecture.class_name == "Qwen2ForCausalLM"
+    assert known.tokenizer is not None
+
+
+# ---- Weights
+
+
+def split_in_two(base: Path) -> None:
+    """The weights under the names of two shards, as the index tells."""
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    shutil.copy(base / "model.safetensors", base / names[1])
+    (base / "model.safetensors").rename(base / names[0])
+    (base / INDEX).write_text(json.dumps({"weight_map": dict(zip("abc", [*names, names[0]], strict=True))}))
+
+
+def test_a_missing_shard_is_told_by_name(base: Path) -> None:
+    """A download that ended early; transformers would tell after the first shard was loaded."""
+    split_in_two(base)
+    assert found() == []
+    (base / "model-00002-of-00002.safetensors").unlink()
+    (finding,) = examine().findings
+    assert str(finding) == (
+        "params.yaml: model.base: base: 1 of 2 weight files missing (model-00002-of-00002.safetensors); "
+        "fetch the base again (hf download), or copy it whole"
+    )
+    assert (finding.code, finding.severity) == ("base-incomplete", "error")
+
+
+@pytest.mark.parametrize("size", [-100, 0, 5])
+def test_weights_that_are_cut_off_are_told_by_name(base: Path, size: int) -> None:
+    """The commonest broken download: the header speaks of more bytes than there are, or is not there itself."""
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    (finding,) = examine().findings
+    assert finding.code == "base-incomplete"
+    assert finding.what == "base/model.safetensors: a file that is cut off or damaged"
+
+
+def test_every_damaged_shard_is_told(base: Path) -> None:
+    """Fetching one again and failing at the next would take a night each."""
+    split_in_two(base)
+    for path in base.glob("*.safetensors"):
+        path.write_bytes(b"no tensors")
+    assert found() == ["base-incomplete"] * 2
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
+def test_an_index_that_names_no_shard_is_told(base: Path, index: str) -> None:
+    """Broken JSON in any form is a finding about that file."""
+    (base / "model.safetensors").unlink()
+    (base / INDEX).write_text(index, encoding="utf-8")
+    (finding,) = examine().findings
+    assert finding.what == f"base/{INDEX}: an index that names no shard"
+
+
+def test_the_one_file_goes_before_an_index(base: Path) -> None:
+    """transformers looks for it first, so an index left from another conversion is no matter."""
+    (base / INDEX).write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}), encoding="utf-8")
+    assert found() == []
+
+
+def test_pickled_weights_alone_are_refused(base: Path) -> None:
+    """A pickle runs code when it is loaded; beside safetensors it is left alone."""
+    shutil.copy(base / "model.safetensors", base / "pytorch_model.bin")
+    assert found() == []
+    (base / "model.safetensors").unlink()
+    (finding,) = examine().findings
+    assert str(finding) == (
+        "params.yaml: model.base: base holds only pickled weights (pytorch_model.bin); "
+        "use a revision with safetensors, or convert it once"
+    )
+    assert finding.code == "base-unsafe"
+    (base / "pytorch_model.bin").unlink()
+    (finding,) = examine().findings
+    assert finding.what == "base: no weights"
+
+
+def test_a_link_into_nowhere_and_a_folder_of_that_name_are_no_weights(base: Path) -> None:
+    """A copy of the Hub's cache holds links; both were a traceback when the files were hashed."""
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors").symlink_to("../blobs/nothing")
+    assert found() == ["base-incomplete"]
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors").mkdir()
+    assert found() == ["base-incomplete"]
+
+
+# ---- config.json and generation_config.json
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        ({"architectures": ["Qwen2ForNothing"]}, "names the class Qwen2ForNothing, but qwen2 has Qwen2ForCausalLM"),
+        ({"architectures": "Qwen2Model"}, "names the class Qwen2Model, but qwen2 has Qwen2ForCausalLM"),
+        ({"model_type": "qwen99"}, "names the model_type 'qwen99', which no causal language model has"),
+        ({"model_type": "t5"}, "names the model_type 't5', which no causal language model has"),
+        ({"model_type": None}, "names the model_type None, which no causal language model has"),
+        ({"model_type": ["qwen2"]}, "names the model_type ['qwen2'], which no causal language model has"),
+        ({"num_attention_heads": "two"}, "is not one of qwen2: Validation error for field 'num_attention_heads'"),
+        ({"num_hidden_layers": 3}, "is not one of qwen2: Class validation error"),
+    ],
+)
+def test_a_config_that_names_no_model_is_a_finding(base: Path, keys: dict[str, Any], what: str) -> None:
+    """The rest of the base is examined all the same."""
+    edit(base / "config.json", **keys)
+    known = examine()
+    (finding, *others) = known.findings
+    assert finding.code == "base-class-unknown"
+    assert finding.what.startswith(f"base: its config.json {what}")
+    assert finding.fix == "use a base that transformers knows, or mend that file"
+    assert "\n" not in finding.what
+    assert known.architecture is None
+    assert {other.code for other in others} <= {"base-incomplete"}  # of some such configs no tokenizer is made either
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"num_attention_heads": 0},
+        {"vocab_size": -3},
+        {"hidden_act": "nothing_known"},
+        {
+            "model_type": "mamba",
+            "architectures": ["MambaForCausalLM"],
+            "layer_types": None,
+            "num_attention_heads": None,
+        },
+    ],
+)
+def test_a_config_that_makes_no_decoder_is_a_finding(base: Path, keys: dict[str, Any]) -> None:
+    """Each breaks in another line of transformers."""
+    edit(base / "config.json", **keys)
+    (finding,) = examine().findings
+    assert finding.code == "base-class-unknown"
+    assert finding.what.startswith("no decoder is made of its ")
+
+
+def test_a_base_without_a_bound_on_positions_is_no_mistake(base: Path) -> None:
+    """BLOOM's ALiBi knows none, so no length is beyond it."""
+    bloom = {"model_type": "bloom", "hidden_size": 64, "n_head": 4, "n_layer": 2, "vocab_size": 5000}
+    (base / "config.json").write_text(json.dumps(bloom), encoding="utf-8")
+    assert found(train__max_length=100_000) == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\udcff"])
+def test_a_broken_config_is_a_finding(base: Path, content: str) -> None:
+    """Cut off, no object, no UTF-8."""
+    (base / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    known = examine()
+    assert {finding.code for finding in known.findings} == {"base-incomplete"}
+    assert "base/config.json" in known.findings[0].what
+    assert known.findings[0].fix == "mend it or fetch it again"
+
+
+def test_a_missing_config_is_a_finding(base: Path) -> None:
+    """With the three places where one was looked for."""
+    (base / "config.json").unlink()
+    (finding,) = examine().findings
+    assert str(finding) == (
+        "params.yaml: model.base: base: no config.json in the folder base, in the Hugging Face cache at this revision, "
+        "or in models/architectures/base; download the base, or put its config.json there"
+    )
+    assert finding.code == "base-missing"
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_broken_generation_config_is_a_finding(base: Path, content: str) -> None:
+    """It says where generation stops, which the template is compared with."""
+    (base / "generation_config.json").write_text(content, encoding="utf-8")
+    (finding,) = examine().findings
+    assert finding.code == "base-incomplete"
+    assert finding.what.startswith("base/generation_config.json can't be read (")
+
+
+def test_rows_longer_than_the_base_was_made_for(base: Path) -> None:
+    """At the limit nothing is wrong; past it the base has never seen such positions."""
+    edit(base / "config.json", max_position_embeddings=64)
+    assert found(train__max_length=64) == []
+    (finding,) = examine(train__max_length=65).findings
+    assert str(finding) == ("params.yaml: train.max_length: 65 is more than the 64 positions of base; use 64 or less")
+    assert finding.code == "length-beyond-base"
+
+
+# ---- Tokenizer and embeddings
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"version": "1.0", "model": {"type": "Nope"}}'])
+def test_a_broken_tokenizer_is_a_finding(base: Path, content: str) -> None:
+    """Each of the libraries below has its own kind of error for it."""
+    (base / "tokenizer.json").write_text(content, encoding="utf-8")
+    (finding,) = examine().findings
+    assert finding.code == "base-incomplete"
+    assert finding.what.startswith("no tokenizer loads from base: ")
+
+
+def test_a_missing_tokenizer_is_a_finding(base: Path) -> None:
+    """Of a folder without one, transformers makes a tokenizer without a vocabulary and says nothing."""
+    for path in base.glob("tokenizer*"):
+        path.unlink()
+    (finding,) = examine().findings
+    assert (finding.code, finding.what) == ("base-incomplete", "no tokenizer loads from base: it holds no vocabulary")
+
+
+def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
+    """An index out of range, on a GPU with no word of where; more rows than tokens are usual and harmless."""
+    rows = json.loads((base / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    edit(base / "config.json", vocab_size=rows + 8)
+    assert found() == []
+    edit(base / "config.json", vocab_size=rows - 1)
+    (finding,) = examine().findings
+    assert str(finding) == (
+        f"params.yaml: model.base: the tokenizer has {rows} tokens, the embeddings of base {rows - 1} rows; "
+        "use the tokenizer that belongs to the base, or a token that it has for model.pad_token"
+    )
+    assert finding.code == "tokens-without-embeddings"
+
+
+@pytest.mark.parametrize("poor", ["zero", "copied"])
+def test_a_mark_that_was_never_trained_is_a_finding(base: Path, poor: str) -> None:
+    """Zero rows, and rows copied from each other, are how tokens are added to a finished base."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
+    start, end = AutoTokenizer.from_pretrained(base).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    weights = load_file(base / "model.safetensors")
+    rows = weights["model.embed_tokens.weight"]
+    if poor == "zero":
+        rows[end] = 0
+    else:
+        rows[end] = rows[start]
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    (finding,) = examine().findings
+    told = {"zero": "<|im_end|>", "copied": "<|im_start|>, <|im_end|>"}[poor]
+    if poor == "copied":
+        assert set(finding.what.split(": ")[0].split(", ")) == set(told.split(", "))
+    else:
+        assert finding.what == f"{told}: zero or copied embeddings, so the base has not seen them in training"
+    assert (finding.code, finding.severity) == ("tokens-untrained", "warning")
+
+
+# ---- Padding
+
+
+def test_padding_with_the_end_token_is_a_note(base: Path) -> None:
+    """Elsewhere a famous trap; here the labels come from the template."""
+    (finding,) = examine(model__pad_token="<|im_end|>").findings
+    assert str(finding) == (
+        "params.yaml: model.pad_token: padding and end are one token (<|im_end|>); "
+        "end tokens of answers are trained on all the same; nothing to do"
+    )
+    assert (finding.code, finding.severity) == ("pad-is-end", "note")
+
+
+def test_a_base_without_a_padding_token_is_told_what_to_write(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama's and Mistral's have none; with the advice taken, the finding is gone."""
+    from transformers import AutoTokenizer
+
+    load = AutoTokenizer.from_pretrained
+
+    def without_padding(*args: Any, **options: Any) -> Any:
+        tokenizer = load(*args, **options)
+        tokenizer.pad_token = None
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", without_padding)
+    (finding,) = examine().findings
+    assert str(finding) == "params.yaml: model.pad_token: base has no padding token; write '<|endoftext|>'"
+    assert finding.code == "pad-missing"
+    assert found(model__pad_token="<|endoftext|>") == []
+
+
+def test_a_padding_token_that_is_none_is_told(base: Path) -> None:
+    """Added to the vocabulary it would have no embedding."""
+    (finding,) = examine(model__pad_token="[PAD]").findings
+    assert str(finding) == ("params.yaml: model.pad_token: [PAD] is no token of base; use one it has, like <|im_end|>")
+    assert finding.code == "pad-missing"

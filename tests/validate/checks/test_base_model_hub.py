@@ -1,0 +1,216 @@
+"""A base of the Hub: in the cache, half of it or nowhere, and what validate then does."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.cli.main import main
+from finetune.config.params import parse_config
+from finetune.validate.checks.base_model import examine_base
+from tests.builders.checked_base import examine
+from tests.builders.checked_base import whole as whole
+from tests.builders.small_run import params, workspace
+
+COMMIT = "a1" * 20
+
+
+# ---- A base of the Hub
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """`cache("config.json")`: a Hugging Face cache that holds these files of `org/name` at COMMIT, and no other."""
+    import huggingface_hub.constants
+    from transformers.utils import hub
+
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "hub"
+    home.mkdir()
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if hasattr(huggingface_hub.constants, name):
+            monkeypatch.setattr(huggingface_hub.constants, name, str(home))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for module in (huggingface_hub._snapshot_download, huggingface_hub.file_download, hub):
+        for name in ("HF_HUB_CACHE", "TRANSFORMERS_CACHE"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, str(home))
+    monkeypatch.setenv("HF_HUB_CACHE", str(home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def filled(whole: Path, *names: str) -> Path:
+        snapshot = home / "models--org--name/snapshots" / COMMIT
+        snapshot.mkdir(parents=True)
+        for name in names:
+            shutil.copy(whole / name, snapshot / name)
+        return snapshot
+
+    return filled
+
+
+def files_of(whole: Path) -> set[str]:
+    """All files of the base."""
+    return {path.name for path in whole.iterdir()}
+
+
+def test_a_base_in_the_cache_is_as_good_as_a_folder(whole: Path, cache: Callable[..., Path]) -> None:
+    """The counterpart of the next; its identity is the commit."""
+    cache(whole, *files_of(whole))
+    known = examine(model__base="org/name", model__revision=COMMIT)
+    assert known.findings == []
+    assert known.identity == {"name": "org/name", "revision": COMMIT}
+    assert known.architecture is not None and known.tokenizer is not None
+
+
+@pytest.mark.parametrize(
+    ("missing", "what"),
+    [
+        ("model.safetensors", "no weights"),
+        ("tokenizer.json", "no tokenizer"),
+        ("config.json", "no config.json in the folder org/name"),
+        ("chat_template.jinja", "org/name has no chat template"),
+    ],
+)
+def test_half_a_cache_is_a_finding(whole: Path, cache: Callable[..., Path], missing: str, what: str) -> None:
+    """A download that was stopped; offline nothing can come any more."""
+    cache(whole, *(files_of(whole) - {missing}))
+    known = examine(model__base="org/name", model__revision=COMMIT)
+    assert any(what in finding.what for finding in known.findings), known.findings
+    assert {finding.code for finding in known.findings} <= {"base-missing", "base-incomplete", "template-missing"}
+
+
+def test_weights_that_can_still_come_are_no_finding(
+    whole: Path, cache: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan is made before the base is fetched; online, train fetches what is missing."""
+    cache(whole, *(files_of(whole) - {"model.safetensors"}))
+    config = parse_config(params(model__base="org/name", model__revision=COMMIT), "params.yaml")
+    assert examine_base(config, Path(), fetch=False).findings == []
+    assert [finding.code for finding in examine_base(config, Path()).findings] == ["base-incomplete"]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert examine_base(config, Path(), fetch=False).findings == []
+
+
+@pytest.mark.parametrize("name", ["org/name", "name", "base.safetensors"])
+def test_a_base_that_is_nowhere_is_one_finding(cache: Callable[..., Path], name: str) -> None:
+    """No folder, no cache, no network: whatever is written there, and however many steps need it."""
+    (finding,) = examine(model__base=name, model__revision=COMMIT).findings
+    assert finding.code == "base-missing"
+    assert finding.what.startswith(f"{name}: no config.json in the folder {name}")
+
+
+@pytest.mark.parametrize("name", ["models/org/name", "../x y", "/nowhere/base"])
+def test_a_path_that_is_no_folder_is_told_as_one(cache: Callable[..., Path], name: str) -> None:
+    """A mistyped path is not mended by a pin."""
+    (finding,) = examine(model__base=name).findings
+    assert str(finding) == (
+        f"params.yaml: model.base: {name}: no such folder, and no name on the Hub, like org/name; correct the path"
+    )
+
+
+def test_a_base_of_the_hub_must_be_pinned(whole: Path, cache: Callable[..., Path]) -> None:
+    """The cache holds it, but tomorrow's download of the same name may be another model."""
+    cache(whole, *files_of(whole))
+    first, second = examine(model__base="org/name").findings
+    assert str(first) == (
+        "params.yaml: model.revision: org/name is no local folder, and without a revision the same name may be another "
+        "model tomorrow; write the 40 hex digits of a commit (make pin)"
+    )
+    assert (first.code, second.code) == ("base-unpinned", "base-missing")
+
+
+# ---- Through the stage
+
+
+@pytest.mark.slow
+def test_validate_runs_every_check_and_then_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mistakes of the base, the settings, the steps and the rows in one go, so that they are mended in one go."""
+    from finetune.prepare import stage as prepare
+
+    monkeypatch.chdir(tmp_path)
+    config, paths = workspace(
+        tmp_path / "run",
+        train__warmup_steps=500,
+        train__effective_batch_size=9,
+        train__max_length=30,
+        train__fp16=True,
+        adapter__target_modules=["q_proj", "nothing"],
+        findings__accept={"effective-batch-differs": "a trial"},
+    )
+    prepare.run(config, paths)
+    weights = Path("base/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    capsys.readouterr()
+    assert main(["validate"]) == 2
+    told = capsys.readouterr().err
+    report = json.loads((paths.reports / "validation.json").read_text(encoding="utf-8"))
+    errors = [finding for finding in report["findings"] if finding["severity"] == "error" and not finding["accepted"]]
+    assert {finding["code"] for finding in errors} >= {
+        "base-incomplete",
+        "fp16-needs-cuda",
+        "target-modules-missing",
+        "truncated-over-budget",
+        "warmup-too-long",
+    }
+    assert report["errors"] == len(errors)
+    for finding in errors:
+        assert f"{finding['where']}: {finding['what']}; {finding['fix']}" in told
+    assert "effective-batch-differs" not in [finding["code"] for finding in errors]
+    assert "accepted: a trial" in (paths.reports / "validation.md").read_text(encoding="utf-8")
+    assert not paths.validated.exists()
+
+
+@pytest.mark.slow
+def test_a_base_that_serves_nothing_stops_validate_with_its_findings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither config nor tokenizer: the other checks are made all the same."""
+    from finetune.prepare import stage as prepare
+
+    monkeypatch.chdir(tmp_path)
+    config, paths = workspace(tmp_path / "run", train__warmup_steps=500)
+    prepare.run(config, paths)
+    shutil.rmtree("base")
+    assert main(["validate"]) == 2
+    told = capsys.readouterr().err
+    assert "model.base: base: no config.json" in told
+    assert "train.warmup_steps: 500 is more than" in told
+    assert "Traceback" not in told
+
+
+def test_where_the_hub_answers_config_and_tokenizer_are_fetched(
+    cache: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first validate of a base that is not in the cache, on a machine with a network; the weights are train's."""
+    from finetune.validate.checks import base_model
+
+    asked: list[Any] = []
+    monkeypatch.setattr(base_model, "hub_answers", lambda: True)
+    monkeypatch.setattr(base_model, "fetch_config", lambda model: asked.append(("config", model.base)))
+    monkeypatch.setattr(base_model, "load_tokenizer", lambda model, fetch: asked.append(("tokenizer", fetch)))
+    examine(model__base="org/name", model__revision=COMMIT)
+    assert asked == [("config", "org/name"), ("tokenizer", True)]
+    asked.clear()
+    examine(model__base="org/name")  # unpinned: nothing to ask for
+    assert asked == [("tokenizer", False)]
+
+
+def test_a_network_that_is_not_there_is_found_out_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's library tries six times, for most of a minute, before it says the same."""
+    from huggingface_hub import constants
+
+    from finetune.model.base import hub_answers
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the port of discard, where nobody listens
+    started = time.monotonic()
+    assert not hub_answers()
+    assert time.monotonic() - started < 20
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert not hub_answers()

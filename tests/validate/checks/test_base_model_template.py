@@ -1,0 +1,144 @@
+"""The base's chat template: whatever is wrong with it is a finding, never a traceback."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.builders.checked_base import base as base
+from tests.builders.checked_base import edit, examine, found
+from tests.builders.checked_base import whole as whole
+
+TURNS = (
+    "{%- for message in messages %}<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}{% else %}{{ message.content }}<|im_end|>"
+    "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def template(base: Path, text: str) -> None:
+    """Give the base another chat template."""
+    (base / "chat_template.jinja").write_text(text, encoding="utf-8")
+
+
+# ---- The template
+
+
+def test_our_own_template_is_right(base: Path) -> None:
+    """The counterpart of the next tests: each changes one thing in it."""
+    template(base, TURNS)
+    assert found() == []
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_a_base_without_a_template_is_a_finding(base: Path, text: str | None) -> None:
+    """A base model that was never tuned to talk."""
+    if text is None:
+        (base / "chat_template.jinja").unlink()
+    else:
+        template(base, text)
+    (finding,) = examine().findings
+    assert str(finding) == (
+        "params.yaml: model.chat_template: base has no chat template; "
+        "use an instruct model, or one of models/templates/*.jinja"
+    )
+    assert finding.code == "template-missing"
+
+
+@pytest.mark.parametrize("name", ["nowhere.jinja", "base"])
+def test_a_template_file_that_is_none_is_a_finding(base: Path, name: str) -> None:
+    """A name mistyped, or a folder."""
+    (finding,) = examine(model__chat_template=name).findings
+    assert (finding.code, finding.what) == ("template-missing", f"{name}: no such file")
+
+
+def test_a_template_that_is_not_utf_8_is_a_finding(base: Path) -> None:
+    """Whoever's file it is: the user's or the base's."""
+    Path("own.jinja").write_bytes(b"\xff\xfe")
+    (finding,) = examine(model__chat_template="own.jinja").findings
+    assert str(finding) == "params.yaml: model.chat_template: own.jinja is not UTF-8; save it as UTF-8"
+    (base / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    assert found() == ["base-incomplete"]
+
+
+def test_a_template_without_marks_is_a_finding(base: Path) -> None:
+    """Every token would be masked; TRL has marked versions of the stock templates alone."""
+    template(base, TURNS.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
+    (finding,) = examine().findings
+    assert finding.code == "template-unmarked"
+    assert finding.what.startswith("the chat template of base does not mark the assistant's turns")
+
+
+@pytest.mark.parametrize("text", ["{% generation %}{% endgeneration %}", "{# {% generation %} #}\n"])
+def test_a_template_that_renders_nothing_is_a_finding(base: Path, text: str) -> None:
+    """transformers fails at an empty text with a negative number, or not at all."""
+    template(base, text)
+    (finding,) = examine().findings
+    assert finding.code == "template-broken"
+    assert finding.what == "the chat template renders nothing of a conversation"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{% generation %}{% for %}", "Expected an expression, got 'end of statement block'"),
+        ("{% generation %}{{ raise_exception('no!') }}", "Encountered unknown tag"),
+        ("{{ raise_exception('no!') }}{% generation %}{% endgeneration %}", "no!"),
+        ("{% generation %}{{ nobody.knows.it }}{% endgeneration %}", "'nobody' is undefined"),
+        ("{% generation %}{{ 1 / 0 }}{% endgeneration %}", "division by zero"),
+        (
+            "{% macro a() %}{{ a() }}{% endmacro %}{% generation %}{{ a() }}{% endgeneration %}",
+            "maximum recursion depth",
+        ),
+        ("{% generation %}{{ messages[9].content }}{% endgeneration %}", "list object has no element 9"),
+    ],
+)
+def test_a_template_that_fails_is_a_finding_in_its_own_words(base: Path, text: str, why: str) -> None:
+    """Jinja runs a small program, which may fail like any other."""
+    template(base, text)
+    (finding,) = examine().findings
+    assert finding.code == "template-broken"
+    start = "the chat template does not render these turns (user, assistant, user, assistant): "
+    if why != "Encountered unknown tag":
+        assert finding.what.startswith(start + why)
+
+
+def test_marks_that_are_no_tokens_are_a_finding(base: Path) -> None:
+    """Another model's template: its marks fall to pieces, which the base has never seen and never stops at."""
+    template(base, TURNS.replace("<|im_start|>", "<|begin|>"))
+    (finding,) = examine().findings
+    assert str(finding) == (
+        "params.yaml: model.chat_template: <|begin|> of the template are no single tokens of base; "
+        "use the template that belongs to the base (null, or one of models/templates/*.jinja)"
+    )
+    assert (finding.code, finding.severity) == ("template-foreign", "error")
+
+
+def test_an_answer_without_an_end_token_is_a_finding(base: Path) -> None:
+    """A model that was never taught to stop writes on to the limit."""
+    template(base, TURNS.replace("{{ message.content }}<|im_end|>{% endg", "{{ message.content }}{% endg", 1))
+    (finding,) = examine().findings
+    assert finding.code == "end-token-unsupervised"
+    assert finding.what.startswith("an answer's last supervised token is ")
+
+
+def test_an_end_at_which_generation_does_not_stop_is_a_finding(base: Path) -> None:
+    """The answer would be right and then go on; the base's generation config may name the end as well."""
+    template(base, TURNS.replace("<|im_end|>{% endg", "<|endoftext|>{% endg"))
+    (finding,) = [finding for finding in examine().findings if finding.code != "tokens-untrained"]  # a row of padding
+    assert str(finding) == (
+        "params.yaml: model.chat_template: an answer ends with '<|endoftext|>', but generation stops at '<|im_end|>'; "
+        "use a template that ends answers with one of these"
+    )
+    assert finding.code == "end-token-unknown"
+    ends = json.loads((base / "generation_config.json").read_text(encoding="utf-8"))
+    edit(base / "generation_config.json", eos_token_id=[ends["eos_token_id"], ends["pad_token_id"]])
+    assert "end-token-unknown" not in found()
+
+
+def test_a_mask_that_loses_an_answer_is_a_finding(base: Path) -> None:
+    """Marks around the first answer alone, as in templates that keep the rest for the reasoning."""
+    template(base, TURNS.replace("message.role == 'assistant'", "loop.index == 2"))
+    (finding,) = examine().findings
+    assert (finding.code, finding.where) == ("mask-wrong", "params.yaml: model.chat_template")
+    assert finding.what == "of a conversation with two answers, not both are supervised, each in a stretch of its own"

@@ -1,0 +1,143 @@
+"""Findings about the splits as a whole: what raises each, what it says, and the case next to it that raises nothing."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.config.params import Config
+from finetune.config.types import SPLITS, Split
+from finetune.records.examples import Example, Message
+from finetune.records.io import read_examples
+from finetune.validate.checks.data import check_data, check_empty, check_repeated_prompts
+from tests.builders.checked_splits import Splits, codes
+from tests.builders.checked_splits import quiet as quiet
+from tests.builders.checked_splits import splits as splits
+from tests.conftest import ROOT
+
+# ---- The embedded data
+
+
+def test_the_embedded_data_raises_nothing(config: Config) -> None:
+    """A check that always warns is a check that nobody reads."""
+    folder = ROOT / "data/prepared"
+    if not (folder / "test.jsonl").exists():
+        pytest.skip("data/prepared is not made yet (dvc repro prepare)")
+    assert check_data(config, {name: read_examples(folder / f"{name}.jsonl") for name in SPLITS}) == []
+
+
+# ---- Empty splits
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_an_empty_split_is_an_error(splits: Splits, name: Split) -> None:
+    """prepare refuses them, a hand that edits the files does not."""
+    assert check_empty(splits) == []
+    splits[name] = []
+    (finding,) = check_empty(splits)
+    assert (finding.code, finding.severity) == ("split-empty", "error")
+    assert finding.where == f"data/prepared/{name}.jsonl"
+    assert finding.fix == f"set a larger data.split.{name}, or loosen data.filters"
+
+
+def test_empty_splits_are_told_once(splits: Splits, quiet: Config) -> None:
+    """What is not there can't be compared, so nothing else is said of it."""
+    assert codes(check_data(quiet, splits)) == []
+    splits["test"] = []
+    (finding,) = check_data(quiet, splits)
+    assert str(finding) == (
+        "data/prepared/test.jsonl: has no row (train 40, validation 20, test 0); "
+        "set a larger data.split.test, or loosen data.filters"
+    )
+    assert codes(check_data(quiet, {"train": [], "validation": [], "test": []})) == ["split-empty"] * 3
+
+
+# ---- Repeated prompts
+
+
+def test_repeated_prompts_are_a_warning_up_to_five_percent(
+    change: Callable[..., Config], example: Callable[..., Example]
+) -> None:
+    """Intervals take every example for an independent one."""
+    config = change(**{"data.duplicates.near": "drop"})
+    test = [example(f"test {at}") for at in range(19)]
+    assert check_repeated_prompts(config, test) == []
+    (finding,) = check_repeated_prompts(config, [*test, example("test  0", "another")])
+    assert str(finding) == (
+        "data/prepared/test.jsonl: 1 of 20 test examples (5%) repeat a prompt; intervals take them for independent "
+        "ones; put other test examples in their place"
+    )
+    assert (finding.code, finding.severity) == ("test-prompts-repeated", "warning")
+    (finding,) = check_repeated_prompts(config, [*test[1:], example("test  1", "another")])
+    assert (finding.code, finding.severity) == ("test-prompts-mostly-repeated", "error")
+    assert "1 of 19 test examples (5.26%)" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("exact", "near", "fix"),
+    [
+        ("keep", "group", ", or set data.duplicates.exact: drop"),
+        ("drop", "ignore", ", or set data.duplicates.near: drop"),
+    ],
+)
+def test_what_would_drop_repeated_prompts_is_named(
+    change: Callable[..., Config], example: Callable[..., Example], exact: str, near: str, fix: str
+) -> None:
+    """Where the config keeps copies, that is the line to change."""
+    config = change(**{"data.duplicates.exact": exact, "data.duplicates.near": near})
+    (finding,) = check_repeated_prompts(config, [example("one"), example("one")])
+    assert finding.fix.endswith(fix)
+
+
+# ---- All of them
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c"]),
+        st.sampled_from(
+            ["one two three four", "один два", "一二三", "", "x " * 40, "one two three four five six seven"]
+        ),
+        st.sampled_from(["yes", "no", "I am very sorry but I can not answer this", ""]),
+        st.sampled_from([None, "l", "m", "n"]),
+    ),
+    max_size=60,
+)
+
+
+def made_of(rows: list[tuple[str, str, str, str | None]], name: str) -> list[Example]:
+    """Examples of these agents, prompts, answers and labels."""
+    return [
+        Example(f"{name}{at:03}", "rows", at, agent, (Message("user", prompt), Message("assistant", answer)), label)
+        for at, (agent, prompt, answer, label) in enumerate(rows)
+    ]
+
+
+@given(train=ROWS, validation=ROWS, test=ROWS, order=st.randoms())
+def test_findings_hang_on_no_order_of_the_rows(
+    config: Config, train: Any, validation: Any, test: Any, order: random.Random
+) -> None:
+    """Whatever the rows are, nothing crashes, and shuffled files say the same."""
+    splits: Splits = {"train": made_of(train, "r"), "validation": made_of(validation, "v"), "test": made_of(test, "t")}
+    shuffled: Splits = {name: order.sample(rows, len(rows)) for name, rows in splits.items()}
+    found = check_data(config, splits)
+    assert check_data(config, shuffled) == found
+    assert all(finding.what and finding.fix and finding.where for finding in found)
+
+
+def test_a_large_split_is_checked_in_seconds(config: Config, example: Callable[..., Example]) -> None:
+    """20,000 x 2,000 rows: a check that takes minutes is one that is switched off."""
+    rng = random.Random(2)
+    words = [f"w{at}" for at in range(3000)]
+
+    def rows(count: int) -> list[Example]:
+        return [example(" ".join(rng.choices(words, k=40)), f"Answer{at % 7}") for at in range(count)]
+
+    splits: Splits = {"train": rows(20_000), "validation": rows(1000), "test": rows(2000)}
+    started = time.perf_counter()
+    assert "test-near-overlap" not in codes(check_data(config, splits))
+    assert time.perf_counter() - started < 30

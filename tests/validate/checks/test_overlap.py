@@ -1,0 +1,136 @@
+"""What stands in two splits: rows, prompts and near copies."""
+
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+
+from finetune.config.params import Config
+from finetune.config.types import Split
+from finetune.records.examples import Example, Message
+from finetune.records.near_duplicates import shingles, similarity
+from finetune.validate.checks.overlap import check_overlap, near_copies
+from tests.builders.checked_splits import Splits, codes
+from tests.builders.checked_splits import quiet as quiet
+from tests.builders.checked_splits import splits as splits
+
+# ---- Overlap
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_a_row_in_train_and_held_out_is_an_error(
+    splits: Splits, quiet: Config, example: Callable[..., Example], name: Split
+) -> None:
+    """Whoever edits a split by hand must not get a score for what was learnt by heart."""
+    assert check_overlap(quiet, splits) == []
+    leak = example(" question  103\n", "Answer3 ", system="Another system prompt, the same question.")
+    splits[name].append(leak)
+    (finding,) = check_overlap(quiet, splits)
+    size = len(splits[name])
+    assert str(finding) == (
+        f"data/prepared/{name}.jsonl: 1 of {size} rows ({100 / size:.3g}%) are in train too, prompt and answer (ids "
+        f"{leak.id}); run prepare again (dvc repro -f -s prepare); it keeps them apart"
+    )
+    assert (finding.code, finding.severity) == ("split-overlap", "error")
+
+
+def test_a_prompt_with_another_answer_is_another_error(
+    splits: Splits, quiet: Config, example: Callable[..., Example]
+) -> None:
+    """The model has read the question, and which of its answers is right is anybody's guess."""
+    splits["test"] += [example("question 103", "Answer3"), example("question 104", "Another")]
+    copy, prompt = check_overlap(quiet, splits)
+    assert (copy.code, prompt.code) == ("split-overlap", "split-same-prompt")
+    assert str(prompt) == (
+        "data/prepared/test.jsonl: 1 of 32 rows (3.12%) have a prompt that is in train too, with another answer (ids "
+        "namer/rows/1/question 104/Another); "
+        "run prepare again (dvc repro -f -s prepare); it keeps rows of one prompt together"
+    )
+    assert prompt.severity == "error"
+
+
+def test_three_ids_stand_for_all(splits: Splits, quiet: Config) -> None:
+    """A hundred thousand ids are no report."""
+    splits["test"] = splits["train"][:5]
+    (finding,) = check_overlap(quiet, splits)
+    assert "5 of 5 rows (100%)" in finding.what
+    assert finding.what.count("namer/") == 3
+    assert finding.what.endswith(", …)")
+
+
+def test_validation_and_test_may_share_a_prompt(splits: Splits, quiet: Config, example: Callable[..., Example]) -> None:
+    """Neither is trained on; prepare keeps even these apart."""
+    splits["validation"].append(example("question 300"))
+    assert check_overlap(quiet, splits) == []
+
+
+def test_answers_without_a_question_are_told_apart_by_the_system_prompt(quiet: Config) -> None:
+    """Texts to go on with: all would share the empty question otherwise."""
+
+    def row(system: str, answer: str) -> Example:
+        return Example(system, "rows", 1, "a", (Message("system", system), Message("assistant", answer)))
+
+    one, other = row("Say yes.", "Yes."), row("Say no.", "No.")
+    assert check_overlap(quiet, {"train": [one], "validation": [], "test": [other]}) == []
+    assert codes(check_overlap(quiet, {"train": [one], "validation": [], "test": [one]})) == ["split-overlap"]
+
+
+LONG = "the quick brown fox jumps over the lazy dog and runs away from the old grey wolf that sleeps near the river"
+
+
+@pytest.mark.parametrize(
+    ("near", "fix"),
+    [
+        ("ignore", "set data.duplicates.near: group to keep near copies in one split, or drop"),
+        ("drop", "set data.duplicates.permutations: 128, so that prepare finds more of them"),
+    ],
+)
+def test_near_copies_in_the_test_set_stop_the_run(
+    splits: Splits, change: Callable[..., Config], example: Callable[..., Example], near: str, fix: str
+) -> None:
+    """Also where prepare was told to ignore them: what a score is worth does not hang on that."""
+    config = change(**{"data.duplicates.near": near})
+    splits["train"].append(example(LONG, "fox"))
+    splits["test"].append(example(f"{LONG} bank", "fox"))
+    (finding,) = check_overlap(config, splits)
+    assert str(finding) == (
+        "data/prepared/test.jsonl: 1 of 31 rows (3.23%) share 80% or more of their word shingles with a row of train "
+        f"(ids namer/rows/1/{LONG} bank/fox); {fix}"
+    )
+    assert (finding.code, finding.severity) == ("test-near-overlap", "error")
+    splits["test"][-1] = example(f"{LONG} bank", "A wolf, five hens, two cats and a hundred sheep.")
+    assert check_overlap(config, splits) == []
+
+
+def test_near_copies_are_found_as_brute_force_finds_them(config: Config) -> None:
+    """Recall at least 99%, precision 1, in texts of 60 words with one to four of them changed."""
+    rng = random.Random(3)
+    words = [f"w{at}" for at in range(4000)]
+    known = [rng.choices(words, k=60) for _ in range(300)]
+    held_out = [list(text) for text in known]
+    for at, text in enumerate(held_out):
+        for place in rng.sample(range(60), 1 + at % 4):
+            text[place] = "changed"
+    ours, theirs = ([" ".join(text) for text in texts] for texts in (held_out, known))
+    near = config.data.duplicates
+    sets = [set(shingles(text, near.shingle_words)) for text in theirs]
+    true = {
+        at
+        for at, text in enumerate(ours)
+        if max(similarity(set(shingles(text, near.shingle_words)), other) for other in sets) >= near.threshold
+    }
+    found = set(near_copies(ours, theirs, near))
+    assert found <= true
+    assert 100 < len(true) < 300
+    assert len(found) >= 0.99 * len(true)
+
+
+def test_a_shared_template_does_not_make_every_pair_be_measured(config: Config) -> None:
+    """1,000 x 1,000 rows whose bands are nearly all alike: a million measures would take half a minute."""
+    rng = random.Random(3)
+    template = " ".join(f"t{at}" for at in range(70))
+    rows = [f"{template} {' '.join(str(rng.randrange(10**6)) for _ in range(30))}" for _ in range(2000)]
+    started = time.perf_counter()
+    assert near_copies(rows[:1000], rows[1000:], config.data.duplicates) == []
+    assert time.perf_counter() - started < 15
