@@ -22,8 +22,8 @@ from finetune.model.adapter import WEIGHTS, load_adapter
 from finetune.model.base import load_base
 from finetune.plan.schedule import plan_schedule
 from finetune.train import run, setup, stage
-from finetune.train.checkpoints import fingerprint
 from finetune.train.curves import TRAINING, VALIDATION, curve_rows, to_tsv
+from finetune.train.fingerprint import fingerprint
 from finetune.train.sft_config import sft_config
 from tests.builders.small_run import ROOT, copy_of, trainer_of, validated
 

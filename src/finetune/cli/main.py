@@ -16,8 +16,9 @@ from types import FrameType
 from typing import NoReturn
 
 from finetune.cli.options import STAGES, build_parser
-from finetune.config.params import load_config
+from finetune.config.params import load_config, params_of
 from finetune.config.recipes import read_recipe
+from finetune.config.train import TrainParams
 from finetune.console import printable, quiet_libraries
 from finetune.containers import runtime
 from finetune.errors import FinetuneError, InterruptedRunError, MachineError
@@ -87,7 +88,7 @@ def run_command(options: argparse.Namespace) -> int:
         config, paths = load_config(PARAMS), Paths()
         stage = importlib.import_module(f"finetune.{options.command}.stage")
         with pipeline_lock(paths.work / "pipeline.lock", options.command):
-            stage.run(config, paths)
+            stage.run(params_of(options.command, config), paths)
         return 0
     return SMALL_COMMANDS[options.command](options) or 0
 
@@ -214,7 +215,7 @@ def _verify(options: argparse.Namespace) -> None:
 def _join(options: argparse.Namespace) -> None:  # noqa: ARG001
     from finetune.train.launch import join
 
-    join(load_config(PARAMS), Paths())
+    join(TrainParams.select_from(load_config(PARAMS)), Paths())
 
 
 def _findings(options: argparse.Namespace) -> None:  # noqa: ARG001

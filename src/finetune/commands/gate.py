@@ -20,7 +20,7 @@ def show_decision(paths: Paths, config: Config | None) -> int:
     """
     decision = read_json(paths.reports / "decision.json")
     if config is not None:
-        require_current(decision, paths, config)
+        require_current(decision, paths, config.decide)
         if (paths.root / "dvc.lock").exists():
             require_outputs(paths.root)
     try:

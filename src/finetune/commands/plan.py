@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from finetune.config.params import Config
 from finetune.config.recipes import read_recipe
+from finetune.config.train import TrainParams
+from finetune.config.validate import ValidateParams
 from finetune.console import gigabytes, say, table
 from finetune.errors import ConfigError
 from finetune.plan.machines import MACHINES
@@ -91,7 +92,7 @@ def show_memory(outlook: Outlook) -> None:
         )
 
 
-def machine_title(config: Config) -> str:
+def machine_title(config: ValidateParams) -> str:
     """The machine that the plan reckons with, in words."""
     return MACHINES[config.machine].title if config.machine in MACHINES else "this machine"
 
@@ -110,12 +111,12 @@ def told_time(outlook: Outlook, time: Range | None, *, probed: bool) -> str:
     )
 
 
-def probed_time(config: Config, outlook: Outlook, root: Path) -> Range | None:
+def probed_time(config: ValidateParams, outlook: Outlook, root: Path) -> Range | None:
     """The time by a short probe of this machine: real layers of the architecture, with random weights."""
     from finetune.plan.probe import measure_throughput
 
     if outlook.flops is None:
         return None
     length = round(outlook.workload.tokens / max(outlook.workload.rows, 1))
-    measured = measure_throughput(config, root, length)
+    measured = measure_throughput(TrainParams.select_from(config), root, length)
     return measured_time(outlook.flops + outlook.evaluation_flops, measured, config.train.distributed.devices)

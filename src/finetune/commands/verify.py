@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from finetune.config.loading import parse_section
 from finetune.config.model import Environment
-from finetune.config.params import Config, load_config, parse_config
+from finetune.config.train import TrainParams
 from finetune.console import say, table
 from finetune.errors import ConfigError, DataError, InterruptedRunError
 from finetune.files.manifests import read_manifest
@@ -28,15 +29,15 @@ def run(root: Path, steps: int | None, repeats: int) -> None:
     """
     paths = Paths(root)
     manifest = read_manifest(paths.adapter)
-    config = config_of(load_config(root / "params.yaml"), manifest)
-    if config.train.distributed.strategy != "none":
+    params = parse_section(manifest["params"], TrainParams, "out/adapter/manifest.json")  # not of params.yaml
+    if params.train.distributed.strategy != "none":
         raise ConfigError(
             "verify: repeats runs of one device; of several, compare two runs' train.json (dvc metrics diff)"
         )
-    set_device_environment(config.environment, 1, deterministic=config.train.deterministic)
-    require_device(config.environment)
-    require_same_makings(config, paths, manifest)
-    other = other_arithmetic(paths, config.environment)
+    set_device_environment(params.environment, 1, deterministic=params.train.deterministic)
+    require_device(params.environment)
+    require_same_makings(params, paths, manifest)
+    other = other_arithmetic(paths, params.environment)
     if other:
         say(f"warning: numbers may round otherwise here than where the run was made: {other}; bits may differ")
     until = last_step(manifest["checkpoints"], steps)
@@ -46,7 +47,7 @@ def run(root: Path, steps: int | None, repeats: int) -> None:
         try:
             for number in range(repeats):
                 say(f"repetition {number + 1} of {repeats}")
-                runs.append(repeat_and_compare(config, paths, fresh, manifest, until))
+                runs.append(repeat_and_compare(params, paths, fresh, manifest, until))
         finally:
             shutil.rmtree(fresh.root, ignore_errors=True)
     losses, same = [loss for _, loss in runs if loss is not None], all(equal for equal, _ in runs)
@@ -54,10 +55,10 @@ def run(root: Path, steps: int | None, repeats: int) -> None:
 
 
 def repeat_and_compare(
-    config: Config, paths: Paths, fresh: Paths, manifest: dict[str, Any], until: int | None
+    params: TrainParams, paths: Paths, fresh: Paths, manifest: dict[str, Any], until: int | None
 ) -> tuple[bool, float | None]:
     """One repetition and its table; gives whether it is the same, and the validation loss of a whole run."""
-    found = repeat(config, paths, fresh, until)
+    found = repeat(params, paths, fresh, until)
     if found["micro_batch"] != manifest["micro_batch"]:
         say(f"warning: {found['micro_batch']} rows fit into memory at once, {manifest['micro_batch']} did then")
     expected = [saved for saved in manifest["checkpoints"] if until is None or saved["step"] <= until]
@@ -70,17 +71,11 @@ def repeat_and_compare(
     return same, loss
 
 
-def config_of(config: Config, manifest: dict[str, Any]) -> Config:
-    """The params that the adapter was made with, whatever params.yaml says by now."""
-    content = config.model_dump(mode="json", by_alias=True) | manifest["params"]
-    return parse_config(content, "out/adapter/manifest.json")
-
-
-def require_same_makings(config: Config, paths: Paths, manifest: dict[str, Any]) -> None:
+def require_same_makings(params: TrainParams, paths: Paths, manifest: dict[str, Any]) -> None:
     """DataError, which names what differs, unless data, base, versions and code are those of the finished run."""
     from finetune.train.fingerprint import find_run
 
-    _, identity = find_run(config, paths)
+    _, identity = find_run(params, paths)
     if identity["fingerprint"] == manifest["fingerprint"]:
         return
     parts = [name for name in ("data_sha256", "base", "attention", "versions") if identity[name] != manifest[name]]
@@ -114,7 +109,7 @@ def last_step(checkpoints: list[dict[str, Any]], steps: int | None) -> int | Non
     return int(next(step for step in known if step >= steps))
 
 
-def repeat(config: Config, paths: Paths, fresh: Paths, until: int | None) -> dict[str, Any]:
+def repeat(params: TrainParams, paths: Paths, fresh: Paths, until: int | None) -> dict[str, Any]:
     """Train in a folder that has nothing but the validated data; gives the new adapter's manifest."""
     from finetune.processes.signals import stop_on_signals
     from finetune.train.run import train
@@ -124,7 +119,7 @@ def repeat(config: Config, paths: Paths, fresh: Paths, until: int | None) -> dic
     fresh.validated.symlink_to(paths.validated.resolve())
     with stop_on_signals() as stop:
         try:
-            train(config, fresh, stop, until)
+            train(params, fresh, stop, until)
         except InterruptedRunError:
             told = f"verify was stopped by {stop.by}; the finished run is as it was, the same command starts anew"
             raise InterruptedRunError(told) from None

@@ -244,3 +244,17 @@ class DataConfig(Section):
         if not self.split.train and not any(source.split == "train" for source in self.sources):
             raise ValueError("split.train is 0 and no source is the train split; nothing would be trained on")
         return self
+
+
+class BaseName(Section):
+    """Which base model is meant: prepare asks its tokenizer where a filter counts tokens."""
+
+    base: Text
+    revision: Revision | None
+
+
+class PrepareParams(Section):
+    """What prepare is given of params.yaml."""
+
+    data: DataConfig
+    model: BaseName

@@ -5,6 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune.config.data import DataConfig
+from finetune.config.evaluate import EvaluateConfig
+from finetune.config.model import AdapterConfig, Environment, ModelConfig
+from finetune.config.train import TrainConfig
 from finetune.config.types import (
     ALL,
     MemoryAmount,
@@ -12,6 +16,7 @@ from finetune.config.types import (
     PositiveFloat,
     PositiveInt,
     Section,
+    Seed,
     Share,
     Text,
     parse_bytes,
@@ -178,3 +183,17 @@ class DecideConfig(Section):
     def confidence_of_a_look(self) -> float:
         """The confidence of one look when `looks` of them share the error probability (Bonferroni)."""
         return 1 - (1 - self.confidence) / self.looks
+
+
+class DecideParams(Section):
+    """What decide is given of params.yaml: the gate, and all that makes another run another recipe's, not a seed's."""
+
+    recipe: Text
+    environment: Environment
+    seed: Seed
+    data: DataConfig
+    model: ModelConfig
+    adapter: AdapterConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    decide: DecideConfig

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from finetune.config.model import ModelConfig
+from finetune.config.model import Environment, ModelConfig
 from finetune.config.scorers import LOSS, PERPLEXITY, AnyScorer, Metric, Scorer, metrics_of
-from finetune.config.types import Count, PositiveFloat, PositiveInt, Section, Sha256, Text, Url
+from finetune.config.types import Count, PositiveFloat, PositiveInt, Section, Seed, Sha256, Text, Url
 
 # ------------------------------------------------------------------------------------------------- the two sides
 
@@ -134,3 +134,12 @@ class EvaluateConfig(Section):
     def metrics(self) -> dict[str, Metric]:
         """All metrics of the run, by name."""
         return metrics_of(self.scorers)
+
+
+class EvaluateParams(Section):
+    """What evaluate is given of params.yaml."""
+
+    environment: Environment
+    seed: Seed
+    model: ModelConfig
+    evaluate: EvaluateConfig

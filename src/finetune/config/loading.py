@@ -1,12 +1,18 @@
-"""YAML 1.2 read strictly, with every mistake as a ConfigError."""
+"""YAML 1.2 read strictly, and sections made of it, with every mistake as a ConfigError."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from finetune.config.errors import Tagged, describe_errors
+from finetune.config.types import Section
 from finetune.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
 
 MOST_VALUES = 100_000  # in one file: a dozen lines of aliases can stand for billions
 
@@ -51,3 +57,20 @@ def _lists_to_tuples(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_lists_to_tuples(item) for item in value)
     return value
+
+
+def parse_section(content: Any, kind: type[S], where: str, tagged: Sequence[Tagged] = ()) -> S:
+    """A section from plain objects; one ConfigError that names every mistake, `where` being the name of their file."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: is empty or no mapping; it must hold the sections {', '.join(kind.model_fields)}")
+    try:
+        return kind.model_validate(_lists_to_tuples(content))
+    except ValidationError as error:
+        lines = describe_errors(error, kind, tagged)
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def load_params(path: Path, kind: type[S]) -> S:
+    """What a process of a stage is given of params.yaml, which the command that started it has checked as a whole."""
+    content = read_yaml(path)
+    return parse_section({name: content[name] for name in kind.model_fields if name in content}, kind, str(path))

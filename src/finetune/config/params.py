@@ -6,25 +6,29 @@ default here: a key that is missing is an error.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import model_validator
 
-from finetune.config.data import DataConfig
-from finetune.config.decide import RULES, AtLeast, AtMost, DecideConfig, NotWorseThanBaseline, QualityCriterion
-from finetune.config.errors import Tagged, describe_errors
-from finetune.config.evaluate import BASELINES, CANDIDATES, EvaluateConfig
-from finetune.config.loading import _lists_to_tuples, read_yaml
-from finetune.config.model import AdapterConfig, Environment, ModelConfig
+from finetune.config.data import PrepareParams
+from finetune.config.decide import RULES, AtLeast, AtMost, DecideParams, NotWorseThanBaseline, QualityCriterion
+from finetune.config.errors import Tagged
+from finetune.config.evaluate import BASELINES, CANDIDATES, EvaluateParams
+from finetune.config.loading import parse_section, read_yaml
 from finetune.config.scorers import SCORERS
-from finetune.config.train import TrainConfig
-from finetune.config.types import Section, Seed, Text
-from finetune.errors import ConfigError
+from finetune.config.train import TrainParams
+from finetune.config.types import Section
+from finetune.config.validate import ValidateParams
 
 Runtime = Literal["native", "docker", "podman"]
 
-Machine = Literal["this", "h200", "h100", "a100-80gb", "gpu-24gb", "mac-32gb", "mac-16gb", "cpu-48-64gb"]
-
+STAGE_PARAMS: dict[str, type[Section]] = {
+    "prepare": PrepareParams,
+    "validate": ValidateParams,
+    "train": TrainParams,
+    "evaluate": EvaluateParams,
+    "decide": DecideParams,
+}
 TAGGED = (
     Tagged(("decide", "criteria", None), "rule", RULES),
     Tagged(("evaluate", "scorers", None), "scorer", SCORERS),
@@ -32,33 +36,11 @@ TAGGED = (
     Tagged(("evaluate", "candidate"), "form", CANDIDATES),
 )
 
-DETERMINES_ADAPTER = {"environment", "seed", "model", "adapter", "train"}  # the sections that training reads
 
-
-# ------------------------------------------------------------------------------------------------------ the whole
-
-
-class FindingsConfig(Section):
-    """Which of validate's findings are known and accepted, by code, each with its reason."""
-
-    accept: dict[Text, Annotated[str, Field(pattern=r"\S")]]
-
-
-class Config(Section):
+class Config(ValidateParams):
     """The whole of params.yaml."""
 
-    recipe: Text
-    machine: Machine  # what the plan reckons with
-    environment: Environment
     runtime: Runtime  # where the stages run
-    seed: Seed
-    data: DataConfig
-    model: ModelConfig
-    adapter: AdapterConfig
-    train: TrainConfig
-    findings: FindingsConfig
-    evaluate: EvaluateConfig
-    decide: DecideConfig
 
     @model_validator(mode="after")
     def _metal_is_native(self) -> Self:
@@ -107,12 +89,9 @@ def load_config(path: Path) -> Config:
 
 def parse_config(content: Any, where: str) -> Config:
     """A Config from plain objects; `where` names their file in errors."""
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{where}: is empty or no mapping; it must hold the sections {', '.join(Config.model_fields)}"
-        )
-    try:
-        return Config.model_validate(_lists_to_tuples(content))
-    except ValidationError as error:
-        lines = describe_errors(error, Config, TAGGED)
-        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+    return parse_section(content, Config, where, TAGGED)
+
+
+def params_of(stage: str, config: Config) -> Section:
+    """What a stage is given of the whole: exactly the keys that dvc.yaml declares for it."""
+    return STAGE_PARAMS[stage].select_from(config)

@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from finetune.config.types import Count, NonNegative, OpenShare, PositiveFloat, PositiveInt, Section, Share
+from finetune.config.model import AdapterConfig, Environment, ModelConfig
+from finetune.config.types import Count, NonNegative, OpenShare, PositiveFloat, PositiveInt, Section, Seed, Share
 
 # --------------------------------------------------------------------------------------------------------- train
 
@@ -87,3 +88,13 @@ class TrainConfig(Section):
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 are both true; choose one")
         return self
+
+
+class TrainParams(Section):
+    """What train is given of params.yaml: all that determines the adapter, beside data and code."""
+
+    environment: Environment
+    seed: Seed
+    model: ModelConfig
+    adapter: AdapterConfig
+    train: TrainConfig

@@ -1,7 +1,7 @@
 """What every section of params.yaml is made of: strict and frozen models, numbers with bounds, amounts of memory."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -30,6 +30,11 @@ class Section(BaseModel):
     """A part of params.yaml: strict types, no unknown key, nothing changed after loading."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    @classmethod
+    def select_from(cls, whole: BaseModel) -> Self:
+        """The same values out of a model that has more of them: what one stage is given of all params."""
+        return cls.model_validate(whole, from_attributes=True)
 
 
 def parse_bytes(text: str) -> int:

@@ -6,7 +6,7 @@ A verdict on unsound evidence is refused, whatever the figures say.
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.config.params import Config
+from finetune.config.decide import DecideConfig, DecideParams
 from finetune.errors import DataError
 from finetune.files.hashing import sha256_file, sha256_json
 from finetune.files.manifests import read_manifest
@@ -19,11 +19,13 @@ from finetune.records.leakage import leaked
 DECODING = ("do_sample", "temperature", "top_p", "num_beams", "max_new_tokens")  # what must not tell the sides apart
 
 
-def check_evidence(config: Config, paths: Paths, reports: dict[str, Any], predictions: Sequence[Prediction]) -> None:
+def check_evidence(
+    params: DecideParams, paths: Paths, reports: dict[str, Any], predictions: Sequence[Prediction]
+) -> None:
     """DataError unless adapter, test set, predictions and reports all speak of the same run, and nothing leaks."""
     test = read_examples(paths.prepared / "test.jsonl")
     check_hashes(paths, reports)
-    check_scorers(config, reports["evaluation"])
+    check_scorers(params, reports["evaluation"])
     check_decoding(reports["evaluation"])
     if [item.id for item in predictions] != [example.id for example in test]:
         raise DataError(f"{paths.predictions}: holds the answers to another test set; run evaluate again")
@@ -54,9 +56,9 @@ def check_hashes(paths: Paths, reports: dict[str, Any]) -> None:
         raise DataError(f"{paths.latency}: was not measured on the adapter that was evaluated; run evaluate again")
 
 
-def check_scorers(config: Config, evaluation: dict[str, Any]) -> None:
+def check_scorers(params: DecideParams, evaluation: dict[str, Any]) -> None:
     """DataError unless the answers were scored by the scorers that params.yaml names now."""
-    asked = {name: scorer.model_dump(mode="json") for name, scorer in config.evaluate.scorers.items()}
+    asked = {name: scorer.model_dump(mode="json") for name, scorer in params.evaluate.scorers.items()}
     if asked != evaluation["scorers"]:
         changed = sorted(
             name for name in {*asked, *evaluation["scorers"]} if asked.get(name) != evaluation["scorers"].get(name)
@@ -79,12 +81,12 @@ def check_decoding(evaluation: dict[str, Any]) -> None:
         )
 
 
-def require_current(decision: dict[str, object], paths: Paths, config: Config) -> None:
+def require_current(decision: dict[str, object], paths: Paths, decide: DecideConfig) -> None:
     """DataError where adapter, test set or gate are others than those that were decided on."""
     now = {
         "adapter_sha256": read_manifest(paths.adapter)["adapter_sha256"],
         "test_sha256": read_json(paths.reports / "prepare.json")["prepared_sha256"]["test"],
-        "gate_sha256": sha256_json(config.decide.model_dump(mode="json")),
+        "gate_sha256": sha256_json(decide.model_dump(mode="json")),
     }
     names = {"adapter_sha256": "adapter", "test_sha256": "test set", "gate_sha256": "section decide of params.yaml"}
     changed = [names[key] for key, value in now.items() if decision.get(key) != value]

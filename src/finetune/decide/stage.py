@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from finetune.config.params import Config
+from finetune.config.decide import DecideParams
 from finetune.config.scorers import metrics_of
 from finetune.console import say, table
 from finetune.decide.advice import suggest, what_would_change
@@ -27,35 +27,35 @@ from finetune.records.io import read_predictions, read_timings
 REPORTS = ("prepare", "validation", "train", "train_cost", "evaluation", "cost")
 
 
-def run(config: Config, paths: Paths) -> None:
+def run(params: DecideParams, paths: Paths) -> None:
     """Refuse unsound evidence, judge every criterion, reach the verdict, and write it for people and machines."""
     (paths.reports / "decision.json").unlink(missing_ok=True)  # a refusal below must not leave an old verdict standing
     reports: dict[str, Any] = {name: read_json(paths.reports / f"{name}.json") for name in REPORTS}
     predictions, timings = read_predictions(paths.predictions), read_timings(paths.latency)
-    check_evidence(config, paths, reports, predictions)
+    check_evidence(params, paths, reports, predictions)
     curves = read_curves(paths.reports)
-    evidence = evidence_of(config, predictions, timings, reports)
-    gate = Gate(config.decide.policy, config.decide.confidence_of_a_look, config.seed)
+    evidence = evidence_of(params, predictions, timings, reports)
+    gate = Gate(params.decide.policy, params.decide.confidence_of_a_look, params.seed)
     look = count_look(paths.looks, reports["evaluation"]["test_sha256"], reports["evaluation"]["look_key"])
-    seeds = read_seeds(paths.seeds, seeds_key(config.model_dump(mode="json", by_alias=True)))
+    seeds = read_seeds(paths.seeds, seeds_key(params.model_dump(mode="json", by_alias=True)))
 
-    outcomes = [outcome for criterion in config.decide.criteria for outcome in judge(criterion, evidence, gate)]
-    if config.decide.seeds > 1:
+    outcomes = [outcome for criterion in params.decide.criteria for outcome in judge(criterion, evidence, gate)]
+    if params.decide.seeds > 1:
         same = {"test_sha256": reports["evaluation"]["test_sha256"], **gate.strictness()}
         same["makings_sha256"] = makings_of(read_manifest(paths.adapter))
-        outcomes.append(judge_seeds(config.decide.seeds, config.seed, seeds, same, outcomes))
-    verdict = reach_verdict(config.decide, outcomes, evidence, gate, look)
+        outcomes.append(judge_seeds(params.decide.seeds, params.seed, seeds, same, outcomes))
+    verdict = reach_verdict(params.decide, outcomes, evidence, gate, look)
     if verdict.name == "iterate":
-        found = suggest(config.decide, outcomes, evidence, gate, look, reports, curves)
+        found = suggest(params.decide, outcomes, evidence, gate, look, reports, curves)
         verdict = replace(verdict, suggestions=found)
     content = {
         **reports,
-        "recipe": config.recipe,
-        "seed": config.seed,
+        "recipe": params.recipe,
+        "seed": params.seed,
         "look": look,
         "confidence": gate.confidence,
-        "decide": config.decide,
-        "changes": what_would_change(config.decide, outcomes, evidence, gate),
+        "decide": params.decide,
+        "changes": what_would_change(params.decide, outcomes, evidence, gate),
         "seeds": {"runs": [{"seed": seed, **run} for seed, run in seeds.items()]} if seeds else None,
         "timings": timings,
     }
@@ -65,7 +65,7 @@ def run(config: Config, paths: Paths) -> None:
 
 
 def evidence_of(
-    config: Config, predictions: list[Prediction], timings: list[Timing], reports: dict[str, Any]
+    params: DecideParams, predictions: list[Prediction], timings: list[Timing], reports: dict[str, Any]
 ) -> Evidence:
     """What the gate judges, from what evaluate wrote."""
     baseline, cost = reports["evaluation"]["baseline"], reports["cost"]
@@ -73,7 +73,7 @@ def evidence_of(
         predictions,
         timings,
         cost["memory"]["bytes"],
-        metrics_of(config.evaluate.scorers),
+        metrics_of(params.evaluate.scorers),
         recorded=baseline["name"] if baseline["recorded"] else None,
         unanswered=cost["latency"]["unanswered"]["candidate"],
     )

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.config.evaluate import ForgettingConfig
-from finetune.config.params import Config
+from finetune.config.evaluate import EvaluateParams, ForgettingConfig
 from finetune.errors import ConfigError
 from finetune.evaluate.local import LocalSide
 from finetune.evaluate.sides import Sides
@@ -19,12 +18,12 @@ INSTALL = "pip install --require-hashes -r requirements/forgetting.lock"
 Scores = dict[str, dict[str, dict[int, float]]]  # task, metric, document: score
 
 
-def measure_forgetting(config: Config, sides: Sides, root: Path) -> dict[str, Any] | None:
+def measure_forgetting(params: EvaluateParams, sides: Sides, root: Path) -> dict[str, Any] | None:
     """Each task's metrics of both sides, with the interval of their paired difference; None where none is asked.
 
     ConfigError where the harness is missing, a side is no model of this process, or a task is unknown.
     """
-    asked = config.evaluate.forgetting
+    asked = params.evaluate.forgetting
     if asked is None:
         return None
     if not isinstance(sides.baseline, LocalSide) or not isinstance(sides.candidate, LocalSide):
@@ -32,21 +31,21 @@ def measure_forgetting(config: Config, sides: Sides, root: Path) -> dict[str, An
             "params.yaml: evaluate.forgetting: asks both sides for the likelihood of texts, which servers and recorded "
             "runs can't tell; set it to null, or compare with the base"
         )
-    found = [ask_tasks(side, asked, config, root) for side in (sides.baseline, sides.candidate)]
+    found = [ask_tasks(side, asked, params, root) for side in (sides.baseline, sides.candidate)]
     tasks: dict[str, Any] = {}
     for task, metrics in found[0].items():
         for metric, baseline in metrics.items():
             candidate = found[1][task][metric]
             both = sorted(baseline.keys() & candidate.keys())
             tasks[f"{task}: {metric}"] = pair(
-                metric, [baseline[at] for at in both], [candidate[at] for at in both], config
+                metric, [baseline[at] for at in both], [candidate[at] for at in both], params
             )
     return {"tasks": tasks}
 
 
-def pair(metric: str, baseline: Sequence[float], candidate: Sequence[float], config: Config) -> dict[str, Any]:
+def pair(metric: str, baseline: Sequence[float], candidate: Sequence[float], params: EvaluateParams) -> dict[str, Any]:
     """Both means and the two-sided interval of their difference, document by document."""
-    found = paired_mean_difference(candidate, baseline, CONFIDENCE, "two-sided", config.seed, bounds=(-1.0, 1.0))
+    found = paired_mean_difference(candidate, baseline, CONFIDENCE, "two-sided", params.seed, bounds=(-1.0, 1.0))
     return {
         "examples": len(baseline),
         "metric": metric,
@@ -56,7 +55,7 @@ def pair(metric: str, baseline: Sequence[float], candidate: Sequence[float], con
     }
 
 
-def ask_tasks(side: LocalSide, asked: ForgettingConfig, config: Config, root: Path) -> Scores:
+def ask_tasks(side: LocalSide, asked: ForgettingConfig, params: EvaluateParams, root: Path) -> Scores:
     """One side's scores between 0 and 1 of each document, by task and metric."""
     try:
         from lm_eval import simple_evaluate
@@ -73,15 +72,15 @@ def ask_tasks(side: LocalSide, asked: ForgettingConfig, config: Config, root: Pa
         raise ConfigError(f"params.yaml: evaluate.forgetting.tasks: no task {', '.join(unknown)}; lm_eval ls tasks")
     with side.active() as model:
         results = simple_evaluate(
-            HFLM(pretrained=model, tokenizer=side.tokenizer, batch_size=config.evaluate.batch_size),
+            HFLM(pretrained=model, tokenizer=side.tokenizer, batch_size=params.evaluate.batch_size),
             tasks=list(asked.tasks),
             limit=asked.limit,
             task_manager=manager,
             bootstrap_iters=0,
-            random_seed=config.seed,
-            numpy_random_seed=config.seed,
-            torch_random_seed=config.seed,
-            fewshot_random_seed=config.seed,
+            random_seed=params.seed,
+            numpy_random_seed=params.seed,
+            torch_random_seed=params.seed,
+            fewshot_random_seed=params.seed,
         )
     return {task: scores_of_task(rows) for task, rows in results["samples"].items()}
 

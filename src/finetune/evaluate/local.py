@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from finetune.config.evaluate import EvaluateParams
 from finetune.config.model import Environment, ModelConfig
-from finetune.config.params import Config
 from finetune.errors import BaseModelError
 from finetune.evaluate.answers import Timed, UnansweredError
 from finetune.evaluate.generate import (
@@ -133,12 +133,12 @@ def open_local(
     described: dict[str, Any],
     model: Any,
     tokenizer: Any,
-    config: Config,
+    params: EvaluateParams,
     adapter: str | None = None,
     held: ModelConfig | None = None,
 ) -> LocalSide:
     """A side of this process, with the settings that both sides share; `held`: another model than the run's base."""
-    settings = generation_settings(model, tokenizer, config.evaluate.max_new_tokens, config.evaluate.sampling)
+    settings = generation_settings(model, tokenizer, params.evaluate.max_new_tokens, params.evaluate.sampling)
     template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
-    makings = {"model": (held or config.model).model_dump(mode="json"), "template_sha256": template}
-    return LocalSide(described, makings, model, tokenizer, settings, config.environment, adapter)
+    makings = {"model": (held or params.model).model_dump(mode="json"), "template_sha256": template}
+    return LocalSide(described, makings, model, tokenizer, settings, params.environment, adapter)

@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.config.params import Config
+from finetune.config.evaluate import EvaluateParams
 from finetune.records.examples import Example, Prediction
 from finetune.records.leakage import text_key
 from finetune.score.scoring import Scored
 
 
-def reference_tokens(sides: Any, examples: Sequence[Example], config: Config) -> list[int]:
+def reference_tokens(sides: Any, examples: Sequence[Example], params: EvaluateParams) -> list[int]:
     """How many tokens of each reference a loss is taken on, by the tokenizer of the candidate where it is here."""
     from finetune.evaluate.local import LocalSide
     from finetune.model.tokens import load_tokenizer, tokenize
 
     local = next((side for side in (sides.candidate, sides.baseline) if isinstance(side, LocalSide)), None)
-    tokenizer = local.tokenizer if local else load_tokenizer(config.model)
+    tokenizer = local.tokenizer if local else load_tokenizer(params.model)
     return [tokenize(tokenizer, example.messages, example.tools).supervised for example in examples]
 
 

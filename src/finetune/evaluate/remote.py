@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config.evaluate import ServerForm
-from finetune.config.params import Config
+from finetune.config.evaluate import EvaluateParams, ServerForm
 from finetune.evaluate.answers import Timed, UnansweredError
 from finetune.records.examples import Answer, Example
 from finetune.score.server import AT_ONCE, ChatServer, ServerError
@@ -61,12 +60,12 @@ class RemoteSide:
         }
 
 
-def open_remote(form: ServerForm, config: Config, place: str) -> RemoteSide:
+def open_remote(form: ServerForm, params: EvaluateParams, place: str) -> RemoteSide:
     """A side behind a server; `place` is its key in params.yaml. ConfigError where its key is missing."""
     server = ChatServer(form.url, form.model, form.api_key_variable, form.timeout_seconds, place)
-    sampling = config.evaluate.sampling
+    sampling = params.evaluate.sampling
     how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling else {}
-    settings = {"do_sample": False, **how, "num_beams": 1, "max_new_tokens": config.evaluate.max_new_tokens}
+    settings = {"do_sample": False, **how, "num_beams": 1, "max_new_tokens": params.evaluate.max_new_tokens}
     described = {"form": "server", "name": f"{form.model} at {server.shown}", "recorded": False}
     makings = {"url": form.url, "model": form.model}
-    return RemoteSide(described, makings, server, {**settings, "seed": config.seed})
+    return RemoteSide(described, makings, server, {**settings, "seed": params.seed})

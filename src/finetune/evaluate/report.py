@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from finetune.config.params import Config
+from finetune.config.evaluate import EvaluateParams
 from finetune.config.scorers import Classification
 from finetune.console import say, table
 from finetune.evaluate.groups import describe_classes, describe_group, groups_of
@@ -35,9 +35,9 @@ def describe_sides(sides: Any, adapter_sha256: str) -> dict[str, Any]:
     }
 
 
-def describe_answers(predictions: Sequence[Prediction], scored: Scored, config: Config) -> dict[str, Any]:
+def describe_answers(predictions: Sequence[Prediction], scored: Scored, params: EvaluateParams) -> dict[str, Any]:
     """The metrics of every group, the classes of every classification, and what could not be scored."""
-    metrics, scorers = config.evaluate.metrics, config.evaluate.scorers
+    metrics, scorers = params.evaluate.metrics, params.evaluate.scorers
     named = [name for name, scorer in scorers.items() if isinstance(scorer, Classification)]
     return {
         "scorers": {name: scorer.model_dump(mode="json") for name, scorer in scorers.items()},
@@ -52,7 +52,7 @@ def describe_cost(
     latency: Any,
     memory: list[int],
     predictions: Sequence[Prediction],
-    config: Config,
+    params: EvaluateParams,
     evidence: Mapping[str, Any],
     latency_sha256: str,
 ) -> dict[str, Any]:
@@ -70,10 +70,10 @@ def describe_cost(
             "identical_answers": sum(same) / len(same) if same else None,
         },
         "memory": {"processes": len(memory), "largest_bytes": max(memory, default=None), "bytes": memory},
-        "settings": config.evaluate.model_dump(mode="json", include=REPORTED),
+        "settings": params.evaluate.model_dump(mode="json", include=REPORTED),
         "adapter_sha256": evidence["adapter_sha256"],
         "latency_sha256": latency_sha256,
-        "machine": describe_machine(config.environment),
+        "machine": describe_machine(params.environment),
         "versions": versions(),
     }
 

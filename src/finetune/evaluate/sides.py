@@ -8,9 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.config.evaluate import AdapterForm, BaseForm, EarlierForm, MergedForm, ModelForm, RecordedForm, ServerForm
+from finetune.config.evaluate import (
+    AdapterForm,
+    BaseForm,
+    EarlierForm,
+    EvaluateParams,
+    MergedForm,
+    ModelForm,
+    RecordedForm,
+    ServerForm,
+)
 from finetune.config.model import ModelConfig
-from finetune.config.params import Config
 from finetune.errors import DataError
 from finetune.evaluate.local import CANDIDATE, EARLIER, LocalSide, open_local
 from finetune.evaluate.recorded import RecordedSide, open_recorded
@@ -36,60 +44,60 @@ class Sides:
     candidate: LocalSide | RemoteSide
 
 
-def open_sides(config: Config, paths: Paths, device: str, examples: Sequence[Example]) -> Sides:
+def open_sides(params: EvaluateParams, paths: Paths, device: str, examples: Sequence[Example]) -> Sides:
     """Load both sides; the errors of the cheap ones come before a model is loaded."""
-    asked = config.evaluate.baseline
+    asked = params.evaluate.baseline
     if isinstance(asked, RecordedForm):
         recorded = open_recorded(asked, paths.root, examples)
-        return Sides(recorded, open_candidate(config, paths, device))
-    earlier = fetch_earlier(asked, config, paths) if isinstance(asked, EarlierForm) else None
-    candidate = open_candidate(config, paths, device)
+        return Sides(recorded, open_candidate(params, paths, device))
+    earlier = fetch_earlier(asked, params, paths) if isinstance(asked, EarlierForm) else None
+    candidate = open_candidate(params, paths, device)
     if isinstance(asked, ServerForm):
-        return Sides(open_remote(asked, config, "evaluate.baseline"), candidate)
+        return Sides(open_remote(asked, params, "evaluate.baseline"), candidate)
     if isinstance(asked, ModelForm):
-        return Sides(open_model(asked.model, config, device), candidate)
-    return Sides(open_on_base(earlier, asked, config, paths, device, candidate), candidate)
+        return Sides(open_model(asked.model, params, device), candidate)
+    return Sides(open_on_base(earlier, asked, params, paths, device, candidate), candidate)
 
 
-def open_candidate(config: Config, paths: Paths, device: str) -> LocalSide | RemoteSide:
+def open_candidate(params: EvaluateParams, paths: Paths, device: str) -> LocalSide | RemoteSide:
     """The side that ships, in the form in which it ships."""
-    asked, adapter = config.evaluate.candidate, read_manifest(paths.adapter)["adapter_sha256"]
+    asked, adapter = params.evaluate.candidate, read_manifest(paths.adapter)["adapter_sha256"]
     if isinstance(asked, ServerForm):
-        return open_remote(asked, config, "evaluate.candidate")
-    name = f"{short_name(config.model.base)} + adapter {adapter[:8]}"
+        return open_remote(asked, params, "evaluate.candidate")
+    name = f"{short_name(params.model.base)} + adapter {adapter[:8]}"
     described = {"form": asked.form, "name": name, "recorded": False, "adapter_sha256": adapter}
-    tokenizer = load_tokenizer(config.model, paths.adapter)
+    tokenizer = load_tokenizer(params.model, paths.adapter)
     if isinstance(asked, MergedForm):
-        model = load_base(merged_model(config, paths, device, asked), device).eval()
+        model = load_base(merged_model(params, paths, device, asked), device).eval()
         described |= {"name": f"{name}, merged", "quantization": asked.quantization}
-        return open_local(described, model, tokenizer, config)
+        return open_local(described, model, tokenizer, params)
     assert isinstance(asked, AdapterForm)
-    model = load_adapter(load_base(config.model, device), paths.adapter)
-    return open_local(described, model, tokenizer, config, CANDIDATE)
+    model = load_adapter(load_base(params.model, device), paths.adapter)
+    return open_local(described, model, tokenizer, params, CANDIDATE)
 
 
 def open_on_base(
     earlier: Path | None,
     asked: BaseForm | EarlierForm,
-    config: Config,
+    params: EvaluateParams,
     paths: Paths,
     device: str,
     candidate: LocalSide | RemoteSide,
 ) -> LocalSide:
     """The base, or an earlier adapter on it; the candidate's own base where that is loaded as it was trained on."""
-    base = {"name": short_name(config.model.base), "revision": identify_base(config.model)["revision"]}
+    base = {"name": short_name(params.model.base), "revision": identify_base(params.model)["revision"]}
     described = {"form": asked.form, "name": base["name"], "recorded": False, "base": base}
     shared = isinstance(candidate, LocalSide) and candidate.adapter is not None
-    model = candidate.model if shared and isinstance(candidate, LocalSide) else load_base(config.model, device).eval()
+    model = candidate.model if shared and isinstance(candidate, LocalSide) else load_base(params.model, device).eval()
     if earlier is None or isinstance(asked, BaseForm):
-        return open_local(described, model, load_tokenizer(config.model, paths.adapter), config)
-    tokenizer = load_tokenizer(config.model, earlier)  # its own: it learnt another template, if that has changed
+        return open_local(described, model, load_tokenizer(params.model, paths.adapter), params)
+    tokenizer = load_tokenizer(params.model, earlier)  # its own: it learnt another template, if that has changed
     adapter = read_manifest(earlier)["adapter_sha256"]
     described |= {"name": f"adapter {adapter[:8]} of {asked.revision}", "adapter_sha256": adapter}
     if shared:
         load_second_adapter(model, earlier)
-        return open_local(described, model, tokenizer, config, EARLIER)
-    return open_local(described, load_adapter(model, earlier), tokenizer, config, CANDIDATE)
+        return open_local(described, model, tokenizer, params, EARLIER)
+    return open_local(described, load_adapter(model, earlier), tokenizer, params, CANDIDATE)
 
 
 def load_second_adapter(model: Any, folder: Path) -> None:
@@ -102,12 +110,12 @@ def load_second_adapter(model: Any, folder: Path) -> None:
     model.eval()
 
 
-def fetch_earlier(asked: EarlierForm, config: Config, paths: Paths) -> Path:
+def fetch_earlier(asked: EarlierForm, params: EvaluateParams, paths: Paths) -> Path:
     """The folder of an earlier run's adapter; DataError unless it was trained on this base."""
     folder = paths.evaluation / "earlier"
     fetch_directory(paths.root, asked.revision, Path("out/adapter"), folder)
     manifest = read_manifest(folder)
-    if manifest["base"]["revision"] != identify_base(config.model)["revision"]:
+    if manifest["base"]["revision"] != identify_base(params.model)["revision"]:
         raise DataError(
             f"params.yaml: evaluate.baseline.revision: the adapter of {asked.revision} was trained on another base "
             f"({manifest['base']['name']}); compare the two experiments (make compare), or name a model"
@@ -115,18 +123,18 @@ def fetch_earlier(asked: EarlierForm, config: Config, paths: Paths) -> Path:
     return folder
 
 
-def open_model(model: ModelConfig, config: Config, device: str) -> LocalSide:
+def open_model(model: ModelConfig, params: EvaluateParams, device: str) -> LocalSide:
     """Another model with its own tokenizer."""
     identity = identify_base(model)
     described = {"form": "model", "name": short_name(model.base), "recorded": False, "base": identity}
     described["base"] = {**identity, "name": short_name(model.base)}
-    return open_local(described, load_base(model, device).eval(), load_tokenizer(model), config, held=model)
+    return open_local(described, load_base(model, device).eval(), load_tokenizer(model), params, held=model)
 
 
-def merged_model(config: Config, paths: Paths, device: str, asked: MergedForm) -> ModelConfig:
+def merged_model(params: EvaluateParams, paths: Paths, device: str, asked: MergedForm) -> ModelConfig:
     """Where base and adapter lie as one model, as a model section: `make merge`'s, if it is of this adapter."""
     adapter = read_manifest(paths.adapter)["adapter_sha256"]
-    whole = sixteen_bit(config.model)
+    whole = sixteen_bit(params.model)
     for folder in (paths.merged, paths.evaluation / "merged"):
         if folder.is_dir() and read_manifest(folder).get("adapter_sha256") == adapter:
             break

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.config.params import Config
+from finetune.config.evaluate import EvaluateParams
 from finetune.console import progress
 from finetune.errors import DataError
 from finetune.evaluate.pairing import pair_answers, reference_tokens
@@ -28,42 +28,42 @@ from finetune.score.scorers import build_scorers
 from finetune.score.scoring import Scorers
 
 
-def run(config: Config, paths: Paths) -> None:
+def run(params: EvaluateParams, paths: Paths) -> None:
     """Answer every test prompt with both sides, score the answers, measure the cost."""
-    set_device_environment(config.environment, 1, deterministic=False)
-    device = require_device(config.environment)
-    evidence = check_evidence(config, paths)
+    set_device_environment(params.environment, 1, deterministic=False)
+    device = require_device(params.environment)
+    evidence = check_evidence(params, paths)
     examples = read_test(paths)
     labels = read_json(paths.reports / "prepare.json")["labels"]
-    scorers = build_scorers(config.evaluate.scorers, labels, examples, paths.root)
+    scorers = build_scorers(params.evaluate.scorers, labels, examples, paths.root)
     remove_finished(paths.checkpoints)  # not before: a train that has to be run again would start from nothing
 
     from finetune.evaluate.cost import measure_latency, measure_memory
     from finetune.evaluate.harness import measure_forgetting
     from finetune.evaluate.sides import open_sides
 
-    sides = open_sides(config, paths, device, examples)
-    asked = ask_sides(sides, examples, scorers, config, paths, evidence)
-    tokens = reference_tokens(sides, examples, config)
-    sample = choose_prompts(examples, config.evaluate.latency.prompts)
-    latency = measure_latency(sides, sample, config.evaluate.latency.warmup)
-    forgetting = measure_forgetting(config, sides, paths.root)
+    sides = open_sides(params, paths, device, examples)
+    asked = ask_sides(sides, examples, scorers, params, paths, evidence)
+    tokens = reference_tokens(sides, examples, params)
+    sample = choose_prompts(examples, params.evaluate.latency.prompts)
+    latency = measure_latency(sides, sample, params.evaluate.latency.warmup)
+    forgetting = measure_forgetting(params, sides, paths.root)
     described = describe_sides(sides, evidence["adapter_sha256"])
     del sides
-    memory = measure_memory(config.evaluate, paths.root)
+    memory = measure_memory(params.evaluate, paths.root)
     scored = scorers.score(examples, *asked)  # a judge, who costs money, last: nothing that fails comes after it
     predictions = pair_answers(examples, scored, tokens)
 
     look = count_look(paths.looks, evidence["test_sha256"], described["look_key"])
     write_lines(paths.predictions, to_json_lines(predictions))
     write_lines(paths.latency, to_json_lines(latency.timings))
-    cost = describe_cost(latency, memory, predictions, config, evidence, sha256_file(paths.latency))
+    cost = describe_cost(latency, memory, predictions, params, evidence, sha256_file(paths.latency))
     write_json(paths.reports / "cost.json", cost)
     evaluation = {
         **evidence,
         **described,
         "predictions_sha256": sha256_file(paths.predictions),
-        **describe_answers(predictions, scored, config),
+        **describe_answers(predictions, scored, params),
         "forgetting": forgetting,
     }
     write_json(paths.reports / "evaluation.json", evaluation)
@@ -85,7 +85,7 @@ def remove_finished(checkpoints: Path) -> None:
         shutil.rmtree(mark.parent, ignore_errors=True)
 
 
-def check_evidence(config: Config, paths: Paths) -> dict[str, Any]:
+def check_evidence(params: EvaluateParams, paths: Paths) -> dict[str, Any]:
     """Hashes of what is evaluated; DataError unless it is the adapter that train published and prepare's test set."""
     manifest, trained = read_manifest(paths.adapter), read_json(paths.reports / "train.json")
     adapter = sha256_tensors(paths.adapter / WEIGHTS)
@@ -93,7 +93,7 @@ def check_evidence(config: Config, paths: Paths) -> dict[str, Any]:
         raise DataError(
             f"{paths.adapter}: is not the adapter that train published; run train again (dvc repro -f -s train)"
         )
-    if manifest["base"] != identify_base(config.model):
+    if manifest["base"] != identify_base(params.model):
         raise DataError(f"{paths.adapter}: was trained on another base than params.yaml names; run train again")
     test, ledger = paths.prepared / "test.jsonl", read_json(paths.reports / "prepare.json")
     if not test.exists() or sha256_file(test) != ledger["prepared_sha256"]["test"]:
@@ -107,22 +107,27 @@ Asked = tuple[list[Answer], list[Answer], dict[str, dict[str, list[str | None]]]
 
 
 def ask_sides(
-    sides: Any, examples: Sequence[Example], scorers: Scorers, config: Config, paths: Paths, evidence: Mapping[str, Any]
+    sides: Any,
+    examples: Sequence[Example],
+    scorers: Scorers,
+    params: EvaluateParams,
+    paths: Paths,
+    evidence: Mapping[str, Any],
 ) -> Asked:
     """Both sides' answers in the order of the test set, and the labels that each finds likeliest."""
     from finetune.evaluate.answers import answer_all
     from finetune.evaluate.local import LocalSide
     from finetune.evaluate.recorded import RecordedSide
 
-    determines = {"test": evidence["test_sha256"], "versions": versions(), "arithmetic": arithmetic(config.environment)}
+    determines = {"test": evidence["test_sha256"], "versions": versions(), "arithmetic": arithmetic(params.environment)}
     answers: dict[str, list[Answer]] = {}
     likeliest: dict[str, dict[str, list[str | None]]] = {}
     for name in SIDES:
-        side, size = getattr(sides, name), config.evaluate.batch_size
+        side, size = getattr(sides, name), params.evaluate.batch_size
         if isinstance(side, RecordedSide):
             answers[name] = [side.answers[example.id] for example in examples]
         else:
-            answers[name] = answer_all(side, examples, size, config.seed, paths.evaluation, determines)
+            answers[name] = answer_all(side, examples, size, params.seed, paths.evaluation, determines)
         if isinstance(side, LocalSide):
             likeliest[name] = {
                 scorer: [

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from finetune.config.params import Machine
+from finetune.config.validate import Machine
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.config.params import Config
 from finetune.config.train import TrainConfig
+from finetune.config.validate import ValidateParams
 from finetune.console import gigabytes
 from finetune.hardware.devices import memory_bytes, why_unavailable
 from finetune.model.architecture import Architecture, trainable_parameters
@@ -46,7 +46,7 @@ class Workload:
 class Outlook:
     """The plan of one run; memory and work are None where the architecture is not known."""
 
-    config: Config
+    config: ValidateParams
     workload: Workload
     schedule: Schedule
     architecture: Architecture | None = None
@@ -125,54 +125,54 @@ class Outlook:
         return "" if self.available is None else f" of {gigabytes(self.available)}"
 
 
-def foresee(config: Config, architecture: Architecture | None, workload: Workload) -> Outlook:
+def foresee(params: ValidateParams, architecture: Architecture | None, workload: Workload) -> Outlook:
     """The outlook of a run over this workload."""
-    schedule = plan_schedule(config.train, workload.rows, config.train.distributed.devices)
+    schedule = plan_schedule(params.train, workload.rows, params.train.distributed.devices)
     if architecture is None:
-        return Outlook(config, workload, schedule)
-    devices = config.train.distributed.devices
-    share = workload.supervised / max(config.train.per_device_train_batch_size * workload.longest_row, 1)
+        return Outlook(params, workload, schedule)
+    devices = params.train.distributed.devices
+    share = workload.supervised / max(params.train.per_device_train_batch_size * workload.longest_row, 1)
     length = workload.tokens / max(workload.rows, 1)
     usual = {"length": length, "supervised_share": min(share, 1.0)}
-    flops = run_flops(architecture, config.train, positions=workload.positions, **usual)
+    flops = run_flops(architecture, params.train, positions=workload.positions, **usual)
     a_pass = evaluation_flops(architecture, positions=workload.validation, **usual)
     return Outlook(
-        config,
+        params,
         workload,
         schedule,
         architecture,
-        trainable_parameters(architecture, config.adapter),
-        peak_memory(config, architecture, workload, devices),
-        {ranks: peak_memory(config, architecture, workload, ranks).peak for ranks in RANKS},
-        available_bytes(config),
+        trainable_parameters(architecture, params.adapter),
+        peak_memory(params, architecture, workload, devices),
+        {ranks: peak_memory(params, architecture, workload, ranks).peak for ranks in RANKS},
+        available_bytes(params),
         flops,
         (schedule.evaluations + 1) * a_pass,  # the first one before the first step
     )
 
 
-def peak_memory(config: Config, architecture: Architecture, workload: Workload, ranks: int) -> MemoryPlan:
+def peak_memory(params: ValidateParams, architecture: Architecture, workload: Workload, ranks: int) -> MemoryPlan:
     """The memory of one of so many devices (several without a strategy are reckoned as ddp)."""
-    train, distributed = config.train, config.train.distributed
+    train, distributed = params.train, params.train.distributed
     if ranks > 1 and distributed.strategy == "none":
         several = distributed.model_copy(update={"devices": ranks, "strategy": "ddp"})
         train = train.model_copy(update={"distributed": several})
-    model = config.model
+    model = params.model
     if model.attention == "auto":  # sdpa needs more, and auto may mean it
         model = model.model_copy(update={"attention": "sdpa"})
     return plan_memory(
         architecture,
         model,
-        config.adapter,
+        params.adapter,
         train,
-        config.environment,
+        params.environment,
         length=workload.longest_row,
         supervised=workload.supervised,
         ranks=ranks,
     )
 
 
-def available_bytes(config: Config) -> int | None:
+def available_bytes(params: ValidateParams) -> int | None:
     """What one device of the machine has that the recipe names, or of this one where it is meant and has it."""
-    if config.machine in MACHINES:
-        return MACHINES[config.machine].memory_bytes
-    return None if why_unavailable(config.environment) else memory_bytes(config.environment)
+    if params.machine in MACHINES:
+        return MACHINES[params.machine].memory_bytes
+    return None if why_unavailable(params.environment) else memory_bytes(params.environment)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from finetune.config.params import Config
+from finetune.config.train import TrainParams
 from finetune.errors import MachineError
 from finetune.hardware.devices import require_device, synchronize
 from finetune.model.adapter import add_adapter
@@ -24,20 +24,20 @@ ENOUGH_SECONDS = 1.0
 SHORTEST = 32  # tokens
 
 
-def measure_throughput(config: Config, root: Path, length: int) -> tuple[float, float]:
+def measure_throughput(params: TrainParams, root: Path, length: int) -> tuple[float, float]:
     """Floating-point operations a second of one device in training: the slowest and the fastest repetition.
 
     `length` is the tokens of a usual row. MachineError where this machine has not the recipe's device.
     """
-    device = require_device(config.environment)
+    device = require_device(params.environment)
     with TemporaryDirectory(dir=_scratch(root)) as folder:
-        layers, model = _build(config, root, Path(folder), device)
-    micro, tokens = config.train.per_device_train_batch_size, min(SHORTEST, length)
-    _step(model, micro, tokens, config)  # caches, kernels
-    while tokens < length and _step(model, micro, tokens, config) < ENOUGH_SECONDS:
+        layers, model = _build(params, root, Path(folder), device)
+    micro, tokens = params.train.per_device_train_batch_size, min(SHORTEST, length)
+    _step(model, micro, tokens, params)  # caches, kernels
+    while tokens < length and _step(model, micro, tokens, params) < ENOUGH_SECONDS:
         tokens = min(2 * tokens, length)
-    work = micro * tokens * flops_per_position(layers, config.train, tokens)
-    seconds = [_step(model, micro, tokens, config) for _ in range(REPETITIONS)]
+    work = micro * tokens * flops_per_position(layers, params.train, tokens)
+    seconds = [_step(model, micro, tokens, params) for _ in range(REPETITIONS)]
     return work / max(seconds), work / min(seconds)
 
 
@@ -47,12 +47,12 @@ def _scratch(root: Path) -> Path:
     return folder
 
 
-def _build(config: Config, root: Path, folder: Path, device: str) -> tuple[Any, Any]:
+def _build(params: TrainParams, root: Path, folder: Path, device: str) -> tuple[Any, Any]:
     """The layers with their adapter on the device, as train would build them; and their architecture."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    small = copy.deepcopy(find_architecture(config.model, root))
+    small = copy.deepcopy(find_architecture(params.model, root))
     small.num_hidden_layers, small.vocab_size = LAYERS, VOCABULARY
     small.bos_token_id, small.eos_token_id, small.pad_token_id = None, 1, 0
     if getattr(small, "layer_types", None):
@@ -61,28 +61,28 @@ def _build(config: Config, root: Path, folder: Path, device: str) -> tuple[Any, 
         base = AutoModelForCausalLM.from_config(small, dtype=torch.bfloat16, trust_remote_code=False)
         base.save_pretrained(folder)
         del base
-        model = config.model.model_copy(update={"base": str(folder), "revision": None})
-        trained = add_adapter(load_base(model, device), config.adapter)
+        model = params.model.model_copy(update={"base": str(folder), "revision": None})
+        trained = add_adapter(load_base(model, device), params.adapter)
     except (MemoryError, torch.OutOfMemoryError):
         raise MachineError(
-            f"two layers of {config.model.base} don't fit on this machine, so no probe is possible"
+            f"two layers of {params.model.base} don't fit on this machine, so no probe is possible"
         ) from None
-    if config.train.activation_checkpointing:
+    if params.train.activation_checkpointing:
         trained.enable_input_require_grads()
         trained.gradient_checkpointing_enable({"use_reentrant": False})
     return measure_architecture(small), trained.train()
 
 
-def _step(model: Any, micro: int, tokens: int, config: Config) -> float:
+def _step(model: Any, micro: int, tokens: int, params: TrainParams) -> float:
     """Seconds of one micro-batch, forward and backward."""
     import torch
 
     ids = torch.randint(2, VOCABULARY, (micro, tokens), device=next(model.parameters()).device)
-    number_format = torch.bfloat16 if config.train.bf16 else torch.float16
-    synchronize(config.environment)
+    number_format = torch.bfloat16 if params.train.bf16 else torch.float16
+    synchronize(params.environment)
     started = time.perf_counter()
-    with torch.autocast(ids.device.type, number_format, enabled=config.train.bf16 or config.train.fp16):
+    with torch.autocast(ids.device.type, number_format, enabled=params.train.bf16 or params.train.fp16):
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
     loss.backward()
-    synchronize(config.environment)
+    synchronize(params.environment)
     return time.perf_counter() - started

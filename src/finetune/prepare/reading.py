@@ -8,8 +8,7 @@ from typing import IO
 
 import orjson
 
-from finetune.config.data import DataConfig, Format, Source
-from finetune.config.params import Config
+from finetune.config.data import DataConfig, Format, PrepareParams, Source
 from finetune.console import byte_progress, short
 from finetune.errors import ConfigError, DataError
 from finetune.prepare.formats import SHOWN_NAMES, check_columns, detect_format, parse_row, unused_columns
@@ -49,10 +48,16 @@ def open_notes(folder: Path) -> Iterator[Notes]:
 
 
 def read_source(
-    at: int, config: Config, root: Path, labels: dict[str, list[str]], workers: Workers, spool: Spool, notes: Notes
+    at: int,
+    params: PrepareParams,
+    root: Path,
+    labels: dict[str, list[str]],
+    workers: Workers,
+    spool: Spool,
+    notes: Notes,
 ) -> SourceAccount:
     """Read one source into the spool; gives its account. DataError as `data.on_bad_row` and `data.risks` say."""
-    data, source = config.data, config.data.sources[at]
+    data, source = params.data, params.data.sources[at]
     opened = open_source(data, source, root)
     format_, unused, batches = know_format(opened, source)
     account = SourceAccount(
@@ -64,7 +69,7 @@ def read_source(
         bytes=opened.bytes,
         unused_columns=[short(name) for name in unused[:SHOWN_NAMES]],
     )
-    tokenizer = (config.model.base, config.model.revision) if data.filters.tokens.given else None
+    tokenizer = (params.model.base, params.model.revision) if data.filters.tokens.given else None
     reading = Reading(source, format_, data, labels, tokenizer)
     with byte_progress(opened.bytes, f"reading {source.name}") as show:
         for found in workers(read_batch, ((reading, batch) for batch in batches)):

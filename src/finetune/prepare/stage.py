@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.config.data import DataConfig
-from finetune.config.params import Config
+from finetune.config.data import DataConfig, PrepareParams
 from finetune.config.types import SPLITS
 from finetune.console import say, table
 from finetune.errors import DataError
@@ -34,9 +33,9 @@ from finetune.prepare.split import Places, place_rows
 from finetune.prepare.workers import Workers, open_workers
 
 
-def run(config: Config, paths: Paths) -> None:
+def run(params: PrepareParams, paths: Paths) -> None:
     """Read every source, keep what the config keeps, split it, and account for the rest."""
-    data, root = config.data, paths.root
+    data, root = params.data, paths.root
     labels = read_labels(data, root)
     with (
         publish_directory(paths.prepared) as folder,
@@ -45,16 +44,16 @@ def run(config: Config, paths: Paths) -> None:
         open_workers(work_bytes(data, root)) as workers,
     ):
         numbers = range(len(data.sources))
-        accounts = [read_source(at, config, root, labels, workers, spool, notes) for at in numbers]
+        accounts = [read_source(at, params, root, labels, workers, spool, notes) for at in numbers]
         rows = spool.table()
         sample(rows, data.sources, data.seed)
-        links = drop_duplicates(rows, config, workers)
+        links = drop_duplicates(rows, params, workers)
         places, cluster = place_rows(rows, links, [source.split for source in data.sources], data.split, data.seed)
         account_table(accounts, rows, places, cluster)
         splits = account_splits(rows, places, cluster, [source.name for source in data.sources])
         check_filled(splits, accounts)
         check_balance(accounts, splits, write_splits(folder, rows, places))
-        note_dropped(rows, config, notes)
+        note_dropped(rows, params, notes)
         report = {
             "settings": data.model_dump(mode="json", exclude_unset=True),
             "sources": {source.name: account.to_json() for source, account in zip(data.sources, accounts, strict=True)},
@@ -68,11 +67,11 @@ def run(config: Config, paths: Paths) -> None:
     show(report, data)
 
 
-def drop_duplicates(rows: Table, config: Config, workers: Workers) -> Pairs:
+def drop_duplicates(rows: Table, params: PrepareParams, workers: Workers) -> Pairs:
     """Drop copies as the config says; gives the pairs of rows that belong together: one prompt, near-duplicates, a
     conversation and its continuation."""
-    settings = config.data.duplicates
-    held_out = np.array([source.held_out for source in config.data.sources])
+    settings = params.data.duplicates
+    held_out = np.array([source.held_out for source in params.data.sources])
     may_go = ~held_out[rows.source]
     if settings.exact == "drop":
         drop_exact(rows, rows.kept[may_go[rows.kept]])
@@ -107,9 +106,9 @@ def write_splits(folder: Path, rows: Table, places: Places) -> dict[str, int]:
     return written
 
 
-def note_dropped(rows: Table, config: Config, notes: Notes) -> None:
+def note_dropped(rows: Table, params: PrepareParams, notes: Notes) -> None:
     """Name the rows that were dropped after reading."""
-    names = [source.name for source in config.data.sources]
+    names = [source.name for source in params.data.sources]
     dropped = np.flatnonzero(rows.reason)
     like = np.where(rows.like[dropped] < 0, dropped, rows.like[dropped])
     columns = (

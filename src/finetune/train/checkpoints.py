@@ -14,40 +14,18 @@ from typing import Any
 
 import torch
 
-from finetune.config.params import DETERMINES_ADAPTER, Config
 from finetune.console import gigabytes, say
 from finetune.errors import DataError, MachineError
 from finetune.files.atomic import sync_directory, sync_files
-from finetune.files.hashing import sha256_file, sha256_json, sha256_tensors
+from finetune.files.hashing import sha256_json, sha256_tensors
 from finetune.files.manifests import MANIFEST, read_manifest, write_manifest
 from finetune.files.strict_json import read_json
-from finetune.hardware.versions import versions
 from finetune.model.adapter import WEIGHTS
 from finetune.paths import FINISHED
 
-CODE = ("config/train.py", "model", "plan/order.py", "train")  # the package's files that determine the adapter
-CHANGES_NOTHING = {"budget", "effective_batch_size", "dataloader_num_workers", "save_total_limit", "report_to"}
 PROGRESS = "progress.json"
+
 SPARE = 16 * 2**20  # bytes beside the weights: tokenizer, curves, reports
-
-
-def fingerprint(config: Config, data_sha256: dict[str, str], base: dict[str, str], attention: str) -> str:
-    """The hash of all that determines the adapter: params, data, base, library versions and this package's code.
-
-    `attention` is the implementation that is really used, which `model.attention: auto` leaves open.
-    """
-    package = Path(__file__).parents[1]
-    sources = sorted(path for name in CODE for path in [package / name, *(package / name).rglob("*.py")])
-    return sha256_json(
-        {
-            "params": config.model_dump(mode="json", include=DETERMINES_ADAPTER, exclude={"train": CHANGES_NOTHING}),
-            "data": data_sha256,
-            "base": base,
-            "attention": attention,
-            "versions": versions(),
-            "code": [sha256_file(path) for path in sources if path.is_file()],
-        }
-    )
 
 
 @dataclass

@@ -1,40 +1,70 @@
 """Which run this is: where its checkpoints lie, and what its adapter is made of and will be known by."""
 
+from pathlib import Path
 from typing import Any
 
+from finetune.config.loading import read_yaml
 from finetune.config.model import Environment
-from finetune.config.params import DETERMINES_ADAPTER, Config
+from finetune.config.train import TrainParams
 from finetune.errors import DataError
+from finetune.files.hashing import sha256_file, sha256_json
 from finetune.files.manifests import read_manifest
 from finetune.hardware.versions import versions
 from finetune.model.base import attention_used, identify_base
 from finetune.paths import Paths
-from finetune.train.checkpoints import Checkpoints, fingerprint
+from finetune.train.checkpoints import Checkpoints
 
+ROOT = Path(__file__).resolve().parents[3]  # of the working tree, which holds dvc.yaml
+CHANGES_NOTHING = {"budget", "effective_batch_size", "dataloader_num_workers", "save_total_limit", "report_to"}
 TIERS: dict[Environment, str] = {"cpu": "bitwise", "cuda": "same-device", "apple": "statistical"}
 
 
-def find_run(config: Config, paths: Paths) -> tuple[Checkpoints, dict[str, Any]]:
+def find_run(params: TrainParams, paths: Paths) -> tuple[Checkpoints, dict[str, Any]]:
     """Where the run's checkpoints lie, and what its adapter's manifest says of it; DataError where validate's data are
     not those of these params."""
-    validated, base = read_manifest(paths.validated), identify_base(config.model)
-    if validated["max_length"] != config.train.max_length:
+    validated, base = read_manifest(paths.validated), identify_base(params.model)
+    if validated["max_length"] != params.train.max_length:
         raise DataError(f"{paths.validated}: was cut at another train.max_length; run validate again (dvc repro)")
-    if validated["packing"] != config.train.packing:
+    if validated["packing"] != params.train.packing:
         raise DataError(f"{paths.validated}: was packed as train.packing was then; run validate again (dvc repro)")
     if validated["base"] != base:
         raise DataError(f"{paths.validated}: was made for another base; run validate again (dvc repro -f -s validate)")
-    attention = attention_used(config.model, config.environment)
+    attention = attention_used(params.model, params.environment)
     data_sha256 = {name: file["sha256"] for name, file in validated["files"].items()}
     identity = {
-        "fingerprint": fingerprint(config, data_sha256, base, attention),
-        "tier": TIERS[config.environment] if config.train.deterministic else "statistical",
+        "fingerprint": fingerprint(params, data_sha256, base, attention),
+        "tier": TIERS[params.environment] if params.train.deterministic else "statistical",
         "attention": attention,
         "base": base,
         "data_sha256": data_sha256,
         "prepared_sha256": validated["prepared_sha256"],
-        "params": config.model_dump(mode="json", include=DETERMINES_ADAPTER),
+        "params": params.model_dump(mode="json"),
         "versions": versions(),
     }
-    store = Checkpoints(paths.checkpoints / identity["fingerprint"][:16], config.train.save_total_limit)
+    store = Checkpoints(paths.checkpoints / identity["fingerprint"][:16], params.train.save_total_limit)
     return store, identity
+
+
+def code_hashes() -> dict[str, str]:
+    """SHA-256 of each source file that dvc.yaml lists for train: the code that determines the adapter."""
+    dependencies = read_yaml(ROOT / "dvc.yaml")["stages"]["train"]["deps"]
+    watched = [ROOT / name for name in dependencies if name.startswith("src/")]
+    files = sorted(path for place in watched for path in (place.rglob("*.py") if place.is_dir() else [place]))
+    return {path.relative_to(ROOT).as_posix(): sha256_file(path) for path in files}
+
+
+def fingerprint(params: TrainParams, data_sha256: dict[str, str], base: dict[str, str], attention: str) -> str:
+    """The hash of all that determines the adapter: params, data, base, library versions and this package's code.
+
+    `attention` is the implementation that is really used, which `model.attention: auto` leaves open.
+    """
+    return sha256_json(
+        {
+            "params": params.model_dump(mode="json", exclude={"train": CHANGES_NOTHING}),
+            "data": data_sha256,
+            "base": base,
+            "attention": attention,
+            "versions": versions(),
+            "code": code_hashes(),
+        }
+    )

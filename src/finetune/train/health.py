@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from finetune.config.params import Config
+from finetune.config.train import TrainParams
 from finetune.console import say, short
 from finetune.errors import ConfigError, MachineError
 
@@ -25,13 +25,13 @@ def require_finite(what: str, value: float, step: int, learning_rate: float, ids
     )
 
 
-def smaller_micro_batch(config: Config) -> Config:
+def smaller_micro_batch(params: TrainParams) -> TrainParams:
     """The same run with a smaller micro-batch and as much more accumulation: the effective batch size stays.
 
     The half where the size is even, else its largest divisor below; evaluations take no more rows at once. MachineError
     where both are 1 already.
     """
-    train = config.train
+    train = params.train
     micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if micro == 1 and train.per_device_eval_batch_size == 1:
         raise MachineError(
@@ -45,12 +45,12 @@ def smaller_micro_batch(config: Config) -> Config:
         "gradient_accumulation_steps": accumulation * micro // less,
         "per_device_eval_batch_size": min(train.per_device_eval_batch_size, less),
     }
-    return config.model_copy(update={"train": train.model_copy(update=sizes)})
+    return params.model_copy(update={"train": train.model_copy(update=sizes)})
 
 
-def tell_of_smaller(config: Config) -> None:
+def tell_of_smaller(params: TrainParams) -> None:
     """Say what a shortage of memory has changed, and what not."""
-    train = config.train
+    train = params.train
     say(
         f"warning: no memory for the largest micro-batch; it is made smaller: {train.per_device_train_batch_size} "
         f"rows, accumulated {train.gradient_accumulation_steps} times, the same effective batch size of "

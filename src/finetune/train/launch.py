@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from finetune.config.params import Config
+from finetune.config.train import TrainParams
 from finetune.console import say
 from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError
 from finetune.files.strict_json import read_json
@@ -30,18 +30,18 @@ ERRORS: dict[int, type[FinetuneError]] = {
 PORT = "29500"  # torchrun's own default
 
 
-def launch(config: Config, paths: Paths) -> None:
+def launch(params: TrainParams, paths: Paths) -> None:
     """Run this node's processes to their end; raises what the first of them raised.
 
     On several nodes, NODE_RANK, MASTER_ADDR and MASTER_PORT say which one this is, and where the first one is.
     """
-    require_devices(config)
+    require_devices(params)
     if os.environ.get("NODE_RANK", "0") == "0":
         for path in left_errors(paths):
             path.unlink(missing_ok=True)
     process = subprocess.Popen(
-        command(config),
-        env={"OMP_NUM_THREADS": str(threads(config)), **os.environ},
+        command(params),
+        env={"OMP_NUM_THREADS": str(threads(params)), **os.environ},
         start_new_session=True,  # a Ctrl-C in the terminal reaches the processes through us alone
         preexec_fn=die_with_parent,
     )
@@ -50,7 +50,7 @@ def launch(config: Config, paths: Paths) -> None:
         raise_what_failed(paths, asked)
 
 
-def join(config: Config, paths: Paths) -> None:
+def join(params: TrainParams, paths: Paths) -> None:
     """Train along on a node that is not the first: wait until the first one trains, and end as it ends."""
     address, port = os.environ.get("MASTER_ADDR"), int(os.environ.get("MASTER_PORT", PORT))
     if not address or os.environ.get("NODE_RANK", "0") == "0":
@@ -62,7 +62,7 @@ def join(config: Config, paths: Paths) -> None:
             say("the first node came to its verdict without training; there is nothing to join")
             return
         time.sleep(2)
-    launch(config, paths)
+    launch(params, paths)
 
 
 def listens(address: str, port: int) -> bool:
@@ -74,46 +74,46 @@ def listens(address: str, port: int) -> bool:
         return False
 
 
-def require_devices(config: Config) -> None:
+def require_devices(params: TrainParams) -> None:
     """MachineError unless this node has as many devices as the recipe asks of it; processes share one CPU."""
-    if config.train.distributed.strategy in ("zero2", "zero3") and not find_spec("deepspeed"):
+    if params.train.distributed.strategy in ("zero2", "zero3") and not find_spec("deepspeed"):
         raise MachineError(
-            f"params.yaml: train.distributed.strategy: {config.train.distributed.strategy} needs the package "
+            f"params.yaml: train.distributed.strategy: {params.train.distributed.strategy} needs the package "
             "deepspeed, which is not installed here; pip install deepspeed, or use ddp"
         )
-    if config.environment == "cpu" and config.train.distributed.strategy == "fsdp":
+    if params.environment == "cpu" and params.train.distributed.strategy == "fsdp":
         raise MachineError(
             "params.yaml: train.distributed.strategy: fsdp needs CUDA: on a CPU accelerate trains by DDP instead, "
             "without a word; use ddp"
         )
-    asked, found = per_node(config), count_devices(config.environment)
-    if config.environment != "cpu" and asked > found:
+    asked, found = per_node(params), count_devices(params.environment)
+    if params.environment != "cpu" and asked > found:
         raise MachineError(
             f"params.yaml: train.distributed.devices: {asked} are asked of this machine, it has {found}; set devices: "
             f"{found} and train.gradient_accumulation_steps so that the effective batch size stays"
         )
 
 
-def per_node(config: Config) -> int:
+def per_node(params: TrainParams) -> int:
     """Processes, one a device, that each node runs."""
-    return config.train.distributed.devices // config.train.distributed.nodes
+    return params.train.distributed.devices // params.train.distributed.nodes
 
 
-def threads(config: Config) -> int:
+def threads(params: TrainParams) -> int:
     """Threads of one process, so that together they have as many as there are cores."""
-    return max(usable_cores() // per_node(config), 1)
+    return max(usable_cores() // per_node(params), 1)
 
 
-def command(config: Config) -> list[str]:
+def command(params: TrainParams) -> list[str]:
     """torchrun's command line for this node."""
-    nodes, environment = config.train.distributed.nodes, os.environ
+    nodes, environment = params.train.distributed.nodes, os.environ
     place = ["--standalone", "--nnodes", "1"]
     if nodes > 1:
         place = ["--nnodes", str(nodes), "--node-rank", environment.get("NODE_RANK", "0")]
         place += ["--master-addr", environment.get("MASTER_ADDR", "127.0.0.1")]
         place += ["--master-port", environment.get("MASTER_PORT", PORT)]
     run = [sys.executable, "-m", __name__]
-    return [*run, *place, "--nproc-per-node", str(per_node(config)), "--max-restarts", "0", "-m", WORKER]
+    return [*run, *place, "--nproc-per-node", str(per_node(params)), "--max-restarts", "0", "-m", WORKER]
 
 
 def wait(process: "subprocess.Popen[bytes]") -> tuple[int, str | None]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from finetune.config.model import Environment
-from finetune.config.params import Config
+from finetune.config.train import TrainParams
 from finetune.console import say
 from finetune.errors import ConfigError, InterruptedRunError, MachineError
 from finetune.files.manifests import read_manifest
@@ -29,22 +29,22 @@ from finetune.train.publish import publish
 from finetune.train.setup import build_model, build_trainer, check_rows, process_device
 
 
-def train(config: Config, paths: Paths, stop: StopRequest, until: int | None = None) -> None:
+def train(params: TrainParams, paths: Paths, stop: StopRequest, until: int | None = None) -> None:
     """One process of the run, the only one or one of several; the first of them publishes.
 
     With `until` it stops after that step as if the run ended there. InterruptedRunError when `stop` was asked.
     """
-    require_trackers(config)
+    require_trackers(params)
     first = os.environ.get("RANK", "0") == "0"
-    store, identity = find_run(config, paths)
+    store, identity = find_run(params, paths)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(paths.work / "tensorboard" / store.folder.name))
     with pipeline_lock(paths.work / "train.lock", "train") if first else nullcontext():  # an orphan keeps it, too
         if first:
             clear_others(paths.checkpoints, store.folder.name)
-            if config.model.attention == "auto":
+            if params.model.attention == "auto":
                 say(f"attention: {identity['attention']}")
-        tokenizer = load_tokenizer(config.model)
-        trainer, measured = fit(config, paths, store, tokenizer, stop, until)
+        tokenizer = load_tokenizer(params.model)
+        trainer, measured = fit(params, paths, store, tokenizer, stop, until)
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.shards_state else None
         if first:
             publish(trainer, tokenizer, state, identity, measured, paths)
@@ -55,9 +55,9 @@ def train(config: Config, paths: Paths, stop: StopRequest, until: int | None = N
         )
 
 
-def require_trackers(config: Config) -> None:
+def require_trackers(params: TrainParams) -> None:
     """ConfigError where a tracker that was asked for is not installed: a run of hours must not end in its import."""
-    missing = missing_trackers(config.train.report_to)
+    missing = missing_trackers(params.train.report_to)
     if missing:
         names = ", ".join(missing)
         raise ConfigError(
@@ -67,7 +67,7 @@ def require_trackers(config: Config) -> None:
 
 
 def fit(
-    config: Config, paths: Paths, store: Checkpoints, tokenizer: Any, stop: StopRequest, until: int | None
+    params: TrainParams, paths: Paths, store: Checkpoints, tokenizer: Any, stop: StopRequest, until: int | None
 ) -> tuple[Any, dict[str, Any]]:
     """Run the training loop; gives the trainer and what was measured: seconds, steps a second, peak memory.
 
@@ -76,10 +76,10 @@ def fit(
     tokens = read_manifest(paths.validated)["tokens"]
     started, first, trainer = time.perf_counter(), None, None
     while True:
-        config, resumed = choose_checkpoint(config, store)
+        params, resumed = choose_checkpoint(params, store)
         first = step_of(resumed) if first is None else first
-        trainer = build_trainer(config, paths, build_model(config, process_device(config)), tokenizer, store, stop)
-        begin(trainer, config, resumed, until, tokens)
+        trainer = build_trainer(params, paths, build_model(params, process_device(params)), tokenizer, store, stop)
+        begin(trainer, params, resumed, until, tokens)
         try:
             with telling(trainer):
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -87,19 +87,19 @@ def fit(
         except MemoryShortageError:
             pass  # outside this clause nothing holds what it held
         trainer = None
-        config = smaller_micro_batch(config)
-        tell_of_smaller(config)
-        forget_peak(config.environment)
+        params = smaller_micro_batch(params)
+        tell_of_smaller(params)
+        forget_peak(params.environment)
     seconds = time.perf_counter() - started
     return trainer, {
         "wall_seconds": round(seconds, 3),
         "steps_per_second": round((trainer.state.global_step - first) / seconds, 4),
-        "peak_memory_bytes": peak_memory_bytes(config.environment),
+        "peak_memory_bytes": peak_memory_bytes(params.environment),
         "resumed_from_step": first,
     }
 
 
-def choose_checkpoint(config: Config, store: Checkpoints) -> tuple[Config, Path | None]:
+def choose_checkpoint(params: TrainParams, store: Checkpoints) -> tuple[TrainParams, Path | None]:
     """The checkpoint to go on from, or None; and the config with the micro-batch that memory allowed there.
 
     Of several processes the one that started them has set bad ones aside, and they agree on the newest that is left.
@@ -108,10 +108,10 @@ def choose_checkpoint(config: Config, store: Checkpoints) -> tuple[Config, Path 
     resumed = (store.newest() if "RANK" not in os.environ else store.path(steps[0])) if steps else None
     if resumed:
         say(f"goes on from {resumed}")
-        warn_of_other_arithmetic(read_manifest(resumed), config.environment)
-        while config.train.per_device_train_batch_size > read_progress(resumed).micro_batch:
-            config = smaller_micro_batch(config)
-    return config, resumed
+        warn_of_other_arithmetic(read_manifest(resumed), params.environment)
+        while params.train.per_device_train_batch_size > read_progress(resumed).micro_batch:
+            params = smaller_micro_batch(params)
+    return params, resumed
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -119,7 +119,7 @@ def step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
 
 
-def begin(trainer: Any, config: Config, resumed: Path | None, until: int | None, tokens: dict[str, Any]) -> None:
+def begin(trainer: Any, params: TrainParams, resumed: Path | None, until: int | None, tokens: dict[str, Any]) -> None:
     """What must be right before the trainer is let go: its rows, its random state, and one checkpoint for all."""
     from transformers import set_seed
 
@@ -129,7 +129,7 @@ def begin(trainer: Any, config: Config, resumed: Path | None, until: int | None,
     trainer.saved = read_manifest(resumed)["saved"] if resumed else []
     trainer.add_callback(Steps(trainer, resumed, until=until))
     if trainer.args.process_index:  # each process drops out its own; the adapters began alike
-        set_seed(config.seed + trainer.args.process_index)
+        set_seed(params.seed + trainer.args.process_index)
     step = float(step_of(resumed))
     if float(trainer.sum_of_processes(torch.tensor([step]))[0]) != step * trainer.args.world_size:
         raise MachineError(

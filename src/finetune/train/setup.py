@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from finetune.config.params import Config
+from finetune.config.train import TrainParams
 from finetune.errors import DataError
 from finetune.hardware.devices import require_device
 from finetune.model.adapter import add_adapter, keep_float32
@@ -15,33 +15,33 @@ from finetune.processes.signals import StopRequest
 from finetune.train.checkpoints import Checkpoints
 
 
-def process_device(config: Config) -> str:
+def process_device(params: TrainParams) -> str:
     """The torch device that this process loads the base to: of several on CUDA, the one of its own number.
 
     Strategies that shard the base take it from the host's memory, where it is whole in every process.
     """
-    device = require_device(config.environment)
+    device = require_device(params.environment)
     if device != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    shards = config.train.distributed.strategy in ("fsdp", "zero3")
+    shards = params.train.distributed.strategy in ("fsdp", "zero3")
     return "cpu" if shards else f"cuda:{os.environ['LOCAL_RANK']}"
 
 
-def build_model(config: Config, device: str) -> Any:
+def build_model(params: TrainParams, device: str) -> Any:
     """The base with a fresh adapter, the same for the same seed."""
     from transformers import set_seed
 
-    set_seed(config.seed)
+    set_seed(params.seed)
     # Metal has no deterministic form of some operations: there it is a warning, and the tier promises no bits.
-    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=config.environment == "apple")
+    torch.use_deterministic_algorithms(params.train.deterministic, warn_only=params.environment == "apple")
     # Deterministic mode also overwrites fresh memory, which no operation here reads: a third of the time on a CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return add_adapter(load_base(config.model, device), config.adapter)
+    return add_adapter(load_base(params.model, device), params.adapter)
 
 
 def build_trainer(
-    config: Config, paths: Paths, model: Any, tokenizer: Any, store: Checkpoints, stop: StopRequest
+    params: TrainParams, paths: Paths, model: Any, tokenizer: Any, store: Checkpoints, stop: StopRequest
 ) -> Any:
     """The trainer over the validated data, with curves, checkpoints and early stopping where asked."""
     from datasets import Dataset
@@ -51,7 +51,7 @@ def build_trainer(
     from finetune.train.trainer import Trainer, score_supervised_positions
 
     score_supervised_positions()
-    arguments = sft_config(config, store.folder)
+    arguments = sft_config(params, store.folder)
     rows = [Dataset.from_file(str(paths.validated / f"{split}.arrow")) for split in ("train", "validation")]
     if arguments.world_size > 1:
         rows = [with_blank(split) for split in rows]
@@ -64,12 +64,12 @@ def build_trainer(
         eval_dataset=rows[1],
         processing_class=tokenizer,
     )
-    add_callbacks(trainer, config, paths)
+    add_callbacks(trainer, params, paths)
     keep_float32(model)  # TRL has just cast the adapter of a quantized base to bfloat16
     return trainer
 
 
-def add_callbacks(trainer: Any, config: Config, paths: Paths) -> None:
+def add_callbacks(trainer: Any, params: TrainParams, paths: Paths) -> None:
     """Curves in place of printed logs, by the process that speaks, and early stopping where asked."""
     from transformers import EarlyStoppingCallback, PrinterCallback
 
@@ -79,8 +79,8 @@ def add_callbacks(trainer: Any, config: Config, paths: Paths) -> None:
     if trainer.is_world_process_zero():
         trainer.curves = CurvesCallback(paths)
         trainer.add_callback(trainer.curves)
-    if config.train.early_stopping_patience is not None:
-        patience, threshold = config.train.early_stopping_patience, config.train.early_stopping_threshold
+    if params.train.early_stopping_patience is not None:
+        patience, threshold = params.train.early_stopping_patience, params.train.early_stopping_threshold
         trainer.early_stopping = EarlyStoppingCallback(patience, threshold)
         trainer.add_callback(trainer.early_stopping)
 

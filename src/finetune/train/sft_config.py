@@ -5,17 +5,16 @@ from typing import Any
 
 from trl import SFTConfig
 
-from finetune.config.params import Config
-from finetune.config.train import TrainConfig
+from finetune.config.train import TrainConfig, TrainParams
 
 
-def sft_config(config: Config, output_dir: Path) -> SFTConfig:
+def sft_config(params: TrainParams, output_dir: Path) -> SFTConfig:
     """TRL's SFTConfig. What params.yaml does not say is switched off here, never left to a library's default."""
-    train = config.train
+    train = params.train
     return SFTConfig(
         output_dir=str(output_dir),
-        seed=config.seed,
-        use_cpu=config.environment == "cpu",
+        seed=params.seed,
+        use_cpu=params.environment == "cpu",
         # the data come tokenized, masked and cut from validate
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
@@ -24,7 +23,7 @@ def sft_config(config: Config, output_dir: Path) -> SFTConfig:
         remove_unused_columns=True,
         train_sampling_strategy=train.train_sampling_strategy,  # EpochBatches reads it
         dataloader_num_workers=train.dataloader_num_workers,
-        dataloader_pin_memory=config.environment == "cuda",
+        dataloader_pin_memory=params.environment == "cuda",
         num_train_epochs=train.num_train_epochs,
         per_device_train_batch_size=train.per_device_train_batch_size,
         per_device_eval_batch_size=train.per_device_eval_batch_size,
@@ -41,7 +40,7 @@ def sft_config(config: Config, output_dir: Path) -> SFTConfig:
         max_grad_norm=train.max_grad_norm,
         bf16=train.bf16,
         fp16=train.fp16,
-        tf32=train.tf32 if config.environment == "cuda" else None,
+        tf32=train.tf32 if params.environment == "cuda" else None,
         gradient_checkpointing=train.activation_checkpointing,  # the old name, which TRL 1.16 still reads
         use_liger_kernel=train.use_liger_kernel,
         torch_compile=train.torch_compile,
@@ -61,19 +60,19 @@ def sft_config(config: Config, output_dir: Path) -> SFTConfig:
         report_to=list(train.report_to) or "none",
         run_name=output_dir.name,  # for trackers: the run's fingerprint
         push_to_hub=False,
-        **strategy_options(config),
+        **strategy_options(params),
     )
 
 
-def strategy_options(config: Config) -> dict[str, Any]:
+def strategy_options(params: TrainParams) -> dict[str, Any]:
     """What spreads a run over several devices, in the Trainer's spelling."""
-    strategy = config.train.distributed.strategy
+    strategy = params.train.distributed.strategy
     if strategy == "fsdp":
-        return {"fsdp": True, "fsdp_config": fsdp_options(config.train)}
+        return {"fsdp": True, "fsdp_config": fsdp_options(params.train)}
     if strategy in ("zero2", "zero3"):
-        return {"deepspeed": deepspeed_options(config.train)}
+        return {"deepspeed": deepspeed_options(params.train)}
     if strategy == "ddp":
-        return {"ddp_backend": "gloo" if config.environment == "cpu" else None, "ddp_find_unused_parameters": False}
+        return {"ddp_backend": "gloo" if params.environment == "cpu" else None, "ddp_find_unused_parameters": False}
     return {}
 
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 
-from finetune.config.params import Config
+from finetune.config.train import TrainParams
 from finetune.errors import InterruptedRunError
 from finetune.files.run_lock import pipeline_lock
 from finetune.hardware.devices import require_device, set_device_environment
@@ -15,27 +15,27 @@ from finetune.train.launch import launch
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # of torchrun, or left over in a job's environment
 
 
-def run(config: Config, paths: Paths) -> None:
+def run(params: TrainParams, paths: Paths) -> None:
     """Train on what validate wrote, from the newest good checkpoint if there is one, and publish the best adapter."""
-    spread = config.train.distributed
+    spread = params.train.distributed
     keep_awake()
-    set_device_environment(config.environment, spread.devices, deterministic=config.train.deterministic)
+    set_device_environment(params.environment, spread.devices, deterministic=params.train.deterministic)
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
-        require_device(config.environment)
+        require_device(params.environment)
         from finetune.train.fingerprint import find_run
         from finetune.train.run import train
 
         if spread.strategy == "none":
             for name in LAUNCHED:
                 os.environ.pop(name, None)
-            train(config, paths, stop)
+            train(params, paths, stop)
             return
-        store, _ = find_run(config, paths)
+        store, _ = find_run(params, paths)
         with pipeline_lock(paths.work / "train.lock", "train"):  # workers of a killed run may still be saving
             store.newest()  # sets bad ones aside before several processes look
     if stop.by:
         raise InterruptedRunError(f"train was stopped by {stop.by}; {store.what_is_kept()}, the same command goes on")
-    launch(config, paths)
+    launch(params, paths)
 
 
 def keep_awake() -> None:

@@ -5,7 +5,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from finetune.config.params import load_config
+from finetune.config.loading import load_params
+from finetune.config.train import TrainParams
 from finetune.console import quiet_libraries
 from finetune.errors import FinetuneError, MachineError
 from finetune.files.atomic import write_json
@@ -24,9 +25,9 @@ def main() -> int:
     die_with_parent()  # a killed torchrun must not leave processes that train on beside the next start
     calm_threads()
     quiet_libraries()
-    config, paths = load_config(Path("params.yaml")), Paths()
+    params, paths = load_params(Path("params.yaml"), TrainParams), Paths()
     set_device_environment(
-        config.environment, config.train.distributed.devices, deterministic=config.train.deterministic
+        params.environment, params.train.distributed.devices, deterministic=params.train.deterministic
     )
     if os.environ["RANK"] != "0":
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - the first process speaks for all
@@ -34,7 +35,7 @@ def main() -> int:
         with stop_on_signals() as stop:  # before torch is imported, which takes seconds
             from finetune.train.run import train
 
-            train(config, paths, stop)
+            train(params, paths, stop)
     except FinetuneError as error:
         return leave(paths, error.exit_code, str(error))
     except (OSError, MemoryError, RuntimeError) as error:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.config.params import Config
 from finetune.config.types import SPLITS
+from finetune.config.validate import ValidateParams
 from finetune.console import say
 from finetune.errors import BaseModelError, DataError
 from finetune.files.hashing import sha256_file, sha256_folder
@@ -21,35 +21,37 @@ ELSEWHERE = frozenset({"device-missing", "this-machine-short"})  # a plan is mad
 class Preview:
     """A recipe's config, its outlook and its findings; `source` says where the workload was taken from."""
 
-    config: Config
+    config: ValidateParams
     outlook: Outlook
     findings: list[Finding]
     source: str
 
 
-def look_ahead(config: Config, root: Path, examples: int | None = None, length: int | None = None) -> Preview:
+def look_ahead(params: ValidateParams, root: Path, examples: int | None = None, length: int | None = None) -> Preview:
     """Everything that can be known of a run from its config: with the prepared rows where they are at hand."""
     from finetune.validate.checks.base_model import examine_base
     from finetune.validate.checks.config import check_config
     from finetune.validate.checks.machine import check_machine
 
-    base = examine_base(config, root, fetch=False)
-    workload, source = find_workload(config, root, examples, length)
-    outlook = foresee(config, base.architecture, workload)
-    findings = check_config(config, root, base, outlook)
-    if config.machine not in MACHINES:
-        findings += check_machine(config)
+    base = examine_base(params, root, fetch=False)
+    workload, source = find_workload(params, root, examples, length)
+    outlook = foresee(params, base.architecture, workload)
+    findings = check_config(params, root, base, outlook)
+    if params.machine not in MACHINES:
+        findings += check_machine(params)
     hidden = ELSEWHERE | ({"base-missing"} if base.architecture is not None else set())  # its facts are enough here
-    told = accept([finding for finding in findings if finding.code not in hidden], config.findings.accept)
+    told = accept([finding for finding in findings if finding.code not in hidden], params.findings.accept)
     # what was not found here may be a finding about the rows, which validate alone looks for
-    return Preview(config, outlook, [finding for finding in told if finding.code != "accepted-unused"], source)
+    return Preview(params, outlook, [finding for finding in told if finding.code != "accepted-unused"], source)
 
 
-def find_workload(config: Config, root: Path, examples: int | None, length: int | None = None) -> tuple[Workload, str]:
+def find_workload(
+    params: ValidateParams, root: Path, examples: int | None, length: int | None = None
+) -> tuple[Workload, str]:
     """The rows of the run, and where that is known from; DataError where nothing tells how many there are."""
     if examples is not None:
-        validation = round(examples * config.data.split.validation / (config.data.split.train or 1))
-        workload = Workload.at_most(config.train, examples, validation, length)
+        validation = round(examples * params.data.split.validation / (params.data.split.train or 1))
+        workload = Workload.at_most(params.train, examples, validation, length)
         return workload, f"{examples:,} training examples, each taken as {workload.longest_row:,} tokens long"
     paths = Paths(root)
     report = paths.reports / "prepare.json"
@@ -59,15 +61,15 @@ def find_workload(config: Config, root: Path, examples: int | None, length: int 
             f"{paths.prepared}: no prepared rows to plan with; run dvc repro prepare, or say how many there will be: "
             "make plan EXAMPLES=15000"
         )
-    if other := why_stale(config, root):
+    if other := why_stale(params, root):
         say(f"note: data/prepared was made {other}; dvc repro prepare makes it anew")
-    return count_workload(config, root)
+    return count_workload(params, root)
 
 
-def why_stale(config: Config, root: Path) -> str | None:
+def why_stale(params: ValidateParams, root: Path) -> str | None:
     """What `data/prepared` was made of that is another now, settings or a file of rows; None where nothing is."""
     report = read_json(Paths(root).reports / "prepare.json")
-    if report["settings"] != config.data.model_dump(mode="json", exclude_unset=True):
+    if report["settings"] != params.data.model_dump(mode="json", exclude_unset=True):
         return "with other settings of the section data"
     for account in report["sources"].values():
         place = root / account["place"]
@@ -78,7 +80,7 @@ def why_stale(config: Config, root: Path) -> str | None:
     return None
 
 
-def count_workload(config: Config, root: Path) -> tuple[Workload, str]:
+def count_workload(params: ValidateParams, root: Path) -> tuple[Workload, str]:
     """The prepared training rows in tokens: the base's own where its tokenizer is at hand, else the embedded one's."""
     from finetune.model.shrink import rehearsal_tokenizer
     from finetune.records.io import read_examples
@@ -86,14 +88,14 @@ def count_workload(config: Config, root: Path) -> tuple[Workload, str]:
 
     examples = read_examples(Paths(root).prepared / "train.jsonl")
     try:
-        tokenizer, own = rehearsal_tokenizer(config.model, root)
+        tokenizer, own = rehearsal_tokenizer(params.model, root)
     except BaseModelError:  # the findings tell
         source = f"{len(examples):,} prepared rows, each taken as long as max_length, as no tokenizer serves"
-        return Workload.at_most(config.train, len(examples)), source
-    split = tokenize_split(tokenizer, examples, config.train, config.seed)
+        return Workload.at_most(params.train, len(examples)), source
+    split = tokenize_split(tokenizer, examples, params.train, params.seed)
     held_out = read_examples(Paths(root).prepared / "validation.jsonl")
     if split.refused:
-        return Workload.at_most(config.train, len(examples)), f"{len(examples):,} rows, which the template refuses"
-    workload = workload_of(split.counts, tokenize_split(tokenizer, held_out, config.train, config.seed).counts)
+        return Workload.at_most(params.train, len(examples)), f"{len(examples):,} rows, which the template refuses"
+    workload = workload_of(split.counts, tokenize_split(tokenizer, held_out, params.train, params.seed).counts)
     source = f"{len(examples):,} prepared rows, in tokens of "
-    return workload, source + (config.model.base if own else "the embedded tokenizer, as the base's is not at hand")
+    return workload, source + (params.model.base if own else "the embedded tokenizer, as the base's is not at hand")

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from finetune.config.params import Config
 from finetune.config.types import SPLITS, Split
+from finetune.config.validate import ValidateParams
 from finetune.console import say
 from finetune.errors import ConfigError, DataError
 from finetune.files.atomic import publish_directory, write_json, write_lines
@@ -29,20 +29,20 @@ Splits = dict[Split, list[Example]]
 Tokens = dict[Split, TokenizedSplit]
 
 
-def run(config: Config, paths: Paths) -> None:
+def run(params: ValidateParams, paths: Paths) -> None:
     """Tokenize once, run every check, report all findings, and stop if one of them is an error that nobody accepted."""
     ledger = check_prepared(paths)
     splits: Splits = {name: read_examples(paths.prepared / f"{name}.jsonl") for name in SPLITS}
-    base = examine_base(config, paths.root)
-    tokens = tokenize_splits(config, base, splits)
-    outlook = foresee_run(config, base, splits, tokens)
-    found = find_all(config, paths.root, splits, base, tokens, outlook)
-    found += check_scorers(config, splits["test"], ledger["labels"], paths.root)
-    findings = accept(found, config.findings.accept)
+    base = examine_base(params, paths.root)
+    tokens = tokenize_splits(params, base, splits)
+    outlook = foresee_run(params, base, splits, tokens)
+    found = find_all(params, paths.root, splits, base, tokens, outlook)
+    found += check_scorers(params, splits["test"], ledger["labels"], paths.root)
+    findings = accept(found, params.findings.accept)
 
     report: dict[str, Any] = {
         "base": base.identity,
-        "max_length": config.train.max_length,
+        "max_length": params.train.max_length,
         "prepared_sha256": ledger["prepared_sha256"],
         "schedule": outlook.schedule.to_json(),
         "plan": outlook.to_json(),
@@ -52,8 +52,8 @@ def run(config: Config, paths: Paths) -> None:
         "errors": sum(finding.stops for finding in findings),
     }
     if not report["errors"]:
-        publish(paths.validated, config, tokens, report)
-    shares = {name: split.counts.shares(config.train.max_length) for name, split in tokens.items()}
+        publish(paths.validated, params, tokens, report)
+    shares = {name: split.counts.shares(params.train.max_length) for name, split in tokens.items()}
     told = {name: report["tokens"][name] | shares[name] for name in tokens}
     tables = {"Plan": outlook.table(), "Schedule": report["schedule"], "Tokens": by_measure(told)}
     write_lines(paths.reports / "validation.md", [to_markdown(findings, tables)])
@@ -72,43 +72,45 @@ def check_prepared(paths: Paths) -> dict[str, Any]:
     return ledger
 
 
-def tokenize_splits(config: Config, base: Base, splits: Splits) -> Tokens:
+def tokenize_splits(params: ValidateParams, base: Base, splits: Splits) -> Tokens:
     """The splits that are trained on, as tokens; empty where no tokenizer or template serves, which findings tell."""
     if base.tokenizer is None or any(finding.code == "template-broken" for finding in base.findings):
         return {}
-    return {name: tokenize_split(base.tokenizer, splits[name], config.train, config.seed) for name in TRAINED_ON}
+    return {name: tokenize_split(base.tokenizer, splits[name], params.train, params.seed) for name in TRAINED_ON}
 
 
-def foresee_run(config: Config, base: Base, splits: Splits, tokens: Tokens) -> Outlook:
+def foresee_run(params: ValidateParams, base: Base, splits: Splits, tokens: Tokens) -> Outlook:
     """Schedule, parameters and memory, from what was counted, or from the most that max_length allows."""
     if "train" not in tokens or not tokens["train"].rows:
-        workload = Workload.at_most(config.train, len(splits["train"]), len(splits["validation"]))
+        workload = Workload.at_most(params.train, len(splits["train"]), len(splits["validation"]))
     else:
         workload = workload_of(tokens["train"].counts, tokens["validation"].counts)
-    return foresee(config, base.architecture, workload)
+    return foresee(params, base.architecture, workload)
 
 
-def find_all(config: Config, root: Path, splits: Splits, base: Base, tokens: Tokens, outlook: Outlook) -> list[Finding]:
+def find_all(
+    params: ValidateParams, root: Path, splits: Splits, base: Base, tokens: Tokens, outlook: Outlook
+) -> list[Finding]:
     """The findings of every check; none of them stops another."""
-    findings = [*check_config(config, root, base, outlook), *check_machine(config)]
-    findings += [*check_disk(root, outlook.disk_bytes), *check_data(config, splits)]
+    findings = [*check_config(params, root, base, outlook), *check_machine(params)]
+    findings += [*check_disk(root, outlook.disk_bytes), *check_data(params, splits)]
     for name, split in tokens.items():
-        findings += check_split(config, name, split)
+        findings += check_split(params, name, split)
     if tokens:
-        findings += check_padding(config.train, tokens["train"].counts)
+        findings += check_padding(params.train, tokens["train"].counts)
         findings += check_special_tokens(base.tokenizer, splits)
         positions = base.architecture.max_positions if base.architecture else None
-        findings += check_test_answers(config, base.tokenizer, splits["test"], positions)
+        findings += check_test_answers(params, base.tokenizer, splits["test"], positions)
     return findings
 
 
-def publish(folder_: Path, config: Config, tokens: Tokens, report: dict[str, Any]) -> None:
+def publish(folder_: Path, params: ValidateParams, tokens: Tokens, report: dict[str, Any]) -> None:
     """Write what train reads, and the account that it is held to."""
     with publish_directory(folder_) as folder:
         for name, split in tokens.items():
-            write_arrow(folder / f"{name}.arrow", split.rows, packed=config.train.packing)
+            write_arrow(folder / f"{name}.arrow", split.rows, packed=params.train.packing)
         manifest = {key: report[key] for key in ("base", "max_length", "prepared_sha256", "schedule", "tokens")}
-        write_manifest(folder, manifest | {"packing": config.train.packing})
+        write_manifest(folder, manifest | {"packing": params.train.packing})
 
 
 def by_measure(tokens: dict[Split, dict[str, Any]]) -> dict[str, dict[str, Any]]:

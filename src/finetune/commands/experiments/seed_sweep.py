@@ -21,7 +21,8 @@ from finetune.commands.experiments.seed_spread import (
     subjects_of,
     tell_gain,
 )
-from finetune.config.params import DETERMINES_ADAPTER, Config, load_config
+from finetune.config.params import Config, load_config
+from finetune.config.train import TrainParams
 from finetune.console import say, table
 from finetune.errors import ConfigError, DataError
 from finetune.files.atomic import write_lines
@@ -139,7 +140,7 @@ def evaluated_seed(series: Series, test: str | None) -> int | None:
     """The seed of the published adapter, where it is of these params and this test set was evaluated with it."""
     manifest = _optional(series.paths.adapter / "manifest.json")
     made, now = manifest.get("params") or {}, series.config.model_dump(mode="json", by_alias=True)
-    same = all(made.get(name) == now[name] for name in DETERMINES_ADAPTER if name != "seed")
+    same = all(made.get(name) == now[name] for name in TrainParams.model_fields if name != "seed")
     seen = _optional(series.paths.looks).get(str(test), [])
     seed = made.get("seed")
     return seed if same and manifest.get("adapter_sha256") in seen and isinstance(seed, int) else None

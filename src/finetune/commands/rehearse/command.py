@@ -10,6 +10,7 @@ from typing import Any
 from finetune.commands.rehearse import proofs
 from finetune.commands.rehearse.processes import Processes
 from finetune.commands.rehearse.workspace import EVENT_STEPS, KILLED_AT, Setting, prepare_setting
+from finetune.config.data import PrepareParams
 from finetune.config.params import Config
 from finetune.config.recipes import read_recipe
 from finetune.config.types import SPLITS
@@ -74,7 +75,7 @@ def prepare_rows(real: Config, root: Path) -> None:
     from finetune.prepare import stage
 
     with pipeline_lock(paths.work / "pipeline.lock", "prepare"):
-        stage.run(real, paths)
+        stage.run(PrepareParams.select_from(real), paths)
 
 
 def set_stage(real: Config, root: Path, folder: Path) -> tuple[Setting, bool]:

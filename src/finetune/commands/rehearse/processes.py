@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from finetune.config.params import Config, load_config
+from finetune.config.params import Config, load_config, params_of
 from finetune.errors import FinetuneError
 from finetune.files.atomic import write_json
 from finetune.paths import Paths
@@ -85,7 +85,7 @@ def _run_stages(folder: str, names: tuple[str, ...], kill_at: int | None) -> Non
         _die_at(kill_at)
     try:
         for name in names:
-            import_module(f"finetune.{name}.stage").run(config, paths)
+            import_module(f"finetune.{name}.stage").run(params_of(name, config), paths)
     except FinetuneError as error:
         print(f"error: {name}: {error}", flush=True)
         raise SystemExit(error.exit_code) from None

@@ -55,7 +55,7 @@ def locks_of(environment: Environment, adapter: dict[str, Any]) -> list[str]:
 def require_sound(paths: Paths, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the adapter's manifest, the reports by name); DataError unless a verdict stands on what lies here."""
     reports = {name: read_json(paths.reports / f"{name}.json") for name in EVIDENCE}
-    require_current(reports["decision"], paths, config)
+    require_current(reports["decision"], paths, config.decide)
     check_hashes(paths, reports)
     return require_adapter(paths.adapter), reports
 

@@ -2,7 +2,7 @@
 
 import math
 
-from finetune.config.params import Config
+from finetune.config.validate import ValidateParams
 from finetune.model.adapter import adapter_trouble
 from finetune.model.architecture import HEAD, Architecture
 from finetune.validate.findings import Finding
@@ -18,15 +18,15 @@ SCALES = (0.25, 8.0)
 EMBEDDINGS = "embed_tokens"  # no linear layer, but PEFT adapts it too
 
 
-def check_adapter(config: Config, architecture: Architecture | None) -> list[Finding]:
+def check_adapter(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
     """All findings about target modules, scale and learning rate."""
-    findings = check_start(config) + check_scale(config) + check_learning_rate(config, architecture)
-    return findings + (check_target_modules(config, architecture) if architecture else [])
+    findings = check_start(params) + check_scale(params) + check_learning_rate(params, architecture)
+    return findings + (check_target_modules(params, architecture) if architecture else [])
 
 
-def check_start(config: Config) -> list[Finding]:
+def check_start(params: ValidateParams) -> list[Finding]:
     """Whether an adapter that starts so can be trained on a base that is held so."""
-    trouble = adapter_trouble(config.adapter, config.model)
+    trouble = adapter_trouble(params.adapter, params.model)
     if trouble is None:
         return []
     key, what, fix = split_trouble(trouble)
@@ -40,9 +40,9 @@ def split_trouble(text: str) -> tuple[str, str, str]:
     return key, what, fix
 
 
-def check_target_modules(config: Config, architecture: Architecture) -> list[Finding]:
+def check_target_modules(params: ValidateParams, architecture: Architecture) -> list[Finding]:
     """Each target module is a linear layer of the architecture; a note where some layers get no adapter."""
-    where, targets = "params.yaml: adapter.target_modules", config.adapter.target_modules
+    where, targets = "params.yaml: adapter.target_modules", params.adapter.target_modules
     known = sorted({linear.name for linear in architecture.linears})
     missing = [name for name in targets if name not in (*known, EMBEDDINGS)]
     usual = [name for name in known if name != HEAD]
@@ -58,9 +58,9 @@ def check_target_modules(config: Config, architecture: Architecture) -> list[Fin
     return []
 
 
-def check_scale(config: Config) -> list[Finding]:
+def check_scale(params: ValidateParams) -> list[Finding]:
     """alpha / r, by which the adapter's output is multiplied; rsLoRA divides by the root of r."""
-    adapter = config.adapter
+    adapter = params.adapter
     scale = adapter.lora_alpha / (math.sqrt(adapter.r) if adapter.use_rslora else adapter.r)
     if SCALES[0] <= scale <= SCALES[1]:
         return []
@@ -68,9 +68,9 @@ def check_scale(config: Config) -> list[Finding]:
     return [Finding("alpha-unusual", "params.yaml: adapter.lora_alpha", what, f"use {2 * adapter.r}")]
 
 
-def check_learning_rate(config: Config, architecture: Architecture | None) -> list[Finding]:
+def check_learning_rate(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
     """The learning rate within what LoRA runs with this kind of optimizer used."""
-    train = config.train
+    train = params.train
     if train.optim not in ADAM:
         return []
     small = architecture is not None and architecture.parameters < SMALL_BASE

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
-from finetune.config.params import Config
 from finetune.config.types import SPLITS, Split
+from finetune.config.validate import ValidateParams
 from finetune.console import short
 from finetune.records.examples import Example
 from finetune.records.near_duplicates import words_of
@@ -24,16 +24,16 @@ NAMED = 5  # so many labels are named, the rest are counted
 Splits = Mapping[Split, Sequence[Example]]
 
 
-def check_balance(config: Config, splits: Splits) -> list[Finding]:
+def check_balance(params: ValidateParams, splits: Splits) -> list[Finding]:
     """All findings about how often agents, labels and answers stand in the splits."""
     constant = constant_answers(splits["train"])
     return [
         *_missing_agents(splits),
-        *_imbalanced_agents(config, splits),
+        *_imbalanced_agents(params, splits),
         *_labels(splits),
         *_constant(constant, splits["test"]),
         *_repeated(splits["train"], {answer for _, answer in constant}),
-        *_unused_prompts(config, splits),
+        *_unused_prompts(params, splits),
     ]
 
 
@@ -49,7 +49,7 @@ def _missing_agents(splits: Splits) -> Iterator[Finding]:
             yield Finding("agent-missing", "data/prepared/train.jsonl", what, fix)
 
 
-def _imbalanced_agents(config: Config, splits: Splits) -> Iterator[Finding]:
+def _imbalanced_agents(params: ValidateParams, splits: Splits) -> Iterator[Finding]:
     counts = _sorted(Counter(example.agent for example in splits["train"]))
     if len(counts) < 2 or counts[0][1] <= MOST_TIMES * counts[-1][1]:
         return
@@ -59,7 +59,7 @@ def _imbalanced_agents(config: Config, splits: Splits) -> Iterator[Finding]:
         f"{large / small:.0f} times fewer"
     )
     sources = {agent: Counter(e.source for e in splits["train"] if e.agent == agent) for agent in (most, least)}
-    names = [source.name for source in config.data.sources]
+    names = [source.name for source in params.data.sources]
     largest = min(sources[most], key=lambda name: (-sources[most][name], name))
     fix = f"add rows of {least!r}"
     if largest in names and largest not in sources[least]:  # else a cap would take rows of both
@@ -150,9 +150,9 @@ def _repeated(train: Sequence[Example], constant: set[str]) -> Iterator[Finding]
         yield Finding("answers-repeated", "data/prepared/train.jsonl", f"{share} are {short(answer)!r}{more}", fix)
 
 
-def _unused_prompts(config: Config, splits: Splits) -> Iterator[Finding]:
+def _unused_prompts(params: ValidateParams, splits: Splits) -> Iterator[Finding]:
     agents = {example.agent for name in SPLITS for example in splits[name]}
-    for agent in config.data.system_prompts:
+    for agent in params.data.system_prompts:
         if agents and agent not in agents:
             near = get_close_matches(agent, agents, n=1)
             known = ", ".join(sorted(agents)[:NAMED])

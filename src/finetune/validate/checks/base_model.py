@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.model import ModelConfig
-from finetune.config.params import Config
+from finetune.config.validate import ValidateParams
 from finetune.errors import BaseModelError
 from finetune.model.architecture import Architecture, find_architecture, measure_architecture
 from finetune.model.base import base_folder, end_tokens, fetch_config, hub_answers, identify_base
@@ -29,14 +29,14 @@ class Base:
     findings: list[Finding] = field(default_factory=list)
 
 
-def examine_base(config: Config, root: Path, *, fetch: bool = True) -> Base:
+def examine_base(params: ValidateParams, root: Path, *, fetch: bool = True) -> Base:
     """Everything that the later checks and the tokenization need of the base, and all findings about it.
 
     Without `fetch` the network is left alone, as a plan does. With it, config and tokenizer of a pinned base are
     fetched where the Hub answers; where it does not, the weights, which train would fetch, must be in the cache.
     """
     base = Base()
-    model = config.model
+    model = params.model
     base.identity = _attempt(base, lambda: identify_base(model))
     local = Path(model.base).is_dir()
     online = fetch and not local and base.identity is not None and hub_answers()
@@ -48,9 +48,9 @@ def examine_base(config: Config, root: Path, *, fetch: bool = True) -> Base:
     if folder is not None:
         base.findings += check_weights(folder, complete=local or (fetch and not online))
     if base.architecture is not None:
-        base.findings += check_length(config, base.architecture)
+        base.findings += check_length(params, base.architecture)
     if base.tokenizer is not None:
-        _attempt(base, lambda: base.findings.extend(check_tokenizer(config.model, base.tokenizer, base.architecture)))
+        _attempt(base, lambda: base.findings.extend(check_tokenizer(params.model, base.tokenizer, base.architecture)))
         if folder is not None:
             _attempt(base, lambda: base.findings.extend(check_embeddings(folder, base.tokenizer)))
     return base
@@ -91,12 +91,12 @@ def _incomplete(path: Path, what: str) -> Finding:
     return Finding("base-incomplete", WHERE, f"{path}: {what}", COPY)
 
 
-def check_length(config: Config, architecture: Architecture) -> list[Finding]:
+def check_length(params: ValidateParams, architecture: Architecture) -> list[Finding]:
     """Rows no longer than the base was made for."""
-    length, limit = config.train.max_length, architecture.max_positions
+    length, limit = params.train.max_length, architecture.max_positions
     if length <= limit:
         return []
-    what = f"{length} is more than the {limit} positions of {config.model.base}"
+    what = f"{length} is more than the {limit} positions of {params.model.base}"
     return [Finding("length-beyond-base", "params.yaml: train.max_length", what, f"use {limit} or less")]
 
 

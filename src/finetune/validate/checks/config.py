@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune.config.params import Config
+from finetune.config.validate import ValidateParams
 from finetune.plan.outlook import Outlook
 from finetune.validate.checks.adapter import check_adapter
 from finetune.validate.checks.base_model import Base
@@ -13,13 +13,13 @@ from finetune.validate.checks.settings import check_settings
 from finetune.validate.findings import Finding
 
 
-def check_config(config: Config, root: Path, base: Base, outlook: Outlook) -> list[Finding]:
+def check_config(params: ValidateParams, root: Path, base: Base, outlook: Outlook) -> list[Finding]:
     """The findings about base, settings, adapter, schedule, plan, and the recipe that the config names."""
     return [
         *base.findings,
-        *check_settings(config, base.architecture),
-        *check_adapter(config, base.architecture),
-        *check_run(config.train, outlook.schedule),
-        *check_plan(config, outlook),
-        *check_reference(config, root / "recipes"),
+        *check_settings(params, base.architecture),
+        *check_adapter(params, base.architecture),
+        *check_run(params.train, outlook.schedule),
+        *check_plan(params, outlook),
+        *check_reference(params, root / "recipes"),
     ]

@@ -6,8 +6,8 @@ the checks: `overlap_checks`, `size_checks`, `balance_checks`, `shift_checks`.
 
 from collections.abc import Mapping, Sequence
 
-from finetune.config.params import Config
 from finetune.config.types import SPLITS, Split
+from finetune.config.validate import ValidateParams
 from finetune.records.examples import Example
 from finetune.records.leakage import text_key
 from finetune.validate.checks.balance import check_balance
@@ -19,14 +19,14 @@ from finetune.validate.findings import Finding
 MOST_REPEATED = 0.05  # of the test examples; from there on intervals are too narrow by more than rounding
 
 
-def check_data(config: Config, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
+def check_data(params: ValidateParams, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
     """All findings about the splits."""
     return [
         *check_empty(splits),
-        *check_overlap(config, splits),
-        *check_repeated_prompts(config, splits["test"]),
-        *check_test_size(config, splits["test"]),
-        *check_balance(config, splits),
+        *check_overlap(params, splits),
+        *check_repeated_prompts(params, splits["test"]),
+        *check_test_size(params, splits["test"]),
+        *check_balance(params, splits),
         *check_shift(splits),
     ]
 
@@ -46,7 +46,7 @@ def check_empty(splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
     ]
 
 
-def check_repeated_prompts(config: Config, test: Sequence[Example]) -> list[Finding]:
+def check_repeated_prompts(params: ValidateParams, test: Sequence[Example]) -> list[Finding]:
     """Copies of one prompt are not new evidence: the intervals of the gate take each example for an independent one."""
     repeated = len(test) - len({text_key(example.prompt) for example in test})
     if not repeated:
@@ -56,7 +56,7 @@ def check_repeated_prompts(config: Config, test: Sequence[Example]) -> list[Find
         f"{repeated:,} of {len(test):,} test examples ({100 * repeated / len(test):.3g}%) repeat a prompt; intervals "
         "take them for independent ones"
     )
-    duplicates = config.data.duplicates
+    duplicates = params.data.duplicates
     drop = "exact: drop" if duplicates.exact == "keep" else "near: drop" if duplicates.near != "drop" else None
     fix = "put other test examples in their place" + (f", or set data.duplicates.{drop}" if drop else "")
     code = "test-prompts-mostly-repeated" if mostly else "test-prompts-repeated"

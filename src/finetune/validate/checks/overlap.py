@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.config.data import DuplicateConfig
-from finetune.config.params import Config
 from finetune.config.types import Split
+from finetune.config.validate import ValidateParams
 from finetune.records.examples import Example
 from finetune.records.leakage import plain_turn, text_key
 from finetune.records.near_duplicates import BandHashes, band_hashes, shingles, similarity, spoken_text
@@ -25,7 +25,7 @@ MOST_PROPOSALS = 20
 Counts = npt.NDArray[np.int64]
 
 
-def check_overlap(config: Config, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
+def check_overlap(params: ValidateParams, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
     """Rows of a held-out split whose prompt, or nearly whose whole text, is trained on."""
     answers: dict[bytes, set[str]] = {}
     for example in splits["train"]:
@@ -41,8 +41,8 @@ def check_overlap(config: Config, splits: Mapping[Split, Sequence[Example]]) -> 
             same = known is not None and plain_turn(example.messages[-1]) in known
             (rest if known is None else copies if same else other_answers).append(example)
         findings += [*_copies(name, copies, splits[name]), *_same_prompts(name, other_answers, splits[name])]
-        near = near_copies([spoken_text(example.messages) for example in rest], texts, config.data.duplicates)
-        findings += _near(name, [rest[at] for at in near], splits[name], config.data.duplicates)
+        near = near_copies([spoken_text(example.messages) for example in rest], texts, params.data.duplicates)
+        findings += _near(name, [rest[at] for at in near], splits[name], params.data.duplicates)
     return findings
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from finetune.config.params import Config
+from finetune.config.validate import ValidateParams
 from finetune.console import gigabytes
 from finetune.hardware.devices import memory_bytes, why_unavailable
 from finetune.plan.machines import MACHINES
@@ -14,14 +14,14 @@ ROOMY = 0.7  # of the memory that another setting would need at most, to be wort
 ADVICE = "use a smaller micro-batch (with more accumulation) or max_length, or nf4; make plan shows what fits"
 
 
-def check_plan(config: Config, outlook: Outlook) -> list[Finding]:
+def check_plan(params: ValidateParams, outlook: Outlook) -> list[Finding]:
     """All findings about memory; none where the architecture is not known."""
     if outlook.memory is None:
         return []
     return [
         *check_fit(outlook),
-        *check_this_machine(config, outlook),
-        *check_room(config, outlook),
+        *check_this_machine(params, outlook),
+        *check_room(params, outlook),
         *check_evaluations(outlook),
     ]
 
@@ -51,32 +51,32 @@ def check_fit(outlook: Outlook) -> list[Finding]:
     return [Finding("memory-short" if peak > available else "memory-tight", where, what, advice)]
 
 
-def check_this_machine(config: Config, outlook: Outlook) -> list[Finding]:
+def check_this_machine(params: ValidateParams, outlook: Outlook) -> list[Finding]:
     """The predicted peak against this machine, where the recipe is for another one of its kind."""
     assert outlook.memory is not None
-    if config.machine not in MACHINES or why_unavailable(config.environment):
+    if params.machine not in MACHINES or why_unavailable(params.environment):
         return []
-    here = memory_bytes(config.environment)
+    here = memory_bytes(params.environment)
     if outlook.memory.peak <= here:
         return []
     what = f"a peak of {gigabytes(outlook.memory.peak)} is predicted, this machine has {gigabytes(here)}"
-    fix = f"train on {MACHINES[config.machine].title}; here, make rehearse and make plan"
+    fix = f"train on {MACHINES[params.machine].title}; here, make rehearse and make plan"
     return [Finding("this-machine-short", "params.yaml: machine", what, fix)]
 
 
-def check_room(config: Config, outlook: Outlook) -> list[Finding]:
+def check_room(params: ValidateParams, outlook: Outlook) -> list[Finding]:
     """Checkpointing or 4-bit weights where the run would fit with room to spare without them."""
     findings: list[Finding] = []
     if outlook.available is None or outlook.architecture is None:
         return findings
-    room, ranks = ROOMY * outlook.available, config.train.distributed.devices
+    room, ranks = ROOMY * outlook.available, params.train.distributed.devices
 
-    def peak(changed: Config) -> int:
+    def peak(changed: ValidateParams) -> int:
         assert outlook.architecture is not None
         return peak_memory(changed, outlook.architecture, outlook.workload, ranks).peak
 
-    if config.train.activation_checkpointing:
-        plain = config.model_copy(update={"train": config.train.model_copy(update={"activation_checkpointing": False})})
+    if params.train.activation_checkpointing:
+        plain = params.model_copy(update={"train": params.train.model_copy(update={"activation_checkpointing": False})})
         if peak(plain) <= room:
             what = f"without it the peak would be {gigabytes(peak(plain))} of {gigabytes(outlook.available)}"
             where, fix = (
@@ -84,10 +84,10 @@ def check_room(config: Config, outlook: Outlook) -> list[Finding]:
                 "set it to false: a third of the work is saved",
             )
             findings.append(Finding("checkpointing-needless", where, what, fix))
-    if config.model.quantization == "nf4":
-        plain = config.model_copy(update={"model": config.model.model_copy(update={"quantization": "none"})})
+    if params.model.quantization == "nf4":
+        plain = params.model_copy(update={"model": params.model.model_copy(update={"quantization": "none"})})
         if peak(plain) <= room:
-            dtype, size = config.model.dtype, gigabytes(peak(plain))
+            dtype, size = params.model.dtype, gigabytes(peak(plain))
             what = f"with {dtype} weights the peak would be {size} of {gigabytes(outlook.available)}"
             fix = "use none: no weight is dequantized in each pass, which is quicker and exact"
             findings.append(Finding("quantization-needless", "params.yaml: model.quantization", what, fix))

@@ -3,19 +3,19 @@
 from pathlib import Path
 
 from finetune.config.loading import read_yaml
-from finetune.config.params import Config
+from finetune.config.validate import ValidateParams
 from finetune.errors import ConfigError
 from finetune.validate.findings import Finding
 
 
-def check_reference(config: Config, recipes: Path) -> list[Finding]:
+def check_reference(params: ValidateParams, recipes: Path) -> list[Finding]:
     """The effective batch size against the recipe's own, which its learning rate was chosen with."""
-    path = recipes / f"{config.recipe}.yaml"
+    path = recipes / f"{params.recipe}.yaml"
     try:
         reference = read_yaml(path)["train"]["effective_batch_size"]
     except (ConfigError, KeyError, TypeError):  # a run of the user's own, of no recipe
         return []
-    asked = config.train.effective_batch_size
+    asked = params.train.effective_batch_size
     if asked == reference:
         return []
     what = f"{asked} here, {reference} in {path}, whose learning rate was chosen for that"

@@ -11,8 +11,8 @@ from finetune.config.decide import (
     NotWorseThanBaseline,
     QualityCriterion,
 )
-from finetune.config.params import Config
 from finetune.config.types import ALL
+from finetune.config.validate import ValidateParams
 from finetune.records.examples import Example
 from finetune.statistics.bootstrap import MINIMUM_UNITS
 from finetune.statistics.proportions import (
@@ -26,7 +26,7 @@ from finetune.statistics.proportions import (
 from finetune.validate.findings import Finding
 
 
-def check_test_size(config: Config, test: Sequence[Example]) -> list[Finding]:
+def check_test_size(params: ValidateParams, test: Sequence[Example]) -> list[Finding]:
     """Criteria on groups that are not there, or that have fewer examples than any proof needs.
 
     The policy `point` proves nothing, so it needs no number of examples.
@@ -35,30 +35,30 @@ def check_test_size(config: Config, test: Sequence[Example]) -> list[Finding]:
         return []
     findings: list[Finding] = []
     told = set()  # groups of which a criterion has said that they are too small
-    for at, criterion in enumerate(config.decide.criteria):
-        if isinstance(criterion, LatencyQuantileAtMost) and config.decide.policy == "interval":
-            findings += _few_for_quantile(config, at, criterion)
+    for at, criterion in enumerate(params.decide.criteria):
+        if isinstance(criterion, LatencyQuantileAtMost) and params.decide.policy == "interval":
+            findings += _few_for_quantile(params, at, criterion)
         if not isinstance(criterion, QualityCriterion):
             continue
-        have = _examples_of(config, test, criterion)
+        have = _examples_of(params, test, criterion)
         if not have:
             findings.append(_unknown_group(at, criterion, test))
-        elif config.decide.policy == "interval":
-            found = _too_small(config, at, criterion, have)
+        elif params.decide.policy == "interval":
+            found = _too_small(params, at, criterion, have)
             told |= {criterion.group for _ in found}
             findings += found
-    findings += [*_unknown_scored(config, test), *_ambiguous(config, test)]
-    if config.decide.policy == "interval":
-        findings += [*_tiny_groups(config, test, told), *_few_latencies(config, len(test))]
+    findings += [*_unknown_scored(params, test), *_ambiguous(params, test)]
+    if params.decide.policy == "interval":
+        findings += [*_tiny_groups(params, test, told), *_few_latencies(params, len(test))]
     return findings
 
 
-def _examples_of(config: Config, test: Sequence[Example], criterion: QualityCriterion) -> int:
+def _examples_of(params: ValidateParams, test: Sequence[Example], criterion: QualityCriterion) -> int:
     """How many test examples a criterion is judged on: those of its group that its scorer scores."""
     of = next(
         (
             scorer.of
-            for name, scorer in config.evaluate.scorers.items()
+            for name, scorer in params.evaluate.scorers.items()
             if any(metric.name == criterion.metric for metric in scorer.metrics(name))
         ),
         None,
@@ -70,10 +70,10 @@ def _examples_of(config: Config, test: Sequence[Example], criterion: QualityCrit
     )
 
 
-def _unknown_scored(config: Config, test: Sequence[Example]) -> Iterator[Finding]:
+def _unknown_scored(params: ValidateParams, test: Sequence[Example]) -> Iterator[Finding]:
     """Scorers of agents or sources that no test example is of."""
     known = {name for example in test for name in (example.agent, example.source)}
-    for name, scorer in config.evaluate.scorers.items():
+    for name, scorer in params.evaluate.scorers.items():
         unknown = sorted(set(scorer.of or ()) - known)
         if unknown:
             what = f"{', '.join(unknown)} has no example in the test split"
@@ -81,10 +81,10 @@ def _unknown_scored(config: Config, test: Sequence[Example]) -> Iterator[Finding
             yield Finding("group-unknown", where, what, f"use some of {', '.join(sorted(known))}, or null for all")
 
 
-def _ambiguous(config: Config, test: Sequence[Example]) -> Iterator[Finding]:
+def _ambiguous(params: ValidateParams, test: Sequence[Example]) -> Iterator[Finding]:
     """Groups that criteria or scorers name and that mean an agent's examples as well as another source's."""
-    asked = {item.group for item in config.decide.criteria if isinstance(item, QualityCriterion)}
-    asked |= {name for scorer in config.evaluate.scorers.values() for name in scorer.of or ()}
+    asked = {item.group for item in params.decide.criteria if isinstance(item, QualityCriterion)}
+    asked |= {name for scorer in params.evaluate.scorers.values() for name in scorer.of or ()}
     for name in sorted(asked):
         by_agent, by_source = ({item.id for item in test if getattr(item, key) == name} for key in ("agent", "source"))
         if by_agent and by_source and by_agent != by_source:
@@ -92,11 +92,11 @@ def _ambiguous(config: Config, test: Sequence[Example]) -> Iterator[Finding]:
             yield Finding("group-ambiguous", "params.yaml: data.sources", what, "give the source another name")
 
 
-def _few_for_quantile(config: Config, at: int, criterion: LatencyQuantileAtMost) -> list[Finding]:
+def _few_for_quantile(params: ValidateParams, at: int, criterion: LatencyQuantileAtMost) -> list[Finding]:
     """A quantile has an upper bound only where so many prompts were timed that one of them lies beyond it."""
     needed, asked = (
-        examples_needed_quantile(criterion.quantile, config.decide.confidence_of_a_look),
-        (config.evaluate.latency.prompts),
+        examples_needed_quantile(criterion.quantile, params.decide.confidence_of_a_look),
+        (params.evaluate.latency.prompts),
     )
     if asked >= needed:
         return []
@@ -116,11 +116,11 @@ def _unknown_group(at: int, criterion: QualityCriterion, test: Sequence[Example]
     return Finding("group-unknown", f"params.yaml: decide.criteria.{at}.group", what, f"use one of {', '.join(known)}")
 
 
-def _too_small(config: Config, at: int, criterion: QualityCriterion, have: int) -> list[Finding]:
+def _too_small(params: ValidateParams, at: int, criterion: QualityCriterion, have: int) -> list[Finding]:
     """At most one finding: what this criterion needs at the least, beside what there is."""
-    confidence = config.decide.confidence_of_a_look
+    confidence = params.decide.confidence_of_a_look
     needed, condition, way_out = MINIMUM_UNITS, "whatever is answered: a bootstrap", ""
-    right = config.evaluate.metrics[criterion.metric].kind == "right"
+    right = params.evaluate.metrics[criterion.metric].kind == "right"
     if right and isinstance(criterion, AtLeast):
         needed, one, two = (examples_needed(criterion.threshold, failures, confidence) for failures in range(3))
         condition = f"even with no failure ({one:,} with one failure, {two:,} with two)"
@@ -165,23 +165,23 @@ def discordant_needed(confidence: float) -> int:
     return pairs
 
 
-def _tiny_groups(config: Config, test: Sequence[Example], told: set[str]) -> Iterator[Finding]:
+def _tiny_groups(params: ValidateParams, test: Sequence[Example], told: set[str]) -> Iterator[Finding]:
     """Groups of criteria that may pass, but on so few examples that each of them moves the score by over 5 points."""
-    asked = [(at, item) for at, item in enumerate(config.decide.criteria) if isinstance(item, QualityCriterion)]
+    asked = [(at, item) for at, item in enumerate(params.decide.criteria) if isinstance(item, QualityCriterion)]
     for group in dict.fromkeys(item.group for _, item in asked):
         first, criterion = next((at, item) for at, item in asked if item.group == group)
-        have = _examples_of(config, test, criterion)
+        have = _examples_of(params, test, criterion)
         if 0 < have < MINIMUM_UNITS and group not in told:
             what = f"{_examples(have, group)}: one answer moves the score by {1 / have:.1%}"
             fix = f"add {_examples(MINIMUM_UNITS - have, group)}"
             yield Finding("test-set-tiny", f"params.yaml: decide.criteria.{first}", what, fix)
 
 
-def _few_latencies(config: Config, have: int) -> list[Finding]:
+def _few_latencies(params: ValidateParams, have: int) -> list[Finding]:
     """Each prompt is timed once, so there are no more latencies than test examples."""
-    asked = config.evaluate.latency.prompts
+    asked = params.evaluate.latency.prompts
     if asked <= have or not any(
-        isinstance(item, LatencyAtMost | LatencyQuantileAtMost) for item in config.decide.criteria
+        isinstance(item, LatencyAtMost | LatencyQuantileAtMost) for item in params.decide.criteria
     ):
         return []
     what = f"{asked:,} prompts are to be timed, and the test split has {have:,}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from finetune.config.params import Config
+from finetune.config.validate import ValidateParams
 from finetune.errors import ConfigError
 from finetune.records.examples import Example
 from finetune.score.scorers import build_scorers
@@ -14,16 +14,16 @@ PLACE = "params.yaml: "
 
 
 def check_scorers(
-    config: Config, test: Sequence[Example], labels: Mapping[str, Sequence[str]], root: Path
+    params: ValidateParams, test: Sequence[Example], labels: Mapping[str, Sequence[str]], root: Path
 ) -> list[Finding]:
     """One finding a scorer that can't be built for these rows; `labels` are the classes by agent, by prepare."""
     if not test:
         return []
-    if config.evaluate.forgetting is not None and find_spec("lm_eval") is None:
+    if params.evaluate.forgetting is not None and find_spec("lm_eval") is None:
         where, what = f"{PLACE}evaluate.forgetting", "the lm-evaluation-harness is not installed here"
         return [Finding("scorer-unusable", where, what, "install requirements/forgetting.lock, or set it to null")]
     try:
-        build_scorers(config.evaluate.scorers, labels, test, root)
+        build_scorers(params.evaluate.scorers, labels, test, root)
     except ConfigError as error:
         return [_finding(line) for line in str(error).splitlines()]
     return []

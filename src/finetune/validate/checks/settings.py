@@ -1,6 +1,6 @@
 """Checks of the settings against each other and against the kind of device: what no machine of that kind could do."""
 
-from finetune.config.params import Config
+from finetune.config.validate import ValidateParams
 from finetune.model.architecture import HEAD, Architecture
 from finetune.model.base import attention_used
 from finetune.validate.findings import Finding
@@ -11,70 +11,70 @@ DEEPSPEED = ("zero2", "zero3")
 NF4_CPU_INPUTS, NF4_CPU_OUTPUTS = 64, 32  # multiples that bitsandbytes' CPU kernels need (0.50: gemv_4bit, dequantize)
 
 
-def check_settings(config: Config, architecture: Architecture | None) -> list[Finding]:
+def check_settings(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
     """All findings that follow from params.yaml and the architecture alone."""
     return [
-        *check_precision(config),
-        *check_optimizer(config),
-        *check_attention(config),
-        *check_quantization(config, architecture),
-        *check_kernels(config),
-        *check_strategy(config),
-        *check_offload(config),
-        *check_effective_batch(config),
+        *check_precision(params),
+        *check_optimizer(params),
+        *check_attention(params),
+        *check_quantization(params, architecture),
+        *check_kernels(params),
+        *check_strategy(params),
+        *check_offload(params),
+        *check_effective_batch(params),
     ]
 
 
-def check_precision(config: Config) -> list[Finding]:
+def check_precision(params: ValidateParams) -> list[Finding]:
     """fp16, tf32 and the weights' dtype against the kind of device."""
-    findings, environment = [], config.environment
-    if environment != "cuda" and config.train.fp16:
+    findings, environment = [], params.environment
+    if environment != "cuda" and params.train.fp16:
         what = f"fp16 needs CUDA's loss scaling, the environment is {environment}"
         findings.append(Finding("fp16-needs-cuda", "params.yaml: train.fp16", what, "set it to false"))
-    if environment != "cuda" and config.train.tf32:
+    if environment != "cuda" and params.train.tf32:
         what = f"tf32 is a mode of CUDA devices, the environment is {environment}"
         findings.append(Finding("tf32-unsupported", "params.yaml: train.tf32", what, "set it to false"))
-    if environment == "cpu" and config.model.dtype == "float16":
+    if environment == "cpu" and params.model.dtype == "float16":
         what = "float16 on a CPU is computed slowly, or not at all"
         findings.append(Finding("dtype-slow", "params.yaml: model.dtype", what, "use bfloat16 or float32"))
-    if environment == "cuda" and config.model.dtype == "float16" and not config.train.fp16:
+    if environment == "cuda" and params.model.dtype == "float16" and not params.train.fp16:
         what = "float16 weights are trained through without loss scaling" + (
-            " (bf16 has none)" if config.train.bf16 else ""
+            " (bf16 has none)" if params.train.bf16 else ""
         )
         fix = "set train.fp16: true and bf16: false, or dtype: bfloat16"
         findings.append(Finding("dtype-unscaled", "params.yaml: model.dtype", what, fix))
-    if environment == "cuda" and config.model.dtype == "float32":
-        quantized = config.model.quantization == "nf4"
+    if environment == "cuda" and params.model.dtype == "float32":
+        quantized = params.model.quantization == "nf4"
         what = "4-bit weights are computed with in 32 bit, twice as slow as in 16" if quantized else TWICE
         findings.append(Finding("float32-weights-large", "params.yaml: model.dtype", what, "use bfloat16"))
     return findings
 
 
-def check_optimizer(config: Config) -> list[Finding]:
+def check_optimizer(params: ValidateParams) -> list[Finding]:
     """8-bit optimizers run on CUDA alone; DeepSpeed offloads none but its own."""
-    where, optimizer, environment = "params.yaml: train.optim", config.train.optim, config.environment
+    where, optimizer, environment = "params.yaml: train.optim", params.train.optim, params.environment
     if environment != "cuda" and optimizer in EIGHT_BIT:
         what = f"{optimizer} needs CUDA, the environment is {environment}"
         return [Finding("optimizer-needs-cuda", where, what, "use adamw_torch")]
-    offloaded = config.train.distributed.offload_optimizer == "cpu"
-    if config.train.distributed.strategy in DEEPSPEED and offloaded and optimizer in EIGHT_BIT:
+    offloaded = params.train.distributed.offload_optimizer == "cpu"
+    if params.train.distributed.strategy in DEEPSPEED and offloaded and optimizer in EIGHT_BIT:
         what = f"{optimizer} keeps its state on the GPU, so DeepSpeed can't offload it"
         return [Finding("optimizer-needs-deepspeed", where, what, "use adamw_torch, or offload_optimizer: none")]
     return []
 
 
-def check_attention(config: Config) -> list[Finding]:
+def check_attention(params: ValidateParams) -> list[Finding]:
     """flash_attention_2 against device and precision; packing against attention and sampling."""
-    findings, model, train = [], config.model, config.train
+    findings, model, train = [], params.model, params.train
     if model.attention == "flash_attention_2":
         where = "params.yaml: model.attention"
-        if config.environment != "cuda":
-            what = f"flash_attention_2 needs CUDA, the environment is {config.environment}"
+        if params.environment != "cuda":
+            what = f"flash_attention_2 needs CUDA, the environment is {params.environment}"
             findings.append(Finding("attention-needs-cuda", where, what, "use sdpa"))
         elif model.dtype == "float32" and not (train.bf16 or train.fp16):
             what = "flash_attention_2 computes in 16 bit alone, and the run is in float32"
             findings.append(Finding("attention-dtype", where, what, "set train.bf16: true, or use sdpa"))
-    elif train.packing and attention_used(model, config.environment) != "flash_attention_2":
+    elif train.packing and attention_used(model, params.environment) != "flash_attention_2":
         used = "sdpa, where auto finds no flash attention," if model.attention == "auto" else model.attention
         what = f"with {used} a packed row of {train.max_length} tokens has a square mask over all of it"
         fix = "use model.attention: flash_attention_2, or packing: false with group_by_length"
@@ -86,19 +86,19 @@ def check_attention(config: Config) -> list[Finding]:
     return findings
 
 
-def check_quantization(config: Config, architecture: Architecture | None) -> list[Finding]:
+def check_quantization(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
     """4-bit weights against device, sharding and the shapes that a CPU kernel takes."""
     where, findings = "params.yaml: model.quantization", []
-    if config.model.quantization == "none":
+    if params.model.quantization == "none":
         return []
-    strategy = config.train.distributed.strategy
+    strategy = params.train.distributed.strategy
     if strategy in ("fsdp", "zero3"):
         what = f"{strategy} shards weights, and nf4 weights are stored in bytes that it can't shard"
         findings.append(Finding("quantization-strategy", where, what, "use ddp or zero2, or quantization: none"))
-    if config.environment == "apple":
+    if params.environment == "apple":
         what = "nf4 on a Mac goes through fallbacks; 16-bit weights are quicker where they fit"
         findings.append(Finding("quantization-slow", where, what, "use none with dtype: bfloat16, if memory allows"))
-    if config.environment == "cpu" and architecture is not None:
+    if params.environment == "cpu" and architecture is not None:
         for linear in architecture.linears:
             odd = linear.inputs % NF4_CPU_INPUTS or linear.outputs % NF4_CPU_OUTPUTS
             if odd and linear.name != HEAD:
@@ -111,23 +111,23 @@ def check_quantization(config: Config, architecture: Architecture | None) -> lis
     return findings
 
 
-def check_kernels(config: Config) -> list[Finding]:
+def check_kernels(params: ValidateParams) -> list[Finding]:
     """Liger's fused kernels against the kind of device."""
-    if not config.train.use_liger_kernel or config.environment == "cuda":
+    if not params.train.use_liger_kernel or params.environment == "cuda":
         return []
-    what = f"Liger's kernels need CUDA, the environment is {config.environment}"
+    what = f"Liger's kernels need CUDA, the environment is {params.environment}"
     return [Finding("liger-needs-cuda", "params.yaml: train.use_liger_kernel", what, "set it to false")]
 
 
-def check_strategy(config: Config) -> list[Finding]:
+def check_strategy(params: ValidateParams) -> list[Finding]:
     """The strategy against the number and the kind of devices."""
-    where, distributed = "params.yaml: train.distributed.strategy", config.train.distributed
+    where, distributed = "params.yaml: train.distributed.strategy", params.train.distributed
     strategy, devices = distributed.strategy, distributed.devices
     if strategy == "none":
         return []
-    if config.environment == "apple" or (config.environment == "cpu" and strategy != "ddp"):
-        what = f"{strategy} does not run in the environment {config.environment}"
-        fix = "use none" if config.environment == "apple" else "use ddp or none"
+    if params.environment == "apple" or (params.environment == "cpu" and strategy != "ddp"):
+        what = f"{strategy} does not run in the environment {params.environment}"
+        fix = "use none" if params.environment == "apple" else "use ddp or none"
         return [Finding("strategy-needs-cuda", where, what, fix)]
     if devices == 1 and not (
         strategy in DEEPSPEED and "cpu" in (distributed.offload_optimizer, distributed.offload_param)
@@ -137,9 +137,9 @@ def check_strategy(config: Config) -> list[Finding]:
     return []
 
 
-def check_offload(config: Config) -> list[Finding]:
+def check_offload(params: ValidateParams) -> list[Finding]:
     """Offload options that the strategy does not read."""
-    distributed, findings = config.train.distributed, []
+    distributed, findings = params.train.distributed, []
     where = "params.yaml: train.distributed"
     if distributed.offload_param == "cpu" and distributed.strategy != "zero3":
         what = f"offload_param: cpu does nothing with {distributed.strategy}; only zero3 shards and offloads parameters"
@@ -150,9 +150,9 @@ def check_offload(config: Config) -> list[Finding]:
     return findings
 
 
-def check_effective_batch(config: Config) -> list[Finding]:
+def check_effective_batch(params: ValidateParams) -> list[Finding]:
     """Micro-batch x accumulation x devices is the effective batch size that the recipe was tuned for."""
-    train = config.train
+    train = params.train
     micro, devices, asked = train.per_device_train_batch_size, train.distributed.devices, train.effective_batch_size
     made = micro * train.gradient_accumulation_steps * devices
     if made == asked:

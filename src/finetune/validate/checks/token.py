@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.config.params import Config
 from finetune.config.train import TrainConfig
 from finetune.config.types import Split
+from finetune.config.validate import ValidateParams
 from finetune.errors import BaseModelError
 from finetune.model.tokens import IGNORED, TEMPLATES, runs, tokenize
 from finetune.records.examples import Example
@@ -17,12 +17,12 @@ LENGTH = "params.yaml: train.max_length"
 TEMPLATE = "params.yaml: model.chat_template"
 
 
-def check_split(config: Config, name: str, split: TokenizedSplit) -> list[Finding]:
+def check_split(params: ValidateParams, name: str, split: TokenizedSplit) -> list[Finding]:
     """All findings about one tokenized split that is trained on."""
     return [
         *check_rendering(name, split),
         *check_masks(name, split),
-        *check_truncation(config.train, name, split.counts),
+        *check_truncation(params.train, name, split.counts),
     ]
 
 
@@ -124,12 +124,14 @@ def _first_mark(pattern: re.Pattern[str], example: Example) -> str | None:
     return next((match[0] for match in found if match), None)
 
 
-def check_test_answers(config: Config, tokenizer: Any, test: Sequence[Example], positions: int | None) -> list[Finding]:
+def check_test_answers(
+    params: ValidateParams, tokenizer: Any, test: Sequence[Example], positions: int | None
+) -> list[Finding]:
     """Test answers that a candidate can't give in full: they count as wrong whatever it has learnt.
 
     `positions` is how many the base has, where that is known. Rows that the template refuses are told, and left out.
     """
-    asked, answers, prompts, split = config.evaluate.max_new_tokens, [], [], TokenizedSplit()
+    asked, answers, prompts, split = params.evaluate.max_new_tokens, [], [], TokenizedSplit()
     for example in test:
         try:
             whole = tokenize(tokenizer, example.messages, example.tools)

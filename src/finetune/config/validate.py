@@ -1,0 +1,36 @@
+"""What validate and the plan are given of params.yaml: all but where the stages run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune.config.data import DataConfig
+from finetune.config.decide import DecideConfig
+from finetune.config.evaluate import EvaluateConfig
+from finetune.config.model import AdapterConfig, Environment, ModelConfig
+from finetune.config.train import TrainConfig
+from finetune.config.types import Section, Seed, Text
+
+Machine = Literal["this", "h200", "h100", "a100-80gb", "gpu-24gb", "mac-32gb", "mac-16gb", "cpu-48-64gb"]
+
+
+class FindingsConfig(Section):
+    """Which of validate's findings are known and accepted, by code, each with its reason."""
+
+    accept: dict[Text, Annotated[str, Field(pattern=r"\S")]]
+
+
+class ValidateParams(Section):
+    """The sections that validate checks, against each other, the data and the machine."""
+
+    recipe: Text
+    machine: Machine  # what the plan reckons with
+    environment: Environment
+    seed: Seed
+    data: DataConfig
+    model: ModelConfig
+    adapter: AdapterConfig
+    train: TrainConfig
+    findings: FindingsConfig
+    evaluate: EvaluateConfig
+    decide: DecideConfig

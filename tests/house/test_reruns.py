@@ -1,0 +1,101 @@
+"""What a change of the code makes DVC run again: the stages that read it, and never a night of training for a colour.
+
+The stages of the clone make empty outputs, so that dvc.lock is true of it within seconds; what counts is `dvc status`.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.builders.small_run import CODE, copy_tree
+
+EXPENSIVE = {"prepare", "train"}
+SOURCE = "src/finetune/"
+# Of each change: a text of the file, its replacement, and the stages that run again.
+CHANGES = {
+    "a colour": ("console.py", '"deploy": "bold green"', '"deploy": "green"', set()),
+    "a sentence of an error": ("errors.py", "their text says", "the text says", set()),
+    "a place": ("paths.py", '"Where the stages meet', '"The places where the stages meet', set()),
+    "a scorer": (
+        "config/scorers.py",
+        "class ExactMatch(Scorer):",
+        'class FirstLine(Scorer):\n    """The first line."""\n\n\nclass ExactMatch(Scorer):',
+        {"validate", "evaluate", "decide"},
+    ),
+    "how a scorer scores": (
+        "score/matching.py",
+        "def exact_match(",
+        "SPARE = 1\n\n\ndef exact_match(",
+        {"validate", "evaluate"},
+    ),
+    "a criterion's rule": ("decide/criteria.py", "ENOUGH_PEAKS = ", "SPARE = 1\nENOUGH_PEAKS = ", {"decide"}),
+    "the section decide": ("config/decide.py", "RULES: dict", "SPARE = 1\nRULES: dict", {"validate", "decide"}),
+    "the report": ("decide/report/svg.py", "FEW = ", "SPARE = 1\nFEW = ", {"decide"}),
+    "a check": ("validate/checks/balance.py", "FEW_ROWS = ", "SPARE = 1\nFEW_ROWS = ", {"validate"}),
+    "a command": ("commands/gate.py", "EXIT_CODES = ", "SPARE = 1\nEXIT_CODES = ", set()),
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The tree with every stage up to date."""
+    root = copy_tree(tmp_path_factory.mktemp("clone"), [*CODE, "params.yaml", "models", "data/raw", ".dvc/config"])
+    for name in ("looks", "seeds"):
+        (root / f"data/{name}.json").write_text("{}\n", encoding="utf-8")
+    yaml = YAML()
+    pipeline = yaml.load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    for stage in pipeline["stages"].values():
+        outs = [out for key in ("outs", "metrics") for out in stage.get(key, [])]
+        folders = [out for out in outs if "." not in Path(out).name]
+        files = [out for out in outs if out not in folders]
+        stage["cmd"] = f"mkdir -p reports out {' '.join(folders)} && touch data/prepared/test.jsonl {' '.join(files)}"
+    with (root / "dvc.yaml").open("w", encoding="utf-8") as file:
+        yaml.dump(pipeline, file)
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    dvc(root, "repro", "--quiet")
+    assert stages_to_run(root) == set()
+    yield root
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    """What DVC prints."""
+    line = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(line, cwd=root, capture_output=True, text=True, check=True).stdout
+
+
+def stages_to_run(root: Path) -> set[str]:
+    """The stages that `dvc status` names."""
+    return set(json.loads(dvc(root, "status", "--json") or "{}"))
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_change_runs_the_stages_that_read_it(clone: Path, what: str) -> None:
+    """A sentence, a colour, a scorer or a rule must never cost a night of training."""
+    name, before, after, expected = CHANGES[what]
+    path = clone / SOURCE / name
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    try:
+        path.write_text(text.replace(before, after, 1), encoding="utf-8")
+        stages = stages_to_run(clone)
+    finally:
+        path.write_text(text, encoding="utf-8")
+    assert not stages & EXPENSIVE
+    assert stages == expected
+
+
+@pytest.mark.parametrize("name", ["train/health.py", "config/train.py", "model/adapter.py", "plan/order.py"])
+def test_code_that_trains_runs_the_training(clone: Path, name: str) -> None:
+    """Else a stale adapter would be judged in silence."""
+    path = clone / SOURCE / name
+    text = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(f"{text}\nSPARE = 1\n", encoding="utf-8")
+        assert "train" in stages_to_run(clone)
+    finally:
+        path.write_text(text, encoding="utf-8")
