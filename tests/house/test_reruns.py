@@ -6,7 +6,6 @@ The stages of the clone make empty outputs, so that dvc.lock is true of it withi
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,7 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree with every stage up to date."""
     root = copy_tree(tmp_path_factory.mktemp("clone"), [*CODE, "params.yaml", "models", "data/raw", ".dvc/config"])
     for name in ("looks", "seeds"):
@@ -59,7 +58,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
     dvc(root, "repro", "--quiet")
     assert stages_to_run(root) == set()
-    yield root
+    return root
 
 
 def dvc(root: Path, *arguments: str) -> str:
