@@ -22,7 +22,7 @@ from measure import changed, results_file, what_ran
 from memory_grid import BASES, Case, cpu_grid, cuda_grid
 
 from finetune.config.loading import read_yaml
-from finetune.config.params import Config, parse_config
+from finetune.config.params import Config, params_of, parse_config
 from finetune.files.atomic import write_json
 from finetune.files.manifests import write_manifest
 from finetune.hardware.devices import describe_machine, peak_memory_bytes
@@ -136,7 +136,7 @@ def train_here() -> None:
     from finetune.train import stage
 
     config = load_config(Path("params.yaml"))
-    stage.run(config, Paths())
+    stage.run(params_of("train", config), Paths())
     found: dict[str, Any] = {"peak": peak_memory_bytes(config.environment)}
     if config.environment == "cuda":
         import torch

@@ -187,7 +187,7 @@ def train_ours(changes: dict[str, Any], clock: Clock, tally: Tally) -> None:
     from train_workloads import changed
 
     from finetune.config.loading import read_yaml
-    from finetune.config.params import parse_config
+    from finetune.config.params import params_of, parse_config
     from finetune.console import quiet_libraries
     from finetune.hardware.devices import set_device_environment
     from finetune.hardware.host import calm_threads
@@ -204,7 +204,7 @@ def train_ours(changes: dict[str, Any], clock: Clock, tally: Tally) -> None:
     watch_trainer(clock, tally, Trainer)
     watch_stage(clock)
     with clock.span("rest of the stage"):
-        stage.run(config, Paths())
+        stage.run(params_of("train", config), Paths())
 
 
 def train_plain(setting: str, clock: Clock, tally: Tally) -> None:

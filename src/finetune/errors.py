@@ -1,41 +1,98 @@
-"""The errors that a user can cause, each with its exit code; their text says what, where and what to do."""
+"""Problems, and the errors that a user can cause, each with its exit code.
 
-from typing import ClassVar
+A problem has one shape everywhere, in findings, errors and JSON: a stable code for programs, the place, what is wrong
+there, and what to do about it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import ClassVar, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong or worth knowing."""
+
+    code: str
+    place: str  # a file, a file and line, or a key of params.yaml; empty where there is none
+    message: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.place}: {self.message}" if self.place else self.message
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+    def to_json(self) -> dict[str, str | None]:
+        """The fields for a JSON report."""
+        return asdict(self)
 
 
 class FinetuneError(Exception):
-    """An error with a clear one-line text and an exit code; printed without a traceback."""
+    """One or more problems and an exit code; printed without a traceback."""
 
     exit_code: ClassVar[int] = 1
+    code: ClassVar[str] = "defect"  # of problems that have no code of their own
+
+    def __init__(self, place: str | PathLike[str], message: str, remedy: str = "", *, code: str | None = None) -> None:
+        self.problems: tuple[Problem, ...] = (Problem(code or self.code, str(place), message, remedy),)
+        super().__init__(place, message, remedy)
+
+    @classmethod
+    def of(cls, problems: Iterable[Problem]) -> Self:
+        """One error for several problems, a line each."""
+        error = cls.__new__(cls)
+        error.problems = tuple(problems)
+        return error
+
+    @property
+    def problem(self) -> Problem:
+        """The first problem."""
+        return self.problems[0]
+
+    def elsewhere(self, folder: str, name: str) -> Self:
+        """The same error of files that the reader knows by another name than where they were unpacked for us."""
+        texts = [(part.replace(folder, "") for part in (p.place, p.message, p.remedy)) for p in self.problems]
+        named = [(name + place if place else name.rstrip(": "), *rest) for place, *rest in texts]
+        return type(self).of(Problem(p.code, *parts) for p, parts in zip(self.problems, named, strict=True))
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
+
+    def __reduce__(self) -> tuple[object, ...]:  # it comes out of worker processes
+        return type(self).of, (self.problems,)
 
 
 class ConfigError(FinetuneError):
     """Bad use or bad configuration: an unknown key, a value out of range, two runs at once."""
 
     exit_code = 2
+    code = "bad-config"
 
 
 class BaseModelError(ConfigError):
-    """The base model, its tokenizer or its template can't serve: the parts of validate's finding of that code."""
+    """The base model, its tokenizer or its template can't serve; the code is that of validate's finding."""
 
-    def __init__(self, code: str, key: str, what: str, fix: str) -> None:
-        super().__init__(f"params.yaml: model.{key}: {what}; {fix}")
-        self.code, self.where, self.what, self.fix = code, f"params.yaml: model.{key}", what, fix
+    def __init__(self, code: str, key: str, message: str, remedy: str) -> None:
+        super().__init__(f"params.yaml: model.{key}", message, remedy, code=code)
 
 
 class DataError(FinetuneError):
     """Bad data or unsound evidence: a broken row, an empty split, an artifact that is not the one published."""
 
     exit_code = 3
+    code = "bad-data"
 
 
 class MachineError(FinetuneError):
-    """This machine can't: no such device, no memory, no disk."""
+    """The hardware or the system does not support the run: no such device, no memory, no disk."""
 
     exit_code = 4
+    code = "machine"
 
 
 class InterruptedRunError(FinetuneError):
-    """Stopped from outside with its state kept; the same command goes on."""
+    """Stopped from outside with its state kept; the same command resumes it."""
 
     exit_code = 5
+    code = "interrupted"

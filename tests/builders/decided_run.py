@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
+from finetune.config.params import Config, params_of
 from finetune.config.scorers import metrics_of
 from finetune.decide import stage
 from finetune.errors import DataError
@@ -134,13 +134,13 @@ class Run:
 
     def decide(self) -> dict[str, Any]:
         """The decision."""
-        stage.run(self.config, self.paths)
+        stage.run(params_of("decide", self.config), self.paths)
         return read_json(self.paths.reports / "decision.json")
 
     def refusal(self) -> str:
         """The text of the DataError, with ROOT for the folder; nothing may have been written or counted."""
         with pytest.raises(DataError) as caught:
-            stage.run(self.config, self.paths)
+            stage.run(params_of("decide", self.config), self.paths)
         written = [self.paths.reports / "decision.json", self.paths.reports / "report.html", self.paths.model_card]
         assert not [path for path in [*written, self.paths.looks] if path.exists()]
         return str(caught.value).replace(str(self.paths.root), "ROOT")

@@ -13,8 +13,9 @@ from ruamel.yaml import YAML
 
 from finetune.config.decide import RULES
 from finetune.config.evaluate import BASELINES, CANDIDATES
-from finetune.config.params import Config, Machine
+from finetune.config.params import Config
 from finetune.config.scorers import SCORERS
+from finetune.config.validate import Machine
 from finetune.validate.codes import CODES
 from tests.builders.doc_text import FENCED, ROOT, SPAN, code_of, spans_of
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
+from finetune.config.params import Config, params_of
 from finetune.config.types import SPLITS
 from finetune.errors import DataError
 from finetune.files.strict_json import read_json
@@ -53,7 +53,8 @@ class Run:
             "duplicates.near": "ignore",
             "split": HALF,
         } | changed
-        stage.run(self.change(**{f"data.{key}": value for key, value in settings.items()}), self.paths)
+        config = self.change(**{f"data.{key}": value for key, value in settings.items()})
+        stage.run(params_of("prepare", config), self.paths)
         return read_json(self.paths.reports / "prepare.json")
 
     def error(self, *files: Sequence[bytes], **changed: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.loading import read_yaml
-from finetune.config.params import Config, parse_config
+from finetune.config.params import Config, params_of, parse_config
 from finetune.files.manifests import read_manifest
 from finetune.paths import Paths
 
@@ -124,8 +124,8 @@ def validated(root: Path, **changes: Any) -> tuple[Config, Paths]:
     from finetune.validate import stage as validate
 
     config, paths = workspace(root, **changes)
-    prepare.run(config, paths)
-    validate.run(config, paths)
+    prepare.run(params_of("prepare", config), paths)
+    validate.run(params_of("validate", config), paths)
     return config, paths
 
 

@@ -12,6 +12,7 @@ import torch
 from finetune.cli.main import main
 from finetune.commands import merge
 from finetune.commands.merge import Measured, allowed_difference, compare_forms, cut_packed, stop_unless_the_same
+from finetune.config.params import params_of
 from finetune.errors import ConfigError, DataError, MachineError
 from finetune.files.manifests import MANIFEST, read_manifest
 from finetune.files.strict_json import read_json
@@ -39,7 +40,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         key = json.dumps(changes, sort_keys=True)
         if key not in done:
             done[key] = copy_of(ready, ready.parent / str(len(done)))
-            stage.run(*enter(done[key], **RATE, **changes))
+            config, paths = enter(done[key], **RATE, **changes)
+            stage.run(params_of("train", config), paths)
         return done[key]
 
     return make

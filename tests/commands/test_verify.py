@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune.commands import verify
-from finetune.config.params import Config
+from finetune.config.params import Config, params_of
 from finetune.errors import ConfigError, DataError, InterruptedRunError
 from finetune.files.atomic import write_json
 from finetune.files.manifests import MANIFEST, read_manifest
@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a trained adapter."""
     root = tmp_path_factory.mktemp("verify") / "run"
     config, paths = validated(root, train__num_train_epochs=2)
-    stage.run(config, paths)
+    stage.run(params_of("train", config), paths)
     return root
 
 
@@ -77,7 +77,7 @@ def test_a_stop_is_told_and_leaves_nothing(finished: Path, tmp_path: Path, monke
     def train(config: Config, paths: Paths, stop: Any, until: int | None) -> None:
         (paths.work / "checkpoints").mkdir(parents=True)
         stop.ask(signal.SIGTERM, None)
-        raise InterruptedRunError("train stopped; the same command goes on")
+        raise InterruptedRunError("", "train stopped", "the same command goes on")
 
     monkeypatch.setattr(run, "train", train)
     with pytest.raises(InterruptedRunError, match=r"verify was stopped by SIGTERM; .*the same command starts anew$"):

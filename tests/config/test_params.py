@@ -138,7 +138,7 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"# nothing but a comment\n", b"- a\n- list\n", b"text\n"])
 def test_a_file_without_sections_is_refused(tmp_path: Path, content: bytes) -> None:
     """An empty file is what an interrupted editor leaves."""
-    sections = "recipe, machine, environment, runtime, seed, data, model, adapter, train, findings, evaluate, decide"
+    sections = "recipe, machine, environment, seed, data, model, adapter, train, findings, evaluate, decide, runtime"
     text = error_of_file(tmp_path / "params.yaml", content)
     assert text == f"is empty or no mapping; it must hold the sections {sections}"
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from finetune.commands.gate import show_decision
+from finetune.config.params import params_of
 from finetune.decide import stage
 from finetune.errors import DataError
 from finetune.files.atomic import publish_directory, write_json, write_lines
@@ -301,7 +302,7 @@ def test_a_refusal_leaves_no_old_verdict_standing(sound: Run) -> None:
     sound.decide()
     sound.edit("validation", "errors", value=1)
     with pytest.raises(DataError):
-        stage.run(sound.config, sound.paths)
+        stage.run(params_of("decide", sound.config), sound.paths)
     assert not (sound.paths.reports / "decision.json").exists()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
+from finetune.config.params import Config, params_of
 from finetune.errors import ConfigError
 from finetune.evaluate import stage
 from finetune.evaluate.harness import measure_forgetting, pair, scores_of_task
@@ -57,7 +57,7 @@ def test_the_difference_has_an_interval(config: Config) -> None:
 def test_both_sides_are_asked_the_same_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real task of the harness, on base and adapter; an unknown task is told before anything is asked."""
     config, paths = validated(tmp_path / "work")
-    train_stage.run(config, paths)
+    train_stage.run(params_of("train", config), paths)
     rows = Path("words.jsonl").absolute()
     documents = [{"question": f"word {at} number", "choices": ["d", "e", "WORD"], "answer": at % 3} for at in range(24)]
     rows.write_text("".join(json.dumps(row) + "\n" for row in documents), encoding="utf-8")
@@ -66,7 +66,7 @@ def test_both_sides_are_asked_the_same_documents(tmp_path: Path, monkeypatch: py
     (tasks / "words.yaml").write_text(TASK.format(name="words", rows=rows), encoding="utf-8")
     asked = {"tasks": ["words"], "folder": "scorers/tasks", "limit": 20}
     monkeypatch.setattr("finetune.evaluate.cost.measure_memory", lambda *_: [10**8] * 3)
-    stage.run(parse_config(params(evaluate__forgetting=asked), "params.yaml"), paths)
+    stage.run(params_of("evaluate", parse_config(params(evaluate__forgetting=asked), "params.yaml")), paths)
     found = read_json(paths.reports / "evaluation.json")["forgetting"]["tasks"]["words: acc"]
     assert found["examples"] == 20
     assert 0 <= found["baseline"] <= 1 and 0 <= found["candidate"] <= 1

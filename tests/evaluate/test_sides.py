@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config, parse_config
+from finetune.config.params import Config, params_of, parse_config
 from finetune.errors import ConfigError, FinetuneError
 from finetune.evaluate import stage
 from finetune.files.atomic import write_json
@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with an adapter."""
     root = tmp_path_factory.mktemp("sides") / "work"
     config, paths = validated(root)
-    train_stage.run(config, paths)
+    train_stage.run(params_of("train", config), paths)
     return root
 
 
@@ -51,7 +51,7 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         if not memory:
             monkeypatch.setattr("finetune.evaluate.cost.measure_memory", lambda *_: [10**8] * 3)
         paths = stage.Paths()
-        stage.run(config_of(content), paths)
+        stage.run(params_of("evaluate", config_of(content)), paths)
         assert not paths.evaluation.exists()  # nothing is left of what was kept for an interrupted run
         reports = (read_json(paths.reports / f"{name}.json") for name in ("evaluation", "cost"))
         return *reports, read_predictions(paths.predictions)

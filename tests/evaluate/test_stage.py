@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig
 
 from finetune.config.evaluate import SamplingConfig
-from finetune.config.params import Config
+from finetune.config.params import Config, params_of
 from finetune.errors import DataError
 from finetune.evaluate import stage
 from finetune.evaluate.answers import Timed, UnansweredError, batches_by_length
@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A workspace with an adapter, and its config."""
     root = tmp_path_factory.mktemp("trained") / "work"
     config, paths = validated(root)
-    train_stage.run(config, paths)
+    train_stage.run(params_of("train", config), paths)
     return root, config
 
 
@@ -320,7 +320,7 @@ def test_stage_writes_repeatable_figures(trained: tuple[Path, Any], tmp_path: Pa
     for name in ("a", "b"):
         os.chdir(copy_of(root, tmp_path / name))
         paths = stage.Paths()
-        stage.run(config, paths)
+        stage.run(params_of("evaluate", config), paths)
         monkeypatch.setattr("finetune.evaluate.cost.measure_memory", lambda *_: [2 * 10**8] * 3)  # once is enough
         kept.append([path.read_bytes() for path in (paths.predictions, paths.reports / "evaluation.json")])
         cost = read_json(paths.reports / "cost.json")
@@ -354,7 +354,7 @@ def test_changed_evidence_is_refused(trained: tuple[Path, Any], tmp_path: Path, 
         content = json.loads(Path("base/config.json").read_text(encoding="utf-8"))
         Path("base/config.json").write_text(json.dumps({**content, "rope_theta": 1.0}), encoding="utf-8")
     with pytest.raises(DataError):
-        stage.run(config, paths)
+        stage.run(params_of("evaluate", config), paths)
     assert not paths.predictions.exists()
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.config.data import Format
+from finetune.config.params import params_of
 from finetune.config.types import SPLITS
 from finetune.errors import DataError
 from finetune.files.strict_json import read_json
@@ -70,7 +71,7 @@ def prepared(root: Path, change: Callable[..., Any], name: str, format_: Format)
         }
     )
     paths = Paths(root)
-    if told := refusal(DataError, lambda: prepare.run(config, paths)):
+    if told := refusal(DataError, lambda: prepare.run(params_of("prepare", config), paths)):
         assert "raw/" in told or "split is empty" in told
         return None
     account: dict[str, Any] = read_json(paths.reports / "prepare.json")["sources"]["any"]

@@ -18,7 +18,7 @@ SOURCE = "src/finetune/"
 # Of each change: a text of the file, its replacement, and the stages that run again.
 CHANGES = {
     "a colour": ("console.py", '"deploy": "bold green"', '"deploy": "green"', set()),
-    "a sentence of an error": ("errors.py", "their text says", "the text says", set()),
+    "a sentence of an error": ("errors.py", "A problem has one shape", "Each problem has one shape", set()),
     "a place": ("paths.py", '"Where the stages meet', '"The places where the stages meet', set()),
     "a scorer": (
         "config/scorers.py",

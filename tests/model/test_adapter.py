@@ -12,7 +12,15 @@ from finetune.config.model import AdapterConfig, ModelConfig
 from finetune.config.params import Config, parse_config
 from finetune.errors import ConfigError, DataError
 from finetune.files.hashing import sha256_file
-from finetune.model.adapter import CONFIG, REWRITING, WEIGHTS, adapter_trouble, add_adapter, load_adapter, save_adapter
+from finetune.model.adapter import (
+    CONFIG,
+    REWRITING,
+    WEIGHTS,
+    add_adapter,
+    find_adapter_problem,
+    load_adapter,
+    save_adapter,
+)
 from finetune.model.base import load_base
 from tests.builders.small_run import build_base, params
 
@@ -211,7 +219,7 @@ def test_rewriting_start_on_nf4_is_refused(settings: Callable[..., Config], init
         "becoming another base; use default or gaussian, or model.quantization: none"
     )
     assert str(caught.value) == f"params.yaml: {told}"
-    assert adapter_trouble(config.adapter, config.model) == told
+    assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {told}"
 
 
 def test_orthogonal_start_needs_floats_and_an_even_rank(settings: Callable[..., Config]) -> None:
@@ -232,7 +240,7 @@ def test_loss_head_takes_no_adapter(settings: Callable[..., Config]) -> None:
     """TRL refuses it with a ValueError after everything was loaded: its loss multiplies by the head's own weights."""
     config = settings(adapter__target_modules=["q_proj", "lm_head"])
     told = "adapter.target_modules: lm_head is the loss head, whose adapter TRL's loss would pass by; leave it out"
-    assert adapter_trouble(config.adapter, config.model) == told
+    assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {told}"
     with pytest.raises(ConfigError) as caught:
         start(config)
     assert str(caught.value) == f"params.yaml: {told}"
@@ -242,10 +250,10 @@ def test_every_other_combination_is_allowed(settings: Callable[..., Config]) -> 
     """A check that refuses what works would cost as much as one that lets through what does not."""
     for init in (*PLAIN, *REWRITING):
         config = settings(init)
-        assert adapter_trouble(config.adapter, config.model) is None
+        assert find_adapter_problem(config.adapter, config.model) is None
     model: ModelConfig = settings(model__quantization="nf4").model
     adapters: list[AdapterConfig] = [settings(init, adapter__r=3).adapter for init in ("default", "gaussian")]
-    assert [adapter_trouble(adapter, model) for adapter in adapters] == [None, None]
+    assert [find_adapter_problem(adapter, model) for adapter in adapters] == [None, None]
 
 
 def test_adapter_of_another_base_is_refused(settings: Callable[..., Config], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from finetune.config.params import Config
+from finetune.config.params import Config, params_of
 from finetune.config.types import SPLITS
 from finetune.errors import DataError
 from finetune.files.strict_json import read_json
@@ -97,7 +97,7 @@ def test_every_row_is_in_a_split_or_dropped_for_a_reason(
         | keys
     )
     try:
-        stage.run(config, paths)
+        stage.run(params_of("prepare", config), paths)
     except DataError as error:
         if "split is empty" not in str(error):
             raise

@@ -76,12 +76,12 @@ def test_an_error_in_a_worker_is_not_swallowed() -> None:
 RUN = """
 import sys
 from pathlib import Path
-from finetune.config.params import load_config
+from finetune.config.params import load_config, params_of
 from finetune.paths import Paths
 from finetune.prepare import stage, workers
 workers.WORTH_A_POOL = 0
 if __name__ == "__main__":
-    stage.run(load_config(Path("params.yaml")), Paths())
+    stage.run(params_of("prepare", load_config(Path("params.yaml"))), Paths())
 """
 
 
@@ -139,7 +139,10 @@ def test_an_interrupted_prepare_cleans_up(folder: Path, number: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM: exit code 5, one line, the old output as it was, and no worker."""
     (folder / "data/prepared").mkdir()
     (folder / "data/prepared/train.jsonl").write_text("old")
-    script = RUN.replace('    stage.run(load_config(Path("params.yaml")), Paths())', '    sys.exit(main(["prepare"]))')
+    script = RUN.replace(
+        '    stage.run(params_of("prepare", load_config(Path("params.yaml"))), Paths())',
+        '    sys.exit(main(["prepare"]))',
+    )
     (folder / "run.py").write_text(script.replace("import sys", "import sys\nfrom finetune.cli.main import main"))
     process = start(folder, stderr=subprocess.PIPE)
     assert wait_for((folder / "work/prepare/rows").exists, 60)

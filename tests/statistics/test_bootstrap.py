@@ -49,7 +49,7 @@ def test_31_of_31_is_no_proof_whatever_the_method() -> None:
     spotless = [1.0] * 31
     found = mean_interval(spotless, 0.95, "lower", 0)
     reason = "0 examples differ from the most common one, a bootstrap needs 5"
-    assert found == Interval(1.0, -math.inf, math.inf, 0.95, f"none: {reason}")
+    assert found == Interval(1.0, -math.inf, math.inf, 0.95, "none", reason)
     assert found.refused
     assert mean_interval(spotless, 0.95, "lower", 0, bounds=(0, 1)).lower < 0.98
     assert clopper_pearson(31, 31, 0.95, "lower").lower < 0.98
@@ -79,7 +79,7 @@ def test_too_few_values_are_refused(n: int, refused: bool) -> None:
     """A bootstrap of a handful errs several times as often as it says, so it is not offered."""
     found = mean_interval(scores(n), 0.95, "upper", 0)
     assert found.refused == refused == math.isinf(found.upper)
-    assert not refused or found.method == f"none: {n} independent examples, a bootstrap needs 20"
+    assert not refused or found.refusal == f"{n} independent examples, a bootstrap needs 20"
 
 
 @pytest.mark.parametrize(("unlike", "refused"), [(4, True), (5, False)])
@@ -139,7 +139,7 @@ def test_a_statistic_without_a_bca_interval_is_refused() -> None:
     """No resample has as many distinct examples as the sample: scipy answers NaN, which must not spread."""
     x = scores(40)
     found = resample(lambda w: float((w > 0) @ x), 40, 0.95, "two-sided", 0)
-    assert (found.method, found.upper) == ("none: BCa is undefined for this sample", math.inf)
+    assert (found.refusal, found.upper) == ("BCa is undefined for this sample", math.inf)
 
 
 # ---- What must hold for every input.

@@ -7,7 +7,7 @@ import pyarrow
 import pytest
 import torch
 
-from finetune.config.params import Config
+from finetune.config.params import Config, params_of
 from finetune.errors import DataError
 from finetune.files.strict_json import read_json
 from finetune.paths import Paths
@@ -61,7 +61,7 @@ def test_packed_training_takes_every_supervised_token(run: tuple[Config, Paths])
     from finetune.train import stage
 
     config, paths = run
-    stage.run(config, paths)
+    stage.run(params_of("train", config), paths)
     report, planned = read_json(paths.reports / "train.json"), read_json(paths.reports / "validation.json")["schedule"]
     assert report["steps"] == report["planned_steps"] == planned["steps"]
 
@@ -86,4 +86,4 @@ def test_an_epoch_of_less_is_refused(run: tuple[Config, Paths], monkeypatch: pyt
     wrong = r"after step 0 has \d+ supervised tokens, but validate counted \d+ in its rows"
     for _ in range(2):  # and again when it is started again
         with pytest.raises(DataError, match=wrong):
-            stage.run(config, Paths(Path()))
+            stage.run(params_of("train", config), Paths(Path()))

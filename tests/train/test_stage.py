@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.config.params import params_of
 from finetune.errors import ConfigError, DataError, MachineError
 from finetune.files.hashing import sha256_tensors
 from finetune.files.manifests import MANIFEST, read_manifest
@@ -41,7 +42,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(root: Path, **changes: Any) -> str:
     """Train in a workspace; gives the adapter's hash."""
     config, paths = enter(root, **changes)
-    stage.run(config, paths)
+    stage.run(params_of("train", config), paths)
     return str(read_manifest(paths.adapter)["adapter_sha256"])
 
 
@@ -164,7 +165,7 @@ def test_changed_validated_data_is_refused(ready: Path, tmp_path: Path) -> None:
     path = paths.validated / "train.arrow"
     path.write_bytes(path.read_bytes()[:-8] + b"\0" * 8)
     with pytest.raises(DataError, match=r"train.arrow: is not the file that was published"):
-        stage.run(config, paths)
+        stage.run(params_of("train", config), paths)
 
 
 @pytest.mark.gpu
@@ -188,7 +189,7 @@ def test_wrong_machine_stops_at_once(ready: Path) -> None:
         pytest.skip("this machine has CUDA")
     config, paths = enter(ready, environment="cuda")
     with pytest.raises(MachineError, match=r"environment: cuda: .*use a recipe for this machine"):
-        stage.run(config, paths)
+        stage.run(params_of("train", config), paths)
 
 
 def test_target_module_that_matches_nothing(ready: Path) -> None:
@@ -243,7 +244,7 @@ def test_data_cut_at_another_length_is_refused(ready: Path, tmp_path: Path) -> N
     """The manifest would claim a length that the data does not have."""
     config, paths = enter(copy_of(ready, tmp_path / "run"), train__max_length=20)
     with pytest.raises(DataError, match=r"was cut at another train.max_length; run validate again"):
-        stage.run(config, paths)
+        stage.run(params_of("train", config), paths)
 
 
 def test_a_note_beside_the_base_is_not_another_base(ready: Path, tmp_path: Path) -> None:
@@ -305,7 +306,7 @@ def test_a_tracker_that_is_not_installed_stops_the_run_at_once(ready: Path, tmp_
     """Before anything is loaded; the library would fail in its import."""
     config, paths = enter(copy_of(ready, tmp_path / "run"), train__report_to=["mlflow"])
     with pytest.raises(ConfigError, match=r"train.report_to: mlflow is not installed here; pip install mlflow, or"):
-        stage.run(config, paths)
+        stage.run(params_of("train", config), paths)
 
 
 def test_other_arithmetic_is_told_when_a_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:

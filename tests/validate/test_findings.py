@@ -91,13 +91,13 @@ def test_an_event_that_never_happens_is_an_error(check: Callable[..., list[Findi
     """At 45 it happens once, at the last step; at 46 never."""
     assert code not in codes(check(**{key: 45}))
     (finding,) = [finding for finding in check(**{key: 46}, load_best_model_at_end=False) if finding.code == code]
-    assert (finding.severity, finding.where, finding.fix) == ("error", f"params.yaml: train.{key}", "use 9")
+    assert (finding.severity, finding.place, finding.remedy) == ("error", f"params.yaml: train.{key}", "use 9")
 
 
 def test_the_advice_of_a_very_short_run_is_one_step(check: Callable[..., list[Finding]]) -> None:
     """`use 0` would be refused by the config in turn."""
     found = check(16, warmup_steps=10, num_train_epochs=1)
-    assert [finding.fix for finding in found if finding.severity == "error"] == [
+    assert [finding.remedy for finding in found if finding.severity == "error"] == [
         "use 1 or train longer",
         "use 1",
         "use 1",
@@ -124,7 +124,7 @@ def test_early_stopping_needs_the_best_checkpoint(check: Callable[..., list[Find
     """It stops when the loss has risen, so the last checkpoint is the worse one."""
     (finding,) = check(early_stopping_patience=1, load_best_model_at_end=False)
     assert (finding.code, finding.severity) == ("early-stopping-keeps-last", "error")
-    assert finding.fix == "set train.load_best_model_at_end: true"
+    assert finding.remedy == "set train.load_best_model_at_end: true"
 
 
 def test_early_stopping_that_can_never_stop_is_a_warning(check: Callable[..., list[Finding]]) -> None:
@@ -176,9 +176,9 @@ def test_an_accepted_error_stops_nothing_and_shows_its_reason() -> None:
         "code": "warmup-too-long",
         "severity": "error",
         "cost": "quality",
-        "where": "params.yaml: key",
-        "what": "what",
-        "fix": "fix",
+        "place": "params.yaml: key",
+        "message": "what",
+        "remedy": "fix",
         "accepted": "meant so",
     }
 
@@ -197,7 +197,7 @@ def test_an_unknown_code_is_an_error_with_the_nearest_name() -> None:
     )
     assert (wrong.code, wrong.stops) == ("accepted-unknown", True)
     (far,) = accept([], {"xyz": "why not"})
-    assert far.fix == "docs/findings.md lists them"
+    assert far.remedy == "docs/findings.md lists them"
 
 
 @pytest.mark.parametrize("code", ["base-missing", "accepted-unknown"])
@@ -206,7 +206,7 @@ def test_what_no_run_could_follow_cant_be_accepted(code: str) -> None:
     found = accept([finding(code)], {code: "I know"})
     assert [told.accepted for told in found] == [None, None]
     assert all(told.stops for told in found)
-    (told,) = [told for told in found if told.where == f"params.yaml: findings.accept.{code}"]
+    (told,) = [told for told in found if told.place == f"params.yaml: findings.accept.{code}"]
     assert str(told).endswith(": can't be accepted: no run or verdict could follow; remove it")
 
 

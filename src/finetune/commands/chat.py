@@ -78,7 +78,7 @@ def choose_agent(prompts: dict[str, str | None], agent: str | None) -> str:
         return next(iter(prompts))
     if agent not in prompts and agent != NO_AGENT:
         raise ConfigError(
-            f"try: no agent {agent!r} here; the agents are {', '.join(prompts)}, and {NO_AGENT} is without"
+            "try", f"no agent {agent!r} here", f"the agents are {', '.join(prompts)}, and {NO_AGENT} is without"
         )
     return agent
 

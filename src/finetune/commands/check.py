@@ -29,7 +29,7 @@ def check(root: Path, recipe: str | None) -> None:
     missing = why_not_here(config)
     if missing:
         say(f"recipe {config.recipe} can't run here; looking for one that can")
-        raise MachineError(refusal(root, recipe, config, missing))
+        raise refusal(root, recipe, config, missing)
 
 
 def check_evaluation(config: Config, root: Path) -> None:
@@ -89,15 +89,17 @@ def torch_versions() -> dict[str, object]:
     return found
 
 
-def refusal(root: Path, recipe: str | None, config: Config, missing: str) -> str:
+def refusal(root: Path, recipe: str | None, config: Config, missing: str) -> MachineError:
     """What is missing, and what works here instead."""
     where = f"recipes/{recipe}.yaml" if recipe else "params.yaml"
     rehearsal = f"make rehearse RECIPE={recipe}" if recipe else "make rehearse"
     best = find_best(root)
     fitting = f"make train-{best}, the largest base that fits this machine" if best else "a recipe of make recipes"
-    return (
-        f"{where}: environment: {config.environment}: {missing}; nothing was started or changed; "
-        f"what works here: {rehearsal} (every stage, on a shrunken base), or {fitting}"
+    return MachineError(
+        f"{where}: environment: {config.environment}",
+        f"{missing}; nothing was started or changed",
+        f"what works here: {rehearsal} (every stage, on a shrunken base), or {fitting}",
+        code="device-missing",
     )
 
 

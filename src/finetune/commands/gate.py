@@ -27,7 +27,7 @@ def show_decision(paths: Paths, config: Config | None) -> int:
         code, sentence = EXIT_CODES[decision["verdict"]], f"{decision['verdict']}: {decision['sentence']}"
         reasons = list(decision["reasons"])
     except (KeyError, TypeError) as error:
-        raise DataError(f"{paths.reports / 'decision.json'}: is no decision ({error}); run decide again") from None
+        raise DataError(f"{paths.reports / 'decision.json'}", f"is no decision ({error})", "run decide again") from None
     say(sentence)
     for reason in reasons:
         say(f"  {reason}")

@@ -80,7 +80,7 @@ def read_rows(paths: Paths, manifest: dict[str, Any], count: int = COMPARED) -> 
     """Some rows of the validation split, evenly spread, packed ones cut into their examples; none without labels."""
     validated = read_manifest(paths.validated)
     if {name: file["sha256"] for name, file in validated["files"].items()} != manifest["data_sha256"]:
-        raise DataError(f"{paths.validated}: is not what {paths.adapter} was trained on; train again (dvc repro)")
+        raise DataError(paths.validated, f"is not what {paths.adapter} was trained on", "train again (dvc repro)")
     from datasets import Dataset
 
     rows = Dataset.from_file(str(paths.validated / "validation.arrow"))
@@ -88,7 +88,9 @@ def read_rows(paths: Paths, manifest: dict[str, Any], count: int = COMPARED) -> 
     examples = [example for row in taken for example in cut_packed(row)]
     found = [(ids, labels) for ids, labels in examples if any(label != IGNORED for label in labels[1:])]
     if not found:
-        raise DataError(f"{paths.validated}/validation.arrow: has no supervised token to compare with; run validate")
+        raise DataError(
+            f"{paths.validated}/validation.arrow", "has no supervised token to compare with", "run validate"
+        )
     return found
 
 
@@ -154,8 +156,10 @@ def stop_unless_the_same(compared: dict[str, Any], target: Path) -> None:
     found, allowed = compared["against_merged"]["adapted"]["mean_difference"], compared["allowed_mean_difference"]
     if not found <= allowed:
         raise DataError(
-            f"{target}: not published: the merged model's log-probabilities differ from those of base and adapter by "
-            f"{found:.3g} nats in the mean, and rounding explains {allowed:.3g}; ship the adapter beside its base"
+            target,
+            "not published: the merged model's log-probabilities differ from those of base and "
+            f"adapter by {found:.3g} nats in the mean, and rounding explains {allowed:.3g}",
+            "ship the adapter beside its base",
         )
 
 

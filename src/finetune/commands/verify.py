@@ -32,7 +32,7 @@ def run(root: Path, steps: int | None, repeats: int) -> None:
     params = parse_section(manifest["params"], TrainParams, "out/adapter/manifest.json")  # not of params.yaml
     if params.train.distributed.strategy != "none":
         raise ConfigError(
-            "verify: repeats runs of one device; of several, compare two runs' train.json (dvc metrics diff)"
+            "verify", "repeats runs of one device", "of several, compare two runs' train.json (dvc metrics diff)"
         )
     set_device_environment(params.environment, 1, deterministic=params.train.deterministic)
     require_device(params.environment)
@@ -81,8 +81,9 @@ def require_same_makings(params: TrainParams, paths: Paths, manifest: dict[str, 
     parts = [name for name in ("data_sha256", "base", "attention", "versions") if identity[name] != manifest[name]]
     told = "; ".join(f"{name}: {difference(manifest[name], identity[name])}" for name in parts)
     raise DataError(
-        f"{paths.adapter}: can't be repeated here, what it was made of has changed since: {told or 'our own code'}; "
-        "go back to it (git checkout, dvc checkout), or train anew"
+        paths.adapter,
+        f"can't be repeated here, what it was made of has changed since: {told or 'our own code'}",
+        "go back to it (git checkout, dvc checkout), or train anew",
     )
 
 
@@ -121,8 +122,8 @@ def repeat(params: TrainParams, paths: Paths, fresh: Paths, until: int | None) -
         try:
             train(params, fresh, stop, until)
         except InterruptedRunError:
-            told = f"verify was stopped by {stop.by}; the finished run is as it was, the same command starts anew"
-            raise InterruptedRunError(told) from None
+            remedy = "the finished run is as it was, the same command starts anew"
+            raise InterruptedRunError("", f"verify was stopped by {stop.by}", remedy) from None
     return read_manifest(fresh.adapter)
 
 
@@ -153,6 +154,7 @@ def conclude(
         return
     why = f"the likely cause: {other}" if other else "was it made on another machine?"
     raise DataError(
-        f"out/adapter: {what} came out differently, though its tier is {tier}{told}; {why} "
-        "(other GPUs, instructions and numbers of threads round differently)"
+        "out/adapter",
+        f"{what} came out differently, though its tier is {tier}{told}",
+        f"{why} (other GPUs, instructions and numbers of threads round differently)",
     )

@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from finetune.errors import Problem
+
 Location = tuple[str | int, ...]
 
 
@@ -25,16 +27,18 @@ class Tagged:
         return len(place) >= len(self.place) and all(mine in (None, other) for mine, other in parts)
 
 
-def describe_errors(error: ValidationError, model: type[BaseModel], tagged: Sequence[Tagged]) -> list[str]:
-    """One line a mistake; of tagged sections pydantic puts the kind's name into the place of an error."""
+def describe_errors(
+    error: ValidationError, model: type[BaseModel], where: str, tagged: Sequence[Tagged]
+) -> list[Problem]:
+    """One problem a mistake, in the file `where`; of tagged sections pydantic puts the kind's name into the place."""
     items = error.errors(include_url=False)
     # A list with a wrong item counts as too short as well: the item's own error says what is wrong.
     wrong_inside = {item["loc"][:at] for item in items for at in range(len(item["loc"]))}
-    told = [item for item in items if item["type"] != "too_short" or item["loc"] not in wrong_inside]
-    return [_describe(dict(item), model, tagged) for item in told]
+    kept = [item for item in items if item["type"] != "too_short" or item["loc"] not in wrong_inside]
+    return [_describe(dict(item), model, where, tagged) for item in kept]
 
 
-def _describe(item: dict[str, Any], model: type[BaseModel], tagged: Sequence[Tagged]) -> str:
+def _describe(item: dict[str, Any], model: type[BaseModel], where: str, tagged: Sequence[Tagged]) -> Problem:
     kind, found = item["type"], item.get("input")
     section, location = model, tuple(item["loc"])
     here = next((place for place in tagged if place.holds(location)), None)
@@ -43,19 +47,21 @@ def _describe(item: dict[str, Any], model: type[BaseModel], tagged: Sequence[Tag
         section, location = here.kinds[str(location[at])], (*location[:at], *location[at + 1 :])
     if here and kind in ("union_tag_not_found", "union_tag_invalid"):
         location = (*location, here.tag)
-    key = ".".join(str(part) for part in location) or "(top level)"
+    place = f"{where}: {'.'.join(str(part) for part in location) or '(top level)'}"
     if here and kind == "union_tag_invalid" and isinstance(found, dict):
-        return f"{key}: must be {item['ctx']['expected_tags']}; found {found[here.tag]!r}"
+        return Problem("value-invalid", place, f"must be {item['ctx']['expected_tags']}", f"found {found[here.tag]!r}")
     if kind in ("missing", "union_tag_not_found"):
-        return f"{key}: is missing; nothing that changes a result has a default, so write it"
+        return Problem("key-missing", place, "is missing", "nothing that changes a result has a default, so write it")
     if kind == "extra_forbidden":
         known = list(section.model_fields) if section is not model else _known_keys(model, location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        return f"{key}: unknown key; " + (f"did you mean {near[0]}?" if near else "remove it")
+        return Problem("key-unknown", place, "unknown key", f"did you mean {near[0]}?" if near else "remove it")
     if kind == "value_error":
-        return f"{key}: {item['ctx']['error']}" if location else str(item["ctx"]["error"])
+        cause = item["ctx"]["error"]
+        message, remedy = cause.args if len(cause.args) == 2 else (str(cause), "")
+        return Problem("value-invalid", place if location else where, message, remedy)
     message = re.sub(r"^(Input|String|Value|Tuple) should", "must", item["msg"])
-    return f"{key}: {message}; found {found!r}"
+    return Problem("value-invalid", place, message, f"found {found!r}")
 
 
 def _known_keys(model: type[BaseModel], location: Location) -> list[str]:

@@ -22,22 +22,24 @@ def read_yaml(path: Path) -> Any:
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
         if _size(content, {}) > MOST_VALUES:
-            raise ConfigError(f"{path}: its aliases stand for more than {MOST_VALUES} values; write out what is needed")
+            raise ConfigError(
+                f"{path}", f"its aliases stand for more than {MOST_VALUES} values", "write out what is needed"
+            )
         return content
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; run from the top of the repository") from None
+        raise ConfigError(path, "no such file", "run from the top of the repository") from None
     except OSError as error:
-        raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
+        raise ConfigError(path, f"can't be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+        raise ConfigError(path, f"is not UTF-8 (byte {error.start})", "save it as UTF-8") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError(f"{path}: {where}not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise ConfigError(path, f"{where}not valid YAML: {getattr(error, 'problem', None) or error}") from None
     except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
         # ruamel lets these out, of escapes, numbers, dates and tags that stand for nothing
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise ConfigError(f"{path}: not valid YAML: {why}") from None
+        raise ConfigError(path, f"not valid YAML: {why}") from None
 
 
 def _size(value: Any, known: dict[int, int]) -> int:
@@ -62,12 +64,13 @@ def _lists_to_tuples(value: Any) -> Any:
 def parse_section(content: Any, kind: type[S], where: str, tagged: Sequence[Tagged] = ()) -> S:
     """A section from plain objects; one ConfigError that names every mistake, `where` being the name of their file."""
     if not isinstance(content, dict):
-        raise ConfigError(f"{where}: is empty or no mapping; it must hold the sections {', '.join(kind.model_fields)}")
+        raise ConfigError(
+            f"{where}", "is empty or no mapping", f"it must hold the sections {', '.join(kind.model_fields)}"
+        )
     try:
         return kind.model_validate(_lists_to_tuples(content))
     except ValidationError as error:
-        lines = describe_errors(error, kind, tagged)
-        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+        raise ConfigError.of(describe_errors(error, kind, where, tagged)) from None
 
 
 def load_params(path: Path, kind: type[S]) -> S:

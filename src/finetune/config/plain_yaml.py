@@ -31,31 +31,32 @@ def require_plain(path: Path, name: str) -> None:
     Of broken YAML what comes before the fault is looked at, which is as far as loading gets.
     """
     if path.stat().st_size > MOST_BYTES:
-        raise DataError(f"{name}: is larger than {MOST_BYTES} bytes, which no params and no lock are")
+        raise DataError(name, f"is larger than {MOST_BYTES} bytes, which no params and no lock are")
     depth = 0
     try:
         for number, event in enumerate(YAML(typ="safe", pure=True).parse(path.read_text(encoding="utf-8"))):
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if depth > MOST_DEPTH:
-                raise DataError(f"{name}: line {line_of(event)}: is nested too deeply")
+                raise DataError(name, f"line {line_of(event)}: is nested too deeply")
             if number > MOST_EVENTS:
-                raise DataError(f"{name}: line {line_of(event)}: has more than {MOST_EVENTS} parts")
+                raise DataError(name, f"line {line_of(event)}: has more than {MOST_EVENTS} parts")
             require_literal(event, name)
     except (YAMLError, UnicodeDecodeError):
         return  # read_yaml says where it is broken
     except (ValueError, ArithmeticError, LookupError) as error:  # the parser lets these out, of escapes and the like
-        raise DataError(f"{name}: is no YAML that can be read ({type(error).__name__})") from None
+        raise DataError(name, f"is no YAML that can be read ({type(error).__name__})") from None
 
 
 def require_literal(event: Any, name: str) -> None:
     """DataError for what makes a short text a large value: aliases, and the base-60 numbers of YAML 1.1."""
     if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
         raise DataError(
-            f"{name}: line {line_of(event)}: has an anchor or an alias, which no bundle may have; "
-            "where the run is, write the value out in params.yaml, then dvc commit -f"
+            name,
+            f"line {line_of(event)}: has an anchor or an alias, which no bundle may have",
+            "where the run is, write the value out in params.yaml, then dvc commit -f",
         )
     if isinstance(event, DocumentStartEvent) and event.version not in (None, (1, 2)):
-        raise DataError(f"{name}: line {line_of(event)}: asks for another YAML than 1.2, which no bundle may")
+        raise DataError(name, f"line {line_of(event)}: asks for another YAML than 1.2, which no bundle may")
 
 
 def line_of(event: Any) -> int:

@@ -28,7 +28,7 @@ def recipe_path(folder: Path, name: str) -> Path:
         return folder / f"{name}.yaml"
     near = difflib.get_close_matches(name, known, n=1)
     advice = f"did you mean {near[0]}?" if near else f"the recipes are {', '.join(known)}"
-    raise ConfigError(f"recipe {name!r}: no such file {folder / name}.yaml; {advice}")
+    raise ConfigError(f"recipe {name!r}", f"no such file {folder / name}.yaml", advice)
 
 
 def use(folder: Path, name: str, params: Path) -> None:
@@ -46,7 +46,7 @@ def with_recipe(folder: Path, name: str, params: Path) -> Config:
     path = recipe_path(folder, name)
     content = read_yaml(params)
     if not isinstance(content, dict):
-        raise ConfigError(f"{params}: is empty or no mapping; recipe {name} replaces only some of its sections")
+        raise ConfigError(params, "is empty or no mapping", f"recipe {name} replaces only some of its sections")
     return parse_config(content | load_recipe(path), f"{params} with {path}")
 
 
@@ -71,7 +71,9 @@ def pin(folder: Path, name: str, params: Path) -> None:
     path = recipe_path(folder, name)
     base = str(load_recipe(path)["model"]["base"])
     if Path(base).is_dir():
-        raise ConfigError(f"{path}: model.base: {base} is a local folder, which is pinned by its hash; nothing to do")
+        raise ConfigError(
+            f"{path}", f"model.base: {base} is a local folder, which is pinned by its hash", "nothing to do"
+        )
     revision = resolve_revision(base)
     current = read_yaml(params) or {}
     in_use = current.get("recipe") == name and (current.get("model") or {}).get("base") == base
@@ -90,18 +92,20 @@ def resolve_revision(base: str) -> str:
         return str(HfApi().model_info(base).sha)
     except HFValidationError:
         raise ConfigError(
-            f"model.base: {base} is neither a local folder nor a name on the Hub, like org/name"
+            "model.base", f"{base} is neither a local folder nor a name on the Hub, like org/name"
         ) from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 429 or status >= 500:
-            raise MachineError(f"the Hub gives no answer for {base} now ({status}); run make pin again later") from None
+            raise MachineError(
+                "", f"the Hub gives no answer for {base} now ({status})", "run make pin again later"
+            ) from None
         raise ConfigError(
-            f"model.base: the Hub does not give {base} ({status}); check the name, accept its licence, set HF_TOKEN"
+            "model.base", f"the Hub does not give {base} ({status})", "check the name, accept its licence, set HF_TOKEN"
         ) from None
     except Exception as error:  # no name service, no route, a proxy, offline mode: each library layer has its own
         raise MachineError(
-            f"the Hub can't be asked for {base} ({type(error).__name__}); run make pin where a network is"
+            "", f"the Hub can't be asked for {base} ({type(error).__name__})", "run make pin where a network is"
         ) from None
 
 
@@ -110,7 +114,9 @@ def with_revision(text: str, revision: str) -> str:
     sections = split_sections(text)
     sections["model"], found = re.subn(r"(?m)^(  revision:) +\S+", rf"\1 {revision}", sections["model"], count=1)
     if not found:
-        raise ConfigError("model.revision: has no line of its own to write the commit into; write `  revision: null`")
+        raise ConfigError(
+            "model.revision", "has no line of its own to write the commit into", "write `  revision: null`"
+        )
     return "".join(sections.values())
 
 
@@ -121,7 +127,9 @@ def compose(params: str, recipe: str, recipe_name: str) -> str:
     check_sections(held, recipe_name)
     missing = sorted(RECIPE_SECTIONS - set(own))
     if missing:
-        raise ConfigError(f"params.yaml: {missing[0]}: is missing, so the recipe's section has no place; add the key")
+        raise ConfigError(
+            f"params.yaml: {missing[0]}", "is missing, so the recipe's section has no place", "add the key"
+        )
     return "".join(_with_gap(new[key], own[key]) if key in held else own[key] for key in own)
 
 
@@ -155,7 +163,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; run from the top of the repository") from None
+        raise ConfigError(path, "no such file", "run from the top of the repository") from None
 
 
 def show(folder: Path, params: Path) -> None:
@@ -185,7 +193,7 @@ def check_sections(held: set[str], name: str) -> None:
     """ConfigError unless a recipe holds exactly the sections that a recipe holds."""
     if held != RECIPE_SECTIONS:
         wrong = ", ".join(sorted(held ^ RECIPE_SECTIONS))
-        raise ConfigError(f"{name}: a recipe holds {', '.join(sorted(RECIPE_SECTIONS))}; wrong here: {wrong}")
+        raise ConfigError(name, f"a recipe holds {', '.join(sorted(RECIPE_SECTIONS))}", f"wrong here: {wrong}")
 
 
 def summary_of(path: Path) -> str:

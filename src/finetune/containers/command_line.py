@@ -126,9 +126,9 @@ def mounts(config: Config, root: Path, *, network: bool) -> list[Mount]:
             places.append(Mount(place, writable))
     for place in (mount.source for mount in places):
         if "," in str(place) or '"' in str(place):
-            raise ConfigError(f"{place}: a folder with a comma or a quote in its path can't be mounted; rename it")
+            raise ConfigError(place, "a folder with a comma or a quote in its path can't be mounted", "rename it")
         if HOME.is_relative_to(place) or place.is_relative_to(HOME):
-            raise ConfigError(f"{place}: would hide {HOME}, where the image has its packages; move it")
+            raise ConfigError(place, f"would hide {HOME}, where the image has its packages", "move it")
     return places
 
 

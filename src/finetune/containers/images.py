@@ -34,12 +34,17 @@ ARGUMENTS = {  # of the Dockerfiles: those that the caller's environment may set
     "cuda": ("BASE_IMAGE", "FLASH_ATTN", "FLASH_ATTN_CUDA_ARCHS", "MAX_JOBS"),
 }
 # What a failed build's log holds, and what is told then.
-KNOWN_FAILURES = {
-    "no space left on device|disk quota exceeded": "no space is left; `{engine} images` shows what images take",
-    "set TORCH_INDEX to": "PyTorch's CPU build is not on pip's index; set TORCH_INDEX to the CPU index that PyTorch's "
-    "installation page names: make image-{environment} TORCH_INDEX=https://...",
-    "buildx component is missing|unknown flag: --secret|BuildKit is enabled but": "docker lacks BuildKit; install "
-    "it (`sudo apt-get install docker-buildx`, or docker-buildx-plugin from Docker's own packages)",
+KNOWN_FAILURES = {  # what is wrong, and what to do about it
+    "no space left on device|disk quota exceeded": ("no space is left", "`{engine} images` shows what images take"),
+    "set TORCH_INDEX to": (
+        "PyTorch's CPU build is not on pip's index",
+        "set TORCH_INDEX to the CPU index that PyTorch's installation page names: make image-{environment} "
+        "TORCH_INDEX=https://...",
+    ),
+    "buildx component is missing|unknown flag: --secret|BuildKit is enabled but": (
+        "docker lacks BuildKit",
+        "install it (`sudo apt-get install docker-buildx`, or docker-buildx-plugin from Docker's own packages)",
+    ),
 }
 UNREACHABLE = (
     "cannot connect to the docker daemon|failed to connect to the docker api|cannot connect to podman|"
@@ -133,9 +138,9 @@ def ask(engine: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run([engine, *arguments], capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
-        raise MachineError(f"{engine} is not installed here; install it, or choose another runtime") from None
+        raise MachineError("", f"{engine} is not installed here", "install it, or choose another runtime") from None
     except subprocess.TimeoutExpired:
-        raise MachineError(f"{engine} did not answer within a minute; look at `{engine} info`") from None
+        raise MachineError("", f"{engine} did not answer within a minute", f"look at `{engine} info`") from None
 
 
 def unreachable(engine: str, complaint: str) -> MachineError:
@@ -144,11 +149,13 @@ def unreachable(engine: str, complaint: str) -> MachineError:
     last = next((line.strip() for line in reversed(complaint.splitlines()) if line.strip()), "no reason given")
     if "permission denied" in low:
         fix = f"add yourself to the group {engine} (`sudo usermod -aG {engine} $USER`, then log in again)"
-        return MachineError(f"{engine}: you may not use it; {fix}" if engine == "docker" else f"{engine}: {last}")
+        return MachineError(engine, "you may not use it", fix) if engine == "docker" else MachineError(engine, last)
     if any(words in low for words in ("cannot connect", "failed to connect", "daemon running", "daemon is running")):
         start = "podman machine start" if engine == "podman" else f"sudo systemctl start {engine}"
-        return MachineError(f"{engine} is installed but not running; start it: `{start}`, or Docker Desktop on a Mac")
-    return MachineError(f"{engine} can't be used: {last}; look at `{engine} info`")
+        return MachineError(
+            "", f"{engine} is installed but not running", f"start it: `{start}`, or Docker Desktop on a Mac"
+        )
+    return MachineError(f"{engine} can't be used", last, f"look at `{engine} info`")
 
 
 def _read_inspect(told: Mapping[str, Any]) -> Image:
@@ -172,7 +179,9 @@ def run(root: Path, environment: Environment, preferred: str | None = None) -> N
     engine, name = build(environment, root, preferred)
     image = find_image(engine, name)
     if image is None or image.labels.get(LOCK_LABEL) != locks_sha256(environment, root):
-        raise MachineError(f"{engine} says that it built {name}, and has no such image of these locks; build it again")
+        raise MachineError(
+            "", f"{engine} says that it built {name}, and has no such image of these locks", "build it again"
+        )
     say(f"{name}: {gigabytes(image.bytes)}, built by {engine} in {time.monotonic() - began:.0f} seconds")
 
 
@@ -184,7 +193,9 @@ def build(environment: Environment, root: Path, preferred: str | None = None) ->
     Raises MachineError (no engine, no base, no space, a failed step) and ConfigError (a variable that can't be right).
     """
     if environment not in ARGUMENTS:
-        raise ConfigError(f"image: {environment} has none: a container on a Mac can't reach its GPU; use cpu or cuda")
+        raise ConfigError(
+            "image", f"{environment} has none: a container on a Mac can't reach its GPU", "use cpu or cuda"
+        )
     engine, name = choose_engine(preferred), image_name(environment, root)
     code, log = follow(build_command(engine, environment, root, os.environ))
     if code != 0:
@@ -219,7 +230,9 @@ def choose_engine(preferred: str | None = None) -> str:
     here = [engine for engine in wanted if which(engine)]
     if not here:
         install = "`sudo apt-get install podman` (Debian, Ubuntu), or https://docs.docker.com/engine/install"
-        raise MachineError(f"no engine that builds images is here ({' or '.join(wanted)}); install one: {install}")
+        raise MachineError(
+            "", f"no engine that builds images is here ({' or '.join(wanted)})", f"install one: {install}"
+        )
     troubles = []
     for engine in here:
         answer = ask(engine, "info")
@@ -247,12 +260,12 @@ def build_command(engine: str, environment: Environment, root: Path, variables: 
         if variables.get(variable):
             path = Path(variables[variable]).expanduser().absolute()
             if not path.is_file():
-                raise ConfigError(f"{variable}={variables[variable]}: there is no such file")
+                raise ConfigError(f"{variable}={variables[variable]}", "there is no such file")
             line += ["--secret", f"id={secret},src={path}"]
     try:
         line += shlex.split(variables.get("BUILD_OPTIONS", ""))
     except ValueError as error:
-        raise ConfigError(f"BUILD_OPTIONS: {error}; it is read as a shell reads words") from None
+        raise ConfigError("BUILD_OPTIONS", str(error), "it is read as a shell reads words") from None
     return [*line, str(root)]
 
 
@@ -270,17 +283,20 @@ def revision(root: Path) -> str:
 def failure(engine: str, environment: Environment, base: str | None, log: Sequence[str]) -> MachineError:
     """The error for a build that failed, by the last lines of its log; `base` is BASE_IMAGE where the caller set it."""
     text = "\n".join(log)
-    for pattern, told in KNOWN_FAILURES.items():
+    for pattern, parts in KNOWN_FAILURES.items():
         if re.search(pattern, text, re.IGNORECASE):
-            return MachineError("image: " + told.format(engine=engine, environment=environment))
+            message, remedy = (part.format(engine=engine, environment=environment) for part in parts)
+            return MachineError("image", message, remedy)
     if re.search(UNREACHABLE, text, re.IGNORECASE):
         return unreachable(engine, text)
     if re.search(NO_BASE, text, re.IGNORECASE):
         last = next((line.strip() for line in reversed(log) if line.strip()), "no reason given")
         what = f"BASE_IMAGE={base}" if base else f"BASE_IMAGE, which Dockerfile.{environment} names,"
         fix = "name one that this machine can reach (a Debian with Python 3.11 to 3.13)"
-        return MachineError(f"image: {what} can't be pulled: {last}; {fix}: make image-{environment} BASE_IMAGE=...")
-    return MachineError(f"image: the build failed in {failed_step(log)}; its last lines:\n" + "\n".join(log[-12:]))
+        return MachineError(
+            "image", f"{what} can't be pulled: {last}", f"{fix}: make image-{environment} BASE_IMAGE=..."
+        )
+    return MachineError("image", f"the build failed in {failed_step(log)}", "its last lines:\n" + "\n".join(log[-12:]))
 
 
 def failed_step(log: Sequence[str]) -> str:

@@ -47,9 +47,9 @@ def runtime_of(config: Config, environment: Mapping[str, str] = os.environ) -> R
         return "native"
     asked = environment.get(OVERRIDE) or config.runtime
     if asked not in get_args(Runtime):
-        raise ConfigError(f"RUNTIME={asked}: is none of {', '.join(get_args(Runtime))}")
+        raise ConfigError(f"RUNTIME={asked}", f"is none of {', '.join(get_args(Runtime))}")
     if asked != "native" and config.environment == "apple":
-        raise ConfigError(f"RUNTIME={asked}: a container on a Mac can't reach its GPU; use native")
+        raise ConfigError(f"RUNTIME={asked}", "a container on a Mac can't reach its GPU", "use native")
     return cast(Runtime, asked)
 
 
@@ -71,7 +71,7 @@ def engine_for(command: str, config: Config) -> str | None:
         return runtime
     if not has_packages():
         raise MachineError(
-            f"{command}: the packages of the stages are not installed here; run make setup RUNTIME=native"
+            f"{command}", "the packages of the stages are not installed here", "run make setup RUNTIME=native"
         )
     return None
 
@@ -95,7 +95,7 @@ def run(name: str, command: str, words: list[str], config: Config, root: Path) -
         if asked and not Path(scratch, STARTED).exists():
             # too early for the command to hear it: an engine that is still starting says whatever, 0 too
             ask(order.engine.program, "rm", "--force", order.name)
-            raise InterruptedRunError(f"{command}: was stopped by {asked} before it began; run it again")
+            raise InterruptedRunError(command, f"was stopped by {asked} before it began", "run it again")
     return command_code(code, name, command)
 
 
@@ -104,23 +104,27 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
     if which(engine) is None:
         others = [name for name in INSTALL if which(name)]
         instead = f"use RUNTIME={others[0]}, which is" if others else f"install it ({INSTALL[engine]})"
-        raise MachineError(f"runtime: {engine} is not installed here; {instead}, or add RUNTIME=native to the command")
+        raise MachineError(
+            "runtime", f"{engine} is not installed here", f"{instead}, or add RUNTIME=native to the command"
+        )
     if not os.access(root, os.W_OK):
-        raise MachineError(f"{root}: can't be written to by user {os.getuid()}; change its owner, or mount it writable")
+        raise MachineError(
+            f"{root}", f"can't be written to by user {os.getuid()}", "change its owner, or mount it writable"
+        )
     name = os.environ.get(OTHER_IMAGE) or image_name(config.environment, root)
     found = find_image(engine, name)
     build = f"make image-{config.environment} builds it"
     if found is None:
         others = other_images(engine, config.environment)
         told = f" ({', '.join(others)} was built from other locks)" if others else ""
-        raise MachineError(f"runtime: {engine} has no image {name}{told}; {build}")
+        raise MachineError("runtime", f"{engine} has no image {name}{told}", build)
     if found.labels.get(LOCK_LABEL) != locks_sha256(config.environment, root):
         raise MachineError(
-            f"runtime: image {name} was built from other locks than those in requirements/; {build} anew"
+            "runtime", f"image {name} was built from other locks than those in requirements/", f"{build} anew"
         )
     if config.environment == "cuda" and which("nvidia-smi") is None:
         raise MachineError(
-            "environment: cuda: this machine has no NVIDIA driver (nvidia-smi); use another recipe or machine"
+            "environment", "cuda: this machine has no NVIDIA driver (nvidia-smi)", "use another recipe or machine"
         )
     return found.id
 
@@ -152,17 +156,18 @@ def command_code(code: int, engine: str, command: str) -> int:
     again = "the same command goes on from what is kept"
     if code == 125:
         raise MachineError(
-            f"{command}: {engine} could not start the container, with the words above; see docs/containers.md"
+            f"{command}", f"{engine} could not start the container, with the words above", "see docs/containers.md"
         )
     if code in (126, 127):
         raise MachineError(
-            f"{command}: the container could not run it (exit code {code}), for the reason above; "
-            "make image-cpu or image-cuda builds a broken image anew"
+            command,
+            f"the container could not run it (exit code {code}), for the reason above",
+            "make image-cpu or image-cuda builds a broken image anew",
         )
     if code in (137, -signal.SIGKILL):
         raise MachineError(
-            f"{command}: its container was killed (exit code 137), by a lack of memory or by hand; {again}"
+            f"{command}", "its container was killed (exit code 137), by a lack of memory or by hand", f"{again}"
         )
     if code < 0 or code > 128:
-        raise InterruptedRunError(f"{command}: its container was stopped (exit code {code}); {again}")
+        raise InterruptedRunError(command, f"its container was stopped (exit code {code})", again)
     return code

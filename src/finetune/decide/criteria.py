@@ -108,9 +108,9 @@ def judge_quantile(criterion: LatencyQuantileAtMost, evidence: Evidence, gate: G
     if highest is None:
         reason += f"; {needed} are needed to bound this quantile from above"
     estimate = float(np.quantile(candidate, q))
-    method = "order statistic" if highest is not None else "none: too few prompts"
-    lower = Interval(estimate, 0.0 if lowest is None else -lowest, float("inf"), gate.confidence, method)
-    upper = Interval(estimate, 0.0, float("inf") if highest is None else highest, gate.confidence, method)
+    method = ("none", "too few prompts") if highest is None else ("order statistic", "")
+    lower = Interval(estimate, 0.0 if lowest is None else -lowest, float("inf"), gate.confidence, *method)
+    upper = Interval(estimate, 0.0, float("inf") if highest is None else highest, gate.confidence, *method)
     status = below(lower, upper, limit, gate, strict=True)
     return conclude(criterion, "latency", status, limit, lower, upper, reason, unit="s", higher_is_better=False)
 

@@ -28,14 +28,17 @@ def check_evidence(
     check_scorers(params, reports["evaluation"])
     check_decoding(reports["evaluation"])
     if [item.id for item in predictions] != [example.id for example in test]:
-        raise DataError(f"{paths.predictions}: holds the answers to another test set; run evaluate again")
+        raise DataError(paths.predictions, "holds the answers to another test set", "run evaluate again")
     found = leaked(read_examples(paths.prepared / "train.jsonl"), test)
     if found:
-        raise DataError(f"data/prepared: {len(found)} test prompts stand in train too ({found[0]}…); run prepare again")
+        raise DataError(
+            "data/prepared", f"{len(found)} test prompts stand in train too ({found[0]}…)", "run prepare again"
+        )
     if reports["validation"]["errors"]:
         raise DataError(
-            "reports/validation.json: holds errors, like test rows that are trained on, or more lost tokens than the "
-            "budget allows; run validate again"
+            "reports/validation.json",
+            "holds errors, like test rows that are trained on, or more lost tokens than the budget allows",
+            "run validate again",
         )
 
 
@@ -45,15 +48,15 @@ def check_hashes(paths: Paths, reports: dict[str, Any]) -> None:
     manifest = read_manifest(paths.adapter)
     test = paths.prepared / "test.jsonl"
     if not evaluation["test_sha256"] == ledger["prepared_sha256"]["test"] == sha256_file(test):
-        raise DataError(f"{test}: is not the test set that was evaluated; run evaluate again")
+        raise DataError(test, "is not the test set that was evaluated", "run evaluate again")
     if not evaluation["adapter_sha256"] == manifest["adapter_sha256"] == reports["train"]["adapter_sha256"]:
-        raise DataError(f"{paths.adapter}: is not the adapter that was evaluated; run evaluate again")
+        raise DataError(paths.adapter, "is not the adapter that was evaluated", "run evaluate again")
     if not manifest["prepared_sha256"] == ledger["prepared_sha256"] == reports["validation"]["prepared_sha256"]:
-        raise DataError(f"{paths.adapter}: was trained on other splits than these; run train again (dvc repro)")
+        raise DataError(paths.adapter, "was trained on other splits than these", "run train again (dvc repro)")
     if evaluation["predictions_sha256"] != sha256_file(paths.predictions):
-        raise DataError(f"{paths.predictions}: is not the file that evaluate wrote; run evaluate again")
+        raise DataError(paths.predictions, "is not the file that evaluate wrote", "run evaluate again")
     if cost["adapter_sha256"] != evaluation["adapter_sha256"] or cost["latency_sha256"] != sha256_file(paths.latency):
-        raise DataError(f"{paths.latency}: was not measured on the adapter that was evaluated; run evaluate again")
+        raise DataError(paths.latency, "was not measured on the adapter that was evaluated", "run evaluate again")
 
 
 def check_scorers(params: DecideParams, evaluation: dict[str, Any]) -> None:
@@ -64,7 +67,7 @@ def check_scorers(params: DecideParams, evaluation: dict[str, Any]) -> None:
             name for name in {*asked, *evaluation["scorers"]} if asked.get(name) != evaluation["scorers"].get(name)
         )
         raise DataError(
-            f"reports/evaluation.json: was made with other scorers ({', '.join(changed)}); run evaluate again"
+            "reports/evaluation.json", f"was made with other scorers ({', '.join(changed)})", "run evaluate again"
         )
 
 
@@ -76,8 +79,9 @@ def check_decoding(evaluation: dict[str, Any]) -> None:
     other = [key for key in DECODING if mine.get(key) != theirs.get(key)]
     if other:
         raise DataError(
-            f"reports/evaluation.json: baseline and candidate were asked with other settings ({', '.join(other)}); run "
-            "evaluate again"
+            "reports/evaluation.json",
+            f"baseline and candidate were asked with other settings ({', '.join(other)})",
+            "run evaluate again",
         )
 
 
@@ -92,5 +96,7 @@ def require_current(decision: dict[str, object], paths: Paths, decide: DecideCon
     changed = [names[key] for key, value in now.items() if decision.get(key) != value]
     if changed:
         raise DataError(
-            f"{paths.reports / 'decision.json'}: was made with another {' and another '.join(changed)}; run make repro"
+            f"{paths.reports / 'decision.json'}",
+            f"was made with another {' and another '.join(changed)}",
+            "run make repro",
         )

@@ -83,9 +83,8 @@ def conclude(
     higher_is_better: bool = True,
 ) -> Outcome:
     """An Outcome from its two one-sided bounds; a bound that was refused says why."""
-    if lower.refused or upper.refused:
-        refusal = lower.method if lower.refused else upper.method
-        reason = f"{reason}; {refusal.removeprefix('none: ')}"
+    if refusal := lower.refusal or upper.refusal:
+        reason = f"{reason}; {refusal}"
     quality = criterion if isinstance(criterion, QualityCriterion) else None
     return Outcome(
         criterion=criterion.describe(),
@@ -96,7 +95,7 @@ def conclude(
         lower=lower.lower,
         upper=upper.upper,
         unit=unit,
-        method=lower.method.split(":")[0],
+        method=lower.method,
         reason=reason,
         group=quality.group if quality else None,
         metric=quality.metric if quality else None,

@@ -36,6 +36,7 @@ class Verdict:
     sentence: str
     reasons: tuple[str, ...]
     suggestions: tuple[Suggestion, ...] = ()
+    harm: str | None = None  # in what the candidate is worse than the baseline, and how far
 
 
 def reach_verdict(
@@ -47,7 +48,7 @@ def reach_verdict(
         reasons += (f"look {look} at this test set, {config.looks} were declared: a fresh test set is due",)
     harm = found_harm(config, evidence, gate)
     if harm:
-        return Verdict("abort", "The candidate does harm: do not go on with this one.", (harm, *reasons))
+        return Verdict("abort", "The candidate does harm: do not go on with this one.", (harm, *reasons), harm=harm)
     if not reasons:
         if config.policy == "point":
             return Verdict("deploy-unproven", "Every estimate meets its target, but nothing is proven.", ())

@@ -28,8 +28,9 @@ def measure_forgetting(params: EvaluateParams, sides: Sides, root: Path) -> dict
         return None
     if not isinstance(sides.baseline, LocalSide) or not isinstance(sides.candidate, LocalSide):
         raise ConfigError(
-            "params.yaml: evaluate.forgetting: asks both sides for the likelihood of texts, which servers and recorded "
-            "runs can't tell; set it to null, or compare with the base"
+            "params.yaml: evaluate.forgetting",
+            "asks both sides for the likelihood of texts, which servers and recorded runs can't tell",
+            "set it to null, or compare with the base",
         )
     found = [ask_tasks(side, asked, params, root) for side in (sides.baseline, sides.candidate)]
     tasks: dict[str, Any] = {}
@@ -63,13 +64,13 @@ def ask_tasks(side: LocalSide, asked: ForgettingConfig, params: EvaluateParams, 
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError(
-            f"params.yaml: evaluate.forgetting: the harness is not installed ({error}); {INSTALL}"
+            "params.yaml: evaluate.forgetting", f"the harness is not installed ({error})", f"{INSTALL}"
         ) from None
     folder = str(root / asked.folder) if asked.folder else None
     manager = TaskManager(include_path=folder)
     unknown = sorted(set(asked.tasks) - set(manager.all_tasks))
     if unknown:
-        raise ConfigError(f"params.yaml: evaluate.forgetting.tasks: no task {', '.join(unknown)}; lm_eval ls tasks")
+        raise ConfigError("params.yaml: evaluate.forgetting.tasks", f"no task {', '.join(unknown)}", "lm_eval ls tasks")
     with side.active() as model:
         results = simple_evaluate(
             HFLM(pretrained=model, tokenizer=side.tokenizer, batch_size=params.evaluate.batch_size),

@@ -64,7 +64,7 @@ class LocalSide:
         try:
             ids = tokenize_prompt(self.tokenizer, example.prompt, example.tools)
         except BaseModelError as error:
-            return error.what
+            return error.problem.message
         room = getattr(self.model.config, "max_position_embeddings", None)
         asked = len(ids) + self.settings["max_new_tokens"]
         return f"{asked} tokens with its answer, the model has {room} positions" if room and asked > room else ids

@@ -44,13 +44,15 @@ def open_recorded(form: RecordedForm, root: Path, examples: Sequence[Example]) -
     for number, row in enumerate(read_jsonl(path), start=1):
         key, answer, timed = _read_row(f"{path}:{number}", row)
         if key in rows:
-            raise DataError(f"{path}:{number}: a second answer to {key!r}; keep one")
+            raise DataError(f"{path}:{number}", f"a second answer to {key!r}", "keep one")
         rows[key] = (answer, timed)
     taken = {example.id: _find(rows, example, path) for example in examples}
     check_pairing(rows, examples, path)
     times = {name: timed for name, (_, timed) in taken.items() if timed is not None}
     if times and len(times) < len(taken):
-        raise DataError(f"{path}: {len(times)} of {len(taken)} test examples have seconds; give them to all, or none")
+        raise DataError(
+            f"{path}", f"{len(times)} of {len(taken)} test examples have seconds", "give them to all, or none"
+        )
     described = {"form": "recorded", "name": form.name, "recorded": True, "sha256": form.sha256}
     answers = {name: answer for name, (answer, _) in taken.items()}
     return RecordedSide(described, answers, times)
@@ -64,19 +66,22 @@ def check_pairing(rows: Mapping[str, Any], examples: Sequence[Example], path: Pa
             claimed.setdefault(example.prompt[-1].text.strip(), set()).add(text_key(example.prompt))
     for prompt, keys in claimed.items():
         if len(keys) > 1:
-            raise DataError(f"{path}: {len(keys)} test prompts end in {short(prompt)!r}; name these rows by their ids")
+            raise DataError(
+                f"{path}", f"{len(keys)} test prompts end in {short(prompt)!r}", "name these rows by their ids"
+            )
 
 
 def check_recorded(form: RecordedForm, root: Path) -> Path:
     """The file; DataError where it is not there, or not the one that params.yaml names by its hash."""
     path = root / form.path
     if not path.is_file():
-        raise DataError(f"{path}: no such file; evaluate.baseline.path names it")
+        raise DataError(path, "no such file", "evaluate.baseline.path names it")
     found = sha256_file(path)
     if found != form.sha256:
         raise DataError(
-            f"{path}: its sha256 is {found}, evaluate.baseline.sha256 says {form.sha256}; if you changed it on "
-            "purpose, write the new one"
+            path,
+            f"its sha256 is {found}, evaluate.baseline.sha256 says {form.sha256}",
+            "if you changed it on purpose, write the new one",
         )
     return path
 
@@ -85,8 +90,9 @@ def _find(rows: dict[str, tuple[Answer, Timed | None]], example: Example, path: 
     found = rows.get(example.id) or rows.get(example.prompt[-1].text.strip())
     if found is None:
         raise DataError(
-            f"{path}: has no answer to the test example {example.id} ({example.source}:{example.line}); it was "
-            "recorded on another test set, or name its rows by id or by prompt"
+            path,
+            f"has no answer to the test example {example.id} ({example.source}:{example.line})",
+            "it was recorded on another test set, or name its rows by id or by prompt",
         )
     return found
 
@@ -98,21 +104,23 @@ def _read_row(where: str, row: dict[str, Any]) -> tuple[str, Answer, Timed | Non
     key, text, tokens, finished = (row.get(name) for name in ("id", "text", "tokens", "finished"))
     key = key if key is not None else row.get("prompt")
     if not isinstance(key, str) or not isinstance(text, str):
-        raise DataError(f"{where}: needs id (or prompt) and text, both texts")
+        raise DataError(where, "needs id (or prompt) and text, both texts")
     if not isinstance(tokens, int | None) or isinstance(tokens, bool) or not 0 <= (tokens or 0) < LARGEST:
         raise DataError(
-            f"{where}: tokens must be a whole number from 0 to a thousand million; leave out what is not known"
+            f"{where}", "tokens must be a whole number from 0 to a thousand million", "leave out what is not known"
         )
     if not isinstance(finished, bool | None):
-        raise DataError(f"{where}: finished must be true or false; leave out what is not known")
+        raise DataError(where, "finished must be true or false", "leave out what is not known")
     if not isinstance(row.get("failed"), str | None):
-        raise DataError(f"{where}: failed must be a text, the reason; leave it out where there is an answer")
+        raise DataError(where, "failed must be a text, the reason", "leave it out where there is an answer")
     seconds, first = (row.get(name) for name in ("seconds", "first_seconds"))
     for name, value in (("seconds", seconds), ("first_seconds", first)):
         number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LARGEST
         if value is not None and not number:
             raise DataError(
-                f"{where}: {name} must be a number of seconds from 0 to a thousand million; found {short(repr(value))}"
+                where,
+                f"{name} must be a number of seconds from 0 to a thousand million",
+                f"found {short(repr(value))}",
             )
     timed = None if seconds is None else Timed(float(seconds), None if first is None else float(first), tokens, text)
     return key.strip(), Answer(text, tokens, finished, failed=row.get("failed")), timed

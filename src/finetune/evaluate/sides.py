@@ -106,7 +106,7 @@ def load_second_adapter(model: Any, folder: Path) -> None:
         model.load_adapter(str(folder), adapter_name=EARLIER, is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().split("\n", 1)[0]
-        raise DataError(f"{folder}: does not fit the base: {first}") from None
+        raise DataError(folder, f"does not fit the base: {first}") from None
     model.eval()
 
 
@@ -117,8 +117,9 @@ def fetch_earlier(asked: EarlierForm, params: EvaluateParams, paths: Paths) -> P
     manifest = read_manifest(folder)
     if manifest["base"]["revision"] != identify_base(params.model)["revision"]:
         raise DataError(
-            f"params.yaml: evaluate.baseline.revision: the adapter of {asked.revision} was trained on another base "
-            f"({manifest['base']['name']}); compare the two experiments (make compare), or name a model"
+            "params.yaml: evaluate.baseline.revision",
+            f"the adapter of {asked.revision} was trained on another base ({manifest['base']['name']})",
+            "compare the two experiments (make compare), or name a model",
         )
     return folder
 

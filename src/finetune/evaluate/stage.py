@@ -75,7 +75,7 @@ def read_test(paths: Paths) -> list[Example]:
     """The test split; DataError where it is empty."""
     examples = read_examples(paths.prepared / "test.jsonl")
     if not examples:
-        raise DataError(f"{paths.prepared / 'test.jsonl'}: holds no example; give data.split.test a share")
+        raise DataError(f"{paths.prepared / 'test.jsonl'}", "holds no example", "give data.split.test a share")
     return examples
 
 
@@ -91,15 +91,17 @@ def check_evidence(params: EvaluateParams, paths: Paths) -> dict[str, Any]:
     adapter = sha256_tensors(paths.adapter / WEIGHTS)
     if not adapter == manifest["adapter_sha256"] == trained["adapter_sha256"]:
         raise DataError(
-            f"{paths.adapter}: is not the adapter that train published; run train again (dvc repro -f -s train)"
+            f"{paths.adapter}", "is not the adapter that train published", "run train again (dvc repro -f -s train)"
         )
     if manifest["base"] != identify_base(params.model):
-        raise DataError(f"{paths.adapter}: was trained on another base than params.yaml names; run train again")
+        raise DataError(paths.adapter, "was trained on another base than params.yaml names", "run train again")
     test, ledger = paths.prepared / "test.jsonl", read_json(paths.reports / "prepare.json")
     if not test.exists() or sha256_file(test) != ledger["prepared_sha256"]["test"]:
-        raise DataError(f"{test}: is not the test set that prepare wrote; run prepare again (dvc repro -f -s prepare)")
+        raise DataError(
+            f"{test}", "is not the test set that prepare wrote", "run prepare again (dvc repro -f -s prepare)"
+        )
     if manifest["prepared_sha256"] != ledger["prepared_sha256"]:
-        raise DataError(f"{paths.adapter}: was trained on other splits than these; run train again (dvc repro)")
+        raise DataError(paths.adapter, "was trained on other splits than these", "run train again (dvc repro)")
     return {"adapter_sha256": adapter, "test_sha256": sha256_file(test), "base": manifest["base"]}
 
 

@@ -26,15 +26,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a published folder, after its files were checked against it; DataError where they differ."""
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest.get("files"), dict):
-        raise DataError(f"{folder / MANIFEST}: lists no files; run the stage that writes it again")
+        raise DataError(f"{folder / MANIFEST}", "lists no files", "run the stage that writes it again")
     for name, expected in manifest["files"].items():
         path = folder / name
         if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
-            raise DataError(f"{folder / MANIFEST}: does not say what {name!r} was; run the stage that writes it again")
+            raise DataError(
+                f"{folder / MANIFEST}", f"does not say what {name!r} was", "run the stage that writes it again"
+            )
         if not path.is_file():
             raise DataError(
-                f"{path}: is missing though {folder / MANIFEST} lists it; run the stage that writes it again"
+                f"{path}", f"is missing though {folder / MANIFEST} lists it", "run the stage that writes it again"
             )
         if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
-            raise DataError(f"{path}: is not the file that was published (its hash differs); run its stage again")
+            raise DataError(path, "is not the file that was published (its hash differs)", "run its stage again")
     return manifest

@@ -24,7 +24,7 @@ def pipeline_lock(path: Path, stage: str) -> Iterator[None]:
     except filelock.Timeout:
         who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
         raise ConfigError(
-            f"{path}: {who} is running in this folder; wait for it or stop it, then start again"
+            f"{path}", f"{who} is running in this folder", "wait for it or stop it, then start again"
         ) from None
     try:
         # in a container, the process on the host that waits for it and passes signals on

@@ -14,11 +14,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; run the stage that writes it (dvc repro)") from None
+        raise DataError(path, "no such file", "run the stage that writes it (dvc repro)") from None
     except ValueError as error:
-        raise DataError(f"{path}: broken JSON ({error}); run the stage that writes it again") from None
+        raise DataError(path, f"broken JSON ({error})", "run the stage that writes it again") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path}: no JSON object; run the stage that writes it again")
+        raise DataError(path, "no JSON object", "run the stage that writes it again")
     return content
 
 

@@ -118,7 +118,7 @@ def require_device(environment: Environment) -> str:
     missing = why_unavailable(environment)
     if missing:
         advice = "use a recipe for this machine (make recipes lists them)"
-        raise MachineError(f"params.yaml: environment: {environment}: {missing}; {advice}")
+        raise MachineError("params.yaml: environment", f"{environment}: {missing}", advice)
     return DEVICES[environment]
 
 

@@ -47,10 +47,10 @@ def read_looks(path: Path, remedy: str = "take the file back from git") -> dict[
     try:
         looks: dict[str, list[str]] = read_json(path) if path.exists() else {}
     except DataError as error:
-        raise DataError(f"{str(error).partition(';')[0]}; {remedy}") from None
+        raise DataError(path, error.problem.message, remedy) from None
     for key, seen in looks.items():
         if not isinstance(seen, list) or not all(isinstance(candidate, str) for candidate in seen):
-            raise DataError(f"{path}: {short(key)}: is no list of candidates; {remedy}")
+            raise DataError(path, f"{short(key)}: is no list of candidates", remedy)
     return looks
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.model import AdapterConfig, ModelConfig
-from finetune.errors import ConfigError, DataError, MachineError
+from finetune.errors import ConfigError, DataError, MachineError, Problem
 from finetune.files.hashing import sha256_tensors
 
 WEIGHTS = "adapter_model.safetensors"
@@ -39,38 +39,44 @@ def lora_config(adapter: AdapterConfig) -> Any:
     )
 
 
-def adapter_trouble(adapter: AdapterConfig, model: ModelConfig) -> str | None:
+def find_adapter_problem(adapter: AdapterConfig, model: ModelConfig) -> Problem | None:
     """Why this adapter can't be trained on this base, with the key and the way out; None where it can."""
     if HEAD in adapter.target_modules:
-        return _head_trouble(HEAD)
-    return _init_trouble(adapter, quantized=model.quantization != "none")
+        return _head_problem(HEAD)
+    return _init_problem(adapter, quantized=model.quantization != "none")
 
 
-def _head_trouble(name: str) -> str:
-    return f"adapter.target_modules: {name} is the loss head, whose adapter TRL's loss would pass by; leave it out"
+def _problem(key: str, message: str, remedy: str) -> Problem:
+    return Problem("adapter-impossible", f"params.yaml: adapter.{key}", message, remedy)
 
 
-def _init_trouble(adapter: AdapterConfig, *, quantized: bool) -> str | None:
+def _head_problem(name: str) -> Problem:
+    message = f"{name} is the loss head, whose adapter TRL's loss would pass by"
+    return _problem("target_modules", message, "leave it out")
+
+
+def _init_problem(adapter: AdapterConfig, *, quantized: bool) -> Problem | None:
     """What can't work, of what is known without the base's weights."""
     init = adapter.init_lora_weights
     if init in REWRITING and quantized:
         # PEFT refuses PiSSA there and lets OLoRA through. Measured on a small base: quantizing the rest again moved the
         # logits by 0.33 before any step, where NF4 itself moves them by 0.10.
         why = "rewrites the base's weights, which can't be quantized again without becoming another base"
-        return f"adapter.init_lora_weights: {init} {why}; use default or gaussian, or model.quantization: none"
+        return _problem("init_lora_weights", f"{init} {why}", "use default or gaussian, or model.quantization: none")
     if init == "orthogonal" and quantized:
         why = "is made by PEFT in the base's number format, and nf4 holds whole numbers"
-        return f"adapter.init_lora_weights: {init} {why}; use default or gaussian, or model.quantization: none"
+        return _problem("init_lora_weights", f"{init} {why}", "use default or gaussian, or model.quantization: none")
     if init == "orthogonal" and adapter.r % 2:
-        return f"adapter.r: {adapter.r} is odd, and init_lora_weights: {init} halves it; use {adapter.r + 1}"
+        message = f"{adapter.r} is odd, and init_lora_weights: {init} halves it"
+        return _problem("r", message, f"use {adapter.r + 1}")
     return None
 
 
 def add_adapter(base: Any, adapter: AdapterConfig) -> Any:
     """The base with a fresh adapter, the only part with gradients; ConfigError where a target module hits nothing.
 
-    Also where the adapter can't start so on this base (`adapter_trouble`, and what only its weights tell). An adapter
-    that rewrites the base keeps its first matrices, in memory and on the CPU, for `save_adapter`.
+    Also where the adapter can't start so on this base (`find_adapter_problem`, and what only its weights tell). An
+    adapter that rewrites the base keeps its first matrices, in memory and on the CPU, for `save_adapter`.
     """
     from peft import get_peft_model, get_peft_model_state_dict
 
@@ -93,20 +99,21 @@ def check_targets(base: Any, adapter: AdapterConfig) -> None:
     missing = [name for name in adapter.target_modules if name not in leaves]
     if missing:
         raise ConfigError(
-            f"params.yaml: adapter.target_modules: {', '.join(missing)} match nothing in "
-            f"{type(base).__name__}; its modules are {', '.join(sorted(name for name in leaves if 'proj' in name))}"
+            "params.yaml: adapter.target_modules",
+            f"{', '.join(missing)} match nothing in {type(base).__name__}",
+            f"its modules are {', '.join(sorted(name for name in leaves if 'proj' in name))}",
         )
     head = base.get_output_embeddings()
     heads = [name for name, module in base.named_modules() if module is head and name in adapter.target_modules]
-    trouble = _head_trouble(heads[0]) if heads else None
-    trouble = trouble or _init_trouble(adapter, quantized=getattr(base, "is_quantized", False))
-    if trouble is None and adapter.init_lora_weights in REWRITING:
-        trouble = _rewriting_trouble(base, adapter)
-    if trouble:
-        raise ConfigError(f"params.yaml: {trouble}")
+    problem = _head_problem(heads[0]) if heads else None
+    problem = problem or _init_problem(adapter, quantized=getattr(base, "is_quantized", False))
+    if problem is None and adapter.init_lora_weights in REWRITING:
+        problem = _rewriting_problem(base, adapter)
+    if problem:
+        raise ConfigError.of([problem])
 
 
-def _rewriting_trouble(base: Any, adapter: AdapterConfig) -> str | None:
+def _rewriting_problem(base: Any, adapter: AdapterConfig) -> Problem | None:
     """Why a start that takes a part out of the base's weights can't work with these weights; None where it can."""
     init, embeddings = adapter.init_lora_weights, base.get_input_embeddings()
     for name, module in base.named_modules():
@@ -115,7 +122,8 @@ def _rewriting_trouble(base: Any, adapter: AdapterConfig) -> str | None:
             continue  # PEFT starts an adapter of the embeddings in its default way
         if min(weight.shape) < adapter.r:
             sides = " x ".join(map(str, weight.shape))
-            return f"adapter.r: {adapter.r} is more than {init} can take out of {name} ({sides}); use a smaller rank"
+            message = f"{adapter.r} is more than {init} can take out of {name} ({sides})"
+            return _problem("r", message, "use a smaller rank")
     return None
 
 
@@ -155,7 +163,9 @@ def save_adapter(model: Any, base_name: str, folder: Path, state: dict[str, Any]
     try:
         model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)  # these are the base's own
     except SafetensorError as error:  # a full disk's, which is no OSError here
-        raise MachineError(f"{folder}: {error} (free some space: dvc gc -w); what was whole before is kept") from None
+        raise MachineError(
+            f"{folder}", f"{error} (free some space: dvc gc -w)", "what was whole before is kept"
+        ) from None
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; decide writes the real one
     path = folder / CONFIG
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -199,4 +209,4 @@ def load_adapter(base: Any, folder: Path) -> Any:
         return PeftModel.from_pretrained(base, str(folder), is_trainable=False).eval()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().split("\n", 1)[0]
-        raise DataError(f"{folder}: does not fit the base: {first}") from None
+        raise DataError(folder, f"does not fit the base: {first}") from None

@@ -80,10 +80,10 @@ def load_base(model: ModelConfig, device: str) -> Any:
         RuntimeError,
     ) as error:  # RuntimeError: shapes that differ from its config
         first = str(error).strip().split("\n", 1)[0]
-        raise ConfigError(f"params.yaml: model.base: {model.base} does not load: {first}") from None
+        raise ConfigError("params.yaml: model.base", f"{model.base} does not load: {first}") from None
     used = str(base.config._attn_implementation)
     if (asked == "flash_attention_2") != ("flash" in used):  # the report would name another one
-        raise ConfigError(f"params.yaml: model.attention: {asked} was asked for, and transformers took {used}")
+        raise ConfigError("params.yaml: model.attention", f"{asked} was asked for, and transformers took {used}")
     base.requires_grad_(False)
     return keep_quantized_weights(base)
 

@@ -17,10 +17,12 @@ def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
     found, named = manifest["base"], identify_base(config.model)
     if found != named:
         what = f"was trained on {found['name']} at {found['revision']}, params.yaml names {named['name']} at"
-        raise DataError(f"{paths.adapter}: {what} {named['revision']}; put its recipe back, or train again (dvc repro)")
+        raise DataError(
+            f"{paths.adapter}", f"{what} {named['revision']}", "put its recipe back, or train again (dvc repro)"
+        )
     for key in HELD:
         trained, now = manifest["params"]["model"][key], getattr(config.model, key)
         if trained != now:
             what = f"was trained with model.{key}: {trained}, params.yaml says {now}"
-            raise DataError(f"{paths.adapter}: {what}; put its recipe back, or train again (dvc repro)")
+            raise DataError(paths.adapter, what, "put its recipe back, or train again (dvc repro)")
     return manifest

@@ -77,7 +77,7 @@ def rehearsal_tokenizer(model: ModelConfig, root: Path) -> tuple[Any, bool]:
     try:
         return load_tokenizer(model, fetch=False), True
     except BaseModelError as error:
-        if error.code != "base-missing":
+        if error.problem.code != "base-missing":
             raise
     stand_in = model.model_copy(update={"base": str(root / EMBEDDED), "chat_template": None, "pad_token": None})
     tokenizer = load_tokenizer(stand_in)

@@ -32,7 +32,7 @@ def run_dvc(root: Path, arguments: Sequence[str]) -> int:
             stop(Paths(root))
             process.wait()
         raise InterruptedRunError(
-            "seeds was interrupted; what is finished is recorded, the same command goes on"
+            "", "seeds was interrupted", "what is finished is recorded, the same command goes on"
         ) from None
 
 
@@ -43,8 +43,9 @@ def require_identity(root: Path) -> None:
         known = subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
         if not known and not all(os.environ.get(f"GIT_{who}_{key.upper()}") for who in ("AUTHOR", "COMMITTER")):
             raise ConfigError(
-                f"git: user.{key} is not set, and an experiment is kept as a commit; nothing was started or changed; "
-                'git config user.name "Your Name" && git config user.email you@example.org'
+                "git",
+                f"user.{key} is not set, and an experiment is kept as a commit; nothing was started or changed",
+                'git config user.name "Your Name" && git config user.email you@example.org',
             )
 
 

@@ -25,11 +25,12 @@ def files_of(root: Path, revision: str) -> Iterator[Any]:
             yield DVCFileSystem(repo=repository)
     except RevError:
         raise ConfigError(
-            f"{revision!r} is no experiment, branch, tag or commit here; make exps lists the experiments, and "
-            "workspace is the working tree"
+            "",
+            f"{revision!r} is no experiment, branch, tag or commit here",
+            "make exps lists the experiments, and workspace is the working tree",
         ) from None
     except (DvcException, SCMError) as error:
-        raise DataError(f"{revision}: DVC can't read it: {error}") from None
+        raise DataError(revision, f"DVC can't read it: {error}") from None
 
 
 def is_written(files: Any, path: Path) -> bool:
@@ -47,8 +48,9 @@ def copy_file(files: Any, revision: str, path: Path, target: Path) -> None:
         files.get_file(path.as_posix(), str(target))
     except FileNotFoundError:  # git names it, and its content is nowhere
         raise DataError(
-            f"{revision}: {path} is not in DVC's cache here; get it where a remote has it (dvc fetch --all-commits; of "
-            f"an experiment: dvc exp pull origin {revision}), or make it again ({again(revision)})"
+            revision,
+            f"{path} is not in DVC's cache here; get it where a remote has it (dvc fetch "
+            f"--all-commits; of an experiment: dvc exp pull origin {revision}), or make it again ({again(revision)})",
         ) from None
 
 
@@ -65,4 +67,4 @@ def fetch_directory(root: Path, revision: str, path: Path, target: Path) -> None
             source = Path(name.lstrip("/"))
             copy_file(files, revision, source, folder / source.relative_to(path))
         if not found:
-            raise DataError(f"{revision}: has no {path}: its pipeline did not run to its end; {again(revision)}")
+            raise DataError(revision, f"has no {path}: its pipeline did not run to its end", f"{again(revision)}")

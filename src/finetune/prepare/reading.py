@@ -89,13 +89,13 @@ def know_format(opened: Opened, source: Source) -> tuple[Format, list[str], Iter
     if format_ is None and not good:
         bad = next((row for row in rows if isinstance(row, BadRow)), None)
         what = f"{opened.at(bad.line)}: {bad.why}" if bad else f"{opened.where}: holds no row"
-        raise DataError(f"{what}; so the format of source {source.name!r} can't be detected; mend it or name it")
+        raise DataError("", f"{what}; so the format of source {source.name!r} can't be detected", "mend it or name it")
     try:
         format_ = format_ or detect_format(good, source.columns)
         if good:
             check_columns(good, source.columns)
     except ValueError as error:
-        raise DataError(f"{opened.where}: source {source.name!r} {error}") from None
+        raise DataError(opened.where, f"source {source.name!r} {error}") from None
     batches = chain([first] if first else [], opened.batches)
     return format_, unused_columns(good, format_, source.columns), batches
 
@@ -106,11 +106,13 @@ def account_batch(
     """Count a batch's rows, or stop at the first bad or risky one where the config says so."""
     if found.bad and data.on_bad_row == "stop":
         bad = found.bad[0]
-        raise DataError(f"{opened.at(bad.line)}: {bad.why}; mend the row, or set data.on_bad_row: skip")
+        raise DataError(opened.at(bad.line), bad.why, "mend the row, or set data.on_bad_row: skip")
     if found.stopped:
         line, kind = found.stopped
         raise DataError(
-            f"{opened.at(line)}: holds {kind}; mend the row, or set data.risks.{category_of(kind)}: drop (or note)"
+            opened.at(line),
+            f"holds {kind}",
+            f"mend the row, or set data.risks.{category_of(kind)}: drop (or note)",
         )
     account.read += len(found.lines)
     for line, reason in zip(found.lines, found.reasons, strict=True):
@@ -127,12 +129,13 @@ def account_batch(
 def check_bad_fraction(data: DataConfig, account: SourceAccount) -> None:
     """DataError where more of the source is bad than `data.max_bad_fraction` allows, or where it holds no row."""
     if not account.read:
-        raise DataError(f"{account.place}: holds no row; put rows into it or take it out of data.sources")
+        raise DataError(account.place, "holds no row", "put rows into it or take it out of data.sources")
     bad = account.dropped[BAD_ROW]
     if bad > data.max_bad_fraction * account.read:
         raise DataError(
-            f"{account.place}: {bad} of {account.read} rows are bad, more than data.max_bad_fraction: "
-            f"{data.max_bad_fraction:g}; the first: {account.bad_rows[0]}"
+            account.place,
+            f"{bad} of {account.read} rows are bad, more than data.max_bad_fraction: {data.max_bad_fraction:g}",
+            f"the first: {account.bad_rows[0]}",
         )
 
 
@@ -151,8 +154,9 @@ def read_labels(data: DataConfig, root: Path) -> dict[str, list[str]]:
             trained |= set() if source.held_out else agents
     if unknown := sorted(set(found) - trained):
         raise ConfigError(
-            f"params.yaml: data.labels_in_prompt: agent {unknown[0]!r} is tested and never trained on, so its prompts "
-            "would tell other labels; give the sources of one task the same agent"
+            "params.yaml: data.labels_in_prompt",
+            f"agent {unknown[0]!r} is tested and never trained on, so its prompts would tell other labels",
+            "give the sources of one task the same agent",
         )
     return {agent: sorted(labels) for agent, labels in sorted(found.items())}
 

@@ -47,7 +47,7 @@ def open_source(data: DataConfig, source: Source, root: Path) -> Opened:
     try:
         digest = sha256_folder(path) if path.is_dir() else sha256_file(path)
     except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); see its rights and its disk") from None
+        raise DataError(path, f"can't be read ({error.strerror})", "see its rights and its disk") from None
     return Opened(
         where=str(path),
         sha256=digest,
@@ -67,7 +67,7 @@ def source_path(data: DataConfig, source: Source, root: Path) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, NUL in it, no rights, links in a circle
         reason = (isinstance(error, OSError) and error.strerror) or error
         what = f"{folder}: the path {source.path[:80]!r} in it can't be looked at ({reason})"
-        raise DataError(f"{what}; data.sources names it as {source.name!r}") from None
+        raise DataError("", what, f"data.sources names it as {source.name!r}") from None
 
 
 def _checked(path: Path, folder: Path, name: str) -> Path:
@@ -75,16 +75,18 @@ def _checked(path: Path, folder: Path, name: str) -> Path:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path}: no such file; data.sources names it as {name!r}") from None
+        raise DataError(path, "no such file", f"data.sources names it as {name!r}") from None
     for inside in [path, *(path.rglob("*") if is_dataset_folder(path) else ())]:
         if not inside.resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"{inside}: lies outside {folder}, where DVC does not watch it; move it in")
+            raise DataError(inside, f"lies outside {folder}, where DVC does not watch it", "move it in")
         if inside != path and inside.is_symlink() and inside.is_dir():
-            raise DataError(f"{inside}: is a link to a folder, whose files would not be hashed; put the folder here")
+            raise DataError(
+                f"{inside}", "is a link to a folder, whose files would not be hashed", "put the folder here"
+            )
     if not path.is_file() and not is_dataset_folder(path):
-        raise DataError(f"{path}: is no file; data.sources must name one file a source")
+        raise DataError(path, "is no file", "data.sources must name one file a source")
     if not (path.stat().st_size if path.is_file() else files_in(path)):
-        raise DataError(f"{path}: is empty; put rows into it or take {name!r} out of data.sources")
+        raise DataError(path, "is empty", f"put rows into it or take {name!r} out of data.sources")
     return path
 
 
@@ -115,7 +117,9 @@ def _open_hub(source: Source, max_row_bytes: int) -> Opened:
     # `datasets` keeps each revision in a folder of its name. Without the Hub it gives what was fetched last, and for a
     # name like `json`, which is a reader to it, the files that lie here.
     if any(source.revision not in file.parts for file in files):
-        raise DataError(f"{where}: what was loaded is not of this revision; connect to the Hub, and name it org/name")
+        raise DataError(
+            f"{where}", "what was loaded is not of this revision", "connect to the Hub, and name it org/name"
+        )
     size = sum(file.stat().st_size for file in files)
     batches = arrow_batches(_hub_batches(dataset, size), where, max_row_bytes)
     return Opened(where, sha256=None, revision=source.revision, bytes=size, by_line=False, batches=batches)
@@ -129,8 +133,9 @@ def _load_hub(source: Source, where: str) -> Any:
     if os.path.lexists(source.hub):
         kind = "folder" if Path(source.hub).is_dir() else "file"
         raise DataError(
-            f"hub: {source.hub} is a {kind} here, which would be read in the Hub's place; name it under path, inside "
-            "data.directory, so that DVC watches it, or move it away"
+            "hub",
+            f"{source.hub} is a {kind} here, which would be read in the Hub's place",
+            "name it under path, inside data.directory, so that DVC watches it, or move it away",
         )
     try:
         return datasets.load_dataset(source.hub, name=source.subset, split=source.part, revision=source.revision)
@@ -138,7 +143,7 @@ def _load_hub(source: Source, where: str) -> Any:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         part = f"part {source.part!r}" + (f" of subset {source.subset!r}" if source.subset else "")
         advice = "see its name, revision, subset and part, and the connection (a private one needs HF_TOKEN)"
-        raise DataError(f"{where}: {part} can't be loaded ({reason}); {advice}") from None
+        raise DataError(where, f"{part} can't be loaded ({reason})", advice) from None
 
 
 def _hub_batches(dataset: Any, size: int) -> Iterator[tuple[pa.RecordBatch, int]]:

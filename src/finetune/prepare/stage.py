@@ -91,8 +91,10 @@ def check_filled(splits: dict[str, Any], accounts: Sequence[SourceAccount]) -> N
         if not splits[name]["examples"]:
             left, groups = (sum(split[key] for split in splits.values()) for key in ("examples", "groups"))
             raise DataError(
-                f"params.yaml: data: the {name} split is empty: {left} examples were left, {groups} that may be apart "
-                f"(dropped: {drops(dropped)}); loosen the filters, add rows or change data.split"
+                "params.yaml: data",
+                f"the {name} split is empty: {left} examples were left, {groups} that may be apart "
+                f"(dropped: {drops(dropped)})",
+                "loosen the filters, add rows or change data.split",
             )
 
 

@@ -61,7 +61,7 @@ def _in_order(
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise MachineError(
-            "prepare: a worker process was killed, most likely for memory; free some, or lower data.max_row_size"
+            "prepare", "a worker process was killed, most likely for memory", "free some, or lower data.max_row_size"
         ) from None
 
 

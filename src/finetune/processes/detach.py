@@ -35,7 +35,7 @@ PROGRESS = 10.0  # seconds between two lines while a stop waits
 def start(paths: Paths, target: str) -> int:
     """Start `make <target>` in a session of its own and return; ConfigError where a run is under way already."""
     if not TARGETS.fullmatch(target):
-        raise ConfigError(f"detach: make {target} can't be started in the background; repro and train-RECIPE can")
+        raise ConfigError("detach", f"make {target} can't be started in the background", "repro and train-RECIPE can")
     paths.work.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(paths.work / "detached.lock", timeout=0):
@@ -43,7 +43,9 @@ def start(paths: Paths, target: str) -> int:
             detached, process = launch(paths, target)
             code = wait_a_moment(process)
     except filelock.Timeout:
-        raise ConfigError(f"{paths.work}: another detached start is under way; make status tells how it went") from None
+        raise ConfigError(
+            f"{paths.work}", "another detached start is under way", "make status tells how it went"
+        ) from None
     if code is None:
         say(f"make {target} runs in the background (process {detached.pid}), and goes on when this terminal is closed")
         say("  make status      how far it is")
@@ -91,7 +93,9 @@ def tell_failure(paths: Paths, detached: Detached) -> None:
     text = log.read_text(encoding="utf-8", errors="replace").rsplit(f"== make {detached.target}, started ", 1)[-1]
     for line in text.splitlines()[1:][-LAST_LINES:]:
         say(f"  {printable(line)}")
-    raise ConfigError(f"make {detached.target} failed at once, with the lines above; nothing runs ({detached.log})")
+    raise ConfigError(
+        "", f"make {detached.target} failed at once, with the lines above", f"nothing runs ({detached.log})"
+    )
 
 
 def stop(paths: Paths) -> int:
@@ -139,13 +143,15 @@ def ask_to_end(stage: Stage) -> None:
     """Send SIGTERM: train saves at its step's end, the others drop what they were writing. Both end with code 5."""
     advice = "stop it where it runs (scancel, sky jobs cancel, docker stop), or ask its owner"
     if stage.process is None:
-        raise MachineError(f"stage {stage.name} can't be stopped from here: {stage.why_not}; {advice}")
+        raise MachineError(f"stage {stage.name} can't be stopped from here", stage.why_not, advice)
     try:
         stage.process.terminate()
     except GONE:
         return
     except psutil.AccessDenied:
-        raise MachineError(f"process {stage.pid} of stage {stage.name} may not be stopped by you; {advice}") from None
+        raise MachineError(
+            "", f"process {stage.pid} of stage {stage.name} may not be stopped by you", f"{advice}"
+        ) from None
 
 
 def interrupt(detached: Detached, number: signal.Signals) -> None:
@@ -155,7 +161,7 @@ def interrupt(detached: Detached, number: signal.Signals) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        raise MachineError(f"process {detached.pid} belongs to another user; ask them to stop it") from None
+        raise MachineError("", f"process {detached.pid} belongs to another user", "ask them to stop it") from None
 
 
 def find_dvc(run: Run) -> Any | None:

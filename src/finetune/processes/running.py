@@ -85,7 +85,9 @@ def require_idle(paths: Paths) -> None:
     """ConfigError where a run is under way in this folder, unless this process is a part of it."""
     run = find_run(paths)
     if run is not None and not (run.detached and run.detached.pid == os.getsid(0)):
-        raise ConfigError(f"{paths.work}: {run.sentence()} in this folder; make status tells more, make stop ends it")
+        raise ConfigError(
+            f"{paths.work}", f"{run.sentence()} in this folder", "make status tells more, make stop ends it"
+        )
 
 
 def find_stage(paths: Paths) -> Stage | None:

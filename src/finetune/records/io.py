@@ -20,15 +20,15 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                     row = parse_json(line)
                 except ValueError as error:
                     raise DataError(
-                        f"{path}:{number}: broken JSON ({error}); run the stage that writes it again"
+                        f"{path}:{number}", f"broken JSON ({error})", "run the stage that writes it again"
                     ) from None
                 if not isinstance(row, dict):
-                    raise DataError(f"{path}:{number}: no JSON object; run the stage that writes it again")
+                    raise DataError(f"{path}:{number}", "no JSON object", "run the stage that writes it again")
                 yield row
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; run the stage that writes it (dvc repro)") from None
+        raise DataError(path, "no such file", "run the stage that writes it (dvc repro)") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 ({error.reason}); run the stage that writes it again") from None
+        raise DataError(path, f"is not UTF-8 ({error.reason})", "run the stage that writes it again") from None
 
 
 def to_json_lines(rows: Iterable[Any]) -> Iterator[str]:
@@ -69,5 +69,5 @@ def _parse(path: Path, number: int, row: dict[str, Any], build: Any) -> Any:
         return build(row)
     except (TypeError, KeyError) as error:
         raise DataError(
-            f"{path}:{number}: not of this version's form ({error}); run the stage that writes it again"
+            f"{path}:{number}", f"not of this version's form ({error})", "run the stage that writes it again"
         ) from None

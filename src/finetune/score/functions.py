@@ -15,25 +15,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from finetune.errors import ConfigError
 from finetune.records.examples import Example
 from finetune.score.matching import UnscorableError
 
 FOLDER = "scorers"
 
 
-def load_function(dotted: str, root: Path) -> Callable[..., Any]:
-    """The function `scorers.module.name` of the working tree at `root`; ValueError where it can't be had."""
+def load_function(dotted: str, place: str, root: Path) -> Callable[..., Any]:
+    """The function `scorers.module.name` of the working tree at `root`; ConfigError at the key `place` without it."""
     name, _, attribute = dotted.rpartition(".")
     with _importing_from(root):
         try:
             module = importlib.import_module(name)
         except (Exception, SystemExit) as error:  # the file is the user's: whatever it raises is told
-            raise ValueError(f"{name} can't be imported ({type(error).__name__}: {error})") from None
+            raise ConfigError(place, f"{name} can't be imported ({type(error).__name__}: {error})") from None
     if not _lies_in(module, root / FOLDER):
-        raise ValueError(f"{name} is not in {FOLDER}/ but in {module.__file__}; rename one of the two")
+        raise ConfigError(place, f"{name} is not in {FOLDER}/ but in {module.__file__}", "rename one of the two")
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise ValueError(f"{name} has no function {attribute}")
+        raise ConfigError(place, f"{name} has no function {attribute}")
     found: Callable[..., Any] = function
     return found
 

@@ -32,9 +32,16 @@ class ServerError(MachineError):
     """
 
     def __init__(
-        self, text: str, status: int | None = None, wait: float | None = None, *, reached: bool = True
+        self,
+        place: str,
+        message: str,
+        remedy: str,
+        status: int | None = None,
+        wait: float | None = None,
+        *,
+        reached: bool = True,
     ) -> None:
-        super().__init__(text)
+        super().__init__(place, message, remedy)
         self.status, self.wait, self.reached = status, wait, reached
 
 
@@ -50,8 +57,9 @@ class ChatServer:
         self.model, self.timeout, self.place = model, timeout_seconds, place
         if "@" in urlsplit(url).netloc:
             raise ConfigError(
-                f"params.yaml: {place}.url: holds a user or password, which reports and logs would tell; "
-                "take it out, and name the variable of a key in api_key_variable"
+                f"params.yaml: {place}.url",
+                "holds a user or password, which reports and logs would tell",
+                "take it out, and name the variable of a key in api_key_variable",
             )
         self.url = chat_url(url)
         self.shown = without_secrets(self.url)
@@ -145,8 +153,10 @@ class ChatServer:
     def _error(
         self, what: str, fix: str, status: int | None = None, wait: float | None = None, *, reached: bool = True
     ) -> ServerError:
-        text = f"params.yaml: {self.place}: the server {self.shown} {what}; {fix}"
-        return ServerError(text.replace(self._key, "***") if self._key else text, status, wait, reached=reached)
+        place, message = f"params.yaml: {self.place}", f"the server {self.shown} {what}"
+        if self._key:
+            message = message.replace(self._key, "***")
+        return ServerError(place, message, fix, status, wait, reached=reached)
 
 
 FIXES = {
@@ -184,11 +194,12 @@ def read_key(variable: str | None, place: str) -> str | None:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise ConfigError(
-            f"params.yaml: {place}.api_key_variable: the environment variable {variable} is not set; "
-            "export it before the run, or set null for a server without a key"
+            f"params.yaml: {place}.api_key_variable",
+            f"the environment variable {variable} is not set",
+            "export it before the run, or set null for a server without a key",
         )
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(
-            f"params.yaml: {place}.api_key_variable: {variable} holds a sign that no key has; export it again"
+            f"params.yaml: {place}.api_key_variable", f"{variable} holds a sign that no key has", "export it again"
         )
     return key

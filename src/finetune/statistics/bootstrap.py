@@ -129,9 +129,8 @@ def resample(
 
     estimate = value(np.ones(len(stratum)))
     found, refusal = _bca_or_refusal(value, stratum, confidence, side, seed, n_resamples, minimum_unlike)
-    method = f"none: {refusal}" if refusal else "BCa bootstrap"
     lower, upper = max(found[0], float(bounds[0])), min(found[1], float(bounds[1]))
-    return Interval(estimate, lower, upper, confidence, method)
+    return Interval(estimate, lower, upper, confidence, "none" if refusal else "BCa bootstrap", refusal)
 
 
 def _bca_or_refusal(

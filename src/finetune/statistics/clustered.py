@@ -53,7 +53,7 @@ def clustered_proportion(right: Right, clusters: Labels, confidence: float, side
     if _all_single(unit):
         return clopper_pearson(int(x.sum()), len(x), confidence, side)
     if not unit.any():
-        return Interval(share, 0.0, 1.0, confidence, _one_cluster(len(x)))
+        return Interval(share, 0.0, 1.0, confidence, "none", _one_cluster(len(x)))
     size = _effective_size(x, unit, tail)
     successes, failures = share * size, (1 - share) * size
     lower = 0.0 if side == "upper" or not successes else float(beta.ppf(tail, successes, failures + 1))
@@ -88,7 +88,7 @@ def clustered_difference(
         return tango(gained, lost, n, confidence, side)
     estimate = (gained - lost) / n
     if not unit.any():
-        return Interval(estimate, -1.0, 1.0, confidence, _one_cluster(n))
+        return Interval(estimate, -1.0, 1.0, confidence, "none", _one_cluster(n))
     size, z = _effective_size(new - old, unit, tail), -float(norm.ppf(tail))
     won, gone = gained / n * size, lost / n * size
     lower = -1.0 if side == "upper" else tango_lower(won, gone, size, z)
@@ -187,4 +187,4 @@ def _all_single(unit: Indices) -> bool:
 
 
 def _one_cluster(n: int) -> str:
-    return f"none: all {n} examples are one cluster, a bound needs two"
+    return f"all {n} examples are one cluster, a bound needs two"

@@ -42,11 +42,12 @@ class Interval:
     upper: float
     confidence: float
     method: str
+    refusal: str = ""  # why the data allows no bound; the method is none then, and a criterion inconclusive
 
     @property
     def refused(self) -> bool:
-        """True where the data allows no bound: `method` holds the reason, and a criterion is inconclusive."""
-        return self.method.startswith("none:")
+        """Whether the data allows no bound."""
+        return bool(self.refusal)
 
     def as_record(self) -> dict[str, float | str | None]:
         """The fields for a JSON report; an infinite bound is None, as JSON has no infinity."""

@@ -1,6 +1,7 @@
 """Intervals of means that are skewed to the right, as latencies are: the wider of bootstrap-t and log-normal."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,8 +30,11 @@ def skewed_mean_interval(
     if x.min() <= 0:
         raise ValueError(f"values has {x.min():g}; a skewed mean needs values above 0")
     (lower, upper), refusal = _log_t_or_refusal(x[None], confidence, side, seed, n_resamples)
-    method = f"none: {refusal}" if refusal else LOG_T
-    return _one_sided(Interval(float(x.mean()), lower, upper, confidence, method), side, (0.0, math.inf))
+    return _one_sided(
+        Interval(float(x.mean()), lower, upper, confidence, "none" if refusal else LOG_T, refusal),
+        side,
+        (0.0, math.inf),
+    )
 
 
 def relative_improvement(
@@ -58,15 +62,18 @@ def relative_improvement(
     totals: Floats = np.stack([np.bincount(unit, weights=new), np.bincount(unit, weights=old)]).astype(np.float64)
     (lower, upper), refusal = _log_t_or_refusal(totals, confidence, side, seed, n_resamples)
     estimate = float(1 - new.mean() / old.mean())
-    method = f"none: {refusal}" if refusal else LOG_T
-    return _one_sided(Interval(estimate, 1 - upper, 1 - lower, confidence, method), side, (-math.inf, 1.0))
+    return _one_sided(
+        Interval(estimate, 1 - upper, 1 - lower, confidence, "none" if refusal else LOG_T, refusal),
+        side,
+        (-math.inf, 1.0),
+    )
 
 
 def _one_sided(found: Interval, side: Side, bounds: Range) -> Interval:
     """The interval, open to the end of the range on the side that is not asked for."""
     lower = bounds[0] if side == "upper" else found.lower
     upper = bounds[1] if side == "lower" else found.upper
-    return Interval(found.estimate, lower, upper, found.confidence, found.method)
+    return replace(found, lower=lower, upper=upper)
 
 
 def _log_t_or_refusal(

@@ -131,8 +131,9 @@ def require_space(folder: Path, size: int, what: str) -> None:
     free, needed = shutil.disk_usage(folder).free, size + SPARE
     if free < needed:
         raise MachineError(
-            f"{folder}: {gigabytes(free)} are free, {gigabytes(needed)} are needed for {what}; "
-            "free some space on that disk (unfinished runs with other params lie beside it), then run it again"
+            folder,
+            f"{gigabytes(free)} are free, {gigabytes(needed)} are needed for {what}",
+            "free some space on that disk (unfinished runs with other params lie beside it), then run it again",
         )
 
 
@@ -154,7 +155,7 @@ def wait_for_files(paths: Sequence[Path], seconds: float = 60.0) -> None:
     while missing := [path.name for path in paths if not path.exists()]:
         if time.monotonic() > end:
             raise MachineError(
-                f"{paths[0].parent}: {', '.join(missing)} of other processes can't be seen; is the disk shared?"
+                f"{paths[0].parent}", f"{', '.join(missing)} of other processes can't be seen", "is the disk shared?"
             )
         time.sleep(0.2)
 

@@ -20,8 +20,9 @@ def require_finite(what: str, value: float, step: int, learning_rate: float, ids
     named = ", ".join(short(name, 40) for name in ids[:NAMED]) + (f" and {len(ids) - NAMED} more" * (len(ids) > NAMED))
     of = f" on the examples {named}" if ids else ""
     raise ConfigError(
-        f"params.yaml: train.learning_rate: the {what} after step {step} is {value}{of}; no step was taken on it, and "
-        f"the checkpoints before it are kept; use less than {learning_rate:g}, or look at these examples"
+        "params.yaml: train.learning_rate",
+        f"the {what} after step {step} is {value}{of}; no step was taken on it, and the checkpoints before it are kept",
+        f"use less than {learning_rate:g}, or look at these examples",
     )
 
 
@@ -35,9 +36,10 @@ def smaller_micro_batch(params: TrainParams) -> TrainParams:
     micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if micro == 1 and train.per_device_eval_batch_size == 1:
         raise MachineError(
-            "params.yaml: train.per_device_train_batch_size: the run's longest row alone finds no memory on this "
-            "machine; use a smaller train.max_length, activation_checkpointing, quantization: nf4 or a smaller base "
-            "(make plan tells what each needs)"
+            "params.yaml: train.per_device_train_batch_size",
+            "the run's longest row alone finds no memory on this machine",
+            "use a smaller train.max_length, activation_checkpointing, quantization: nf4 or a "
+            "smaller base (make plan tells what each needs)",
         )
     less = next((size for size in range(micro // 2, 0, -1) if micro % size == 0), 1)
     sizes = {

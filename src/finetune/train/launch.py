@@ -16,7 +16,7 @@ import psutil
 
 from finetune.config.train import TrainParams
 from finetune.console import say
-from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError
+from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError, Problem
 from finetune.files.strict_json import read_json
 from finetune.hardware.devices import count_devices
 from finetune.hardware.host import usable_cores
@@ -54,7 +54,7 @@ def join(params: TrainParams, paths: Paths) -> None:
     """Train along on a node that is not the first: wait until the first one trains, and end as it ends."""
     address, port = os.environ.get("MASTER_ADDR"), int(os.environ.get("MASTER_PORT", PORT))
     if not address or os.environ.get("NODE_RANK", "0") == "0":
-        raise ConfigError("join: set MASTER_ADDR, MASTER_PORT and a NODE_RANK above 0, as jobs/ does")
+        raise ConfigError("join", "set MASTER_ADDR, MASTER_PORT and a NODE_RANK above 0, as jobs/ does")
     say(f"waits until {address}:{port} trains")
     began, verdict = time.time(), paths.reports / "decision.json"
     while not listens(address, port):
@@ -78,19 +78,22 @@ def require_devices(params: TrainParams) -> None:
     """MachineError unless this node has as many devices as the recipe asks of it; processes share one CPU."""
     if params.train.distributed.strategy in ("zero2", "zero3") and not find_spec("deepspeed"):
         raise MachineError(
-            f"params.yaml: train.distributed.strategy: {params.train.distributed.strategy} needs the package "
-            "deepspeed, which is not installed here; pip install deepspeed, or use ddp"
+            "params.yaml: train.distributed.strategy",
+            f"{params.train.distributed.strategy} needs the package deepspeed, which is not installed here",
+            "pip install deepspeed, or use ddp",
         )
     if params.environment == "cpu" and params.train.distributed.strategy == "fsdp":
         raise MachineError(
-            "params.yaml: train.distributed.strategy: fsdp needs CUDA: on a CPU accelerate trains by DDP instead, "
-            "without a word; use ddp"
+            "params.yaml: train.distributed.strategy",
+            "fsdp needs CUDA: on a CPU accelerate trains by DDP instead, without a word",
+            "use ddp",
         )
     asked, found = per_node(params), count_devices(params.environment)
     if params.environment != "cpu" and asked > found:
         raise MachineError(
-            f"params.yaml: train.distributed.devices: {asked} are asked of this machine, it has {found}; set devices: "
-            f"{found} and train.gradient_accumulation_steps so that the effective batch size stays"
+            "params.yaml: train.distributed.devices",
+            f"{asked} are asked of this machine, it has {found}",
+            f"set devices: {found} and train.gradient_accumulation_steps so that the effective batch size stays",
         )
 
 
@@ -147,16 +150,19 @@ def raise_what_failed(paths: Paths, asked: str | None) -> None:
     errors = [read_json(path) for path in left_errors(paths)]
     if not errors and asked:
         raise InterruptedRunError(
-            f"train was stopped by {asked} before it could save; the newest checkpoint is kept, the same command "
-            "goes on"
+            "",
+            f"train was stopped by {asked} before it could save",
+            "the newest checkpoint is kept, the same command goes on",
         )
     if not errors:
         raise MachineError(
-            "train: a process died without a word, often for want of memory; the newest checkpoint is kept, the same "
-            "command goes on from it"
+            "train",
+            "a process died without a word, often for want of memory",
+            "the newest checkpoint is kept, the same command goes on from it",
         )
     worst = next((error for error in errors if error["exit_code"] != InterruptedRunError.exit_code), errors[0])
-    raise ERRORS.get(worst["exit_code"], FinetuneError)(worst["text"])
+    kind = ERRORS.get(worst["exit_code"], FinetuneError)
+    raise kind.of(Problem(**problem) for problem in worst["problems"])
 
 
 def left_errors(paths: Paths) -> list[Path]:

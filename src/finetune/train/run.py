@@ -51,7 +51,7 @@ def train(params: TrainParams, paths: Paths, stop: StopRequest, until: int | Non
             store.finish()
     if first and stop.by:
         raise InterruptedRunError(
-            f"train is done; {stop.by} stopped what comes after it, the same command goes on there"
+            "", "train is done", f"{stop.by} stopped what comes after it, the same command goes on there"
         )
 
 
@@ -61,8 +61,9 @@ def require_trackers(params: TrainParams) -> None:
     if missing:
         names = ", ".join(missing)
         raise ConfigError(
-            f"params.yaml: train.report_to: {names} is not installed here; "
-            f"pip install {' '.join(missing)}, or report_to: []"
+            "params.yaml: train.report_to",
+            f"{names} is not installed here",
+            f"pip install {' '.join(missing)}, or report_to: []",
         )
 
 
@@ -133,8 +134,9 @@ def begin(trainer: Any, params: TrainParams, resumed: Path | None, until: int | 
     step = float(step_of(resumed))
     if float(trainer.sum_of_processes(torch.tensor([step]))[0]) != step * trainer.args.world_size:
         raise MachineError(
-            f"{trainer.store.folder}: the processes see different checkpoints (this one: step {step:.0f}); all "
-            "nodes must see the same folder"
+            trainer.store.folder,
+            f"the processes see different checkpoints (this one: step {step:.0f})",
+            "all nodes must see the same folder",
         )
 
 
@@ -162,7 +164,9 @@ def telling(trainer: Any) -> Iterator[None]:
     except StoppedInEvaluationError:
         ended = "interrupted"
         kept = trainer.store.what_is_kept()
-        raise InterruptedRunError(f"train was stopped by {trainer.stop.by}; {kept}, the same command goes on") from None
+        raise InterruptedRunError(
+            "", f"train was stopped by {trainer.stop.by}", f"{kept}, the same command goes on"
+        ) from None
     except InterruptedRunError:
         ended = "interrupted"
         raise

@@ -95,6 +95,8 @@ def check_rows(trainer: Any, tokens: dict[str, dict[str, int]]) -> None:
         supervised, rows = int(by_row.sum()), len(by_row) - blanks
         if supervised != tokens[name]["supervised_tokens"] or rows != tokens[name]["rows"]:
             raise DataError(
-                f"data/validated/{name}.arrow: holds {supervised} supervised tokens in {rows} rows, but validate "
-                f"counted {tokens[name]['supervised_tokens']} in {tokens[name]['rows']}; run validate again"
+                f"data/validated/{name}.arrow",
+                f"holds {supervised} supervised tokens in {rows} rows, but validate counted "
+                f"{tokens[name]['supervised_tokens']} in {tokens[name]['rows']}",
+                "run validate again",
             )

@@ -34,7 +34,9 @@ def run(params: TrainParams, paths: Paths) -> None:
         with pipeline_lock(paths.work / "train.lock", "train"):  # workers of a killed run may still be saving
             store.newest()  # sets bad ones aside before several processes look
     if stop.by:
-        raise InterruptedRunError(f"train was stopped by {stop.by}; {store.what_is_kept()}, the same command goes on")
+        raise InterruptedRunError(
+            "", f"train was stopped by {stop.by}", f"{store.what_is_kept()}, the same command goes on"
+        )
     launch(params, paths)
 
 

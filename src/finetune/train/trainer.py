@@ -119,9 +119,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         found, counted = int((inputs["labels"] != IGNORED).sum()), int(self.supervised[rows].sum())
         if found != counted:
             raise DataError(
-                f"data/validated/train.arrow: a micro-batch after step {self.state.global_step} has {found} supervised "
-                f"tokens, but validate counted {counted} in its rows; the rows and the collator disagree: run validate "
-                "again (dvc repro -f -s validate)"
+                "data/validated/train.arrow",
+                f"a micro-batch after step {self.state.global_step} has {found} supervised tokens, "
+                f"but validate counted {counted} in its rows",
+                "the rows and the collator disagree: run validate again (dvc repro -f -s validate)",
             )
         self.tokens += sum(self.lengths[row] for row in rows)
         loss: torch.Tensor = super().training_step(*args, **kwargs)
@@ -214,8 +215,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def say_goodbye(self) -> None:
         """InterruptedRunError: the state of this step is saved."""
         raise InterruptedRunError(
+            "",
             f"train was stopped{f' by {self.stop.by}' if self.stop.by else ''} and saved at step "
-            f"{self.state.global_step} of {self.state.max_steps}; the same command goes on from there"
+            f"{self.state.global_step} of {self.state.max_steps}",
+            "the same command goes on from there",
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
@@ -271,8 +274,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         try:
             model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
         except SafetensorError as error:  # a full disk's, which is no OSError here
-            what = f"{output_dir}: {error} (free some space: dvc gc -w); {self.store.what_is_kept()}"
-            raise MachineError(what) from None
+            message = f"{error} (free some space: dvc gc -w)"
+            raise MachineError(str(output_dir), message, self.store.what_is_kept()) from None
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -37,15 +37,15 @@ def main() -> int:
 
             train(params, paths, stop)
     except FinetuneError as error:
-        return leave(paths, error.exit_code, str(error))
+        return leave(paths, error)
     except (OSError, MemoryError, RuntimeError) as error:
         if any(words in str(error) for words in PEER_LOST):
             return MachineError.exit_code  # the other one has left its error, if it could
         trouble = machine_trouble(error)
         if trouble is None:
             traceback.print_exc()
-            return leave(paths, FinetuneError.exit_code, f"train: process {os.environ['RANK']}: {error}")
-        return leave(paths, MachineError.exit_code, f"train: {trouble}; what was whole before is kept")
+            return leave(paths, FinetuneError("train", f"process {os.environ['RANK']}: {error}"))
+        return leave(paths, MachineError("train", trouble, "what was whole before is kept"))
     return 0
 
 
@@ -54,10 +54,11 @@ def error_file(work: Path, rank: str) -> Path:
     return work / f"worker-{int(rank):04}.json"
 
 
-def leave(paths: Paths, code: int, text: str) -> int:
+def leave(paths: Paths, error: FinetuneError) -> int:
     """Write the error down; gives its exit code."""
-    write_json(error_file(paths.work, os.environ["RANK"]), {"exit_code": code, "text": text})
-    return code
+    problems = [problem.to_json() for problem in error.problems]
+    write_json(error_file(paths.work, os.environ["RANK"]), {"exit_code": error.exit_code, "problems": problems})
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class Code:
     cost: Cost
     meaning: str
     binding: bool = False
+    in_params: bool = True  # a key of params.yaml is at fault; else the rows, or the disk
 
 
 CODES: dict[str, Code] = {
@@ -71,7 +72,7 @@ CODES: dict[str, Code] = {
     "memory-short": Code("error", "run", "The predicted peak is more than this machine has."),
     "memory-tight": Code("warning", "run", "The predicted peak is within a tenth of what this machine has."),
     "this-machine-short": Code("warning", "time", "This machine has less memory than the one the recipe is for."),
-    "disk-short": Code("error", "run", "Checkpoints and caches need more than is free."),
+    "disk-short": Code("error", "run", "Checkpoints and caches need more than is free.", in_params=False),
     "optimizer-needs-cuda": Code("error", "run", "8-bit optimizers have no kernels off CUDA.", binding=True),
     "optimizer-needs-deepspeed": Code("error", "run", "DeepSpeed offloads its own optimizer only.", binding=True),
     "fp16-needs-cuda": Code("error", "run", "fp16's loss scaling exists on CUDA alone.", binding=True),
@@ -102,13 +103,19 @@ CODES: dict[str, Code] = {
     "packing-slow": Code("warning", "time", "Without flash-attention a packed row has a square mask."),
     "packing-ignores-sampling": Code("note", "nothing", "Packed rows are all alike in length."),
     # ---- the rows
-    "split-overlap": Code("error", "verdict", "A held-out row is trained on, prompt and answer.", binding=True),
-    "split-same-prompt": Code("error", "verdict", "A tested prompt is trained on, with another answer.", binding=True),
+    "split-overlap": Code(
+        "error", "verdict", "A held-out row is trained on, prompt and answer.", binding=True, in_params=False
+    ),
+    "split-same-prompt": Code(
+        "error", "verdict", "A tested prompt is trained on, with another answer.", binding=True, in_params=False
+    ),
     "split-near-overlap": Code("warning", "verdict", "A held-out row is nearly one that is trained on."),
-    "test-near-overlap": Code("error", "verdict", "A test row is nearly one that is trained on."),
-    "split-empty": Code("error", "run", "Nothing is left in a split.", binding=True),
+    "test-near-overlap": Code("error", "verdict", "A test row is nearly one that is trained on.", in_params=False),
+    "split-empty": Code("error", "run", "Nothing is left in a split.", binding=True, in_params=False),
     "test-prompts-repeated": Code("warning", "verdict", "Copies of a prompt are no new evidence."),
-    "test-prompts-mostly-repeated": Code("error", "verdict", "More than one in twenty test prompts is a copy."),
+    "test-prompts-mostly-repeated": Code(
+        "error", "verdict", "More than one in twenty test prompts is a copy.", in_params=False
+    ),
     "test-set-too-small": Code("warning", "verdict", "Too few test examples for a criterion, even if all are right."),
     "test-set-tiny": Code("warning", "verdict", "A criterion on fewer than 20 examples: each of them moves the score."),
     "group-unknown": Code("error", "verdict", "A criterion on a group that no test example is of."),
@@ -119,9 +126,9 @@ CODES: dict[str, Code] = {
         "error", "verdict", "An agent and a source of one name, with other examples.", binding=True
     ),
     "agents-imbalanced": Code("warning", "quality", "One agent has over twenty times the rows of another."),
-    "agent-missing": Code("error", "quality", "An agent that is tested was never trained on."),
+    "agent-missing": Code("error", "quality", "An agent that is tested was never trained on.", in_params=False),
     "labels-imbalanced": Code("warning", "quality", "One label has over twenty times the rows of another."),
-    "label-missing-in-train": Code("error", "quality", "A label that is tested was never trained on."),
+    "label-missing-in-train": Code("error", "quality", "A label that is tested was never trained on.", in_params=False),
     "label-missing-in-test": Code("warning", "verdict", "A label that is trained on is never tested."),
     "answers-constant": Code("warning", "verdict", "One answer is right for over four in five rows."),
     "answers-repeated": Code("note", "quality", "Long answers that stand in many rows, letter by letter."),
@@ -140,7 +147,9 @@ CODES: dict[str, Code] = {
     "supervised-over-budget": Code("error", "quality", "More answer tokens are cut than train.budget allows."),
     "padding-over-budget": Code("error", "time", "More positions are padding than train.budget allows."),
     "answers-cut-off": Code("warning", "verdict", "Test answers that max_new_tokens makes impossible."),
-    "prompts-beyond-base": Code("error", "verdict", "Test prompts that leave the base no place to answer."),
+    "prompts-beyond-base": Code(
+        "error", "verdict", "Test prompts that leave the base no place to answer.", in_params=False
+    ),
     # ---- what params.yaml accepts
     "accepted-unknown": Code(
         "error", "nothing", "findings.accept names no code, or one that is binding.", binding=True

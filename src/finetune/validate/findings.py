@@ -2,22 +2,24 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 from finetune.console import table
+from finetune.errors import Problem
 from finetune.validate.codes import CODES, COSTS, SEVERITIES, Severity
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong or worth knowing; severity and cost are its code's."""
+class Finding(Problem):
+    """The result of a check; severity and cost are its code's."""
 
-    code: str
-    where: str
-    what: str
-    fix: str
     accepted: str | None = None  # the reason, where params.yaml accepts it
+
+    @classmethod
+    def of(cls, problem: Problem, code: str | None = None) -> Self:
+        """A problem that a stage would stop at, as a finding that is reported with all the others."""
+        return cls(code or problem.code, problem.place, problem.message, problem.remedy)
 
     def __post_init__(self) -> None:
         assert self.code in CODES, self.code
@@ -34,11 +36,7 @@ class Finding:
 
     def to_json(self) -> dict[str, str | None]:
         """For the report."""
-        texts = {"where": self.where, "what": self.what, "fix": self.fix, "accepted": self.accepted}
-        return {"code": self.code, "severity": self.severity, "cost": CODES[self.code].cost, **texts}
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.fix}"
+        return asdict(self) | {"severity": self.severity, "cost": CODES[self.code].cost}
 
 
 def by_cost(findings: Sequence[Finding]) -> list[Finding]:
@@ -73,7 +71,7 @@ def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Fin
 def _with_reason(finding: Finding, accepted: Mapping[str, str]) -> Finding:
     if finding.code not in accepted or CODES[finding.code].binding:
         return finding
-    return Finding(finding.code, finding.where, finding.what, finding.fix, accepted[finding.code])
+    return replace(finding, accepted=accepted[finding.code])
 
 
 def to_markdown(findings: Sequence[Finding], tables: Mapping[str, Mapping[str, Any]]) -> str:
@@ -85,8 +83,8 @@ def to_markdown(findings: Sequence[Finding], tables: Mapping[str, Mapping[str, A
         lines += ["", "| severity | code | where | what | fix |", "|---|---|---|---|---|"]
     for finding in findings:
         state = finding.severity if finding.accepted is None else f"{finding.severity}, accepted"
-        fix = finding.fix if finding.accepted is None else f"accepted: {finding.accepted}"
-        lines.append(_row([state, f"`{finding.code}`", finding.where, finding.what, fix]))
+        remedy = finding.remedy if finding.accepted is None else f"accepted: {finding.accepted}"
+        lines.append(_row([state, f"`{finding.code}`", finding.place, finding.message, remedy]))
     for title, rows in tables.items():
         lines += ["", f"## {title}", "", *_table(rows)]
     return "\n".join(lines) + "\n"
@@ -120,7 +118,7 @@ def told(finding: Finding) -> str:
     """A finding in one line; an accepted one with the reason in place of the fix."""
     if finding.accepted is None:
         return str(finding)
-    return f"{finding.where}: {finding.what} (accepted: {finding.accepted})"
+    return f"{finding.place}: {finding.message} (accepted: {finding.accepted})"
 
 
 def show_findings(findings: Sequence[Finding]) -> None:

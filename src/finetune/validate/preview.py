@@ -58,8 +58,9 @@ def find_workload(
     prepared = all((paths.prepared / f"{name}.jsonl").is_file() for name in SPLITS)
     if not (prepared and report.is_file()):
         raise DataError(
-            f"{paths.prepared}: no prepared rows to plan with; run dvc repro prepare, or say how many there will be: "
-            "make plan EXAMPLES=15000"
+            paths.prepared,
+            "no prepared rows to plan with",
+            "run dvc repro prepare, or say how many there will be: make plan EXAMPLES=15000",
         )
     if other := why_stale(params, root):
         say(f"note: data/prepared was made {other}; dvc repro prepare makes it anew")

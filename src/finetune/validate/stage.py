@@ -21,6 +21,7 @@ from finetune.validate.checks.data import check_data
 from finetune.validate.checks.machine import check_disk, check_machine
 from finetune.validate.checks.scorer import check_scorers
 from finetune.validate.checks.token import check_padding, check_special_tokens, check_split, check_test_answers
+from finetune.validate.codes import CODES
 from finetune.validate.findings import Finding, accept, counted, show_findings, to_markdown
 from finetune.validate.tokenized import TokenizedSplit, tokenize_split, workload_of, write_arrow
 
@@ -68,7 +69,9 @@ def check_prepared(paths: Paths) -> dict[str, Any]:
     for name in SPLITS:
         path = paths.prepared / f"{name}.jsonl"
         if not path.exists() or sha256_file(path) != ledger["prepared_sha256"][name]:
-            raise DataError(f"{path}: is not the file that prepare wrote; run prepare again (dvc repro -f -s prepare)")
+            raise DataError(
+                f"{path}", "is not the file that prepare wrote", "run prepare again (dvc repro -f -s prepare)"
+            )
     return ledger
 
 
@@ -121,10 +124,9 @@ def by_measure(tokens: dict[Split, dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 def stop_at_errors(findings: list[Finding]) -> None:
     """One error that lists every finding that stops: a ConfigError if all of them are about params.yaml."""
-    errors = [str(finding) for finding in findings if finding.stops]
+    errors = [finding for finding in findings if finding.stops]
     if errors:
-        kind = ConfigError if all(error.startswith("params.yaml") for error in errors) else DataError
-        raise kind("\n".join(errors))
+        raise (ConfigError if all(CODES[finding.code].in_params for finding in errors) else DataError).of(errors)
 
 
 def show(findings: list[Finding], outlook: Outlook) -> None:

@@ -81,7 +81,7 @@ def tokenize_split(tokenizer: Any, examples: Sequence[Example], train: TrainConf
         try:
             whole = tokenize(tokenizer, example.messages, example.tools)
         except BaseModelError as error:
-            split.refused.append((example, error.what))
+            split.refused.append((example, error.problem.message))
             continue
         if wrong := wrong_answers(tokenizer, example, whole, frames):
             split.wrong.append((example, wrong))

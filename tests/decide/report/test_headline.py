@@ -32,7 +32,7 @@ def undecided(change: Callable[..., Config]) -> MadeUp:
 
 def test_the_verdict_is_one_sentence_with_who_what_and_how_sure(run: MadeUp) -> None:
     """A manager reads this and nothing else."""
-    text = headline(run.verdict, run.outcomes, run.reports)
+    text = ": ".join(headline(run.verdict, run.outcomes, run.reports))
     assert re.fullmatch(
         r"Deploy: the fine-tuned model answers \d\d\.\d% of 249 held-out examples of exception-namer exactly right "
         r"\(at least \d\d\.\d% with 99% confidence, 55% was asked\); the base model \d\.\d%; all 6 criteria pass\.",
@@ -42,7 +42,7 @@ def test_the_verdict_is_one_sentence_with_who_what_and_how_sure(run: MadeUp) -> 
 
 def test_a_verdict_short_of_deploy_says_what_stands_in_its_way(undecided: MadeUp) -> None:
     """Not the criterion that passed best, but the one that did not."""
-    text = headline(undecided.verdict, undecided.outcomes, undecided.reports)
+    text = ": ".join(headline(undecided.verdict, undecided.outcomes, undecided.reports))
     assert text.startswith("Iterate: the fine-tuned model answers 59.0% of 249 held-out examples")
     assert "(between 48.2% and 69.0% with 99% confidence, 55% was asked)" in text
     assert text.endswith("3 of 6 criteria pass.")
@@ -60,7 +60,7 @@ def test_a_verdict_short_of_deploy_says_what_stands_in_its_way(undecided: MadeUp
 )
 def test_every_kind_of_criterion_can_be_told(run: MadeUp, at: int, told: str) -> None:
     """Whatever is judged alone leads the sentence."""
-    text = headline(run.verdict, [run.outcomes[at]], run.reports)
+    text = ": ".join(headline(run.verdict, [run.outcomes[at]], run.reports))
     assert told.replace("points more", "a difference of +" if at == 1 else told).split(" (")[0][:20] in text
 
 
@@ -79,15 +79,16 @@ def test_what_has_no_interval_is_told_and_drawn_without(run: MadeUp) -> None:
 
 def test_harm_is_said_first(run: MadeUp) -> None:
     """Whatever passed, answers were lost."""
-    verdict = Verdict("abort", "Do not go on.", ("worse than the baseline: 60 answers lost, 0 gained (p = 1e-9)",), ())
-    text = headline(verdict, run.outcomes, run.reports)
+    harm = "worse than the baseline: 60 answers lost, 0 gained (p = 1e-9)"
+    verdict = Verdict("abort", "Do not go on.", (harm,), (), harm)
+    text = ": ".join(headline(verdict, run.outcomes, run.reports))
     assert text == "Abort: the fine-tuned model is worse than the baseline: 60 answers lost, 0 gained (p = 1e-9)."
 
 
 def test_spent_looks_stand_in_the_sentence(run: MadeUp) -> None:
     """Every criterion passes and yet it is no deploy: the reader must learn why."""
     run.reports["look"] = 6
-    text = headline(Verdict("iterate", "Spent.", (), ()), run.outcomes, run.reports)
+    text = ": ".join(headline(Verdict("iterate", "Spent.", (), ()), run.outcomes, run.reports))
     assert text.endswith("all 6 criteria pass, but this test set has been looked at 6 times where 5 were declared.")
 
 
@@ -115,7 +116,7 @@ def test_a_served_candidate_is_not_taken_for_the_adapter(run: MadeUp) -> None:
     card = load_card(run.card())
     assert "```" not in card.text and "Nobody checked that it serves this adapter" in card.text
     assert card.data.eval_results is None
-    alone = headline(run.verdict, [], run.reports)
+    alone = ": ".join(headline(run.verdict, [], run.reports))
     assert alone == "Deploy: all 6 outcomes pass: deploy what the server serves."
 
 

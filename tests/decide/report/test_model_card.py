@@ -35,7 +35,8 @@ def test_the_summary_fits_a_pull_request(run: MadeUp, undecided: MadeUp) -> None
     for made in (run, undecided):
         text = made.summary()
         assert len(text.splitlines()) <= 60, len(text.splitlines())
-        assert text.startswith(f"# {plain_markdown(headline(made.verdict, made.outcomes, made.reports))[:30]}")
+        sentence = ": ".join(headline(made.verdict, made.outcomes, made.reports))
+        assert text.startswith(f"# {plain_markdown(sentence)[:30]}")
         assert all(digest in text.splitlines()[-1] for digest in (SHA["adapter"], SHA["test"], SHA["base"]))
         assert not re.search(r"<(?!!)|(?<!\\)\[|@someone|\n\n\n", text)
     assert "1,204 test examples" in undecided.summary()

@@ -90,7 +90,7 @@ def test_no_text_tells_an_address_a_secret_or_a_folder(run: MadeUp) -> None:
     run.verdict = Verdict("iterate", failed, (missing,), (Suggestion("measure", f"{missing} alice@gpu7.corp"),))
     run.reports["changes"] = [missing]
     run.reports["train"]["warnings"] = [r"C:\Users\alice\cache.bin: slow", failed]
-    run.reports["validation"]["findings"][0] |= {"where": base, "what": failed, "fix": f"see {url}"}
+    run.reports["validation"]["findings"][0] |= {"place": base, "message": failed, "remedy": f"see {url}"}
     run.reports["validation"]["findings"][1] |= {"accepted": missing}
     html, summary, card = run.html(), run.summary(), run.card()
     for text in (html, summary, card):

@@ -17,9 +17,9 @@ def test_an_adapter_that_cannot_start_on_this_base_is_told(change: Callable[...,
     """PiSSA takes a part out of the weights, which 4-bit weights do not allow."""
     found = check_adapter(change(**{"model.quantization": "nf4", "adapter.init_lora_weights": "pissa"}), None)
     (finding,) = [finding for finding in found if finding.code == "adapter-impossible"]
-    assert finding.where == "params.yaml: adapter.init_lora_weights"
-    assert finding.what.startswith("pissa rewrites the base's weights")
-    assert finding.fix == "use default or gaussian, or model.quantization: none"
+    assert finding.place == "params.yaml: adapter.init_lora_weights"
+    assert finding.message.startswith("pissa rewrites the base's weights")
+    assert finding.remedy == "use default or gaussian, or model.quantization: none"
     assert "adapter-impossible" not in codes(check_adapter(change(), None))
 
 

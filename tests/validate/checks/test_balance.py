@@ -47,7 +47,7 @@ def test_the_source_to_cap_is_named(splits: Splits, quiet: Config, example: Call
     """Where the rare agent has a source of its own, a cap on the other's makes them even."""
     splits["train"] = [replace(row, source="cpython") for row in splits["train"]] + [example("one", agent="rare")]
     (finding,) = check_data(quiet, splits)
-    assert finding.fix == "add rows of 'rare', or set data.sources.0.cap: 20"
+    assert finding.remedy == "add rows of 'rare', or set data.sources.0.cap: 20"
 
 
 def labelled(rows: list[Example], names: list[str]) -> list[Example]:
@@ -169,5 +169,5 @@ def test_a_system_prompt_for_nobody_is_a_warning(splits: Splits, change: Callabl
     assert str(near) == (
         "params.yaml: data.system_prompts.Namer: none of the 90 rows is of agent 'Namer'; did you mean 'namer'?"
     )
-    assert far.fix == "remove it, or name one of the agents: namer"
+    assert far.remedy == "remove it, or name one of the agents: namer"
     assert (near.code, near.severity) == ("system-prompt-unused", "warning")

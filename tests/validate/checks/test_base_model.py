@@ -54,7 +54,7 @@ def test_weights_that_are_cut_off_are_told_by_name(base: Path, size: int) -> Non
     weights.write_bytes(weights.read_bytes()[:size])
     (finding,) = examine().findings
     assert finding.code == "base-incomplete"
-    assert finding.what == "base/model.safetensors: a file that is cut off or damaged"
+    assert finding.message == "base/model.safetensors: a file that is cut off or damaged"
 
 
 def test_every_damaged_shard_is_told(base: Path) -> None:
@@ -71,7 +71,7 @@ def test_an_index_that_names_no_shard_is_told(base: Path, index: str) -> None:
     (base / "model.safetensors").unlink()
     (base / INDEX).write_text(index, encoding="utf-8")
     (finding,) = examine().findings
-    assert finding.what == f"base/{INDEX}: an index that names no shard"
+    assert finding.message == f"base/{INDEX}: an index that names no shard"
 
 
 def test_the_one_file_goes_before_an_index(base: Path) -> None:
@@ -93,7 +93,7 @@ def test_pickled_weights_alone_are_refused(base: Path) -> None:
     assert finding.code == "base-unsafe"
     (base / "pytorch_model.bin").unlink()
     (finding,) = examine().findings
-    assert finding.what == "base: no weights"
+    assert finding.message == "base: no weights"
 
 
 def test_a_link_into_nowhere_and_a_folder_of_that_name_are_no_weights(base: Path) -> None:
@@ -128,9 +128,9 @@ def test_a_config_that_names_no_model_is_a_finding(base: Path, keys: dict[str, A
     known = examine()
     (finding, *others) = known.findings
     assert finding.code == "base-class-unknown"
-    assert finding.what.startswith(f"base: its config.json {what}")
-    assert finding.fix == "use a base that transformers knows, or mend that file"
-    assert "\n" not in finding.what
+    assert finding.message.startswith(f"base: its config.json {what}")
+    assert finding.remedy == "use a base that transformers knows, or mend that file"
+    assert "\n" not in finding.message
     assert known.architecture is None
     assert {other.code for other in others} <= {"base-incomplete"}  # of some such configs no tokenizer is made either
 
@@ -154,7 +154,7 @@ def test_a_config_that_makes_no_decoder_is_a_finding(base: Path, keys: dict[str,
     edit(base / "config.json", **keys)
     (finding,) = examine().findings
     assert finding.code == "base-class-unknown"
-    assert finding.what.startswith("no decoder is made of its ")
+    assert finding.message.startswith("no decoder is made of its ")
 
 
 def test_a_base_without_a_bound_on_positions_is_no_mistake(base: Path) -> None:
@@ -170,8 +170,8 @@ def test_a_broken_config_is_a_finding(base: Path, content: str) -> None:
     (base / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     known = examine()
     assert {finding.code for finding in known.findings} == {"base-incomplete"}
-    assert "base/config.json" in known.findings[0].what
-    assert known.findings[0].fix == "mend it or fetch it again"
+    assert "base/config.json" in known.findings[0].message
+    assert known.findings[0].remedy == "mend it or fetch it again"
 
 
 def test_a_missing_config_is_a_finding(base: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_broken_generation_config_is_a_finding(base: Path, content: str) -> No
     (base / "generation_config.json").write_text(content, encoding="utf-8")
     (finding,) = examine().findings
     assert finding.code == "base-incomplete"
-    assert finding.what.startswith("base/generation_config.json can't be read (")
+    assert finding.message.startswith("base/generation_config.json can't be read (")
 
 
 def test_rows_longer_than_the_base_was_made_for(base: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_broken_tokenizer_is_a_finding(base: Path, content: str) -> None:
     (base / "tokenizer.json").write_text(content, encoding="utf-8")
     (finding,) = examine().findings
     assert finding.code == "base-incomplete"
-    assert finding.what.startswith("no tokenizer loads from base: ")
+    assert finding.message.startswith("no tokenizer loads from base: ")
 
 
 def test_a_missing_tokenizer_is_a_finding(base: Path) -> None:
@@ -220,7 +220,10 @@ def test_a_missing_tokenizer_is_a_finding(base: Path) -> None:
     for path in base.glob("tokenizer*"):
         path.unlink()
     (finding,) = examine().findings
-    assert (finding.code, finding.what) == ("base-incomplete", "no tokenizer loads from base: it holds no vocabulary")
+    assert (finding.code, finding.message) == (
+        "base-incomplete",
+        "no tokenizer loads from base: it holds no vocabulary",
+    )
 
 
 def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
@@ -254,9 +257,9 @@ def test_a_mark_that_was_never_trained_is_a_finding(base: Path, poor: str) -> No
     (finding,) = examine().findings
     told = {"zero": "<|im_end|>", "copied": "<|im_start|>, <|im_end|>"}[poor]
     if poor == "copied":
-        assert set(finding.what.split(": ")[0].split(", ")) == set(told.split(", "))
+        assert set(finding.message.split(": ")[0].split(", ")) == set(told.split(", "))
     else:
-        assert finding.what == f"{told}: zero or copied embeddings, so the base has not seen them in training"
+        assert finding.message == f"{told}: zero or copied embeddings, so the base has not seen them in training"
     assert (finding.code, finding.severity) == ("tokens-untrained", "warning")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune.cli.main import main
-from finetune.config.params import parse_config
+from finetune.config.params import params_of, parse_config
 from finetune.validate.checks.base_model import examine_base
 from tests.builders.checked_base import examine
 from tests.builders.checked_base import whole as whole
@@ -79,7 +79,7 @@ def test_half_a_cache_is_a_finding(whole: Path, cache: Callable[..., Path], miss
     """A download that was stopped; offline nothing can come any more."""
     cache(whole, *(files_of(whole) - {missing}))
     known = examine(model__base="org/name", model__revision=COMMIT)
-    assert any(what in finding.what for finding in known.findings), known.findings
+    assert any(what in finding.message for finding in known.findings), known.findings
     assert {finding.code for finding in known.findings} <= {"base-missing", "base-incomplete", "template-missing"}
 
 
@@ -100,7 +100,7 @@ def test_a_base_that_is_nowhere_is_one_finding(cache: Callable[..., Path], name:
     """No folder, no cache, no network: whatever is written there, and however many steps need it."""
     (finding,) = examine(model__base=name, model__revision=COMMIT).findings
     assert finding.code == "base-missing"
-    assert finding.what.startswith(f"{name}: no config.json in the folder {name}")
+    assert finding.message.startswith(f"{name}: no config.json in the folder {name}")
 
 
 @pytest.mark.parametrize("name", ["models/org/name", "../x y", "/nowhere/base"])
@@ -143,7 +143,7 @@ def test_validate_runs_every_check_and_then_stops(
         adapter__target_modules=["q_proj", "nothing"],
         findings__accept={"effective-batch-differs": "a trial"},
     )
-    prepare.run(config, paths)
+    prepare.run(params_of("prepare", config), paths)
     weights = Path("base/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     capsys.readouterr()
@@ -175,7 +175,7 @@ def test_a_base_that_serves_nothing_stops_validate_with_its_findings(
 
     monkeypatch.chdir(tmp_path)
     config, paths = workspace(tmp_path / "run", train__warmup_steps=500)
-    prepare.run(config, paths)
+    prepare.run(params_of("prepare", config), paths)
     shutil.rmtree("base")
     assert main(["validate"]) == 2
     told = capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_a_base_without_a_template_is_a_finding(base: Path, text: str | None) ->
 def test_a_template_file_that_is_none_is_a_finding(base: Path, name: str) -> None:
     """A name mistyped, or a folder."""
     (finding,) = examine(model__chat_template=name).findings
-    assert (finding.code, finding.what) == ("template-missing", f"{name}: no such file")
+    assert (finding.code, finding.message) == ("template-missing", f"{name}: no such file")
 
 
 def test_a_template_that_is_not_utf_8_is_a_finding(base: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_template_without_marks_is_a_finding(base: Path) -> None:
     template(base, TURNS.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
     (finding,) = examine().findings
     assert finding.code == "template-unmarked"
-    assert finding.what.startswith("the chat template of base does not mark the assistant's turns")
+    assert finding.message.startswith("the chat template of base does not mark the assistant's turns")
 
 
 @pytest.mark.parametrize("text", ["{% generation %}{% endgeneration %}", "{# {% generation %} #}\n"])
@@ -75,7 +75,7 @@ def test_a_template_that_renders_nothing_is_a_finding(base: Path, text: str) -> 
     template(base, text)
     (finding,) = examine().findings
     assert finding.code == "template-broken"
-    assert finding.what == "the chat template renders nothing of a conversation"
+    assert finding.message == "the chat template renders nothing of a conversation"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_template_that_fails_is_a_finding_in_its_own_words(base: Path, text: s
     assert finding.code == "template-broken"
     start = "the chat template does not render these turns (user, assistant, user, assistant): "
     if why != "Encountered unknown tag":
-        assert finding.what.startswith(start + why)
+        assert finding.message.startswith(start + why)
 
 
 def test_marks_that_are_no_tokens_are_a_finding(base: Path) -> None:
@@ -119,7 +119,7 @@ def test_an_answer_without_an_end_token_is_a_finding(base: Path) -> None:
     template(base, TURNS.replace("{{ message.content }}<|im_end|>{% endg", "{{ message.content }}{% endg", 1))
     (finding,) = examine().findings
     assert finding.code == "end-token-unsupervised"
-    assert finding.what.startswith("an answer's last supervised token is ")
+    assert finding.message.startswith("an answer's last supervised token is ")
 
 
 def test_an_end_at_which_generation_does_not_stop_is_a_finding(base: Path) -> None:
@@ -140,5 +140,7 @@ def test_a_mask_that_loses_an_answer_is_a_finding(base: Path) -> None:
     """Marks around the first answer alone, as in templates that keep the rest for the reasoning."""
     template(base, TURNS.replace("message.role == 'assistant'", "loop.index == 2"))
     (finding,) = examine().findings
-    assert (finding.code, finding.where) == ("mask-wrong", "params.yaml: model.chat_template")
-    assert finding.what == "of a conversation with two answers, not both are supervised, each in a stretch of its own"
+    assert (finding.code, finding.place) == ("mask-wrong", "params.yaml: model.chat_template")
+    assert (
+        finding.message == "of a conversation with two answers, not both are supervised, each in a stretch of its own"
+    )

@@ -40,8 +40,8 @@ def test_an_empty_split_is_an_error(splits: Splits, name: Split) -> None:
     splits[name] = []
     (finding,) = check_empty(splits)
     assert (finding.code, finding.severity) == ("split-empty", "error")
-    assert finding.where == f"data/prepared/{name}.jsonl"
-    assert finding.fix == f"set a larger data.split.{name}, or loosen data.filters"
+    assert finding.place == f"data/prepared/{name}.jsonl"
+    assert finding.remedy == f"set a larger data.split.{name}, or loosen data.filters"
 
 
 def test_empty_splits_are_told_once(splits: Splits, quiet: Config) -> None:
@@ -74,7 +74,7 @@ def test_repeated_prompts_are_a_warning_up_to_five_percent(
     assert (finding.code, finding.severity) == ("test-prompts-repeated", "warning")
     (finding,) = check_repeated_prompts(config, [*test[1:], example("test  1", "another")])
     assert (finding.code, finding.severity) == ("test-prompts-mostly-repeated", "error")
-    assert "1 of 19 test examples (5.26%)" in finding.what
+    assert "1 of 19 test examples (5.26%)" in finding.message
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_would_drop_repeated_prompts_is_named(
     """Where the config keeps copies, that is the line to change."""
     config = change(**{"data.duplicates.exact": exact, "data.duplicates.near": near})
     (finding,) = check_repeated_prompts(config, [example("one"), example("one")])
-    assert finding.fix.endswith(fix)
+    assert finding.remedy.endswith(fix)
 
 
 # ---- All of them
@@ -126,7 +126,7 @@ def test_findings_hang_on_no_order_of_the_rows(
     shuffled: Splits = {name: order.sample(rows, len(rows)) for name, rows in splits.items()}
     found = check_data(config, splits)
     assert check_data(config, shuffled) == found
-    assert all(finding.what and finding.fix and finding.where for finding in found)
+    assert all(finding.message and finding.remedy and finding.place for finding in found)
 
 
 def test_a_large_split_is_checked_in_seconds(config: Config, example: Callable[..., Example]) -> None:

@@ -47,8 +47,10 @@ def test_another_language_of_one_script_is_a_warning(written: Callable[..., list
     assert check_shift({"train": train, "validation": [], "test": written("test", ENGLISH, 40)}) == []
     (finding, *_) = check_shift({"train": train, "validation": [], "test": written("test", GERMAN, 40)})
     assert finding.code == "language-shift"
-    assert "of a test row's words do not stand in one half of train, against 0% of the words of a row" in finding.what
-    assert finding.fix == "add train rows like those that are tested"
+    assert (
+        "of a test row's words do not stand in one half of train, against 0% of the words of a row" in finding.message
+    )
+    assert finding.remedy == "add train rows like those that are tested"
 
 
 def test_names_that_are_always_new_are_no_shift(example: Callable[..., Example]) -> None:
@@ -64,9 +66,9 @@ def test_other_lengths_are_a_warning(written: Callable[..., list[Example]]) -> N
     train = written("train", ENGLISH, 80)
     (finding,) = check_shift({"train": train, "validation": [], "test": written("test", ENGLISH, 40, length=16)})
     assert (finding.code, finding.severity) == ("length-shift", "warning")
-    assert finding.what.startswith("test rows have 1")
-    assert finding.what.endswith("the distributions are 100% apart (Kolmogorov-Smirnov)")
-    assert finding.fix == "draw both from the same rows (data.split), or add train rows of these lengths"
+    assert finding.message.startswith("test rows have 1")
+    assert finding.message.endswith("the distributions are 100% apart (Kolmogorov-Smirnov)")
+    assert finding.remedy == "draw both from the same rows (data.split), or add train rows of these lengths"
 
 
 def test_a_few_rows_shift_nothing(written: Callable[..., list[Example]]) -> None:

@@ -95,7 +95,7 @@ def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None],
     assert (finding.code, finding.severity) == ("devices-missing", "warning")
     machine(devices=3)
     (finding,) = check_machine(config)
-    assert finding.fix == "use 3"
+    assert finding.remedy == "use 3"
     machine(devices=1)
     assert check_machine(change(**spread("ddp", devices=4))) == []
 

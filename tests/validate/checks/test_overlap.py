@@ -54,9 +54,9 @@ def test_three_ids_stand_for_all(splits: Splits, quiet: Config) -> None:
     """A hundred thousand ids are no report."""
     splits["test"] = splits["train"][:5]
     (finding,) = check_overlap(quiet, splits)
-    assert "5 of 5 rows (100%)" in finding.what
-    assert finding.what.count("namer/") == 3
-    assert finding.what.endswith(", …)")
+    assert "5 of 5 rows (100%)" in finding.message
+    assert finding.message.count("namer/") == 3
+    assert finding.message.endswith(", …)")
 
 
 def test_validation_and_test_may_share_a_prompt(splits: Splits, quiet: Config, example: Callable[..., Example]) -> None:

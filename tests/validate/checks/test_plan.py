@@ -43,15 +43,15 @@ def test_a_peak_beyond_the_memory_is_an_error_and_near_it_a_warning(config: Conf
     assert (tight.code, tight.severity) == ("memory-tight", "warning")
     (short,) = check_fit(outlook_of(config, 101 * GB, 100 * GB, fits=(0, 0)))
     assert (short.code, short.severity) == ("memory-short", "error")
-    assert short.fix.startswith("use a smaller micro-batch (with more accumulation) or max_length, or nf4")
+    assert short.remedy.startswith("use a smaller micro-batch (with more accumulation) or max_length, or nf4")
 
 
 @pytest.mark.parametrize(("fits", "fix"), [((2, 0), "batch_size 2"), ((0, 64), "max_length 64")])
 def test_advice_names_only_what_fits(config: Config, fits: tuple[int, int], fix: str) -> None:
     """`use per_device_train_batch_size 0` would be refused in turn."""
     (finding,) = check_fit(outlook_of(config, 2 * GB, GB, fits))
-    assert finding.fix.endswith(fix)
-    assert " 0" not in finding.fix
+    assert finding.remedy.endswith(fix)
+    assert " 0" not in finding.remedy
 
 
 def test_a_smaller_machine_than_the_recipes_is_a_warning(
@@ -123,7 +123,7 @@ def test_the_advice_of_a_real_plan_is_taken(change: Callable[..., Config]) -> No
     config = change(**keys | {"train.per_device_train_batch_size": 65536})
     (finding,) = check_fit(foresee(config, LLAMA, Workload.at_most(config.train, 100_000)))
     assert finding.code == "memory-short"
-    advised = int(finding.fix.split()[2])
+    advised = int(finding.remedy.split()[2])
     config = change(**keys | {"train.per_device_train_batch_size": advised})
     assert check_fit(foresee(config, LLAMA, Workload.at_most(config.train, 100_000))) == []
 
@@ -138,9 +138,9 @@ def test_a_run_over_devices_is_judged_by_its_own_steps(change: Callable[..., Con
     ).train
     assert check_run(train, plan_schedule(train, 640, devices=1)) == []
     (finding,) = check_run(train, plan_schedule(train, 640, devices=4))
-    assert finding.what == "10 of the run's 20 steps are warmup"
+    assert finding.message == "10 of the run's 20 steps are warmup"
     *_, partial = check_run(train.model_copy(update={"warmup_steps": 0}), plan_schedule(train, 650, devices=4))
-    assert partial.what == "the last step of each epoch takes 10 instead of 64 examples"
+    assert partial.message == "the last step of each epoch takes 10 instead of 64 examples"
 
 
 def test_a_packed_run_is_judged_by_its_rows(change: Callable[..., Config]) -> None:
@@ -176,7 +176,7 @@ def test_costly_evaluations_are_a_warning(change: Callable[..., Config]) -> None
     outlook = foresee(config, LLAMA, Workload.at_most(config.train, 15_000, validation=1_300))
     (finding,) = check_evaluations(outlook)
     assert (finding.code, finding.severity) == ("evaluations-costly", "warning")
-    assert finding.where == "params.yaml: train.eval_steps"
-    interval = int(finding.fix.split()[1])
+    assert finding.place == "params.yaml: train.eval_steps"
+    interval = int(finding.remedy.split()[1])
     rarer = change(**{"train.eval_steps": interval, "train.save_steps": interval})
     assert check_evaluations(foresee(rarer, LLAMA, Workload.at_most(rarer.train, 15_000, validation=1_300))) == []

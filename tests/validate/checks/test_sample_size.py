@@ -68,7 +68,7 @@ def test_the_advised_threshold_can_be_proved(
     """Advice that raises the same finding again is no advice."""
     for count in (20, 31, 59, 100):
         (finding,) = check_test_size(gate(**AT_LEAST), tests_of(count))
-        advised = float(finding.fix.rsplit(" ", 1)[1])
+        advised = float(finding.remedy.rsplit(" ", 1)[1])
         assert check_test_size(gate(**AT_LEAST | {"threshold": advised}), tests_of(count)) == []
         again = check_test_size(gate(**AT_LEAST | {"threshold": round(advised + 0.01, 2)}), tests_of(count))
         assert codes(again) == ["test-set-too-small"]
@@ -79,7 +79,7 @@ def test_the_size_is_that_of_the_group(gate: Callable[..., Config], tests_of: Ca
     test = tests_of(148) + tests_of(300, "other")
     assert check_test_size(gate(**AT_LEAST), test) == []
     (finding,) = check_test_size(gate(**AT_LEAST | {"group": "namer"}), test)
-    assert finding.fix == "add 1 test example of 'namer', or set decide.criteria.0.threshold: 0.97"
+    assert finding.remedy == "add 1 test example of 'namer', or set decide.criteria.0.threshold: 0.97"
     assert check_test_size(gate(**AT_LEAST | {"group": "other"}), test) == []
 
 
@@ -102,11 +102,11 @@ def test_better_needs_as_many_discordant_pairs_as_the_exact_test(
 ) -> None:
     """0.5^5 = 0.03 is below 0.05, 0.5^4 is not; five looks ask for 0.01, so for 7."""
     (finding,) = check_test_size(gate(**BETTER), tests_of(4))
-    assert finding.what == (
+    assert finding.message == (
         "4 test examples can't prove exact_match better than the baseline even if the candidate is right and the "
         "baseline wrong on each of them: 5 are needed at 95.0% confidence"
     )
-    assert finding.fix == "add 1 test example"
+    assert finding.remedy == "add 1 test example"
     assert codes(check_test_size(gate(**BETTER), tests_of(5))) == ["test-set-tiny"]
     assert codes(check_test_size(gate(looks=5, **BETTER), tests_of(6))) == ["test-set-too-small"]
     assert codes(check_test_size(gate(looks=5, **BETTER), tests_of(7))) == ["test-set-tiny"]
@@ -146,7 +146,7 @@ def test_latencies_are_taken_of_different_prompts(
         "set evaluate.latency.prompts: 30"
     )
     (finding,) = check_test_size(gate(**fast), tests_of(12))
-    assert finding.fix == "add 8 test examples"
+    assert finding.remedy == "add 8 test examples"
     assert check_test_size(gate(prompts=31, **AT_LEAST | {"threshold": 0.5}), tests_of(30)) == []
 
 
@@ -162,7 +162,7 @@ def test_what_proves_nothing_needs_no_size(
 def test_more_looks_need_more_examples(gate: Callable[..., Config], tests_of: Callable[..., list[Example]]) -> None:
     """Five looks share the 5%: each is taken at 99%, where 149 examples are too few (228 are needed)."""
     assert check_test_size(gate(looks=5, **AT_LEAST), tests_of(228)) == []
-    assert "228 are needed at 99.0% confidence" in check_test_size(gate(looks=5, **AT_LEAST), tests_of(227))[0].what
+    assert "228 are needed at 99.0% confidence" in check_test_size(gate(looks=5, **AT_LEAST), tests_of(227))[0].message
 
 
 def test_a_group_without_examples_is_an_error(

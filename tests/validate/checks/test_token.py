@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
+from finetune.config.params import Config, params_of
 from finetune.config.train import TrainConfig
 from finetune.files.strict_json import read_json
 from finetune.model.tokens import IGNORED, Tokenized, tokenize
@@ -161,7 +161,7 @@ def test_rows_that_the_template_refuses_are_told_and_left_out(
         "mend or filter these rows (data.filters), or use one of models/templates/*.jinja"
     )
     assert finding.code == "template-broken"
-    assert codes(test) == ["template-broken"] and "2 examples of test" in test[0].what
+    assert codes(test) == ["template-broken"] and "2 examples of test" in test[0].message
     assert check_rendering("train", TokenizedSplit()) == []
 
 
@@ -183,7 +183,7 @@ def test_a_row_whose_mask_is_not_its_answer_is_told(
         tokenizer.chat_template = kept
     (finding,) = check_split(config, "train", split)
     assert finding.code == "mask-wrong"
-    assert finding.what == (
+    assert finding.message == (
         "1 examples of train, the first of rows, line 4: 'TypeError<|im_end|>' is trained on for the answer 'typeerror'"
     )
 
@@ -200,17 +200,17 @@ def test_a_template_that_refuses_every_row_stops_validate_with_a_report(
 
     monkeypatch.chdir(tmp_path)
     config, paths = workspace(tmp_path / "run", train__packing=packing)
-    prepare.run(config, paths)
+    prepare.run(params_of("prepare", config), paths)
     template = Path("base/chat_template.jinja")
     strict = (
         "{% for message in messages if 'number' in message.content %}{{ raise_exception('no numbers') }}{% endfor %}"
     )
     template.write_text(strict + template.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"36 examples of train, the first of small, .* no numbers; mend or filter"):
-        validate.run(config, paths)
+        validate.run(params_of("validate", config), paths)
     report = read_json(paths.reports / "validation.json")
     refused = [finding for finding in report["findings"] if finding["code"] == "template-broken"]
-    assert [finding["what"].split(",")[0] for finding in refused] == [
+    assert [finding["message"].split(",")[0] for finding in refused] == [
         "36 examples of train",
         "12 examples of validation",
         "12 examples of test",
@@ -244,7 +244,7 @@ def test_control_tokens_in_tool_calls_and_system_prompts_are_found(tokenizer: An
     called = Example("one", "rows", 1, "a", tuple(turns))
     asked = Example("two", "rows", 2, "a", (Message("system", "<|im_start|>"), *turns[:1], Message("assistant", "x")))
     (finding,) = check_special_tokens(tokenizer, {"train": [called, asked]})
-    assert "2 examples" in finding.what and "line 1) <|im_end|>" in finding.what
+    assert "2 examples" in finding.message and "line 1) <|im_end|>" in finding.message
 
 
 # ---- Test answers

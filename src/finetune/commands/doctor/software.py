@@ -92,8 +92,8 @@ def check_runtime(config: Config, root: Path) -> Check:
     try:
         require_ready(engine, config, root)
     except MachineError as error:
-        told, _, remedy = str(error).partition("; ")
-        return Check("containers", told, "missing", remedy)
+        problem = error.problem
+        return Check("containers", f"{problem.place}: {problem.message}", "missing", problem.remedy)
     return Check("containers", f"{engine}, with the image {image_name(config.environment, root)}")
 
 

@@ -101,12 +101,15 @@ def check_comparable(a: Side, b: Side) -> list[str]:
     sets = [side.evaluation["test_sha256"] for side in (a, b)]
     if sets[0] != sets[1]:
         raise DataError(
-            f"compare: {a.name} was measured on test set {sets[0][:12]}, {b.name} on {sets[1][:12]}; answers to "
-            "different questions can't be paired. Another seed, data or data section draws other splits: run both on "
-            "the same one"
+            "compare",
+            f"{a.name} was measured on test set {sets[0][:12]}, {b.name} on {sets[1][:12]}",
+            "answers to different questions can't be paired. Another seed, data or data section "
+            "draws other splits: run both on the same one",
         )
     if [item.id for item in a.predictions] != [item.id for item in b.predictions]:
-        raise DataError(f"compare: {a.name} and {b.name} name one test set and hold answers to others; evaluate again")
+        raise DataError(
+            "compare", f"{a.name} and {b.name} name one test set and hold answers to others", "evaluate again"
+        )
     warnings = []
     told = [f"{key}: {old} in A, {new} in B" for key, old, new in differing(how_generated(a), how_generated(b))]
     if told:
@@ -148,8 +151,9 @@ def scorers_of(side: Side) -> dict[str, Any]:
         return TypeAdapter(dict[str, AnyScorer]).validate_json(json.dumps(content))
     except ValidationError:
         raise DataError(
-            f"{side.name}: params.yaml names its scorers (evaluate.scorers) in the way of another version; "
-            "evaluate it again with this one"
+            side.name,
+            "params.yaml names its scorers (evaluate.scorers) in the way of another version",
+            "evaluate it again with this one",
         ) from None
 
 

@@ -129,7 +129,7 @@ def _ask_dvc() -> Any:
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise DataError(f"dvc exp show: {last}")
+        raise DataError("dvc exp show", last)
     return json.loads(done.stdout)
 
 

@@ -45,7 +45,7 @@ def read_side(name: str, root: Path) -> Side:
         try:
             return _read(name, Path(folder))
         except FinetuneError as error:  # of a file that has a name for us alone
-            raise type(error)(f"{name}: {str(error).replace(f'{folder}/', '')}") from None
+            raise error.elsewhere(f"{folder}/", f"{name}: ") from None
 
 
 def _read(name: str, root: Path) -> Side:
@@ -55,10 +55,10 @@ def _read(name: str, root: Path) -> Side:
     reports |= {report: read_json(paths.reports / f"{report}.json") for report in known}
     for key in ("test_sha256", "adapter_sha256", "predictions_sha256", "groups"):
         if key not in reports["evaluation"]:
-            raise DataError(f"{name}: reports/evaluation.json has no {key}; evaluate it again with this version")
+            raise DataError(name, f"reports/evaluation.json has no {key}", "evaluate it again with this version")
     predictions = read_predictions(paths.predictions)
     if sha256_file(paths.predictions) != reports["evaluation"]["predictions_sha256"]:
-        raise DataError(f"{name}: out/predictions.jsonl is not what evaluation.json speaks of; run evaluate again")
+        raise DataError(name, "out/predictions.jsonl is not what evaluation.json speaks of", "run evaluate again")
     return Side(name, read_yaml(root / "params.yaml") or {}, reports, predictions)
 
 
@@ -73,4 +73,4 @@ def fetch(name: str, root: Path, target: Path) -> None:
                 copy_file(files, name, path, target / path)
             elif path in required:
                 what = f"has no {path}: its pipeline did not run to its end"
-                raise DataError(f"{name}: {what}; finish it ({again(name)})")
+                raise DataError(name, what, f"finish it ({again(name)})")

@@ -98,12 +98,12 @@ def run(root: Path, count: int | None, named: Sequence[int] | None, *, force: bo
 def choose_seeds(present: int, count: int | None, named: Sequence[int] | None) -> list[int]:
     """The seeds as named, or `count` from the present one on; ConfigError where they are no series."""
     if named is not None and count is not None:
-        raise ConfigError("seeds: give N or SEEDS, not both")
+        raise ConfigError("seeds", "give N or SEEDS, not both")
     seeds = list(named) if named is not None else [present + at for at in range(count or DEFAULT_COUNT)]
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds: {', '.join(map(str, seeds))} names one twice; a repetition is no new evidence")
+        raise ConfigError("seeds", f"{', '.join(map(str, seeds))} names one twice", "a repetition is no new evidence")
     if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:
-        raise ConfigError(f"seeds: {wrong[0]} is no seed; it lies between 0 and 2^32 - 1")
+        raise ConfigError("seeds", f"{wrong[0]} is no seed", "it lies between 0 and 2^32 - 1")
     return seeds
 
 
@@ -130,8 +130,10 @@ def check_looks(series: Series, missing: Sequence[int], *, force: bool) -> None:
     told = f"{new} new looks at the test set after {taken}, {declared} are declared (decide.looks)"
     if taken + new > declared and not force:
         raise ConfigError(
-            f"seeds: this takes {told}: past them no verdict can be deploy; declare more (decide.looks: {taken + new}, "
-            "which asks for more evidence at each), run fewer, use a fresh test set, or FORCE=1"
+            "seeds",
+            f"this takes {told}: past them no verdict can be deploy",
+            f"declare more (decide.looks: {taken + new}, which asks for more evidence at each), run "
+            "fewer, use a fresh test set, or FORCE=1",
         )
     say(f"looks: {told}")
 
@@ -158,8 +160,9 @@ def run_seed(series: Series, seed: int) -> None:
     code = run_dvc(series.root, ["exp", "run", "--name", name, "-S", f"seed={seed}"])
     if code:
         raise DataError(
-            f"seed {seed}: its run failed, for the reason above; the seeds before it are recorded, and the same "
-            "command goes on with this one"
+            f"seed {seed}",
+            "its run failed, for the reason above",
+            "the seeds before it are recorded, and the same command goes on with this one",
         )
     if seed == series.config.seed:
         series.lock = read_lock(series.root)
@@ -174,7 +177,7 @@ def outcome(series: Series, seed: int) -> dict[str, Any]:
     evaluation, decision = (read_json(paths.reports / f"{name}.json") for name in ("evaluation", "decision"))
     if evaluation["adapter_sha256"] != decision["adapter_sha256"]:
         raise DataError(
-            f"seed {seed}: reports/decision.json speaks of another adapter than evaluation.json; run it again"
+            f"seed {seed}", "reports/decision.json speaks of another adapter than evaluation.json", "run it again"
         )
     metrics = config.evaluate.metrics
     subjects = subjects_of(config.decide, metrics)

@@ -57,7 +57,7 @@ def right_row(item: Compared, difference: Difference) -> list[str]:
 def other_row(item: Compared, difference: Difference) -> list[str]:
     """A row of OTHER_COLUMNS."""
     clustered = f", {difference.clusters} clusters" if difference.clusters < difference.examples else ""
-    return [*_figures(item, difference), f"{difference.interval.method.removeprefix('none: ')}{clustered}"]
+    return [*_figures(item, difference), f"{difference.interval.refusal or difference.interval.method}{clustered}"]
 
 
 def _figures(item: Compared, difference: Difference) -> list[str]:

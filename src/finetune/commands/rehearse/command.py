@@ -56,7 +56,7 @@ def run(root: Path, recipe: str | None) -> int:
     failed = [proof for proof in held if not proof.held]
     if failed:
         lines = "\n".join(f"{proof.what}: {proof.seen}" for proof in failed)
-        raise ConfigError(f"rehearsal of {real.recipe}: {len(failed)} of {len(held)} did not hold\n{lines}")
+        raise ConfigError(f"rehearsal of {real.recipe}", f"{len(failed)} of {len(held)} did not hold\n{lines}")
     return 0
 
 

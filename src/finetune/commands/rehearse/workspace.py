@@ -145,7 +145,7 @@ def choose_rows(tokenizer: Any, examples: Sequence[Example], count: int, limit: 
     None is longer than `limit` (the recipe's max_length) unless all are. DataError where there is none at all.
     """
     if not examples:
-        raise DataError("data/prepared: a split is empty, so there is nothing to rehearse with")
+        raise DataError("data/prepared", "a split is empty, so there is nothing to rehearse with")
     ordered = sorted(examples, key=lambda example: hashlib.sha256(example.id.encode()).digest())[:CANDIDATES]
     tokens = {example.id: len(tokenize(tokenizer, example.messages, example.tools).input_ids) for example in ordered}
     short = [example for example in ordered if tokens[example.id] <= min(SHORT, limit)]

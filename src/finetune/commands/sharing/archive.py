@@ -89,7 +89,7 @@ def copy_member(source: Path | bytes, target: Any, name: str, expected: Mapping[
             size += len(chunk)
             target.write(chunk)
     if size != expected["bytes"] or digest.hexdigest() != expected["sha256"]:
-        raise DataError(f"{name}: was changed while it was bundled; wait for what writes it, then bundle again")
+        raise DataError(name, "was changed while it was bundled", "wait for what writes it, then bundle again")
 
 
 @contextmanager
@@ -115,21 +115,23 @@ def unpack(archive: BinaryIO, name: str, folder: Path) -> dict[str, Any]:
     """
     size = os.fstat(archive.fileno()).st_size
     if archive.read(len(GZIP_HEADER))[:2] != GZIP_HEADER[:2]:
-        raise DataError(f"{name}: is no bundle: no gzip archive; ask for the file again")
+        raise DataError(name, "is no bundle: no gzip archive", "ask for the file again")
     archive.seek(0)
     if archive.read(len(GZIP_HEADER)) != GZIP_HEADER:
-        raise DataError(f"{name}: is not as make bundle wrote it: it was packed again or damaged; ask for it again")
+        raise DataError(name, "is not as make bundle wrote it: it was packed again or damaged", "ask for it again")
     archive.seek(0)
     try:
         return unpack_members(Inflated(archive), name, folder, max(SMALL, MOST_EXPANSION * size))
     except EOFError:
-        raise DataError(f"{name}: is cut off; fetch it again") from None
+        raise DataError(name, "is cut off", "fetch it again") from None
     except zlib.error as error:
-        raise DataError(f"{name}: is damaged ({error}); fetch it again") from None
+        raise DataError(name, f"is damaged ({error})", "fetch it again") from None
     except OSError as error:
         if error.errno not in OF_NAMES:
             raise
-        raise DataError(f"{name}: a member's name can't be stored here ({error.strerror}); do not use it") from None
+        raise DataError(
+            f"{name}", f"a member's name can't be stored here ({error.strerror})", "do not use it"
+        ) from None
 
 
 class Inflated:
@@ -166,14 +168,16 @@ def unpack_members(stream: Inflated, name: str, folder: Path, most: int) -> dict
             digest = copy_exactly(stream, expected["bytes"], file.write)
         if digest != expected["sha256"]:
             raise DataError(
-                f"{name}: {member} is not the file that the manifest names (its hash differs); fetch it again"
+                f"{name}", f"{member} is not the file that the manifest names (its hash differs)", "fetch it again"
             )
         expect_zeros(stream, name, padding(expected["bytes"]))
     rest = read_exactly(stream, 2 * BLOCK)
     if rest != bytes(2 * BLOCK):
-        raise DataError(f"{name}: {found_instead(rest[:BLOCK])} after the last member of its manifest; do not use it")
+        raise DataError(
+            f"{name}", f"{found_instead(rest[:BLOCK])} after the last member of its manifest", "do not use it"
+        )
     if stream.read(1) or not stream.is_last():
-        raise DataError(f"{name}: more follows after its end; do not use it")
+        raise DataError(name, "more follows after its end", "do not use it")
     return manifest
 
 
@@ -183,12 +187,12 @@ def read_manifest_member(stream: Inflated, name: str) -> tuple[str, bytes]:
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
     except (tarfile.HeaderError, ValueError):
-        raise DataError(f"{name}: is no bundle: no tar archive inside; make bundle writes them") from None
+        raise DataError(name, "is no bundle: no tar archive inside", "make bundle writes them") from None
     top, _, member = info.name.partition("/")
     if member != MANIFEST or not TOP.fullmatch(top) or not 0 < info.size <= MANIFEST_BYTES:
-        raise DataError(f"{name}: is no bundle: it begins with {short(info.name)!r}, not with a bundle's {MANIFEST}")
+        raise DataError(name, f"is no bundle: it begins with {short(info.name)!r}, not with a bundle's {MANIFEST}")
     if block != header(info.name, info.size):
-        raise DataError(f"{name}: {found_instead(block)} in the place of the manifest; do not use it")
+        raise DataError(name, f"{found_instead(block)} in the place of the manifest", "do not use it")
     text = read_exactly(stream, info.size)
     expect_zeros(stream, name, padding(info.size))
     return top, text
@@ -199,19 +203,19 @@ def parse_manifest(text: bytes, name: str, most: int) -> dict[str, Any]:
     try:
         manifest = parse_json(text.decode())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: its {MANIFEST} is broken ({short(str(error))}); do not use it") from None
+        raise DataError(name, f"its {MANIFEST} is broken ({short(str(error))})", "do not use it") from None
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or not files:
-        raise DataError(f"{name}: its {MANIFEST} lists no files; do not use it")
+        raise DataError(name, f"its {MANIFEST} lists no files", "do not use it")
     if list(files) != sorted(files):
-        raise DataError(f"{name}: its {MANIFEST} lists the files in disorder; do not use it")
+        raise DataError(name, f"its {MANIFEST} lists the files in disorder", "do not use it")
     total = 0
     for member, expected in files.items():
         require_harmless(member, expected, name)
         total += expected["bytes"]
     require_distinct(files, name)
     if total > most:
-        raise DataError(f"{name}: claims to hold {total} bytes, {most} at most are believed of it; do not use it")
+        raise DataError(name, f"claims to hold {total} bytes, {most} at most are believed of it", "do not use it")
     return dict(manifest)
 
 
@@ -220,16 +224,18 @@ def expect_header(stream: Inflated, name: str, member: str, size: int) -> None:
     try:
         expected = header(member, size)
     except (ValueError, OverflowError):
-        raise DataError(f"{name}: names a member {short(member)!r} that no archive can hold; do not use it") from None
+        raise DataError(
+            f"{name}", f"names a member {short(member)!r} that no archive can hold", "do not use it"
+        ) from None
     found = read_exactly(stream, len(expected))
     if found != expected:
-        raise DataError(f"{name}: {found_instead(found[:BLOCK])} in the place of {short(member)}; do not use it")
+        raise DataError(name, f"{found_instead(found[:BLOCK])} in the place of {short(member)}", "do not use it")
 
 
 def expect_zeros(stream: Inflated, name: str, count: int) -> None:
     """DataError where something hides between two members."""
     if read_exactly(stream, count) != bytes(count):
-        raise DataError(f"{name}: something stands between two members; do not use it")
+        raise DataError(name, "something stands between two members", "do not use it")
 
 
 def found_instead(block: bytes) -> str:

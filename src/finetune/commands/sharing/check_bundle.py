@@ -45,18 +45,18 @@ def run(path: Path, signers: Path | None, identity: str | None = None) -> None:
 def inspect(path: Path, signers: Path | None, identity: str | None) -> tuple[dict[str, Any], str | None, bool]:
     """(the manifest, who signed it, whether the schema was checked), once everything was checked."""
     if not path.is_file():
-        raise ConfigError(f"{path}: no such bundle; make bundle writes one to out/bundle")
+        raise ConfigError(path, "no such bundle", "make bundle writes one to out/bundle")
     with path.open("rb") as archive, tempfile.TemporaryDirectory(prefix="finetune-bundle-") as place:
         signer = signing.verify(archive, path, signers, identity) if signers else None
         archive.seek(0)
         folder = Path(place)
         manifest = unpack(archive, str(path), folder)
         if manifest.get("format") not in FORMATS:
-            raise ConfigError(f"{path}: is of a format that this version does not know; check it with a newer one")
+            raise ConfigError(path, "is of a format that this version does not know", "check it with a newer one")
         try:
             checked = check_contents(folder, manifest)
         except (ConfigError, DataError) as error:
-            raise DataError(f"{path}: {str(error).replace(f'{folder}/', '')}") from None
+            raise DataError.of(error.elsewhere(f"{folder}/", f"{path}: ").problems) from None
     return manifest, signer, checked
 
 
@@ -64,22 +64,24 @@ def check_contents(folder: Path, manifest: Mapping[str, Any]) -> bool:
     """DataError unless all members speak of one run; gives whether the bill of materials met its schema."""
     missing = [name for name in ("dvc.lock", "params.yaml", "out/model_card.md", SBOM) if name not in manifest["files"]]
     if missing:
-        raise DataError(f"{missing[0]}: is missing; do not use the bundle")
+        raise DataError(f"{missing[0]}", "is missing", "do not use the bundle")
     told = [key for key in ("recipe", "verdict", "sentence") if not isinstance(manifest.get(key), str)]
     if told:
-        raise DataError(f"{MANIFEST}: has no {told[0]} in words; do not use the bundle")
+        raise DataError(f"{MANIFEST}", f"has no {told[0]} in words", "do not use the bundle")
     try:
         require_one_adapter(folder, dict(manifest))
         require_recorded(folder, {name: folder / name for name in manifest["files"]})
         return check_materials(folder / SBOM, manifest)
     except RecursionError:
-        raise DataError("a file in it is nested too deeply; do not use the bundle") from None
+        raise DataError("", "a file in it is nested too deeply", "do not use the bundle") from None
     except OSError as error:
         if error.errno not in {*OF_NAMES, errno.ENOENT}:
             raise
-        raise DataError(f"its files are not those of a run ({error.strerror}); do not use the bundle") from None
+        raise DataError("", f"its files are not those of a run ({error.strerror})", "do not use the bundle") from None
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise DataError(f"its files are not those of a run ({type(error).__name__}); do not use the bundle") from None
+        raise DataError(
+            "", f"its files are not those of a run ({type(error).__name__})", "do not use the bundle"
+        ) from None
 
 
 def check_materials(path: Path, manifest: Mapping[str, Any]) -> bool:
@@ -87,15 +89,15 @@ def check_materials(path: Path, manifest: Mapping[str, Any]) -> bool:
     content = read_json(path)
     subject = content.get("metadata", {}).get("component", {})
     if content.get("bomFormat") != "CycloneDX" or subject.get("version") != manifest["adapter_sha256"]:
-        raise DataError(f"{SBOM}: is no bill of materials of this adapter; do not use the bundle")
+        raise DataError(f"{SBOM}", "is no bill of materials of this adapter", "do not use the bundle")
     kinds = {component.get("type") for component in content.get("components", [])}
     if not {"library", "machine-learning-model", "data"} <= kinds:
-        raise DataError(f"{SBOM}: lacks packages, base model or data; do not use the bundle")
+        raise DataError(f"{SBOM}", "lacks packages, base model or data", "do not use the bundle")
     if not find_spec("jsonschema") or not find_spec("cyclonedx"):
         return False
     findings = schema_findings(json.dumps(content))
     if findings:
-        raise DataError(f"{SBOM}: is not CycloneDX: {'; '.join(findings)}; do not use the bundle")
+        raise DataError(f"{SBOM}", f"is not CycloneDX: {'; '.join(findings)}", "do not use the bundle")
     return True
 
 

@@ -50,12 +50,14 @@ def require_none(member: str, source: Path | bytes, secrets: Mapping[bytes, str]
                 continue  # what stands beside it is in the piece before or after, and so is it
             if found[0] in secrets:
                 raise DataError(
-                    f"{member}: holds the value of the environment variable {secrets[found[0]]}, a secret by its name; "
-                    "nothing was bundled: remove it from what made the file, make repro, and change the secret"
+                    member,
+                    f"holds the value of the environment variable {secrets[found[0]]}, a secret by its name",
+                    "nothing was bundled: remove it from what made the file, make repro, and change the secret",
                 )
             raise DataError(
-                f"{member}: names {places[found[0]]} ({found[0].decode()}), which exists on this machine alone; "
-                "name files relative to the repository in params.yaml, then make repro"
+                member,
+                f"names {places[found[0]]} ({found[0].decode()}), which exists on this machine alone",
+                "name files relative to the repository in params.yaml, then make repro",
             )
 
 

@@ -185,7 +185,9 @@ def requirements_in(lock: Path) -> Iterator[tuple[str, list[str]]]:
             continue
         requirement, *hashes = line.split("--hash=sha256:")
         if "==" not in requirement or not hashes:
-            raise DataError(f"{lock}: {line[:60].strip()!r} pins no version by its hashes; make lock writes it again")
+            raise DataError(
+                f"{lock}", f"{line[:60].strip()!r} pins no version by its hashes", "make lock writes it again"
+            )
         yield requirement.strip(), [value.strip() for value in hashes]
 
 

@@ -40,7 +40,7 @@ def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, 
     found |= {f"out/adapter/{path.relative_to(paths.adapter).as_posix()}": path for path in files_in(paths.adapter)}
     missing = [name for name, path in found.items() if not path.is_file()]
     if missing:
-        raise DataError(f"{missing[0]}: is missing; bundle needs a finished run (make repro)")
+        raise DataError(f"{missing[0]}", "is missing", "bundle needs a finished run (make repro)")
     require_recorded(paths.root, found)
     return dict(sorted(found.items()))
 
@@ -65,9 +65,11 @@ def require_adapter(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     extra = {path.relative_to(folder).as_posix() for path in files_in(folder)} - {MANIFEST, *manifest["files"]}
     if extra:
-        raise DataError(f"{folder / min(extra)}: was not published with the adapter; move it elsewhere, then try again")
+        raise DataError(
+            f"{folder / min(extra)}", "was not published with the adapter", "move it elsewhere, then try again"
+        )
     if sha256_tensors(folder / WEIGHTS) != manifest.get("adapter_sha256"):
-        raise DataError(f"{folder / WEIGHTS}: holds other tensors than its {MANIFEST} says; run train again")
+        raise DataError(f"{folder / WEIGHTS}", f"holds other tensors than its {MANIFEST} says", "run train again")
     return manifest
 
 
@@ -81,16 +83,18 @@ def require_one_adapter(folder: Path, claimed: dict[str, Any]) -> dict[str, Any]
     sha256 = adapter["adapter_sha256"]
     for name in ("train", "evaluation", "cost", "decision"):
         if reports[name].get("adapter_sha256") != sha256:
-            raise DataError(f"reports/{name}.json: speaks of another adapter than out/adapter; do not use the bundle")
+            raise DataError(
+                f"reports/{name}.json", "speaks of another adapter than out/adapter", "do not use the bundle"
+            )
     for name in ("out/model_card.md", "reports/summary.md", "reports/report.html"):
         if sha256 not in (folder / name).read_text(encoding="utf-8"):
-            raise DataError(f"{name}: does not name the adapter in out/adapter; do not use the bundle")
+            raise DataError(name, "does not name the adapter in out/adapter", "do not use the bundle")
     test = reports["prepare"].get("prepared_sha256", {}).get("test")
     if not test == reports["evaluation"].get("test_sha256") == reports["decision"].get("test_sha256"):
         raise DataError(
-            "reports/decision.json: was reached on another test set than was prepared; do not use the bundle"
+            "reports/decision.json", "was reached on another test set than was prepared", "do not use the bundle"
         )
     for name, value in (("verdict", reports["decision"].get("verdict")), ("adapter_sha256", sha256)):
         if claimed.get(name) != value:
-            raise DataError(f"{MANIFEST}: its {name} is not the one in the bundle; do not use it")
+            raise DataError(f"{MANIFEST}", f"its {name} is not the one in the bundle", "do not use it")
     return reports["decision"]

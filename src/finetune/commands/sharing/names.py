@@ -20,14 +20,16 @@ def require_harmless(member: str, expected: Any, name: str) -> None:
     """DataError unless a member's name stays inside the folder, can be stored, and its entry has a size and a hash."""
     parts = member.split("/")
     if not member.isprintable() or "\\" in member or ":" in member or any(part in ("", ".", "..") for part in parts):
-        raise DataError(f"{name}: names a member {short(member)!r}, which could lead out of its folder; do not use it")
+        raise DataError(
+            f"{name}", f"names a member {short(member)!r}, which could lead out of its folder", "do not use it"
+        )
     longest = max(len(part.encode()) for part in parts)
     if longest > MOST_PART or len(member.encode()) > MOST_PATH or len(parts) > MOST_PARTS:
-        raise DataError(f"{name}: names a member {short(member)!r}, which is too long to be stored; do not use it")
+        raise DataError(name, f"names a member {short(member)!r}, which is too long to be stored", "do not use it")
     size, sha256 = (expected.get("bytes"), expected.get("sha256")) if isinstance(expected, dict) else (None, None)
     sized = type(size) is int and 0 <= size <= MOST_SIZE
     if member == MANIFEST or not sized or not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
-        raise DataError(f"{name}: its {MANIFEST} has no size and hash of {short(member)!r}; do not use it")
+        raise DataError(name, f"its {MANIFEST} has no size and hash of {short(member)!r}", "do not use it")
 
 
 def require_distinct(members: Iterable[str], name: str) -> None:
@@ -44,7 +46,7 @@ def require_distinct(members: Iterable[str], name: str) -> None:
             other, _ = found = taken.setdefault(folded(path), entry)
             if found != entry:
                 told = f"{short(other)!r} and {short(member)!r}"
-                raise DataError(f"{name}: names members {told}, which can't lie side by side; do not use it")
+                raise DataError(name, f"names members {told}, which can't lie side by side", "do not use it")
 
 
 def folded(path: str) -> str:

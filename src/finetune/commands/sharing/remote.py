@@ -58,7 +58,7 @@ def push(root: Path) -> None:
         if code or absent:
             show(root, text)
             what = f"{listed(absent)} did not arrive" if absent else "DVC could not upload everything, as it says above"
-            raise MachineError(f"push: {what}; what has arrived is kept: mend the cause, then make push goes on")
+            raise MachineError("push", what, "what has arrived is kept: mend the cause, then make push goes on")
     say(f"push: done; the remote {remote} has the run")
     remind_of_git(root)
 
@@ -74,15 +74,16 @@ def pull(root: Path) -> None:
     settings = read_settings(root)
     remote = require_remote(settings)
     if not (root / "dvc.lock").is_file():
-        raise ConfigError("dvc.lock: is missing: this commit has no run; git pull the one that has, then make pull")
+        raise ConfigError("dvc.lock", "is missing: this commit has no run", "git pull the one that has, then make pull")
     with pipeline_lock(paths.work / "pipeline.lock", "pull"):
         files = fetch(root, settings, remote)
         code, text = run_dvc(root, ["checkout"], settings, "pull")
         if code:
             show(root, text)
             raise ConfigError(
-                "pull: the files named above were changed here and are kept nowhere else, so they were left as they "
-                "are; move or remove them, then make pull"
+                "pull",
+                "the files named above were changed here and are kept nowhere else, so they were left as they are",
+                "move or remove them, then make pull",
             )
         require_in_place(root, files)
         require_manifests(paths)
@@ -108,15 +109,19 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
     if broken:
         places = listed(f"files/md5/{file.object_name[:2]}/{file.object_name[2:]}" for file in broken)
         raise DataError(
-            f"{listed(file.name for file in broken)}: damaged in the remote {remote} ({places} there); nothing was put "
-            "in place: delete that object there, make push on the machine that has the run, then make pull"
+            f"{listed(file.name for file in broken)}",
+            f"damaged in the remote {remote} ({places} there)",
+            "nothing was put in place: delete that object there, make push on the machine that has "
+            "the run, then make pull",
         )
     if code or absent:
         show(root, text)
         what = f"{listed(absent)} could not be fetched" if absent else "DVC could not fetch everything"
         raise DataError(
-            f"pull: {what} from the remote {remote}, as is said above; where they are missing there, make push on the "
-            "machine that has the run (what DVC calls corrupted, delete there first); then make pull goes on"
+            "pull",
+            f"{what} from the remote {remote}, as is said above; where they are missing there, "
+            "make push on the machine that has the run (what DVC calls corrupted, delete there first)",
+            "then make pull goes on",
         )
     return files
 
@@ -129,8 +134,10 @@ def require_remote(settings: Settings) -> str:
     remote = settings.get("core.remote")
     if not remote:
         raise ConfigError(
-            "no DVC remote is set up; dvc remote add -d store URL names one (a folder, s3://, gs://, ssh://, ...), "
-            "and git commit .dvc/config tells the other machine"
+            "",
+            "no DVC remote is set up",
+            "dvc remote add -d store URL names one (a folder, s3://, gs://, ssh://, ...), and git "
+            "commit .dvc/config tells the other machine",
         )
     return remote
 
@@ -142,7 +149,7 @@ def require_finished(root: Path, command: str) -> None:
         return
     stages = "; ".join(f"{stage}: {listed(changes_of(entries))}" for stage, entries in found.items())
     after = "make repro finishes it, then make push" if command == "push" else "git pull, or make repro"
-    raise DataError(f"dvc.lock: does not describe what lies here ({stages}); {after}")
+    raise DataError("dvc.lock", f"does not describe what lies here ({stages})", after)
 
 
 def changes_of(entries: Any) -> list[str]:
@@ -161,8 +168,9 @@ def require_whole(root: Path, files: list[Stored]) -> None:
     if broken:
         places = listed(shown(root, file.cached) for file in broken)
         raise DataError(
-            f"{listed(file.name for file in broken)}: damaged in DVC's cache, nothing was uploaded; remove {places}, "
-            "then dvc commit --force takes it from the working tree anew, and make push again"
+            f"{listed(file.name for file in broken)}",
+            "damaged in DVC's cache, nothing was uploaded",
+            f"remove {places}, then dvc commit --force takes it from the working tree anew, and make push again",
         )
 
 
@@ -220,7 +228,7 @@ def fill_gaps(root: Path, remote: str, files: list[Stored], settings: Settings) 
     except Exception as error:  # each kind of remote has errors of its own
         told = short(redacted(" ".join(str(error).split()), secrets_of(settings)), 300)
         raise MachineError(
-            f"push: the remote {remote} failed ({told}); mend the cause, then make push goes on"
+            "push", f"the remote {remote} failed ({told})", "mend the cause, then make push goes on"
         ) from None
 
 
@@ -236,7 +244,7 @@ def ask_dvc(root: Path, arguments: list[str], settings: Settings) -> str:
     )
     if done.returncode:
         told = redacted(done.stderr.strip() or f"exit code {done.returncode}", secrets_of(settings))
-        raise ConfigError(f"dvc {' '.join(arguments)}: {' '.join(told.split())}")
+        raise ConfigError(f"dvc {' '.join(arguments)}", f"{' '.join(told.split())}")
     return done.stdout
 
 
@@ -263,7 +271,7 @@ def run_dvc(root: Path, arguments: list[str], settings: Settings, command: str) 
     except KeyboardInterrupt:
         end(process)
         raise InterruptedRunError(
-            f"{command} was interrupted; what has arrived is kept, the same command goes on"
+            "", f"{command} was interrupted", "what has arrived is kept, the same command goes on"
         ) from None
 
 

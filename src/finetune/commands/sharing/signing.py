@@ -27,7 +27,7 @@ def require_key(key: Path) -> None:
     """ConfigError where there is no such key, MachineError without OpenSSH: told before anything is packed."""
     find_ssh_keygen()
     if not key.is_file():
-        raise ConfigError(f"{key}: no such key; name a private key of OpenSSH, or a public one whose agent runs")
+        raise ConfigError(key, "no such key", "name a private key of OpenSSH, or a public one whose agent runs")
 
 
 def find_ssh_keygen() -> str:
@@ -35,7 +35,7 @@ def find_ssh_keygen() -> str:
     found = shutil.which("ssh-keygen")
     if found is None:
         raise MachineError(
-            "ssh-keygen is not on PATH; install OpenSSH (8.1 or newer), which signs and verifies bundles"
+            "", "ssh-keygen is not on PATH", "install OpenSSH (8.1 or newer), which signs and verifies bundles"
         )
     return found
 
@@ -62,7 +62,7 @@ def sign(archive: Path, key: Path) -> Path:
         target.unlink(missing_ok=True)
         why = last_line(done.stderr) or f"exit code {done.returncode}"
         hint = "" if interactive else "; a key with a passphrase needs a terminal or ssh-agent"
-        raise ConfigError(f"{key}: can't sign: {why}{hint}")
+        raise ConfigError(key, f"can't sign: {why}{hint}")
     return target
 
 
@@ -70,15 +70,19 @@ def verify(archive: BinaryIO, path: Path, signers: Path, identity: str | None) -
     """Who signed the archive, by the file of allowed signers; DataError where nobody in it did, or not `identity`."""
     signature = signature_of(path)
     if not signers.is_file():
-        raise ConfigError(f"{signers}: no such file of allowed signers; each line: IDENTITY ssh-ed25519 KEY")
+        raise ConfigError(signers, "no such file of allowed signers", "each line: IDENTITY ssh-ed25519 KEY")
     if not signature.is_file():
-        raise DataError(f"{signature}: is missing, so {path.name} can't be told from a forgery; ask for its signature")
+        raise DataError(
+            f"{signature}", f"is missing, so {path.name} can't be told from a forgery", "ask for its signature"
+        )
     who = identity or find_signer(signature, signers)
     done = run_verify(["verify", "-f", str(signers), "-I", who, "-n", NAMESPACE, "-s", str(signature)], archive)
     if done.returncode != 0:
         raise DataError(
-            f"{path}: is not what {printable(who)} signed, or not by a key of theirs in {signers}: "
-            f"{last_line(done.stderr) or last_line(done.stdout)}; do not use it"
+            path,
+            f"is not what {printable(who)} signed, or not by a key of theirs in {signers}: "
+            f"{last_line(done.stderr) or last_line(done.stdout)}",
+            "do not use it",
         )
     return who
 
@@ -89,8 +93,9 @@ def find_signer(signature: Path, signers: Path) -> str:
     names = done.stdout.splitlines()
     if done.returncode != 0 or not names:
         raise DataError(
-            f"{signature}: is by nobody whom {signers} allows ({last_line(done.stderr) or 'no such key'}); do not "
-            "use the bundle, or add the signer's key once you have it from them"
+            signature,
+            f"is by nobody whom {signers} allows ({last_line(done.stderr) or 'no such key'})",
+            "do not use the bundle, or add the signer's key once you have it from them",
         )
     return names[0]
 

@@ -111,7 +111,9 @@ def require_in_place(root: Path, files: Iterable[Stored]) -> None:
         if not file.listing and not ((root / file.name).is_file() and md5(root / file.name) == file.md5)
     ]
     if wrong:
-        raise DataError(f"{listed(wrong)}: not as dvc.lock names it; remove it here, then make pull (or make repro)")
+        raise DataError(
+            f"{listed(wrong)}", "not as dvc.lock names it", "remove it here, then make pull (or make repro)"
+        )
 
 
 def require_manifests(paths: Paths) -> None:
@@ -121,7 +123,7 @@ def require_manifests(paths: Paths) -> None:
     for split, expected in reports["prepare"]["prepared_sha256"].items():
         path = paths.prepared / f"{split}.jsonl"
         if not path.is_file() or sha256_file(path) != expected:
-            raise DataError(f"{path}: is not the split that was prepared (reports/prepare.json); run prepare again")
+            raise DataError(path, "is not the split that was prepared (reports/prepare.json)", "run prepare again")
     check_hashes(paths, reports)
 
 

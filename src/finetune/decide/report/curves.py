@@ -20,6 +20,8 @@ def _read_table(path: Path) -> Curves:
         names = [name for name in (rows[0] if rows else {}) if name != "step"]
         return {name: [(float(row["step"]), float(row[name])) for row in rows] for name in names}
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; run train again (dvc repro -f -s train)") from None
+        raise DataError(path, "no such file", "run train again (dvc repro -f -s train)") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: is no table of curves ({error}); run train again (dvc repro -f -s train)") from None
+        raise DataError(
+            f"{path}", f"is no table of curves ({error})", "run train again (dvc repro -f -s train)"
+        ) from None

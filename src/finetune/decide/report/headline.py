@@ -10,27 +10,31 @@ from finetune.decide.verdict import Verdict
 LEADS = {"deploy": "Deploy", "deploy-unproven": "Deploy, but unproven", "iterate": "Iterate", "abort": "Abort"}
 
 
-def headline(verdict: Verdict, outcomes: Sequence[Any], reports: Mapping[str, Any]) -> str:
-    """Who wins by how much on what, with how much evidence; of a verdict short of deploy, what stands in its way."""
+def headline(verdict: Verdict, outcomes: Sequence[Any], reports: Mapping[str, Any]) -> tuple[str, str]:
+    """The verdict's name for people, and who wins by how much on what, with how much evidence; of a verdict short of
+    deploy, what stands in its way."""
+    return LEADS.get(verdict.name, verdict.name), _sentence(verdict, outcomes, reports)
+
+
+def _sentence(verdict: Verdict, outcomes: Sequence[Any], reports: Mapping[str, Any]) -> str:
     readings = read_outcomes(outcomes, reports)
-    lead, sides = LEADS.get(verdict.name, verdict.name), side_names(reports["evaluation"])
-    harm = next((reason for reason in verdict.reasons if reason.startswith("worse than")), None)
-    if verdict.name == "abort" and harm:
-        return f"{lead}: {sides['candidate']} is {harm}."
+    sides = side_names(reports["evaluation"])
+    if verdict.name == "abort" and verdict.harm:
+        return f"{sides['candidate']} is {verdict.harm}."
     chosen = leading(readings, verdict)
     if chosen is None:
         sentence = verdict.sentence
         if is_served(reports):
             sentence = sentence.replace("deploy this adapter", "deploy what the server serves")
-        return f"{lead}: {sentence[:1].lower()}{sentence[1:]}"
+        return f"{sentence[:1].lower()}{sentence[1:]}"
     passed = sum(item.outcome.status == "pass" for item in readings)
     text = clause(chosen, sides, reports["confidence"], reports["decide"].policy)
     if passed == len(readings):
         looks = reports["decide"].looks
         spent = f", but this test set has been looked at {reports['look']} times where {looks} were declared"
         rest = "the only criterion passes" if passed == 1 else f"all {passed} criteria pass"
-        return f"{lead}: {text}; {rest}{spent if reports['look'] > looks else ''}."
-    return f"{lead}: {text}; {passed} of {len(readings)} criteria pass."
+        return f"{text}; {rest}{spent if reports['look'] > looks else ''}."
+    return f"{text}; {passed} of {len(readings)} criteria pass."
 
 
 def leading(readings: Sequence[Reading], verdict: Verdict) -> Reading | None:

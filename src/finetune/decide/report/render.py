@@ -33,7 +33,7 @@ from finetune.decide.report.formatting import (
     printable,
     told,
 )
-from finetune.decide.report.headline import LEADS, headline, leading, left_out, provisos
+from finetune.decide.report.headline import headline, leading, left_out, provisos
 from finetune.decide.report.model_card import card_data, decoding, hub_names, loading_name
 from finetune.decide.report.provenance import show_findings, show_ledger, show_provenance, show_risks
 from finetune.decide.report.readings import known_metrics, read_outcomes, side_names
@@ -153,16 +153,15 @@ def render_card(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[
 
 def shared(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> dict[str, Any]:
     """What all three tell: the sentence, the provisos, what would change the verdict, and the reports."""
-    sentence = headline(verdict, outcomes, reports)
-    lead = LEADS.get(verdict.name, verdict.name)
+    lead, sentence = headline(verdict, outcomes, reports)
     base = reports["evaluation"]["base"]
     return {
         **{key: reports[key] for key in ("recipe", "seed", "look", "confidence", "decide")},
         **{key: reports[key] for key in ("prepare", "validation", "train", "train_cost", "evaluation", "cost")},
         "verdict": verdict,
         "lead": lead,
-        "headline": sentence,
-        "sentence": sentence.removeprefix(f"{lead}: ")[:1].upper() + sentence.removeprefix(f"{lead}: ")[1:],
+        "headline": f"{lead}: {sentence}",
+        "sentence": sentence[:1].upper() + sentence[1:],
         "provisos": provisos(reports),
         "changes": list(reports.get("changes") or ()),
         "changes_title": CHANGES[verdict.name.startswith("deploy")],

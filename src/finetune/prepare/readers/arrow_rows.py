@@ -126,13 +126,15 @@ def _plain_schema(schema: pa.Schema, where: str) -> pa.Schema:
     """The schema with every value in its own place; DataError for a name that stands twice or a type with no rows."""
     names = schema.names
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{where}: two columns are named {twice!r}; give each its own name")
+        raise DataError(where, f"two columns are named {twice!r}", "give each its own name")
     fields = []
     for field in schema:
         try:
             fields.append(pa.field(field.name, _plain(field.type)))
         except TypeError as error:
-            raise DataError(f"{where}: column {field.name!r} is of type {error}; write it as a list or text") from None
+            raise DataError(
+                f"{where}", f"column {field.name!r} is of type {error}", "write it as a list or text"
+            ) from None
     return pa.schema(fields)
 
 
@@ -219,7 +221,7 @@ def arrow_file(path: Path, where: str) -> Iterator[tuple[pa.RecordBatch, float]]
                 yield _checked(batch), file.tell() / size
         file.seek(max(0, file.tell() - len(END_OF_STREAM)))
         if file.read(len(END_OF_STREAM)) != END_OF_STREAM:  # it was cut off between two batches
-            raise DataError(f"{where}: is cut off or damaged (no end mark); fetch it or write it again")
+            raise DataError(where, "is cut off or damaged (no end mark)", "fetch it or write it again")
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:

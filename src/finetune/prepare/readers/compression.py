@@ -30,22 +30,23 @@ def failures_told(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DataError(f"{where}: is gone; put it back and start again") from None
+        raise DataError(where, "is gone", "put it back and start again") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             reason = error.strerror or os.strerror(error.errno)
-            raise DataError(f"{where}: can't be read ({reason}); see its rights and its disk") from None
+            raise DataError(where, f"can't be read ({reason})", "see its rights and its disk") from None
         # Without a number it comes from pyarrow, about the file's content.
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"{where}: is cut off or damaged ({reason}); fetch it or write it again") from None
+        raise DataError(where, f"is cut off or damaged ({reason})", "fetch it or write it again") from None
 
 
 def check_expansion(where: str, expanded: int, on_disk: int) -> None:
     """DataError where this many bytes came out of so few."""
     if expanded > FREE_EXPANSION + EXPANSION * on_disk:
         raise DataError(
-            f"{where}: expands to more than {EXPANSION} times its size, as files do that are made to fill a disk; "
-            "if this one is sound, write it again with less compression"
+            where,
+            f"expands to more than {EXPANSION} times its size, as files do that are made to fill a disk",
+            "if this one is sound, write it again with less compression",
         )
 
 
@@ -93,7 +94,7 @@ def open_text(path: Path, compression: Compression | None) -> Iterator[OpenText]
         head = stream.peek(4)
         for suffix, start in STARTS.items():
             if compression is None and head.startswith(start):
-                raise DataError(f"{path}: is compressed; put {suffix} after its name")
+                raise DataError(path, "is compressed", f"put {suffix} after its name")
         if head.startswith(MARK):
             stream.read(len(MARK))
         yield OpenText(str(path), file, stream, compression is not None)

@@ -61,8 +61,9 @@ class _RecordLines:
             self.size += len(read)
             if self.size > self._max and self.size - len(read) + len(read.rstrip(b"\r\n")) > self._max:
                 raise DataError(
-                    f"{self._source.where}:{self.start}: the record that starts here is {too_large(self._max)}, "
-                    "or a quote in it never closes; mend it, or write the file as JSON lines"
+                    f"{self._source.where}:{self.start}",
+                    f"the record that starts here is {too_large(self._max)}, or a quote in it never closes",
+                    "mend it, or write the file as JSON lines",
                 )
             yield read.decode("utf-8", "surrogateescape")
 
@@ -91,7 +92,7 @@ def _records(where: str, lines: _RecordLines, delimiter: str, max_row_bytes: int
             else:
                 reason = str(error).partition(" - ")[0]
                 what = f"is broken, at line {lines.line} ({reason}); quote its fields and double the quotes in them"
-            raise DataError(f"{where}:{lines.start}: {what}") from None
+            raise DataError(f"{where}:{lines.start}", what) from None
         if values is None:
             return
         if values:
@@ -100,12 +101,14 @@ def _records(where: str, lines: _RecordLines, delimiter: str, max_row_bytes: int
 
 def _header(where: str, record: tuple[int, list[str]] | None) -> tuple[str, ...]:
     if record is None:
-        raise DataError(f"{where}: has no header; its first line must name the columns")
+        raise DataError(where, "has no header", "its first line must name the columns")
     line, names = record
     if "" in names:
-        raise DataError(f"{where}:{line}: column {names.index('') + 1} has no name; its first line must name them all")
+        raise DataError(
+            f"{where}:{line}", f"column {names.index('') + 1} has no name", "its first line must name them all"
+        )
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{where}:{line}: two columns are named {twice!r}; give each its own name")
+        raise DataError(f"{where}:{line}", f"two columns are named {twice!r}", "give each its own name")
     if _not_utf8(names, names) is not None:
-        raise DataError(f"{where}:{line}: the header is not UTF-8; save the file as UTF-8")
+        raise DataError(f"{where}:{line}", "the header is not UTF-8", "save the file as UTF-8")
     return tuple(names)

@@ -42,10 +42,12 @@ def shards(path: Path, part: str | None) -> list[Path]:
         splits = _listed(path / DATASETS, "splits")
         if part not in splits:
             found = "it names none" if part is None else f"there is no {part!r}"
-            raise DataError(f"{path}: holds the parts {', '.join(splits)} and {found}; set the source's `part` to one")
+            raise DataError(
+                f"{path}", f"holds the parts {', '.join(splits)} and {found}", "set the source's `part` to one"
+            )
         folder = path / part
     elif part is not None:
-        raise DataError(f"{path}: is one dataset, so it has no part {part!r}; take `part` out of its source")
+        raise DataError(path, f"is one dataset, so it has no part {part!r}", "take `part` out of its source")
     return [folder / name for name in _listed(folder / DATASET, "_data_files")]
 
 
@@ -57,7 +59,7 @@ def _listed(path: Path, key: str) -> list[str]:
         if content.get("_indices_data_files") or any(Path(name).name != name for name in names):
             raise ValueError("rows are not stored in order in files beside it")
     except FileNotFoundError:
-        raise DataError(f"{path}: is missing; save the dataset again (save_to_disk)") from None
+        raise DataError(path, "is missing", "save the dataset again (save_to_disk)") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is broken ({error}); save the dataset again (save_to_disk)") from None
+        raise DataError(path, f"is broken ({error})", "save the dataset again (save_to_disk)") from None
     return names

@@ -52,8 +52,10 @@ def detect_container(path: Path) -> Container:
     kind = KINDS.get(Path(path.stem).suffix.lower() if compression else suffix)
     if kind is None or path.is_dir():
         raise DataError(
-            f"{path}: is nothing that can be read; known are {', '.join(KINDS)} (each also with "
-            f"{' or '.join(COMPRESSIONS)} after it) and folders that datasets' save_to_disk wrote"
+            path,
+            "is nothing that can be read",
+            f"known are {', '.join(KINDS)} (each also with {' or '.join(COMPRESSIONS)} after it) "
+            "and folders that datasets' save_to_disk wrote",
         )
     return Container(kind_of_json(path, compression) if kind == "json_array" else kind, compression)
 
@@ -71,7 +73,7 @@ def read_batches(path: Path, container: Container, max_row_bytes: int, part: str
     A row that is broken by itself is no error here: it comes out as a BadRow.
     """
     if part is not None and container.kind != "folder":
-        raise DataError(f"{path}: is one file, so it has no part {part!r}; take `part` out of its source")
+        raise DataError(path, f"is one file, so it has no part {part!r}", "take `part` out of its source")
     compression = container.compression
     match container.kind:
         case "jsonl":

@@ -118,7 +118,7 @@ class _Window:
         try:
             more = self._decoder.decode(read, final=not read)
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.where}: not UTF-8 at byte {start + error.start}; save it as UTF-8") from None
+            raise DataError(self.where, f"not UTF-8 at byte {start + error.start}", "save it as UTF-8") from None
         self.text, self.at, self.ended = self.text[self.at :] + more, 0, not read
 
     def move(self, to: int) -> None:
@@ -149,7 +149,7 @@ def read_array(path: Path, compression: Compression | None, max_row_bytes: int) 
 def _elements(window: _Window, max_row_bytes: int) -> Iterator[tuple[int, str]]:
     """Line and text of each element; DataError where the array is broken."""
     if window.next_letter() != "[":
-        raise DataError(f"{window.where}:{window.line}: no JSON array starts here; write the file as JSON lines")
+        raise DataError(f"{window.where}:{window.line}", "no JSON array starts here", "write the file as JSON lines")
     window.move(window.at + 1)
     number, letter = 0, window.next_letter()
     while letter != "]":
@@ -161,13 +161,13 @@ def _elements(window: _Window, max_row_bytes: int) -> Iterator[tuple[int, str]]:
         if letter == "":
             raise _cut_off(window, number)
         if letter not in ",]":
-            raise DataError(f"{window.where}:{window.line}: no comma stands after element {number}; {ADVICE}")
+            raise DataError(f"{window.where}:{window.line}", f"no comma stands after element {number}", f"{ADVICE}")
         if letter == ",":
             window.move(window.at + 1)
             window.next_letter()
     window.move(window.at + 1)
     if window.next_letter():
-        raise DataError(f"{window.where}:{window.line}: something stands after the array's end; {ADVICE}")
+        raise DataError(f"{window.where}:{window.line}", "something stands after the array's end", f"{ADVICE}")
 
 
 def _element_end(window: _Window, number: int, max_row_bytes: int) -> int:
@@ -182,10 +182,10 @@ def _element_end(window: _Window, number: int, max_row_bytes: int) -> int:
             if not unsure:
                 line = window.line + window.text.count("\n", window.at, error.pos)
                 where = f"{window.where}:{line}: element {number} of the array"
-                raise DataError(f"{where} is broken JSON ({error.msg}); {ADVICE}") from None
+                raise DataError("", f"{where} is broken JSON ({error.msg})", f"{ADVICE}") from None
         except RecursionError:
             where = f"{window.where}:{window.line}: element {number} of the array"
-            raise DataError(f"{where} is nested too deeply; {ADVICE}") from None
+            raise DataError("", f"{where} is nested too deeply", f"{ADVICE}") from None
         else:
             goes_on = window.text[end - 1] in OF_NUMBERS and window.text[end : end + 1] in OF_NUMBERS
             if window.ended or not goes_on:
@@ -201,12 +201,12 @@ def _check_size(window: _Window, end: int, number: int, max_row_bytes: int) -> N
         size = len(window.text[window.at : end].encode("utf-8"))
     if size > max_row_bytes:
         where = f"{window.where}:{window.line}: element {number} of the array"
-        raise DataError(f"{where} is {too_large(max_row_bytes)}, or never ends; {ADVICE}")
+        raise DataError("", f"{where} is {too_large(max_row_bytes)}, or never ends", f"{ADVICE}")
 
 
 def _cut_off(window: _Window, number: int) -> DataError:
     line = window.line + window.text.count("\n", window.at)
-    return DataError(f"{window.where}:{line}: the file ends in or after element {number}, before `]`; {ADVICE}")
+    return DataError(f"{window.where}:{line}", f"the file ends in or after element {number}, before `]`", f"{ADVICE}")
 
 
 def kind_of_json(path: Path, compression: Compression | None) -> Literal["jsonl", "json_array"]:
@@ -214,19 +214,21 @@ def kind_of_json(path: Path, compression: Compression | None) -> Literal["jsonl"
     with open_text(path, compression) as source:
         while not (line := source.stream.readline(PIECE)).strip():
             if not line:
-                raise DataError(f"{path}: holds nothing but spaces; put rows into it or take it out of data.sources")
+                raise DataError(
+                    f"{path}", "holds nothing but spaces", "put rows into it or take it out of data.sources"
+                )
         text = line.strip().decode("utf-8", "replace")
         if text.startswith("["):
             return "json_array"
         if not text.startswith("{"):
-            raise DataError(f"{path}: is neither an array of JSON objects nor one object a line, in UTF-8")
+            raise DataError(path, "is neither an array of JSON objects nor one object a line, in UTF-8")
         try:
             ENDS.decode(text)
         except json.JSONDecodeError as error:
             # An object that is still open where the line ends: the file was laid out for people.
             if error.pos >= len(text) and line.endswith(b"\n") and source.stream.read(PIECE).strip():
                 raise DataError(
-                    f"{path}: is one JSON object over several lines; write an array of objects or one object a line"
+                    f"{path}", "is one JSON object over several lines", "write an array of objects or one object a line"
                 ) from None
         except RecursionError:
             pass  # the line's own defect, which costs no more than the line

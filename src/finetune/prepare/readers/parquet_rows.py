@@ -28,7 +28,7 @@ def parquet_file(path: Path, where: str) -> Iterator[tuple[pa.RecordBatch, float
             done += batch.num_rows
             yield batch, done / max(1, footer.num_rows)
         if done != footer.num_rows:
-            raise DataError(f"{where}: is cut off or damaged ({done} of {footer.num_rows} rows); fetch it again")
+            raise DataError(where, f"is cut off or damaged ({done} of {footer.num_rows} rows)", "fetch it again")
 
 
 def _group(file: Any, at: int, path: Path, where: str) -> Iterator[pa.RecordBatch]:

@@ -3,7 +3,7 @@
 import math
 
 from finetune.config.validate import ValidateParams
-from finetune.model.adapter import adapter_trouble
+from finetune.model.adapter import find_adapter_problem
 from finetune.model.architecture import HEAD, Architecture
 from finetune.validate.findings import Finding
 
@@ -26,18 +26,8 @@ def check_adapter(params: ValidateParams, architecture: Architecture | None) -> 
 
 def check_start(params: ValidateParams) -> list[Finding]:
     """Whether an adapter that starts so can be trained on a base that is held so."""
-    trouble = adapter_trouble(params.adapter, params.model)
-    if trouble is None:
-        return []
-    key, what, fix = split_trouble(trouble)
-    return [Finding("adapter-impossible", f"params.yaml: {key}", what, fix)]
-
-
-def split_trouble(text: str) -> tuple[str, str, str]:
-    """`key: what; fix` in its three parts."""
-    key, rest = text.split(": ", 1)
-    what, fix = rest.rsplit("; ", 1)
-    return key, what, fix
+    problem = find_adapter_problem(params.adapter, params.model)
+    return [] if problem is None else [Finding.of(problem)]
 
 
 def check_target_modules(params: ValidateParams, architecture: Architecture) -> list[Finding]:

@@ -61,9 +61,9 @@ def _attempt(base: Base, step: Callable[[], Any]) -> Any:
     try:
         return step()
     except BaseModelError as error:
-        finding = Finding(error.code, error.where, error.what, error.fix)
-        several = error.code == "base-incomplete"  # each file is told
-        if not any(known == finding if several else known.code == error.code for known in base.findings):
+        finding = Finding.of(error.problem)
+        several = finding.code == "base-incomplete"  # each file is told
+        if not any(known == finding if several else known.code == finding.code for known in base.findings):
             base.findings.append(finding)
         return None
 

@@ -1,6 +1,7 @@
 """Checks of evaluate's scorers on the real test rows: what could score nothing is told before the training."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,8 +11,6 @@ from finetune.records.examples import Example
 from finetune.score.scorers import build_scorers
 from finetune.validate.findings import Finding
 
-PLACE = "params.yaml: "
-
 
 def check_scorers(
     params: ValidateParams, test: Sequence[Example], labels: Mapping[str, Sequence[str]], root: Path
@@ -20,17 +19,11 @@ def check_scorers(
     if not test:
         return []
     if params.evaluate.forgetting is not None and find_spec("lm_eval") is None:
-        where, what = f"{PLACE}evaluate.forgetting", "the lm-evaluation-harness is not installed here"
+        where, what = "params.yaml: evaluate.forgetting", "the lm-evaluation-harness is not installed here"
         return [Finding("scorer-unusable", where, what, "install requirements/forgetting.lock, or set it to null")]
     try:
         build_scorers(params.evaluate.scorers, labels, test, root)
     except ConfigError as error:
-        return [_finding(line) for line in str(error).splitlines()]
+        unusable = [Finding.of(problem, "scorer-unusable") for problem in error.problems]
+        return [replace(finding, remedy=finding.remedy or "correct it") for finding in unusable]
     return []
-
-
-def _finding(line: str) -> Finding:
-    """`params.yaml: evaluate.scorers.x.pattern: what is wrong; what to do` in its parts."""
-    where, _, rest = line.removeprefix(PLACE).partition(": ")
-    what, _, fix = rest.rpartition("; ")
-    return Finding("scorer-unusable", f"{PLACE}{where}", what or rest, fix if what else "correct it")

@@ -136,7 +136,7 @@ def check_test_answers(
         try:
             whole = tokenize(tokenizer, example.messages, example.tools)
         except BaseModelError as error:
-            split.refused.append((example, error.what))
+            split.refused.append((example, error.problem.message))
             continue
         begin, end = (runs([label != IGNORED for label in whole.labels]) or [(0, 0)])[-1]
         answers.append(end - begin)
