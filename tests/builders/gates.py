@@ -22,8 +22,8 @@ GATE = Gate("interval", 0.95, seed=1)
 POINT = Gate("point", 0.95, seed=1)
 PEAKS = (10**9, 10**9 + 1, 10**9 - 1)
 METRICS = {
-    "exact_match": Metric("exact_match", "right", "exact_match"),
-    "classes.accuracy": Metric("classes.accuracy", "right", "exact_match"),
+    "exact_match": Metric("exact_match", "binary", "exact_match"),
+    "classes.accuracy": Metric("classes.accuracy", "binary", "exact_match"),
     "classes.macro_f1": Metric("classes.macro_f1", "macro_f1", "classes.accuracy"),
     "overlap": Metric("overlap", "mean", "overlap"),
     **metrics_of({}),

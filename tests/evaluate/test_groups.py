@@ -10,7 +10,7 @@ from finetune.evaluate.groups import describe_classes, describe_group, groups_of
 from finetune.records.examples import Prediction
 
 Make = Callable[..., Prediction]
-METRICS = {"exact_match": Metric("exact_match", "right", "exact_match"), "loss": LOSS}
+METRICS = {"exact_match": Metric("exact_match", "binary", "exact_match"), "loss": LOSS}
 
 
 def test_groups_are_all_each_agent_and_each_of_several_sources(prediction: Make) -> None:

@@ -10,18 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.config.data import Format
 from finetune.config.params import params_of
 from finetune.config.types import SPLITS
 from finetune.errors import DataError
 from finetune.files.strict_json import read_json
 from finetune.paths import Paths
 from finetune.prepare import stage as prepare
-from finetune.prepare.formats import FORMATS
 from finetune.prepare.readers.detect import detect_container, read_batches
+from finetune.records.formats import FORMATS
 from tests.builders.fuzzing import fuzz, refusal
 from tests.prepare.readers.test_detect import WRITERS
-from tests.prepare.test_formats import ROWS, fields, junk, nearly
+from tests.records.test_formats import ROWS, fields, junk, nearly
 
 GOOD = 12
 CONTAINERS = [
@@ -36,7 +35,7 @@ CONTAINERS = [
 CONTAINERS += ["rows.parquet", "stream.arrow", "file.arrow"]
 
 
-def good_rows(format_: Format) -> list[dict[str, Any]]:
+def good_rows(format_: str) -> list[dict[str, Any]]:
     """Sound rows that differ from each other."""
     return [numbered(ROWS[format_], number) for number in range(GOOD)]
 
@@ -59,7 +58,7 @@ def written(name: str, rows: Sequence[dict[str, Any]]) -> bytes:
     return pa.compress(content, "zstd", asbytes=True) if name.endswith(".zst") else content
 
 
-def prepared(root: Path, change: Callable[..., Any], name: str, format_: Format) -> dict[str, Any] | None:
+def prepared(root: Path, change: Callable[..., Any], name: str, format_: str) -> dict[str, Any] | None:
     """Prepare's account of a file, after its sums were checked; None where it was refused as documented."""
     config = change(
         **{
@@ -100,7 +99,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     format_=st.sampled_from(FORMATS), changed=st.lists(st.dictionaries(fields, junk | nearly, max_size=3), max_size=4)
 )
 def test_no_row_of_any_file_is_lost(
-    ground: Path, change: Callable[..., Any], name: str, format_: Format, changed: list[dict[str, Any]]
+    ground: Path, change: Callable[..., Any], name: str, format_: str, changed: list[dict[str, Any]]
 ) -> None:
     """Sound rows and hostile ones in each container: every one is kept, or dropped for a reason."""
     rows = good_rows(format_) + [ROWS[format_] | keys for keys in changed]

@@ -14,7 +14,7 @@ from finetune.config.params import load_config, parse_config
 from finetune.config.recipes import use, with_recipe
 from finetune.errors import ConfigError
 from tests.builders.fuzzing import fuzz, refusal
-from tests.prepare.test_formats import junk
+from tests.records.test_formats import junk
 
 ROOT = Path(__file__).resolve().parents[2]
 

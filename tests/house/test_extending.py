@@ -106,7 +106,7 @@ def test_the_new_format_is_read(tree: Path) -> None:
     assert (source["format"], source["read"], source["dropped"], source["kept"]) == ("summary", 41, {"bad_row": 1}, 40)
     example = json.loads((tree / "data/prepared/train.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert [message["role"] for message in example["messages"]] == ["user", "assistant"]
-    run(tree, "-m", "pytest", "tests/prepare/test_formats.py")
+    run(tree, "-m", "pytest", "tests/records/test_formats.py")
 
 
 @pytest.mark.end_to_end

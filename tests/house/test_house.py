@@ -25,8 +25,9 @@ FLOORS = (
     {"commands"},
     set(STAGES),
     {"plan", "model", "score", "containers"},
-    {"history", "pipeline", "records", "hardware"},
+    {"history", "pipeline", "hardware"},
     {"config", "processes"},
+    {"records", "answers"},
     {"files"},
     {"errors", "console", "paths", "statistics"},
 )

@@ -12,8 +12,8 @@ from finetune.config.data import Bounds, FilterConfig, Source
 from finetune.config.params import Config
 from finetune.errors import ConfigError
 from finetune.prepare.filters import give_form, matches, reason_to_drop, token_counter
-from finetune.prepare.formats import Conversation
 from finetune.records.examples import Message
+from finetune.records.formats import Conversation
 from finetune.records.near_duplicates import spoken_text
 
 TINY = str(Path(__file__).parents[2] / "models/tiny-base")

@@ -21,7 +21,7 @@ REFERENCES = st.sampled_from(["KeyError", "TypeError", "ValueError", "é", ""])
 ANSWERS = REFERENCES | st.none()
 WEIGHTED = pytest.mark.parametrize("average", ["macro", "weighted"])
 Average = Literal["macro", "weighted"]
-EXACT = Metric("exact_match", "right", "exact_match")
+EXACT = Metric("exact_match", "binary", "exact_match")
 F1 = Metric("exceptions.macro_f1", "macro_f1", "exceptions.accuracy")
 MEAN_BLEU = Metric("bleu", "bleu", "bleu")
 

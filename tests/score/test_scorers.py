@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
+from finetune.answers.matching import contains, exact_match, last_number, normalized_match, numeric
+from finetune.answers.overlap import bleu, chrf, rouge_l, words
+from finetune.answers.structured import find_calls, python_parses, same_calls
 from finetune.records.examples import Example, Message
-from finetune.score.matching import contains, exact_match, last_number, normalized_match, numeric
 from finetune.score.scoring import Scored, Scorers
-from finetune.score.structured import find_calls, python_parses, same_calls
-from finetune.score.texts import bleu, chrf, rouge_l, words
 from tests.builders.asked_scorers import KINDS, MakeExample, answers, asked, built
 
 ANYTHING = st.text(max_size=200) | st.text(alphabet="{}[]\",:0123456789.e-% \n\\`(a'b\x00\ud800é\u0301", max_size=300)

@@ -3,13 +3,12 @@
 import difflib
 import re
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import regex
 from pydantic import Field, field_validator, model_validator
 
 from finetune.config.types import (
-    ALL,
     Count,
     MemoryAmount,
     OpenShare,
@@ -23,21 +22,13 @@ from finetune.config.types import (
     Text,
     parse_bytes,
 )
+from finetune.records.examples import ALL
+from finetune.records.formats import FIELDS, FORMATS
 
-Format = Literal[
-    "interactions",
-    "chat",
-    "sharegpt",
-    "alpaca",
-    "prompt_completion",
-    "question_answer",
-    "classification",
-]
-# The fields that any format reads: what a mapping of columns may name.
-FIELDS = (
-    *("agent", "group", "task", "prompt", "output", "response", "success", "messages", "conversations", "tools"),
-    *("system", "instruction", "input", "completion", "question", "answer", "text", "label"),
-)
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[*FORMATS]
 Policy = Literal["note", "drop", "stop"]
 RoleName = Literal["system", "user", "assistant", "tool"]
 
@@ -54,7 +45,7 @@ class Source(Section):
     revision: Revision | None = None  # of the Hub dataset
     subset: Text | None = None  # of the Hub dataset (its configuration)
     part: Text | None = None  # of a Hub dataset or a datasets folder: its own split, like `train`
-    format: Format | None = None  # detected and reported where it is left out
+    format: FormatName | None = None  # detected and reported where it is left out
     columns: dict[str, Text] = Field(default_factory=dict)  # our field name: theirs
     agent: Text | None = None  # of rows that name none; the source's name where this is left out
     system_prompt: Text | None = None

@@ -10,7 +10,6 @@ from finetune.config.evaluate import EvaluateConfig
 from finetune.config.model import AdapterConfig, Environment, ModelConfig
 from finetune.config.train import TrainConfig
 from finetune.config.types import (
-    ALL,
     MemoryAmount,
     OpenShare,
     PositiveFloat,
@@ -21,6 +20,7 @@ from finetune.config.types import (
     Text,
     parse_bytes,
 )
+from finetune.records.examples import ALL
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -1,25 +1,34 @@
-"""The scorers of params.yaml (`evaluate.scorers`) and the metrics that they give.
+"""The scorers of params.yaml (`evaluate.scorers`): a class each, with its keys, its metrics and how it scores.
+
+    {scorer: exact_match, of: null}     answer " ValueError", reference "ValueError" -> 1.0
 
 A score is of one example, a metric of many. `metrics_of` names the metrics that the scorers of a run give, which are
 what the gate's criteria may ask for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, get_args
 
 from pydantic import Field, model_validator
 
+from finetune.answers import matching, overlap, structured
+from finetune.answers.functions import call_function, load_function
+from finetune.answers.schemas import compile_schema, schema_file
 from finetune.config.types import NonNegative, PositiveFloat, Section, Text, Url
+from finetune.errors import ConfigError
+from finetune.records.examples import Example
 
-MetricKind = Literal["right", "mean", "macro_f1", "weighted_f1", "bleu", "loss", "perplexity"]
+Score = Callable[[str, Example], float]  # of an answer to an example
+MetricKind = Literal["binary", "mean", "macro_f1", "weighted_f1", "bleu", "loss", "perplexity"]
 
 
 @dataclass(frozen=True)
 class Metric:
     """What a set of answers amounts to, and how: its kind decides how its interval is found.
 
-    `right` is the mean of scores of 0 or 1, `mean` that of scores between the bounds; the others are figures of all
+    `binary` is the mean of scores of 0 or 1, `mean` that of scores between the bounds; the others are figures of all
     answers together that are no mean. `scored_as` is the key of an answer's score, which an answer has that counts.
     """
 
@@ -35,16 +44,31 @@ class Scorer(Section):
     """What every scorer has: the agents or sources whose answers it scores; null is all."""
 
     of: tuple[Text, ...] | None
+    reads_references: ClassVar[bool] = False  # a reference may be of no use to it: then its example can't be scored
 
     def metrics(self, name: str) -> list[Metric]:
         """The metrics of this scorer under its name in params.yaml."""
-        return [Metric(name, "right", name)]
+        return [Metric(name, "binary", name)]
+
+    def score(self, answer: str, reference: str) -> float:
+        """What an answer is worth beside the reference; any text is taken, in linear time."""
+        raise NotImplementedError
+
+    def build(self, place: str, root: Path) -> Score:  # noqa: ARG002
+        """How answers are scored, once what it takes is made ready; ConfigError, at the key `place`, without that.
+
+        `root` is the working tree, which holds `scorers/`.
+        """
+        return lambda answer, example: float(self.score(answer, example.completion))
 
 
 class ExactMatch(Scorer):
     """The answer is the reference, white space at the ends apart."""
 
     scorer: Literal["exact_match"]
+
+    def score(self, answer: str, reference: str) -> float:
+        return matching.exact_match(answer, reference)
 
 
 class NormalizedMatch(Scorer):
@@ -53,6 +77,9 @@ class NormalizedMatch(Scorer):
     scorer: Literal["normalized_match"]
     ignore: tuple[Literal["case", "punctuation", "articles", "accents"], ...]
 
+    def score(self, answer: str, reference: str) -> float:
+        return matching.normalized_match(answer, reference, self.ignore)
+
 
 class Contains(Scorer):
     """The reference stands in the answer."""
@@ -60,20 +87,40 @@ class Contains(Scorer):
     scorer: Literal["contains"]
     ignore_case: bool
 
+    def score(self, answer: str, reference: str) -> float:
+        return matching.contains(answer, reference, ignore_case=self.ignore_case)
+
 
 class RegularExpression(Scorer):
     """The answer matches the pattern (RE2); a group of it must be what it is in the reference."""
 
     scorer: Literal["regular_expression"]
+    reads_references: ClassVar[bool] = True
     pattern: Text
+
+    def build(self, place: str, root: Path) -> Score:  # noqa: ARG002
+        try:
+            matches = matching.compile_pattern(self.pattern)
+        except ValueError as error:
+            raise ConfigError(f"{place}.pattern", str(error)) from None
+        return lambda answer, example: float(matches(answer, example.completion))
 
 
 class Numeric(Scorer):
     """The last number of the answer is that of the reference, within the larger tolerance; 50% is 0.5 and 50."""
 
     scorer: Literal["numeric"]
+    reads_references: ClassVar[bool] = True
     absolute_tolerance: NonNegative
     relative_tolerance: NonNegative
+
+    def score(self, answer: str, reference: str) -> float:
+        return matching.numeric(
+            answer,
+            reference,
+            absolute_tolerance=self.absolute_tolerance,
+            relative_tolerance=self.relative_tolerance,
+        )
 
 
 class JsonValid(Scorer):
@@ -82,17 +129,27 @@ class JsonValid(Scorer):
     scorer: Literal["json_valid"]
     schema_file: Text | None  # a file of scorers/, by its path there
 
+    def build(self, place: str, root: Path) -> Score:
+        is_valid = compile_schema(None) if self.schema_file is None else schema_file(self.schema_file, place, root)
+        return lambda answer, _: float(is_valid(answer))
+
 
 class PythonParses(Scorer):
     """The answer (or its first fenced block of code) is Python by its grammar; it is never run."""
 
     scorer: Literal["python_parses"]
 
+    def score(self, answer: str, reference: str) -> float:  # noqa: ARG002
+        return structured.python_parses(answer)
+
 
 class ToolCalls(Scorer):
     """The answer calls the reference's tools, with the same arguments; of several calls, in the same order."""
 
     scorer: Literal["tool_calls"]
+
+    def build(self, place: str, root: Path) -> Score:  # noqa: ARG002
+        return lambda answer, example: float(structured.same_calls(answer, example.messages[-1]))
 
 
 class Classification(Scorer):
@@ -105,7 +162,7 @@ class Classification(Scorer):
     def metrics(self, name: str) -> list[Metric]:
         """Accuracy, and F1 as a plain and as a weighted mean over the classes."""
         return [
-            Metric(f"{name}.accuracy", "right", f"{name}.accuracy"),
+            Metric(f"{name}.accuracy", "binary", f"{name}.accuracy"),
             Metric(f"{name}.macro_f1", "macro_f1", f"{name}.accuracy"),
             Metric(f"{name}.weighted_f1", "weighted_f1", f"{name}.accuracy"),
         ]
@@ -120,6 +177,9 @@ class Bleu(Scorer):
         """One figure of all answers."""
         return [Metric(name, "bleu", name)]
 
+    def score(self, answer: str, reference: str) -> float:
+        return overlap.bleu(answer, reference)
+
 
 class Chrf(Scorer):
     """chrF of each answer, 0 to 1 (sacrebleu)."""
@@ -130,6 +190,9 @@ class Chrf(Scorer):
         """The mean of the examples' scores."""
         return [Metric(name, "mean", name)]
 
+    def score(self, answer: str, reference: str) -> float:
+        return overlap.chrf(answer, reference)
+
 
 class RougeL(Scorer):
     """ROUGE-L of each answer, 0 to 1: rouge-score's figure, with words of any alphabet."""
@@ -139,6 +202,9 @@ class RougeL(Scorer):
     def metrics(self, name: str) -> list[Metric]:
         """The mean of the examples' scores."""
         return [Metric(name, "mean", name)]
+
+    def score(self, answer: str, reference: str) -> float:
+        return overlap.rouge_l(answer, reference)
 
 
 class Function(Scorer):
@@ -159,6 +225,10 @@ class Function(Scorer):
         """The mean of the examples' scores."""
         return [Metric(name, "mean", name, self.lowest, self.highest)]
 
+    def build(self, place: str, root: Path) -> Score:
+        function = load_function(self.function, f"{place}.function", root)
+        return lambda answer, example: call_function(function, self.lowest, self.highest, answer, example)
+
 
 class Judge(Scorer):
     """A model behind an OpenAI-compatible server that prefers one of the two answers, asked in both orders.
@@ -178,39 +248,15 @@ class Judge(Scorer):
         return [Metric(name, "mean", name)]
 
 
-SCORERS: dict[str, type[Scorer]] = {
-    "exact_match": ExactMatch,
-    "normalized_match": NormalizedMatch,
-    "contains": Contains,
-    "regular_expression": RegularExpression,
-    "numeric": Numeric,
-    "json_valid": JsonValid,
-    "python_parses": PythonParses,
-    "tool_calls": ToolCalls,
-    "classification": Classification,
-    "bleu": Bleu,
-    "chrf": Chrf,
-    "rouge_l": RougeL,
-    "function": Function,
-    "judge": Judge,
-}
-AnyScorer = Annotated[
-    ExactMatch
-    | NormalizedMatch
-    | Contains
-    | RegularExpression
-    | Numeric
-    | JsonValid
-    | PythonParses
-    | ToolCalls
-    | Classification
-    | Bleu
-    | Chrf
-    | RougeL
-    | Function
-    | Judge,
-    Field(discriminator="scorer"),
-]
+CLASSES = (
+    *(ExactMatch, NormalizedMatch, Contains, RegularExpression, Numeric, JsonValid, PythonParses, ToolCalls),
+    *(Classification, Bleu, Chrf, RougeL, Function, Judge),
+)
+SCORERS: dict[str, type[Scorer]] = {get_args(kind.model_fields["scorer"].annotation)[0]: kind for kind in CLASSES}
+if TYPE_CHECKING:
+    AnyScorer = Scorer
+else:
+    AnyScorer = Annotated[Union[CLASSES], Field(discriminator="scorer")]  # noqa: UP007
 
 # Of the reference, by the model itself: nats a token, and their exponential.
 LOSS = Metric("loss", "loss", highest=float("inf"), higher_is_better=False)

@@ -6,22 +6,31 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Split = Literal["train", "validation", "test"]
+
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
+
 PositiveInt = Annotated[int, Field(ge=1)]
+
 Count = Annotated[int, Field(ge=0)]
+
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
 Text = Annotated[str, Field(min_length=1)]
+
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
 # Without user, password and query: what is secret goes into an environment variable, not into params and reports.
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
-
-ALL = "all"  # the group of all test examples, so no agent or source may have this name
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 

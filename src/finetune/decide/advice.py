@@ -77,8 +77,8 @@ def more_data(missed: Sequence[Outcome], evidence: Evidence) -> Suggestion:
 def share_right(name: str | None, agent: str, evidence: Evidence) -> float | None:
     """The mean score of an agent's answers in a metric that is a mean; None where there is none."""
     metric = evidence.metrics.get(name or "")
-    if metric is None or metric.kind not in ("right", "mean"):
-        metric = next((item for item in evidence.metrics.values() if item.kind in ("right", "mean")), None)
+    if metric is None or metric.kind not in ("binary", "mean"):
+        metric = next((item for item in evidence.metrics.values() if item.kind in ("binary", "mean")), None)
     members = counted(metric, evidence.predictions, agent) if metric else []
     try:
         return fmean(scores_of(metric, members, "candidate")) if metric and members else None
@@ -146,7 +146,7 @@ def more_examples(criterion: object, evidence: Evidence, gate: Gate) -> str | No
         return None
     metric = evidence.metrics[criterion.metric]
     members = counted(metric, evidence.predictions, criterion.group)
-    if metric.kind != "right" or not members or repeated(members):
+    if metric.kind != "binary" or not members or repeated(members):
         return None
     try:
         if isinstance(criterion, AtLeast):
@@ -200,7 +200,7 @@ def what_would_change(config: DecideConfig, outcomes: Sequence[Outcome], evidenc
     how many examples would decide what is open."""
     found = []
     for criterion in config.criteria:
-        if isinstance(criterion, AtLeast) and evidence.metrics[criterion.metric].kind == "right":
+        if isinstance(criterion, AtLeast) and evidence.metrics[criterion.metric].kind == "binary":
             text = _distance(criterion, evidence.metrics[criterion.metric], evidence, gate)
             found += [text] if text else []
     return found + examples_wanted(config, outcomes, evidence, gate)

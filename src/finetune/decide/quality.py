@@ -70,7 +70,7 @@ def judge_quality(
     status = status_of(criterion, found, gate)
     reason = found.seen
     if isinstance(criterion, BetterThanBaseline) and found.better is not None:
-        test = "exact McNemar" if metric.kind == "right" and not repeated(members) else "paired permutation"
+        test = "exact McNemar" if metric.kind == "binary" and not repeated(members) else "paired permutation"
         reason += f"; {test} p = {found.better:.2g}, below {1 - gate.confidence:.3g} asked"
     return conclude(
         criterion,
@@ -105,7 +105,7 @@ def status_of(criterion: QualityCriterion, found: Judged, gate: Gate) -> Status:
 
 def measure(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Judged:
     """The bounds of the candidate's metric, or (not `alone`) of its gain on the baseline, in which more is better."""
-    if metric.kind == "right":
+    if metric.kind == "binary":
         return measure_right(metric, members, gate, alone=alone)
     if metric.kind == "mean":
         return measure_mean(metric, members, gate, alone=alone)

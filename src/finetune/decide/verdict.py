@@ -10,10 +10,10 @@ from typing import Literal
 
 from finetune.config.decide import DecideConfig, QualityCriterion
 from finetune.config.scorers import Metric
-from finetune.config.types import ALL
 from finetune.decide.criteria import Evidence, latency_trouble
 from finetune.decide.outcomes import Gate, Outcome
 from finetune.decide.quality import shown
+from finetune.records.examples import ALL
 from finetune.score.metrics import counted
 from finetune.statistics.skewed_means import relative_improvement
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.config.scorers import Metric
-from finetune.config.types import ALL
-from finetune.records.examples import Prediction
+from finetune.records.examples import ALL, Prediction
 from finetune.score.metrics import SIDES, Side, UnmeasuredError, answers_of, counted, majority_share, value_of
 
 

@@ -11,8 +11,8 @@ import regex
 
 from finetune.config.data import Bounds, DataConfig, FilterConfig, Source
 from finetune.errors import ConfigError
-from finetune.prepare.formats import Conversation
 from finetune.records.examples import Message
+from finetune.records.formats import Conversation
 
 PATTERN_SECONDS = 1.0  # a regular expression that takes longer on one row is caught in backtracking
 

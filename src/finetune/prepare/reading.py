@@ -8,10 +8,9 @@ from typing import IO
 
 import orjson
 
-from finetune.config.data import DataConfig, Format, PrepareParams, Source
+from finetune.config.data import DataConfig, PrepareParams, Source
 from finetune.console import byte_progress, short
 from finetune.errors import ConfigError, DataError
-from finetune.prepare.formats import SHOWN_NAMES, check_columns, detect_format, parse_row, unused_columns
 from finetune.prepare.ledger import SHOWN, Risk, SourceAccount
 from finetune.prepare.readers.batches import BadRow, Batch, Row
 from finetune.prepare.risks import category_of
@@ -19,6 +18,7 @@ from finetune.prepare.row_table import Spool
 from finetune.prepare.rows import BAD_ROW, Reading, ReadRows, read_batch
 from finetune.prepare.sources import Opened, open_source
 from finetune.prepare.workers import Workers
+from finetune.records.formats import SHOWN_NAMES, check_columns, detect_format, parse_row, unused_columns
 
 ROWS_LOOKED_AT = 100  # rows that a format is detected by
 
@@ -80,7 +80,7 @@ def read_source(
     return account
 
 
-def know_format(opened: Opened, source: Source) -> tuple[Format, list[str], Iterator[Batch]]:
+def know_format(opened: Opened, source: Source) -> tuple[str, list[str], Iterator[Batch]]:
     """The format (named or detected), the columns that it does not read, and all batches, the first one included."""
     first = next(opened.batches, None)
     rows = first.rows()[:ROWS_LOOKED_AT] if first else []

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from finetune.config.data import DataConfig, Format, Source
+from finetune.config.data import DataConfig, Source
 from finetune.prepare.filters import TokenCounter, give_form, reason_to_drop, token_counter
-from finetune.prepare.formats import Conversation, parse_row
 from finetune.prepare.hashing import ConversationKeys, Keys, conversation_keys, text_hash
 from finetune.prepare.readers.batches import BadRow, Batch, Row
 from finetune.prepare.risks import category_of, find_risks
 from finetune.records.examples import Example
+from finetune.records.formats import Conversation, parse_row
 from finetune.records.near_duplicates import band_hashes, spoken_text
 
 BAD_ROW = "bad_row"
@@ -21,7 +21,7 @@ class Reading:
     """All that a worker must know about a source."""
 
     source: Source
-    format: Format
+    format: str
     data: DataConfig
     labels: dict[str, list[str]]  # by agent, told in the system prompt where there are any
     tokenizer: tuple[str, str | None] | None  # base and revision, where tokens are bounded

@@ -14,8 +14,6 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from finetune.config.types import ALL
-
 Role = Literal["system", "user", "assistant", "tool"]
 
 Tool = dict[str, Any]  # the JSON schema of a function that the assistant may call
@@ -135,3 +133,6 @@ class Timing:
 def to_message(row: dict[str, Any]) -> Message:
     """A message from what `Message.to_json` gave."""
     return Message(**{**row, "tool_calls": tuple(row["tool_calls"])} if "tool_calls" in row else row)
+
+
+ALL = "all"  # the group of all test examples, so no agent or source may have this name

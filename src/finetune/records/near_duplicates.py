@@ -6,12 +6,12 @@ with a chance below 1%; the similarity that decides is counted on the shingles: 
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import regex
 
-from finetune.config.data import DuplicateConfig
 from finetune.records.examples import Message
 
 BandHashes = npt.NDArray[np.uint64]  # (texts, bands)
@@ -22,6 +22,22 @@ SEED = 20240229  # of the permutations: any number; another one proposes other p
 # Scripts that put no space between words: each of their letters counts as a word.
 SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORDS = regex.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
+
+
+class NearSettings(Protocol):
+    """What counts as near: the section `data.duplicates` of params.yaml."""
+
+    @property
+    def threshold(self) -> float:
+        """The least Jaccard similarity of two near-duplicates."""
+
+    @property
+    def shingle_words(self) -> int:
+        """Words of a shingle."""
+
+    @property
+    def permutations(self) -> int:
+        """Of MinHash."""
 
 
 def spoken_text(messages: Sequence[Message]) -> str:
@@ -42,7 +58,7 @@ def shingles(text: str, words: int) -> list[str]:
     return list(map(" ".join, zip(*(found[at:] for at in range(words)), strict=False)))
 
 
-def bands_of(settings: DuplicateConfig) -> tuple[int, int]:
+def bands_of(settings: NearSettings) -> tuple[int, int]:
     """(bands, rows a band) of the index: the longest bands that still miss less than 1% of the pairs at the threshold.
 
     A pair of similarity s shares a band of r rows with chance s^r (Leskovec, Rajaraman and Ullman, Mining of Massive
@@ -55,7 +71,7 @@ def bands_of(settings: DuplicateConfig) -> tuple[int, int]:
     return settings.permutations, 1
 
 
-def band_hashes(texts: Sequence[str], settings: DuplicateConfig) -> BandHashes:
+def band_hashes(texts: Sequence[str], settings: NearSettings) -> BandHashes:
     """For each text one hash a band, (texts, bands); texts that share one in the same band are proposed as a pair."""
     from rensa import RMinHash
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.answers.matching import sound
 from finetune.records.examples import Message
-from finetune.score.matching import sound
 
 
 @dataclass(frozen=True, slots=True)

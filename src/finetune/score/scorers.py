@@ -5,27 +5,16 @@
 Each becomes a `BuiltScorer`; all that is wrong with any of them is told together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
+from finetune.answers.matching import UnscorableError
 from finetune.config import scorers as kinds
 from finetune.errors import ConfigError, Problem
 from finetune.records.examples import Example
-from finetune.score import structured, texts
 from finetune.score.classes import classes_of
-from finetune.score.functions import FOLDER, call_function, load_function
-from finetune.score.matching import (
-    UnscorableError,
-    compile_pattern,
-    contains,
-    exact_match,
-    normalized_match,
-    numeric,
-)
-from finetune.score.schemas import compile_schema
-from finetune.score.scoring import BuiltScorer, Score, Scorers
+from finetune.score.scoring import BuiltScorer, Scorers
 from finetune.score.server import ChatServer
 
 
@@ -65,13 +54,13 @@ def _build(
         return replace(ready, server=server)
     if isinstance(asked, kinds.Classification):
         return replace(ready, classes=tuple(classes_of(asked, examples, labels, place)))
-    score = _score_of(asked, place, root)
-    if isinstance(asked, kinds.RegularExpression | kinds.Numeric):
+    score = asked.build(place, root)
+    if asked.reads_references:
         _check_references(score, place, examples)
     return replace(ready, score=score)
 
 
-def _check_references(score: Score, place: str, examples: Sequence[Example]) -> None:
+def _check_references(score: kinds.Score, place: str, examples: Sequence[Example]) -> None:
     """ConfigError where no reference at all can be compared with: the pattern or the agents must be wrong."""
     reason = None
     for example in examples:
@@ -83,60 +72,3 @@ def _check_references(score: Score, place: str, examples: Sequence[Example]) -> 
     if reason is not None:
         message = f"{reason}, in any of {len(examples):,} test examples"
         raise ConfigError(place, message, "correct it, or name others in `of`")
-
-
-def _score_of(asked: kinds.Scorer, place: str, root: Path) -> Score:
-    """How one answer is scored; ConfigError names the key that is wrong."""
-    if (compare := _comparison_of(asked, place)) is not None:
-        return lambda answer, example: float(compare(answer, example.completion))
-    match asked:
-        case kinds.JsonValid():
-            is_valid = _schema(asked.schema_file, f"{place}.schema_file", root)
-            return lambda answer, _: float(is_valid(answer))
-        case kinds.PythonParses():
-            return lambda answer, _: float(structured.python_parses(answer))
-        case kinds.ToolCalls():
-            return lambda answer, example: float(structured.same_calls(answer, example.messages[-1]))
-        case kinds.Function():
-            function = load_function(asked.function, f"{place}.function", root)
-            return partial(call_function, function, asked.lowest, asked.highest)
-    raise AssertionError(asked)
-
-
-def _comparison_of(asked: kinds.Scorer, place: str) -> Callable[[str, str], float] | None:
-    """How the answer's text is compared with the reference's, or None where more than the two is needed."""
-    match asked:
-        case kinds.ExactMatch():
-            return exact_match
-        case kinds.NormalizedMatch():
-            return partial(normalized_match, ignore=asked.ignore)
-        case kinds.Contains():
-            return partial(contains, ignore_case=asked.ignore_case)
-        case kinds.RegularExpression():
-            try:
-                return compile_pattern(asked.pattern)
-            except ValueError as error:
-                raise ConfigError(f"{place}.pattern", str(error)) from None
-        case kinds.Numeric():
-            absolute, relative = asked.absolute_tolerance, asked.relative_tolerance
-            return partial(numeric, absolute_tolerance=absolute, relative_tolerance=relative)
-        case kinds.Chrf():
-            return texts.chrf
-        case kinds.Bleu():
-            return texts.bleu
-        case kinds.RougeL():
-            return texts.rouge_l
-    return None
-
-
-def _schema(name: str | None, place: str, root: Path) -> Callable[[str], bool]:
-    if name is None:
-        return compile_schema(None)
-    folder = (root / FOLDER).resolve()
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder):
-        raise ConfigError(place, f"{name} is not in {FOLDER}/", "name a file there")
-    try:
-        return compile_schema(path)
-    except ValueError as error:
-        raise ConfigError(place, f"{FOLDER}/{name} {error}") from None

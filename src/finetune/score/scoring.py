@@ -8,19 +8,18 @@ What can't be scored has the score None, and a problem that is told; a model's a
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from finetune.answers.matching import UnscorableError
 from finetune.config import scorers as kinds
 from finetune.records.examples import Answer, Example
 from finetune.score.classes import class_in
 from finetune.score.judge import judge_answers
-from finetune.score.matching import UnscorableError
 from finetune.score.metrics import SIDES, Side
 from finetune.score.server import ChatServer
 
-Score = Callable[[str, Example], float]
 Labels = Sequence[str | None]
 
 
@@ -33,7 +32,7 @@ class BuiltScorer:
     key: str  # of an answer's scores
     lowest: float
     highest: float
-    score: Score | None = None
+    score: kinds.Score | None = None
     classes: tuple[str, ...] = ()
     server: ChatServer | None = None
 

@@ -17,7 +17,7 @@ from finetune.records.examples import Answer, Prediction
 from finetune.statistics.proportions import mcnemar_exact, tango
 from tests.builders.runs_repository import build, copy_of, experiment, finetune, run
 
-EXACT = Metric("exact_match", "right", "exact_match")
+EXACT = Metric("exact_match", "binary", "exact_match")
 SCORERS = {"exact_match": {"scorer": "exact_match", "of": None}}
 LOOKS = {"taken": 3, "declared": 5, "a": 1, "b": 3}
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from finetune.answers.schemas import make_validator
 from finetune.config.scorers import metrics_of
 from finetune.errors import ConfigError
-from finetune.score.schemas import make_validator
 from finetune.score.scorers import build_scorers
 from tests.builders.asked_scorers import ROOT, MakeExample, answers, asked, built
 

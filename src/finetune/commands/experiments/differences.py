@@ -80,11 +80,11 @@ def compare_answers(metric: Metric, first: Answers, second: Answers, confidence:
     ones = np.ones(n)
     labels = [item.cluster for item in first[0]]
     clusters = labels if len(set(labels)) < n else None
-    crossed = cross(metric, first, second, independent=clusters is None) if metric.kind == "right" else None
+    crossed = cross(metric, first, second, independent=clusters is None) if metric.kind == "binary" else None
     span = metric.highest - metric.lowest
-    if metric.kind in ("right", "mean"):
+    if metric.kind in ("binary", "mean"):
         each, bounds = [scores_of(metric, *answers) for answers in (second, first)], (-span, span)
-    if metric.kind == "right":
+    if metric.kind == "binary":
         pairs = [[score > 0 for score in scores] for scores in each]
         interval = clustered_difference(pairs[0], pairs[1], labels, confidence, "two-sided")
     elif metric.kind == "mean":

@@ -12,8 +12,7 @@ from typing import Any
 from finetune.commands.experiments.differences import compare_answers
 from finetune.config.decide import DecideConfig, QualityCriterion
 from finetune.config.scorers import PERPLEXITY, Metric
-from finetune.config.types import ALL
-from finetune.records.examples import Prediction
+from finetune.records.examples import ALL, Prediction
 from finetune.score.metrics import UnmeasuredError, counted
 
 WORST_FIRST = ("fail", "unmeasured", "inconclusive", "pass")

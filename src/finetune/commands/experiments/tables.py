@@ -6,8 +6,8 @@ from typing import Any
 
 from finetune.commands.experiments.comparison import Compared, Comparison, cost_of, describe, differing
 from finetune.commands.experiments.differences import Difference
-from finetune.config.types import ALL
 from finetune.console import say, table
+from finetune.records.examples import ALL
 
 RIGHT_COLUMNS = ["group", "metric", "n", "A", "B", "B - A", "interval", "both", "only A", "only B", "neither", "p"]
 OTHER_COLUMNS = ["group", "metric", "n", "A", "B", "B - A", "interval", "method"]

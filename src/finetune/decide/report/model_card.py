@@ -8,14 +8,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.config.types import ALL
 from finetune.decide.evidence import DECODING
 from finetune.decide.report.formatting import listed, name, plain_name
 from finetune.decide.report.headline import is_served
 from finetune.decide.report.readings import ANSWER_FACTS, examples_counted, known_metrics
+from finetune.records.examples import ALL
 
 # Metrics that the Hub knows by a name of its own; the others keep ours.
-HUB_METRICS = {"right": "accuracy", "macro_f1": "f1", "weighted_f1": "f1", "bleu": "bleu", "perplexity": "perplexity"}
+HUB_METRICS = {"binary": "accuracy", "macro_f1": "f1", "weighted_f1": "f1", "bleu": "bleu", "perplexity": "perplexity"}
 
 
 def card_data(reports: Mapping[str, Any]) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 
 from finetune.config.decide import LatencyAtMost
 from finetune.config.scorers import LOSS, PERPLEXITY, SCORERS, Metric
-from finetune.config.types import ALL
 from finetune.decide.outcomes import Outcome
 from finetune.decide.report.formatting import Kind, name, plain_name, short_told, told
+from finetune.records.examples import ALL
 
 ANSWER_FACTS = ("mean_tokens", "cut_off", "failed")  # of a group: about its answers, not about their quality
 ICONS = {"pass": "✓", "fail": "✕", "inconclusive": "?", "unmeasured": "\u2013"}
@@ -134,7 +134,7 @@ def _kind(item: Outcome, rule: str, metric: Metric | None) -> Kind:
     if item.about in ("latency", "seeds"):
         return "gain" if item.about == "latency" else "count"
     compared = rule in ("better_than_baseline", "not_worse_than_baseline")
-    if metric is not None and metric.kind == "right":
+    if metric is not None and metric.kind == "binary":
         return "points" if compared else "share"
     return "difference" if compared else "number"
 

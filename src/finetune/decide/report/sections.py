@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.config.scorers import Metric
-from finetune.config.types import ALL
 from finetune.decide.report.curves import Curves
 from finetune.decide.report.formatting import (
     MINUS,
@@ -22,7 +21,7 @@ from finetune.decide.report.formatting import (
 )
 from finetune.decide.report.readings import ANSWER_FACTS, ICONS, Reading, examples_counted, known_metrics
 from finetune.decide.report.svg import Scale, draw_criterion, draw_dots, draw_lines, draw_pair
-from finetune.records.examples import Prediction, Timing
+from finetune.records.examples import ALL, Prediction, Timing
 from finetune.score.metrics import counted as counted_by
 from finetune.statistics.proportions import wilson
 
@@ -121,7 +120,7 @@ def _examples_of(
 
 
 def _group_row(metric: Metric, group: str, examples: int | None, measured: Mapping[str, Any]) -> dict[str, Any]:
-    share = metric.kind == "right"
+    share = metric.kind == "binary"
     values = {side: measured[side].get(metric.name) for side in ("baseline", "candidate")}
     row: dict[str, Any] = {"group": name(group), "whole": group == ALL, "examples": examples, "drawing": None}
     row["clustered"] = share and measured["clusters"] < measured["examples"]

@@ -11,9 +11,8 @@ from finetune.config.decide import (
     NotWorseThanBaseline,
     QualityCriterion,
 )
-from finetune.config.types import ALL
 from finetune.config.validate import ValidateParams
-from finetune.records.examples import Example
+from finetune.records.examples import ALL, Example
 from finetune.statistics.bootstrap import MINIMUM_UNITS
 from finetune.statistics.proportions import (
     clopper_pearson,
@@ -120,7 +119,7 @@ def _too_small(params: ValidateParams, at: int, criterion: QualityCriterion, hav
     """At most one finding: what this criterion needs at the least, beside what there is."""
     confidence = params.decide.confidence_of_a_look
     needed, condition, way_out = MINIMUM_UNITS, "whatever is answered: a bootstrap", ""
-    right = params.evaluate.metrics[criterion.metric].kind == "right"
+    right = params.evaluate.metrics[criterion.metric].kind == "binary"
     if right and isinstance(criterion, AtLeast):
         needed, one, two = (examples_needed(criterion.threshold, failures, confidence) for failures in range(3))
         condition = f"even with no failure ({one:,} with one failure, {two:,} with two)"

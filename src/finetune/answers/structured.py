@@ -14,8 +14,8 @@ import warnings
 from decimal import Decimal
 from typing import Any
 
+from finetune.answers.matching import stream_safe
 from finetune.records.examples import Message
-from finetune.score.matching import stream_safe
 
 LONGEST_SOURCE = 200_000  # characters of Python; the parser takes time quadratic in a hostile text, a second for these
 WORK = 20  # characters that the search for calls may read in vain, in lengths of the answer

@@ -1,4 +1,6 @@
-"""Rows of each format to conversations; one example line of each:
+"""Rows of each format to conversations: a class a format, with the fields it reads, its signs and its parser.
+
+One example line of each:
 
     interactions       {"agent": "support", "task": "Where is my order?", "output": "On its way.", "success": true}
     chat               {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
@@ -12,14 +14,13 @@
 ledger. Every format may have `agent` and, where `columns` names it, `group` (rows of one group stay in one split).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, ClassVar
 
-from finetune.config.data import Format
-from finetune.config.types import ALL
 from finetune.console import short
-from finetune.prepare.turns import (
+from finetune.records.examples import ALL, Message
+from finetune.records.turns import (
     check_order,
     kind_of,
     read_messages,
@@ -28,36 +29,7 @@ from finetune.prepare.turns import (
     sound_text,
     unread_keys,
 )
-from finetune.records.examples import Message
 
-FORMATS: tuple[Format, ...] = get_args(Format)
-
-# What a format is recognised by: of each group of names, one must be there.
-SIGNS: dict[Format, tuple[tuple[str, ...], ...]] = {
-    "interactions": (("agent",), ("task", "prompt"), ("output", "response")),
-    "chat": (("messages",),),
-    "sharegpt": (("conversations",),),
-    "alpaca": (("instruction",), ("output", "response")),
-    "prompt_completion": (("prompt",), ("completion",)),
-    "question_answer": (("question",), ("answer",)),
-    "classification": (("text",), ("label",)),
-}
-# Every field that a format reads, beyond its signs.
-ALSO_READ: dict[Format, tuple[str, ...]] = {
-    "interactions": ("success",),
-    "chat": ("tools",),
-    "sharegpt": ("system", "tools"),
-    "alpaca": ("input", "system"),
-    "prompt_completion": ("tools",),
-    "question_answer": (),
-    "classification": (),
-}
-# The fields that hold turns.
-TURNS: dict[Format, tuple[str, ...]] = {
-    "chat": ("messages",),
-    "sharegpt": ("conversations",),
-    "prompt_completion": ("prompt", "completion"),
-}
 SHOWN_NAMES = 50  # columns of a file that a text names
 
 FLAGS = {"true": True, "1": True, "false": False, "0": False}
@@ -143,10 +115,125 @@ def readable(value: Any, name: str) -> str:
     return sound_text(value, name)
 
 
-def parse_row(row: Mapping[str, Any], format_: Format, columns: Mapping[str, str]) -> Conversation:
+class Format:
+    """A kind of row. A subclass says by which fields it is recognised, which others it reads, and what they mean."""
+
+    name: ClassVar[str]
+    signs: ClassVar[tuple[tuple[str, ...], ...]]  # of each group of fields, one must be there
+    also_reads: ClassVar[tuple[str, ...]] = ()
+    turns: ClassVar[tuple[str, ...]] = ()  # the fields that hold turns
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Every field of its own that the format reads."""
+        return (*(name for names in self.signs for name in names), *self.also_reads)
+
+    def parse(self, fields: Fields) -> Conversation:
+        """The row as a conversation; ValueError says what is wrong with it."""
+        raise NotImplementedError
+
+
+class Interactions(Format):
+    """What an agent was asked and did, and whether that was a success."""
+
+    name = "interactions"
+    signs = (("agent",), ("task", "prompt"), ("output", "response"))
+    also_reads = ("success",)
+
+    def parse(self, fields: Fields) -> Conversation:
+        fields.text("agent")
+        messages = _one_turn(fields.text("task", "prompt"), fields.text("output", "response"))
+        return Conversation(messages, success=fields.flag("success"))
+
+
+class Chat(Format):
+    """OpenAI's messages, with tool calls and their results."""
+
+    name = "chat"
+    signs = (("messages",),)
+    also_reads = ("tools",)
+    turns = ("messages",)
+
+    def parse(self, fields: Fields) -> Conversation:
+        fields.only("messages")
+        return Conversation(read_messages(fields.value("messages"), fields.place("messages")), tools=_tools(fields))
+
+
+class ShareGpt(Format):
+    """ShareGPT's turns of `from` and `value`."""
+
+    name = "sharegpt"
+    signs = (("conversations",),)
+    also_reads = ("system", "tools")
+    turns = ("conversations",)
+
+    def parse(self, fields: Fields) -> Conversation:
+        fields.only("conversations")
+        messages = read_sharegpt(fields.value("conversations"), fields.place("conversations"))
+        return Conversation(_with_system(fields, messages), tools=_tools(fields))
+
+
+class Alpaca(Format):
+    """An instruction, its input if any, and the output."""
+
+    name = "alpaca"
+    signs = (("instruction",), ("output", "response"))
+    also_reads = ("input", "system")
+
+    def parse(self, fields: Fields) -> Conversation:
+        given = fields.optional_text("input")
+        task = fields.text("instruction") + (f"\n\n{given}" if given else "")
+        return Conversation(_with_system(fields, _one_turn(task, fields.text("output", "response"))))
+
+
+class PromptCompletion(Format):
+    """A prompt and its completion, as texts or as turns."""
+
+    name = "prompt_completion"
+    signs = (("prompt",), ("completion",))
+    also_reads = ("tools",)
+    turns = ("prompt", "completion")
+
+    def parse(self, fields: Fields) -> Conversation:
+        fields.only("prompt"), fields.only("completion")
+        prompt, completion = fields.value("prompt"), fields.value("completion")
+        if isinstance(prompt, list) and isinstance(completion, list):  # TRL's conversational form
+            messages = read_messages(prompt, fields.place("prompt"))
+            return Conversation(messages + read_messages(completion, fields.place("completion")), tools=_tools(fields))
+        return Conversation(_one_turn(fields.text("prompt"), fields.text("completion")), tools=_tools(fields))
+
+
+class QuestionAnswer(Format):
+    """A question and its answer."""
+
+    name = "question_answer"
+    signs = (("question",), ("answer",))
+
+    def parse(self, fields: Fields) -> Conversation:
+        return Conversation(_one_turn(fields.text("question"), fields.text("answer")))
+
+
+class Classification(Format):
+    """A text and the label that is its answer."""
+
+    name = "classification"
+    signs = (("text",), ("label",))
+
+    def parse(self, fields: Fields) -> Conversation:
+        label = fields.name("label")
+        return Conversation(_one_turn(fields.text("text"), label), label=label)
+
+
+CLASSES = (Interactions, Chat, ShareGpt, Alpaca, PromptCompletion, QuestionAnswer, Classification)
+FORMATS: dict[str, Format] = {kind.name: kind() for kind in CLASSES}
+# What a mapping of columns may name: the fields of any format, and the two that every format may have.
+FIELDS = tuple(dict.fromkeys(("agent", "group", *(name for kind in FORMATS.values() for name in kind.fields))))
+
+
+def parse_row(row: Mapping[str, Any], format_: str, columns: Mapping[str, str]) -> Conversation:
     """The row as a conversation whose last turn is the assistant's; ValueError says what is wrong with it."""
     fields = Fields(row, columns)
-    conversation = PARSERS[format_](fields)
+    conversation = FORMATS[format_].parse(fields)
     conversation.agent = fields.optional_text("agent")
     if conversation.agent == ALL:
         raise ValueError(f"{fields.place('agent')} is named {ALL!r}, which stands for all test examples")
@@ -154,58 +241,6 @@ def parse_row(row: Mapping[str, Any], format_: Format, columns: Mapping[str, str
         conversation.group = fields.name("group")
     check_order(conversation.messages)
     return conversation
-
-
-def _interaction(fields: Fields) -> Conversation:
-    fields.text("agent")
-    messages = _one_turn(fields.text("task", "prompt"), fields.text("output", "response"))
-    return Conversation(messages, success=fields.flag("success"))
-
-
-def _chat(fields: Fields) -> Conversation:
-    fields.only("messages")
-    return Conversation(read_messages(fields.value("messages"), fields.place("messages")), tools=_tools(fields))
-
-
-def _sharegpt(fields: Fields) -> Conversation:
-    fields.only("conversations")
-    messages = read_sharegpt(fields.value("conversations"), fields.place("conversations"))
-    return Conversation(_with_system(fields, messages), tools=_tools(fields))
-
-
-def _alpaca(fields: Fields) -> Conversation:
-    given = fields.optional_text("input")
-    task = fields.text("instruction") + (f"\n\n{given}" if given else "")
-    return Conversation(_with_system(fields, _one_turn(task, fields.text("output", "response"))))
-
-
-def _prompt_completion(fields: Fields) -> Conversation:
-    fields.only("prompt"), fields.only("completion")
-    prompt, completion = fields.value("prompt"), fields.value("completion")
-    if isinstance(prompt, list) and isinstance(completion, list):  # TRL's conversational form
-        messages = read_messages(prompt, fields.place("prompt"))
-        return Conversation(messages + read_messages(completion, fields.place("completion")), tools=_tools(fields))
-    return Conversation(_one_turn(fields.text("prompt"), fields.text("completion")), tools=_tools(fields))
-
-
-def _question_answer(fields: Fields) -> Conversation:
-    return Conversation(_one_turn(fields.text("question"), fields.text("answer")))
-
-
-def _classification(fields: Fields) -> Conversation:
-    label = fields.name("label")
-    return Conversation(_one_turn(fields.text("text"), label), label=label)
-
-
-PARSERS: dict[Format, Callable[[Fields], Conversation]] = {
-    "interactions": _interaction,
-    "chat": _chat,
-    "sharegpt": _sharegpt,
-    "alpaca": _alpaca,
-    "prompt_completion": _prompt_completion,
-    "question_answer": _question_answer,
-    "classification": _classification,
-}
 
 
 def _one_turn(task: str, answer: str) -> list[Message]:
@@ -221,7 +256,7 @@ def _tools(fields: Fields) -> list[dict[str, Any]]:
     return read_tools(fields.value("tools") or [], fields.place("tools"))
 
 
-def detect_format(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Format:
+def detect_format(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     """The one format whose fields most of the rows have; ValueError names the columns where none or several do.
 
     The odd row that has other fields is told, with its line, when it is read.
@@ -261,19 +296,20 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(map(short, names[:SHOWN_NAMES])) + more
 
 
-def _has_signs(row: Mapping[str, Any], format_: Format, columns: Mapping[str, str]) -> bool:
+def _has_signs(row: Mapping[str, Any], format_: str, columns: Mapping[str, str]) -> bool:
     return all(
-        any(is_free(name, columns) and columns.get(name, name) in row for name in names) for names in SIGNS[format_]
+        any(is_free(name, columns) and columns.get(name, name) in row for name in names)
+        for names in FORMATS[format_].signs
     )
 
 
-def unused_columns(rows: Sequence[Mapping[str, Any]], format_: Format, columns: Mapping[str, str]) -> list[str]:
+def unused_columns(rows: Sequence[Mapping[str, Any]], format_: str, columns: Mapping[str, str]) -> list[str]:
     """The columns of these rows that the format does not read, and the keys of their turns that it does not."""
-    read = {name for names in SIGNS[format_] for name in names} | {*ALSO_READ[format_], "agent"}
+    read = {*FORMATS[format_].fields, "agent"}
     read |= {"group"} if "group" in columns else set()
     places = {columns.get(name, name) for name in read if is_free(name, columns)}
     found = [name for name in _names(rows) if name not in places]
-    for ours in TURNS.get(format_, ()):
+    for ours in FORMATS[format_].turns:
         place = columns.get(ours, ours)
         found += dict.fromkeys(f"{place}[].{key}" for row in rows for key in unread_keys(row.get(place)))
     return found

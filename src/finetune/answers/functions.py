@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from finetune.answers.matching import UnscorableError
 from finetune.errors import ConfigError
 from finetune.records.examples import Example
-from finetune.score.matching import UnscorableError
 
 FOLDER = "scorers"
 

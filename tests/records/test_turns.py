@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.prepare import turns
-from finetune.prepare.formats import parse_row
-from finetune.prepare.turns import DEEPEST, check_order, read_messages, read_sharegpt, read_tools
+from finetune.records import turns
 from finetune.records.examples import Message
+from finetune.records.formats import parse_row
+from finetune.records.turns import DEEPEST, check_order, read_messages, read_sharegpt, read_tools
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
 ASKED = {"role": "user", "content": "How warm is Bern?"}

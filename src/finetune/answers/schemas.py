@@ -9,11 +9,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune.answers.functions import FOLDER
+from finetune.answers.matching import UnscorableError
+from finetune.errors import ConfigError
 from finetune.files.strict_json import parse_json
-from finetune.score.matching import UnscorableError
 
 PROBES: tuple[Any, ...] = (None, {}, [], "", 0)  # a schema that refers to itself without end fails on any
 PATTERN_SECONDS = 1.0  # a schema's pattern that takes longer is caught in backtracking
+
+
+def schema_file(name: str, place: str, root: Path) -> Callable[[str], bool]:
+    """`compile_schema` of a file in `scorers/`, by its path there; ConfigError, at the key `place`, without it."""
+    folder = (root / FOLDER).resolve()
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder):
+        raise ConfigError(f"{place}.schema_file", f"{name} is not in {FOLDER}/", "name a file there")
+    try:
+        return compile_schema(path)
+    except ValueError as error:
+        raise ConfigError(f"{place}.schema_file", f"{FOLDER}/{name} {error}") from None
 
 
 def compile_schema(path: Path | None) -> Callable[[str], bool]:
