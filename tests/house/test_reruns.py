@@ -27,7 +27,7 @@ CHANGES = {
         {"validate", "evaluate", "decide"},
     ),
     "how a scorer scores": (
-        "score/matching.py",
+        "answers/matching.py",
         "def exact_match(",
         "SPARE = 1\n\n\ndef exact_match(",
         {"validate", "evaluate"},
