@@ -30,7 +30,7 @@ CHANGES = {
         "answers/matching.py",
         "def exact_match(",
         "SPARE = 1\n\n\ndef exact_match(",
-        {"validate", "evaluate"},
+        {"validate", "evaluate", "decide"},
     ),
     "a criterion's rule": ("decide/criteria.py", "ENOUGH_PEAKS = ", "SPARE = 1\nENOUGH_PEAKS = ", {"decide"}),
     "the section decide": ("config/decide.py", "RULES: dict", "SPARE = 1\nRULES: dict", {"validate", "decide"}),
