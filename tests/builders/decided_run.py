@@ -19,6 +19,7 @@ from finetune.paths import Paths
 from finetune.records.examples import Example, Prediction
 from finetune.records.io import to_json_lines
 from tests.builders.gates import PEAKS, better, latency, memory, predicted, timings
+from tests.builders.whole_reports import SPLITS, whole
 
 CURVES = "step\tepoch\tloss\tlearning_rate\tgradient_norm\n10\t0.5\t4.5\t0.001\t3.5\n20\t1\t2.5\t0.0005\t1.5\n"
 VALIDATION_CURVE = "step\tepoch\tvalidation_loss\n20\t1\t2.75\n"
@@ -51,13 +52,13 @@ class Run:
         with publish_directory(paths.adapter) as folder:
             (folder / "adapter_model.safetensors").write_bytes(bytes(100))
             test = sha256_file(paths.prepared / "test.jsonl")
-            write_manifest(folder, {"adapter_sha256": "a" * 64, "prepared_sha256": {"test": test}})
+            write_manifest(folder, {"adapter_sha256": "a" * 64, "prepared_sha256": SPLITS | {"test": test}})
         write_lines(paths.predictions, to_json_lines(predictions))
         write_lines(paths.latency, to_json_lines(timings(0.5)))
         write_lines(paths.reports / "curves.tsv", [CURVES])
         write_lines(paths.reports / "validation_curve.tsv", [VALIDATION_CURVE])
         for name, content in self.reports(predictions).items():
-            write_json(paths.reports / f"{name}.json", content)
+            write_json(paths.reports / f"{name}.json", whole(name, content))
 
     def reports(self, predictions: list[Prediction]) -> dict[str, dict[str, Any]]:
         """The reports of the stages before, as far as decide reads them."""

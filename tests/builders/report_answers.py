@@ -7,8 +7,10 @@ from typing import Any
 
 from finetune.decide.outcomes import Outcome
 from finetune.decide.report.render import render_card, render_report, render_summary
+from finetune.decide.run_reports import Decided
 from finetune.decide.verdict import Verdict
 from finetune.records.examples import Answer, Prediction
+from tests.builders.whole_reports import run_reports
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>"
 HOSTILE += "\x1b[31m\u202e txt.exe\u2028"
@@ -42,17 +44,25 @@ class MadeUp:
     reports: dict[str, Any]
     curves: dict[str, list[tuple[float, float]]]
 
+    @property
+    def run(self) -> Decided:
+        """The same, as decide hands it on."""
+        own = {name: self.reports[name] for name in ("decide", "recipe", "seed", "look", "confidence")}
+        rest = {name: self.reports.get(name) for name in ("seeds",)}
+        lists = {name: self.reports.get(name) or () for name in ("changes", "timings")}
+        return Decided(run_reports(self.reports), **own, **rest, **lists)
+
     def html(self) -> str:
         """The page."""
-        return render_report(self.verdict, self.outcomes, self.predictions, self.reports, self.curves)
+        return render_report(self.verdict, self.outcomes, self.predictions, self.run, self.curves)
 
     def summary(self) -> str:
         """The summary."""
-        return render_summary(self.verdict, self.outcomes, self.reports)
+        return render_summary(self.verdict, self.outcomes, self.run)
 
     def card(self) -> str:
         """The model card."""
-        return render_card(self.verdict, self.outcomes, self.reports)
+        return render_card(self.verdict, self.outcomes, self.run)
 
 
 def answer(text: str, reference: str, *, tokens: int = 3, cut: bool = False, failed: str | None = None) -> Answer:

@@ -12,6 +12,7 @@ from finetune.config.params import load_config
 from finetune.files.atomic import write_json
 from finetune.files.hashing import sha256_file, sha256_json, sha256_tensors
 from finetune.files.manifests import write_manifest
+from tests.builders.whole_reports import whole
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = "0" * 64
@@ -107,7 +108,7 @@ def write_reports(root: Path, adapter: dict[str, Any], prepared: dict[str, str],
         },
     }
     for name, content in reports.items():
-        write_json(root / f"reports/{name}.json", content)
+        write_json(root / f"reports/{name}.json", whole(name, content))
     for name in ("reports/report.html", "reports/summary.md", "out/model_card.md"):
         (root / name).write_text(f"of the adapter {sha256}\n", encoding="utf-8")
     for name in ("curves.tsv", "validation_curve.tsv", "prepare.md", "validation.md"):

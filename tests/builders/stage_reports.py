@@ -12,7 +12,7 @@ MACHINE = {
     "memory_bytes": 25276510208,
     "device": "cpu",
     "arithmetic": {"instructions": "AVX2", "threads": 2},
-    "host": "secret-host",
+    "image": None,
 }
 
 
@@ -146,16 +146,13 @@ def make_cost() -> dict[str, Any]:
     }
 
 
-def make_seeds() -> dict[str, Any]:
-    """The runs of three seeds."""
+def make_seeds() -> dict[str, dict[str, Any]]:
+    """The outcomes of three seeds, as data/seeds.json holds them."""
     return {
-        "runs": [
-            {
-                "seed": seed,
-                "adapter_sha256": f"{seed}" * 32,
-                "verdict": "deploy",
-                "estimates": {"exact_match of exception-namer at least 0.55": value},
-            }
-            for seed, value in ((42, 0.669), (43, 0.652), (44, 0.681))
-        ]
+        f"{seed}": {
+            "adapter_sha256": f"{seed}" * 32,
+            "verdict": "deploy",
+            "criteria": {"exact_match of exception-namer at least 0.55": {"status": "pass", "estimate": value}},
+        }
+        for seed, value in ((42, 0.669), (43, 0.652), (44, 0.681))
     }

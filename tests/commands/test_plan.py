@@ -134,7 +134,7 @@ def test_the_plan_of_prepared_rows_is_what_validate_counts(
     report = read_json(Paths().reports / "validation.json")
     assert preview.source == "36 prepared rows, in tokens of base"
     assert preview.outlook.schedule.to_json() == report["schedule"]
-    assert preview.outlook.to_json() == report["plan"]
+    assert preview.outlook.report().to_json() == report["plan"]
     assert "made with other settings" not in capsys.readouterr().out
     other = parse_config(params(data__on_bad_row="skip"), "params.yaml")
     find_workload(other, Path(), None)

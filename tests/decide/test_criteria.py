@@ -198,7 +198,7 @@ def test_a_group_without_examples_is_unmeasured(metric: str, gate: Gate) -> None
     """No example is no failure, and that must never be a pass; the record is JSON all the same."""
     (found,) = judge(at_least(0.5, metric, "nobody"), evidence(pairs(gained=149)), gate)
     assert (found.status, found.reason) == ("unmeasured", "no test example belongs to nobody")
-    json.dumps(found.to_json(), allow_nan=False)
+    json.dumps(found.report().to_json(), allow_nan=False)
 
 
 @settings(max_examples=40)
@@ -216,5 +216,5 @@ def test_every_outcome_is_json(right: list[tuple[bool, bool]], peaks: list[int],
     criteria += [at_least(0.5), at_least(0.5, "classes.macro_f1"), at_least(0.5, "overlap"), at_most(1.0)]
     for criterion in [*criteria, latency(1, 0.1), quantile(1), memory("2 GB")]:
         for found in judge(criterion, evidence(predictions, rows, peaks), GATE):
-            json.dumps(found.to_json(), allow_nan=False)
+            json.dumps(found.report().to_json(), allow_nan=False)
             assert found.status != "pass" or criterion in (memory("2 GB"), at_most(1.0)) or len(right) >= 5

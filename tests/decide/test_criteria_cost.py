@@ -154,7 +154,7 @@ def test_the_worst_seed_decides(others: list[dict[str, Any]], mine: Any, expecte
     assert found.status == expected
     if expected == "pass":
         assert found.reason == "every criterion passes under each of the seeds 9, 10, 42"
-    json.dumps(found.to_json(), allow_nan=False)
+    json.dumps(found.report().to_json(), allow_nan=False)
 
 
 def test_a_prompt_without_an_answer_leaves_the_latency_unmeasured() -> None:

@@ -23,6 +23,7 @@ from finetune.records.io import to_json_lines
 from tests.builders.decided_run import Run
 from tests.builders.decided_run import sound as sound
 from tests.builders.gates import predicted, timings
+from tests.builders.whole_reports import whole
 
 # ---- The stage
 
@@ -226,7 +227,7 @@ def test_an_adapter_of_other_splits_is_refused(sound: Run) -> None:
 def test_the_gate_is_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str], verdict: str, code: int) -> None:
     """CI ships on 0 alone, and what is unproven is no 0."""
     content = {"verdict": verdict, "sentence": "A sentence.", "reasons": ["fail: a [bold] reason"]}
-    write_json(tmp_path / "reports/decision.json", content)
+    write_json(tmp_path / "reports/decision.json", whole("decision", content))
     assert show_decision(Paths(tmp_path), None) == code
     assert capsys.readouterr().out.splitlines()[:2] == [f"{verdict}: A sentence.", "  fail: a [bold] reason"]
 
@@ -292,9 +293,12 @@ def test_what_is_not_of_this_run_opens_no_gate(sound: Run, harm: str, told: str)
 
 def test_what_is_no_decision_is_told(tmp_path: Path) -> None:
     """One flipped bit in the verdict's name: an error, and no crash."""
-    write_json(tmp_path / "reports/decision.json", {"verdict": "deplox", "sentence": "", "reasons": []})
-    with pytest.raises(DataError, match=r"decision.json: is no decision \('deplox'\); run decide again"):
+    write_json(tmp_path / "reports/decision.json", whole("decision", {"verdict": "deplox"}))
+    with pytest.raises(
+        DataError, match=r"decision.json: verdict: input should be 'deploy'.*; run its stage again"
+    ) as caught:
         show_decision(Paths(tmp_path), None)
+    assert caught.value.problem.code == "report-version"
 
 
 def test_a_refusal_leaves_no_old_verdict_standing(sound: Run) -> None:

@@ -29,10 +29,13 @@ from tests.builders.gates import (
     pairs,
     timings,
 )
+from tests.builders.whole_reports import run_reports
 
 KINDS = [(True, True), (True, False), (False, True), (False, False)]
 FALLING = {"loss": [(step, 5.0 - 0.1 * step) for step in range(1, 41)]}
-COST = {"same_length": None, "baseline": None, "candidate": {"mean_tokens": 3.0, "mean_seconds": 0.9}}
+TIMES = {"mean_seconds": 0.9, "p50_seconds": 0.9, "p95_seconds": 1.0, "mean_first_seconds": None}
+TIMES |= {"mean_tokens": 3.0, "tokens_per_second": 3.3}
+COST = {"same_length": None, "baseline": None, "candidate": TIMES}
 TRAINED = {"validation_loss": 1.0, "last_validation_loss": 1.0, "steps": 100, "kept_step": 50}
 
 
@@ -59,7 +62,7 @@ def verdict_of(change: Callable[..., Config]) -> Callable[..., Verdict]:
         verdict = reach_verdict(config, outcomes, found, gate, look)
         if verdict.name != "iterate":
             return verdict
-        reports = {"train": TRAINED | trained, "cost": {"latency": cost or COST}}
+        reports = run_reports({"train": TRAINED | trained, "cost": {"latency": cost or COST}})
         return replace(verdict, suggestions=suggest(config, outcomes, found, gate, look, reports, curves))
 
     return reached
@@ -205,7 +208,7 @@ def test_the_group_that_fails_most_needs_data(verdict_of: Callable[..., Verdict]
 LONG = {
     "same_length": {"tokens": 40.0, "baseline_seconds": 1.0, "candidate_seconds": 0.4},
     "baseline": None,
-    "candidate": {"mean_tokens": 90.0, "mean_seconds": 0.9},
+    "candidate": TIMES | {"mean_tokens": 90.0},
 }
 
 

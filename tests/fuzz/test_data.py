@@ -96,7 +96,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", CONTAINERS)
 @fuzz(30)
 @given(
-    format_=st.sampled_from(FORMATS), changed=st.lists(st.dictionaries(fields, junk | nearly, max_size=3), max_size=4)
+    format_=st.sampled_from(list(FORMATS)),
+    changed=st.lists(st.dictionaries(fields, junk | nearly, max_size=3), max_size=4),
 )
 def test_no_row_of_any_file_is_lost(
     ground: Path, change: Callable[..., Any], name: str, format_: str, changed: list[dict[str, Any]]

@@ -178,11 +178,11 @@ def test_usable_cores_are_those_of_process_and_container(
 def test_described_machine_is_this_one() -> None:
     """Figures that were measured are worth nothing without what they were measured on."""
     found = devices.describe_machine("cpu")
-    assert found["cores"] == os.cpu_count()
-    assert found["memory_bytes"] == psutil.virtual_memory().total
-    assert found["device"] == "cpu"
-    assert found["processor"]
-    assert found["arithmetic"] == devices.arithmetic("cpu")
+    assert found.cores == os.cpu_count()
+    assert found.memory_bytes == psutil.virtual_memory().total
+    assert found.device == "cpu"
+    assert found.processor
+    assert found.arithmetic == devices.arithmetic("cpu")
 
 
 def test_missing_device_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

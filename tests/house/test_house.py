@@ -25,7 +25,7 @@ FLOORS = (
     {"commands"},
     set(STAGES),
     {"plan", "model", "score", "containers"},
-    {"history", "pipeline", "hardware"},
+    {"history", "pipeline", "hardware", "reports"},
     {"config", "processes"},
     {"records", "answers"},
     {"files"},
@@ -35,7 +35,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 # What a person sees and where files are, left out of deps on purpose: a changed sentence or colour changes no result.
 NOT_WATCHED = {PACKAGE / name for name in ("console.py", "errors.py", "paths.py")}
 # One room is watched as a whole: reading, writing and hashing are under everything, and change rarely.
-NEVER_TORCH = ("statistics", "records", "files", "config")
+NEVER_TORCH = ("statistics", "records", "answers", "reports", "files", "config")
 PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
 
 

@@ -20,6 +20,7 @@ from finetune.prepare import stage
 from finetune.prepare.ledger import SourceAccount, account_splits, account_table, check_balance, to_markdown
 from finetune.records.io import read_examples
 from finetune.records.leakage import text_key
+from finetune.reports.prepare import PrepareReport, SplitReport
 from tests.builders.tables import table_of
 
 # One line of a source: good, failed, blank or broken; few tasks, so that lines repeat, exactly and nearly.
@@ -163,13 +164,8 @@ def test_a_balanced_ledger_passes() -> None:
     assert accounts[0].dropped == {"bad_row": 1, "exact_duplicate": 1}
     assert accounts[0].splits == {"train": 2, "validation": 0, "test": 1}
     assert (accounts[0].groups, accounts[0].labels) == (3, {})
-    assert splits["train"] == {
-        "examples": 2,
-        "groups": 2,
-        "by_agent": {"a": 2},
-        "by_source": {"rows": 2},
-        "by_label": {},
-    }
+    counts = {"by_agent": {"a": 2}, "by_source": {"rows": 2}, "by_label": {}}
+    assert splits["train"] == SplitReport(examples=2, groups=2, **counts)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +176,8 @@ def test_a_balanced_ledger_passes() -> None:
             "the ledger of rows.jsonl does not balance",
         ),
         (lambda accounts, splits, written: accounts[0].splits.update(train=1), "rows kept are not those in the splits"),
-        (lambda accounts, splits, written: splits["test"].update(examples=2), "test: sources do not sum up"),
-        (lambda accounts, splits, written: splits["train"]["by_agent"].update(b=1), "train: by_agent does not sum up"),
+        (lambda accounts, splits, written: splits.update(test=splits["train"]), "test: sources do not sum up"),
+        (lambda accounts, splits, written: splits["train"].by_agent.update(b=1), "train: by agent it does not sum up"),
         (lambda accounts, splits, written: written.update(test=0), "test: 1 examples accounted for, 0 written"),
     ],
 )
@@ -195,7 +191,7 @@ def test_a_ledger_that_does_not_balance_is_a_defect(break_it: Callable[..., Any]
 
 def test_an_account_is_written_in_a_fixed_order() -> None:
     """The report is hashed: the order in which reasons were met must not change it."""
-    one, other = account(5, a=1, b=1).to_json(), account(5, b=1, a=1).to_json()
+    one, other = account(5, a=1, b=1).report().to_json(), account(5, b=1, a=1).report().to_json()
     assert json.dumps(one) == json.dumps(other)
 
 
@@ -204,8 +200,9 @@ def test_the_readable_ledger_is_a_table_whatever_the_names_are() -> None:
     accounts, splits, _ = balanced()
     accounts[0].bad_rows = ["rows.jsonl:2: has no `task`"]
     accounts[0].unused_columns = ["<b>", "x" * 999]
-    splits["train"]["by_agent"] = {"a|b\n# c\r\x1b\u202e\\|d": 2}
-    text = to_markdown({"sources": {"my|rows": accounts[0].to_json()}, "splits": splits})
+    splits["train"] = splits["train"].model_copy(update={"by_agent": {"a|b\n# c\r\x1b\u202e\\|d": 2}})
+    source = {"my|rows": accounts[0].report()}
+    text = to_markdown(PrepareReport(settings={}, sources=source, splits=splits, labels={}, prepared_sha256={}))
     lines_ = text.split("\n")
     assert "| my\\|rows | 5 | 1 bad_row, 1 exact_duplicate | 3 | 2 | 0 | 1 |" in lines_
     assert "| a\\|b\ufffd# c\ufffd\ufffd\ufffd\\\\\\|d | 2 | 0 | 0 |" in lines_

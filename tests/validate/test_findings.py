@@ -172,7 +172,7 @@ def test_an_accepted_error_stops_nothing_and_shows_its_reason() -> None:
     told, left = accept([finding("warmup-too-long"), finding("eval-never")], {"warmup-too-long": "meant so"})[::-1]
     assert (told.code, told.stops, told.accepted, told.severity) == ("warmup-too-long", False, "meant so", "error")
     assert (left.code, left.stops, left.accepted) == ("eval-never", True, None)
-    assert told.to_json() == {
+    assert told.report().to_json() == {
         "code": "warmup-too-long",
         "severity": "error",
         "cost": "quality",

@@ -3,10 +3,10 @@
 from finetune.config.params import Config
 from finetune.console import say
 from finetune.decide.evidence import require_current
-from finetune.errors import DataError
-from finetune.files.strict_json import read_json
 from finetune.paths import Paths
 from finetune.pipeline.outputs import require_outputs
+from finetune.reports.base import read_report
+from finetune.reports.decision import DecisionReport
 
 EXIT_CODES = {"deploy": 0, "deploy-unproven": 10, "iterate": 10, "abort": 20}
 
@@ -18,18 +18,13 @@ def show_decision(paths: Paths, config: Config | None) -> int:
     and these criteria, and every output must be what was written: DVC puts damaged objects of its cache in place and
     calls them up to date. A verdict of yesterday ships nothing, and neither does a damaged file.
     """
-    decision = read_json(paths.reports / "decision.json")
+    decision = read_report(paths.reports / "decision.json", DecisionReport)
     if config is not None:
         require_current(decision, paths, config.decide)
         if (paths.root / "dvc.lock").exists():
             require_outputs(paths.root)
-    try:
-        code, sentence = EXIT_CODES[decision["verdict"]], f"{decision['verdict']}: {decision['sentence']}"
-        reasons = list(decision["reasons"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{paths.reports / 'decision.json'}", f"is no decision ({error})", "run decide again") from None
-    say(sentence)
-    for reason in reasons:
+    say(f"{decision.verdict}: {decision.sentence}")
+    for reason in decision.reasons:
         say(f"  {reason}")
     say(f"open {paths.reports / 'report.html'}")
-    return code
+    return EXIT_CODES[decision.verdict]

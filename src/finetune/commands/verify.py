@@ -15,9 +15,10 @@ from finetune.console import say, table
 from finetune.errors import ConfigError, DataError, InterruptedRunError
 from finetune.files.manifests import read_manifest
 from finetune.files.run_lock import pipeline_lock
-from finetune.files.strict_json import read_json
 from finetune.hardware.devices import arithmetic, require_device, set_device_environment
 from finetune.paths import Paths
+from finetune.reports.base import read_report
+from finetune.reports.train import TrainCostReport, TrainReport
 
 HASHES = ("adapter_sha256", "optimizer_sha256")
 
@@ -51,7 +52,7 @@ def run(root: Path, steps: int | None, repeats: int) -> None:
         finally:
             shutil.rmtree(fresh.root, ignore_errors=True)
     losses, same = [loss for _, loss in runs if loss is not None], all(equal for equal, _ in runs)
-    conclude(manifest["tier"], until, losses, read_json(paths.reports / "train.json"), other, same=same)
+    conclude(manifest["tier"], until, losses, read_report(paths.reports / "train.json", TrainReport), other, same=same)
 
 
 def repeat_and_compare(
@@ -66,7 +67,7 @@ def repeat_and_compare(
     loss = None
     if until is None:
         same &= found["adapter_sha256"] == manifest["adapter_sha256"]
-        loss = read_json(fresh.reports / "train.json")["validation_loss"]
+        loss = read_report(fresh.reports / "train.json", TrainReport).validation_loss
     table("verify: is it the same?", ["step", "adapter", "optimizer"], rows)
     return same, loss
 
@@ -98,7 +99,7 @@ def difference(before: Any, now: Any) -> str:
 def other_arithmetic(paths: Paths, environment: Environment) -> str:
     """What rounds numbers otherwise here than where the run ended; empty where nothing does, or where none was told."""
     report = paths.reports / "train_cost.json"
-    then = read_json(report).get("machine", {}).get("arithmetic") if report.exists() else None
+    then = read_report(report, TrainCostReport).machine.arithmetic if report.exists() else None
     return difference(then, arithmetic(environment)) if then else ""
 
 
@@ -139,15 +140,13 @@ def compare(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> tupl
     return rows, same
 
 
-def conclude(
-    tier: str, until: int | None, losses: list[float], report: dict[str, Any], other: str, *, same: bool
-) -> None:
+def conclude(tier: str, until: int | None, losses: list[float], report: TrainReport, other: str, *, same: bool) -> None:
     """Say what was found; DataError where bits differ that should not. `other` is what rounds otherwise here."""
     what = "the whole run" if until is None else f"the first {until} steps"
     if same:
         say(f"{what} came out the same, bit for bit (tier {tier})")
         return
-    spread = [*losses, report["validation_loss"]] if losses else []
+    spread = [*losses, report.validation_loss] if losses else []
     told = f"; validation losses lie between {min(spread):.6f} and {max(spread):.6f}" if spread else ""
     if tier == "statistical":
         say(f"{what} came out differently, as the tier {tier} allows{told}")

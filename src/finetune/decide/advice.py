@@ -3,14 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 from finetune.config.decide import AtLeast, DecideConfig, NotWorseThanBaseline, QualityCriterion
 from finetune.config.scorers import Metric
 from finetune.decide.criteria import Evidence
 from finetune.decide.outcomes import Gate, Outcome
 from finetune.decide.quality import repeated
+from finetune.decide.run_reports import RunReports
 from finetune.decide.verdict import Suggestion
+from finetune.reports.cost import CostReport, LatencyReport
+from finetune.reports.train import TrainReport
 from finetune.score.metrics import UnmeasuredError, counted, scores_of
 from finetune.statistics.proportions import clopper_pearson, examples_needed, tango
 
@@ -27,7 +29,7 @@ def suggest(
     evidence: Evidence,
     gate: Gate,
     look: int,
-    reports: Mapping[str, Any],
+    reports: RunReports,
     curves: Curves,
 ) -> tuple[Suggestion, ...]:
     """What to do next where the verdict is not deploy."""
@@ -38,24 +40,24 @@ def suggest(
     found += [Suggestion("more-test-examples", text) for text in needed]
     quality = [item for item in outcomes if item.about == "quality" and item.status in ("fail", "inconclusive")]
     if quality:
-        found += advise_training(reports["train"], curves)
+        found += advise_training(reports.train, curves)
         found.append(more_data(quality, evidence))
-    found += advise_cost(outcomes, reports["cost"])
+    found += advise_cost(outcomes, reports.cost)
     found += [
         Suggestion("measure", f"{item.criterion}: {item.reason}") for item in outcomes if item.status == "unmeasured"
     ]
     return tuple(found)
 
 
-def advise_training(trained: Mapping[str, Any], curves: Curves) -> list[Suggestion]:
+def advise_training(trained: TrainReport, curves: Curves) -> list[Suggestion]:
     """What the curves say about epochs, learning rate and rank."""
     found = []
-    best, last = trained["validation_loss"], trained["last_validation_loss"]
-    if trained["kept_step"] == trained["steps"]:
+    best, last = trained.validation_loss, trained.last_validation_loss
+    if trained.kept_step == trained.steps:
         text = "the validation loss was still falling at the end: train for more epochs"
         found.append(Suggestion("more-epochs", text))
     elif last > ROSE * best:
-        text = f"the validation loss rose from {best:.3f} (step {trained['kept_step']}) to {last:.3f}"
+        text = f"the validation loss rose from {best:.3f} (step {trained.kept_step}) to {last:.3f}"
         found.append(Suggestion("lower-learning-rate", f"{text}: lower the learning rate, or train for fewer epochs"))
     losses = [value for _, value in curves.get("loss", [])]
     part = max(math.ceil(TENTH * len(losses)), 1)
@@ -86,27 +88,28 @@ def share_right(name: str | None, agent: str, evidence: Evidence) -> float | Non
         return None
 
 
-def advise_cost(outcomes: Sequence[Outcome], cost: Mapping[str, Any]) -> list[Suggestion]:
+def advise_cost(outcomes: Sequence[Outcome], cost: CostReport) -> list[Suggestion]:
     """What makes answers faster or smaller, by what was measured."""
     found = []
     slow = [item for item in outcomes if item.about == "latency" and item.status in ("fail", "inconclusive")]
     if slow:
-        found.append(advise_latency(slow, cost["latency"]))
+        found.append(advise_latency(slow, cost.latency))
     if any(item.about == "memory" and item.status == "fail" for item in outcomes):
         text = "use a smaller base, or one that is quantized (evaluate.candidate: merged, nf4): LoRA saves no memory"
         found.append(Suggestion("less-memory", text))
     return found
 
 
-def advise_latency(slow: Sequence[Outcome], latency: Mapping[str, Any]) -> Suggestion:
+def advise_latency(slow: Sequence[Outcome], latency: LatencyReport) -> Suggestion:
     """Shorter answers where their length explains the time, more prompts where too few were timed."""
     if all(item.status == "inconclusive" for item in slow):
         return Suggestion("more-latency-prompts", "time more prompts (evaluate.latency.prompts), on an idle machine")
-    same, candidate = latency["same_length"], latency["candidate"]
-    if same and candidate["mean_tokens"] > same["tokens"] and same["candidate_seconds"] < candidate["mean_seconds"]:
+    same, candidate = latency.same_length, latency.candidate
+    tokens = candidate.mean_tokens if candidate else None
+    if same and candidate and tokens and tokens > same.tokens and same.candidate_seconds < candidate.mean_seconds:
         text = (
-            f"train on shorter answers: the candidate's have {candidate['mean_tokens']:.0f} tokens, and at "
-            f"{same['tokens']:.0f} it would take {same['candidate_seconds']:.3g} s"
+            f"train on shorter answers: the candidate's have {tokens:.0f} tokens, and at "
+            f"{same.tokens:.0f} it would take {same.candidate_seconds:.3g} s"
         )
         return Suggestion("shorter-answers", text)
     return Suggestion("faster-base", "choose a smaller base or a faster server: LoRA adds no speed")

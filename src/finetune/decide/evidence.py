@@ -4,29 +4,30 @@ A verdict on unsound evidence is refused, whatever the figures say.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from finetune.config.decide import DecideConfig, DecideParams
+from finetune.decide.run_reports import RunReports
 from finetune.errors import DataError
 from finetune.files.hashing import sha256_file, sha256_json
 from finetune.files.manifests import read_manifest
-from finetune.files.strict_json import read_json
 from finetune.paths import Paths
 from finetune.records.examples import Prediction
 from finetune.records.io import read_examples
 from finetune.records.leakage import leaked
+from finetune.reports.base import read_report
+from finetune.reports.decision import DecisionReport
+from finetune.reports.evaluation import EvaluationReport
+from finetune.reports.prepare import PrepareReport
 
 DECODING = ("do_sample", "temperature", "top_p", "num_beams", "max_new_tokens")  # what must not tell the sides apart
 
 
-def check_evidence(
-    params: DecideParams, paths: Paths, reports: dict[str, Any], predictions: Sequence[Prediction]
-) -> None:
+def check_evidence(params: DecideParams, paths: Paths, reports: RunReports, predictions: Sequence[Prediction]) -> None:
     """DataError unless adapter, test set, predictions and reports all speak of the same run, and nothing leaks."""
     test = read_examples(paths.prepared / "test.jsonl")
     check_hashes(paths, reports)
-    check_scorers(params, reports["evaluation"])
-    check_decoding(reports["evaluation"])
+    check_scorers(params, reports.evaluation)
+    check_decoding(reports.evaluation)
     if [item.id for item in predictions] != [example.id for example in test]:
         raise DataError(paths.predictions, "holds the answers to another test set", "run evaluate again")
     found = leaked(read_examples(paths.prepared / "train.jsonl"), test)
@@ -34,7 +35,7 @@ def check_evidence(
         raise DataError(
             "data/prepared", f"{len(found)} test prompts stand in train too ({found[0]}…)", "run prepare again"
         )
-    if reports["validation"]["errors"]:
+    if reports.validation.errors:
         raise DataError(
             "reports/validation.json",
             "holds errors, like test rows that are trained on, or more lost tokens than the budget allows",
@@ -42,38 +43,38 @@ def check_evidence(
         )
 
 
-def check_hashes(paths: Paths, reports: dict[str, Any]) -> None:
+def check_hashes(paths: Paths, reports: RunReports) -> None:
     """DataError unless every hash that a report names is that of what lies there."""
-    evaluation, ledger, cost = reports["evaluation"], reports["prepare"], reports["cost"]
+    evaluation, ledger, cost = reports.evaluation, reports.prepare, reports.cost
     manifest = read_manifest(paths.adapter)
     test = paths.prepared / "test.jsonl"
-    if not evaluation["test_sha256"] == ledger["prepared_sha256"]["test"] == sha256_file(test):
+    if not evaluation.test_sha256 == ledger.prepared_sha256["test"] == sha256_file(test):
         raise DataError(test, "is not the test set that was evaluated", "run evaluate again")
-    if not evaluation["adapter_sha256"] == manifest["adapter_sha256"] == reports["train"]["adapter_sha256"]:
+    if not evaluation.adapter_sha256 == manifest["adapter_sha256"] == reports.train.adapter_sha256:
         raise DataError(paths.adapter, "is not the adapter that was evaluated", "run evaluate again")
-    if not manifest["prepared_sha256"] == ledger["prepared_sha256"] == reports["validation"]["prepared_sha256"]:
+    if not manifest["prepared_sha256"] == ledger.prepared_sha256 == reports.validation.prepared_sha256:
         raise DataError(paths.adapter, "was trained on other splits than these", "run train again (dvc repro)")
-    if evaluation["predictions_sha256"] != sha256_file(paths.predictions):
+    if evaluation.predictions_sha256 != sha256_file(paths.predictions):
         raise DataError(paths.predictions, "is not the file that evaluate wrote", "run evaluate again")
-    if cost["adapter_sha256"] != evaluation["adapter_sha256"] or cost["latency_sha256"] != sha256_file(paths.latency):
+    if cost.adapter_sha256 != evaluation.adapter_sha256 or cost.latency_sha256 != sha256_file(paths.latency):
         raise DataError(paths.latency, "was not measured on the adapter that was evaluated", "run evaluate again")
 
 
-def check_scorers(params: DecideParams, evaluation: dict[str, Any]) -> None:
+def check_scorers(params: DecideParams, evaluation: EvaluationReport) -> None:
     """DataError unless the answers were scored by the scorers that params.yaml names now."""
     asked = {name: scorer.model_dump(mode="json") for name, scorer in params.evaluate.scorers.items()}
-    if asked != evaluation["scorers"]:
+    if asked != evaluation.scorers:
         changed = sorted(
-            name for name in {*asked, *evaluation["scorers"]} if asked.get(name) != evaluation["scorers"].get(name)
+            name for name in {*asked, *evaluation.scorers} if asked.get(name) != evaluation.scorers.get(name)
         )
         raise DataError(
             "reports/evaluation.json", f"was made with other scorers ({', '.join(changed)})", "run evaluate again"
         )
 
 
-def check_decoding(evaluation: dict[str, Any]) -> None:
+def check_decoding(evaluation: EvaluationReport) -> None:
     """DataError where the two sides were asked with other settings; a recorded side's are not known."""
-    mine, theirs = evaluation["generation"], evaluation["baseline_generation"]
+    mine, theirs = evaluation.generation, evaluation.baseline_generation
     if theirs is None:
         return
     other = [key for key in DECODING if mine.get(key) != theirs.get(key)]
@@ -85,15 +86,15 @@ def check_decoding(evaluation: dict[str, Any]) -> None:
         )
 
 
-def require_current(decision: dict[str, object], paths: Paths, decide: DecideConfig) -> None:
+def require_current(decision: DecisionReport, paths: Paths, decide: DecideConfig) -> None:
     """DataError where adapter, test set or gate are others than those that were decided on."""
     now = {
         "adapter_sha256": read_manifest(paths.adapter)["adapter_sha256"],
-        "test_sha256": read_json(paths.reports / "prepare.json")["prepared_sha256"]["test"],
+        "test_sha256": read_report(paths.reports / "prepare.json", PrepareReport).prepared_sha256["test"],
         "gate_sha256": sha256_json(decide.model_dump(mode="json")),
     }
     names = {"adapter_sha256": "adapter", "test_sha256": "test set", "gate_sha256": "section decide of params.yaml"}
-    changed = [names[key] for key, value in now.items() if decision.get(key) != value]
+    changed = [names[key] for key, value in now.items() if getattr(decision, key) != value]
     if changed:
         raise DataError(
             f"{paths.reports / 'decision.json'}",

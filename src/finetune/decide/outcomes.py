@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from finetune.config.decide import Criterion, QualityCriterion
+from finetune.reports.decision import CriterionReport
 from finetune.statistics.interval import Interval
 
 Status = Literal["pass", "fail", "inconclusive", "unmeasured"]
@@ -42,12 +43,13 @@ class Outcome:
     metric: str | None = None
     higher_is_better: bool = True
 
-    def to_json(self) -> dict[str, Any]:
-        """For the report; a bound that is not finite is null."""
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(self).items()
+    def report(self) -> CriterionReport:
+        """For the report; a bound that is not finite is None."""
+        fields = asdict(self).items()
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields
         }
+        return CriterionReport(**finite)
 
 
 def above(lower: Interval, upper: Interval, target: float, gate: Gate, *, strict: bool = False) -> Status:

@@ -1,7 +1,7 @@
 """The decide stage: the reports -> `reports/decision.json`, `report.html`, `summary.md`, `out/model_card.md`."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from finetune.config.decide import DecideParams
 from finetune.config.scorers import metrics_of
@@ -13,69 +13,68 @@ from finetune.decide.outcomes import Gate, Outcome
 from finetune.decide.report.curves import Curves, read_curves
 from finetune.decide.report.formatting import amount
 from finetune.decide.report.render import render_card, render_report, render_summary
+from finetune.decide.run_reports import Decided, RunReports
 from finetune.decide.verdict import Verdict, reach_verdict
 from finetune.files.atomic import write_json, write_lines
 from finetune.files.hashing import sha256_json
 from finetune.files.manifests import read_manifest
-from finetune.files.strict_json import read_json
 from finetune.history.seed_results import makings_of, read_seeds, seeds_key
 from finetune.history.test_set_uses import count_look
 from finetune.paths import Paths
 from finetune.records.examples import Prediction, Timing
 from finetune.records.io import read_predictions, read_timings
-
-REPORTS = ("prepare", "validation", "train", "train_cost", "evaluation", "cost")
+from finetune.reports.decision import DecisionReport, SuggestionReport
 
 
 def run(params: DecideParams, paths: Paths) -> None:
     """Refuse unsound evidence, judge every criterion, reach the verdict, and write it for people and machines."""
     (paths.reports / "decision.json").unlink(missing_ok=True)  # a refusal below must not leave an old verdict standing
-    reports: dict[str, Any] = {name: read_json(paths.reports / f"{name}.json") for name in REPORTS}
+    reports = RunReports.read(paths.reports)
     predictions, timings = read_predictions(paths.predictions), read_timings(paths.latency)
     check_evidence(params, paths, reports, predictions)
     curves = read_curves(paths.reports)
     evidence = evidence_of(params, predictions, timings, reports)
     gate = Gate(params.decide.policy, params.decide.confidence_of_a_look, params.seed)
-    look = count_look(paths.looks, reports["evaluation"]["test_sha256"], reports["evaluation"]["look_key"])
+    look = count_look(paths.looks, reports.evaluation.test_sha256, reports.evaluation.look_key)
     seeds = read_seeds(paths.seeds, seeds_key(params.model_dump(mode="json", by_alias=True)))
 
     outcomes = [outcome for criterion in params.decide.criteria for outcome in judge(criterion, evidence, gate)]
     if params.decide.seeds > 1:
-        same = {"test_sha256": reports["evaluation"]["test_sha256"], **gate.strictness()}
+        same = {"test_sha256": reports.evaluation.test_sha256, **gate.strictness()}
         same["makings_sha256"] = makings_of(read_manifest(paths.adapter))
         outcomes.append(judge_seeds(params.decide.seeds, params.seed, seeds, same, outcomes))
     verdict = reach_verdict(params.decide, outcomes, evidence, gate, look)
     if verdict.name == "iterate":
         found = suggest(params.decide, outcomes, evidence, gate, look, reports, curves)
         verdict = replace(verdict, suggestions=found)
-    content = {
-        **reports,
-        "recipe": params.recipe,
-        "seed": params.seed,
-        "look": look,
-        "confidence": gate.confidence,
-        "decide": params.decide,
-        "changes": what_would_change(params.decide, outcomes, evidence, gate),
-        "seeds": {"runs": [{"seed": seed, **run} for seed, run in seeds.items()]} if seeds else None,
-        "timings": timings,
-    }
-    publish(paths, verdict, outcomes, predictions, content, curves)
-    write_json(paths.reports / "decision.json", to_json(verdict, outcomes, gate, content))
-    show(verdict, outcomes, content["changes"])
+    run = Decided(
+        reports,
+        params.decide,
+        params.recipe,
+        params.seed,
+        look,
+        gate.confidence,
+        what_would_change(params.decide, outcomes, evidence, gate),
+        seeds or None,
+        timings,
+    )
+    publish(paths, verdict, outcomes, predictions, run, curves)
+    write_json(paths.reports / "decision.json", report_of(verdict, outcomes, gate, run).to_json())
+    show(verdict, outcomes, run.changes)
 
 
 def evidence_of(
-    params: DecideParams, predictions: list[Prediction], timings: list[Timing], reports: dict[str, Any]
+    params: DecideParams, predictions: list[Prediction], timings: list[Timing], reports: RunReports
 ) -> Evidence:
     """What the gate judges, from what evaluate wrote."""
-    baseline, cost = reports["evaluation"]["baseline"], reports["cost"]
+    baseline, cost = reports.evaluation.baseline, reports.cost
     return Evidence(
         predictions,
         timings,
-        cost["memory"]["bytes"],
+        cost.memory.bytes,
         metrics_of(params.evaluate.scorers),
-        recorded=baseline["name"] if baseline["recorded"] else None,
-        unanswered=cost["latency"]["unanswered"]["candidate"],
+        recorded=baseline.name if baseline.recorded else None,
+        unanswered=cost.latency.unanswered["candidate"],
     )
 
 
@@ -84,37 +83,37 @@ def publish(
     verdict: Verdict,
     outcomes: list[Outcome],
     predictions: list[Prediction],
-    content: dict[str, Any],
+    run: Decided,
     curves: Curves,
 ) -> None:
     """Write the page, the summary and the model card."""
-    write_lines(paths.reports / "report.html", [render_report(verdict, outcomes, predictions, content, curves)])
-    write_lines(paths.reports / "summary.md", [render_summary(verdict, outcomes, content)])
-    write_lines(paths.model_card, [render_card(verdict, outcomes, content)])
+    write_lines(paths.reports / "report.html", [render_report(verdict, outcomes, predictions, run, curves)])
+    write_lines(paths.reports / "summary.md", [render_summary(verdict, outcomes, run)])
+    write_lines(paths.model_card, [render_card(verdict, outcomes, run)])
 
 
-def to_json(verdict: Verdict, outcomes: list[Outcome], gate: Gate, content: dict[str, Any]) -> dict[str, Any]:
+def report_of(verdict: Verdict, outcomes: list[Outcome], gate: Gate, run: Decided) -> DecisionReport:
     """The decision for machines."""
-    return {
-        "verdict": verdict.name,
-        "sentence": verdict.sentence,
-        "passed": sum(item.status == "pass" for item in outcomes),
-        "criteria": [item.to_json() for item in outcomes],
-        "reasons": list(verdict.reasons),
-        "suggestions": [{"code": item.code, "text": item.text} for item in verdict.suggestions],
-        "changes": content["changes"],
-        "gate_sha256": sha256_json(content["decide"].model_dump(mode="json")),
-        "policy": gate.policy,
-        "confidence": gate.confidence,
-        "look": content["look"],
-        "baseline": content["evaluation"]["baseline"]["name"],
-        "candidate": content["evaluation"]["candidate"]["name"],
-        "adapter_sha256": content["evaluation"]["adapter_sha256"],
-        "test_sha256": content["evaluation"]["test_sha256"],
-    }
+    return DecisionReport(
+        verdict=verdict.name,
+        sentence=verdict.sentence,
+        passed=sum(item.status == "pass" for item in outcomes),
+        criteria=[item.report() for item in outcomes],
+        reasons=list(verdict.reasons),
+        suggestions=[SuggestionReport(code=item.code, text=item.text) for item in verdict.suggestions],
+        changes=list(run.changes),
+        gate_sha256=sha256_json(run.decide.model_dump(mode="json")),
+        policy=gate.policy,
+        confidence=gate.confidence,
+        look=run.look,
+        baseline=run.evaluation.baseline.name,
+        candidate=run.evaluation.candidate.name,
+        adapter_sha256=run.evaluation.adapter_sha256,
+        test_sha256=run.evaluation.test_sha256,
+    )
 
 
-def show(verdict: Verdict, outcomes: list[Outcome], changes: list[str]) -> None:
+def show(verdict: Verdict, outcomes: list[Outcome], changes: Sequence[str]) -> None:
     """The verdict as a table, for the person who watches."""
     rows = [
         [

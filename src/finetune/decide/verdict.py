@@ -6,7 +6,6 @@ criterion's, so the confidence is not split among them (Berger, Technometrics 24
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from finetune.config.decide import DecideConfig, QualityCriterion
 from finetune.config.scorers import Metric
@@ -14,10 +13,9 @@ from finetune.decide.criteria import Evidence, latency_trouble
 from finetune.decide.outcomes import Gate, Outcome
 from finetune.decide.quality import shown
 from finetune.records.examples import ALL
+from finetune.reports.decision import VerdictName
 from finetune.score.metrics import counted
 from finetune.statistics.skewed_means import relative_improvement
-
-VerdictName = Literal["deploy", "deploy-unproven", "iterate", "abort"]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from finetune.files.hashing import sha256_json
 from finetune.hardware.devices import describe_machine
 from finetune.hardware.versions import versions
 from finetune.records.examples import Prediction
+from finetune.reports.cost import CostReport, LatencyReport, MemoryReport
+from finetune.reports.evaluation import EvaluationReport
 from finetune.score.metrics import SIDES
 from finetune.score.scoring import Scored
 
@@ -55,59 +57,59 @@ def describe_cost(
     params: EvaluateParams,
     evidence: Mapping[str, Any],
     latency_sha256: str,
-) -> dict[str, Any]:
+) -> CostReport:
     """What was measured, on what, and of which adapter."""
     from finetune.evaluate.cost import summarize_latency
 
     batched = {item.id: item.candidate.text for item in predictions}
     same = [batched[name] == text for name, text in latency.answers.items()]
     unanswered = {name: latency.unanswered[name] for name in SIDES}
-    return {
-        "latency": {
+    return CostReport(
+        latency=LatencyReport(
             **summarize_latency(latency.timings),
-            "unanswered": unanswered,
-            "left_out": latency.left_out,
-            "identical_answers": sum(same) / len(same) if same else None,
-        },
-        "memory": {"processes": len(memory), "largest_bytes": max(memory, default=None), "bytes": memory},
-        "settings": params.evaluate.model_dump(mode="json", include=REPORTED),
-        "adapter_sha256": evidence["adapter_sha256"],
-        "latency_sha256": latency_sha256,
-        "machine": describe_machine(params.environment),
-        "versions": versions(),
-    }
+            unanswered=unanswered,
+            left_out=latency.left_out,
+            identical_answers=sum(same) / len(same) if same else None,
+        ),
+        memory=MemoryReport(processes=len(memory), largest_bytes=max(memory, default=None), bytes=memory),
+        settings=params.evaluate.model_dump(mode="json", include=REPORTED),
+        adapter_sha256=evidence["adapter_sha256"],
+        latency_sha256=latency_sha256,
+        machine=describe_machine(params.environment),
+        versions=versions(),
+    )
 
 
-def show(evaluation: Mapping[str, Any], cost: Mapping[str, Any], look: int) -> None:
+def show(evaluation: EvaluationReport, cost: CostReport, look: int) -> None:
     """A few lines for the person who watches."""
     rows = []
-    for name, group in evaluation["groups"].items():
-        told = [metric for metric in group["candidate"] if group["candidate"][metric] is not None]
-        for metric in told:
-            figures = [group[side][metric] for side in SIDES]
+    for name, group in evaluation.groups.items():
+        known = [metric for metric in group.candidate if group.candidate[metric] is not None]
+        for metric in known:
+            figures = [group.figures(side)[metric] for side in SIDES]
             shown = ["n/a" if value is None else f"{value:.4g}" for value in figures]
-            first = metric == told[0]
-            rows.append([name if first else "", str(group["examples"]) if first else "", metric, *shown])
-    names = [evaluation[side]["name"] for side in SIDES]
+            first = metric == known[0]
+            rows.append([name if first else "", str(group.examples) if first else "", metric, *shown])
+    names = [evaluation.side(side).name for side in SIDES]
     table("evaluate: test split", ["group", "examples", "metric", *names], rows)
-    for problem in evaluation["problems"]:
-        what = f"{problem['count']} answers of the {problem['side']} have no score"
-        say(f"{problem['scorer']}: {what}; the first is of {problem['example']}: {problem['reason']}")
+    for problem in evaluation.problems:
+        what = f"{problem.count} answers of the {problem.side} have no score"
+        say(f"{problem.scorer}: {what}; the first is of {problem.example}: {problem.reason}")
     show_cost(cost)
     say(f"look {look} at this test set; answers in out/predictions.jsonl, figures in reports/evaluation.json")
 
 
-def show_cost(cost: Mapping[str, Any]) -> None:
+def show_cost(cost: CostReport) -> None:
     """Latency and memory in a line each, as far as they were measured."""
-    latency, memory = cost["latency"], cost["memory"]
-    if latency["candidate"]:
-        candidate = latency["candidate"]["mean_seconds"]
-        base = latency["baseline"]["mean_seconds"] if latency["baseline"] else float("nan")
-        say(f"latency {candidate:.3f} s an answer (baseline {base:.3f} s), {latency['prompts']} prompts one at a time")
-    if latency["left_out"]:
-        told = ", ".join(f"{count} of the {name}" for name, count in latency["unanswered"].items() if count)
-        say(f"warning: of the latency pass {told} got no answer")
-    if latency["identical_answers"] is not None:
-        say(f"the same answers in batches as one by one: {latency['identical_answers']:.1%}")
-    if memory["bytes"]:
-        say(f"peak memory {memory['largest_bytes'] / 1e9:.2f} GB, of {memory['processes']} processes")
+    latency, memory = cost.latency, cost.memory
+    if latency.candidate:
+        candidate = latency.candidate.mean_seconds
+        base = latency.baseline.mean_seconds if latency.baseline else float("nan")
+        say(f"latency {candidate:.3f} s an answer (baseline {base:.3f} s), {latency.prompts} prompts one at a time")
+    if latency.left_out:
+        missing = ", ".join(f"{count} of the {name}" for name, count in latency.unanswered.items() if count)
+        say(f"warning: of the latency pass {missing} got no answer")
+    if latency.identical_answers is not None:
+        say(f"the same answers in batches as one by one: {latency.identical_answers:.1%}")
+    if memory.largest_bytes:
+        say(f"peak memory {memory.largest_bytes / 1e9:.2f} GB, of {memory.processes} processes")

@@ -14,7 +14,6 @@ from finetune.evaluate.report import describe_answers, describe_cost, describe_s
 from finetune.files.atomic import write_json, write_lines
 from finetune.files.hashing import sha256_file, sha256_tensors
 from finetune.files.manifests import read_manifest
-from finetune.files.strict_json import read_json
 from finetune.hardware.devices import arithmetic, require_device, set_device_environment
 from finetune.hardware.versions import versions
 from finetune.history.test_set_uses import count_look
@@ -23,6 +22,10 @@ from finetune.model.base import identify_base
 from finetune.paths import FINISHED, Paths
 from finetune.records.examples import Answer, Example
 from finetune.records.io import read_examples, to_json_lines
+from finetune.reports.base import read_report
+from finetune.reports.evaluation import EvaluationReport
+from finetune.reports.prepare import PrepareReport
+from finetune.reports.train import TrainReport
 from finetune.score.metrics import SIDES
 from finetune.score.scorers import build_scorers
 from finetune.score.scoring import Scorers
@@ -34,7 +37,7 @@ def run(params: EvaluateParams, paths: Paths) -> None:
     device = require_device(params.environment)
     evidence = check_evidence(params, paths)
     examples = read_test(paths)
-    labels = read_json(paths.reports / "prepare.json")["labels"]
+    labels = read_report(paths.reports / "prepare.json", PrepareReport).labels
     scorers = build_scorers(params.evaluate.scorers, labels, examples, paths.root)
     remove_finished(paths.checkpoints)  # not before: a train that has to be run again would start from nothing
 
@@ -58,15 +61,15 @@ def run(params: EvaluateParams, paths: Paths) -> None:
     write_lines(paths.predictions, to_json_lines(predictions))
     write_lines(paths.latency, to_json_lines(latency.timings))
     cost = describe_cost(latency, memory, predictions, params, evidence, sha256_file(paths.latency))
-    write_json(paths.reports / "cost.json", cost)
-    evaluation = {
+    write_json(paths.reports / "cost.json", cost.to_json())
+    evaluation = EvaluationReport(
         **evidence,
         **described,
-        "predictions_sha256": sha256_file(paths.predictions),
+        predictions_sha256=sha256_file(paths.predictions),
         **describe_answers(predictions, scored, params),
-        "forgetting": forgetting,
-    }
-    write_json(paths.reports / "evaluation.json", evaluation)
+        forgetting=forgetting,
+    )
+    write_json(paths.reports / "evaluation.json", evaluation.to_json())
     shutil.rmtree(paths.evaluation, ignore_errors=True)
     show(evaluation, cost, look)
 
@@ -87,20 +90,20 @@ def remove_finished(checkpoints: Path) -> None:
 
 def check_evidence(params: EvaluateParams, paths: Paths) -> dict[str, Any]:
     """Hashes of what is evaluated; DataError unless it is the adapter that train published and prepare's test set."""
-    manifest, trained = read_manifest(paths.adapter), read_json(paths.reports / "train.json")
+    manifest, trained = read_manifest(paths.adapter), read_report(paths.reports / "train.json", TrainReport)
     adapter = sha256_tensors(paths.adapter / WEIGHTS)
-    if not adapter == manifest["adapter_sha256"] == trained["adapter_sha256"]:
+    if not adapter == manifest["adapter_sha256"] == trained.adapter_sha256:
         raise DataError(
             f"{paths.adapter}", "is not the adapter that train published", "run train again (dvc repro -f -s train)"
         )
     if manifest["base"] != identify_base(params.model):
         raise DataError(paths.adapter, "was trained on another base than params.yaml names", "run train again")
-    test, ledger = paths.prepared / "test.jsonl", read_json(paths.reports / "prepare.json")
-    if not test.exists() or sha256_file(test) != ledger["prepared_sha256"]["test"]:
+    test, ledger = paths.prepared / "test.jsonl", read_report(paths.reports / "prepare.json", PrepareReport)
+    if not test.exists() or sha256_file(test) != ledger.prepared_sha256["test"]:
         raise DataError(
             f"{test}", "is not the test set that prepare wrote", "run prepare again (dvc repro -f -s prepare)"
         )
-    if manifest["prepared_sha256"] != ledger["prepared_sha256"]:
+    if manifest["prepared_sha256"] != ledger.prepared_sha256:
         raise DataError(paths.adapter, "was trained on other splits than these", "run train again (dvc repro)")
     return {"adapter_sha256": adapter, "test_sha256": sha256_file(test), "base": manifest["base"]}
 

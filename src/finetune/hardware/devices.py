@@ -9,6 +9,7 @@ from typing import Any, Literal
 from finetune.config.model import Environment
 from finetune.errors import MachineError
 from finetune.hardware.host import processor_name, usable_memory
+from finetune.reports.base import MachineReport
 
 DEVICES: dict[Environment, str] = {"cpu": "cpu", "cuda": "cuda", "apple": "mps"}
 
@@ -39,7 +40,7 @@ def set_device_environment(environment: Environment, devices: int, *, determinis
             os.environ.setdefault(low, os.environ[high])
 
 
-def describe_machine(environment: Environment) -> dict[str, Any]:
+def describe_machine(environment: Environment) -> MachineReport:
     """Processor, cores, memory, accelerator and arithmetic, for the reports of what was measured."""
     import psutil
     import torch
@@ -56,7 +57,7 @@ def describe_machine(environment: Environment) -> dict[str, Any]:
     if environment == "cuda":
         properties = torch.cuda.get_device_properties(0)
         described |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
-    return described
+    return MachineReport(**described)
 
 
 def arithmetic(environment: Environment) -> dict[str, Any]:

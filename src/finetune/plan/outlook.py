@@ -16,6 +16,7 @@ from finetune.plan.machines import MACHINES
 from finetune.plan.memory import MemoryPlan, largest_length, largest_micro_batch, plan_memory
 from finetune.plan.schedule import Schedule, plan_schedule
 from finetune.plan.time import Range, assumed_time, evaluation_flops, run_flops
+from finetune.reports.validation import ParameterCounts, PlanReport
 
 CHECKPOINT_BYTES = 12  # a trainable parameter in a checkpoint: itself and two moments of Adam, in float32
 RANKS = (1, 2, 4, 8)
@@ -84,18 +85,18 @@ class Outlook:
         )
         return batch, largest_length(*asked, available=room, supervised_share=share, ranks=ranks)
 
-    def to_json(self) -> dict[str, Any]:
+    def report(self) -> PlanReport:
         """For the report: what is the same on every machine."""
         known = self.architecture
-        return {
-            "machine": self.config.machine,
-            "parameters": {"trainable": self.trainable, "total": known.parameters} if known else None,
-            "memory_bytes": self.memory.to_json() if self.memory else None,
-            "peak_bytes_by_ranks": {str(ranks): peak for ranks, peak in self.by_ranks.items()},
-            "flops": self.flops,
-            "evaluation_flops": self.evaluation_flops,
-            "workload_counted": self.workload.counted,
-        }
+        return PlanReport(
+            machine=self.config.machine,
+            parameters=ParameterCounts(trainable=self.trainable, total=known.parameters) if known else None,
+            memory_bytes=self.memory.to_json() if self.memory else None,
+            peak_bytes_by_ranks={str(ranks): peak for ranks, peak in self.by_ranks.items()},
+            flops=self.flops,
+            evaluation_flops=self.evaluation_flops,
+            workload_counted=self.workload.counted,
+        )
 
     def table(self) -> dict[str, Any]:
         """What a person reads of it in the report, by name."""

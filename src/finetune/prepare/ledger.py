@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from finetune.config.types import SPLITS
 from finetune.console import short
 from finetune.prepare.row_table import REASONS, Column, Table
 from finetune.prepare.split import Places
+from finetune.reports.prepare import PrepareReport, RiskReport, SourceReport, SplitReport
 
 SHOWN = 20  # rows of a kind that are named in the ledger; data/prepared/{dropped,risks}.jsonl name them all
 
@@ -50,10 +50,10 @@ class SourceAccount:
     groups: int = 0  # of kept rows that stay together: by group, or where there is none by prompt and likeness
     labels: dict[str, int] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def report(self) -> SourceReport:
         """For the report; reasons and kinds in order of their names."""
-        risks = {kind: vars(risk) for kind, risk in sorted(self.risks.items())}
-        return {**vars(self), "dropped": dict(sorted(self.dropped.items())), "risks": risks}
+        risks = {kind: RiskReport(**vars(risk)) for kind, risk in sorted(self.risks.items())}
+        return SourceReport(**(vars(self) | {"dropped": dict(sorted(self.dropped.items())), "risks": risks}))
 
 
 def account_table(accounts: Sequence[SourceAccount], table: Table, places: Places, cluster: Column) -> None:
@@ -70,18 +70,18 @@ def account_table(accounts: Sequence[SourceAccount], table: Table, places: Place
         account.labels = _count(table.label[kept][table.label[kept] >= 0], table.labels)
 
 
-def account_splits(table: Table, places: Places, cluster: Column, sources: Sequence[str]) -> dict[str, Any]:
+def account_splits(table: Table, places: Places, cluster: Column, sources: Sequence[str]) -> dict[str, SplitReport]:
     """For each split: examples, groups of rows that stay together, and examples by agent, source and label."""
-    found: dict[str, Any] = {}
+    found: dict[str, SplitReport] = {}
     for at, name in enumerate(SPLITS):
         rows = np.flatnonzero((table.reason == 0) & (places == at))
-        found[name] = {
-            "examples": len(rows),
-            "groups": _count_groups(table, rows, cluster),
-            "by_agent": _count(table.agent[rows], table.agents),
-            "by_source": _count(table.source[rows], sources),
-            "by_label": _count(table.label[rows][table.label[rows] >= 0], table.labels),
-        }
+        found[name] = SplitReport(
+            examples=len(rows),
+            groups=_count_groups(table, rows, cluster),
+            by_agent=_count(table.agent[rows], table.agents),
+            by_source=_count(table.source[rows], sources),
+            by_label=_count(table.label[rows][table.label[rows] >= 0], table.labels),
+        )
     return found
 
 
@@ -95,56 +95,59 @@ def _count(numbers: Column, names: Sequence[str]) -> dict[str, int]:
     return dict(sorted((name, int(n)) for name, n in zip(names, counts, strict=True) if n))
 
 
-def check_balance(accounts: Sequence[SourceAccount], splits: Mapping[str, Any], written: Mapping[str, int]) -> None:
+def check_balance(
+    accounts: Sequence[SourceAccount], splits: Mapping[str, SplitReport], written: Mapping[str, int]
+) -> None:
     """AssertionError unless every row read was dropped for a reason, or is in exactly one split and was written."""
     for account in accounts:
         dropped = sum(account.dropped.values())
         assert account.read == account.kept + dropped, f"the ledger of {account.place} does not balance"
         assert account.kept == sum(account.splits.values()), f"{account.place}: rows kept are not those in the splits"
     for name in SPLITS:
-        examples = splits[name]["examples"]
+        split, examples = splits[name], splits[name].examples
         assert examples == sum(account.splits[name] for account in accounts), f"{name}: sources do not sum up"
-        for by in ("by_agent", "by_source"):
-            assert examples == sum(splits[name][by].values()), f"{name}: {by} does not sum up"
+        for by, counts in (("agent", split.by_agent), ("source", split.by_source)):
+            assert examples == sum(counts.values()), f"{name}: by {by} it does not sum up"
         assert written[name] == examples, f"{name}: {examples} examples accounted for, {written[name]} written"
 
 
-def to_markdown(report: Mapping[str, Any]) -> str:
+def to_markdown(report: PrepareReport) -> str:
     """The ledger that a person reads."""
-    sources: dict[str, dict[str, Any]] = report["sources"]
+    sources = report.sources
     lines = ["# Rows", "", "Every row that was read is dropped for a reason or in exactly one split.", ""]
     lines += _table(["source", "read", "dropped", "kept", *SPLITS], [_rows_of(name, sources[name]) for name in sources])
     lines += ["", "## Sources", ""]
     about = ["source", "format", "bytes", "what it is", "groups", "labels", "columns not used"]
     lines += _table(about, [_about(name, sources[name]) for name in sources])
     for by, what in (("by_agent", "agent"), ("by_label", "label")):
-        names = sorted({name for split in report["splits"].values() for name in split[by]})
+        counted = {split: getattr(report.splits[split], by) for split in SPLITS}
+        names = sorted({name for counts in counted.values() for name in counts})
         if names:
-            counts = [[name, *(f"{report['splits'][split][by].get(name, 0):,}" for split in SPLITS)] for name in names]
+            counts = [[name, *(f"{counted[split].get(name, 0):,}" for split in SPLITS)] for name in names]
             lines += ["", f"## Examples by {what}", "", *_table([what, *SPLITS], counts)]
     risks = [
-        [name, kind, f"{found['rows']:,}", ", ".join(map(str, found["first_lines"]))]
+        [name, kind, f"{found.rows:,}", ", ".join(map(str, found.first_lines))]
         for name, account in sources.items()
-        for kind, found in account["risks"].items()
+        for kind, found in account.risks.items()
     ]
     if risks:
         lines += ["", "## Risky rows", "", "All of them are named in `data/prepared/risks.jsonl`.", ""]
         lines += _table(["source", "kind", "rows", "first lines"], risks)
-    bad = [[line] for account in sources.values() for line in account["bad_rows"]]
+    bad = [[line] for account in sources.values() for line in account.bad_rows]
     if bad:
         lines += ["", "## Bad rows", "", *_table(["the first ones"], bad)]
     return "\n".join(lines) + "\n"
 
 
-def _rows_of(name: str, account: Mapping[str, Any]) -> list[str]:
-    placed = (f"{account['splits'][split]:,}" for split in SPLITS)
-    return [name, f"{account['read']:,}", drops(account["dropped"]), f"{account['kept']:,}", *placed]
+def _rows_of(name: str, account: SourceReport) -> list[str]:
+    placed = (f"{account.splits[split]:,}" for split in SPLITS)
+    return [name, f"{account.read:,}", drops(account.dropped), f"{account.kept:,}", *placed]
 
 
-def _about(name: str, account: Mapping[str, Any]) -> list[str]:
-    what = f"sha256 {account['sha256']}" if account["sha256"] else f"revision {account['revision']}"
-    labels, unused = len(account["labels"]), ", ".join(account["unused_columns"]) or "none"
-    return [name, told_format(account), f"{account['bytes']:,}", what, f"{account['groups']:,}", f"{labels:,}", unused]
+def _about(name: str, account: SourceReport) -> list[str]:
+    what = f"sha256 {account.sha256}" if account.sha256 else f"revision {account.revision}"
+    labels, unused = len(account.labels), ", ".join(account.unused_columns) or "none"
+    return [name, told_format(account), f"{account.bytes:,}", what, f"{account.groups:,}", f"{labels:,}", unused]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -158,9 +161,9 @@ def _cell(text: str) -> str:
     return re.sub(r"([\\|<>\[\]`*])", r"\\\1", plain)
 
 
-def told_format(account: Mapping[str, Any]) -> str:
+def told_format(account: SourceReport) -> str:
     """The source's format, and whether it was detected."""
-    return f"{account['format']}{' (detected)' if account['detected'] else ''}"
+    return f"{account.format}{' (detected)' if account.detected else ''}"
 
 
 def drops(dropped: Mapping[str, int]) -> str:

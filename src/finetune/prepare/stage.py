@@ -1,9 +1,8 @@
 """The prepare stage: sources -> `data/prepared/*.jsonl`, `reports/prepare.json` and `reports/prepare.md`."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from finetune.prepare.row_table import REASONS, Table, open_spool
 from finetune.prepare.sources import work_bytes
 from finetune.prepare.split import Places, place_rows
 from finetune.prepare.workers import Workers, open_workers
+from finetune.reports.prepare import PrepareReport, SplitReport
 
 
 def run(params: PrepareParams, paths: Paths) -> None:
@@ -54,16 +54,16 @@ def run(params: PrepareParams, paths: Paths) -> None:
         check_filled(splits, accounts)
         check_balance(accounts, splits, write_splits(folder, rows, places))
         note_dropped(rows, params, notes)
-        report = {
-            "settings": data.model_dump(mode="json", exclude_unset=True),
-            "sources": {source.name: account.to_json() for source, account in zip(data.sources, accounts, strict=True)},
-            "splits": splits,
-            "labels": label_sets(rows),
-            "prepared_sha256": {name: sha256_file(folder / f"{name}.jsonl") for name in SPLITS},
-        }
+        report = PrepareReport(
+            settings=data.model_dump(mode="json", exclude_unset=True),
+            sources={source.name: account.report() for source, account in zip(data.sources, accounts, strict=True)},
+            splits=splits,
+            labels=label_sets(rows),
+            prepared_sha256={name: sha256_file(folder / f"{name}.jsonl") for name in SPLITS},
+        )
         ledger = to_markdown(report)
     write_lines(paths.reports / "prepare.md", [ledger])
-    write_json(paths.reports / "prepare.json", report)
+    write_json(paths.reports / "prepare.json", report.to_json())
     show(report, data)
 
 
@@ -84,12 +84,12 @@ def drop_duplicates(rows: Table, params: PrepareParams, workers: Workers) -> Pai
     return np.concatenate(links)
 
 
-def check_filled(splits: dict[str, Any], accounts: Sequence[SourceAccount]) -> None:
+def check_filled(splits: Mapping[str, SplitReport], accounts: Sequence[SourceAccount]) -> None:
     """DataError where a split is empty, with what became of the rows."""
     dropped = sum((account.dropped for account in accounts), start=Counter[str]())
     for name in SPLITS:
-        if not splits[name]["examples"]:
-            left, groups = (sum(split[key] for split in splits.values()) for key in ("examples", "groups"))
+        if not splits[name].examples:
+            left, groups = (sum(getattr(split, key) for split in splits.values()) for key in ("examples", "groups"))
             raise DataError(
                 "params.yaml: data",
                 f"the {name} split is empty: {left} examples were left, {groups} that may be apart "
@@ -137,24 +137,22 @@ def label_sets(rows: Table) -> dict[str, list[str]]:
     return {agent: sorted(labels) for agent, labels in sorted(found.items())}
 
 
-def show(report: dict[str, Any], data: DataConfig) -> None:
+def show(report: PrepareReport, data: DataConfig) -> None:
     """A few lines for the person who watches."""
     cells = []
-    for name, account in report["sources"].items():
-        cells.append(
-            [name, told_format(account), f"{account['read']:,}", drops(account["dropped"]), f"{account['kept']:,}"]
-        )
+    for name, account in report.sources.items():
+        cells.append([name, told_format(account), f"{account.read:,}", drops(account.dropped), f"{account.kept:,}"])
     table("prepare: every row accounted for", ["source", "format", "read", "dropped", "kept"], cells)
-    for name, account in report["sources"].items():
-        if account["unused_columns"]:
-            say(f"{name}: columns that are not used: {', '.join(account['unused_columns'])}")
-        risks = [f"{found['rows']:,} {kind}" for kind, found in account["risks"].items()]
+    for name, account in report.sources.items():
+        if account.unused_columns:
+            say(f"{name}: columns that are not used: {', '.join(account.unused_columns)}")
+        risks = [f"{found.rows:,} {kind}" for kind, found in account.risks.items()]
         if risks:
             say(f"{name}: rows with {', '.join(risks)}; data/prepared/risks.jsonl names them")
-    trained, *others = (set(split["by_agent"]) for split in report["splits"].values())
+    trained, *others = (set(split.by_agent) for split in report.splits.values())
     if new := sorted(set().union(*others) - trained):
         say(f"agents that are tested and never trained on: {', '.join(new)}; a source's agent may need the same name")
     if unknown := sorted(set(data.system_prompts) - trained.union(*others)):
         say(f"data.system_prompts names agents that no row has: {', '.join(unknown)}")
-    sizes = ", ".join(f"{split['examples']:,} {name}" for name, split in report["splits"].items())
+    sizes = ", ".join(f"{split.examples:,} {name}" for name, split in report.splits.items())
     say(f"wrote {sizes} examples to data/prepared; the ledger is reports/prepare.md")

@@ -8,6 +8,7 @@ from finetune.files.manifests import write_manifest
 from finetune.hardware.devices import describe_machine
 from finetune.model.adapter import count_parameters, save_adapter
 from finetune.paths import Paths
+from finetune.reports.train import TrainCostReport, TrainReport
 
 
 def publish(
@@ -24,11 +25,12 @@ def publish(
         sha256 = save_adapter(model, identity["base"]["name"], folder, state)
         tokenizer.save_pretrained(folder)
         write_manifest(folder, {"adapter_sha256": sha256, **identity, **batch, "checkpoints": trainer.saved})
-    machine = describe_machine(identity["params"]["environment"])
-    write_json(paths.reports / "train_cost.json", {**measured, "machine": machine})
-    shown = {name: identity[name] for name in ("fingerprint", "tier", "attention")}
-    write_json(paths.reports / "train.json", {"adapter_sha256": sha256, **shown, **batch, **results})
-    show(results, measured, sha256, paths)
+    cost = TrainCostReport(**measured, machine=describe_machine(identity["params"]["environment"]))
+    write_json(paths.reports / "train_cost.json", cost.to_json())
+    known = {name: identity[name] for name in ("fingerprint", "tier", "attention")}
+    report = TrainReport(adapter_sha256=sha256, **known, **batch, **results)
+    write_json(paths.reports / "train.json", report.to_json())
+    show(report, cost, paths)
 
 
 def summarize(trainer: Any) -> dict[str, Any]:
@@ -55,15 +57,14 @@ def summarize(trainer: Any) -> dict[str, Any]:
     }
 
 
-def show(results: dict[str, Any], measured: dict[str, Any], adapter_sha256: str, paths: Paths) -> None:
+def show(report: TrainReport, cost: TrainCostReport, paths: Paths) -> None:
     """A few lines for the person who watches."""
-    trainable, total = results["parameters"]["trainable"], results["parameters"]["total"]
-    seconds, kept = measured["wall_seconds"], results["kept_step"]
+    trainable, total = report.parameters.trainable or 0, report.parameters.total
     say(
-        f"{results['steps']} steps of {trainable:,} parameters ({trainable / total:.1%}) in {seconds:.0f} s; "
-        f"validation loss {results['first_validation_loss']:.4f} before, {results['validation_loss']:.4f} at step "
-        f"{kept}, which was kept"
+        f"{report.steps} steps of {trainable:,} parameters ({trainable / total:.1%}) in {cost.wall_seconds:.0f} s; "
+        f"validation loss {report.first_validation_loss:.4f} before, {report.validation_loss:.4f} at step "
+        f"{report.kept_step}, which was kept"
     )
-    for warning in results["warnings"]:
+    for warning in report.warnings:
         say(f"warning: {warning}")
-    say(f"adapter {adapter_sha256[:16]} in {paths.adapter}; curves in {paths.reports}/*.tsv (dvc plots show)")
+    say(f"adapter {report.adapter_sha256[:16]} in {paths.adapter}; curves in {paths.reports}/*.tsv (dvc plots show)")

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from finetune.console import table
 from finetune.errors import Problem
+from finetune.reports.validation import FindingReport
 from finetune.validate.codes import CODES, COSTS, SEVERITIES, Severity
 
 
@@ -34,9 +35,9 @@ class Finding(Problem):
         """Whether the run stops at it."""
         return self.severity == "error" and self.accepted is None
 
-    def to_json(self) -> dict[str, str | None]:
+    def report(self) -> FindingReport:
         """For the report."""
-        return asdict(self) | {"severity": self.severity, "cost": CODES[self.code].cost}
+        return FindingReport(**asdict(self), severity=self.severity, cost=CODES[self.code].cost)
 
 
 def by_cost(findings: Sequence[Finding]) -> list[Finding]:

@@ -8,10 +8,11 @@ from finetune.config.validate import ValidateParams
 from finetune.console import say
 from finetune.errors import BaseModelError, DataError
 from finetune.files.hashing import sha256_file, sha256_folder
-from finetune.files.strict_json import read_json
 from finetune.paths import Paths
 from finetune.plan.machines import MACHINES
 from finetune.plan.outlook import Outlook, Workload, foresee
+from finetune.reports.base import read_report
+from finetune.reports.prepare import PrepareReport
 from finetune.validate.findings import Finding, accept
 
 ELSEWHERE = frozenset({"device-missing", "this-machine-short"})  # a plan is made where the run is not
@@ -69,15 +70,15 @@ def find_workload(
 
 def why_stale(params: ValidateParams, root: Path) -> str | None:
     """What `data/prepared` was made of that is another now, settings or a file of rows; None where nothing is."""
-    report = read_json(Paths(root).reports / "prepare.json")
-    if report["settings"] != params.data.model_dump(mode="json", exclude_unset=True):
+    report = read_report(Paths(root).reports / "prepare.json", PrepareReport)
+    if report.settings != params.data.model_dump(mode="json", exclude_unset=True):
         return "with other settings of the section data"
-    for account in report["sources"].values():
-        place = root / account["place"]
-        if not account["sha256"] or not place.exists():  # a dataset of the Hub; or prepare will tell
+    for account in report.sources.values():
+        place = root / account.place
+        if not account.sha256 or not place.exists():  # a dataset of the Hub; or prepare will tell
             continue
-        if account["sha256"] != (sha256_folder(place) if place.is_dir() else sha256_file(place)):
-            return f"of another {account['place']} than lies there now"
+        if account.sha256 != (sha256_folder(place) if place.is_dir() else sha256_file(place)):
+            return f"of another {account.place} than lies there now"
     return None
 
 

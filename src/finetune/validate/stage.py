@@ -10,11 +10,13 @@ from finetune.errors import ConfigError, DataError
 from finetune.files.atomic import publish_directory, write_json, write_lines
 from finetune.files.hashing import sha256_file
 from finetune.files.manifests import write_manifest
-from finetune.files.strict_json import read_json
 from finetune.paths import Paths
 from finetune.plan.outlook import Outlook, Workload, foresee
 from finetune.records.examples import Example
 from finetune.records.io import read_examples
+from finetune.reports.base import BaseIdentity, read_report
+from finetune.reports.prepare import PrepareReport
+from finetune.reports.validation import ScheduleReport, TokenReport, ValidationReport
 from finetune.validate.checks.base_model import Base, examine_base
 from finetune.validate.checks.config import check_config
 from finetune.validate.checks.data import check_data
@@ -38,37 +40,37 @@ def run(params: ValidateParams, paths: Paths) -> None:
     tokens = tokenize_splits(params, base, splits)
     outlook = foresee_run(params, base, splits, tokens)
     found = find_all(params, paths.root, splits, base, tokens, outlook)
-    found += check_scorers(params, splits["test"], ledger["labels"], paths.root)
+    found += check_scorers(params, splits["test"], ledger.labels, paths.root)
     findings = accept(found, params.findings.accept)
 
-    report: dict[str, Any] = {
-        "base": base.identity,
-        "max_length": params.train.max_length,
-        "prepared_sha256": ledger["prepared_sha256"],
-        "schedule": outlook.schedule.to_json(),
-        "plan": outlook.to_json(),
-        "tokens": {name: split.counts.to_json() for name, split in tokens.items()},
-        "test_examples": len(splits["test"]),
-        "findings": [finding.to_json() for finding in findings],
-        "errors": sum(finding.stops for finding in findings),
-    }
-    if not report["errors"]:
+    report = ValidationReport(
+        base=BaseIdentity(**base.identity) if base.identity else None,
+        max_length=params.train.max_length,
+        prepared_sha256=ledger.prepared_sha256,
+        schedule=ScheduleReport(**outlook.schedule.to_json()),
+        plan=outlook.report(),
+        tokens={name: TokenReport(**split.counts.to_json()) for name, split in tokens.items()},
+        test_examples=len(splits["test"]),
+        findings=[finding.report() for finding in findings],
+        errors=sum(finding.stops for finding in findings),
+    )
+    if not report.errors:
         publish(paths.validated, params, tokens, report)
     shares = {name: split.counts.shares(params.train.max_length) for name, split in tokens.items()}
-    told = {name: report["tokens"][name] | shares[name] for name in tokens}
-    tables = {"Plan": outlook.table(), "Schedule": report["schedule"], "Tokens": by_measure(told)}
+    counts = {name: split.counts.to_json() | shares[name] for name, split in tokens.items()}
+    tables = {"Plan": outlook.table(), "Schedule": outlook.schedule.to_json(), "Tokens": by_measure(counts)}
     write_lines(paths.reports / "validation.md", [to_markdown(findings, tables)])
-    write_json(paths.reports / "validation.json", report)
+    write_json(paths.reports / "validation.json", report.to_json())
     show(findings, outlook)
     stop_at_errors(findings)
 
 
-def check_prepared(paths: Paths) -> dict[str, Any]:
+def check_prepared(paths: Paths) -> PrepareReport:
     """Prepare's ledger; DataError unless the prepared splits are the files that it speaks of."""
-    ledger = read_json(paths.reports / "prepare.json")
+    ledger = read_report(paths.reports / "prepare.json", PrepareReport)
     for name in SPLITS:
         path = paths.prepared / f"{name}.jsonl"
-        if not path.exists() or sha256_file(path) != ledger["prepared_sha256"][name]:
+        if not path.exists() or sha256_file(path) != ledger.prepared_sha256[name]:
             raise DataError(
                 f"{path}", "is not the file that prepare wrote", "run prepare again (dvc repro -f -s prepare)"
             )
@@ -107,12 +109,13 @@ def find_all(
     return findings
 
 
-def publish(folder_: Path, params: ValidateParams, tokens: Tokens, report: dict[str, Any]) -> None:
+def publish(folder_: Path, params: ValidateParams, tokens: Tokens, report: ValidationReport) -> None:
     """Write what train reads, and the account that it is held to."""
     with publish_directory(folder_) as folder:
         for name, split in tokens.items():
             write_arrow(folder / f"{name}.arrow", split.rows, packed=params.train.packing)
-        manifest = {key: report[key] for key in ("base", "max_length", "prepared_sha256", "schedule", "tokens")}
+        content = report.to_json()
+        manifest = {key: content[key] for key in ("base", "max_length", "prepared_sha256", "schedule", "tokens")}
         write_manifest(folder, manifest | {"packing": params.train.packing})
 
 

@@ -19,6 +19,7 @@ from tests.builders.changed_bundle import copy as copy
 from tests.builders.changed_bundle import made as made
 from tests.builders.changed_bundle import run as run
 from tests.builders.shared_run import ROOT, finished, lock, rewrite
+from tests.builders.whole_reports import run_reports
 
 # --------------------------------------------------------------------------------------------------------- the archive
 
@@ -249,7 +250,7 @@ def test_the_real_locks_give_a_valid_bill(environment: str, monkeypatch: pytest.
     versions = {"python": "3.12.3", "torch": torch}
     adapter = {"adapter_sha256": "a" * 64, "base": base, "versions": versions}
     source = {"sha256": "b" * 64, "revision": None, "kept": 1, "read": 1}
-    reports = {"prepare": {"sources": {"x": source}}, "train_cost": {"machine": {"system": system}}}
+    reports = run_reports({"prepare": {"sources": {"x": source}}, "train_cost": {"machine": {"system": system}}})
     locks = [ROOT / name for name in members.locks_of(environment, adapter)]
     text = materials.bill_of_materials(config, adapter, reports, locks)
     assert check_bundle.schema_findings(text.decode()) == []

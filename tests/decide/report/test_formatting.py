@@ -121,8 +121,8 @@ def test_names_of_models_tell_no_place() -> None:
 
 def test_examples_are_counted_as_the_scorer_was_asked(run: MadeUp) -> None:
     """A scorer of one agent counts that agent's examples alone, also among all."""
-    evaluation = run.reports["evaluation"]
+    evaluation = run.run.evaluation
     assert examples_counted("exact_match", "all", evaluation) == 445
     assert examples_counted("exceptions.macro_f1", "all", evaluation) == 249
     assert examples_counted("exceptions.macro_f1", OTHER, evaluation) is None
-    assert [item.examples for item in read_outcomes(run.outcomes, run.reports)][:3] == [249, 445, 249]
+    assert [item.examples for item in read_outcomes(run.outcomes, run.run)][:3] == [249, 445, 249]

@@ -32,7 +32,7 @@ def undecided(change: Callable[..., Config]) -> MadeUp:
 
 def test_the_verdict_is_one_sentence_with_who_what_and_how_sure(run: MadeUp) -> None:
     """A manager reads this and nothing else."""
-    text = ": ".join(headline(run.verdict, run.outcomes, run.reports))
+    text = ": ".join(headline(run.verdict, run.outcomes, run.run))
     assert re.fullmatch(
         r"Deploy: the fine-tuned model answers \d\d\.\d% of 249 held-out examples of exception-namer exactly right "
         r"\(at least \d\d\.\d% with 99% confidence, 55% was asked\); the base model \d\.\d%; all 6 criteria pass\.",
@@ -42,7 +42,7 @@ def test_the_verdict_is_one_sentence_with_who_what_and_how_sure(run: MadeUp) -> 
 
 def test_a_verdict_short_of_deploy_says_what_stands_in_its_way(undecided: MadeUp) -> None:
     """Not the criterion that passed best, but the one that did not."""
-    text = ": ".join(headline(undecided.verdict, undecided.outcomes, undecided.reports))
+    text = ": ".join(headline(undecided.verdict, undecided.outcomes, undecided.run))
     assert text.startswith("Iterate: the fine-tuned model answers 59.0% of 249 held-out examples")
     assert "(between 48.2% and 69.0% with 99% confidence, 55% was asked)" in text
     assert text.endswith("3 of 6 criteria pass.")
@@ -60,7 +60,7 @@ def test_a_verdict_short_of_deploy_says_what_stands_in_its_way(undecided: MadeUp
 )
 def test_every_kind_of_criterion_can_be_told(run: MadeUp, at: int, told: str) -> None:
     """Whatever is judged alone leads the sentence."""
-    text = ": ".join(headline(run.verdict, [run.outcomes[at]], run.reports))
+    text = ": ".join(headline(run.verdict, [run.outcomes[at]], run.run))
     assert told.replace("points more", "a difference of +" if at == 1 else told).split(" (")[0][:20] in text
 
 
@@ -81,26 +81,26 @@ def test_harm_is_said_first(run: MadeUp) -> None:
     """Whatever passed, answers were lost."""
     harm = "worse than the baseline: 60 answers lost, 0 gained (p = 1e-9)"
     verdict = Verdict("abort", "Do not go on.", (harm,), (), harm)
-    text = ": ".join(headline(verdict, run.outcomes, run.reports))
+    text = ": ".join(headline(verdict, run.outcomes, run.run))
     assert text == "Abort: the fine-tuned model is worse than the baseline: 60 answers lost, 0 gained (p = 1e-9)."
 
 
 def test_spent_looks_stand_in_the_sentence(run: MadeUp) -> None:
     """Every criterion passes and yet it is no deploy: the reader must learn why."""
     run.reports["look"] = 6
-    text = ": ".join(headline(Verdict("iterate", "Spent.", (), ()), run.outcomes, run.reports))
+    text = ": ".join(headline(Verdict("iterate", "Spent.", (), ()), run.outcomes, run.run))
     assert text.endswith("all 6 criteria pass, but this test set has been looked at 6 times where 5 were declared.")
 
 
 def test_provisos_name_all_that_weakens_the_verdict(undecided: MadeUp, change: Callable[..., Config]) -> None:
     """Recorded baseline, sampling, clusters, failures, accepted findings, scorers, warnings of the training."""
-    told = "\n".join(provisos(undecided.reports))
+    told = "\n".join(provisos(undecided.run))
     for part in ("recorded elsewhere", "Look 2 of 5", "sampled", "cluster", "failed", "cut off", "accepted by hand"):
         assert part in told, part
     assert "could not be scored" in told and "Training:" in told and "agreed with itself in only 50.0%" in told
     undecided.reports["decide"] = change(**{"decide.policy": "point"}).decide
     undecided.reports["look"] = 9
-    told = "\n".join(provisos(undecided.reports))
+    told = "\n".join(provisos(undecided.run))
     assert "“point”" in told and "look 9 at a test set for which 5 were declared" in told
 
 
@@ -109,14 +109,14 @@ def test_a_served_candidate_is_not_taken_for_the_adapter(run: MadeUp) -> None:
     evaluation = run.reports["evaluation"]
     evaluation["candidate"] = {"form": "server", "name": "qwen2 at http://gpu-7.intern:8000/v1", "recorded": False}
     warning = "The figures are of the served model qwen2: nobody checked that it is this adapter."
-    assert provisos(run.reports)[0] == warning
+    assert provisos(run.run)[0] == warning
     for text in (run.html(), run.summary(), run.card()):
         assert warning in text and "deploy this adapter" not in text and "gpu-7" not in text
         assert "he served model qwen2 answers" in text
     card = load_card(run.card())
     assert "```" not in card.text and "Nobody checked that it serves this adapter" in card.text
     assert card.data.eval_results is None
-    alone = ": ".join(headline(run.verdict, [], run.reports))
+    alone = ": ".join(headline(run.verdict, [], run.run))
     assert alone == "Deploy: all 6 outcomes pass: deploy what the server serves."
 
 

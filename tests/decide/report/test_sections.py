@@ -13,6 +13,7 @@ from finetune.decide.report.examples import SHOWN, choose_rows, kind_of, show_ex
 from finetune.decide.report.readings import known_metrics, read_outcomes
 from finetune.decide.report.sections import show_groups, show_seeds
 from finetune.decide.verdict import Suggestion, Verdict
+from finetune.reports.evaluation import ClassFigures
 from tests.builders.report_answers import AGENT, CRITERIA, OTHER, PROBLEM, SCORERS, SHA, MadeUp, answer
 from tests.builders.report_run import Page, make_run, make_undecided
 
@@ -112,7 +113,7 @@ def test_shares_of_clustered_examples_have_no_wilson_interval(run: MadeUp) -> No
     groups = run.reports["evaluation"]["groups"]
     groups[AGENT]["clusters"], groups[OTHER]["clusters"] = groups[AGENT]["examples"] - 1, groups[OTHER]["examples"]
     for predictions in (run.predictions, []):
-        shown = show_groups(run.reports["evaluation"], predictions)
+        shown = show_groups(run.run.evaluation, predictions)
         rows = {row["group"]: row for row in next(item for item in shown if item["metric"] == "exact_match")["rows"]}
         assert [rows[group]["candidate_bounds"] is None for group in ("all", AGENT, OTHER)] == [True, True, False]
     assert why in Page(run.html()).text and why in run.card()
@@ -138,9 +139,8 @@ def test_a_run_with_the_least_in_it_is_shown(run: MadeUp) -> None:
     evaluation, cost = run.reports["evaluation"], run.reports["cost"]
     evaluation |= {"classes": {}, "forgetting": None, "problems": [], "judges": {}}
     run.reports |= {"seeds": None, "changes": []}
-    cost["latency"] = dict.fromkeys(cost["latency"]) | {"prompts": 0}
+    cost["latency"] = dict.fromkeys(cost["latency"]) | {"prompts": 0, "left_out": 0, "unanswered": {}}
     cost["memory"] = {"processes": 0, "largest_bytes": None, "bytes": []}
-    evaluation["generation"] = None
     run.reports["validation"]["plan"] |= {"memory_bytes": None, "flops": None, "evaluation_flops": None}
     run.reports["validation"]["findings"] = []
     run.reports["train"]["first_validation_loss"] = None
@@ -220,7 +220,9 @@ def test_few_examples_are_all_shown(run: MadeUp) -> None:
 def test_many_classes_collapse_to_the_worst() -> None:
     """A matrix of a hundred rows is read by nobody; the answers outside the shown classes are counted all the same."""
     labels = [f"c{at:03}" for at in range(100)]
-    per_class = {label: {"f1": at / 100, "examples": 5} for at, label in enumerate(labels)}
+    per_class = {
+        label: ClassFigures(precision=0.5, recall=0.5, f1=at / 100, examples=5) for at, label in enumerate(labels)
+    }
     shown = worst_classes(labels, per_class)
     assert shown == labels[:20]
     confusion = [[1] * 101 for _ in labels]
@@ -234,14 +236,14 @@ def test_many_classes_collapse_to_the_worst() -> None:
 
 
 def test_the_spread_of_seeds_is_in_the_unit_of_the_criterion(run: MadeUp) -> None:
-    """As data/seeds.json holds the runs, or with bare estimates."""
-    readings = read_outcomes(run.outcomes, run.reports)
+    """As data/seeds.json holds the runs."""
+    readings = read_outcomes(run.outcomes, run.run)
     names = [item.criterion for item in run.outcomes]
-    runs: list[dict[str, Any]] = [
-        {"seed": 1, "verdict": "deploy", "estimates": {names[0]: 0.7, names[5]: 1e9}},
-        {"seed": 2, "verdict": "iterate", "criteria": {names[0]: {"status": "fail", "estimate": 0.5}}},
-    ]
-    shown = show_seeds({"runs": runs}, readings)
+    seeds: dict[str, Any] = {
+        "1": {"verdict": "deploy", "criteria": {names[0]: {"estimate": 0.7}, names[5]: {"estimate": 1e9}}},
+        "2": {"verdict": "iterate", "criteria": {names[0]: {"status": "fail", "estimate": 0.5}}},
+    }
+    shown = show_seeds(seeds, readings)
     assert shown is not None and [row["spread"] for row in shown["rows"]] == ["50.0% to 70.0%", "1.00 GB to 1.00 GB"]
     assert shown["rows"][1]["values"] == ["1.00 GB", "n/a"]
-    assert show_seeds({"runs": []}, readings) is None
+    assert show_seeds({}, readings) is None

@@ -18,8 +18,10 @@ from finetune.console import say, table
 from finetune.errors import ConfigError
 from finetune.files.atomic import write_lines
 from finetune.files.run_lock import pipeline_lock
-from finetune.files.strict_json import read_json
 from finetune.paths import Paths
+from finetune.reports.base import read_report
+from finetune.reports.decision import DecisionReport
+from finetune.reports.train import TrainCostReport, TrainReport
 from finetune.validate.findings import told
 from finetune.validate.preview import Preview, look_ahead, why_stale
 
@@ -105,7 +107,7 @@ def prove_all(real: Config, preview: Preview, setting: Setting, processes: Proce
     held += [prove_adapter(processes), prove_plain_peft(processes)]
     ended = _stage(processes, "evaluate", "decide")
     if ended.held:
-        verdict = read_json(setting.paths.reports / "decision.json")["verdict"]
+        verdict = read_report(setting.paths.reports / "decision.json", DecisionReport).verdict
         ended = Proof(ended.what, f"verdict {verdict} (of a random base: it says nothing of the real one)", held=True)
     return [*held, ended]
 
@@ -167,7 +169,7 @@ def prove_resume(setting: Setting, processes: Processes) -> Proof:
     paths, first = setting.paths, setting.paths.root / "out/whole"
     if processes.stages(["train"]):
         return Proof("train runs through", processes.last_words(), held=False)
-    whole = read_json(paths.reports / "train.json")["adapter_sha256"]
+    whole = read_report(paths.reports / "train.json", TrainReport).adapter_sha256
     paths.adapter.rename(first)
     shutil.rmtree(paths.checkpoints)  # of the finished run, from which the next one would only publish
     killed = processes.stages(["train"], kill_at=KILLED_AT)
@@ -175,8 +177,8 @@ def prove_resume(setting: Setting, processes: Processes) -> Proof:
         return Proof(what, f"the run ended with code {killed} before step {KILLED_AT}", held=False)
     if processes.stages(["train"]):
         return Proof(what, processes.last_words(), held=False)
-    resumed = read_json(paths.reports / "train.json")["adapter_sha256"]
-    start = read_json(paths.reports / "train_cost.json")["resumed_from_step"]
+    resumed = read_report(paths.reports / "train.json", TrainReport).adapter_sha256
+    start = read_report(paths.reports / "train_cost.json", TrainCostReport).resumed_from_step
     text = f"killed at step {KILLED_AT}, resumed from {start}: {whole[:12]} and {resumed[:12]}"
     return Proof(what, text, held=whole == resumed and start == EVENT_STEPS)
 

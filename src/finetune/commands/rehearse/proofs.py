@@ -6,13 +6,14 @@ from typing import Any
 from finetune.config.params import Config
 from finetune.config.train import TrainConfig
 from finetune.files.manifests import read_manifest
-from finetune.files.strict_json import read_json
 from finetune.model.adapter import WEIGHTS, load_adapter
 from finetune.model.base import load_base
 from finetune.model.tokens import IGNORED, load_tokenizer, runs, tokenize
 from finetune.paths import Paths
 from finetune.plan.schedule import Schedule
 from finetune.records.io import read_examples
+from finetune.reports.base import read_report
+from finetune.reports.validation import ValidationReport
 
 ROUNDING = 1e-5  # of sums in float32, relative to their terms
 TOLERANCE = 1e-4  # of logits in float32; a packed neighbour that is seen moves them by tenths
@@ -50,7 +51,7 @@ def replay_schedule(train: TrainConfig, schedule: Schedule) -> dict[str, Any]:
 def decode_mask(config: Config, paths: Paths) -> dict[str, Any]:
     """One training example as the model sees it: its text, and in brackets what is trained on."""
     tokenizer = load_tokenizer(config.model)
-    counts = read_json(paths.reports / "validation.json")["tokens"]["train"]
+    counts = read_report(paths.reports / "validation.json", ValidationReport).tokens["train"]
     example = read_examples(paths.prepared / "train.jsonl")[0]
     whole = tokenize(tokenizer, example.messages, example.tools)
     shown, at = [], 0
@@ -61,7 +62,7 @@ def decode_mask(config: Config, paths: Paths) -> dict[str, Any]:
         ]
         at = end
     text = "".join([*shown, tokenizer.decode(whole.input_ids[at:])])
-    return {"examples": counts["examples"], "supervised_tokens": counts["supervised_tokens"], "shown": text}
+    return {"examples": counts.examples, "supervised_tokens": counts.supervised_tokens, "shown": text}
 
 
 def check_packing(config: Config, paths: Paths) -> dict[str, Any]:

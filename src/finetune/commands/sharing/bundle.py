@@ -24,6 +24,7 @@ from finetune.files.hashing import sha256_file
 from finetune.files.run_lock import pipeline_lock
 from finetune.paths import Paths
 from finetune.processes.running import require_idle
+from finetune.reports.decision import DecisionReport
 
 FORMAT = 1  # of the bundle; another one is another layout
 
@@ -43,7 +44,7 @@ def run(root: Path, key: Path | None, output: Path | None) -> None:
 
 def write_bundle(paths: Paths, config: Config, output: Path | None) -> tuple[Path, dict[str, Any]]:
     """Write the archive, whole or not at all, and read it back as a receiver would; gives its path and manifest."""
-    adapter, reports = require_sound(paths, config)
+    adapter, reports, decision = require_sound(paths, config)
     sources: dict[str, Path | bytes] = {**collect(paths, config, adapter)}
     locks = [paths.root / name for name in sources if name.startswith("requirements/")]
     sources[SBOM] = bill_of_materials(config, adapter, reports, locks)
@@ -53,7 +54,7 @@ def write_bundle(paths: Paths, config: Config, output: Path | None) -> tuple[Pat
     secrets, places = secrets_here(variables_of(config)), places_here(paths.root)
     for name, source in sources.items():
         require_none(name, source, secrets, places)
-    manifest = describe(paths.root, config, adapter, reports["decision"])
+    manifest = describe(paths.root, config, adapter, decision)
     manifest["files"] = {name: entry_of(source) for name, source in sources.items()}
     with replacing(target) as partial:
         write_archive(partial, top, manifest, sources)
@@ -86,16 +87,16 @@ def variables_of(config: Config) -> list[str]:
     return [name for name in named if name]
 
 
-def describe(root: Path, config: Config, adapter: dict[str, Any], decision: dict[str, Any]) -> dict[str, Any]:
+def describe(root: Path, config: Config, adapter: dict[str, Any], decision: DecisionReport) -> dict[str, Any]:
     """The manifest's head: what this is, and what was decided on it."""
     revision, clean = git_state(root)
     return {
         "format": FORMAT,
         "recipe": config.recipe,
-        "verdict": decision["verdict"],
-        "sentence": decision["sentence"],
+        "verdict": decision.verdict,
+        "sentence": decision.sentence,
         "adapter_sha256": adapter["adapter_sha256"],
-        "test_sha256": decision["test_sha256"],
+        "test_sha256": decision.test_sha256,
         "fingerprint": adapter["fingerprint"],
         "tier": adapter["tier"],
         "base": adapter["base"],

@@ -6,7 +6,6 @@ their hashes from the reports. Licences of packages are those that installed pac
 
 import json
 import platform
-import re
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from packaging.utils import canonicalize_name
 
 from finetune.config.params import Config
 from finetune.console import say
+from finetune.decide.run_reports import RunReports
 from finetune.errors import DataError
+from finetune.reports.prepare import SourceReport
 
 PLATFORMS = {"Linux": "linux", "Darwin": "darwin"}
 LONGEST_LICENSE = 80  # characters: longer ones are the licence's text, not its name
@@ -35,7 +36,7 @@ class Package:
     hashes: tuple[str, ...]
 
 
-def bill_of_materials(config: Config, adapter: dict[str, Any], reports: dict[str, Any], locks: Sequence[Path]) -> bytes:
+def bill_of_materials(config: Config, adapter: dict[str, Any], reports: RunReports, locks: Sequence[Path]) -> bytes:
     """The bill of materials as JSON; DataError where a lock can't be read."""
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import ComponentType
@@ -47,7 +48,7 @@ def bill_of_materials(config: Config, adapter: dict[str, Any], reports: dict[str
     kind = ComponentType.MACHINE_LEARNING_MODEL
     subject = component(kind, f"finetune-{config.recipe}", sha256, f"adapter:{sha256}", licenses=licenses)
     base = base_component(adapter["base"])
-    data = [source_component(name, source) for name, source in reports["prepare"]["sources"].items()]
+    data = [source_component(name, source) for name, source in reports.prepare.sources.items()]
     packages = [
         package_component(item) for item in as_used(read_packages(locks, run_markers(adapter, reports)), adapter)
     ]
@@ -91,13 +92,13 @@ def base_component(base: dict[str, str]) -> Any:
     )
 
 
-def source_component(name: str, source: dict[str, Any]) -> Any:
+def source_component(name: str, source: SourceReport) -> Any:
     """One source of the mixture: the file's hash, or the revision on the Hub."""
     from cyclonedx.model.component import ComponentType
 
-    hashes = [sha256_hash(source["sha256"])] if re.fullmatch(r"[0-9a-f]{64}", str(source.get("sha256"))) else []
-    told = f"{source.get('kept')} of {source.get('read')} rows kept"
-    return component(ComponentType.DATA, name, source.get("revision"), f"data:{name}", hashes=hashes, description=told)
+    hashes = [sha256_hash(source.sha256)] if source.sha256 else []
+    kept = f"{source.kept} of {source.read} rows kept"
+    return component(ComponentType.DATA, name, source.revision, f"data:{name}", hashes=hashes, description=kept)
 
 
 def package_component(package: Package) -> Any:
@@ -191,10 +192,10 @@ def requirements_in(lock: Path) -> Iterator[tuple[str, list[str]]]:
         yield requirement.strip(), [value.strip() for value in hashes]
 
 
-def run_markers(adapter: dict[str, Any], reports: dict[str, Any]) -> dict[str, str]:
+def run_markers(adapter: dict[str, Any], reports: RunReports) -> dict[str, str]:
     """What a lock's markers ask for, of the machine that trained, which need not be this one."""
     version = str(adapter["versions"]["python"])
-    system, _, processor = str(reports["train_cost"]["machine"]["system"]).partition(" ")
+    system, _, processor = reports.train_cost.machine.system.partition(" ")
     asked = {key: str(value) for key, value in default_environment().items()}
     return asked | {
         "python_full_version": version,

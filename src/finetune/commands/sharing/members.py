@@ -11,16 +11,18 @@ from finetune.config.model import Environment
 from finetune.config.params import Config
 from finetune.containers.images import lock_files
 from finetune.decide.evidence import check_hashes, require_current
+from finetune.decide.run_reports import RunReports
 from finetune.errors import DataError
 from finetune.files.hashing import files_in, sha256_tensors
 from finetune.files.manifests import MANIFEST, read_manifest
 from finetune.files.strict_json import read_json
 from finetune.paths import Paths
 from finetune.pipeline.outputs import outs_of, read_lock, require_recorded
+from finetune.reports.base import read_report
+from finetune.reports.decision import DecisionReport
 
 WEIGHTS = "adapter_model.safetensors"
 
-EVIDENCE = ("prepare", "validation", "train", "train_cost", "evaluation", "cost", "decision")  # reports as JSON
 
 PLAIN = ("params.yaml", "dvc.yaml", "dvc.lock", "data/looks.json", "data/seeds.json")
 
@@ -52,12 +54,13 @@ def locks_of(environment: Environment, adapter: dict[str, Any]) -> list[str]:
     return [path.as_posix() for path in lock_files(environment, Path())]
 
 
-def require_sound(paths: Paths, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the adapter's manifest, the reports by name); DataError unless a verdict stands on what lies here."""
-    reports = {name: read_json(paths.reports / f"{name}.json") for name in EVIDENCE}
-    require_current(reports["decision"], paths, config.decide)
+def require_sound(paths: Paths, config: Config) -> tuple[dict[str, Any], RunReports, DecisionReport]:
+    """The adapter's manifest, the reports and the decision; DataError unless the decision is on these very files."""
+    reports = RunReports.read(paths.reports)
+    decision = read_report(paths.reports / "decision.json", DecisionReport)
+    require_current(decision, paths, config.decide)
     check_hashes(paths, reports)
-    return require_adapter(paths.adapter), reports
+    return require_adapter(paths.adapter), reports, decision
 
 
 def require_adapter(folder: Path) -> dict[str, Any]:
@@ -73,28 +76,35 @@ def require_adapter(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def require_one_adapter(folder: Path, claimed: dict[str, Any]) -> dict[str, Any]:
+def require_one_adapter(folder: Path, claimed: dict[str, Any]) -> DecisionReport:
     """The decision in an unpacked bundle; DataError unless all of it speaks of one adapter."""
     listed = read_json(folder / "out/adapter" / MANIFEST).get("files")
     for name, expected in (listed if isinstance(listed, dict) else {}).items():
         require_harmless(name, expected, "out/adapter")  # else a file of the reader's own would be hashed
     adapter = require_adapter(folder / "out/adapter")
-    reports = {name: read_json(folder / f"reports/{name}.json") for name in EVIDENCE}
+    reports = RunReports.read(folder / "reports")
+    decision = read_report(folder / "reports/decision.json", DecisionReport)
     sha256 = adapter["adapter_sha256"]
-    for name in ("train", "evaluation", "cost", "decision"):
-        if reports[name].get("adapter_sha256") != sha256:
+    named = {
+        "train": reports.train.adapter_sha256,
+        "evaluation": reports.evaluation.adapter_sha256,
+        "cost": reports.cost.adapter_sha256,
+        "decision": decision.adapter_sha256,
+    }
+    for name, other in named.items():
+        if other != sha256:
             raise DataError(
                 f"reports/{name}.json", "speaks of another adapter than out/adapter", "do not use the bundle"
             )
     for name in ("out/model_card.md", "reports/summary.md", "reports/report.html"):
         if sha256 not in (folder / name).read_text(encoding="utf-8"):
             raise DataError(name, "does not name the adapter in out/adapter", "do not use the bundle")
-    test = reports["prepare"].get("prepared_sha256", {}).get("test")
-    if not test == reports["evaluation"].get("test_sha256") == reports["decision"].get("test_sha256"):
+    test = reports.prepare.prepared_sha256.get("test")
+    if not test == reports.evaluation.test_sha256 == decision.test_sha256:
         raise DataError(
             "reports/decision.json", "was reached on another test set than was prepared", "do not use the bundle"
         )
-    for name, value in (("verdict", reports["decision"].get("verdict")), ("adapter_sha256", sha256)):
+    for name, value in (("verdict", decision.verdict), ("adapter_sha256", sha256)):
         if claimed.get(name) != value:
             raise DataError(f"{MANIFEST}", f"its {name} is not the one in the bundle", "do not use it")
-    return reports["decision"]
+    return decision

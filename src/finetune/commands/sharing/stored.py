@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.sharing.members import EVIDENCE
 from finetune.decide.evidence import check_hashes
+from finetune.decide.run_reports import RunReports
 from finetune.errors import DataError
 from finetune.files.hashing import sha256_file
 from finetune.files.manifests import read_manifest
-from finetune.files.strict_json import read_json
 from finetune.paths import Paths
 from finetune.pipeline.outputs import md5
+from finetune.reports.base import read_report
+from finetune.reports.decision import DecisionReport
 
 LISTED = 5  # files that an error names
 
@@ -118,9 +119,10 @@ def require_in_place(root: Path, files: Iterable[Stored]) -> None:
 
 def require_manifests(paths: Paths) -> None:
     """DataError unless adapter, tokens, splits and answers are those of their manifests and reports, to the byte."""
-    reports = {name: read_json(paths.reports / f"{name}.json") for name in EVIDENCE}
+    reports = RunReports.read(paths.reports)
+    read_report(paths.reports / "decision.json", DecisionReport)
     read_manifest(paths.validated)
-    for split, expected in reports["prepare"]["prepared_sha256"].items():
+    for split, expected in reports.prepare.prepared_sha256.items():
         path = paths.prepared / f"{split}.jsonl"
         if not path.is_file() or sha256_file(path) != expected:
             raise DataError(path, "is not the split that was prepared (reports/prepare.json)", "run prepare again")

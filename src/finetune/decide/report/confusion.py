@@ -4,26 +4,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.decide.report.formatting import counted, name, percent
+from finetune.reports.evaluation import ClassesReport, ClassFigures
 
 MOST_CLASSES = 20  # beyond that the matrix can't be read: the worst classes are shown
 LEVELS = 10  # of heat
 
 
-def show_classes(classes: Mapping[str, Any]) -> list[dict[str, Any]]:
+def show_classes(classes: Mapping[str, ClassesReport]) -> list[dict[str, Any]]:
     """For each classification scorer: its classes with both sides' figures, and a matrix a side."""
-    return [_show(scorer, found) for scorer, found in classes.items() if found["labels"]]
+    return [_show(scorer, found) for scorer, found in classes.items() if found.labels]
 
 
-def _show(scorer: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    labels = list(found["labels"])
-    per_class = {side: found[side]["per_class"] for side in ("baseline", "candidate")}
-    shown = worst_classes(labels, per_class["candidate"])
+def _show(scorer: str, found: ClassesReport) -> dict[str, Any]:
+    labels = list(found.labels)
+    baseline, candidate = found.baseline.per_class, found.candidate.per_class
+    shown = worst_classes(labels, candidate)
     rows = [
         {
             "label": name(label),
-            "examples": per_class["candidate"].get(label, {}).get("examples", 0),
-            "baseline": _figures(per_class["baseline"].get(label, {})),
-            "candidate": _figures(per_class["candidate"].get(label, {})),
+            "examples": candidate[label].examples,
+            "baseline": _figures(baseline[label]),
+            "candidate": _figures(candidate[label]),
         }
         for label in shown
     ]
@@ -33,24 +34,25 @@ def _show(scorer: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "shown": len(shown),
         "rows": rows,
         "matrices": [
-            {"side": side, **heat(labels, shown, found[side]["confusion"])} for side in ("candidate", "baseline")
+            {"side": "candidate", **heat(labels, shown, found.candidate.confusion)},
+            {"side": "baseline", **heat(labels, shown, found.baseline.confusion)},
         ],
-        "confused": most_confused(labels, found["candidate"]["confusion"]),
+        "confused": most_confused(labels, found.candidate.confusion),
     }
 
 
-def _figures(measured: Mapping[str, Any]) -> dict[str, str]:
-    return {key: percent(measured.get(key)) for key in ("precision", "recall", "f1")}
+def _figures(measured: ClassFigures) -> dict[str, str]:
+    return {key: percent(getattr(measured, key)) for key in ("precision", "recall", "f1")}
 
 
-def worst_classes(labels: Sequence[str], per_class: Mapping[str, Any]) -> list[str]:
+def worst_classes(labels: Sequence[str], per_class: Mapping[str, ClassFigures]) -> list[str]:
     """All labels in their order, or of many those that have examples and the lowest F1."""
     if len(labels) <= MOST_CLASSES:
         return list(labels)
 
     def rank(label: str) -> tuple[bool, float, int]:
-        measured = per_class.get(label, {})
-        return not measured.get("examples"), measured.get("f1") or 0.0, -measured.get("examples", 0)
+        measured = per_class[label]
+        return not measured.examples, measured.f1, -measured.examples
 
     return sorted(labels, key=rank)[:MOST_CLASSES]
 

@@ -5,35 +5,39 @@ from typing import Any
 
 from finetune.decide.report.formatting import counted, name, percent, short_told, told
 from finetune.decide.report.readings import NO_INTERVAL, Reading, read_outcomes, side_names
+from finetune.decide.run_reports import Decided
 from finetune.decide.verdict import Verdict
+from finetune.records.examples import ALL
+from finetune.reports.cost import LatencyReport
+from finetune.reports.evaluation import EvaluationReport
 
 LEADS = {"deploy": "Deploy", "deploy-unproven": "Deploy, but unproven", "iterate": "Iterate", "abort": "Abort"}
 
 
-def headline(verdict: Verdict, outcomes: Sequence[Any], reports: Mapping[str, Any]) -> tuple[str, str]:
+def headline(verdict: Verdict, outcomes: Sequence[Any], run: Decided) -> tuple[str, str]:
     """The verdict's name for people, and who wins by how much on what, with how much evidence; of a verdict short of
     deploy, what stands in its way."""
-    return LEADS.get(verdict.name, verdict.name), _sentence(verdict, outcomes, reports)
+    return LEADS.get(verdict.name, verdict.name), _sentence(verdict, outcomes, run)
 
 
-def _sentence(verdict: Verdict, outcomes: Sequence[Any], reports: Mapping[str, Any]) -> str:
-    readings = read_outcomes(outcomes, reports)
-    sides = side_names(reports["evaluation"])
+def _sentence(verdict: Verdict, outcomes: Sequence[Any], run: Decided) -> str:
+    readings = read_outcomes(outcomes, run)
+    sides = side_names(run.evaluation)
     if verdict.name == "abort" and verdict.harm:
         return f"{sides['candidate']} is {verdict.harm}."
     chosen = leading(readings, verdict)
     if chosen is None:
         sentence = verdict.sentence
-        if is_served(reports):
+        if is_served(run):
             sentence = sentence.replace("deploy this adapter", "deploy what the server serves")
         return f"{sentence[:1].lower()}{sentence[1:]}"
     passed = sum(item.outcome.status == "pass" for item in readings)
-    text = clause(chosen, sides, reports["confidence"], reports["decide"].policy)
+    text = clause(chosen, sides, run.confidence, run.decide.policy)
     if passed == len(readings):
-        looks = reports["decide"].looks
-        spent = f", but this test set has been looked at {reports['look']} times where {looks} were declared"
+        looks = run.decide.looks
+        spent = f", but this test set has been looked at {run.look} times where {looks} were declared"
         rest = "the only criterion passes" if passed == 1 else f"all {passed} criteria pass"
-        return f"{text}; {rest}{spent if reports['look'] > looks else ''}."
+        return f"{text}; {rest}{spent if run.look > looks else ''}."
     return f"{text}; {passed} of {len(readings)} criteria pass."
 
 
@@ -95,84 +99,83 @@ def evidence(item: Reading, confidence: float, policy: str) -> str:
     return f"between {item.bounds.replace(' to ', ' and ')} {sure}, {asked}"
 
 
-def is_served(reports: Mapping[str, Any]) -> bool:
+def is_served(run: Decided) -> bool:
     """Whether the candidate answered from behind a server, which may serve anything."""
-    return bool(reports["evaluation"]["candidate"].get("form") == "server")
+    return run.evaluation.candidate.form == "server"
 
 
-def left_out(latency: Mapping[str, Any]) -> str | None:
+def left_out(latency: LatencyReport) -> str | None:
     """How many of the sampled prompts have no time: they may be the slowest; None where all have one."""
-    count = latency.get("left_out") or 0
-    return f"{count} of {latency['prompts'] + count} sampled prompts could not be timed" if count else None
+    count = latency.left_out
+    return f"{count} of {latency.prompts + count} sampled prompts could not be timed" if count else None
 
 
-def provisos(reports: Mapping[str, Any]) -> list[str]:
+def provisos(run: Decided) -> list[str]:
     """What a reader must know before relying on the verdict, the gravest first."""
-    evaluation, decide = reports["evaluation"], reports["decide"]
+    evaluation, decide = run.evaluation, run.decide
     found = []
-    if is_served(reports):
+    if is_served(run):
         found.append(
             f"The figures are of {side_names(evaluation)['candidate']}: nobody checked that it is this adapter."
         )
-    if evaluation["baseline"].get("recorded"):
+    if evaluation.baseline.recorded:
         found.append("The baseline's answers and times were recorded elsewhere, not measured beside the candidate's.")
     if decide.policy == "point":
         found.append("The policy is “point”: estimates alone were compared, so chance is not excluded.")
-    if reports["look"] > decide.looks:
+    if run.look > decide.looks:
         found.append(
-            f"This is look {reports['look']} at a test set for which {decide.looks} were declared: "
-            "a fresh test set is due."
+            f"This is look {run.look} at a test set for which {decide.looks} were declared: a fresh test set is due."
         )
     elif decide.looks > 1:
         found.append(
-            f"Look {reports['look']} of {decide.looks} at this test set; {100 * decide.confidence:.4g}% confidence is "
-            f"shared by all of them, which leaves {100 * reports['confidence']:.4g}% to each."
+            f"Look {run.look} of {decide.looks} at this test set; {100 * decide.confidence:.4g}% confidence is "
+            f"shared by all of them, which leaves {100 * run.confidence:.4g}% to each."
         )
-    if (evaluation["generation"] or {}).get("do_sample"):
+    if evaluation.generation.get("do_sample"):
         found.append("Answers were sampled: another seed gives other answers and other figures.")
-    if untimed := left_out(reports["cost"]["latency"]):
+    if untimed := left_out(run.cost.latency):
         found.append(f"{untimed}, which may be the slowest of all.")
-    return [*found, *_doubts(evaluation), *_known_faults(reports)]
+    return [*found, *_doubts(evaluation), *_known_faults(run)]
 
 
-def _doubts(evaluation: Mapping[str, Any]) -> list[str]:
+def _doubts(evaluation: EvaluationReport) -> list[str]:
     """Where examples are no independent evidence, answers are missing, or a guess would do as well."""
-    whole, found = evaluation["groups"]["all"], []
-    if whole["clusters"] < whole["examples"]:
+    whole, found = evaluation.groups[ALL], []
+    if whole.clusters < whole.examples:
         found.append(
-            f"The {whole['examples']:,} test examples form {counted(whole['clusters'], 'cluster')} (one user, "
+            f"The {whole.examples:,} test examples form {counted(whole.clusters, 'cluster')} (one user, "
             "conversation or prompt each); examples of one cluster are no independent evidence."
         )
-    for side in ("candidate", "baseline"):
-        if count := whole[side].get("failed"):
-            found.append(f"{counted(count, 'answer')} of the {side} failed.")
-    if share := whole["candidate"].get("cut_off"):
+    for side, figures in (("candidate", whole.candidate), ("baseline", whole.baseline)):
+        if count := figures.get("failed"):
+            found.append(f"{counted(int(count), 'answer')} of the {side} failed.")
+    if share := whole.candidate.get("cut_off"):
         found.append(f"{percent(share)} of the candidate's answers were cut off by the limit of new tokens.")
-    for group, measured in evaluation["groups"].items():
-        right = measured["candidate"].get("exact_match")
-        if group != "all" and right is not None and right <= measured["majority_share"]:
-            guess = short_told(measured["majority_share"], "share")
+    for group, measured in evaluation.groups.items():
+        right = measured.candidate.get("exact_match")
+        if group != ALL and right is not None and right <= measured.majority_share:
+            guess = short_told(measured.majority_share, "share")
             found.append(
                 f"{name(group)}: always giving its most frequent answer would be right in {guess}, no less often."
             )
     return found
 
 
-def _known_faults(reports: Mapping[str, Any]) -> list[str]:
+def _known_faults(run: Decided) -> list[str]:
     """Findings that were accepted, warnings of the training, and answers that a scorer could not score."""
-    accepted = [item["code"] for item in reports["validation"]["findings"] if item.get("accepted")]
+    accepted = [item.code for item in run.validation.findings if item.accepted]
     found = []
     if accepted:
         found.append(
             f"{counted(len(accepted), 'finding')} of validate accepted by hand: {', '.join(map(name, accepted))}."
         )
-    for problem in reports["evaluation"].get("problems") or ():
-        what = f"{counted(problem['count'], 'answer')} of the {problem['side']} could not be scored"
-        found.append(f"Scorer {name(problem['scorer'])}: {what}; the first: {name(problem['reason'], 160)}")
-    for judge, kept in (reports["evaluation"].get("judges") or {}).items():
+    for problem in run.evaluation.problems:
+        what = f"{counted(problem.count, 'answer')} of the {problem.side} could not be scored"
+        found.append(f"Scorer {name(problem.scorer)}: {what}; the first: {name(problem.reason, 160)}")
+    for judge, kept in run.evaluation.judges.items():
         agreement = kept.get("agreement")
         if agreement is not None and agreement < 0.8:
             found.append(
                 f"Judge {name(judge)} agreed with itself in only {percent(agreement)} when the order was turned."
             )
-    return [*found, *(f"Training: {name(text, 300)}." for text in reports["train"].get("warnings", []))]
+    return [*found, *(f"Training: {name(text, 300)}." for text in run.train.warnings)]

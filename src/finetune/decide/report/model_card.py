@@ -5,54 +5,57 @@ local path is told: a local base is named by its folder and pinned by its hash.
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from finetune.decide.evidence import DECODING
 from finetune.decide.report.formatting import listed, name, plain_name
 from finetune.decide.report.headline import is_served
 from finetune.decide.report.readings import ANSWER_FACTS, examples_counted, known_metrics
+from finetune.decide.run_reports import Decided
 from finetune.records.examples import ALL
+from finetune.reports.base import BaseIdentity
+from finetune.reports.evaluation import EvaluationReport
+from finetune.reports.prepare import PrepareReport
 
 # Metrics that the Hub knows by a name of its own; the others keep ours.
 HUB_METRICS = {"binary": "accuracy", "macro_f1": "f1", "weighted_f1": "f1", "bleu": "bleu", "perplexity": "perplexity"}
 
 
-def card_data(reports: Mapping[str, Any]) -> Any:
+def card_data(run: Decided) -> Any:
     """The front matter: a `huggingface_hub.ModelCardData`."""
     from huggingface_hub import ModelCardData
 
-    evaluation = reports["evaluation"]
-    base = evaluation["base"]
-    hub = hub_names(reports["prepare"])
+    evaluation = run.evaluation
+    base = evaluation.base
+    hub = hub_names(run.prepare)
     # What a server serves may be another model: such figures are told in the text, with their proviso, alone.
-    results = [] if is_served(reports) else eval_results(reports)
+    results = [] if is_served(run) else eval_results(run)
     return ModelCardData(
-        base_model=plain_name(base["name"], base["revision"]),
+        base_model=plain_name(base.name, base.revision),
         library_name="peft",
-        license=reports["decide"].license,
+        license=run.decide.license,
         pipeline_tag="text-generation",
         tags=["lora", "peft", "fine-tuned"],
         datasets=hub or None,
-        model_name=name(reports["recipe"]) if results else None,
+        model_name=name(run.recipe) if results else None,
         eval_results=results or None,
     )
 
 
-def hub_names(prepare: Mapping[str, Any]) -> list[str]:
+def hub_names(prepare: PrepareReport) -> list[str]:
     """The datasets of the Hub among the sources; local ones are no dataset that a reader could open."""
-    given = prepare.get("settings", {}).get("sources", [])
+    given = prepare.settings.get("sources", [])
     return [source["hub"] for source in given if source.get("hub")]
 
 
-def eval_results(reports: Mapping[str, Any]) -> list[Any]:
+def eval_results(run: Decided) -> list[Any]:
     """A result for each metric of each group, of the candidate, with the examples it rests on."""
-    evaluation, hub = reports["evaluation"], hub_names(reports["prepare"])
-    sources = [name(source) for source in reports["prepare"]["sources"]]
+    evaluation, hub = run.evaluation, hub_names(run.prepare)
+    sources = [name(source) for source in run.prepare.sources]
     kind = hub[0] if len(hub) == len(sources) == 1 else slug("-".join(sources))
     found = []
-    for group, measured in evaluation["groups"].items():
-        for key, value in measured["candidate"].items():
+    for group, measured in evaluation.groups.items():
+        for key, value in measured.candidate.items():
             if key not in ANSWER_FACTS and value is not None:
                 examples = examples_counted(key, group, evaluation)
                 found.append(_result(key, value, kind, name(group), ", ".join(sources), examples, evaluation))
@@ -66,12 +69,12 @@ def _result(
     group: str,
     sources: str,
     examples: int | None,
-    evaluation: Mapping[str, Any],
+    evaluation: EvaluationReport,
 ) -> Any:
     """One result; the Hub tells data sets apart by their configuration, so the group stands there."""
     from huggingface_hub import EvalResult
 
-    metric = known_metrics(evaluation["scorers"]).get(key)
+    metric = known_metrics(evaluation.scorers).get(key)
     known = key if key == "exact_match" else HUB_METRICS.get(metric.kind, slug(key)) if metric else slug(key)
     return EvalResult(
         task_type="text-generation",
@@ -80,7 +83,7 @@ def _result(
         dataset_name=name(f"test split of {sources}" + ("" if group == ALL else f": {group}"), 200),
         dataset_config=group,
         dataset_split="test",
-        dataset_args={"sha256": evaluation["test_sha256"]},
+        dataset_args={"sha256": evaluation.test_sha256},
         metric_type=known,
         metric_name=name(key),
         metric_value=round(value, 6),
@@ -93,11 +96,9 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-") or "dataset"
 
 
-def decoding(evaluation: Mapping[str, Any]) -> str:
+def decoding(evaluation: EvaluationReport) -> str:
     """How the answers were decoded, and whether the baseline's were too, as far as that is known."""
-    mine, theirs = evaluation["generation"], evaluation.get("baseline_generation")
-    if mine is None:
-        return "not known"
+    mine, theirs = evaluation.generation, evaluation.baseline_generation
     how = "sampled" if mine.get("do_sample") else "greedy"
     told = f"{how}, at most {mine.get('max_new_tokens', 'an unknown number of')} new tokens"
     if theirs is None:
@@ -107,6 +108,6 @@ def decoding(evaluation: Mapping[str, Any]) -> str:
     return f"{told}, the same for both sides"
 
 
-def loading_name(base: Mapping[str, Any]) -> str:
+def loading_name(base: BaseIdentity) -> str:
     """The base's name for a line of Python, with nothing that could end its quotes or its block."""
-    return re.sub(r"[^\w./-]", "_", plain_name(base["name"], base["revision"]), flags=re.ASCII)
+    return re.sub(r"[^\w./-]", "_", plain_name(base.name, base.revision), flags=re.ASCII)

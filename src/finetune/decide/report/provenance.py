@@ -5,6 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.decide.report.formatting import amount, listed, name, plain_name, spaced
+from finetune.decide.run_reports import Decided
+from finetune.reports.base import BaseIdentity, MachineReport
+from finetune.reports.evaluation import SideReport
+from finetune.reports.prepare import PrepareReport
+from finetune.reports.validation import FindingReport
 
 SPLITS = ("train", "validation", "test")
 # Of the machine, these alone: a report is passed on, and whose machine it was made on is nobody's business.
@@ -14,77 +19,69 @@ MACHINE = (
 )
 
 
-def show_ledger(reports: Mapping[str, Any]) -> dict[str, Any]:
+def show_ledger(run: Decided) -> dict[str, Any]:
     """Rows by source, and tokens by split."""
     sources = [
         {
             "name": name(source),
-            "read": account["read"],
-            "dropped": [(name(spaced(reason)), count) for reason, count in sorted(account["dropped"].items()) if count],
-            "kept": account["kept"],
-            "splits": [account.get("splits", {}).get(split, 0) for split in SPLITS],
+            "read": account.read,
+            "dropped": [(name(spaced(reason)), count) for reason, count in sorted(account.dropped.items()) if count],
+            "kept": account.kept,
+            "splits": [account.splits.get(split, 0) for split in SPLITS],
         }
-        for source, account in reports["prepare"]["sources"].items()
+        for source, account in run.prepare.sources.items()
     ]
-    tokens = [{"split": split, **counts} for split, counts in reports["validation"]["tokens"].items()]
-    splits = {split: found["examples"] for split, found in reports["prepare"]["splits"].items()}
+    tokens = [{"split": split, **counts.to_json()} for split, counts in run.validation.tokens.items()]
+    splits = {split: found.examples for split, found in run.prepare.splits.items()}
     return {"sources": sources, "tokens": tokens, "splits": splits}
 
 
-def show_risks(prepare: Mapping[str, Any]) -> list[dict[str, Any]]:
+def show_risks(prepare: PrepareReport) -> list[dict[str, Any]]:
     """How many rows hold what kind of risk: counts alone, never the rows."""
     totals: Counter[str] = Counter()
-    for account in prepare["sources"].values():
-        for kind, found in account.get("risks", {}).items():
-            totals[kind] += found["rows"]
+    for account in prepare.sources.values():
+        for kind, found in account.risks.items():
+            totals[kind] += found.rows
     return [{"kind": name(spaced(kind)), "rows": rows} for kind, rows in totals.most_common()]
 
 
-def show_findings(findings: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+def show_findings(findings: Sequence[FindingReport]) -> dict[str, list[FindingReport]]:
     """Those that stand, and those that were accepted with a reason."""
     return {
-        "standing": [item for item in findings if not item.get("accepted")],
-        "accepted": [item for item in findings if item.get("accepted")],
+        "standing": [item for item in findings if not item.accepted],
+        "accepted": [item for item in findings if item.accepted],
     }
 
 
-def show_provenance(reports: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
+def show_provenance(run: Decided) -> list[tuple[str, str, str | None]]:
     """What it all was made from, as (what, text, hash or None)."""
-    evaluation, train, cost = reports["evaluation"], reports["train"], reports["cost"]
-    base, prepared = evaluation["base"], reports["prepare"]["prepared_sha256"]
+    evaluation, train, cost = run.evaluation, run.train, run.cost
+    base, prepared = evaluation.base, run.prepare.prepared_sha256
     rows: list[tuple[str, str, str | None]] = [
-        ("Base model", plain_name(base["name"], base["revision"]), base["revision"]),
-        ("Adapter", f"repeatability tier: {train['tier']}", evaluation["adapter_sha256"]),
-        ("Candidate", _side(evaluation["candidate"], base), None),
-        ("Baseline", _side(evaluation["baseline"], base), None),
-        *((f"{split.capitalize()} split", "", prepared[split]) for split in SPLITS if split in prepared),
-        ("Predictions", "", evaluation["predictions_sha256"]),
-        ("Measured times", "", cost["latency_sha256"]),
-        ("Run fingerprint", "params, data, base, code and locks together", train["fingerprint"]),
-        *((name(spaced(what)), "", str(value)) for what, value in (reports.get("hashes") or {}).items()),
-        ("Seed", str(reports["seed"]), None),
-        ("Generation", listed(evaluation["generation"] or {}), None),
-        *((f"Scorer {name(scorer)}", _settings(found), None) for scorer, found in evaluation["scorers"].items()),
-        *(
-            (f"Judge {name(scorer)}", _settings(kept), None)
-            for scorer, kept in (evaluation.get("judges") or {}).items()
-        ),
-        (
-            "Training",
-            f"attention {train['attention']}, {train['micro_batch']} rows a pass x {train['accumulation']}",
-            None,
-        ),
-        ("Machine of training", describe_machine(reports["train_cost"].get("machine", {})), None),
-        ("Machine of evaluation", describe_machine(cost["machine"]), None),
-        ("Versions", ", ".join(f"{name(key)} {name(value)}" for key, value in cost["versions"].items()), None),
+        ("Base model", plain_name(base.name, base.revision), base.revision),
+        ("Adapter", f"repeatability tier: {train.tier}", evaluation.adapter_sha256),
+        ("Candidate", _side(evaluation.candidate, base), None),
+        ("Baseline", _side(evaluation.baseline, base), None),
+        *((f"{split.capitalize()} split", "", prepared[split]) for split in SPLITS),
+        ("Predictions", "", evaluation.predictions_sha256),
+        ("Measured times", "", cost.latency_sha256),
+        ("Run fingerprint", "params, data, base, code and locks together", train.fingerprint),
+        ("Seed", str(run.seed), None),
+        ("Generation", listed(evaluation.generation), None),
+        *((f"Scorer {name(scorer)}", _settings(found), None) for scorer, found in evaluation.scorers.items()),
+        *((f"Judge {name(scorer)}", _settings(kept), None) for scorer, kept in evaluation.judges.items()),
+        ("Training", f"attention {train.attention}, {train.micro_batch} rows a pass x {train.accumulation}", None),
+        ("Machine of training", describe_machine(run.train_cost.machine), None),
+        ("Machine of evaluation", describe_machine(cost.machine), None),
+        ("Versions", ", ".join(f"{name(key)} {name(value)}" for key, value in cost.versions.items()), None),
     ]
     return rows
 
 
-def _side(side: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    told = " (recorded elsewhere)" if side.get("recorded") else ""
-    label = plain_name(str(side.get("name") or ""), base["revision"] if side.get("name") == base["name"] else None)
-    return f"{name(side.get('form') or 'not known')}{f', {label}' if label else ''}{told}"
+def _side(side: SideReport, base: BaseIdentity) -> str:
+    told = " (recorded elsewhere)" if side.recorded else ""
+    label = plain_name(side.name, base.revision if side.name == base.name else None)
+    return f"{name(side.form)}{f', {label}' if label else ''}{told}"
 
 
 def _settings(kept: Mapping[str, Any]) -> str:
@@ -92,11 +89,11 @@ def _settings(kept: Mapping[str, Any]) -> str:
     return listed({key: value for key, value in kept.items() if key != "url"})
 
 
-def describe_machine(machine: Mapping[str, Any]) -> str:
+def describe_machine(machine: MachineReport) -> str:
     """Processor, cores, memory, device; no host name and no path."""
     found = []
     for key in MACHINE:
-        value = machine.get(key)
+        value = getattr(machine, key)
         if value is None:
             continue
         if isinstance(value, Mapping):

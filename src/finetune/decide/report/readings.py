@@ -11,7 +11,9 @@ from finetune.config.decide import LatencyAtMost
 from finetune.config.scorers import LOSS, PERPLEXITY, SCORERS, Metric
 from finetune.decide.outcomes import Outcome
 from finetune.decide.report.formatting import Kind, name, plain_name, short_told, told
+from finetune.decide.run_reports import Decided
 from finetune.records.examples import ALL
+from finetune.reports.evaluation import EvaluationReport
 
 ANSWER_FACTS = ("mean_tokens", "cut_off", "failed")  # of a group: about its answers, not about their quality
 ICONS = {"pass": "✓", "fail": "✕", "inconclusive": "?", "unmeasured": "\u2013"}
@@ -28,10 +30,10 @@ def known_metrics(scorers: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]
     return {metric.name: metric for metric in found}
 
 
-def side_names(evaluation: Mapping[str, Any]) -> dict[str, str]:
+def side_names(evaluation: EvaluationReport) -> dict[str, str]:
     """What the two sides are called in a sentence."""
-    baseline, candidate = evaluation["baseline"], evaluation["candidate"]
-    old, new = (name(plain_name(str(side.get("name") or "")), 40) for side in (baseline, candidate))
+    baseline, candidate = evaluation.baseline, evaluation.candidate
+    old, new = (name(plain_name(side.name), 40) for side in (baseline, candidate))
     baselines = {
         "base": "the base model",
         "adapter": f"the earlier adapter {old}",
@@ -45,8 +47,8 @@ def side_names(evaluation: Mapping[str, Any]) -> dict[str, str]:
         "server": f"the served model {new}",
     }
     return {
-        "baseline": baselines.get(baseline.get("form"), old or "the baseline").strip(),
-        "candidate": candidates.get(candidate.get("form"), new or "the candidate").strip(),
+        "baseline": baselines.get(baseline.form, old or "the baseline").strip(),
+        "candidate": candidates.get(candidate.form, new or "the candidate").strip(),
     }
 
 
@@ -97,22 +99,22 @@ class Reading:
         return f"{count}held-out examples{of}"
 
 
-def read_outcomes(outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> list[Reading]:
+def read_outcomes(outcomes: Sequence[Outcome], run: Decided) -> list[Reading]:
     """The outcomes in their order, each with its criterion, which is found by its words."""
-    criteria = {criterion.describe(): criterion for criterion in reports["decide"].criteria}
+    criteria = {criterion.describe(): criterion for criterion in run.decide.criteria}
     halves = [criterion for criterion in criteria.values() if isinstance(criterion, LatencyAtMost)]
     criteria |= {criterion.describe_improvement(): criterion for criterion in halves}
-    metrics = known_metrics(reports["evaluation"]["scorers"])
-    return [_read(item, criteria.get(item.criterion), metrics, reports["evaluation"]) for item in outcomes]
+    metrics = known_metrics(run.evaluation.scorers)
+    return [_read(item, criteria.get(item.criterion), metrics, run.evaluation) for item in outcomes]
 
 
-def _read(item: Outcome, criterion: Any, metrics: Mapping[str, Metric], evaluation: Mapping[str, Any]) -> Reading:
+def _read(item: Outcome, criterion: Any, metrics: Mapping[str, Metric], evaluation: EvaluationReport) -> Reading:
     rule = getattr(criterion, "rule", "")
     quality = item.about == "quality"
     metric_name = (item.metric or getattr(criterion, "metric", None)) if quality else None
     group = (item.group or getattr(criterion, "group", None)) if quality else None
     metric = metrics.get(metric_name or "")
-    found = evaluation["groups"].get(group, {})
+    found = evaluation.groups.get(group or "")
     kind = _kind(item, rule, metric)
     higher = item.higher_is_better and kind not in ("seconds", "bytes") and rule != "at_most"
     return Reading(
@@ -122,8 +124,8 @@ def _read(item: Outcome, criterion: Any, metrics: Mapping[str, Metric], evaluati
         group,
         metric_name,
         higher,
-        found.get("baseline", {}).get(metric_name),
-        found.get("candidate", {}).get(metric_name),
+        found.baseline.get(metric_name or "") if found else None,
+        found.candidate.get(metric_name or "") if found else None,
         examples_counted(metric_name, group, evaluation),
     )
 
@@ -139,14 +141,14 @@ def _kind(item: Outcome, rule: str, metric: Metric | None) -> Kind:
     return "difference" if compared else "number"
 
 
-def examples_counted(metric: str | None, group: str | None, evaluation: Mapping[str, Any]) -> int | None:
+def examples_counted(metric: str | None, group: str | None, evaluation: EvaluationReport) -> int | None:
     """How many examples of a group a metric counts: those that its scorer was asked to score; None if not known."""
-    groups, scorers = evaluation["groups"], evaluation["scorers"]
+    groups, scorers = evaluation.groups, evaluation.scorers
     if group not in groups or metric is None:
         return None
     settings: Mapping[str, Any] = scorers.get(metric) or scorers.get(metric.rsplit(".", 1)[0]) or {}
     of = settings.get("of")
     if of is None or group in of:
-        return int(groups[group]["examples"])
-    known = [groups[part]["examples"] for part in of if part in groups]
-    return int(sum(known)) if group == ALL and len(known) == len(of) else None
+        return groups[group].examples
+    known = [groups[part].examples for part in of if part in groups]
+    return sum(known) if group == ALL and len(known) == len(of) else None

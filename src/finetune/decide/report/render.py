@@ -6,7 +6,7 @@ also a text of the data that looks like a script, is text.
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from finetune.decide.report.headline import headline, leading, left_out, proviso
 from finetune.decide.report.model_card import card_data, decoding, hub_names, loading_name
 from finetune.decide.report.provenance import show_findings, show_ledger, show_provenance, show_risks
 from finetune.decide.report.readings import known_metrics, read_outcomes, side_names
+from finetune.decide.run_reports import Decided
 from finetune.decide.verdict import Verdict
 from finetune.records.examples import Prediction
 
@@ -90,82 +91,81 @@ def render_report(
     verdict: Verdict,
     outcomes: Sequence[Outcome],
     predictions: Sequence[Prediction],
-    reports: Mapping[str, Any],
+    run: Decided,
     curves: Curves,
 ) -> str:
     """The page: the verdict in one sentence first, then its evidence, down to the hashes."""
-    evaluation = reports["evaluation"]
-    readings, groups = read_outcomes(outcomes, reports), sections.show_groups(evaluation, predictions)
+    evaluation = run.evaluation
+    readings, groups = read_outcomes(outcomes, run), sections.show_groups(evaluation, predictions)
     (style, style_hash), (script, script_hash) = read_asset("report.css"), read_asset("report.js")
     return render(
         "report.html.j2",
         style=style,
         script=script,
         policy=content_policy(style_hash, script_hash),
-        figures=sections.show_key_figures(readings, leading(readings, verdict), reports),
+        figures=sections.show_key_figures(readings, leading(readings, verdict), run),
         criteria=sections.show_criteria(readings),
         groups=groups,
         clustered=sections.clustered_note(groups),
-        answers=sections.show_answers(evaluation["groups"]),
-        classes=show_classes(evaluation.get("classes") or {}),
+        answers=sections.show_answers(evaluation.groups),
+        classes=show_classes(evaluation.classes),
         charts=sections.show_curves(curves),
-        examples=show_examples(predictions, known_metrics(evaluation["scorers"])),
-        latency=sections.show_latency(reports["cost"]["latency"], reports.get("timings") or ()),
-        ledger=show_ledger(reports),
-        risks=show_risks(reports["prepare"]),
-        plan=sections.show_plan(reports),
-        findings=show_findings(reports["validation"]["findings"]),
-        seeds=sections.show_seeds(reports.get("seeds"), readings),
-        provenance=show_provenance(reports),
-        **shared(verdict, outcomes, reports),
+        examples=show_examples(predictions, known_metrics(evaluation.scorers)),
+        latency=sections.show_latency(run.cost.latency, run.timings),
+        ledger=show_ledger(run),
+        risks=show_risks(run.prepare),
+        plan=sections.show_plan(run),
+        findings=show_findings(run.validation.findings),
+        seeds=sections.show_seeds(run.seeds, readings),
+        provenance=show_provenance(run),
+        **shared(verdict, outcomes, run),
     )
 
 
-def render_summary(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> str:
+def render_summary(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> str:
     """The same in a screenful of Markdown, for a pull request."""
     return render(
         "summary.md.j2",
-        readings=read_outcomes(outcomes, reports),
-        groups=sections.show_groups(reports["evaluation"], ()),
-        **shared(verdict, outcomes, reports),
+        readings=read_outcomes(outcomes, run),
+        groups=sections.show_groups(run.evaluation, ()),
+        **shared(verdict, outcomes, run),
     )
 
 
-def render_card(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> str:
+def render_card(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> str:
     """The model card: metadata as the Hub reads it, then what the adapter is good for, and how that is known."""
-    evaluation = reports["evaluation"]
-    base, candidate, groups = evaluation["base"], evaluation["candidate"], sections.show_groups(evaluation, ())
+    evaluation = run.evaluation
+    base, candidate, groups = evaluation.base, evaluation.candidate, sections.show_groups(evaluation, ())
     return render(
         "model_card.md.j2",
-        front_matter=Markup(card_data(reports).to_yaml()),  # noqa: S704 - written by a YAML library, name by name
+        front_matter=Markup(card_data(run).to_yaml()),  # noqa: S704 - written by a YAML library, name by name
         loading=loading_name(base),
-        local=base["revision"].startswith("sha256:"),
-        form=candidate.get("form"),
-        quantized=candidate.get("quantization") == "nf4",
-        hub=hub_names(reports["prepare"]),
-        readings=read_outcomes(outcomes, reports),
+        local=base.revision.startswith("sha256:"),
+        form=candidate.form,
+        quantized=candidate.quantization == "nf4",
+        hub=hub_names(run.prepare),
+        readings=read_outcomes(outcomes, run),
         groups=groups,
         clustered=sections.clustered_note(groups),
         decoding=decoding(evaluation),
-        **shared(verdict, outcomes, reports),
+        **shared(verdict, outcomes, run),
     )
 
 
-def shared(verdict: Verdict, outcomes: Sequence[Outcome], reports: Mapping[str, Any]) -> dict[str, Any]:
+def shared(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> dict[str, Any]:
     """What all three tell: the sentence, the provisos, what would change the verdict, and the reports."""
-    lead, sentence = headline(verdict, outcomes, reports)
-    base = reports["evaluation"]["base"]
+    lead, sentence = headline(verdict, outcomes, run)
+    base = run.evaluation.base
     return {
-        **{key: reports[key] for key in ("recipe", "seed", "look", "confidence", "decide")},
-        **{key: reports[key] for key in ("prepare", "validation", "train", "train_cost", "evaluation", "cost")},
+        **{key: getattr(run, key) for key in ("recipe", "seed", "look", "confidence", "decide", "changes")},
+        **{key: getattr(run, key) for key in ("prepare", "validation", "train", "train_cost", "evaluation", "cost")},
         "verdict": verdict,
         "lead": lead,
         "headline": f"{lead}: {sentence}",
         "sentence": sentence[:1].upper() + sentence[1:],
-        "provisos": provisos(reports),
-        "changes": list(reports.get("changes") or ()),
+        "provisos": provisos(run),
         "changes_title": CHANGES[verdict.name.startswith("deploy")],
-        "left_out": left_out(reports["cost"]["latency"]),
-        "sides": side_names(reports["evaluation"]),
-        "base_name": plain_name(base["name"], base["revision"]),
+        "left_out": left_out(run.cost.latency),
+        "sides": side_names(run.evaluation),
+        "base_name": plain_name(base.name, base.revision),
     }

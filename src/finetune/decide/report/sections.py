@@ -21,7 +21,11 @@ from finetune.decide.report.formatting import (
 )
 from finetune.decide.report.readings import ANSWER_FACTS, ICONS, Reading, examples_counted, known_metrics
 from finetune.decide.report.svg import Scale, draw_criterion, draw_dots, draw_lines, draw_pair
+from finetune.decide.run_reports import Decided
 from finetune.records.examples import ALL, Prediction, Timing
+from finetune.reports.cost import LatencyReport
+from finetune.reports.evaluation import EvaluationReport, GroupReport
+from finetune.score.metrics import SIDES
 from finetune.score.metrics import counted as counted_by
 from finetune.statistics.proportions import wilson
 
@@ -54,11 +58,9 @@ def show_criteria(readings: Sequence[Reading]) -> list[dict[str, Any]]:
     ]
 
 
-def show_key_figures(
-    readings: Sequence[Reading], leading: Reading | None, reports: Mapping[str, Any]
-) -> list[dict[str, str]]:
+def show_key_figures(readings: Sequence[Reading], leading: Reading | None, run: Decided) -> list[dict[str, str]]:
     """Four figures at most: the leading metric, the evidence, the time and the memory of an answer."""
-    evaluation, latency, memory = reports["evaluation"], reports["cost"]["latency"], reports["cost"]["memory"]
+    latency, memory = run.cost.latency, run.cost.memory
     found = []
     if leading is not None and leading.metric is not None and leading.candidate is not None:
         kind: Kind = "share" if leading.kind in ("share", "points") else "number"
@@ -67,32 +69,30 @@ def show_key_figures(
         metric = name(spaced(leading.metric), 40)
         base = "" if leading.base is None else f"baseline {told(leading.base, kind)}"
         found.append({"label": f"{metric[:1].upper()}{metric[1:]}{of}", "value": told(value, kind), "than": base})
-    groups = evaluation["groups"]
-    found.append({"label": "Test examples", "value": f"{groups['all']['examples']:,}", "than": "never trained on"})
-    mean, old = ((latency[side] or {}).get("mean_seconds") for side in ("candidate", "baseline"))
+    examples = run.evaluation.groups[ALL].examples
+    found.append({"label": "Test examples", "value": f"{examples:,}", "than": "never trained on"})
+    mean, old = (times.mean_seconds if times else None for times in (latency.candidate, latency.baseline))
     base = amount(old, "s")
     found.append({"label": "Mean answer time", "value": amount(mean, "s"), "than": f"baseline {base}"})
     limit = next((f"limit {short_told(r.outcome.target, 'bytes')}" for r in readings if r.kind == "bytes"), "")
-    found.append({"label": "Peak memory", "value": amount(memory["largest_bytes"], "bytes"), "than": limit})
+    found.append({"label": "Peak memory", "value": amount(memory.largest_bytes, "bytes"), "than": limit})
     return found
 
 
-def show_groups(evaluation: Mapping[str, Any], predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+def show_groups(evaluation: EvaluationReport, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     """Each metric with a row a group: both sides, and of shares their Wilson intervals (two-sided 95%).
 
     Wilson's takes every example as independent: where they come in clusters it is too narrow, and there is none.
     """
-    metrics, groups = known_metrics(evaluation["scorers"]), evaluation["groups"]
-    names = list(
-        dict.fromkeys(key for group in groups.values() for key in group["candidate"] if key not in ANSWER_FACTS)
-    )
+    metrics, groups = known_metrics(evaluation.scorers), evaluation.groups
+    names = list(dict.fromkeys(key for group in groups.values() for key in group.candidate if key not in ANSWER_FACTS))
     found = []
     for key in names:
         metric = metrics.get(key, Metric(key, "mean"))
         rows = [
             _group_row(metric, group, _examples_of(metric, group, evaluation, predictions), measured)
             for group, measured in groups.items()
-            if any(measured[side].get(key) is not None for side in ("baseline", "candidate"))
+            if any(measured.figures(side).get(key) is not None for side in SIDES)
             and not (group == ALL and is_of_one_group(key, evaluation))
         ]
         if rows:
@@ -103,15 +103,15 @@ def show_groups(evaluation: Mapping[str, Any], predictions: Sequence[Prediction]
     return found
 
 
-def is_of_one_group(metric: str, evaluation: Mapping[str, Any]) -> bool:
+def is_of_one_group(metric: str, evaluation: EvaluationReport) -> bool:
     """Whether its scorer scores one group alone, which then says the same as all."""
-    scorers = evaluation["scorers"]
+    scorers = evaluation.scorers
     of = (scorers.get(metric) or scorers.get(metric.rsplit(".", 1)[0]) or {}).get("of")
-    return of is not None and len(of) == 1 and of[0] in evaluation["groups"]
+    return of is not None and len(of) == 1 and of[0] in evaluation.groups
 
 
 def _examples_of(
-    metric: Metric, group: str, evaluation: Mapping[str, Any], predictions: Sequence[Prediction]
+    metric: Metric, group: str, evaluation: EvaluationReport, predictions: Sequence[Prediction]
 ) -> int | None:
     """The examples that a metric counts: by the predictions where they are at hand, else by the scorer's settings."""
     if count := len(counted_by(metric, predictions, group)):
@@ -119,20 +119,21 @@ def _examples_of(
     return examples_counted(metric.name, group, evaluation)
 
 
-def _group_row(metric: Metric, group: str, examples: int | None, measured: Mapping[str, Any]) -> dict[str, Any]:
+def _group_row(metric: Metric, group: str, examples: int | None, measured: GroupReport) -> dict[str, Any]:
     share = metric.kind == "binary"
-    values = {side: measured[side].get(metric.name) for side in ("baseline", "candidate")}
+    values = {side: measured.figures(side).get(metric.name) for side in SIDES}
     row: dict[str, Any] = {"group": name(group), "whole": group == ALL, "examples": examples, "drawing": None}
-    row["clustered"] = share and measured["clusters"] < measured["examples"]
+    row["clustered"] = share and measured.clusters < measured.examples
+    drawn = []
     for side, value in values.items():
         bounds = share_interval(value, examples) if share and not row["clustered"] else None
         row[side] = told(value, "share" if share else "number")
         row[f"{side}_bounds"] = f"{percent(bounds[0])} to {percent(bounds[1])}" if bounds else None
-        values[side] = (value, *(bounds or (value, value))) if value is not None else None
-    bounded = math.isfinite(metric.lowest) and math.isfinite(metric.highest)
-    if bounded and values["baseline"] and values["candidate"]:
+        if value is not None:
+            drawn.append((value, *(bounds or (value, value))))
+    if math.isfinite(metric.lowest) and math.isfinite(metric.highest) and len(drawn) == len(SIDES):
         about = f"baseline {row['baseline']}, candidate {row['candidate']}"
-        row["drawing"] = draw_pair(values["baseline"], values["candidate"], Scale(metric.lowest, metric.highest), about)
+        row["drawing"] = draw_pair(drawn[0], drawn[1], Scale(metric.lowest, metric.highest), about)
     return row
 
 
@@ -149,21 +150,21 @@ def share_interval(share: float | None, examples: int | None) -> tuple[float, fl
     return found.lower, found.upper
 
 
-def show_answers(groups: Mapping[str, Any]) -> list[dict[str, Any]]:
+def show_answers(groups: Mapping[str, GroupReport]) -> list[dict[str, Any]]:
     """What the answers of each group are like, on both sides."""
     return [
         {
             "group": name(group),
-            "examples": measured["examples"],
-            "clusters": measured["clusters"],
-            "majority": percent(measured["majority_share"]),
+            "examples": measured.examples,
+            "clusters": measured.clusters,
+            "majority": percent(measured.majority_share),
             **{
                 side: {
-                    "tokens": count_told(measured[side].get("mean_tokens")),
-                    "cut": percent(measured[side].get("cut_off")),
-                    "failed": f"{measured[side].get('failed') or 0:,}",
+                    "tokens": count_told(measured.figures(side).get("mean_tokens")),
+                    "cut": percent(measured.figures(side).get("cut_off")),
+                    "failed": f"{int(measured.figures(side).get('failed') or 0):,}",
                 }
-                for side in ("baseline", "candidate")
+                for side in SIDES
             },
         }
         for group, measured in groups.items()
@@ -188,17 +189,17 @@ def tick(value: float) -> str:
     return f"{value:,.4g}" if not value or abs(value) >= 1e-4 else f"{value:.3g}".replace("e-0", "e-")
 
 
-def show_latency(latency: Mapping[str, Any], timings: Sequence[Timing]) -> dict[str, Any]:
+def show_latency(latency: LatencyReport, timings: Sequence[Timing]) -> dict[str, Any]:
     """Both sides' times as text, and every measured time drawn where they are at hand."""
     rows = [
         {
             "side": side,
-            **{key: amount(measured.get(f"{key}_seconds"), "s") for key in ("mean", "p50", "p95", "mean_first")},
-            "tokens": count_told(measured.get("mean_tokens")),
-            "speed": count_told(measured.get("tokens_per_second")),
+            **{key: amount(getattr(measured, f"{key}_seconds"), "s") for key in ("mean", "p50", "p95", "mean_first")},
+            "tokens": count_told(measured.mean_tokens),
+            "speed": count_told(measured.tokens_per_second),
         }
-        for side in ("baseline", "candidate")
-        if (measured := latency[side])
+        for side in SIDES
+        if (measured := latency.side(side))
     ]
     drawing = None
     if timings:
@@ -209,54 +210,41 @@ def show_latency(latency: Mapping[str, Any], timings: Sequence[Timing]) -> dict[
         both.append(("candidate", [row.candidate_seconds for row in kept]))
         means = ", ".join(f"{row['side']} {row['mean']} on average" for row in rows)
         drawing = draw_dots(both, f"Seconds of {len(kept)} answers a side: {means}")
-    return {"rows": rows, "drawing": drawing, "prompts": latency["prompts"], "kept": len(timings) and len(kept)}
+    return {"rows": rows, "drawing": drawing, "prompts": latency.prompts, "kept": len(timings) and len(kept)}
 
 
-def show_plan(reports: Mapping[str, Any]) -> list[dict[str, str]]:
+def show_plan(run: Decided) -> list[dict[str, str]]:
     """What was planned beside what was measured."""
-    plan, schedule = reports["validation"]["plan"], reports["validation"]["schedule"]
-    train, cost = reports["train"], reports["train_cost"]
-    planned, peak = (plan.get("memory_bytes") or {}).get("peak"), cost.get("peak_memory_bytes")
-    wall, flops = cost.get("wall_seconds"), (plan.get("flops") or 0) + (plan.get("evaluation_flops") or 0)
+    plan, cost = run.validation.plan, run.train_cost
+    planned, peak = (plan.memory_bytes or {}).get("peak"), cost.peak_memory_bytes
+    wall, flops = cost.wall_seconds, (plan.flops or 0) + (plan.evaluation_flops or 0)
     rate = f"{flops / wall / 1e12:.3g} TFLOP/s reached" if flops and wall else ""
     apart = f"{100 * (peak / planned - 1):+.1f}%".replace("-", MINUS) if planned and peak else ""
-    seconds = plan.get("seconds")
+    steps = {"planned": f"{run.validation.schedule.steps:,}", "measured": f"{run.train.steps:,}"}
+    memory = {"planned": amount(planned, "bytes"), "measured": amount(peak, "bytes")}
+    time = {"planned": f"{flops / 1e12:,.3g} TFLOP", "measured": duration(wall)}
     return [
-        {"what": "Steps", "planned": f"{schedule['steps']:,}", "measured": f"{train['steps']:,}", "apart": ""},
-        {
-            "what": "Peak memory of training",
-            "planned": amount(planned, "bytes"),
-            "measured": amount(peak, "bytes"),
-            "apart": apart,
-        },
-        {
-            "what": "Time of training",
-            "planned": duration(seconds) if seconds else f"{flops / 1e12:,.3g} TFLOP",
-            "measured": duration(wall),
-            "apart": rate,
-        },
+        {"what": "Steps", **steps, "apart": ""},
+        {"what": "Peak memory of training", **memory, "apart": apart},
+        {"what": "Time of training", **time, "apart": rate},
     ]
 
 
-def show_seeds(seeds: Mapping[str, Any] | None, readings: Sequence[Reading]) -> dict[str, Any] | None:
+def show_seeds(seeds: Mapping[str, Mapping[str, Any]] | None, readings: Sequence[Reading]) -> dict[str, Any] | None:
     """A column a seed and a row a criterion, with the lowest and the highest; None where one seed ran."""
-    if not seeds or not seeds.get("runs"):
+    if not seeds:
         return None
-    runs, kinds = seeds["runs"], {item.outcome.criterion: item.kind for item in readings}
+    kinds = {item.outcome.criterion: item.kind for item in readings}
+    estimates = [
+        {criterion: found["estimate"] for criterion, found in run["criteria"].items()} for run in seeds.values()
+    ]
     rows = []
-    for criterion in dict.fromkeys(key for run in runs for key in _estimates(run)):
-        values = [_estimates(run).get(criterion) for run in runs]
+    for criterion in dict.fromkeys(key for run in estimates for key in run):
+        values = [run.get(criterion) for run in estimates]
         known = [value for value in values if value is not None]
         kind: Kind = kinds.get(criterion, "number")
         spread = f"{told(min(known), kind)} to {told(max(known), kind)}" if known else "n/a"
         rows.append(
             {"criterion": name(criterion, 160), "values": [told(value, kind) for value in values], "spread": spread}
         )
-    return {"runs": runs, "rows": rows}
-
-
-def _estimates(run: Mapping[str, Any]) -> dict[str, float | None]:
-    """A run's estimates by criterion, as data/seeds.json holds them or alone."""
-    if "estimates" in run:
-        return dict(run["estimates"])
-    return {criterion: found["estimate"] for criterion, found in run["criteria"].items()}
+    return {"runs": [{"seed": seed, **run} for seed, run in seeds.items()], "rows": rows}
