@@ -4,7 +4,7 @@
 #   PYTHON=python3.12   interpreter to use (3.11 to 3.13)
 #   TORCH_INDEX=URL     package index with PyTorch's CPU build, used if pip's own index does not have it
 #   FALLBACK=no         fail if neither has the CPU build, instead of installing the default build
-# Exit codes: 2 for bad use, 4 if this machine cannot be set up. The output of pip goes to .venv/setup.log.
+# Exit codes: 2 for bad use, 4 if this machine cannot be set up. The output of pip and uv goes to .venv/setup.log.
 set -eu
 environment=${1:-}
 params=${2:-params.yaml}
@@ -117,7 +117,39 @@ install_torch_cpu() { # fails if no index has the CPU build
     pip_install -r requirements/torch-cpu.lock --index-url "$index" || give_up requirements/torch-cpu.lock
 }
 
-install() { pip_install -r "$1" || give_up "$1"; } # install LOCK
+# uv takes a fraction of pip's time, but reads none of pip's settings. It gets those that say where packages are; some
+# make no difference here; with any other, pip does the work.
+passed_on="index-url|extra-index-url|find-links|cert|cache-dir|no-cache-dir"
+ignored="config-file|timeout|default-timeout|retries|constraint|disable-pip-version-check|progress-bar|quiet|no-color|no-input|root-user-action"
+prepare_uv() { # installs uv and sets its variables; fails if pip must do the work
+    [ -f requirements/dev.lock ] || return 1 # the build of an image, in which uv would only be left over
+    all=$(.venv/bin/python -m pip config list 2>>"$log") || return 1
+    # By precedence: the environment, [install], [global].
+    settings=$(for section in :env: install global; do printf '%s\n' "$all" | grep "^$section\." || true; done)
+    if printf '%s' "$settings" | grep -Eqv "^[^=]*\.($passed_on|$ignored)='"; then return 1; fi
+    awk '/^[a-z]/ {mine = /^uv==/} mine' requirements/dev.lock | pip_install -r /dev/stdin || return 1
+    pass_on index-url UV_DEFAULT_INDEX
+    pass_on extra-index-url UV_INDEX
+    pass_on find-links UV_FIND_LINKS ,
+    pass_on cert SSL_CERT_FILE
+    pass_on cache-dir UV_CACHE_DIR
+    pass_on no-cache-dir UV_NO_CACHE
+    export UV_INDEX_STRATEGY=unsafe-best-match # all indexes are equal, as they are for pip: the hashes decide
+    export UV_LINK_MODE=copy # otherwise a file that is edited in .venv would also be edited in uv's cache
+}
+pass_on() { # pass_on PIP_SETTING UV_VARIABLE [SEPARATOR]
+    value=$(printf '%s\n' "$settings" | sed -n "s/^[^=]*\.$1='\(.*\)'\$/\1/p" | head -n 1 | sed 's/\\n/ /g; s/^ *//; s/ *$//')
+    if [ -n "$value" ]; then export "$2=$(printf '%s' "$value" | tr -s ' ' "${3:- }")"; fi
+}
+
+install() { # install LOCK
+    if [ "$uv" = yes ]; then
+        if .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --require-hashes -r "$1" >>"$log" 2>&1; then return; fi
+        say "uv cannot install $1 ($log says why): trying pip"
+        uv=no
+    fi
+    pip_install -r "$1" || give_up "$1"
+}
 
 rm -f .venv/installed-*
 : >"$log"
@@ -129,11 +161,13 @@ if [ "$environment" = cpu ] && ! install_torch_cpu; then
     say "to avoid that, stop here and $remedy"
     lock=requirements/cuda.lock
 fi
+uv=no
+if prepare_uv; then uv=yes; fi
 install "$lock"
 if [ "$kind" = dev ]; then install requirements/dev.lock; fi
 
-# Bytecode is compiled on all cores, where pip would use one. Some packages have files that are not valid Python today
-# and are never imported; only those fail. Without bytecode, starts are slower.
+# Bytecode is compiled on all cores, where pip would use one. Some packages have
+# files that are not valid Python today and are never imported; only those fail. Without bytecode, starts are slower.
 .venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null || true
 for done in run $kind; do
     installed "$done" "$environment" || printf '%s' "$wanted" >".venv/installed-$done"

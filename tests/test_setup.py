@@ -183,6 +183,7 @@ def test_cpu_build_from_pips_index(world: World) -> None:
     assert world.stamp() == f"cpu {world.checksum('torch-cpu', 'cpu')}"
     assert [line.split("-r ")[1] for line in world.calls("-r ")] == [
         "requirements/torch-cpu.lock",
+        "/dev/stdin",
         "requirements/cpu.lock",
     ]
     assert all("--no-deps" in line and "--require-hashes" in line for line in world.calls("-r "))
@@ -220,10 +221,7 @@ def test_index_that_does_not_answer_is_given_up_in_seconds(world: World) -> None
         ],
     )
     assert world.calls("timeout") == ["timeout 15", *world.calls("--timeout 5")]
-    assert [line.split()[-1] for line in world.calls("-r ")] == [
-        "requirements/torch-cpu.lock",
-        "requirements/cuda.lock",
-    ]
+    assert [line.split()[-1] for line in world.calls("uv pip")] == ["requirements/cuda.lock"]
     assert world.stamp() == f"cpu {world.checksum('torch-cpu', 'cpu')}"
 
 
@@ -267,6 +265,90 @@ def test_no_network_is_no_reason_to_fall_back(world: World) -> None:
     assert code == 4
     assert text.splitlines()[-1].startswith("error: cannot install requirements/torch-cpu.lock: check the network and ")
     assert len(world.calls("pip")) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ uv or pip
+
+
+def test_uv_installs_the_locks(world: World) -> None:
+    """pip installs uv alone, as dev.lock has it; uv the rest, by hash."""
+    assert world.set_up("cuda", "params.yaml", "dev")[0] == 0
+    assert world.calls("uv==") == ["uv==2 \\"]
+    assert world.calls("--hash") == ["    --hash=sha256:2"]
+    assert world.calls("uv pip") == [
+        f"uv pip install --quiet --python .venv/bin/python --no-deps --require-hashes -r requirements/{lock}.lock"
+        for lock in ("cuda", "dev")
+    ]
+    assert world.stamp("dev") == f"cuda {world.checksum('cuda', 'dev')}"
+    assert world.stamp("run") == f"cuda {world.checksum('cuda')}"
+
+
+def test_uv_gets_pips_settings(world: World) -> None:
+    """The indexes, certificates and cache; the environment goes before [install], and that before [global]."""
+    world.pip_settings(
+        ":env:.cert='/etc/ca file.pem'\n:env:.default-timeout='180'\nfreeze.timeout='10'\n"
+        "global.cache-dir='/scratch/pip'\n"
+        "global.cert='/other.pem'\nglobal.constraint='/c.txt'\n"
+        "global.extra-index-url='\\nhttps://one.example/simple\\nhttps://two.example/simple'\n"
+        "global.find-links='/wheels  /more'\nglobal.index-url='https://global.example/simple'\n"
+        "install.index-url='https://user:word@install.example/simple'\n"
+    )
+    assert world.set_up("cuda")[0] == 0
+    assert [line for line in world.calls("=") if not line.startswith((" ", "uv==", "python"))] == [
+        "UV_DEFAULT_INDEX=https://user:word@install.example/simple",
+        "UV_INDEX=https://one.example/simple https://two.example/simple",
+        "UV_FIND_LINKS=/wheels,/more",
+        "SSL_CERT_FILE=/etc/ca file.pem",
+        "UV_CACHE_DIR=/scratch/pip",
+        "UV_INDEX_STRATEGY=unsafe-best-match",
+    ]
+
+
+def test_uv_gets_nothing_that_pip_does_not_have(world: World) -> None:
+    """Without settings of pip's, uv has its own."""
+    assert world.set_up("cuda")[0] == 0
+    assert world.calls("UV_") == ["UV_INDEX_STRATEGY=unsafe-best-match"]
+    assert not world.calls("SSL_CERT_FILE")
+
+
+@pytest.mark.parametrize(
+    "settings", ["global.proxy='http://proxy:3128'", "install.no-index='true'", 'global.index-url="https://o\'hara"']
+)
+def test_pip_works_where_uv_lacks_a_setting(world: World, settings: str) -> None:
+    """A proxy, for example: without it, uv would ask an index that pip is kept from."""
+    world.pip_settings(f"global.index-url='https://a.example'\n{settings}\n")
+    assert world.set_up("cuda")[0] == 0
+    assert world.calls("uv") == []
+    assert world.calls("-r requirements/cuda.lock")
+    assert world.stamp().startswith("cuda ")
+
+
+def test_pip_works_where_uv_is_not_to_be_had(world: World) -> None:
+    """In the build of an image (whose locks do not have uv), and where pip's index does not have it."""
+    assert world.set_up("cuda", PIP_HAS="cuda") == (
+        0,
+        "setting up .venv for cuda with Python 3.12.1: a few minutes, once\n",
+    )
+    assert not world.calls("uv pip")
+    (world.root / "requirements/dev.lock").unlink()
+    (world.root / ".venv/installed-run").unlink()
+    assert world.set_up("cuda") == (0, "updating .venv for cuda\n")
+    assert not world.calls("/dev/stdin")
+    assert world.stamp().startswith("cuda ")
+
+
+def test_pip_works_where_uv_fails(world: World) -> None:
+    """A certificate that only pip knows, for example. uv is not tried twice."""
+    code, text = world.set_up("cuda", "params.yaml", "dev", UV_SAYS="error: invalid peer certificate")
+    assert (code, text.splitlines()[1:]) == (
+        0,
+        ["uv cannot install requirements/cuda.lock (.venv/setup.log says why): trying pip"],
+    )
+    assert len(world.calls("uv pip")) == 1
+    assert [line.split()[-1] for line in world.calls("pip install") if "requirements/" in line][1:] == [
+        "requirements/cuda.lock",
+        "requirements/dev.lock",
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -319,6 +401,7 @@ def test_failure_shows_the_log_and_one_error(world: World, said: str, remedy: st
     assert (code, text.splitlines()[1:]) == (
         4,
         [
+            said,  # of uv
             said,
             f"error: cannot install requirements/cuda.lock: {remedy}; the whole log is .venv/setup.log",
         ],
