@@ -140,7 +140,7 @@ def test_failed_builds_leave_the_image_as_it_was(image: Callable[[Any], Built], 
         # another index, as an engine takes a step from what is there whatever its secrets are
         (
             {"TORCH_INDEX": "file:///nowhere", "PIP_CONF": str(nothing)},
-            "error: image: PyTorch's CPU build is not on pip's",
+            "error: image: no package index that was tried has PyTorch's CPU build",
         ),
     ]
     for changed, expected in cases:

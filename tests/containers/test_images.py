@@ -161,9 +161,9 @@ FAILURES = {
         "image: no space is left; `docker images` shows what images take",
     ),
     "torch": (
-        {"build": "echo 'error: the CPU build is not on the index; set TORCH_INDEX to the one that'; exit 1"},
-        "image: PyTorch's CPU build is not on pip's index; set TORCH_INDEX to the CPU index that PyTorch's "
-        "installation page names: make image-cpu TORCH_INDEX=https://...",
+        {"build": "echo 'error: the CPU build is not on the index; set TORCH_INDEX to one that'; exit 1"},
+        "image: no package index that was tried has PyTorch's CPU build; name one that does: "
+        "make image-cpu TORCH_INDEX=https://...",
     ),
     "step": (
         {"build": "echo '[2/2] STEP 5/9: RUN make it'; echo 'make: no such rule'; exit 2"},

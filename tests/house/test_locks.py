@@ -98,6 +98,13 @@ def test_locks_are_exact_and_hashed(lock: str) -> None:
     assert "https://" not in text
 
 
+def test_cpu_build_has_a_hash_for_each_python_and_processor() -> None:
+    """CPython 3.11, 3.12 and 3.13 on x86_64 and aarch64; written by hand, so one is easily forgotten."""
+    text = (ROOT / "requirements/torch-cpu.lock").read_text(encoding="utf-8")
+    assert len(set(re.findall(r"^    --hash=sha256:[0-9a-f]{64}(?= \\\n|\n\Z)", text, flags=re.MULTILINE))) == 3 * 2
+    assert text.count("--hash") == 3 * 2
+
+
 def test_locks_hold_what_pyproject_asks_for() -> None:
     """A dependency that was added and not locked is found here, not on another machine."""
     for lock, requirements in ASKED.items():

@@ -1,53 +1,419 @@
-"""The set-up chooses the environment by what it finds, and keeps the one that is there where the GPUs are elsewhere."""
+"""The set-up: which environment it chooses, where packages come from, what it prints. Python, pip and uv are fakes."""
 
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-SETUP = Path(__file__).resolve().parents[2] / "requirements/setup.sh"
+ROOT = Path(__file__).resolve().parents[2]
+SETUP = ROOT / "requirements/setup.sh"
+TOOLS = (
+    "sh",
+    "cat",
+    "cksum",
+    "cp",
+    "dirname",
+    "sed",
+    "uname",
+    "rm",
+    "expr",
+    "mkdir",
+    "grep",
+    "tail",
+    "head",
+    "tr",
+    "awk",
+)
+PYTORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+NOISE = "WARNING: Location 'file:///mirror/torch/' is ignored: it is neither a file nor a directory."
+LOCKS = {
+    "cpu": "cpu==1\n",
+    "torch-cpu": "torch==2.13.0+cpu \\\n",
+    "cuda": "cuda==1\n",
+    "base": "base==1\n",
+    "dev": "pytest==1 \\\n    --hash=sha256:1\nuv==2 \\\n    --hash=sha256:2\nwheel==1\n",
+}
+
+# Python, pip and venv in one: every call is noted, and pip finds what PIP_HAS and INDEX_HAS name.
+FAKE_PYTHON = """#!/bin/sh
+printf '%s\\n' "python $*" >> "$CALLS"
+case "$*" in
+    "-m venv"*) rm -rf .venv; mkdir -p .venv/bin .venv/lib && cp "$0" .venv/bin/python && cp "$FAKE_UV" .venv/bin/uv ;;
+    "--version") echo "Python 3.12.1" ;;
+    *"config list") cat "$PIP_SETTINGS" ;;
+    *"index versions"*) [ -z "${INDEX_HANGS:-}" ] || exec sleep 60
+        [ -n "${INDEX_HAS:-}" ] && echo "torch ($INDEX_HAS)" ;;
+    *"pip install"*)
+        echo "$NOISE" >&2
+        case "$*" in
+            *--index-url*) has=${INDEX_FILES-torch-cpu} ;;
+            *) has=$PIP_HAS ;;
+        esac
+        for word in "$@"; do lock=$word; [ "$before" = -r ] && break; before=$word; done
+        if [ "$lock" = /dev/stdin ]; then cat >> "$CALLS"; lock=uv; else lock=${lock##*/}; lock=${lock%.lock}; fi
+        case " $has " in
+            *" $lock "*) ;;
+            *) echo "${PIP_SAYS:-ERROR: No matching distribution found for $lock}" >&2; exit 1 ;;
+        esac ;;
+esac
+"""
+FAKE_UV = """#!/bin/sh
+printf '%s\\n' "uv $*" >> "$CALLS"
+for name in UV_DEFAULT_INDEX UV_INDEX UV_FIND_LINKS SSL_CERT_FILE UV_CACHE_DIR UV_NO_CACHE UV_INDEX_STRATEGY; do
+    eval "value=\\${$name:-}"
+    [ -z "$value" ] || echo "$name=$value" >> "$CALLS"
+done
+[ -z "${UV_SAYS:-}" ] || { echo "$UV_SAYS" >&2; exit 1; }
+"""
+# Like the real one, but the test does not wait for as long as is asked.
+FAKE_TIMEOUT = '#!/bin/sh\necho "timeout $1" >> "$CALLS"\nshift\nexec "$REAL_TIMEOUT" 0.5 "$@"\n'
 
 
-def checksum(text: str) -> str:
-    """What the set-up writes of its locks."""
-    return subprocess.run(["cksum"], input=text, capture_output=True, text=True, check=True).stdout.strip()
+@dataclass
+class World:
+    """A folder with small locks, and a machine on which no GPU answers."""
+
+    root: Path
+    tools: Path
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def set_up(self, *arguments: str, **variables: str) -> tuple[int, str]:
+        """Run the set-up; its exit code and what it printed."""
+        (self.root / "calls").write_text("", encoding="utf-8")
+        command = ["sh", str(self.root / "requirements/setup.sh"), *(arguments or ("auto", "params.yaml"))]
+        environment = {"PATH": str(self.tools), "NOISE": NOISE, **self.variables, **variables}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout == ""
+        return done.returncode, done.stderr
+
+    def calls(self, word: str) -> list[str]:
+        """The calls of the fakes that contain a word."""
+        return [line for line in (self.root / "calls").read_text(encoding="utf-8").splitlines() if word in line]
+
+    def checksum(self, *locks: str) -> str:
+        """What the set-up writes of its locks."""
+        text = "".join(LOCKS[lock] for lock in locks)
+        return subprocess.run(["cksum"], input=text, capture_output=True, text=True, check=True).stdout.strip()
+
+    def stamp(self, kind: str = "run") -> str:
+        """What a finished set-up left, or nothing."""
+        path = self.root / f".venv/installed-{kind}"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def pip_settings(self, text: str) -> None:
+        """Let pip list these settings as its own."""
+        Path(self.variables["PIP_SETTINGS"]).write_text(text, encoding="utf-8")
+
+
+def executable(path: Path, text: str) -> Path:
+    """A script that can be run."""
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+    return path
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A folder with locks of a line each; nothing in it can be installed."""
-    (tmp_path / "requirements").mkdir()
-    (tmp_path / ".venv").mkdir()
-    shutil.copy(SETUP, tmp_path / "requirements")
-    for name in ("cuda", "cpu", "torch-cpu", "base"):
-        (tmp_path / f"requirements/{name}.lock").write_text(f"{name}\n", encoding="utf-8")
-    return tmp_path
-
-
-def set_up(tree: Path, environment: str) -> int:
-    """Run it where no GPU answers and no Python is found; its exit code, 0 where nothing is to be done."""
-    tools = tree / "tools"
+def world(tmp_path: Path) -> World:
+    """A machine with Python, whose pip has every package on its own index."""
+    root, tools, fakes = (tmp_path / name for name in ("a tree", "tools", "fakes"))
+    (root / "requirements").mkdir(parents=True)
     tools.mkdir()
-    for name in ("sh", "cat", "cksum", "dirname", "sed", "uname", "rm", "expr"):
+    fakes.mkdir()
+    shutil.copy(SETUP, root / "requirements")
+    for name, text in LOCKS.items():
+        (root / f"requirements/{name}.lock").write_text(text, encoding="utf-8")
+    for name in (*TOOLS, "sleep"):
         (tools / name).symlink_to(shutil.which(name) or name)
-    command = ["sh", str(tree / "requirements/setup.sh"), environment, "params.yaml"]
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith(("FINETUNE", "PYTHON"))}
-    return subprocess.run(
-        command, env={**surroundings, "PATH": str(tools)}, capture_output=True, check=False
-    ).returncode
+    executable(tools / "python3", FAKE_PYTHON)
+    if shutil.which("timeout"):
+        executable(tools / "timeout", FAKE_TIMEOUT)
+    variables = {
+        "CALLS": str(root / "calls"),
+        "FAKE_UV": str(executable(fakes / "uv", FAKE_UV)),
+        "PIP_SETTINGS": str(fakes / "settings"),
+        "PIP_HAS": "torch-cpu cpu cuda base dev uv",
+        "REAL_TIMEOUT": shutil.which("timeout") or "",
+    }
+    world = World(root, tools, variables)
+    world.pip_settings("")
+    return world
 
 
-def test_a_login_node_keeps_the_gpus_packages(tree: Path) -> None:
-    """`make status` there must not put PyTorch's CPU build over the one that a job is training with."""
-    mark = tree / ".venv/installed-run"
-    mark.write_text(f"cuda {checksum('cuda' + chr(10))}\n", encoding="utf-8")
-    assert set_up(tree, "auto") == 0
-    assert mark.exists()
+# --------------------------------------------------------------------------------------------------------- environments
 
 
-def test_another_environment_is_made_where_it_is_asked_for(tree: Path) -> None:
-    """The counter-example: by name it is another one, and without a Python it can't be made."""
-    (tree / ".venv/installed-run").write_text(f"cuda {checksum('cuda' + chr(10))}\n", encoding="utf-8")
-    assert set_up(tree, "cpu") == 4
+def stamp_cuda(world: World) -> None:
+    """Leave a .venv with the GPUs' packages, and no Python from which another one could be made."""
+    assert world.set_up("cuda")[0] == 0
+    assert world.stamp() == f"cuda {world.checksum('cuda')}"
+    (world.tools / "python3").unlink()
+
+
+def test_login_node_keeps_the_packages_for_gpus(world: World) -> None:
+    """`make status` there must not replace the PyTorch that a job is training with."""
+    stamp_cuda(world)
+    assert world.set_up("auto", "params.yaml") == (0, "")
+    assert world.stamp().startswith("cuda ")
+
+
+def test_environment_changes_when_it_is_named(world: World) -> None:
+    """The counter-example: named on the command line, it replaces the other one."""
+    stamp_cuda(world)
+    assert world.set_up("cpu") == (0, "updating .venv for cpu\n")
+    assert world.stamp() == f"cpu {world.checksum('torch-cpu', 'cpu')}"
+
+
+def test_containers_need_only_the_base(world: World) -> None:
+    """Where the stages run in containers, the host gets DVC and the commands; no PyTorch."""
+    (world.root / "params.yaml").write_text("runtime: podman\n", encoding="utf-8")
+    assert world.set_up()[0] == 0
+    assert world.stamp() == f"base {world.checksum('base')}"
+    assert not world.calls("torch-cpu.lock")
+
+
+# ------------------------------------------------------------------------------------------------- PyTorch's CPU build
+
+
+def test_cpu_build_from_pips_index(world: World) -> None:
+    """If pip has it, no other index is asked. Everything is installed by hash; nothing but our own line is printed."""
+    assert world.set_up() == (0, "setting up .venv for cpu with Python 3.12.1: a few minutes, once\n")
+    assert world.stamp() == f"cpu {world.checksum('torch-cpu', 'cpu')}"
+    assert [line.split("-r ")[1] for line in world.calls("-r ")] == [
+        "requirements/torch-cpu.lock",
+        "/dev/stdin",
+        "requirements/cpu.lock",
+    ]
+    assert all("--no-deps" in line and "--require-hashes" in line for line in world.calls("-r "))
+    assert not world.calls("index")
+    assert NOISE in (world.root / ".venv/setup.log").read_text(encoding="utf-8")
+    assert world.set_up() == (0, "")
+    assert world.calls("") == []
+
+
+CONFLICT = {"PIP_SAYS": "ERROR: ResolutionImpossible: for help visit ..."}  # where pip has a constraint on torch
+
+
+@pytest.mark.parametrize("given", [{}, {"TORCH_INDEX": ""}, {"TORCH_INDEX": "https://mirror.example/cpu"}, CONFLICT])
+def test_cpu_build_from_its_own_index(world: World, given: dict[str, str]) -> None:
+    """PyTorch's index by default, or the one that TORCH_INDEX names: asked briefly, then used with the same hashes."""
+    index = given.get("TORCH_INDEX") or PYTORCH_INDEX
+    code, text = world.set_up(PIP_HAS="cpu uv", INDEX_HAS="2.13.0+cpu", **given)
+    assert (code, text.splitlines()[1:]) == (0, [f"pip's index does not have PyTorch's CPU build: trying {index}"])
+    (asked,) = world.calls("index versions")
+    assert asked.endswith(f"index versions torch --index-url {index} --retries 0 --timeout 5")
+    (installed,) = world.calls(f"-r requirements/torch-cpu.lock --index-url {index}")
+    assert "--no-deps --require-hashes" in installed
+    assert world.stamp().startswith("cpu ")
+
+
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="macOS has no timeout, and no CPU build")
+def test_index_that_does_not_answer_is_given_up_in_seconds(world: World) -> None:
+    """The default build is installed in its place, and the output says so and how to avoid it."""
+    code, text = world.set_up(PIP_HAS="cuda uv", INDEX_HANGS="1")
+    assert (code, text.splitlines()[2:]) == (
+        0,
+        [
+            "it is not there either: installing the default build, which brings CUDA libraries (several GB)",
+            "to avoid that, stop here and set TORCH_INDEX to an index that has the CPU build",
+        ],
+    )
+    assert world.calls("timeout") == ["timeout 15", *world.calls("--timeout 5")]
+    assert [line.split()[-1] for line in world.calls("uv pip")] == ["requirements/cuda.lock"]
+    assert world.stamp() == f"cpu {world.checksum('torch-cpu', 'cpu')}"
+
+
+@pytest.mark.parametrize("has", ["", "2.14.1+cpu, 2.13.1+cpu"])
+def test_no_fallback(world: World, has: str) -> None:
+    """An image must not get the default build, whether the index has no PyTorch at all or not this version."""
+    code, text = world.set_up("cpu", FALLBACK="no", PIP_HAS="cpu cuda uv", INDEX_HAS=has)
+    assert (code, text.splitlines()[-1]) == (
+        4,
+        f"error: PyTorch's CPU build is neither on pip's index nor on {PYTORCH_INDEX}; "
+        "set TORCH_INDEX to an index that has the CPU build",
+    )
+    assert not world.calls("cuda.lock")
+    assert world.stamp() == ""
+
+
+MISMATCH = "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE."
+
+
+@pytest.mark.parametrize(
+    "variables", [{"PIP_HAS": "cpu cuda uv"}, {"PIP_HAS": "uv cuda", "INDEX_HAS": "2.13.0+cpu", "INDEX_FILES": ""}]
+)
+def test_wrong_hash_is_no_reason_to_fall_back(world: World, variables: dict[str, str]) -> None:
+    """Another file than the locked one, from either index, ends the set-up."""
+    if "INDEX_HAS" in variables:  # pip itself has none, and the index serves another file
+        variables = {**variables, "PIP_SAYS": f"ERROR: No matching distribution found\n{MISMATCH}"}
+    code, text = world.set_up("cpu", **{"PIP_SAYS": MISMATCH, **variables})
+    assert (code, text.splitlines()[-1]) == (
+        4,
+        "error: cannot install requirements/torch-cpu.lock: a file differs from the locked one; "
+        "check where pip gets it from; the whole log is .venv/setup.log",
+    )
+    assert not world.calls("cuda.lock")
+    assert world.stamp() == ""
+
+
+def test_no_network_is_no_reason_to_fall_back(world: World) -> None:
+    """Then the default build cannot be installed either, and it would take pip minutes to find out."""
+    said = "WARNING: Retrying after connection broken\nERROR: No such torch (from versions: none)\n"
+    code, text = world.set_up("cpu", PIP_HAS="", PIP_SAYS=f"{said}ERROR: No matching distribution found for torch")
+    assert code == 4
+    assert text.splitlines()[-1].startswith("error: cannot install requirements/torch-cpu.lock: check the network and ")
+    assert len(world.calls("pip")) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ uv or pip
+
+
+def test_uv_installs_the_locks(world: World) -> None:
+    """pip installs uv alone, as dev.lock has it; uv the rest, by hash."""
+    assert world.set_up("cuda", "params.yaml", "dev")[0] == 0
+    assert world.calls("uv==") == ["uv==2 \\"]
+    assert world.calls("--hash") == ["    --hash=sha256:2"]
+    assert world.calls("uv pip") == [
+        f"uv pip install --quiet --python .venv/bin/python --no-deps --require-hashes -r requirements/{lock}.lock"
+        for lock in ("cuda", "dev")
+    ]
+    assert world.stamp("dev") == f"cuda {world.checksum('cuda', 'dev')}"
+    assert world.stamp("run") == f"cuda {world.checksum('cuda')}"
+
+
+def test_uv_gets_pips_settings(world: World) -> None:
+    """The indexes, certificates and cache; the environment goes before [install], and that before [global]."""
+    world.pip_settings(
+        ":env:.cert='/etc/ca file.pem'\n:env:.default-timeout='180'\nfreeze.timeout='10'\n"
+        "global.cache-dir='/scratch/pip'\n"
+        "global.cert='/other.pem'\nglobal.constraint='/c.txt'\n"
+        "global.extra-index-url='\\nhttps://one.example/simple\\nhttps://two.example/simple'\n"
+        "global.find-links='/wheels  /more'\nglobal.index-url='https://global.example/simple'\n"
+        "install.index-url='https://user:word@install.example/simple'\n"
+    )
+    assert world.set_up("cuda")[0] == 0
+    assert [line for line in world.calls("=") if not line.startswith((" ", "uv==", "python"))] == [
+        "UV_DEFAULT_INDEX=https://user:word@install.example/simple",
+        "UV_INDEX=https://one.example/simple https://two.example/simple",
+        "UV_FIND_LINKS=/wheels,/more",
+        "SSL_CERT_FILE=/etc/ca file.pem",
+        "UV_CACHE_DIR=/scratch/pip",
+        "UV_INDEX_STRATEGY=unsafe-best-match",
+    ]
+
+
+def test_uv_gets_nothing_that_pip_does_not_have(world: World) -> None:
+    """Without settings of pip's, uv has its own."""
+    assert world.set_up("cuda")[0] == 0
+    assert world.calls("UV_") == ["UV_INDEX_STRATEGY=unsafe-best-match"]
+    assert not world.calls("SSL_CERT_FILE")
+
+
+@pytest.mark.parametrize(
+    "settings", ["global.proxy='http://proxy:3128'", "install.no-index='true'", 'global.index-url="https://o\'hara"']
+)
+def test_pip_works_where_uv_lacks_a_setting(world: World, settings: str) -> None:
+    """A proxy, for example: without it, uv would ask an index that pip is kept from."""
+    world.pip_settings(f"global.index-url='https://a.example'\n{settings}\n")
+    assert world.set_up("cuda")[0] == 0
+    assert world.calls("uv") == []
+    assert world.calls("-r requirements/cuda.lock")
+    assert world.stamp().startswith("cuda ")
+
+
+def test_pip_works_where_uv_is_not_to_be_had(world: World) -> None:
+    """In the build of an image (whose locks do not have uv), and where pip's index does not have it."""
+    assert world.set_up("cuda", PIP_HAS="cuda") == (
+        0,
+        "setting up .venv for cuda with Python 3.12.1: a few minutes, once\n",
+    )
+    assert not world.calls("uv pip")
+    (world.root / "requirements/dev.lock").unlink()
+    (world.root / ".venv/installed-run").unlink()
+    assert world.set_up("cuda") == (0, "updating .venv for cuda\n")
+    assert not world.calls("/dev/stdin")
+    assert world.stamp().startswith("cuda ")
+
+
+def test_pip_works_where_uv_fails(world: World) -> None:
+    """A certificate that only pip knows, for example. uv is not tried twice."""
+    code, text = world.set_up("cuda", "params.yaml", "dev", UV_SAYS="error: invalid peer certificate")
+    assert (code, text.splitlines()[1:]) == (
+        0,
+        ["uv cannot install requirements/cuda.lock (.venv/setup.log says why): trying pip"],
+    )
+    assert len(world.calls("uv pip")) == 1
+    assert [line.split()[-1] for line in world.calls("pip install") if "requirements/" in line][1:] == [
+        "requirements/cuda.lock",
+        "requirements/dev.lock",
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("gpu",), "ENVIRONMENT=gpu is not an environment; use auto, cpu, cuda or apple"),
+        (("dev",), "ENVIRONMENT=dev is not an environment; use auto, cpu, cuda or apple"),
+        (("cpu", "params.yaml", "all"), "requirements/setup.sh: all is not a set of packages; use run or dev"),
+    ],
+)
+def test_bad_use(world: World, arguments: tuple[str, ...], expected: str) -> None:
+    """One line, exit code 2, and nothing is touched."""
+    assert world.set_up(*arguments) == (2, f"error: {expected}\n")
+    assert not (world.root / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "no Python 3.11 to 3.13 was found; name one: PYTHON=/path/to/python"),
+        ({"PYTHON": "/opt/a python"}, "PYTHON=/opt/a python is not Python 3.11 to 3.13"),
+    ],
+)
+def test_no_python(world: World, variables: dict[str, str], expected: str) -> None:
+    """An interpreter that is named is used, or none."""
+    if not variables:
+        (world.tools / "python3").unlink()
+    assert world.set_up("cpu", **variables) == (4, f"error: {expected}\n")
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        (
+            "ERROR: Could not install packages due to an OSError: connection refused",
+            "check the network and pip's settings (.venv/bin/python -m pip config list), then run the command again",
+        ),
+        (
+            "OSError: [Errno 28] No space left on device",
+            "the disk is full; free some space, then run the command again",
+        ),
+    ],
+)
+def test_failure_shows_the_log_and_one_error(world: World, said: str, remedy: str) -> None:
+    """What pip said, without its warnings; then what, where, and what to do."""
+    code, text = world.set_up("cuda", PIP_HAS="", PIP_SAYS=said)
+    assert (code, text.splitlines()[1:]) == (
+        4,
+        [
+            said,  # of uv
+            said,
+            f"error: cannot install requirements/cuda.lock: {remedy}; the whole log is .venv/setup.log",
+        ],
+    )
+    assert world.stamp() == ""
+
+
+def test_removed_interpreter_is_noticed(world: World) -> None:
+    """.venv/bin/python is a link to it: when it is upgraded, the packages must be installed again."""
+    assert world.set_up("cuda")[0] == 0
+    python = world.root / ".venv/bin/python"
+    python.unlink()
+    python.symlink_to("/no/such/python")
+    assert world.set_up("cuda") == (0, "setting up .venv for cuda with Python 3.12.1: a few minutes, once\n")
+    assert os.access(world.root / ".venv/bin/python", os.X_OK)

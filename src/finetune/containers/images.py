@@ -37,9 +37,8 @@ ARGUMENTS = {  # of the Dockerfiles: those that the caller's environment may set
 KNOWN_FAILURES = {  # what is wrong, and what to do about it
     "no space left on device|disk quota exceeded": ("no space is left", "`{engine} images` shows what images take"),
     "set TORCH_INDEX to": (
-        "PyTorch's CPU build is not on pip's index",
-        "set TORCH_INDEX to the CPU index that PyTorch's installation page names: make image-{environment} "
-        "TORCH_INDEX=https://...",
+        "no package index that was tried has PyTorch's CPU build",
+        "name one that does: make image-{environment} TORCH_INDEX=https://...",
     ),
     "buildx component is missing|unknown flag: --secret|BuildKit is enabled but": (
         "docker lacks BuildKit",
