@@ -163,9 +163,11 @@ def test_a_start_that_fails_at_once_shows_why(folder: Path) -> None:
     )
     assert processes_in(folder) == []
     status = finetune(folder, "status").stdout.splitlines()
-    assert status[1] == (
-        "make train-wrong failed: params.yaml: sed: unknown key; did you mean seed? (all of it: work/train-wrong.log)"
-    )
+    assert status[1:3] == [
+        "make train-wrong failed with exit code 2; work/train-wrong.log ends with:",
+        f"  == make train-wrong, started {status[2].rpartition('started ')[2]}",
+    ]
+    assert "  error: params.yaml: sed: unknown key; did you mean seed?" in status
 
 
 @pytest.mark.parametrize("target", ["clean", "train-", "train-a b", "../train-x", "test"])
