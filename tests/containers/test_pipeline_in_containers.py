@@ -181,8 +181,8 @@ def steps_done(root: Path) -> int:
 
 
 def wait_until(done: Callable[[], bool], process: "subprocess.Popen[bytes] | None") -> None:
-    """Wait; a process that ended meanwhile, or three minutes, fail."""
-    end = time.monotonic() + 180
+    """Wait; a process that ended meanwhile, or ten minutes, fail."""
+    end = time.monotonic() + 600
     while not done():
         assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end

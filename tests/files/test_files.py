@@ -324,7 +324,7 @@ from pathlib import Path
 from finetune.files.run_lock import pipeline_lock
 with pipeline_lock(Path(sys.argv[1]), "train"):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 

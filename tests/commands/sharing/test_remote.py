@@ -187,7 +187,7 @@ def test_nothing_is_shared_while_a_stage_runs(place: Path) -> None:
     """It would be half of one run and half of another."""
     held = (
         "from pathlib import Path; import time; from finetune.files.run_lock import pipeline_lock\n"
-        "with pipeline_lock(Path('work/pipeline.lock'), 'train'): print('held', flush=True); time.sleep(60)"
+        "with pipeline_lock(Path('work/pipeline.lock'), 'train'): print('held', flush=True); time.sleep(3600)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", held], cwd=place / "A", env=environment(), stdout=subprocess.PIPE, text=True
