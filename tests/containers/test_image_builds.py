@@ -30,11 +30,14 @@ from tests.builders.standin import (
 
 
 @pytest.fixture
-def image(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[Any], Built]:
+def image(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> Callable[[Any], Built]:
     """`image("cpu")`: the image, built once for all tests; tells its size and the time of its cold build."""
 
     def give(environment: Any) -> Built:
         require_tools(free_gigabytes=12 if environment == "cpu" else 25)
+        request.getfixturevalue("early_build")
         built = built_image(environment)
         monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(workplace() / "storage.conf"))
         with capsys.disabled():
@@ -76,6 +79,7 @@ def test_built_image_is_what_was_asked_for(image: Callable[[Any], Built], enviro
 
 
 @pytest.mark.images
+@pytest.mark.when_nothing_builds
 @BOTH
 def test_no_secret_stays(image: Callable[[Any], Built], environment: Any) -> None:
     """Neither in a file of any layer, also those of the stages before, nor in the history, nor in the settings."""
@@ -127,6 +131,7 @@ def test_a_change_of_the_source_is_built_in_seconds(
 
 
 @pytest.mark.images
+@pytest.mark.when_nothing_builds
 def test_failed_builds_leave_the_image_as_it_was(image: Callable[[Any], Built], tmp_path: Path) -> None:
     """Other locks than the label's, no base, and no CPU build of PyTorch: real engines' words are understood."""
     built = image("cpu")
