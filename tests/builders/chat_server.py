@@ -62,6 +62,6 @@ def always(content: bytes | list[bytes], status: int = 200, **headers: str) -> R
     return lambda _: (status, named, content)
 
 
-def client(url: str, timeout: float = 5.0, variable: str | None = None) -> ChatServer:
+def client(url: str, timeout: float = 60.0, variable: str | None = None) -> ChatServer:
     """A client of the server at `url`."""
     return ChatServer(url, "m", variable, timeout, "evaluate.candidate")

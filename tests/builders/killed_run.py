@@ -48,7 +48,7 @@ class Starts:
         self.counts[folder] = number
         process = self.context.Process(target=_train, args=(str(folder), number, die, send, trouble))
         process.start()
-        process.join(300)
+        process.join(600)
         if process.is_alive():
             process.kill()
             process.join()

@@ -180,3 +180,10 @@ def run(root: Path, *command: str, code: int = 0) -> str:
 def finetune(root: Path, *arguments: str, code: int = 0) -> str:
     """`python -m finetune …` in the repository."""
     return run(root, sys.executable, "-m", "finetune", *arguments, code=code)
+
+
+def outputs(root: Path) -> dict[str, bytes]:
+    """What the stages wrote."""
+    folders = [root / name for name in ("data/prepared", "data/validated", "out", "reports")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}

@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -195,9 +197,24 @@ def container(name: str) -> Iterator[tuple[str, Path]]:
 
 
 @cache
+def start_build(environment: Environment) -> "Future[Built]":
+    """Begin the one build of an environment's image beside what else is done; it waits for disk and network."""
+    stand_in_environment(environment)  # what it makes at its first call is made by one thread
+    built: Future[Built] = Future()
+
+    def build() -> None:
+        try:
+            built.set_result(build_image(environment))
+        except BaseException as error:  # it is raised where the image is asked for
+            built.set_exception(error)
+
+    threading.Thread(target=build, daemon=True).start()
+    return built
+
+
 def built_image(environment: Environment) -> Built:
     """The image of an environment, built once in a process; its first build is the cold one."""
-    return build_image(environment)
+    return start_build(environment).result()
 
 
 def call(line: list[str], variables: dict[str, str]) -> "subprocess.CompletedProcess[str]":

@@ -15,7 +15,7 @@ from finetune.processes.running import HOLDER, is_locked
 
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
 LOOK = 0.001  # seconds between two looks for a moment
-LONGEST = 150.0  # seconds that a command may take before it counts as one that hangs
+LONGEST = 300.0  # seconds that a command may take before it counts as one that hangs
 
 # What appears while a stage works, in this order: the moments around its renames.
 SIGHTS = {

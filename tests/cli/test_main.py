@@ -79,7 +79,7 @@ def test_two_pipelines_at_once_are_refused(folder: Path, capsys: pytest.CaptureF
     """An orphan of a killed DVC must not write beside the next run."""
     code = (
         "import time\nfrom pathlib import Path\nfrom finetune.files.run_lock import pipeline_lock\n"
-        "with pipeline_lock(Path('work/pipeline.lock'), 'train'):\n    print('held', flush=True)\n    time.sleep(60)"
+        "with pipeline_lock(Path('work/pipeline.lock'), 'train'):\n    print('held', flush=True)\n    time.sleep(3600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from finetune.config.model import Environment
 from finetune.containers import images
 from finetune.errors import MachineError
 from tests.builders.dockerfile_steps import BOTH
@@ -30,11 +31,14 @@ from tests.builders.standin import (
 
 
 @pytest.fixture
-def image(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[Any], Built]:
+def image(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> Callable[[Any], Built]:
     """`image("cpu")`: the image, built once for all tests; tells its size and the time of its cold build."""
 
     def give(environment: Any) -> Built:
         require_tools(free_gigabytes=12 if environment == "cpu" else 25)
+        request.getfixturevalue("early_build")
         built = built_image(environment)
         monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(workplace() / "storage.conf"))
         with capsys.disabled():
@@ -76,22 +80,24 @@ def test_built_image_is_what_was_asked_for(image: Callable[[Any], Built], enviro
 
 
 @pytest.mark.images
-@BOTH
-def test_no_secret_stays(image: Callable[[Any], Built], environment: Any) -> None:
+@pytest.mark.when_nothing_builds
+def test_no_secret_stays_in_cpu_or_cuda(image: Callable[[Any], Built]) -> None:
     """Neither in a file of any layer, also those of the stages before, nor in the history, nor in the settings."""
-    built = image(environment)
-    assert SECRET in Path(stand_in_environment(environment)["PIP_CONF"]).read_text(encoding="utf-8")
+    built: dict[Environment, Built] = {environment: image(environment) for environment in ("cpu", "cuda")}
+    for environment in built:
+        assert SECRET in Path(stand_in_environment(environment)["PIP_CONF"]).read_text(encoding="utf-8")
     layers = call(["grep", "--recursive", "-l", "-a", "-F", SECRET, str(workplace() / "storage")], dict(os.environ))
     assert (layers.returncode, layers.stdout) == (1, ""), layers.stderr
-    for words in (["history", "--no-trunc", "--format", "json"], ["image", "inspect"]):
-        told = call(["podman", *words, built.name], dict(os.environ))
-        assert told.returncode == 0 and "finetune" in told.stdout
-        assert SECRET not in told.stdout
-    with container(built.name) as (_, files):
-        assert not list((files / "run/secrets").rglob("*"))
-        assert not list((files / "opt/finetune").rglob("pip*.conf"))
-        left = {path.name for path in (files / "opt/finetune").iterdir()}
-        assert left == {".venv", "src", "requirements", "LICENSE"}
+    for one in built.values():
+        for words in (["history", "--no-trunc", "--format", "json"], ["image", "inspect"]):
+            told = call(["podman", *words, one.name], dict(os.environ))
+            assert told.returncode == 0 and "finetune" in told.stdout
+            assert SECRET not in told.stdout
+        with container(one.name) as (_, files):
+            assert not list((files / "run/secrets").rglob("*"))
+            assert not list((files / "opt/finetune").rglob("pip*.conf"))
+            left = {path.name for path in (files / "opt/finetune").iterdir()}
+            assert left == {".venv", "src", "requirements", "LICENSE"}
 
 
 @pytest.fixture
@@ -127,6 +133,7 @@ def test_a_change_of_the_source_is_built_in_seconds(
 
 
 @pytest.mark.images
+@pytest.mark.when_nothing_builds
 def test_failed_builds_leave_the_image_as_it_was(image: Callable[[Any], Built], tmp_path: Path) -> None:
     """Other locks than the label's, no base, and no CPU build of PyTorch: real engines' words are understood."""
     built = image("cpu")

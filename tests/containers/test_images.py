@@ -17,6 +17,7 @@ from finetune.containers import images
 from finetune.errors import ConfigError, FinetuneError, MachineError
 from tests.builders.dockerfile_steps import BOTH, steps
 from tests.builders.standin import ROOT
+from tests.builders.waiting import PATIENCE
 
 VARIABLES = ("BASE_IMAGE", "TORCH_INDEX", "FLASH_ATTN", "FLASH_ATTN_CUDA_ARCHS", "MAX_JOBS", "PIP_CONF", "CA_FILE")
 
@@ -228,7 +229,7 @@ def test_an_interrupted_build_stops_its_engine(fake: Fake, tmp_path: Path) -> No
     )
     assert process.stderr and process.stderr.readline() == "go\n"
     process.send_signal(2)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert (tmp_path / "ended").read_text(encoding="utf-8") == "gone\n"
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from finetune.files.run_lock import pipeline_lock
 from tests.builders.container_tree import config
 from tests.builders.container_tree import tree as tree
 from tests.builders.small_run import ROOT, params
+from tests.builders.waiting import PATIENCE
 
 # ------------------------------------------------------------------------------------------------- which runtime
 
@@ -109,7 +109,7 @@ elif words[0] == "run":
     if state.get("early"):  # as podman does, which is creating the container still
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
         print("started", flush=True)
-        time.sleep(60)
+        time.sleep(3600)
     if state.get("waits"):
         started = next(word for word in words if word.startswith("FINETUNE_STARTED=")).partition("=")[2]
         scratch = next(word for word in words if word.endswith("target={scratch}")).split("source=")[1].split(",")[0]
@@ -117,7 +117,7 @@ elif words[0] == "run":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, stop)
         print("started", flush=True)
-        time.sleep(60)
+        time.sleep(3600)
     sys.exit(state["code"])
 """
 
@@ -268,7 +268,7 @@ def test_signals_reach_the_command(tree: Path, engine: Path, name: str) -> None:
     say(engine, labels=labels, code=0, waits=True)
     process = start(tree)
     process.send_signal(getattr(signal, name))
-    told, _ = process.communicate(timeout=30)
+    told, _ = process.communicate(timeout=PATIENCE)
     assert (told, process.returncode) == (f"saved at {name}\n", 5)
 
 
@@ -277,7 +277,7 @@ def test_a_signal_that_comes_too_early_is_no_success(tree: Path, engine: Path) -
     say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, early=True)
     process = start(tree)
     process.terminate()
-    assert process.wait(timeout=30) == 5
+    assert process.wait(timeout=PATIENCE) == 5
     calls = [json.loads(line) for line in (engine.parent / "calls.jsonl").read_text(encoding="utf-8").splitlines()]
     assert calls[-1][:2] == ["rm", "--force"], "a container that was created stays behind"
 
@@ -290,7 +290,7 @@ def test_nohup_is_honoured(tree: Path, engine: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=1)
     process.terminate()
-    assert process.communicate(timeout=30)[0] == "saved at SIGTERM\n"
+    assert process.communicate(timeout=PATIENCE)[0] == "saved at SIGTERM\n"
 
 
 def test_a_killed_wrapper_takes_its_container_along(tree: Path, engine: Path) -> None:
@@ -298,10 +298,8 @@ def test_a_killed_wrapper_takes_its_container_along(tree: Path, engine: Path) ->
     say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, waits=True)
     process = start(tree)
     process.kill()
-    began = time.monotonic()
     assert process.stdout is not None
     assert process.stdout.read() == "saved at SIGTERM\n"  # to the end of the pipe, which the engine held
-    assert time.monotonic() - began < 20
     process.wait()
 
 

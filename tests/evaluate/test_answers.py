@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,17 +137,18 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = ["src", "."]
-from tests.test_answers import Scripted
+from tests.evaluate.test_answers import Scripted
 from finetune.evaluate.answers import answer_all
 from finetune.records.examples import Example, Message
-class Slow(Scripted):
+class Waiting(Scripted):
     def answer(self, examples, seed):
-        found = super().answer(examples, seed)
-        time.sleep(0.05)
-        return found
+        if len(self.asked) == int(sys.argv[2]):
+            print("waiting", flush=True)
+            time.sleep(3600)
+        return super().answer(examples, seed)
 turns = [(Message("user", "x" * at), Message("assistant", "y")) for at in range(80)]
 examples = [Example(f"id{at}", "s", at, "a", talk) for at, talk in enumerate(turns)]
-side = Slow()
+side = Waiting()
 answer_all(side, examples, 2, 1, Path(sys.argv[1]), {})
 print(len(side.asked))
 """
@@ -158,16 +158,13 @@ print(len(side.asked))
 def test_a_killed_process_loses_one_batch_at_most(tmp_path: Path) -> None:
     """SIGKILL, for real; the second process asks what is missing and no more."""
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    spool: list[Path] = []
-    while not spool or len(read_spool(spool[0])) < 20:
-        assert first.poll() is None, "it ended before it could be killed"
-        spool = list(tmp_path.iterdir())
-        time.sleep(0.02)
+    first = subprocess.Popen([*command, "10"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "waiting\n"  # in its eleventh batch
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    kept = len(read_spool(spool[0]))
-    assert 20 <= kept < 80
-    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(second.stdout) == (80 - kept) // 2
-    assert len(read_spool(spool[0])) == 80
+    (spool,) = tmp_path.iterdir()
+    assert len(read_spool(spool)) == 20
+    second = subprocess.run([*command, "-1"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert int(second.stdout) == (80 - 20) // 2
+    assert len(read_spool(spool)) == 80

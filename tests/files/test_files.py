@@ -6,7 +6,9 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.errors import ConfigError, DataError
+from finetune.errors import ConfigError, DataError, InterruptedRunError
 from finetune.files import atomic
 from finetune.files.atomic import publish_directory, write_json, write_lines
 from finetune.files.hashing import files_in, sha256_file, sha256_folder, sha256_json, sha256_tensors
 from finetune.files.manifests import read_manifest, write_manifest
-from finetune.files.run_lock import pipeline_lock
+from finetune.files.run_lock import pipeline_lock, read_record
 from finetune.files.strict_json import read_json
 
 
@@ -322,7 +324,7 @@ from pathlib import Path
 from finetune.files.run_lock import pipeline_lock
 with pipeline_lock(Path(sys.argv[1]), "train"):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -372,3 +374,30 @@ def test_the_lock_is_given_back_after_a_failure(tmp_path: Path) -> None:
     with pipeline_lock(path, "evaluate"):
         assert (tmp_path / "work/pipeline.holder").exists()
     assert not (tmp_path / "work/pipeline.holder").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "code"),
+    [
+        (None, "done", None),
+        (KeyboardInterrupt(), "interrupted", None),
+        (InterruptedRunError("train", "was stopped"), "interrupted", None),
+        (DataError("rows.jsonl:62", "broken JSON"), "failed", "bad-data"),
+        (OSError("no space left"), "failed", None),
+    ],
+)
+def test_the_lock_records_how_its_holder_ended(
+    tmp_path: Path, error: BaseException | None, outcome: str, code: str | None
+) -> None:
+    """`make status` reads it when the process is gone; it must not have to guess from a log."""
+    path = tmp_path / "pipeline.lock"
+    before = time.time()
+    with suppress(BaseException), pipeline_lock(path, "train"):
+        held = read_record(path)
+        if error is not None:
+            raise error
+    assert held is not None and (held.stage, held.outcome) == ("train", "running")
+    record = read_record(path)
+    assert record is not None and (record.stage, record.outcome) == ("train", outcome)
+    assert (record.problem and record.problem.code) == code
+    assert before <= record.at <= time.time()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.runs_repository import finetune, outputs
 from tests.builders.small_run import small_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
@@ -44,7 +45,7 @@ def run(root: Path, *command: str, code: int = 0) -> str:
     return told
 
 
-def outputs(root: Path) -> dict[str, str]:
+def hashes(root: Path) -> dict[str, str]:
     """The hash of every output in dvc.lock."""
     from ruamel.yaml import YAML
 
@@ -63,6 +64,24 @@ def test_it_ends_in_a_verdict(repository: Path) -> None:
     assert (repository / "reports/summary.md").read_text(encoding="utf-8").startswith("# ")
     looks = json.loads((repository / "data/looks.json").read_text(encoding="utf-8"))
     assert looks == {decision["test_sha256"]: [decision["adapter_sha256"]]}
+
+
+def test_the_run_goes_to_another_clone(repository: Path, tmp_path: Path) -> None:
+    """A remote, two clones: what was trained in one is checked, gated and bundled in the other."""
+    run(repository, "dvc", "remote", "add", "-q", "-d", "store", str(tmp_path / "store"))
+    commit(repository, "a remote")
+    finetune(repository, "push")
+    run(tmp_path, "git", "clone", "-q", str(repository), "B")
+    there = tmp_path / "B"
+    assert "are in place, as their manifests say" in finetune(there, "pull")
+    assert outputs(there) == outputs(repository)
+    assert "Data and pipelines are up to date." in run(there, "dvc", "repro")
+    for place in (repository, there):
+        assert "warning: tracked files differ" not in finetune(place, "bundle")
+    first, second = (next((place / "out/bundle").glob("*.tar.gz")) for place in (repository, there))
+    assert first.read_bytes() == second.read_bytes()
+    assert "Data and pipelines are up to date." in run(there, "dvc", "repro")
+    assert run(there, "git", "status", "--short") == ""
 
 
 def test_a_second_repro_does_nothing(repository: Path) -> None:
@@ -88,12 +107,12 @@ def test_a_changed_gate_trains_nothing(repository: Path) -> None:
 
 def test_a_queued_experiment_runs_in_its_own_copy(repository: Path) -> None:
     """A sweep leaves the working tree alone; another learning rate is another adapter."""
-    before = outputs(repository)
+    before = hashes(repository)
     run(repository, "dvc", "exp", "run", "--queue", "--name", "faster", "-S", "train.learning_rate=1.0e-2")
     run(repository, "dvc", "exp", "run", "--run-all")
-    assert outputs(repository) == before
+    assert hashes(repository) == before
     run(repository, "dvc", "exp", "apply", "faster")
-    after = outputs(repository)
+    after = hashes(repository)
     assert after["out/adapter"] != before["out/adapter"]
     assert after["data/validated"] == before["data/validated"]
     run(repository, "git", "checkout", "--", ".")
@@ -108,11 +127,11 @@ def repeatable_columns(repository: Path) -> list[list[str]]:
 
 def test_forced_repetition_gives_the_same_bytes(repository: Path) -> None:
     """Trained again from the same start, nothing that stands for the result may differ; what was measured may."""
-    before, curves = outputs(repository), repeatable_columns(repository)
+    before, curves = hashes(repository), repeatable_columns(repository)
     run(repository, "dvc", "repro", "--force", "--no-run-cache", "--single-item", "prepare")
     run(repository, "dvc", "repro", "--force", "--no-run-cache", "--single-item", "validate")
     run(repository, "dvc", "repro", "--force", "--no-run-cache", "--single-item", "train")
-    after = outputs(repository)
+    after = hashes(repository)
     measured = {name for name in before if before[name] != after[name]}
     assert measured == {"reports/train_cost.json", "reports/curves.tsv"}  # which holds tokens a second and memory
     assert repeatable_columns(repository) == curves

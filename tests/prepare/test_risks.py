@@ -297,9 +297,9 @@ HOSTILE = {
 def test_hostile_texts_take_no_time(name: str) -> None:
     """Ten million letters each; a quadratic step anywhere would take hours. Half a second is usual."""
     text = HOSTILE[name]()
-    start = time.perf_counter()
+    start = time.process_time()
     find_risks(text)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_text_that_keeps_us_busy_is_flagged() -> None:

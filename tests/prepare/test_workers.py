@@ -17,6 +17,7 @@ from finetune.errors import MachineError
 from finetune.prepare import workers
 from finetune.prepare.workers import open_workers
 from tests.builders.small_run import ROOT, params
+from tests.builders.waiting import PATIENCE, wait_for
 
 
 def negative(number: int) -> int:
@@ -104,27 +105,17 @@ def start(folder: Path, **options: Any) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "run.py"], cwd=folder, env=environment, **options)
 
 
-def wait_for(condition: Any, seconds: float) -> bool:
-    """Whether the condition came true in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
 @pytest.mark.slow
 def test_a_killed_prepare_leaves_no_worker_and_no_half_result(folder: Path) -> None:
     """Killed in the middle: the workers end by themselves, and the next run cleans up and writes what it should."""
     process = start(folder)
     spool = folder / "work/prepare/rows"
-    assert wait_for(lambda: spool.exists() and spool.stat().st_size > 100_000, 60)
+    wait_for(lambda: spool.exists() and spool.stat().st_size > 100_000, process)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     process.kill()
     process.wait()
-    assert wait_for(lambda: not any(alive(child) for child in children), 20)
+    wait_for(lambda: not any(alive(child) for child in children))
     assert not (folder / "data/prepared").exists()
     assert start(folder).wait() == 0
     assert not (folder / "work/prepare").exists()
@@ -145,13 +136,13 @@ def test_an_interrupted_prepare_cleans_up(folder: Path, number: int) -> None:
     )
     (folder / "run.py").write_text(script.replace("import sys", "import sys\nfrom finetune.cli.main import main"))
     process = start(folder, stderr=subprocess.PIPE)
-    assert wait_for((folder / "work/prepare/rows").exists, 60)
+    wait_for((folder / "work/prepare/rows").exists, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE)
     assert said.decode() == "error: prepare was interrupted; nothing half-done is left, run it again\n"
     assert process.returncode == 5
-    assert wait_for(lambda: not any(alive(child) for child in children), 20)
+    wait_for(lambda: not any(alive(child) for child in children))
     assert not (folder / "work/prepare").exists()
     assert sorted(path.name for path in (folder / "data").iterdir()) == ["prepared", "raw"]
     assert (folder / "data/prepared/train.jsonl").read_text() == "old"

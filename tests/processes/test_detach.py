@@ -5,15 +5,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from finetune.errors import ConfigError
+from finetune.paths import Paths
+from finetune.processes import detach
 from tests.builders.small_run import ROOT, params
+from tests.builders.waiting import PATIENCE, wait_for
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "DETACH"))}
 ENVIRONMENT |= {"PYTHONPATH": str(ROOT / "src"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -39,7 +43,7 @@ with pipeline_lock(Path("work/pipeline.lock"), sys.argv[3]):
     if sys.argv[3] == "train":
         tell(7)
     print("holds the lock", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 # The targets as in the repository's Makefile, with stages that hold the lock and wait.
 MAKEFILE = """
@@ -53,7 +57,7 @@ repro:
 train-wrong:
 	@echo "error: params.yaml: sed: unknown key; did you mean seed?" && false
 train-idle:
-	@sleep 60
+	@sleep 3600
 """
 
 
@@ -65,8 +69,14 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "params.yaml").write_text(json.dumps(params()), encoding="utf-8")
     (tmp_path / "work").mkdir()
     yield tmp_path
-    for process in processes_in(tmp_path):
-        process.kill()
+    end_all_in(tmp_path)
+
+
+def end_all_in(folder: Path) -> None:
+    """Kill what still runs in a folder."""
+    for process in processes_in(folder):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def processes_in(folder: Path) -> list[Any]:
@@ -82,22 +92,15 @@ def processes_in(folder: Path) -> list[Any]:
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """A command that must answer soon."""
-    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=150, check=False)
+    """A command that ends by itself."""
+    return subprocess.run(
+        words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
 
 
 def finetune(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """`python -m finetune ...` in the folder."""
     return run(folder, sys.executable, "-m", "finetune", *words)
-
-
-def wait_for(what: Callable[[], Any]) -> Any:
-    """What a function gives, as soon as it is true."""
-    end = time.monotonic() + 20
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not happen in 20 s"
-        time.sleep(0.05)
-    return found
 
 
 def hold(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -153,19 +156,31 @@ def test_a_detached_run_is_started_told_and_stopped(folder: Path) -> None:
     ]
 
 
-def test_a_start_that_fails_at_once_shows_why(folder: Path) -> None:
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts from this process wait for a failure as long as it may take on a machine with much other work."""
+    monkeypatch.setattr(detach, "GRACE", PATIENCE)
+    for key in os.environ.keys() - ENVIRONMENT.keys():
+        monkeypatch.delenv(key)
+    for key, value in ENVIRONMENT.items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_start_that_fails_at_once_shows_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody should find out in the morning that the run ended in its first second."""
-    done = finetune(folder, "detach", "train-wrong")
-    assert done.returncode == 2
-    assert done.stdout.splitlines()[0] == "  error: params.yaml: sed: unknown key; did you mean seed?"
-    assert done.stderr == (
-        "error: make train-wrong failed at once, with the lines above; nothing runs (work/train-wrong.log)\n"
-    )
+    with pytest.raises(ConfigError) as failed:
+        detach.start(Paths(folder), "train-wrong")
+    assert capsys.readouterr().out.splitlines()[0] == "  error: params.yaml: sed: unknown key; did you mean seed?"
+    log = folder / "work/train-wrong.log"
+    assert str(failed.value).endswith(f"failed at once, with the lines above; nothing runs ({log.relative_to(folder)})")
     assert processes_in(folder) == []
     status = finetune(folder, "status").stdout.splitlines()
-    assert status[1] == (
-        "make train-wrong failed: params.yaml: sed: unknown key; did you mean seed? (all of it: work/train-wrong.log)"
-    )
+    assert status[1:3] == [
+        "make train-wrong failed with exit code 2; work/train-wrong.log ends with:",
+        f"  == make train-wrong, started {status[2].rpartition('started ')[2]}",
+    ]
+    assert "  error: params.yaml: sed: unknown key; did you mean seed?" in status
 
 
 @pytest.mark.parametrize("target", ["clean", "train-", "train-a b", "../train-x", "test"])
@@ -182,13 +197,15 @@ def test_two_starts_at_the_same_moment_are_one(folder: Path) -> None:
     """Between the look at what runs and the start, another one could slip in."""
     command = [sys.executable, "-m", "finetune", "detach", "train-idle"]
     both = [subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert sorted(process.wait(timeout=30) for process in both) == [0, 2]
+    assert sorted(process.wait(timeout=PATIENCE) for process in both) == [0, 2]
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_new_start_appends_to_its_log(folder: Path) -> None:
     """What an earlier one said may be why this one is made."""
     for _ in range(2):
-        finetune(folder, "detach", "train-wrong")
+        with pytest.raises(ConfigError):
+            detach.start(Paths(folder), "train-wrong")
     log = (folder / "work/train-wrong.log").read_text(encoding="utf-8")
     assert log.count("== make train-wrong, started ") == log.count("== make train-wrong ended with exit code 2") == 2
 
@@ -230,13 +247,13 @@ def test_a_stage_that_was_started_by_hand_is_stopped_too(folder: Path) -> None:
     assert stopped.stdout.splitlines()[-1] == (
         "prepare has ended; nothing half-done is left, and the same command goes on"
     )
-    assert holder.wait(timeout=10) == 5
+    assert holder.wait(timeout=PATIENCE) == 5
 
 
 @pytest.mark.parametrize("words", [(), ("-m", "finetune", "report"), ("-m", "pytest", "train")])
 def test_a_reused_process_number_is_never_shot(folder: Path, words: tuple[str, ...]) -> None:
     """A killed stage leaves its file; its number may be the user's notebook, or another command in this folder."""
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *words], cwd=folder)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)", *words], cwd=folder)
     (folder / "work/pipeline.lock").touch()
     (folder / "work/pipeline.holder").write_text(f"stage train (process {other.pid})", encoding="utf-8")
     assert finetune(folder, "status").stdout.splitlines()[0] == "nothing is running in this folder"
@@ -292,4 +309,4 @@ def test_a_run_is_not_checked_into_while_another_one_is_under_way(folder: Path) 
     assert f"error: work: stage train (process {holder.pid}) is running in this folder; make status" in done.stderr
     assert (folder / "params.yaml").read_bytes() == before
     holder.send_signal(signal.SIGTERM)
-    assert holder.wait(timeout=10) == 5
+    assert holder.wait(timeout=PATIENCE) == 5

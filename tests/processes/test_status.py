@@ -52,7 +52,7 @@ def test_every_end_of_a_training_is_told(tmp_path: Path, ended: str | None, text
     """Whether to start the same again, or to mend something first, is what a person wants to know."""
     (tmp_path / "work").mkdir()
     (tmp_path / "work/status.json").write_text(json.dumps(TOLD | {"ended": ended}), encoding="utf-8")
-    assert how_it_ended(Paths(tmp_path)) == text
+    assert how_it_ended(Paths(tmp_path)) == [text]
 
 
 def test_a_verdict_that_is_newer_than_the_training_is_the_end(tmp_path: Path) -> None:
@@ -62,9 +62,9 @@ def test_a_verdict_that_is_newer_than_the_training_is_the_end(tmp_path: Path) ->
     decision = tmp_path / "reports/decision.json"
     decision.write_text(json.dumps({"verdict": "iterate", "sentence": "Too little evidence."}), encoding="utf-8")
     (tmp_path / "work/status.json").write_text(json.dumps(TOLD | {"ended": "finished"}), encoding="utf-8")
-    assert how_it_ended(Paths(tmp_path)) == "the verdict is iterate: Too little evidence."
+    assert how_it_ended(Paths(tmp_path)) == ["the verdict is iterate: Too little evidence."]
     os.utime(decision, (900, 900))
-    assert how_it_ended(Paths(tmp_path)).startswith("train finished with step 40")
+    assert how_it_ended(Paths(tmp_path))[0].startswith("train finished with step 40")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"step": "x"}', "null"])
@@ -75,3 +75,67 @@ def test_a_broken_status_file_is_no_crash(folder: Path, content: str) -> None:
     done = finetune(folder, "status")
     assert done.returncode == 0
     assert done.stdout.splitlines()[1] == "nothing has run here yet, or all was cleaned"
+
+
+def write_detached(folder: Path, end: dict[str, Any] | None, stage: dict[str, Any] | None) -> None:
+    """The records of a detached start that is over, and a log whose last words are make's."""
+    (folder / "work").mkdir()
+    (folder / "work/repro.log").write_text("error: no word of ours\n\nmake: *** wait: No child processes.  Stop.\n")
+    detached = {"target": "repro", "pid": 7, "log": "work/repro.log", "started": 50.0, "host": "elsewhere"}
+    (folder / "work/detached.json").write_text(json.dumps(detached), encoding="utf-8")
+    if end is not None:
+        (folder / "work/detached_end.json").write_text(json.dumps({"pid": 7} | end), encoding="utf-8")
+    if stage is not None:
+        record = {"stage": "evaluate", "problem": None, "at": 60.0} | stage
+        (folder / "work/pipeline.record.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+PROBLEM = {"code": "bad-data", "place": "rows.jsonl:62", "message": "broken JSON", "remedy": ""}
+STOPPED, FAILED = {"exit_code": 2, "stopped": True}, {"exit_code": 2, "stopped": False}
+LOG_ENDS = ["  error: no word of ours", "  make: *** wait: No child processes.  Stop."]
+AGAIN = "the same command goes on: make repro DETACH=1"
+
+
+@pytest.mark.parametrize(
+    ("end", "stage", "lines"),
+    [
+        ({"exit_code": 0, "stopped": False}, {"outcome": "done"}, ["ended well; it left no verdict"]),
+        (STOPPED, None, [f"was stopped between two stages; {AGAIN}"]),
+        (STOPPED, {"outcome": "done"}, [f"was stopped between two stages; {AGAIN}"]),
+        (
+            FAILED,
+            {"outcome": "interrupted"},
+            [f"was stopped in stage evaluate; nothing half-done is left, and {AGAIN}"],
+        ),
+        (
+            FAILED,
+            {"outcome": "failed", "problem": PROBLEM},
+            ["failed: rows.jsonl:62: broken JSON (all of it: work/repro.log)"],
+        ),
+        (FAILED, {"outcome": "failed"}, ["failed: stage evaluate failed (all of it: work/repro.log)"]),
+        (FAILED, {"outcome": "running"}, ["failed: stage evaluate was killed (all of it: work/repro.log)"]),
+        (FAILED, {"outcome": "done"}, ["failed with exit code 2; work/repro.log ends with:", *LOG_ENDS]),
+        (
+            FAILED,
+            {"outcome": "failed", "at": 40.0},
+            ["failed with exit code 2; work/repro.log ends with:", *LOG_ENDS],
+        ),
+        (None, {"outcome": "done"}, [f"was killed before it could tell why; {AGAIN}"]),
+        (STOPPED | {"pid": 8}, None, [f"was killed before it could tell why; {AGAIN}"]),
+    ],
+)
+def test_the_end_of_a_detached_start_comes_from_its_records(
+    tmp_path: Path, end: dict[str, Any] | None, stage: dict[str, Any] | None, lines: list[str]
+) -> None:
+    """Never from the words of its log: make's differ from stop to stop. A record of another start is passed over."""
+    write_detached(tmp_path, end, stage)
+    assert how_it_ended(Paths(tmp_path)) == [f"make repro {lines[0]}", *lines[1:]]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 7}', '{"stage": "train", "problem": 3, "at": "x"}'])
+def test_a_broken_record_is_no_crash(tmp_path: Path, content: str) -> None:
+    """A full disk may have cut it off."""
+    write_detached(tmp_path, None, None)
+    for name in ("detached_end", "pipeline.record"):
+        (tmp_path / f"work/{name}.json").write_text(content, encoding="utf-8")
+    assert how_it_ended(Paths(tmp_path)) == [f"make repro was killed before it could tell why; {AGAIN}"]

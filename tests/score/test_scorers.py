@@ -262,17 +262,17 @@ def test_no_text_is_beyond_scoring(text: str, ready: tuple[Scorers, list[Example
 def test_hostile_texts_take_no_hostile_time(text: str, ready: tuple[Scorers, list[Example]]) -> None:
     """Megabytes of brackets, marks, digits and nesting: wrong, in seconds, for all scorers together."""
     scorers, made = ready
-    started = time.perf_counter()
+    started = time.process_time()
     checked(scorers.score(made[:1], answers("x"), answers(text), {}), len(KINDS))
-    assert time.perf_counter() - started < 15
+    assert time.process_time() - started < 15
 
 
 def test_the_search_for_calls_is_no_quadratic_one() -> None:
     """Each of these starts a thousand values that break off at the end; reading them all would take minutes."""
-    started = time.perf_counter()
+    started = time.process_time()
     assert find_calls(("[[" + "1," * 1000) * 500) == []
     assert len(find_calls(f"{PLAIN}\n" * 20_000)) == 20_000
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("source", ["9" * 5000, "'a' " * 40_000, "a" * 300_000, "f'{" * 100, "\x00", "x = '\ud800'"])
@@ -286,6 +286,6 @@ def test_ten_thousand_short_answers_take_seconds(ready: tuple[Scorers, list[Exam
     scorers, made = ready
     many = [made[0]] * 800
     told = answers(*(f"The answer: {number}, by and large, in so many words." for number in range(800)))
-    started = time.perf_counter()
+    started = time.process_time()
     scorers.score(many, told, told, {})
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20

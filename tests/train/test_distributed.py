@@ -6,8 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from finetune.model.adapter import WEIGHTS
 from finetune.train.batches import share
 from tests.builders.resumed import newest_step
 from tests.builders.small_run import ROOT, copy_of, params, validated
+from tests.builders.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.end_to_end
 
@@ -77,7 +77,7 @@ class Runs:
     def whole(self, folder: Path) -> Path:
         """The same folder, when train has ended well."""
         running = self.begin(folder)
-        assert running.wait(300) == 0, said(folder)
+        assert running.wait(PATIENCE) == 0, said(folder)
         assert below(folder) == []
         return folder
 
@@ -131,21 +131,9 @@ def said(folder: Path, command: str = "train") -> str:
     return (folder / f"{command}.log").read_text(encoding="utf-8")
 
 
-def wait_for(happened: Callable[[], bool], running: "subprocess.Popen[bytes]", what: str) -> None:
-    """Wait until something is so; fail when the process ends first."""
-    deadline = time.monotonic() + 200
-    while not happened():
-        assert running.poll() is None, f"it ended before {what}"
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
-
-
 def wait_until_gone(folder: Path) -> None:
     """Fail where a process of a folder outlives its run."""
-    deadline = time.monotonic() + 60
-    while left := below(folder):
-        assert time.monotonic() < deadline, [process.cmdline() for process in left]
-        time.sleep(0.1)
+    wait_for(lambda: not below(folder), what="its processes had gone")
 
 
 def logged(folder: Path) -> dict[str, list[list[float]]]:
@@ -202,7 +190,7 @@ def test_two_processes_that_die_go_on_to_the_same_bits(runs: Runs, together: Pat
         victim = running_modules(folder)[module]
         wait_for(lambda before=before: newest_step(folder) > before, running, "a checkpoint")  # type: ignore[misc]
         victim.kill()
-        assert running.wait(60) == 4, said(folder)
+        assert running.wait(PATIENCE) == 4, said(folder)
         assert "error: train: a process died without a word, often for want of memory; the newest" in said(folder)
         assert "Traceback" not in said(folder)
         wait_until_gone(folder)
@@ -218,7 +206,7 @@ def test_two_processes_that_die_go_on_to_the_same_bits(runs: Runs, together: Pat
     before, running = newest_step(folder), runs.begin(folder)
     wait_for(lambda: newest_step(folder) > before, running, "a third checkpoint")
     running.send_signal(signal.SIGTERM)
-    assert running.wait(60) == 5, said(folder)
+    assert running.wait(PATIENCE) == 5, said(folder)
     assert f"train was stopped by SIGTERM and saved at step {newest_step(folder)} of 60" in said(folder)
     assert below(folder) == []
 
@@ -232,7 +220,7 @@ def test_an_error_of_a_process_comes_back_as_its_own(runs: Runs) -> None:
     folder = runs.folder(**spread(), train__learning_rate=1.0, train__max_grad_norm=0.0, train__optim="sgd")
     spoil_base(folder / "base/model.safetensors")
     running = runs.begin(folder)
-    assert running.wait(120) == 2, said(folder)
+    assert running.wait(PATIENCE) == 2, said(folder)
     assert "error: params.yaml: train.learning_rate: the validation loss after step 0 is nan" in said(folder)
     assert "Traceback" not in said(folder)
     assert below(folder) == []
@@ -269,8 +257,8 @@ def test_two_nodes_are_one_with_two_devices(runs: Runs, together: Path) -> None:
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     other = runs.begin(folder, "join", NODE_RANK="1", **place)
     head = runs.begin(folder, "train", NODE_RANK="0", **place)
-    assert head.wait(300) == 0, said(folder)
-    assert other.wait(60) == 0, said(folder, "join")
+    assert head.wait(PATIENCE) == 0, said(folder)
+    assert other.wait(PATIENCE) == 0, said(folder, "join")
     assert below(folder) == []
     assert f"waits until 127.0.0.1:{port} trains" in said(folder, "join")
     assert_close(folder, together)

@@ -4,9 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import torch
 from finetune.config.params import params_of
 from finetune.errors import ConfigError, DataError, MachineError
 from finetune.files.hashing import sha256_tensors
-from finetune.files.manifests import MANIFEST, read_manifest
+from finetune.files.manifests import read_manifest
 from finetune.files.strict_json import read_json
 from finetune.model.adapter import WEIGHTS, load_adapter
 from finetune.model.base import load_base
@@ -26,7 +23,8 @@ from finetune.train import run, setup, stage
 from finetune.train.curves import TRAINING, VALIDATION, curve_rows, to_tsv
 from finetune.train.fingerprint import fingerprint
 from finetune.train.sft_config import sft_config
-from tests.builders.small_run import ROOT, copy_of, trainer_of, validated
+from tests.builders.killed_run import Starts
+from tests.builders.small_run import copy_of, trainer_of, validated
 
 pytestmark = pytest.mark.slow
 
@@ -71,24 +69,11 @@ def test_killed_run_goes_on_to_the_same_adapter(ready: Path, tmp_path: Path, qua
     undisturbed = train(copy_of(ready, tmp_path / "whole"), model__quantization=quantization)
     root = copy_of(ready, tmp_path / "killed")
     enter(root, model__quantization=quantization)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    running = subprocess.Popen([sys.executable, "-m", "finetune", "train"], cwd=root, env=environment)
-    wait_for(lambda: list(root.glob(f"work/checkpoints/*/checkpoint-3/{MANIFEST}")), running)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    assert Starts()(root, "step 5") == -signal.SIGKILL
     assert not (root / "out/adapter").exists()
     assert train(root, model__quantization=quantization) == undisturbed
-    assert read_json(root / "reports/train_cost.json")["resumed_from_step"] >= 3
+    assert read_json(root / "reports/train_cost.json")["resumed_from_step"] == 3
     assert list(root.glob("work/checkpoints/*/finished"))  # until evaluate begins
-
-
-def wait_for(happened: Any, running: subprocess.Popen[bytes]) -> None:
-    """Wait until something is there; fail when the process ends first."""
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert running.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_published_adapter_is_plain_peft(ready: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from finetune.files.strict_json import read_json
 from tests.builders.resumed import Workshop, checkpoint, newest_step, order, outcome
 from tests.builders.resumed import workshop as workshop
 from tests.builders.small_run import ROOT
+from tests.builders.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.end_to_end
 
@@ -44,7 +44,7 @@ def test_a_signal_saves_at_the_end_of_the_step(workshop: Workshop, name: str) ->
     curve = folder / "reports/curves.tsv"
     wait_for(lambda: curve.exists() and len(curve.read_text(encoding="utf-8").splitlines()) > 2, running)
     running.send_signal(signal.Signals[name])
-    assert running.wait(60) == STOPPED
+    assert running.wait(PATIENCE) == STOPPED
     step, said = newest_step(folder), (folder / "train.log").read_text(encoding="utf-8")
     assert f"{name}: the run is saved at the end of this step and stops" in said
     assert f"train was stopped by {name} and saved at step {step} of 80; the same command goes on from there" in said
@@ -52,15 +52,6 @@ def test_a_signal_saves_at_the_end_of_the_step(workshop: Workshop, name: str) ->
     assert read_json(folder / "work/status.json")["ended"] == "interrupted"
     goes_on(workshop, folder, "long")
     assert read_json(folder / "reports/train_cost.json")["resumed_from_step"] == step
-
-
-def wait_for(happened: Callable[[], bool], running: "subprocess.Popen[bytes]", seconds: float = 120) -> None:
-    """Wait until something is there; fail when the process ends first."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert running.poll() is None, "the process ended before"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("step", [0, 6, 15])

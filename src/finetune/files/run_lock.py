@@ -1,13 +1,58 @@
-"""The lock that keeps a second run out of a working tree."""
+"""The lock that keeps a second run out of a working tree, and the record of how its newest holder ended.
+
+`work/pipeline.record.json` is read by `make status` and `make stop`:
+
+    {"stage": "prepare", "outcome": "interrupted", "problem": null, "at": 1764516000.1}
+"""
 
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import filelock
 
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, FinetuneError, InterruptedRunError, Problem
+from finetune.files.atomic import write_json
+from finetune.files.strict_json import read_json
+
+Outcome = Literal["running", "done", "interrupted", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """How a stage ended; one that is not alive and still "running" was killed."""
+
+    stage: str
+    outcome: Outcome
+    problem: Problem | None  # of a failure that has one
+    at: float  # Unix seconds of the last change
+
+
+def record_path(lock: Path) -> Path:
+    """Where the record of a lock's holders is."""
+    return lock.with_suffix(".record.json")
+
+
+def write_record(lock: Path, stage: str, outcome: Outcome, problem: Problem | None = None) -> None:
+    """Replace the record. A disk that is full must not hide the error that is recorded, so a failure is passed over."""
+    with suppress(OSError):
+        content = asdict(StageRecord(stage, outcome, problem, time.time()))
+        write_json(record_path(lock), content, durable=False)
+
+
+def read_record(lock: Path) -> StageRecord | None:
+    """The record of the newest holder; None where there is none, or its file is broken."""
+    try:
+        content: dict[str, Any] = read_json(record_path(lock))
+        problem = content.pop("problem")
+        record = StageRecord(**content, problem=Problem(**problem) if problem else None)
+    except (FinetuneError, OSError, AttributeError, KeyError, TypeError):
+        return None
+    return record if isinstance(record.at, int | float) else None
 
 
 @contextmanager
@@ -30,7 +75,15 @@ def pipeline_lock(path: Path, stage: str) -> Iterator[None]:
         # in a container, the process on the host that waits for it and passes signals on
         process = os.environ.get("FINETUNE_PROCESS") or os.getpid()
         holder.write_text(f"stage {stage} (process {process})", encoding="utf-8")
+        write_record(path, stage, "running")
         yield
+        write_record(path, stage, "done")
+    except (KeyboardInterrupt, InterruptedRunError):
+        write_record(path, stage, "interrupted")
+        raise
+    except BaseException as error:
+        write_record(path, stage, "failed", error.problem if isinstance(error, FinetuneError) else None)
+        raise
     finally:
         holder.unlink(missing_ok=True)
         lock.release()

@@ -1,7 +1,7 @@
 """`make ... DETACH=1` and `make stop`: a run that outlives its terminal, and an end that loses nothing.
 
 Writes `work/detached.json`, the newest detached start (running.py), and its log `work/<target>.log`, to which
-later starts append.
+later starts append. How it ended is in `work/detached_end.json`.
 """
 
 import os
@@ -189,7 +189,7 @@ def is_running(process: Any | None) -> bool:
 def closing_line(paths: Paths, run: Run, stopped: list[Stage], began: float) -> str:
     """What is kept, and what goes on from there; `began` is when the stop was asked for, in Unix seconds."""
     if run.detached is not None:
-        return how_it_ended(paths)
+        return how_it_ended(paths)[0]
     name = stopped[-1].name if stopped else "it"
     if name != "train":
         return f"{name} has ended; nothing half-done is left, and the same command goes on"

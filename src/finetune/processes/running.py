@@ -1,8 +1,9 @@
 """What runs in this folder: the stage that holds the pipeline's lock, and the newest detached start above it.
 
-Reads `work/pipeline.lock` and `work/pipeline.holder`, which a stage holds while it runs (finetune.files.run_lock), and
-`work/detached.json`, which `make ... DETACH=1` writes (command.py). Files alone are not believed: a process
-must be alive, stand in this folder, and run what the file says.
+Reads `work/pipeline.lock` and `work/pipeline.holder`, which a stage holds while it runs (finetune.files.run_lock),
+`work/detached.json`, which `make ... DETACH=1` writes (detach.py), and `work/detached_end.json`, which its first
+process writes when make has ended. Files alone are not believed: a process must be alive, be in this folder, and run
+what the file says.
 """
 
 import json
@@ -21,12 +22,16 @@ from finetune.paths import Paths
 
 HOLDER = re.compile(r"stage (\w+) \(process (\d+)\)")
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess, FileNotFoundError)
-# sh stays above make to write down how it ended; `trap :` lets it outlive the signal that ends make.
-SCRIPT = """trap : HUP INT TERM
+# sh stays above make to record how it ended: its exit code, and whether a signal asked it to, which the code does not
+# tell (make ends by the signal, or with "No child processes", as it happens). The trap lets sh outlive the signal.
+SCRIPT = """stopped=false
+trap 'stopped=true' HUP INT TERM
 printf '\\n== make %s, started %s\\n' "$1" "$(date)"
 make "$1"
 code=$?
 printf '== make %s ended with exit code %s\\n' "$1" "$code"
+printf '{"pid": %s, "exit_code": %s, "stopped": %s}\\n' "$$" "$code" "$stopped" > work/.detached_end.partial
+mv work/.detached_end.partial work/detached_end.json
 exit $code
 """
 
@@ -55,6 +60,15 @@ class Detached:
     def command(self) -> list[str]:
         """The command line of its process, by which it is known."""
         return ["/bin/sh", "-c", SCRIPT, "sh", self.target]
+
+
+@dataclass(frozen=True, slots=True)
+class DetachedEnd:
+    """How a detached start ended: its process, make's exit code, and whether a signal had asked it to end."""
+
+    pid: int
+    exit_code: int
+    stopped: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +161,16 @@ def read_detached(paths: Paths) -> Detached | None:
         return Detached(**content) if content else None
     except TypeError:
         return None
+
+
+def read_end(detached: Detached, paths: Paths) -> DetachedEnd | None:
+    """How a detached start ended; None where its first process was killed before it could record that."""
+    content = read_object(paths.work / "detached_end.json")
+    try:
+        end = DetachedEnd(**content) if content else None
+    except TypeError:
+        return None
+    return end if end is not None and end.pid == detached.pid else None
 
 
 def is_alive(detached: Detached, paths: Paths) -> bool:

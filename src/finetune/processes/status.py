@@ -1,30 +1,36 @@
 """`make status`: what runs in this folder and how far it is, or how the last run ended.
 
 Reads `work/status.json`, which the train stage keeps (step, losses, tokens a second, bytes, seconds left, Unix time),
-the log of the newest detached start and `reports/decision.json`.
+the records of the newest detached start and of its newest stage, and `reports/decision.json`.
 """
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.console import gigabytes, printable, say
-from finetune.errors import InterruptedRunError
+from finetune.files.run_lock import StageRecord, read_record
 from finetune.paths import Paths
-from finetune.processes.running import Detached, Run, find_run, is_alive, read_detached, read_object
+from finetune.processes.running import (
+    Detached,
+    Run,
+    find_run,
+    is_alive,
+    read_detached,
+    read_end,
+    read_object,
+)
 
 SILENT = 180.0  # seconds without news after which they are called old; a save or an evaluation may take as long
-SIGNALLED = 128  # exit codes from here on tell of a signal
-TAIL = 20_000  # bytes of a log that are searched for its last words
+TAIL, LAST_LINES = 20_000, 5  # bytes and lines of a log that are shown
 
 
 def show(paths: Paths, as_json: bool) -> int:
     """Tell a person, or a program, what runs or how the last run ended; gives 0."""
     run = find_run(paths)
     told = read_progress(paths, run) if run else None
-    lines = describe_run(run, told) if run else ["nothing is running in this folder", how_it_ended(paths)]
+    lines = describe_run(run, told) if run else ["nothing is running in this folder", *how_it_ended(paths)]
     if as_json:
         print(json.dumps(as_object(run, told, lines), indent=1, ensure_ascii=False))
     else:
@@ -104,47 +110,77 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def how_it_ended(paths: Paths) -> str:
-    """The end of the newest run, in a sentence: its verdict, the step where it stopped, or its last error."""
+def how_it_ended(paths: Paths) -> list[str]:
+    """The end of the newest run: its verdict, the step where it stopped, or why it failed, in a sentence.
+
+    After a failure outside of any stage, of which nothing else is recorded, the last lines of its log follow.
+    """
     detached, told = read_detached(paths), read_status(paths)
     verdict_at = _changed(paths.reports / "decision.json")
     train_at = float(told["updated"]) if told else 0.0
     if detached is not None and not is_alive(detached, paths):
         log = paths.root / detached.log
         if _changed(log) >= max(verdict_at, train_at):
-            return how_detached_ended(detached, log, paths, told)
+            return how_detached_ended(detached, paths, told)
     if told is not None and train_at > verdict_at:
-        return how_training_ended(told, paths)
-    return verdict(paths) or "nothing has run here yet, or all was cleaned"
+        return [how_training_ended(told, paths)]
+    return [verdict(paths) or "nothing has run here yet, or all was cleaned"]
 
 
-def how_detached_ended(detached: Detached, log: Path, paths: Paths, told: dict[str, Any] | None) -> str:
-    """From the exit code and the last error in its log, and the step where the training stopped."""
+def how_detached_ended(detached: Detached, paths: Paths, told: dict[str, Any] | None) -> list[str]:
+    """From the record of its exit code, that of its newest stage, and the step where the training stopped."""
     name, again = f"make {detached.target}", f"make {detached.target} DETACH=1"
-    end = read_end(log, detached.target)
-    if end.code == 0:
-        return f"{name} ended well; {verdict(paths) or 'it left no verdict'}"
+    end, stage = read_end(detached, paths), read_record(paths.work / "pipeline.lock")
+    if stage is not None and stage.at < detached.started:
+        stage = None
+    if end is not None and end.exit_code == 0:
+        return [f"{name} ended well; {verdict(paths) or 'it left no verdict'}"]
     if told is not None and told["updated"] >= detached.started and told.get("ended") in (None, "interrupted"):
-        return how_training_ended(told, paths, again)
-    if end.code is not None and end.code >= SIGNALLED:
-        return f"{name} was stopped between two stages; the same command goes on: {again}"
-    if end.interrupted:
-        return f"{name} was stopped: {end.words} ({again})"
-    if end.code is None:
-        return f"{name} was killed before it could tell why; the same command goes on: {again}"
-    return f"{name} failed: {end.words or 'it said nothing'} (all of it: {detached.log})"
+        return [how_training_ended(told, paths, again)]
+    if stage is not None and stage.outcome == "interrupted":
+        return [f"{name} was stopped in stage {stage.stage}; nothing half-done is left, and {goes_on(again)}"]
+    if end is None:
+        return [f"{name} was killed before it could tell why; {goes_on(again)}"]
+    if end.stopped:
+        return [f"{name} was stopped between two stages; {goes_on(again)}"]
+    if stage is None or stage.outcome == "done":
+        lines = last_lines(paths.root / detached.log)
+        return [f"{name} failed with exit code {end.exit_code}; {detached.log} ends with:", *lines]
+    return [f"{name} failed: {why_stage_failed(stage)} (all of it: {detached.log})"]
+
+
+def why_stage_failed(stage: StageRecord) -> str:
+    """The problem of a stage that did not come to its end; one that is still "running" was killed."""
+    if stage.problem is not None:
+        return printable(str(stage.problem))
+    return f"stage {stage.stage} {'was killed' if stage.outcome == 'running' else 'failed'}"
+
+
+def last_lines(log: Path) -> list[str]:
+    """The end of a log, to the letter."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL))
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [f"  {printable(line)}" for line in lines if line.strip()][-LAST_LINES:]
 
 
 def how_training_ended(told: dict[str, Any], paths: Paths, again: str = "") -> str:
     """The step where the training stands, and what goes on from there."""
     where = f"step {told['step']} of {told['steps']}"
-    goes_on = f"the same command goes on{': ' + again if again else ''}"
     if told.get("ended") == "finished":
-        return f"train finished with {where}; the stages after it did not: {goes_on}"
+        return f"train finished with {where}; the stages after it did not: {goes_on(again)}"
     if told.get("ended") == "failed":
-        return f"train failed at {where}; mend what it said, then {goes_on}"
+        return f"train failed at {where}; mend what it said, then {goes_on(again)}"
     verb = "stopped" if told.get("ended") == "interrupted" else "was killed"
-    return f"train {verb} at {where}; {what_is_kept(paths)}, and {goes_on}"
+    return f"train {verb} at {where}; {what_is_kept(paths)}, and {goes_on(again)}"
+
+
+def goes_on(again: str) -> str:
+    """What to do after a stop; `again` is the command where it is known."""
+    return f"the same command goes on{': ' + again if again else ''}"
 
 
 def what_is_kept(paths: Paths) -> str:
@@ -152,32 +188,6 @@ def what_is_kept(paths: Paths) -> str:
     found = [path for path in paths.checkpoints.glob("*/checkpoint-*") if path.name[11:].isdigit()]
     newest = max(found, key=_changed, default=None)
     return f"the checkpoint of step {newest.name[11:]} is kept" if newest else "no checkpoint was written yet"
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a detached start ended: make's exit code (None where nobody told), whether by a signal, the last error."""
-
-    code: int | None
-    interrupted: bool
-    words: str
-
-
-def read_end(log: Path, target: str) -> End:
-    """The end of the newest start in a log."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - TAIL))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return End(None, False, "")
-    newest = printable(text.rsplit(f"== make {target}, started ", 1)[-1]).splitlines()
-    ends = [line.rsplit(" ", 1)[1] for line in newest if line.startswith(f"== make {target} ended with exit code ")]
-    words = [line.strip() for line in newest if line.strip() and not line.startswith("==")]
-    told = [line for line in words if line.startswith("error: ")] or [line for line in words if "rror" in line] or words
-    code = int(ends[-1]) if ends and ends[-1].isdigit() else None
-    interrupted = any(line.endswith(f"exited with {InterruptedRunError.exit_code}") for line in words)  # DVC's words
-    return End(code, interrupted, told[-1].removeprefix("error: ") if told else "")
 
 
 def verdict(paths: Paths) -> str | None:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from finetune.files.strict_json import read_json
 from finetune.history.seed_results import read_seeds, record_seed, seeds_key
 from finetune.pipeline.dvc import makings, seed_of
 from tests.builders.runs_repository import build, copy_of, environment, finetune, run
+from tests.builders.waiting import PATIENCE, wait_for
 
 RESULT = {"adapter_sha256": "a", "test_sha256": "t", "verdict": "iterate", "criteria": {}}
 KEPT_TEST = [
@@ -266,18 +266,15 @@ def test_ctrl_c_waits_for_the_stage_and_puts_params_back(repository: Path, tmp_p
     """The whole group gets the signal, as from a terminal; the exit code says that the same command goes on."""
     root = copy_of(repository, tmp_path / "copy")
     stages = (root / "stages.py").read_text(encoding="utf-8")
-    slow = stages.replace("def train():\n", "def train():\n    import time; Path('begun').touch(); time.sleep(60)\n")
+    slow = stages.replace("def train():\n", "def train():\n    import time; Path('begun').touch(); time.sleep(3600)\n")
     (root / "stages.py").write_text(slow, encoding="utf-8")
     before = (root / "params.yaml").read_bytes()
     command = [sys.executable, "-m", "finetune", "seeds", "--seeds", "50"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, cwd=root, env=environment(), start_new_session=True, text=True, **pipes)  # type: ignore[call-overload]
-    deadline = time.monotonic() + 60
-    while not (root / "begun").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for((root / "begun").exists, process)
     os.killpg(process.pid, signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
+    told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 5, told
     assert "interrupted; what is finished is recorded, the same command goes on" in told
     assert (root / "params.yaml").read_bytes() == before

@@ -15,6 +15,7 @@ from tests.builders.changed_bundle import copy as copy
 from tests.builders.changed_bundle import made as made
 from tests.builders.changed_bundle import run as run
 from tests.builders.shared_run import ROOT
+from tests.builders.waiting import PATIENCE
 
 # ---------------------------------------------------------------------------------------------------------- signatures
 
@@ -89,7 +90,7 @@ def test_a_passphrase_is_not_waited_for_without_a_terminal(made: Path, tmp_path:
     environment.pop("SSH_AUTH_SOCK", None)
     command = [sys.executable, "-c", code, str(target), str(keys["guarded"])]
     done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=True
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert "a key with a passphrase needs a terminal or ssh-agent" in done.stdout
     assert not signing.signature_of(target).exists()

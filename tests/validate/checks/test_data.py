@@ -138,6 +138,6 @@ def test_a_large_split_is_checked_in_seconds(config: Config, example: Callable[.
         return [example(" ".join(rng.choices(words, k=40)), f"Answer{at % 7}") for at in range(count)]
 
     splits: Splits = {"train": rows(20_000), "validation": rows(1000), "test": rows(2000)}
-    started = time.perf_counter()
+    started = time.process_time()
     assert "test-near-overlap" not in codes(check_data(config, splits))
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 30

@@ -131,6 +131,6 @@ def test_a_shared_template_does_not_make_every_pair_be_measured(config: Config) 
     rng = random.Random(3)
     template = " ".join(f"t{at}" for at in range(70))
     rows = [f"{template} {' '.join(str(rng.randrange(10**6)) for _ in range(30))}" for _ in range(2000)]
-    started = time.perf_counter()
+    started = time.process_time()
     assert near_copies(rows[:1000], rows[1000:], config.data.duplicates) == []
-    assert time.perf_counter() - started < 15
+    assert time.process_time() - started < 15

@@ -1,0 +1,25 @@
+"""The order of the tests that build images: the CUDA image is built beside what needs the CPU image alone."""
+
+import pytest
+
+from tests.builders.standin import start_build
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First what needs the CPU image, then the CUDA image, last what must find no build under way."""
+    items.sort(key=_turn)  # a stable sort: all others stay where they are
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.get_closest_marker("images") is None:
+        return 0
+    if item.get_closest_marker("when_nothing_builds") is not None:
+        return 3
+    return 2 if "cuda" in item.name else 1
+
+
+@pytest.fixture(scope="session")
+def early_build(request: pytest.FixtureRequest) -> None:
+    """Begin to build the CUDA image, where a test of this run is going to need it."""
+    if any("cuda" in item.name and item.get_closest_marker("images") for item in request.session.items):
+        start_build("cuda")
