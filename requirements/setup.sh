@@ -32,7 +32,7 @@ installed() { # installed KIND ENVIRONMENT: whether .venv has it, of these very 
     locks=$(locks_of "$2")
     if [ "$1" = dev ]; then locks="$locks requirements/dev.lock"; fi
     wanted="$2 $(cat $locks | cksum)"
-    [ "$(cat ".venv/installed-$1" 2>/dev/null)" = "$wanted" ]
+    [ -x .venv/bin/finetune ] && [ "$(cat ".venv/installed-$1" 2>/dev/null)" = "$wanted" ]
 }
 if installed "$kind" "$environment"; then exit 0; fi
 if [ "$kind" = run ] && { [ "$runtime" = docker ] || [ "$runtime" = podman ]; }; then
@@ -72,6 +72,10 @@ if [ "$kind" = dev ]; then install -r requirements/dev.lock; fi
 # By all cores, where pip would use one. Some packages carry files that are no Python of today, and are never imported:
 # they alone may fail, and without bytecode everything works, only starts more slowly.
 .venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null || true
+# The command `finetune`: of the tree that one is in, as a queued experiment has its own; else of the tree above .venv.
+for packages in .venv/lib/python3*/site-packages; do echo ../../../../src > "$packages/finetune.pth"; done
+printf '%s\n' '#!/bin/sh' 'PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} exec "$(dirname "$0")/python" -m finetune "$@"' > .venv/bin/finetune
+chmod +x .venv/bin/finetune
 for done in run $kind; do
     installed "$done" "$environment" || printf '%s' "$wanted" > ".venv/installed-$done"
 done

@@ -19,7 +19,8 @@ def checksum(text: str) -> str:
 def tree(tmp_path: Path) -> Path:
     """A folder with locks of a line each; nothing in it can be installed."""
     (tmp_path / "requirements").mkdir()
-    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/finetune").touch(mode=0o755)
     shutil.copy(SETUP, tmp_path / "requirements")
     for name in ("cuda", "cpu", "torch-cpu", "base"):
         (tmp_path / f"requirements/{name}.lock").write_text(f"{name}\n", encoding="utf-8")
@@ -40,7 +41,7 @@ def set_up(tree: Path, environment: str) -> int:
 
 
 def test_a_login_node_keeps_the_gpus_packages(tree: Path) -> None:
-    """`make status` there must not put PyTorch's CPU build over the one that a job is training with."""
+    """`finetune status` there must not put PyTorch's CPU build over the one that a job is training with."""
     mark = tree / ".venv/installed-run"
     mark.write_text(f"cuda {checksum('cuda' + chr(10))}\n", encoding="utf-8")
     assert set_up(tree, "auto") == 0
