@@ -43,9 +43,8 @@ with pipeline_lock(Path("work/pipeline.lock"), sys.argv[3]):
 """
 # The targets as in the repository's Makefile, with stages that hold the lock and wait.
 MAKEFILE = """
-FINETUNE := python -m finetune
 train-%:
-	@$(FINETUNE) $(if $(DETACH),detach "$@",check)
+	@finetune $(if $(DETACH),detach "$@",check)
 	@$(if $(DETACH),,python stage.py -m finetune train 5)
 repro:
 	@python stage.py -m finetune prepare 0
@@ -117,8 +116,8 @@ def test_a_detached_run_is_started_told_and_stopped(folder: Path) -> None:
     started = run(folder, "make", "train-quick", "DETACH=1")
     assert started.returncode == 0, started.stderr
     assert started.stdout.splitlines()[1:] == [
-        "  make status      how far it is",
-        "  make stop        end it; the same command goes on",
+        "  ./finetune status   the progress",
+        "  ./finetune stop     end it; the same command resumes",
         "  tail -f work/train-quick.log",
     ]
     wait_for(lambda: (folder / "work/status.json").exists())
@@ -289,7 +288,9 @@ def test_a_run_is_not_checked_into_while_another_one_is_under_way(folder: Path) 
     before = (folder / "params.yaml").read_bytes()
     done = finetune(folder, "check")
     assert done.returncode == 2
-    assert f"error: work: stage train (process {holder.pid}) is running in this folder; make status" in done.stderr
+    assert (
+        f"error: work: stage train (process {holder.pid}) is running in this folder; ./finetune status" in done.stderr
+    )
     assert (folder / "params.yaml").read_bytes() == before
     holder.send_signal(signal.SIGTERM)
     assert holder.wait(timeout=10) == 5
