@@ -124,7 +124,7 @@ def wrong_words(words: list[str], parser: Parser, told: str) -> Iterator[str]:
             parser = choices(parser)[words[0]]
         elif words[0].partition("=")[0] not in options(parser):
             yield f"{told}: no option {words[0]}"
-        words = words[1:]
+        words = words[2 if words[0] in ("--runtime", "--image") else 1 :]
     if words and choices(parser) and not re.fullmatch(r"\[?[A-Z]+\]?|\.\.\.|…", words[0]):
         yield f"{told}: no command {words[0]}"
     for word in words[1:]:

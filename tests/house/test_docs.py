@@ -158,7 +158,7 @@ def test_the_readme_fits_its_bounds() -> None:
 OF_OTHERS = {
     "Unable to read RWLock-file",
     "dvc: command not found",
-    "finetune: not found",
+    "finetune: command not found",
 }  # DVC's, the shell's and Python's own
 
 

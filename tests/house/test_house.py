@@ -197,6 +197,14 @@ def makefile_targets() -> dict[str, tuple[str, list[str]]]:
     return found
 
 
+def test_the_makefile_has_what_developers_type() -> None:
+    """Everything else is the command, which has a help for its options and errors for wrong ones."""
+    kept = (
+        "help setup setup-dev repro train-% test test-fast test-end-to-end test-images lint check image-cpu image-cuda"
+    )
+    assert [*makefile_targets()] == f"{kept} chaos bench bench-quick lock clean".split()
+
+
 def test_every_target_is_short_and_helpful() -> None:
     """The front door tells what it does, and does it in three lines at most."""
     for name, (help_text, lines) in makefile_targets().items():

@@ -3,9 +3,12 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from finetune import VERSION
 
 SETUP = Path(__file__).resolve().parents[2] / "requirements/setup.sh"
 
@@ -52,3 +55,20 @@ def test_another_environment_is_made_where_it_is_asked_for(tree: Path) -> None:
     """The counter-example: by name it is another one, and without a Python it can't be made."""
     (tree / ".venv/installed-run").write_text(f"cuda {checksum('cuda' + chr(10))}\n", encoding="utf-8")
     assert set_up(tree, "cpu") == 4
+
+
+def run_command(folder: Path) -> str:
+    """What the command in this environment prints when it is started in a folder."""
+    command = [str(Path(sys.executable).parent / "finetune"), "--version"]
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, cwd=folder, env=plain, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_command_is_of_the_tree_that_one_is_in(tmp_path: Path) -> None:
+    """A queued experiment runs in a copy of the tree, by the copy's code; elsewhere it is the tree of .venv."""
+    assert run_command(tmp_path) == f"finetune {VERSION}\n"
+    package = tmp_path / "src/finetune"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text("print('of the copy')\n", encoding="utf-8")
+    assert run_command(tmp_path) == "of the copy\n"

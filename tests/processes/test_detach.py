@@ -232,6 +232,19 @@ def test_a_stage_that_was_started_by_hand_is_stopped_too(folder: Path) -> None:
     assert holder.wait(timeout=10) == 5
 
 
+def test_the_script_that_pip_makes_is_known_too(folder: Path) -> None:
+    """An installed package starts as `python .../bin/finetune train`."""
+    script = folder / "finetune"
+    script.write_text(STAGE.replace("argv[3]", "argv[1]").replace("argv[4]", "argv[2]"), encoding="utf-8")
+    holder = subprocess.Popen(
+        [sys.executable, str(script), "train", "5"], cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "holds the lock\n"
+    assert finetune(folder, "status").stdout.startswith(f"stage train (process {holder.pid}) is running\nstep 7 of 45")
+    finetune(folder, "stop")
+    assert holder.wait(timeout=10) == 5
+
+
 @pytest.mark.parametrize("words", [(), ("-m", "finetune", "report"), ("-m", "pytest", "train")])
 def test_a_reused_process_number_is_never_shot(folder: Path, words: tuple[str, ...]) -> None:
     """A killed stage leaves its file; its number may be the user's notebook, or another command in this folder."""
