@@ -13,7 +13,7 @@ from click import Context
 
 from finetune import VERSION
 from finetune.cli.command import Command
-from finetune.cli.main import all_commands, main
+from finetune.cli.main import all_commands, main, split_words
 from finetune.cli.reference import to_markdown
 from tests.builders.small_run import ROOT, params
 
@@ -163,6 +163,13 @@ def test_every_command_has_a_help(one: Command, capsys: pytest.CaptureFixture[st
         assert main([words[0], "--help"]) == 0
         assert f"Example: finetune {one.example}" in " ".join(capsys.readouterr().out.split())
         one.make_context(words[0], words[1:]).close()
+
+
+def test_options_before_the_command_are_told_from_it() -> None:
+    """A word after an option with a value is no command."""
+    assert split_words(["--debug", "--runtime", "podman", "train", "--json"]) == (["--debug", "--runtime"], "train")
+    assert split_words(["--runtime=podman", "gate"]) == (["--runtime=podman"], "gate")
+    assert split_words(["--version"]) == (["--version"], "finetune")
 
 
 def test_an_alias_is_the_same_command(capsys: pytest.CaptureFixture[str]) -> None:

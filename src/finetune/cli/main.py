@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "FINETUNE_STARTED" in os.environ:  # in a container: the caller's umask, and signals are heard from now on
         os.umask(int(os.environ["FINETUNE_UMASK"], 8))
         Path(os.environ["FINETUNE_STARTED"]).touch()
-    debug = "--debug" in words[: next((at for at, word in enumerate(words) if not word.startswith("-")), len(words))]
+    options, name = split_words(words)
     try:
         with cli.make_context("finetune", list(words), obj=list(words)) as context:
             return int(cli.invoke(context) or 0)
@@ -141,11 +141,11 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read has heard enough, like head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (FinetuneError, OSError, MemoryError, RuntimeError) as error:
-        return _print_error(error, words, debug=debug)
     except (KeyboardInterrupt, click.Abort):
-        print(f"error: {_command(words)} was interrupted; nothing half-done is left, run it again", file=sys.stderr)
+        print(f"error: {name} was interrupted; nothing half-done is left, run it again", file=sys.stderr)
         return InterruptedRunError.exit_code
+    except (FinetuneError, OSError, MemoryError, RuntimeError) as error:
+        return _print_error(error, name, debug="--debug" in options, as_json="--json" in words)
 
 
 def find_own_programs() -> None:
@@ -155,9 +155,17 @@ def find_own_programs() -> None:
         os.environ["PATH"] = os.pathsep.join([own, *paths])
 
 
-def _command(words: list[str]) -> str:
-    """The command among the words of a command line."""
-    return next((word for word in words if not word.startswith("-")), "finetune")
+def split_words(words: list[str]) -> tuple[list[str], str]:
+    """(the options before the command, the command)."""
+    options: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            return options, word
+        options.append(word)
+        if word in ("--runtime", "--image"):  # their value is the next word
+            next(rest, None)
+    return options, "finetune"
 
 
 def _print_usage_error(error: click.ClickException) -> int:
@@ -184,7 +192,7 @@ def _usage_message(error: click.ClickException) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _print_error(error: Exception, words: list[str], *, debug: bool) -> int:
+def _print_error(error: Exception, command: str, *, debug: bool, as_json: bool) -> int:
     """The text of an error on standard error, as JSON on standard output too where that was asked for.
 
     One that is neither a user's nor the machine's is raised again.
@@ -196,11 +204,11 @@ def _print_error(error: Exception, words: list[str], *, debug: bool) -> int:
         trouble = machine_trouble(error)
         if debug or trouble is None:
             raise error
-        error = MachineError(_command(words), trouble, "what was whole before is kept, run it again then")
+        error = MachineError(command, trouble, "what was whole before is kept, run it again then")
     if debug:
         traceback.print_exc()
     print(f"error: {printable(str(error))}", file=sys.stderr)
-    if "--json" in words:
+    if as_json:
         print_json({"exit_code": error.exit_code, "problems": [problem.to_json() for problem in error.problems]})
     return error.exit_code
 

@@ -62,13 +62,13 @@ def decide() -> None:
     example="dvc repro",
     add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    exits={0: "and all others: DVC's own"},
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, help="DVC's own command and options.")
 def dvc(words: tuple[str, ...]) -> NoReturn:
     """Run DVC in this environment, like `dvc repro`.
 
-    DVC's stages are commands of this program, which must be on the PATH; it is after `source .venv/bin/activate` too.
+    DVC runs each stage with the command finetune, which must be on the PATH: here it is, as after `source
+    .venv/bin/activate`. The exit code is DVC's.
     """
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     os.execv(sys.executable, [sys.executable, "-m", "dvc", *words])  # noqa: S606 - the user's own command line
