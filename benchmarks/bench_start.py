@@ -22,7 +22,6 @@ from finetune.files.atomic import write_json
 
 ROOT = Path(__file__).parents[1]
 PYTHON = [sys.executable]
-FINETUNE = [sys.executable, "-m", "finetune"]
 COMMANDS = {
     "Python alone": [*PYTHON, "-c", "pass"],
     "import of torch, transformers, peft and trl": [
@@ -31,14 +30,14 @@ COMMANDS = {
         "import torch, transformers, peft, trl.trainer.sft_trainer",
     ],
     "`make`": ["make"],
-    "`make recipes`": ["make", "recipes"],
-    "`make doctor QUICK=1`": ["make", "doctor", "QUICK=1"],
-    "`make status`": ["make", "status"],
-    "`make gate`": ["make", "gate"],
-    "`make exps`": ["make", "exps"],
-    "`make doctor`": ["make", "doctor"],
-    "`make plan`": ["make", "plan"],
-    "`python -m finetune check`": [*FINETUNE, "check"],
+    "`./finetune recipes`": ["./finetune", "recipes"],
+    "`./finetune doctor --quick`": ["./finetune", "doctor", "--quick"],
+    "`./finetune status`": ["./finetune", "status"],
+    "`./finetune gate`": ["./finetune", "gate"],
+    "`./finetune exps`": ["./finetune", "exps"],
+    "`./finetune doctor`": ["./finetune", "doctor"],
+    "`./finetune plan`": ["./finetune", "plan"],
+    "`./finetune check`": ["./finetune", "check"],
     "`dvc status`": ["dvc", "status"],
     "`dvc repro`, nothing to do": ["dvc", "repro"],
 }

@@ -183,7 +183,7 @@ def watch_stage(clock: Clock) -> None:
 
 
 def train_ours(changes: dict[str, Any], clock: Clock, tally: Tally) -> None:
-    """The train stage, as `python -m finetune train` runs it."""
+    """The train stage, as `finetune train` runs it."""
     from train_workloads import changed
 
     from finetune.config.loading import read_yaml

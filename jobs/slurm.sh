@@ -7,7 +7,7 @@
 #   sbatch --nodes=2 --gpus-per-node=4 jobs/slurm.sh            train.distributed: {nodes: 2, devices: 8, ...}
 #   sbatch --export=ALL,IMAGE=finetune-cuda.sif jobs/slurm.sh h100   in an image of ours: apptainer for x.sif and
 #                                                               docker://x, else pyxis
-# Nodes without a network: make setup ENVIRONMENT=cuda and make pin RECIPE=h100 on the login node first.
+# Nodes without a network: make setup ENVIRONMENT=cuda and ./finetune pin h100 on the login node first.
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -50,19 +50,19 @@ requeue=no
 on_signal() {
     requeue=yes
     echo "slurm.sh: stopping; the job is requeued and goes on from there"
-    on_head --overlap "${prefix[@]}" timeout "$patience" make stop || kill "$run"
+    on_head --overlap "${prefix[@]}" timeout "$patience" finetune stop || kill "$run"
 }
 
 on_head "${prefix[@]}" make setup || exit
-# The trap keeps bash when a signal ends the run; make stop then waits for a stage that still saves, if there is one.
-NODE_RANK=0 on_head "${prefix[@]}" bash -c 'trap : TERM USR1; make "$1"; code=$?; make stop; exit $code' job "$target" &
+# The trap keeps bash when a signal ends the run; finetune stop then waits for a stage that still saves, if there is one.
+NODE_RANK=0 on_head "${prefix[@]}" bash -c 'trap : TERM USR1; make "$1"; code=$?; finetune stop; exit $code' job "$target" &
 run=$!
 trap on_signal USR1
 others=
 if [ "${#nodes[@]}" -gt 1 ]; then
     count=$((${#nodes[@]} - 1))
     srun --nodes="$count" --ntasks="$count" --exclude="$MASTER_ADDR" "${options[@]}" "${prefix[@]}" \
-        bash -c 'PYTHONPATH=src NODE_RANK=$((SLURM_PROCID + 1)) exec python -m finetune join' & # not the image's source
+        bash -c 'PYTHONPATH=src NODE_RANK=$((SLURM_PROCID + 1)) exec finetune join' & # not the image's source
     others=$!
 fi
 

@@ -50,7 +50,7 @@ installed() { # installed KIND ENVIRONMENT: whether .venv was made from the pres
     locks=$(locks_of "$2")
     if [ "$1" = dev ]; then locks="$locks requirements/dev.lock"; fi
     wanted="$2 $(cat $locks | cksum)"
-    [ -x .venv/bin/python ] && [ "$(cat ".venv/installed-$1" 2>/dev/null)" = "$wanted" ]
+    [ -x .venv/bin/python ] && [ -x .venv/bin/finetune ] && [ "$(cat ".venv/installed-$1" 2>/dev/null)" = "$wanted" ]
 }
 
 if installed "$kind" "$environment"; then exit 0; fi
@@ -169,6 +169,10 @@ if [ "$kind" = dev ]; then install requirements/dev.lock; fi
 # Bytecode is compiled on all cores, where pip would use one, and not for the libraries' own tests. Some packages have
 # files that are not valid Python today and are never imported; only those fail. Without bytecode, starts are slower.
 .venv/bin/python -m compileall -q -j 0 -x '/tests?/' .venv/lib >/dev/null || true
+# The command `finetune`: of the tree that one is in, as a queued experiment has its own; else of the tree above .venv.
+for packages in .venv/lib/python3*/site-packages; do echo ../../../../src > "$packages/finetune.pth"; done
+printf '%s\n' '#!/bin/sh' 'PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} exec "$(dirname "$0")/python" -m finetune "$@"' > .venv/bin/finetune
+chmod +x .venv/bin/finetune
 for done in run $kind; do
     installed "$done" "$environment" || printf '%s' "$wanted" >".venv/installed-$done"
 done

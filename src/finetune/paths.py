@@ -34,7 +34,7 @@ class Paths:
 
     @property
     def merged(self) -> Path:
-        """Base and adapter as one model, where `make merge` wrote it."""
+        """Base and adapter as one model, where `finetune merge` wrote it."""
         return self.root / "out/merged"
 
     @property
@@ -84,5 +84,5 @@ class Paths:
 
     @property
     def status(self) -> Path:
-        """How far the training is, for `make status`."""
+        """How far the training is, for `finetune status`."""
         return self.work / "status.json"

@@ -1,6 +1,7 @@
 """What the pages claim to exist, and what of it is not there: targets, commands, paths, keys, codes, links.
 
-    make plna RECIPE=h100        plna is no target of the Makefile
+    make rpero                   rpero is no target of the Makefile
+    ./finetune plna h100         plna is no command
     `train.warmup_stepz`         no key of params.yaml
 
 Each check takes a page's text and gives a line for each claim that does not hold. Prose is not looked at: a claim is
@@ -14,8 +15,11 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from finetune.cli.options import build_parser
+import click
+
+from finetune.cli.main import all_commands, cli
 from finetune.config.loading import read_yaml
 from finetune.config.params import Config
 from tests.builders.doc_keys import has_key, packages, wrong_codes, wrong_keys
@@ -24,7 +28,15 @@ from tests.builders.doc_text import FENCED, ROOT, code_of, indented_of
 RECIPES = {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
 PLACEHOLDER = {"...", "...`", "name", "x", "RECIPE", "…"}
 WORDS = {"make", "dvc", "git", "python", "cd", "ssh", "scp", "rsync", "source", "export", "sbatch", "squeue", "scancel"}
-WORDS |= {"sky", "apptainer", "pip", ".venv/bin/pip", ".venv/bin/python", ".venv/bin/hf"}  # a shell block's commands
+WORDS |= {
+    "./finetune",
+    "sky",
+    "apptainer",
+    "pip",
+    ".venv/bin/pip",
+    ".venv/bin/python",
+    ".venv/bin/hf",
+}  # a shell block's commands
 START = r"(?:^|&& |\|\|? |[(;] ?|: )(?:[A-Z_]+=\S* )*"  # where a command begins, and what its environment gets
 # Places that a run makes beside what dvc.yaml names.
 MADE = r"""out/merged|out/bundle(/.*)?|out|reports|work|data/prepared/(dropped|risks|train|validation|test)\.jsonl
@@ -69,36 +81,54 @@ def wrong_targets(text: str) -> Iterator[str]:
         first = [words.split()[:1] for words in command.findall(comment.strip())]
         for words in [found.split()[: 1 if line in printed else None] for found in command.findall(code)] + first:
             for word in words:
-                name, given, value = word.rstrip(",;)").partition("=")
+                name, given, _ = word.rstrip(",;)").partition("=")
                 if not given and name.rstrip(".") not in targets() and name not in targets():
                     yield f"make {name}: no such target"
                 if given and not re.search(rf"\b{name}\b", variables()):
                     yield f"make {word}: nothing reads {name}"
-                if name == "RECIPE" and value not in RECIPES | PLACEHOLDER | {""}:
-                    yield f"make {word}: no such recipe"
     for name in re.findall(r"(?:slurm\.sh |--env RECIPE=)([\w-]+)", text):
         if name not in RECIPES:
             yield f"job of {name}: no such recipe"
 
 
-def choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """A parser's subcommands."""
+Parser = argparse.ArgumentParser | click.Command
+
+
+def choices(parser: Parser) -> dict[str, Any]:
+    """A parser's subcommands: of DVC's argparse, and of our click."""
+    if isinstance(parser, click.Group):
+        commands = [one for _, found in all_commands() for one in found]
+        return {str(name): one for one in commands for name in (one.name, *one.aliases)}
+    if isinstance(parser, click.Command):
+        return {}
     found = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(found[0]) if found else {}
 
 
-def wrong_words(words: list[str], parser: argparse.ArgumentParser, told: str) -> Iterator[str]:
+def options(parser: Parser) -> set[str]:
+    """A parser's options."""
+    if isinstance(parser, click.Command):
+        return {name for one in parser.get_params(click.Context(parser)) for name in one.opts}
+    return set(parser._option_string_actions)
+
+
+def wrong_words(words: list[str], parser: Parser, told: str) -> Iterator[str]:
     """What of a command line the parser does not know: a subcommand, or an option."""
+    from dvc.cli.parser import get_main_parser
+
     while words and (words[0].startswith("-") or words[0] in choices(parser)):
+        if words[0] == "dvc":
+            yield from wrong_words(words[1:], get_main_parser(), told)
+            return
         if not words[0].startswith("-"):
             parser = choices(parser)[words[0]]
-        elif words[0].partition("=")[0] not in parser._option_string_actions:
+        elif words[0].partition("=")[0] not in options(parser):
             yield f"{told}: no option {words[0]}"
-        words = words[1:]
-    if words and choices(parser) and not re.fullmatch(r"[A-Z]+|\.\.\.|…", words[0]):
+        words = words[2 if words[0] in ("--runtime", "--image") else 1 :]
+    if words and choices(parser) and not re.fullmatch(r"\[?[A-Z]+\]?|\.\.\.|…", words[0]):
         yield f"{told}: no command {words[0]}"
     for word in words[1:]:
-        if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in parser._option_string_actions:
+        if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in options(parser):
             yield f"{told}: no option {word}"
 
 
@@ -109,16 +139,23 @@ def found_in(line: str, command: str) -> list[tuple[str, ...]]:
 
 
 def wrong_commands(text: str) -> Iterator[str]:
-    """`python -m finetune COMMAND --options` and `dvc COMMAND --options`, by their own parsers; -S by params.yaml."""
+    """`finetune COMMAND --options` and `dvc COMMAND --options`, by their own parsers; -S by params.yaml."""
     from dvc.cli.parser import get_main_parser
 
     for line in code_of(text):
-        for program, rest in found_in(line, r"(?:\.venv/bin/)?(python -m finetune|dvc) ([^&;|)]+)"):
+        for program, rest in found_in(line, r"(?:\./|\.venv/bin/)?(python -m finetune|finetune|dvc) ([^&;|)]+)"):
             words = rest.split(" > ")[0].split()
             if program == "dvc" and words[0].endswith(":"):  # an error of the shell's
                 continue
-            parser = build_parser() if program != "dvc" else get_main_parser()
+            parser: Parser = cli if program != "dvc" else get_main_parser()
             yield from wrong_words(words, parser, f"{program} {' '.join(words)}")
+            asked = (
+                re.match(r"(?:use|pin|plan|rehearse|check|doctor --recipe) ([\w-]+)", rest)
+                if program != "dvc"
+                else None
+            )
+            if asked and not asked[1].startswith("-") and asked[1] not in RECIPES | PLACEHOLDER:
+                yield f"{program} {rest.strip()}: no such recipe"
             for key in re.findall(r"-S ([\w.]+)=", rest):
                 if not has_key(key.split("."), Config):
                     yield f"-S {key}: no key of params.yaml"

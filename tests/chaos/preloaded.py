@@ -1,8 +1,8 @@
 """Processes of the pipeline that start in a moment: forked from one that has torch and DVC imported already.
 
-`folder/bin/python` and `folder/bin/dvc` are small programs that ask that process for a fork: it runs the same command
-with their arguments, directory, environment, limits, open files and process group, so that DVC, a kill and a terminal
-find a stage where they would find it else. Everything but these commands is handed to the real Python.
+`folder/bin` has `python`, `finetune` and `dvc`, small programs that ask that process for a fork: it runs the same
+command with their arguments, directory, environment, limits, open files and process group, so that DVC, a kill and a
+terminal find a stage where they would find it else. Everything but these commands is handed to the real Python.
 """
 
 import array
@@ -62,7 +62,7 @@ class Preloaded:
     def __init__(self, folder: Path) -> None:
         self.bin, self.socket = folder / "bin", str(folder / "ask")
         self.bin.mkdir(parents=True)
-        for name, module in (("python", ""), ("dvc", "dvc")):
+        for name, module in (("python", ""), ("dvc", "dvc"), ("finetune", "finetune")):
             text = ASKING.format(python=sys.executable, dvc=module, socket=self.socket, signals=SIGNALS)
             (self.bin / name).write_text(text, encoding="utf-8")
             (self.bin / name).chmod(0o755)

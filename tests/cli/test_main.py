@@ -2,13 +2,19 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click import Context
 
-from finetune.cli.main import main
+from finetune import VERSION
+from finetune.cli.command import Command
+from finetune.cli.main import all_commands, main, split_words
+from finetune.cli.reference import to_markdown
 from tests.builders.small_run import ROOT, params
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -105,12 +111,146 @@ def test_debug_shows_the_traceback(folder: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "error: params.yaml: no such file; run from the top of the repository\n"
 
 
-def test_unknown_command_is_two(capsys: pytest.CaptureFixture[str]) -> None:
-    """argparse says which ones there are."""
-    with pytest.raises(SystemExit) as stopped:
-        main(["trian"])
-    assert stopped.value.code == 2
-    assert "invalid choice: 'trian'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trian"], "finetune: no such command: trian; did you mean train? See finetune --help"),
+        (["xyz"], "finetune: no such command: xyz; see finetune --help"),
+        (["--debg", "train"], "finetune: no such option: --debg; did you mean --debug? See finetune --help"),
+        (
+            ["plan", "--exampels", "3"],
+            "finetune plan: no such option: --exampels; did you mean --examples? See finetune plan --help",
+        ),
+        (
+            ["plan", "--examples", "0"],
+            "finetune plan: invalid value for '--examples': '0' is not a whole number above 0; "
+            "see finetune plan --help",
+        ),
+        (
+            ["seeds", "--seeds", "1,x"],
+            "finetune seeds: invalid value for '--seeds': '1,x' is not a list of seeds, like 1,2,3; "
+            "see finetune seeds --help",
+        ),
+        (["use"], "finetune use: missing argument 'RECIPE'; see finetune use --help"),
+    ],
+)
+def test_wrong_use_is_two(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, with the nearest name that there is."""
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: {told}\n"
+
+
+def test_help_and_version_are_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help has every command under its heading; without any word it is shown too, and that is wrong use."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"finetune {VERSION}\n"
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    headings = [heading for heading, _ in all_commands()]
+    assert re.findall(r"^(.*):$", shown, flags=re.MULTILINE) == ["Options", *headings, "Example", "Exit codes"]
+    assert main([]) == 2
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("one", [one for _, commands in all_commands() for one in commands], ids=lambda one: one.name)
+def test_every_command_has_a_help(one: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line in the list, every option explained, and an example that can be typed."""
+    assert one.help and len(one.get_short_help_str(200)) <= 64
+    assert all(parameter.get_help_record(Context(one))[1] for parameter in one.params)  # type: ignore[index]
+    words = shlex.split(one.example)
+    assert words[0] == one.name
+    if one.name != "dvc":
+        assert main([words[0], "--help"]) == 0
+        assert f"Example: finetune {one.example}" in " ".join(capsys.readouterr().out.split())
+        one.make_context(words[0], words[1:]).close()
+
+
+def test_options_before_the_command_are_told_from_it() -> None:
+    """A word after an option with a value is no command."""
+    assert split_words(["--debug", "--runtime", "podman", "train", "--json"]) == (["--debug", "--runtime"], "train")
+    assert split_words(["--runtime=podman", "gate"]) == (["--runtime=podman"], "gate")
+    assert split_words(["--version"]) == (["--version"], "finetune")
+
+
+def test_an_alias_is_the_same_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """`try` was the name of `chat`."""
+    assert main(["try", "--help"]) == 0
+    assert "Also called: try" in capsys.readouterr().out
+
+
+def test_the_page_of_the_commands_is_of_today() -> None:
+    """`./finetune help --markdown > docs/cli.md` was not forgotten."""
+    assert (ROOT / "docs/cli.md").read_text(encoding="utf-8") == to_markdown()
+
+
+def test_what_messages_advise_exists() -> None:
+    """A message that advises a command which is not there sends its reader nowhere."""
+    names = {str(one.name): one for _, commands in all_commands() for one in commands}
+    found = 0
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("*.j2"), *(ROOT / "recipes").glob("*.yaml")]:
+        text = path.read_text(encoding="utf-8")
+        for name, rest in re.findall(r"\./finetune(?: --runtime \w+)? ([a-z][a-z-]*)([^;,\n\"`]*)", text):
+            assert name in names, f"{path}: {name}"
+            options = {option for parameter in names[name].params for option in parameter.opts}
+            assert set(re.findall(r"(?<= )--[a-z-]+", rest)) <= options | {"--help"}, f"{path}: {name}{rest}"
+            found += 1
+    assert found > 40
+
+
+def test_errors_are_json_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A program that asked for JSON gets it, whatever happened."""
+    assert main(["report", "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    (problem,) = found["problems"]
+    assert (found["exit_code"], problem["place"], problem["message"]) == (3, "reports/decision.json", "no such file")
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["findings"], ["plan", "tiny", "--examples", "1600"], ["status"]])
+def test_reports_come_as_json(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing beside it."""
+    monkeypatch.chdir(ROOT)
+    assert main([*words, "--json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
+
+
+def test_check_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without it, nothing is printed."""
+    assert main(["check"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["check", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"ready": True}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_recipes(shell: str) -> None:
+    """By click's protocol: the words so far in, the candidates out."""
+    source = {**ENVIRONMENT, "_FINETUNE_COMPLETE": f"{shell}_source"}
+    command = [sys.executable, "-m", "finetune"]
+    script = subprocess.run(command, env=source, capture_output=True, text=True, check=True).stdout
+    assert "_FINETUNE_COMPLETE" in script
+    for line, last, expected in (("finetune pl", "1", "plan"), ("finetune use h1", "2", "h100")):
+        asked = {**ENVIRONMENT, "_FINETUNE_COMPLETE": f"{shell}_complete", "COMP_WORDS": line, "COMP_CWORD": last}
+        if shell == "fish":
+            asked["COMP_CWORD"] = line.split()[-1]
+        done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, check=True)
+        assert expected in done.stdout
+
+
+def test_dvc_is_passed_through(tmp_path: Path) -> None:
+    """Every word as it is, its exit code, and the stages' command on its PATH."""
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    bare = {**ENVIRONMENT, "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-m", "finetune", "dvc"]
+    for words in (
+        ["init", "-q"],
+        ["stage", "add", "-q", "-n", "help", "-o", "shown.txt", "finetune --help > shown.txt"],
+    ):
+        subprocess.run([*command, *words], cwd=tmp_path, env=bare, check=True)
+    subprocess.run([*command, "repro", "-q"], cwd=tmp_path, env=bare, check=True)
+    assert "Usage: finetune" in (tmp_path / "shown.txt").read_text(encoding="utf-8")
+    assert subprocess.run([*command, "no-such"], cwd=tmp_path, env=bare, capture_output=True).returncode == 254
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])

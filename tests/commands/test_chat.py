@@ -1,8 +1,5 @@
-"""`make try`: both models' answers to a prompt, which arrives to the letter and whose answers move no cursor."""
+"""`finetune chat`: both models' answers to a prompt, which arrives to the letter and whose answers move no cursor."""
 
-import json
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,7 +71,7 @@ def test_both_answers_stand_one_below_the_other(session: Session, capsys: pytest
     answer(session, "find the key")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" s")[0][:-4] for line in lines[::2]] == ["base (4 tokens, ", "candidate (3 tokens, "]
-    assert "cut off at 4 (MAX_NEW_TOKENS=…)" in lines[0] and "cut off" not in lines[2]
+    assert "cut off at 4 (--max-new-tokens)" in lines[0] and "cut off" not in lines[2]
     assert lines[1::2] == ["  base", "  key"]
     answer(session, "x" * 61)
     assert "the prompt has 61 tokens: prompt and answer may pass what was trained on, 64" in capsys.readouterr().out
@@ -151,20 +148,3 @@ def test_the_system_prompt_goes_before_the_users(monkeypatch: pytest.MonkeyPatch
     session.agent = "other"
     chat.prompt_ids(session, "what?")
     assert seen == [[Message("system", "Name it."), Message("user", "what?")], [Message("user", "what?")]]
-
-
-@pytest.mark.parametrize("given", [HARD, "plain", None])
-def test_make_hands_the_prompt_over_to_the_letter(given: str | None, tmp_path: Path) -> None:
-    """Neither make nor the shell may read what is in it; a shell's own PROMPT is none."""
-    script = tmp_path / "show.py"
-    script.write_text("import json, os, sys; print(json.dumps([dict(os.environ), sys.argv[1:]]))", encoding="utf-8")
-    command = ["make", "-s", "-o", "setup", "-f", str(ROOT / "Makefile"), "try", f"FINETUNE=python {script}"]
-    named = [] if given is None else [f"PROMPT={given}", "AGENT=x"]
-    surroundings = os.environ | {"PROMPT": "%n@%m", "FINETUNE_PROMPT": "old"}
-    done = subprocess.run(
-        [*command, *named], cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=True
-    )
-    found, arguments = json.loads(done.stdout)
-    assert found["FINETUNE_PROMPT"] == (given or "")
-    assert arguments == (["try"] if given is None else ["try", "--agent", "x"])
-    assert not (tmp_path / "pwned").exists()

@@ -38,7 +38,7 @@ def test_a_recipe_for_another_machine_is_refused(folder: Path, capsys: pytest.Ca
     assert told.out == "recipe h100 can't run here; looking for one that can\n"
     assert told.err == (
         "error: recipes/h100.yaml: environment: cuda: no cuda here; nothing was started or changed; "
-        "what works here: make rehearse RECIPE=h100 (every stage, on a shrunken base), "
+        "what works here: ./finetune rehearse h100 (every stage, on a shrunken base), "
         "or make train-laptop, the largest base that fits this machine\n"
     )
     assert (folder / "params.yaml").read_bytes() == before
@@ -90,7 +90,7 @@ def test_where_nothing_fits_the_list_is_named(
     """Without a known fit, no recipe is recommended by chance."""
     monkeypatch.setattr(check, "find_best", lambda root: None)
     assert main(["check", "h100"]) == 4
-    assert capsys.readouterr().err.endswith("or a recipe of make recipes\n")
+    assert capsys.readouterr().err.endswith("or one that ./finetune recipes lists\n")
 
 
 def test_too_few_devices_are_a_wrong_machine(
@@ -150,7 +150,7 @@ def test_a_mistake_in_params_is_found_too(folder: Path, capsys: pytest.CaptureFi
 def test_the_front_door_asks_first(target: str) -> None:
     """Before params.yaml is changed, before a detached start, and before DVC."""
     _, lines = makefile_targets()[target]
-    assert re.match(r"@(requirements/setup\.sh [^&|;]+ && )?\$\(FINETUNE\) check", lines[0])
+    assert re.match(r"@(requirements/setup\.sh [^&|;]+ && )?finetune check", lines[0])
     assert any("use" in line or "dvc repro" in line for line in lines[1:])
 
 

@@ -1,4 +1,4 @@
-"""`make plan`: what is known of a run before it."""
+"""`finetune plan`: what is known of a run before it."""
 
 import shutil
 from collections.abc import Callable
@@ -120,7 +120,7 @@ def test_without_prepared_rows_the_way_out_is_told(config: Config, tmp_path: Pat
         look_ahead(config, tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}/data/prepared: no prepared rows to plan with; run dvc repro prepare, or say how many there will "
-        "be: make plan EXAMPLES=15000"
+        "be: ./finetune plan --examples 15000"
     )
 
 
@@ -199,12 +199,12 @@ def test_what_a_person_reads(capsys: pytest.CaptureFixture[str]) -> None:
     assert "base-unpinned" in told
     assert show_plan(ROOT, "tiny", 1600, None, None, probe=False) == 0
     told = capsys.readouterr().out
-    assert "time: unknown for this machine until a probe measures it there (make plan PROBE=1)" in told
+    assert "time: unknown for this machine until a probe measures it there (./finetune plan --probe)" in told
     assert "no findings" in told
 
 
 def test_an_unknown_recipe_is_told_with_the_nearest() -> None:
-    """As `make use` does."""
+    """As `finetune use` does."""
     with pytest.raises(ConfigError, match="did you mean h100"):
         read_recipe("h10", ROOT)
 

@@ -1,4 +1,4 @@
-"""make verify: a finished run once more, in a fresh folder, and what is said where it can't be the same."""
+"""finetune verify: a finished run once more, in a fresh folder, and what is said where it can't be the same."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""`make pin`: the one line that fixes a run's base."""
+"""`finetune pin`: the one line that fixes a run's base."""
 
 import shutil
 from collections.abc import Callable
@@ -71,8 +71,8 @@ def test_pin_writes_one_line_and_keeps_all_else(
     assert asked == ["mistralai/Mistral-7B-Instruct-v0.3"]
     assert changed_lines(before, recipe.read_text(encoding="utf-8")) == [
         (
-            "  revision: null           # pinned by: make pin RECIPE=h100",
-            f"  revision: {COMMIT}           # pinned by: make pin RECIPE=h100",
+            "  revision: null           # pinned by: ./finetune pin h100",
+            f"  revision: {COMMIT}           # pinned by: ./finetune pin h100",
         )
     ]
     assert own.read_text(encoding="utf-8") == mine
@@ -134,8 +134,8 @@ def answer_of(status: int) -> Any:
         (answer_of(404), ConfigError, 2, "the Hub does not give Qwen/Qwen2.5-Coder-7B-Instruct (404); check the name"),
         (answer_of(403), ConfigError, 2, "(403); check the name, accept its licence, set HF_TOKEN"),
         (answer_of(429), MachineError, 4, "the Hub gives no answer for Qwen/Qwen2.5-Coder-7B-Instruct now (429)"),
-        (answer_of(503), MachineError, 4, "now (503); run make pin again later"),
-        (ConnectionError("no route"), MachineError, 4, "(ConnectionError); run make pin where a network is"),
+        (answer_of(503), MachineError, 4, "now (503); run ./finetune pin again later"),
+        (ConnectionError("no route"), MachineError, 4, "(ConnectionError); run ./finetune pin where a network is"),
         (OSError("no name service"), MachineError, 4, "can't be asked for Qwen/Qwen2.5-Coder-7B-Instruct (OSError)"),
     ],
 )

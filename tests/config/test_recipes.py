@@ -18,7 +18,7 @@ OWN = ("seed", "data", "findings", "evaluate", "decide")
 
 PARAMS = """\
 # The current run.
-# `make use` changes it.
+# `finetune use` changes it.
 
 recipe: mine
 machine: this
@@ -136,7 +136,7 @@ def test_the_users_own_sections_stay_to_the_letter(folder: Path) -> None:
     after = split_sections(apply(folder, "tiny"))
     before = split_sections(PARAMS)
     assert {key: after[key] for key in OWN} == {key: before[key] for key in OWN}
-    assert after[""] == before[""] == "# The current run.\n# `make use` changes it.\n\n"
+    assert after[""] == before[""] == "# The current run.\n# `finetune use` changes it.\n\n"
     assert before["seed"] == "# my lucky number\nseed: 7   # odd\n\n"
     assert before["decide"].endswith("# the end\n")
 
@@ -186,14 +186,14 @@ def test_what_is_cut_is_put_together_again() -> None:
 
 
 def test_an_unknown_recipe_is_told_with_the_nearest(folder: Path) -> None:
-    """The name is typed by hand, in `make use RECIPE=...`."""
+    """The name is typed by hand, in `finetune use ...`."""
     recipes = folder / "recipes"
     assert error_of(folder, "tinny") == f"recipe 'tinny': no such file {recipes}/tinny.yaml; did you mean tiny?"
     assert error_of(folder, "h100") == f"recipe 'h100': no such file {recipes}/h100.yaml; the recipes are other, tiny"
 
 
 def test_a_path_is_no_recipe(folder: Path) -> None:
-    """`make use RECIPE=../params` would replace params.yaml by parts of itself."""
+    """`finetune use ../params` would replace params.yaml by parts of itself."""
     assert "no such file" in error_of(folder, "../params")
 
 
@@ -268,7 +268,7 @@ def test_every_shipped_recipe_is_valid_with_the_shipped_params(path: Path) -> No
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_named_as_its_file_and_says_what_it_is_for(path: Path) -> None:
-    """`recipe:` is what reports and `make recipes` show; the first line is its row in the table."""
+    """`recipe:` is what reports and `finetune recipes` show; the first line is its row in the table."""
     assert read_yaml(path)["recipe"] == path.stem
     assert len(summary_of(path)) > 20
 
@@ -279,7 +279,7 @@ def test_the_embedded_default_is_shipped() -> None:
 
 
 def test_sections_of_a_recipe_and_of_a_user_are_all_sections() -> None:
-    """A new section of the config must be given to one side, or `make use` would leave it where it is by accident."""
+    """A new section of the config must be given to one side, or `finetune use` leaves it where it is by accident."""
     assert {*RECIPE_SECTIONS, *OWN} == set(Config.model_fields)
 
 
@@ -287,7 +287,7 @@ def test_sections_of_a_recipe_and_of_a_user_are_all_sections() -> None:
 
 
 def test_differences_are_keys_with_both_values() -> None:
-    """What `make recipes` tells of a recipe that was changed in params.yaml; the user's own sections are no change."""
+    """What `finetune recipes` shows of a recipe changed in params.yaml; the user's own sections are no change."""
     recipe: dict[str, Any] = {"recipe": "a", "train": {"optim": "sgd", "bf16": True}, "adapter": {"r": 8}}
     assert differences(recipe, recipe | {"seed": 5, "data": {}}) == []
     changed = {"recipe": "a", "train": {"optim": "sgd", "bf16": False, "fp16": True}, "adapter": {"r": 16}}

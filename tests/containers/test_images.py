@@ -217,7 +217,7 @@ def test_apple_has_no_image() -> None:
 
 
 def test_an_interrupted_build_stops_its_engine(fake: Fake, tmp_path: Path) -> None:
-    """Ctrl-C and make stop: the engine is told, waited for, and nothing is tagged."""
+    """Ctrl-C and finetune stop: the engine is told, waited for, and nothing is tagged."""
     fake("docker", build=f"trap 'echo gone > {tmp_path}/ended; exit 1' TERM; echo go; while :; do :; done")
     code = "from pathlib import Path; from finetune.containers.images import run; run(Path(), 'cpu')"
     process = subprocess.Popen(

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from finetune.cli.main import all_commands, main
 from finetune.containers import runtime
 from finetune.containers.command_line import SCRATCH
 from finetune.containers.images import image_name, lock_files, locks_sha256
-from finetune.containers.runtime import command_code, engine_for, require_ready, runs_here, runtime_of
+from finetune.containers.runtime import command_code, engine_for, require_ready, runtime_of
 from finetune.errors import ConfigError, FinetuneError, InterruptedRunError, MachineError
 from finetune.files.run_lock import pipeline_lock
 from tests.builders.container_tree import config
@@ -50,40 +51,32 @@ def test_a_mac_has_no_containers() -> None:
 
 def test_what_looks_ahead_runs_where_packages_are(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan for an H100 is made on a laptop; a host that has nothing but DVC sends it into the image."""
-    assert runs_here("plan")
-    assert runs_here("status")
-    assert not runs_here("train")
+    sent: list[tuple[str, str]] = []
+    monkeypatch.setattr(runtime, "run", lambda engine, name, words, config, root: sent.append((engine, name)) or 7)
+    monkeypatch.chdir(tree)
+    (tree / "recipes").mkdir()
+    (tree / "params.yaml").write_text(json.dumps(params(runtime="podman")), encoding="utf-8")
+    assert main(["recipes"]) == 0
+    assert sent == []
     monkeypatch.setattr(runtime, "has_packages", lambda: False)
-    assert not runs_here("plan")
-    assert runs_here("status")
-    assert engine_for("plan", config()) == "podman"
+    assert main(["plan"]) == 7
+    assert main(["train"]) == 7
+    assert main(["recipes", "--table"]) == 7
+    assert sent == [("podman", "plan"), ("podman", "train"), ("podman", "recipes")]
+    assert main(["recipes"]) == 0
     with pytest.raises(MachineError, match=r"^plan: the packages of the stages are not installed here; run make setup"):
         engine_for("plan", config(runtime="native"))
 
 
 def test_every_command_has_its_place() -> None:
-    """A new command is put into one of the kinds: one that needs torch and is in none fails on a bare host."""
-    from finetune.cli.main import SMALL_COMMANDS
-    from finetune.cli.options import STAGES
-
-    anywhere = {name.split()[0] for name in runtime.ANYWHERE}
-    of_host = {
-        "gate",
-        "report",
-        "status",
-        "stop",
-        "detach",
-        "exps",
-        "compare",
-        "seeds",
-        "use",
-        "pin",
-        "findings",
-        "doctor",
-    }
-    of_host |= {"image", "push", "pull", "bundle", "check-bundle"}
-    assert {*STAGES, *SMALL_COMMANDS} == runtime.OF_A_RUN | anywhere | of_host
-    assert not of_host & (runtime.OF_A_RUN | anywhere)
+    """Torch is needed by those that a container may run, and by no other: one without its mark fails on a bare host."""
+    found: dict[str | None, set[str]] = {}
+    for _, commands in all_commands():
+        for one in commands:
+            found.setdefault(one.needs, set()).add(str(one.name))
+    stages = {"prepare", "validate", "train", "evaluate", "decide"}
+    assert found["run"] == stages | {"check", "merge", "verify", "chat", "join"}
+    assert found["ahead"] == {"plan", "rehearse"}
 
 
 # ------------------------------------------------------------------------------------------------ what is missing
@@ -163,7 +156,8 @@ def test_an_engine_that_is_not_installed(tree: Path, engine: Path) -> None:
     """It is told which one is."""
     told = refused(tree, "docker")
     assert told == (
-        "runtime: docker is not installed here; use RUNTIME=podman, which is, or add RUNTIME=native to the command"
+        "runtime: docker is not installed here; use RUNTIME=podman, which is, or run natively: "
+        "make ... RUNTIME=native, ./finetune --runtime native ..."
     )
 
 

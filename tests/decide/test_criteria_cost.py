@@ -125,7 +125,7 @@ SAME = {"test_sha256": "t", "makings_sha256": "m", "policy": "interval", "confid
 
 
 def seed_run(status: str = "pass", criterion: str = "c0", **other: Any) -> dict[str, Any]:
-    """What `make seeds` records of one seed."""
+    """What `finetune seeds` records of one seed."""
     return {**SAME, **other, "criteria": {criterion: {"status": status, "estimate": 0.5}}}
 
 

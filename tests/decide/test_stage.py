@@ -155,7 +155,7 @@ def test_the_worst_seed_is_asked_for(sound: Run) -> None:
     sound.config = sound.change(decide={**sound.config.decide.model_dump(mode="json"), "seeds": 2})
     decision = sound.decide()
     assert (decision["verdict"], decision["criteria"][-1]["status"]) == ("iterate", "unmeasured")
-    assert "make seeds N=2" in decision["suggestions"][-1]["text"]
+    assert "./finetune seeds --count 2" in decision["suggestions"][-1]["text"]
     passed = {item["criterion"]: {"status": "pass", "estimate": 1.0} for item in decision["criteria"][:-1]}
     key = seeds_key(sound.config.model_dump(mode="json", by_alias=True))
     result = {
@@ -245,7 +245,7 @@ def test_an_old_verdict_opens_no_gate(sound: Run, changed: str) -> None:
         sound.config = sound.change(decide={**sound.config.decide.model_dump(mode="json"), "confidence": 0.99})
     with pytest.raises(DataError, match=f"was made with another {changed}; run make repro"):
         show_decision(sound.paths, sound.config)
-    assert show_decision(sound.paths, None) == 0  # make report tells what lies there
+    assert show_decision(sound.paths, None) == 0  # finetune report tells what lies there
 
 
 def locked(run: Run) -> dict[str, Any]:

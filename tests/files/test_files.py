@@ -59,7 +59,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
 
 
 def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    """`make report` while decide writes: the file that is open stays whole, so it is replaced and never overwritten."""
+    """`finetune report` while decide writes: an open file stays whole, so it is replaced and never overwritten."""
     path = tmp_path / "report.json"
     write_json(path, {"verdict": "iterate"})
     with path.open(encoding="utf-8") as reader:

@@ -193,7 +193,7 @@ def test_missing_device_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPat
         devices.require_device("cuda")
     assert str(caught.value) == (
         "params.yaml: environment: cuda: no CUDA device answers; "
-        "use a recipe for this machine (make recipes lists them)"
+        "use a recipe for this machine (./finetune recipes lists them)"
     )
     monkeypatch.setattr(devices, "why_unavailable", lambda _: None)
     assert devices.require_device("apple") == "mps"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune import VERSION
 from finetune.config.recipes import read_recipe
 from finetune.config.scorers import SCORERS
 from finetune.plan.schedule import plan_schedule
@@ -51,14 +52,15 @@ def test_what_a_page_of_origins_runs_and_links_exists(page: Path) -> None:
     ("text", "complaint"),
     [
         ("`make plna`", "make plna: no such target"),
-        ("```\nmake use RECIPE=h1000\n```", "make RECIPE=h1000: no such recipe"),
-        ("```\nmake plan PRIZE=2.5\n```", "make PRIZE=2.5: nothing reads PRIZE"),
+        ("```\n./finetune use h1000\n```", "finetune use h1000: no such recipe"),
+        ("```\nmake repro DETACHED=1\n```", "make DETACHED=1: nothing reads DETACHED"),
         ("`make train-h1000`", "make train-h1000: no such target"),
-        ("```\nmake push && make pul\n```", "make pul: no such target"),
+        ("```\nmake lint && make tset\n```", "make tset: no such target"),
+        ("```\n./finetune push && ./finetune pul\n```", "finetune pul: no command pul"),
         ("`make lint tset`", "make tset: no such target"),
         ("`HF_HOME=x make plna`", "make plna: no such target"),
-        ("```\nmake push | make pul\n```", "make pul: no such target"),
-        ("`make push || make pul`", "make pul: no such target"),
+        ("```\n./finetune push | ./finetune pul\n```", "finetune pul: no command pul"),
+        ("`./finetune push || make tset`", "make tset: no such target"),
         ("`.venv/bin/python -m finetune plna`", "python -m finetune plna: no command plna"),
         ("`HF_HOME=x .venv/bin/dvc exp runn`", "dvc exp runn: no command runn"),
         ("`python -m tests.nothing`", "python -m tests.nothing: no such module"),
@@ -74,6 +76,9 @@ def test_what_a_page_of_origins_runs_and_links_exists(page: Path) -> None:
         ("so: `sbatch jobs/slurm.sh h1000`", "job of h1000: no such recipe"),
         ("`python -m finetune paln h100`", "python -m finetune paln h100: no command paln"),
         ("`python -m finetune plan --exampels 3`", "python -m finetune plan --exampels 3: no option --exampels"),
+        ("`./finetune plan --exampels 3`", "finetune plan --exampels 3: no option --exampels"),
+        ("`finetune try --agnet x`", "finetune try --agnet x: no option --agnet"),
+        ("`./finetune dvc exp runn`", "finetune dvc exp runn: no command runn"),
         ("`dvc exp runn`", "dvc exp runn: no command runn"),
         ("`dvc repro --forse`", "dvc repro --forse: no option --forse"),
         ("`dvc exp run -S train.learning=1`", "-S train.learning: no key of params.yaml"),
@@ -102,9 +107,10 @@ def test_what_does_not_exist_is_told(text: str, complaint: str) -> None:
 def test_what_exists_is_not_complained_of() -> None:
     """The same kinds, written rightly; and prose claims nothing."""
     text = (
-        "`make plan RECIPE=h100 PRICE=2.5`, `make train-h100 DETACH=1`, `python -m finetune --debug STAGE`, "
+        "`./finetune plan h100 --price 2.5`, `make train-h100 DETACH=1`, `python -m finetune --debug STAGE`, "
+        "`./finetune dvc repro -f`, "
         "`dvc exp run --queue -S adapter.r=8`, `src/finetune/train`, `reports/train.json`, `data.sources.0.path`, "
-        "`make lint test`, `HF_HOME=x make push | make pull`, `python -m tests.chaos --rounds 3 --only x`, "
+        "`make lint test`, `HF_HOME=x ./finetune push | finetune pull`, `python -m tests.chaos --rounds 3 --only x`, "
         "`python benchmarks/run.py --only x`, `.venv/bin/python -m finetune plan h100`, `lora_alpha: 3`, "
         "`{rule: at_least, metric, threshold: 0.5}`, `python -m pytest -n 2`, "
         "`warmup-too-long`, [x](README.md#trouble); make haste, train.well\n\n    make repro runs in the background\n"
@@ -129,9 +135,9 @@ def is_told(name: str, told: str) -> bool:
 
 
 def test_a_longer_target_is_another() -> None:
-    """`make check-bundle` says nothing of `make check`."""
-    assert is_told("check", "run `make\ncheck` first") and is_told("check-bundle", "make check-bundle BUNDLE=x")
-    assert not is_told("check", "make check-bundle, make checks and remake check")
+    """`make test-fast` says nothing of `make test`."""
+    assert is_told("test", "run `make\ntest` first") and is_told("test-fast", "make test-fast x")
+    assert not is_told("test", "make test-fast, make tests and remake test")
 
 
 def test_every_scorer_is_explained() -> None:
@@ -152,7 +158,7 @@ def test_the_readme_fits_its_bounds() -> None:
 OF_OTHERS = {
     "Unable to read RWLock-file",
     "dvc: command not found",
-    "No module named finetune",
+    "finetune: command not found",
 }  # DVC's, the shell's and Python's own
 
 
@@ -297,4 +303,4 @@ def test_the_licence_and_the_version_are_told_alike() -> None:
     assert 'license = "Apache-2.0"' in project and "Apache License" in text_of("LICENSE")
     assert "Licence: Apache-2.0" in text_of("README.md")
     (version,) = commands_of(project, r'^version = "(.*)"$')
-    assert f"\n## [{version}]" in text_of("CHANGELOG.md")
+    assert f"\n## [{version}]" in text_of("CHANGELOG.md") and version == VERSION

@@ -74,9 +74,9 @@ def give(tree: Path, rows: list[dict[str, Any]], **changes: Any) -> None:
     (tree / "params.yaml").write_text(json.dumps(params(**(usual | changes))), encoding="utf-8")
 
 
-def test_the_page_has_the_four_changes() -> None:
+def test_the_page_has_the_five_changes() -> None:
     """One of each kind, in the order of its title."""
-    assert list(DIFFS) == ["format", "check", "scorer", "recipe"]
+    assert list(DIFFS) == ["format", "check", "scorer", "recipe", "command"]
 
 
 @pytest.mark.parametrize("change", DIFFS)
@@ -158,3 +158,15 @@ def test_the_new_recipe_is_listed_and_planned(tree: Path) -> None:
     plan = finetune(tree, "plan", "tiny-wide", "--examples", "2731", "--length", "225")
     assert "684 steps of 16 rows" in plan
     assert "868,352 of 1,969,088 parameters are trained" in plan
+
+
+@pytest.mark.end_to_end
+def test_the_new_command_is_found(tree: Path) -> None:
+    """In the help, by its name, with its own tests."""
+    apply(tree, "command")
+    assert "adapter       Print the published adapter's hash and base model." in finetune(tree, "--help")
+    run(tree, "-m", "pytest", "tests/cli/test_results.py")
+    (tree / "out/adapter").mkdir(parents=True)
+    manifest = {"adapter_sha256": "abc", "base": {"name": "models/tiny-base"}, "files": {}}
+    (tree / "out/adapter/manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert json.loads(finetune(tree, "adapter", "--json")) == {"adapter_sha256": "abc", "base": "models/tiny-base"}

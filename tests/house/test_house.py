@@ -180,9 +180,7 @@ def test_dvc_and_paths_name_the_same_places() -> None:
 
 def test_commands_are_the_same_on_every_machine() -> None:
     """A changed command text re-runs its stage, so it holds no recipe, device or runtime."""
-    assert [stage["cmd"] for stage in PIPELINE.values()] == [
-        f"PYTHONPATH=src python -m finetune {name}" for name in STAGES
-    ]
+    assert [stage["cmd"] for stage in PIPELINE.values()] == [f"finetune {name}" for name in STAGES]
 
 
 def makefile_targets() -> dict[str, tuple[str, list[str]]]:
@@ -197,6 +195,14 @@ def makefile_targets() -> dict[str, tuple[str, list[str]]]:
         elif line.startswith("\t"):
             found[name][1].append(line.strip())
     return found
+
+
+def test_the_makefile_has_what_developers_type() -> None:
+    """Everything else is the command, which has a help for its options and errors for wrong ones."""
+    kept = (
+        "help setup setup-dev repro train-% test test-fast test-end-to-end test-images lint check image-cpu image-cuda"
+    )
+    assert [*makefile_targets()] == f"{kept} chaos bench bench-quick lock clean".split()
 
 
 def test_every_target_is_short_and_helpful() -> None:

@@ -3,10 +3,13 @@
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from finetune import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = ROOT / "requirements/setup.sh"
@@ -26,6 +29,7 @@ TOOLS = (
     "head",
     "tr",
     "awk",
+    "chmod",
 )
 PYTORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 NOISE = "WARNING: Location 'file:///mirror/torch/' is ignored: it is neither a file nor a directory."
@@ -41,7 +45,7 @@ LOCKS = {
 FAKE_PYTHON = """#!/bin/sh
 printf '%s\\n' "python $*" >> "$CALLS"
 case "$*" in
-    "-m venv"*) rm -rf .venv; mkdir -p .venv/bin .venv/lib && cp "$0" .venv/bin/python && cp "$FAKE_UV" .venv/bin/uv ;;
+    "-m venv"*) rm -rf .venv; mkdir -p .venv/bin .venv/lib/python3.12/site-packages && cp "$0" .venv/bin/python && cp "$FAKE_UV" .venv/bin/uv ;;
     "--version") echo "Python 3.12.1" ;;
     *"config list") cat "$PIP_SETTINGS" ;;
     *"index versions"*) [ -z "${INDEX_HANGS:-}" ] || exec sleep 60
@@ -417,3 +421,20 @@ def test_removed_interpreter_is_noticed(world: World) -> None:
     python.symlink_to("/no/such/python")
     assert world.set_up("cuda") == (0, "setting up .venv for cuda with Python 3.12.1: a few minutes, once\n")
     assert os.access(world.root / ".venv/bin/python", os.X_OK)
+
+
+def run_command(folder: Path) -> str:
+    """What the command in this environment prints when it is started in a folder."""
+    command = [str(Path(sys.executable).parent / "finetune"), "--version"]
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, cwd=folder, env=plain, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_command_is_of_the_tree_that_one_is_in(tmp_path: Path) -> None:
+    """A queued experiment runs in a copy of the tree, by the copy's code; elsewhere it is the tree of .venv."""
+    assert run_command(tmp_path) == f"finetune {VERSION}\n"
+    package = tmp_path / "src/finetune"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text("print('of the copy')\n", encoding="utf-8")
+    assert run_command(tmp_path) == "of the copy\n"

@@ -47,9 +47,8 @@ with pipeline_lock(Path("work/pipeline.lock"), sys.argv[3]):
 """
 # The targets as in the repository's Makefile, with stages that hold the lock and wait.
 MAKEFILE = """
-FINETUNE := python -m finetune
 train-%:
-	@$(FINETUNE) $(if $(DETACH),detach "$@",check)
+	@finetune $(if $(DETACH),detach "$@",check)
 	@$(if $(DETACH),,python stage.py -m finetune train 5)
 repro:
 	@python stage.py -m finetune prepare 0
@@ -120,8 +119,8 @@ def test_a_detached_run_is_started_told_and_stopped(folder: Path) -> None:
     started = run(folder, "make", "train-quick", "DETACH=1")
     assert started.returncode == 0, started.stderr
     assert started.stdout.splitlines()[1:] == [
-        "  make status      how far it is",
-        "  make stop        end it; the same command goes on",
+        "  ./finetune status   the progress",
+        "  ./finetune stop     end it; the same command resumes",
         "  tail -f work/train-quick.log",
     ]
     wait_for(lambda: (folder / "work/status.json").exists())
@@ -250,6 +249,19 @@ def test_a_stage_that_was_started_by_hand_is_stopped_too(folder: Path) -> None:
     assert holder.wait(timeout=PATIENCE) == 5
 
 
+def test_the_script_that_pip_makes_is_known_too(folder: Path) -> None:
+    """An installed package starts as `python .../bin/finetune train`."""
+    script = folder / "finetune"
+    script.write_text(STAGE.replace("argv[3]", "argv[1]").replace("argv[4]", "argv[2]"), encoding="utf-8")
+    holder = subprocess.Popen(
+        [sys.executable, str(script), "train", "5"], cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "holds the lock\n"
+    assert finetune(folder, "status").stdout.startswith(f"stage train (process {holder.pid}) is running\nstep 7 of 45")
+    finetune(folder, "stop")
+    assert holder.wait(timeout=10) == 5
+
+
 @pytest.mark.parametrize("words", [(), ("-m", "finetune", "report"), ("-m", "pytest", "train")])
 def test_a_reused_process_number_is_never_shot(folder: Path, words: tuple[str, ...]) -> None:
     """A killed stage leaves its file; its number may be the user's notebook, or another command in this folder."""
@@ -306,7 +318,9 @@ def test_a_run_is_not_checked_into_while_another_one_is_under_way(folder: Path) 
     before = (folder / "params.yaml").read_bytes()
     done = finetune(folder, "check")
     assert done.returncode == 2
-    assert f"error: work: stage train (process {holder.pid}) is running in this folder; make status" in done.stderr
+    assert (
+        f"error: work: stage train (process {holder.pid}) is running in this folder; ./finetune status" in done.stderr
+    )
     assert (folder / "params.yaml").read_bytes() == before
     holder.send_signal(signal.SIGTERM)
     assert holder.wait(timeout=PATIENCE) == 5

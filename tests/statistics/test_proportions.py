@@ -295,7 +295,7 @@ def test_quantile_bound_errs_no_more_often_than_it_says(n: int, q: float, confid
 
 @pytest.mark.parametrize("module", ["proportions", "bootstrap", "clustered", "skewed_means"])
 def test_importing_is_light(module: str) -> None:
-    """`make recipes` must answer at once: neither torch nor scipy may load before they are needed."""
+    """`finetune recipes` must answer at once: neither torch nor scipy may load before they are needed."""
     code = (
         f"import sys, finetune.statistics.{module}; sys.exit(', '.join({{'torch', 'scipy'}} & set(sys.modules)) or 0)"
     )

@@ -1,286 +1,216 @@
-"""`python -m finetune COMMAND`: the stages and the small commands around them.
+"""`finetune COMMAND`: finds a command in the files beside this one, runs it, and turns errors into exit codes.
 
-A stage is imported only when it is run, so that the light commands answer at once.
+A command is a function that imports what it needs when it is called, so that light commands start quickly.
 """
 
-import argparse
 import importlib
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import NoReturn
 
-from finetune.cli.options import STAGES, build_parser
-from finetune.config.params import load_config, params_of
-from finetune.config.recipes import read_recipe
-from finetune.config.train import TrainParams
-from finetune.console import printable, quiet_libraries
-from finetune.containers import runtime
-from finetune.errors import FinetuneError, InterruptedRunError, MachineError
-from finetune.files.run_lock import pipeline_lock
-from finetune.hardware.failures import machine_trouble
+import click
+from click.shell_completion import shell_complete
+
+from finetune import VERSION
+from finetune.cli.command import Command, print_json
+from finetune.errors import ConfigError, FinetuneError, InterruptedRunError, MachineError
 from finetune.hardware.host import calm_threads
-from finetune.paths import Paths
 from finetune.processes.signals import SIGNALS
 
-PARAMS, RECIPES = Path("params.yaml"), Path("recipes")
+# The files with commands, in the order in which a user needs them; each file's docstring begins with its heading.
+FILES = ("recipes", "planning", "stages", "runs", "results", "comparisons", "sharing", "reference")
+COMPLETION = "_FINETUNE_COMPLETE"  # set by the shell while it completes a command line
+EXIT_CODES = {
+    0: "done",
+    1: "a bug in finetune",
+    2: "wrong use or configuration",
+    3: "bad data or unsound evidence",
+    4: "the hardware or the system does not support it",
+    5: "interrupted; the same command resumes",
+}
+
+
+@cache
+def load(file: str) -> ModuleType:
+    """The module of a file with commands."""
+    return importlib.import_module(f"finetune.cli.{file}")
+
+
+def commands_in(file: str) -> list[Command]:
+    """The commands of a file, in their order in it."""
+    module = load(file)
+    found = [value for value in vars(module).values() if isinstance(value, Command)]
+    return [one for one in found if one.callback and one.callback.__module__ == module.__name__]
+
+
+def all_commands() -> Iterator[tuple[str, list[Command]]]:
+    """Every file's heading and commands."""
+    for file in FILES:
+        yield str(load(file).__doc__).split(":")[0], commands_in(file)
+
+
+class Finetune(click.Group):
+    """The commands of all files; a file is imported when it is searched."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """All names, in the order of the help."""
+        return [str(one.name) for _, commands in all_commands() for one in commands]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of this name, or of this alias."""
+        for file in FILES:
+            for one in commands_in(file):
+                if cmd_name in (one.name, *one.aliases):
+                    return one
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the words begin with; a usage error names the nearest one."""
+        found = self.get_command(ctx, args[0])
+        if found is None and not args[0].startswith("-"):
+            raise click.exceptions.NoSuchCommand(args[0], possibilities=self.list_commands(ctx), ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands under the headings of their files."""
+        width = max(len(name) for name in self.list_commands(ctx))
+        for heading, commands in all_commands():
+            with formatter.section(heading):
+                rows = [(str(one.name).ljust(width), one.get_short_help_str(100)) for one in commands if not one.hidden]
+                formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """An example, and what the exit codes mean."""
+        with formatter.section("Example"):
+            formatter.write_text("finetune plan h100 --examples 15000")
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code), meaning) for code, meaning in EXIT_CODES.items()])
+
+
+@click.group(cls=Finetune, context_settings={"max_content_width": 100, "show_default": True})
+@click.version_option(VERSION, message="finetune %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the libraries' own messages.")
+@click.option(
+    "--runtime", metavar="NAME", help="Where stages run: native, docker or podman (default: runtime in params.yaml)."
+)
+@click.option("--image", metavar="NAME", help="The image to run stages in (default: the one built from requirements/).")
+def cli(debug: bool, runtime: str | None, image: str | None) -> None:
+    """Fine-tune a language model with LoRA, from raw rows to a verdict: deploy, iterate or abort.
+
+    finetune COMMAND --help shows a command's options, their defaults and an example.
+    """
+    for name, value in (("FINETUNE_RUNTIME", runtime), ("FINETUNE_IMAGE_NAME", image)):
+        if value is not None:
+            os.environ[name] = value
+    if not debug:
+        from finetune.console import quiet_libraries
+
+        quiet_libraries()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; gives its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    options = build_parser().parse_args(words)
+    if COMPLETION in os.environ:
+        return shell_complete(cli, {}, "finetune", COMPLETION, os.environ[COMPLETION])
     calm_threads()
-    if not options.debug:
-        quiet_libraries()
+    find_own_programs()
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGUSR1, _terminate)
     if "FINETUNE_STARTED" in os.environ:  # in a container: the caller's umask, and signals are heard from now on
         os.umask(int(os.environ["FINETUNE_UMASK"], 8))
         Path(os.environ["FINETUNE_STARTED"]).touch()
+    options, name = split_words(words)
     try:
-        code = run_in_container(options, words)
-        return run_command(options) if code is None else code
-    except FinetuneError as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return error.exit_code
+        with cli.make_context("finetune", list(words), obj=list(words)) as context:
+            return int(cli.invoke(context) or 0)
+    except click.exceptions.Exit as ended:  # --help, --version
+        return ended.exit_code
+    except click.ClickException as error:
+        return _print_usage_error(error)
     except BrokenPipeError:  # whoever read has heard enough, like head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, MemoryError, RuntimeError) as error:
-        trouble = machine_trouble(error)
-        if options.debug or trouble is None:
-            raise
-        print(f"error: {options.command}: {trouble}; what was whole before is kept, run it again then", file=sys.stderr)
-        return MachineError.exit_code
-    except KeyboardInterrupt:
-        print(f"error: {options.command} was interrupted; nothing half-done is left, run it again", file=sys.stderr)
+    except (KeyboardInterrupt, click.Abort):
+        print(f"error: {name} was interrupted; nothing half-done is left, run it again", file=sys.stderr)
         return InterruptedRunError.exit_code
-
-
-def run_in_container(options: argparse.Namespace, words: list[str]) -> int | None:
-    """Run the same words in a container, where params.yaml says so; gives their exit code, None where they run here."""
-    command = "recipes --table" if options.command == "recipes" and options.table else options.command
-    if runtime.runs_here(command):
-        return None
-    config = read_recipe(getattr(options, "recipe", None), Path())
-    if command in runtime.ANYWHERE:  # in the image of this machine's runs, whatever machine a recipe is for
-        mine = load_config(PARAMS)
-        config = config.model_copy(update={"environment": mine.environment, "runtime": mine.runtime})
-    engine = runtime.engine_for(command, config)
-    if engine is None:
-        return None
-    if command == "check":  # a container does not see what runs on this machine, nor its git
-        _check_host(options.recipe)
-    return runtime.run(engine, command, words, config, Path())
-
-
-def run_command(options: argparse.Namespace) -> int:
-    """Run a stage under the working tree's lock, or one of the small commands; gives the exit code."""
-    if options.command in STAGES:
-        config, paths = load_config(PARAMS), Paths()
-        stage = importlib.import_module(f"finetune.{options.command}.stage")
-        with pipeline_lock(paths.work / "pipeline.lock", options.command):
-            stage.run(params_of(options.command, config), paths)
-        return 0
-    return SMALL_COMMANDS[options.command](options) or 0
-
-
-# Each small command is imported only when it is run.
-
-
-def _gate(options: argparse.Namespace) -> int:
-    from finetune.commands.gate import show_decision
-
-    gate = options.command == "gate"
-    code = show_decision(Paths(), load_config(PARAMS) if gate else None)
-    return code if gate else 0
-
-
-def _check(options: argparse.Namespace) -> None:
-    from finetune.commands.check import check
-
-    if "FINETUNE_STARTED" not in os.environ:  # else the host has looked
-        _check_host(options.recipe)
-    check(Path(), options.recipe)
-
-
-def _check_host(recipe: str | None) -> None:
-    """ConfigError where a run is under way in this folder, or git could not keep a recipe's run as an experiment."""
-    from finetune.pipeline.dvc import require_identity
-    from finetune.processes.running import require_idle
-
-    require_idle(Paths())
-    if recipe is not None:
-        require_identity(Path())
-
-
-def _status(options: argparse.Namespace) -> int:
-    from finetune.processes.status import show
-
-    return show(Paths(), options.json)
-
-
-def _stop(options: argparse.Namespace) -> int:  # noqa: ARG001
-    from finetune.processes.detach import stop
-
-    return stop(Paths())
-
-
-def _detach(options: argparse.Namespace) -> int:
-    from finetune.processes.detach import start
-
-    return start(Paths(), options.target)
-
-
-def _exps(options: argparse.Namespace) -> None:  # noqa: ARG001
-    from finetune.commands.experiments.listing import show
-
-    show(PARAMS)
-
-
-def _compare(options: argparse.Namespace) -> None:
-    from finetune.commands.experiments.compare import run
-
-    run(Path(), options.a, options.b, as_json=options.json, as_markdown=options.markdown)
-
-
-def _seed_runs(options: argparse.Namespace) -> None:
-    from finetune.commands.experiments.seed_sweep import run
-
-    run(Path(), options.count, options.seeds, force=options.force)
-
-
-def _try(options: argparse.Namespace) -> None:
-    from finetune.commands.chat import given_prompt, run
-
-    prompt = given_prompt() if options.prompt is None else options.prompt
-    run(load_config(PARAMS), Paths(), prompt, options.agent, options.max_new_tokens)
-
-
-def _recipes(options: argparse.Namespace) -> None:
-    from finetune.config import recipes
-
-    if options.command == "recipes" and options.table:
-        from finetune.commands.plan import recipe_table
-
-        print("\n".join(recipe_table(Path())))
-    elif options.command == "recipes":
-        recipes.show(RECIPES, PARAMS)
-    elif options.command == "use":
-        recipes.use(RECIPES, options.recipe, PARAMS)
-    else:
-        recipes.pin(RECIPES, options.recipe, PARAMS)
-
-
-def _plan(options: argparse.Namespace) -> int:
-    from finetune.commands.plan import run
-
-    return run(Path(), options.recipe, options.examples, options.length, options.price, probe=options.probe)
-
-
-def _rehearse(options: argparse.Namespace) -> int:
-    from finetune.commands.rehearse.command import run
-
-    return run(Path(), options.recipe)
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from finetune.commands.doctor.command import run
-
-    return run(Path(), options.recipe, options.json, options.quick)
-
-
-def _merge(options: argparse.Namespace) -> None:
-    from finetune.commands.merge import run
-
-    config, paths = load_config(PARAMS), Paths()
-    with pipeline_lock(paths.work / "pipeline.lock", options.command):
-        run(config, paths)
-
-
-def _verify(options: argparse.Namespace) -> None:
-    from finetune.commands.verify import run
-
-    run(Path(), options.steps, options.repeats)
-
-
-def _join(options: argparse.Namespace) -> None:  # noqa: ARG001
-    from finetune.train.launch import join
-
-    join(TrainParams.select_from(load_config(PARAMS)), Paths())
-
-
-def _findings(options: argparse.Namespace) -> None:  # noqa: ARG001
-    from finetune.validate.codes import to_reference
-
-    print(to_reference(), end="")
-
-
-def _image(options: argparse.Namespace) -> None:
-    from finetune.containers.images import run
-
-    run(Path(), options.environment, runtime.runtime_of(load_config(PARAMS)))
-
-
-def _push(options: argparse.Namespace) -> None:  # noqa: ARG001
-    from finetune.commands.sharing.remote import push
-
-    push(Path())
-
-
-def _pull(options: argparse.Namespace) -> None:  # noqa: ARG001
-    from finetune.commands.sharing.remote import pull
-
-    pull(Path())
-
-
-def _bundle(options: argparse.Namespace) -> None:
-    from finetune.commands.sharing.bundle import run
-
-    run(Path(), options.sign, options.output)
-
-
-def _check_bundle(options: argparse.Namespace) -> None:
-    from finetune.commands.sharing.check_bundle import run
-
-    run(options.bundle, options.signers, options.identity)
-
-
-SMALL_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    "gate": _gate,
-    "report": _gate,
-    "check": _check,
-    "status": _status,
-    "stop": _stop,
-    "detach": _detach,
-    "exps": _exps,
-    "compare": _compare,
-    "seeds": _seed_runs,
-    "try": _try,
-    "recipes": _recipes,
-    "use": _recipes,
-    "pin": _recipes,
-    "plan": _plan,
-    "rehearse": _rehearse,
-    "doctor": _doctor,
-    "merge": _merge,
-    "verify": _verify,
-    "join": _join,
-    "findings": _findings,
-    "image": _image,
-    "push": _push,
-    "pull": _pull,
-    "bundle": _bundle,
-    "check-bundle": _check_bundle,
-}
+    except (FinetuneError, OSError, MemoryError, RuntimeError) as error:
+        return _print_error(error, name, debug="--debug" in options, as_json="--json" in words)
+
+
+def find_own_programs() -> None:
+    """Put this environment's programs on the PATH: the stages that DVC starts are commands of it."""
+    own, paths = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if own not in paths:
+        os.environ["PATH"] = os.pathsep.join([own, *paths])
+
+
+def split_words(words: list[str]) -> tuple[list[str], str]:
+    """(the options before the command, the command)."""
+    options: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            return options, word
+        options.append(word)
+        if word in ("--runtime", "--image"):  # their value is the next word
+            next(rest, None)
+    return options, "finetune"
+
+
+def _print_usage_error(error: click.ClickException) -> int:
+    """One line that says what is wrong with the command line, and where its help is."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "finetune"
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        print(error.format_message())
+        return ConfigError.exit_code
+    told = _usage_message(error)
+    print(f"error: {path}: {told}{' See' if told.endswith('?') else '; see'} {path} --help", file=sys.stderr)
+    return ConfigError.exit_code
+
+
+def _usage_message(error: click.ClickException) -> str:
+    """The message of a usage error, with the nearest name that there is."""
+    if isinstance(error, click.exceptions.NoSuchCommand):
+        near = get_close_matches(error.command_name, cli.list_commands(click.Context(cli)), n=1)
+        return f"no such command: {error.command_name}" + (f"; did you mean {near[0]}?" if near else "")
+    if isinstance(error, click.NoSuchOption):
+        near = (error.possibilities or [])[:1]
+        return f"no such option: {error.option_name}" + (f"; did you mean {near[0]}?" if near else "")
+    text = " ".join(error.format_message().split()).rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _print_error(error: Exception, command: str, *, debug: bool, as_json: bool) -> int:
+    """The text of an error on standard error, as JSON on standard output too where that was asked for.
+
+    One that is neither a user's nor the machine's is raised again.
+    """
+    from finetune.console import printable
+    from finetune.hardware.failures import machine_trouble
+
+    if not isinstance(error, FinetuneError):
+        trouble = machine_trouble(error)
+        if debug or trouble is None:
+            raise error
+        error = MachineError(command, trouble, "what was whole before is kept, run it again then")
+    if debug:
+        traceback.print_exc()
+    print(f"error: {printable(str(error))}", file=sys.stderr)
+    if as_json:
+        print_json({"exit_code": error.exit_code, "problems": [problem.to_json() for problem in error.problems]})
+    return error.exit_code
 
 
 UNWINDING_SECONDS = 10.0
@@ -297,12 +227,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def run_and_exit() -> NoReturn:
-    """What `python -m finetune` does: a signal that comes when all is done must not end the exit in a traceback."""
+    """The command `finetune`: a signal that comes when all is done must not end the exit in a traceback."""
     code = main()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    run_and_exit()

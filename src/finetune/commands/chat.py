@@ -1,10 +1,9 @@
-"""`make try PROMPT="…"`: base and published adapter answer one prompt, side by side; without one, a session of them.
+"""`finetune chat "…"`: base and published adapter answer one prompt, side by side; without one, a session of them.
 
 Reads params.yaml, the base, `out/adapter` and, for the agents' system prompts, `data/prepared/test.jsonl`; writes
 nothing. Each prompt stands alone: no turn remembers the one before it.
 """
 
-import os
 import signal
 import sys
 import time
@@ -20,7 +19,6 @@ from finetune.paths import Paths
 from finetune.records.examples import Message
 from finetune.records.io import read_examples
 
-PROMPT_VARIABLE = "FINETUNE_PROMPT"  # how make hands the text over: a shell line would read its quotes and dollars
 NO_AGENT = "none"
 SIDES: tuple[Literal["base", "candidate"], ...] = ("base", "candidate")
 HELP = "one prompt a line; /agent NAME changes the system prompt; Ctrl-C stops an answer, an empty line or Ctrl-D ends"
@@ -78,7 +76,7 @@ def choose_agent(prompts: dict[str, str | None], agent: str | None) -> str:
         return next(iter(prompts))
     if agent not in prompts and agent != NO_AGENT:
         raise ConfigError(
-            "try", f"no agent {agent!r} here", f"the agents are {', '.join(prompts)}, and {NO_AGENT} is without"
+            "chat", f"no agent {agent!r} here", f"the agents are {', '.join(prompts)}, and {NO_AGENT} is without"
         )
     return agent
 
@@ -111,7 +109,7 @@ def open_session(
 def describe(session: Session) -> None:
     """Who is asked, and who else can be."""
     others = [name for name in session.prompts if name != session.agent]
-    told = f"; others: {', '.join(others)} (AGENT=name, or /agent name)" if others else ""
+    told = f"; others: {', '.join(others)} (--agent NAME, or /agent NAME)" if others else ""
     say(f"agent {session.agent}, system prompt: {session.system or 'none'}{told}")
 
 
@@ -166,7 +164,7 @@ def answer(session: Session, prompt: str) -> None:
         found = generate_one(session, side, ids, session.settings, streamer)
         seconds = time.perf_counter() - started
         length = len(found.tokens)
-        end = "" if found.finished else f", cut off at {limit} (MAX_NEW_TOKENS=…)"
+        end = "" if found.finished else f", cut off at {limit} (--max-new-tokens)"
         told = f"{length} token{'' if length == 1 else 's'}, {seconds:.2f} s{end}"
         if streamer:
             say(f"  ({told})")
@@ -212,8 +210,3 @@ def stream(session: Session) -> Any:
             sys.stdout.flush()
 
     return Harmless(session.tokenizer, skip_prompt=True, skip_special_tokens=True)
-
-
-def given_prompt() -> str | None:
-    """The prompt that make put into the environment, to the letter."""
-    return os.environ.get(PROMPT_VARIABLE) or None

@@ -1,4 +1,4 @@
-"""`python -m finetune check [RECIPE]`: whether a run can start here at all, before anything is written or waited for.
+"""`finetune check [RECIPE]`: whether a run can start here at all, before anything is written or waited for.
 
 Reads params.yaml and the recipe; asks for the device as cheaply as it can be known, and judges all recipes only to say
 which one would fit.
@@ -92,9 +92,11 @@ def torch_versions() -> dict[str, object]:
 def refusal(root: Path, recipe: str | None, config: Config, missing: str) -> MachineError:
     """What is missing, and what works here instead."""
     where = f"recipes/{recipe}.yaml" if recipe else "params.yaml"
-    rehearsal = f"make rehearse RECIPE={recipe}" if recipe else "make rehearse"
+    rehearsal = f"./finetune rehearse {recipe}" if recipe else "./finetune rehearse"
     best = find_best(root)
-    fitting = f"make train-{best}, the largest base that fits this machine" if best else "a recipe of make recipes"
+    fitting = (
+        f"make train-{best}, the largest base that fits this machine" if best else "one that ./finetune recipes lists"
+    )
     return MachineError(
         f"{where}: environment: {config.environment}",
         f"{missing}; nothing was started or changed",
@@ -104,7 +106,7 @@ def refusal(root: Path, recipe: str | None, config: Config, missing: str) -> Mac
 
 
 def find_best(root: Path) -> str | None:
-    """The recipe that `make doctor` would name, without its other checks: some seconds."""
+    """The recipe that `finetune doctor` would name, without its other checks: some seconds."""
     from finetune.hardware.accelerators import find_accelerators
     from finetune.plan.fit import Predictor, best_of, judge_all
 

@@ -1,4 +1,4 @@
-"""`make gate` and `make report`: the verdict that stands, told again and as an exit code."""
+"""`finetune gate` and `finetune report`: the verdict that stands, told again and as an exit code."""
 
 from finetune.config.params import Config
 from finetune.console import say

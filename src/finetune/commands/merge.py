@@ -1,4 +1,4 @@
-"""`make merge`: the published adapter and its base as one plain model in 16 bit, compared before it is published.
+"""`finetune merge`: the published adapter and its base as one plain model in 16 bit, compared before it is published.
 
 Reads `out/adapter`, the base and some rows of `data/validated`; writes `out/merged`, which transformers and inference
 servers load without PEFT. What merging changes is measured on what was read back from the disk, and told.
@@ -48,8 +48,11 @@ class Measured:
         return float(self.nats.mean())
 
 
-def run(config: Config, paths: Paths) -> None:
-    """Merge, compare, publish; DataError and nothing published where the merged model is not base and adapter."""
+def run(config: Config, paths: Paths) -> dict[str, Any]:
+    """Merge, compare, publish; returns the comparison.
+
+    DataError and nothing published where the merged model is not base and adapter.
+    """
     set_device_environment(config.environment, 1, deterministic=False)
     device = require_device(config.environment)
     manifest = check_adapter(config, paths)
@@ -74,6 +77,7 @@ def run(config: Config, paths: Paths) -> None:
         content = {"adapter_sha256": manifest["adapter_sha256"], "base": manifest["base"], "dtype": whole.dtype}
         write_manifest(folder, {**content, "evaluated": held, "compared": compared, "versions": versions()})
     show(compared, config.model, whole.dtype)
+    return compared
 
 
 def read_rows(paths: Paths, manifest: dict[str, Any], count: int = COMPARED) -> list[Row]:

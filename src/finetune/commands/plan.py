@@ -1,6 +1,9 @@
-"""`make plan`: what a recipe will do and need, and every mistake that shows without its data or its base at hand."""
+"""`finetune plan`: what a recipe will do and need, and every mistake that shows without its data or its base."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from finetune.config.recipes import read_recipe
 from finetune.config.train import TrainParams
@@ -11,33 +14,58 @@ from finetune.plan.machines import MACHINES
 from finetune.plan.outlook import RANKS, Outlook
 from finetune.plan.time import ASSUMED_SHARE, Range, cost, measured_time
 from finetune.validate.findings import show_findings
-from finetune.validate.preview import look_ahead
+from finetune.validate.preview import Preview, look_ahead
 
 TABLE_ROWS = 15_000  # that the table of recipes reckons with
 
 
 def run(
-    root: Path, recipe: str | None, examples: int | None, length: int | None, price: float | None, *, probe: bool
+    root: Path,
+    recipe: str | None,
+    examples: int | None,
+    length: int | None,
+    price: float | None,
+    *,
+    probe: bool,
+    as_json: bool = False,
 ) -> int:
     """Show the plan of a recipe (or of params.yaml); gives 0, or 2 where a finding would stop the run."""
     preview = look_ahead(read_recipe(recipe, root), root, examples, length)
     outlook, config = preview.outlook, preview.config
+    time = probed_time(config, outlook, root) if probe else outlook.time()
+    paid = cost(time, price * config.train.distributed.devices) if time is not None and price is not None else None
+    code = ConfigError.exit_code if any(finding.stops for finding in preview.findings) else 0
+    if as_json:
+        print(json.dumps(as_object(preview, time, paid), indent=1, ensure_ascii=False))
+        return code
     say(f"plan of recipe {config.recipe}: {preview.source}")
     for line in outlook.lines():
         say(line)
     show_memory(outlook)
-    time = probed_time(config, outlook, root) if probe else outlook.time()
     say(told_time(outlook, time, probed=probe))
     if time is None and price is not None:
         say("cost: unknown, as the time is")
-    if time is not None and price is not None:
-        paid = cost(time, price * config.train.distributed.devices)
+    if paid is not None:
         say(f"cost at {price:g} a device and hour: {paid.least:.2f} to {paid.most:.2f}")
     if preview.findings:
         show_findings(preview.findings)
     else:
         say("no findings")
-    return ConfigError.exit_code if any(finding.stops for finding in preview.findings) else 0
+    return code
+
+
+def as_object(preview: Preview, time: Range | None, paid: Range | None) -> dict[str, Any]:
+    """The plan for a program: what validate reports of it, with time (seconds), cost and findings."""
+    outlook = preview.outlook
+    return {
+        "recipe": preview.config.recipe,
+        "source": preview.source,
+        "schedule": outlook.schedule.to_json(),
+        "plan": outlook.report().to_json(),
+        "seconds": asdict(time) if time else None,
+        "cost": asdict(paid) if paid else None,
+        "findings": [finding.report().to_json() for finding in preview.findings],
+    }
 
 
 def recipe_table(root: Path) -> list[str]:
@@ -69,7 +97,7 @@ def table_cells(outlook: Outlook) -> list[str]:
         f"{train.max_length}, {batch} = {train.effective_batch_size}",
         f"{epochs}, {train.learning_rate:.1e}, {train.lr_scheduler_type}",
         gigabytes(outlook.memory.peak) if outlook.memory else "unknown",
-        time.told() if time else "`PROBE=1` there",
+        time.told() if time else "`--probe` there",
     ]
 
 
@@ -100,14 +128,15 @@ def machine_title(config: ValidateParams) -> str:
 def told_time(outlook: Outlook, time: Range | None, *, probed: bool) -> str:
     """The time of training steps and evaluations in words, with what it rests on."""
     if time is None:
-        return f"time: unknown for {machine_title(outlook.config)} until a probe measures it there (make plan PROBE=1)"
+        machine = machine_title(outlook.config)
+        return f"time: unknown for {machine} until a probe measures it there (./finetune plan --probe)"
     rows = outlook.workload.rows * outlook.config.train.num_train_epochs
     rate = f"{rows / time.most * 60:,.0f} to {rows / time.least * 60:,.0f} rows a minute"
     if probed:
         return f"time: {time.told()} ({rate}), from a probe of this machine"
     return (
         f"time: {time.told()} ({rate}), if {ASSUMED_SHARE[0]:.0%} to {ASSUMED_SHARE[1]:.0%} of the data sheet's "
-        "throughput are reached; short rows reach less (PROBE=1 measures it there)"
+        "throughput are reached; short rows reach less (--probe measures it there)"
     )
 
 

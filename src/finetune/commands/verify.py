@@ -1,4 +1,4 @@
-"""`python -m finetune verify`: the finished run once more, in a fresh folder, and whether the same bits come out.
+"""`finetune verify`: the finished run once more, in a fresh folder, and whether the same bits come out.
 
 Reads `out/adapter/manifest.json`, which says what the run was made of and how adapter and optimizer hashed at each
 checkpoint; nothing of the finished run is touched.
@@ -23,10 +23,10 @@ from finetune.reports.train import TrainCostReport, TrainReport
 HASHES = ("adapter_sha256", "optimizer_sha256")
 
 
-def run(root: Path, steps: int | None, repeats: int) -> None:
+def run(root: Path, steps: int | None, repeats: int) -> dict[str, Any]:
     """Repeat the run, whole or up to the first checkpoint at or after `steps`; DataError where the bits differ.
 
-    On the tier `statistical` a difference is no error: how far the repetitions lie apart is told.
+    On the tier `statistical` a difference is no error: how far the repetitions lie apart is told. Returns the result.
     """
     paths = Paths(root)
     manifest = read_manifest(paths.adapter)
@@ -53,6 +53,7 @@ def run(root: Path, steps: int | None, repeats: int) -> None:
             shutil.rmtree(fresh.root, ignore_errors=True)
     losses, same = [loss for _, loss in runs if loss is not None], all(equal for equal, _ in runs)
     conclude(manifest["tier"], until, losses, read_report(paths.reports / "train.json", TrainReport), other, same=same)
+    return {"same": same, "tier": manifest["tier"], "until_step": until, "validation_losses": losses}
 
 
 def repeat_and_compare(

@@ -98,14 +98,14 @@ def resolve_revision(base: str) -> str:
         status = error.response.status_code
         if status == 429 or status >= 500:
             raise MachineError(
-                "", f"the Hub gives no answer for {base} now ({status})", "run make pin again later"
+                "", f"the Hub gives no answer for {base} now ({status})", "run ./finetune pin again later"
             ) from None
         raise ConfigError(
             "model.base", f"the Hub does not give {base} ({status})", "check the name, accept its licence, set HF_TOKEN"
         ) from None
     except Exception as error:  # no name service, no route, a proxy, offline mode: each library layer has its own
         raise MachineError(
-            "", f"the Hub can't be asked for {base} ({type(error).__name__})", "run make pin where a network is"
+            "", f"the Hub can't be asked for {base} ({type(error).__name__})", "run ./finetune pin where a network is"
         ) from None
 
 
@@ -166,10 +166,10 @@ def _read(path: Path) -> str:
         raise ConfigError(path, "no such file", "run from the top of the repository") from None
 
 
-def show(folder: Path, params: Path) -> None:
-    """The table of recipes; the one that params.yaml runs is marked, and what it changed is told."""
+def show(folder: Path, params: Path) -> dict[str, Any]:
+    """Print the table of recipes and what params.yaml changes in its own, which is marked; returns both."""
     current = read_yaml(params) or {}
-    rows = []
+    rows, changed = [], []
     for path in sorted(folder.glob("*.yaml")):
         recipe = load_recipe(path)
         mark = "*" if path.stem == current.get("recipe") else ""
@@ -177,9 +177,12 @@ def show(folder: Path, params: Path) -> None:
     table("recipes (* is in params.yaml)", ["", "recipe", "environment", "base model", "for"], rows)
     name = current.get("recipe")
     if name in {path.stem for path in folder.glob("*.yaml")}:
-        for line in differences(read_yaml(folder / f"{name}.yaml"), current):
-            say(f"  changed: {line}")
-    say("make use RECIPE=name puts one into params.yaml")
+        changed = differences(read_yaml(folder / f"{name}.yaml"), current)
+    for line in changed:
+        say(f"  changed: {line}")
+    say("./finetune use NAME puts one into params.yaml")
+    keys = ("recipe", "environment", "base_model", "summary")
+    return {"recipes": [dict(zip(keys, row[1:], strict=True)) for row in rows], "in_params": name, "changed": changed}
 
 
 def load_recipe(path: Path) -> dict[str, Any]:

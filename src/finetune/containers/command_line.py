@@ -27,7 +27,7 @@ SHARED_MEMORY = "8g"  # for NCCL and data loaders; the engines' 64 MB end in a b
 ALWAYS_PASSED = frozenset(  # of the caller's environment, where it is set
     {
         *("NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "OMP_NUM_THREADS"),
-        *("ATEN_CPU_CAPABILITY", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "FINETUNE_PROMPT", "TERM"),
+        *("ATEN_CPU_CAPABILITY", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TERM"),
     }
 )
 PASSED_WITH_NETWORK = frozenset(
@@ -84,7 +84,7 @@ def command_line(order: Order, scratch: Path) -> list[str]:
         line += ["--device", "nvidia.com/gpu=all"] if engine.is_podman else ["--gpus", "all"]
     line += [part for place in places for part in ("--mount", place.option)]
     line += [part for name in variables(config, network=network) for part in ("--env", name)]
-    line += ["--interactive"] if order.command == "try" else []  # prompts come by the keyboard or a pipe
+    line += ["--interactive"] if order.command == "chat" else []  # prompts come by the keyboard or a pipe
     line += ["--tty"] if order.terminal else []
     return [*line, f"--workdir={root}", order.image, "python", "-m", "finetune", *order.words]
 
@@ -234,7 +234,7 @@ def needs_network(config: Config, command: str, root: Path) -> bool:
         return any(source.hub for source in config.data.sources) or (absent and counts_tokens(config))
     if command in ("train", "join"):
         return absent or config.train.distributed.nodes > 1 or bool({*config.train.report_to} - {"tensorboard"})
-    if command in ("evaluate", "try"):
+    if command in ("evaluate", "chat"):
         harness = command == "evaluate" and config.evaluate.forgetting is not None
         return not all(is_here(model, root) for model in models(config)) or harness or bool(servers(config))
     return absent

@@ -1,7 +1,7 @@
 """Where a command runs: natively, or in a container of docker or podman.
 
 DVC and the small commands stay on the host, and each stage goes into the image of its environment by itself: the
-command in dvc.yaml is the same everywhere, `python -m finetune STAGE`, and comes here first.
+command in dvc.yaml is the same everywhere, `finetune STAGE`, and comes here first.
 """
 
 import os
@@ -30,12 +30,9 @@ from finetune.containers.images import (
 from finetune.errors import ConfigError, InterruptedRunError, MachineError
 from finetune.processes.signals import die_with_parent, signals_to
 
-OVERRIDE = "FINETUNE_RUNTIME"  # make ... RUNTIME=native
-OTHER_IMAGE = "FINETUNE_IMAGE_NAME"  # make ... IMAGE=registry/name:tag, for one that was built elsewhere
+OVERRIDE = "FINETUNE_RUNTIME"  # make ... RUNTIME=native, finetune --runtime native ...
+OTHER_IMAGE = "FINETUNE_IMAGE_NAME"  # make ... IMAGE=registry/name:tag, finetune --image ...: built elsewhere
 INSTALL = {"docker": "https://docs.docker.com/engine/install", "podman": "https://podman.io/docs/installation"}
-# Commands that need the packages of the stages. Those of the first kind belong to a run, and run where its stages do.
-OF_A_RUN = frozenset({"prepare", "validate", "train", "evaluate", "decide", "check", "merge", "verify", "try", "join"})
-ANYWHERE = frozenset({"plan", "rehearse", "recipes --table"})
 
 
 def runtime_of(config: Config, environment: Mapping[str, str] = os.environ) -> Runtime:
@@ -51,12 +48,6 @@ def runtime_of(config: Config, environment: Mapping[str, str] = os.environ) -> R
     if asked != "native" and config.environment == "apple":
         raise ConfigError(f"RUNTIME={asked}", "a container on a Mac can't reach its GPU", "use native")
     return cast(Runtime, asked)
-
-
-def runs_here(command: str) -> bool:
-    """Whether a command needs no container whatever params.yaml says: it needs no packages of the stages, or only looks
-    ahead and finds them here."""
-    return command not in OF_A_RUN | ANYWHERE or (command in ANYWHERE and has_packages())
 
 
 def has_packages() -> bool:
@@ -77,14 +68,14 @@ def engine_for(command: str, config: Config) -> str | None:
 
 
 def run(name: str, command: str, words: list[str], config: Config, root: Path) -> int:
-    """Run `python -m finetune WORDS`, which hold the command, in a container; gives its exit code, the command's own.
+    """Run `finetune WORDS`, which hold the command, in a container; gives its exit code, the command's own.
 
     Signals go on to the command, so that an interrupted training saves. MachineError where the container can't be
     started or was killed, InterruptedRunError where a signal ended it before the command could say so itself.
     """
     root = root.resolve()
     image = require_ready(name, config, root)
-    terminal = command == "try" and sys.stdin.isatty() and sys.stdout.isatty()
+    terminal = command == "chat" and sys.stdin.isatty() and sys.stdout.isatty()
     order = Order(find_engine(name), image, command, tuple(words), config, root, terminal)
     (root / "work").mkdir(exist_ok=True)
     with TemporaryDirectory(prefix=f"{command}-", dir=root / "work") as scratch:
@@ -105,7 +96,9 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
         others = [name for name in INSTALL if which(name)]
         instead = f"use RUNTIME={others[0]}, which is" if others else f"install it ({INSTALL[engine]})"
         raise MachineError(
-            "runtime", f"{engine} is not installed here", f"{instead}, or add RUNTIME=native to the command"
+            "runtime",
+            f"{engine} is not installed here",
+            f"{instead}, or run natively: make ... RUNTIME=native, ./finetune --runtime native ...",
         )
     if not os.access(root, os.W_OK):
         raise MachineError(

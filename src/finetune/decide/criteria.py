@@ -141,8 +141,8 @@ def judge_seeds(
 ) -> Outcome:
     """Whether so many seeds of this recipe pass every criterion, this run among them.
 
-    `recorded` is by seed what `make seeds` wrote into data/seeds.json; those count that agree with this run in `same`:
-    test set, what the adapter was made of, and how strictly it was judged.
+    `recorded` is by seed what `finetune seeds` wrote into data/seeds.json; those count that agree with this run in
+    `same`: test set, what the adapter was made of, and how strictly it was judged.
     """
     names = [item.criterion for item in mine]
     runs = {int(name): run for name, run in recorded.items() if int(name) != seed}
@@ -160,7 +160,8 @@ def judge_seeds(
         worst = "unmeasured"
     elif len(passing) < len(known):
         worst = "fail" if "fail" in statuses else "inconclusive"
-    reason = f"{len(passing)} of {len(known)} seeds pass every criterion (make seeds N={asked} runs what is missing)"
+    missing = f"./finetune seeds --count {asked} runs what is missing"
+    reason = f"{len(passing)} of {len(known)} seeds pass every criterion ({missing})"
     if worst == "pass":
         reason = f"every criterion passes under each of the seeds {', '.join(map(str, sorted(known)))}"
     return Outcome(

@@ -131,4 +131,4 @@ def show(verdict: Verdict, outcomes: list[Outcome], changes: Sequence[str]) -> N
         say(f"  {text}")
     for item in verdict.suggestions:
         say(f"  next: {item.text}")
-    say("open reports/report.html; machines read reports/decision.json (make gate)")
+    say("open reports/report.html; machines read reports/decision.json (./finetune gate)")

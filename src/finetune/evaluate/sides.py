@@ -119,7 +119,7 @@ def fetch_earlier(asked: EarlierForm, params: EvaluateParams, paths: Paths) -> P
         raise DataError(
             "params.yaml: evaluate.baseline.revision",
             f"the adapter of {asked.revision} was trained on another base ({manifest['base']['name']})",
-            "compare the two experiments (make compare), or name a model",
+            "compare the two experiments (./finetune compare), or name a model",
         )
     return folder
 
@@ -133,7 +133,7 @@ def open_model(model: ModelConfig, params: EvaluateParams, device: str) -> Local
 
 
 def merged_model(params: EvaluateParams, paths: Paths, device: str, asked: MergedForm) -> ModelConfig:
-    """Where base and adapter lie as one model, as a model section: `make merge`'s, if it is of this adapter."""
+    """Where base and adapter lie as one model, as a model section: `finetune merge`'s, if it is of this adapter."""
     adapter = read_manifest(paths.adapter)["adapter_sha256"]
     whole = sixteen_bit(params.model)
     for folder in (paths.merged, paths.evaluation / "merged"):

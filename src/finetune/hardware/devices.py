@@ -118,7 +118,7 @@ def require_device(environment: Environment) -> str:
     """The torch device of an environment (`cpu`, `cuda`, `mps`); MachineError where this machine lacks it."""
     missing = why_unavailable(environment)
     if missing:
-        advice = "use a recipe for this machine (make recipes lists them)"
+        advice = "use a recipe for this machine (./finetune recipes lists them)"
         raise MachineError("params.yaml: environment", f"{environment}: {missing}", advice)
     return DEVICES[environment]
 

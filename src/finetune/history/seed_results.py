@@ -6,7 +6,7 @@ Of a hash of the params (all that could change a result but the seed), each seed
                       "confidence": 0.99, "verdict": "iterate",
                       "criteria": {"exact_match at least 0.5": {"status": "pass", "estimate": 0.61}}, …}}}
 
-`make seeds` writes it (finetune.commands.experiments.seed_sweep), and the gate may ask for the worst of several seeds.
+`finetune seeds` writes it (finetune.commands.experiments.seed_sweep), and the gate may ask for the worst seed.
 """
 
 from collections.abc import Mapping

@@ -122,7 +122,7 @@ def identify_base(model: ModelConfig) -> dict[str, str]:
         raise BaseModelError("base-missing", "base", what, "correct the path")
     if model.revision is None:
         what = f"{model.base} is no local folder, and without a revision the same name may be another model tomorrow"
-        raise BaseModelError("base-unpinned", "revision", what, "write the 40 hex digits of a commit (make pin)")
+        raise BaseModelError("base-unpinned", "revision", what, "write the 40 hex digits of a commit (./finetune pin)")
     return {"name": model.base, "revision": model.revision}
 
 

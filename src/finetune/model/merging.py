@@ -1,4 +1,4 @@
-"""Base and adapter as one plain model in 16 bit: what `make merge` publishes and evaluate asks where that ships."""
+"""Base and adapter as one plain model in 16 bit: what `finetune merge` publishes and evaluate asks where that ships."""
 
 import shutil
 from pathlib import Path

@@ -23,7 +23,7 @@ GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 CONTROL_MARK = re.compile(r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|<(?:start|end)_of_\w+>|</?s>|\[/?INST\]")
 OPENED_THOUGHT = 8  # tokens: some prompts end in the beginning of a thought (`<think>`), which the rows have not
 TEMPLATES = "models/templates/*.jinja"
-FETCH = "fetch it once where a network is (hf download {base}); make rehearse needs no base"
+FETCH = "fetch it once where a network is (hf download {base}); ./finetune rehearse needs no base"
 COPY = "fetch the base again (hf download), or copy it whole"
 IGNORED = -100  # the label that cross-entropy leaves out (torch.nn.CrossEntropyLoss, ignore_index)
 

@@ -27,7 +27,7 @@ def files_of(root: Path, revision: str) -> Iterator[Any]:
         raise ConfigError(
             "",
             f"{revision!r} is no experiment, branch, tag or commit here",
-            "make exps lists the experiments, and workspace is the working tree",
+            "./finetune exps lists the experiments, and workspace is the working tree",
         ) from None
     except (DvcException, SCMError) as error:
         raise DataError(revision, f"DVC can't read it: {error}") from None

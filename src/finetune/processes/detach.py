@@ -1,4 +1,4 @@
-"""`make ... DETACH=1` and `make stop`: a run that outlives its terminal, and an end that loses nothing.
+"""`make ... DETACH=1` and `finetune stop`: a run that outlives its terminal, and an end that loses nothing.
 
 Writes `work/detached.json`, the newest detached start (running.py), and its log `work/<target>.log`, to which
 later starts append. How it ended is in `work/detached_end.json`.
@@ -44,12 +44,12 @@ def start(paths: Paths, target: str) -> int:
             code = wait_a_moment(process)
     except filelock.Timeout:
         raise ConfigError(
-            f"{paths.work}", "another detached start is under way", "make status tells how it went"
+            f"{paths.work}", "another detached start is under way", "./finetune status tells how it went"
         ) from None
     if code is None:
         say(f"make {target} runs in the background (process {detached.pid}), and goes on when this terminal is closed")
-        say("  make status      how far it is")
-        say("  make stop        end it; the same command goes on")
+        say("  ./finetune status   the progress")
+        say("  ./finetune stop     end it; the same command resumes")
         say(f"  tail -f {detached.log}")
     elif code == 0:
         say(f"make {target} has ended already; see {detached.log}")

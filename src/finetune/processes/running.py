@@ -100,7 +100,7 @@ def require_idle(paths: Paths) -> None:
     run = find_run(paths)
     if run is not None and not (run.detached and run.detached.pid == os.getsid(0)):
         raise ConfigError(
-            f"{paths.work}", f"{run.sentence()} in this folder", "make status tells more, make stop ends it"
+            f"{paths.work}", f"{run.sentence()} in this folder", "./finetune status tells more, ./finetune stop ends it"
         )
 
 
@@ -137,8 +137,11 @@ def find_process(name: str, pid: int | None, paths: Paths) -> tuple[Any | None, 
 def runs_stage(process: Any, name: str, root: Path) -> bool:
     """Whether a process is a Python that runs this stage in this folder: a reused number is never taken for it."""
     words = process.cmdline()
-    modules = [words[at + 1 :] for at in range(1, len(words) - 1) if words[at] == "-m" and words[at + 1] == "finetune"]
-    if "python" not in Path(words[0] if words else "").name.lower() or not any(name in rest for rest in modules):
+    ours = [at for at in range(1, len(words)) if words[at - 1 : at + 1] == ["-m", "finetune"]]
+    ours += (
+        [1] if len(words) > 1 and Path(words[1]).name == "finetune" else []
+    )  # a script of that name, as pip makes one
+    if "python" not in Path(words[0] if words else "").name.lower() or not any(name in words[at + 1 :] for at in ours):
         return False
     return Path(process.cwd()).resolve() == root.resolve()
 

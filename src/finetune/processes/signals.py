@@ -1,6 +1,6 @@
 """Stopping from outside: a signal ends the run at the end of its step.
 
-SIGTERM (make stop, spot machines), SIGINT (Ctrl-C), SIGUSR1 (Slurm) and SIGHUP (a lost terminal).
+SIGTERM (./finetune stop, spot machines), SIGINT (Ctrl-C), SIGUSR1 (Slurm) and SIGHUP (a lost terminal).
 """
 
 import ctypes

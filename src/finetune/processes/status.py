@@ -1,4 +1,4 @@
-"""`make status`: what runs in this folder and how far it is, or how the last run ended.
+"""`finetune status`: what runs in this folder and how far it is, or how the last run ended.
 
 Reads `work/status.json`, which the train stage keeps (step, losses, tokens a second, bytes, seconds left, Unix time),
 the records of the newest detached start and of its newest stage, and `reports/decision.json`.

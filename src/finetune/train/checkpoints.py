@@ -161,7 +161,7 @@ def wait_for_files(paths: Sequence[Path], seconds: float = 60.0) -> None:
 
 
 def hash_state(step: int, folder: Path, optimizer: Any) -> dict[str, Any]:
-    """The canonical hashes of adapter and optimizer at a step, which `make verify` compares."""
+    """The canonical hashes of adapter and optimizer at a step, which `finetune verify` compares."""
     return {
         "step": step,
         "adapter_sha256": sha256_tensors(folder / WEIGHTS),

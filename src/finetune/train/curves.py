@@ -129,7 +129,7 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         return float((time.monotonic() - self.started) / done * (state.max_steps - state.global_step))
 
     def tell(self, state: Any, ended: str | None = None) -> None:
-        """Write the status that `make status` shows."""
+        """Write the status that `finetune status` shows."""
         with self.spared():
             self.write_status(state, ended)
         self.told = time.monotonic()
@@ -197,5 +197,6 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             if first["step"] == 0 and best > first["validation_loss"] * (1 - LEAST_GAIN):
                 told = f"{best:.4f}, it was {first['validation_loss']:.4f} before the first step"
                 self.say_once(
-                    "nothing", f"warning: nothing is learnt so far: the validation loss is {told} (make stop ends it)"
+                    "nothing",
+                    f"warning: nothing is learnt so far: the validation loss is {told} (./finetune stop ends it)",
                 )

@@ -39,7 +39,7 @@ def smaller_micro_batch(params: TrainParams) -> TrainParams:
             "params.yaml: train.per_device_train_batch_size",
             "the run's longest row alone finds no memory on this machine",
             "use a smaller train.max_length, activation_checkpointing, quantization: nf4 or a "
-            "smaller base (make plan tells what each needs)",
+            "smaller base (./finetune plan tells what each needs)",
         )
     less = next((size for size in range(micro // 2, 0, -1) if micro % size == 0), 1)
     sizes = {

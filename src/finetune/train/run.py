@@ -150,7 +150,7 @@ def warn_of_other_arithmetic(checkpoint: dict[str, Any], environment: Environmen
 
 @contextmanager
 def telling(trainer: Any) -> Iterator[None]:
-    """Close the curves and tell `make status` how the run ended; a stop without a checkpoint of its own says so."""
+    """Close the curves and tell `finetune status` how the run ended; a stop without a checkpoint of its own says so."""
     from finetune.train.trainer import StoppedInEvaluationError
 
     ended = "failed"

@@ -1,6 +1,6 @@
 """Every finding that validate can make: its code, how severe it is, what it costs when nobody acts, what it means.
 
-`docs/findings.md` is this table as a page (`python -m finetune findings` prints it). A code never changes its meaning:
+`docs/findings.md` is this table as a page (`finetune findings` prints it). A code never changes its meaning:
 params.yaml names codes in `findings.accept`.
 """
 

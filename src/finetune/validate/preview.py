@@ -61,7 +61,7 @@ def find_workload(
         raise DataError(
             paths.prepared,
             "no prepared rows to plan with",
-            "run dvc repro prepare, or say how many there will be: make plan EXAMPLES=15000",
+            "run dvc repro prepare, or say how many there will be: ./finetune plan --examples 15000",
         )
     if other := why_stale(params, root):
         say(f"note: data/prepared was made {other}; dvc repro prepare makes it anew")

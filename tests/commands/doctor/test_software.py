@@ -194,7 +194,7 @@ def test_a_base_that_is_a_folder_or_unpinned(config: Config, change: Callable[..
     """The embedded one is whole; one of the Hub without a revision is none at all."""
     assert check_base(config.model, ROOT).status == "ok"
     unpinned = check_base(change(**{"model.base": "org/name"}).model, ROOT)
-    assert unpinned.remedy == "set model.revision to the 40 hex digits of a commit (make pin)"
+    assert unpinned.remedy == "set model.revision to the 40 hex digits of a commit (./finetune pin)"
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\xff" * 100, (2).to_bytes(8, "little") + b"[]"])

@@ -1,4 +1,4 @@
-"""`make compare`: two runs on one test set, pair by pair; what can't be compared is refused and says why."""
+"""`finetune compare`: two runs on one test set, pair by pair; what can't be compared is refused and says why."""
 
 import json
 from dataclasses import replace
@@ -176,7 +176,11 @@ def test_experiments_branches_and_the_workspace_are_found(repository: Path, name
 @pytest.mark.parametrize(
     ("names", "code", "told"),
     [
-        (("main", "nowhere"), 2, "error: 'nowhere' is no experiment, branch, tag or commit here; make exps lists"),
+        (
+            ("main", "nowhere"),
+            2,
+            "error: 'nowhere' is no experiment, branch, tag or commit here; ./finetune exps",
+        ),
         (("main", "elsewhere"), 3, "error: compare: main was measured on test set"),
         (("main~1", "main"), 3, "error: main~1: has no reports/evaluation.json: its pipeline did not run to its end"),
     ],

@@ -1,4 +1,4 @@
-"""`make exps`: DVC's table cut to what tells experiments apart, in the order of the gate's first measure."""
+"""`finetune exps`: DVC's table cut to what tells experiments apart, in the order of the gate's first measure."""
 
 from collections.abc import Callable
 from typing import Any

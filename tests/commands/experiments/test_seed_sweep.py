@@ -1,4 +1,4 @@
-"""`make seeds`: what another seed changes, told beside what was gained; nothing is run twice, nothing is lost."""
+"""`finetune seeds`: what another seed changes, told beside what was gained; nothing is run twice, nothing is lost."""
 
 import json
 import os
@@ -175,7 +175,7 @@ def test_more_looks_than_declared_need_force(
     assert str(caught.value) == (
         "seeds: this takes 3 new looks at the test set after 3, 5 are declared (decide.looks): past them no verdict "
         "can be deploy; declare more (decide.looks: 6, which asks for more evidence at each), run fewer, use a fresh "
-        "test set, or FORCE=1"
+        "test set, or --force"
     )
     check_looks(series, [1, 2, 3], force=True)
     check_looks(series, [1, 2], force=False)

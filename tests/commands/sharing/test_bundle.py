@@ -273,7 +273,7 @@ def test_a_version_that_the_lock_does_not_have_is_told(run: Path, capsys: pytest
 def test_errors_have_their_exit_codes() -> None:
     """3 for a bundle that is not as it should be, 2 for a wrong call, 4 for a machine without the tool."""
     assert [kind.exit_code for kind in (DataError, ConfigError, MachineError)] == [3, 2, 4]
-    with pytest.raises(FinetuneError, match="nowhere: no such bundle; make bundle writes one to out/bundle"):
+    with pytest.raises(FinetuneError, match=r"nowhere: no such bundle; \./finetune bundle writes one to out/bundle"):
         check(Path("nowhere"))
 
 

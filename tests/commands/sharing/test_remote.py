@@ -84,7 +84,7 @@ def test_a_run_goes_to_another_machine_and_stands_there(place: Path) -> None:
     """Pushed, cloned, pulled: the same bytes, proven by the manifests, and nothing is left to run."""
     told = finetune(place / "A", "push")
     assert "push: done; the remote store has the run" in told
-    assert "there: git pull, then make pull" in told
+    assert "there: git pull, then ./finetune pull" in told
     there = clone(place)
     told = finetune(there, "pull")
     assert "are in place, as their manifests say" in told
@@ -140,7 +140,7 @@ def test_push_says_what_it_lacks(place: Path) -> None:
     told = finetune(root, "push", code=3)
     assert "error: dvc.lock: does not describe what lies here (" in told
     assert "train: params.yaml" in told
-    assert "make repro finishes it, then make push" in told
+    assert "make repro finishes it, then ./finetune push" in told
     run(root, "git", "checkout", "-q", "params.yaml")
     assert not (place / "store").exists()
 
@@ -252,7 +252,7 @@ def test_a_missing_object_is_told_and_the_rest_is_kept(place: Path) -> None:
     told = finetune(there, "pull", code=3)
     assert stored.relative_to(place / "store").as_posix() in told  # the file's object, in DVC's words
     assert "error: pull: out/adapter could not be fetched from the remote store" in told
-    assert "make push on the machine that has the run" in told
+    assert "./finetune push on the machine that has the run" in told
     assert outputs(there) == {}
     finetune(place / "A", "push")
     finetune(there, "pull")

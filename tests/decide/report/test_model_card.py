@@ -105,7 +105,7 @@ def test_a_merged_candidate_is_loaded_as_it_was_evaluated(run: MadeUp, quantizat
     run.reports["evaluation"]["candidate"] |= {"form": "merged", "quantization": quantization}
     text = run.card()
     code = re.search(r"```python\n(.*?)```", text, re.S)
-    assert code and compile(code[1], "card", "exec") and "peft" not in code[1] and "make merge" in text
+    assert code and compile(code[1], "card", "exec") and "peft" not in code[1] and "./finetune merge" in text
     assert ("load_in_4bit=True" in code[1]) == ("BitsAndBytesConfig" in code[1]) == (quantization == "nf4")
     assert "import AutoModelForCausalLM, AutoTokenizer\n" in code[1] or quantization == "nf4"
 

@@ -118,7 +118,7 @@ def test_a_base_of_the_hub_must_be_pinned(whole: Path, cache: Callable[..., Path
     first, second = examine(model__base="org/name").findings
     assert str(first) == (
         "params.yaml: model.revision: org/name is no local folder, and without a revision the same name may be another "
-        "model tomorrow; write the 40 hex digits of a commit (make pin)"
+        "model tomorrow; write the 40 hex digits of a commit (./finetune pin)"
     )
     assert (first.code, second.code) == ("base-unpinned", "base-missing")
 

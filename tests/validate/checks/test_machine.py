@@ -76,7 +76,7 @@ def test_a_missing_device_is_a_warning_and_the_only_one(
     (finding,) = check_machine(change(**CUDA | FLASH | spread("zero2", devices=4)))
     assert str(finding) == (
         "params.yaml: environment: no CUDA device answers; "
-        "use a recipe for this machine (make doctor names one), or run this one where it belongs"
+        "use a recipe for this machine (./finetune doctor names one), or run this one where it belongs"
     )
     assert (finding.code, finding.severity) == ("device-missing", "warning")
 

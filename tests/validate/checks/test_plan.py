@@ -65,7 +65,7 @@ def test_a_smaller_machine_than_the_recipes_is_a_warning(
     (finding,) = check_this_machine(config, outlook_of(config, 9 * GB, 80 * GB))
     assert str(finding) == (
         "params.yaml: machine: a peak of 9.00 GB is predicted, this machine has 8.00 GB; "
-        "train on NVIDIA H100 80 GB; here, make rehearse and make plan"
+        "train on NVIDIA H100 80 GB; here, ./finetune rehearse and ./finetune plan"
     )
     assert (finding.code, finding.severity) == ("this-machine-short", "warning")
     here = change()

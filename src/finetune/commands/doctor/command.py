@@ -1,4 +1,4 @@
-"""`make doctor`: what this machine has, what is missing and how to get it, and which recipe it can run.
+"""`finetune doctor`: what this machine has, what is missing and how to get it, and which recipe it can run.
 
 With `--quick` nothing heavy is imported, so no memory is predicted.
 """
@@ -61,4 +61,4 @@ def closing_lines(chosen: Fit, best: Fit | None, others: list[Fit], base: Check)
     elif others:
         yield "no recipe is known to fit here; the memory of none could be predicted, or all need another machine"
     else:
-        yield "which recipe fits best: python -m finetune doctor (without --quick)"
+        yield "which recipe fits best: finetune doctor (without --quick)"

@@ -125,7 +125,9 @@ def check_base(model: ModelConfig, root: Path) -> Check:
         return Check("base model", f"{model.base}, a folder, complete")
     if model.revision is None:
         told = f"{model.base} is no folder, and no revision is named"
-        return Check("base model", told, "missing", "set model.revision to the 40 hex digits of a commit (make pin)")
+        return Check(
+            "base model", told, "missing", "set model.revision to the 40 hex digits of a commit (./finetune pin)"
+        )
     trouble = weights_trouble(snapshot(model)) if snapshot(model).is_dir() else "not in the cache"
     if trouble:
         told = f"{model.base} at {model.revision[:12]}: {trouble}"

@@ -1,4 +1,4 @@
-"""`make compare A=… B=…`: two runs on the same test set, B - A, example by example and with intervals.
+"""`finetune compare … …`: two runs on the same test set, B - A, example by example and with intervals.
 
 Reads both runs' params, reports and answers (revisions.py), and `data/looks.json`; writes nothing.
 """

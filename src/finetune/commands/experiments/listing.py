@@ -1,4 +1,4 @@
-"""`make exps`: what `dvc exp show` knows, cut to what tells experiments apart, the best by the gate's measure first.
+"""`finetune exps`: what `dvc exp show` knows, cut to what tells experiments apart, the best first.
 
 Reads `dvc exp show --json`; shows verdict, the figure that the gate asks for first, loss, cost and those params that
 differ between the rows.
@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ class Experiment:
         return dig(self.reports, place)
 
 
-def show(params: Path = Path("params.yaml")) -> None:
-    """The table of the working tree, the present commit and the experiments on it."""
+def show(params: Path = Path("params.yaml")) -> list[dict[str, Any]]:
+    """Print the table of the working tree, the present commit and the experiments on it; returns the experiments."""
     try:
         measure, order = first_measure(load_config(params)), ""
     except ConfigError as error:
@@ -70,6 +70,7 @@ def show(params: Path = Path("params.yaml")) -> None:
     experiments = in_order(list(read_experiments(_ask_dvc())), measure)
     columns, rows = draw(experiments, measure)
     table(f"experiments, {order} (all columns: dvc exp show)", columns, rows)
+    return [asdict(item) for item in experiments]
 
 
 def first_measure(config: Config) -> Measure | None:

@@ -1,7 +1,7 @@
 """How far runs lie apart that differ in their seed alone, beside how much they gain: what is luck, and what is not.
 
-Nothing is read or written. A seed's outcome is what `make seeds` records of it: verdict, criteria, and of each figure
-the baseline's value, the candidate's, and the interval of their paired difference.
+Nothing is read or written. A seed's outcome is what `finetune seeds` records of it: verdict, criteria, and of each
+figure the baseline's value, the candidate's, and the interval of their paired difference.
 """
 
 from collections.abc import Mapping, Sequence

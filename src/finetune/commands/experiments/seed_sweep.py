@@ -1,4 +1,4 @@
-"""`make seeds N=5`: the run of params.yaml under several seeds, each an experiment of DVC, and how far they lie apart.
+"""`finetune seeds`: the run of params.yaml under several seeds, each an experiment of DVC, and their spread.
 
 They run one after another in the working tree, where an interrupted training resumes from its checkpoint (a queued
 copy has no `work/`). Each finished one is recorded in `data/seeds.json` with a hash of the data and code that DVC saw,
@@ -78,8 +78,8 @@ class Series:
         return [seed for seed in self.seeds if str(seed) not in found or (str(seed) in stale and seed not in self.done)]
 
 
-def run(root: Path, count: int | None, named: Sequence[int] | None, *, force: bool) -> None:
-    """Run the seeds that are missing, record them, and tell the spread; DataError where one fails."""
+def run(root: Path, count: int | None, named: Sequence[int] | None, *, force: bool) -> dict[str, Any]:
+    """Run the seeds that are missing, record them, print the spread; returns the records. DataError if one fails."""
     config = load_config(root / "params.yaml")
     series = Series(root, config, choose_seeds(config.seed, count, named))
     require_idle(series.paths)
@@ -93,12 +93,13 @@ def run(root: Path, count: int | None, named: Sequence[int] | None, *, force: bo
             while missing := series.missing():
                 run_seed(series, missing[0])
     show(series)
+    return series.results()
 
 
 def choose_seeds(present: int, count: int | None, named: Sequence[int] | None) -> list[int]:
     """The seeds as named, or `count` from the present one on; ConfigError where they are no series."""
     if named is not None and count is not None:
-        raise ConfigError("seeds", "give N or SEEDS, not both")
+        raise ConfigError("seeds", "give --count or --seeds, not both")
     seeds = list(named) if named is not None else [present + at for at in range(count or DEFAULT_COUNT)]
     if len(set(seeds)) < len(seeds):
         raise ConfigError("seeds", f"{', '.join(map(str, seeds))} names one twice", "a repetition is no new evidence")
@@ -133,7 +134,7 @@ def check_looks(series: Series, missing: Sequence[int], *, force: bool) -> None:
             "seeds",
             f"this takes {told}: past them no verdict can be deploy",
             f"declare more (decide.looks: {taken + new}, which asks for more evidence at each), run "
-            "fewer, use a fresh test set, or FORCE=1",
+            "fewer, use a fresh test set, or --force",
         )
     say(f"looks: {told}")
 

@@ -1,4 +1,4 @@
-"""The tables and sentences of `make compare`, for a terminal or as Markdown."""
+"""The tables and sentences of `finetune compare`, for a terminal or as Markdown."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

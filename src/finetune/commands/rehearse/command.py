@@ -1,9 +1,9 @@
-"""`make rehearse`: every stage of the recipe on a shrunken base, and an account of what that proved."""
+"""`finetune rehearse`: every stage of the recipe on a shrunken base, and an account of what that proved."""
 
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ class Proof:
     held: bool
 
 
-def run(root: Path, recipe: str | None) -> int:
-    """Rehearse a recipe (or params.yaml); ConfigError where something did not hold."""
+def run(root: Path, recipe: str | None) -> list[dict[str, Any]]:
+    """Rehearse a recipe (or params.yaml); returns the proofs. ConfigError where something did not hold."""
     started = time.perf_counter()
     real = read_recipe(recipe, root)
     folder = root / "work/rehearsal" / real.recipe
@@ -59,7 +59,7 @@ def run(root: Path, recipe: str | None) -> int:
     if failed:
         lines = "\n".join(f"{proof.what}: {proof.seen}" for proof in failed)
         raise ConfigError(f"rehearsal of {real.recipe}", f"{len(failed)} of {len(held)} did not hold\n{lines}")
-    return 0
+    return [asdict(proof) for proof in held]
 
 
 def prepare_rows(real: Config, root: Path) -> None:

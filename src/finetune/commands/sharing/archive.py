@@ -118,7 +118,9 @@ def unpack(archive: BinaryIO, name: str, folder: Path) -> dict[str, Any]:
         raise DataError(name, "is no bundle: no gzip archive", "ask for the file again")
     archive.seek(0)
     if archive.read(len(GZIP_HEADER)) != GZIP_HEADER:
-        raise DataError(name, "is not as make bundle wrote it: it was packed again or damaged", "ask for it again")
+        raise DataError(
+            name, "is not as ./finetune bundle wrote it: it was packed again or damaged", "ask for it again"
+        )
     archive.seek(0)
     try:
         return unpack_members(Inflated(archive), name, folder, max(SMALL, MOST_EXPANSION * size))
@@ -187,7 +189,7 @@ def read_manifest_member(stream: Inflated, name: str) -> tuple[str, bytes]:
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
     except (tarfile.HeaderError, ValueError):
-        raise DataError(name, "is no bundle: no tar archive inside", "make bundle writes them") from None
+        raise DataError(name, "is no bundle: no tar archive inside", "./finetune bundle writes them") from None
     top, _, member = info.name.partition("/")
     if member != MANIFEST or not TOP.fullmatch(top) or not 0 < info.size <= MANIFEST_BYTES:
         raise DataError(name, f"is no bundle: it begins with {short(info.name)!r}, not with a bundle's {MANIFEST}")

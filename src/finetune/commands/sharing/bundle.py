@@ -1,4 +1,4 @@
-"""`python -m finetune bundle`: one archive with everything that a person needs to trust and to use the adapter.
+"""`finetune bundle`: one archive with everything that a person needs to trust and to use the adapter.
 
 Writes `out/bundle/finetune-<recipe>-<adapter>.tar.gz`, and beside it the signature where a key is named.
 """
@@ -133,4 +133,4 @@ def tell(target: Path, manifest: dict[str, Any]) -> None:
         say(f"warning: the verdict is {manifest['verdict'].upper()}, NOT DEPLOY; as the bundle says too")
     if not manifest["committed"]:
         say("warning: tracked files differ from the commit, or there is none: nobody can go back to what made this")
-    say(f"  to check it anywhere: make check-bundle BUNDLE={target}")
+    say(f"  to check it anywhere: ./finetune check-bundle {target}")

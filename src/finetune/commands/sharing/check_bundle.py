@@ -1,4 +1,4 @@
-"""`python -m finetune check-bundle PATH`: whether a bundle is whole, consistent and signed, before anybody uses it.
+"""`finetune check-bundle PATH`: whether a bundle is whole, consistent and signed, before anybody uses it.
 
 Needs no repository and no torch. Nothing of the archive is believed before it was held against the manifest, and
 with `--signers` nothing is even unpacked before the signature was.
@@ -25,27 +25,28 @@ FORMATS = (1,)
 FINDINGS_SHOWN = 3
 
 
-def run(path: Path, signers: Path | None, identity: str | None = None) -> None:
-    """Check a bundle and say what it is; DataError for anything that is not as it should be."""
+def run(path: Path, signers: Path | None, identity: str | None = None) -> dict[str, Any]:
+    """Check a bundle and print what it is; returns manifest and signer. DataError for anything not as it should be."""
     manifest, signer, checked = inspect(path, signers, identity)
     say(f"{path}: whole; {len(manifest['files'])} files, all of one run")
     say(f"  adapter {manifest['adapter_sha256']}, recipe {short(manifest['recipe'])}")
     if signer is not None:
         say(f"  signed by {signer}")
     elif signing.signature_of(path).exists():
-        say("  it has a signature, which was not checked; name whom you trust: --signers FILE (make: SIGNERS=FILE)")
+        say("  it has a signature, which was not checked; name whom you trust: --signers FILE")
     else:
         say("  not signed: it is whole, and who made it is not proven")
     if not checked:
         say("  the bill of materials was checked by its parts, not by its schema (jsonschema is not installed)")
     loud = "" if manifest["verdict"] == "deploy" else "warning: NOT DEPLOY: "
     say(f"  {loud}verdict {short(manifest['verdict'])}: {short(manifest['sentence'], 400)}")
+    return {"whole": True, "signed_by": signer, "schema_checked": checked, "manifest": manifest}
 
 
 def inspect(path: Path, signers: Path | None, identity: str | None) -> tuple[dict[str, Any], str | None, bool]:
     """(the manifest, who signed it, whether the schema was checked), once everything was checked."""
     if not path.is_file():
-        raise ConfigError(path, "no such bundle", "make bundle writes one to out/bundle")
+        raise ConfigError(path, "no such bundle", "./finetune bundle writes one to out/bundle")
     with path.open("rb") as archive, tempfile.TemporaryDirectory(prefix="finetune-bundle-") as place:
         signer = signing.verify(archive, path, signers, identity) if signers else None
         archive.seek(0)

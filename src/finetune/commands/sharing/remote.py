@@ -1,4 +1,4 @@
-"""`make push` and `make pull`: a finished run from one machine to another, over any remote of DVC, checked on both.
+"""`finetune push` and `finetune pull`: a finished run from machine to machine, over any remote of DVC, checked on both.
 
 git carries the code, the params and dvc.lock; the remote carries what dvc.lock names. DVC's run cache stays here: it
 lists earlier runs of each stage without their outputs, which a push does not send, and HTTP remotes refuse it. What
@@ -58,7 +58,7 @@ def push(root: Path) -> None:
         if code or absent:
             show(root, text)
             what = f"{listed(absent)} did not arrive" if absent else "DVC could not upload everything, as it says above"
-            raise MachineError("push", what, "what has arrived is kept: mend the cause, then make push goes on")
+            raise MachineError("push", what, "what has arrived is kept: mend the cause, then ./finetune push goes on")
     say(f"push: done; the remote {remote} has the run")
     remind_of_git(root)
 
@@ -74,7 +74,9 @@ def pull(root: Path) -> None:
     settings = read_settings(root)
     remote = require_remote(settings)
     if not (root / "dvc.lock").is_file():
-        raise ConfigError("dvc.lock", "is missing: this commit has no run", "git pull the one that has, then make pull")
+        raise ConfigError(
+            "dvc.lock", "is missing: this commit has no run", "git pull the one that has, then ./finetune pull"
+        )
     with pipeline_lock(paths.work / "pipeline.lock", "pull"):
         files = fetch(root, settings, remote)
         code, text = run_dvc(root, ["checkout"], settings, "pull")
@@ -83,13 +85,13 @@ def pull(root: Path) -> None:
             raise ConfigError(
                 "pull",
                 "the files named above were changed here and are kept nowhere else, so they were left as they are",
-                "move or remove them, then make pull",
+                "move or remove them, then ./finetune pull",
             )
         require_in_place(root, files)
         require_manifests(paths)
         require_finished(root, "pull")
     say(f"pull: done; {told(root, files)} from the remote {remote} are in place, as their manifests say")
-    say("  dvc repro has nothing to do; make report shows the verdict")
+    say("  dvc repro has nothing to do; ./finetune report shows the verdict")
 
 
 def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
@@ -111,8 +113,8 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
         raise DataError(
             f"{listed(file.name for file in broken)}",
             f"damaged in the remote {remote} ({places} there)",
-            "nothing was put in place: delete that object there, make push on the machine that has "
-            "the run, then make pull",
+            "nothing was put in place: delete that object there, ./finetune push on the machine that has "
+            "the run, then ./finetune pull",
         )
     if code or absent:
         show(root, text)
@@ -120,8 +122,8 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
         raise DataError(
             "pull",
             f"{what} from the remote {remote}, as is said above; where they are missing there, "
-            "make push on the machine that has the run (what DVC calls corrupted, delete there first)",
-            "then make pull goes on",
+            "./finetune push on the machine that has the run (what DVC calls corrupted, delete there first)",
+            "then ./finetune pull goes on",
         )
     return files
 
@@ -148,7 +150,7 @@ def require_finished(root: Path, command: str) -> None:
     if not found:
         return
     stages = "; ".join(f"{stage}: {listed(changes_of(entries))}" for stage, entries in found.items())
-    after = "make repro finishes it, then make push" if command == "push" else "git pull, or make repro"
+    after = "make repro finishes it, then ./finetune push" if command == "push" else "git pull, or make repro"
     raise DataError("dvc.lock", f"does not describe what lies here ({stages})", after)
 
 
@@ -170,7 +172,7 @@ def require_whole(root: Path, files: list[Stored]) -> None:
         raise DataError(
             f"{listed(file.name for file in broken)}",
             "damaged in DVC's cache, nothing was uploaded",
-            f"remove {places}, then dvc commit --force takes it from the working tree anew, and make push again",
+            f"remove {places}, then dvc commit --force takes it from the working tree anew, and ./finetune push again",
         )
 
 
@@ -195,7 +197,7 @@ def remind_of_git(root: Path) -> None:
         say(f"warning: not committed, so the other machine won't have it: {names}; git add, git commit, git push")
     elif git(root, "rev-list", "--count", "@{upstream}..HEAD") not in ("0", None):
         say("warning: git push too: the other machine needs this commit")
-    say("  there: git pull, then make pull")
+    say("  there: git pull, then ./finetune pull")
 
 
 def git(root: Path, *arguments: str) -> str | None:
@@ -228,7 +230,7 @@ def fill_gaps(root: Path, remote: str, files: list[Stored], settings: Settings) 
     except Exception as error:  # each kind of remote has errors of its own
         told = short(redacted(" ".join(str(error).split()), secrets_of(settings)), 300)
         raise MachineError(
-            "push", f"the remote {remote} failed ({told})", "mend the cause, then make push goes on"
+            "push", f"the remote {remote} failed ({told})", "mend the cause, then ./finetune push goes on"
         ) from None
 
 

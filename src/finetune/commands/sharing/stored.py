@@ -113,7 +113,7 @@ def require_in_place(root: Path, files: Iterable[Stored]) -> None:
     ]
     if wrong:
         raise DataError(
-            f"{listed(wrong)}", "not as dvc.lock names it", "remove it here, then make pull (or make repro)"
+            f"{listed(wrong)}", "not as dvc.lock names it", "remove it here, then ./finetune pull (or make repro)"
         )
 
 

@@ -18,7 +18,7 @@ def check_machine(params: ValidateParams) -> list[Finding]:
     """All findings about the device of this machine; those of its kind stand in settings_checks."""
     missing = why_unavailable(params.environment)
     if missing:
-        fix = "use a recipe for this machine (make doctor names one), or run this one where it belongs"
+        fix = "use a recipe for this machine (./finetune doctor names one), or run this one where it belongs"
         return [Finding("device-missing", "params.yaml: environment", missing, fix)]
     return [*check_devices(params), *check_number_formats(params), *check_packages(params)]
 

@@ -11,7 +11,7 @@ from finetune.validate.findings import Finding
 
 COSTLY = 0.25  # evaluations, of the work of the training steps
 ROOMY = 0.7  # of the memory that another setting would need at most, to be worth naming
-ADVICE = "use a smaller micro-batch (with more accumulation) or max_length, or nf4; make plan shows what fits"
+ADVICE = "use a smaller micro-batch (with more accumulation) or max_length, or nf4; ./finetune plan shows what fits"
 
 
 def check_plan(params: ValidateParams, outlook: Outlook) -> list[Finding]:
@@ -60,7 +60,7 @@ def check_this_machine(params: ValidateParams, outlook: Outlook) -> list[Finding
     if outlook.memory.peak <= here:
         return []
     what = f"a peak of {gigabytes(outlook.memory.peak)} is predicted, this machine has {gigabytes(here)}"
-    fix = f"train on {MACHINES[params.machine].title}; here, make rehearse and make plan"
+    fix = f"train on {MACHINES[params.machine].title}; here, ./finetune rehearse and ./finetune plan"
     return [Finding("this-machine-short", "params.yaml: machine", what, fix)]
 
 
