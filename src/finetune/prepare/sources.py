@@ -19,6 +19,7 @@ from finetune.prepare.readers.detect import detect_container, disk_bytes, read_b
 
 HUB_ROWS = 1_000  # read at once
 HUB_BYTES = 10**9  # taken for the size of a dataset of the Hub, which is unknown before it is fetched
+NEVER_WATCHED = (".git", ".hg", ".dvc")  # folders that DVC ignores wherever they are
 USUAL_EXPANSION = 5  # of compressed text
 
 
@@ -76,6 +77,14 @@ def _checked(path: Path, folder: Path, name: str) -> Path:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(path, "no such file", f"data.sources names it as {name!r}") from None
+    parts = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
+    if hidden := [part for part in parts if part in NEVER_WATCHED]:
+        raise DataError(
+            path, f"DVC watches nothing below a folder named {hidden[0]}", "move it elsewhere in the folder"
+        )
+    ignoring = [place / ".dvcignore" for place in (folder, *path.parents) if place.is_relative_to(folder)]
+    if present := [file for file in ignoring if file.is_file()]:
+        raise DataError(present[0], "may hide changed rows from DVC", "remove it: what is beside data is ignored above")
     for inside in [path, *(path.rglob("*") if is_dataset_folder(path) else ())]:
         if not inside.resolve().is_relative_to(folder.resolve()):
             raise DataError(inside, f"lies outside {folder}, where DVC does not watch it", "move it in")

@@ -34,6 +34,7 @@ CODES: dict[str, Code] = {
     # ---- the base model, its tokenizer and its template
     "base-missing": Code("error", "run", "Neither a local folder nor the cache holds the base.", binding=True),
     "base-unpinned": Code("error", "run", "The same name may be another model tomorrow.", binding=True),
+    "file-unwatched": Code("error", "verdict", "DVC does not see when this file changes: old results would stand."),
     "base-class-unknown": Code("error", "run", "The base's config describes no model that can be built.", binding=True),
     "base-incomplete": Code("error", "run", "A file of the base is missing, cut off or damaged.", binding=True),
     "base-unsafe": Code("error", "run", "Only pickled weights are there; safetensors alone are loaded.", binding=True),

@@ -10,6 +10,7 @@ from finetune.validate.checks.plan import check_plan
 from finetune.validate.checks.recipe import check_reference
 from finetune.validate.checks.schedule import check_run
 from finetune.validate.checks.settings import check_settings
+from finetune.validate.checks.watched import check_watched
 from finetune.validate.findings import Finding
 
 
@@ -17,6 +18,7 @@ def check_config(params: ValidateParams, root: Path, base: Base, outlook: Outloo
     """The findings about base, settings, adapter, schedule, plan, and the recipe that the config names."""
     return [
         *base.findings,
+        *check_watched(params, root),
         *check_settings(params, base.architecture),
         *check_adapter(params, base.architecture),
         *check_run(params.train, outlook.schedule),

@@ -1,0 +1,1 @@
+"""The stages' JSON reports, typed: what crosses between stages beside rows and weights."""

@@ -1,0 +1,34 @@
+"""`reports/train.json`, the same for every repetition, and `reports/train_cost.json`, which was measured."""
+
+from finetune.reports.base import MachineReport, Report
+from finetune.reports.validation import ParameterCounts
+
+
+class TrainReport(Report):
+    """What came out of the training."""
+
+    adapter_sha256: str
+    fingerprint: str
+    tier: str
+    attention: str
+    micro_batch: int
+    accumulation: int
+    steps: int
+    planned_steps: int
+    kept_step: int
+    first_validation_loss: float | None
+    validation_loss: float
+    last_validation_loss: float
+    train_loss: float | None
+    parameters: ParameterCounts
+    warnings: list[str]
+
+
+class TrainCostReport(Report):
+    """What the training took."""
+
+    wall_seconds: float
+    steps_per_second: float
+    peak_memory_bytes: int | None
+    resumed_from_step: int
+    machine: MachineReport

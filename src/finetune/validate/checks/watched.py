@@ -1,0 +1,51 @@
+"""Checks that DVC notices a change of every file that params.yaml names: else a stale result would pass as a new one.
+
+Data are watched below `data.directory`, functions and schemas below `scorers/`, bases and templates below `models/`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from finetune.config.evaluate import ModelForm
+from finetune.config.model import ModelConfig
+from finetune.config.validate import ValidateParams
+from finetune.validate.findings import Finding
+
+FOLDER = "models"  # a dependency of every stage that loads a base
+NOT_WATCHED = ("__pycache__", ".git", ".hg", ".dvc")
+
+
+def check_watched(params: ValidateParams, root: Path) -> list[Finding]:
+    """A finding for each base or template that DVC does not watch; none outside of a tree that DVC runs."""
+    if not (root / "dvc.yaml").is_file():
+        return []
+    remedy = f"move or copy it into {FOLDER}/, or accept the finding if it never changes"
+    return [
+        Finding("file-unwatched", f"params.yaml: {key}", f"{name}: {why}", remedy)
+        for key, name in named_files(params)
+        if (root / name).exists() and (why := find_reason(name, root))
+    ]
+
+
+def named_files(params: ValidateParams) -> Iterator[tuple[str, str]]:
+    """The keys that may name a file or folder, with what they name."""
+    models: list[tuple[str, ModelConfig]] = [("model", params.model)]
+    if isinstance(params.evaluate.baseline, ModelForm):
+        models.append(("evaluate.baseline.model", params.evaluate.baseline.model))
+    for key, model in models:
+        yield f"{key}.base", model.base
+        if model.chat_template is not None:
+            yield f"{key}.chat_template", model.chat_template
+
+
+def find_reason(name: str, root: Path) -> str | None:
+    """Why DVC would not notice a change of a file or folder; None if it would."""
+    path, folder = root / name, (root / FOLDER).resolve()
+    real = path.resolve()
+    if not real.is_relative_to(folder) or (root / FOLDER).is_symlink():
+        return f"DVC watches {FOLDER}/ alone, so a change of it would go unnoticed"
+    if any(part in NOT_WATCHED for part in real.relative_to(folder).parts):
+        return f"DVC ignores folders named {', '.join(NOT_WATCHED)}"
+    if real != (root.resolve() / name) or any(inside.is_symlink() for inside in path.rglob("*")):
+        return "DVC does not follow links to what they lead to"
+    return None
