@@ -389,7 +389,7 @@ def test_the_lock_is_given_back_after_a_failure(tmp_path: Path) -> None:
 def test_the_lock_records_how_its_holder_ended(
     tmp_path: Path, error: BaseException | None, outcome: str, code: str | None
 ) -> None:
-    """`make status` reads it when the process is gone; it must not have to guess from a log."""
+    """`finetune status` reads it when the process is gone; it must not have to guess from a log."""
     path = tmp_path / "pipeline.lock"
     before = time.time()
     with suppress(BaseException), pipeline_lock(path, "train"):

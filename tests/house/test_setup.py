@@ -45,7 +45,9 @@ LOCKS = {
 FAKE_PYTHON = """#!/bin/sh
 printf '%s\\n' "python $*" >> "$CALLS"
 case "$*" in
-    "-m venv"*) rm -rf .venv; mkdir -p .venv/bin .venv/lib/python3.12/site-packages && cp "$0" .venv/bin/python && cp "$FAKE_UV" .venv/bin/uv ;;
+    "-m venv"*)
+        rm -rf .venv; mkdir -p .venv/bin .venv/lib/python3.12/site-packages
+        cp "$0" .venv/bin/python && cp "$FAKE_UV" .venv/bin/uv ;;
     "--version") echo "Python 3.12.1" ;;
     *"config list") cat "$PIP_SETTINGS" ;;
     *"index versions"*) [ -z "${INDEX_HANGS:-}" ] || exec sleep 60
@@ -157,7 +159,7 @@ def stamp_cuda(world: World) -> None:
 
 
 def test_login_node_keeps_the_packages_for_gpus(world: World) -> None:
-    """`make status` there must not replace the PyTorch that a job is training with."""
+    """`finetune status` there must not replace the PyTorch that a job is training with."""
     stamp_cuda(world)
     assert world.set_up("auto", "params.yaml") == (0, "")
     assert world.stamp().startswith("cuda ")

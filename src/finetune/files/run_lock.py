@@ -1,6 +1,6 @@
 """The lock that keeps a second run out of a working tree, and the record of how its newest holder ended.
 
-`work/pipeline.record.json` is read by `make status` and `make stop`:
+`work/pipeline.record.json` is read by `finetune status` and `finetune stop`:
 
     {"stage": "prepare", "outcome": "interrupted", "problem": null, "at": 1764516000.1}
 """

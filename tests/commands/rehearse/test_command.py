@@ -210,7 +210,7 @@ def test_a_recipe_of_every_kind_is_rehearsed() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_nothing_is_known_to_stand_against_a_recipe(name: str) -> None:
-    """What a rehearsal would find in its params alone: no error, but for a base of the Hub that `make pin` will pin."""
+    """What a rehearsal would find in its params alone: no error, but for a base that `finetune pin` will pin."""
     real = recipe(name)
     preview = look_ahead(ValidateParams.select_from(real), ROOT, examples=15_000, length=200)
     expected = [] if (ROOT / real.model.base).is_dir() else ["base-unpinned"]
