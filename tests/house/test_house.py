@@ -72,19 +72,14 @@ def run_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 def test_imports_for_types_alone_are_not_counted() -> None:
     """They don't run: a stage that names a class is not one that needs its module."""
-    names = [
-        node.module
-        for node in run_nodes(
-            ast.parse("if TYPE_CHECKING:\n    from a import A\nelse:\n    from b import B\nfrom c import C")
-        )
-        if isinstance(node, ast.ImportFrom)
-    ]
+    tree = ast.parse("if TYPE_CHECKING:\n    from a import A\nelse:\n    from b import B\nfrom c import C")
+    names = [node.module for node in run_nodes(tree) if isinstance(node, ast.ImportFrom)]
     assert names == ["b", "c"]
 
 
 @cache
 def imports(path: Path) -> set[Path]:
-    """The package's files that a file imports, anywhere in it, also by `python -m` in a command; not for types alone."""
+    """The package's files that a file imports, anywhere in it, also by `python -m`; not for types alone."""
     found = set()
     for node in run_nodes(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
