@@ -1,6 +1,7 @@
 """What the tests share: the run's params, configs with keys changed, and examples and predictions made up in memory."""
 
 import os
+import signal
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -17,6 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 for who in ("AUTHOR", "COMMITTER"):  # experiments are commits, whatever this machine's git knows
     os.environ |= {f"GIT_{who}_NAME": "Test", f"GIT_{who}_EMAIL": "test@localhost"}
+# Where the tests are a job in the background, a shell has had Ctrl-C ignored, and a process would hand that on to all
+# that it starts: a test of an interruption would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network for a model; a missing one is missing at once
 
 # The same cases every time and on every machine, however slow it is; a failure is then seen by all or by nobody.

@@ -4,10 +4,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ VARIABLES = ("BASE_IMAGE", "TORCH_INDEX", "FLASH_ATTN", "FLASH_ATTN_CUDA_ARCHS",
 # ------------------------------------------------------------------------------------------------- the engines' part
 
 Fake = Callable[..., None]
+
+SLEEP = shutil.which("sleep")  # by its path, as PATH has nothing but the engines
 
 
 @pytest.fixture
@@ -218,7 +222,7 @@ def test_apple_has_no_image() -> None:
 
 def test_an_interrupted_build_stops_its_engine(fake: Fake, tmp_path: Path) -> None:
     """Ctrl-C and finetune stop: the engine is told, waited for, and nothing is tagged."""
-    fake("docker", build=f"trap 'echo gone > {tmp_path}/ended; exit 1' TERM; echo go; while :; do :; done")
+    fake("docker", build=f"trap 'echo gone > {tmp_path}/ended; exit 1' TERM; echo go; while :; do {SLEEP} 0.1; done")
     code = "from pathlib import Path; from finetune.containers.images import run; run(Path(), 'cpu')"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -226,10 +230,15 @@ def test_an_interrupted_build_stops_its_engine(fake: Fake, tmp_path: Path) -> No
         env=os.environ | {"PYTHONPATH": "src"},
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
-    assert process.stderr and process.stderr.readline() == "go\n"
-    process.send_signal(2)
-    process.communicate(timeout=PATIENCE)
+    try:
+        assert process.stderr and process.stderr.readline() == "go\n"
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
     assert (tmp_path / "ended").read_text(encoding="utf-8") == "gone\n"
 

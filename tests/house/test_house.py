@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -58,11 +59,29 @@ def module_path(name: str) -> Path | None:
     return path / "__init__.py" if (path / "__init__.py").is_file() else None
 
 
+def run_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a tree but for those under `if TYPE_CHECKING:`, which are never run."""
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        nodes = node.orelse
+    else:
+        yield node
+        nodes = list(ast.iter_child_nodes(node))
+    for child in nodes:
+        yield from run_nodes(child)
+
+
+def test_imports_for_types_alone_are_not_counted() -> None:
+    """They don't run: a stage that names a class is not one that needs its module."""
+    tree = ast.parse("if TYPE_CHECKING:\n    from a import A\nelse:\n    from b import B\nfrom c import C")
+    names = [node.module for node in run_nodes(tree) if isinstance(node, ast.ImportFrom)]
+    assert names == ["b", "c"]
+
+
 @cache
 def imports(path: Path) -> set[Path]:
-    """The package's files that a file imports, anywhere in it, also by `python -m` in a command."""
+    """The package's files that a file imports, anywhere in it, also by `python -m`; not for types alone."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in run_nodes(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -230,6 +230,17 @@ def test_a_stop_between_two_stages_ends_make(folder: Path) -> None:
     assert processes_in(folder) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells which signals are ignored")
+def test_a_start_from_a_script_in_the_background_hears_an_interruption(folder: Path) -> None:
+    """Shells have such a script ignore Ctrl-C, which all that it starts would inherit, and a stop would take long."""
+    command = f"trap '' INT; exec {sys.executable} -m finetune detach train-idle"
+    assert run(folder, "sh", "-c", command).returncode == 0
+    detached = json.loads((folder / "work/detached.json").read_text(encoding="utf-8"))
+    status = Path(f"/proc/{detached['pid']}/status").read_text(encoding="utf-8")
+    (ignored,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:")]
+    assert not int(ignored, 16) & 1 << signal.SIGINT - 1
+
+
 def test_a_stage_that_ends_well_in_spite_of_a_stop_takes_the_next_one_along(folder: Path) -> None:
     """SIGTERM may come when a stage has just finished: make goes on with the next, which must be stopped too."""
     assert finetune(folder, "detach", "repro").returncode == 0

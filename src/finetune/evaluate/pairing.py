@@ -1,15 +1,18 @@
 """Both sides' scored answers as predictions, and which examples are one piece of evidence."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune.config.evaluate import EvaluateParams
 from finetune.records.examples import Example, Prediction
 from finetune.records.leakage import text_key
 from finetune.score.scoring import Scored
 
+if TYPE_CHECKING:
+    from finetune.evaluate.sides import Sides
 
-def reference_tokens(sides: Any, examples: Sequence[Example], params: EvaluateParams) -> list[int]:
+
+def reference_tokens(sides: "Sides", examples: Sequence[Example], params: EvaluateParams) -> list[int]:
     """How many tokens of each reference a loss is taken on, by the tokenizer of the candidate where it is here."""
     from finetune.evaluate.local import LocalSide
     from finetune.model.tokens import load_tokenizer, tokenize

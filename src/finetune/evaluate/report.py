@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.config.evaluate import EvaluateParams
 from finetune.config.scorers import Classification
@@ -17,10 +17,14 @@ from finetune.reports.evaluation import EvaluationReport
 from finetune.score.metrics import SIDES
 from finetune.score.scoring import Scored
 
+if TYPE_CHECKING:
+    from finetune.evaluate.cost import LatencyPass
+    from finetune.evaluate.sides import Sides
+
 REPORTED = {"latency", "memory", "batch_size", "max_new_tokens"}  # of the settings: no address and no path
 
 
-def describe_sides(sides: Any, adapter_sha256: str) -> dict[str, Any]:
+def describe_sides(sides: "Sides", adapter_sha256: str) -> dict[str, Any]:
     """Who answered, what each was asked with (None: not known), and what a look at the test set is counted by.
 
     That is the adapter's hash where it answers greedily on its base; of anything else that could be tried many times
@@ -51,7 +55,7 @@ def describe_answers(predictions: Sequence[Prediction], scored: Scored, params: 
 
 
 def describe_cost(
-    latency: Any,
+    latency: "LatencyPass",
     memory: list[int],
     predictions: Sequence[Prediction],
     params: EvaluateParams,

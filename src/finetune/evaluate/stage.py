@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.config.evaluate import EvaluateParams
 from finetune.console import progress
@@ -29,6 +29,9 @@ from finetune.reports.train import TrainReport
 from finetune.score.metrics import SIDES
 from finetune.score.scorers import build_scorers
 from finetune.score.scoring import Scorers
+
+if TYPE_CHECKING:
+    from finetune.evaluate.sides import Sides
 
 
 def run(params: EvaluateParams, paths: Paths) -> None:
@@ -112,7 +115,7 @@ Asked = tuple[list[Answer], list[Answer], dict[str, dict[str, list[str | None]]]
 
 
 def ask_sides(
-    sides: Any,
+    sides: "Sides",
     examples: Sequence[Example],
     scorers: Scorers,
     params: EvaluateParams,

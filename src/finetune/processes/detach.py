@@ -64,6 +64,8 @@ def launch(paths: Paths, target: str) -> tuple[Detached, subprocess.Popen[bytes]
     name = log.relative_to(paths.root).as_posix()
     environment = {key: value for key, value in os.environ.items() if key not in MAKES_OWN}
     detached = Detached(target, 0, name, time.time(), platform.node())
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background; the run must hear `interrupt`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("ab") as output:
         process = subprocess.Popen(
             detached.command,

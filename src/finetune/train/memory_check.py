@@ -3,7 +3,7 @@
 import gc
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,12 +11,15 @@ from finetune.config.model import Environment
 from finetune.hardware.devices import DEVICES
 from finetune.hardware.failures import is_out_of_memory
 
+if TYPE_CHECKING:
+    from finetune.train.trainer import Trainer
+
 
 class MemoryShortageError(Exception):
     """The largest micro-batch of the run finds no memory; raised before the first step."""
 
 
-def require_memory(trainer: Any) -> None:
+def require_memory(trainer: "Trainer") -> None:
     """MemoryShortageError unless the largest micro-batch goes forward and backward beside the optimizer's moments.
 
     Leaves no trace: gradients and random states are as before. Several processes agree on the answer.
@@ -37,7 +40,7 @@ def require_memory(trainer: Any) -> None:
         raise MemoryShortageError
 
 
-def forward_and_backward(trainer: Any, rows: Sequence[int]) -> None:
+def forward_and_backward(trainer: "Trainer", rows: Sequence[int]) -> None:
     """The pass of a training step over these rows, with as much beside it as the optimizer will hold."""
     trainable = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     moments = [torch.zeros_like(parameter) for parameter in trainable for _ in range(2)]
@@ -66,7 +69,7 @@ def forget_peak(environment: Environment) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def largest_micro_batch(trainer: Any) -> list[int]:
+def largest_micro_batch(trainer: "Trainer") -> list[int]:
     """The rows of the micro-batch with the most positions, of all epochs of this process."""
     sampler, lengths, padded = trainer.batches(), trainer.lengths, not trainer.args.packing
     epochs = range(math.ceil(trainer.args.num_train_epochs))

@@ -1,6 +1,6 @@
 """What a finished run leaves: the adapter's folder, two reports, and a few lines for the person who watches."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.console import say
 from finetune.files.atomic import publish_directory, write_json
@@ -10,9 +10,12 @@ from finetune.model.adapter import count_parameters, save_adapter
 from finetune.paths import Paths
 from finetune.reports.train import TrainCostReport, TrainReport
 
+if TYPE_CHECKING:
+    from finetune.train.trainer import Trainer
+
 
 def publish(
-    trainer: Any, tokenizer: Any, state: Any, identity: dict[str, Any], measured: dict[str, Any], paths: Paths
+    trainer: "Trainer", tokenizer: Any, state: Any, identity: dict[str, Any], measured: dict[str, Any], paths: Paths
 ) -> None:
     """Write the adapter's folder and the reports, each whole or not there."""
     results = summarize(trainer)
@@ -33,7 +36,7 @@ def publish(
     show(report, cost, paths)
 
 
-def summarize(trainer: Any) -> dict[str, Any]:
+def summarize(trainer: "Trainer") -> dict[str, Any]:
     """What came out, the same for every repetition: steps, losses, the checkpoint that was kept, what looks unwell."""
     from finetune.train.curves import TRAINING, VALIDATION, curve_rows
     from finetune.train.health import tell_health

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,9 @@ from finetune.train.health import smaller_micro_batch, tell_of_smaller
 from finetune.train.memory_check import MemoryShortageError, forget_peak
 from finetune.train.publish import publish
 from finetune.train.setup import build_model, build_trainer, check_rows, process_device
+
+if TYPE_CHECKING:
+    from finetune.train.trainer import Trainer
 
 
 def train(params: TrainParams, paths: Paths, stop: StopRequest, until: int | None = None) -> None:
@@ -69,7 +72,7 @@ def require_trackers(params: TrainParams) -> None:
 
 def fit(
     params: TrainParams, paths: Paths, store: Checkpoints, tokenizer: Any, stop: StopRequest, until: int | None
-) -> tuple[Any, dict[str, Any]]:
+) -> "tuple[Trainer, dict[str, Any]]":
     """Run the training loop; gives the trainer and what was measured: seconds, steps a second, peak memory.
 
     Where memory runs out it begins again from the newest checkpoint with a smaller micro-batch.
@@ -120,7 +123,9 @@ def step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
 
 
-def begin(trainer: Any, params: TrainParams, resumed: Path | None, until: int | None, tokens: dict[str, Any]) -> None:
+def begin(
+    trainer: "Trainer", params: TrainParams, resumed: Path | None, until: int | None, tokens: dict[str, Any]
+) -> None:
     """What must be right before the trainer is let go: its rows, its random state, and one checkpoint for all."""
     from transformers import set_seed
 
@@ -149,7 +154,7 @@ def warn_of_other_arithmetic(checkpoint: dict[str, Any], environment: Environmen
 
 
 @contextmanager
-def telling(trainer: Any) -> Iterator[None]:
+def telling(trainer: "Trainer") -> Iterator[None]:
     """Close the curves and tell `finetune status` how the run ended; a stop without a checkpoint of its own says so."""
     from finetune.train.trainer import StoppedInEvaluationError
 

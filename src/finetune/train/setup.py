@@ -1,7 +1,7 @@
 """From params and validated rows to what trains: the device, the base with its adapter, the trainer over them."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from finetune.model.base import load_base
 from finetune.paths import Paths
 from finetune.processes.signals import StopRequest
 from finetune.train.checkpoints import Checkpoints
+
+if TYPE_CHECKING:
+    from finetune.train.trainer import Trainer
 
 
 def process_device(params: TrainParams) -> str:
@@ -42,7 +45,7 @@ def build_model(params: TrainParams, device: str) -> Any:
 
 def build_trainer(
     params: TrainParams, paths: Paths, model: Any, tokenizer: Any, store: Checkpoints, stop: StopRequest
-) -> Any:
+) -> "Trainer":
     """The trainer over the validated data, with curves, checkpoints and early stopping where asked."""
     from datasets import Dataset
 
@@ -69,7 +72,7 @@ def build_trainer(
     return trainer
 
 
-def add_callbacks(trainer: Any, params: TrainParams, paths: Paths) -> None:
+def add_callbacks(trainer: "Trainer", params: TrainParams, paths: Paths) -> None:
     """Curves in place of printed logs, by the process that speaks, and early stopping where asked."""
     from transformers import EarlyStoppingCallback, PrinterCallback
 
@@ -85,7 +88,7 @@ def add_callbacks(trainer: Any, params: TrainParams, paths: Paths) -> None:
         trainer.add_callback(trainer.early_stopping)
 
 
-def check_rows(trainer: Any, tokens: dict[str, dict[str, int]]) -> None:
+def check_rows(trainer: "Trainer", tokens: dict[str, dict[str, int]]) -> None:
     """DataError unless the trainer holds exactly the tokens that validate counted."""
     from finetune.train.batches import count_supervised
 

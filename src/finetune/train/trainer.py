@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +22,9 @@ from finetune.processes.signals import StopRequest, leave_signals_to_the_run
 from finetune.train.batches import EpochBatches, count_supervised, longest_first, share
 from finetune.train.checkpoints import PROGRESS, Checkpoints, Progress, hash_state, wait_for_files
 from finetune.train.health import require_finite
+
+if TYPE_CHECKING:
+    from finetune.train.curves import CurvesCallback
 
 
 def score_supervised_positions() -> None:
@@ -54,7 +57,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.expected: Iterator[list[int]] = iter(())  # the rows of the micro-batches to come in this epoch
         self.rows: list[int] = []  # of the step's micro-batches so far
         self.early_stopping: Any = None  # the callback, where the run has one
-        self.curves: Any = None  # the callback of the process that speaks
+        self.curves: CurvesCallback | None = None  # the callback of the process that speaks
         self.evaluation_pending, self.skipped = False, 0
         self.control: Any = None
         self.tokens, self.since, self.paused = 0, perf_counter(), 0.0

@@ -6,7 +6,7 @@ What is changed is listed, and everything else is the recipe's own.
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -25,6 +25,7 @@ from finetune.records.examples import Example
 from finetune.records.io import read_examples, to_json_lines
 from finetune.validate.codes import CODES
 
+Change = Callable[[str, str, Any, str], None]  # section, key, value, why
 MICRO, ACCUMULATION, EPOCHS = 4, 2, 2
 EXACT_MATCH = {"exact_match": {"scorer": "exact_match", "of": None}}
 ON_LOSS = [{"rule": "better_than_baseline", "metric": "loss", "group": "all"}]
@@ -83,7 +84,7 @@ def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, A
     return content, changes
 
 
-def training_changes(train: TrainConfig, rows: int, longest: int, change: Any) -> None:
+def training_changes(train: TrainConfig, rows: int, longest: int, change: Change) -> None:
     """A run of a few steps on one device, with every event that a run has."""
     micro = min(train.per_device_train_batch_size, MICRO)
     accumulation = min(train.gradient_accumulation_steps, ACCUMULATION)
@@ -104,7 +105,7 @@ def training_changes(train: TrainConfig, rows: int, longest: int, change: Any) -
     change("train", "report_to", [], "a rehearsal contacts nobody")
 
 
-def evaluation_changes(content: dict[str, Any], change: Any) -> None:
+def evaluation_changes(content: dict[str, Any], change: Change) -> None:
     """Sides and scorers that are on this machine: a rehearsal contacts nobody and fetches nothing."""
     asked = content["evaluate"]
     if asked["baseline"]["form"] != "base":
@@ -120,7 +121,7 @@ def evaluation_changes(content: dict[str, Any], change: Any) -> None:
         change("decide", "criteria", criteria or ON_LOSS, "on what is scored here")
 
 
-def device_changes(real: Config, here: str, change: Any) -> None:
+def device_changes(real: Config, here: str, change: Change) -> None:
     """What only the recipe's own device can do."""
     if here == "cuda":
         return
