@@ -116,7 +116,7 @@ def prediction() -> Callable[..., Prediction]:
                 text,
                 tokens=3,
                 finished=True,
-                reference_nats=nats,
+                reference_nll=nats,
                 scores={"exact_match": score, "exceptions.accuracy": score},
                 labels={"exceptions": text},
             )

@@ -34,7 +34,7 @@ def answered(text: str, reference: str, *, overlap: float | None = None, nats: f
     """A scored answer; `overlap` is a score between 0 and 1."""
     right = float(text == reference)
     scores = {"exact_match": right, "classes.accuracy": right, "overlap": right if overlap is None else overlap}
-    return Answer(text, 3, finished=True, reference_nats=nats, scores=dict(scores), labels={"classes": text})
+    return Answer(text, 3, finished=True, reference_nll=nats, scores=dict(scores), labels={"classes": text})
 
 
 def predicted(

@@ -3,9 +3,9 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from finetune.statistics.interval import Side
+from finetune.statistics.interval import Bound
 
-SIDES: tuple[Side, ...] = ("two-sided", "lower", "upper")
+SIDES: tuple[Bound, ...] = ("two-sided", "lower", "upper")
 sides = st.sampled_from(SIDES)
 
 

@@ -113,7 +113,7 @@ def make_groups(predictions: list[Prediction]) -> dict[str, Any]:
     """The groups of the evaluation report."""
     groups: dict[str, Any] = {}
     for group in ("all", AGENT, OTHER):
-        members = [item for item in predictions if item.is_of(group)]
+        members = [item for item in predictions if item.in_group(group)]
         references = [item.reference for item in members]
         sides = {}
         for side in ("baseline", "candidate"):

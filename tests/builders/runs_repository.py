@@ -34,7 +34,7 @@ def answer(number, right):
     if agent == "namer":
         scores["exceptions.accuracy"], labels = float(right), {"exceptions": text}
     nats = 1.0 if right else 2.0 + number / 100
-    return {"text": text, "tokens": 2, "finished": True, "reference_nats": nats, "failed": None, "scores": scores,
+    return {"text": text, "tokens": 2, "finished": True, "reference_nll": nats, "failed": None, "scores": scores,
             "labels": labels}
 
 

@@ -15,7 +15,7 @@ from finetune.files.atomic import publish_directory, write_json, write_lines
 from finetune.files.hashing import sha256_file
 from finetune.files.manifests import write_manifest
 from finetune.files.strict_json import read_json
-from finetune.history.seed_results import makings_of, record_seed, seeds_key
+from finetune.history.seed_results import adapter_inputs_hash, record_seed, seeds_key
 from finetune.paths import Paths
 from finetune.pipeline.outputs import md5
 from finetune.records.examples import Example
@@ -163,7 +163,7 @@ def test_the_worst_seed_is_asked_for(sound: Run) -> None:
         "test_sha256": decision["test_sha256"],
         "verdict": "iterate",
         "criteria": passed,
-        "makings_sha256": makings_of(read_json(sound.paths.adapter / "manifest.json")),
+        "makings_sha256": adapter_inputs_hash(read_json(sound.paths.adapter / "manifest.json")),
         "policy": "interval",
         "confidence": 0.95,
     }

@@ -41,7 +41,7 @@ class Scripted:
         ]
 
     def one(self, example: Example) -> Answer:
-        return Answer(f"{self.length(example)} \ud800\u2028", 3, finished=True, reference_nats=0.1 + 0.2)
+        return Answer(f"{self.length(example)} \ud800\u2028", 3, finished=True, reference_nll=0.1 + 0.2)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune.config.evaluate import RecordedForm
+from finetune.config.evaluate import RecordedSpec
 from finetune.errors import DataError
 from finetune.evaluate.recorded import RecordedSide, open_recorded
 from finetune.files.hashing import sha256_file
@@ -25,7 +25,7 @@ def opened(root: Path, rows: list[Any], examples: list[Example], **changed: str)
     path = root / "run.jsonl"
     path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     fields = {"form": "recorded", "name": "v1", "path": "run.jsonl", "sha256": sha256_file(path)} | changed
-    return open_recorded(RecordedForm(**fields), root, examples)  # type: ignore[arg-type]
+    return open_recorded(RecordedSpec(**fields), root, examples)  # type: ignore[arg-type]
 
 
 def refusal(root: Path, rows: list[Any], examples: list[Example], **changed: str) -> str:

@@ -24,7 +24,7 @@ from finetune.evaluate.generate import (
     generate,
     generate_or_halve,
     generation_settings,
-    reference_nats,
+    reference_nll,
 )
 from finetune.evaluate.local import open_local
 from finetune.evaluate.pairing import clusters_of
@@ -171,7 +171,7 @@ def test_reference_loss_is_the_models_own(embedded: tuple[Any, Any, list[Any]]) 
     """Summed over the supervised tokens alone, whatever the batch and its padding: as one plain forward pass says."""
     model, tokenizer, talks = embedded
     references = [tokenize(tokenizer, talk) for talk in talks]
-    found = reference_nats(model, references, tokenizer.pad_token_id, 4)
+    found = reference_nll(model, references, tokenizer.pad_token_id, 4)
     for row, nats in zip(references, found, strict=True):
         with torch.inference_mode():
             loss = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss
@@ -186,11 +186,11 @@ def test_the_likeliest_label_is_the_one_of_least_loss(embedded: tuple[Any, Any, 
     for number, talk in enumerate(talks[:2]):
         example = Example(f"{number}", "s", 1, "a", talk)
         whole = [tokenize(tokenizer, (*talk[:-1], Message("assistant", label))) for label in labels]
-        nats = reference_nats(model, whole, tokenizer.pad_token_id, 1)
+        nats = reference_nll(model, whole, tokenizer.pad_token_id, 1)
         assert side.likeliest(example, labels, 2) == labels[nats.index(min(nats))]
     unread = Example("unread", "s", 1, "a", (Message("user", "a"), Message("assistant", "word " * 9000)))
     (answer,) = side.answer([unread], 1)  # a reference that has no room costs its likelihood, and not the run
-    assert answer.failed is None and answer.reference_nats is None
+    assert answer.failed is None and answer.reference_nll is None
     long = Example("long", "s", 1, "a", (Message("user", "word " * 9000), Message("assistant", "x")))
     assert side.likeliest(long, labels, 2) is None
     (answer,) = side.answer([long], 1)

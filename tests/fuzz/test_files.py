@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from finetune.config.evaluate import RecordedForm
+from finetune.config.evaluate import RecordedSpec
 from finetune.errors import DataError
 from finetune.evaluate.answers import read_spool
 from finetune.evaluate.recorded import open_recorded
@@ -44,7 +44,7 @@ def test_any_recorded_answers_are_taken_or_refused(
     path.write_bytes(
         b"".join(json.dumps(row).encode() + b"\n" for row in [first, *({**first, **r} for r in rows)]) + raw
     )
-    form = RecordedForm(form="recorded", name="v1", path="run.jsonl", sha256=sha256_file(path))
+    form = RecordedSpec(form="recorded", name="v1", path="run.jsonl", sha256=sha256_file(path))
     told = refusal(DataError, lambda: open_recorded(form, tmp_path, [item]))
     assert not told or told.startswith(str(path))
     assert told or open_recorded(form, tmp_path, [item]).answers[item.id].text == "x"

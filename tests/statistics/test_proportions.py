@@ -28,7 +28,7 @@ from finetune.statistics.proportions import (
     wilson,
 )
 
-SIDES: tuple[interval.Side, ...] = ("two-sided", "lower", "upper")
+SIDES: tuple[interval.Bound, ...] = ("two-sided", "lower", "upper")
 confidences = st.sampled_from([0.8, 0.9, 0.95, 0.99, 0.995])
 sides = st.sampled_from(SIDES)
 sizes = st.integers(1, 300)

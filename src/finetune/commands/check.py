@@ -9,7 +9,7 @@ import platform
 from importlib.util import find_spec
 from pathlib import Path
 
-from finetune.config.evaluate import RecordedForm
+from finetune.config.evaluate import RecordedSpec
 from finetune.config.model import Environment
 from finetune.config.params import Config
 from finetune.config.recipes import read_recipe
@@ -40,7 +40,7 @@ def check_evaluation(config: Config, root: Path) -> None:
     asked = config.evaluate
     read = {name: scorer for name, scorer in asked.scorers.items() if not isinstance(scorer, Classification)}
     build_scorers(read, {}, [], root)
-    if isinstance(asked.baseline, RecordedForm):
+    if isinstance(asked.baseline, RecordedSpec):
         check_recorded(asked.baseline, root)
 
 

@@ -11,7 +11,7 @@ from finetune.config.validate import ValidateParams
 from finetune.console import gigabytes, say, table
 from finetune.errors import ConfigError
 from finetune.plan.machines import MACHINES
-from finetune.plan.outlook import RANKS, Outlook
+from finetune.plan.outlook import RANKS, RunPlan
 from finetune.plan.time import ASSUMED_SHARE, Range, cost, measured_time
 from finetune.validate.findings import show_findings
 from finetune.validate.preview import Preview, look_ahead
@@ -78,7 +78,7 @@ def recipe_table(root: Path) -> list[str]:
     return lines
 
 
-def table_cells(outlook: Outlook) -> list[str]:
+def table_cells(outlook: RunPlan) -> list[str]:
     """One recipe's cells."""
     config, train, adapter = outlook.config, outlook.config.train, outlook.config.adapter
     kind = "NF4" if config.model.quantization == "nf4" else config.model.dtype
@@ -101,7 +101,7 @@ def table_cells(outlook: Outlook) -> list[str]:
     ]
 
 
-def show_memory(outlook: Outlook) -> None:
+def show_memory(outlook: RunPlan) -> None:
     """Memory by part, for other numbers of devices, and what would fit."""
     if outlook.memory is None:
         return
@@ -125,7 +125,7 @@ def machine_title(config: ValidateParams) -> str:
     return MACHINES[config.machine].title if config.machine in MACHINES else "this machine"
 
 
-def told_time(outlook: Outlook, time: Range | None, *, probed: bool) -> str:
+def told_time(outlook: RunPlan, time: Range | None, *, probed: bool) -> str:
     """The time of training steps and evaluations in words, with what it rests on."""
     if time is None:
         machine = machine_title(outlook.config)
@@ -140,7 +140,7 @@ def told_time(outlook: Outlook, time: Range | None, *, probed: bool) -> str:
     )
 
 
-def probed_time(config: ValidateParams, outlook: Outlook, root: Path) -> Range | None:
+def probed_time(config: ValidateParams, outlook: RunPlan, root: Path) -> Range | None:
     """The time by a short probe of this machine: real layers of the architecture, with random weights."""
     from finetune.plan.probe import measure_throughput
 

@@ -37,7 +37,7 @@ def run(root: Path, steps: int | None, repeats: int) -> dict[str, Any]:
         )
     set_device_environment(params.environment, 1, deterministic=params.train.deterministic)
     require_device(params.environment)
-    require_same_makings(params, paths, manifest)
+    require_same_inputs(params, paths, manifest)
     other = other_arithmetic(paths, params.environment)
     if other:
         say(f"warning: numbers may round otherwise here than where the run was made: {other}; bits may differ")
@@ -73,7 +73,7 @@ def repeat_and_compare(
     return same, loss
 
 
-def require_same_makings(params: TrainParams, paths: Paths, manifest: dict[str, Any]) -> None:
+def require_same_inputs(params: TrainParams, paths: Paths, manifest: dict[str, Any]) -> None:
     """DataError, which names what differs, unless data, base, versions and code are those of the finished run."""
     from finetune.train.fingerprint import find_run
 

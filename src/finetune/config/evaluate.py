@@ -11,27 +11,27 @@ from finetune.config.types import Count, PositiveFloat, PositiveInt, Section, Se
 # ------------------------------------------------------------------------------------------------- the two sides
 
 
-class BaseForm(Section):
+class BaseSpec(Section):
     """The base model without adapter."""
 
     form: Literal["base"]
 
 
-class EarlierForm(Section):
+class EarlierAdapterSpec(Section):
     """An earlier adapter on the same base: `out/adapter` of a git revision or of an experiment of DVC."""
 
     form: Literal["adapter"]
     revision: Text
 
 
-class ModelForm(Section):
+class ModelSpec(Section):
     """Another model, with its own tokenizer and chat template."""
 
     form: Literal["model"]
     model: ModelConfig
 
 
-class RecordedForm(Section):
+class RecordedSpec(Section):
     """Answers that were recorded elsewhere, with their latencies; the verdict says so."""
 
     form: Literal["recorded"]
@@ -40,7 +40,7 @@ class RecordedForm(Section):
     sha256: Sha256
 
 
-class ServerForm(Section):
+class ServerSpec(Section):
     """A model behind an OpenAI-compatible server: vLLM, llama.cpp, Ollama."""
 
     form: Literal["server"]
@@ -50,13 +50,13 @@ class ServerForm(Section):
     timeout_seconds: PositiveFloat
 
 
-class AdapterForm(Section):
+class AdapterSpec(Section):
     """The published adapter on its base, as it was trained."""
 
     form: Literal["adapter"]
 
 
-class MergedForm(Section):
+class MergedSpec(Section):
     """Base and adapter merged to one 16-bit model, and quantized again where asked."""
 
     form: Literal["merged"]
@@ -64,15 +64,15 @@ class MergedForm(Section):
 
 
 BASELINES: dict[str, type[Section]] = {
-    "base": BaseForm,
-    "adapter": EarlierForm,
-    "model": ModelForm,
-    "recorded": RecordedForm,
-    "server": ServerForm,
+    "base": BaseSpec,
+    "adapter": EarlierAdapterSpec,
+    "model": ModelSpec,
+    "recorded": RecordedSpec,
+    "server": ServerSpec,
 }
-CANDIDATES: dict[str, type[Section]] = {"adapter": AdapterForm, "merged": MergedForm, "server": ServerForm}
-Baseline = Annotated[BaseForm | EarlierForm | ModelForm | RecordedForm | ServerForm, Field(discriminator="form")]
-Candidate = Annotated[AdapterForm | MergedForm | ServerForm, Field(discriminator="form")]
+CANDIDATES: dict[str, type[Section]] = {"adapter": AdapterSpec, "merged": MergedSpec, "server": ServerSpec}
+Baseline = Annotated[BaseSpec | EarlierAdapterSpec | ModelSpec | RecordedSpec | ServerSpec, Field(discriminator="form")]
+Candidate = Annotated[AdapterSpec | MergedSpec | ServerSpec, Field(discriminator="form")]
 
 
 # ------------------------------------------------------------------------------------------------------- the section

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.config.evaluate import ModelForm, RecordedForm, ServerForm
+from finetune.config.evaluate import ModelSpec, RecordedSpec, ServerSpec
 from finetune.config.model import ModelConfig
 from finetune.config.params import Config
 from finetune.config.scorers import Judge
@@ -139,7 +139,7 @@ def outside(config: Config, root: Path) -> Iterator[tuple[Path, bool]]:
     yield (root / config.data.directory).resolve(), False
     yield (root / "models").resolve(), False
     baseline = config.evaluate.baseline
-    if isinstance(baseline, RecordedForm):
+    if isinstance(baseline, RecordedSpec):
         yield (root / baseline.path).resolve(), False
     yield from ((folder, False) for folder in dvc_caches(root))
     owner = owning_tree(root) or root  # where looks at the test set are counted, and remembered beside git's files
@@ -163,7 +163,7 @@ def base_places(config: Config, root: Path) -> Iterator[tuple[Path, bool]]:
 def models(config: Config) -> list[ModelConfig]:
     """The bases that a run loads."""
     baseline = config.evaluate.baseline
-    return [config.model, *([baseline.model] if isinstance(baseline, ModelForm) else [])]
+    return [config.model, *([baseline.model] if isinstance(baseline, ModelSpec) else [])]
 
 
 def read_online(network: bool) -> Iterator[tuple[Path, bool]]:
@@ -246,7 +246,7 @@ def counts_tokens(config: Config) -> bool:
     return bounds.min is not None or bounds.max is not None
 
 
-def servers(config: Config) -> list[ServerForm | Judge]:
+def servers(config: Config) -> list[ServerSpec | Judge]:
     """The servers that evaluate asks."""
     asked = [config.evaluate.baseline, config.evaluate.candidate, *config.evaluate.scorers.values()]
-    return [server for server in asked if isinstance(server, ServerForm | Judge)]
+    return [server for server in asked if isinstance(server, ServerSpec | Judge)]

@@ -25,7 +25,7 @@ ONE_WILL_DO = 1  # of examples unlike the most common: enough for a metric of on
 
 
 @dataclass(frozen=True)
-class Judged:
+class Measurement:
     """The bounds of what a criterion asks for, what was seen, and the p-value where a test decides."""
 
     lower: Interval
@@ -59,7 +59,7 @@ def judge_quality(
     if not members:
         what = (
             "no test example belongs to"
-            if not any(item.is_of(criterion.group) for item in predictions)
+            if not any(item.in_group(criterion.group) for item in predictions)
             else (f"{criterion.metric} scores no test example of")
         )
         return unmeasured(criterion, "quality", target, f"{what} {criterion.group}")
@@ -91,7 +91,7 @@ def target_of(criterion: QualityCriterion) -> float:
     return -criterion.margin if isinstance(criterion, NotWorseThanBaseline) else 0.0
 
 
-def status_of(criterion: QualityCriterion, found: Judged, gate: Gate) -> Status:
+def status_of(criterion: QualityCriterion, found: Measurement, gate: Gate) -> Status:
     """The status of a criterion from what was measured."""
     target = target_of(criterion)
     if isinstance(criterion, AtMost):
@@ -103,7 +103,7 @@ def status_of(criterion: QualityCriterion, found: Judged, gate: Gate) -> Status:
     return above(found.lower, found.upper, target, gate, strict=True)
 
 
-def measure(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Judged:
+def measure(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Measurement:
     """The bounds of the candidate's metric, or (not `alone`) of its gain on the baseline, in which more is better."""
     if metric.kind == "binary":
         return measure_right(metric, members, gate, alone=alone)
@@ -112,13 +112,13 @@ def measure(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone:
     return measure_whole(metric, members, gate, alone=alone)
 
 
-def measure_right(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Judged:
+def measure_right(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Measurement:
     """A share of right answers: exact interval, paired score interval, exact McNemar test."""
     n, clusters = len(members), labels_of(members)
     candidate = [score > 0 for score in scores_of(metric, members, "candidate")]
     if alone:
         lower, upper = (clustered_proportion(candidate, clusters, gate.confidence, side) for side in ("lower", "upper"))
-        return Judged(lower, upper, f"{sum(candidate)} of {n} right{in_clusters(members)}")
+        return Measurement(lower, upper, f"{sum(candidate)} of {n} right{in_clusters(members)}")
     baseline = [score > 0 for score in scores_of(metric, members, "baseline")]
     gained = sum(mine and not theirs for mine, theirs in zip(candidate, baseline, strict=True))
     lost = sum(theirs and not mine for mine, theirs in zip(candidate, baseline, strict=True))
@@ -133,10 +133,10 @@ def measure_right(metric: Metric, members: Sequence[Prediction], gate: Gate, *, 
         else paired_permutation(candidate, baseline, side, gate.seed, clusters)
         for side in ("greater", "less")
     )
-    return Judged(lower, upper, seen, better, worse, exact)
+    return Measurement(lower, upper, seen, better, worse, exact)
 
 
-def measure_mean(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Judged:
+def measure_mean(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Measurement:
     """A mean of scores between bounds, or its paired difference, with a permutation test."""
     clusters = labels_of(members) if repeated(members) else None
     candidate = scores_of(metric, members, "candidate")
@@ -146,7 +146,7 @@ def measure_mean(metric: Metric, members: Sequence[Prediction], gate: Gate, *, a
         lower, upper = (
             mean_interval(candidate, gate.confidence, side, gate.seed, clusters, bounds) for side in ("lower", "upper")
         )
-        return Judged(lower, upper, f"mean {mean:.3f} of {len(members)} examples{in_clusters(members)}")
+        return Measurement(lower, upper, f"mean {mean:.3f} of {len(members)} examples{in_clusters(members)}")
     baseline = scores_of(metric, members, "baseline")
     width = metric.highest - metric.lowest
     lower, upper = (
@@ -155,10 +155,10 @@ def measure_mean(metric: Metric, members: Sequence[Prediction], gate: Gate, *, a
     )
     better, worse = (paired_permutation(candidate, baseline, side, gate.seed, clusters) for side in ("greater", "less"))
     seen = f"candidate {mean:.3f}, baseline {float(np.mean(baseline)):.3f}, {len(members)} examples"
-    return Judged(lower, upper, f"{seen}{in_clusters(members)}", better, worse)
+    return Measurement(lower, upper, f"{seen}{in_clusters(members)}", better, worse)
 
 
-def measure_whole(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Judged:
+def measure_whole(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Measurement:
     """A figure of the whole set or the candidate's gain in it: a bootstrap of examples, stratified by agent."""
     candidate = statistic_of(metric, members, "candidate")
     baseline = None if alone else statistic_of(metric, members, "baseline")
@@ -186,7 +186,7 @@ def measure_whole(metric: Metric, members: Sequence[Prediction], gate: Gate, *, 
     seen = f"candidate {candidate(ones):.3f}"
     if baseline is not None:
         seen += f", baseline {baseline(ones):.3f}"
-    return Judged(lower, upper, f"{seen}, {len(members)} examples{in_clusters(members)}")
+    return Measurement(lower, upper, f"{seen}, {len(members)} examples{in_clusters(members)}")
 
 
 def labels_of(members: Sequence[Prediction]) -> list[str]:
@@ -212,7 +212,7 @@ def in_clusters(members: Sequence[Prediction]) -> str:
     return f" in {len(set(labels_of(members)))} clusters" if repeated(members) else ""
 
 
-def shown(
+def is_significant(
     metric: Metric, members: Sequence[Prediction], gate: Gate, direction: Literal["better", "worse"]
 ) -> str | None:
     """What shows that the candidate is better or worse than the baseline, in words; None where nothing does."""

@@ -18,7 +18,7 @@ from finetune.decide.verdict import Verdict, reach_verdict
 from finetune.files.atomic import write_json, write_lines
 from finetune.files.hashing import sha256_json
 from finetune.files.manifests import read_manifest
-from finetune.history.seed_results import makings_of, read_seeds, seeds_key
+from finetune.history.seed_results import adapter_inputs_hash, read_seeds, seeds_key
 from finetune.history.test_set_uses import count_look
 from finetune.paths import Paths
 from finetune.records.examples import Prediction, Timing
@@ -41,7 +41,7 @@ def run(params: DecideParams, paths: Paths) -> None:
     outcomes = [outcome for criterion in params.decide.criteria for outcome in judge(criterion, evidence, gate)]
     if params.decide.seeds > 1:
         same = {"test_sha256": reports.evaluation.test_sha256, **gate.strictness()}
-        same["makings_sha256"] = makings_of(read_manifest(paths.adapter))
+        same["makings_sha256"] = adapter_inputs_hash(read_manifest(paths.adapter))
         outcomes.append(judge_seeds(params.decide.seeds, params.seed, seeds, same, outcomes))
     verdict = reach_verdict(params.decide, outcomes, evidence, gate, look)
     if verdict.name == "iterate":

@@ -11,7 +11,7 @@ from finetune.config.decide import DecideConfig, QualityCriterion
 from finetune.config.scorers import Metric
 from finetune.decide.criteria import Evidence, latency_trouble
 from finetune.decide.outcomes import Gate, Outcome
-from finetune.decide.quality import shown
+from finetune.decide.quality import is_significant
 from finetune.records.examples import ALL
 from finetune.reports.decision import VerdictName
 from finetune.score.metrics import counted
@@ -76,7 +76,7 @@ def found_harm(config: DecideConfig, evidence: Evidence, gate: Gate) -> str | No
     places = compared(config, evidence)
     strict = replace(gate, confidence=1 - (1 - gate.confidence) / len(places))
     for metric, group in places:
-        seen = shown(metric, counted(metric, evidence.predictions, group), strict, "worse")
+        seen = is_significant(metric, counted(metric, evidence.predictions, group), strict, "worse")
         if seen:
             subject = metric.name if group == ALL else f"{metric.name} of {group}"
             return f"worse than the baseline in {subject}: {seen}"
@@ -89,7 +89,7 @@ def improved(config: DecideConfig, evidence: Evidence, gate: Gate) -> bool:
     Here many comparisons don't share the error probability: a false hope costs one more iteration, no deployment.
     """
     for metric, group in compared(config, evidence):
-        if shown(metric, counted(metric, evidence.predictions, group), gate, "better"):
+        if is_significant(metric, counted(metric, evidence.predictions, group), gate, "better"):
             return True
     if latency_trouble(evidence):
         return False

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.config.evaluate import EvaluateConfig, ServerForm
+from finetune.config.evaluate import EvaluateConfig, ServerSpec
 from finetune.console import progress
 from finetune.errors import MachineError
 from finetune.evaluate.answers import Timed, UnansweredError
@@ -81,7 +81,7 @@ def measure_memory(asked: EvaluateConfig, root: Path) -> list[int]:
 
     None of a candidate behind a server: its memory is not this machine's to measure.
     """
-    if isinstance(asked.candidate, ServerForm):
+    if isinstance(asked.candidate, ServerSpec):
         return []
     peaks = []
     for _ in progress(range(asked.memory.processes), "memory"):

@@ -117,7 +117,7 @@ def free_memory(model: Any) -> None:
         torch.mps.empty_cache()
 
 
-def reference_nats(
+def reference_nll(
     model: Any, references: Sequence[Tokenized], pad_token_id: int, batch_size: int
 ) -> list[float | None]:
     """For each conversation the summed negative log-likelihood, in nats, of its supervised tokens.
@@ -135,7 +135,7 @@ def reference_nats(
 
 
 def _batch_nats(model: Any, batch: Sequence[Tokenized], pad_token_id: int) -> list[float | None]:
-    """As `reference_nats`, for one batch, in halves where memory runs out."""
+    """As `reference_nll`, for one batch, in halves where memory runs out."""
     try:
         return [*_forward_nats(model, batch, pad_token_id)]
     except (RuntimeError, MemoryError) as error:

@@ -10,13 +10,14 @@ from typing import Any
 
 from finetune.config.scorers import Metric
 from finetune.records.examples import ALL, Prediction
-from finetune.score.metrics import SIDES, Side, UnmeasuredError, answers_of, counted, majority_share, value_of
+from finetune.reports.evaluation import Role
+from finetune.score.metrics import SIDES, UnmeasuredError, answers_of, counted, majority_share, value_of
 
 
 def groups_of(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     """All predictions, those of each agent, and those of each source where there are several.
 
-    A source with an agent's name is left out: a group has one name, and `Prediction.is_of` takes both.
+    A source with an agent's name is left out: a group has one name, and `Prediction.in_group` takes both.
     """
     agents = sorted({prediction.agent for prediction in predictions})
     sources = sorted({prediction.source for prediction in predictions})
@@ -39,7 +40,7 @@ def describe_group(predictions: Sequence[Prediction], metrics: Mapping[str, Metr
     }
 
 
-def describe_side(predictions: Sequence[Prediction], side: Side, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+def describe_side(predictions: Sequence[Prediction], side: Role, metrics: Mapping[str, Metric]) -> dict[str, Any]:
     """One side's metrics, None where unmeasured; mean tokens and the share cut off, None where they are not known."""
     answered = [answer for answer in answers_of(predictions, side) if answer.failed is None]
     tokens = [answer.tokens for answer in answered if answer.tokens is not None]
@@ -53,7 +54,7 @@ def describe_side(predictions: Sequence[Prediction], side: Side, metrics: Mappin
     }
 
 
-def measured(metric: Metric, predictions: Sequence[Prediction], side: Side) -> float | None:
+def measured(metric: Metric, predictions: Sequence[Prediction], side: Role) -> float | None:
     """A metric of one side; None where nothing counts, or an answer that counts has no score."""
     members = counted(metric, predictions, ALL)
     try:

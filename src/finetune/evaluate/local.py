@@ -17,7 +17,7 @@ from finetune.evaluate.generate import (
     generate,
     generate_or_halve,
     generation_settings,
-    reference_nats,
+    reference_nll,
 )
 from finetune.hardware.devices import synchronize
 from finetune.hardware.failures import is_out_of_memory
@@ -78,9 +78,9 @@ class LocalSide:
             answers = {at: self._to_answer(item) for at, item in zip(able, found, strict=True)}
             answered = [at for at in able if answers[at].failed is None]
             references = [self._reference(examples[at]) for at in answered]
-            nats = reference_nats(model, references, self.settings["pad_token_id"], max(len(answered), 1))
+            nats = reference_nll(model, references, self.settings["pad_token_id"], max(len(answered), 1))
         for at, value in zip(answered, nats, strict=True):
-            answers[at] = replace(answers[at], reference_nats=value)
+            answers[at] = replace(answers[at], reference_nll=value)
         failed = {at: Answer("", None, None, failed=why) for at, why in enumerate(prompts) if isinstance(why, str)}
         return [{**answers, **failed}[at] for at in range(len(examples))]
 
@@ -103,7 +103,7 @@ class LocalSide:
         talks = [(*example.prompt, Message("assistant", label)) for label in labels]
         rows = [self._reference(replace(example, messages=talk)) for talk in talks]
         with self.active() as model:
-            found = reference_nats(model, rows, self.settings["pad_token_id"], batch_size)
+            found = reference_nll(model, rows, self.settings["pad_token_id"], batch_size)
         nats = [value for value in found if value is not None]
         return labels[nats.index(min(nats))] if len(nats) == len(labels) else None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.config.evaluate import RecordedForm
+from finetune.config.evaluate import RecordedSpec
 from finetune.console import short
 from finetune.errors import DataError
 from finetune.evaluate.answers import Timed
@@ -37,7 +37,7 @@ class RecordedSide:
         return self.timed.get(example.id)
 
 
-def open_recorded(form: RecordedForm, root: Path, examples: Sequence[Example]) -> RecordedSide:
+def open_recorded(form: RecordedSpec, root: Path, examples: Sequence[Example]) -> RecordedSide:
     """The recorded answers to all test examples; DataError where the file is another one, or lacks an answer."""
     path = check_recorded(form, root)
     rows = {}
@@ -71,7 +71,7 @@ def check_pairing(rows: Mapping[str, Any], examples: Sequence[Example], path: Pa
             )
 
 
-def check_recorded(form: RecordedForm, root: Path) -> Path:
+def check_recorded(form: RecordedSpec, root: Path) -> Path:
     """The file; DataError where it is not there, or not the one that params.yaml names by its hash."""
     path = root / form.path
     if not path.is_file():

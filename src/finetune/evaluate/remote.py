@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config.evaluate import EvaluateParams, ServerForm
+from finetune.config.evaluate import EvaluateParams, ServerSpec
 from finetune.evaluate.answers import Timed, UnansweredError
 from finetune.records.examples import Answer, Example
 from finetune.score.server import AT_ONCE, ChatServer, ServerError
@@ -60,7 +60,7 @@ class RemoteSide:
         }
 
 
-def open_remote(form: ServerForm, params: EvaluateParams, place: str) -> RemoteSide:
+def open_remote(form: ServerSpec, params: EvaluateParams, place: str) -> RemoteSide:
     """A side behind a server; `place` is its key in params.yaml. ConfigError where its key is missing."""
     server = ChatServer(form.url, form.model, form.api_key_variable, form.timeout_seconds, place)
     sampling = params.evaluate.sampling

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.evaluate import (
-    AdapterForm,
-    BaseForm,
-    EarlierForm,
+    AdapterSpec,
+    BaseSpec,
+    EarlierAdapterSpec,
     EvaluateParams,
-    MergedForm,
-    ModelForm,
-    RecordedForm,
-    ServerForm,
+    MergedSpec,
+    ModelSpec,
+    RecordedSpec,
+    ServerSpec,
 )
 from finetune.config.model import ModelConfig
 from finetune.errors import DataError
@@ -33,28 +33,28 @@ from finetune.paths import Paths
 from finetune.pipeline.revisions import fetch_directory
 from finetune.records.examples import Example
 
-Side = LocalSide | RemoteSide | RecordedSide
+AnsweringModel = LocalSide | RemoteSide | RecordedSide
 
 
 @dataclass
 class Sides:
     """Baseline and candidate; on one base they share a model."""
 
-    baseline: Side
+    baseline: AnsweringModel
     candidate: LocalSide | RemoteSide
 
 
 def open_sides(params: EvaluateParams, paths: Paths, device: str, examples: Sequence[Example]) -> Sides:
     """Load both sides; the errors of the cheap ones come before a model is loaded."""
     asked = params.evaluate.baseline
-    if isinstance(asked, RecordedForm):
+    if isinstance(asked, RecordedSpec):
         recorded = open_recorded(asked, paths.root, examples)
         return Sides(recorded, open_candidate(params, paths, device))
-    earlier = fetch_earlier(asked, params, paths) if isinstance(asked, EarlierForm) else None
+    earlier = fetch_earlier(asked, params, paths) if isinstance(asked, EarlierAdapterSpec) else None
     candidate = open_candidate(params, paths, device)
-    if isinstance(asked, ServerForm):
+    if isinstance(asked, ServerSpec):
         return Sides(open_remote(asked, params, "evaluate.baseline"), candidate)
-    if isinstance(asked, ModelForm):
+    if isinstance(asked, ModelSpec):
         return Sides(open_model(asked.model, params, device), candidate)
     return Sides(open_on_base(earlier, asked, params, paths, device, candidate), candidate)
 
@@ -62,23 +62,23 @@ def open_sides(params: EvaluateParams, paths: Paths, device: str, examples: Sequ
 def open_candidate(params: EvaluateParams, paths: Paths, device: str) -> LocalSide | RemoteSide:
     """The side that ships, in the form in which it ships."""
     asked, adapter = params.evaluate.candidate, read_manifest(paths.adapter)["adapter_sha256"]
-    if isinstance(asked, ServerForm):
+    if isinstance(asked, ServerSpec):
         return open_remote(asked, params, "evaluate.candidate")
     name = f"{short_name(params.model.base)} + adapter {adapter[:8]}"
     described = {"form": asked.form, "name": name, "recorded": False, "adapter_sha256": adapter}
     tokenizer = load_tokenizer(params.model, paths.adapter)
-    if isinstance(asked, MergedForm):
+    if isinstance(asked, MergedSpec):
         model = load_base(merged_model(params, paths, device, asked), device).eval()
         described |= {"name": f"{name}, merged", "quantization": asked.quantization}
         return open_local(described, model, tokenizer, params)
-    assert isinstance(asked, AdapterForm)
+    assert isinstance(asked, AdapterSpec)
     model = load_adapter(load_base(params.model, device), paths.adapter)
     return open_local(described, model, tokenizer, params, CANDIDATE)
 
 
 def open_on_base(
     earlier: Path | None,
-    asked: BaseForm | EarlierForm,
+    asked: BaseSpec | EarlierAdapterSpec,
     params: EvaluateParams,
     paths: Paths,
     device: str,
@@ -89,7 +89,7 @@ def open_on_base(
     described = {"form": asked.form, "name": base["name"], "recorded": False, "base": base}
     shared = isinstance(candidate, LocalSide) and candidate.adapter is not None
     model = candidate.model if shared and isinstance(candidate, LocalSide) else load_base(params.model, device).eval()
-    if earlier is None or isinstance(asked, BaseForm):
+    if earlier is None or isinstance(asked, BaseSpec):
         return open_local(described, model, load_tokenizer(params.model, paths.adapter), params)
     tokenizer = load_tokenizer(params.model, earlier)  # its own: it learnt another template, if that has changed
     adapter = read_manifest(earlier)["adapter_sha256"]
@@ -110,7 +110,7 @@ def load_second_adapter(model: Any, folder: Path) -> None:
     model.eval()
 
 
-def fetch_earlier(asked: EarlierForm, params: EvaluateParams, paths: Paths) -> Path:
+def fetch_earlier(asked: EarlierAdapterSpec, params: EvaluateParams, paths: Paths) -> Path:
     """The folder of an earlier run's adapter; DataError unless it was trained on this base."""
     folder = paths.evaluation / "earlier"
     fetch_directory(paths.root, asked.revision, Path("out/adapter"), folder)
@@ -132,7 +132,7 @@ def open_model(model: ModelConfig, params: EvaluateParams, device: str) -> Local
     return open_local(described, load_base(model, device).eval(), load_tokenizer(model), params, held=model)
 
 
-def merged_model(params: EvaluateParams, paths: Paths, device: str, asked: MergedForm) -> ModelConfig:
+def merged_model(params: EvaluateParams, paths: Paths, device: str, asked: MergedSpec) -> ModelConfig:
     """Where base and adapter lie as one model, as a model section: `finetune merge`'s, if it is of this adapter."""
     adapter = read_manifest(paths.adapter)["adapter_sha256"]
     whole = sixteen_bit(params.model)

@@ -34,7 +34,7 @@ def seeds_key(params: Mapping[str, Any]) -> str:
     return sha256_json({name: value for name, value in params.items() if name not in LEFT_OUT})
 
 
-def makings_of(manifest: Mapping[str, Any]) -> str:
+def adapter_inputs_hash(manifest: Mapping[str, Any]) -> str:
     """A hash of what an adapter was made of but its params: data, base and library versions, from its manifest."""
     return sha256_json({name: manifest.get(name) for name in ("data_sha256", "base", "versions")})
 

@@ -44,7 +44,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class RunPlan:
     """The plan of one run; memory and work are None where the architecture is not known."""
 
     config: ValidateParams
@@ -126,18 +126,18 @@ class Outlook:
         return "" if self.available is None else f" of {gigabytes(self.available)}"
 
 
-def foresee(params: ValidateParams, architecture: Architecture | None, workload: Workload) -> Outlook:
+def make_plan(params: ValidateParams, architecture: Architecture | None, workload: Workload) -> RunPlan:
     """The outlook of a run over this workload."""
     schedule = plan_schedule(params.train, workload.rows, params.train.distributed.devices)
     if architecture is None:
-        return Outlook(params, workload, schedule)
+        return RunPlan(params, workload, schedule)
     devices = params.train.distributed.devices
     share = workload.supervised / max(params.train.per_device_train_batch_size * workload.longest_row, 1)
     length = workload.tokens / max(workload.rows, 1)
     usual = {"length": length, "supervised_share": min(share, 1.0)}
     flops = run_flops(architecture, params.train, positions=workload.positions, **usual)
     a_pass = evaluation_flops(architecture, positions=workload.validation, **usual)
-    return Outlook(
+    return RunPlan(
         params,
         workload,
         schedule,

@@ -92,7 +92,7 @@ class Answer:
     text: str
     tokens: int | None
     finished: bool | None  # ended by the template's end token, not by the limit
-    reference_nats: float | None = None  # summed negative log-likelihood of the reference's tokens
+    reference_nll: float | None = None  # summed negative log-likelihood of the reference's tokens
     failed: str | None = None  # why there is no answer
     scores: dict[str, float | None] = field(default_factory=dict)  # by scorer; None: it could not score this answer
     labels: dict[str, str | None] = field(default_factory=dict)  # by classification scorer; None: none of its classes
@@ -112,7 +112,7 @@ class Prediction:
     baseline: Answer
     candidate: Answer
 
-    def is_of(self, group: str) -> bool:
+    def in_group(self, group: str) -> bool:
         """Whether it belongs to a group: all, an agent or a source."""
         return group in (ALL, self.agent, self.source)
 

@@ -7,16 +7,16 @@ bootstrap draws other weights.
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config.scorers import Metric
 from finetune.records.examples import Answer, Prediction
+from finetune.reports.evaluation import Role
 
-Side = Literal["baseline", "candidate"]
-SIDES: tuple[Side, Side] = ("baseline", "candidate")
+SIDES: tuple[Role, Role] = ("baseline", "candidate")
 Weights = NDArray[np.float64]
 Statistic = Callable[[Weights], float]
 LARGEST_EXPONENT = 700.0  # beyond that a float is infinite, which is no JSON
@@ -29,15 +29,15 @@ class UnmeasuredError(Exception):
 def counted(metric: Metric, predictions: Sequence[Prediction], group: str) -> list[Prediction]:
     """The predictions of a group that the metric counts: those that its scorer was asked to score."""
     key = metric.scored_as
-    return [item for item in predictions if item.is_of(group) and (key is None or key in item.candidate.scores)]
+    return [item for item in predictions if item.in_group(group) and (key is None or key in item.candidate.scores)]
 
 
-def answers_of(predictions: Sequence[Prediction], side: Side) -> list[Answer]:
+def answers_of(predictions: Sequence[Prediction], side: Role) -> list[Answer]:
     """One side's answers."""
     return [getattr(prediction, side) for prediction in predictions]
 
 
-def scores_of(metric: Metric, predictions: Sequence[Prediction], side: Side) -> list[float]:
+def scores_of(metric: Metric, predictions: Sequence[Prediction], side: Role) -> list[float]:
     """The scores that a metric of the kinds `right` and `mean` is the mean of; UnmeasuredError where one is missing."""
     assert metric.scored_as is not None, metric
     found = []
@@ -50,7 +50,7 @@ def scores_of(metric: Metric, predictions: Sequence[Prediction], side: Side) -> 
     return found
 
 
-def statistic_of(metric: Metric, predictions: Sequence[Prediction], side: Side) -> Statistic:
+def statistic_of(metric: Metric, predictions: Sequence[Prediction], side: Role) -> Statistic:
     """The metric of one side as a function of weights (examples,); UnmeasuredError where it can't be known."""
     if metric.kind in ("loss", "perplexity"):
         return _loss(metric, predictions, side)
@@ -66,7 +66,7 @@ def statistic_of(metric: Metric, predictions: Sequence[Prediction], side: Side) 
     return lambda weights: float(weights @ scores / weights.sum())
 
 
-def value_of(metric: Metric, predictions: Sequence[Prediction], side: Side) -> float:
+def value_of(metric: Metric, predictions: Sequence[Prediction], side: Role) -> float:
     """The metric of one side's answers, none of which is missing."""
     return statistic_of(metric, predictions, side)(np.ones(len(predictions)))
 
@@ -95,9 +95,9 @@ def f1_of_weights(references: Sequence[str], answers: Sequence[str | None], *, w
     return value
 
 
-def _loss(metric: Metric, predictions: Sequence[Prediction], side: Side) -> Statistic:
+def _loss(metric: Metric, predictions: Sequence[Prediction], side: Role) -> Statistic:
     """Nats a token of the references, all tokens alike, or their exponential."""
-    known = [answer.reference_nats for answer in answers_of(predictions, side)]
+    known = [answer.reference_nll for answer in answers_of(predictions, side)]
     if None in known:
         raise UnmeasuredError(f"the {side} was not asked how likely it finds the references")
     nats = np.array(known, dtype=np.float64)
@@ -110,7 +110,7 @@ def _loss(metric: Metric, predictions: Sequence[Prediction], side: Side) -> Stat
     return value
 
 
-def _bleu(predictions: Sequence[Prediction], side: Side) -> Statistic:
+def _bleu(predictions: Sequence[Prediction], side: Role) -> Statistic:
     """BLEU (sacrebleu's defaults) of all answers, 0 to 1, from each answer's counts of n-grams."""
     from sacrebleu.metrics.bleu import BLEU
 

@@ -15,9 +15,10 @@ from typing import Any
 from finetune.answers.matching import UnscorableError
 from finetune.config import scorers as kinds
 from finetune.records.examples import Answer, Example
+from finetune.reports.evaluation import Role
 from finetune.score.classes import class_in
 from finetune.score.judge import judge_answers
-from finetune.score.metrics import SIDES, Side
+from finetune.score.metrics import SIDES
 from finetune.score.server import ChatServer
 
 Labels = Sequence[str | None]
@@ -46,7 +47,7 @@ class Problem:
     """Answers of one side that a scorer could not score: how many, and why the first one."""
 
     scorer: str
-    side: Side
+    side: Role
     count: int
     example: str  # the first one's id
     reason: str
@@ -91,7 +92,7 @@ class Scorers:
         """
         given = {"baseline": baseline, "candidate": candidate}
         problems: list[Problem] = []
-        answers: dict[Side, list[Answer]] = {}
+        answers: dict[Role, list[Answer]] = {}
         for side in SIDES:
             answers[side], found = score_answers(self.built, examples, given[side], side, likeliest.get(side, {}))
             problems += found
@@ -115,7 +116,7 @@ def score_answers(
     built: Mapping[str, BuiltScorer],
     examples: Sequence[Example],
     answers: Sequence[Answer],
-    side: Side,
+    side: Role,
     likeliest: Mapping[str, Labels],
 ) -> tuple[list[Answer], list[Problem]]:
     """One side's answers with the scores and labels of all scorers but judges, and what could not be scored.
@@ -142,7 +143,7 @@ def score_answers(
 
 
 def _with_score(
-    scorer: BuiltScorer, example: Example, answer: Answer, side: Side, likeliest: str | None, *, asked: bool
+    scorer: BuiltScorer, example: Example, answer: Answer, side: Role, likeliest: str | None, *, asked: bool
 ) -> tuple[Answer, str | None]:
     """The answer with this scorer's score, and the reason where it has none."""
     labels = answer.labels

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from finetune.statistics.interval import (
     Alternative,
+    Bound,
     Floats,
     Indices,
     Interval,
     Labels,
-    Side,
     Values,
     as_codes,
     as_finite,
@@ -34,7 +34,7 @@ SIGNS_AT_ONCE = 10**6  # 8 MB
 ROUNDING = 1e-10  # of the largest score, for each row: a difference below it stems from floating point
 
 
-def clustered_proportion(right: Right, clusters: Labels, confidence: float, side: Side) -> Interval:
+def clustered_proportion(right: Right, clusters: Labels, confidence: float, side: Bound) -> Interval:
     """Clopper-Pearson interval of the share of right examples (`(n,)`), at the size that `clusters` leave of n.
 
     Korn and Graubard, Survey Methodology 24 (1998), 193-201, made more timid: see `_effective_size`. Clusters of
@@ -66,7 +66,7 @@ def clustered_difference(
     baseline_right: Right,
     clusters: Labels,
     confidence: float,
-    side: Side,
+    side: Bound,
 ) -> Interval:
     """Tango's interval of the paired difference of success rates (`(n,)` each), at the size that clusters leave of n.
 

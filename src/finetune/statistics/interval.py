@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Side = Literal["two-sided", "lower", "upper"]
+Bound = Literal["two-sided", "lower", "upper"]
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -63,16 +63,16 @@ def _smallest(is_enough: Callable[[int], bool], least: int) -> int:
     return low + bisect_left(range(low, high), True, key=is_enough)
 
 
-def tail_error(confidence: float, side: Side) -> float:
+def tail_error(confidence: float, side: Bound) -> float:
     """The error probability of one bound. A confidence under 0.5 is most likely an alpha given by mistake."""
-    if side not in get_args(Side):
-        raise ValueError(f"side is {side!r}; it is one of {', '.join(get_args(Side))}")
+    if side not in get_args(Bound):
+        raise ValueError(f"side is {side!r}; it is one of {', '.join(get_args(Bound))}")
     if not 0.5 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it lies between 0.5 and 1 (0.95 for an error of 5%)")
     return (1 - confidence) / 2 if side == "two-sided" else 1 - confidence
 
 
-def _check_lower(name: str, share: float, confidence: float, side: Side) -> None:
+def _check_lower(name: str, share: float, confidence: float, side: Bound) -> None:
     _check_share(name, share)
     tail_error(confidence, side)
     if side == "upper":

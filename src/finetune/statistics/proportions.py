@@ -8,8 +8,8 @@ import numpy as np
 from finetune.statistics.interval import (
     SCIPY_SIDE,
     Alternative,
+    Bound,
     Interval,
-    Side,
     Values,
     _check_lower,
     _check_share,
@@ -21,7 +21,7 @@ from finetune.statistics.interval import (
 )
 
 
-def clopper_pearson(successes: int, n: int, confidence: float, side: Side) -> Interval:
+def clopper_pearson(successes: int, n: int, confidence: float, side: Bound) -> Interval:
     """Exact interval of a proportion, which never errs more often than it says; the one to gate on.
 
     Clopper and Pearson, Biometrika 26 (1934). Raises ValueError where n is 0 or less than `successes`.
@@ -29,7 +29,7 @@ def clopper_pearson(successes: int, n: int, confidence: float, side: Side) -> In
     return _proportion(successes, n, confidence, side, "exact", "Clopper-Pearson")
 
 
-def wilson(successes: int, n: int, confidence: float, side: Side) -> Interval:
+def wilson(successes: int, n: int, confidence: float, side: Bound) -> Interval:
     """Score interval of a proportion, right on average and narrower than the exact one; the one to show.
 
     Wilson, JASA 22 (1927). Raises ValueError where n is 0 or less than `successes`.
@@ -37,7 +37,7 @@ def wilson(successes: int, n: int, confidence: float, side: Side) -> Interval:
     return _proportion(successes, n, confidence, side, "wilson", "Wilson")
 
 
-def examples_needed(threshold: float, failures: int, confidence: float, side: Side = "lower") -> int:
+def examples_needed(threshold: float, failures: int, confidence: float, side: Bound = "lower") -> int:
     """Smallest n with that many failures at which the Clopper-Pearson lower bound reaches `threshold`.
 
     Raises ValueError where `threshold` is not within (0, 1), or `side` has no lower bound.
@@ -51,7 +51,7 @@ def examples_needed(threshold: float, failures: int, confidence: float, side: Si
     return _smallest(reaches, failures + 1)
 
 
-def tango(candidate_only: int, baseline_only: int, n: int, confidence: float, side: Side) -> Interval:
+def tango(candidate_only: int, baseline_only: int, n: int, confidence: float, side: Bound) -> Interval:
     """Score interval of the paired difference of success rates, candidate - baseline (-1 to 1).
 
     `candidate_only` and `baseline_only` count the pairs that only that one got right; `n` counts all pairs.
@@ -68,7 +68,7 @@ def tango(candidate_only: int, baseline_only: int, n: int, confidence: float, si
     return Interval((candidate_only - baseline_only) / n, lower, upper, confidence, "Tango score")
 
 
-def examples_needed_not_worse(margin: float, confidence: float, side: Side = "lower") -> int:
+def examples_needed_not_worse(margin: float, confidence: float, side: Bound = "lower") -> int:
     """Smallest n at which `tango` of no discordant pair shows a candidate that is not worse by `margin`.
 
     Raises ValueError where `margin` is not within (0, 1), or `side` has no lower bound.
@@ -134,7 +134,7 @@ def _quantile_rank(n: int, q: float, confidence: float) -> int:
     return int(binom.ppf(confidence, n, q)) + 1
 
 
-def _proportion(successes: int, n: int, confidence: float, side: Side, method: str, name: str) -> Interval:
+def _proportion(successes: int, n: int, confidence: float, side: Bound, method: str, name: str) -> Interval:
     from scipy.stats import binomtest
 
     check_counts(successes=successes, n=n)

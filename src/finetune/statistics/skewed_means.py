@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 
 from finetune.statistics.bootstrap import MINIMUM_UNLIKE, RESAMPLES, draw_units, most_common, too_little
-from finetune.statistics.interval import Floats, Interval, Labels, Range, Side, Values, as_finite, as_pairs, tail_error
+from finetune.statistics.interval import Bound, Floats, Interval, Labels, Range, Values, as_finite, as_pairs, tail_error
 
 LOG_T = "bootstrap-t and log-normal"
 
 
 def skewed_mean_interval(
-    values: Values, confidence: float, side: Side, seed: int, n_resamples: int = RESAMPLES
+    values: Values, confidence: float, side: Bound, seed: int, n_resamples: int = RESAMPLES
 ) -> Interval:
     """Interval of the mean of values above 0 that are skewed to the right, as latencies are; see `_log_t_bounds`.
 
@@ -41,7 +41,7 @@ def relative_improvement(
     candidate: Values,
     baseline: Values,
     confidence: float,
-    side: Side,
+    side: Bound,
     seed: int,
     clusters: Labels | None = None,
     n_resamples: int = RESAMPLES,
@@ -69,7 +69,7 @@ def relative_improvement(
     )
 
 
-def _one_sided(found: Interval, side: Side, bounds: Range) -> Interval:
+def _one_sided(found: Interval, side: Bound, bounds: Range) -> Interval:
     """The interval, open to the end of the range on the side that is not asked for."""
     lower = bounds[0] if side == "upper" else found.lower
     upper = bounds[1] if side == "lower" else found.upper
@@ -77,7 +77,7 @@ def _one_sided(found: Interval, side: Side, bounds: Range) -> Interval:
 
 
 def _log_t_or_refusal(
-    x: Floats, confidence: float, side: Side, seed: int, n_resamples: int
+    x: Floats, confidence: float, side: Bound, seed: int, n_resamples: int
 ) -> tuple[tuple[float, float], str]:
     """`_log_t_bounds`, or (0, inf) and the reason of a refusal."""
     tail = tail_error(confidence, side)

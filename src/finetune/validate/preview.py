@@ -10,7 +10,7 @@ from finetune.errors import BaseModelError, DataError
 from finetune.files.hashing import sha256_file, sha256_folder
 from finetune.paths import Paths
 from finetune.plan.machines import MACHINES
-from finetune.plan.outlook import Outlook, Workload, foresee
+from finetune.plan.outlook import RunPlan, Workload, make_plan
 from finetune.reports.base import read_report
 from finetune.reports.prepare import PrepareReport
 from finetune.validate.findings import Finding, accept
@@ -23,7 +23,7 @@ class Preview:
     """A recipe's config, its outlook and its findings; `source` says where the workload was taken from."""
 
     config: ValidateParams
-    outlook: Outlook
+    outlook: RunPlan
     findings: list[Finding]
     source: str
 
@@ -36,7 +36,7 @@ def look_ahead(params: ValidateParams, root: Path, examples: int | None = None, 
 
     base = examine_base(params, root, fetch=False)
     workload, source = find_workload(params, root, examples, length)
-    outlook = foresee(params, base.architecture, workload)
+    outlook = make_plan(params, base.architecture, workload)
     findings = check_config(params, root, base, outlook)
     if params.machine not in MACHINES:
         findings += check_machine(params)

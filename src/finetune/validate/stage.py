@@ -11,7 +11,7 @@ from finetune.files.atomic import publish_directory, write_json, write_lines
 from finetune.files.hashing import sha256_file
 from finetune.files.manifests import write_manifest
 from finetune.paths import Paths
-from finetune.plan.outlook import Outlook, Workload, foresee
+from finetune.plan.outlook import RunPlan, Workload, make_plan
 from finetune.records.examples import Example
 from finetune.records.io import read_examples
 from finetune.reports.base import BaseIdentity, read_report
@@ -38,7 +38,7 @@ def run(params: ValidateParams, paths: Paths) -> None:
     splits: Splits = {name: read_examples(paths.prepared / f"{name}.jsonl") for name in SPLITS}
     base = examine_base(params, paths.root)
     tokens = tokenize_splits(params, base, splits)
-    outlook = foresee_run(params, base, splits, tokens)
+    outlook = plan_run(params, base, splits, tokens)
     found = find_all(params, paths.root, splits, base, tokens, outlook)
     found += check_scorers(params, splits["test"], ledger.labels, paths.root)
     findings = accept(found, params.findings.accept)
@@ -84,17 +84,17 @@ def tokenize_splits(params: ValidateParams, base: Base, splits: Splits) -> Token
     return {name: tokenize_split(base.tokenizer, splits[name], params.train, params.seed) for name in TRAINED_ON}
 
 
-def foresee_run(params: ValidateParams, base: Base, splits: Splits, tokens: Tokens) -> Outlook:
+def plan_run(params: ValidateParams, base: Base, splits: Splits, tokens: Tokens) -> RunPlan:
     """Schedule, parameters and memory, from what was counted, or from the most that max_length allows."""
     if "train" not in tokens or not tokens["train"].rows:
         workload = Workload.at_most(params.train, len(splits["train"]), len(splits["validation"]))
     else:
         workload = workload_of(tokens["train"].counts, tokens["validation"].counts)
-    return foresee(params, base.architecture, workload)
+    return make_plan(params, base.architecture, workload)
 
 
 def find_all(
-    params: ValidateParams, root: Path, splits: Splits, base: Base, tokens: Tokens, outlook: Outlook
+    params: ValidateParams, root: Path, splits: Splits, base: Base, tokens: Tokens, outlook: RunPlan
 ) -> list[Finding]:
     """The findings of every check; none of them stops another."""
     findings = [*check_config(params, root, base, outlook), *check_machine(params)]
@@ -132,7 +132,7 @@ def stop_at_errors(findings: list[Finding]) -> None:
         raise (ConfigError if all(CODES[finding.code].in_params for finding in errors) else DataError).of(errors)
 
 
-def show(findings: list[Finding], outlook: Outlook) -> None:
+def show(findings: list[Finding], outlook: RunPlan) -> None:
     """What the person who watches should know before the run."""
     if findings:
         show_findings(findings)

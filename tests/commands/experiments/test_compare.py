@@ -9,7 +9,7 @@ import pytest
 
 from finetune.commands.experiments.comparison import compare_sides, cost_of, differing
 from finetune.commands.experiments.differences import compare_answers
-from finetune.commands.experiments.loading import Side, read_side
+from finetune.commands.experiments.loading import ComparedRun, read_run
 from finetune.commands.experiments.tables import look_sentence, tell
 from finetune.config.scorers import LOSS, Metric
 from finetune.errors import DataError
@@ -28,12 +28,12 @@ def prediction(number: int, right: float, *, cluster: str | None = None, agent: 
     return Prediction(f"row{number}", agent, "rows", cluster or f"c{number}", "task", "text", 2, answer, answer)
 
 
-def side(name: str, rights: list[float], **more: Any) -> Side:
+def side(name: str, rights: list[float], **more: Any) -> ComparedRun:
     """A run whose candidate is right where told."""
     evaluation = {"test_sha256": "t" * 64, "adapter_sha256": name * 64, "groups": {"all": {}, "namer": {}}}
     evaluation |= {"scorers": SCORERS, "generation": {"max_new_tokens": 16}, **more}
     predictions = [prediction(number, right) for number, right in enumerate(rights)]
-    return Side(
+    return ComparedRun(
         name, {"train": {"learning_rate": 0.1 if name == "a" else 0.2}}, {"evaluation": evaluation}, predictions
     )
 
@@ -234,7 +234,7 @@ def test_answers_that_were_changed_are_refused(repository: Path, tmp_path: Path)
     path.unlink()
     path.write_text(text.replace("TypeError", "KeyError", 1), encoding="utf-8")
     with pytest.raises(DataError, match=r"predictions\.jsonl is not what evaluation\.json speaks of"):
-        read_side("workspace", copy)
+        read_run("workspace", copy)
 
 
 def test_exps_shows_them_sorted(repository: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from finetune.config.params import Config
 from finetune.model.architecture import Architecture
 from finetune.plan.memory import MemoryPlan
-from finetune.plan.outlook import Outlook, Workload, foresee
+from finetune.plan.outlook import RunPlan, Workload, make_plan
 from finetune.plan.schedule import plan_schedule
 from finetune.validate.checks import plan
 from finetune.validate.checks.plan import check_evaluations, check_fit, check_plan, check_room, check_this_machine
@@ -26,7 +26,7 @@ def outlook_of(config: Config, peak: int, available: int | None, fits: tuple[int
     """An outlook with this peak on a machine of this memory."""
     schedule, workload = plan_schedule(config.train, 100), Workload.at_most(config.train, 100)
     plan: Any = SimpleNamespace(peak=peak)
-    outlook = Outlook(config, workload, schedule, LLAMA, memory=plan, available=available)
+    outlook = RunPlan(config, workload, schedule, LLAMA, memory=plan, available=available)
     object.__setattr__(outlook, "what_fits", lambda: fits)
     return outlook
 
@@ -113,7 +113,7 @@ def test_what_is_saved_for_nothing_is_told(change: Callable[..., Config], peaks:
 
 def test_an_unknown_architecture_has_no_plan(config: Config) -> None:
     """The base's own finding says why."""
-    outlook = foresee(config, None, Workload.at_most(config.train, 100))
+    outlook = make_plan(config, None, Workload.at_most(config.train, 100))
     assert check_plan(config, outlook) == []
 
 
@@ -121,11 +121,11 @@ def test_the_advice_of_a_real_plan_is_taken(change: Callable[..., Config]) -> No
     """With real predictions: too large is an error that names a micro-batch, and with that one it is gone."""
     keys = {"machine": "gpu-24gb", "environment": "cuda", "train.max_length": 512}
     config = change(**keys | {"train.per_device_train_batch_size": 65536})
-    (finding,) = check_fit(foresee(config, LLAMA, Workload.at_most(config.train, 100_000)))
+    (finding,) = check_fit(make_plan(config, LLAMA, Workload.at_most(config.train, 100_000)))
     assert finding.code == "memory-short"
     advised = int(finding.remedy.split()[2])
     config = change(**keys | {"train.per_device_train_batch_size": advised})
-    assert check_fit(foresee(config, LLAMA, Workload.at_most(config.train, 100_000))) == []
+    assert check_fit(make_plan(config, LLAMA, Workload.at_most(config.train, 100_000))) == []
 
 
 # ---- The run on several devices, and packed
@@ -173,10 +173,10 @@ def test_another_batch_size_than_the_recipes_is_told(change: Callable[..., Confi
 def test_costly_evaluations_are_a_warning(change: Callable[..., Config]) -> None:
     """188 evaluations of a validation split as large as a tenth of the rows would double the run."""
     config = change(**{"train.eval_steps": 15, "train.save_steps": 15})
-    outlook = foresee(config, LLAMA, Workload.at_most(config.train, 15_000, validation=1_300))
+    outlook = make_plan(config, LLAMA, Workload.at_most(config.train, 15_000, validation=1_300))
     (finding,) = check_evaluations(outlook)
     assert (finding.code, finding.severity) == ("evaluations-costly", "warning")
     assert finding.place == "params.yaml: train.eval_steps"
     interval = int(finding.remedy.split()[1])
     rarer = change(**{"train.eval_steps": interval, "train.save_steps": interval})
-    assert check_evaluations(foresee(rarer, LLAMA, Workload.at_most(rarer.train, 15_000, validation=1_300))) == []
+    assert check_evaluations(make_plan(rarer, LLAMA, Workload.at_most(rarer.train, 15_000, validation=1_300))) == []

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.commands.experiments.comparison import compare_sides
 from finetune.commands.experiments.listing import WORKSPACE
-from finetune.commands.experiments.loading import Side, read_side
+from finetune.commands.experiments.loading import ComparedRun, read_run
 from finetune.commands.experiments.tables import tell
 from finetune.config.loading import read_yaml
 from finetune.files.nested import dig
@@ -23,7 +23,7 @@ CONFIDENCE = 0.95  # where params.yaml names none
 
 def run(root: Path, first: str, second: str, *, as_json: bool, as_markdown: bool) -> None:
     """Compare and tell; ConfigError or DataError where a run can't be had or the two can't be compared."""
-    a, b = read_side(first, root), read_side(second, root)
+    a, b = read_run(first, root), read_run(second, root)
     confidence, seed, declared = read_settings(root)
     comparison = compare_sides(a, b, confidence, seed, read_looks(root, a, b, declared))
     if WORKSPACE in (first, second) and (changed := changed_since(root)):
@@ -59,7 +59,7 @@ def read_settings(root: Path) -> tuple[float, int, int | None]:
     return confidence if valid else CONFIDENCE, seed if isinstance(seed, int) else 0, dig(params, looks)
 
 
-def read_looks(root: Path, a: Side, b: Side, declared: int | None) -> dict[str, Any]:
+def read_looks(root: Path, a: ComparedRun, b: ComparedRun, declared: int | None) -> dict[str, Any]:
     """How often this test set was looked at, and which look each of the two was."""
     path = Paths(root).looks
     seen = (read_json(path) if path.exists() else {}).get(a.evaluation["test_sha256"], [])

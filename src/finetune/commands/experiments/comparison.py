@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from finetune.commands.experiments.differences import Difference, compare_answers
 from finetune.commands.experiments.listing import Place
-from finetune.commands.experiments.loading import Side
+from finetune.commands.experiments.loading import ComparedRun
 from finetune.config.scorers import AnyScorer, Metric, metrics_of
 from finetune.errors import DataError
 from finetune.files.nested import dig, flatten
@@ -44,8 +44,8 @@ class Compared:
 class Comparison:
     """All that is told of two runs; `looks` is what data/looks.json knows of their test set."""
 
-    a: Side
-    b: Side
+    a: ComparedRun
+    b: ComparedRun
     found: list[Compared]
     confidence: float
     looks: dict[str, Any]
@@ -76,7 +76,7 @@ class Comparison:
         }
 
 
-def compare_sides(a: Side, b: Side, confidence: float, seed: int, looks: dict[str, Any]) -> Comparison:
+def compare_sides(a: ComparedRun, b: ComparedRun, confidence: float, seed: int, looks: dict[str, Any]) -> Comparison:
     """Each metric of each group that both scored alike; DataError where the two can't be compared."""
     warnings = check_comparable(a, b)
     metrics, left_out = shared_metrics(a, b)
@@ -96,7 +96,7 @@ def compare_sides(a: Side, b: Side, confidence: float, seed: int, looks: dict[st
     return Comparison(a, b, found, confidence, looks, [*warnings, *left_out])
 
 
-def check_comparable(a: Side, b: Side) -> list[str]:
+def check_comparable(a: ComparedRun, b: ComparedRun) -> list[str]:
     """What makes the comparison weaker; DataError where the two were measured on different test sets."""
     sets = [side.evaluation["test_sha256"] for side in (a, b)]
     if sets[0] != sets[1]:
@@ -122,14 +122,14 @@ def check_comparable(a: Side, b: Side) -> list[str]:
     return warnings
 
 
-def how_generated(side: Side) -> dict[str, Any]:
+def how_generated(side: ComparedRun) -> dict[str, Any]:
     """What decides an answer beside the model: the form that answered, and its decoding."""
     candidate, generation = (side.evaluation.get(key) or {} for key in ("candidate", "generation"))
     form = {key: candidate.get(key) for key in ("form", "quantization")}
     return {"candidate": form, "generation": {key: value for key, value in generation.items() if key != "pad_token_id"}}
 
 
-def shared_metrics(a: Side, b: Side) -> tuple[dict[str, Metric], list[str]]:
+def shared_metrics(a: ComparedRun, b: ComparedRun) -> tuple[dict[str, Metric], list[str]]:
     """The metrics that both runs scored alike, and what is left out because they did not."""
     scorers = [scorers_of(side) for side in (a, b)]
     names = list(dict.fromkeys([*scorers[0], *scorers[1]]))
@@ -144,7 +144,7 @@ def shared_metrics(a: Side, b: Side) -> tuple[dict[str, Metric], list[str]]:
     return metrics_of(alike), told
 
 
-def scorers_of(side: Side) -> dict[str, Any]:
+def scorers_of(side: ComparedRun) -> dict[str, Any]:
     """The scorers that gave a run's scores; DataError where this version can't read them."""
     content = side.evaluation.get("scorers") or dig(side.params, ("evaluate", "scorers"))
     try:
@@ -163,13 +163,13 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any
     return [(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
 
 
-def cost_of(a: Side, b: Side) -> list[tuple[str, Any, Any]]:
+def cost_of(a: ComparedRun, b: ComparedRun) -> list[tuple[str, Any, Any]]:
     """What both cost, side by side."""
     rows = [(title, dig(a.reports, place), dig(b.reports, place)) for title, place in COST.items()]
     return [row for row in rows if row[1:] != (None, None)]
 
 
-def describe(side: Side) -> dict[str, Any]:
+def describe(side: ComparedRun) -> dict[str, Any]:
     """Which run it is."""
     verdict = dig(side.reports, ("decision", "verdict"))
     return {"name": side.name, "adapter_sha256": side.evaluation["adapter_sha256"], "verdict": verdict}

@@ -15,13 +15,14 @@ import numpy as np
 from finetune.config.scorers import Metric
 from finetune.decide.quality import strata_of
 from finetune.records.examples import Prediction
-from finetune.score.metrics import Side, scores_of, statistic_of
+from finetune.reports.evaluation import Role
+from finetune.score.metrics import scores_of, statistic_of
 from finetune.statistics.bootstrap import paired_mean_difference, resample
 from finetune.statistics.clustered import clustered_difference
 from finetune.statistics.interval import Interval
 from finetune.statistics.proportions import mcnemar_exact
 
-Answers = tuple[Sequence[Prediction], Side]  # whose answers, of which predictions
+Answers = tuple[Sequence[Prediction], Role]  # whose answers, of which predictions
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ NEEDED, WELCOME = ("evaluation",), ("cost", "train", "train_cost", "decision")
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedRun:
     """What is known of one run; of the reports, those that it has."""
 
     name: str
@@ -36,7 +36,7 @@ class Side:
         return self.reports["evaluation"]
 
 
-def read_side(name: str, root: Path) -> Side:
+def read_run(name: str, root: Path) -> ComparedRun:
     """The run of this name; ConfigError where there is none, DataError where something of it can't be had."""
     if name == WORKSPACE:
         return _read(name, root)
@@ -48,7 +48,7 @@ def read_side(name: str, root: Path) -> Side:
             raise error.elsewhere(f"{folder}/", f"{name}: ") from None
 
 
-def _read(name: str, root: Path) -> Side:
+def _read(name: str, root: Path) -> ComparedRun:
     paths = Paths(root)
     reports = {report: read_json(paths.reports / f"{report}.json") for report in NEEDED}
     known = [report for report in WELCOME if (paths.reports / f"{report}.json").exists()]
@@ -59,7 +59,7 @@ def _read(name: str, root: Path) -> Side:
     predictions = read_predictions(paths.predictions)
     if sha256_file(paths.predictions) != reports["evaluation"]["predictions_sha256"]:
         raise DataError(name, "out/predictions.jsonl is not what evaluation.json speaks of", "run evaluate again")
-    return Side(name, read_yaml(root / "params.yaml") or {}, reports, predictions)
+    return ComparedRun(name, read_yaml(root / "params.yaml") or {}, reports, predictions)
 
 
 def fetch(name: str, root: Path, target: Path) -> None:

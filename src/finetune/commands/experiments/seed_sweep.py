@@ -28,7 +28,7 @@ from finetune.errors import ConfigError, DataError
 from finetune.files.atomic import write_lines
 from finetune.files.nested import dig
 from finetune.files.strict_json import read_json
-from finetune.history.seed_results import makings_of, read_seeds, record_seed, seeds_key
+from finetune.history.seed_results import adapter_inputs_hash, read_seeds, record_seed, seeds_key
 from finetune.paths import Paths
 from finetune.pipeline.dvc import makings, quiet_dvc, read_lock, require_identity, run_dvc, seed_of
 from finetune.processes.running import require_idle
@@ -187,7 +187,7 @@ def outcome(series: Series, seed: int) -> dict[str, Any]:
         "adapter_sha256": evaluation["adapter_sha256"],
         "test_sha256": evaluation["test_sha256"],
         "made_of_sha256": makings(series.root),
-        "makings_sha256": makings_of(read_json(paths.adapter / "manifest.json")),
+        "makings_sha256": adapter_inputs_hash(read_json(paths.adapter / "manifest.json")),
         **{key: decision[key] for key in ("policy", "confidence")},
         "verdict": decision["verdict"],
         "criteria": criteria_of(decision),

@@ -15,7 +15,7 @@ from finetune.commands.sharing.check_bundle import inspect
 from finetune.commands.sharing.leaks import places_here, require_none, secrets_here
 from finetune.commands.sharing.materials import bill_of_materials
 from finetune.commands.sharing.members import SBOM, collect, require_sound
-from finetune.config.evaluate import ServerForm
+from finetune.config.evaluate import ServerSpec
 from finetune.config.loading import read_yaml
 from finetune.config.params import Config, load_config
 from finetune.console import gigabytes, say
@@ -82,7 +82,7 @@ def place_for(root: Path, output: Path | None, name: str) -> Path:
 def variables_of(config: Config) -> list[str]:
     """The environment variables that params name as holders of keys."""
     sides = (config.evaluate.baseline, config.evaluate.candidate)
-    named = [side.api_key_variable for side in sides if isinstance(side, ServerForm)]
+    named = [side.api_key_variable for side in sides if isinstance(side, ServerSpec)]
     named += [getattr(scorer, "api_key_variable", None) for scorer in config.evaluate.scorers.values()]
     return [name for name in named if name]
 

@@ -71,7 +71,7 @@ def _tag(item: Prediction, scored: Mapping[str, tuple[float, float]], is_long: b
         "cut": item.candidate.finished is False,
         "longest": is_long,
     }
-    nats = item.candidate.reference_nats
+    nats = item.candidate.reference_nll
     surprise = nats / max(item.reference_tokens, 1) if nats is not None else 0.0
     return Row(item, kind, frozenset([kind, *(tag for tag, holds in extra.items() if holds)]), surprise)
 
@@ -164,8 +164,8 @@ def _side(side: str, answer: Answer) -> dict[str, Any]:
     facts = [] if answer.tokens is None else [f"{answer.tokens:,} tokens"]
     facts += ["cut off"] if answer.finished is False else []
     facts += [f"{name(key)} {'not scored' if score is None else f'{score:g}'}" for key, score in answer.scores.items()]
-    if answer.reference_nats is not None:
-        facts.append(f"reference {figure(answer.reference_nats)} nats")
+    if answer.reference_nll is not None:
+        facts.append(f"reference {figure(answer.reference_nll)} nats")
     failed = None if answer.failed is None else shortened(discreet(answer.failed), 300)
     text = Verbatim(shortened(answer.text, ANSWER_LETTERS))
     return {"side": side, "text": text, "failed": failed, "facts": facts}

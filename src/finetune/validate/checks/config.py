@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from finetune.config.validate import ValidateParams
-from finetune.plan.outlook import Outlook
+from finetune.plan.outlook import RunPlan
 from finetune.validate.checks.adapter import check_adapter
 from finetune.validate.checks.base_model import Base
 from finetune.validate.checks.plan import check_plan
@@ -14,7 +14,7 @@ from finetune.validate.checks.watched import check_watched
 from finetune.validate.findings import Finding
 
 
-def check_config(params: ValidateParams, root: Path, base: Base, outlook: Outlook) -> list[Finding]:
+def check_config(params: ValidateParams, root: Path, base: Base, outlook: RunPlan) -> list[Finding]:
     """The findings about base, settings, adapter, schedule, plan, and the recipe that the config names."""
     return [
         *base.findings,

@@ -6,7 +6,7 @@ from finetune.config.validate import ValidateParams
 from finetune.console import gigabytes
 from finetune.hardware.devices import memory_bytes, why_unavailable
 from finetune.plan.machines import MACHINES
-from finetune.plan.outlook import FITTING, Outlook, peak_memory
+from finetune.plan.outlook import FITTING, RunPlan, peak_memory
 from finetune.validate.findings import Finding
 
 COSTLY = 0.25  # evaluations, of the work of the training steps
@@ -14,7 +14,7 @@ ROOMY = 0.7  # of the memory that another setting would need at most, to be wort
 ADVICE = "use a smaller micro-batch (with more accumulation) or max_length, or nf4; ./finetune plan shows what fits"
 
 
-def check_plan(params: ValidateParams, outlook: Outlook) -> list[Finding]:
+def check_plan(params: ValidateParams, outlook: RunPlan) -> list[Finding]:
     """All findings about memory; none where the architecture is not known."""
     if outlook.memory is None:
         return []
@@ -26,7 +26,7 @@ def check_plan(params: ValidateParams, outlook: Outlook) -> list[Finding]:
     ]
 
 
-def check_evaluations(outlook: Outlook) -> list[Finding]:
+def check_evaluations(outlook: RunPlan) -> list[Finding]:
     """Evaluations during training that cost a good part of what the training itself costs."""
     work, evaluations = outlook.evaluation_flops, outlook.schedule.evaluations
     if not outlook.flops or work <= COSTLY * outlook.flops:
@@ -38,7 +38,7 @@ def check_evaluations(outlook: Outlook) -> list[Finding]:
     return [Finding("evaluations-costly", "params.yaml: train.eval_steps", what, fix)]
 
 
-def check_fit(outlook: Outlook) -> list[Finding]:
+def check_fit(outlook: RunPlan) -> list[Finding]:
     """The predicted peak against the machine that the recipe is for."""
     assert outlook.memory is not None
     peak, available, where = outlook.memory.peak, outlook.available, "params.yaml: train"
@@ -51,7 +51,7 @@ def check_fit(outlook: Outlook) -> list[Finding]:
     return [Finding("memory-short" if peak > available else "memory-tight", where, what, advice)]
 
 
-def check_this_machine(params: ValidateParams, outlook: Outlook) -> list[Finding]:
+def check_this_machine(params: ValidateParams, outlook: RunPlan) -> list[Finding]:
     """The predicted peak against this machine, where the recipe is for another one of its kind."""
     assert outlook.memory is not None
     if params.machine not in MACHINES or why_unavailable(params.environment):
@@ -64,7 +64,7 @@ def check_this_machine(params: ValidateParams, outlook: Outlook) -> list[Finding
     return [Finding("this-machine-short", "params.yaml: machine", what, fix)]
 
 
-def check_room(params: ValidateParams, outlook: Outlook) -> list[Finding]:
+def check_room(params: ValidateParams, outlook: RunPlan) -> list[Finding]:
     """Checkpointing or 4-bit weights where the run would fit with room to spare without them."""
     findings: list[Finding] = []
     if outlook.available is None or outlook.architecture is None:

@@ -6,7 +6,7 @@ Data are watched below `data.directory`, functions and schemas below `scorers/`,
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetune.config.evaluate import ModelForm
+from finetune.config.evaluate import ModelSpec
 from finetune.config.model import ModelConfig
 from finetune.config.validate import ValidateParams
 from finetune.validate.findings import Finding
@@ -30,7 +30,7 @@ def check_watched(params: ValidateParams, root: Path) -> list[Finding]:
 def named_files(params: ValidateParams) -> Iterator[tuple[str, str]]:
     """The keys that may name a file or folder, with what they name."""
     models: list[tuple[str, ModelConfig]] = [("model", params.model)]
-    if isinstance(params.evaluate.baseline, ModelForm):
+    if isinstance(params.evaluate.baseline, ModelSpec):
         models.append(("evaluate.baseline.model", params.evaluate.baseline.model))
     for key, model in models:
         yield f"{key}.base", model.base
