@@ -39,13 +39,13 @@ train-%: ## apply a recipe and run it to its verdict as a named experiment (DETA
 	@$(if $(DETACH),,dvc exp run --name "$*-$$(date +%Y%m%d-%H%M%S)")
 
 test: setup-dev ## set up and run the tests
-	@python -m pytest -n 2 --dist loadfile -m "not end_to_end and not images"
+	@python -m pytest -n auto --dist loadfile -m "not end_to_end and not images"
 
 test-fast: setup-dev ## the tests that train nothing
-	@python -m pytest -n 2 --dist loadfile -m "not slow and not end_to_end and not images"
+	@python -m pytest -n auto --dist loadfile -m "not slow and not end_to_end and not images"
 
-test-end-to-end: setup-dev ## the pipeline through DVC, and rehearsals of every recipe: half an hour
-	@python -m pytest -n 2 --dist loadfile -m end_to_end
+test-end-to-end: setup-dev ## the pipeline through DVC, faults, and a rehearsal of each kind of recipe
+	@python -m pytest -n auto --dist loadfile -m end_to_end
 
 test-images: setup-dev ## build the images, and run the whole pipeline in one: needs buildah and podman
 	@python -m pytest -m images -rs

@@ -211,6 +211,6 @@ def test_a_network_that_is_not_there_is_found_out_in_seconds(monkeypatch: pytest
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the port of discard, where nobody listens
     started = time.monotonic()
     assert not hub_answers()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 30
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert not hub_answers()
