@@ -46,9 +46,9 @@ case ${IMAGE:-} in
 esac
 on_head() { srun --nodes=1 --ntasks=1 --nodelist="$MASTER_ADDR" "${options[@]}" "$@"; }
 
-requeue=no
+signals=0
 on_signal() {
-    requeue=yes
+    signals=$((signals + 1))
     echo "slurm.sh: stopping; the job is requeued and goes on from there"
     on_head --overlap "${prefix[@]}" timeout "$patience" finetune stop || kill "$run"
 }
@@ -66,14 +66,14 @@ if [ "${#nodes[@]}" -gt 1 ]; then
     others=$!
 fi
 
-wait "$run"
-code=$?
-while kill -0 "$run" 2>/dev/null; do # a trapped signal ends `wait`, not the run
+waited=-1
+while [ "$waited" -ne "$signals" ]; do # a trapped signal ends `wait` with a code of its own, not the run
+    waited=$signals
     wait "$run"
     code=$?
 done
 [ -z "$others" ] || kill "$others" 2>/dev/null # they ended with the training, or wait for one that never came
-if [ "$requeue" = yes ] && [ "$code" -ne 0 ]; then
+if [ "$signals" -gt 0 ] && [ "$code" -ne 0 ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

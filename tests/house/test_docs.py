@@ -35,7 +35,10 @@ def text_of(name: str) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_a_page_names_exists(page: Path) -> None:
     """Who follows a page step by step must never meet a command, a place or a key that is not there."""
-    assert complaints(page.read_text(encoding="utf-8"), page) == []
+    text = page.read_text(encoding="utf-8")
+    if page.name == "CHANGELOG.md":
+        text = text.partition("\n## [0.1.0]")[0]  # what a past version had may be gone
+    assert complaints(text, page) == []
 
 
 @pytest.mark.parametrize("page", ORIGINS, ids=lambda page: page.parent.name)

@@ -152,6 +152,14 @@ def test_a_room_imports_only_what_is_below_it(path: Path) -> None:
         assert FLOOR_OF[room_of(other)] > floor or beside, f"{path} imports {other}"
 
 
+def test_the_picture_shows_the_imports() -> None:
+    """docs/architecture.svg is drawn from them, so it is drawn again when they change."""
+    from tests.house.draw_architecture import PICTURE, draw
+
+    told = "PYTHONPATH=src:. python -m tests.house.draw_architecture draws it"
+    assert PICTURE.read_text(encoding="utf-8") == draw(), told
+
+
 def test_commands_never_import_commands() -> None:
     """What two commands share belongs lower: a command can then be read, changed and deleted by itself."""
     for path in (PACKAGE / "commands").rglob("*.py"):
