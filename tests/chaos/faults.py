@@ -42,7 +42,7 @@ def leave_remains(scene: Scene) -> None:
         "out/.adapter.partial/adapter_model.safetensors": "half",
         "out/.adapter.replaced/manifest.json": "{}",
         "reports/.decision.json.partial": '{"verdict": "dep',
-        "work/pipeline.holder": "stage train (process 1)",
+        "work/pipeline.holder": '{"stage": "train", "process": 1}',
         "work/status.json": "",
         "work/detached.json": '{"pid": 1',
         "work/prepare/rows.jsonl": "{",

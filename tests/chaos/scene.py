@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from finetune.processes.running import HOLDER, is_locked
+from finetune.files.run_lock import read_holder
+from finetune.processes.running import is_locked
 
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
 LOOK = 0.001  # seconds between two looks for a moment
@@ -175,11 +176,8 @@ class Scene:
 
     def holder(self) -> tuple[str, int] | None:
         """The stage that runs now and its process."""
-        try:
-            match = HOLDER.fullmatch((self.folder / "work/pipeline.holder").read_text(encoding="utf-8"))
-        except OSError:
-            return None
-        return (match[1], int(match[2])) if match else None
+        held = read_holder(self.folder / "work/pipeline.lock")
+        return (held.stage, held.process) if held else None
 
     def draw_moment(self, stage: str) -> Moment:
         """Anywhere in a stage."""

@@ -16,7 +16,7 @@ from finetune.containers.command_line import SCRATCH
 from finetune.containers.images import image_name, lock_files, locks_sha256
 from finetune.containers.runtime import command_code, engine_for, require_ready, runtime_of
 from finetune.errors import ConfigError, FinetuneError, InterruptedRunError, MachineError
-from finetune.files.run_lock import pipeline_lock
+from finetune.files.run_lock import Holder, pipeline_lock, read_holder
 from tests.builders.container_tree import config
 from tests.builders.container_tree import tree as tree
 from tests.builders.small_run import ROOT, params
@@ -301,4 +301,4 @@ def test_make_stop_finds_the_process_that_waits(tmp_path: Path, monkeypatch: pyt
     """Numbers in a container mean nothing outside: the lock names the process on the host, which passes signals on."""
     monkeypatch.setenv("FINETUNE_PROCESS", "4321")
     with pipeline_lock(tmp_path / "pipeline.lock", "train"):
-        assert (tmp_path / "pipeline.holder").read_text(encoding="utf-8") == "stage train (process 4321)"
+        assert read_holder(tmp_path / "pipeline.lock") == Holder("train", 4321)

@@ -21,7 +21,7 @@ from finetune.files import atomic
 from finetune.files.atomic import publish_directory, write_json, write_lines
 from finetune.files.hashing import files_in, sha256_file, sha256_folder, sha256_json, sha256_tensors
 from finetune.files.manifests import read_manifest, write_manifest
-from finetune.files.run_lock import pipeline_lock, read_record
+from finetune.files.run_lock import Holder, pipeline_lock, read_holder, read_record
 from finetune.files.strict_json import read_json
 
 
@@ -362,8 +362,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, holder: subprocess
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with pipeline_lock(tmp_path / "work/pipeline.lock", "train"):
-        told = (tmp_path / "work/pipeline.holder").read_text(encoding="utf-8")
-    assert told == f"stage train (process {os.getpid()})"
+        assert read_holder(tmp_path / "work/pipeline.lock") == Holder("train", os.getpid())
 
 
 def test_the_lock_is_given_back_after_a_failure(tmp_path: Path) -> None:

@@ -79,8 +79,9 @@ def draw() -> str:
         for other in sorted(others - EVERYWHERE):
             (x, y), (to_x, to_y) = places[room], places[other]
             if y == to_y:
-                side = 62 if to_x > x else -62
-                route = f"M{x + side:.0f} {y + 22}H{to_x - side:.0f}"
+                lean = 20 if to_x > x else -20
+                depth = y + BOX + 34
+                route = f"M{x + lean:.0f} {y + BOX}Q{(x + to_x) / 2:.0f} {depth} {to_x - lean:.0f} {y + BOX + 2}"
             else:
                 route = f"M{x:.0f} {y + BOX}L{to_x:.0f} {to_y - 2}"
             lines.append(f'  <path class="arrow" d="{route}" marker-end="url(#head)"/>')

@@ -278,7 +278,7 @@ def test_a_reused_process_number_is_never_shot(folder: Path, words: tuple[str, .
     """A killed stage leaves its file; its number may be the user's notebook, or another command in this folder."""
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)", *words], cwd=folder)
     (folder / "work/pipeline.lock").touch()
-    (folder / "work/pipeline.holder").write_text(f"stage train (process {other.pid})", encoding="utf-8")
+    (folder / "work/pipeline.holder").write_text(json.dumps({"stage": "train", "process": other.pid}), encoding="utf-8")
     assert finetune(folder, "status").stdout.splitlines()[0] == "nothing is running in this folder"
     assert finetune(folder, "stop").stdout == "nothing is running in this folder\n"
     assert other.poll() is None
@@ -296,7 +296,7 @@ def test_a_stage_of_another_folder_is_left_alone(
     (there / "work").mkdir()
     other = hold(there, *words)
     (folder / "work/pipeline.lock").touch()
-    (folder / "work/pipeline.holder").write_text(f"stage train (process {other.pid})", encoding="utf-8")
+    (folder / "work/pipeline.holder").write_text(json.dumps({"stage": "train", "process": other.pid}), encoding="utf-8")
     assert finetune(folder, "stop").stdout == "nothing is running in this folder\n"
     assert other.poll() is None
     other.kill()

@@ -1,5 +1,6 @@
-"""The lock that keeps a second run out of a working tree, and the record of how its newest holder ended.
+"""The lock that keeps a second run out of a working tree, who holds it, and the record of how its newest holder ended.
 
+`work/pipeline.holder` is there while a stage runs: `{"stage": "train", "process": 4321}`.
 `work/pipeline.record.json` is read by `finetune status` and `finetune stop`:
 
     {"stage": "prepare", "outcome": "interrupted", "problem": null, "at": 1764516000.1}
@@ -55,6 +56,23 @@ def read_record(lock: Path) -> StageRecord | None:
     return record if isinstance(record.at, int | float) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The stage that holds the lock, and its process; in a container, the process on the host that waits for it."""
+
+    stage: str
+    process: int
+
+
+def read_holder(lock: Path) -> Holder | None:
+    """Who wrote last that it holds the lock; None where nobody did, or the file is broken."""
+    try:
+        holder = Holder(**read_json(lock.with_suffix(".holder")))
+    except (FinetuneError, OSError, TypeError):
+        return None
+    return holder if isinstance(holder.stage, str) and isinstance(holder.process, int) else None
+
+
 @contextmanager
 def pipeline_lock(path: Path, stage: str) -> Iterator[None]:
     """Hold the working tree for one stage; ConfigError at once where another process holds it.
@@ -67,14 +85,14 @@ def pipeline_lock(path: Path, stage: str) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        other = read_holder(path)
+        who = f"stage {other.stage} (process {other.process})" if other else "another process"
         raise ConfigError(
             f"{path}", f"{who} is running in this folder", "wait for it or stop it, then start again"
         ) from None
     try:
-        # in a container, the process on the host that waits for it and passes signals on
-        process = os.environ.get("FINETUNE_PROCESS") or os.getpid()
-        holder.write_text(f"stage {stage} (process {process})", encoding="utf-8")
+        process = int(os.environ.get("FINETUNE_PROCESS") or os.getpid())
+        write_json(holder, asdict(Holder(stage, process)), durable=False)
         write_record(path, stage, "running")
         yield
         write_record(path, stage, "done")

@@ -9,7 +9,6 @@ what the file says.
 import json
 import os
 import platform
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ import filelock
 import psutil
 
 from finetune.errors import ConfigError
+from finetune.files.run_lock import read_holder
 from finetune.paths import Paths
 
-HOLDER = re.compile(r"stage (\w+) \(process (\d+)\)")
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess, FileNotFoundError)
 # sh stays above make to record how it ended: its exit code, and whether a signal asked it to, which the code does not
 # tell (make ends by the signal, or with "No child processes", as it happens). The trap lets sh outlive the signal.
@@ -106,14 +105,13 @@ def require_idle(paths: Paths) -> None:
 
 def find_stage(paths: Paths) -> Stage | None:
     """The stage that holds the lock; None where nobody does, whatever files a killed one left."""
-    try:
-        written = (paths.work / "pipeline.holder").read_text(encoding="utf-8")
-    except FileNotFoundError:
+    lock = paths.work / "pipeline.lock"
+    if not lock.with_suffix(".holder").exists():
         return None  # so the lock is tried, and held for a moment, only where a stage may have died
-    match = HOLDER.fullmatch(written)
-    name, pid = (match[1], int(match[2])) if match else ("unknown", None)
+    holder = read_holder(lock)
+    name, pid = (holder.stage, holder.process) if holder else ("unknown", None)
     process, why_not = find_process(name, pid, paths)
-    if process is None and not is_locked(paths.work / "pipeline.lock"):
+    if process is None and not is_locked(lock):
         return None
     return Stage(name, pid, process, why_not)
 

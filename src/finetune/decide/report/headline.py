@@ -86,16 +86,15 @@ def achieves(item: Reading, figure: str) -> str:
 
 def evidence(item: Reading, confidence: float, policy: str) -> str:
     """How sure, and what was asked: `at least 59.5% with 99% confidence, 55% was asked`."""
-    outcome, asked = item.outcome, f"{item.asked.removeprefix('at least ').removeprefix('at most ')} was asked"
+    outcome, asked = item.outcome, f"{item.limit} was asked"
     if policy == "point":
         return f"an estimate without proof, {asked}"
     if item.kind == "bytes" or item.bounds == NO_INTERVAL:
         return asked
     bound = outcome.lower if item.higher_is_better else outcome.upper
-    word = "at least" if item.higher_is_better else "at most"
     sure = f"with {100 * confidence:.4g}% confidence"
     if outcome.status == "pass" and bound is not None:
-        return f"{word} {told(bound, item.kind)} {sure}, {asked}"
+        return f"{item.direction} {told(bound, item.kind)} {sure}, {asked}"
     return f"between {item.bounds.replace(' to ', ' and ')} {sure}, {asked}"
 
 

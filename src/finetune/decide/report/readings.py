@@ -67,16 +67,33 @@ class Reading:
     examples: int | None
 
     @property
-    def asked(self) -> str:
-        """The target in words, e.g. `at least 55%`."""
+    def limit(self) -> str:
+        """The target, e.g. `55%`, or `more than 0 points` of a comparison."""
         if self.outcome.target is None or self.outcome.target != self.outcome.target:
             return "nothing"
         bound = short_told(self.outcome.target, self.kind)
         if self.kind == "points":
             bound = f"{bound} points"
-        if self.rule in ("better_than_baseline", "not_worse_than_baseline"):
+        if self.is_comparison:
             return f"{'more' if self.higher_is_better else 'less'} than {bound}"
-        return f"{'at least' if self.higher_is_better else 'at most'} {bound}"
+        return bound
+
+    @property
+    def asked(self) -> str:
+        """The target in words, e.g. `at least 55%`."""
+        if self.limit == "nothing" or self.is_comparison:
+            return self.limit
+        return f"{self.direction} {self.limit}"
+
+    @property
+    def direction(self) -> str:
+        """`at least` where more is better, else `at most`."""
+        return "at least" if self.higher_is_better else "at most"
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether the target is a distance from the baseline."""
+        return self.rule in ("better_than_baseline", "not_worse_than_baseline")
 
     @property
     def estimate(self) -> str:
