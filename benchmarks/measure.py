@@ -27,7 +27,7 @@ def results_file(name: str) -> Path:
 def what_ran(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
     """Date, machine and versions, as they stand in every result."""
     found = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    return {"date": str(date.today()), "machine": describe_machine("cpu"), "versions": found}
+    return {"date": str(date.today()), "machine": describe_machine("cpu").model_dump(), "versions": found}
 
 
 @dataclass(frozen=True)

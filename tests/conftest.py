@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 for who in ("AUTHOR", "COMMITTER"):  # experiments are commits, whatever this machine's git knows
     os.environ |= {f"GIT_{who}_NAME": "Test", f"GIT_{who}_EMAIL": "test@localhost"}
-# Where the tests are a job in the background, a shell has had Ctrl-C ignored, and a process would hand that on to all
-# that it starts: a test of an interruption would wait for ever.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Where the tests are a job in the background, a shell has had Ctrl-C ignored, and nohup the end of the session, and a
+# process would hand that on to all that it starts: a test of an interruption would wait for ever.
+for ignored, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, action)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network for a model; a missing one is missing at once
 
 # The same cases every time and on every machine, however slow it is; a failure is then seen by all or by nobody.

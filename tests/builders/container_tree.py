@@ -26,7 +26,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (root / f"requirements/{name}.lock").write_text(f"{name}==1.0\n", encoding="utf-8")
     for folder in ("base", "data/raw", "models", "work", ".dvc"):
         (root / folder).mkdir(parents=True)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache/hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache/hub"))
     for name in (runtime.OVERRIDE, runtime.OTHER_IMAGE, runtime.INSIDE, "HF_TOKEN", *command_line.CERTIFICATES):
         monkeypatch.delenv(name, raising=False)
     return root

@@ -24,8 +24,9 @@ HUB = {"base": "org/name", "revision": "0" * 40}
 @pytest.fixture
 def repository(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`repository(big={"environment": "cuda"})`: a root with params.yaml, these recipes and the true locks."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub home"))
-    for name in ("HF_HUB_CACHE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub home/hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "hub home/token"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     root = tmp_path / "root"
     (root / "recipes").mkdir(parents=True)

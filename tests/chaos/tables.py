@@ -14,7 +14,7 @@ from tests.chaos.rounds import FAILED, SAME, TOLD, UNHIT
 
 def what_ran() -> dict[str, Any]:
     """Date, machine and versions."""
-    ran = {"date": str(date.today()), "machine": describe_machine("cpu")}
+    ran = {"date": str(date.today()), "machine": describe_machine("cpu").model_dump()}
     return {**ran, "versions": {**versions(), "dvc": version("dvc")}}
 
 

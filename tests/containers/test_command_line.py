@@ -138,7 +138,7 @@ def test_the_cache_is_written_to_only_with_a_network(
 ) -> None:
     """Offline it is read, so a stage can't spoil it; online it is filled, and made where there is none."""
     cache = tmp_path / "cache/hub"
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "home/token"))
     assert mounts(config(), tree, network=False) == [Mount(tree, True)]
     assert mounts(config(), tree, network=True)[-1] == Mount(cache, True)
     (tmp_path / "home").mkdir()

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As `Starts` trains: another number of threads may round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def train(root: Path, **changes: Any) -> str:
     """Train in a workspace; gives the adapter's hash."""
     config, paths = enter(root, **changes)
@@ -64,6 +74,7 @@ def test_same_seed_same_adapter_other_seed_another(ready: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.usefixtures("one_thread")
 def test_killed_run_goes_on_to_the_same_adapter(ready: Path, tmp_path: Path, quantization: str) -> None:
     """SIGKILL after a checkpoint, inside an epoch: what comes out equals the uninterrupted run's, bit for bit."""
     undisturbed = train(copy_of(ready, tmp_path / "whole"), model__quantization=quantization)
@@ -133,14 +144,17 @@ def test_gradient_that_is_not_finite_stops_before_the_step(ready: Path, tmp_path
 def test_another_run_never_resumes_these_checkpoints(ready: Path) -> None:
     """Checkpoints are keyed by all that determines the adapter."""
     base, data = {"name": "base", "revision": "x"}, {"train.arrow": "1"}
-    config, _ = enter(ready)
-    one = fingerprint(config, data, base, "sdpa")
-    assert fingerprint(enter(ready, train__learning_rate=0.1)[0], data, base, "sdpa") != one
-    assert fingerprint(enter(ready, seed=1)[0], data, base, "sdpa") != one
-    assert fingerprint(config, {"train.arrow": "2"}, base, "sdpa") != one
-    assert fingerprint(config, data, {**base, "revision": "y"}, "sdpa") != one
-    assert fingerprint(config, data, base, "flash_attention_2") != one
-    assert fingerprint(enter(ready, evaluate__batch_size=2)[0], data, base, "sdpa") == one
+
+    def given(**changes: Any) -> Any:
+        return params_of("train", enter(ready, **changes)[0])
+
+    one = fingerprint(given(), data, base, "sdpa")
+    assert fingerprint(given(train__learning_rate=0.1), data, base, "sdpa") != one
+    assert fingerprint(given(seed=1), data, base, "sdpa") != one
+    assert fingerprint(given(), {"train.arrow": "2"}, base, "sdpa") != one
+    assert fingerprint(given(), data, {**base, "revision": "y"}, "sdpa") != one
+    assert fingerprint(given(), data, base, "flash_attention_2") != one
+    assert fingerprint(given(evaluate__batch_size=2), data, base, "sdpa") == one
 
 
 def test_changed_validated_data_is_refused(ready: Path, tmp_path: Path) -> None:

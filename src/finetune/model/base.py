@@ -9,6 +9,7 @@ from finetune.config.model import Environment, ModelConfig
 from finetune.errors import BaseModelError, ConfigError
 from finetune.files.hashing import sha256_file, sha256_json
 from finetune.hardware.devices import device_supports, why_unavailable
+from finetune.model.cache import model_cache
 from finetune.model.tokens import first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -35,9 +36,7 @@ def flash_attention_found() -> bool:
     """Whether flash attention can be loaded here without a network: the package, or its kernels fetched before."""
     if find_spec("flash_attn"):
         return True
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return find_spec("kernels") is not None and any(Path(HF_HUB_CACHE).glob(FLASH_KERNELS))
+    return find_spec("kernels") is not None and any(model_cache().glob(FLASH_KERNELS))
 
 
 def runs_flash_attention() -> bool:

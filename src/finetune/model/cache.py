@@ -1,7 +1,6 @@
 """Where a base model's files are on this machine: in a folder, or in the cache of the Hugging Face libraries."""
 
 import json
-import os
 from pathlib import Path
 
 from finetune.config.model import ModelConfig
@@ -10,21 +9,17 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def model_cache() -> Path:
-    """Where the Hugging Face libraries keep models, by the variables that they read."""
-    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(named).expanduser() if named else libraries_home() / "hub"
+    """Where the Hugging Face libraries keep models."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def token_file() -> Path:
     """Where these libraries keep the user's token, which need not be there."""
-    named = os.environ.get("HF_TOKEN_PATH")
-    return Path(named).expanduser() if named else libraries_home() / "token"
+    from huggingface_hub import constants
 
-
-def libraries_home() -> Path:
-    """The folder of these libraries, by the variables that they read."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(home).expanduser()
+    return Path(constants.HF_TOKEN_PATH)
 
 
 def snapshot(model: ModelConfig) -> Path:

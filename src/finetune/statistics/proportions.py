@@ -88,28 +88,6 @@ def mcnemar_exact(candidate_only: int, baseline_only: int, alternative: Alternat
     return float(binomtest(candidate_only, discordant, 0.5, alternative).pvalue) if discordant else 1.0
 
 
-def mcnemar_midp(candidate_only: int, baseline_only: int, alternative: Alternative) -> float:
-    """The exact p-value less half the chance of a table as extreme as this one: less timid, no guarantee.
-
-    Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91 (2013). Else as `mcnemar_exact`.
-    """
-    from scipy.stats import binom
-
-    exact = mcnemar_exact(candidate_only, baseline_only, alternative)
-    if not candidate_only + baseline_only:
-        return exact
-    # Two-sided, the mirror image of the table is as extreme, and another table unless the counts are equal.
-    mirrored = alternative == "two-sided" and candidate_only != baseline_only
-    chance = float(binom.pmf(candidate_only, candidate_only + baseline_only, 0.5))
-    return exact - (chance if mirrored else chance / 2)
-
-
-def mcnemar_asymptotic(candidate_only: int, baseline_only: int) -> float:
-    """Two-sided p-value of the chi-square form without continuity correction. Else as `mcnemar_exact`."""
-    discordant = _discordant(candidate_only, baseline_only, "two-sided")
-    return math.erfc(abs(candidate_only - baseline_only) / math.sqrt(2 * discordant)) if discordant else 1.0
-
-
 def quantile_upper(values: Values, q: float, confidence: float) -> float | None:
     """Upper bound of the q-quantile, whatever the distribution: one of the values; None where n is too small.
 

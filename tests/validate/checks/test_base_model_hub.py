@@ -160,7 +160,7 @@ def test_validate_runs_every_check_and_then_stops(
     }
     assert report["errors"] == len(errors)
     for finding in errors:
-        assert f"{finding['where']}: {finding['what']}; {finding['fix']}" in told
+        assert f"{finding['place']}: {finding['message']}; {finding['remedy']}" in told
     assert "effective-batch-differs" not in [finding["code"] for finding in errors]
     assert "accepted: a trial" in (paths.reports / "validation.md").read_text(encoding="utf-8")
     assert not paths.validated.exists()
