@@ -249,7 +249,7 @@ def main() -> None:
         for case in grid:
             results.append(run_case(case, options.device, Path(bases)))
             show(results[-1])
-    ran = {**what_ran(), "versions": versions(), "machine": describe_machine(options.device)}
+    ran = {**what_ran(), "versions": versions(), "machine": describe_machine(options.device).model_dump()}
     return report(results, options, ran)
 
 

@@ -116,7 +116,9 @@ def main() -> None:
     out = options.out.resolve()
     with tempfile.TemporaryDirectory() as name:
         found = compare_on_gpu(options.base, options.layers, options.machine, Path(name))
-    write_json(out, {"runs": found, **what_ran(), "versions": versions(), "machine": describe_machine("cuda")})
+    write_json(
+        out, {"runs": found, **what_ran(), "versions": versions(), "machine": describe_machine("cuda").model_dump()}
+    )
 
 
 if __name__ == "__main__":
