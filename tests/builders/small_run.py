@@ -151,6 +151,7 @@ def copy_of(source: Path, target: Path) -> Path:
 
 CODE = [
     "Makefile",
+    "finetune",
     "dvc.yaml",
     ".dvcignore",
     ".gitignore",
