@@ -6,6 +6,7 @@ What is changed is listed, and everything else is the recipe's own.
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -23,6 +24,7 @@ from finetune.model.tokens import tokenize
 from finetune.paths import Paths
 from finetune.records.examples import Example
 from finetune.records.io import read_examples, to_json_lines
+from finetune.reports.prepare import PrepareReport, SplitReport
 from finetune.validate.codes import CODES
 
 Change = Callable[[str, str, Any, str], None]  # section, key, value, why
@@ -177,12 +179,27 @@ def write_sample(paths: Paths, tokenizer: Any, real: Config, prepared: Path) -> 
         longest = max(longest, tokens)
         write_lines(paths.prepared / f"{name}.jsonl", to_json_lines(chosen[name]))
     hashes = {name: sha256_file(paths.prepared / f"{name}.jsonl") for name in SPLITS}
-    settings = real.data.model_dump(mode="json", exclude_unset=True)
-    counts = {name: {"examples": len(chosen[name])} for name in SPLITS}
-    labels = known_answers([*chosen["train"], *chosen["test"], *read_examples(prepared / "test.jsonl")])
-    report = {"settings": settings, "sources": {}, "splits": counts, "labels": labels, "prepared_sha256": hashes}
-    write_json(paths.reports / "prepare.json", report)
+    report = PrepareReport(
+        settings=real.data.model_dump(mode="json", exclude_unset=True),
+        sources={},
+        splits={name: account_of(chosen[name]) for name in SPLITS},
+        labels=known_answers([*chosen["train"], *chosen["test"], *read_examples(prepared / "test.jsonl")]),
+        prepared_sha256=hashes,
+    )
+    write_json(paths.reports / "prepare.json", report.to_json())
     return len(chosen["train"]), max(longest + longest % 8, 16)
+
+
+def account_of(examples: Sequence[Example]) -> SplitReport:
+    """What a sample is made of; rows without a group are counted as a group each."""
+    groups = {example.group for example in examples if example.group is not None}
+    return SplitReport(
+        examples=len(examples),
+        groups=len(groups) + sum(example.group is None for example in examples),
+        by_agent=Counter(example.agent for example in examples),
+        by_source=Counter(example.source for example in examples),
+        by_label=Counter(example.label for example in examples if example.label is not None),
+    )
 
 
 def known_answers(examples: Sequence[Example]) -> dict[str, list[str]]:
