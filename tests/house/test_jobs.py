@@ -334,8 +334,7 @@ def test_jobs_run_what_the_containers_of_the_stages_run(tmp_path: Path, monkeypa
     from finetune.containers.command_line import Mount, mounts
     from finetune.containers.images import image_name
 
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     text, documented = scripts()["slurm.sh"], (JOBS / "README.md").read_text(encoding="utf-8")
     config = load_config(ROOT / "params.yaml")
     mounted = mounts(config, ROOT, network=True)  # in a linked worktree of git, its repository too

@@ -1,5 +1,6 @@
 """The doctor on GPUs and Macs that are made up for it."""
 
+import importlib
 import os
 import platform
 import shutil
@@ -23,8 +24,11 @@ from tests.builders.made_up_machine import tools as tools
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`gpu(24 * GB)`: one CUDA device of this memory, as torch sees it."""
-    import bitsandbytes  # noqa: F401  # a first import that finds a CUDA device here fails halfway, for all later tests
     import torch
+
+    importlib.import_module(
+        "bitsandbytes"
+    )  # a first import that finds a CUDA device fails halfway, for all later tests
 
     def put(memory: int, free: int | None = None, capability: tuple[int, int] = (8, 9), count: int = 1) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
