@@ -136,9 +136,8 @@ def runs_stage(process: Any, name: str, root: Path) -> bool:
     """Whether a process is a Python that runs this stage in this folder: a reused number is never taken for it."""
     words = process.cmdline()
     ours = [at for at in range(1, len(words)) if words[at - 1 : at + 1] == ["-m", "finetune"]]
-    ours += (
-        [1] if len(words) > 1 and Path(words[1]).name == "finetune" else []
-    )  # a script of that name, as pip makes one
+    if len(words) > 1 and Path(words[1]).name == "finetune":  # a script of that name, as pip makes one
+        ours.append(1)
     if "python" not in Path(words[0] if words else "").name.lower() or not any(name in words[at + 1 :] for at in ours):
         return False
     return Path(process.cwd()).resolve() == root.resolve()
