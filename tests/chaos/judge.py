@@ -25,6 +25,7 @@ GROWING = ("reports/curves.tsv", "reports/validation_curve.tsv")  # they grow wh
 CODES = {0: "done", 2: "bad use", 3: "bad data", 4: "the machine", 5: "interrupted"}
 VERDICTS = {"deploy": 0, "deploy-unproven": 10, "iterate": 10, "abort": 20}  # the gate's exit codes
 DVC_FAILED = (255, 1)
+DVC_YAML_ERROR = re.compile(r"'[^']+' (is invalid|validation failed)")  # dvc/utils/strictyaml.py: no "ERROR: " before it
 MEASURED_KINDS = ("latency", "memory")  # of criteria
 MEASURED = re.compile(r"[\d.,]+ (GB|MB|ms|s)\b|0\.\d+ s\b")
 
@@ -170,10 +171,10 @@ def why_bad(ran: Ran, signals: set[int]) -> str | None:
 
 
 def error_line(ran: Ran) -> str | None:
-    """The first line that says what is wrong: a stage's own, else DVC's."""
+    """The first line that says what is wrong: a stage's own, else DVC's, which has another form for its YAML files."""
     lines = ran.said.splitlines()
     ours = [line for line in lines if line.startswith("error: ")]
-    dvcs = [line for line in lines if line.startswith("ERROR: ")]
+    dvcs = [line for line in lines if line.startswith("ERROR: ") or DVC_YAML_ERROR.match(line)]
     return next(iter([*ours, *dvcs]), None)
 
 

@@ -110,6 +110,8 @@ def test_the_judge_sees_every_bad_ending(ran: Ran, why: str) -> None:
         Ran(("train",), -15, ""),
         Ran(("gate",), 20, "abort"),
         Ran(("dvc", "repro"), 255, "ERROR: it is busy"),
+        Ran(("dvc", "repro"), 255, "'./dvc.yaml' is invalid.\n\nSequence entries are not allowed here, in line 7"),
+        Ran(("dvc", "repro"), 255, "'dvc.lock' validation failed.\n\nextra keys not allowed, in stages -> train"),
     ],
 )
 def test_documented_endings_are_no_failures(ran: Ran) -> None:
