@@ -25,7 +25,7 @@ GROWING = ("reports/curves.tsv", "reports/validation_curve.tsv")  # they grow wh
 CODES = {0: "done", 2: "bad use", 3: "bad data", 4: "the machine", 5: "interrupted"}
 VERDICTS = {"deploy": 0, "deploy-unproven": 10, "iterate": 10, "abort": 20}  # the gate's exit codes
 DVC_FAILED = (255, 1)
-DVC_YAML_ERROR = re.compile(r"'[^']+' (is invalid|validation failed)")  # dvc/utils/strictyaml.py: no "ERROR: " before it
+DVC_YAML_ERROR = re.compile(r"'[^']+' (is invalid|validation failed)")  # dvc/utils/strictyaml.py
 MEASURED_KINDS = ("latency", "memory")  # of criteria
 MEASURED = re.compile(r"[\d.,]+ (GB|MB|ms|s)\b|0\.\d+ s\b")
 
