@@ -15,8 +15,9 @@ from finetune.config.decide import (
 )
 from finetune.config.scorers import Metric, metrics_of
 from finetune.decide.criteria import Evidence, judge
-from finetune.decide.outcomes import Gate, Outcome, Status
+from finetune.decide.outcomes import Outcome
 from finetune.records.examples import Answer, Prediction, Timing
+from finetune.statistics.decision import Gate, Status
 
 GATE = Gate("interval", 0.95, seed=1)
 POINT = Gate("point", 0.95, seed=1)

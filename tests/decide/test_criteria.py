@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from finetune.config.decide import Criterion, NotWorseThanBaseline
 from finetune.decide.criteria import judge
-from finetune.decide.outcomes import Gate, Status
 from finetune.records.examples import Timing
+from finetune.statistics.decision import Gate, Status
 from finetune.statistics.proportions import clopper_pearson, tango
 from tests.builders.gates import (
     GATE,

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from finetune.decide.criteria import Evidence, judge, judge_seeds
-from finetune.decide.outcomes import Outcome, Status
+from finetune.decide.outcomes import Outcome
 from finetune.records.examples import Timing
+from finetune.statistics.decision import Status
 from tests.builders.gates import (
     GATE,
     METRICS,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from finetune.config.decide import Criterion
-from finetune.decide.outcomes import Gate, Status
 from finetune.records.examples import Prediction
+from finetune.statistics.decision import Gate, Status
 from finetune.statistics.proportions import clopper_pearson
 from tests.builders.gates import (
     GATE,

@@ -13,9 +13,10 @@ from finetune.config.decide import Criterion, DecideConfig
 from finetune.config.params import Config
 from finetune.decide.advice import suggest, what_would_change
 from finetune.decide.criteria import Evidence, judge
-from finetune.decide.outcomes import Gate, Outcome
+from finetune.decide.outcomes import Outcome
 from finetune.decide.verdict import Verdict, found_harm, reach_verdict
 from finetune.records.examples import Prediction
+from finetune.statistics.decision import Gate
 from tests.builders.gates import (
     METRICS,
     PEAKS,

@@ -23,11 +23,11 @@ from finetune.config.decide import AnyCriterion, DecideConfig
 from finetune.decide import criteria as judging
 from finetune.decide import quality
 from finetune.decide.criteria import Evidence, judge
-from finetune.decide.outcomes import Gate
 from finetune.decide.verdict import reach_verdict
 from finetune.records.examples import Prediction, Timing
 from finetune.statistics.bootstrap import paired_mean_difference, resample
 from finetune.statistics.clustered import paired_permutation
+from finetune.statistics.decision import Gate
 from finetune.statistics.skewed_means import relative_improvement, skewed_mean_interval
 from tests.builders.gates import at_least, better, evidence, latency, not_worse, pairs, predicted
 

@@ -1,13 +1,15 @@
 """The section `decide` of params.yaml: the criteria of the gate, and how sure it must be."""
 
+import math
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union, get_args
 
 from pydantic import Field
 
 from finetune.config.data import DataConfig
 from finetune.config.evaluate import EvaluateConfig
 from finetune.config.model import AdapterConfig, Environment, ModelConfig
+from finetune.config.scorers import Metric
 from finetune.config.train import TrainConfig
 from finetune.config.types import (
     MemoryAmount,
@@ -21,6 +23,7 @@ from finetune.config.types import (
     parse_bytes,
 )
 from finetune.records.examples import ALL
+from finetune.statistics.decision import Gate, Measurement, Status, above, below
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -41,6 +44,8 @@ class Criterion(Section):
 class QualityCriterion(Criterion):
     """A criterion on the answers: of all test examples, or of one agent's or source's."""
 
+    compared: ClassVar[bool] = True  # what is measured is the candidate's gain on the baseline, not its metric alone
+    by_test: ClassVar[bool] = False  # a paired test decides, where there is one for the metric
     metric: Text
     group: Text
 
@@ -49,10 +54,34 @@ class QualityCriterion(Criterion):
         """What is measured, in words."""
         return self.metric if self.group == ALL else f"{self.metric} of {self.group}"
 
+    @property
+    def target(self) -> float:
+        """Where the line lies on the criterion's own scale: of a comparison, the candidate's gain."""
+        return 0.0
+
+    def status(self, found: Measurement, gate: Gate) -> Status:
+        """Whether what was measured meets the rule."""
+        if self.by_test and found.better is not None and gate.policy == "interval":
+            return "pass" if found.is_better(gate) else "fail" if found.is_worse(gate) else "inconclusive"
+        return above(found.lower, found.upper, self.target, gate, strict=self.compared)
+
+    def misfit(self, metric: Metric) -> str:  # noqa: ARG002
+        """Why the rule can't be asked of this metric, as `key: problem`; empty where it can."""
+        return ""
+
+    def least_examples(self, confidence: float) -> tuple[int, str]:  # noqa: ARG002
+        """The fewest examples, each right or wrong, that could prove it; and what must then be true of them."""
+        return 1, "whatever is answered"
+
+    def reachable(self, have: int, confidence: float) -> str:  # noqa: ARG002
+        """A softer rule that so many examples, each right or wrong, could prove, as `key: value`; empty if none."""
+        return ""
+
 
 class AtLeast(QualityCriterion):
     """The candidate's metric is at least `threshold`."""
 
+    compared = False
     rule: Literal["at_least"]
     threshold: Number
 
@@ -63,10 +92,32 @@ class AtLeast(QualityCriterion):
     def about(self) -> str:
         return f"{self.subject} at least"
 
+    @property
+    def target(self) -> float:
+        return self.threshold
+
+    def misfit(self, metric: Metric) -> str:
+        if not metric.higher_is_better:
+            return f"rule: of {metric.name}, less is better; write at_most"
+        return threshold_misfit(self.threshold, metric)
+
+    def least_examples(self, confidence: float) -> tuple[int, str]:
+        from finetune.statistics.proportions import examples_needed
+
+        needed, one, two = (examples_needed(self.threshold, failures, confidence) for failures in range(3))
+        return needed, f"even with no failure ({one:,} with one failure, {two:,} with two)"
+
+    def reachable(self, have: int, confidence: float) -> str:
+        from finetune.statistics.proportions import clopper_pearson
+
+        share = math.floor(clopper_pearson(have, have, confidence, "lower").lower * 100) / 100
+        return f"threshold: {share:g}" if share > 0 else ""
+
 
 class AtMost(QualityCriterion):
     """The candidate's metric is at most `threshold`: of loss and perplexity, where less is better."""
 
+    compared = False
     rule: Literal["at_most"]
     threshold: Number
 
@@ -77,14 +128,33 @@ class AtMost(QualityCriterion):
     def about(self) -> str:
         return f"{self.subject} at most"
 
+    @property
+    def target(self) -> float:
+        return self.threshold
+
+    def status(self, found: Measurement, gate: Gate) -> Status:
+        return below(found.lower, found.upper, self.target, gate)
+
+    def misfit(self, metric: Metric) -> str:
+        if metric.higher_is_better:
+            return f"rule: of {metric.name}, more is better; write at_least"
+        return threshold_misfit(self.threshold, metric)
+
 
 class BetterThanBaseline(QualityCriterion):
     """The candidate's metric is better than the baseline's, paired by example."""
 
+    by_test = True
     rule: Literal["better_than_baseline"]
 
     def describe(self) -> str:
         return f"{self.subject} better than the baseline"
+
+    def least_examples(self, confidence: float) -> tuple[int, str]:
+        from finetune.statistics.proportions import examples_needed_better
+
+        condition = "even if the candidate is right and the baseline wrong on each of them"
+        return examples_needed_better(confidence), condition
 
 
 class NotWorseThanBaseline(QualityCriterion):
@@ -99,6 +169,33 @@ class NotWorseThanBaseline(QualityCriterion):
     @property
     def about(self) -> str:
         return f"{self.subject} not worse than the baseline"
+
+    @property
+    def target(self) -> float:
+        return -self.margin
+
+    def misfit(self, metric: Metric) -> str:
+        whole = self.margin >= metric.highest - metric.lowest
+        return f"margin: {self.margin:g} is the whole range of {metric.name}" if whole else ""
+
+    def least_examples(self, confidence: float) -> tuple[int, str]:
+        from finetune.statistics.proportions import examples_needed_not_worse
+
+        condition = "even if both models are right on the same ones"
+        return examples_needed_not_worse(self.margin, confidence), condition
+
+    def reachable(self, have: int, confidence: float) -> str:
+        from finetune.statistics.proportions import margin_shown
+
+        margin = margin_shown(have, confidence)
+        return f"margin: {margin:g}" if margin is not None else ""
+
+
+def threshold_misfit(threshold: float, metric: Metric) -> str:
+    """Why no value of this metric could lie on both sides of the threshold, as `key: problem`; empty where some do."""
+    if metric.lowest < threshold < metric.highest:
+        return ""
+    return f"threshold: must lie between {metric.lowest:g} and {metric.highest:g}; found {threshold:g}"
 
 
 class LatencyAtMost(Criterion):
@@ -154,19 +251,15 @@ class MemoryAtMost(Criterion):
         return "peak memory"
 
 
-RULES: dict[str, type[Criterion]] = {
-    "at_least": AtLeast,
-    "at_most": AtMost,
-    "better_than_baseline": BetterThanBaseline,
-    "not_worse_than_baseline": NotWorseThanBaseline,
-    "latency_at_most": LatencyAtMost,
-    "latency_quantile_at_most": LatencyQuantileAtMost,
-    "memory_at_most": MemoryAtMost,
-}
-AnyCriterion = Annotated[
-    AtLeast | AtMost | BetterThanBaseline | NotWorseThanBaseline | LatencyAtMost | LatencyQuantileAtMost | MemoryAtMost,
-    Field(discriminator="rule"),
-]
+CLASSES = (
+    *(AtLeast, AtMost, BetterThanBaseline, NotWorseThanBaseline),
+    *(LatencyAtMost, LatencyQuantileAtMost, MemoryAtMost),
+)
+RULES: dict[str, type[Criterion]] = {get_args(kind.model_fields["rule"].annotation)[0]: kind for kind in CLASSES}
+if TYPE_CHECKING:
+    AnyCriterion = Criterion
+else:
+    AnyCriterion = Annotated[Union[CLASSES], Field(discriminator="rule")]  # noqa: UP007
 
 
 class DecideConfig(Section):

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from finetune.config.data import PrepareParams
-from finetune.config.decide import RULES, AtLeast, AtMost, DecideParams, NotWorseThanBaseline, QualityCriterion
+from finetune.config.decide import RULES, DecideParams, QualityCriterion
 from finetune.config.errors import Tagged
 from finetune.config.evaluate import BASELINES, CANDIDATES, EvaluateParams
 from finetune.config.loading import parse_section, read_yaml
@@ -69,17 +69,8 @@ class Config(ValidateParams):
             raise ValueError(
                 f"{key}.metric: no scorer gives {criterion.metric!r}; use one of {known}, or add to evaluate.scorers"
             )
-        if isinstance(criterion, AtLeast | AtMost):
-            if isinstance(criterion, AtLeast) != metric.higher_is_better:
-                better, rule = ("more", "at_least") if metric.higher_is_better else ("less", "at_most")
-                raise ValueError(f"{key}.rule: of {metric.name}, {better} is better; write {rule}")
-            if not metric.lowest < criterion.threshold < metric.highest:
-                raise ValueError(
-                    f"{key}.threshold: must lie between {metric.lowest:g} and {metric.highest:g}; "
-                    f"found {criterion.threshold:g}"
-                )
-        elif isinstance(criterion, NotWorseThanBaseline) and criterion.margin >= metric.highest - metric.lowest:
-            raise ValueError(f"{key}.margin: {criterion.margin:g} is the whole range of {metric.name}")
+        if problem := criterion.misfit(metric):
+            raise ValueError(f"{key}.{problem}")
 
 
 def load_config(path: Path) -> Config:

@@ -7,13 +7,14 @@ from statistics import fmean
 from finetune.config.decide import AtLeast, DecideConfig, NotWorseThanBaseline, QualityCriterion
 from finetune.config.scorers import Metric
 from finetune.decide.criteria import Evidence
-from finetune.decide.outcomes import Gate, Outcome
+from finetune.decide.outcomes import Outcome
 from finetune.decide.quality import repeated
 from finetune.decide.run_reports import RunReports
 from finetune.decide.verdict import Suggestion
 from finetune.reports.cost import CostReport, LatencyReport
 from finetune.reports.train import TrainReport
 from finetune.score.metrics import UnmeasuredError, counted, scores_of
+from finetune.statistics.decision import Gate
 from finetune.statistics.proportions import clopper_pearson, examples_needed, tango
 
 LARGEST_SEARCH = 100_000  # test examples beyond which "more test examples" is no advice

@@ -11,9 +11,10 @@ from typing import Any
 
 from finetune.config.decide import Criterion, LatencyAtMost, LatencyQuantileAtMost, MemoryAtMost, QualityCriterion
 from finetune.config.scorers import Metric
-from finetune.decide.outcomes import Gate, Outcome, Status, above, below, conclude, unmeasured
+from finetune.decide.outcomes import Outcome, conclude, unmeasured
 from finetune.decide.quality import judge_quality
 from finetune.records.examples import Prediction, Timing
+from finetune.statistics.decision import Gate, Status, above, below
 from finetune.statistics.interval import Interval
 from finetune.statistics.proportions import examples_needed_quantile, quantile_upper
 from finetune.statistics.skewed_means import relative_improvement, skewed_mean_interval

@@ -1,28 +1,15 @@
-"""What a criterion comes to: its status, its bounds, and how a pair of one-sided bounds decides it."""
+"""What a criterion comes to: its status, its bounds, and why."""
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from finetune.config.decide import Criterion, QualityCriterion
 from finetune.reports.decision import CriterionReport
+from finetune.statistics.decision import Status
 from finetune.statistics.interval import Interval
 
-Status = Literal["pass", "fail", "inconclusive", "unmeasured"]
 About = Literal["quality", "latency", "memory", "seeds"]
-
-
-@dataclass(frozen=True)
-class Gate:
-    """How the evidence is judged: the policy, the confidence of one look, the seed of the bootstraps."""
-
-    policy: Literal["interval", "point"]
-    confidence: float
-    seed: int
-
-    def strictness(self) -> dict[str, Any]:
-        """What another run's outcomes must have been judged by to stand beside these."""
-        return {"policy": self.policy, "confidence": self.confidence}
 
 
 @dataclass(frozen=True)
@@ -50,26 +37,6 @@ class Outcome:
             name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields
         }
         return CriterionReport(**finite)
-
-
-def above(lower: Interval, upper: Interval, target: float, gate: Gate, *, strict: bool = False) -> Status:
-    """Pass where the lower bound reaches the target (`strict`: exceeds it), fail where the upper one stays below."""
-    passed = lower.lower > target if strict else lower.lower >= target
-    failed = upper.upper <= target if strict else upper.upper < target
-    if gate.policy == "point":
-        passed = lower.estimate > target if strict else lower.estimate >= target
-        failed = not passed
-    return "pass" if passed else "fail" if failed else "inconclusive"
-
-
-def below(lower: Interval, upper: Interval, target: float, gate: Gate, *, strict: bool = False) -> Status:
-    """Pass where the upper bound keeps to the target (`strict`: is below it), fail where the lower one exceeds it."""
-    passed = upper.upper < target if strict else upper.upper <= target
-    failed = lower.lower >= target if strict else lower.lower > target
-    if gate.policy == "point":
-        passed = upper.estimate < target if strict else upper.estimate <= target
-        failed = not passed
-    return "pass" if passed else "fail" if failed else "inconclusive"
 
 
 def conclude(

@@ -6,48 +6,21 @@ counted as one cluster: they are no new evidence.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from finetune.config.decide import AtLeast, AtMost, BetterThanBaseline, NotWorseThanBaseline, QualityCriterion
+from finetune.config.decide import QualityCriterion
 from finetune.config.scorers import Metric
-from finetune.decide.outcomes import Gate, Outcome, Status, above, below, conclude, unmeasured
+from finetune.decide.outcomes import Outcome, conclude, unmeasured
 from finetune.records.examples import Prediction
 from finetune.score.metrics import UnmeasuredError, counted, scores_of, statistic_of
 from finetune.statistics.bootstrap import mean_interval, paired_mean_difference, resample
 from finetune.statistics.clustered import clustered_difference, clustered_proportion, paired_permutation
-from finetune.statistics.interval import Interval
+from finetune.statistics.decision import Gate, Measurement
 from finetune.statistics.proportions import mcnemar_exact
 
 ONE_WILL_DO = 1  # of examples unlike the most common: enough for a metric of one model (see `resample`)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The bounds of what a criterion asks for, what was seen, and the p-value where a test decides."""
-
-    lower: Interval
-    upper: Interval
-    seen: str
-    better: float | None = None  # of the test that the candidate is better, and that it is worse
-    worse: float | None = None
-    exact: bool = False  # the test keeps its word by itself
-
-    def is_better(self, gate: Gate) -> bool:
-        """Whether the gain is proven: by the test, and where that is not exact by the bound too.
-
-        Measured: a permutation of means that are equal, with rare losses of whole clusters, errs up to 0.25 of the time
-        at 95% (60 clusters); test and bound together 0.03 at most (benchmarks/bench_gate.py).
-        """
-        proven = self.lower.lower > 0
-        return proven if self.better is None else self.better < 1 - gate.confidence and (self.exact or proven)
-
-    def is_worse(self, gate: Gate) -> bool:
-        """Whether a loss is proven, in the same way."""
-        proven = self.upper.upper < 0
-        return proven if self.worse is None else self.worse < 1 - gate.confidence and (self.exact or proven)
 
 
 def judge_quality(
@@ -55,52 +28,31 @@ def judge_quality(
 ) -> Outcome:
     """The outcome of a criterion on a metric of a group; unmeasured where no example counts or a score is missing."""
     members = counted(metric, predictions, criterion.group)
-    target = target_of(criterion)
     if not members:
         what = (
             "no test example belongs to"
             if not any(item.in_group(criterion.group) for item in predictions)
             else (f"{criterion.metric} scores no test example of")
         )
-        return unmeasured(criterion, "quality", target, f"{what} {criterion.group}")
+        return unmeasured(criterion, "quality", criterion.target, f"{what} {criterion.group}")
     try:
-        found = measure(metric, members, gate, alone=isinstance(criterion, AtLeast | AtMost))
+        found = measure(metric, members, gate, alone=not criterion.compared)
     except (UnmeasuredError, ValueError) as error:
-        return unmeasured(criterion, "quality", target, str(error))
-    status = status_of(criterion, found, gate)
+        return unmeasured(criterion, "quality", criterion.target, str(error))
     reason = found.seen
-    if isinstance(criterion, BetterThanBaseline) and found.better is not None:
+    if criterion.by_test and found.better is not None:
         test = "exact McNemar" if metric.kind == "binary" and not repeated(members) else "paired permutation"
         reason += f"; {test} p = {found.better:.2g}, below {1 - gate.confidence:.3g} asked"
     return conclude(
         criterion,
         "quality",
-        status,
-        target,
+        criterion.status(found, gate),
+        criterion.target,
         found.lower,
         found.upper,
         reason,
-        higher_is_better=metric.higher_is_better or not isinstance(criterion, AtMost),
+        higher_is_better=criterion.compared or metric.higher_is_better,
     )
-
-
-def target_of(criterion: QualityCriterion) -> float:
-    """Where the line lies on the criterion's own scale: of a comparison, the candidate's gain."""
-    if isinstance(criterion, AtLeast | AtMost):
-        return criterion.threshold
-    return -criterion.margin if isinstance(criterion, NotWorseThanBaseline) else 0.0
-
-
-def status_of(criterion: QualityCriterion, found: Measurement, gate: Gate) -> Status:
-    """The status of a criterion from what was measured."""
-    target = target_of(criterion)
-    if isinstance(criterion, AtMost):
-        return below(found.lower, found.upper, target, gate)
-    if isinstance(criterion, AtLeast):
-        return above(found.lower, found.upper, target, gate)
-    if isinstance(criterion, BetterThanBaseline) and found.better is not None and gate.policy == "interval":
-        return "pass" if found.is_better(gate) else "fail" if found.is_worse(gate) else "inconclusive"
-    return above(found.lower, found.upper, target, gate, strict=True)
 
 
 def measure(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Measurement:

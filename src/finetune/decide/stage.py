@@ -9,7 +9,7 @@ from finetune.console import say, table
 from finetune.decide.advice import suggest, what_would_change
 from finetune.decide.criteria import Evidence, judge, judge_seeds
 from finetune.decide.evidence import check_evidence
-from finetune.decide.outcomes import Gate, Outcome
+from finetune.decide.outcomes import Outcome
 from finetune.decide.report.curves import Curves, read_curves
 from finetune.decide.report.formatting import amount
 from finetune.decide.report.render import render_card, render_report, render_summary
@@ -24,6 +24,7 @@ from finetune.paths import Paths
 from finetune.records.examples import Prediction, Timing
 from finetune.records.io import read_predictions, read_timings
 from finetune.reports.decision import DecisionReport, SuggestionReport
+from finetune.statistics.decision import Gate
 
 
 def run(params: DecideParams, paths: Paths) -> None:

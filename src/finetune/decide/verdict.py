@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from finetune.config.decide import DecideConfig, QualityCriterion
 from finetune.config.scorers import Metric
 from finetune.decide.criteria import Evidence, latency_trouble
-from finetune.decide.outcomes import Gate, Outcome
+from finetune.decide.outcomes import Outcome
 from finetune.decide.quality import is_significant
 from finetune.records.examples import ALL
 from finetune.reports.decision import VerdictName
 from finetune.score.metrics import counted
+from finetune.statistics.decision import Gate
 from finetune.statistics.skewed_means import relative_improvement
 
 

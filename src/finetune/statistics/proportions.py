@@ -77,6 +77,17 @@ def examples_needed_not_worse(margin: float, confidence: float, side: Bound = "l
     return _smallest(lambda n: tango(0, 0, n, confidence, side).lower > -margin, 1)
 
 
+def margin_shown(n: int, confidence: float) -> float | None:
+    """Smallest margin in hundredths that `n` pairs without a discordant one show; None where there is none below 1."""
+    lower = tango(0, 0, n, confidence, "lower").lower
+    return next((hundredths / 100 for hundredths in range(1, 100) if lower > -hundredths / 100), None)
+
+
+def examples_needed_better(confidence: float) -> int:
+    """Smallest n, all right by the candidate alone, at which `mcnemar_exact` shows that it is better."""
+    return _smallest(lambda n: mcnemar_exact(n, 0, "greater") < 1 - confidence, 1)
+
+
 def mcnemar_exact(candidate_only: int, baseline_only: int, alternative: Alternative) -> float:
     """Exact p-value of paired right-or-wrong scores; "greater" asks whether the candidate is better.
 

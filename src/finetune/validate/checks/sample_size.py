@@ -1,27 +1,12 @@
 """Checks of the test set against the gate: what could not pass if every answer were right is known before the run."""
 
-import math
 from collections.abc import Iterator, Sequence
 
-from finetune.config.decide import (
-    AtLeast,
-    BetterThanBaseline,
-    LatencyAtMost,
-    LatencyQuantileAtMost,
-    NotWorseThanBaseline,
-    QualityCriterion,
-)
+from finetune.config.decide import LatencyAtMost, LatencyQuantileAtMost, QualityCriterion
 from finetune.config.validate import ValidateParams
 from finetune.records.examples import ALL, Example
 from finetune.statistics.bootstrap import MINIMUM_UNITS
-from finetune.statistics.proportions import (
-    clopper_pearson,
-    examples_needed,
-    examples_needed_not_worse,
-    examples_needed_quantile,
-    mcnemar_exact,
-    tango,
-)
+from finetune.statistics.proportions import examples_needed_quantile
 from finetune.validate.findings import Finding
 
 
@@ -119,20 +104,10 @@ def _too_small(params: ValidateParams, at: int, criterion: QualityCriterion, hav
     """At most one finding: what this criterion needs at the least, beside what there is."""
     confidence = params.decide.confidence_of_a_look
     needed, condition, way_out = MINIMUM_UNITS, "whatever is answered: a bootstrap", ""
-    right = params.evaluate.metrics[criterion.metric].kind == "binary"
-    if right and isinstance(criterion, AtLeast):
-        needed, one, two = (examples_needed(criterion.threshold, failures, confidence) for failures in range(3))
-        condition = f"even with no failure ({one:,} with one failure, {two:,} with two)"
-        reachable = math.floor(clopper_pearson(have, have, confidence, "lower").lower * 100) / 100
-        way_out = f", or set decide.criteria.{at}.threshold: {reachable:g}" if reachable > 0 else ""
-    elif right and isinstance(criterion, NotWorseThanBaseline) and criterion.margin < 1:
-        needed = examples_needed_not_worse(criterion.margin, confidence)
-        condition = "even if both models are right on the same ones"
-        reachable = _margin_of(have, confidence)
-        way_out = f", or set decide.criteria.{at}.margin: {reachable:g}" if reachable < 1 else ""
-    elif right and isinstance(criterion, BetterThanBaseline):
-        needed = discordant_needed(confidence)
-        condition = "even if the candidate is right and the baseline wrong on each of them"
+    if params.evaluate.metrics[criterion.metric].kind == "binary":
+        needed, condition = criterion.least_examples(confidence)
+        reachable = criterion.reachable(have, confidence)
+        way_out = f", or set decide.criteria.{at}.{reachable}" if reachable else ""
     if have >= needed:
         return []
     what = (
@@ -146,22 +121,6 @@ def _too_small(params: ValidateParams, at: int, criterion: QualityCriterion, hav
 def _examples(count: int, group: str) -> str:
     of_group = "" if group == ALL else f" of {group!r}"
     return f"{count:,} test example{'' if count == 1 else 's'}{of_group}"
-
-
-def _margin_of(have: int, confidence: float) -> float:
-    """The smallest margin in hundredths that so many examples can show; 1 where there is none below."""
-    for hundredths in range(1, 100):
-        if tango(0, 0, have, confidence, "lower").lower > -hundredths / 100:
-            return hundredths / 100
-    return 1.0
-
-
-def discordant_needed(confidence: float) -> int:
-    """The least number of examples, all right by the candidate alone, at which McNemar's exact test is convinced."""
-    pairs = 1
-    while mcnemar_exact(pairs, 0, "greater") >= 1 - confidence:
-        pairs += 1
-    return pairs
 
 
 def _tiny_groups(params: ValidateParams, test: Sequence[Example], told: set[str]) -> Iterator[Finding]:
