@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune.config.params import Config
-from finetune.decide.outcomes import Outcome
+from finetune.decide.outcomes import About, Outcome, unmeasured
 from finetune.decide.verdict import Suggestion, Verdict
 from finetune.records.examples import Prediction, Timing
 from tests.builders.report_answers import AGENT, CRITERIA, HOSTILE, PROBLEM, SCORERS, MadeUp, answer, make_predictions
@@ -24,24 +24,31 @@ from tests.builders.stage_reports import (
     make_validation,
 )
 
+ABOUT: tuple[About, ...] = ("quality", "quality", "quality", "latency", "memory")
+
 
 def make_outcomes(decide: Any, groups: dict[str, Any]) -> list[Outcome]:
     """All five criteria pass; the latency has two outcomes."""
-    told = [criterion.describe() for criterion in decide.criteria]
     share = groups[AGENT]["candidate"]["exact_match"]
     gain = groups["all"]["candidate"]["exact_match"] - groups["all"]["baseline"]["exact_match"]
     f1 = groups[AGENT]["candidate"]["exceptions.macro_f1"]
+
+    def passed(at: int, target: float, estimate: float, lower: float, upper: float, *words: str) -> Outcome:
+        unit, method, reason = words
+        start = unmeasured(decide.criteria[at], ABOUT[at], target, reason, unit)
+        return replace(start, status="pass", estimate=estimate, lower=lower, upper=upper, method=method)
+
     return [
-        Outcome(
-            told[0], "quality", "pass", 0.55, share, share - 0.07, share + 0.06, "", "Clopper-Pearson", "so many right"
+        passed(0, 0.55, share, share - 0.07, share + 0.06, "", "Clopper-Pearson", "so many right"),
+        passed(1, 0.0, gain, gain - 0.05, gain + 0.05, "", "Tango score", "McNemar p = 1e-72"),
+        passed(2, 0.2, f1, f1 - 0.06, f1 + 0.08, "", "BCa bootstrap", "6 classes"),
+        passed(3, 1.0, 0.0472, 0.0426, 0.0546, "s", "BCa bootstrap", "60 prompts"),
+        replace(
+            passed(3, 0.2, 0.558, 0.49, 0.61, "", "BCa bootstrap", "1 - mean / mean, paired"),
+            criterion=decide.criteria[3].describe_improvement(),
+            higher_is_better=True,
         ),
-        Outcome(
-            told[1], "quality", "pass", 0.0, gain, gain - 0.05, gain + 0.05, "", "Tango score", "McNemar p = 1e-72"
-        ),
-        Outcome(told[2], "quality", "pass", 0.2, f1, f1 - 0.06, f1 + 0.08, "", "BCa bootstrap", "6 classes"),
-        Outcome(told[3], "latency", "pass", 1.0, 0.0472, 0.0426, 0.0546, "s", "BCa bootstrap", "60 prompts"),
-        Outcome(told[3], "latency", "pass", 0.2, 0.558, 0.49, 0.61, "", "BCa bootstrap", "1 - mean / mean, paired"),
-        Outcome(told[4], "memory", "pass", 2e9, 564797440, 554045440, 564797440, "bytes", "largest observed", "of 3"),
+        passed(4, 2e9, 564797440, 554045440, 564797440, "bytes", "largest observed", "of 3"),
     ]
 
 

@@ -42,14 +42,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
     def answering(answer: Any) -> list[str]:
         asked: list[str] = []
 
-        class Api:
-            def model_info(self, name: str) -> Any:
-                asked.append(name)
-                if isinstance(answer, Exception):
-                    raise answer
-                return SimpleNamespace(sha=answer)
+        def model_info(_: Any, name: str) -> Any:
+            asked.append(name)
+            if isinstance(answer, Exception):
+                raise answer
+            return SimpleNamespace(sha=answer)
 
-        monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)  # the class is imported by others, too
         return asked
 
     return answering

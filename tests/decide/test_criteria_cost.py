@@ -148,7 +148,7 @@ def seed_run(status: str = "pass", criterion: str = "c0", **other: Any) -> dict[
 )
 def test_the_worst_seed_decides(others: list[dict[str, Any]], mine: Any, expected: Status) -> None:
     """Three seeds must pass, this one among them, judged alike on the same evidence; none is chosen."""
-    own = Outcome("c0", "quality", mine, 0, 0, 0, 0, "", "", "why")
+    own = Outcome("c0", "at_least", "quality", mine, 0, 0, 0, 0, "", "", "why")
     older = {"42": seed_run("fail")}  # of this seed
     recorded = {str(at + 9): run for at, run in enumerate(others)} | older
     found = judge_seeds(3, 42, recorded, SAME, [own])

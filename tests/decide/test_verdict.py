@@ -363,7 +363,8 @@ def test_no_wrong_deploy(
 ) -> None:
     """Deploy if and only if every criterion passes within the declared looks, on intervals; else it says why not."""
     outcomes = [
-        Outcome(f"c{at}", "quality", kind, 0, 0, 0, 0, unit, "", "why") for at, (kind, unit) in enumerate(found)
+        Outcome(f"c{at}", "at_least", "quality", kind, 0, 0, 0, 0, unit, "", "why")
+        for at, (kind, unit) in enumerate(found)
     ]
     predictions = [pairs(*(int(kind == other) for other in KINDS), agent=f"{at}")[0] for at, kind in enumerate(kinds)]
     config = asked(change, [better()], policy)

@@ -29,7 +29,11 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Criterion(Section):
-    """What every line of the gate has: its rule in words."""
+    """What every line of the gate has: its rule, also in words."""
+
+    compared: ClassVar[bool] = False  # whether what is measured is the candidate's gain on the baseline
+    ceiling: ClassVar[bool] = False  # whether its target is a limit from above
+    rule: str
 
     def describe(self) -> str:
         """The rule in words, e.g. `exact_match of exception-namer at least 0.6`."""
@@ -44,7 +48,7 @@ class Criterion(Section):
 class QualityCriterion(Criterion):
     """A criterion on the answers: of all test examples, or of one agent's or source's."""
 
-    compared: ClassVar[bool] = True  # what is measured is the candidate's gain on the baseline, not its metric alone
+    compared = True
     by_test: ClassVar[bool] = False  # a paired test decides, where there is one for the metric
     metric: Text
     group: Text
@@ -118,6 +122,7 @@ class AtMost(QualityCriterion):
     """The candidate's metric is at most `threshold`: of loss and perplexity, where less is better."""
 
     compared = False
+    ceiling = True
     rule: Literal["at_most"]
     threshold: Number
 
@@ -201,6 +206,7 @@ def threshold_misfit(threshold: float, metric: Metric) -> str:
 class LatencyAtMost(Criterion):
     """Mean seconds an answer, and optionally the share that it must be shorter than the baseline's."""
 
+    ceiling = True
     rule: Literal["latency_at_most"]
     seconds: PositiveFloat
     improvement: Share | None
@@ -220,6 +226,7 @@ class LatencyAtMost(Criterion):
 class LatencyQuantileAtMost(Criterion):
     """A quantile of the seconds an answer: nineteen of twenty answers come within so many."""
 
+    ceiling = True
     rule: Literal["latency_quantile_at_most"]
     quantile: OpenShare
     seconds: PositiveFloat
@@ -235,6 +242,7 @@ class LatencyQuantileAtMost(Criterion):
 class MemoryAtMost(Criterion):
     """Peak memory of a fresh process; the limit names its unit."""
 
+    ceiling = True
     rule: Literal["memory_at_most"]
     limit: MemoryAmount
 

@@ -81,10 +81,10 @@ def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> l
     seen = f"mean of {len(candidate)} prompts, one at a time; baseline {told}"
     limit = criterion.seconds
     status = below(lower, upper, limit, gate, strict=True)
-    found = [conclude(criterion, "latency", status, limit, lower, upper, seen, unit="s", higher_is_better=False)]
+    found = [conclude(criterion, "latency", status, limit, lower, upper, seen, "s")]
     if criterion.improvement is not None and baseline is None:
         half = unmeasured(criterion, "latency", criterion.improvement, "the baseline's times are not known")
-        found.append(replace(half, criterion=criterion.describe_improvement()))
+        found.append(replace(half, criterion=criterion.describe_improvement(), higher_is_better=True))
     elif criterion.improvement is not None and baseline is not None:
         low, high = (
             relative_improvement(candidate, baseline, gate.confidence, side, gate.seed) for side in ("lower", "upper")
@@ -92,7 +92,7 @@ def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> l
         status = above(low, high, criterion.improvement, gate)
         reason = f"1 - mean(candidate) / mean(baseline), paired; baseline {where}"
         half = conclude(criterion, "latency", status, criterion.improvement, low, high, reason)
-        found.append(replace(half, criterion=criterion.describe_improvement()))
+        found.append(replace(half, criterion=criterion.describe_improvement(), higher_is_better=True))
     return found
 
 
@@ -113,7 +113,7 @@ def judge_quantile(criterion: LatencyQuantileAtMost, evidence: Evidence, gate: G
     lower = Interval(estimate, 0.0 if lowest is None else -lowest, float("inf"), gate.confidence, *method)
     upper = Interval(estimate, 0.0, float("inf") if highest is None else highest, gate.confidence, *method)
     status = below(lower, upper, limit, gate, strict=True)
-    return conclude(criterion, "latency", status, limit, lower, upper, reason, unit="s", higher_is_better=False)
+    return conclude(criterion, "latency", status, limit, lower, upper, reason, "s")
 
 
 def judge_memory(criterion: MemoryAtMost, evidence: Evidence) -> Outcome:
@@ -124,6 +124,7 @@ def judge_memory(criterion: MemoryAtMost, evidence: Evidence) -> Outcome:
         return unmeasured(criterion, "memory", limit, reason, "bytes")
     return Outcome(
         criterion=criterion.describe(),
+        rule=criterion.rule,
         about="memory",
         status="pass" if max(peaks) <= limit else "fail",
         target=limit,
@@ -167,6 +168,7 @@ def judge_seeds(
         reason = f"every criterion passes under each of the seeds {', '.join(map(str, sorted(known)))}"
     return Outcome(
         criterion=f"all of {asked} seeds pass",
+        rule="seeds",
         about="seeds",
         status=worst,
         target=asked,

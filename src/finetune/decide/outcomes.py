@@ -17,6 +17,7 @@ class Outcome:
     """One line of the gate. `lower` and `upper` are one-sided bounds, each at the stated confidence."""
 
     criterion: str
+    rule: str  # the criterion's kind, a key of RULES; "seeds" of all of them under other seeds
     about: About
     status: Status
     target: float
@@ -28,7 +29,7 @@ class Outcome:
     reason: str
     group: str | None = None
     metric: str | None = None
-    higher_is_better: bool = True
+    higher_is_better: bool = True  # of what is measured; of a comparison, the gain
 
     def report(self) -> CriterionReport:
         """For the report; a bound that is not finite is None."""
@@ -47,9 +48,7 @@ def conclude(
     lower: Interval,
     upper: Interval,
     reason: str,
-    *,
     unit: str = "",
-    higher_is_better: bool = True,
 ) -> Outcome:
     """An Outcome from its two one-sided bounds; a bound that was refused says why."""
     if refusal := lower.refusal or upper.refusal:
@@ -57,6 +56,7 @@ def conclude(
     quality = criterion if isinstance(criterion, QualityCriterion) else None
     return Outcome(
         criterion=criterion.describe(),
+        rule=criterion.rule,
         about=about,
         status=status,
         target=target,
@@ -68,7 +68,7 @@ def conclude(
         reason=reason,
         group=quality.group if quality else None,
         metric=quality.metric if quality else None,
-        higher_is_better=higher_is_better,
+        higher_is_better=not criterion.ceiling,
     )
 
 
@@ -77,6 +77,7 @@ def unmeasured(criterion: Criterion, about: About, target: float, reason: str, u
     quality = criterion if isinstance(criterion, QualityCriterion) else None
     return Outcome(
         criterion=criterion.describe(),
+        rule=criterion.rule,
         about=about,
         status="unmeasured",
         target=target,
@@ -88,4 +89,5 @@ def unmeasured(criterion: Criterion, about: About, target: float, reason: str, u
         reason=reason,
         group=quality.group if quality else None,
         metric=quality.metric if quality else None,
+        higher_is_better=not criterion.ceiling,
     )

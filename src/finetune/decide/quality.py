@@ -51,7 +51,6 @@ def judge_quality(
         found.lower,
         found.upper,
         reason,
-        higher_is_better=criterion.compared or metric.higher_is_better,
     )
 
 

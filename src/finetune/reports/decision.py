@@ -11,6 +11,7 @@ class CriterionReport(Report):
     """One line of the gate; a bound that is not finite is None."""
 
     criterion: str
+    rule: str
     about: str
     status: str
     target: float | None

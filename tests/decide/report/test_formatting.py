@@ -125,4 +125,4 @@ def test_examples_are_counted_as_the_scorer_was_asked(run: MadeUp) -> None:
     assert examples_counted("exact_match", "all", evaluation) == 445
     assert examples_counted("exceptions.macro_f1", "all", evaluation) == 249
     assert examples_counted("exceptions.macro_f1", OTHER, evaluation) is None
-    assert [item.examples for item in read_outcomes(run.outcomes, run.run)][:3] == [249, 445, 249]
+    assert [item.examples for item in read_outcomes(run.outcomes, run.run.evaluation)][:3] == [249, 445, 249]

@@ -67,7 +67,9 @@ def test_every_kind_of_criterion_can_be_told(run: MadeUp, at: int, told: str) ->
 def test_what_has_no_interval_is_told_and_drawn_without(run: MadeUp) -> None:
     """A bootstrap may refuse, and a count of seeds has none: nothing is made up in its place."""
     refused = replace(run.outcomes[1], status="inconclusive", lower=-math.inf, upper=math.inf)
-    seeds = Outcome("all of 3 seeds pass", "seeds", "inconclusive", 3, 2, None, None, "", "none", "2 of 3 seeds pass")
+    seeds = Outcome(
+        "all of 3 seeds pass", "seeds", "seeds", "inconclusive", 3, 2, None, None, "", "none", "2 of 3 seeds pass"
+    )
     undefined = replace(seeds, criterion="x", status="unmeasured", target=math.nan, estimate=None)
     one_sided = replace(run.outcomes[3], lower=None)
     run.outcomes = [refused, seeds, undefined, one_sided]

@@ -237,7 +237,7 @@ def test_many_classes_collapse_to_the_worst() -> None:
 
 def test_the_spread_of_seeds_is_in_the_unit_of_the_criterion(run: MadeUp) -> None:
     """As data/seeds.json holds the runs."""
-    readings = read_outcomes(run.outcomes, run.run)
+    readings = read_outcomes(run.outcomes, run.run.evaluation)
     names = [item.criterion for item in run.outcomes]
     seeds: dict[str, Any] = {
         "1": {"verdict": "deploy", "criteria": {names[0]: {"estimate": 0.7}, names[5]: {"estimate": 1e9}}},

@@ -21,7 +21,7 @@ def headline(verdict: Verdict, outcomes: Sequence[Any], run: Decided) -> tuple[s
 
 
 def _sentence(verdict: Verdict, outcomes: Sequence[Any], run: Decided) -> str:
-    readings = read_outcomes(outcomes, run)
+    readings = read_outcomes(outcomes, run.evaluation)
     sides = side_names(run.evaluation)
     if verdict.name == "abort" and verdict.harm:
         return f"{sides['candidate']} is {verdict.harm}."
@@ -48,7 +48,7 @@ def leading(readings: Sequence[Reading], verdict: Verdict) -> Reading | None:
     order = {"fail": 0, "inconclusive": 1, "unmeasured": 2, "pass": 3}
 
     def rank(item: Reading) -> tuple[bool, int, bool]:
-        return item.outcome.about != "quality", order[item.outcome.status], item.rule != "at_least"
+        return item.outcome.about != "quality", order[item.outcome.status], item.outcome.rule != "at_least"
 
     return min(wanted, key=rank, default=None)
 
@@ -59,13 +59,13 @@ def clause(item: Reading, sides: Mapping[str, str], confidence: float, policy: s
         return f"{item.outcome.criterion} could not be measured ({item.outcome.reason})"
     proof = evidence(item, confidence, policy)
     new, old = sides["candidate"], sides["baseline"]
-    if item.kind == "seconds" and item.rule == "latency_at_most":
+    if item.kind == "seconds" and item.outcome.rule == "latency_at_most":
         return f"{new} answers in {item.estimate} on average ({proof})"
     if item.kind == "gain":
         return f"{new} answers in {item.estimate} less time than {old} ({proof})"
     if item.kind == "bytes":
         return f"{new} needs {item.estimate} of memory at its peak ({proof})"
-    if item.outcome.about != "quality" or item.metric is None:
+    if item.outcome.about != "quality" or item.outcome.metric is None:
         return f"{item.outcome.criterion}: {item.estimate} ({proof})"
     if item.kind in ("points", "difference"):
         both = [told(value, "share" if item.kind == "points" else "number") for value in (item.candidate, item.base)]
@@ -76,10 +76,10 @@ def clause(item: Reading, sides: Mapping[str, str], confidence: float, policy: s
 
 def achieves(item: Reading, figure: str) -> str:
     """`answers 66.9% of 242 held-out examples exactly right`, or `reaches a loss of 0.7 on …`."""
-    metric = name(item.metric)
+    metric = name(item.outcome.metric)
     if item.kind not in ("share", "points"):
         return f"reaches {metric} {figure} on {item.where}"
-    if item.metric == "exact_match":
+    if item.outcome.metric == "exact_match":
         return f"answers {figure} of {item.where} exactly right"
     return f"is right by {metric} in {figure} of {item.where}"
 
@@ -91,7 +91,7 @@ def evidence(item: Reading, confidence: float, policy: str) -> str:
         return f"an estimate without proof, {asked}"
     if item.kind == "bytes" or item.bounds == NO_INTERVAL:
         return asked
-    bound = outcome.lower if item.higher_is_better else outcome.upper
+    bound = outcome.lower if outcome.higher_is_better else outcome.upper
     sure = f"with {100 * confidence:.4g}% confidence"
     if outcome.status == "pass" and bound is not None:
         return f"{item.direction} {told(bound, item.kind)} {sure}, {asked}"

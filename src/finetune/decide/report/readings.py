@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config.decide import LatencyAtMost
+from finetune.config.decide import RULES
 from finetune.config.scorers import LOSS, PERPLEXITY, SCORERS, Metric
 from finetune.decide.outcomes import Outcome
 from finetune.decide.report.formatting import Kind, name, plain_name, short_told, told
-from finetune.decide.run_reports import Decided
 from finetune.records.examples import ALL
 from finetune.reports.evaluation import EvaluationReport
 
@@ -57,11 +56,7 @@ class Reading:
     """One outcome with what is needed to tell it; `base` and `candidate` are both sides' metric, if it has one."""
 
     outcome: Outcome
-    rule: str
     kind: Kind
-    group: str | None
-    metric: str | None
-    higher_is_better: bool
     base: float | None
     candidate: float | None
     examples: int | None
@@ -75,7 +70,7 @@ class Reading:
         if self.kind == "points":
             bound = f"{bound} points"
         if self.is_comparison:
-            return f"{'more' if self.higher_is_better else 'less'} than {bound}"
+            return f"{'more' if self.outcome.higher_is_better else 'less'} than {bound}"
         return bound
 
     @property
@@ -88,12 +83,12 @@ class Reading:
     @property
     def direction(self) -> str:
         """`at least` where more is better, else `at most`."""
-        return "at least" if self.higher_is_better else "at most"
+        return "at least" if self.outcome.higher_is_better else "at most"
 
     @property
     def is_comparison(self) -> bool:
         """Whether the target is a distance from the baseline."""
-        return self.rule in ("better_than_baseline", "not_worse_than_baseline")
+        return self.outcome.rule in RULES and RULES[self.outcome.rule].compared
 
     @property
     def estimate(self) -> str:
@@ -112,47 +107,34 @@ class Reading:
     def where(self) -> str:
         """`242 held-out examples of exception-namer`."""
         count = "" if self.examples is None else f"{self.examples:,} "
-        of = f" of {name(self.group)}" if self.group not in (None, ALL) else ""
+        of = f" of {name(self.outcome.group)}" if self.outcome.group not in (None, ALL) else ""
         return f"{count}held-out examples{of}"
 
 
-def read_outcomes(outcomes: Sequence[Outcome], run: Decided) -> list[Reading]:
-    """The outcomes in their order, each with its criterion, which is found by its words."""
-    criteria = {criterion.describe(): criterion for criterion in run.decide.criteria}
-    halves = [criterion for criterion in criteria.values() if isinstance(criterion, LatencyAtMost)]
-    criteria |= {criterion.describe_improvement(): criterion for criterion in halves}
-    metrics = known_metrics(run.evaluation.scorers)
-    return [_read(item, criteria.get(item.criterion), metrics, run.evaluation) for item in outcomes]
+def read_outcomes(outcomes: Sequence[Outcome], evaluation: EvaluationReport) -> list[Reading]:
+    """The outcomes in their order, each with its figures of both sides."""
+    metrics = known_metrics(evaluation.scorers)
+    return [_read(item, metrics, evaluation) for item in outcomes]
 
 
-def _read(item: Outcome, criterion: Any, metrics: Mapping[str, Metric], evaluation: EvaluationReport) -> Reading:
-    rule = getattr(criterion, "rule", "")
-    quality = item.about == "quality"
-    metric_name = (item.metric or getattr(criterion, "metric", None)) if quality else None
-    group = (item.group or getattr(criterion, "group", None)) if quality else None
-    metric = metrics.get(metric_name or "")
-    found = evaluation.groups.get(group or "")
-    kind = _kind(item, rule, metric)
-    higher = item.higher_is_better and kind not in ("seconds", "bytes") and rule != "at_most"
+def _read(item: Outcome, metrics: Mapping[str, Metric], evaluation: EvaluationReport) -> Reading:
+    found = evaluation.groups.get(item.group or "")
+    kind = _kind(item, metrics.get(item.metric or ""))
     return Reading(
         item,
-        rule,
         kind,
-        group,
-        metric_name,
-        higher,
-        found.baseline.get(metric_name or "") if found else None,
-        found.candidate.get(metric_name or "") if found else None,
-        examples_counted(metric_name, group, evaluation),
+        found.baseline.get(item.metric or "") if found else None,
+        found.candidate.get(item.metric or "") if found else None,
+        examples_counted(item.metric, item.group, evaluation),
     )
 
 
-def _kind(item: Outcome, rule: str, metric: Metric | None) -> Kind:
+def _kind(item: Outcome, metric: Metric | None) -> Kind:
     if item.unit in ("s", "bytes"):
         return "seconds" if item.unit == "s" else "bytes"
     if item.about in ("latency", "seeds"):
         return "gain" if item.about == "latency" else "count"
-    compared = rule in ("better_than_baseline", "not_worse_than_baseline")
+    compared = RULES[item.rule].compared
     if metric is not None and metric.kind == "binary":
         return "points" if compared else "share"
     return "difference" if compared else "number"

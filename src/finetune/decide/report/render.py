@@ -96,7 +96,7 @@ def render_report(
 ) -> str:
     """The page: the verdict in one sentence first, then its evidence, down to the hashes."""
     evaluation = run.evaluation
-    readings, groups = read_outcomes(outcomes, run), sections.show_groups(evaluation, predictions)
+    readings, groups = read_outcomes(outcomes, run.evaluation), sections.show_groups(evaluation, predictions)
     (style, style_hash), (script, script_hash) = read_asset("report.css"), read_asset("report.js")
     return render(
         "report.html.j2",
@@ -126,7 +126,7 @@ def render_summary(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) 
     """The same in a screenful of Markdown, for a pull request."""
     return render(
         "summary.md.j2",
-        readings=read_outcomes(outcomes, run),
+        readings=read_outcomes(outcomes, run.evaluation),
         groups=sections.show_groups(run.evaluation, ()),
         **shared(verdict, outcomes, run),
     )
@@ -144,7 +144,7 @@ def render_card(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> 
         form=candidate.form,
         quantized=candidate.quantization == "nf4",
         hub=hub_names(run.prepare),
-        readings=read_outcomes(outcomes, run),
+        readings=read_outcomes(outcomes, run.evaluation),
         groups=groups,
         clustered=sections.clustered_note(groups),
         decoding=decoding(evaluation),

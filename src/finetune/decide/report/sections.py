@@ -62,11 +62,11 @@ def show_key_figures(readings: Sequence[Reading], leading: Reading | None, run: 
     """Four figures at most: the leading metric, the evidence, the time and the memory of an answer."""
     latency, memory = run.cost.latency, run.cost.memory
     found = []
-    if leading is not None and leading.metric is not None and leading.candidate is not None:
+    if leading is not None and leading.outcome.metric is not None and leading.candidate is not None:
         kind: Kind = "share" if leading.kind in ("share", "points") else "number"
-        of = "" if leading.group in (None, "all") else f", {name(leading.group, 40)}"
+        of = "" if leading.outcome.group in (None, "all") else f", {name(leading.outcome.group, 40)}"
         value = leading.outcome.estimate if leading.kind == kind else leading.candidate
-        metric = name(spaced(leading.metric), 40)
+        metric = name(spaced(leading.outcome.metric), 40)
         base = "" if leading.base is None else f"baseline {told(leading.base, kind)}"
         found.append({"label": f"{metric[:1].upper()}{metric[1:]}{of}", "value": told(value, kind), "than": base})
     examples = run.evaluation.groups[ALL].examples
