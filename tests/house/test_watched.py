@@ -15,7 +15,7 @@ from finetune.errors import DataError
 from finetune.prepare.sources import NEVER_WATCHED, source_path
 
 ROOT = Path(__file__).resolve().parents[2]
-IGNORED = pathspec.PathSpec.from_lines("gitwildmatch", (ROOT / ".dvcignore").read_text(encoding="utf-8").splitlines())
+IGNORED = pathspec.PathSpec.from_lines("gitignore", (ROOT / ".dvcignore").read_text(encoding="utf-8").splitlines())
 NAMES = {
     part
     for file in (".dvcignore", ".gitignore")

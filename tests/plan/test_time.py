@@ -94,7 +94,7 @@ def test_operations_are_those_that_torch_counts(
     peft = get_peft_model(model, lora).train()
     if checkpointing:
         peft.enable_input_require_grads()
-        peft.gradient_checkpointing_enable({"use_reentrant": False})
+        peft.activation_checkpointing_enable({"use_reentrant": False})
     ids = torch.arange(2 * length).reshape(2, length) % 64
     with FlopCounterMode(display=False) as counter:
         hidden = peft.base_model.model.model(input_ids=ids, use_cache=False).last_hidden_state

@@ -69,7 +69,7 @@ def _build(params: TrainParams, root: Path, folder: Path, device: str) -> tuple[
         ) from None
     if params.train.activation_checkpointing:
         trained.enable_input_require_grads()
-        trained.gradient_checkpointing_enable({"use_reentrant": False})
+        trained.activation_checkpointing_enable({"use_reentrant": False})
     return measure_architecture(small), trained.train()
 
 
