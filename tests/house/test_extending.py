@@ -74,9 +74,9 @@ def give(tree: Path, rows: list[dict[str, Any]], **changes: Any) -> None:
     (tree / "params.yaml").write_text(json.dumps(params(**(usual | changes))), encoding="utf-8")
 
 
-def test_the_page_has_the_five_changes() -> None:
+def test_the_page_has_the_six_changes() -> None:
     """One of each kind, in the order of its title."""
-    assert list(DIFFS) == ["format", "check", "scorer", "recipe", "command"]
+    assert list(DIFFS) == ["format", "check", "scorer", "criterion", "recipe", "command"]
 
 
 @pytest.mark.parametrize("change", DIFFS)
@@ -145,6 +145,21 @@ print(scored.baseline[0].scores, scored.candidate[0].scores)
 """
     assert run(tree, "-c", code) == "{'named': 0.0} {'named': 1.0}\n"
     run(tree, "-m", "pytest", "tests/score/test_scorers.py", "-k", "right_or_wrong")
+
+
+@pytest.mark.end_to_end
+def test_the_new_rule_decides(tree: Path) -> None:
+    """Taken by params.yaml; its own tests and those of all rules hold."""
+    apply(tree, "criterion")
+    run(tree, "-m", "pytest", "tests/decide/test_criteria.py", "tests/config/test_decide.py")
+    give(tree, [], decide__criteria=[{"rule": "better_by", "metric": "exact_match", "group": "all", "margin": 0.1}])
+    code = """
+from pathlib import Path
+from finetune.config.params import load_config
+(criterion,) = load_config(Path("params.yaml")).decide.criteria
+print(criterion.describe(), criterion.target)
+"""
+    assert run(tree, "-c", code) == "exact_match better than the baseline by 0.1 0.1\n"
 
 
 @pytest.mark.end_to_end
