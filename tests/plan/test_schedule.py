@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from finetune.config.params import Config
-from finetune.plan.schedule import Schedule, plan_schedule
+from finetune.plan.schedule import plan_schedule
+from finetune.reports.validation import Schedule
 
 
 @pytest.fixture

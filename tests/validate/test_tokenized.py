@@ -15,8 +15,8 @@ from finetune.files.strict_json import read_json
 from finetune.model.tokens import IGNORED, Tokenized, tokenize
 from finetune.plan.order import epoch_order, measure_batches
 from finetune.records.examples import Example
+from finetune.reports.validation import TokenCounts
 from finetune.validate.tokenized import (
-    TokenCounts,
     TokenizedSplit,
     TokenRow,
     count_example,

@@ -14,9 +14,9 @@ from finetune.hardware.devices import memory_bytes, why_unavailable
 from finetune.model.architecture import Architecture, trainable_parameters
 from finetune.plan.machines import MACHINES
 from finetune.plan.memory import MemoryPlan, largest_length, largest_micro_batch, plan_memory
-from finetune.plan.schedule import Schedule, plan_schedule
+from finetune.plan.schedule import plan_schedule
 from finetune.plan.time import Range, assumed_time, evaluation_flops, run_flops
-from finetune.reports.validation import ParameterCounts, PlanReport
+from finetune.reports.validation import ParameterCounts, PlanReport, Schedule
 
 CHECKPOINT_BYTES = 12  # a trainable parameter in a checkpoint: itself and two moments of Adam, in float32
 RANKS = (1, 2, 4, 8)

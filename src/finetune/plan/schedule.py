@@ -1,27 +1,9 @@
 """The run's arithmetic: steps, warmup, saves and evaluations, worked out as transformers' Trainer does."""
 
 import math
-from dataclasses import asdict, dataclass
 
 from finetune.config.train import TrainConfig
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What the run will do, in optimizer steps."""
-
-    examples: int
-    effective_batch_size: int
-    steps_per_epoch: int
-    steps: int
-    warmup_steps: int
-    evaluations: int
-    saves: int
-    logs: int
-
-    def to_json(self) -> dict[str, int]:
-        """The same as a plain mapping, for reports."""
-        return asdict(self)
+from finetune.reports.validation import Schedule
 
 
 def plan_schedule(train: TrainConfig, examples: int, devices: int = 1) -> Schedule:

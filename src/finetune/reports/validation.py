@@ -15,7 +15,7 @@ class FindingReport(Report):
     accepted: str | None
 
 
-class ScheduleReport(Report):
+class Schedule(Report):
     """The run's arithmetic, in optimizer steps."""
 
     examples: int
@@ -47,23 +47,38 @@ class PlanReport(Report):
     workload_counted: bool
 
 
-class TokenReport(Report):
-    """The account of a split's tokens: what is trained on, and what was cut or left out."""
+class TokenCounts(Report, frozen=False):
+    """The token account of one split; what is not `lost` is in the validated data."""
 
-    examples: int
-    rows: int
-    tokens: int
-    supervised_tokens: int
-    positions: int
-    longest: int
-    truncated_examples: int
-    lost_tokens: int
-    lost_supervised_tokens: int
-    lost_end_tokens: int
-    unsupervised_examples: int
-    largest_batch: int
-    longest_row: int
-    most_supervised: int
+    examples: int = 0
+    rows: int = 0  # as many, or fewer where examples are packed
+    tokens: int = 0
+    supervised_tokens: int = 0
+    positions: int = 0  # tokens and padding of the first epoch's micro-batches
+    longest: int = 0
+    truncated_examples: int = 0
+    lost_tokens: int = 0
+    lost_supervised_tokens: int = 0
+    lost_end_tokens: int = 0
+    unsupervised_examples: int = 0  # no token of theirs is trained on; left out
+    largest_batch: int = 0  # positions of the largest micro-batch
+    longest_row: int = 0  # after cutting and packing
+    most_supervised: int = 0  # supervised tokens of the micro-batch that has most
+
+    @property
+    def all_examples(self) -> int:
+        """Those trained on, and those left out."""
+        return self.examples + self.unsupervised_examples
+
+    @property
+    def padding(self) -> float:
+        """The share of the computed positions that hold no token."""
+        return 1 - self.tokens / self.positions if self.positions else 0.0
+
+    def shares(self, max_length: int) -> dict[str, str]:
+        """Padding, and how full the rows are of what they may hold, for the report."""
+        full = self.tokens / (self.rows * max_length) if self.rows else 0.0
+        return {"padding": f"{self.padding:.1%}", "rows_filled": f"{full:.1%}"}
 
 
 class ValidationReport(Report):
@@ -72,9 +87,9 @@ class ValidationReport(Report):
     base: BaseIdentity | None
     max_length: int
     prepared_sha256: dict[str, str]
-    schedule: ScheduleReport
+    schedule: Schedule
     plan: PlanReport
-    tokens: dict[str, TokenReport]
+    tokens: dict[str, TokenCounts]
     test_examples: int
     findings: list[FindingReport]
     errors: int

@@ -16,7 +16,7 @@ from finetune.records.examples import Example
 from finetune.records.io import read_examples
 from finetune.reports.base import BaseIdentity, read_report
 from finetune.reports.prepare import PrepareReport
-from finetune.reports.validation import ScheduleReport, TokenReport, ValidationReport
+from finetune.reports.validation import ValidationReport
 from finetune.validate.checks.base_model import Base, examine_base
 from finetune.validate.checks.config import check_config
 from finetune.validate.checks.data import check_data
@@ -47,9 +47,9 @@ def run(params: ValidateParams, paths: Paths) -> None:
         base=BaseIdentity(**base.identity) if base.identity else None,
         max_length=params.train.max_length,
         prepared_sha256=ledger.prepared_sha256,
-        schedule=ScheduleReport(**outlook.schedule.to_json()),
+        schedule=outlook.schedule,
         plan=outlook.report(),
-        tokens={name: TokenReport(**split.counts.to_json()) for name, split in tokens.items()},
+        tokens={name: split.counts for name, split in tokens.items()},
         test_examples=len(splits["test"]),
         findings=[finding.report() for finding in findings],
         errors=sum(finding.stops for finding in findings),

@@ -1,7 +1,7 @@
 """Tokenizes once: the rows that train reads, cut or packed, and the account of every token."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +12,8 @@ from finetune.model.tokens import IGNORED, Tokenized, tokenize
 from finetune.plan.order import epoch_order, measure_batches
 from finetune.plan.outlook import Workload
 from finetune.records.examples import Example
+from finetune.reports.validation import TokenCounts
 from finetune.validate.checks.mask import frames_of, wrong_answers
-
-
-@dataclass
-class TokenCounts:
-    """The token account of one split; what is not `lost` is in the validated data."""
-
-    examples: int = 0
-    rows: int = 0  # as many, or fewer where examples are packed
-    tokens: int = 0
-    supervised_tokens: int = 0
-    positions: int = 0  # tokens and padding of the first epoch's micro-batches
-    longest: int = 0
-    truncated_examples: int = 0
-    lost_tokens: int = 0
-    lost_supervised_tokens: int = 0
-    lost_end_tokens: int = 0
-    unsupervised_examples: int = 0  # no token of theirs is trained on; left out
-    largest_batch: int = 0  # positions of the largest micro-batch
-    longest_row: int = 0  # after cutting and packing
-    most_supervised: int = 0  # supervised tokens of the micro-batch that has most
-
-    @property
-    def all_examples(self) -> int:
-        """Those trained on, and those left out."""
-        return self.examples + self.unsupervised_examples
-
-    @property
-    def padding(self) -> float:
-        """The share of the computed positions that hold no token."""
-        return 1 - self.tokens / self.positions if self.positions else 0.0
-
-    def shares(self, max_length: int) -> dict[str, str]:
-        """Padding, and how full the rows are of what they may hold, for the report."""
-        full = self.tokens / (self.rows * max_length) if self.rows else 0.0
-        return {"padding": f"{self.padding:.1%}", "rows_filled": f"{full:.1%}"}
-
-    def to_json(self) -> dict[str, int]:
-        """For the report."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

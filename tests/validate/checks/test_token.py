@@ -1,7 +1,6 @@
 """Findings about the tokens: budgets, rows that the template refuses, control tokens, answers that can't be given."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from finetune.config.train import TrainConfig
 from finetune.files.strict_json import read_json
 from finetune.model.tokens import IGNORED, Tokenized, tokenize
 from finetune.records.examples import Example, Message
+from finetune.reports.validation import TokenCounts
 from finetune.validate.checks.token import (
     check_masks,
     check_padding,
@@ -22,7 +22,7 @@ from finetune.validate.checks.token import (
     check_truncation,
 )
 from finetune.validate.findings import Finding
-from finetune.validate.tokenized import TokenCounts, TokenizedSplit, tokenize_split
+from finetune.validate.tokenized import TokenizedSplit, tokenize_split
 from tests.builders.small_run import workspace
 from tests.builders.tokenized_rows import settings as settings
 from tests.builders.tokenized_rows import tokenizer as tokenizer
@@ -115,7 +115,7 @@ def test_a_split_without_any_supervised_token_is_told_by_its_cause(settings: Cal
     )
     assert (finding.code, finding.severity) == ("mask-empty", "error")
     assert codes(check_truncation(settings(budget=BUDGET), "train", unmarked.counts)) == ["truncated-over-budget"]
-    cut = TokenizedSplit(counts=replace(unmarked.counts, lost_supervised_tokens=40))
+    cut = TokenizedSplit(counts=unmarked.counts.model_copy(update={"lost_supervised_tokens": 40}))
     (finding,) = check_masks("train", cut)
     assert str(finding) == (
         "params.yaml: train.max_length: no example of train has a token to train on: all answers are cut off; use 300"

@@ -10,10 +10,9 @@ from finetune.model.adapter import WEIGHTS, load_adapter
 from finetune.model.base import load_base
 from finetune.model.tokens import IGNORED, load_tokenizer, runs, tokenize
 from finetune.paths import Paths
-from finetune.plan.schedule import Schedule
 from finetune.records.io import read_examples
 from finetune.reports.base import read_report
-from finetune.reports.validation import ValidationReport
+from finetune.reports.validation import Schedule, ValidationReport
 
 ROUNDING = 1e-5  # of sums in float32, relative to their terms
 TOLERANCE = 1e-4  # of logits in float32; a packed neighbour that is seen moves them by tenths

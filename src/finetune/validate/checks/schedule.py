@@ -3,7 +3,7 @@
 import math
 
 from finetune.config.train import TrainConfig
-from finetune.plan.schedule import Schedule
+from finetune.reports.validation import Schedule
 from finetune.validate.findings import Finding
 
 

@@ -10,8 +10,9 @@ from finetune.config.validate import ValidateParams
 from finetune.errors import BaseModelError
 from finetune.model.tokens import IGNORED, TEMPLATES, runs, tokenize
 from finetune.records.examples import Example
+from finetune.reports.validation import TokenCounts
 from finetune.validate.findings import Finding
-from finetune.validate.tokenized import TokenCounts, TokenizedSplit
+from finetune.validate.tokenized import TokenizedSplit
 
 LENGTH = "params.yaml: train.max_length"
 TEMPLATE = "params.yaml: model.chat_template"
