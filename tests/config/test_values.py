@@ -121,9 +121,9 @@ def test_two_sources_of_one_name_are_refused(params: dict[str, Any]) -> None:
     assert error_of(params) == f"params.yaml: data.sources: {text}"
 
 
-def test_the_sources_of_the_readme_load(params: dict[str, Any], tmp_path: Path) -> None:
+def test_the_sources_of_the_page_load(params: dict[str, Any], tmp_path: Path) -> None:
     """The page's example of a mixture is one that the tool takes."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
     (tmp_path / "sources.yaml").write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
     params["data"] |= read_yaml(tmp_path / "sources.yaml")
     params["data"]["split"] |= {"train": 0.9, "validation": 0.1, "test": 0.0}

@@ -61,9 +61,9 @@ def test_every_format_shows_its_line() -> None:
     assert list(ROWS) == list(FORMATS)
 
 
-def test_the_readme_shows_the_same_lines() -> None:
+def test_the_page_shows_the_same_lines() -> None:
     """What a newcomer copies from the page is what the parsers read."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
     shown = dict(re.findall(r"^\| `(\w+)` \| `(\{.*\})` \|$", text, flags=re.MULTILINE))
     assert {name: json.loads(line) for name, line in shown.items()} == ROWS
     (tools,) = re.findall(r"^\| `chat`, with tools \| `(\{.*\})` \|$", text, flags=re.MULTILINE)

@@ -1,0 +1,65 @@
+"""Writes the list in docs/troubleshooting.md: every error that the sources raise, with its remedy.
+
+`PYTHONPATH=src:. python -m tests.house.list_errors`
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError
+
+ROOT = Path(__file__).parents[2]
+MARK = "<!-- printed by python -m tests.house.list_errors -->"
+KINDS: dict[type[FinetuneError], str] = {
+    ConfigError: "Wrong use or settings",
+    DataError: "Wrong or damaged data",
+    MachineError: "The machine",
+    InterruptedRunError: "Interrupted",
+}
+CLASSES = {kind.__name__: kind for kind in KINDS} | {"BaseModelError": ConfigError}
+
+
+def text_of(node: ast.expr | None) -> str:
+    """A text of the sources; `…` stands for each value that is put in."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return "" if node is None else "…"
+
+
+def raised() -> Iterator[tuple[type[FinetuneError], str, str]]:
+    """The class, message and remedy of each error; without those whose message is a value."""
+    for path in (ROOT / "src/finetune").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CLASSES):
+                continue
+            named = {keyword.arg: keyword.value for keyword in node.keywords}
+            given = dict(
+                zip(("place", "message", "remedy"), node.args[node.func.id == "BaseModelError" :], strict=False)
+            )
+            message, remedy = (text_of(given.get(name) or named.get(name)) for name in ("message", "remedy"))
+            if any(letter.isalpha() for letter in message):
+                yield CLASSES[node.func.id], message, remedy
+
+
+def cell(text: str) -> str:
+    """A text in a table, on one line."""
+    return " ".join(text.replace("|", "\\|").split()) or " "
+
+
+def to_markdown() -> str:
+    """The generated part of docs/troubleshooting.md."""
+    rows = sorted(set(raised()), key=lambda row: (row[1].lstrip("… ").lower(), row[1], row[2]))
+    lines = [MARK, ""]
+    for kind, title in KINDS.items():
+        lines += [f"### {title} (exit code {kind.exit_code})", "", "| message | what to do |", "|---|---|"]
+        lines += [f"| `{cell(message)}` | {cell(remedy)} |" for found, message, remedy in rows if found is kind]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    page = ROOT / "docs/troubleshooting.md"
+    page.write_text(page.read_text(encoding="utf-8").partition(MARK)[0] + to_markdown(), encoding="utf-8")
