@@ -22,8 +22,7 @@ from finetune.prepare.dedup import (
     near_copies,
     propose_pairs,
 )
-from finetune.prepare.hashing import ConversationKeys
-from finetune.prepare.pairs import clusters, equal_pairs
+from finetune.prepare.hashing import ConversationKeys, clusters, equal_pairs
 from finetune.prepare.row_table import open_spool
 from finetune.prepare.rows import ReadRows
 from finetune.prepare.workers import open_workers

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.config.data import SplitConfig
-from finetune.prepare.hashing import shuffled
-from finetune.prepare.pairs import equal_pairs
+from finetune.prepare.hashing import equal_pairs, shuffled
 from finetune.prepare.split import allocate, place_rows, split_exact, split_sizes, split_stable
 from tests.builders.tables import table_of
 

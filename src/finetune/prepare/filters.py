@@ -93,7 +93,7 @@ def token_counter(base: str, revision: str | None) -> TokenCounter:
     except Exception as error:  # tokenizers raises nothing more special
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{base}", f"has no tokenizer.json for data.filters.tokens ({reason})", "unset its bounds"
+            base, f"has no tokenizer.json for data.filters.tokens ({reason})", "unset its bounds"
         ) from None
     tokenizer.no_truncation()  # which a file may ask for, and every long text would count as short
     tokenizer.no_padding()

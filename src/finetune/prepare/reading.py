@@ -109,11 +109,8 @@ def account_batch(
         raise DataError(opened.at(bad.line), bad.why, "mend the row, or set data.on_bad_row: skip")
     if found.stopped:
         line, kind = found.stopped
-        raise DataError(
-            opened.at(line),
-            f"holds {kind}",
-            f"mend the row, or set data.risks.{category_of(kind)}: drop (or note)",
-        )
+        remedy = f"mend the row, or set data.risks.{category_of(kind)}: drop (or note)"
+        raise DataError(opened.at(line), f"holds {kind}", remedy)
     account.read += len(found.lines)
     for line, reason in zip(found.lines, found.reasons, strict=True):
         if reason is not None:
@@ -132,11 +129,8 @@ def check_bad_fraction(data: DataConfig, account: SourceAccount) -> None:
         raise DataError(account.place, "holds no row", "put rows into it or take it out of data.sources")
     bad = account.dropped[BAD_ROW]
     if bad > data.max_bad_fraction * account.read:
-        raise DataError(
-            account.place,
-            f"{bad} of {account.read} rows are bad, more than data.max_bad_fraction: {data.max_bad_fraction:g}",
-            f"the first: {account.bad_rows[0]}",
-        )
+        what = f"{bad} of {account.read} rows are bad, more than data.max_bad_fraction: {data.max_bad_fraction:g}"
+        raise DataError(account.place, what, f"the first: {account.bad_rows[0]}")
 
 
 def read_labels(data: DataConfig, root: Path) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from finetune.files.atomic import publish_directory, write_json, write_lines
 from finetune.files.hashing import sha256_file
 from finetune.paths import Paths
 from finetune.prepare.dedup import continued_pairs, drop_exact, drop_near, find_near
+from finetune.prepare.hashing import Pairs, equal_pairs
 from finetune.prepare.ledger import (
     SourceAccount,
     account_splits,
@@ -24,7 +25,6 @@ from finetune.prepare.ledger import (
     told_format,
 )
 from finetune.prepare.mixture import sample
-from finetune.prepare.pairs import Pairs, equal_pairs
 from finetune.prepare.reading import Notes, open_notes, read_labels, read_source
 from finetune.prepare.row_table import REASONS, Table, open_spool
 from finetune.prepare.sources import work_bytes

@@ -103,12 +103,11 @@ def _header(where: str, record: tuple[int, list[str]] | None) -> tuple[str, ...]
     if record is None:
         raise DataError(where, "has no header", "its first line must name the columns")
     line, names = record
+    place = f"{where}:{line}"
     if "" in names:
-        raise DataError(
-            f"{where}:{line}", f"column {names.index('') + 1} has no name", "its first line must name them all"
-        )
+        raise DataError(place, f"column {names.index('') + 1} has no name", "its first line must name them all")
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{where}:{line}", f"two columns are named {twice!r}", "give each its own name")
+        raise DataError(place, f"two columns are named {twice!r}", "give each its own name")
     if _not_utf8(names, names) is not None:
-        raise DataError(f"{where}:{line}", "the header is not UTF-8", "save the file as UTF-8")
+        raise DataError(place, "the header is not UTF-8", "save the file as UTF-8")
     return tuple(names)
