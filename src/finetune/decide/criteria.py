@@ -12,7 +12,7 @@ from typing import Any
 from finetune.config.decide import Criterion, LatencyAtMost, LatencyQuantileAtMost, MemoryAtMost, QualityCriterion
 from finetune.config.scorers import Metric
 from finetune.decide.outcomes import Gate, Outcome, Status, above, below, conclude, unmeasured
-from finetune.decide.quality import judge_quality
+from finetune.decide.quality import BOUNDS, judge_quality
 from finetune.records.examples import Prediction, Timing
 from finetune.statistics.interval import Interval
 from finetune.statistics.proportions import examples_needed_quantile, quantile_upper
@@ -74,7 +74,7 @@ def latency_trouble(evidence: Evidence) -> str | None:
 def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> list[Outcome]:
     """The mean against the limit, and the paired improvement on the baseline where one is asked for."""
     candidate, baseline = evidence.seconds(), evidence.baseline_seconds()
-    lower, upper = (skewed_mean_interval(candidate, gate.confidence, side, gate.seed) for side in ("lower", "upper"))
+    lower, upper = (skewed_mean_interval(candidate, gate.confidence, side, gate.seed) for side in BOUNDS)
     where = f"recorded as {evidence.recorded}, not measured beside it" if evidence.recorded else "in the same session"
     told = "not known of each" if baseline is None else f"{sum(baseline) / len(baseline):.3f} s, {where}"
     seen = f"mean of {len(candidate)} prompts, one at a time; baseline {told}"
@@ -85,9 +85,7 @@ def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> l
         half = unmeasured(criterion, "latency", criterion.improvement, "the baseline's times are not known")
         found.append(replace(half, criterion=criterion.describe_improvement()))
     elif criterion.improvement is not None and baseline is not None:
-        low, high = (
-            relative_improvement(candidate, baseline, gate.confidence, side, gate.seed) for side in ("lower", "upper")
-        )
+        low, high = (relative_improvement(candidate, baseline, gate.confidence, side, gate.seed) for side in BOUNDS)
         status = above(low, high, criterion.improvement, gate)
         reason = f"1 - mean(candidate) / mean(baseline), paired; baseline {where}"
         half = conclude(criterion, "latency", status, criterion.improvement, low, high, reason)

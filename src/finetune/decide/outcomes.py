@@ -46,30 +46,27 @@ class Outcome:
     def report(self) -> CriterionReport:
         """For the report; a bound that is not finite is None."""
         fields = asdict(self).items()
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields
-        }
-        return CriterionReport(**finite)
+        endless = {name: None for name, value in fields if isinstance(value, float) and not math.isfinite(value)}
+        return CriterionReport(**(dict(fields) | endless))
 
 
 def above(lower: Interval, upper: Interval, target: float, gate: Gate, *, strict: bool = False) -> Status:
     """Pass where the lower bound reaches the target (`strict`: exceeds it), fail where the upper one stays below."""
-    passed = lower.lower > target if strict else lower.lower >= target
-    failed = upper.upper <= target if strict else upper.upper < target
-    if gate.policy == "point":
-        passed = lower.estimate > target if strict else lower.estimate >= target
-        failed = not passed
-    return "pass" if passed else "fail" if failed else "inconclusive"
+    return _status(lower.lower - target, upper.upper - target, lower.estimate - target, gate, strict=strict)
 
 
 def below(lower: Interval, upper: Interval, target: float, gate: Gate, *, strict: bool = False) -> Status:
     """Pass where the upper bound keeps to the target (`strict`: is below it), fail where the lower one exceeds it."""
-    passed = upper.upper < target if strict else upper.upper <= target
-    failed = lower.lower >= target if strict else lower.lower > target
+    return _status(target - upper.upper, target - lower.lower, target - upper.estimate, gate, strict=strict)
+
+
+def _status(worst: float, best: float, estimate: float, gate: Gate, *, strict: bool) -> Status:
+    """The status by how far both bounds and the estimate are on the good side of the target."""
     if gate.policy == "point":
-        passed = upper.estimate < target if strict else upper.estimate <= target
-        failed = not passed
-    return "pass" if passed else "fail" if failed else "inconclusive"
+        worst = best = estimate
+    if worst > 0 or (worst == 0 and not strict):
+        return "pass"
+    return "fail" if best < 0 or (best == 0 and strict) else "inconclusive"
 
 
 def conclude(
@@ -87,38 +84,25 @@ def conclude(
     """An Outcome from its two one-sided bounds; a bound that was refused says why."""
     if refusal := lower.refusal or upper.refusal:
         reason = f"{reason}; {refusal}"
-    quality = criterion if isinstance(criterion, QualityCriterion) else None
-    return Outcome(
-        criterion=criterion.describe(),
-        about=about,
-        status=status,
-        target=target,
-        estimate=lower.estimate,
-        lower=lower.lower,
-        upper=upper.upper,
-        unit=unit,
-        method=lower.method,
-        reason=reason,
-        group=quality.group if quality else None,
-        metric=quality.metric if quality else None,
-        higher_is_better=higher_is_better,
-    )
+    figures = (lower.estimate, lower.lower, upper.upper, unit, lower.method)
+    return _outcome(criterion, about, status, target, figures, reason, higher_is_better=higher_is_better)
 
 
 def unmeasured(criterion: Criterion, about: About, target: float, reason: str, unit: str = "") -> Outcome:
     """No figure, so no verdict on it; it never passes."""
-    quality = criterion if isinstance(criterion, QualityCriterion) else None
-    return Outcome(
-        criterion=criterion.describe(),
-        about=about,
-        status="unmeasured",
-        target=target,
-        estimate=None,
-        lower=None,
-        upper=None,
-        unit=unit,
-        method="none",
-        reason=reason,
-        group=quality.group if quality else None,
-        metric=quality.metric if quality else None,
-    )
+    return _outcome(criterion, about, "unmeasured", target, (None, None, None, unit, "none"), reason)
+
+
+def _outcome(
+    criterion: Criterion,
+    about: About,
+    status: Status,
+    target: float,
+    figures: tuple[float | None, float | None, float | None, str, str],
+    reason: str,
+    *,
+    higher_is_better: bool = True,
+) -> Outcome:
+    """An Outcome with the group and metric of its criterion; `figures`: estimate, bounds, unit and method."""
+    group, metric = (criterion.group, criterion.metric) if isinstance(criterion, QualityCriterion) else (None, None)
+    return Outcome(criterion.describe(), about, status, target, *figures, reason, group, metric, higher_is_better)

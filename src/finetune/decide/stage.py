@@ -10,10 +10,9 @@ from finetune.decide.advice import suggest, what_would_change
 from finetune.decide.criteria import Evidence, judge, judge_seeds
 from finetune.decide.evidence import check_evidence
 from finetune.decide.outcomes import Gate, Outcome
-from finetune.decide.report.curves import Curves, read_curves
 from finetune.decide.report.formatting import amount
 from finetune.decide.report.render import render_card, render_report, render_summary
-from finetune.decide.run_reports import Decided, RunReports
+from finetune.decide.run_reports import Curves, Decided, RunReports, read_curves
 from finetune.decide.verdict import Verdict, reach_verdict
 from finetune.files.atomic import write_json, write_lines
 from finetune.files.hashing import sha256_json
@@ -106,10 +105,10 @@ def report_of(verdict: Verdict, outcomes: list[Outcome], gate: Gate, run: Decide
         policy=gate.policy,
         confidence=gate.confidence,
         look=run.look,
-        baseline=run.evaluation.baseline.name,
-        candidate=run.evaluation.candidate.name,
-        adapter_sha256=run.evaluation.adapter_sha256,
-        test_sha256=run.evaluation.test_sha256,
+        baseline=run.reports.evaluation.baseline.name,
+        candidate=run.reports.evaluation.candidate.name,
+        adapter_sha256=run.reports.evaluation.adapter_sha256,
+        test_sha256=run.reports.evaluation.test_sha256,
     )
 
 

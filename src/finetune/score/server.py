@@ -3,8 +3,8 @@
     POST {url}/chat/completions {"model": "…", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16, …}
 
 It speaks HTTP by itself and not through huggingface_hub's InferenceClient: that one refuses every address, localhost
-too, under HF_HUB_OFFLINE=1, and sends the user's Hugging Face token to a server for which no key is given. No key gets
-into a text: not into an error, a report or a log.
+too, under HF_HUB_OFFLINE=1, and sends the user's Hugging Face token to a server for which no key is given. No key and
+no address gets into a text: not into an error, a report or a log; an error names the key of params.yaml.
 """
 
 import json
@@ -153,10 +153,10 @@ class ChatServer:
     def _error(
         self, what: str, fix: str, status: int | None = None, wait: float | None = None, *, reached: bool = True
     ) -> ServerError:
-        place, message = f"params.yaml: {self.place}", f"the server {self.shown} {what}"
+        message = f"the server {what}"
         if self._key:
             message = message.replace(self._key, "***")
-        return ServerError(place, message, fix, status, wait, reached=reached)
+        return ServerError(f"params.yaml: {self.place}", message, fix, status, wait, reached=reached)
 
 
 FIXES = {

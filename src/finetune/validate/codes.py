@@ -7,6 +7,8 @@ params.yaml names codes in `findings.accept`.
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune.console import markdown_table
+
 Severity = Literal["error", "warning", "note"]
 Cost = Literal["run", "verdict", "time", "quality", "nothing"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -175,13 +177,15 @@ def to_reference() -> str:
         "```",
         "",
         "The report then lists it as accepted, with the reason. Codes marked *binding* can't be accepted: no run could",
-        "follow. Findings are told in the order of severity, then of what they cost.",
+        "follow. Findings are listed in the order of severity, then of what they cost.",
     ]
     for severity in SEVERITIES:
-        lines += ["", f"## {severity.capitalize()}s", "", "| code | what it costs | what it means |", "|---|---|---|"]
-        chosen = sorted(name for name in CODES if CODES[name].severity == severity)
-        for name in sorted(chosen, key=lambda name: list(COSTS).index(CODES[name].cost)):
-            code = CODES[name]
-            binding = " *Binding.*" if code.binding else ""
-            lines.append(f"| `{name}` | {COSTS[code.cost]} | {code.meaning}{binding} |")
+        chosen = [(list(COSTS).index(code.cost), name) for name, code in CODES.items() if code.severity == severity]
+        codes = [(name, CODES[name]) for _, name in sorted(chosen)]
+        rows = [
+            [f"`{name}`", COSTS[code.cost], code.meaning + (" *Binding.*" if code.binding else "")]
+            for name, code in codes
+        ]
+        lines += ["", f"## {severity.capitalize()}s", ""]
+        lines += markdown_table(["code", "what it costs", "what it means"], rows)
     return "\n".join(lines) + "\n"

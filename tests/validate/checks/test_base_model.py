@@ -199,7 +199,9 @@ def test_rows_longer_than_the_base_was_made_for(base: Path) -> None:
     edit(base / "config.json", max_position_embeddings=64)
     assert found(train__max_length=64) == []
     (finding,) = examine(train__max_length=65).findings
-    assert str(finding) == ("params.yaml: train.max_length: 65 is more than the 64 positions of base; use 64 or less")
+    assert str(finding) == (
+        "params.yaml: train.max_length: 65 is more than the 64 positions of the base; use 64 or less"
+    )
     assert finding.code == "length-beyond-base"
 
 
@@ -220,10 +222,8 @@ def test_a_missing_tokenizer_is_a_finding(base: Path) -> None:
     for path in base.glob("tokenizer*"):
         path.unlink()
     (finding,) = examine().findings
-    assert (finding.code, finding.message) == (
-        "base-incomplete",
-        "no tokenizer loads from base: it holds no vocabulary",
-    )
+    assert finding.code == "base-incomplete"
+    assert finding.message == "no tokenizer loads from base: it holds no vocabulary"
 
 
 def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
     edit(base / "config.json", vocab_size=rows - 1)
     (finding,) = examine().findings
     assert str(finding) == (
-        f"params.yaml: model.base: the tokenizer has {rows} tokens, the embeddings of base {rows - 1} rows; "
+        f"params.yaml: model.base: the tokenizer has {rows} tokens, the base's embeddings {rows - 1} rows; "
         "use the tokenizer that belongs to the base, or a token that it has for model.pad_token"
     )
     assert finding.code == "tokens-without-embeddings"
@@ -271,7 +271,7 @@ def test_padding_with_the_end_token_is_a_note(base: Path) -> None:
     (finding,) = examine(model__pad_token="<|im_end|>").findings
     assert str(finding) == (
         "params.yaml: model.pad_token: padding and end are one token (<|im_end|>); "
-        "end tokens of answers are trained on all the same; nothing to do"
+        "answers' end tokens are trained on all the same; nothing to do"
     )
     assert (finding.code, finding.severity) == ("pad-is-end", "note")
 

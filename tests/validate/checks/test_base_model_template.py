@@ -108,7 +108,7 @@ def test_marks_that_are_no_tokens_are_a_finding(base: Path) -> None:
     template(base, TURNS.replace("<|im_start|>", "<|begin|>"))
     (finding,) = examine().findings
     assert str(finding) == (
-        "params.yaml: model.chat_template: <|begin|> of the template are no single tokens of base; "
+        "params.yaml: model.chat_template: <|begin|> of the template are no single tokens of the base; "
         "use the template that belongs to the base (null, or one of models/templates/*.jinja)"
     )
     assert (finding.code, finding.severity) == ("template-foreign", "error")

@@ -13,8 +13,8 @@ from finetune.plan.memory import MemoryPlan
 from finetune.plan.outlook import RunPlan, Workload, make_plan
 from finetune.plan.schedule import plan_schedule
 from finetune.validate.checks import plan
+from finetune.validate.checks.config import check_reference
 from finetune.validate.checks.plan import check_evaluations, check_fit, check_plan, check_room, check_this_machine
-from finetune.validate.checks.recipe import check_reference
 from finetune.validate.checks.schedule import check_run
 from tests.builders.checked_settings import CUDA, GB, LLAMA, NF4, codes
 from tests.builders.small_run import ROOT
@@ -160,8 +160,8 @@ def test_another_batch_size_than_the_recipes_is_told(change: Callable[..., Confi
     keys = {"train.effective_batch_size": 32, "train.gradient_accumulation_steps": 2}
     (finding,) = check_reference(change(**keys), ROOT / "recipes")
     assert str(finding) == (
-        f"params.yaml: train.effective_batch_size: 32 here, 16 in {ROOT}/recipes/tiny.yaml, whose learning rate was "
-        "chosen for that; use 16 (with another gradient_accumulation_steps), or another learning_rate"
+        "params.yaml: train.effective_batch_size: 32 here, 16 in recipes/tiny.yaml, whose learning rate was chosen "
+        "for that; use 16 (with another gradient_accumulation_steps), or another learning_rate"
     )
     assert finding.severity == "warning"
     assert check_reference(change(**keys), tmp_path) == []  # a run of no recipe

@@ -10,7 +10,7 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from finetune.config.scorers import Metric
-from finetune.decide.report.formatting import Verbatim, discreet, figure, name, shortened
+from finetune.decide.report.formatting import figure, name, shortened
 from finetune.records.examples import Answer, Prediction
 
 SHOWN = 200
@@ -94,9 +94,8 @@ def choose_rows(rows: Sequence[Row], limit: int = SHOWN) -> list[Row]:
     chosen: dict[str, Row] = {}
     for everything in (False, True):
         for tag in KINDS:
-            members = [
-                row for row in _in_turns(row for row in rows if tag in row.tags) if row.prediction.id not in chosen
-            ]
+            tagged = _in_turns(row for row in rows if tag in row.tags)
+            members = [row for row in tagged if row.prediction.id not in chosen]
             room = limit - len(chosen)
             for row in members[: room if everything else min(room, QUOTAS.get(tag, 0))]:
                 chosen[row.prediction.id] = row
@@ -123,19 +122,11 @@ def show_examples(predictions: Sequence[Prediction], metrics: Mapping[str, Metri
     chosen = choose_rows(rows)
     total = Counter(tag for row in rows for tag in row.tags)
     shown = Counter(tag for row in chosen for tag in row.tags)
-    filters = [
-        {"tag": tag, "label": label, "shown": shown[tag], "total": total[tag]}
-        for tag, label in KINDS.items()
-        if total[tag]
-    ]
+    kinds = ((tag, label) for tag, label in KINDS.items() if total[tag])
+    filters = [{"tag": tag, "label": label, "shown": shown[tag], "total": total[tag]} for tag, label in kinds]
     agents = sorted({name(row.prediction.agent) for row in chosen})
-    return {
-        "rows": [_show(row) for row in chosen],
-        "total": len(rows),
-        "filters": filters,
-        "agents": agents,
-        "rule": RULE,
-    }
+    shown_rows = [_show(row) for row in chosen]
+    return {"rows": shown_rows, "total": len(rows), "filters": filters, "agents": agents, "rule": RULE}
 
 
 def _show(row: Row) -> dict[str, Any]:
@@ -147,8 +138,8 @@ def _show(row: Row) -> dict[str, Any]:
         "label": LABELS[row.kind],
         "tags": " ".join(sorted(row.tags)),
         "extra": [tag for tag in ("failed", "cut") if tag in row.tags],
-        "prompt": Verbatim(shortened(item.prompt, PROMPT_LETTERS)),
-        "reference": Verbatim(shortened(item.reference, ANSWER_LETTERS)),
+        "prompt": shortened(item.prompt, PROMPT_LETTERS),
+        "reference": shortened(item.reference, ANSWER_LETTERS),
         "about": _gist(item.prompt),
         "gist": [_gist(item.reference), _gist(item.candidate.text) if item.candidate.failed is None else "(no answer)"],
         "sides": [_side("baseline", item.baseline), _side("candidate", item.candidate)],
@@ -157,7 +148,7 @@ def _show(row: Row) -> dict[str, Any]:
 
 def _gist(text: str) -> str:
     plain = " ".join(text[: 4 * GIST_LETTERS].split())
-    return Verbatim((plain[:GIST_LETTERS] + ("…" if len(plain) > GIST_LETTERS else "")) or "(empty)")
+    return (plain[:GIST_LETTERS] + ("…" if len(plain) > GIST_LETTERS else "")) or "(empty)"
 
 
 def _side(side: str, answer: Answer) -> dict[str, Any]:
@@ -166,6 +157,6 @@ def _side(side: str, answer: Answer) -> dict[str, Any]:
     facts += [f"{name(key)} {'not scored' if score is None else f'{score:g}'}" for key, score in answer.scores.items()]
     if answer.reference_nll is not None:
         facts.append(f"reference {figure(answer.reference_nll)} nats")
-    failed = None if answer.failed is None else shortened(discreet(answer.failed), 300)
-    text = Verbatim(shortened(answer.text, ANSWER_LETTERS))
+    failed = None if answer.failed is None else shortened(answer.failed, 300)
+    text = shortened(answer.text, ANSWER_LETTERS)
     return {"side": side, "text": text, "failed": failed, "facts": facts}

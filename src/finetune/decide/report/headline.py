@@ -22,7 +22,7 @@ def headline(verdict: Verdict, outcomes: Sequence[Any], run: Decided) -> tuple[s
 
 def _sentence(verdict: Verdict, outcomes: Sequence[Any], run: Decided) -> str:
     readings = read_outcomes(outcomes, run)
-    sides = side_names(run.evaluation)
+    sides = side_names(run.reports.evaluation)
     if verdict.name == "abort" and verdict.harm:
         return f"{sides['candidate']} is {verdict.harm}."
     chosen = leading(readings, verdict)
@@ -100,7 +100,7 @@ def evidence(item: Reading, confidence: float, policy: str) -> str:
 
 def is_served(run: Decided) -> bool:
     """Whether the candidate answered from behind a server, which may serve anything."""
-    return run.evaluation.candidate.form == "server"
+    return run.reports.evaluation.candidate.form == "server"
 
 
 def left_out(latency: LatencyReport) -> str | None:
@@ -111,7 +111,7 @@ def left_out(latency: LatencyReport) -> str | None:
 
 def provisos(run: Decided) -> list[str]:
     """What a reader must know before relying on the verdict, the gravest first."""
-    evaluation, decide = run.evaluation, run.decide
+    evaluation, decide = run.reports.evaluation, run.decide
     found = []
     if is_served(run):
         found.append(
@@ -132,7 +132,7 @@ def provisos(run: Decided) -> list[str]:
         )
     if evaluation.generation.get("do_sample"):
         found.append("Answers were sampled: another seed gives other answers and other figures.")
-    if untimed := left_out(run.cost.latency):
+    if untimed := left_out(run.reports.cost.latency):
         found.append(f"{untimed}, which may be the slowest of all.")
     return [*found, *_doubts(evaluation), *_known_faults(run)]
 
@@ -162,19 +162,19 @@ def _doubts(evaluation: EvaluationReport) -> list[str]:
 
 def _known_faults(run: Decided) -> list[str]:
     """Findings that were accepted, warnings of the training, and answers that a scorer could not score."""
-    accepted = [item.code for item in run.validation.findings if item.accepted]
+    accepted = [item.code for item in run.reports.validation.findings if item.accepted]
     found = []
     if accepted:
         found.append(
             f"{counted(len(accepted), 'finding')} of validate accepted by hand: {', '.join(map(name, accepted))}."
         )
-    for problem in run.evaluation.problems:
+    for problem in run.reports.evaluation.problems:
         what = f"{counted(problem.count, 'answer')} of the {problem.side} could not be scored"
         found.append(f"Scorer {name(problem.scorer)}: {what}; the first: {name(problem.reason, 160)}")
-    for judge, kept in run.evaluation.judges.items():
+    for judge, kept in run.reports.evaluation.judges.items():
         agreement = kept.get("agreement")
         if agreement is not None and agreement < 0.8:
             found.append(
                 f"Judge {name(judge)} agreed with itself in only {percent(agreement)} when the order was turned."
             )
-    return [*found, *(f"Training: {name(text, 300)}." for text in run.train.warnings)]
+    return [*found, *(f"Training: {name(text, 300)}." for text in run.reports.train.warnings)]

@@ -25,9 +25,9 @@ def card_data(run: Decided) -> Any:
     """The front matter: a `huggingface_hub.ModelCardData`."""
     from huggingface_hub import ModelCardData
 
-    evaluation = run.evaluation
+    evaluation = run.reports.evaluation
     base = evaluation.base
-    hub = hub_names(run.prepare)
+    hub = hub_names(run.reports.prepare)
     # What a server serves may be another model: such figures are told in the text, with their proviso, alone.
     results = [] if is_served(run) else eval_results(run)
     return ModelCardData(
@@ -50,8 +50,8 @@ def hub_names(prepare: PrepareReport) -> list[str]:
 
 def eval_results(run: Decided) -> list[Any]:
     """A result for each metric of each group, of the candidate, with the examples it rests on."""
-    evaluation, hub = run.evaluation, hub_names(run.prepare)
-    sources = [name(source) for source in run.prepare.sources]
+    evaluation, hub = run.reports.evaluation, hub_names(run.reports.prepare)
+    sources = [name(source) for source in run.reports.prepare.sources]
     kind = hub[0] if len(hub) == len(sources) == 1 else slug("-".join(sources))
     found = []
     for group, measured in evaluation.groups.items():

@@ -121,8 +121,8 @@ def read_outcomes(outcomes: Sequence[Outcome], run: Decided) -> list[Reading]:
     criteria = {criterion.describe(): criterion for criterion in run.decide.criteria}
     halves = [criterion for criterion in criteria.values() if isinstance(criterion, LatencyAtMost)]
     criteria |= {criterion.describe_improvement(): criterion for criterion in halves}
-    metrics = known_metrics(run.evaluation.scorers)
-    return [_read(item, criteria.get(item.criterion), metrics, run.evaluation) for item in outcomes]
+    metrics = known_metrics(run.reports.evaluation.scorers)
+    return [_read(item, criteria.get(item.criterion), metrics, run.reports.evaluation) for item in outcomes]
 
 
 def _read(item: Outcome, criterion: Any, metrics: Mapping[str, Metric], evaluation: EvaluationReport) -> Reading:
