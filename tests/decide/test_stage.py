@@ -1,7 +1,6 @@
 """The decide stage: it judges sound evidence, tells it, and refuses what is not of one run."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from finetune.files.strict_json import read_json
 from finetune.history.seed_results import adapter_inputs_hash, record_seed, seeds_key
 from finetune.paths import Paths
 from finetune.pipeline.outputs import md5
-from finetune.records.examples import Example
 from finetune.records.io import to_json_lines
 from tests.builders.decided_run import Run
 from tests.builders.decided_run import sound as sound
 from tests.builders.gates import predicted, timings
+from tests.builders.kinds import MakeExample
 from tests.builders.whole_reports import whole
 
 # ---- The stage
@@ -101,7 +100,7 @@ def test_an_adapter_that_was_touched_is_refused(sound: Run) -> None:
     assert sound.refusal().startswith("ROOT/out/adapter/adapter_model.safetensors: is not the file that was published")
 
 
-def test_a_leaked_prompt_is_refused(sound: Run, example: Callable[..., Example]) -> None:
+def test_a_leaked_prompt_is_refused(sound: Run, example: MakeExample) -> None:
     """In white space and answer it may differ: it was trained on all the same."""
     sound.train.append(example(" test  3\n", "another answer"))
     sound.write(sound.predict())

@@ -18,9 +18,10 @@ from finetune.files.strict_json import read_json
 from finetune.paths import Paths
 from finetune.prepare import stage
 from finetune.prepare.ledger import SourceAccount, account_splits, account_table, check_balance, to_markdown
+from finetune.records.examples import text_key
 from finetune.records.io import read_examples
-from finetune.records.leakage import text_key
 from finetune.reports.prepare import PrepareReport, SplitReport
+from tests.builders.kinds import Change
 from tests.builders.tables import table_of
 
 # One line of a source: good, failed, blank or broken; few tasks, so that lines repeat, exactly and nearly.
@@ -61,7 +62,7 @@ policies = {
     keys=st.fixed_dictionaries(policies),
 )
 def test_every_row_is_in_a_split_or_dropped_for_a_reason(
-    change: Callable[..., Config],
+    change: Change,
     tmp_path_factory: pytest.TempPathFactory,
     sources: list[tuple[list[str], dict[str, Any], bool]],
     own_test: list[str] | None,

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.plan.schedule import plan_schedule
 from finetune.validate.checks.schedule import check_run
 from finetune.validate.codes import CODES, COSTS, SEVERITIES, to_reference
 from finetune.validate.findings import Finding, accept, by_cost, to_markdown
+from tests.builders.kinds import Change
 from tests.conftest import ROOT
 
 NOTHING_CUT = 240  # 15 whole steps of 16 examples an epoch
@@ -27,7 +27,7 @@ def codes(findings: list[Finding]) -> list[str]:
 
 
 @pytest.fixture
-def check(change: Callable[..., Config]) -> Callable[..., list[Finding]]:
+def check(change: Change) -> Callable[..., list[Finding]]:
     """`check(240, warmup_steps=50)`: the findings on 2 x 8 examples a step, 3 epochs, with some keys changed."""
 
     def checked(examples: int = NOTHING_CUT, **changed: Any) -> list[Finding]:

@@ -14,7 +14,6 @@ from finetune.config.train import TrainConfig
 from finetune.files.strict_json import read_json
 from finetune.model.tokens import IGNORED, Tokenized, tokenize
 from finetune.plan.order import epoch_order, measure_batches
-from finetune.records.examples import Example
 from finetune.validate.tokenized import (
     TokenCounts,
     TokenizedSplit,
@@ -26,6 +25,7 @@ from finetune.validate.tokenized import (
     tokenize_split,
     write_arrow,
 )
+from tests.builders.kinds import MakeExample
 from tests.builders.small_run import trainer_of, validated
 from tests.builders.tokenized_rows import settings as settings
 from tests.builders.tokenized_rows import tokenizer as tokenizer
@@ -107,7 +107,7 @@ def test_nothing_is_lost_without_being_counted(turns: list[tuple[int, int, int]]
 
 
 def test_rows_are_cut_at_max_length_and_empty_ones_are_left_out(
-    tokenizer: Any, example: Callable[..., Example], settings: Callable[..., TrainConfig]
+    tokenizer: Any, example: MakeExample, settings: Callable[..., TrainConfig]
 ) -> None:
     """What is trained on is the beginning of what the template renders, to the token."""
     examples = [example("a b c", "ValueError"), example("a longer task than the other one", "TypeError")]
@@ -159,7 +159,7 @@ def test_packing_cuts_nothing_and_loses_nothing(lengths: list[int], spare: int) 
 
 
 def test_packed_rows_are_counted_without_padding(
-    tokenizer: Any, example: Callable[..., Example], settings: Callable[..., TrainConfig]
+    tokenizer: Any, example: MakeExample, settings: Callable[..., TrainConfig]
 ) -> None:
     """Fewer rows, the same tokens; what train reads says where each example begins."""
     examples = [example(f"task {at}" * (1 + at % 3), "ValueError") for at in range(12)]

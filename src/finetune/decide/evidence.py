@@ -3,7 +3,7 @@
 A verdict on unsound evidence is refused, whatever the figures say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from finetune.config.decide import DecideConfig, DecideParams
 from finetune.decide.run_reports import RunReports
@@ -11,9 +11,8 @@ from finetune.errors import DataError
 from finetune.files.hashing import sha256_file, sha256_json
 from finetune.files.manifests import read_manifest
 from finetune.paths import Paths
-from finetune.records.examples import Prediction
+from finetune.records.examples import Example, Prediction, text_key
 from finetune.records.io import read_examples
-from finetune.records.leakage import leaked
 from finetune.reports.base import read_report
 from finetune.reports.decision import DecisionReport
 from finetune.reports.evaluation import EvaluationReport
@@ -40,6 +39,12 @@ def check_evidence(params: DecideParams, paths: Paths, reports: RunReports, pred
             "holds errors, like test rows that are trained on, or more lost tokens than the budget allows",
             "run validate again",
         )
+
+
+def leaked(train: Iterable[Example], held_out: Iterable[Example]) -> list[str]:
+    """Ids of the held-out examples whose prompt stands in train too."""
+    known = {text_key(example.prompt) for example in train}
+    return [example.id for example in held_out if text_key(example.prompt) in known]
 
 
 def check_hashes(paths: Paths, reports: RunReports) -> None:

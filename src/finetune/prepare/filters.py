@@ -92,9 +92,8 @@ def token_counter(base: str, revision: str | None) -> TokenCounter:
         tokenizer = Tokenizer.from_file(str(file)) if local else Tokenizer.from_pretrained(base, revision or "main")
     except Exception as error:  # tokenizers raises nothing more special
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            base, f"has no tokenizer.json for data.filters.tokens ({reason})", "unset its bounds"
-        ) from None
+        what = f"has no tokenizer.json for data.filters.tokens ({reason})"
+        raise ConfigError(base, what, "unset its bounds") from None
     tokenizer.no_truncation()  # which a file may ask for, and every long text would count as short
     tokenizer.no_padding()
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

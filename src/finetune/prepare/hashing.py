@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from finetune.records.examples import Message, Tool
-from finetune.records.leakage import plain_turn
+from finetune.records.examples import Message, Tool, plain_turn
 
 Keys = npt.NDArray[np.uint64]
 Pairs = npt.NDArray[np.int64]  # (pairs, 2), each the earlier row first

@@ -28,9 +28,8 @@ def build_scorers(
     built: dict[str, BuiltScorer] = {}
     wrong: list[Problem] = []
     for name, asked in scorers.items():
-        counted = [
-            example for example in examples if asked.of is None or {example.agent, example.source} & set(asked.of)
-        ]
+        of = asked.of
+        counted = [example for example in examples if of is None or {example.agent, example.source} & set(of)]
         try:
             built[name] = _build(name, asked, labels, counted, root)
         except ConfigError as error:

@@ -192,14 +192,10 @@ def read_key(variable: str | None, place: str) -> str | None:
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
+    where = f"params.yaml: {place}.api_key_variable"
     if not key:
-        raise ConfigError(
-            f"params.yaml: {place}.api_key_variable",
-            f"the environment variable {variable} is not set",
-            "export it before the run, or set null for a server without a key",
-        )
+        remedy = "export it before the run, or set null for a server without a key"
+        raise ConfigError(where, f"the environment variable {variable} is not set", remedy)
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            f"params.yaml: {place}.api_key_variable", f"{variable} holds a sign that no key has", "export it again"
-        )
+        raise ConfigError(where, f"{variable} holds a sign that no key has", "export it again")
     return key

@@ -182,10 +182,8 @@ def to_reference() -> str:
     for severity in SEVERITIES:
         chosen = [(list(COSTS).index(code.cost), name) for name, code in CODES.items() if code.severity == severity]
         codes = [(name, CODES[name]) for _, name in sorted(chosen)]
-        rows = [
-            [f"`{name}`", COSTS[code.cost], code.meaning + (" *Binding.*" if code.binding else "")]
-            for name, code in codes
-        ]
+        marks = {True: " *Binding.*", False: ""}
+        rows = [[f"`{name}`", COSTS[code.cost], code.meaning + marks[code.binding]] for name, code in codes]
         lines += ["", f"## {severity.capitalize()}s", ""]
         lines += markdown_table(["code", "what it costs", "what it means"], rows)
     return "\n".join(lines) + "\n"

@@ -2,27 +2,26 @@
 
 import json
 import re
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.decide.report.formatting import plain_markdown
 from finetune.decide.report.headline import headline
+from tests.builders.kinds import Change
 from tests.builders.report_answers import AGENT, OBJECTS, SHA, MadeUp
 from tests.builders.report_run import load_card, make_run, make_undecided
 
 
 @pytest.fixture
-def run(change: Callable[..., Config]) -> MadeUp:
+def run(change: Change) -> MadeUp:
     """A run that ends in deploy."""
     return make_run(change)
 
 
 @pytest.fixture
-def undecided(change: Callable[..., Config]) -> MadeUp:
+def undecided(change: Change) -> MadeUp:
     """A run that ends in iterate, full of hostile texts."""
     return make_undecided(change)
 

@@ -1,30 +1,29 @@
 """The page that people read at the end, of a run made up in memory."""
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.decide.report.confusion import heat, worst_classes
 from finetune.decide.report.examples import SHOWN, choose_rows, kind_of, show_examples, tag_predictions
 from finetune.decide.report.readings import known_metrics, read_outcomes
 from finetune.decide.report.sections import show_groups, show_seeds
 from finetune.reports.evaluation import ClassFigures
+from tests.builders.kinds import Change
 from tests.builders.report_answers import AGENT, CRITERIA, OTHER, SCORERS, SHA, MadeUp, answer
 from tests.builders.report_run import Page, make_run, make_undecided
 
 
 @pytest.fixture
-def run(change: Callable[..., Config]) -> MadeUp:
+def run(change: Change) -> MadeUp:
     """A run that ends in deploy."""
     return make_run(change)
 
 
 @pytest.fixture
-def undecided(change: Callable[..., Config]) -> MadeUp:
+def undecided(change: Change) -> MadeUp:
     """A run that ends in iterate, full of hostile texts."""
     return make_undecided(change)
 
@@ -114,7 +113,7 @@ def test_a_run_with_the_least_in_it_is_shown(run: MadeUp) -> None:
     assert run.card() and run.summary()
 
 
-def test_point_policy_is_told_as_unproven(run: MadeUp, change: Callable[..., Config]) -> None:
+def test_point_policy_is_told_as_unproven(run: MadeUp, change: Change) -> None:
     """Its intervals are drawn, and nobody may take them for proof."""
     keys = {"evaluate.scorers": SCORERS, "decide.criteria": CRITERIA, "decide.policy": "point"}
     run.reports["decide"] = change(**keys).decide

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.model.architecture import Architecture
 from finetune.validate.checks.adapter import check_adapter
 from finetune.validate.findings import Finding
 from tests.builders.checked_settings import LLAMA, SEVEN, codes
+from tests.builders.kinds import Change
 
 
-def test_an_adapter_that_cannot_start_on_this_base_is_told(change: Callable[..., Config]) -> None:
+def test_an_adapter_that_cannot_start_on_this_base_is_told(change: Change) -> None:
     """PiSSA takes a part out of the weights, which 4-bit weights do not allow."""
     found = check_adapter(change(**{"model.quantization": "nf4", "adapter.init_lora_weights": "pissa"}), None)
     (finding,) = [finding for finding in found if finding.code == "adapter-impossible"]
@@ -27,7 +27,7 @@ def test_an_adapter_that_cannot_start_on_this_base_is_told(change: Callable[...,
 
 
 @pytest.fixture
-def adapter(change: Callable[..., Config]) -> Callable[..., list[Finding]]:
+def adapter(change: Change) -> Callable[..., list[Finding]]:
     """`adapter({"adapter.r": 8})`: the findings of check_adapter on params.yaml with keys changed."""
 
     def checked(keys: dict[str, Any], architecture: Architecture | None = LLAMA) -> list[Finding]:

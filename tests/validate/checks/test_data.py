@@ -2,7 +2,6 @@
 
 import random
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from finetune.validate.checks.data import check_data, check_empty, check_repeate
 from tests.builders.checked_splits import Splits, codes
 from tests.builders.checked_splits import quiet as quiet
 from tests.builders.checked_splits import splits as splits
+from tests.builders.kinds import Change, MakeExample
 from tests.conftest import ROOT
 
 # ---- The embedded data
@@ -59,9 +59,7 @@ def test_empty_splits_are_told_once(splits: Splits, quiet: Config) -> None:
 # ---- Repeated prompts
 
 
-def test_repeated_prompts_are_a_warning_up_to_five_percent(
-    change: Callable[..., Config], example: Callable[..., Example]
-) -> None:
+def test_repeated_prompts_are_a_warning_up_to_five_percent(change: Change, example: MakeExample) -> None:
     """Intervals take every example for an independent one."""
     config = change(**{"data.duplicates.near": "drop"})
     test = [example(f"test {at}") for at in range(19)]
@@ -85,7 +83,7 @@ def test_repeated_prompts_are_a_warning_up_to_five_percent(
     ],
 )
 def test_what_would_drop_repeated_prompts_is_named(
-    change: Callable[..., Config], example: Callable[..., Example], exact: str, near: str, fix: str
+    change: Change, example: MakeExample, exact: str, near: str, fix: str
 ) -> None:
     """Where the config keeps copies, that is the line to change."""
     config = change(**{"data.duplicates.exact": exact, "data.duplicates.near": near})
@@ -129,7 +127,7 @@ def test_findings_hang_on_no_order_of_the_rows(
     assert all(finding.message and finding.remedy and finding.place for finding in found)
 
 
-def test_a_large_split_is_checked_in_seconds(config: Config, example: Callable[..., Example]) -> None:
+def test_a_large_split_is_checked_in_seconds(config: Config, example: MakeExample) -> None:
     """20,000 x 2,000 rows: a check that takes minutes is one that is switched off."""
     rng = random.Random(2)
     words = [f"w{at}" for at in range(3000)]

@@ -7,6 +7,7 @@ import pytest
 
 from finetune.records.examples import Example
 from finetune.validate.checks.distribution_shift import check_shift, script_of
+from tests.builders.kinds import MakeExample
 
 # ---- Shifts
 
@@ -16,7 +17,7 @@ RUSSIAN = "время год люди путь день человек вещь 
 
 
 @pytest.fixture
-def written(example: Callable[..., Example]) -> Callable[..., list[Example]]:
+def written(example: MakeExample) -> Callable[..., list[Example]]:
     """`written("train", ENGLISH, 40)`: so many rows of eight of these words."""
 
     def made(name: str, words: str, count: int, length: int = 8) -> list[Example]:
@@ -53,7 +54,7 @@ def test_another_language_of_one_script_is_a_warning(written: Callable[..., list
     assert finding.remedy == "add train rows like those that are tested"
 
 
-def test_names_that_are_always_new_are_no_shift(example: Callable[..., Example]) -> None:
+def test_names_that_are_always_new_are_no_shift(example: MakeExample) -> None:
     """Where each row has words of its own, test rows are like train rows in just that."""
     rng = random.Random(1)
     rows = [" ".join("".join(rng.choices("abcdefghij", k=9)) for _ in range(8)) for _ in range(120)]

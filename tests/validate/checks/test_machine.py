@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.model import base
 from finetune.validate.checks import machine as machine_checks
 from finetune.validate.checks.machine import check_disk, check_machine, check_packages
 from tests.builders.checked_settings import CUDA, FLASH, GB, codes, spread
+from tests.builders.kinds import Change
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "mlflow", "trackio"])
-def test_a_tracker_that_is_not_installed_is_told(change: Callable[..., Config], tracker: str) -> None:
+def test_a_tracker_that_is_not_installed_is_told(change: Change, tracker: str) -> None:
     """A run of hours must not end in an import at its first step."""
     (finding,) = check_packages(change(**{"train.report_to": [tracker]}))
     assert (
@@ -25,7 +25,7 @@ def test_a_tracker_that_is_not_installed_is_told(change: Callable[..., Config], 
     assert check_packages(change()) == []
 
 
-def test_auto_attention_says_what_it_means(change: Callable[..., Config]) -> None:
+def test_auto_attention_says_what_it_means(change: Change) -> None:
     """The choice is never silent: on CUDA without flash attention it is sdpa, and said."""
     assert codes(check_packages(change(**CUDA | {"model.attention": "auto"}))) == ["attention-fallback"]
     assert check_packages(change(**{"model.attention": "auto"})) == []
@@ -60,7 +60,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return seen
 
 
-def test_a_machine_that_has_all_raises_nothing(machine: Callable[..., None], change: Callable[..., Config]) -> None:
+def test_a_machine_that_has_all_raises_nothing(machine: Callable[..., None], change: Change) -> None:
     """The counterpart of the tests below."""
     machine()
     for environment in ("cpu", "cuda", "apple"):
@@ -68,9 +68,7 @@ def test_a_machine_that_has_all_raises_nothing(machine: Callable[..., None], cha
         assert check_machine(change(**keys)) == []
 
 
-def test_a_missing_device_is_a_warning_and_the_only_one(
-    machine: Callable[..., None], change: Callable[..., Config]
-) -> None:
+def test_a_missing_device_is_a_warning_and_the_only_one(machine: Callable[..., None], change: Change) -> None:
     """Validate is run on a laptop before the machine is rented; what that one has, nobody can ask here."""
     machine(missing="no CUDA device answers", devices=0, supports=(), packages=())
     (finding,) = check_machine(change(**CUDA | FLASH | spread("zero2", devices=4)))
@@ -81,7 +79,7 @@ def test_a_missing_device_is_a_warning_and_the_only_one(
     assert (finding.code, finding.severity) == ("device-missing", "warning")
 
 
-def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None], change: Callable[..., Config]) -> None:
+def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None], change: Change) -> None:
     """The advice keeps the effective batch size, where whole numbers can; processes share a CPU as they like."""
     config = change(**CUDA | spread("ddp", devices=4) | {"train.gradient_accumulation_steps": 2})
     machine(devices=4)
@@ -102,7 +100,7 @@ def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None],
 
 @pytest.mark.parametrize(("key", "value"), [("train.bf16", True), ("model.dtype", "bfloat16")])
 def test_a_device_without_bfloat16_is_an_error(
-    machine: Callable[..., None], change: Callable[..., Config], key: str, value: Any
+    machine: Callable[..., None], change: Change, key: str, value: Any
 ) -> None:
     """A V100 or a T4: the first kernel would fail, or be emulated for hours."""
     machine(supports=("tf32",))
@@ -112,7 +110,7 @@ def test_a_device_without_bfloat16_is_an_error(
     assert (finding.code, finding.severity) == ("bf16-unsupported", "error")
 
 
-def test_an_old_processor_emulates_bfloat16(machine: Callable[..., None], change: Callable[..., Config]) -> None:
+def test_an_old_processor_emulates_bfloat16(machine: Callable[..., None], change: Change) -> None:
     """Right and slow, so a warning; on a GPU the processor does not matter."""
     machine(fast=False)
     assert check_machine(change()) == []
@@ -125,7 +123,7 @@ def test_an_old_processor_emulates_bfloat16(machine: Callable[..., None], change
     assert (finding.code, finding.severity) == ("bf16-slow", "warning")
 
 
-def test_a_device_without_tf32_is_an_error(machine: Callable[..., None], change: Callable[..., Config]) -> None:
+def test_a_device_without_tf32_is_an_error(machine: Callable[..., None], change: Change) -> None:
     """transformers refuses it after the base is loaded."""
     machine(supports=("bfloat16",))
     assert check_machine(change(environment="cuda")) == []
@@ -134,7 +132,7 @@ def test_a_device_without_tf32_is_an_error(machine: Callable[..., None], change:
     assert (finding.code, finding.severity) == ("tf32-unsupported", "error")
 
 
-def test_packages_that_only_some_recipes_need(machine: Callable[..., None], change: Callable[..., Config]) -> None:
+def test_packages_that_only_some_recipes_need(machine: Callable[..., None], change: Change) -> None:
     """They are not in the lock, so they may be missing."""
     machine(packages=())
     attention, strategy = check_machine(change(**CUDA | FLASH | spread("zero3")))
@@ -155,7 +153,7 @@ def test_packages_that_only_some_recipes_need(machine: Callable[..., None], chan
 
 
 def test_flash_attention_is_its_package_or_its_kernels_fetched_before(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Callable[..., Config]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Change
 ) -> None:
     """The package `kernels` alone would fetch them from the Hub when the run begins, where no network may be."""
     packages: set[str] = set()

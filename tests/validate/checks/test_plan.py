@@ -17,6 +17,7 @@ from finetune.validate.checks.config import check_reference
 from finetune.validate.checks.plan import check_evaluations, check_fit, check_plan, check_room, check_this_machine
 from finetune.validate.checks.schedule import check_run
 from tests.builders.checked_settings import CUDA, GB, LLAMA, NF4, codes
+from tests.builders.kinds import Change
 from tests.builders.small_run import ROOT
 
 # ---- The plan
@@ -54,9 +55,7 @@ def test_advice_names_only_what_fits(config: Config, fits: tuple[int, int], fix:
     assert " 0" not in finding.remedy
 
 
-def test_a_smaller_machine_than_the_recipes_is_a_warning(
-    change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_smaller_machine_than_the_recipes_is_a_warning(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     """A laptop with a GPU runs the rehearsal; the run itself needs the machine that was named."""
     monkeypatch.setattr(plan, "why_unavailable", lambda environment: None)
     monkeypatch.setattr(plan, "memory_bytes", lambda environment: 8 * GB)
@@ -89,7 +88,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return predicted
 
 
-def test_what_is_saved_for_nothing_is_told(change: Callable[..., Config], peaks: Callable[[int, int], None]) -> None:
+def test_what_is_saved_for_nothing_is_told(change: Change, peaks: Callable[[int, int], None]) -> None:
     """Up to seven tenths of the memory there would be room to spare, which is a third of the work."""
     config = change(**CUDA | NF4 | {"train.activation_checkpointing": True})
     peaks(71, 71)
@@ -99,7 +98,7 @@ def test_what_is_saved_for_nothing_is_told(change: Callable[..., Config], peaks:
     checkpointing, quantization = check_room(config, outlook_of(config, 30 * GB, 100 * GB))
     assert str(checkpointing) == (
         "params.yaml: train.activation_checkpointing: without it the peak would be 70.0 GB of 100.0 GB; "
-        "set it to false: a third of the work is saved"
+        "set it to false: it costs a third of the work"
     )
     assert str(quantization) == (
         "params.yaml: model.quantization: with bfloat16 weights the peak would be 60.0 GB of 100.0 GB; "
@@ -117,7 +116,7 @@ def test_an_unknown_architecture_has_no_plan(config: Config) -> None:
     assert check_plan(config, outlook) == []
 
 
-def test_the_advice_of_a_real_plan_is_taken(change: Callable[..., Config]) -> None:
+def test_the_advice_of_a_real_plan_is_taken(change: Change) -> None:
     """With real predictions: too large is an error that names a micro-batch, and with that one it is gone."""
     keys = {"machine": "gpu-24gb", "environment": "cuda", "train.max_length": 512}
     config = change(**keys | {"train.per_device_train_batch_size": 65536})
@@ -131,7 +130,7 @@ def test_the_advice_of_a_real_plan_is_taken(change: Callable[..., Config]) -> No
 # ---- The run on several devices, and packed
 
 
-def test_a_run_over_devices_is_judged_by_its_own_steps(change: Callable[..., Config]) -> None:
+def test_a_run_over_devices_is_judged_by_its_own_steps(change: Change) -> None:
     """Four devices take a fourth of the steps, so a warmup that was right on one is too long."""
     train = change(
         **{"train.warmup_steps": 10, "train.eval_steps": 5, "train.save_steps": 5, "train.logging_steps": 1}
@@ -143,7 +142,7 @@ def test_a_run_over_devices_is_judged_by_its_own_steps(change: Callable[..., Con
     assert partial.message == "the last step of each epoch takes 10 instead of 64 examples"
 
 
-def test_a_packed_run_is_judged_by_its_rows(change: Callable[..., Config]) -> None:
+def test_a_packed_run_is_judged_by_its_rows(change: Change) -> None:
     """1,600 examples in 160 rows are 10 steps an epoch, not 100: the intervals of the plain run are too long."""
     keys = {"train.warmup_steps": 0, "train.eval_steps": 50, "train.save_steps": 50, "train.packing": True}
     train = change(**keys).train
@@ -154,7 +153,7 @@ def test_a_packed_run_is_judged_by_its_rows(change: Callable[..., Config]) -> No
 # ---- The recipe
 
 
-def test_another_batch_size_than_the_recipes_is_told(change: Callable[..., Config], tmp_path: Path) -> None:
+def test_another_batch_size_than_the_recipes_is_told(change: Change, tmp_path: Path) -> None:
     """Learning rates are chosen for a batch size; params.yaml alone can't tell that it was changed."""
     assert check_reference(change(), ROOT / "recipes") == []
     keys = {"train.effective_batch_size": 32, "train.gradient_accumulation_steps": 2}
@@ -170,7 +169,7 @@ def test_another_batch_size_than_the_recipes_is_told(change: Callable[..., Confi
 # ---- What evaluations cost
 
 
-def test_costly_evaluations_are_a_warning(change: Callable[..., Config]) -> None:
+def test_costly_evaluations_are_a_warning(change: Change) -> None:
     """188 evaluations of a validation split as large as a tenth of the rows would double the run."""
     config = change(**{"train.eval_steps": 15, "train.save_steps": 15})
     outlook = make_plan(config, LLAMA, Workload.at_most(config.train, 15_000, validation=1_300))

@@ -9,12 +9,13 @@ from finetune.config.params import Config
 from finetune.records.examples import Example
 from finetune.validate.checks.sample_size import check_test_size
 from tests.builders.checked_splits import codes
+from tests.builders.kinds import Change, MakeExample
 
 # ---- The size of the test set
 
 
 @pytest.fixture
-def gate(change: Callable[..., Config]) -> Callable[..., Config]:
+def gate(change: Change) -> Change:
     """A config with one criterion and one look at 95%."""
 
     def made(policy: str = "interval", looks: int = 1, prompts: int = 20, **criterion: Any) -> Config:
@@ -39,7 +40,7 @@ MACRO_F1 = {"rule": "at_least", "metric": "exceptions.macro_f1", "group": "all",
 
 
 @pytest.fixture
-def tests_of(example: Callable[..., Example]) -> Callable[..., list[Example]]:
+def tests_of(example: MakeExample) -> Callable[..., list[Example]]:
     """So many test examples of an agent."""
 
     def made(count: int, agent: str = "namer") -> list[Example]:
@@ -48,9 +49,7 @@ def tests_of(example: Callable[..., Example]) -> Callable[..., list[Example]]:
     return made
 
 
-def test_a_test_set_that_can_prove_nothing_is_a_warning(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]]
-) -> None:
+def test_a_test_set_that_can_prove_nothing_is_a_warning(gate: Change, tests_of: Callable[..., list[Example]]) -> None:
     """At 148 examples even a perfect score fails the gate, at 149 it passes: known before the run, not after."""
     assert check_test_size(gate(**AT_LEAST), tests_of(149)) == []
     (finding,) = check_test_size(gate(**AT_LEAST), tests_of(148))
@@ -62,9 +61,7 @@ def test_a_test_set_that_can_prove_nothing_is_a_warning(
     assert (finding.code, finding.severity) == ("test-set-too-small", "warning")
 
 
-def test_the_advised_threshold_can_be_proved(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]]
-) -> None:
+def test_the_advised_threshold_can_be_proved(gate: Change, tests_of: Callable[..., list[Example]]) -> None:
     """Advice that raises the same finding again is no advice."""
     for count in (20, 31, 59, 100):
         (finding,) = check_test_size(gate(**AT_LEAST), tests_of(count))
@@ -74,7 +71,7 @@ def test_the_advised_threshold_can_be_proved(
         assert codes(again) == ["test-set-too-small"]
 
 
-def test_the_size_is_that_of_the_group(gate: Callable[..., Config], tests_of: Callable[..., list[Example]]) -> None:
+def test_the_size_is_that_of_the_group(gate: Change, tests_of: Callable[..., list[Example]]) -> None:
     """148 examples of one agent are not saved by the hundreds of another."""
     test = tests_of(148) + tests_of(300, "other")
     assert check_test_size(gate(**AT_LEAST), test) == []
@@ -84,7 +81,7 @@ def test_the_size_is_that_of_the_group(gate: Callable[..., Config], tests_of: Ca
 
 
 def test_not_worse_needs_examples_even_without_a_difference(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]]
+    gate: Change, tests_of: Callable[..., list[Example]]
 ) -> None:
     """52 examples without a discordant pair show a margin of 5 points, 51 do not."""
     assert check_test_size(gate(**NOT_WORSE), tests_of(52)) == []
@@ -98,7 +95,7 @@ def test_not_worse_needs_examples_even_without_a_difference(
 
 
 def test_better_needs_as_many_discordant_pairs_as_the_exact_test(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]]
+    gate: Change, tests_of: Callable[..., list[Example]]
 ) -> None:
     """0.5^5 = 0.03 is below 0.05, 0.5^4 is not; five looks ask for 0.01, so for 7."""
     (finding,) = check_test_size(gate(**BETTER), tests_of(4))
@@ -112,7 +109,7 @@ def test_better_needs_as_many_discordant_pairs_as_the_exact_test(
     assert codes(check_test_size(gate(looks=5, **BETTER), tests_of(7))) == ["test-set-tiny"]
 
 
-def test_a_bootstrap_needs_twenty_examples(gate: Callable[..., Config], tests_of: Callable[..., list[Example]]) -> None:
+def test_a_bootstrap_needs_twenty_examples(gate: Change, tests_of: Callable[..., list[Example]]) -> None:
     """Below, the gate gives no interval at all."""
     assert check_test_size(gate(**MACRO_F1), tests_of(20)) == []
     (finding,) = check_test_size(gate(**MACRO_F1), tests_of(19))
@@ -122,7 +119,7 @@ def test_a_bootstrap_needs_twenty_examples(gate: Callable[..., Config], tests_of
     )
 
 
-def test_a_tiny_group_is_a_warning(gate: Callable[..., Config], tests_of: Callable[..., list[Example]]) -> None:
+def test_a_tiny_group_is_a_warning(gate: Change, tests_of: Callable[..., list[Example]]) -> None:
     """The gate can be passed, and one answer more or less turns it."""
     easy = gate(**AT_LEAST | {"threshold": 0.5, "group": "namer"})
     assert check_test_size(easy, tests_of(20)) == []
@@ -134,9 +131,7 @@ def test_a_tiny_group_is_a_warning(gate: Callable[..., Config], tests_of: Callab
     assert (finding.code, finding.severity) == ("test-set-tiny", "warning")
 
 
-def test_latencies_are_taken_of_different_prompts(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]]
-) -> None:
+def test_latencies_are_taken_of_different_prompts(gate: Change, tests_of: Callable[..., list[Example]]) -> None:
     """The latency pass takes what is there, and says nothing."""
     fast = {"rule": "latency_at_most", "seconds": 1.0, "improvement": None}
     assert check_test_size(gate(prompts=30, **fast), tests_of(30)) == []
@@ -152,22 +147,20 @@ def test_latencies_are_taken_of_different_prompts(
 
 @pytest.mark.parametrize("criterion", [AT_LEAST, NOT_WORSE, BETTER, MACRO_F1])
 def test_what_proves_nothing_needs_no_size(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]], criterion: dict[str, Any]
+    gate: Change, tests_of: Callable[..., list[Example]], criterion: dict[str, Any]
 ) -> None:
     """The policy `point` compares estimates, of however few examples."""
     assert check_test_size(gate("point", **criterion), tests_of(1)) == []
     assert codes(check_test_size(gate(**criterion), tests_of(1))) == ["test-set-too-small"]
 
 
-def test_more_looks_need_more_examples(gate: Callable[..., Config], tests_of: Callable[..., list[Example]]) -> None:
+def test_more_looks_need_more_examples(gate: Change, tests_of: Callable[..., list[Example]]) -> None:
     """Five looks share the 5%: each is taken at 99%, where 149 examples are too few (228 are needed)."""
     assert check_test_size(gate(looks=5, **AT_LEAST), tests_of(228)) == []
     assert "228 are needed at 99.0% confidence" in check_test_size(gate(looks=5, **AT_LEAST), tests_of(227))[0].message
 
 
-def test_a_group_without_examples_is_an_error(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]]
-) -> None:
+def test_a_group_without_examples_is_an_error(gate: Change, tests_of: Callable[..., list[Example]]) -> None:
     """A mistyped agent could never be measured, so the verdict could never be deploy, under any policy."""
     for policy in ("interval", "point"):
         (finding,) = check_test_size(gate(policy, **MACRO_F1 | {"group": "nmaer"}), tests_of(30))

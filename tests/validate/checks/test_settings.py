@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.model.architecture import Architecture, LinearLayers
 from finetune.validate.checks.settings import check_settings
 from finetune.validate.findings import Finding
 from tests.builders.checked_settings import CUDA, FLASH, LLAMA, NF4, codes, spread
+from tests.builders.kinds import Change
 
 
 @pytest.fixture
-def settings(change: Callable[..., Config]) -> Callable[..., list[Finding]]:
+def settings(change: Change) -> Callable[..., list[Finding]]:
     """`settings({"train.fp16": True})`: the findings of check_settings on params.yaml with keys changed."""
 
     def checked(keys: dict[str, Any], architecture: Architecture | None = LLAMA) -> list[Finding]:
@@ -29,7 +29,7 @@ def test_liger_needs_cuda(settings: Callable[..., list[Finding]]) -> None:
     assert "liger-needs-cuda" not in codes(settings(CUDA | {"train.use_liger_kernel": True}))
 
 
-def test_float16_weights_need_loss_scaling(change: Callable[..., Config]) -> None:
+def test_float16_weights_need_loss_scaling(change: Change) -> None:
     """Gradients below 6e-8 are zero in float16; only fp16's scaling lifts them over that."""
     keys = CUDA | {"model.dtype": "float16"}
     assert codes(check_settings(change(**keys | {"train.bf16": False, "train.fp16": False}), LLAMA)) == [

@@ -23,6 +23,7 @@ from finetune.validate.checks.token import (
 )
 from finetune.validate.findings import Finding
 from finetune.validate.tokenized import TokenCounts, TokenizedSplit, tokenize_split
+from tests.builders.kinds import Change, MakeExample
 from tests.builders.small_run import workspace
 from tests.builders.tokenized_rows import settings as settings
 from tests.builders.tokenized_rows import tokenizer as tokenizer
@@ -140,7 +141,7 @@ def test_padding_over_the_budget_is_an_error(settings: Callable[..., TrainConfig
 
 
 def test_rows_that_the_template_refuses_are_told_and_left_out(
-    tokenizer: Any, example: Callable[..., Example], config: Config, settings: Callable[..., TrainConfig]
+    tokenizer: Any, example: MakeExample, config: Config, settings: Callable[..., TrainConfig]
 ) -> None:
     """By the first of them with its line, in the template's words; the others are tokenized."""
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
@@ -166,7 +167,7 @@ def test_rows_that_the_template_refuses_are_told_and_left_out(
 
 
 def test_a_row_whose_mask_is_not_its_answer_is_told(
-    tokenizer: Any, example: Callable[..., Example], config: Config, settings: Callable[..., TrainConfig]
+    tokenizer: Any, example: MakeExample, config: Config, settings: Callable[..., TrainConfig]
 ) -> None:
     """A template that changes what the assistant wrote teaches something else."""
     kept = tokenizer.chat_template
@@ -223,7 +224,7 @@ def test_a_template_that_refuses_every_row_stops_validate_with_a_report(
 # ---- Control tokens in texts
 
 
-def test_a_control_token_in_a_text_is_a_warning(tokenizer: Any, example: Callable[..., Example]) -> None:
+def test_a_control_token_in_a_text_is_a_warning(tokenizer: Any, example: MakeExample) -> None:
     """The tokenizer makes the control token of it: whoever writes the prompt can end the turn and speak as another."""
     clean = [example("what is <b>im_end</b>, or <|im end|>?", "nothing")]
     assert check_special_tokens(tokenizer, {"train": clean, "validation": [], "test": clean}) == []
@@ -250,9 +251,7 @@ def test_control_tokens_in_tool_calls_and_system_prompts_are_found(tokenizer: An
 # ---- Test answers
 
 
-def test_answers_that_cant_be_given_in_full_are_a_warning(
-    tokenizer: Any, example: Callable[..., Example], change: Callable[..., Config]
-) -> None:
+def test_answers_that_cant_be_given_in_full_are_a_warning(tokenizer: Any, example: MakeExample, change: Change) -> None:
     """They count as wrong whatever was learnt; the end token itself is not needed for an exact match."""
     rows = [example("a", "ValueError"), example("b", "UnicodeDecodeError is a subclass of ValueError")]
     whole = [tokenize(tokenizer, one.messages) for one in rows]
@@ -270,9 +269,7 @@ def test_answers_that_cant_be_given_in_full_are_a_warning(
     assert (finding.code, finding.severity) == ("answers-cut-off", "warning")
 
 
-def test_prompts_beyond_the_bases_positions_are_an_error(
-    tokenizer: Any, example: Callable[..., Example], change: Callable[..., Config]
-) -> None:
+def test_prompts_beyond_the_bases_positions_are_an_error(tokenizer: Any, example: MakeExample, change: Change) -> None:
     """Prompt and answer share the positions; at the last one nothing is wrong, and an unknown base says nothing."""
     rows = [example("a", "ValueError"), example("a longer prompt than the other", "TypeError")]
     prompt = max(

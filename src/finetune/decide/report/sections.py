@@ -95,10 +95,8 @@ def show_groups(evaluation: EvaluationReport, predictions: Sequence[Prediction])
             and not (group == ALL and is_of_one_group(key, evaluation))
         ]
         if rows:
-            better = "higher is better" if metric.higher_is_better else "lower is better"
-            found.append(
-                {"metric": name(key), "note": better, "drawn": any(row["drawing"] for row in rows), "rows": rows}
-            )
+            better, drawn = "higher" if metric.higher_is_better else "lower", any(row["drawing"] for row in rows)
+            found.append({"metric": name(key), "note": f"{better} is better", "drawn": drawn, "rows": rows})
     return found
 
 
@@ -222,11 +220,8 @@ def show_plan(run: Decided) -> list[dict[str, str]]:
     steps = {"planned": f"{run.reports.validation.schedule.steps:,}", "measured": f"{run.reports.train.steps:,}"}
     memory = {"planned": amount(planned, "bytes"), "measured": amount(peak, "bytes")}
     time = {"planned": f"{flops / 1e12:,.3g} TFLOP", "measured": duration(wall)}
-    return [
-        {"what": "Steps", **steps, "apart": ""},
-        {"what": "Peak memory of training", **memory, "apart": apart},
-        {"what": "Time of training", **time, "apart": rate},
-    ]
+    rows = (("Steps", steps, ""), ("Peak memory of training", memory, apart), ("Time of training", time, rate))
+    return [{"what": what, **figures, "apart": told} for what, figures, told in rows]
 
 
 def show_seeds(seeds: Mapping[str, Mapping[str, Any]] | None, readings: Sequence[Reading]) -> dict[str, Any] | None:
@@ -234,16 +229,13 @@ def show_seeds(seeds: Mapping[str, Mapping[str, Any]] | None, readings: Sequence
     if not seeds:
         return None
     kinds = {item.outcome.criterion: item.kind for item in readings}
-    estimates = [
-        {criterion: found["estimate"] for criterion, found in run["criteria"].items()} for run in seeds.values()
-    ]
+    estimates = [{key: found["estimate"] for key, found in run["criteria"].items()} for run in seeds.values()]
     rows = []
     for criterion in dict.fromkeys(key for run in estimates for key in run):
         values = [run.get(criterion) for run in estimates]
         known = [value for value in values if value is not None]
         kind: Kind = kinds.get(criterion, "number")
         spread = f"{told(min(known), kind)} to {told(max(known), kind)}" if known else "n/a"
-        rows.append(
-            {"criterion": name(criterion, 160), "values": [told(value, kind) for value in values], "spread": spread}
-        )
+        shown = [told(value, kind) for value in values]
+        rows.append({"criterion": name(criterion, 160), "values": shown, "spread": spread})
     return {"runs": [{"seed": seed, **run} for seed, run in seeds.items()], "rows": rows}

@@ -11,8 +11,7 @@ import numpy.typing as npt
 from finetune.config.data import DuplicateConfig
 from finetune.config.types import Split
 from finetune.config.validate import ValidateParams
-from finetune.records.examples import Example
-from finetune.records.leakage import plain_turn, text_key
+from finetune.records.examples import Example, plain_turn, text_key
 from finetune.records.near_duplicates import BandHashes, band_hashes, shingles, similarity, spoken_text
 from finetune.validate.findings import Finding
 
@@ -56,9 +55,8 @@ def _copies(name: Split, found: Sequence[Example], split: Sequence[Example]) -> 
     if not found:
         return []
     what = f"{_share(found, split)} are in train too, prompt and answer ({some_ids(found)})"
-    return [
-        Finding("split-overlap", _file(name), what, "run prepare again (dvc repro -f -s prepare); it keeps them apart")
-    ]
+    fix = "run prepare again (dvc repro -f -s prepare); it keeps them apart"
+    return [Finding("split-overlap", _file(name), what, fix)]
 
 
 def _same_prompts(name: Split, found: Sequence[Example], split: Sequence[Example]) -> list[Finding]:
