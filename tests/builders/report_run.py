@@ -2,17 +2,16 @@
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.decide.outcomes import Outcome
 from finetune.decide.verdict import Suggestion, Verdict
 from finetune.records.examples import Prediction, Timing
+from tests.builders.kinds import Change
 from tests.builders.report_answers import AGENT, CRITERIA, HOSTILE, PROBLEM, SCORERS, MadeUp, answer, make_predictions
 from tests.builders.stage_reports import (
     MACHINE,
@@ -90,7 +89,7 @@ def make_timings(count: int = 60) -> list[Timing]:
     ]
 
 
-def make_run(change: Callable[..., Config]) -> MadeUp:
+def make_run(change: Change) -> MadeUp:
     """A complete run that ends in deploy."""
     decide = change(**{"evaluate.scorers": SCORERS, "decide.criteria": CRITERIA}).decide
     predictions = make_predictions()
@@ -100,7 +99,7 @@ def make_run(change: Callable[..., Config]) -> MadeUp:
     return MadeUp(verdict, outcomes, predictions, reports, make_curves())
 
 
-def make_undecided(change: Callable[..., Config]) -> MadeUp:
+def make_undecided(change: Change) -> MadeUp:
     """A run that ends in iterate, with hostile texts wherever a text of the data or of a model can stand."""
     made = make_run(change)
     first = made.outcomes[0]
@@ -132,7 +131,7 @@ def make_undecided(change: Callable[..., Config]) -> MadeUp:
 
 
 @pytest.fixture
-def run(change: Callable[..., Config]) -> MadeUp:
+def run(change: Change) -> MadeUp:
     """A run that ends in deploy."""
     return make_run(change)
 
@@ -175,3 +174,9 @@ def load_card(text: str) -> Any:
     from huggingface_hub import ModelCard
 
     return ModelCard(text)
+
+
+@pytest.fixture
+def undecided(change: Change) -> MadeUp:
+    """A run that ends in iterate, full of hostile texts."""
+    return make_undecided(change)

@@ -82,9 +82,7 @@ def test_the_system_prompt_is_the_nearest_one(
 @pytest.mark.parametrize(
     ("own", "sources", "agent"), [("a", "b", "a"), (None, "b", "b"), (None, None, "rows"), ("a", None, "a")]
 )
-def test_the_agent_is_the_rows_own_or_its_sources(
-    config: Config, own: str | None, sources: str | None, agent: str
-) -> None:
+def test_the_agent_is_the_rows_or_its_sources(config: Config, own: str | None, sources: str | None, agent: str) -> None:
     """Results are told by agent, and the system prompt is chosen by it."""
     assert formed(Conversation(TURNS, agent=own), config, agent=sources).agent == agent
 

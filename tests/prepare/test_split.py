@@ -163,9 +163,8 @@ def test_rows_of_a_group_stay_together() -> None:
 
 def test_a_prompt_that_two_groups_share_leaves_the_less_protected_split() -> None:
     """Everybody says hello: that must neither tie all users together nor stand in train and test."""
-    table = table_of(
-        prompts=[0 if at % 10 == 0 else at for at in range(200)], groups=[at // 10 + 1 for at in range(200)]
-    )
+    rows = range(200)
+    table = table_of(prompts=[0 if at % 10 == 0 else at for at in rows], groups=[at // 10 + 1 for at in rows])
     places, _ = place_rows(table, equal_pairs(table.prompt), [None], settings("exact", 0.5, 0.25, 0.25), 42)
     assert np.bincount(places).tolist() == [100, 50, 50]
     hello = table.kept[table.prompt[table.kept] == 0]

@@ -175,10 +175,8 @@ def test_what_a_server_does_wrong_is_told(respond: Respond, message: str) -> Non
 )
 def test_a_broken_stream_is_no_answer(sent: list[bytes], message: str) -> None:
     """Half an answer would be scored as one that the model chose to end there."""
-    with (
-        serving(always(sent, Content_Type="text/event-stream")) as (url, _),
-        pytest.raises(ServerError, match=message),
-    ):
+    respond = always(sent, Content_Type="text/event-stream")
+    with serving(respond) as (url, _), pytest.raises(ServerError, match=message):
         client(url).answer(HI, max_tokens=2, stream=True)
 
 

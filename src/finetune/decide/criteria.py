@@ -119,19 +119,10 @@ def judge_memory(criterion: MemoryAtMost, evidence: Evidence) -> Outcome:
     if len(peaks) < ENOUGH_PEAKS or min(peaks) <= 0:
         reason = f"{len(peaks)} peaks, the least {min(peaks, default=0)}; three above zero are needed"
         return unmeasured(criterion, "memory", limit, reason, "bytes")
-    return Outcome(
-        criterion=criterion.describe(),
-        about="memory",
-        status="pass" if max(peaks) <= limit else "fail",
-        target=limit,
-        estimate=max(peaks),
-        lower=min(peaks),
-        upper=max(peaks),
-        unit="bytes",
-        method="largest observed",
-        reason=f"the largest of {len(peaks)} fresh processes",
-        higher_is_better=False,
-    )
+    status: Status = "pass" if max(peaks) <= limit else "fail"
+    figures = (max(peaks), min(peaks), max(peaks), "bytes", "largest observed")
+    reason = f"the largest of {len(peaks)} fresh processes"
+    return Outcome(criterion.describe(), "memory", status, limit, *figures, reason, higher_is_better=False)
 
 
 def judge_seeds(
@@ -162,15 +153,5 @@ def judge_seeds(
     reason = f"{len(passing)} of {len(known)} seeds pass every criterion ({missing})"
     if worst == "pass":
         reason = f"every criterion passes under each of the seeds {', '.join(map(str, sorted(known)))}"
-    return Outcome(
-        criterion=f"all of {asked} seeds pass",
-        about="seeds",
-        status=worst,
-        target=asked,
-        estimate=len(passing),
-        lower=None,
-        upper=None,
-        unit="seeds",
-        method="the worst of them",
-        reason=reason,
-    )
+    figures = (len(passing), None, None, "seeds", "the worst of them")
+    return Outcome(f"all of {asked} seeds pass", "seeds", worst, asked, *figures, reason)

@@ -34,11 +34,8 @@ def check_evidence(params: DecideParams, paths: Paths, reports: RunReports, pred
         what = f"{len(found)} test prompts stand in train too ({found[0]}…)"
         raise DataError("data/prepared", what, "run prepare again")
     if reports.validation.errors:
-        raise DataError(
-            "reports/validation.json",
-            "holds errors, like test rows that are trained on, or more lost tokens than the budget allows",
-            "run validate again",
-        )
+        what = "holds errors, like test rows that are trained on, or more lost tokens than the budget allows"
+        raise DataError("reports/validation.json", what, "run validate again")
 
 
 def leaked(train: Iterable[Example], held_out: Iterable[Example]) -> list[str]:

@@ -12,7 +12,7 @@ from finetune.decide.evidence import check_evidence
 from finetune.decide.outcomes import Gate, Outcome
 from finetune.decide.report.formatting import amount
 from finetune.decide.report.render import render_card, render_report, render_summary
-from finetune.decide.run_reports import Curves, Decided, RunReports, read_curves
+from finetune.decide.run_reports import Decided, RunReports, read_curves
 from finetune.decide.verdict import Verdict, reach_verdict
 from finetune.files.atomic import write_json, write_lines
 from finetune.files.hashing import sha256_json
@@ -57,7 +57,9 @@ def run(params: DecideParams, paths: Paths) -> None:
         seeds or None,
         timings,
     )
-    publish(paths, verdict, outcomes, predictions, run, curves)
+    write_lines(paths.reports / "report.html", [render_report(verdict, outcomes, predictions, run, curves)])
+    write_lines(paths.reports / "summary.md", [render_summary(verdict, outcomes, run)])
+    write_lines(paths.model_card, [render_card(verdict, outcomes, run)])
     write_json(paths.reports / "decision.json", report_of(verdict, outcomes, gate, run).to_json())
     show(verdict, outcomes, run.changes)
 
@@ -75,20 +77,6 @@ def evidence_of(
         recorded=baseline.name if baseline.recorded else None,
         unanswered=cost.latency.unanswered["candidate"],
     )
-
-
-def publish(
-    paths: Paths,
-    verdict: Verdict,
-    outcomes: list[Outcome],
-    predictions: list[Prediction],
-    run: Decided,
-    curves: Curves,
-) -> None:
-    """Write the page, the summary and the model card."""
-    write_lines(paths.reports / "report.html", [render_report(verdict, outcomes, predictions, run, curves)])
-    write_lines(paths.reports / "summary.md", [render_summary(verdict, outcomes, run)])
-    write_lines(paths.model_card, [render_card(verdict, outcomes, run)])
 
 
 def report_of(verdict: Verdict, outcomes: list[Outcome], gate: Gate, run: Decided) -> DecisionReport:

@@ -49,14 +49,9 @@ def open_source(data: DataConfig, source: Source, root: Path) -> Opened:
         digest = sha256_folder(path) if path.is_dir() else sha256_file(path)
     except OSError as error:
         raise DataError(path, f"can't be read ({error.strerror})", "see its rights and its disk") from None
-    return Opened(
-        where=str(path),
-        sha256=digest,
-        revision=None,
-        bytes=disk_bytes(path, container, source.part),
-        by_line=container.by_line,
-        batches=read_batches(path, container, data.max_row_bytes, source.part),
-    )
+    size = disk_bytes(path, container, source.part)
+    batches = read_batches(path, container, data.max_row_bytes, source.part)
+    return Opened(str(path), digest, revision=None, bytes=size, by_line=container.by_line, batches=batches)
 
 
 def source_path(data: DataConfig, source: Source, root: Path) -> Path:
@@ -133,11 +128,9 @@ def _load_hub(source: Source, where: str) -> Any:
     assert source.hub is not None, f"{source.name} is a file"
     if os.path.lexists(source.hub):
         kind = "folder" if Path(source.hub).is_dir() else "file"
-        raise DataError(
-            "hub",
-            f"{source.hub} is a {kind} here, which would be read in the Hub's place",
-            "name it under path, inside data.directory, so that DVC watches it, or move it away",
-        )
+        what = f"{source.hub} is a {kind} here, which would be read in the Hub's place"
+        remedy = "name it under path, inside data.directory, so that DVC watches it, or move it away"
+        raise DataError("hub", what, remedy)
     try:
         return datasets.load_dataset(source.hub, name=source.subset, split=source.part, revision=source.revision)
     except Exception as error:  # whatever network, Hub, files and dataset may raise

@@ -258,10 +258,8 @@ def detect_format(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
     if len(fitting) == 1:
         return fitting[0]
     what = f"looks like {' and like '.join(fitting)}" if fitting else "has the fields of no format"
-    raise ValueError(
-        f"{what} (columns: {listed(_names(rows)) or 'none'}); name its format, one of {', '.join(FORMATS)}, and give "
-        "other names to its fields under columns"
-    )
+    remedy = f"name its format, one of {', '.join(FORMATS)}, and give other names to its fields under columns"
+    raise ValueError(f"{what} (columns: {listed(_names(rows)) or 'none'}); {remedy}")
 
 
 def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
@@ -269,9 +267,8 @@ def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
     there = _names(rows)
     for ours, theirs in columns.items():
         if theirs not in there:
-            raise ValueError(
-                f"has no column {short(theirs)!r}, which is named for {ours} (columns: {listed(there)}); mend the name"
-            )
+            what = f"has no column {short(theirs)!r}, which is named for {ours}"
+            raise ValueError(f"{what} (columns: {listed(there)}); mend the name")
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,8 +13,7 @@ from finetune.answers.matching import UnscorableError
 from finetune.config import scorers as kinds
 from finetune.errors import ConfigError, Problem
 from finetune.records.examples import Example
-from finetune.score.classes import classes_of
-from finetune.score.scoring import BuiltScorer, Scorers
+from finetune.score.scoring import BuiltScorer, Scorers, classes_of
 from finetune.score.server import ChatServer
 
 

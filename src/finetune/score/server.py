@@ -56,11 +56,9 @@ class ChatServer:
 
         self.model, self.timeout, self.place = model, timeout_seconds, place
         if "@" in urlsplit(url).netloc:
-            raise ConfigError(
-                f"params.yaml: {place}.url",
-                "holds a user or password, which reports and logs would tell",
-                "take it out, and name the variable of a key in api_key_variable",
-            )
+            remedy = "take it out, and name the variable of a key in api_key_variable"
+            what = "holds a user or password, which reports and logs would tell"
+            raise ConfigError(f"params.yaml: {place}.url", what, remedy)
         self.url = chat_url(url)
         self.shown = without_secrets(self.url)
         self._key = read_key(api_key_variable, place)

@@ -106,9 +106,7 @@ CODES: dict[str, Code] = {
     "packing-slow": Code("warning", "time", "Without flash-attention a packed row has a square mask."),
     "packing-ignores-sampling": Code("note", "nothing", "Packed rows are all alike in length."),
     # ---- the rows
-    "split-overlap": Code(
-        "error", "verdict", "A held-out row is trained on, prompt and answer.", binding=True, in_params=False
-    ),
+    "split-overlap": Code("error", "verdict", "A held-out row is trained on whole.", binding=True, in_params=False),
     "split-same-prompt": Code(
         "error", "verdict", "A tested prompt is trained on, with another answer.", binding=True, in_params=False
     ),
@@ -116,18 +114,12 @@ CODES: dict[str, Code] = {
     "test-near-overlap": Code("error", "verdict", "A test row is nearly one that is trained on.", in_params=False),
     "split-empty": Code("error", "run", "Nothing is left in a split.", binding=True, in_params=False),
     "test-prompts-repeated": Code("warning", "verdict", "Copies of a prompt are no new evidence."),
-    "test-prompts-mostly-repeated": Code(
-        "error", "verdict", "More than one in twenty test prompts is a copy.", in_params=False
-    ),
+    "test-prompts-mostly-repeated": Code("error", "verdict", "Over 5% of test prompts are copies.", in_params=False),
     "test-set-too-small": Code("warning", "verdict", "Too few test examples for a criterion, even if all are right."),
     "test-set-tiny": Code("warning", "verdict", "A criterion on fewer than 20 examples: each of them moves the score."),
     "group-unknown": Code("error", "verdict", "A criterion on a group that no test example is of."),
-    "scorer-unusable": Code(
-        "error", "verdict", "A scorer, or a test of forgetting, that can score nothing here.", binding=True
-    ),
-    "group-ambiguous": Code(
-        "error", "verdict", "An agent and a source of one name, with other examples.", binding=True
-    ),
+    "scorer-unusable": Code("error", "verdict", "A scorer or forgetting test that can score nothing.", binding=True),
+    "group-ambiguous": Code("error", "verdict", "An agent and a source of one name and other examples.", binding=True),
     "agents-imbalanced": Code("warning", "quality", "One agent has over twenty times the rows of another."),
     "agent-missing": Code("error", "quality", "An agent that is tested was never trained on.", in_params=False),
     "labels-imbalanced": Code("warning", "quality", "One label has over twenty times the rows of another."),
@@ -150,13 +142,9 @@ CODES: dict[str, Code] = {
     "supervised-over-budget": Code("error", "quality", "More answer tokens are cut than train.budget allows."),
     "padding-over-budget": Code("error", "time", "More positions are padding than train.budget allows."),
     "answers-cut-off": Code("warning", "verdict", "Test answers that max_new_tokens makes impossible."),
-    "prompts-beyond-base": Code(
-        "error", "verdict", "Test prompts that leave the base no place to answer.", in_params=False
-    ),
+    "prompts-beyond-base": Code("error", "verdict", "Test prompts that leave no room for an answer.", in_params=False),
     # ---- what params.yaml accepts
-    "accepted-unknown": Code(
-        "error", "nothing", "findings.accept names no code, or one that is binding.", binding=True
-    ),
+    "accepted-unknown": Code("error", "nothing", "findings.accept names no code, or a binding one.", binding=True),
     "accepted-unused": Code("note", "nothing", "findings.accept names what was not found."),
 }
 

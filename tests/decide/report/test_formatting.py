@@ -2,23 +2,14 @@
 
 import re
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.decide.report.formatting import percent, plain_markdown, plain_name, shortened, told, visible
 from finetune.decide.report.readings import examples_counted, read_outcomes
 from finetune.decide.report.svg import Scale, round_ticks
-from tests.builders.kinds import Change
 from tests.builders.report_answers import OTHER, MadeUp
-from tests.builders.report_run import make_run
-
-
-@pytest.fixture
-def run(change: Change) -> MadeUp:
-    """A run that ends in deploy."""
-    return make_run(change)
-
+from tests.builders.report_run import run as run
 
 # ---- Drawings and words
 

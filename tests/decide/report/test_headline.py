@@ -11,20 +11,9 @@ from finetune.decide.report.headline import headline, provisos
 from finetune.decide.verdict import Verdict
 from tests.builders.kinds import Change
 from tests.builders.report_answers import MadeUp
-from tests.builders.report_run import Page, load_card, make_run, make_undecided
-
-
-@pytest.fixture
-def run(change: Change) -> MadeUp:
-    """A run that ends in deploy."""
-    return make_run(change)
-
-
-@pytest.fixture
-def undecided(change: Change) -> MadeUp:
-    """A run that ends in iterate, full of hostile texts."""
-    return make_undecided(change)
-
+from tests.builders.report_run import Page, load_card
+from tests.builders.report_run import run as run
+from tests.builders.report_run import undecided as undecided
 
 # ---- The sentence
 

@@ -4,8 +4,6 @@ import re
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from finetune.decide.report.confusion import heat, worst_classes
 from finetune.decide.report.examples import SHOWN, choose_rows, kind_of, show_examples, tag_predictions
 from finetune.decide.report.readings import known_metrics, read_outcomes
@@ -13,20 +11,9 @@ from finetune.decide.report.sections import show_groups, show_seeds
 from finetune.reports.evaluation import ClassFigures
 from tests.builders.kinds import Change
 from tests.builders.report_answers import AGENT, CRITERIA, OTHER, SCORERS, SHA, MadeUp, answer
-from tests.builders.report_run import Page, make_run, make_undecided
-
-
-@pytest.fixture
-def run(change: Change) -> MadeUp:
-    """A run that ends in deploy."""
-    return make_run(change)
-
-
-@pytest.fixture
-def undecided(change: Change) -> MadeUp:
-    """A run that ends in iterate, full of hostile texts."""
-    return make_undecided(change)
-
+from tests.builders.report_run import Page
+from tests.builders.report_run import run as run
+from tests.builders.report_run import undecided as undecided
 
 # ---- The page
 
@@ -172,9 +159,8 @@ def test_few_examples_are_all_shown(run: MadeUp) -> None:
 def test_many_classes_collapse_to_the_worst() -> None:
     """A matrix of a hundred rows is read by nobody; the answers outside the shown classes are counted all the same."""
     labels = [f"c{at:03}" for at in range(100)]
-    per_class = {
-        label: ClassFigures(precision=0.5, recall=0.5, f1=at / 100, examples=5) for at, label in enumerate(labels)
-    }
+    half = {"precision": 0.5, "recall": 0.5, "examples": 5}
+    per_class = {label: ClassFigures(f1=at / 100, **half) for at, label in enumerate(labels)}
     shown = worst_classes(labels, per_class)
     assert shown == labels[:20]
     confusion = [[1] * 101 for _ in labels]

@@ -9,7 +9,7 @@ import pytest
 from finetune.model.architecture import Architecture
 from finetune.validate.checks.adapter import check_adapter
 from finetune.validate.findings import Finding
-from tests.builders.checked_settings import LLAMA, SEVEN, codes
+from tests.builders.checked_settings import LLAMA, SEVEN, codes, told
 from tests.builders.kinds import Change
 
 
@@ -41,11 +41,10 @@ def test_a_target_module_that_is_nowhere_is_an_error(adapter: Callable[..., list
     assert adapter({}) == []
     assert adapter({"adapter.target_modules": ["c_attn"], "train.learning_rate": 2e-4}, None) == []
     (finding,) = adapter({"adapter.target_modules": ["q_proj", "c_attn", "c_proj"]})
-    assert str(finding) == (
+    assert told(finding, "target-modules-missing") == (
         "params.yaml: adapter.target_modules: c_attn, c_proj match nothing in LlamaForCausalLM; "
         "use some of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
     )
-    assert (finding.code, finding.severity) == ("target-modules-missing", "error")
 
 
 def test_a_path_is_no_name_of_a_module(adapter: Callable[..., list[Finding]]) -> None:
@@ -62,12 +61,11 @@ def test_embeddings_can_be_adapted_and_the_head_can_not(adapter: Callable[..., l
 def test_layers_without_an_adapter_are_a_note(adapter: Callable[..., list[Finding]]) -> None:
     """QLoRA found that all linear layers matter; by hand 2 x (128 x 64 x 2 + 128 x 256 x 3) of 500,000 parameters."""
     (finding,) = adapter({"adapter.target_modules": ["q_proj", "o_proj"]})
-    assert str(finding) == (
+    assert told(finding, "target-modules-partial") == (
         "params.yaml: adapter.target_modules: down_proj, gate_proj, k_proj, up_proj, v_proj get no adapter: 46% of "
         "LlamaForCausalLM; use all of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, where the "
         "validation loss stays high"
     )
-    assert (finding.code, finding.severity) == ("target-modules-partial", "note")
 
 
 @pytest.mark.parametrize("alpha", [3, 129])
@@ -76,10 +74,9 @@ def test_an_unusual_scale_is_a_warning(adapter: Callable[..., list[Finding]], al
     for usual in (4, 128):
         assert adapter({"adapter.r": 16, "adapter.lora_alpha": usual}) == []
     (finding,) = adapter({"adapter.r": 16, "adapter.lora_alpha": alpha})
-    assert str(finding) == (
+    assert told(finding, "alpha-unusual") == (
         f"params.yaml: adapter.lora_alpha: lora_alpha {alpha} over r 16 is {alpha / 16:g}, outside 0.25 to 8; use 32"
     )
-    assert (finding.code, finding.severity) == ("alpha-unusual", "warning")
     assert adapter({"adapter.lora_alpha": 16, "adapter.use_rslora": True}) == []
     assert codes(adapter({"adapter.lora_alpha": 1000, "adapter.use_rslora": True})) == ["alpha-unusual"]
 
@@ -101,8 +98,7 @@ def test_a_high_learning_rate_is_a_warning(
     """Ten times more is usual for a tiny base; SGD's rates are others altogether."""
     assert adapter({"train.learning_rate": edge}, architecture) == []
     (finding,) = adapter({"train.learning_rate": above}, architecture)
-    assert str(finding) == f"params.yaml: train.learning_rate: {text}"
-    assert (finding.code, finding.severity) == ("learning-rate-high", "warning")
+    assert told(finding, "learning-rate-high") == f"params.yaml: train.learning_rate: {text}"
     assert adapter({"train.learning_rate": above, "train.optim": "sgd"}, architecture) == []
 
 
@@ -110,8 +106,7 @@ def test_a_low_learning_rate_is_a_warning(adapter: Callable[..., list[Finding]])
     """2e-5 is what full fine-tuning takes, and the commonest value that is copied from it."""
     assert adapter({"train.learning_rate": 3e-5}) == []
     (finding,) = adapter({"train.learning_rate": 2e-5})
-    assert str(finding) == (
+    assert told(finding, "learning-rate-low") == (
         "params.yaml: train.learning_rate: 2e-05 is below 3e-05: a rate for training all weights, not for adapters; "
         "use 0.00018"
     )
-    assert (finding.code, finding.severity) == ("learning-rate-low", "warning")

@@ -13,7 +13,8 @@ from finetune.config.types import SPLITS, Split
 from finetune.records.examples import Example, Message
 from finetune.records.io import read_examples
 from finetune.validate.checks.data import check_data, check_empty, check_repeated_prompts
-from tests.builders.checked_splits import Splits, codes
+from tests.builders.checked_settings import codes, told
+from tests.builders.checked_splits import Splits
 from tests.builders.checked_splits import quiet as quiet
 from tests.builders.checked_splits import splits as splits
 from tests.builders.kinds import Change, MakeExample
@@ -65,11 +66,10 @@ def test_repeated_prompts_are_a_warning_up_to_five_percent(change: Change, examp
     test = [example(f"test {at}") for at in range(19)]
     assert check_repeated_prompts(config, test) == []
     (finding,) = check_repeated_prompts(config, [*test, example("test  0", "another")])
-    assert str(finding) == (
+    assert told(finding, "test-prompts-repeated") == (
         "data/prepared/test.jsonl: 1 of 20 test examples (5%) repeat a prompt; intervals take them for independent "
         "ones; put other test examples in their place"
     )
-    assert (finding.code, finding.severity) == ("test-prompts-repeated", "warning")
     (finding,) = check_repeated_prompts(config, [*test[1:], example("test  1", "another")])
     assert (finding.code, finding.severity) == ("test-prompts-mostly-repeated", "error")
     assert "1 of 19 test examples (5.26%)" in finding.message
@@ -82,9 +82,7 @@ def test_repeated_prompts_are_a_warning_up_to_five_percent(change: Change, examp
         ("drop", "ignore", ", or set data.duplicates.near: drop"),
     ],
 )
-def test_what_would_drop_repeated_prompts_is_named(
-    change: Change, example: MakeExample, exact: str, near: str, fix: str
-) -> None:
+def test_what_drops_repeated_prompts(change: Change, example: MakeExample, exact: str, near: str, fix: str) -> None:
     """Where the config keeps copies, that is the line to change."""
     config = change(**{"data.duplicates.exact": exact, "data.duplicates.near": near})
     (finding,) = check_repeated_prompts(config, [example("one"), example("one")])

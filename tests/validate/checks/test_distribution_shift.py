@@ -7,6 +7,7 @@ import pytest
 
 from finetune.records.examples import Example
 from finetune.validate.checks.distribution_shift import check_shift, script_of
+from tests.builders.checked_settings import told
 from tests.builders.kinds import MakeExample
 
 # ---- Shifts
@@ -32,11 +33,10 @@ def test_another_script_is_a_warning(written: Callable[..., list[Example]]) -> N
     train = written("train", ENGLISH, 90)
     test = written("test", ENGLISH, 20) + written("test", RUSSIAN, 10)
     (finding,) = check_shift({"train": train, "validation": [], "test": test})
-    assert str(finding) == (
+    assert told(finding, "language-shift") == (
         "data/prepared/test.jsonl: the scripts of the rows differ by 33% (total variation): CYRILLIC 0% of train and "
         "33% of test, LATIN 100% of train and 67% of test; add train rows like those that are tested"
     )
-    assert (finding.code, finding.severity) == ("language-shift", "warning")
     mixed = train + written("train", RUSSIAN, 45)
     assert check_shift({"train": mixed, "validation": [], "test": test}) == []
     assert check_shift({"train": train, "validation": [], "test": test[:20] + test[20:21]}) == []

@@ -10,7 +10,7 @@ import pytest
 from finetune.model import base
 from finetune.validate.checks import machine as machine_checks
 from finetune.validate.checks.machine import check_disk, check_machine, check_packages
-from tests.builders.checked_settings import CUDA, FLASH, GB, codes, spread
+from tests.builders.checked_settings import CUDA, FLASH, GB, codes, spread, told
 from tests.builders.kinds import Change
 
 
@@ -50,9 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ) -> None:
         monkeypatch.setattr(machine_checks, "why_unavailable", lambda environment: missing)
         monkeypatch.setattr(machine_checks, "count_devices", lambda environment: devices)
-        monkeypatch.setattr(
-            machine_checks, "device_supports", lambda number_format, environment: number_format in supports
-        )
+        monkeypatch.setattr(machine_checks, "device_supports", lambda kind, environment: kind in supports)
         monkeypatch.setattr(machine_checks, "has_fast_bfloat16", lambda: fast)
         monkeypatch.setattr(machine_checks, "find_spec", lambda name: name if name in packages else None)
         monkeypatch.setattr(machine_checks, "flash_attention_found", lambda: "flash_attn" in packages)
@@ -72,11 +70,10 @@ def test_a_missing_device_is_a_warning_and_the_only_one(machine: Callable[..., N
     """Validate is run on a laptop before the machine is rented; what that one has, nobody can ask here."""
     machine(missing="no CUDA device answers", devices=0, supports=(), packages=())
     (finding,) = check_machine(change(**CUDA | FLASH | spread("zero2", devices=4)))
-    assert str(finding) == (
+    assert told(finding, "device-missing") == (
         "params.yaml: environment: no CUDA device answers; "
         "use a recipe for this machine (./finetune doctor names one), or run this one where it belongs"
     )
-    assert (finding.code, finding.severity) == ("device-missing", "warning")
 
 
 def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None], change: Change) -> None:
@@ -86,11 +83,10 @@ def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None],
     assert check_machine(config) == []
     machine(devices=2)
     (finding,) = check_machine(config)
-    assert str(finding) == (
+    assert told(finding, "devices-missing") == (
         "params.yaml: train.distributed.devices: 4 are asked for, 2 found; "
         "use 2 with train.gradient_accumulation_steps: 4, which keeps the effective batch size"
     )
-    assert (finding.code, finding.severity) == ("devices-missing", "warning")
     machine(devices=3)
     (finding,) = check_machine(config)
     assert finding.remedy == "use 3"
@@ -106,8 +102,10 @@ def test_a_device_without_bfloat16_is_an_error(
     machine(supports=("tf32",))
     assert check_machine(change(environment="cuda")) == []
     (finding,) = check_machine(change(**{"environment": "cuda", key: value}))
-    assert str(finding) == f"params.yaml: {key}: this device has no bfloat16; use float16 and fp16: true"
-    assert (finding.code, finding.severity) == ("bf16-unsupported", "error")
+    assert (
+        told(finding, "bf16-unsupported")
+        == f"params.yaml: {key}: this device has no bfloat16; use float16 and fp16: true"
+    )
 
 
 def test_an_old_processor_emulates_bfloat16(machine: Callable[..., None], change: Change) -> None:
@@ -116,11 +114,10 @@ def test_an_old_processor_emulates_bfloat16(machine: Callable[..., None], change
     assert check_machine(change()) == []
     assert check_machine(change(**{"environment": "cuda", "train.bf16": True})) == []
     (finding,) = check_machine(change(**{"train.bf16": True}))
-    assert str(finding) == (
+    assert told(finding, "bf16-slow") == (
         "params.yaml: train.bf16: this processor has no bfloat16 instructions (avx512_bf16, amx_bf16), so it is "
         "emulated; use float32 where memory allows"
     )
-    assert (finding.code, finding.severity) == ("bf16-slow", "warning")
 
 
 def test_a_device_without_tf32_is_an_error(machine: Callable[..., None], change: Change) -> None:
@@ -128,8 +125,10 @@ def test_a_device_without_tf32_is_an_error(machine: Callable[..., None], change:
     machine(supports=("bfloat16",))
     assert check_machine(change(environment="cuda")) == []
     (finding,) = check_machine(change(**{"environment": "cuda", "train.tf32": True}))
-    assert str(finding) == "params.yaml: train.tf32: this device is older than Ampere; set it to false"
-    assert (finding.code, finding.severity) == ("tf32-unsupported", "error")
+    assert (
+        told(finding, "tf32-unsupported")
+        == "params.yaml: train.tf32: this device is older than Ampere; set it to false"
+    )
 
 
 def test_packages_that_only_some_recipes_need(machine: Callable[..., None], change: Change) -> None:
@@ -180,8 +179,7 @@ def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda root: Usage(9 * GB, 8 * GB, GB))
     assert check_disk(tmp_path, GB) == []
     (finding,) = check_disk(tmp_path, GB + 10**8)
-    assert str(finding) == (
+    assert told(finding, "disk-short") == (
         f"{tmp_path}: 1.0 GB are free, checkpoints, adapter and data need 1.1 GB; "
         "free some (dvc gc -w), or lower train.save_total_limit"
     )
-    assert (finding.code, finding.severity) == ("disk-short", "error")

@@ -10,7 +10,8 @@ from finetune.config.types import Split
 from finetune.records.examples import Example, Message
 from finetune.records.near_duplicates import shingles, similarity
 from finetune.validate.checks.overlap import check_overlap, near_copies
-from tests.builders.checked_splits import Splits, codes
+from tests.builders.checked_settings import codes, told
+from tests.builders.checked_splits import Splits
 from tests.builders.checked_splits import quiet as quiet
 from tests.builders.checked_splits import splits as splits
 from tests.builders.kinds import Change, MakeExample
@@ -28,11 +29,10 @@ def test_a_row_in_train_and_held_out_is_an_error(
     splits[name].append(leak)
     (finding,) = check_overlap(quiet, splits)
     size = len(splits[name])
-    assert str(finding) == (
+    assert told(finding, "split-overlap") == (
         f"data/prepared/{name}.jsonl: 1 of {size} rows ({100 / size:.3g}%) are in train too, prompt and answer (ids "
         f"{leak.id}); run prepare again (dvc repro -f -s prepare); it keeps them apart"
     )
-    assert (finding.code, finding.severity) == ("split-overlap", "error")
 
 
 def test_a_prompt_with_another_answer_is_another_error(splits: Splits, quiet: Config, example: MakeExample) -> None:
@@ -92,11 +92,10 @@ def test_near_copies_in_the_test_set_stop_the_run(
     splits["train"].append(example(LONG, "fox"))
     splits["test"].append(example(f"{LONG} bank", "fox"))
     (finding,) = check_overlap(config, splits)
-    assert str(finding) == (
+    assert told(finding, "test-near-overlap") == (
         "data/prepared/test.jsonl: 1 of 31 rows (3.23%) share 80% or more of their word shingles with a row of train "
         f"(ids namer/rows/1/{LONG} bank/fox); {fix}"
     )
-    assert (finding.code, finding.severity) == ("test-near-overlap", "error")
     splits["test"][-1] = example(f"{LONG} bank", "A wolf, five hens, two cats and a hundred sheep.")
     assert check_overlap(config, splits) == []
 

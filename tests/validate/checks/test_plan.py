@@ -16,7 +16,7 @@ from finetune.validate.checks import plan
 from finetune.validate.checks.config import check_reference
 from finetune.validate.checks.plan import check_evaluations, check_fit, check_plan, check_room, check_this_machine
 from finetune.validate.checks.schedule import check_run
-from tests.builders.checked_settings import CUDA, GB, LLAMA, NF4, codes
+from tests.builders.checked_settings import CUDA, GB, LLAMA, NF4, codes, told
 from tests.builders.kinds import Change
 from tests.builders.small_run import ROOT
 
@@ -37,11 +37,10 @@ def test_a_peak_beyond_the_memory_is_an_error_and_near_it_a_warning(config: Conf
     assert check_fit(outlook_of(config, 90 * GB, 100 * GB)) == []
     assert check_fit(outlook_of(config, 90 * GB, None)) == []
     (tight,) = check_fit(outlook_of(config, 100 * GB, 100 * GB))
-    assert str(tight) == (
+    assert told(tight, "memory-tight") == (
         "params.yaml: train: a peak of 100.0 GB is predicted, 100.0 GB are there; "
         "use per_device_train_batch_size 2 or max_length 128"
     )
-    assert (tight.code, tight.severity) == ("memory-tight", "warning")
     (short,) = check_fit(outlook_of(config, 101 * GB, 100 * GB, fits=(0, 0)))
     assert (short.code, short.severity) == ("memory-short", "error")
     assert short.remedy.startswith("use a smaller micro-batch (with more accumulation) or max_length, or nf4")
@@ -62,11 +61,10 @@ def test_a_smaller_machine_than_the_recipes_is_a_warning(change: Change, monkeyp
     config = change(**CUDA)
     assert check_this_machine(config, outlook_of(config, 8 * GB, 80 * GB)) == []
     (finding,) = check_this_machine(config, outlook_of(config, 9 * GB, 80 * GB))
-    assert str(finding) == (
+    assert told(finding, "this-machine-short") == (
         "params.yaml: machine: a peak of 9.00 GB is predicted, this machine has 8.00 GB; "
         "train on NVIDIA H100 80 GB; here, ./finetune rehearse and ./finetune plan"
     )
-    assert (finding.code, finding.severity) == ("this-machine-short", "warning")
     here = change()
     assert check_this_machine(here, outlook_of(here, 9 * GB, 8 * GB)) == []  # check_fit's business
     monkeypatch.setattr(plan, "why_unavailable", lambda environment: "no CUDA device answers")
@@ -132,9 +130,8 @@ def test_the_advice_of_a_real_plan_is_taken(change: Change) -> None:
 
 def test_a_run_over_devices_is_judged_by_its_own_steps(change: Change) -> None:
     """Four devices take a fourth of the steps, so a warmup that was right on one is too long."""
-    train = change(
-        **{"train.warmup_steps": 10, "train.eval_steps": 5, "train.save_steps": 5, "train.logging_steps": 1}
-    ).train
+    keys = {"train.warmup_steps": 10, "train.eval_steps": 5, "train.save_steps": 5, "train.logging_steps": 1}
+    train = change(**keys).train
     assert check_run(train, plan_schedule(train, 640, devices=1)) == []
     (finding,) = check_run(train, plan_schedule(train, 640, devices=4))
     assert finding.message == "10 of the run's 20 steps are warmup"

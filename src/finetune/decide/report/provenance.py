@@ -12,18 +12,8 @@ from finetune.reports.prepare import PrepareReport
 
 SPLITS = ("train", "validation", "test")
 # Of the machine, these alone: a report is passed on, and whose machine it was made on is nobody's business.
-MACHINE = [
-    "system",
-    "processor",
-    "cores",
-    "memory_bytes",
-    "device",
-    "gpu",
-    "gpu_memory_bytes",
-    "cuda",
-    "arithmetic",
-    "image",
-]
+MACHINE: tuple[str, ...] = ("system", "processor", "cores", "memory_bytes", "device")
+MACHINE += ("gpu", "gpu_memory_bytes", "cuda", "arithmetic", "image")
 
 
 def show_ledger(run: Decided) -> dict[str, Any]:

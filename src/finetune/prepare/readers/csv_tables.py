@@ -60,11 +60,9 @@ class _RecordLines:
             self.line += 1
             self.size += len(read)
             if self.size > self._max and self.size - len(read) + len(read.rstrip(b"\r\n")) > self._max:
-                raise DataError(
-                    f"{self._source.where}:{self.start}",
-                    f"the record that starts here is {too_large(self._max)}, or a quote in it never closes",
-                    "mend it, or write the file as JSON lines",
-                )
+                place = f"{self._source.where}:{self.start}"
+                what = f"the record that starts here is {too_large(self._max)}, or a quote in it never closes"
+                raise DataError(place, what, "mend it, or write the file as JSON lines")
             yield read.decode("utf-8", "surrogateescape")
 
 

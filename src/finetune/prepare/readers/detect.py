@@ -50,12 +50,9 @@ def detect_container(path: Path) -> Container:
     compression = COMPRESSIONS.get(suffix)
     kind = KINDS.get(Path(path.stem).suffix.lower() if compression else suffix)
     if kind is None or path.is_dir():
-        raise DataError(
-            path,
-            "is nothing that can be read",
-            f"known are {', '.join(KINDS)} (each also with {' or '.join(COMPRESSIONS)} after it) "
-            "and folders that datasets' save_to_disk wrote",
-        )
+        known = f"{', '.join(KINDS)} (each also with {' or '.join(COMPRESSIONS)} after it)"
+        remedy = f"known are {known} and folders that datasets' save_to_disk wrote"
+        raise DataError(path, "is nothing that can be read", remedy)
     return Container(kind_of_json(path, compression) if kind == "json_array" else kind, compression)
 
 
