@@ -71,16 +71,8 @@ ERRORS += "budget allows; run validate again"
         (("train", "adapter_sha256"), "b" * 64, OTHER_ADAPTER),
         (("evaluation", "adapter_sha256"), "b" * 64, OTHER_ADAPTER),
         (("validation", "errors"), 1, ERRORS),
-        (
-            ("validation", "prepared_sha256", "test"),
-            "0" * 64,
-            "ROOT/out/adapter: was trained on other splits",
-        ),
-        (
-            ("evaluation", "scorers"),
-            OTHER_SCORERS,
-            "reports/evaluation.json: was made with other scorers (exact",
-        ),
+        (("validation", "prepared_sha256", "test"), "0" * 64, "ROOT/out/adapter: was trained on other splits"),
+        (("evaluation", "scorers"), OTHER_SCORERS, "reports/evaluation.json: was made with other scorers (exact"),
     ],
 )
 def test_reports_of_another_run_are_refused(sound: Run, keys: tuple[str, ...], value: Any, refusal: str) -> None:

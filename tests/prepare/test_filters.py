@@ -63,12 +63,7 @@ def reason(
     ],
 )
 def test_the_system_prompt_is_the_nearest_one(
-    change: Change,
-    own: str | None,
-    agents: str | None,
-    sources: str | None,
-    default: str | None,
-    system: str | None,
+    change: Change, own: str | None, agents: str | None, sources: str | None, default: str | None, system: str | None
 ) -> None:
     """The wrong prompt in training is another task at inference; an empty one means none, also against the default."""
     prompts = {} if agents is None else {"namer": agents}

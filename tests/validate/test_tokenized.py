@@ -59,10 +59,7 @@ NONE = {"unsupervised_examples": 1, "examples": 0, "tokens": 0, "supervised_toke
         (12, {"truncated_examples": 1, "lost_tokens": 1}),  # the line end after the end token
         (11, {"truncated_examples": 1, "lost_tokens": 2, "lost_supervised_tokens": 1, "lost_end_tokens": 1}),
         (9, {"truncated_examples": 1, "lost_tokens": 4, "lost_supervised_tokens": 3, "lost_end_tokens": 1}),
-        (
-            8,
-            {"truncated_examples": 1, "lost_tokens": 13, "lost_supervised_tokens": 4, "lost_end_tokens": 1} | NONE,
-        ),
+        (8, {"truncated_examples": 1, "lost_tokens": 13, "lost_supervised_tokens": 4, "lost_end_tokens": 1} | NONE),
     ],
 )
 def test_the_account_of_one_example(max_length: int, told: dict[str, int]) -> None:

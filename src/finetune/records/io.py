@@ -46,7 +46,8 @@ def read_examples(path: Path) -> list[Example]:
 
 def read_predictions(path: Path) -> list[Prediction]:
     """The predictions that evaluate wrote; DataError where a line is not one."""
-    return list(_parse(path, _prediction))
+    sides = ("baseline", "candidate")
+    return list(_parse(path, lambda row: Prediction(**(row | {side: Answer(**row[side]) for side in sides}))))
 
 
 def read_timings(path: Path) -> list[Timing]:
@@ -57,10 +58,6 @@ def read_timings(path: Path) -> list[Timing]:
 def _example(row: dict[str, Any]) -> Example:
     messages = tuple(to_message(message) for message in row["messages"])
     return Example(**{**row, "messages": messages, "tools": tuple(row.get("tools", ()))})
-
-
-def _prediction(row: dict[str, Any]) -> Prediction:
-    return Prediction(**{**row, "baseline": Answer(**row["baseline"]), "candidate": Answer(**row["candidate"])})
 
 
 def _parse(path: Path, build: Callable[[dict[str, Any]], Item]) -> Iterator[Item]:

@@ -53,7 +53,10 @@ def by_cost(findings: Sequence[Finding]) -> list[Finding]:
 def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Finding]:
     """The findings, those that params.yaml accepts with the reason; and what is wrong with `findings.accept` itself."""
     found = {finding.code for finding in findings}
-    given = [_with_reason(finding, accepted) for finding in findings]
+    given = [
+        finding if CODES[finding.code].binding else replace(finding, accepted=accepted.get(finding.code))
+        for finding in findings
+    ]
     for code in accepted:
         where = f"params.yaml: findings.accept.{code}"
         if code not in CODES:
@@ -66,12 +69,6 @@ def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Fin
         elif code not in found:
             given.append(Finding("accepted-unused", where, "was not found in this run", "remove it"))
     return by_cost(given)
-
-
-def _with_reason(finding: Finding, accepted: Mapping[str, str]) -> Finding:
-    if finding.code not in accepted or CODES[finding.code].binding:
-        return finding
-    return replace(finding, accepted=accepted[finding.code])
 
 
 def to_markdown(findings: Sequence[Finding], tables: Mapping[str, Mapping[str, Any]]) -> str:

@@ -105,10 +105,7 @@ def test_a_row_too_large_is_passed_over(tmp_path: Path) -> None:
     ("columns", "why"),
     [
         (pa.record_batch([[1], [2]], names=["a", "a"]), "two columns are named 'a'; give each its own name"),
-        (
-            pa.record_batch({"a": VIEWS}),
-            "column 'a' is of type list_view<item: string>; write it as a list or text",
-        ),
+        (pa.record_batch({"a": VIEWS}), "column 'a' is of type list_view<item: string>; write it as a list or text"),
     ],
 )
 def test_odd_columns_are_refused(tmp_path: Path, columns: pa.RecordBatch, why: str) -> None:

@@ -92,17 +92,10 @@ def test_what_drops_repeated_prompts(change: Change, example: MakeExample, exact
 # ---- All of them
 
 
-ROWS = st.lists(
-    st.tuples(
-        st.sampled_from(["a", "b", "c"]),
-        st.sampled_from(
-            ["one two three four", "один два", "一二三", "", "x " * 40, "one two three four five six seven"]
-        ),
-        st.sampled_from(["yes", "no", "I am very sorry but I can not answer this", ""]),
-        st.sampled_from([None, "l", "m", "n"]),
-    ),
-    max_size=60,
-)
+PROMPTS = ["one two three four", "один два", "一二三", "", "x " * 40, "one two three four five six seven"]
+ANSWERS = ["yes", "no", "I am very sorry but I can not answer this", ""]
+PARTS = (["a", "b", "c"], PROMPTS, ANSWERS, [None, "l", "m", "n"])
+ROWS: Any = st.lists(st.tuples(*map(st.sampled_from, PARTS)), max_size=60)
 
 
 def made_of(rows: list[tuple[str, str, str, str | None]], name: str) -> list[Example]:

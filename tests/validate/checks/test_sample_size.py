@@ -21,16 +21,9 @@ def gate(change: Change) -> Change:
     """A config with one criterion and one look at 95%."""
 
     def made(policy: str = "interval", looks: int = 1, prompts: int = 20, **criterion: Any) -> Config:
-        return change(
-            **{
-                "decide.confidence": 0.95,
-                "decide.looks": looks,
-                "decide.policy": policy,
-                "decide.criteria": [criterion],
-                "evaluate.latency.prompts": prompts,
-                "evaluate.scorers.exceptions.of": None,
-            }
-        )
+        keys = {"decide.confidence": 0.95, "decide.looks": looks, "decide.policy": policy}
+        keys |= {"decide.criteria": [criterion], "evaluate.latency.prompts": prompts}
+        return change(**keys, **{"evaluate.scorers.exceptions.of": None})
 
     return made
 

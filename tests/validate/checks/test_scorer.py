@@ -21,11 +21,7 @@ from tests.builders.asked_scorers import ROOT, MakeExample, answers, asked, buil
 def test_only_what_of_names_gets_the_key(example: MakeExample) -> None:
     """By agent or by source; the metric counts the examples with its key."""
     made = [example(agent="a"), example(agent="b", source="more"), example(agent="c", answer="KeyError")]
-    scorers = built(
-        made,
-        some=asked("exact_match", of=["a", "more"]),
-        classes=asked("classification", of=["a", "c"]),
-    )
+    scorers = built(made, some=asked("exact_match", of=["a", "more"]), classes=asked("classification", of=["a", "c"]))
     told = answers("ValueError", "x", "ValueError")
     scored = scorers.score(made, told, told, {}).candidate
     first, *others = [answer.scores for answer in scored]

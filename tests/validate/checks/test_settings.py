@@ -55,14 +55,12 @@ def test_settings_that_fit_raise_nothing(settings: Check, environment: str) -> N
         (
             {"train.fp16": True},
             "fp16-needs-cuda",
-            "error",
             "train.fp16: fp16 needs CUDA's loss scaling, the environment is cpu; set it to false",
             CUDA,
         ),
         (
             {"train.tf32": True},
             "tf32-unsupported",
-            "error",
             "train.tf32: tf32 is a mode of CUDA devices, the environment is cpu; set it to false",
             CUDA,
         ),
@@ -181,11 +179,7 @@ def test_settings_that_fit_raise_nothing(settings: Check, environment: str) -> N
     ],
 )
 def test_each_setting_and_its_neighbour(
-    settings: Check,
-    keys: dict[str, Any],
-    code: str,
-    text: str,
-    neighbour: dict[str, Any],
+    settings: Check, keys: dict[str, Any], code: str, text: str, neighbour: dict[str, Any]
 ) -> None:
     """Each would be found out only after the base was loaded, on a machine that is paid by the hour."""
     (finding,) = settings(keys)

@@ -26,13 +26,6 @@ KINDS = {
     "both-right": "Both right",
     "unscored": "Not scored",
 }
-LABELS = {
-    "regression": "regression",
-    "both-wrong": "both wrong",
-    "fix": "fix",
-    "both-right": "both right",
-    "unscored": "not scored",
-}
 # So many of each at most, in this order; what room is left goes to the rest in the same order.
 QUOTAS = {"failed": 20, "regression": 60, "both-wrong": 50, "cut": 15, "fix": 35, "longest": 10, "both-right": 10}
 RULE = (
@@ -55,13 +48,12 @@ class Row:
 def tag_predictions(predictions: Sequence[Prediction], metrics: Mapping[str, Metric]) -> list[Row]:
     """Every prediction with its kind: which side was right, by the first scorer that scored this example."""
     scored = {metric.scored_as: (metric.lowest, metric.highest) for metric in metrics.values() if metric.scored_as}
-    by_length = sorted(predictions, key=lambda item: (-_length(item.candidate), item.id))
-    longest = {item.id for item in by_length[:LONGEST]}
+
+    def rank(item: Prediction) -> tuple[int, str]:
+        return -(len(item.candidate.text) if item.candidate.tokens is None else item.candidate.tokens), item.id
+
+    longest = {item.id for item in sorted(predictions, key=rank)[:LONGEST]}
     return [_tag(item, scored, item.id in longest) for item in predictions]
-
-
-def _length(answer: Answer) -> int:
-    return len(answer.text) if answer.tokens is None else answer.tokens
 
 
 def _tag(item: Prediction, scored: Mapping[str, tuple[float, float]], is_long: bool) -> Row:
@@ -135,7 +127,7 @@ def _show(row: Row) -> dict[str, Any]:
         "id": name(item.id),
         "agent": name(item.agent),
         "kind": row.kind,
-        "label": LABELS[row.kind],
+        "label": "not scored" if row.kind == "unscored" else row.kind.replace("-", " "),
         "tags": " ".join(sorted(row.tags)),
         "extra": [tag for tag in ("failed", "cut") if tag in row.tags],
         "prompt": shortened(item.prompt, PROMPT_LETTERS),

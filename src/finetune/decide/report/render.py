@@ -86,11 +86,7 @@ def content_policy(style: str, script: str) -> str:
 
 
 def render_report(
-    verdict: Verdict,
-    outcomes: Sequence[Outcome],
-    predictions: Sequence[Prediction],
-    run: Decided,
-    curves: Curves,
+    verdict: Verdict, outcomes: Sequence[Outcome], predictions: Sequence[Prediction], run: Decided, curves: Curves
 ) -> str:
     """The page: the verdict in one sentence first, then its evidence, down to the hashes."""
     evaluation = run.reports.evaluation
