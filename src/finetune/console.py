@@ -60,6 +60,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     console().print(drawn)
 
 
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table; no text ends its cell."""
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(row)} |" for row in cells)]
+
+
 def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
     """The same items, with a bar on standard error while they are worked through, if that is a terminal."""
     from tqdm import tqdm

@@ -37,6 +37,12 @@ def codes(findings: list[Finding]) -> list[str]:
     return [finding.code for finding in findings]
 
 
+def told(finding: Finding, code: str) -> str:
+    """What a finding of this code says; how severe it is follows from the code."""
+    assert finding.code == code
+    return str(finding)
+
+
 def spread(strategy: str = "ddp", devices: int = 2, **offload: str) -> dict[str, Any]:
     """A run over so many devices, with the effective batch size that follows."""
     distributed = {"nodes": 1, "devices": devices, "strategy": strategy}

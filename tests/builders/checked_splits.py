@@ -7,14 +7,8 @@ import pytest
 from finetune.config.params import Config
 from finetune.config.types import Split
 from finetune.records.examples import Example
-from finetune.validate.findings import Finding
 
 Splits = dict[Split, list[Example]]
-
-
-def codes(findings: list[Finding]) -> list[str]:
-    """The codes alone."""
-    return [finding.code for finding in findings]
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """The files of a run that decide reads, sound and good."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from finetune.config.params import Config, params_of
+from finetune.config.params import params_of
 from finetune.config.scorers import metrics_of
 from finetune.decide import stage
 from finetune.errors import DataError
@@ -16,21 +15,21 @@ from finetune.files.hashing import sha256_file
 from finetune.files.manifests import write_manifest
 from finetune.files.strict_json import read_json
 from finetune.paths import Paths
-from finetune.records.examples import Example, Prediction
+from finetune.records.examples import Prediction
 from finetune.records.io import to_json_lines
 from tests.builders.gates import PEAKS, better, latency, memory, predicted, timings
+from tests.builders.kinds import Change, MakeExample
 from tests.builders.whole_reports import SPLITS, whole
 
 CURVES = "step\tepoch\tloss\tlearning_rate\tgradient_norm\n10\t0.5\t4.5\t0.001\t3.5\n20\t1\t2.5\t0.0005\t1.5\n"
 VALIDATION_CURVE = "step\tepoch\tvalidation_loss\n20\t1\t2.75\n"
-TRAINED = {"validation_loss": 1.0, "last_validation_loss": 1.0, "steps": 100, "kept_step": 50}
 SCORERS = {"exact_match": {"scorer": "exact_match", "of": None}}
 
 
 class Run:
     """The files that decide reads, in a folder of their own: 12 test examples, 10 of them gained by the candidate."""
 
-    def __init__(self, root: Path, change: Callable[..., Config], example: Callable[..., Example]) -> None:
+    def __init__(self, root: Path, change: Change, example: MakeExample) -> None:
         self.paths = Paths(root)
         criteria = [item.model_dump(mode="json") for item in (better(), latency(1.0), memory("2 GB"))]
         gate = {"policy": "interval", "confidence": 0.95, "looks": 1, "seeds": 1, "license": None, "criteria": criteria}
@@ -69,66 +68,23 @@ class Run:
         counts = {"supervised_tokens": 9, "tokens": 90, "lost_supervised_tokens": 0}
         source = {"read": 16, "dropped": {"exact_duplicate": 1}, "kept": 15, "risks": {}}
         metrics = metrics_of(self.config.evaluate.scorers)
+        splits = {name: {"examples": size} for name, size in (("train", 3), ("validation", 0), ("test", 12))}
+        groups = {name: describe_group(members, metrics) for name, members in groups_of(predictions).items()}
+        plan = {"memory_bytes": {"peak": 10**9}, "flops": 1e12, "evaluation_flops": 1e11}
+        prepare: dict[str, Any] = {"prepared_sha256": {"test": test}, "settings": {"sources": [{"name": "rows"}]}}
+        evaluation = {"test_sha256": test, "predictions_sha256": sha256_file(paths.predictions), "groups": groups}
+        validation = {"prepared_sha256": {"test": test}, "schedule": {"steps": 100}, "plan": plan}
+        latency = {"prompts": 30, "baseline": side, "candidate": side, "identical_answers": 1.0}
         return {
-            "prepare": {
-                "prepared_sha256": {"test": test},
-                "settings": {"sources": [{"name": "rows"}]},
-                "sources": {"rows": source},
-                "splits": {name: {"examples": size} for name, size in (("train", 3), ("validation", 0), ("test", 12))},
-            },
-            "validation": {
-                "errors": 0,
-                "findings": [],
-                "prepared_sha256": {"test": test},
-                "schedule": {"steps": 100},
-                "plan": {"memory_bytes": {"peak": 10**9}, "flops": 1e12, "evaluation_flops": 1e11},
-                "tokens": {"train": counts},
-            },
-            "train": {
-                "adapter_sha256": "a" * 64,
-                "fingerprint": "f" * 64,
-                "tier": "bitwise",
-                "attention": "sdpa",
-                "micro_batch": 16,
-                "accumulation": 1,
-                "first_validation_loss": 2.0,
-                "warnings": ["the training <loss> jumped"],
-                "parameters": {"trainable": 10, "total": 100},
-                **TRAINED,
-            },
-            "train_cost": {"wall_seconds": 12.5, "peak_memory_bytes": 10**9, "machine": {"cores": 2}},
-            "evaluation": {
-                "adapter_sha256": "a" * 64,
-                "test_sha256": test,
-                "predictions_sha256": sha256_file(paths.predictions),
-                "look_key": "a" * 64,
-                "base": {"name": "models/tiny-base", "revision": "sha256:abc"},
-                "baseline": {"form": "base", "name": "tiny-base", "recorded": False},
-                "candidate": {"form": "adapter", "name": "tiny-base + adapter aaaaaaaa", "recorded": False},
-                "generation": {"do_sample": False, "max_new_tokens": 16},
-                "baseline_generation": {"do_sample": False, "max_new_tokens": 16},
-                "scorers": SCORERS,
-                "groups": {name: describe_group(members, metrics) for name, members in groups_of(predictions).items()},
-                "classes": {},
-                "problems": [],
-                "judges": {},
-                "forgetting": None,
-            },
+            "prepare": prepare | {"sources": {"rows": source}, "splits": splits},
+            "validation": validation | {"tokens": {"train": counts}},
+            "train": {"warnings": ["the training <loss> jumped"]},
+            "train_cost": {},
+            "evaluation": evaluation | {"scorers": SCORERS},
             "cost": {
-                "adapter_sha256": "a" * 64,
                 "latency_sha256": sha256_file(paths.latency),
-                "latency": {
-                    "prompts": 30,
-                    "baseline": side,
-                    "candidate": side,
-                    "same_length": None,
-                    "identical_answers": 1.0,
-                    "unanswered": {"baseline": 0, "candidate": 0},
-                    "left_out": 0,
-                },
+                "latency": latency,
                 "memory": {"processes": 3, "largest_bytes": max(PEAKS), "bytes": list(PEAKS)},
-                "settings": {},
-                "machine": {"processor": "a processor", "cores": 2, "device": "cpu"},
                 "versions": {"python": "3.12.0"},
             },
         }
@@ -160,8 +116,8 @@ class Run:
 @pytest.fixture
 def sound(
     tmp_path: Path,
-    change: Callable[..., Config],
-    example: Callable[..., Example],
+    change: Change,
+    example: MakeExample,
 ) -> Run:
     """A run whose evidence is sound and good."""
     run = Run(tmp_path, change, example)

@@ -2,17 +2,16 @@
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.decide.outcomes import About, Outcome, unmeasured
 from finetune.decide.verdict import Suggestion, Verdict
 from finetune.records.examples import Prediction, Timing
+from tests.builders.kinds import Change
 from tests.builders.report_answers import AGENT, CRITERIA, HOSTILE, PROBLEM, SCORERS, MadeUp, answer, make_predictions
 from tests.builders.stage_reports import (
     MACHINE,
@@ -97,7 +96,7 @@ def make_timings(count: int = 60) -> list[Timing]:
     ]
 
 
-def make_run(change: Callable[..., Config]) -> MadeUp:
+def make_run(change: Change) -> MadeUp:
     """A complete run that ends in deploy."""
     decide = change(**{"evaluate.scorers": SCORERS, "decide.criteria": CRITERIA}).decide
     predictions = make_predictions()
@@ -107,7 +106,7 @@ def make_run(change: Callable[..., Config]) -> MadeUp:
     return MadeUp(verdict, outcomes, predictions, reports, make_curves())
 
 
-def make_undecided(change: Callable[..., Config]) -> MadeUp:
+def make_undecided(change: Change) -> MadeUp:
     """A run that ends in iterate, with hostile texts wherever a text of the data or of a model can stand."""
     made = make_run(change)
     first = made.outcomes[0]
@@ -139,7 +138,7 @@ def make_undecided(change: Callable[..., Config]) -> MadeUp:
 
 
 @pytest.fixture
-def run(change: Callable[..., Config]) -> MadeUp:
+def run(change: Change) -> MadeUp:
     """A run that ends in deploy."""
     return make_run(change)
 
@@ -182,3 +181,9 @@ def load_card(text: str) -> Any:
     from huggingface_hub import ModelCard
 
     return ModelCard(text)
+
+
+@pytest.fixture
+def undecided(change: Change) -> MadeUp:
+    """A run that ends in iterate, full of hostile texts."""
+    return make_undecided(change)

@@ -4,16 +4,7 @@ from typing import Any
 
 from finetune.records.examples import Prediction
 from tests.builders.report_answers import PROBLEM, SCORERS, SHA, make_classes, make_groups
-
-MACHINE = {
-    "system": "Linux x86_64",
-    "processor": "AMD EPYC",
-    "cores": 2,
-    "memory_bytes": 25276510208,
-    "device": "cpu",
-    "arithmetic": {"instructions": "AVX2", "threads": 2},
-    "image": None,
-}
+from tests.builders.whole_reports import MACHINE
 
 
 def make_prepare() -> dict[str, Any]:
@@ -40,62 +31,31 @@ def make_prepare() -> dict[str, Any]:
 
 def make_validation() -> dict[str, Any]:
     """validation.json with a note and an accepted warning."""
-    tokens = {
-        "tokens": 149271,
-        "supervised_tokens": 9362,
-        "lost_tokens": 0,
-        "lost_supervised_tokens": 0,
-        "truncated_examples": 0,
-    }
+    finding = {"code": "last-batch-partial", "severity": "note", "cost": "nothing", "place": "params.yaml: train"}
+    finding |= {"message": "the last step takes 11 of 16 examples", "remedy": "nothing to do", "accepted": None}
+    tokens = {"tokens": 149271, "supervised_tokens": 9362}
+    known = {"code": "class-imbalance", "severity": "warning", "cost": "quality", "place": "data/prepared"}
+    known |= {"message": "one class has 52%", "remedy": "add others", "accepted": "so is the world"}
     return {
-        "errors": 0,
         "schedule": {"steps": 342},
         "plan": {"memory_bytes": {"peak": 1202381824}, "flops": 2.06e12, "evaluation_flops": 3.8e11},
         "tokens": {"train": tokens, "validation": tokens},
-        "findings": [
-            {
-                "code": "last-batch-partial",
-                "severity": "note",
-                "cost": "nothing",
-                "place": "params.yaml: train",
-                "message": "the last step takes 11 of 16 examples",
-                "remedy": "nothing to do",
-                "accepted": None,
-            },
-            {
-                "code": "class-imbalance",
-                "severity": "warning",
-                "cost": "quality",
-                "place": "data/prepared",
-                "message": "one class has 52%",
-                "remedy": "add others",
-                "accepted": "so is the world",
-            },
-        ],
+        "findings": [finding, known],
     }
 
 
 def make_train() -> dict[str, Any]:
     """train.json of a whole run."""
-    return {
-        "fingerprint": SHA["fingerprint"],
-        "adapter_sha256": SHA["adapter"],
-        "tier": "bitwise",
-        "attention": "sdpa",
-        "micro_batch": 16,
-        "accumulation": 1,
-        "steps": 342,
-        "kept_step": 342,
-        "first_validation_loss": 5.0868,
-        "validation_loss": 0.7669,
-        "last_validation_loss": 0.7669,
-        "parameters": {"trainable": 217088, "total": 2186176},
-        "warnings": [],
-    }
+    losses = {"first_validation_loss": 5.0868, "validation_loss": 0.7669, "last_validation_loss": 0.7669}
+    parameters = {"trainable": 217088, "total": 2186176}
+    kept = {"steps": 342, "kept_step": 342, "parameters": parameters}
+    return {"fingerprint": SHA["fingerprint"], "adapter_sha256": SHA["adapter"], **kept, **losses}
 
 
 def make_evaluation(predictions: list[Prediction]) -> dict[str, Any]:
     """evaluation.json of these answers."""
+    hellaswag = {"examples": 200, "metric": "acc", "baseline": 0.271, "candidate": 0.262, "lower": -0.04, "upper": 0.02}
+    generation = {"do_sample": False, "num_beams": 1, "max_new_tokens": 16, "eos_token_id": [2]}
     return {
         "adapter_sha256": SHA["adapter"],
         "test_sha256": SHA["test"],
@@ -103,25 +63,14 @@ def make_evaluation(predictions: list[Prediction]) -> dict[str, Any]:
         "base": {"name": "models/tiny-base", "revision": f"sha256:{SHA['base']}"},
         "candidate": {"form": "adapter", "name": "tiny", "recorded": False},
         "baseline": {"form": "base", "name": "models/tiny-base", "recorded": False},
-        "generation": {"do_sample": False, "num_beams": 1, "max_new_tokens": 16, "eos_token_id": [2]},
-        "baseline_generation": {"do_sample": False, "num_beams": 1, "max_new_tokens": 16, "eos_token_id": [2]},
+        "generation": generation,
+        "baseline_generation": dict(generation),
         "scorers": SCORERS,
         "problems": [PROBLEM],
         "groups": make_groups(predictions),
         "classes": make_classes(predictions),
         "judges": {},
-        "forgetting": {
-            "tasks": {
-                "hellaswag": {
-                    "examples": 200,
-                    "metric": "acc",
-                    "baseline": 0.271,
-                    "candidate": 0.262,
-                    "lower": -0.04,
-                    "upper": 0.02,
-                }
-            }
-        },
+        "forgetting": {"tasks": {"hellaswag": hellaswag}},
     }
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from finetune.decide.run_reports import RunReports
 from finetune.reports.base import Report, parse_report
-from finetune.reports.cost import CostReport
+from finetune.reports.cost import CostReport, LatencyReport
 from finetune.reports.decision import DecisionReport
 from finetune.reports.evaluation import EvaluationReport
 from finetune.reports.prepare import PrepareReport
 from finetune.reports.train import TrainCostReport, TrainReport
-from finetune.reports.validation import ValidationReport
+from finetune.reports.validation import PlanReport, Schedule, TokenCounts, ValidationReport
 
 KINDS: dict[str, type[Report]] = {
     "prepare": PrepareReport,
@@ -22,50 +22,19 @@ KINDS: dict[str, type[Report]] = {
     "cost": CostReport,
     "decision": DecisionReport,
 }
-MACHINE = {
-    "system": "Linux x86_64",
-    "processor": "a processor",
-    "cores": 2,
-    "memory_bytes": 25 * 10**9,
-    "device": "cpu",
-    "arithmetic": {"instructions": "AVX2", "threads": 2},
-    "image": None,
-}
-SOURCE = {
-    "place": "data/raw/rows.jsonl",
-    "format": "chat",
-    "detected": True,
-    "sha256": None,
-    "revision": None,
-    "bytes": 1000,
-    "unused_columns": [],
-    "read": 0,
-    "dropped": {},
-    "bad_rows": [],
-    "risks": {},
-    "kept": 0,
-    "splits": {"train": 0, "validation": 0, "test": 0},
-    "groups": 0,
-    "labels": {},
-}
+MACHINE: dict[str, Any] = {"system": "Linux x86_64", "processor": "a processor", "cores": 2, "memory_bytes": 25 * 10**9}
+MACHINE |= {"device": "cpu", "arithmetic": {"instructions": "AVX2", "threads": 2}, "image": None}
+SOURCE: dict[str, Any] = {"read": 0, "kept": 0, "groups": 0, "dropped": {}, "risks": {}, "labels": {}}
+SOURCE |= {"place": "data/raw/rows.jsonl", "format": "chat", "detected": True, "sha256": None, "revision": None}
+SOURCE |= {"bytes": 1000, "unused_columns": [], "bad_rows": [], "splits": {"train": 0, "validation": 0, "test": 0}}
 SPLIT = {"examples": 0, "groups": 0, "by_agent": {}, "by_source": {}, "by_label": {}}
-TOKENS = {
-    "examples": 0,
-    "rows": 0,
-    "tokens": 0,
-    "supervised_tokens": 0,
-    "positions": 0,
-    "longest": 0,
-    "truncated_examples": 0,
-    "lost_tokens": 0,
-    "lost_supervised_tokens": 0,
-    "lost_end_tokens": 0,
-    "unsupervised_examples": 0,
-    "largest_batch": 0,
-    "longest_row": 0,
-    "most_supervised": 0,
-}
+TOKENS = dict.fromkeys(TokenCounts.model_fields, 0)
 SPLITS = {name: f"{at}" * 64 for at, name in enumerate(("train", "validation", "test"), start=1)}
+SCHEDULE = dict.fromkeys(Schedule.model_fields, 1) | {"examples": 0, "warmup_steps": 0}
+PLAN = dict.fromkeys(PlanReport.model_fields) | {"machine": "this", "peak_bytes_by_ranks": {}, "workload_counted": True}
+ANSWERED = {"do_sample": False, "max_new_tokens": 16}
+LATENCY = dict.fromkeys(LatencyReport.model_fields) | {"prompts": 0, "left_out": 0}
+LOSSES = {"first_validation_loss": 2.0, "validation_loss": 1.0, "last_validation_loss": 1.0, "train_loss": 1.0}
 WHOLE: dict[str, dict[str, Any]] = {
     "prepare": {
         "settings": {"sources": []},
@@ -74,109 +43,26 @@ WHOLE: dict[str, dict[str, Any]] = {
         "labels": {},
         "prepared_sha256": SPLITS,
     },
-    "validation": {
-        "base": None,
-        "max_length": 64,
-        "prepared_sha256": SPLITS,
-        "schedule": {
-            "examples": 0,
-            "effective_batch_size": 16,
-            "steps_per_epoch": 1,
-            "steps": 1,
-            "warmup_steps": 0,
-            "evaluations": 1,
-            "saves": 1,
-            "logs": 1,
-        },
-        "plan": {
-            "machine": "this",
-            "parameters": None,
-            "memory_bytes": None,
-            "peak_bytes_by_ranks": {},
-            "flops": None,
-            "evaluation_flops": None,
-            "workload_counted": True,
-        },
-        "tokens": {},
-        "test_examples": 0,
-        "findings": [],
-        "errors": 0,
-    },
-    "train": {
-        "adapter_sha256": "a" * 64,
-        "fingerprint": "f" * 64,
-        "tier": "bitwise",
-        "attention": "sdpa",
-        "micro_batch": 16,
-        "accumulation": 1,
-        "steps": 100,
-        "planned_steps": 100,
-        "kept_step": 50,
-        "first_validation_loss": 2.0,
-        "validation_loss": 1.0,
-        "last_validation_loss": 1.0,
-        "train_loss": 1.0,
-        "parameters": {"trainable": 10, "total": 100},
-        "warnings": [],
-    },
-    "train_cost": {
-        "wall_seconds": 12.5,
-        "steps_per_second": 8.0,
-        "peak_memory_bytes": 10**9,
-        "resumed_from_step": 0,
-        "machine": MACHINE,
-    },
-    "evaluation": {
-        "adapter_sha256": "a" * 64,
-        "test_sha256": SPLITS["test"],
-        "look_key": "a" * 64,
-        "base": {"name": "models/tiny-base", "revision": "sha256:abc"},
-        "baseline": {"form": "base", "name": "tiny-base"},
-        "candidate": {"form": "adapter", "name": "tiny-base + adapter aaaaaaaa"},
-        "generation": {"do_sample": False, "max_new_tokens": 16},
-        "baseline_generation": {"do_sample": False, "max_new_tokens": 16},
-        "predictions_sha256": "b" * 64,
-        "scorers": {},
-        "groups": {},
-        "classes": {},
-        "problems": [],
-        "judges": {},
-        "forgetting": None,
-    },
-    "cost": {
-        "latency": {
-            "prompts": 0,
-            "baseline": None,
-            "candidate": None,
-            "same_length": None,
-            "unanswered": {"baseline": 0, "candidate": 0},
-            "left_out": 0,
-            "identical_answers": None,
-        },
-        "memory": {"processes": 0, "largest_bytes": None, "bytes": []},
-        "settings": {},
-        "adapter_sha256": "a" * 64,
-        "latency_sha256": "c" * 64,
-        "machine": MACHINE,
-        "versions": {},
-    },
-    "decision": {
-        "verdict": "deploy",
-        "sentence": "All of it passes.",
-        "passed": 0,
-        "criteria": [],
-        "reasons": [],
-        "suggestions": [],
-        "changes": [],
-        "gate_sha256": "d" * 64,
-        "policy": "interval",
-        "confidence": 0.95,
-        "look": 1,
-        "baseline": "tiny-base",
-        "candidate": "tiny",
-        "adapter_sha256": "a" * 64,
-        "test_sha256": SPLITS["test"],
-    },
+    "validation": {"base": None, "max_length": 64, "prepared_sha256": SPLITS, "test_examples": 0, "errors": 0}
+    | {"schedule": SCHEDULE | {"effective_batch_size": 16}, "plan": PLAN, "tokens": {}, "findings": []},
+    "train": {"adapter_sha256": "a" * 64, "fingerprint": "f" * 64, "tier": "bitwise", "attention": "sdpa"}
+    | {"micro_batch": 16, "accumulation": 1, "steps": 100, "planned_steps": 100, "kept_step": 50, **LOSSES}
+    | {"parameters": {"trainable": 10, "total": 100}, "warnings": []},
+    "train_cost": {"wall_seconds": 12.5, "steps_per_second": 8.0, "peak_memory_bytes": 10**9, "resumed_from_step": 0}
+    | {"machine": MACHINE},
+    "evaluation": {"adapter_sha256": "a" * 64, "test_sha256": SPLITS["test"], "look_key": "a" * 64}
+    | {"predictions_sha256": "b" * 64, "base": {"name": "models/tiny-base", "revision": "sha256:abc"}}
+    | {"baseline": {"form": "base", "name": "tiny-base"}}
+    | {"candidate": {"form": "adapter", "name": "tiny-base + adapter aaaaaaaa"}}
+    | {"generation": ANSWERED, "baseline_generation": ANSWERED, "problems": [], "forgetting": None}
+    | {"scorers": {}, "groups": {}, "classes": {}, "judges": {}},
+    "cost": {"latency": LATENCY | {"unanswered": {"baseline": 0, "candidate": 0}}, "settings": {}, "versions": {}}
+    | {"memory": {"processes": 0, "largest_bytes": None, "bytes": []}, "machine": MACHINE}
+    | {"adapter_sha256": "a" * 64, "latency_sha256": "c" * 64},
+    "decision": {"verdict": "deploy", "sentence": "All of it passes.", "passed": 0, "gate_sha256": "d" * 64}
+    | {"criteria": [], "reasons": [], "suggestions": [], "changes": []}
+    | {"policy": "interval", "confidence": 0.95, "look": 1, "baseline": "tiny-base", "candidate": "tiny"}
+    | {"adapter_sha256": "a" * 64, "test_sha256": SPLITS["test"]},
 }
 
 

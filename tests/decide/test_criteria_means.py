@@ -56,15 +56,9 @@ def test_a_mean_score_against_the_baseline() -> None:
 
 def by_loss(candidate: float, baseline: float) -> list[Prediction]:
     """Forty references that the sides find so likely, in nats of 3 tokens, more or less."""
+    nats = [({"nats": candidate + 0.05 * (at % 5)}, {"nats": baseline + 0.05 * (at % 7)}) for at in range(40)]
     return [
-        predicted(
-            "a",
-            "a",
-            id=f"{at}",
-            of_candidate={"nats": candidate + 0.05 * (at % 5)},
-            of_baseline={"nats": baseline + 0.05 * (at % 7)},
-        )
-        for at in range(40)
+        predicted("a", "a", id=f"{at}", of_candidate=mine, of_baseline=theirs) for at, (mine, theirs) in enumerate(nats)
     ]
 
 
@@ -86,10 +80,8 @@ def test_what_a_side_was_not_asked_is_unmeasured() -> None:
     predictions[7] = predicted("a", "a", id="7", of_baseline={"nats": None})
     assert status(at_most(0.9), predictions) == "pass"
     found = outcome(better("loss"), predictions)
-    assert (found.status, found.reason) == (
-        "unmeasured",
-        "the baseline was not asked how likely it finds the references",
-    )
+    why = "the baseline was not asked how likely it finds the references"
+    assert (found.status, found.reason) == ("unmeasured", why)
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "overlap"])

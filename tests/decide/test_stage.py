@@ -1,7 +1,6 @@
 """The decide stage: it judges sound evidence, tells it, and refuses what is not of one run."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from finetune.files.strict_json import read_json
 from finetune.history.seed_results import adapter_inputs_hash, record_seed, seeds_key
 from finetune.paths import Paths
 from finetune.pipeline.outputs import md5
-from finetune.records.examples import Example
 from finetune.records.io import to_json_lines
 from tests.builders.decided_run import Run
 from tests.builders.decided_run import sound as sound
 from tests.builders.gates import predicted, timings
+from tests.builders.kinds import MakeExample
 from tests.builders.whole_reports import whole
 
 # ---- The stage
@@ -53,16 +52,33 @@ def test_sound_evidence_is_decided_and_told(sound: Run, capsys: pytest.CaptureFi
 def test_a_changed_test_set_is_refused(sound: Run) -> None:
     """A hard example taken out after the evaluation would raise every score."""
     write_lines(sound.paths.prepared / "test.jsonl", to_json_lines(sound.test[1:]))
-    assert (
-        sound.refusal() == "ROOT/data/prepared/test.jsonl: is not the test set that was evaluated; run evaluate again"
-    )
+    assert sound.refusal() == OTHER_TEST
 
 
-@pytest.mark.parametrize("keys", [("evaluation", "test_sha256"), ("prepare", "prepared_sha256", "test")])
-def test_reports_of_another_test_set_are_refused(sound: Run, keys: tuple[str, ...]) -> None:
-    """The file is right and a report speaks of another one: prepare or evaluate ran on something else."""
-    sound.edit(*keys, value="0" * 64)
-    assert "is not the test set that was evaluated" in sound.refusal()
+AGAIN = "run evaluate again"
+OTHER_SCORERS = {"exact_match": {"scorer": "contains", "of": None, "ignore_case": True}}
+OTHER_TEST = f"ROOT/data/prepared/test.jsonl: is not the test set that was evaluated; {AGAIN}"
+OTHER_ADAPTER = f"ROOT/out/adapter: is not the adapter that was evaluated; {AGAIN}"
+ERRORS = "reports/validation.json: holds errors, like test rows that are trained on, or more lost tokens than the "
+ERRORS += "budget allows; run validate again"
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "refusal"),
+    [
+        (("evaluation", "test_sha256"), "0" * 64, OTHER_TEST),
+        (("prepare", "prepared_sha256", "test"), "0" * 64, OTHER_TEST),
+        (("train", "adapter_sha256"), "b" * 64, OTHER_ADAPTER),
+        (("evaluation", "adapter_sha256"), "b" * 64, OTHER_ADAPTER),
+        (("validation", "errors"), 1, ERRORS),
+        (("validation", "prepared_sha256", "test"), "0" * 64, "ROOT/out/adapter: was trained on other splits"),
+        (("evaluation", "scorers"), OTHER_SCORERS, "reports/evaluation.json: was made with other scorers (exact"),
+    ],
+)
+def test_reports_of_another_run_are_refused(sound: Run, keys: tuple[str, ...], value: Any, refusal: str) -> None:
+    """The files are right and a report speaks of others: a stage ran on something else, or found errors."""
+    sound.edit(*keys, value=value)
+    assert sound.refusal().startswith(refusal)
 
 
 def test_changed_predictions_are_refused(sound: Run) -> None:
@@ -79,19 +95,12 @@ def test_answers_to_another_test_set_are_refused(sound: Run) -> None:
     assert sound.refusal() == "ROOT/out/predictions.jsonl: holds the answers to another test set; run evaluate again"
 
 
-@pytest.mark.parametrize("report", ["train", "evaluation"])
-def test_another_adapter_is_refused(sound: Run, report: str) -> None:
-    """The verdict is on the adapter that ships: trained again after the evaluation, it is another one."""
-    sound.edit(report, "adapter_sha256", value="b" * 64)
-    assert sound.refusal() == "ROOT/out/adapter: is not the adapter that was evaluated; run evaluate again"
-
-
 def test_an_adapter_published_anew_is_refused(sound: Run) -> None:
     """The folder is whole and its manifest is right: of another adapter than the one in the reports."""
     with publish_directory(sound.paths.adapter) as folder:
         (folder / "adapter_model.safetensors").write_bytes(bytes(200))
         write_manifest(folder, {"adapter_sha256": "b" * 64})
-    assert sound.refusal() == "ROOT/out/adapter: is not the adapter that was evaluated; run evaluate again"
+    assert sound.refusal() == OTHER_ADAPTER
 
 
 def test_an_adapter_that_was_touched_is_refused(sound: Run) -> None:
@@ -101,27 +110,12 @@ def test_an_adapter_that_was_touched_is_refused(sound: Run) -> None:
     assert sound.refusal().startswith("ROOT/out/adapter/adapter_model.safetensors: is not the file that was published")
 
 
-def test_a_leaked_prompt_is_refused(sound: Run, example: Callable[..., Example]) -> None:
+def test_a_leaked_prompt_is_refused(sound: Run, example: MakeExample) -> None:
     """In white space and answer it may differ: it was trained on all the same."""
     sound.train.append(example(" test  3\n", "another answer"))
     sound.write(sound.predict())
     leak = sound.test[3].id
     assert sound.refusal() == f"data/prepared: 1 test prompts stand in train too ({leak}…); run prepare again"
-
-
-def test_errors_of_validate_are_refused(sound: Run) -> None:
-    """Among them the budget of supervised tokens that truncation may cost."""
-    sound.edit("validation", "errors", value=1)
-    assert sound.refusal() == (
-        "reports/validation.json: holds errors, like test rows that are trained on, or more lost tokens than the "
-        "budget allows; run validate again"
-    )
-
-
-def test_answers_of_other_scorers_are_refused(sound: Run) -> None:
-    """The scores that are judged must be those that params.yaml asks for now."""
-    sound.edit("evaluation", "scorers", value={"exact_match": {"scorer": "contains", "of": None, "ignore_case": True}})
-    assert sound.refusal() == ("reports/evaluation.json: was made with other scorers (exact_match); run evaluate again")
 
 
 @pytest.mark.parametrize("key", ["do_sample", "max_new_tokens", "temperature"])
@@ -133,12 +127,6 @@ def test_sides_that_were_asked_otherwise_are_refused(sound: Run, key: str) -> No
     )
     sound.edit("evaluation", "baseline_generation", value=None)
     assert sound.decide()["verdict"] == "deploy"
-
-
-def test_a_validation_of_other_splits_is_refused(sound: Run) -> None:
-    """Its findings are of other rows."""
-    sound.edit("validation", "prepared_sha256", "test", value="0" * 64)
-    assert "was trained on other splits than these" in sound.refusal()
 
 
 def test_a_latency_of_another_adapter_is_refused(sound: Run) -> None:
@@ -158,15 +146,9 @@ def test_the_worst_seed_is_asked_for(sound: Run) -> None:
     assert "./finetune seeds --count 2" in decision["suggestions"][-1]["text"]
     passed = {item["criterion"]: {"status": "pass", "estimate": 1.0} for item in decision["criteria"][:-1]}
     key = seeds_key(sound.config.model_dump(mode="json", by_alias=True))
-    result = {
-        "adapter_sha256": "b" * 64,
-        "test_sha256": decision["test_sha256"],
-        "verdict": "iterate",
-        "criteria": passed,
-        "makings_sha256": adapter_inputs_hash(read_json(sound.paths.adapter / "manifest.json")),
-        "policy": "interval",
-        "confidence": 0.95,
-    }
+    result = {"adapter_sha256": "b" * 64, "test_sha256": decision["test_sha256"], "verdict": "iterate"}
+    result |= {"criteria": passed, "policy": "interval", "confidence": 0.95}
+    result["makings_sha256"] = adapter_inputs_hash(read_json(sound.paths.adapter / "manifest.json"))
     record_seed(sound.paths.seeds, key, 43, result)
     assert sound.decide()["verdict"] == "deploy"
 
@@ -184,19 +166,9 @@ def test_too_little_evidence_tells_what_would_do(sound: Run) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "reports/prepare.json",
-        "reports/validation.json",
-        "reports/train.json",
-        "reports/train_cost.json",
-        "reports/evaluation.json",
-        "reports/cost.json",
-        "reports/curves.tsv",
-        "reports/validation_curve.tsv",
-        "out/predictions.jsonl",
-        "out/latency.jsonl",
-        "out/adapter/manifest.json",
-        "data/prepared/train.jsonl",
-        "data/prepared/test.jsonl",
+        *(f"reports/{name}.json" for name in ("prepare", "validation", "train", "train_cost", "evaluation", "cost")),
+        *("reports/curves.tsv", "reports/validation_curve.tsv", "out/predictions.jsonl", "out/latency.jsonl"),
+        *("out/adapter/manifest.json", "data/prepared/train.jsonl", "data/prepared/test.jsonl"),
     ],
 )
 def test_missing_evidence_is_told_and_not_judged(sound: Run, name: str) -> None:
@@ -251,9 +223,8 @@ def test_an_old_verdict_opens_no_gate(sound: Run, changed: str) -> None:
 def locked(run: Run) -> dict[str, Any]:
     """What DVC would write of a finished decide that depends on what evaluate made; gives it, to be changed."""
     made = {"evaluate": ["reports/evaluation.json"], "decide": ["reports/decision.json"]}
-    hashes = {
-        stage: [{"path": name, "md5": md5(run.paths.root / name)} for name in names] for stage, names in made.items()
-    }
+    root = run.paths.root
+    hashes = {stage: [{"path": name, "md5": md5(root / name)} for name in names] for stage, names in made.items()}
     stages = {stage: {"cmd": "x", "outs": outs} for stage, outs in hashes.items()}
     stages["decide"]["deps"] = [dict(out) for out in hashes["evaluate"]]
     return {"schema": "2.0", "stages": stages}
@@ -294,9 +265,8 @@ def test_what_is_not_of_this_run_opens_no_gate(sound: Run, harm: str, told: str)
 def test_what_is_no_decision_is_told(tmp_path: Path) -> None:
     """One flipped bit in the verdict's name: an error, and no crash."""
     write_json(tmp_path / "reports/decision.json", whole("decision", {"verdict": "deplox"}))
-    with pytest.raises(
-        DataError, match=r"decision.json: verdict: input should be 'deploy'.*; run its stage again"
-    ) as caught:
+    told = r"decision.json: verdict: input should be 'deploy'.*; run its stage again"
+    with pytest.raises(DataError, match=told) as caught:
         show_decision(Paths(tmp_path), None)
     assert caught.value.problem.code == "report-version"
 

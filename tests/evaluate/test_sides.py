@@ -210,9 +210,7 @@ def test_two_servers_need_no_model_here(run: Any, server: dict[str, Any]) -> Non
 def test_a_server_that_is_not_there_is_told(run: Any, server: dict[str, Any]) -> None:
     """And not mistaken for a thousand wrong answers."""
     gone = server | {"url": "http://127.0.0.1:9/v1"}
-    with pytest.raises(
-        FinetuneError, match=r"evaluate.candidate: the server http://127.0.0.1:9/v1\S* can't be reached"
-    ):
+    with pytest.raises(FinetuneError, match=r"evaluate.candidate: the server can't be reached"):
         run(**{"evaluate.candidate": gone})
 
 

@@ -22,8 +22,7 @@ from finetune.prepare.dedup import (
     near_copies,
     propose_pairs,
 )
-from finetune.prepare.hashing import ConversationKeys
-from finetune.prepare.pairs import clusters, equal_pairs
+from finetune.prepare.hashing import ConversationKeys, clusters, equal_pairs
 from finetune.prepare.row_table import open_spool
 from finetune.prepare.rows import ReadRows
 from finetune.prepare.workers import open_workers
@@ -33,28 +32,25 @@ from tests.builders.tables import table_of
 
 def settings(threshold: float = 0.8, words: int = 3, permutations: int = 64) -> DuplicateConfig:
     """A section `duplicates`."""
-    return DuplicateConfig(
-        exact="drop", near="drop", threshold=threshold, shingle_words=words, permutations=permutations
-    )
+    counts = {"shingle_words": words, "permutations": permutations}
+    return DuplicateConfig(exact="drop", near="drop", threshold=threshold, **counts)
 
 
 # ---- Shingles and bands
 
 
-def test_shingles_are_runs_of_words() -> None:
-    """The unit of the whole measure, on one line."""
-    assert shingles("The cat sat\n on  the mat", 3) == ["the cat sat", "cat sat on", "sat on the", "on the mat"]
-
-
-def test_a_text_shorter_than_a_shingle_is_one() -> None:
-    """Two-word answers are compared as a whole, and an empty set would divide by zero."""
-    assert shingles("Hello there", 3) == ["hello there"]
-    assert shingles("", 3) == [""]
-
-
-def test_scripts_without_spaces_are_cut_into_letters() -> None:
-    """A Chinese paragraph is one `word` otherwise, and no two of them were ever similar."""
-    assert shingles("猫が好き ok", 2) == ["猫 が", "が 好", "好 き", "き ok"]
+@pytest.mark.parametrize(
+    ("text", "words", "found"),
+    [
+        ("The cat sat\n on  the mat", 3, ["the cat sat", "cat sat on", "sat on the", "on the mat"]),
+        ("Hello there", 3, ["hello there"]),  # shorter than a shingle; an empty set would divide by zero
+        ("", 3, [""]),
+        ("猫が好き ok", 2, ["猫 が", "が 好", "好 き", "き ok"]),  # else a paragraph without spaces is one word
+    ],
+)
+def test_shingles_are_runs_of_words(text: str, words: int, found: list[str]) -> None:
+    """The unit of the whole measure."""
+    assert shingles(text, words) == found
 
 
 @pytest.mark.parametrize(

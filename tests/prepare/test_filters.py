@@ -15,6 +15,7 @@ from finetune.prepare.filters import give_form, matches, reason_to_drop, token_c
 from finetune.records.examples import Message
 from finetune.records.formats import Conversation
 from finetune.records.near_duplicates import spoken_text
+from tests.builders.kinds import Change
 
 TINY = str(Path(__file__).parents[2] / "models/tiny-base")
 TURNS = [Message("user", "Hi"), Message("assistant", "Hello.")]
@@ -62,12 +63,7 @@ def reason(
     ],
 )
 def test_the_system_prompt_is_the_nearest_one(
-    change: Callable[..., Config],
-    own: str | None,
-    agents: str | None,
-    sources: str | None,
-    default: str | None,
-    system: str | None,
+    change: Change, own: str | None, agents: str | None, sources: str | None, default: str | None, system: str | None
 ) -> None:
     """The wrong prompt in training is another task at inference; an empty one means none, also against the default."""
     prompts = {} if agents is None else {"namer": agents}
@@ -81,14 +77,12 @@ def test_the_system_prompt_is_the_nearest_one(
 @pytest.mark.parametrize(
     ("own", "sources", "agent"), [("a", "b", "a"), (None, "b", "b"), (None, None, "rows"), ("a", None, "a")]
 )
-def test_the_agent_is_the_rows_own_or_its_sources(
-    config: Config, own: str | None, sources: str | None, agent: str
-) -> None:
+def test_the_agent_is_the_rows_or_its_sources(config: Config, own: str | None, sources: str | None, agent: str) -> None:
     """Results are told by agent, and the system prompt is chosen by it."""
     assert formed(Conversation(TURNS, agent=own), config, agent=sources).agent == agent
 
 
-def test_labels_are_told_in_the_system_prompt(change: Callable[..., Config]) -> None:
+def test_labels_are_told_in_the_system_prompt(change: Change) -> None:
     """Of a classification alone: after what stands there already, or as all of it."""
     told = "Answer with exactly one of these labels: no, yes."
     for default, system in ((None, told), ("Sort it.", f"Sort it.\n{told}")):
@@ -100,7 +94,7 @@ def test_labels_are_told_in_the_system_prompt(change: Callable[..., Config]) -> 
 
 
 @pytest.mark.parametrize(("form", "text"), [("none", "e\u0301 \ufb01"), ("NFC", "é \ufb01"), ("NFKC", "é fi")])
-def test_unicode_is_normalized_as_told_and_alike(change: Callable[..., Config], form: str, text: str) -> None:
+def test_unicode_is_normalized_as_told_and_alike(change: Change, form: str, text: str) -> None:
     """Answer, label and the labels told must stay the same text, or the right answer is none of those told."""
     raw = "e\u0301 \ufb01"
     config = change(**{"data.unicode": form, "data.default_system_prompt": None})
@@ -114,7 +108,7 @@ def test_unicode_is_normalized_as_told_and_alike(change: Callable[..., Config], 
     assert found.label == text
 
 
-def test_labels_that_become_one_are_told_once(change: Callable[..., Config]) -> None:
+def test_labels_that_become_one_are_told_once(change: Change) -> None:
     """Two spellings of one letter are one label after normalizing."""
     found = formed(Conversation(TURNS, label="é"), change(**{"data.unicode": "NFC"}), ("e\u0301", "é"))
     assert found.messages[0].content == "Answer with exactly one of these labels: é."

@@ -18,28 +18,31 @@ from finetune.files.strict_json import read_json
 from finetune.paths import Paths
 from finetune.prepare import stage
 from finetune.prepare.ledger import SourceAccount, account_splits, account_table, check_balance, to_markdown
+from finetune.records.examples import text_key
 from finetune.records.io import read_examples
-from finetune.records.leakage import text_key
 from finetune.reports.prepare import PrepareReport, SplitReport
+from tests.builders.kinds import Change
 from tests.builders.tables import table_of
 
 # One line of a source: good, failed, blank or broken; few tasks, so that lines repeat, exactly and nearly.
 WORDS = [f"word{at}" for at in range(12)]
-tasks = st.tuples(st.integers(0, 20), st.integers(0, 2)).map(
-    lambda chosen: " ".join(
-        [*(f"{word}{chosen[0]}" for word in WORDS), "end" * chosen[1], "<|im_end|>" * (chosen[0] == 7)]
-    )
-)
-good = st.builds(
-    lambda agent, task, space, success, user: json.dumps(
-        {"agent": agent, "task": task + space, "output": "ValueError", "success": success, "user": user}
-    ),
-    st.sampled_from("ab"),
-    tasks,
-    st.sampled_from(["", " ", "\n"]),
-    st.sampled_from([True, True, True, False]),
-    st.integers(0, 30),
-)
+SPACES = ["", " ", "\n"]
+
+
+def task(number: int, ends: int, space: str) -> str:
+    """A text of twelve words; one of them holds a control token."""
+    return " ".join([*(f"{word}{number}" for word in WORDS), "end" * ends, "<|im_end|>" * (number == 7)]) + space
+
+
+good = st.fixed_dictionaries(
+    {
+        "agent": st.sampled_from("ab"),
+        "task": st.builds(task, st.integers(0, 20), st.integers(0, 2), st.sampled_from(SPACES)),
+        "output": st.just("ValueError"),
+        "success": st.sampled_from([True, True, True, False]),
+        "user": st.integers(0, 30),
+    }
+).map(json.dumps)
 bad = st.sampled_from(["{", "[1]", "null", '{"agent": "a"}', '{"agent": "a", "task": "", "output": "", "success": 1}'])
 lines = st.lists(st.one_of(good, good, good, good, good, bad, st.just("  ")), min_size=10, max_size=60)
 sampling = st.sampled_from([{}, {}, {"fraction": 0.6}, {"cap": 15}, {"weight": 2.0}, {"split": "train"}])
@@ -61,7 +64,7 @@ policies = {
     keys=st.fixed_dictionaries(policies),
 )
 def test_every_row_is_in_a_split_or_dropped_for_a_reason(
-    change: Callable[..., Config],
+    change: Change,
     tmp_path_factory: pytest.TempPathFactory,
     sources: list[tuple[list[str], dict[str, Any], bool]],
     own_test: list[str] | None,
@@ -81,22 +84,12 @@ def test_every_row_is_in_a_split_or_dropped_for_a_reason(
         listed.append({"name": "own", "path": "own.jsonl", "split": "test"})
     for name, rows in named.items():
         (paths.root / f"raw/{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    split = (
-        {"train": 0.4, "validation": 0.3, "test": 0.3}
-        if own_test is None
-        else {"train": 0.6, "validation": 0.4, "test": 0.0}
-    )
-    config = change(
-        **{
-            "data.directory": "raw",
-            "data.sources": [source | {"format": "interactions"} for source in listed],
-            "data.on_bad_row": "skip",
-            "data.max_bad_fraction": 1.0,
-            "data.system_prompts": {},
-            "data.split": {"method": method, **split, "stratify_by": "agent" if method == "exact" else None},
-        }
-        | keys
-    )
+    train, validation, test = (0.4, 0.3, 0.3) if own_test is None else (0.6, 0.4, 0.0)
+    split = {"method": method, "stratify_by": "agent" if method == "exact" else None}
+    split |= {"train": train, "validation": validation, "test": test}
+    keys |= {"data.directory": "raw", "data.sources": [source | {"format": "interactions"} for source in listed]}
+    keys |= {"data.on_bad_row": "skip", "data.max_bad_fraction": 1.0, "data.system_prompts": {}, "data.split": split}
+    config = change(**keys)
     try:
         stage.run(params_of("prepare", config), paths)
     except DataError as error:
@@ -171,10 +164,7 @@ def test_a_balanced_ledger_passes() -> None:
 @pytest.mark.parametrize(
     ("break_it", "text"),
     [
-        (
-            lambda accounts, splits, written: setattr(accounts[0], "read", 6),
-            "the ledger of rows.jsonl does not balance",
-        ),
+        (lambda accounts, splits, written: setattr(accounts[0], "read", 6), "the ledger of rows.jsonl does not "),
         (lambda accounts, splits, written: accounts[0].splits.update(train=1), "rows kept are not those in the splits"),
         (lambda accounts, splits, written: splits.update(test=splits["train"]), "test: sources do not sum up"),
         (lambda accounts, splits, written: splits["train"].by_agent.update(b=1), "train: by agent it does not sum up"),

@@ -17,6 +17,7 @@ from finetune.prepare.readers.batches import BadRow, Row
 from finetune.prepare.sources import Opened, open_source, source_path, work_bytes
 
 REVISION = "0123456789" * 4
+OpenHub = Callable[..., Opened]
 
 
 def rows_of(opened: Opened) -> list[Row | BadRow]:
@@ -303,7 +304,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 @pytest.fixture
-def open_hub(tmp_path: Path, data: DataConfig, hub: Hub) -> Callable[..., Opened]:
+def open_hub(tmp_path: Path, data: DataConfig, hub: Hub) -> OpenHub:
     """`open_source` of a dataset of the Hub."""
 
     def opened(name: str = "org/rows", part: str = "train", **more: Any) -> Opened:
@@ -312,7 +313,7 @@ def open_hub(tmp_path: Path, data: DataConfig, hub: Hub) -> Callable[..., Opened
     return opened
 
 
-def test_a_dataset_of_the_hub_is_read_like_a_file(open_hub: Callable[..., Opened]) -> None:
+def test_a_dataset_of_the_hub_is_read_like_a_file(open_hub: OpenHub) -> None:
     """Its revision identifies it, so no hash is made."""
     opened = open_hub()
     assert opened.where == f"hub:org/rows@{REVISION}"
@@ -326,7 +327,7 @@ def test_a_dataset_of_the_hub_is_read_like_a_file(open_hub: Callable[..., Opened
 
 @pytest.mark.parametrize("subset", [None, "default"])
 def test_the_hub_is_asked_for_what_the_source_names_and_nothing_else(
-    hub: Hub, open_hub: Callable[..., Opened], subset: str | None
+    hub: Hub, open_hub: OpenHub, subset: str | None
 ) -> None:
     """Without the revision it would give what is newest, and with trust_remote_code run programs of strangers."""
     open_hub(subset=subset)
@@ -334,9 +335,7 @@ def test_the_hub_is_asked_for_what_the_source_names_and_nothing_else(
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_a_dataset_that_lies_here_is_not_of_the_hub(
-    tmp_path: Path, hub: Hub, open_hub: Callable[..., Opened], kind: str
-) -> None:
+def test_a_dataset_that_lies_here_is_not_of_the_hub(tmp_path: Path, hub: Hub, open_hub: OpenHub, kind: str) -> None:
     """`datasets` would read the folder: no revision fixes what is in it, and DVC does not watch it."""
     here = tmp_path / "here/org/rows"
     here.mkdir(parents=True)
@@ -352,7 +351,7 @@ def test_a_dataset_that_lies_here_is_not_of_the_hub(
     assert not hub.calls
 
 
-def test_another_revision_is_not_taken_for_the_one_that_is_named(hub: Hub, open_hub: Callable[..., Opened]) -> None:
+def test_another_revision_is_not_taken_for_the_one_that_is_named(hub: Hub, open_hub: OpenHub) -> None:
     """Without a connection `datasets` gives what was fetched last, whatever its revision, with a warning at most."""
     hub.cached = "9" * 40
     with pytest.raises(DataError) as caught:
@@ -371,7 +370,7 @@ def test_another_revision_is_not_taken_for_the_one_that_is_named(hub: Hub, open_
     ],
 )
 def test_what_the_hub_does_not_give_is_an_error_in_one_line(
-    hub: Hub, open_hub: Callable[..., Opened], keys: dict[str, str], failure: str, why: str
+    hub: Hub, open_hub: OpenHub, keys: dict[str, str], failure: str, why: str
 ) -> None:
     """A traceback of ten libraries hides the misspelt name."""
     hub.failure = failure
@@ -383,7 +382,7 @@ def test_what_the_hub_does_not_give_is_an_error_in_one_line(
     assert "\n" not in told
 
 
-def test_no_program_of_a_dataset_is_ever_run(tmp_path: Path, hub: Hub, open_hub: Callable[..., Opened]) -> None:
+def test_no_program_of_a_dataset_is_ever_run(tmp_path: Path, hub: Hub, open_hub: OpenHub) -> None:
     """A dataset that brings a script could do anything on this machine."""
     (hub.folder / "org/rows/rows.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
     with pytest.raises(DataError, match=r"can't be loaded \(Dataset scripts are no longer supported"):

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.config.data import SplitConfig
-from finetune.prepare.hashing import shuffled
-from finetune.prepare.pairs import equal_pairs
+from finetune.prepare.hashing import equal_pairs, shuffled
 from finetune.prepare.split import allocate, place_rows, split_exact, split_sizes, split_stable
 from tests.builders.tables import table_of
 
@@ -164,9 +163,8 @@ def test_rows_of_a_group_stay_together() -> None:
 
 def test_a_prompt_that_two_groups_share_leaves_the_less_protected_split() -> None:
     """Everybody says hello: that must neither tie all users together nor stand in train and test."""
-    table = table_of(
-        prompts=[0 if at % 10 == 0 else at for at in range(200)], groups=[at // 10 + 1 for at in range(200)]
-    )
+    rows = range(200)
+    table = table_of(prompts=[0 if at % 10 == 0 else at for at in rows], groups=[at // 10 + 1 for at in rows])
     places, _ = place_rows(table, equal_pairs(table.prompt), [None], settings("exact", 0.5, 0.25, 0.25), 42)
     assert np.bincount(places).tolist() == [100, 50, 50]
     hello = table.kept[table.prompt[table.kept] == 0]

@@ -196,9 +196,8 @@ def test_a_risk_drops_nothing_of_the_users_own_test_file(prepare: Run) -> None:
         (prepare.paths.root / f"raw/{name}.jsonl").write_bytes(b"\n".join(lines))
     sources = [{"name": name, "path": f"{name}.jsonl"} for name in ("train", "test")]
     split = HALF | {"train": 0.75, "test": 0.0}
-    ledger = prepare(
-        sources=[sources[0], sources[1] | {"split": "test"}], split=split, **{"risks.control_tokens": "drop"}
-    )
+    sources[1]["split"] = "test"
+    ledger = prepare(sources=sources, split=split, **{"risks.control_tokens": "drop"})
     assert ledger["sources"]["test"]["kept"] == 2
     assert ledger["sources"]["test"]["risks"]["control_tokens/chat_template"]["rows"] == 1
 

@@ -23,20 +23,21 @@ def shown_lines() -> dict[str, dict[str, Any]]:
 
 
 ROWS = shown_lines()
+
+
+def meant(task: str, answer: str, **known: Any) -> Conversation:
+    """A conversation of one turn."""
+    return Conversation([Message("user", task), Message("assistant", answer)], **known)
+
+
 MEANT: dict[str, Conversation] = {
-    "interactions": Conversation(
-        [Message("user", "Where is my order?"), Message("assistant", "On its way.")], agent="support"
-    ),
+    "interactions": meant("Where is my order?", "On its way.", agent="support"),
     "chat": Conversation(TURNS),
     "sharegpt": Conversation(TURNS),
-    "alpaca": Conversation([Message("user", "Translate.\n\nGuten Tag"), Message("assistant", "Good day")]),
-    "prompt_completion": Conversation(
-        [Message("user", "The capital of France is"), Message("assistant", " Paris.")],
-    ),
-    "question_answer": Conversation([Message("user", "Who wrote Emma?"), Message("assistant", "Jane Austen")]),
-    "classification": Conversation(
-        [Message("user", "My card was stolen"), Message("assistant", "lost_card")], label="lost_card"
-    ),
+    "alpaca": meant("Translate.\n\nGuten Tag", "Good day"),
+    "prompt_completion": meant("The capital of France is", " Paris."),
+    "question_answer": meant("Who wrote Emma?", "Jane Austen"),
+    "classification": meant("My card was stolen", "lost_card", label="lost_card"),
 }
 
 
@@ -142,11 +143,7 @@ def test_both_spellings_of_a_log_are_read(ours: str, theirs: str) -> None:
         ("interactions", {"success": [True]}, "success must be true or false"),
         ("chat", {"messages": ...}, "has no messages"),
         ("chat", {"messages": ""}, "messages must be a list of turns, not null"),
-        (
-            "chat",
-            {"tools": "[{]"},
-            "tools holds broken JSON: Expecting property name enclosed in double quotes: line 1",
-        ),
+        ("chat", {"tools": "[{]"}, "tools holds broken JSON: Expecting property name enclosed in double quotes: line"),
         ("chat", {"agent": 7}, "agent must be text, not int"),
         ("sharegpt", {"conversations": None}, "conversations must be a list of turns, not null"),
         ("sharegpt", {"system": ["x"]}, "system must be text, not list"),

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.decide.evidence import leaked
 from finetune.errors import DataError
 from finetune.files.atomic import write_lines
 from finetune.files.strict_json import parse_json
-from finetune.records.examples import Answer, Example, Message, Prediction, Timing
+from finetune.records.examples import Answer, Example, Message, Prediction, Timing, text_key
 from finetune.records.io import read_examples, read_jsonl, read_predictions, read_timings, to_json_lines
-from finetune.records.leakage import leaked, text_key
+from tests.builders.kinds import MakeExample
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 messages = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), texts)
@@ -126,7 +127,7 @@ def test_a_row_of_another_version_is_refused(read: Callable[[Path], list[Any]], 
 # ---- Prompts
 
 
-def test_prompt_and_completion_are_the_whole_conversation(example: Callable[..., Example]) -> None:
+def test_prompt_and_completion_are_the_whole_conversation(example: MakeExample) -> None:
     """A message in neither part would be lost, one in both would be a leak of the answer."""
     one = example("task", "answer", system="system")
     assert [message.content for message in one.prompt] == ["system", "task"]
@@ -156,7 +157,7 @@ def test_another_word_role_or_boundary_is_another_prompt() -> None:
     assert len({text_key(conversation) for conversation in conversations}) == len(conversations)
 
 
-def test_a_leak_is_a_shared_prompt_whatever_the_answer(example: Callable[..., Example]) -> None:
+def test_a_leak_is_a_shared_prompt_whatever_the_answer(example: MakeExample) -> None:
     """The same prompt with another answer in train is a memory test too, or an unfair one."""
     train = [example("seen before", "ValueError"), example("other", "KeyError")]
     same, new = example("seen  before\n", "TypeError"), example("never seen", "ValueError")

@@ -360,17 +360,11 @@ values = st.recursive(
     max_leaves=6,
 )
 calls = st.fixed_dictionaries({"name": spoken, "arguments": st.dictionaries(texts, values, max_size=3)})
-rounds = st.tuples(
-    spoken, st.lists(st.tuples(texts, st.lists(calls, min_size=1, max_size=2), texts), max_size=2), spoken
-)
+steps = st.tuples(texts, st.lists(calls, min_size=1, max_size=2), texts)
+talks = st.lists(st.tuples(spoken, st.lists(steps, max_size=2), spoken), min_size=1, max_size=3)
 
 
-@given(
-    system=st.none() | spoken,
-    talk=st.lists(rounds, min_size=1, max_size=3),
-    in_parts=st.booleans(),
-    in_cell=st.booleans(),
-)
+@given(system=st.none() | spoken, talk=talks, in_parts=st.booleans(), in_cell=st.booleans())
 def test_any_chat_comes_through_unchanged(system: str | None, talk: list[Any], in_parts: bool, in_cell: bool) -> None:
     """Not a letter more or less may be trained on than was said, however the file writes it."""
     wanted: list[tuple[str, str, list[Any]]] = [("system", system, [])] if system else []

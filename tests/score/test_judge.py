@@ -12,6 +12,7 @@ from finetune.records.examples import Answer, Example, Message
 from finetune.score import judge as judging
 from finetune.score.judge import judge_answers, question, read_choice
 from tests.builders.chat_server import client, completion, serving
+from tests.builders.kinds import MakeExample
 
 ASKED = Judge(
     scorer="judge",
@@ -53,7 +54,7 @@ def shorter(first: str, second: str) -> str:
     return "tie" if len(first) == len(second) else "A" if len(first) < len(second) else "**Verdict: B**"
 
 
-def test_both_orders_count(example: Callable[..., Example]) -> None:
+def test_both_orders_count(example: MakeExample) -> None:
     """The shorter one wins wherever it stands; answers of one length are a tie; equal ones are not asked about."""
     made = [example(str(number)) for number in range(4)]
     baseline, candidate = texts("long one", "b", "bb", "same"), texts("a", "long one", "aa", " same")
@@ -73,19 +74,19 @@ def test_both_orders_count(example: Callable[..., Example]) -> None:
     }
 
 
-def test_a_judge_that_likes_what_it_reads_first_says_nothing(example: Callable[..., Example]) -> None:
+def test_a_judge_that_likes_what_it_reads_first_says_nothing(example: MakeExample) -> None:
     """Asked once it would have made the candidate the winner of all."""
     first, second, report, _ = judged(lambda *_: "A", [example()], texts("b"), texts("a"))
     assert (first, second, report["agreement"], report["first_preferred"]) == ([0.5], [0.5], 0.0, 1.0)
 
 
-def test_what_can_t_be_read_is_no_score(example: Callable[..., Example]) -> None:
+def test_what_can_t_be_read_is_no_score(example: MakeExample) -> None:
     """Neither a draw nor a loss."""
     first, second, report, _ = judged(lambda *_: "Both are fine.", [example()], texts("b"), texts("a"))
     assert (first, second, report["unclear"], report["agreement"]) == ([None], [None], 1, None)
 
 
-def test_a_judge_that_fails_is_told_and_given_up(example: Callable[..., Example], monkeypatch: Any) -> None:
+def test_a_judge_that_fails_is_told_and_given_up(example: MakeExample, monkeypatch: Any) -> None:
     """A server that never answers is not asked a thousand times."""
     monkeypatch.setattr(judging, "AT_ONCE", 1)
     made = [example(str(number)) for number in range(30)]
@@ -95,7 +96,7 @@ def test_a_judge_that_fails_is_told_and_given_up(example: Callable[..., Example]
     assert "answered 500 (broken)" in report["first_failure"]
 
 
-def test_failed_answers_are_not_judged(example: Callable[..., Example]) -> None:
+def test_failed_answers_are_not_judged(example: MakeExample) -> None:
     """The candidate's is lost; the baseline's is no win of the candidate."""
     failed = [Answer("", None, None, failed="timeout")]
     made = [example()]

@@ -8,52 +8,45 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.plan.schedule import plan_schedule
 from finetune.validate.checks.schedule import check_run
 from finetune.validate.codes import CODES, COSTS, SEVERITIES, to_reference
 from finetune.validate.findings import Finding, accept, by_cost, to_markdown
+from tests.builders.checked_settings import codes, told
+from tests.builders.kinds import Change
 from tests.conftest import ROOT
 
+Check = Callable[..., list[Finding]]
 NOTHING_CUT = 240  # 15 whole steps of 16 examples an epoch
-
-
-def codes(findings: list[Finding]) -> list[str]:
-    """The codes alone."""
-    return [finding.code for finding in findings]
 
 
 # ---- The run's steps
 
 
 @pytest.fixture
-def check(change: Callable[..., Config]) -> Callable[..., list[Finding]]:
+def check(change: Change) -> Check:
     """`check(240, warmup_steps=50)`: the findings on 2 x 8 examples a step, 3 epochs, with some keys changed."""
 
     def checked(examples: int = NOTHING_CUT, **changed: Any) -> list[Finding]:
-        keys = {
+        keys: dict[str, Any] = {
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 8,
             "num_train_epochs": 3,
-            "warmup_steps": 4,
-            "logging_steps": 5,
-            "eval_steps": 15,
-            "save_steps": 15,
-            "load_best_model_at_end": True,
-            "early_stopping_patience": None,
         }
+        keys |= {"warmup_steps": 4, "logging_steps": 5, "eval_steps": 15, "save_steps": 15}
+        keys |= {"load_best_model_at_end": True, "early_stopping_patience": None}
         train = change(**{f"train.{key}": value for key, value in (keys | changed).items()}).train
         return check_run(train, plan_schedule(train, examples))
 
     return checked
 
 
-def test_a_run_with_nothing_wrong_has_no_finding(check: Callable[..., list[Finding]]) -> None:
+def test_a_run_with_nothing_wrong_has_no_finding(check: Check) -> None:
     """A check that always warns is a check that nobody reads."""
     assert check() == []
 
 
-def test_the_cpu_recipes_mistake_is_caught(check: Callable[..., list[Finding]]) -> None:
+def test_the_cpu_recipes_mistake_is_caught(check: Check) -> None:
     """Warmup 50 and saves every 50, but 238 examples are 45 steps: a whole day at a low rate, and no checkpoint."""
     found = check(238, warmup_steps=50, save_steps=50, eval_steps=50, logging_steps=10)
     errors = [str(finding) for finding in found if finding.severity == "error"]
@@ -68,17 +61,16 @@ def test_the_cpu_recipes_mistake_is_caught(check: Callable[..., list[Finding]]) 
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(16, 16), (44, 44), (0.34, 16)])
-def test_a_long_warmup_is_a_warning(check: Callable[..., list[Finding]], warmup: float, steps: int) -> None:
+def test_a_long_warmup_is_a_warning(check: Check, warmup: float, steps: int) -> None:
     """Of 45 steps: up to a third is silent; more of them leave too few at the full rate."""
     assert check(warmup_steps=15) == check(warmup_steps=0) == []
     (finding,) = check(warmup_steps=warmup)
     text = f"{steps} of the run's 45 steps are warmup; use 5 or train longer"
-    assert str(finding) == f"params.yaml: train.warmup_steps: {text}"
-    assert (finding.code, finding.severity) == ("warmup-long", "warning")
+    assert told(finding, "warmup-long") == f"params.yaml: train.warmup_steps: {text}"
 
 
 @pytest.mark.parametrize("warmup", [45, 46, 0.99])
-def test_a_warmup_of_the_whole_run_is_an_error(check: Callable[..., list[Finding]], warmup: float) -> None:
+def test_a_warmup_of_the_whole_run_is_an_error(check: Check, warmup: float) -> None:
     """The rate reaches its peak at the very end, or never."""
     (finding,) = check(warmup_steps=warmup)
     assert (finding.code, finding.severity) == ("warmup-too-long", "error")
@@ -87,58 +79,50 @@ def test_a_warmup_of_the_whole_run_is_an_error(check: Callable[..., list[Finding
 @pytest.mark.parametrize(
     ("key", "code"), [("logging_steps", "logging-never"), ("eval_steps", "eval-never"), ("save_steps", "save-never")]
 )
-def test_an_event_that_never_happens_is_an_error(check: Callable[..., list[Finding]], key: str, code: str) -> None:
+def test_an_event_that_never_happens_is_an_error(check: Check, key: str, code: str) -> None:
     """At 45 it happens once, at the last step; at 46 never."""
     assert code not in codes(check(**{key: 45}))
     (finding,) = [finding for finding in check(**{key: 46}, load_best_model_at_end=False) if finding.code == code]
     assert (finding.severity, finding.place, finding.remedy) == ("error", f"params.yaml: train.{key}", "use 9")
 
 
-def test_the_advice_of_a_very_short_run_is_one_step(check: Callable[..., list[Finding]]) -> None:
+def test_the_advice_of_a_very_short_run_is_one_step(check: Check) -> None:
     """`use 0` would be refused by the config in turn."""
     found = check(16, warmup_steps=10, num_train_epochs=1)
-    assert [finding.remedy for finding in found if finding.severity == "error"] == [
-        "use 1 or train longer",
-        "use 1",
-        "use 1",
-        "use 1",
-    ]
+    fixes = [finding.remedy for finding in found if finding.severity == "error"]
+    assert fixes == ["use 1 or train longer", *["use 1"] * 3]
 
 
 @pytest.mark.parametrize(
     ("saves", "evals", "fix"), [(20, 15, "use 15"), (40, 15, "use 45"), (5, 15, "use 15"), (15, 10, "use 20")]
 )
-def test_saves_between_evaluations_hide_the_best_checkpoint(
-    check: Callable[..., list[Finding]], saves: int, evals: int, fix: str
-) -> None:
+def test_saves_between_evaluations_hide_the_best_checkpoint(check: Check, saves: int, evals: int, fix: str) -> None:
     """transformers refuses this only after it has loaded the model; without the best checkpoint it is no mistake."""
     (finding,) = check(save_steps=saves, eval_steps=evals)
     text = f"{saves} is no multiple of eval_steps {evals}; the best checkpoint can't be known; {fix}"
-    assert str(finding) == f"params.yaml: train.save_steps: {text}"
-    assert (finding.code, finding.severity) == ("best-checkpoint-unknown", "error")
+    assert told(finding, "best-checkpoint-unknown") == f"params.yaml: train.save_steps: {text}"
     assert check(save_steps=saves, eval_steps=evals, load_best_model_at_end=False) == []
     assert check(save_steps=int(fix.removeprefix("use ")), eval_steps=evals) == []
 
 
-def test_early_stopping_needs_the_best_checkpoint(check: Callable[..., list[Finding]]) -> None:
+def test_early_stopping_needs_the_best_checkpoint(check: Check) -> None:
     """It stops when the loss has risen, so the last checkpoint is the worse one."""
     (finding,) = check(early_stopping_patience=1, load_best_model_at_end=False)
     assert (finding.code, finding.severity) == ("early-stopping-keeps-last", "error")
     assert finding.remedy == "set train.load_best_model_at_end: true"
 
 
-def test_early_stopping_that_can_never_stop_is_a_warning(check: Callable[..., list[Finding]]) -> None:
+def test_early_stopping_that_can_never_stop_is_a_warning(check: Check) -> None:
     """Three evaluations, the last at the run's end: a patience of 1 may save something, one of 2 or more nothing."""
     assert check(early_stopping_patience=1) == []
     assert codes(check(early_stopping_patience=2)) == ["early-stopping-never"]
     (finding,) = check(early_stopping_patience=3)
     text = "3 can't be used up before the run's end by its 3 evaluations; use a smaller patience, null, or eval_steps 3"
-    assert str(finding) == f"params.yaml: train.early_stopping_patience: {text}"
-    assert (finding.code, finding.severity) == ("early-stopping-never", "warning")
+    assert told(finding, "early-stopping-never") == f"params.yaml: train.early_stopping_patience: {text}"
     assert check(early_stopping_patience=3, eval_steps=3) == []
 
 
-def test_a_partial_last_batch_is_a_note(check: Callable[..., list[Finding]]) -> None:
+def test_a_partial_last_batch_is_a_note(check: Check) -> None:
     """Worth knowing and nothing to do; a run of less than one batch says it in other findings."""
     (finding,) = check(238)
     text = "the last step of each epoch takes 14 instead of 16 examples; nothing to do; the loss is per token"
@@ -147,7 +131,7 @@ def test_a_partial_last_batch_is_a_note(check: Callable[..., list[Finding]]) -> 
     assert "last-batch-partial" not in codes(check(15, num_train_epochs=45))
 
 
-def test_a_warmup_of_the_constant_schedule_is_a_warning(check: Callable[..., list[Finding]]) -> None:
+def test_a_warmup_of_the_constant_schedule_is_a_warning(check: Check) -> None:
     """transformers ignores it in silence; a long one there is no error, for it is none at all."""
     assert check(lr_scheduler_type="constant", warmup_steps=0) == []
     (found,) = check(lr_scheduler_type="constant", warmup_steps=50)
@@ -172,15 +156,8 @@ def test_an_accepted_error_stops_nothing_and_shows_its_reason() -> None:
     told, left = accept([finding("warmup-too-long"), finding("eval-never")], {"warmup-too-long": "meant so"})[::-1]
     assert (told.code, told.stops, told.accepted, told.severity) == ("warmup-too-long", False, "meant so", "error")
     assert (left.code, left.stops, left.accepted) == ("eval-never", True, None)
-    assert told.report().to_json() == {
-        "code": "warmup-too-long",
-        "severity": "error",
-        "cost": "quality",
-        "place": "params.yaml: key",
-        "message": "what",
-        "remedy": "fix",
-        "accepted": "meant so",
-    }
+    fields = {"severity": "error", "cost": "quality", "message": "what", "remedy": "fix", "accepted": "meant so"}
+    assert told.report().to_json() == {"code": "warmup-too-long", "place": "params.yaml: key", **fields}
 
 
 def test_every_finding_of_an_accepted_code_is_accepted() -> None:
@@ -224,14 +201,8 @@ def test_what_was_accepted_and_not_found_is_a_note() -> None:
 def test_what_costs_most_comes_first() -> None:
     """A person reads the top of the list: errors, warnings, notes; in each the whole run before some of the quality."""
     given = ["last-batch-partial", "warmup-long", "memory-tight", "warmup-too-long", "split-overlap", "save-never"]
-    assert codes(by_cost([finding(code) for code in given])) == [
-        "save-never",
-        "split-overlap",
-        "warmup-too-long",
-        "memory-tight",
-        "warmup-long",
-        "last-batch-partial",
-    ]
+    wanted = ["save-never", "split-overlap", "warmup-too-long", "memory-tight", "warmup-long", "last-batch-partial"]
+    assert codes(by_cost([finding(code) for code in given])) == wanted
 
 
 def test_findings_of_one_cost_keep_their_order_and_accepted_ones_come_last() -> None:
@@ -280,11 +251,8 @@ def test_every_code_that_is_raised_is_in_the_table() -> None:
     raised = set()
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if (
-                isinstance(node, ast.Call)
-                and getattr(node.func, "id", "") in ("Finding", "BaseModelError")
-                and node.args
-            ):
+            name = getattr(node.func, "id", "") if isinstance(node, ast.Call) and node.args else ""
+            if name in ("Finding", "BaseModelError"):
                 texts = [part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)]
                 raised |= {text for text in texts if isinstance(text, str)}
     assert len(raised) > 50
@@ -313,9 +281,8 @@ def test_the_reference_lists_each_code_once_in_the_order_of_cost() -> None:
     assert sorted(listed) == sorted(CODES)
     ranks = [(SEVERITIES.index(CODES[code].severity), list(COSTS).index(CODES[code].cost), code) for code in listed]
     assert ranks == sorted(ranks)
-    assert [code for code, line in zip(listed, lines, strict=True) if "*Binding.*" in line] == [
-        code for code in listed if CODES[code].binding
-    ]
+    binding = [code for code, line in zip(listed, lines, strict=True) if "*Binding.*" in line]
+    assert binding == [code for code in listed if CODES[code].binding]
 
 
 def test_the_shipped_reference_is_this_one() -> None:

@@ -14,7 +14,6 @@ from finetune.config.train import TrainConfig
 from finetune.files.strict_json import read_json
 from finetune.model.tokens import IGNORED, Tokenized, tokenize
 from finetune.plan.order import epoch_order, measure_batches
-from finetune.records.examples import Example
 from finetune.reports.validation import TokenCounts
 from finetune.validate.tokenized import (
     TokenizedSplit,
@@ -26,11 +25,14 @@ from finetune.validate.tokenized import (
     tokenize_split,
     write_arrow,
 )
+from tests.builders.kinds import MakeExample
 from tests.builders.small_run import trainer_of, validated
 from tests.builders.tokenized_rows import settings as settings
 from tests.builders.tokenized_rows import tokenizer as tokenizer
 
 STRATEGIES = ["random", "sequential", "group_by_length"]
+
+Settings = Callable[..., TrainConfig]
 
 
 def conversation(prompt: int, answer: int, more: int = 0) -> Tokenized:
@@ -45,6 +47,8 @@ def row(length: int, name: str = "one", supervised: int = 1) -> TokenRow:
     return TokenRow((name,), Tokenized(ids, [IGNORED] * (length - supervised) + ids[:supervised]), (length,))
 
 
+NONE = {"unsupervised_examples": 1, "examples": 0, "tokens": 0, "supervised_tokens": 0}
+
 # ---- What is cut
 
 
@@ -55,19 +59,7 @@ def row(length: int, name: str = "one", supervised: int = 1) -> TokenRow:
         (12, {"truncated_examples": 1, "lost_tokens": 1}),  # the line end after the end token
         (11, {"truncated_examples": 1, "lost_tokens": 2, "lost_supervised_tokens": 1, "lost_end_tokens": 1}),
         (9, {"truncated_examples": 1, "lost_tokens": 4, "lost_supervised_tokens": 3, "lost_end_tokens": 1}),
-        (
-            8,
-            {
-                "truncated_examples": 1,
-                "lost_tokens": 13,
-                "lost_supervised_tokens": 4,
-                "lost_end_tokens": 1,
-                "unsupervised_examples": 1,
-                "examples": 0,
-                "tokens": 0,
-                "supervised_tokens": 0,
-            },
-        ),
+        (8, {"truncated_examples": 1, "lost_tokens": 13, "lost_supervised_tokens": 4, "lost_end_tokens": 1} | NONE),
     ],
 )
 def test_the_account_of_one_example(max_length: int, told: dict[str, int]) -> None:
@@ -107,7 +99,7 @@ def test_nothing_is_lost_without_being_counted(turns: list[tuple[int, int, int]]
 
 
 def test_rows_are_cut_at_max_length_and_empty_ones_are_left_out(
-    tokenizer: Any, example: Callable[..., Example], settings: Callable[..., TrainConfig]
+    tokenizer: Any, example: MakeExample, settings: Settings
 ) -> None:
     """What is trained on is the beginning of what the template renders, to the token."""
     examples = [example("a b c", "ValueError"), example("a longer task than the other one", "TypeError")]
@@ -158,9 +150,7 @@ def test_packing_cuts_nothing_and_loses_nothing(lengths: list[int], spare: int) 
     assert found == Counter((one.ids[0], tuple(one.tokenized.input_ids), tuple(one.tokenized.labels)) for one in rows)
 
 
-def test_packed_rows_are_counted_without_padding(
-    tokenizer: Any, example: Callable[..., Example], settings: Callable[..., TrainConfig]
-) -> None:
+def test_packed_rows_are_counted_without_padding(tokenizer: Any, example: MakeExample, settings: Settings) -> None:
     """Fewer rows, the same tokens; what train reads says where each example begins."""
     examples = [example(f"task {at}" * (1 + at % 3), "ValueError") for at in range(12)]
     plain = tokenize_split(tokenizer, examples, settings(packing=False), seed=1).counts
@@ -183,9 +173,8 @@ def test_what_train_reads_is_what_was_counted(tmp_path: Path, packed: bool) -> N
     read = Dataset.from_file(str(tmp_path / "train.arrow"))
     assert read["ids"][:] == [["a"], ["b", "c"]]
     assert read["length"][:] == [3, 6]
-    assert [Tokenized(*pair) for pair in zip(read["input_ids"], read["labels"], strict=True)] == [
-        one.tokenized for one in rows
-    ]
+    tokens = [Tokenized(*pair) for pair in zip(read["input_ids"], read["labels"], strict=True)]
+    assert tokens == [one.tokenized for one in rows]
     assert ("seq_lengths" in read.column_names) == packed
     if packed:
         assert read["seq_lengths"][:] == [[3], [4, 2]]
@@ -206,7 +195,7 @@ def test_micro_batches_by_hand() -> None:
     assert (nothing.positions, nothing.longest, nothing.largest, nothing.most_supervised) == (0, 0, 0, 0)
 
 
-def test_the_account_of_the_micro_batches_by_hand(settings: Callable[..., TrainConfig]) -> None:
+def test_the_account_of_the_micro_batches_by_hand(settings: Settings) -> None:
     """Sequential: what the heaviest micro-batch holds decides on the memory."""
     train = settings(per_device_train_batch_size=2, train_sampling_strategy="sequential")
     split = TokenizedSplit(rows=[row(5), row(9, supervised=4), row(2), row(7, supervised=6), row(4)])

@@ -72,14 +72,11 @@ def normalized(text: str, ignore: Collection[str]) -> str:
     if "accents" in ignore:
         text = "".join(sign for sign in text if unicodedata.category(sign) != "Mn")
     if "punctuation" in ignore:
-        text = "".join(sign for sign in text if not _is_punctuation(sign))
+        marks = ASCII_PUNCTUATION | {sign for sign in set(text) if unicodedata.category(sign).startswith("P")}
+        text = "".join(sign for sign in text if sign not in marks)
     if "articles" in ignore:
         text = ARTICLES.sub(" ", text)
     return " ".join(unicodedata.normalize("NFC", stream_safe(text)).split())
-
-
-def _is_punctuation(sign: str) -> bool:
-    return sign in ASCII_PUNCTUATION or unicodedata.category(sign).startswith("P")
 
 
 def stream_safe(text: str) -> str:

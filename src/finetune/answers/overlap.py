@@ -39,10 +39,12 @@ def rouge_l(answer: str, reference: str) -> float:
     where rouge-score sees no word at all in Russian or Chinese; and rouge-score's table of words by words takes minutes
     for a thousand long answers.
     """
+    from rapidfuzz.distance import LCSseq
+
     if answer.strip() == reference.strip():
         return 1.0
     given, wanted = words(answer), words(reference)
-    common = longest_common(given, wanted)
+    common = LCSseq.similarity(given, wanted)
     return 2 * common / (len(given) + len(wanted)) if common else 0.0
 
 
@@ -58,19 +60,3 @@ def _word_pattern() -> Any:
 
     alone = r"\p{Han}\p{Hiragana}\p{Katakana}"
     return regex.compile(rf"(?V1)[{alone}]|[[\p{{L}}\p{{N}}\p{{M}}]--[{alone}]]+")
-
-
-def longest_common(first: list[str], second: list[str]) -> int:
-    """The length of the longest common subsequence, a row of the table as one integer's bits.
-
-    Hyyrö, "Bit-parallel LCS-length computation revisited" (2004): the zeros that are left are the length.
-    """
-    places: dict[str, int] = {}
-    for at, word in enumerate(first):
-        places[word] = places.get(word, 0) | (1 << at)
-    full = (1 << len(first)) - 1
-    row = full
-    for word in second:
-        match = row & places.get(word, 0)
-        row = ((row + match) | (row - match)) & full
-    return len(first) - row.bit_count()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import click
 
 from finetune.cli.command import Command, command
+from finetune.console import markdown_table
 
 INTRODUCTION = """# The command finetune
 
@@ -57,12 +58,8 @@ def to_markdown() -> str:
     from finetune.cli.main import EXIT_CODES, all_commands, cli
 
     lines = [INTRODUCTION, *option_rows(cli, click.Context(cli, info_name="finetune"))]
-    lines += [
-        "",
-        "| exit code | meaning |",
-        "|---|---|",
-        *(f"| {code} | {text} |" for code, text in EXIT_CODES.items()),
-    ]
+    codes = [[str(code), text] for code, text in EXIT_CODES.items()]
+    lines += ["", *markdown_table(["exit code", "meaning"], codes)]
     lines += ["", COMPLETION.rstrip("\n")]
     for heading, commands in all_commands():
         lines += ["", f"## {heading}"]
@@ -91,5 +88,5 @@ def section_of(one: Command) -> Iterator[str]:
 def option_rows(one: click.Command, context: click.Context) -> list[str]:
     """The arguments and options as a table; empty if there are none but `--help`."""
     records = [parameter.get_help_record(context) for parameter in one.params]
-    rows = [f"| `{record[0]}` | {record[1]} |" for record in records if record is not None]
-    return ["| argument or option | what it does |", "|---|---|", *rows] if rows else []
+    rows = [[f"`{record[0]}`", record[1]] for record in records if record is not None]
+    return markdown_table(["argument or option", "what it does"], rows) if rows else []

@@ -8,7 +8,7 @@ from typing import Any
 from finetune.config.recipes import read_recipe
 from finetune.config.train import TrainParams
 from finetune.config.validate import ValidateParams
-from finetune.console import gigabytes, say, table
+from finetune.console import gigabytes, markdown_table, say, table
 from finetune.errors import ConfigError
 from finetune.plan.machines import MACHINES
 from finetune.plan.outlook import RANKS, RunPlan
@@ -71,11 +71,9 @@ def as_object(preview: Preview, time: Range | None, paid: Range | None) -> dict[
 def recipe_table(root: Path) -> list[str]:
     """The recipes as lines of a Markdown table, with what is predicted for so many rows as long as max_length."""
     head = ["recipe", "base", "machine", "adapter", "length, batch", "schedule", "peak memory", "time"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for path in sorted((root / "recipes").glob("*.yaml")):
-        outlook = look_ahead(read_recipe(path.stem, root), root, TABLE_ROWS).outlook
-        lines.append("| " + " | ".join(table_cells(outlook)) + " |")
-    return lines
+    names = sorted(path.stem for path in (root / "recipes").glob("*.yaml"))
+    plans = [look_ahead(read_recipe(name, root), root, TABLE_ROWS).outlook for name in names]
+    return markdown_table(head, map(table_cells, plans))
 
 
 def table_cells(outlook: RunPlan) -> list[str]:

@@ -44,10 +44,8 @@ def suggest(
         found += advise_training(reports.train, curves)
         found.append(more_data(quality, evidence))
     found += advise_cost(outcomes, reports.cost)
-    found += [
-        Suggestion("measure", f"{item.criterion}: {item.reason}") for item in outcomes if item.status == "unmeasured"
-    ]
-    return tuple(found)
+    missing = [item for item in outcomes if item.status == "unmeasured"]
+    return *found, *(Suggestion("measure", f"{item.criterion}: {item.reason}") for item in missing)
 
 
 def advise_training(trained: TrainReport, curves: Curves) -> list[Suggestion]:
@@ -108,11 +106,8 @@ def advise_latency(slow: Sequence[Outcome], latency: LatencyReport) -> Suggestio
     same, candidate = latency.same_length, latency.candidate
     tokens = candidate.mean_tokens if candidate else None
     if same and candidate and tokens and tokens > same.tokens and same.candidate_seconds < candidate.mean_seconds:
-        text = (
-            f"train on shorter answers: the candidate's have {tokens:.0f} tokens, and at "
-            f"{same.tokens:.0f} it would take {same.candidate_seconds:.3g} s"
-        )
-        return Suggestion("shorter-answers", text)
+        text = f"the candidate's have {tokens:.0f} tokens, and at {same.tokens:.0f} it would take"
+        return Suggestion("shorter-answers", f"train on shorter answers: {text} {same.candidate_seconds:.3g} s")
     return Suggestion("faster-base", "choose a smaller base or a faster server: LoRA adds no speed")
 
 
@@ -220,9 +215,8 @@ def _distance(criterion: QualityCriterion, metric: Metric, evidence: Evidence, g
         n, right = len(members), int(sum(scores_of(metric, members, "candidate")))
     except UnmeasuredError:
         return None
-    needed = next(
-        (k for k in range(n + 1) if clopper_pearson(k, n, gate.confidence, "lower").lower >= criterion.threshold), None
-    )
+    enough = (k for k in range(n + 1) if clopper_pearson(k, n, gate.confidence, "lower").lower >= criterion.threshold)
+    needed = next(enough, None)
     if needed is None:
         return f"{criterion.describe()}: not even {n} of {n} right would show it"
     if right >= needed:

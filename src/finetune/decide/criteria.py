@@ -11,8 +11,8 @@ from typing import Any
 
 from finetune.config.decide import Criterion, LatencyAtMost, LatencyQuantileAtMost, MemoryAtMost, QualityCriterion
 from finetune.config.scorers import Metric
-from finetune.decide.outcomes import Outcome, conclude, unmeasured
-from finetune.decide.quality import judge_quality
+from finetune.decide.outcomes import Outcome, conclude, new_outcome, unmeasured
+from finetune.decide.quality import BOUNDS, judge_quality
 from finetune.records.examples import Prediction, Timing
 from finetune.statistics.decision import Gate, Status, above, below
 from finetune.statistics.interval import Interval
@@ -75,7 +75,7 @@ def latency_trouble(evidence: Evidence) -> str | None:
 def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> list[Outcome]:
     """The mean against the limit, and the paired improvement on the baseline where one is asked for."""
     candidate, baseline = evidence.seconds(), evidence.baseline_seconds()
-    lower, upper = (skewed_mean_interval(candidate, gate.confidence, side, gate.seed) for side in ("lower", "upper"))
+    lower, upper = (skewed_mean_interval(candidate, gate.confidence, side, gate.seed) for side in BOUNDS)
     where = f"recorded as {evidence.recorded}, not measured beside it" if evidence.recorded else "in the same session"
     told = "not known of each" if baseline is None else f"{sum(baseline) / len(baseline):.3f} s, {where}"
     seen = f"mean of {len(candidate)} prompts, one at a time; baseline {told}"
@@ -86,9 +86,7 @@ def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> l
         half = unmeasured(criterion, "latency", criterion.improvement, "the baseline's times are not known")
         found.append(replace(half, criterion=criterion.describe_improvement(), higher_is_better=True))
     elif criterion.improvement is not None and baseline is not None:
-        low, high = (
-            relative_improvement(candidate, baseline, gate.confidence, side, gate.seed) for side in ("lower", "upper")
-        )
+        low, high = (relative_improvement(candidate, baseline, gate.confidence, side, gate.seed) for side in BOUNDS)
         status = above(low, high, criterion.improvement, gate)
         reason = f"1 - mean(candidate) / mean(baseline), paired; baseline {where}"
         half = conclude(criterion, "latency", status, criterion.improvement, low, high, reason)
@@ -122,20 +120,9 @@ def judge_memory(criterion: MemoryAtMost, evidence: Evidence) -> Outcome:
     if len(peaks) < ENOUGH_PEAKS or min(peaks) <= 0:
         reason = f"{len(peaks)} peaks, the least {min(peaks, default=0)}; three above zero are needed"
         return unmeasured(criterion, "memory", limit, reason, "bytes")
-    return Outcome(
-        criterion=criterion.describe(),
-        rule=criterion.rule,
-        about="memory",
-        status="pass" if max(peaks) <= limit else "fail",
-        target=limit,
-        estimate=max(peaks),
-        lower=min(peaks),
-        upper=max(peaks),
-        unit="bytes",
-        method="largest observed",
-        reason=f"the largest of {len(peaks)} fresh processes",
-        higher_is_better=False,
-    )
+    status: Status = "pass" if max(peaks) <= limit else "fail"
+    figures = (max(peaks), min(peaks), max(peaks), "bytes", "largest observed")
+    return new_outcome(criterion, "memory", status, limit, figures, f"the largest of {len(peaks)} fresh processes")
 
 
 def judge_seeds(
@@ -166,16 +153,5 @@ def judge_seeds(
     reason = f"{len(passing)} of {len(known)} seeds pass every criterion ({missing})"
     if worst == "pass":
         reason = f"every criterion passes under each of the seeds {', '.join(map(str, sorted(known)))}"
-    return Outcome(
-        criterion=f"all of {asked} seeds pass",
-        rule="seeds",
-        about="seeds",
-        status=worst,
-        target=asked,
-        estimate=len(passing),
-        lower=None,
-        upper=None,
-        unit="seeds",
-        method="the worst of them",
-        reason=reason,
-    )
+    figures = (len(passing), None, None, "seeds", "the worst of them")
+    return Outcome(f"all of {asked} seeds pass", "seeds", "seeds", worst, asked, *figures, reason)

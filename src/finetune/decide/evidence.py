@@ -3,7 +3,7 @@
 A verdict on unsound evidence is refused, whatever the figures say.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from finetune.config.decide import DecideConfig, DecideParams
 from finetune.decide.run_reports import RunReports
@@ -11,9 +11,8 @@ from finetune.errors import DataError
 from finetune.files.hashing import sha256_file, sha256_json
 from finetune.files.manifests import read_manifest
 from finetune.paths import Paths
-from finetune.records.examples import Prediction
+from finetune.records.examples import Example, Prediction, text_key
 from finetune.records.io import read_examples
-from finetune.records.leakage import leaked
 from finetune.reports.base import read_report
 from finetune.reports.decision import DecisionReport
 from finetune.reports.evaluation import EvaluationReport
@@ -32,15 +31,17 @@ def check_evidence(params: DecideParams, paths: Paths, reports: RunReports, pred
         raise DataError(paths.predictions, "holds the answers to another test set", "run evaluate again")
     found = leaked(read_examples(paths.prepared / "train.jsonl"), test)
     if found:
-        raise DataError(
-            "data/prepared", f"{len(found)} test prompts stand in train too ({found[0]}…)", "run prepare again"
-        )
+        what = f"{len(found)} test prompts stand in train too ({found[0]}…)"
+        raise DataError("data/prepared", what, "run prepare again")
     if reports.validation.errors:
-        raise DataError(
-            "reports/validation.json",
-            "holds errors, like test rows that are trained on, or more lost tokens than the budget allows",
-            "run validate again",
-        )
+        what = "holds errors, like test rows that are trained on, or more lost tokens than the budget allows"
+        raise DataError("reports/validation.json", what, "run validate again")
+
+
+def leaked(train: Iterable[Example], held_out: Iterable[Example]) -> list[str]:
+    """Ids of the held-out examples whose prompt stands in train too."""
+    known = {text_key(example.prompt) for example in train}
+    return [example.id for example in held_out if text_key(example.prompt) in known]
 
 
 def check_hashes(paths: Paths, reports: RunReports) -> None:
@@ -64,12 +65,9 @@ def check_scorers(params: DecideParams, evaluation: EvaluationReport) -> None:
     """DataError unless the answers were scored by the scorers that params.yaml names now."""
     asked = {name: scorer.model_dump(mode="json") for name, scorer in params.evaluate.scorers.items()}
     if asked != evaluation.scorers:
-        changed = sorted(
-            name for name in {*asked, *evaluation.scorers} if asked.get(name) != evaluation.scorers.get(name)
-        )
-        raise DataError(
-            "reports/evaluation.json", f"was made with other scorers ({', '.join(changed)})", "run evaluate again"
-        )
+        names = sorted({*asked, *evaluation.scorers})
+        changed = ", ".join(name for name in names if asked.get(name) != evaluation.scorers.get(name))
+        raise DataError("reports/evaluation.json", f"was made with other scorers ({changed})", "run evaluate again")
 
 
 def check_decoding(evaluation: EvaluationReport) -> None:
@@ -77,13 +75,9 @@ def check_decoding(evaluation: EvaluationReport) -> None:
     mine, theirs = evaluation.generation, evaluation.baseline_generation
     if theirs is None:
         return
-    other = [key for key in DECODING if mine.get(key) != theirs.get(key)]
-    if other:
-        raise DataError(
-            "reports/evaluation.json",
-            f"baseline and candidate were asked with other settings ({', '.join(other)})",
-            "run evaluate again",
-        )
+    if other := ", ".join(key for key in DECODING if mine.get(key) != theirs.get(key)):
+        what = f"baseline and candidate were asked with other settings ({other})"
+        raise DataError("reports/evaluation.json", what, "run evaluate again")
 
 
 def require_current(decision: DecisionReport, paths: Paths, decide: DecideConfig) -> None:
@@ -96,8 +90,5 @@ def require_current(decision: DecisionReport, paths: Paths, decide: DecideConfig
     names = {"adapter_sha256": "adapter", "test_sha256": "test set", "gate_sha256": "section decide of params.yaml"}
     changed = [names[key] for key, value in now.items() if getattr(decision, key) != value]
     if changed:
-        raise DataError(
-            f"{paths.reports / 'decision.json'}",
-            f"was made with another {' and another '.join(changed)}",
-            "run make repro",
-        )
+        what = f"was made with another {' and another '.join(changed)}"
+        raise DataError(paths.reports / "decision.json", what, "run make repro")

@@ -34,10 +34,8 @@ class Outcome:
     def report(self) -> CriterionReport:
         """For the report; a bound that is not finite is None."""
         fields = asdict(self).items()
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields
-        }
-        return CriterionReport(**finite)
+        endless = {name: None for name, value in fields if isinstance(value, float) and not math.isfinite(value)}
+        return CriterionReport(**(dict(fields) | endless))
 
 
 def conclude(
@@ -53,41 +51,24 @@ def conclude(
     """An Outcome from its two one-sided bounds; a bound that was refused says why."""
     if refusal := lower.refusal or upper.refusal:
         reason = f"{reason}; {refusal}"
-    quality = criterion if isinstance(criterion, QualityCriterion) else None
-    return Outcome(
-        criterion=criterion.describe(),
-        rule=criterion.rule,
-        about=about,
-        status=status,
-        target=target,
-        estimate=lower.estimate,
-        lower=lower.lower,
-        upper=upper.upper,
-        unit=unit,
-        method=lower.method,
-        reason=reason,
-        group=quality.group if quality else None,
-        metric=quality.metric if quality else None,
-        higher_is_better=not criterion.ceiling,
-    )
+    figures = (lower.estimate, lower.lower, upper.upper, unit, lower.method)
+    return new_outcome(criterion, about, status, target, figures, reason)
 
 
 def unmeasured(criterion: Criterion, about: About, target: float, reason: str, unit: str = "") -> Outcome:
     """No figure, so no verdict on it; it never passes."""
-    quality = criterion if isinstance(criterion, QualityCriterion) else None
-    return Outcome(
-        criterion=criterion.describe(),
-        rule=criterion.rule,
-        about=about,
-        status="unmeasured",
-        target=target,
-        estimate=None,
-        lower=None,
-        upper=None,
-        unit=unit,
-        method="none",
-        reason=reason,
-        group=quality.group if quality else None,
-        metric=quality.metric if quality else None,
-        higher_is_better=not criterion.ceiling,
-    )
+    return new_outcome(criterion, about, "unmeasured", target, (None, None, None, unit, "none"), reason)
+
+
+def new_outcome(
+    criterion: Criterion,
+    about: About,
+    status: Status,
+    target: float,
+    figures: tuple[float | None, float | None, float | None, str, str],
+    reason: str,
+) -> Outcome:
+    """An Outcome with what follows from its criterion; `figures`: estimate, bounds, unit and method."""
+    group, metric = (criterion.group, criterion.metric) if isinstance(criterion, QualityCriterion) else (None, None)
+    head, higher = (criterion.describe(), criterion.rule, about, status, target), not criterion.ceiling
+    return Outcome(*head, *figures, reason, group, metric, higher)

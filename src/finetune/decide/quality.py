@@ -20,6 +20,7 @@ from finetune.statistics.clustered import clustered_difference, clustered_propor
 from finetune.statistics.decision import Gate, Measurement
 from finetune.statistics.proportions import mcnemar_exact
 
+BOUNDS: tuple[Literal["lower"], Literal["upper"]] = ("lower", "upper")
 ONE_WILL_DO = 1  # of examples unlike the most common: enough for a metric of one model (see `resample`)
 
 
@@ -29,11 +30,8 @@ def judge_quality(
     """The outcome of a criterion on a metric of a group; unmeasured where no example counts or a score is missing."""
     members = counted(metric, predictions, criterion.group)
     if not members:
-        what = (
-            "no test example belongs to"
-            if not any(item.in_group(criterion.group) for item in predictions)
-            else (f"{criterion.metric} scores no test example of")
-        )
+        scored = any(item.in_group(criterion.group) for item in predictions)
+        what = f"{criterion.metric} scores no test example of" if scored else "no test example belongs to"
         return unmeasured(criterion, "quality", criterion.target, f"{what} {criterion.group}")
     try:
         found = measure(metric, members, gate, alone=not criterion.compared)
@@ -43,15 +41,8 @@ def judge_quality(
     if criterion.by_test and found.better is not None:
         test = "exact McNemar" if metric.kind == "binary" and not repeated(members) else "paired permutation"
         reason += f"; {test} p = {found.better:.2g}, below {1 - gate.confidence:.3g} asked"
-    return conclude(
-        criterion,
-        "quality",
-        criterion.status(found, gate),
-        criterion.target,
-        found.lower,
-        found.upper,
-        reason,
-    )
+    status = criterion.status(found, gate)
+    return conclude(criterion, "quality", status, criterion.target, found.lower, found.upper, reason)
 
 
 def measure(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Measurement:
@@ -68,14 +59,12 @@ def measure_right(metric: Metric, members: Sequence[Prediction], gate: Gate, *, 
     n, clusters = len(members), labels_of(members)
     candidate = [score > 0 for score in scores_of(metric, members, "candidate")]
     if alone:
-        lower, upper = (clustered_proportion(candidate, clusters, gate.confidence, side) for side in ("lower", "upper"))
+        lower, upper = (clustered_proportion(candidate, clusters, gate.confidence, side) for side in BOUNDS)
         return Measurement(lower, upper, f"{sum(candidate)} of {n} right{in_clusters(members)}")
     baseline = [score > 0 for score in scores_of(metric, members, "baseline")]
     gained = sum(mine and not theirs for mine, theirs in zip(candidate, baseline, strict=True))
     lost = sum(theirs and not mine for mine, theirs in zip(candidate, baseline, strict=True))
-    lower, upper = (
-        clustered_difference(candidate, baseline, clusters, gate.confidence, side) for side in ("lower", "upper")
-    )
+    lower, upper = (clustered_difference(candidate, baseline, clusters, gate.confidence, side) for side in BOUNDS)
     seen = f"of {n}{in_clusters(members)}, {gained} right only by the candidate, {lost} only by the baseline"
     exact = not repeated(members)
     better, worse = (
@@ -93,16 +82,14 @@ def measure_mean(metric: Metric, members: Sequence[Prediction], gate: Gate, *, a
     candidate = scores_of(metric, members, "candidate")
     mean = float(np.mean(candidate))
     if alone:
-        bounds = (metric.lowest, metric.highest)
-        lower, upper = (
-            mean_interval(candidate, gate.confidence, side, gate.seed, clusters, bounds) for side in ("lower", "upper")
-        )
+        ends = (metric.lowest, metric.highest)
+        lower, upper = (mean_interval(candidate, gate.confidence, side, gate.seed, clusters, ends) for side in BOUNDS)
         return Measurement(lower, upper, f"mean {mean:.3f} of {len(members)} examples{in_clusters(members)}")
     baseline = scores_of(metric, members, "baseline")
     width = metric.highest - metric.lowest
     lower, upper = (
         paired_mean_difference(candidate, baseline, gate.confidence, side, gate.seed, clusters, (-width, width))
-        for side in ("lower", "upper")
+        for side in BOUNDS
     )
     better, worse = (paired_permutation(candidate, baseline, side, gate.seed, clusters) for side in ("greater", "less"))
     seen = f"candidate {mean:.3f}, baseline {float(np.mean(baseline)):.3f}, {len(members)} examples"
@@ -131,7 +118,7 @@ def measure_whole(metric: Metric, members: Sequence[Prediction], gate: Gate, *, 
             bounds=(metric.lowest, metric.highest) if alone else (-width, width),
             **({"minimum_unlike": ONE_WILL_DO} if alone else {}),
         )
-        for side in ("lower", "upper")
+        for side in BOUNDS
     )
     ones = np.ones(len(members))
     seen = f"candidate {candidate(ones):.3f}"

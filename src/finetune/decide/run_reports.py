@@ -1,11 +1,13 @@
 """The reports of one finished run, which the gate judges and the report, the summary and the card are filled with."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from finetune.config.decide import DecideConfig
+from finetune.errors import DataError
 from finetune.records.examples import Timing
 from finetune.reports.base import read_report
 from finetune.reports.cost import CostReport
@@ -13,6 +15,9 @@ from finetune.reports.evaluation import EvaluationReport
 from finetune.reports.prepare import PrepareReport
 from finetune.reports.train import TrainCostReport, TrainReport
 from finetune.reports.validation import ValidationReport
+
+Curves = dict[str, list[tuple[float, float]]]  # (step, value) pairs by column
+AGAIN = "run train again (dvc repro -f -s train)"
 
 
 @dataclass(frozen=True)
@@ -53,32 +58,19 @@ class Decided:
     seeds: Mapping[str, Mapping[str, Any]] | None = None  # outcomes by seed, as data/seeds.json holds them
     timings: Sequence[Timing] = ()
 
-    @property
-    def prepare(self) -> PrepareReport:
-        """The ledger of rows."""
-        return self.reports.prepare
 
-    @property
-    def validation(self) -> ValidationReport:
-        """Findings, plan and the account of tokens."""
-        return self.reports.validation
+def read_curves(reports: Path) -> Curves:
+    """The curves that train wrote, as (step, value) pairs by column; DataError where they can't be read."""
+    return {**_read_table(reports / "curves.tsv"), **_read_table(reports / "validation_curve.tsv")}
 
-    @property
-    def train(self) -> TrainReport:
-        """What came out of the training."""
-        return self.reports.train
 
-    @property
-    def train_cost(self) -> TrainCostReport:
-        """What the training took."""
-        return self.reports.train_cost
-
-    @property
-    def evaluation(self) -> EvaluationReport:
-        """How right the answers are."""
-        return self.reports.evaluation
-
-    @property
-    def cost(self) -> CostReport:
-        """What an answer costs."""
-        return self.reports.cost
+def _read_table(path: Path) -> Curves:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        names = [name for name in (rows[0] if rows else {}) if name != "step"]
+        return {name: [(float(row["step"]), float(row[name])) for row in rows] for name in names}
+    except FileNotFoundError:
+        raise DataError(path, "no such file", AGAIN) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(path, f"is no table of curves ({error})", AGAIN) from None

@@ -10,10 +10,9 @@ from finetune.decide.advice import suggest, what_would_change
 from finetune.decide.criteria import Evidence, judge, judge_seeds
 from finetune.decide.evidence import check_evidence
 from finetune.decide.outcomes import Outcome
-from finetune.decide.report.curves import Curves, read_curves
 from finetune.decide.report.formatting import amount
 from finetune.decide.report.render import render_card, render_report, render_summary
-from finetune.decide.run_reports import Decided, RunReports
+from finetune.decide.run_reports import Decided, RunReports, read_curves
 from finetune.decide.verdict import Verdict, reach_verdict
 from finetune.files.atomic import write_json, write_lines
 from finetune.files.hashing import sha256_json
@@ -59,7 +58,9 @@ def run(params: DecideParams, paths: Paths) -> None:
         seeds or None,
         timings,
     )
-    publish(paths, verdict, outcomes, predictions, run, curves)
+    write_lines(paths.reports / "report.html", [render_report(verdict, outcomes, predictions, run, curves)])
+    write_lines(paths.reports / "summary.md", [render_summary(verdict, outcomes, run)])
+    write_lines(paths.model_card, [render_card(verdict, outcomes, run)])
     write_json(paths.reports / "decision.json", report_of(verdict, outcomes, gate, run).to_json())
     show(verdict, outcomes, run.changes)
 
@@ -79,20 +80,6 @@ def evidence_of(
     )
 
 
-def publish(
-    paths: Paths,
-    verdict: Verdict,
-    outcomes: list[Outcome],
-    predictions: list[Prediction],
-    run: Decided,
-    curves: Curves,
-) -> None:
-    """Write the page, the summary and the model card."""
-    write_lines(paths.reports / "report.html", [render_report(verdict, outcomes, predictions, run, curves)])
-    write_lines(paths.reports / "summary.md", [render_summary(verdict, outcomes, run)])
-    write_lines(paths.model_card, [render_card(verdict, outcomes, run)])
-
-
 def report_of(verdict: Verdict, outcomes: list[Outcome], gate: Gate, run: Decided) -> DecisionReport:
     """The decision for machines."""
     return DecisionReport(
@@ -107,10 +94,10 @@ def report_of(verdict: Verdict, outcomes: list[Outcome], gate: Gate, run: Decide
         policy=gate.policy,
         confidence=gate.confidence,
         look=run.look,
-        baseline=run.evaluation.baseline.name,
-        candidate=run.evaluation.candidate.name,
-        adapter_sha256=run.evaluation.adapter_sha256,
-        test_sha256=run.evaluation.test_sha256,
+        baseline=run.reports.evaluation.baseline.name,
+        candidate=run.reports.evaluation.candidate.name,
+        adapter_sha256=run.reports.evaluation.adapter_sha256,
+        test_sha256=run.reports.evaluation.test_sha256,
     )
 
 

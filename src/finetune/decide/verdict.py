@@ -63,10 +63,10 @@ def reach_verdict(
 
 def compared(config: DecideConfig, evidence: Evidence) -> list[tuple[Metric, str]]:
     """The metrics and groups on which harm and improvement are looked for: those of the criteria, else the first."""
-    asked = [
-        (evidence.metrics[item.metric], item.group) for item in config.criteria if isinstance(item, QualityCriterion)
+    quality = [item for item in config.criteria if isinstance(item, QualityCriterion)]
+    return list(dict.fromkeys((evidence.metrics[item.metric], item.group) for item in quality)) or [
+        (next(iter(evidence.metrics.values())), ALL)
     ]
-    return list(dict.fromkeys(asked)) or [(next(iter(evidence.metrics.values())), ALL)]
 
 
 def found_harm(config: DecideConfig, evidence: Evidence, gate: Gate) -> str | None:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune.config.evaluate import EvaluateParams
-from finetune.records.examples import Example, Prediction
-from finetune.records.leakage import text_key
+from finetune.records.examples import Example, Prediction, text_key
 from finetune.score.scoring import Scored
 
 if TYPE_CHECKING:

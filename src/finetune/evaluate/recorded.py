@@ -17,9 +17,8 @@ from finetune.console import short
 from finetune.errors import DataError
 from finetune.evaluate.answers import Timed
 from finetune.files.hashing import sha256_file
-from finetune.records.examples import Answer, Example
+from finetune.records.examples import Answer, Example, text_key
 from finetune.records.io import read_jsonl
-from finetune.records.leakage import text_key
 
 LARGEST = 10**9  # seconds or tokens of one answer; beyond it a number is a mistake
 

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import orjson
 
 from finetune.config.data import DuplicateConfig
-from finetune.prepare.hashing import Keys
-from finetune.prepare.pairs import Pairs, equal_pairs
+from finetune.prepare.hashing import Keys, Pairs, equal_pairs
 from finetune.prepare.row_table import EXACT_DUPLICATE, NEAR_DUPLICATE, Column, Table, read_pieces
 from finetune.prepare.workers import Workers
 from finetune.records.examples import to_message

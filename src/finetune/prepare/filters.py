@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 from unicodedata import normalize
 
 import regex
@@ -23,7 +22,9 @@ def give_form(conversation: Conversation, source: Source, data: DataConfig, labe
     """Normalize the text, name the agent, and put the system prompt in front: the row's own one, else the agent's, the
     source's or the default one; `labels` are told in it, if any."""
     if data.unicode != "none":
-        conversation.messages = [_normalized(message, data.unicode) for message in conversation.messages]
+        conversation.messages = [
+            replace(message, content=normalize(data.unicode, message.content)) for message in conversation.messages
+        ]
         labels = list(dict.fromkeys(normalize(data.unicode, label) for label in labels))
         conversation.label = conversation.label and normalize(data.unicode, conversation.label)
     conversation.agent = conversation.agent or source.default_agent
@@ -36,10 +37,6 @@ def give_form(conversation: Conversation, source: Source, data: DataConfig, labe
         system = f"{system}\n{told}" if system else told
     turns = conversation.messages[1:] if own else conversation.messages
     conversation.messages = [Message("system", system), *turns] if system else turns
-
-
-def _normalized(message: Message, form: Any) -> Message:
-    return message if message.content.isascii() else replace(message, content=normalize(form, message.content))
 
 
 def reason_to_drop(
@@ -92,9 +89,8 @@ def token_counter(base: str, revision: str | None) -> TokenCounter:
         tokenizer = Tokenizer.from_file(str(file)) if local else Tokenizer.from_pretrained(base, revision or "main")
     except Exception as error:  # tokenizers raises nothing more special
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"{base}", f"has no tokenizer.json for data.filters.tokens ({reason})", "unset its bounds"
-        ) from None
+        what = f"has no tokenizer.json for data.filters.tokens ({reason})"
+        raise ConfigError(base, what, "unset its bounds") from None
     tokenizer.no_truncation()  # which a file may ask for, and every long text would count as short
     tokenizer.no_padding()
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

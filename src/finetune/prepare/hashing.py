@@ -1,4 +1,4 @@
-"""Hashes of 64 bits that stand for rows: what is the same, who belongs together, and in which order to choose.
+"""Hashes of 64 bits that stand for rows: what is the same, which rows belong together, in which order to choose.
 
 Two of a million different rows share one with a chance of 3 in 100 million, so a hash is taken for what it stands for.
 """
@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from finetune.records.examples import Message, Tool
-from finetune.records.leakage import plain_turn
+from finetune.records.examples import Message, Tool, plain_turn
 
 Keys = npt.NDArray[np.uint64]
+Pairs = npt.NDArray[np.int64]  # (pairs, 2), each the earlier row first
 
 
 def text_hash(text: str | bytes) -> int:
@@ -54,3 +54,25 @@ def shuffled(keys: Keys, seed: int, purpose: str) -> Keys:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
+
+
+def equal_pairs(keys: Keys) -> Pairs:
+    """Positions of equal keys: each with the first one and with the one before it."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    new = np.ones(len(keys), bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    first = order[np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0))]
+    with_first = np.stack([first, order], axis=1)[~new]
+    with_before = np.stack([order[:-1], order[1:]], axis=1)[~new[1:]]
+    return np.concatenate([with_first, with_before])
+
+
+def clusters(size: int, pairs: Pairs) -> npt.NDArray[np.int64]:
+    """For each of `size` rows the number of the connected component that the pairs put it into."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
+    found: npt.NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
+    return found

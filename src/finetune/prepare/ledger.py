@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from finetune.config.types import SPLITS
-from finetune.console import short
+from finetune.console import markdown_table, short
 from finetune.prepare.row_table import REASONS, Column, Table
 from finetune.prepare.split import Places
 from finetune.reports.prepare import PrepareReport, RiskReport, SourceReport, SplitReport
@@ -151,14 +151,9 @@ def _about(name: str, account: SourceReport) -> list[str]:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [[_cell(cell) for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *cells]]
-
-
-def _cell(text: str) -> str:
-    """Text that neither ends its cell nor is read as HTML or a link, whatever a file may call its agents."""
-    plain = short(text, 300)
-    return re.sub(r"([\\|<>\[\]`*])", r"\\\1", plain)
+    """A table that holds no HTML, link or mark, whatever a file may call its agents."""
+    plain = [[re.sub(r"([\\<>\[\]`*])", r"\\\1", short(cell, 300)) for cell in row] for row in rows]
+    return markdown_table(columns, plain)
 
 
 def told_format(account: SourceReport) -> str:

@@ -60,14 +60,9 @@ def read_source(
     data, source = params.data, params.data.sources[at]
     opened = open_source(data, source, root)
     format_, unused, batches = know_format(opened, source)
+    columns, detected = [short(name) for name in unused[:SHOWN_NAMES]], source.format is None
     account = SourceAccount(
-        place=opened.where,
-        format=format_,
-        detected=source.format is None,
-        sha256=opened.sha256,
-        revision=opened.revision,
-        bytes=opened.bytes,
-        unused_columns=[short(name) for name in unused[:SHOWN_NAMES]],
+        opened.where, format_, detected, opened.sha256, opened.revision, opened.bytes, unused_columns=columns
     )
     tokenizer = (params.model.base, params.model.revision) if data.filters.tokens.given else None
     reading = Reading(source, format_, data, labels, tokenizer)
@@ -109,11 +104,8 @@ def account_batch(
         raise DataError(opened.at(bad.line), bad.why, "mend the row, or set data.on_bad_row: skip")
     if found.stopped:
         line, kind = found.stopped
-        raise DataError(
-            opened.at(line),
-            f"holds {kind}",
-            f"mend the row, or set data.risks.{category_of(kind)}: drop (or note)",
-        )
+        remedy = f"mend the row, or set data.risks.{category_of(kind)}: drop (or note)"
+        raise DataError(opened.at(line), f"holds {kind}", remedy)
     account.read += len(found.lines)
     for line, reason in zip(found.lines, found.reasons, strict=True):
         if reason is not None:
@@ -132,11 +124,8 @@ def check_bad_fraction(data: DataConfig, account: SourceAccount) -> None:
         raise DataError(account.place, "holds no row", "put rows into it or take it out of data.sources")
     bad = account.dropped[BAD_ROW]
     if bad > data.max_bad_fraction * account.read:
-        raise DataError(
-            account.place,
-            f"{bad} of {account.read} rows are bad, more than data.max_bad_fraction: {data.max_bad_fraction:g}",
-            f"the first: {account.bad_rows[0]}",
-        )
+        what = f"{bad} of {account.read} rows are bad, more than data.max_bad_fraction: {data.max_bad_fraction:g}"
+        raise DataError(account.place, what, f"the first: {account.bad_rows[0]}")
 
 
 def read_labels(data: DataConfig, root: Path) -> dict[str, list[str]]:
@@ -153,11 +142,9 @@ def read_labels(data: DataConfig, root: Path) -> dict[str, list[str]]:
             agents = collect_labels(batches, source, found)
             trained |= set() if source.held_out else agents
     if unknown := sorted(set(found) - trained):
-        raise ConfigError(
-            "params.yaml: data.labels_in_prompt",
-            f"agent {unknown[0]!r} is tested and never trained on, so its prompts would tell other labels",
-            "give the sources of one task the same agent",
-        )
+        what = f"agent {unknown[0]!r} is tested and never trained on, so its prompts would tell other labels"
+        remedy = "give the sources of one task the same agent"
+        raise ConfigError("params.yaml: data.labels_in_prompt", what, remedy)
     return {agent: sorted(labels) for agent, labels in sorted(found.items())}
 
 

@@ -49,14 +49,9 @@ def open_source(data: DataConfig, source: Source, root: Path) -> Opened:
         digest = sha256_folder(path) if path.is_dir() else sha256_file(path)
     except OSError as error:
         raise DataError(path, f"can't be read ({error.strerror})", "see its rights and its disk") from None
-    return Opened(
-        where=str(path),
-        sha256=digest,
-        revision=None,
-        bytes=disk_bytes(path, container, source.part),
-        by_line=container.by_line,
-        batches=read_batches(path, container, data.max_row_bytes, source.part),
-    )
+    size = disk_bytes(path, container, source.part)
+    batches = read_batches(path, container, data.max_row_bytes, source.part)
+    return Opened(str(path), digest, revision=None, bytes=size, by_line=container.by_line, batches=batches)
 
 
 def source_path(data: DataConfig, source: Source, root: Path) -> Path:
@@ -78,10 +73,8 @@ def _checked(path: Path, folder: Path, name: str) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(path, "no such file", f"data.sources names it as {name!r}") from None
     parts = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
-    if hidden := [part for part in parts if part in NEVER_WATCHED]:
-        raise DataError(
-            path, f"DVC watches nothing below a folder named {hidden[0]}", "move it elsewhere in the folder"
-        )
+    if hidden := next((part for part in parts if part in NEVER_WATCHED), None):
+        raise DataError(path, f"DVC watches nothing below a folder named {hidden}", "move it elsewhere in the folder")
     ignoring = [place / ".dvcignore" for place in (folder, *path.parents) if place.is_relative_to(folder)]
     if present := [file for file in ignoring if file.is_file()]:
         raise DataError(present[0], "may hide changed rows from DVC", "remove it: what is beside data is ignored above")
@@ -89,9 +82,7 @@ def _checked(path: Path, folder: Path, name: str) -> Path:
         if not inside.resolve().is_relative_to(folder.resolve()):
             raise DataError(inside, f"lies outside {folder}, where DVC does not watch it", "move it in")
         if inside != path and inside.is_symlink() and inside.is_dir():
-            raise DataError(
-                f"{inside}", "is a link to a folder, whose files would not be hashed", "put the folder here"
-            )
+            raise DataError(inside, "is a link to a folder, whose files would not be hashed", "put the folder here")
     if not path.is_file() and not is_dataset_folder(path):
         raise DataError(path, "is no file", "data.sources must name one file a source")
     if not (path.stat().st_size if path.is_file() else files_in(path)):
@@ -104,9 +95,7 @@ def work_bytes(data: DataConfig, root: Path) -> int:
 
     It says whether worker processes are worth their start, so that what is unknown counts as large.
     """
-    return sum(
-        HUB_BYTES if source.path is None else _work(root / data.directory / source.path) for source in data.sources
-    )
+    return sum(HUB_BYTES if item.path is None else _work(root / data.directory / item.path) for item in data.sources)
 
 
 def _work(path: Path) -> int:
@@ -126,9 +115,7 @@ def _open_hub(source: Source, max_row_bytes: int) -> Opened:
     # `datasets` keeps each revision in a folder of its name. Without the Hub it gives what was fetched last, and for a
     # name like `json`, which is a reader to it, the files that lie here.
     if any(source.revision not in file.parts for file in files):
-        raise DataError(
-            f"{where}", "what was loaded is not of this revision", "connect to the Hub, and name it org/name"
-        )
+        raise DataError(where, "what was loaded is not of this revision", "connect to the Hub, and name it org/name")
     size = sum(file.stat().st_size for file in files)
     batches = arrow_batches(_hub_batches(dataset, size), where, max_row_bytes)
     return Opened(where, sha256=None, revision=source.revision, bytes=size, by_line=False, batches=batches)
@@ -141,11 +128,9 @@ def _load_hub(source: Source, where: str) -> Any:
     assert source.hub is not None, f"{source.name} is a file"
     if os.path.lexists(source.hub):
         kind = "folder" if Path(source.hub).is_dir() else "file"
-        raise DataError(
-            "hub",
-            f"{source.hub} is a {kind} here, which would be read in the Hub's place",
-            "name it under path, inside data.directory, so that DVC watches it, or move it away",
-        )
+        what = f"{source.hub} is a {kind} here, which would be read in the Hub's place"
+        remedy = "name it under path, inside data.directory, so that DVC watches it, or move it away"
+        raise DataError("hub", what, remedy)
     try:
         return datasets.load_dataset(source.hub, name=source.subset, split=source.part, revision=source.revision)
     except Exception as error:  # whatever network, Hub, files and dataset may raise

@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from finetune.config.data import SplitConfig
 from finetune.config.types import SPLITS, Split
-from finetune.prepare.hashing import Keys, shuffled
-from finetune.prepare.pairs import Pairs, clusters
+from finetune.prepare.hashing import Keys, Pairs, clusters, shuffled
 from finetune.prepare.row_table import IN_TEST, IN_VALIDATION, Column, Table
 
 Places = npt.NDArray[np.int8]  # for each row the index of its split in SPLITS; the greater one is better protected
@@ -125,9 +124,8 @@ def drop_repeated(table: Table, places: Places, held_out: npt.NDArray[np.bool_],
     known = at < len(order)
     known[known] = table.prompt[order[at[known]]] == table.prompt[kept[known]]
     pairs = np.concatenate([links, links[:, ::-1], np.stack([order[at[known]], kept[known]], axis=1)])
-    pairs = pairs[
-        held_out[pairs[:, 0]] & (places[pairs[:, 0]] > places[pairs[:, 1]]) & (table.reason[pairs[:, 1]] == 0)
-    ]
+    first, other = pairs.T
+    pairs = pairs[held_out[first] & (places[first] > places[other]) & (table.reason[other] == 0)]
     for place, reason in ((1, IN_VALIDATION), (2, IN_TEST)):
         found = pairs[places[pairs[:, 0]] == place]
         table.drop(found[:, 1], reason, like=found[:, 0])

@@ -14,6 +14,7 @@ from finetune.files.atomic import publish_directory, write_json, write_lines
 from finetune.files.hashing import sha256_file
 from finetune.paths import Paths
 from finetune.prepare.dedup import continued_pairs, drop_exact, drop_near, find_near
+from finetune.prepare.hashing import Pairs, equal_pairs
 from finetune.prepare.ledger import (
     SourceAccount,
     account_splits,
@@ -24,7 +25,6 @@ from finetune.prepare.ledger import (
     told_format,
 )
 from finetune.prepare.mixture import sample
-from finetune.prepare.pairs import Pairs, equal_pairs
 from finetune.prepare.reading import Notes, open_notes, read_labels, read_source
 from finetune.prepare.row_table import REASONS, Table, open_spool
 from finetune.prepare.sources import work_bytes
@@ -90,12 +90,9 @@ def check_filled(splits: Mapping[str, SplitReport], accounts: Sequence[SourceAcc
     for name in SPLITS:
         if not splits[name].examples:
             left, groups = (sum(getattr(split, key) for split in splits.values()) for key in ("examples", "groups"))
-            raise DataError(
-                "params.yaml: data",
-                f"the {name} split is empty: {left} examples were left, {groups} that may be apart "
-                f"(dropped: {drops(dropped)})",
-                "loosen the filters, add rows or change data.split",
-            )
+            what = f"the {name} split is empty: {left} examples were left, {groups} that may be apart"
+            remedy = "loosen the filters, add rows or change data.split"
+            raise DataError("params.yaml: data", f"{what} (dropped: {drops(dropped)})", remedy)
 
 
 def write_splits(folder: Path, rows: Table, places: Places) -> dict[str, int]:
@@ -113,17 +110,9 @@ def note_dropped(rows: Table, params: PrepareParams, notes: Notes) -> None:
     names = [source.name for source in params.data.sources]
     dropped = np.flatnonzero(rows.reason)
     like = np.where(rows.like[dropped] < 0, dropped, rows.like[dropped])
-    columns = (
-        rows.source[dropped],
-        rows.line[dropped],
-        rows.reason[dropped],
-        rows.like[dropped],
-        rows.source[like],
-        rows.line[like],
-    )
-    for source, line, reason, repeats, other_source, other_line in zip(
-        *(part.tolist() for part in columns), strict=True
-    ):
+    own = (rows.source[dropped], rows.line[dropped], rows.reason[dropped], rows.like[dropped])
+    for row in zip(*(part.tolist() for part in (*own, rows.source[like], rows.line[like])), strict=True):
+        source, line, reason, repeats, other_source, other_line = row
         other = f"{names[other_source]}:{other_line}" if repeats >= 0 else None
         notes.dropped(names[source], line, REASONS[reason], other)
 

@@ -33,7 +33,7 @@ def open_workers(work_bytes: int) -> Iterator[Workers]:
     """Processes for so much work, one a core; little work is done in this process."""
     count = usable_cores()
     if work_bytes < WORTH_A_POOL or count == 1:
-        yield _in_this_process
+        yield lambda function, items: map(function, items)
         return
     # Spawned, not forked: what runs here has threads (Arrow's), and a fork of them can hang.
     context = multiprocessing.get_context("spawn")
@@ -42,10 +42,6 @@ def open_workers(work_bytes: int) -> Iterator[Workers]:
         yield lambda function, items: _in_order(executor, count, function, items)
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-def _in_this_process(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    return map(function, items)
 
 
 def _in_order(
@@ -60,9 +56,8 @@ def _in_order(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise MachineError(
-            "prepare", "a worker process was killed, most likely for memory", "free some, or lower data.max_row_size"
-        ) from None
+        what = "a worker process was killed, most likely for memory"
+        raise MachineError("prepare", what, "free some, or lower data.max_row_size") from None
 
 
 def _start() -> None:

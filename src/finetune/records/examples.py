@@ -10,7 +10,9 @@ Where a row has them, also `label` (of a classification), `tools` (what the assi
 `group` (whose rows stay in one split).
 """
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -133,6 +135,17 @@ class Timing:
 def to_message(row: dict[str, Any]) -> Message:
     """A message from what `Message.to_json` gave."""
     return Message(**{**row, "tool_calls": tuple(row["tool_calls"])} if "tool_calls" in row else row)
+
+
+def text_key(messages: Sequence[Message]) -> bytes:
+    """A hash that two conversations share when they differ in white space alone; of prompts, it tells leaks."""
+    text = "\x1f".join(map(plain_turn, messages))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def plain_turn(message: Message) -> str:
+    """Who spoke and what, with every run of white space as one space: what tells turns apart."""
+    return f"{message.role}\x1e{' '.join(message.text.split())}"
 
 
 ALL = "all"  # the group of all test examples, so no agent or source may have this name

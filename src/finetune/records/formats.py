@@ -20,15 +20,7 @@ from typing import Any, ClassVar
 
 from finetune.console import short
 from finetune.records.examples import ALL, Message
-from finetune.records.turns import (
-    check_order,
-    kind_of,
-    read_messages,
-    read_sharegpt,
-    read_tools,
-    sound_text,
-    unread_keys,
-)
+from finetune.records.turns import check_order, read_messages, read_sharegpt, read_tools, readable, unread_keys
 
 SHOWN_NAMES = 50  # columns of a file that a text names
 
@@ -58,25 +50,32 @@ class Fields:
         """What the field is called in the file."""
         return self._columns.get(name, name)
 
+    def has(self, name: str) -> bool:
+        """Whether the row has the field; not where `columns` gives the column of its name to another field."""
+        return is_free(name, self._columns) and self.place(name) in self._row
+
     def value(self, name: str) -> Any:
         """The field's value, or None where it is missing, null or blank text."""
-        found = self._row.get(self.place(name)) if is_free(name, self._columns) else None
+        found = self._row[self.place(name)] if self.has(name) else None
         return None if isinstance(found, str) and not found.strip() else found
 
-    def only(self, *names: str) -> str:
-        """The one of these names that the row has; columnar files have the others too, as nulls."""
-        free = [name for name in names if is_free(name, self._columns)]
-        there = [name for name in free if self.place(name) in self._row]
-        found = [name for name in there if self._row[self.place(name)] is not None] or there[:1]
-        if len(found) != 1:
-            wanted = " or ".join(map(self.place, free or names))
-            raise ValueError(f"has both {' and '.join(map(self.place, found))}" if found else f"has no {wanted}")
-        return found[0]
+    def given(self, *names: str) -> tuple[Any, str]:
+        """The value of the one of these fields that the row has, and its name in the file.
+
+        Columnar files have the others too, as nulls.
+        """
+        there = {place: self._row[place] for name in names if self.has(name) and (place := self.place(name))}
+        found = [place for place, value in there.items() if value is not None] or list(there)[:1]
+        if not found:
+            free = [name for name in names if is_free(name, self._columns)] or names
+            raise ValueError(f"has no {' or '.join(map(self.place, free))}")
+        if len(found) > 1:
+            raise ValueError(f"has both {' and '.join(found)}")
+        return there[found[0]], found[0]
 
     def text(self, *names: str) -> str:
         """The text of the one of these fields that the row has."""
-        name = self.only(*names)
-        return readable(self._row[self.place(name)], self.place(name))
+        return readable(*self.given(*names))
 
     def optional_text(self, name: str) -> str | None:
         """The text of a field, or None where it is missing, null or blank."""
@@ -85,34 +84,23 @@ class Fields:
 
     def name(self, name: str) -> str:
         """A short text, or a whole number or truth value as JSON writes it: a label, a user's id."""
-        self.only(name)
-        found = self._row[self.place(name)]
+        found, place = self.given(name)
         if isinstance(found, float) and found.is_integer():  # what tables make of whole numbers beside nulls
             found = int(found)
-        return readable(str(found).lower() if isinstance(found, int) else found, self.place(name))
+        return readable(str(found).lower() if isinstance(found, int) else found, place)
 
     def flag(self, name: str) -> bool:
         """A truth value; tables hold it as text or number."""
-        self.only(name)
-        found = self._row[self.place(name)]
+        found, place = self.given(name)
         known = FLAGS.get(str(found).strip().lower()) if isinstance(found, str | int) else None
         if known is None:
-            raise ValueError(f"{self.place(name)} must be true or false")
+            raise ValueError(f"{place} must be true or false")
         return known
 
 
 def is_free(name: str, columns: Mapping[str, str]) -> bool:
     """Whether a field may be looked for: not where `columns` gives the column of its name to another field."""
     return name in columns or name not in columns.values()
-
-
-def readable(value: Any, name: str) -> str:
-    """The value, if it is text that can be trained on."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be text, not {kind_of(value)}")
-    if not value.strip():
-        raise ValueError(f"{name} is empty")
-    return sound_text(value, name)
 
 
 class Format:
@@ -127,6 +115,10 @@ class Format:
     def fields(self) -> tuple[str, ...]:
         """Every field of its own that the format reads."""
         return (*(name for names in self.signs for name in names), *self.also_reads)
+
+    def fits(self, fields: Fields) -> bool:
+        """Whether a row has the signs of this format."""
+        return all(any(map(fields.has, names)) for names in self.signs)
 
     def parse(self, fields: Fields) -> Conversation:
         """The row as a conversation; ValueError says what is wrong with it."""
@@ -155,8 +147,7 @@ class Chat(Format):
     turns = ("messages",)
 
     def parse(self, fields: Fields) -> Conversation:
-        fields.only("messages")
-        return Conversation(read_messages(fields.value("messages"), fields.place("messages")), tools=_tools(fields))
+        return Conversation(read_messages(*fields.given("messages")), tools=_tools(fields))
 
 
 class ShareGpt(Format):
@@ -168,8 +159,7 @@ class ShareGpt(Format):
     turns = ("conversations",)
 
     def parse(self, fields: Fields) -> Conversation:
-        fields.only("conversations")
-        messages = read_sharegpt(fields.value("conversations"), fields.place("conversations"))
+        messages = read_sharegpt(*fields.given("conversations"))
         return Conversation(_with_system(fields, messages), tools=_tools(fields))
 
 
@@ -195,11 +185,9 @@ class PromptCompletion(Format):
     turns = ("prompt", "completion")
 
     def parse(self, fields: Fields) -> Conversation:
-        fields.only("prompt"), fields.only("completion")
-        prompt, completion = fields.value("prompt"), fields.value("completion")
-        if isinstance(prompt, list) and isinstance(completion, list):  # TRL's conversational form
-            messages = read_messages(prompt, fields.place("prompt"))
-            return Conversation(messages + read_messages(completion, fields.place("completion")), tools=_tools(fields))
+        prompt, completion = fields.given("prompt"), fields.given("completion")
+        if isinstance(prompt[0], list) and isinstance(completion[0], list):  # TRL's conversational form
+            return Conversation(read_messages(*prompt) + read_messages(*completion), tools=_tools(fields))
         return Conversation(_one_turn(fields.text("prompt"), fields.text("completion")), tools=_tools(fields))
 
 
@@ -261,7 +249,7 @@ def detect_format(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
 
     The odd row that has other fields is told, with its line, when it is read.
     """
-    counts = {name: sum(_has_signs(row, name, columns) for row in rows) for name in FORMATS}
+    counts = {name: sum(kind.fits(Fields(row, columns)) for row in rows) for name, kind in FORMATS.items()}
     most = max(counts.values())
     fitting = [name for name in FORMATS if most and counts[name] == most]
     # A Hub export of chat rows may carry `prompt` beside `messages`: the fuller form wins, other doubts are the user's.
@@ -270,10 +258,8 @@ def detect_format(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
     if len(fitting) == 1:
         return fitting[0]
     what = f"looks like {' and like '.join(fitting)}" if fitting else "has the fields of no format"
-    raise ValueError(
-        f"{what} (columns: {listed(_names(rows)) or 'none'}); name its format, one of {', '.join(FORMATS)}, and give "
-        "other names to its fields under columns"
-    )
+    remedy = f"name its format, one of {', '.join(FORMATS)}, and give other names to its fields under columns"
+    raise ValueError(f"{what} (columns: {listed(_names(rows)) or 'none'}); {remedy}")
 
 
 def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
@@ -281,9 +267,8 @@ def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
     there = _names(rows)
     for ours, theirs in columns.items():
         if theirs not in there:
-            raise ValueError(
-                f"has no column {short(theirs)!r}, which is named for {ours} (columns: {listed(there)}); mend the name"
-            )
+            what = f"has no column {short(theirs)!r}, which is named for {ours}"
+            raise ValueError(f"{what} (columns: {listed(there)}); mend the name")
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -294,13 +279,6 @@ def listed(names: Sequence[str]) -> str:
     """Names out of a file for one line of a text."""
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     return ", ".join(map(short, names[:SHOWN_NAMES])) + more
-
-
-def _has_signs(row: Mapping[str, Any], format_: str, columns: Mapping[str, str]) -> bool:
-    return all(
-        any(is_free(name, columns) and columns.get(name, name) in row for name in names)
-        for names in FORMATS[format_].signs
-    )
 
 
 def unused_columns(rows: Sequence[Mapping[str, Any]], format_: str, columns: Mapping[str, str]) -> list[str]:

@@ -1,14 +1,17 @@
 """Examples, predictions and timings as JSON lines, written and read back."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune.errors import DataError
 from finetune.files.strict_json import parse_json
 from finetune.records.examples import Answer, Example, Prediction, Timing, to_message
+
+Item = TypeVar("Item")
+AGAIN = "run the stage that writes it again"
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -19,16 +22,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 try:
                     row = parse_json(line)
                 except ValueError as error:
-                    raise DataError(
-                        f"{path}:{number}", f"broken JSON ({error})", "run the stage that writes it again"
-                    ) from None
+                    raise DataError(f"{path}:{number}", f"broken JSON ({error})", AGAIN) from None
                 if not isinstance(row, dict):
-                    raise DataError(f"{path}:{number}", "no JSON object", "run the stage that writes it again")
+                    raise DataError(f"{path}:{number}", "no JSON object", AGAIN)
                 yield row
     except FileNotFoundError:
         raise DataError(path, "no such file", "run the stage that writes it (dvc repro)") from None
     except UnicodeDecodeError as error:
-        raise DataError(path, f"is not UTF-8 ({error.reason})", "run the stage that writes it again") from None
+        raise DataError(path, f"is not UTF-8 ({error.reason})", AGAIN) from None
 
 
 def to_json_lines(rows: Iterable[Any]) -> Iterator[str]:
@@ -40,19 +41,18 @@ def to_json_lines(rows: Iterable[Any]) -> Iterator[str]:
 
 def read_examples(path: Path) -> list[Example]:
     """The examples of one split; DataError where a line is not one."""
-    return [_parse(path, number, row, _example) for number, row in enumerate(read_jsonl(path), start=1)]
+    return list(_parse(path, _example))
 
 
 def read_predictions(path: Path) -> list[Prediction]:
     """The predictions that evaluate wrote; DataError where a line is not one."""
-    return [_parse(path, number, row, _prediction) for number, row in enumerate(read_jsonl(path), start=1)]
+    sides = ("baseline", "candidate")
+    return list(_parse(path, lambda row: Prediction(**(row | {side: Answer(**row[side]) for side in sides}))))
 
 
 def read_timings(path: Path) -> list[Timing]:
     """The raw latencies that evaluate wrote; DataError where a line is not one."""
-    return [
-        _parse(path, number, row, lambda fields: Timing(**fields)) for number, row in enumerate(read_jsonl(path), 1)
-    ]
+    return list(_parse(path, lambda row: Timing(**row)))
 
 
 def _example(row: dict[str, Any]) -> Example:
@@ -60,14 +60,9 @@ def _example(row: dict[str, Any]) -> Example:
     return Example(**{**row, "messages": messages, "tools": tuple(row.get("tools", ()))})
 
 
-def _prediction(row: dict[str, Any]) -> Prediction:
-    return Prediction(**{**row, "baseline": Answer(**row["baseline"]), "candidate": Answer(**row["candidate"])})
-
-
-def _parse(path: Path, number: int, row: dict[str, Any], build: Any) -> Any:
-    try:
-        return build(row)
-    except (TypeError, KeyError) as error:
-        raise DataError(
-            f"{path}:{number}", f"not of this version's form ({error})", "run the stage that writes it again"
-        ) from None
+def _parse(path: Path, build: Callable[[dict[str, Any]], Item]) -> Iterator[Item]:
+    for number, row in enumerate(read_jsonl(path), start=1):
+        try:
+            yield build(row)
+        except (TypeError, KeyError) as error:
+            raise DataError(f"{path}:{number}", f"not of this version's form ({error})", AGAIN) from None

@@ -114,13 +114,9 @@ def _role(value: Any, known: Mapping[str, Role], place: str) -> Role:
 def _content(value: Any, place: str, *, may_be_empty: bool) -> str:
     if isinstance(value, list):  # content in parts, as some servers' logs have it
         value = "".join(_part(part, f"{place}[{at}]") for at, part in enumerate(value))
-    if value is None and may_be_empty:
-        return ""
-    if not isinstance(value, str):
-        raise ValueError(f"{place} must be text, not {kind_of(value)}")
-    if not value.strip() and not may_be_empty:
-        raise ValueError(f"{place} is empty")
-    return sound_text(value, place)
+    if may_be_empty and (value is None or (isinstance(value, str) and not value.strip())):
+        return value or ""
+    return readable(value, place)
 
 
 def _part(part: Any, place: str) -> str:
@@ -197,7 +193,7 @@ FOLLOWERS: dict[str, tuple[Role, ...]] = {
 
 def _from_json(value: Any, place: str) -> Any:
     try:
-        return parse_json(value) if isinstance(value, str) else value
+        return (parse_json(value) if value.strip() else None) if isinstance(value, str) else value
     except ValueError as error:
         raise ValueError(f"{place} holds broken JSON: {error}") from None
 
@@ -207,6 +203,15 @@ def _optional(value: Any, place: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise ValueError(f"{place} must be text, not {kind_of(value)}")
+    return sound_text(value, place)
+
+
+def readable(value: Any, place: str) -> str:
+    """The value, if it is text that can be trained on."""
+    if not isinstance(value, str):
+        raise ValueError(f"{place} must be text, not {kind_of(value)}")
+    if not value.strip():
+        raise ValueError(f"{place} is empty")
     return sound_text(value, place)
 
 

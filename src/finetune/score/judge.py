@@ -133,11 +133,9 @@ def question(instructions: str, example: Example, first: str, second: str) -> li
     text = "\x1f".join(parts.values()).encode("utf-8", "surrogatepass")
     mark = f"data-{hashlib.sha256(text).hexdigest()[:16]}"
     data = "\n\n".join(f"<{mark} {name}>\n{part}\n</{mark} {name}>" for name, part in parts.items())
+    rules = PROTOCOL.format(instructions=instructions.strip(), mark=mark)
     asked = "Which answer is the better one? Reply with A, B or tie."
-    return [
-        Message("system", PROTOCOL.format(instructions=instructions.strip(), mark=mark)),
-        Message("user", f"{data}\n\n{asked}"),
-    ]
+    return [Message("system", rules), Message("user", f"{data}\n\n{asked}")]
 
 
 def read_choice(text: str) -> Choice | None:

@@ -13,8 +13,7 @@ from finetune.answers.matching import UnscorableError
 from finetune.config import scorers as kinds
 from finetune.errors import ConfigError, Problem
 from finetune.records.examples import Example
-from finetune.score.classes import classes_of
-from finetune.score.scoring import BuiltScorer, Scorers
+from finetune.score.scoring import BuiltScorer, Scorers, classes_of
 from finetune.score.server import ChatServer
 
 
@@ -28,9 +27,8 @@ def build_scorers(
     built: dict[str, BuiltScorer] = {}
     wrong: list[Problem] = []
     for name, asked in scorers.items():
-        counted = [
-            example for example in examples if asked.of is None or {example.agent, example.source} & set(asked.of)
-        ]
+        of = asked.of
+        counted = [example for example in examples if of is None or {example.agent, example.source} & set(of)]
         try:
             built[name] = _build(name, asked, labels, counted, root)
         except ConfigError as error:

@@ -14,13 +14,14 @@ from typing import Any
 
 from finetune.answers.matching import UnscorableError
 from finetune.config import scorers as kinds
+from finetune.errors import ConfigError
 from finetune.records.examples import Answer, Example
 from finetune.reports.evaluation import Role
-from finetune.score.classes import class_in
 from finetune.score.judge import judge_answers
 from finetune.score.metrics import SIDES
 from finetune.score.server import ChatServer
 
+MOST_CLASSES = 1_000  # likelihood asks for each of them; and what has more is no classification
 Labels = Sequence[str | None]
 
 
@@ -169,3 +170,31 @@ def _with_score(
         score = None
         reason = str(error) if isinstance(error, UnscorableError) else f"{type(error).__name__}: {error!s:.200}"
     return replace(answer, scores=answer.scores | {scorer.key: score}, labels=labels), reason
+
+
+def classes_of(
+    asked: kinds.Classification, examples: Sequence[Example], labels: Mapping[str, Sequence[str]], place: str
+) -> list[str]:
+    """The scorer's classes, sorted; ConfigError, at the key `place`, where they can't be those of the references.
+
+    Without `labels` of its own: those of its agents (by agent, as prepare counted them) and of the test examples.
+    """
+    references = {example.completion.strip() for example in examples}
+    if asked.labels is not None:
+        classes = {label.strip() for label in asked.labels}
+        if missing := sorted(references - classes):
+            what = f"lacks {missing[0]!r:.80}, which is the reference of a test example ({len(missing)} such)"
+            raise ConfigError(f"{place}.labels", what, "add it, or name in `of` the agents that the labels are of")
+    else:
+        agents = {example.agent for example in examples}
+        classes = references.union(*({label.strip() for label in labels.get(agent, ())} for agent in agents))
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        what = f"has {len(classes):,} classes, where 2 to {MOST_CLASSES:,} are a classification"
+        raise ConfigError(place, what, "name the labels, or in `of` the agents that classify")
+    return sorted(classes)
+
+
+def class_in(answer: str, classes: Sequence[str] | frozenset[str]) -> str | None:
+    """The class that the answer is, white space at the ends apart; None where it is none of them."""
+    text = answer.strip()
+    return text if text in classes else None

@@ -3,8 +3,8 @@
     POST {url}/chat/completions {"model": "…", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16, …}
 
 It speaks HTTP by itself and not through huggingface_hub's InferenceClient: that one refuses every address, localhost
-too, under HF_HUB_OFFLINE=1, and sends the user's Hugging Face token to a server for which no key is given. No key gets
-into a text: not into an error, a report or a log.
+too, under HF_HUB_OFFLINE=1, and sends the user's Hugging Face token to a server for which no key is given. No key and
+no address gets into a text: not into an error, a report or a log; an error names the key of params.yaml.
 """
 
 import json
@@ -56,11 +56,9 @@ class ChatServer:
 
         self.model, self.timeout, self.place = model, timeout_seconds, place
         if "@" in urlsplit(url).netloc:
-            raise ConfigError(
-                f"params.yaml: {place}.url",
-                "holds a user or password, which reports and logs would tell",
-                "take it out, and name the variable of a key in api_key_variable",
-            )
+            remedy = "take it out, and name the variable of a key in api_key_variable"
+            what = "holds a user or password, which reports and logs would tell"
+            raise ConfigError(f"params.yaml: {place}.url", what, remedy)
         self.url = chat_url(url)
         self.shown = without_secrets(self.url)
         self._key = read_key(api_key_variable, place)
@@ -153,10 +151,10 @@ class ChatServer:
     def _error(
         self, what: str, fix: str, status: int | None = None, wait: float | None = None, *, reached: bool = True
     ) -> ServerError:
-        place, message = f"params.yaml: {self.place}", f"the server {self.shown} {what}"
+        message = f"the server {what}"
         if self._key:
             message = message.replace(self._key, "***")
-        return ServerError(place, message, fix, status, wait, reached=reached)
+        return ServerError(f"params.yaml: {self.place}", message, fix, status, wait, reached=reached)
 
 
 FIXES = {
@@ -192,14 +190,10 @@ def read_key(variable: str | None, place: str) -> str | None:
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
+    where = f"params.yaml: {place}.api_key_variable"
     if not key:
-        raise ConfigError(
-            f"params.yaml: {place}.api_key_variable",
-            f"the environment variable {variable} is not set",
-            "export it before the run, or set null for a server without a key",
-        )
+        remedy = "export it before the run, or set null for a server without a key"
+        raise ConfigError(where, f"the environment variable {variable} is not set", remedy)
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            f"params.yaml: {place}.api_key_variable", f"{variable} holds a sign that no key has", "export it again"
-        )
+        raise ConfigError(where, f"{variable} holds a sign that no key has", "export it again")
     return key

@@ -50,19 +50,18 @@ class Measurement:
 
 def above(lower: "Interval", upper: "Interval", target: float, gate: Gate, *, strict: bool = False) -> Status:
     """Pass where the lower bound reaches the target (`strict`: exceeds it), fail where the upper one stays below."""
-    passed = lower.lower > target if strict else lower.lower >= target
-    failed = upper.upper <= target if strict else upper.upper < target
-    if gate.policy == "point":
-        passed = lower.estimate > target if strict else lower.estimate >= target
-        failed = not passed
-    return "pass" if passed else "fail" if failed else "inconclusive"
+    return _status(lower.lower - target, upper.upper - target, lower.estimate - target, gate, strict=strict)
 
 
 def below(lower: "Interval", upper: "Interval", target: float, gate: Gate, *, strict: bool = False) -> Status:
     """Pass where the upper bound keeps to the target (`strict`: is below it), fail where the lower one exceeds it."""
-    passed = upper.upper < target if strict else upper.upper <= target
-    failed = lower.lower >= target if strict else lower.lower > target
+    return _status(target - upper.upper, target - lower.lower, target - upper.estimate, gate, strict=strict)
+
+
+def _status(worst: float, best: float, estimate: float, gate: Gate, *, strict: bool) -> Status:
+    """The status by how far both bounds and the estimate are on the good side of the target."""
     if gate.policy == "point":
-        passed = upper.estimate < target if strict else upper.estimate <= target
-        failed = not passed
-    return "pass" if passed else "fail" if failed else "inconclusive"
+        worst = best = estimate
+    if worst > 0 or (worst == 0 and not strict):
+        return "pass"
+    return "fail" if best < 0 or (best == 0 and strict) else "inconclusive"

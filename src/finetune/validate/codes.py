@@ -7,6 +7,8 @@ params.yaml names codes in `findings.accept`.
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune.console import markdown_table
+
 Severity = Literal["error", "warning", "note"]
 Cost = Literal["run", "verdict", "time", "quality", "nothing"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -104,9 +106,7 @@ CODES: dict[str, Code] = {
     "packing-slow": Code("warning", "time", "Without flash-attention a packed row has a square mask."),
     "packing-ignores-sampling": Code("note", "nothing", "Packed rows are all alike in length."),
     # ---- the rows
-    "split-overlap": Code(
-        "error", "verdict", "A held-out row is trained on, prompt and answer.", binding=True, in_params=False
-    ),
+    "split-overlap": Code("error", "verdict", "A held-out row is trained on whole.", binding=True, in_params=False),
     "split-same-prompt": Code(
         "error", "verdict", "A tested prompt is trained on, with another answer.", binding=True, in_params=False
     ),
@@ -114,18 +114,12 @@ CODES: dict[str, Code] = {
     "test-near-overlap": Code("error", "verdict", "A test row is nearly one that is trained on.", in_params=False),
     "split-empty": Code("error", "run", "Nothing is left in a split.", binding=True, in_params=False),
     "test-prompts-repeated": Code("warning", "verdict", "Copies of a prompt are no new evidence."),
-    "test-prompts-mostly-repeated": Code(
-        "error", "verdict", "More than one in twenty test prompts is a copy.", in_params=False
-    ),
+    "test-prompts-mostly-repeated": Code("error", "verdict", "Over 5% of test prompts are copies.", in_params=False),
     "test-set-too-small": Code("warning", "verdict", "Too few test examples for a criterion, even if all are right."),
     "test-set-tiny": Code("warning", "verdict", "A criterion on fewer than 20 examples: each of them moves the score."),
     "group-unknown": Code("error", "verdict", "A criterion on a group that no test example is of."),
-    "scorer-unusable": Code(
-        "error", "verdict", "A scorer, or a test of forgetting, that can score nothing here.", binding=True
-    ),
-    "group-ambiguous": Code(
-        "error", "verdict", "An agent and a source of one name, with other examples.", binding=True
-    ),
+    "scorer-unusable": Code("error", "verdict", "A scorer or forgetting test that can score nothing.", binding=True),
+    "group-ambiguous": Code("error", "verdict", "An agent and a source of one name and other examples.", binding=True),
     "agents-imbalanced": Code("warning", "quality", "One agent has over twenty times the rows of another."),
     "agent-missing": Code("error", "quality", "An agent that is tested was never trained on.", in_params=False),
     "labels-imbalanced": Code("warning", "quality", "One label has over twenty times the rows of another."),
@@ -148,13 +142,9 @@ CODES: dict[str, Code] = {
     "supervised-over-budget": Code("error", "quality", "More answer tokens are cut than train.budget allows."),
     "padding-over-budget": Code("error", "time", "More positions are padding than train.budget allows."),
     "answers-cut-off": Code("warning", "verdict", "Test answers that max_new_tokens makes impossible."),
-    "prompts-beyond-base": Code(
-        "error", "verdict", "Test prompts that leave the base no place to answer.", in_params=False
-    ),
+    "prompts-beyond-base": Code("error", "verdict", "Test prompts that leave no room for an answer.", in_params=False),
     # ---- what params.yaml accepts
-    "accepted-unknown": Code(
-        "error", "nothing", "findings.accept names no code, or one that is binding.", binding=True
-    ),
+    "accepted-unknown": Code("error", "nothing", "findings.accept names no code, or a binding one.", binding=True),
     "accepted-unused": Code("note", "nothing", "findings.accept names what was not found."),
 }
 
@@ -175,13 +165,13 @@ def to_reference() -> str:
         "```",
         "",
         "The report then lists it as accepted, with the reason. Codes marked *binding* can't be accepted: no run could",
-        "follow. Findings are told in the order of severity, then of what they cost.",
+        "follow. Findings are listed in the order of severity, then of what they cost.",
     ]
     for severity in SEVERITIES:
-        lines += ["", f"## {severity.capitalize()}s", "", "| code | what it costs | what it means |", "|---|---|---|"]
-        chosen = sorted(name for name in CODES if CODES[name].severity == severity)
-        for name in sorted(chosen, key=lambda name: list(COSTS).index(CODES[name].cost)):
-            code = CODES[name]
-            binding = " *Binding.*" if code.binding else ""
-            lines.append(f"| `{name}` | {COSTS[code.cost]} | {code.meaning}{binding} |")
+        chosen = [(list(COSTS).index(code.cost), name) for name, code in CODES.items() if code.severity == severity]
+        codes = [(name, CODES[name]) for _, name in sorted(chosen)]
+        marks = {True: " *Binding.*", False: ""}
+        rows = [[f"`{name}`", COSTS[code.cost], code.meaning + marks[code.binding]] for name, code in codes]
+        lines += ["", f"## {severity.capitalize()}s", ""]
+        lines += markdown_table(["code", "what it costs", "what it means"], rows)
     return "\n".join(lines) + "\n"

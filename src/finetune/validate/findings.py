@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from finetune.console import table
+from finetune.console import markdown_table, table
 from finetune.errors import Problem
 from finetune.reports.validation import FindingReport
 from finetune.validate.codes import CODES, COSTS, SEVERITIES, Severity
@@ -53,7 +53,10 @@ def by_cost(findings: Sequence[Finding]) -> list[Finding]:
 def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Finding]:
     """The findings, those that params.yaml accepts with the reason; and what is wrong with `findings.accept` itself."""
     found = {finding.code for finding in findings}
-    given = [_with_reason(finding, accepted) for finding in findings]
+    given = [
+        finding if CODES[finding.code].binding else replace(finding, accepted=accepted.get(finding.code))
+        for finding in findings
+    ]
     for code in accepted:
         where = f"params.yaml: findings.accept.{code}"
         if code not in CODES:
@@ -61,18 +64,11 @@ def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Fin
             advice = f"did you mean {near[0]}?" if near else "docs/findings.md lists them"
             given.append(Finding("accepted-unknown", where, "is no code of a finding", advice))
         elif CODES[code].binding:
-            given.append(
-                Finding("accepted-unknown", where, "can't be accepted: no run or verdict could follow", "remove it")
-            )
+            what = "can't be accepted: no run or verdict could follow"
+            given.append(Finding("accepted-unknown", where, what, "remove it"))
         elif code not in found:
             given.append(Finding("accepted-unused", where, "was not found in this run", "remove it"))
     return by_cost(given)
-
-
-def _with_reason(finding: Finding, accepted: Mapping[str, str]) -> Finding:
-    if finding.code not in accepted or CODES[finding.code].binding:
-        return finding
-    return replace(finding, accepted=accepted[finding.code])
 
 
 def to_markdown(findings: Sequence[Finding], tables: Mapping[str, Mapping[str, Any]]) -> str:
@@ -80,14 +76,15 @@ def to_markdown(findings: Sequence[Finding], tables: Mapping[str, Mapping[str, A
     stopping, accepted = sum(f.stops for f in findings), sum(f.accepted is not None for f in findings)
     summary = f"{counted(findings)}, {stopping} of them errors" + (f", {accepted} accepted" if accepted else "")
     lines = ["# Validation", "", f"{summary}."]
-    if findings:
-        lines += ["", "| severity | code | where | what | fix |", "|---|---|---|---|---|"]
+    rows = []
     for finding in findings:
         state = finding.severity if finding.accepted is None else f"{finding.severity}, accepted"
         remedy = finding.remedy if finding.accepted is None else f"accepted: {finding.accepted}"
-        lines.append(_row([state, f"`{finding.code}`", finding.place, finding.message, remedy]))
-    for title, rows in tables.items():
-        lines += ["", f"## {title}", "", *_table(rows)]
+        rows.append([state, f"`{finding.code}`", finding.place, finding.message, remedy])
+    if rows:
+        lines += ["", *markdown_table(["severity", "code", "where", "what", "fix"], rows)]
+    for title, content in tables.items():
+        lines += ["", f"## {title}", "", *_table(content)]
     return "\n".join(lines) + "\n"
 
 
@@ -95,19 +92,12 @@ def _table(rows: Mapping[str, Any]) -> list[str]:
     """One line a row: a value, or one cell for each name of a mapping."""
     first = next(iter(rows.values()), 0)
     columns = list(first) if isinstance(first, Mapping) else ["value"]
-    lines = [_row(["", *(name.replace("_", " ") for name in columns)]), "|---" * (len(columns) + 1) + "|"]
+    lines = []
     for name, value in rows.items():
         cells = [value[column] for column in columns] if isinstance(value, Mapping) else [value]
-        lines.append(_row([name.replace("_", " "), *(_cell(cell) for cell in cells)]))
-    return lines
-
-
-def _cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        shown = [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells]
+        lines.append([name.replace("_", " "), *shown])
+    return markdown_table(["", *(name.replace("_", " ") for name in columns)], lines)
 
 
 def counted(findings: Sequence[Finding]) -> str:

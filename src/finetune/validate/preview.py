@@ -58,11 +58,8 @@ def find_workload(
     report = paths.reports / "prepare.json"
     prepared = all((paths.prepared / f"{name}.jsonl").is_file() for name in SPLITS)
     if not (prepared and report.is_file()):
-        raise DataError(
-            paths.prepared,
-            "no prepared rows to plan with",
-            "run dvc repro prepare, or say how many there will be: ./finetune plan --examples 15000",
-        )
+        remedy = "run dvc repro prepare, or say how many there will be: ./finetune plan --examples 15000"
+        raise DataError(paths.prepared, "no prepared rows to plan with", remedy)
     if other := why_stale(params, root):
         say(f"note: data/prepared was made {other}; dvc repro prepare makes it anew")
     return count_workload(params, root)

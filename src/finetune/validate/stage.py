@@ -71,9 +71,7 @@ def check_prepared(paths: Paths) -> PrepareReport:
     for name in SPLITS:
         path = paths.prepared / f"{name}.jsonl"
         if not path.exists() or sha256_file(path) != ledger.prepared_sha256[name]:
-            raise DataError(
-                f"{path}", "is not the file that prepare wrote", "run prepare again (dvc repro -f -s prepare)"
-            )
+            raise DataError(path, "is not the file that prepare wrote", "run prepare again (dvc repro -f -s prepare)")
     return ledger
 
 

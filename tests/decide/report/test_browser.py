@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from finetune.config.params import Config
+from tests.builders.kinds import Change
 from tests.builders.report_answers import HOSTILE
 from tests.builders.report_run import make_run, make_undecided
 
@@ -79,7 +79,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory, change: Callable[..., Config]) -> dict[str, Path]:
+def pages(tmp_path_factory: pytest.TempPathFactory, change: Change) -> dict[str, Path]:
     """The page of a good run and of one that is full of hostile texts, as files."""
     folder = tmp_path_factory.mktemp("report")
     for name, made in (("deploy", make_run(change)), ("iterate", make_undecided(change))):

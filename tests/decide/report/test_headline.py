@@ -2,30 +2,18 @@
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.decide.outcomes import Outcome
 from finetune.decide.report.headline import headline, provisos
 from finetune.decide.verdict import Verdict
+from tests.builders.kinds import Change
 from tests.builders.report_answers import MadeUp
-from tests.builders.report_run import Page, load_card, make_run, make_undecided
-
-
-@pytest.fixture
-def run(change: Callable[..., Config]) -> MadeUp:
-    """A run that ends in deploy."""
-    return make_run(change)
-
-
-@pytest.fixture
-def undecided(change: Callable[..., Config]) -> MadeUp:
-    """A run that ends in iterate, full of hostile texts."""
-    return make_undecided(change)
-
+from tests.builders.report_run import Page, load_card
+from tests.builders.report_run import run as run
+from tests.builders.report_run import undecided as undecided
 
 # ---- The sentence
 
@@ -94,7 +82,7 @@ def test_spent_looks_stand_in_the_sentence(run: MadeUp) -> None:
     assert text.endswith("all 6 criteria pass, but this test set has been looked at 6 times where 5 were declared.")
 
 
-def test_provisos_name_all_that_weakens_the_verdict(undecided: MadeUp, change: Callable[..., Config]) -> None:
+def test_provisos_name_all_that_weakens_the_verdict(undecided: MadeUp, change: Change) -> None:
     """Recorded baseline, sampling, clusters, failures, accepted findings, scorers, warnings of the training."""
     told = "\n".join(provisos(undecided.run))
     for part in ("recorded elsewhere", "Look 2 of 5", "sampled", "cluster", "failed", "cut off", "accepted by hand"):

@@ -12,6 +12,8 @@ from finetune.prepare.readers.batches import BadRow, Row
 from finetune.prepare.readers.detect import Container, disk_bytes, read_batches
 from tests.builders.written_rows import LARGEST, error_of, read, to_arrow, to_parquet
 
+VIEWS = pa.array([["x"]], pa.list_view(pa.string()))
+
 # ---- Parquet and Arrow
 
 
@@ -102,14 +104,8 @@ def test_a_row_too_large_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "why"),
     [
-        (
-            pa.record_batch([pa.array([1]), pa.array([2])], names=["a", "a"]),
-            "two columns are named 'a'; give each its own name",
-        ),
-        (
-            pa.record_batch({"a": pa.array([["x"]], pa.list_view(pa.string()))}),
-            "column 'a' is of type list_view<item: string>; write it as a list or text",
-        ),
+        (pa.record_batch([[1], [2]], names=["a", "a"]), "two columns are named 'a'; give each its own name"),
+        (pa.record_batch({"a": VIEWS}), "column 'a' is of type list_view<item: string>; write it as a list or text"),
     ],
 )
 def test_odd_columns_are_refused(tmp_path: Path, columns: pa.RecordBatch, why: str) -> None:
@@ -189,10 +185,7 @@ def test_what_datasets_itself_saved_is_read(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": rows.select([2, 0]), "test": rows}).save_to_disk(str(tmp_path / "both"))
     rows.save_to_disk(str(tmp_path / "one"), num_shards=2)
     rows.to_parquet(str(tmp_path / "one.parquet"))
-    all_rows = [
-        Row(1, {"a": "x", "label": "yes"}),
-        Row(2, {"a": "y", "label": "no"}),
-        Row(3, {"a": "z", "label": None}),
-    ]
+    labels = [("x", "yes"), ("y", "no"), ("z", None)]
+    all_rows = [Row(at, {"a": text, "label": label}) for at, (text, label) in enumerate(labels, start=1)]
     assert read(tmp_path / "one") == read(tmp_path / "one.parquet") == read(tmp_path / "both", "test") == all_rows
     assert read(tmp_path / "both", "train") == [Row(1, {"a": "z", "label": None}), Row(2, {"a": "x", "label": "yes"})]

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.model.architecture import Architecture
 from finetune.validate.checks.adapter import check_adapter
 from finetune.validate.findings import Finding
-from tests.builders.checked_settings import LLAMA, SEVEN, codes
+from tests.builders.checked_settings import LLAMA, SEVEN, codes, told
+from tests.builders.kinds import Change
+
+Check = Callable[..., list[Finding]]
 
 
-def test_an_adapter_that_cannot_start_on_this_base_is_told(change: Callable[..., Config]) -> None:
+def test_an_adapter_that_cannot_start_on_this_base_is_told(change: Change) -> None:
     """PiSSA takes a part out of the weights, which 4-bit weights do not allow."""
     found = check_adapter(change(**{"model.quantization": "nf4", "adapter.init_lora_weights": "pissa"}), None)
     (finding,) = [finding for finding in found if finding.code == "adapter-impossible"]
@@ -27,7 +29,7 @@ def test_an_adapter_that_cannot_start_on_this_base_is_told(change: Callable[...,
 
 
 @pytest.fixture
-def adapter(change: Callable[..., Config]) -> Callable[..., list[Finding]]:
+def adapter(change: Change) -> Check:
     """`adapter({"adapter.r": 8})`: the findings of check_adapter on params.yaml with keys changed."""
 
     def checked(keys: dict[str, Any], architecture: Architecture | None = LLAMA) -> list[Finding]:
@@ -36,50 +38,47 @@ def adapter(change: Callable[..., Config]) -> Callable[..., list[Finding]]:
     return checked
 
 
-def test_a_target_module_that_is_nowhere_is_an_error(adapter: Callable[..., list[Finding]]) -> None:
+def test_a_target_module_that_is_nowhere_is_an_error(adapter: Check) -> None:
     """Names of another architecture: PEFT would say so after the base was loaded."""
     assert adapter({}) == []
     assert adapter({"adapter.target_modules": ["c_attn"], "train.learning_rate": 2e-4}, None) == []
     (finding,) = adapter({"adapter.target_modules": ["q_proj", "c_attn", "c_proj"]})
-    assert str(finding) == (
+    assert told(finding, "target-modules-missing") == (
         "params.yaml: adapter.target_modules: c_attn, c_proj match nothing in LlamaForCausalLM; "
         "use some of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
     )
-    assert (finding.code, finding.severity) == ("target-modules-missing", "error")
 
 
-def test_a_path_is_no_name_of_a_module(adapter: Callable[..., list[Finding]]) -> None:
+def test_a_path_is_no_name_of_a_module(adapter: Check) -> None:
     """train takes names alone, so what it refuses is refused here."""
     assert codes(adapter({"adapter.target_modules": ["self_attn.q_proj"]})) == ["target-modules-missing"]
 
 
-def test_embeddings_can_be_adapted_and_the_head_can_not(adapter: Callable[..., list[Finding]]) -> None:
+def test_embeddings_can_be_adapted_and_the_head_can_not(adapter: Check) -> None:
     """PEFT knows both, so neither is missing; but the loss multiplies with the head's own weights, past its adapter."""
     assert adapter({"adapter.target_modules": [*SEVEN, "embed_tokens"]}) == []
     assert codes(adapter({"adapter.target_modules": [*SEVEN, "lm_head"]})) == ["adapter-impossible"]
 
 
-def test_layers_without_an_adapter_are_a_note(adapter: Callable[..., list[Finding]]) -> None:
+def test_layers_without_an_adapter_are_a_note(adapter: Check) -> None:
     """QLoRA found that all linear layers matter; by hand 2 x (128 x 64 x 2 + 128 x 256 x 3) of 500,000 parameters."""
     (finding,) = adapter({"adapter.target_modules": ["q_proj", "o_proj"]})
-    assert str(finding) == (
+    assert told(finding, "target-modules-partial") == (
         "params.yaml: adapter.target_modules: down_proj, gate_proj, k_proj, up_proj, v_proj get no adapter: 46% of "
         "LlamaForCausalLM; use all of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, where the "
         "validation loss stays high"
     )
-    assert (finding.code, finding.severity) == ("target-modules-partial", "note")
 
 
 @pytest.mark.parametrize("alpha", [3, 129])
-def test_an_unusual_scale_is_a_warning(adapter: Callable[..., list[Finding]], alpha: int) -> None:
+def test_an_unusual_scale_is_a_warning(adapter: Check, alpha: int) -> None:
     """At a quarter and at eight it is still what papers used; rsLoRA divides by the root."""
     for usual in (4, 128):
         assert adapter({"adapter.r": 16, "adapter.lora_alpha": usual}) == []
     (finding,) = adapter({"adapter.r": 16, "adapter.lora_alpha": alpha})
-    assert str(finding) == (
+    assert told(finding, "alpha-unusual") == (
         f"params.yaml: adapter.lora_alpha: lora_alpha {alpha} over r 16 is {alpha / 16:g}, outside 0.25 to 8; use 32"
     )
-    assert (finding.code, finding.severity) == ("alpha-unusual", "warning")
     assert adapter({"adapter.lora_alpha": 16, "adapter.use_rslora": True}) == []
     assert codes(adapter({"adapter.lora_alpha": 1000, "adapter.use_rslora": True})) == ["alpha-unusual"]
 
@@ -96,22 +95,20 @@ SMALL, LARGE = replace(LLAMA, parameters=99_999_999), replace(LLAMA, parameters=
     ],
 )
 def test_a_high_learning_rate_is_a_warning(
-    adapter: Callable[..., list[Finding]], architecture: Architecture | None, edge: float, above: float, text: str
+    adapter: Check, architecture: Architecture | None, edge: float, above: float, text: str
 ) -> None:
     """Ten times more is usual for a tiny base; SGD's rates are others altogether."""
     assert adapter({"train.learning_rate": edge}, architecture) == []
     (finding,) = adapter({"train.learning_rate": above}, architecture)
-    assert str(finding) == f"params.yaml: train.learning_rate: {text}"
-    assert (finding.code, finding.severity) == ("learning-rate-high", "warning")
+    assert told(finding, "learning-rate-high") == f"params.yaml: train.learning_rate: {text}"
     assert adapter({"train.learning_rate": above, "train.optim": "sgd"}, architecture) == []
 
 
-def test_a_low_learning_rate_is_a_warning(adapter: Callable[..., list[Finding]]) -> None:
+def test_a_low_learning_rate_is_a_warning(adapter: Check) -> None:
     """2e-5 is what full fine-tuning takes, and the commonest value that is copied from it."""
     assert adapter({"train.learning_rate": 3e-5}) == []
     (finding,) = adapter({"train.learning_rate": 2e-5})
-    assert str(finding) == (
+    assert told(finding, "learning-rate-low") == (
         "params.yaml: train.learning_rate: 2e-05 is below 3e-05: a rate for training all weights, not for adapters; "
         "use 0.00018"
     )
-    assert (finding.code, finding.severity) == ("learning-rate-low", "warning")

@@ -1,49 +1,44 @@
 """Agents, labels and answers: which are trained, which are tested, and how often."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from finetune.config.params import Config
 from finetune.records.examples import Example, Message
 from finetune.validate.checks.data import check_data
-from tests.builders.checked_splits import Splits, codes
+from tests.builders.checked_settings import codes, told
+from tests.builders.checked_splits import Splits
 from tests.builders.checked_splits import quiet as quiet
 from tests.builders.checked_splits import splits as splits
+from tests.builders.kinds import Change, MakeExample
 
 # ---- Agents, labels, answers
 
 
-def test_an_agent_that_is_tested_and_not_trained_is_an_error(
-    splits: Splits, quiet: Config, example: Callable[..., Example]
-) -> None:
+def test_an_agent_tested_and_not_trained_is_an_error(splits: Splits, quiet: Config, example: MakeExample) -> None:
     """Two sources that call one agent by two names are the usual reason."""
     splits["test"] += [example(f"odd {at}", agent="nmaer") for at in range(2)]
     (finding,) = check_data(quiet, splits)
-    assert str(finding) == (
+    assert told(finding, "agent-missing") == (
         "data/prepared/train.jsonl: 'nmaer' has 2 test examples and none in train; "
         "name it 'namer' (agent of its source), or add rows"
     )
-    assert (finding.code, finding.severity) == ("agent-missing", "error")
     splits["train"].append(example("odd", agent="nmaer"))
     assert "agent-missing" not in codes(check_data(quiet, splits))
 
 
-def test_an_agent_of_one_row_in_twenty_is_enough(
-    splits: Splits, quiet: Config, example: Callable[..., Example]
-) -> None:
+def test_an_agent_of_one_row_in_twenty_is_enough(splits: Splits, quiet: Config, example: MakeExample) -> None:
     """40 to 2 is 20 to 1, the most that is silent."""
     splits["train"] += [example(f"rare {at}", agent="rare") for at in range(2)]
     assert check_data(quiet, splits) == []
     splits["train"].pop()
     (finding,) = check_data(quiet, splits)
-    assert str(finding) == (
+    assert told(finding, "agents-imbalanced") == (
         "data/prepared/train.jsonl: 'namer' has 40 of the 41 train examples and 'rare' has 1, 40 times fewer; "
         "add rows of 'rare'"
     )
-    assert (finding.code, finding.severity) == ("agents-imbalanced", "warning")
 
 
-def test_the_source_to_cap_is_named(splits: Splits, quiet: Config, example: Callable[..., Example]) -> None:
+def test_the_source_to_cap_is_named(splits: Splits, quiet: Config, example: MakeExample) -> None:
     """Where the rare agent has a source of its own, a cap on the other's makes them even."""
     splits["train"] = [replace(row, source="cpython") for row in splits["train"]] + [example("one", agent="rare")]
     (finding,) = check_data(quiet, splits)
@@ -73,11 +68,10 @@ def test_a_label_that_is_tested_and_not_trained_is_an_error(splits: Splits, quie
     splits["train"] = labelled(splits["train"], ["1", "2"])
     splits["test"] = labelled(splits["test"], [*"123456789"])
     (finding,) = check_data(quiet, splits)
-    assert str(finding) == (
+    assert told(finding, "label-missing-in-train") == (
         "data/prepared/train.jsonl: 7 labels (3, 4, 5, 6, 7 and 2 more) of 'namer' in test, 22 examples, and none in "
         "train; add rows of them to train, or set data.split.stratify_by: label"
     )
-    assert (finding.code, finding.severity) == ("label-missing-in-train", "error")
 
 
 def test_a_label_that_is_never_tested_is_a_warning(splits: Splits, quiet: Config) -> None:
@@ -85,16 +79,13 @@ def test_a_label_that_is_never_tested_is_a_warning(splits: Splits, quiet: Config
     splits["train"] = labelled(splits["train"], ["1", "2", "3"])
     splits["test"] = labelled(splits["test"], ["1", "2"])
     (finding,) = check_data(quiet, splits)
-    assert str(finding) == (
+    assert told(finding, "label-missing-in-test") == (
         "data/prepared/test.jsonl: 1 label (3) of 'namer' in train, 13 examples, and none in test; "
         "add test rows of them, or set data.split.stratify_by: label"
     )
-    assert (finding.code, finding.severity) == ("label-missing-in-test", "warning")
 
 
-def test_a_label_twenty_times_as_frequent_is_a_warning(
-    splits: Splits, quiet: Config, example: Callable[..., Example]
-) -> None:
+def test_a_label_twenty_times_as_frequent_is_a_warning(splits: Splits, quiet: Config, example: MakeExample) -> None:
     """42 to 2 is over 20 to 1, 40 to 2 is not; the answers are sentences, so that no answer is constant."""
 
     def rows(first: int, a: int, b: int) -> list[Example]:
@@ -106,36 +97,32 @@ def test_a_label_twenty_times_as_frequent_is_a_warning(
     assert check_data(quiet, splits) == []
     splits["train"] = rows(100, 42, 2)
     (finding,) = check_data(quiet, splits)
-    assert str(finding) == (
+    assert told(finding, "labels-imbalanced") == (
         "data/prepared/train.jsonl: of 'namer' the label 'a' has 42 train examples, up to 21 times as many as 1 label "
         "(b) (2 at the least); add rows of the rare ones, or judge this agent by a classification scorer's macro_f1"
     )
-    assert (finding.code, finding.severity) == ("labels-imbalanced", "warning")
 
 
-def test_a_constant_answer_is_a_warning(splits: Splits, quiet: Config, example: Callable[..., Example]) -> None:
+def test_a_constant_answer_is_a_warning(splits: Splits, quiet: Config, example: MakeExample) -> None:
     """33 of 40 are over 80%, 32 are not: a model that reads nothing would score that."""
     splits["test"] = [example(f"question {300 + at}", "Same" if at < 24 else "Other") for at in range(30)]
     splits["train"] = [example(f"question {100 + at}", "Same" if at < 32 else f"Other{at}") for at in range(40)]
     assert check_data(quiet, splits) == []
     splits["train"][-1] = example("question 139", "Same")
     (finding,) = check_data(quiet, splits)
-    assert str(finding) == (
+    assert told(finding, "answers-constant") == (
         "data/prepared/train.jsonl: 33 of 40 train answers of 'namer' (82.5%) are 'Same'; always answering it would "
         "score 0.800 on test; judge 'namer' by a classification scorer's macro_f1, or ask for more than 0.83"
     )
-    assert (finding.code, finding.severity) == ("answers-constant", "warning")
 
 
-def test_a_few_rows_with_one_answer_are_no_finding(
-    splits: Splits, quiet: Config, example: Callable[..., Example]
-) -> None:
+def test_a_few_rows_with_one_answer_are_no_finding(splits: Splits, quiet: Config, example: MakeExample) -> None:
     """19 rows of a second agent, all alike, may be so by chance."""
     splits["train"] += [example(f"second {at}", "Same", agent="second") for at in range(19)]
     assert check_data(quiet, splits) == []
 
 
-def test_long_answers_in_many_rows_are_a_note(splits: Splits, quiet: Config, example: Callable[..., Example]) -> None:
+def test_long_answers_in_many_rows_are_a_note(splits: Splits, quiet: Config, example: MakeExample) -> None:
     """A refusal in three of 40 rows is what the model will say; two of 40 are 5%, and eight words are a name."""
     refusal = "I am sorry but I can not help you with that"
 
@@ -146,21 +133,20 @@ def test_long_answers_in_many_rows_are_a_note(splits: Splits, quiet: Config, exa
     assert check_data(quiet, with_answer(refusal, 2)) == []
     assert check_data(quiet, with_answer("I am sorry but I can not help", 3)) == []
     (finding,) = check_data(quiet, with_answer(refusal, 3))
-    assert str(finding) == (
+    assert told(finding, "answers-repeated") == (
         f"data/prepared/train.jsonl: 3 of 40 train answers (7.5%) are {refusal!r}; "
         "keep them if that is what is to be said; else leave them out by data.filters.drop_matching"
     )
-    assert (finding.code, finding.severity) == ("answers-repeated", "note")
 
 
-def test_a_constant_long_answer_is_told_once(splits: Splits, quiet: Config, example: Callable[..., Example]) -> None:
+def test_a_constant_long_answer_is_told_once(splits: Splits, quiet: Config, example: MakeExample) -> None:
     """It is repeated too, which goes without saying."""
     splits["train"] = [example(f"question {100 + at}", "no " * 10) for at in range(40)]
     splits["test"] = [example(f"question {300 + at}", "no " * 10) for at in range(30)]
     assert codes(check_data(quiet, splits)) == ["answers-constant"]
 
 
-def test_a_system_prompt_for_nobody_is_a_warning(splits: Splits, change: Callable[..., Config]) -> None:
+def test_a_system_prompt_for_nobody_is_a_warning(splits: Splits, change: Change) -> None:
     """Mostly a mistyped name, and then an agent runs without its prompt."""
     cost = [{"rule": "memory_at_most", "limit": "2 GB"}]
     prompts = {"namer": "Name it.", "Namer": "Name it.", "xyz": "?"}

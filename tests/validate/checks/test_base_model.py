@@ -10,8 +10,10 @@ import pytest
 from tests.builders.checked_base import base as base
 from tests.builders.checked_base import edit, examine, found
 from tests.builders.checked_base import whole as whole
+from tests.builders.checked_settings import told
 
 INDEX = "model.safetensors.index.json"
+NO_MODEL = '{"version": "1.0", "model": {"type": "Nope"}}'
 
 
 def test_a_whole_base_has_no_finding(base: Path) -> None:
@@ -40,11 +42,10 @@ def test_a_missing_shard_is_told_by_name(base: Path) -> None:
     assert found() == []
     (base / "model-00002-of-00002.safetensors").unlink()
     (finding,) = examine().findings
-    assert str(finding) == (
+    assert told(finding, "base-incomplete") == (
         "params.yaml: model.base: base: 1 of 2 weight files missing (model-00002-of-00002.safetensors); "
         "fetch the base again (hf download), or copy it whole"
     )
-    assert (finding.code, finding.severity) == ("base-incomplete", "error")
 
 
 @pytest.mark.parametrize("size", [-100, 0, 5])
@@ -86,11 +87,10 @@ def test_pickled_weights_alone_are_refused(base: Path) -> None:
     assert found() == []
     (base / "model.safetensors").unlink()
     (finding,) = examine().findings
-    assert str(finding) == (
+    assert told(finding, "base-unsafe") == (
         "params.yaml: model.base: base holds only pickled weights (pytorch_model.bin); "
         "use a revision with safetensors, or convert it once"
     )
-    assert finding.code == "base-unsafe"
     (base / "pytorch_model.bin").unlink()
     (finding,) = examine().findings
     assert finding.message == "base: no weights"
@@ -135,18 +135,16 @@ def test_a_config_that_names_no_model_is_a_finding(base: Path, keys: dict[str, A
     assert {other.code for other in others} <= {"base-incomplete"}  # of some such configs no tokenizer is made either
 
 
+NO_LAYERS = {"layer_types": None, "num_attention_heads": None}
+
+
 @pytest.mark.parametrize(
     "keys",
     [
         {"num_attention_heads": 0},
         {"vocab_size": -3},
         {"hidden_act": "nothing_known"},
-        {
-            "model_type": "mamba",
-            "architectures": ["MambaForCausalLM"],
-            "layer_types": None,
-            "num_attention_heads": None,
-        },
+        {"model_type": "mamba", "architectures": ["MambaForCausalLM"]} | NO_LAYERS,
     ],
 )
 def test_a_config_that_makes_no_decoder_is_a_finding(base: Path, keys: dict[str, Any]) -> None:
@@ -178,20 +176,25 @@ def test_a_missing_config_is_a_finding(base: Path) -> None:
     """With the three places where one was looked for."""
     (base / "config.json").unlink()
     (finding,) = examine().findings
-    assert str(finding) == (
+    assert told(finding, "base-missing") == (
         "params.yaml: model.base: base: no config.json in the folder base, in the Hugging Face cache at this revision, "
         "or in models/architectures/base; download the base, or put its config.json there"
     )
-    assert finding.code == "base-missing"
 
 
-@pytest.mark.parametrize("content", ["{", "[]"])
-def test_a_broken_generation_config_is_a_finding(base: Path, content: str) -> None:
-    """It says where generation stops, which the template is compared with."""
-    (base / "generation_config.json").write_text(content, encoding="utf-8")
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        *(("generation_config.json", text, "base/generation_config.json can't be read (") for text in ("{", "[]")),
+        *(("tokenizer.json", text, "no tokenizer loads from base: ") for text in ("{", "{}", "[]", NO_MODEL)),
+    ],
+)
+def test_another_broken_file_is_a_finding(base: Path, name: str, content: str, what: str) -> None:
+    """The one says where generation stops; of the other, each of the libraries below has its own kind of error."""
+    (base / name).write_text(content, encoding="utf-8")
     (finding,) = examine().findings
     assert finding.code == "base-incomplete"
-    assert finding.message.startswith("base/generation_config.json can't be read (")
+    assert finding.message.startswith(what)
 
 
 def test_rows_longer_than_the_base_was_made_for(base: Path) -> None:
@@ -199,20 +202,12 @@ def test_rows_longer_than_the_base_was_made_for(base: Path) -> None:
     edit(base / "config.json", max_position_embeddings=64)
     assert found(train__max_length=64) == []
     (finding,) = examine(train__max_length=65).findings
-    assert str(finding) == ("params.yaml: train.max_length: 65 is more than the 64 positions of base; use 64 or less")
-    assert finding.code == "length-beyond-base"
+    assert told(finding, "length-beyond-base") == (
+        "params.yaml: train.max_length: 65 is more than the 64 positions of the base; use 64 or less"
+    )
 
 
 # ---- Tokenizer and embeddings
-
-
-@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"version": "1.0", "model": {"type": "Nope"}}'])
-def test_a_broken_tokenizer_is_a_finding(base: Path, content: str) -> None:
-    """Each of the libraries below has its own kind of error for it."""
-    (base / "tokenizer.json").write_text(content, encoding="utf-8")
-    (finding,) = examine().findings
-    assert finding.code == "base-incomplete"
-    assert finding.message.startswith("no tokenizer loads from base: ")
 
 
 def test_a_missing_tokenizer_is_a_finding(base: Path) -> None:
@@ -220,10 +215,8 @@ def test_a_missing_tokenizer_is_a_finding(base: Path) -> None:
     for path in base.glob("tokenizer*"):
         path.unlink()
     (finding,) = examine().findings
-    assert (finding.code, finding.message) == (
-        "base-incomplete",
-        "no tokenizer loads from base: it holds no vocabulary",
-    )
+    assert finding.code == "base-incomplete"
+    assert finding.message == "no tokenizer loads from base: it holds no vocabulary"
 
 
 def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
@@ -233,11 +226,10 @@ def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
     assert found() == []
     edit(base / "config.json", vocab_size=rows - 1)
     (finding,) = examine().findings
-    assert str(finding) == (
-        f"params.yaml: model.base: the tokenizer has {rows} tokens, the embeddings of base {rows - 1} rows; "
+    assert told(finding, "tokens-without-embeddings") == (
+        f"params.yaml: model.base: the tokenizer has {rows} tokens, the base's embeddings {rows - 1} rows; "
         "use the tokenizer that belongs to the base, or a token that it has for model.pad_token"
     )
-    assert finding.code == "tokens-without-embeddings"
 
 
 @pytest.mark.parametrize("poor", ["zero", "copied"])
@@ -269,11 +261,10 @@ def test_a_mark_that_was_never_trained_is_a_finding(base: Path, poor: str) -> No
 def test_padding_with_the_end_token_is_a_note(base: Path) -> None:
     """Elsewhere a famous trap; here the labels come from the template."""
     (finding,) = examine(model__pad_token="<|im_end|>").findings
-    assert str(finding) == (
+    assert told(finding, "pad-is-end") == (
         "params.yaml: model.pad_token: padding and end are one token (<|im_end|>); "
-        "end tokens of answers are trained on all the same; nothing to do"
+        "answers' end tokens are trained on all the same; nothing to do"
     )
-    assert (finding.code, finding.severity) == ("pad-is-end", "note")
 
 
 def test_a_base_without_a_padding_token_is_told_what_to_write(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,13 +280,15 @@ def test_a_base_without_a_padding_token_is_told_what_to_write(base: Path, monkey
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", without_padding)
     (finding,) = examine().findings
-    assert str(finding) == "params.yaml: model.pad_token: base has no padding token; write '<|endoftext|>'"
-    assert finding.code == "pad-missing"
+    assert (
+        told(finding, "pad-missing") == "params.yaml: model.pad_token: base has no padding token; write '<|endoftext|>'"
+    )
     assert found(model__pad_token="<|endoftext|>") == []
 
 
 def test_a_padding_token_that_is_none_is_told(base: Path) -> None:
     """Added to the vocabulary it would have no embedding."""
     (finding,) = examine(model__pad_token="[PAD]").findings
-    assert str(finding) == ("params.yaml: model.pad_token: [PAD] is no token of base; use one it has, like <|im_end|>")
-    assert finding.code == "pad-missing"
+    assert told(finding, "pad-missing") == (
+        "params.yaml: model.pad_token: [PAD] is no token of base; use one it has, like <|im_end|>"
+    )

@@ -8,6 +8,7 @@ import pytest
 from tests.builders.checked_base import base as base
 from tests.builders.checked_base import edit, examine, found
 from tests.builders.checked_base import whole as whole
+from tests.builders.checked_settings import told
 
 TURNS = (
     "{%- for message in messages %}<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' %}"
@@ -38,11 +39,10 @@ def test_a_base_without_a_template_is_a_finding(base: Path, text: str | None) ->
     else:
         template(base, text)
     (finding,) = examine().findings
-    assert str(finding) == (
+    assert told(finding, "template-missing") == (
         "params.yaml: model.chat_template: base has no chat template; "
         "use an instruct model, or one of models/templates/*.jinja"
     )
-    assert finding.code == "template-missing"
 
 
 @pytest.mark.parametrize("name", ["nowhere.jinja", "base"])
@@ -107,11 +107,10 @@ def test_marks_that_are_no_tokens_are_a_finding(base: Path) -> None:
     """Another model's template: its marks fall to pieces, which the base has never seen and never stops at."""
     template(base, TURNS.replace("<|im_start|>", "<|begin|>"))
     (finding,) = examine().findings
-    assert str(finding) == (
-        "params.yaml: model.chat_template: <|begin|> of the template are no single tokens of base; "
+    assert told(finding, "template-foreign") == (
+        "params.yaml: model.chat_template: <|begin|> of the template are no single tokens of the base; "
         "use the template that belongs to the base (null, or one of models/templates/*.jinja)"
     )
-    assert (finding.code, finding.severity) == ("template-foreign", "error")
 
 
 def test_an_answer_without_an_end_token_is_a_finding(base: Path) -> None:
@@ -126,11 +125,10 @@ def test_an_end_at_which_generation_does_not_stop_is_a_finding(base: Path) -> No
     """The answer would be right and then go on; the base's generation config may name the end as well."""
     template(base, TURNS.replace("<|im_end|>{% endg", "<|endoftext|>{% endg"))
     (finding,) = [finding for finding in examine().findings if finding.code != "tokens-untrained"]  # a row of padding
-    assert str(finding) == (
+    assert told(finding, "end-token-unknown") == (
         "params.yaml: model.chat_template: an answer ends with '<|endoftext|>', but generation stops at '<|im_end|>'; "
         "use a template that ends answers with one of these"
     )
-    assert finding.code == "end-token-unknown"
     ends = json.loads((base / "generation_config.json").read_text(encoding="utf-8"))
     edit(base / "generation_config.json", eos_token_id=[ends["eos_token_id"], ends["pad_token_id"]])
     assert "end-token-unknown" not in found()
@@ -141,6 +139,5 @@ def test_a_mask_that_loses_an_answer_is_a_finding(base: Path) -> None:
     template(base, TURNS.replace("message.role == 'assistant'", "loop.index == 2"))
     (finding,) = examine().findings
     assert (finding.code, finding.place) == ("mask-wrong", "params.yaml: model.chat_template")
-    assert (
-        finding.message == "of a conversation with two answers, not both are supervised, each in a stretch of its own"
-    )
+    what = "of a conversation with two answers, not both are supervised, each in a stretch of its own"
+    assert finding.message == what

@@ -2,7 +2,6 @@
 
 import random
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,9 +13,11 @@ from finetune.config.types import SPLITS, Split
 from finetune.records.examples import Example, Message
 from finetune.records.io import read_examples
 from finetune.validate.checks.data import check_data, check_empty, check_repeated_prompts
-from tests.builders.checked_splits import Splits, codes
+from tests.builders.checked_settings import codes, told
+from tests.builders.checked_splits import Splits
 from tests.builders.checked_splits import quiet as quiet
 from tests.builders.checked_splits import splits as splits
+from tests.builders.kinds import Change, MakeExample
 from tests.conftest import ROOT
 
 # ---- The embedded data
@@ -59,19 +60,16 @@ def test_empty_splits_are_told_once(splits: Splits, quiet: Config) -> None:
 # ---- Repeated prompts
 
 
-def test_repeated_prompts_are_a_warning_up_to_five_percent(
-    change: Callable[..., Config], example: Callable[..., Example]
-) -> None:
+def test_repeated_prompts_are_a_warning_up_to_five_percent(change: Change, example: MakeExample) -> None:
     """Intervals take every example for an independent one."""
     config = change(**{"data.duplicates.near": "drop"})
     test = [example(f"test {at}") for at in range(19)]
     assert check_repeated_prompts(config, test) == []
     (finding,) = check_repeated_prompts(config, [*test, example("test  0", "another")])
-    assert str(finding) == (
+    assert told(finding, "test-prompts-repeated") == (
         "data/prepared/test.jsonl: 1 of 20 test examples (5%) repeat a prompt; intervals take them for independent "
         "ones; put other test examples in their place"
     )
-    assert (finding.code, finding.severity) == ("test-prompts-repeated", "warning")
     (finding,) = check_repeated_prompts(config, [*test[1:], example("test  1", "another")])
     assert (finding.code, finding.severity) == ("test-prompts-mostly-repeated", "error")
     assert "1 of 19 test examples (5.26%)" in finding.message
@@ -84,9 +82,7 @@ def test_repeated_prompts_are_a_warning_up_to_five_percent(
         ("drop", "ignore", ", or set data.duplicates.near: drop"),
     ],
 )
-def test_what_would_drop_repeated_prompts_is_named(
-    change: Callable[..., Config], example: Callable[..., Example], exact: str, near: str, fix: str
-) -> None:
+def test_what_drops_repeated_prompts(change: Change, example: MakeExample, exact: str, near: str, fix: str) -> None:
     """Where the config keeps copies, that is the line to change."""
     config = change(**{"data.duplicates.exact": exact, "data.duplicates.near": near})
     (finding,) = check_repeated_prompts(config, [example("one"), example("one")])
@@ -96,17 +92,10 @@ def test_what_would_drop_repeated_prompts_is_named(
 # ---- All of them
 
 
-ROWS = st.lists(
-    st.tuples(
-        st.sampled_from(["a", "b", "c"]),
-        st.sampled_from(
-            ["one two three four", "один два", "一二三", "", "x " * 40, "one two three four five six seven"]
-        ),
-        st.sampled_from(["yes", "no", "I am very sorry but I can not answer this", ""]),
-        st.sampled_from([None, "l", "m", "n"]),
-    ),
-    max_size=60,
-)
+PROMPTS = ["one two three four", "один два", "一二三", "", "x " * 40, "one two three four five six seven"]
+ANSWERS = ["yes", "no", "I am very sorry but I can not answer this", ""]
+PARTS = (["a", "b", "c"], PROMPTS, ANSWERS, [None, "l", "m", "n"])
+ROWS: Any = st.lists(st.tuples(*map(st.sampled_from, PARTS)), max_size=60)
 
 
 def made_of(rows: list[tuple[str, str, str, str | None]], name: str) -> list[Example]:
@@ -129,7 +118,7 @@ def test_findings_hang_on_no_order_of_the_rows(
     assert all(finding.message and finding.remedy and finding.place for finding in found)
 
 
-def test_a_large_split_is_checked_in_seconds(config: Config, example: Callable[..., Example]) -> None:
+def test_a_large_split_is_checked_in_seconds(config: Config, example: MakeExample) -> None:
     """20,000 x 2,000 rows: a check that takes minutes is one that is switched off."""
     rng = random.Random(2)
     words = [f"w{at}" for at in range(3000)]

@@ -7,6 +7,8 @@ import pytest
 
 from finetune.records.examples import Example
 from finetune.validate.checks.distribution_shift import check_shift, script_of
+from tests.builders.checked_settings import told
+from tests.builders.kinds import MakeExample
 
 # ---- Shifts
 
@@ -14,9 +16,11 @@ ENGLISH = "time year people way day man thing woman life child world school stat
 GERMAN = "zeit jahr leute weg tag mann ding frau leben kind welt schule staat familie student gruppe land problem"
 RUSSIAN = "время год люди путь день человек вещь женщина жизнь ребёнок мир школа штат семья студент группа страна"
 
+Write = Callable[..., list[Example]]
+
 
 @pytest.fixture
-def written(example: Callable[..., Example]) -> Callable[..., list[Example]]:
+def written(example: MakeExample) -> Write:
     """`written("train", ENGLISH, 40)`: so many rows of eight of these words."""
 
     def made(name: str, words: str, count: int, length: int = 8) -> list[Example]:
@@ -26,34 +30,32 @@ def written(example: Callable[..., Example]) -> Callable[..., list[Example]]:
     return made
 
 
-def test_another_script_is_a_warning(written: Callable[..., list[Example]]) -> None:
+def test_another_script_is_a_warning(written: Write) -> None:
     """A third of the test rows is in Russian, and not one of train; one in ten by chance is none."""
     train = written("train", ENGLISH, 90)
     test = written("test", ENGLISH, 20) + written("test", RUSSIAN, 10)
     (finding,) = check_shift({"train": train, "validation": [], "test": test})
-    assert str(finding) == (
+    assert told(finding, "language-shift") == (
         "data/prepared/test.jsonl: the scripts of the rows differ by 33% (total variation): CYRILLIC 0% of train and "
         "33% of test, LATIN 100% of train and 67% of test; add train rows like those that are tested"
     )
-    assert (finding.code, finding.severity) == ("language-shift", "warning")
     mixed = train + written("train", RUSSIAN, 45)
     assert check_shift({"train": mixed, "validation": [], "test": test}) == []
     assert check_shift({"train": train, "validation": [], "test": test[:20] + test[20:21]}) == []
 
 
-def test_another_language_of_one_script_is_a_warning(written: Callable[..., list[Example]]) -> None:
+def test_another_language_of_one_script_is_a_warning(written: Write) -> None:
     """All but the words that both have are new, though half of train knows the words of the other half."""
     train = written("train", ENGLISH, 80)
     assert check_shift({"train": train, "validation": [], "test": written("test", ENGLISH, 40)}) == []
     (finding, *_) = check_shift({"train": train, "validation": [], "test": written("test", GERMAN, 40)})
     assert finding.code == "language-shift"
-    assert (
-        "of a test row's words do not stand in one half of train, against 0% of the words of a row" in finding.message
-    )
+    what = "of a test row's words do not stand in one half of train, against 0% of the words of a row"
+    assert what in finding.message
     assert finding.remedy == "add train rows like those that are tested"
 
 
-def test_names_that_are_always_new_are_no_shift(example: Callable[..., Example]) -> None:
+def test_names_that_are_always_new_are_no_shift(example: MakeExample) -> None:
     """Where each row has words of its own, test rows are like train rows in just that."""
     rng = random.Random(1)
     rows = [" ".join("".join(rng.choices("abcdefghij", k=9)) for _ in range(8)) for _ in range(120)]
@@ -61,7 +63,7 @@ def test_names_that_are_always_new_are_no_shift(example: Callable[..., Example])
     assert check_shift({"train": examples[:80], "validation": [], "test": examples[80:]}) == []
 
 
-def test_other_lengths_are_a_warning(written: Callable[..., list[Example]]) -> None:
+def test_other_lengths_are_a_warning(written: Write) -> None:
     """Twice as long; and of the same lengths with other words, nothing."""
     train = written("train", ENGLISH, 80)
     (finding,) = check_shift({"train": train, "validation": [], "test": written("test", ENGLISH, 40, length=16)})
@@ -71,7 +73,7 @@ def test_other_lengths_are_a_warning(written: Callable[..., list[Example]]) -> N
     assert finding.remedy == "draw both from the same rows (data.split), or add train rows of these lengths"
 
 
-def test_a_few_rows_shift_nothing(written: Callable[..., list[Example]]) -> None:
+def test_a_few_rows_shift_nothing(written: Write) -> None:
     """Three rows say little about what the next ones are like."""
     train, test = written("train", ENGLISH, 4), written("test", RUSSIAN, 3, 16)
     assert check_shift({"train": train, "validation": [], "test": test}) == []
@@ -79,13 +81,7 @@ def test_a_few_rows_shift_nothing(written: Callable[..., list[Example]]) -> None
 
 @pytest.mark.parametrize(
     ("text", "script"),
-    [
-        ("Hello", "LATIN"),
-        ("123 !?", "none"),
-        ("", "none"),
-        ("привет, Bob", "CYRILLIC"),
-        ("你好", "CJK"),
-    ],
+    [("Hello", "LATIN"), ("123 !?", "none"), ("", "none"), ("привет, Bob", "CYRILLIC"), ("你好", "CJK")],
 )
 def test_a_row_has_the_script_of_most_letters(text: str, script: str) -> None:
     """Digits and signs are of no script."""

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.model import base
 from finetune.validate.checks import machine as machine_checks
 from finetune.validate.checks.machine import check_disk, check_machine, check_packages
-from tests.builders.checked_settings import CUDA, FLASH, GB, codes, spread
+from tests.builders.checked_settings import CUDA, FLASH, GB, codes, spread, told
+from tests.builders.kinds import Change
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "mlflow", "trackio"])
-def test_a_tracker_that_is_not_installed_is_told(change: Callable[..., Config], tracker: str) -> None:
+def test_a_tracker_that_is_not_installed_is_told(change: Change, tracker: str) -> None:
     """A run of hours must not end in an import at its first step."""
     (finding,) = check_packages(change(**{"train.report_to": [tracker]}))
     assert (
@@ -25,7 +25,7 @@ def test_a_tracker_that_is_not_installed_is_told(change: Callable[..., Config], 
     assert check_packages(change()) == []
 
 
-def test_auto_attention_says_what_it_means(change: Callable[..., Config]) -> None:
+def test_auto_attention_says_what_it_means(change: Change) -> None:
     """The choice is never silent: on CUDA without flash attention it is sdpa, and said."""
     assert codes(check_packages(change(**CUDA | {"model.attention": "auto"}))) == ["attention-fallback"]
     assert check_packages(change(**{"model.attention": "auto"})) == []
@@ -50,9 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ) -> None:
         monkeypatch.setattr(machine_checks, "why_unavailable", lambda environment: missing)
         monkeypatch.setattr(machine_checks, "count_devices", lambda environment: devices)
-        monkeypatch.setattr(
-            machine_checks, "device_supports", lambda number_format, environment: number_format in supports
-        )
+        monkeypatch.setattr(machine_checks, "device_supports", lambda kind, environment: kind in supports)
         monkeypatch.setattr(machine_checks, "has_fast_bfloat16", lambda: fast)
         monkeypatch.setattr(machine_checks, "find_spec", lambda name: name if name in packages else None)
         monkeypatch.setattr(machine_checks, "flash_attention_found", lambda: "flash_attn" in packages)
@@ -60,7 +58,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return seen
 
 
-def test_a_machine_that_has_all_raises_nothing(machine: Callable[..., None], change: Callable[..., Config]) -> None:
+def test_a_machine_that_has_all_raises_nothing(machine: Callable[..., None], change: Change) -> None:
     """The counterpart of the tests below."""
     machine()
     for environment in ("cpu", "cuda", "apple"):
@@ -68,31 +66,27 @@ def test_a_machine_that_has_all_raises_nothing(machine: Callable[..., None], cha
         assert check_machine(change(**keys)) == []
 
 
-def test_a_missing_device_is_a_warning_and_the_only_one(
-    machine: Callable[..., None], change: Callable[..., Config]
-) -> None:
+def test_a_missing_device_is_a_warning_and_the_only_one(machine: Callable[..., None], change: Change) -> None:
     """Validate is run on a laptop before the machine is rented; what that one has, nobody can ask here."""
     machine(missing="no CUDA device answers", devices=0, supports=(), packages=())
     (finding,) = check_machine(change(**CUDA | FLASH | spread("zero2", devices=4)))
-    assert str(finding) == (
+    assert told(finding, "device-missing") == (
         "params.yaml: environment: no CUDA device answers; "
         "use a recipe for this machine (./finetune doctor names one), or run this one where it belongs"
     )
-    assert (finding.code, finding.severity) == ("device-missing", "warning")
 
 
-def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None], change: Callable[..., Config]) -> None:
+def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None], change: Change) -> None:
     """The advice keeps the effective batch size, where whole numbers can; processes share a CPU as they like."""
     config = change(**CUDA | spread("ddp", devices=4) | {"train.gradient_accumulation_steps": 2})
     machine(devices=4)
     assert check_machine(config) == []
     machine(devices=2)
     (finding,) = check_machine(config)
-    assert str(finding) == (
+    assert told(finding, "devices-missing") == (
         "params.yaml: train.distributed.devices: 4 are asked for, 2 found; "
         "use 2 with train.gradient_accumulation_steps: 4, which keeps the effective batch size"
     )
-    assert (finding.code, finding.severity) == ("devices-missing", "warning")
     machine(devices=3)
     (finding,) = check_machine(config)
     assert finding.remedy == "use 3"
@@ -102,39 +96,42 @@ def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None],
 
 @pytest.mark.parametrize(("key", "value"), [("train.bf16", True), ("model.dtype", "bfloat16")])
 def test_a_device_without_bfloat16_is_an_error(
-    machine: Callable[..., None], change: Callable[..., Config], key: str, value: Any
+    machine: Callable[..., None], change: Change, key: str, value: Any
 ) -> None:
     """A V100 or a T4: the first kernel would fail, or be emulated for hours."""
     machine(supports=("tf32",))
     assert check_machine(change(environment="cuda")) == []
     (finding,) = check_machine(change(**{"environment": "cuda", key: value}))
-    assert str(finding) == f"params.yaml: {key}: this device has no bfloat16; use float16 and fp16: true"
-    assert (finding.code, finding.severity) == ("bf16-unsupported", "error")
+    assert (
+        told(finding, "bf16-unsupported")
+        == f"params.yaml: {key}: this device has no bfloat16; use float16 and fp16: true"
+    )
 
 
-def test_an_old_processor_emulates_bfloat16(machine: Callable[..., None], change: Callable[..., Config]) -> None:
+def test_an_old_processor_emulates_bfloat16(machine: Callable[..., None], change: Change) -> None:
     """Right and slow, so a warning; on a GPU the processor does not matter."""
     machine(fast=False)
     assert check_machine(change()) == []
     assert check_machine(change(**{"environment": "cuda", "train.bf16": True})) == []
     (finding,) = check_machine(change(**{"train.bf16": True}))
-    assert str(finding) == (
+    assert told(finding, "bf16-slow") == (
         "params.yaml: train.bf16: this processor has no bfloat16 instructions (avx512_bf16, amx_bf16), so it is "
         "emulated; use float32 where memory allows"
     )
-    assert (finding.code, finding.severity) == ("bf16-slow", "warning")
 
 
-def test_a_device_without_tf32_is_an_error(machine: Callable[..., None], change: Callable[..., Config]) -> None:
+def test_a_device_without_tf32_is_an_error(machine: Callable[..., None], change: Change) -> None:
     """transformers refuses it after the base is loaded."""
     machine(supports=("bfloat16",))
     assert check_machine(change(environment="cuda")) == []
     (finding,) = check_machine(change(**{"environment": "cuda", "train.tf32": True}))
-    assert str(finding) == "params.yaml: train.tf32: this device is older than Ampere; set it to false"
-    assert (finding.code, finding.severity) == ("tf32-unsupported", "error")
+    assert (
+        told(finding, "tf32-unsupported")
+        == "params.yaml: train.tf32: this device is older than Ampere; set it to false"
+    )
 
 
-def test_packages_that_only_some_recipes_need(machine: Callable[..., None], change: Callable[..., Config]) -> None:
+def test_packages_that_only_some_recipes_need(machine: Callable[..., None], change: Change) -> None:
     """They are not in the lock, so they may be missing."""
     machine(packages=())
     attention, strategy = check_machine(change(**CUDA | FLASH | spread("zero3")))
@@ -155,7 +152,7 @@ def test_packages_that_only_some_recipes_need(machine: Callable[..., None], chan
 
 
 def test_flash_attention_is_its_package_or_its_kernels_fetched_before(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Callable[..., Config]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Change
 ) -> None:
     """The package `kernels` alone would fetch them from the Hub when the run begins, where no network may be."""
     packages: set[str] = set()
@@ -182,8 +179,7 @@ def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda root: Usage(9 * GB, 8 * GB, GB))
     assert check_disk(tmp_path, GB) == []
     (finding,) = check_disk(tmp_path, GB + 10**8)
-    assert str(finding) == (
+    assert told(finding, "disk-short") == (
         f"{tmp_path}: 1.0 GB are free, checkpoints, adapter and data need 1.1 GB; "
         "free some (dvc gc -w), or lower train.save_total_limit"
     )
-    assert (finding.code, finding.severity) == ("disk-short", "error")

@@ -2,7 +2,6 @@
 
 import random
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -11,16 +10,18 @@ from finetune.config.types import Split
 from finetune.records.examples import Example, Message
 from finetune.records.near_duplicates import shingles, similarity
 from finetune.validate.checks.overlap import check_overlap, near_copies
-from tests.builders.checked_splits import Splits, codes
+from tests.builders.checked_settings import codes, told
+from tests.builders.checked_splits import Splits
 from tests.builders.checked_splits import quiet as quiet
 from tests.builders.checked_splits import splits as splits
+from tests.builders.kinds import Change, MakeExample
 
 # ---- Overlap
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_a_row_in_train_and_held_out_is_an_error(
-    splits: Splits, quiet: Config, example: Callable[..., Example], name: Split
+    splits: Splits, quiet: Config, example: MakeExample, name: Split
 ) -> None:
     """Whoever edits a split by hand must not get a score for what was learnt by heart."""
     assert check_overlap(quiet, splits) == []
@@ -28,16 +29,13 @@ def test_a_row_in_train_and_held_out_is_an_error(
     splits[name].append(leak)
     (finding,) = check_overlap(quiet, splits)
     size = len(splits[name])
-    assert str(finding) == (
+    assert told(finding, "split-overlap") == (
         f"data/prepared/{name}.jsonl: 1 of {size} rows ({100 / size:.3g}%) are in train too, prompt and answer (ids "
         f"{leak.id}); run prepare again (dvc repro -f -s prepare); it keeps them apart"
     )
-    assert (finding.code, finding.severity) == ("split-overlap", "error")
 
 
-def test_a_prompt_with_another_answer_is_another_error(
-    splits: Splits, quiet: Config, example: Callable[..., Example]
-) -> None:
+def test_a_prompt_with_another_answer_is_another_error(splits: Splits, quiet: Config, example: MakeExample) -> None:
     """The model has read the question, and which of its answers is right is anybody's guess."""
     splits["test"] += [example("question 103", "Answer3"), example("question 104", "Another")]
     copy, prompt = check_overlap(quiet, splits)
@@ -59,7 +57,7 @@ def test_three_ids_stand_for_all(splits: Splits, quiet: Config) -> None:
     assert finding.message.endswith(", …)")
 
 
-def test_validation_and_test_may_share_a_prompt(splits: Splits, quiet: Config, example: Callable[..., Example]) -> None:
+def test_validation_and_test_may_share_a_prompt(splits: Splits, quiet: Config, example: MakeExample) -> None:
     """Neither is trained on; prepare keeps even these apart."""
     splits["validation"].append(example("question 300"))
     assert check_overlap(quiet, splits) == []
@@ -87,18 +85,17 @@ LONG = "the quick brown fox jumps over the lazy dog and runs away from the old g
     ],
 )
 def test_near_copies_in_the_test_set_stop_the_run(
-    splits: Splits, change: Callable[..., Config], example: Callable[..., Example], near: str, fix: str
+    splits: Splits, change: Change, example: MakeExample, near: str, fix: str
 ) -> None:
     """Also where prepare was told to ignore them: what a score is worth does not hang on that."""
     config = change(**{"data.duplicates.near": near})
     splits["train"].append(example(LONG, "fox"))
     splits["test"].append(example(f"{LONG} bank", "fox"))
     (finding,) = check_overlap(config, splits)
-    assert str(finding) == (
+    assert told(finding, "test-near-overlap") == (
         "data/prepared/test.jsonl: 1 of 31 rows (3.23%) share 80% or more of their word shingles with a row of train "
         f"(ids namer/rows/1/{LONG} bank/fox); {fix}"
     )
-    assert (finding.code, finding.severity) == ("test-near-overlap", "error")
     splits["test"][-1] = example(f"{LONG} bank", "A wolf, five hens, two cats and a hundred sheep.")
     assert check_overlap(config, splits) == []
 

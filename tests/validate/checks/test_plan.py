@@ -13,10 +13,11 @@ from finetune.plan.memory import MemoryPlan
 from finetune.plan.outlook import RunPlan, Workload, make_plan
 from finetune.plan.schedule import plan_schedule
 from finetune.validate.checks import plan
+from finetune.validate.checks.config import check_reference
 from finetune.validate.checks.plan import check_evaluations, check_fit, check_plan, check_room, check_this_machine
-from finetune.validate.checks.recipe import check_reference
 from finetune.validate.checks.schedule import check_run
-from tests.builders.checked_settings import CUDA, GB, LLAMA, NF4, codes
+from tests.builders.checked_settings import CUDA, GB, LLAMA, NF4, codes, told
+from tests.builders.kinds import Change
 from tests.builders.small_run import ROOT
 
 # ---- The plan
@@ -36,11 +37,10 @@ def test_a_peak_beyond_the_memory_is_an_error_and_near_it_a_warning(config: Conf
     assert check_fit(outlook_of(config, 90 * GB, 100 * GB)) == []
     assert check_fit(outlook_of(config, 90 * GB, None)) == []
     (tight,) = check_fit(outlook_of(config, 100 * GB, 100 * GB))
-    assert str(tight) == (
+    assert told(tight, "memory-tight") == (
         "params.yaml: train: a peak of 100.0 GB is predicted, 100.0 GB are there; "
         "use per_device_train_batch_size 2 or max_length 128"
     )
-    assert (tight.code, tight.severity) == ("memory-tight", "warning")
     (short,) = check_fit(outlook_of(config, 101 * GB, 100 * GB, fits=(0, 0)))
     assert (short.code, short.severity) == ("memory-short", "error")
     assert short.remedy.startswith("use a smaller micro-batch (with more accumulation) or max_length, or nf4")
@@ -54,20 +54,17 @@ def test_advice_names_only_what_fits(config: Config, fits: tuple[int, int], fix:
     assert " 0" not in finding.remedy
 
 
-def test_a_smaller_machine_than_the_recipes_is_a_warning(
-    change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_smaller_machine_than_the_recipes_is_a_warning(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     """A laptop with a GPU runs the rehearsal; the run itself needs the machine that was named."""
     monkeypatch.setattr(plan, "why_unavailable", lambda environment: None)
     monkeypatch.setattr(plan, "memory_bytes", lambda environment: 8 * GB)
     config = change(**CUDA)
     assert check_this_machine(config, outlook_of(config, 8 * GB, 80 * GB)) == []
     (finding,) = check_this_machine(config, outlook_of(config, 9 * GB, 80 * GB))
-    assert str(finding) == (
+    assert told(finding, "this-machine-short") == (
         "params.yaml: machine: a peak of 9.00 GB is predicted, this machine has 8.00 GB; "
         "train on NVIDIA H100 80 GB; here, ./finetune rehearse and ./finetune plan"
     )
-    assert (finding.code, finding.severity) == ("this-machine-short", "warning")
     here = change()
     assert check_this_machine(here, outlook_of(here, 9 * GB, 8 * GB)) == []  # check_fit's business
     monkeypatch.setattr(plan, "why_unavailable", lambda environment: "no CUDA device answers")
@@ -89,7 +86,7 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return predicted
 
 
-def test_what_is_saved_for_nothing_is_told(change: Callable[..., Config], peaks: Callable[[int, int], None]) -> None:
+def test_what_is_saved_for_nothing_is_told(change: Change, peaks: Callable[[int, int], None]) -> None:
     """Up to seven tenths of the memory there would be room to spare, which is a third of the work."""
     config = change(**CUDA | NF4 | {"train.activation_checkpointing": True})
     peaks(71, 71)
@@ -99,7 +96,7 @@ def test_what_is_saved_for_nothing_is_told(change: Callable[..., Config], peaks:
     checkpointing, quantization = check_room(config, outlook_of(config, 30 * GB, 100 * GB))
     assert str(checkpointing) == (
         "params.yaml: train.activation_checkpointing: without it the peak would be 70.0 GB of 100.0 GB; "
-        "set it to false: a third of the work is saved"
+        "set it to false: it costs a third of the work"
     )
     assert str(quantization) == (
         "params.yaml: model.quantization: with bfloat16 weights the peak would be 60.0 GB of 100.0 GB; "
@@ -117,7 +114,7 @@ def test_an_unknown_architecture_has_no_plan(config: Config) -> None:
     assert check_plan(config, outlook) == []
 
 
-def test_the_advice_of_a_real_plan_is_taken(change: Callable[..., Config]) -> None:
+def test_the_advice_of_a_real_plan_is_taken(change: Change) -> None:
     """With real predictions: too large is an error that names a micro-batch, and with that one it is gone."""
     keys = {"machine": "gpu-24gb", "environment": "cuda", "train.max_length": 512}
     config = change(**keys | {"train.per_device_train_batch_size": 65536})
@@ -131,11 +128,10 @@ def test_the_advice_of_a_real_plan_is_taken(change: Callable[..., Config]) -> No
 # ---- The run on several devices, and packed
 
 
-def test_a_run_over_devices_is_judged_by_its_own_steps(change: Callable[..., Config]) -> None:
+def test_a_run_over_devices_is_judged_by_its_own_steps(change: Change) -> None:
     """Four devices take a fourth of the steps, so a warmup that was right on one is too long."""
-    train = change(
-        **{"train.warmup_steps": 10, "train.eval_steps": 5, "train.save_steps": 5, "train.logging_steps": 1}
-    ).train
+    keys = {"train.warmup_steps": 10, "train.eval_steps": 5, "train.save_steps": 5, "train.logging_steps": 1}
+    train = change(**keys).train
     assert check_run(train, plan_schedule(train, 640, devices=1)) == []
     (finding,) = check_run(train, plan_schedule(train, 640, devices=4))
     assert finding.message == "10 of the run's 20 steps are warmup"
@@ -143,7 +139,7 @@ def test_a_run_over_devices_is_judged_by_its_own_steps(change: Callable[..., Con
     assert partial.message == "the last step of each epoch takes 10 instead of 64 examples"
 
 
-def test_a_packed_run_is_judged_by_its_rows(change: Callable[..., Config]) -> None:
+def test_a_packed_run_is_judged_by_its_rows(change: Change) -> None:
     """1,600 examples in 160 rows are 10 steps an epoch, not 100: the intervals of the plain run are too long."""
     keys = {"train.warmup_steps": 0, "train.eval_steps": 50, "train.save_steps": 50, "train.packing": True}
     train = change(**keys).train
@@ -154,14 +150,14 @@ def test_a_packed_run_is_judged_by_its_rows(change: Callable[..., Config]) -> No
 # ---- The recipe
 
 
-def test_another_batch_size_than_the_recipes_is_told(change: Callable[..., Config], tmp_path: Path) -> None:
+def test_another_batch_size_than_the_recipes_is_told(change: Change, tmp_path: Path) -> None:
     """Learning rates are chosen for a batch size; params.yaml alone can't tell that it was changed."""
     assert check_reference(change(), ROOT / "recipes") == []
     keys = {"train.effective_batch_size": 32, "train.gradient_accumulation_steps": 2}
     (finding,) = check_reference(change(**keys), ROOT / "recipes")
     assert str(finding) == (
-        f"params.yaml: train.effective_batch_size: 32 here, 16 in {ROOT}/recipes/tiny.yaml, whose learning rate was "
-        "chosen for that; use 16 (with another gradient_accumulation_steps), or another learning_rate"
+        "params.yaml: train.effective_batch_size: 32 here, 16 in recipes/tiny.yaml, whose learning rate was chosen "
+        "for that; use 16 (with another gradient_accumulation_steps), or another learning_rate"
     )
     assert finding.severity == "warning"
     assert check_reference(change(**keys), tmp_path) == []  # a run of no recipe
@@ -170,7 +166,7 @@ def test_another_batch_size_than_the_recipes_is_told(change: Callable[..., Confi
 # ---- What evaluations cost
 
 
-def test_costly_evaluations_are_a_warning(change: Callable[..., Config]) -> None:
+def test_costly_evaluations_are_a_warning(change: Change) -> None:
     """188 evaluations of a validation split as large as a tenth of the rows would double the run."""
     config = change(**{"train.eval_steps": 15, "train.save_steps": 15})
     outlook = make_plan(config, LLAMA, Workload.at_most(config.train, 15_000, validation=1_300))

@@ -8,26 +8,22 @@ import pytest
 from finetune.config.params import Config
 from finetune.records.examples import Example
 from finetune.validate.checks.sample_size import check_test_size
-from tests.builders.checked_splits import codes
+from tests.builders.checked_settings import codes, told
+from tests.builders.kinds import Change, MakeExample
 
 # ---- The size of the test set
 
+MakeTests = Callable[..., list[Example]]
+
 
 @pytest.fixture
-def gate(change: Callable[..., Config]) -> Callable[..., Config]:
+def gate(change: Change) -> Change:
     """A config with one criterion and one look at 95%."""
 
     def made(policy: str = "interval", looks: int = 1, prompts: int = 20, **criterion: Any) -> Config:
-        return change(
-            **{
-                "decide.confidence": 0.95,
-                "decide.looks": looks,
-                "decide.policy": policy,
-                "decide.criteria": [criterion],
-                "evaluate.latency.prompts": prompts,
-                "evaluate.scorers.exceptions.of": None,
-            }
-        )
+        keys = {"decide.confidence": 0.95, "decide.looks": looks, "decide.policy": policy}
+        keys |= {"decide.criteria": [criterion], "evaluate.latency.prompts": prompts}
+        return change(**keys, **{"evaluate.scorers.exceptions.of": None})
 
     return made
 
@@ -39,7 +35,7 @@ MACRO_F1 = {"rule": "at_least", "metric": "exceptions.macro_f1", "group": "all",
 
 
 @pytest.fixture
-def tests_of(example: Callable[..., Example]) -> Callable[..., list[Example]]:
+def tests_of(example: MakeExample) -> MakeTests:
     """So many test examples of an agent."""
 
     def made(count: int, agent: str = "namer") -> list[Example]:
@@ -48,23 +44,18 @@ def tests_of(example: Callable[..., Example]) -> Callable[..., list[Example]]:
     return made
 
 
-def test_a_test_set_that_can_prove_nothing_is_a_warning(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]]
-) -> None:
+def test_a_test_set_that_can_prove_nothing_is_a_warning(gate: Change, tests_of: MakeTests) -> None:
     """At 148 examples even a perfect score fails the gate, at 149 it passes: known before the run, not after."""
     assert check_test_size(gate(**AT_LEAST), tests_of(149)) == []
     (finding,) = check_test_size(gate(**AT_LEAST), tests_of(148))
-    assert str(finding) == (
+    assert told(finding, "test-set-too-small") == (
         "params.yaml: decide.criteria.0: 148 test examples can't prove exact_match at least 0.98 even with no failure "
         "(236 with one failure, 313 with two): 149 are needed at 95.0% confidence; add 1 test example, or set "
         "decide.criteria.0.threshold: 0.97"
     )
-    assert (finding.code, finding.severity) == ("test-set-too-small", "warning")
 
 
-def test_the_advised_threshold_can_be_proved(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]]
-) -> None:
+def test_the_advised_threshold_can_be_proved(gate: Change, tests_of: MakeTests) -> None:
     """Advice that raises the same finding again is no advice."""
     for count in (20, 31, 59, 100):
         (finding,) = check_test_size(gate(**AT_LEAST), tests_of(count))
@@ -74,7 +65,7 @@ def test_the_advised_threshold_can_be_proved(
         assert codes(again) == ["test-set-too-small"]
 
 
-def test_the_size_is_that_of_the_group(gate: Callable[..., Config], tests_of: Callable[..., list[Example]]) -> None:
+def test_the_size_is_that_of_the_group(gate: Change, tests_of: MakeTests) -> None:
     """148 examples of one agent are not saved by the hundreds of another."""
     test = tests_of(148) + tests_of(300, "other")
     assert check_test_size(gate(**AT_LEAST), test) == []
@@ -83,9 +74,7 @@ def test_the_size_is_that_of_the_group(gate: Callable[..., Config], tests_of: Ca
     assert check_test_size(gate(**AT_LEAST | {"group": "other"}), test) == []
 
 
-def test_not_worse_needs_examples_even_without_a_difference(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]]
-) -> None:
+def test_not_worse_needs_examples_even_without_a_difference(gate: Change, tests_of: MakeTests) -> None:
     """52 examples without a discordant pair show a margin of 5 points, 51 do not."""
     assert check_test_size(gate(**NOT_WORSE), tests_of(52)) == []
     (finding,) = check_test_size(gate(**NOT_WORSE), tests_of(51))
@@ -97,9 +86,7 @@ def test_not_worse_needs_examples_even_without_a_difference(
     assert check_test_size(gate(**NOT_WORSE | {"margin": 0.06}), tests_of(51)) == []
 
 
-def test_better_needs_as_many_discordant_pairs_as_the_exact_test(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]]
-) -> None:
+def test_better_needs_as_many_discordant_pairs_as_the_exact_test(gate: Change, tests_of: MakeTests) -> None:
     """0.5^5 = 0.03 is below 0.05, 0.5^4 is not; five looks ask for 0.01, so for 7."""
     (finding,) = check_test_size(gate(**BETTER), tests_of(4))
     assert finding.message == (
@@ -112,7 +99,7 @@ def test_better_needs_as_many_discordant_pairs_as_the_exact_test(
     assert codes(check_test_size(gate(looks=5, **BETTER), tests_of(7))) == ["test-set-tiny"]
 
 
-def test_a_bootstrap_needs_twenty_examples(gate: Callable[..., Config], tests_of: Callable[..., list[Example]]) -> None:
+def test_a_bootstrap_needs_twenty_examples(gate: Change, tests_of: MakeTests) -> None:
     """Below, the gate gives no interval at all."""
     assert check_test_size(gate(**MACRO_F1), tests_of(20)) == []
     (finding,) = check_test_size(gate(**MACRO_F1), tests_of(19))
@@ -122,21 +109,18 @@ def test_a_bootstrap_needs_twenty_examples(gate: Callable[..., Config], tests_of
     )
 
 
-def test_a_tiny_group_is_a_warning(gate: Callable[..., Config], tests_of: Callable[..., list[Example]]) -> None:
+def test_a_tiny_group_is_a_warning(gate: Change, tests_of: MakeTests) -> None:
     """The gate can be passed, and one answer more or less turns it."""
     easy = gate(**AT_LEAST | {"threshold": 0.5, "group": "namer"})
     assert check_test_size(easy, tests_of(20)) == []
     (finding,) = check_test_size(easy, tests_of(19))
-    assert str(finding) == (
+    assert told(finding, "test-set-tiny") == (
         "params.yaml: decide.criteria.0: 19 test examples of 'namer': one answer moves the score by 5.3%; "
         "add 1 test example of 'namer'"
     )
-    assert (finding.code, finding.severity) == ("test-set-tiny", "warning")
 
 
-def test_latencies_are_taken_of_different_prompts(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]]
-) -> None:
+def test_latencies_are_taken_of_different_prompts(gate: Change, tests_of: MakeTests) -> None:
     """The latency pass takes what is there, and says nothing."""
     fast = {"rule": "latency_at_most", "seconds": 1.0, "improvement": None}
     assert check_test_size(gate(prompts=30, **fast), tests_of(30)) == []
@@ -151,26 +135,21 @@ def test_latencies_are_taken_of_different_prompts(
 
 
 @pytest.mark.parametrize("criterion", [AT_LEAST, NOT_WORSE, BETTER, MACRO_F1])
-def test_what_proves_nothing_needs_no_size(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]], criterion: dict[str, Any]
-) -> None:
+def test_what_proves_nothing_needs_no_size(gate: Change, tests_of: MakeTests, criterion: dict[str, Any]) -> None:
     """The policy `point` compares estimates, of however few examples."""
     assert check_test_size(gate("point", **criterion), tests_of(1)) == []
     assert codes(check_test_size(gate(**criterion), tests_of(1))) == ["test-set-too-small"]
 
 
-def test_more_looks_need_more_examples(gate: Callable[..., Config], tests_of: Callable[..., list[Example]]) -> None:
+def test_more_looks_need_more_examples(gate: Change, tests_of: MakeTests) -> None:
     """Five looks share the 5%: each is taken at 99%, where 149 examples are too few (228 are needed)."""
     assert check_test_size(gate(looks=5, **AT_LEAST), tests_of(228)) == []
     assert "228 are needed at 99.0% confidence" in check_test_size(gate(looks=5, **AT_LEAST), tests_of(227))[0].message
 
 
-def test_a_group_without_examples_is_an_error(
-    gate: Callable[..., Config], tests_of: Callable[..., list[Example]]
-) -> None:
+def test_a_group_without_examples_is_an_error(gate: Change, tests_of: MakeTests) -> None:
     """A mistyped agent could never be measured, so the verdict could never be deploy, under any policy."""
     for policy in ("interval", "point"):
         (finding,) = check_test_size(gate(policy, **MACRO_F1 | {"group": "nmaer"}), tests_of(30))
         text = "group 'nmaer' has no example in the test split; use one of all, namer, rows"
-        assert str(finding) == f"params.yaml: decide.criteria.0.group: {text}"
-        assert (finding.code, finding.severity) == ("group-unknown", "error")
+        assert told(finding, "group-unknown") == f"params.yaml: decide.criteria.0.group: {text}"

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
-from finetune.config.params import Config
 from finetune.model.architecture import Architecture, LinearLayers
 from finetune.validate.checks.settings import check_settings
 from finetune.validate.findings import Finding
-from tests.builders.checked_settings import CUDA, FLASH, LLAMA, NF4, codes, spread
+from tests.builders.checked_settings import CUDA, FLASH, LLAMA, NF4, codes, spread, told
+from tests.builders.kinds import Change
+
+Check = Callable[..., list[Finding]]
 
 
 @pytest.fixture
-def settings(change: Callable[..., Config]) -> Callable[..., list[Finding]]:
+def settings(change: Change) -> Check:
     """`settings({"train.fp16": True})`: the findings of check_settings on params.yaml with keys changed."""
 
     def checked(keys: dict[str, Any], architecture: Architecture | None = LLAMA) -> list[Finding]:
@@ -23,62 +25,54 @@ def settings(change: Callable[..., Config]) -> Callable[..., list[Finding]]:
     return checked
 
 
-def test_liger_needs_cuda(settings: Callable[..., list[Finding]]) -> None:
+def test_liger_needs_cuda(settings: Check) -> None:
     """Its kernels are Triton's: on a CPU the import alone would fail, after everything was loaded."""
     assert "liger-needs-cuda" in codes(settings({"train.use_liger_kernel": True}))
     assert "liger-needs-cuda" not in codes(settings(CUDA | {"train.use_liger_kernel": True}))
 
 
-def test_float16_weights_need_loss_scaling(change: Callable[..., Config]) -> None:
+def test_float16_weights_need_loss_scaling(settings: Check) -> None:
     """Gradients below 6e-8 are zero in float16; only fp16's scaling lifts them over that."""
     keys = CUDA | {"model.dtype": "float16"}
-    assert codes(check_settings(change(**keys | {"train.bf16": False, "train.fp16": False}), LLAMA)) == [
-        "dtype-unscaled"
-    ]
-    assert codes(check_settings(change(**keys | {"train.bf16": True, "train.fp16": False}), LLAMA)) == [
-        "dtype-unscaled"
-    ]
-    assert check_settings(change(**keys | {"train.bf16": False, "train.fp16": True}), LLAMA) == []
+    for bf16 in (False, True):
+        assert codes(settings(keys | {"train.bf16": bf16, "train.fp16": False})) == ["dtype-unscaled"]
+    assert settings(keys | {"train.bf16": False, "train.fp16": True}) == []
 
 
 # ---- Settings
 
 
 @pytest.mark.parametrize("environment", ["cpu", "cuda", "apple"])
-def test_settings_that_fit_raise_nothing(settings: Callable[..., list[Finding]], environment: str) -> None:
+def test_settings_that_fit_raise_nothing(settings: Check, environment: str) -> None:
     """A check that always warns is a check that nobody reads."""
     assert settings({"environment": environment, "model.dtype": "bfloat16"}) == []
     assert settings({"environment": environment, "model.dtype": "bfloat16"}, None) == []
 
 
 @pytest.mark.parametrize(
-    ("keys", "code", "severity", "text", "neighbour"),
+    ("keys", "code", "text", "neighbour"),
     [
         (
             {"train.fp16": True},
             "fp16-needs-cuda",
-            "error",
             "train.fp16: fp16 needs CUDA's loss scaling, the environment is cpu; set it to false",
             CUDA,
         ),
         (
             {"train.tf32": True},
             "tf32-unsupported",
-            "error",
             "train.tf32: tf32 is a mode of CUDA devices, the environment is cpu; set it to false",
             CUDA,
         ),
         (
             {"model.dtype": "float16"},
             "dtype-slow",
-            "warning",
             "model.dtype: float16 on a CPU is computed slowly, or not at all; use bfloat16 or float32",
             {"environment": "apple"},
         ),
         (
             {"environment": "cuda", "model.dtype": "float32"},
             "float32-weights-large",
-            "warning",
             "model.dtype: the frozen weights in 32 bit take twice the memory; only the adapter needs them; "
             "use bfloat16",
             {"environment": "cpu"},
@@ -86,21 +80,18 @@ def test_settings_that_fit_raise_nothing(settings: Callable[..., list[Finding]],
         (
             {"train.optim": "adamw_8bit"},
             "optimizer-needs-cuda",
-            "error",
             "train.optim: adamw_8bit needs CUDA, the environment is cpu; use adamw_torch",
             CUDA,
         ),
         (
             {"environment": "apple", "train.optim": "paged_adamw_8bit"},
             "optimizer-needs-cuda",
-            "error",
             "train.optim: paged_adamw_8bit needs CUDA, the environment is apple; use adamw_torch",
             CUDA,
         ),
         (
             CUDA | spread("zero2", offload_optimizer="cpu") | {"train.optim": "adamw_8bit"},
             "optimizer-needs-deepspeed",
-            "error",
             "train.optim: adamw_8bit keeps its state on the GPU, so DeepSpeed can't offload it; "
             "use adamw_torch, or offload_optimizer: none",
             {"train.optim": "adamw_torch"},
@@ -108,14 +99,12 @@ def test_settings_that_fit_raise_nothing(settings: Callable[..., list[Finding]],
         (
             FLASH,
             "attention-needs-cuda",
-            "error",
             "model.attention: flash_attention_2 needs CUDA, the environment is cpu; use sdpa",
             CUDA,
         ),
         (
             {"train.packing": True, "train.train_sampling_strategy": "random"},
             "packing-slow",
-            "warning",
             "train.packing: with sdpa a packed row of 256 tokens has a square mask over all of it; "
             "use model.attention: flash_attention_2, or packing: false with group_by_length",
             CUDA | FLASH,
@@ -123,7 +112,6 @@ def test_settings_that_fit_raise_nothing(settings: Callable[..., list[Finding]],
         (
             CUDA | FLASH | {"train.packing": True},
             "packing-ignores-sampling",
-            "note",
             "train.train_sampling_strategy: packed rows are all of one length, so there is nothing to group; "
             "use random",
             {"train.train_sampling_strategy": "sequential"},
@@ -131,7 +119,6 @@ def test_settings_that_fit_raise_nothing(settings: Callable[..., list[Finding]],
         (
             CUDA | NF4 | spread("fsdp"),
             "quantization-strategy",
-            "error",
             "model.quantization: fsdp shards weights, and nf4 weights are stored in bytes that it can't shard; "
             "use ddp or zero2, or quantization: none",
             spread("zero2"),
@@ -139,7 +126,6 @@ def test_settings_that_fit_raise_nothing(settings: Callable[..., list[Finding]],
         (
             NF4 | {"environment": "apple"},
             "quantization-slow",
-            "warning",
             "model.quantization: nf4 on a Mac goes through fallbacks; 16-bit weights are quicker where they fit; "
             "use none with dtype: bfloat16, if memory allows",
             CUDA,
@@ -147,28 +133,24 @@ def test_settings_that_fit_raise_nothing(settings: Callable[..., list[Finding]],
         (
             spread("ddp") | {"environment": "apple"},
             "strategy-needs-cuda",
-            "error",
             "train.distributed.strategy: ddp does not run in the environment apple; use none",
             {"environment": "cpu"},
         ),
         (
             spread("fsdp"),
             "strategy-needs-cuda",
-            "error",
             "train.distributed.strategy: fsdp does not run in the environment cpu; use ddp or none",
             CUDA,
         ),
         (
             spread("ddp", devices=1),
             "strategy-needless",
-            "warning",
             "train.distributed.strategy: ddp spreads a run over devices, and devices is 1; use none",
             spread("ddp"),
         ),
         (
             CUDA | spread("zero2", offload_param="cpu"),
             "offload-ignored",
-            "warning",
             "train.distributed.offload_param: offload_param: cpu does nothing with zero2; only zero3 shards and "
             "offloads parameters; use none, or strategy: zero3",
             spread("zero3", offload_param="cpu"),
@@ -176,7 +158,6 @@ def test_settings_that_fit_raise_nothing(settings: Callable[..., list[Finding]],
         (
             CUDA | spread("ddp", offload_optimizer="cpu"),
             "offload-ignored",
-            "warning",
             "train.distributed.offload_optimizer: offload_optimizer: cpu does nothing with ddp; "
             "use none, or strategy: zero2",
             spread("zero2", offload_optimizer="cpu"),
@@ -184,7 +165,6 @@ def test_settings_that_fit_raise_nothing(settings: Callable[..., list[Finding]],
         (
             {"train.effective_batch_size": 64},
             "effective-batch-differs",
-            "error",
             "train.gradient_accumulation_steps: 16 a device x 1 accumulated x 1 devices make 16, effective_batch_size "
             "says 64; use 4, or set train.effective_batch_size: 16",
             {"train.gradient_accumulation_steps": 4},
@@ -192,7 +172,6 @@ def test_settings_that_fit_raise_nothing(settings: Callable[..., list[Finding]],
         (
             {"train.effective_batch_size": 24},
             "effective-batch-differs",
-            "error",
             "train.gradient_accumulation_steps: 16 a device x 1 accumulated x 1 devices make 16, effective_batch_size "
             "says 24; set train.effective_batch_size: 16, or another micro-batch",
             {"train.per_device_train_batch_size": 24},
@@ -200,21 +179,15 @@ def test_settings_that_fit_raise_nothing(settings: Callable[..., list[Finding]],
     ],
 )
 def test_each_setting_and_its_neighbour(
-    settings: Callable[..., list[Finding]],
-    keys: dict[str, Any],
-    code: str,
-    severity: str,
-    text: str,
-    neighbour: dict[str, Any],
+    settings: Check, keys: dict[str, Any], code: str, text: str, neighbour: dict[str, Any]
 ) -> None:
     """Each would be found out only after the base was loaded, on a machine that is paid by the hour."""
     (finding,) = settings(keys)
-    assert str(finding) == f"params.yaml: {text}"
-    assert (finding.code, finding.severity) == (code, severity)
+    assert told(finding, code) == f"params.yaml: {text}"
     assert settings(keys | neighbour) == []
 
 
-def test_flash_attention_computes_in_16_bit(settings: Callable[..., list[Finding]]) -> None:
+def test_flash_attention_computes_in_16_bit(settings: Check) -> None:
     """Weights may be kept in 32 bit, at a price; what is computed may not."""
     found = settings(CUDA | FLASH | {"model.dtype": "float32"})
     assert codes(found) == ["float32-weights-large", "attention-dtype"]
@@ -227,20 +200,19 @@ def test_flash_attention_computes_in_16_bit(settings: Callable[..., list[Finding
         assert codes(settings(CUDA | FLASH | {"model.dtype": "float32", mixed: True})) == ["float32-weights-large"]
 
 
-def test_nf4_on_a_cpu_needs_whole_blocks(settings: Callable[..., list[Finding]]) -> None:
+def test_nf4_on_a_cpu_needs_whole_blocks(settings: Check) -> None:
     """bitsandbytes' CPU kernels read 64 inputs and 32 outputs at a time; the loss head is never quantized."""
     odd_head = replace(LLAMA, linears=(*LLAMA.linears[:-1], LinearLayers("lm_head", 100, 1001, 1)))
     assert settings(NF4) == settings(NF4, odd_head) == settings(NF4, None) == []
     odd = replace(LLAMA, linears=(LinearLayers("q_proj", 96, 128, 2), LinearLayers("k_proj", 128, 48, 2)))
     (finding,) = settings(NF4, odd)
-    assert str(finding) == (
+    assert told(finding, "quantization-shape") == (
         "params.yaml: model.quantization: q_proj is 96 x 128; nf4 on a CPU needs multiples of 64 x 32; use none"
     )
-    assert (finding.code, finding.severity) == ("quantization-shape", "error")
     assert settings(NF4 | CUDA, odd) == []
 
 
-def test_offloading_deepspeed_on_one_device_is_no_needless_strategy(settings: Callable[..., list[Finding]]) -> None:
+def test_offloading_deepspeed_on_one_device_is_no_needless_strategy(settings: Check) -> None:
     """The one reason to take it there."""
     assert settings(CUDA | spread("zero3", devices=1, offload_param="cpu")) == []
     assert codes(settings(CUDA | spread("zero3", devices=1))) == ["strategy-needless"]

@@ -1,6 +1,6 @@
 """Findings about the tokens: budgets, rows that the template refuses, control tokens, answers that can't be given."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 from finetune.config.params import Config, params_of
 from finetune.config.train import TrainConfig
 from finetune.files.strict_json import read_json
-from finetune.model.tokens import IGNORED, Tokenized, tokenize
+from finetune.model.tokens import IGNORED, tokenize
 from finetune.records.examples import Example, Message
 from finetune.reports.validation import TokenCounts
 from finetune.validate.checks.token import (
@@ -23,14 +23,13 @@ from finetune.validate.checks.token import (
 )
 from finetune.validate.findings import Finding
 from finetune.validate.tokenized import TokenizedSplit, tokenize_split
+from tests.builders.checked_settings import codes, told
+from tests.builders.kinds import Change, MakeExample
 from tests.builders.small_run import workspace
 from tests.builders.tokenized_rows import settings as settings
 from tests.builders.tokenized_rows import tokenizer as tokenizer
 
-
-def codes(findings: list[Finding]) -> list[str]:
-    """The codes alone."""
-    return [finding.code for finding in findings]
+Settings = Callable[..., TrainConfig]
 
 
 # ---- The budgets
@@ -71,7 +70,7 @@ BUDGET = {"truncated_examples": 0.05, "lost_end_tokens": 0.03, "lost_supervised_
     ],
 )
 def test_each_budget_at_its_edge(
-    settings: Callable[..., TrainConfig], code: str, key: str, at_edge: dict[str, int], past: dict[str, int], what: str
+    settings: Settings, code: str, key: str, at_edge: dict[str, int], past: dict[str, int], what: str
 ) -> None:
     """Exactly the budget is allowed and told as a warning; one more is an error that names the key."""
     train = settings(budget=BUDGET)
@@ -81,39 +80,36 @@ def test_each_budget_at_its_edge(
     assert str(finding) == f"params.yaml: train.max_length: {what}; use 300, or raise train.budget.{key}"
 
 
-def test_what_is_cut_within_the_budget_is_a_warning(settings: Callable[..., TrainConfig]) -> None:
+def test_what_is_cut_within_the_budget_is_a_warning(settings: Settings) -> None:
     """Whoever allows a share still wants to know which."""
     train = settings(budget=BUDGET)
     assert check_truncation(train, "train", lossy()) == []
     (finding,) = check_truncation(train, "train", lossy(truncated_examples=2, lost_end_tokens=1))
-    assert str(finding) == (
+    assert told(finding, "rows-truncated") == (
         "params.yaml: train.max_length: 256 cuts 2 of 100 examples of train, 1 of them before their end token; "
         "the longest has 300 tokens; use 300"
     )
-    assert (finding.code, finding.severity) == ("rows-truncated", "warning")
 
 
-def test_rows_that_are_left_out_are_a_warning(settings: Callable[..., TrainConfig]) -> None:
+def test_rows_that_are_left_out_are_a_warning(settings: Settings) -> None:
     """They count among the truncated, and are gone besides."""
     counts = lossy(examples=99, truncated_examples=1, unsupervised_examples=1)
     cut, left = check_truncation(settings(budget=BUDGET), "validation", counts)
     assert cut.code == "rows-truncated"
-    assert str(left) == (
+    assert told(left, "rows-without-supervision") == (
         "params.yaml: train.max_length: 1 examples of validation have no supervised token left and are left out; "
         "use 300"
     )
-    assert (left.code, left.severity) == ("rows-without-supervision", "warning")
 
 
-def test_a_split_without_any_supervised_token_is_told_by_its_cause(settings: Callable[..., TrainConfig]) -> None:
+def test_a_split_without_any_supervised_token_is_told_by_its_cause(settings: Settings) -> None:
     """The template marks nothing, or max_length cuts everything; either way no share of nothing is computed."""
     unmarked = TokenizedSplit(counts=TokenCounts(unsupervised_examples=4, truncated_examples=4, longest=300))
     (finding,) = check_masks("train", unmarked)
-    assert str(finding) == (
+    assert told(finding, "mask-empty") == (
         "params.yaml: model.chat_template: no example of train has a token to train on: the mask is empty everywhere; "
         "use one of models/templates/*.jinja, which mark the answers"
     )
-    assert (finding.code, finding.severity) == ("mask-empty", "error")
     assert codes(check_truncation(settings(budget=BUDGET), "train", unmarked.counts)) == ["truncated-over-budget"]
     cut = TokenizedSplit(counts=unmarked.counts.model_copy(update={"lost_supervised_tokens": 40}))
     (finding,) = check_masks("train", cut)
@@ -123,16 +119,15 @@ def test_a_split_without_any_supervised_token_is_told_by_its_cause(settings: Cal
     assert check_masks("train", TokenizedSplit()) == []  # no row at all is another finding
 
 
-def test_padding_over_the_budget_is_an_error(settings: Callable[..., TrainConfig]) -> None:
+def test_padding_over_the_budget_is_an_error(settings: Settings) -> None:
     """The device computes it like any other position."""
     train = settings(budget=BUDGET)
     assert check_padding(train, TokenCounts(tokens=7500, positions=10_000)) == []
     (finding,) = check_padding(train, TokenCounts(tokens=7400, positions=10_000))
-    assert str(finding) == (
+    assert told(finding, "padding-over-budget") == (
         "params.yaml: train.train_sampling_strategy: 26.0% of the 10,000 positions of an epoch are padding "
         "(budget 25.0%); use group_by_length, or packing with flash_attention_2"
     )
-    assert (finding.code, finding.severity) == ("padding-over-budget", "error")
     assert check_padding(train, TokenCounts()) == []
 
 
@@ -140,7 +135,7 @@ def test_padding_over_the_budget_is_an_error(settings: Callable[..., TrainConfig
 
 
 def test_rows_that_the_template_refuses_are_told_and_left_out(
-    tokenizer: Any, example: Callable[..., Example], config: Config, settings: Callable[..., TrainConfig]
+    tokenizer: Any, example: MakeExample, config: Config, settings: Settings
 ) -> None:
     """By the first of them with its line, in the template's words; the others are tokenized."""
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
@@ -155,18 +150,17 @@ def test_rows_that_the_template_refuses_are_told_and_left_out(
     assert [one.id for one, _ in split.refused] == [rows[1].id, rows[2].id]
     assert split.counts.examples == 1
     (finding,) = check_rendering("train", split)
-    assert str(finding) == (
+    assert told(finding, "template-broken") == (
         "params.yaml: model.chat_template: 2 examples of train, the first of rows, line 7: the chat template does not "
         "render these turns (system, user, assistant): no system here; "
         "mend or filter these rows (data.filters), or use one of models/templates/*.jinja"
     )
-    assert finding.code == "template-broken"
     assert codes(test) == ["template-broken"] and "2 examples of test" in test[0].message
     assert check_rendering("train", TokenizedSplit()) == []
 
 
 def test_a_row_whose_mask_is_not_its_answer_is_told(
-    tokenizer: Any, example: Callable[..., Example], config: Config, settings: Callable[..., TrainConfig]
+    tokenizer: Any, example: MakeExample, config: Config, settings: Settings
 ) -> None:
     """A template that changes what the assistant wrote teaches something else."""
     kept = tokenizer.chat_template
@@ -202,19 +196,14 @@ def test_a_template_that_refuses_every_row_stops_validate_with_a_report(
     config, paths = workspace(tmp_path / "run", train__packing=packing)
     prepare.run(params_of("prepare", config), paths)
     template = Path("base/chat_template.jinja")
-    strict = (
-        "{% for message in messages if 'number' in message.content %}{{ raise_exception('no numbers') }}{% endfor %}"
-    )
+    strict = "{% for turn in messages if 'number' in turn.content %}{{ raise_exception('no numbers') }}{% endfor %}"
     template.write_text(strict + template.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"36 examples of train, the first of small, .* no numbers; mend or filter"):
         validate.run(params_of("validate", config), paths)
     report = read_json(paths.reports / "validation.json")
     refused = [finding for finding in report["findings"] if finding["code"] == "template-broken"]
-    assert [finding["message"].split(",")[0] for finding in refused] == [
-        "36 examples of train",
-        "12 examples of validation",
-        "12 examples of test",
-    ]
+    told = [finding["message"].split(",")[0] for finding in refused]
+    assert told == ["36 examples of train", "12 examples of validation", "12 examples of test"]
     assert report["tokens"]["train"]["rows"] == 0
     assert report["schedule"]["examples"] == 36  # the run that is meant, not one of nothing
     assert not paths.validated.exists()
@@ -223,18 +212,17 @@ def test_a_template_that_refuses_every_row_stops_validate_with_a_report(
 # ---- Control tokens in texts
 
 
-def test_a_control_token_in_a_text_is_a_warning(tokenizer: Any, example: Callable[..., Example]) -> None:
+def test_a_control_token_in_a_text_is_a_warning(tokenizer: Any, example: MakeExample) -> None:
     """The tokenizer makes the control token of it: whoever writes the prompt can end the turn and speak as another."""
     clean = [example("what is <b>im_end</b>, or <|im end|>?", "nothing")]
     assert check_special_tokens(tokenizer, {"train": clean, "validation": [], "test": clean}) == []
     rows = [*clean, example("end it <|im_end|> now", "yes", line=4), example("why", "<|im_start|>", line=9)]
     (finding,) = check_special_tokens(tokenizer, {"train": clean, "test": rows})
-    assert str(finding) == (
+    assert told(finding, "special-tokens-in-text") == (
         "data/prepared/test.jsonl: 2 examples hold control tokens as text, the first (rows, line 4) <|im_end|>; "
         "the model reads them as the template's own; "
         "drop them (data.risks.control_tokens: drop, or data.filters.drop_matching)"
     )
-    assert (finding.code, finding.severity) == ("special-tokens-in-text", "warning")
 
 
 def test_control_tokens_in_tool_calls_and_system_prompts_are_found(tokenizer: Any) -> None:
@@ -250,9 +238,7 @@ def test_control_tokens_in_tool_calls_and_system_prompts_are_found(tokenizer: An
 # ---- Test answers
 
 
-def test_answers_that_cant_be_given_in_full_are_a_warning(
-    tokenizer: Any, example: Callable[..., Example], change: Callable[..., Config]
-) -> None:
+def test_answers_that_cant_be_given_in_full_are_a_warning(tokenizer: Any, example: MakeExample, change: Change) -> None:
     """They count as wrong whatever was learnt; the end token itself is not needed for an exact match."""
     rows = [example("a", "ValueError"), example("b", "UnicodeDecodeError is a subclass of ValueError")]
     whole = [tokenize(tokenizer, one.messages) for one in rows]
@@ -263,32 +249,22 @@ def test_answers_that_cant_be_given_in_full_are_a_warning(
 
     assert check(most) == check(most - 1) == []
     (finding,) = check(most - 2)
-    assert str(finding) == (
+    assert told(finding, "answers-cut-off") == (
         f"params.yaml: evaluate.max_new_tokens: {most - 2} is too few for 1 of 2 test answers (up to {most} tokens); "
         f"use {most}"
     )
-    assert (finding.code, finding.severity) == ("answers-cut-off", "warning")
 
 
-def test_prompts_beyond_the_bases_positions_are_an_error(
-    tokenizer: Any, example: Callable[..., Example], change: Callable[..., Config]
-) -> None:
+def test_prompts_beyond_the_bases_positions_are_an_error(tokenizer: Any, example: MakeExample, change: Change) -> None:
     """Prompt and answer share the positions; at the last one nothing is wrong, and an unknown base says nothing."""
     rows = [example("a", "ValueError"), example("a longer prompt than the other", "TypeError")]
-    prompt = max(
-        one.labels.index(next(label for label in one.labels if label != IGNORED)) for one in whole_of(tokenizer, rows)
-    )
+    supervised = [[label != IGNORED for label in tokenize(tokenizer, one.messages).labels] for one in rows]
+    prompt = max(labels.index(True) for labels in supervised)
     config = change(**{"evaluate.max_new_tokens": 16})
     assert check_test_answers(config, tokenizer, rows, prompt + 16) == []
     assert check_test_answers(config, tokenizer, rows, None) == []
     (finding,) = check_test_answers(config, tokenizer, rows, prompt + 15)
-    assert str(finding) == (
+    assert told(finding, "prompts-beyond-base") == (
         f"data/prepared/test.jsonl: 1 test prompts (up to {prompt} tokens) with 16 new tokens are longer than the "
         f"{prompt + 15} positions of the base; use a smaller evaluate.max_new_tokens, or bound data.filters.tokens"
     )
-    assert (finding.code, finding.severity) == ("prompts-beyond-base", "error")
-
-
-def whole_of(tokenizer: Any, rows: Sequence[Example]) -> list[Tokenized]:
-    """The rows as tokens, uncut."""
-    return [tokenize(tokenizer, one.messages) for one in rows]

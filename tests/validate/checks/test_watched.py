@@ -1,12 +1,12 @@
 """Bases and templates that DVC does not watch."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from finetune.config.params import Config
 from finetune.validate.checks.watched import check_watched
+from tests.builders.kinds import Change
 
 
 @pytest.fixture
@@ -27,21 +27,21 @@ def keys(tree: Path, config: Config) -> list[str]:
     return [finding.place.removeprefix("params.yaml: ") for finding in found]
 
 
-def test_what_is_in_models_is_watched(tree: Path, change: Callable[..., Config]) -> None:
+def test_what_is_in_models_is_watched(tree: Path, change: Change) -> None:
     """And a base of the Hub is pinned by its commit."""
     config = change(**{"model.base": "models/mine", "model.chat_template": "models/mine/chat.jinja"})
     assert keys(tree, config) == []
     assert keys(tree, change(**{"model.base": "org/model", "model.revision": "0" * 40})) == []
 
 
-def test_what_is_elsewhere_is_found(tree: Path, change: Callable[..., Config]) -> None:
+def test_what_is_elsewhere_is_found(tree: Path, change: Change) -> None:
     """A changed template outside of models/ would leave yesterday's adapter standing."""
     config = change(**{"model.base": "elsewhere/base", "model.chat_template": "elsewhere/base/chat.jinja"})
     assert keys(tree, config) == ["model.base", "model.chat_template"]
     assert keys(tree, change(**{"model.base": str(tree / "elsewhere/base")})) == ["model.base"]
 
 
-def test_the_models_of_the_baseline_are_looked_at(tree: Path, change: Callable[..., Config]) -> None:
+def test_the_models_of_the_baseline_are_looked_at(tree: Path, change: Change) -> None:
     """They decide what the candidate must beat."""
     model = change(**{"model.base": "elsewhere/base"}).model.model_dump(mode="json")
     config = change(**{"model.base": "models/mine", "evaluate.baseline": {"form": "model", "model": model}})
@@ -49,14 +49,14 @@ def test_the_models_of_the_baseline_are_looked_at(tree: Path, change: Callable[.
 
 
 @pytest.mark.parametrize("link", ["models/linked", "models/mine/weights"])
-def test_links_are_not_followed(tree: Path, change: Callable[..., Config], link: str) -> None:
+def test_links_are_not_followed(tree: Path, change: Change, link: str) -> None:
     """DVC hashes the link, not what it leads to."""
     (tree / link).symlink_to(tree / "elsewhere/base")
     base = "models/linked" if link.endswith("linked") else "models/mine"
     assert keys(tree, change(**{"model.base": base})) == ["model.base"]
 
 
-def test_outside_of_a_pipeline_nothing_is_asked(tree: Path, change: Callable[..., Config]) -> None:
+def test_outside_of_a_pipeline_nothing_is_asked(tree: Path, change: Change) -> None:
     """Who runs a stage by hand runs it when they want."""
     (tree / "dvc.yaml").unlink()
     assert keys(tree, change(**{"model.base": "elsewhere/base"})) == []

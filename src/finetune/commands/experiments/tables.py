@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune.commands.experiments.comparison import Compared, Comparison, cost_of, describe, differing
 from finetune.commands.experiments.differences import Difference
-from finetune.console import say, table
+from finetune.console import markdown_table, say, table
 from finetune.records.examples import ALL
 
 RIGHT_COLUMNS = ["group", "metric", "n", "A", "B", "B - A", "interval", "both", "only A", "only B", "neither", "p"]
@@ -15,7 +15,7 @@ OTHER_COLUMNS = ["group", "metric", "n", "A", "B", "B - A", "interval", "method"
 
 def tell(comparison: Comparison, *, as_markdown: bool) -> None:
     """The comparison for people."""
-    draw = markdown_table if as_markdown else table
+    draw = print_markdown if as_markdown else table
     a, b, measured = comparison.a, comparison.b, comparison.measured
     sides = [(letter, *map(_text, describe(side).values())) for letter, side in (("A", a), ("B", b))]
     draw("compare", ["", "run", "adapter", "verdict"], [[*side[:2], side[2][:12], side[3]] for side in sides])
@@ -112,9 +112,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def markdown_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def print_markdown(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """The same table for an issue or a pull request."""
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    lines = [f"### {title}", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    lines += [f"| {' | '.join(row)} |" for row in cells]
-    say("\n".join(["", *lines, ""]))
+    say("\n".join(["", f"### {title}", "", *markdown_table(columns, rows), ""]))

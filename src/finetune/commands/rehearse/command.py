@@ -14,7 +14,7 @@ from finetune.config.data import PrepareParams
 from finetune.config.params import Config
 from finetune.config.recipes import read_recipe
 from finetune.config.types import SPLITS
-from finetune.console import say, table
+from finetune.console import markdown_table, say, table
 from finetune.errors import ConfigError
 from finetune.files.atomic import write_lines
 from finetune.files.run_lock import pipeline_lock
@@ -234,10 +234,8 @@ def report(
 
 def to_markdown(real: Config, held: list[Proof], changes: list[str], unproven: list[str], ahead: list[Any]) -> str:
     """The report of a rehearsal."""
-    lines = [f"# Rehearsal of {real.recipe}", "", "## What held", "", "| | proof | seen |", "|---|---|---|"]
-    for proof in held:
-        seen = proof.seen.replace("|", "\\|").replace("\n", " ⏎ ")
-        lines.append(f"| {'held' if proof.held else '**failed**'} | {proof.what} | {seen} |")
+    rows = [["held" if proof.held else "**failed**", proof.what, proof.seen.replace("\n", " ⏎ ")] for proof in held]
+    lines = [f"# Rehearsal of {real.recipe}", "", "## What held", "", *markdown_table(["", "proof", "seen"], rows)]
     lines += ["", "## What was changed for it", "", *(f"- {change}" for change in changes)]
     lines += ["", "## What only the real machine can show", "", *(f"- {line}" for line in unproven)]
     if ahead:

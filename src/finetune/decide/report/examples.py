@@ -10,7 +10,7 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from finetune.config.scorers import Metric
-from finetune.decide.report.formatting import Verbatim, discreet, figure, name, shortened
+from finetune.decide.report.formatting import figure, name, shortened
 from finetune.records.examples import Answer, Prediction
 
 SHOWN = 200
@@ -25,13 +25,6 @@ KINDS = {
     "longest": "Longest",
     "both-right": "Both right",
     "unscored": "Not scored",
-}
-LABELS = {
-    "regression": "regression",
-    "both-wrong": "both wrong",
-    "fix": "fix",
-    "both-right": "both right",
-    "unscored": "not scored",
 }
 # So many of each at most, in this order; what room is left goes to the rest in the same order.
 QUOTAS = {"failed": 20, "regression": 60, "both-wrong": 50, "cut": 15, "fix": 35, "longest": 10, "both-right": 10}
@@ -55,13 +48,12 @@ class Row:
 def tag_predictions(predictions: Sequence[Prediction], metrics: Mapping[str, Metric]) -> list[Row]:
     """Every prediction with its kind: which side was right, by the first scorer that scored this example."""
     scored = {metric.scored_as: (metric.lowest, metric.highest) for metric in metrics.values() if metric.scored_as}
-    by_length = sorted(predictions, key=lambda item: (-_length(item.candidate), item.id))
-    longest = {item.id for item in by_length[:LONGEST]}
+
+    def rank(item: Prediction) -> tuple[int, str]:
+        return -(len(item.candidate.text) if item.candidate.tokens is None else item.candidate.tokens), item.id
+
+    longest = {item.id for item in sorted(predictions, key=rank)[:LONGEST]}
     return [_tag(item, scored, item.id in longest) for item in predictions]
-
-
-def _length(answer: Answer) -> int:
-    return len(answer.text) if answer.tokens is None else answer.tokens
 
 
 def _tag(item: Prediction, scored: Mapping[str, tuple[float, float]], is_long: bool) -> Row:
@@ -94,9 +86,8 @@ def choose_rows(rows: Sequence[Row], limit: int = SHOWN) -> list[Row]:
     chosen: dict[str, Row] = {}
     for everything in (False, True):
         for tag in KINDS:
-            members = [
-                row for row in _in_turns(row for row in rows if tag in row.tags) if row.prediction.id not in chosen
-            ]
+            tagged = _in_turns(row for row in rows if tag in row.tags)
+            members = [row for row in tagged if row.prediction.id not in chosen]
             room = limit - len(chosen)
             for row in members[: room if everything else min(room, QUOTAS.get(tag, 0))]:
                 chosen[row.prediction.id] = row
@@ -123,19 +114,11 @@ def show_examples(predictions: Sequence[Prediction], metrics: Mapping[str, Metri
     chosen = choose_rows(rows)
     total = Counter(tag for row in rows for tag in row.tags)
     shown = Counter(tag for row in chosen for tag in row.tags)
-    filters = [
-        {"tag": tag, "label": label, "shown": shown[tag], "total": total[tag]}
-        for tag, label in KINDS.items()
-        if total[tag]
-    ]
+    kinds = ((tag, label) for tag, label in KINDS.items() if total[tag])
+    filters = [{"tag": tag, "label": label, "shown": shown[tag], "total": total[tag]} for tag, label in kinds]
     agents = sorted({name(row.prediction.agent) for row in chosen})
-    return {
-        "rows": [_show(row) for row in chosen],
-        "total": len(rows),
-        "filters": filters,
-        "agents": agents,
-        "rule": RULE,
-    }
+    shown_rows = [_show(row) for row in chosen]
+    return {"rows": shown_rows, "total": len(rows), "filters": filters, "agents": agents, "rule": RULE}
 
 
 def _show(row: Row) -> dict[str, Any]:
@@ -144,11 +127,11 @@ def _show(row: Row) -> dict[str, Any]:
         "id": name(item.id),
         "agent": name(item.agent),
         "kind": row.kind,
-        "label": LABELS[row.kind],
+        "label": "not scored" if row.kind == "unscored" else row.kind.replace("-", " "),
         "tags": " ".join(sorted(row.tags)),
         "extra": [tag for tag in ("failed", "cut") if tag in row.tags],
-        "prompt": Verbatim(shortened(item.prompt, PROMPT_LETTERS)),
-        "reference": Verbatim(shortened(item.reference, ANSWER_LETTERS)),
+        "prompt": shortened(item.prompt, PROMPT_LETTERS),
+        "reference": shortened(item.reference, ANSWER_LETTERS),
         "about": _gist(item.prompt),
         "gist": [_gist(item.reference), _gist(item.candidate.text) if item.candidate.failed is None else "(no answer)"],
         "sides": [_side("baseline", item.baseline), _side("candidate", item.candidate)],
@@ -157,7 +140,7 @@ def _show(row: Row) -> dict[str, Any]:
 
 def _gist(text: str) -> str:
     plain = " ".join(text[: 4 * GIST_LETTERS].split())
-    return Verbatim((plain[:GIST_LETTERS] + ("…" if len(plain) > GIST_LETTERS else "")) or "(empty)")
+    return (plain[:GIST_LETTERS] + ("…" if len(plain) > GIST_LETTERS else "")) or "(empty)"
 
 
 def _side(side: str, answer: Answer) -> dict[str, Any]:
@@ -166,6 +149,6 @@ def _side(side: str, answer: Answer) -> dict[str, Any]:
     facts += [f"{name(key)} {'not scored' if score is None else f'{score:g}'}" for key, score in answer.scores.items()]
     if answer.reference_nll is not None:
         facts.append(f"reference {figure(answer.reference_nll)} nats")
-    failed = None if answer.failed is None else shortened(discreet(answer.failed), 300)
-    text = Verbatim(shortened(answer.text, ANSWER_LETTERS))
+    failed = None if answer.failed is None else shortened(answer.failed, 300)
+    text = shortened(answer.text, ANSWER_LETTERS)
     return {"side": side, "text": text, "failed": failed, "facts": facts}

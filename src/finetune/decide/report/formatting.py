@@ -3,8 +3,7 @@
 Texts of the data and of models may hold anything: control characters, letters that turn the writing direction,
 megabytes. Nothing of it may act on a page, a terminal or a table; what can't be seen is shown by its code.
 
-All three are passed on, so no text tells where something lies or runs: addresses, folders and accounts are left out of
-everything but the examples themselves (`Verbatim`), which are the data.
+All three are passed on, so nobody hands them a place: of a base's folder the last part alone, of a server the model.
 """
 
 import math
@@ -26,66 +25,12 @@ _HIDDEN = re.compile(
 )
 _PATH = re.compile(r"^(?:[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\])")
 _ADDRESS = re.compile(r" at https?://.*$", re.DOTALL)  # of a server, whose host is nobody's business
-_PART = r"[^\s/\\'\"`<>|,;:()\[\]{}?*=&]"  # a character of a folder's or file's name
-_SPACED = r"[^\\/:;,*?\"'<>|\r\n]{1,80}\\+"  # a Windows folder, whose name may hold spaces
-_URL = re.compile(r"(\bserver )?\b([a-z][a-z0-9+.-]{1,20})://[^\s'\"<>`|]*", re.IGNORECASE)
-_QUOTED_PLACE = re.compile(r"(['\"`])((?:~?/|[A-Za-z]:[\\/]|\\\\)[^'\"`\n]{1,400})\1")
-_PLACE = re.compile(
-    rf"(?<![\w.)\]}}%/\\+*~-])(?:~(?:[A-Za-z_][\w.-]*)?(?:/+{_PART}+)+/*|/{{1,2}}(?:{_PART}+/+)+{_PART}*"
-    rf"|[A-Za-z]:[\\/]+(?:{_SPACED}|{_PART}+/+)*{_PART}*|\\\\[\w.-]{{2,}}\\+(?:{_SPACED})*{_PART}*)"
-)
-_ACCOUNT = re.compile(
-    r"(?<![\w./@+-])[A-Za-z_][\w.+-]{0,63}@(?:[A-Za-z][\w-]+(?:\.[\w-]+)*|\d{1,3}(?:\.\d{1,3}){3})"  # no pass@1, hit@k
-)
-_HOST = re.compile(
-    r"(\bserver )?(?<![\w.-])(?:\d{1,3}(?:\.\d{1,3}){3}(?::\d{2,5})?|localhost:\d{2,5}|host [\w.-]{1,200}:\d{2,5}"
-    r"|(?:[a-z][\w-]{0,62}\.){1,9}(?:local|internal|intern|intranet|corp|lan|cluster):\d{2,5})(?!\.?\w)(?:/[^\s'\",;)]*)?",
-    re.IGNORECASE,
-)
-_HOST_NAMED = re.compile(r"\bhost=(['\"])[^'\"\n]{1,200}\1")
-_SECRET = re.compile(
-    r"(\b(?:api[_-]?key|(?:access|auth)[_-]?token|token|secret|password|passwd) ?= ?|\bBearer )[^\s&,;)'\"]+"
-    r"|\b(?:hf_|sk-)[\w-]{16,}",
-    re.IGNORECASE,
-)
-_HOMES = ("home", "users")  # folders whose folders are named after people
-_SPARE = 2_000  # characters beyond a name's limit that are looked at: what is left out may make room for them
 _MARKS = re.compile(r"([\\|\[\]`*~$!]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 def visible(text: str) -> str:
     """The text with everything that can't be seen shown by its code, which acts on nothing."""
     return _HIDDEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
-
-
-class Verbatim(str):
-    """A text of the data or a model's answer: shown as it stands, with the places and addresses in it."""
-
-
-def discreet(text: str) -> str:
-    """The text without addresses, secrets and accounts, and of absolute paths the last part alone."""
-    text = _URL.sub(_no_address, text)
-    text = _SECRET.sub(lambda found: f"{found[1] or ''}…", text)
-    text = _QUOTED_PLACE.sub(lambda found: f"{found[1]}{_last_part(found[2])}{found[1]}", text)
-    text = _PLACE.sub(lambda found: _last_part(found[0]), text)
-    text = _ACCOUNT.sub("an account", text)
-    text = _HOST_NAMED.sub("host=a server", text)
-    return _HOST.sub(lambda found: "server" if found[1] else "a server", text)
-
-
-def _no_address(found: re.Match[str]) -> str:
-    """`a server` or `a file`, and the punctuation of the sentence that the address stands in."""
-    kind = "a file" if found[2].lower() == "file" else "a server"
-    rest = re.search(r"[).,;:\]}]*$", found[0])
-    return ("server" if found[1] else kind) + (rest[0] if rest else "")
-
-
-def _last_part(path: str) -> str:
-    """A file by its name; of somebody's home not even that, as it is the account's."""
-    parts = [part for part in re.split(r"[/\\]+", path) if part]
-    if len(parts) < 2:
-        return path
-    return "a folder" if parts[-2].lower() in _HOMES else parts[-1]
 
 
 def shortened(text: str, limit: int) -> str:
@@ -95,7 +40,7 @@ def shortened(text: str, limit: int) -> str:
 
 def name(text: object, limit: int = 80) -> str:
     """A name out of a file, fit for one line."""
-    plain = " ".join(visible(discreet(str(text)[: limit + _SPARE])).split())
+    plain = " ".join(visible(str(text)).split())
     return plain if len(plain) <= limit else f"{plain[:limit]}…"
 
 
@@ -111,7 +56,7 @@ def plain_markdown(value: Any) -> Any:
     """Text that can't leave its table cell, bring HTML, a link or an image along, or call a person by @."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    text = " ".join(visible(discreet(value)).split())
+    text = " ".join(visible(value).split())
     text = _MARKS.sub(r"\\\1", text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     # A word joiner keeps GitHub from reading a mention, a reference to an issue or a bare address.
@@ -125,9 +70,7 @@ def code_markdown(value: object) -> Markup:
 
 def printable(value: Any) -> Any:
     """What a template puts into HTML: text with nothing hidden in it; safe HTML and other values as they are."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    return visible(value if isinstance(value, Verbatim) else discreet(value))
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def amount(value: float | None, unit: str = "") -> str:

@@ -21,8 +21,8 @@ def headline(verdict: Verdict, outcomes: Sequence[Any], run: Decided) -> tuple[s
 
 
 def _sentence(verdict: Verdict, outcomes: Sequence[Any], run: Decided) -> str:
-    readings = read_outcomes(outcomes, run.evaluation)
-    sides = side_names(run.evaluation)
+    readings = read_outcomes(outcomes, run.reports.evaluation)
+    sides = side_names(run.reports.evaluation)
     if verdict.name == "abort" and verdict.harm:
         return f"{sides['candidate']} is {verdict.harm}."
     chosen = leading(readings, verdict)
@@ -100,7 +100,7 @@ def evidence(item: Reading, confidence: float, policy: str) -> str:
 
 def is_served(run: Decided) -> bool:
     """Whether the candidate answered from behind a server, which may serve anything."""
-    return run.evaluation.candidate.form == "server"
+    return run.reports.evaluation.candidate.form == "server"
 
 
 def left_out(latency: LatencyReport) -> str | None:
@@ -111,20 +111,17 @@ def left_out(latency: LatencyReport) -> str | None:
 
 def provisos(run: Decided) -> list[str]:
     """What a reader must know before relying on the verdict, the gravest first."""
-    evaluation, decide = run.evaluation, run.decide
-    found = []
+    evaluation, decide, found = run.reports.evaluation, run.decide, []
     if is_served(run):
-        found.append(
-            f"The figures are of {side_names(evaluation)['candidate']}: nobody checked that it is this adapter."
-        )
+        served = side_names(evaluation)["candidate"]
+        found.append(f"The figures are of {served}: nobody checked that it is this adapter.")
     if evaluation.baseline.recorded:
         found.append("The baseline's answers and times were recorded elsewhere, not measured beside the candidate's.")
     if decide.policy == "point":
         found.append("The policy is “point”: estimates alone were compared, so chance is not excluded.")
     if run.look > decide.looks:
-        found.append(
-            f"This is look {run.look} at a test set for which {decide.looks} were declared: a fresh test set is due."
-        )
+        due = "a fresh test set is due"
+        found.append(f"This is look {run.look} at a test set for which {decide.looks} were declared: {due}.")
     elif decide.looks > 1:
         found.append(
             f"Look {run.look} of {decide.looks} at this test set; {100 * decide.confidence:.4g}% confidence is "
@@ -132,7 +129,7 @@ def provisos(run: Decided) -> list[str]:
         )
     if evaluation.generation.get("do_sample"):
         found.append("Answers were sampled: another seed gives other answers and other figures.")
-    if untimed := left_out(run.cost.latency):
+    if untimed := left_out(run.reports.cost.latency):
         found.append(f"{untimed}, which may be the slowest of all.")
     return [*found, *_doubts(evaluation), *_known_faults(run)]
 
@@ -154,27 +151,22 @@ def _doubts(evaluation: EvaluationReport) -> list[str]:
         right = measured.candidate.get("exact_match")
         if group != ALL and right is not None and right <= measured.majority_share:
             guess = short_told(measured.majority_share, "share")
-            found.append(
-                f"{name(group)}: always giving its most frequent answer would be right in {guess}, no less often."
-            )
+            found.append(f"{name(group)}: always giving its commonest answer would be right in {guess}, no less often.")
     return found
 
 
 def _known_faults(run: Decided) -> list[str]:
     """Findings that were accepted, warnings of the training, and answers that a scorer could not score."""
-    accepted = [item.code for item in run.validation.findings if item.accepted]
+    accepted = [name(item.code) for item in run.reports.validation.findings if item.accepted]
     found = []
     if accepted:
-        found.append(
-            f"{counted(len(accepted), 'finding')} of validate accepted by hand: {', '.join(map(name, accepted))}."
-        )
-    for problem in run.evaluation.problems:
+        found.append(f"{counted(len(accepted), 'finding')} of validate accepted by hand: {', '.join(accepted)}.")
+    for problem in run.reports.evaluation.problems:
         what = f"{counted(problem.count, 'answer')} of the {problem.side} could not be scored"
         found.append(f"Scorer {name(problem.scorer)}: {what}; the first: {name(problem.reason, 160)}")
-    for judge, kept in run.evaluation.judges.items():
+    for judge, kept in run.reports.evaluation.judges.items():
         agreement = kept.get("agreement")
         if agreement is not None and agreement < 0.8:
-            found.append(
-                f"Judge {name(judge)} agreed with itself in only {percent(agreement)} when the order was turned."
-            )
-    return [*found, *(f"Training: {name(text, 300)}." for text in run.train.warnings)]
+            share = percent(agreement)
+            found.append(f"Judge {name(judge)} agreed with itself in only {share} when the order was turned.")
+    return [*found, *(f"Training: {name(text, 300)}." for text in run.reports.train.warnings)]

@@ -25,9 +25,9 @@ def card_data(run: Decided) -> Any:
     """The front matter: a `huggingface_hub.ModelCardData`."""
     from huggingface_hub import ModelCardData
 
-    evaluation = run.evaluation
+    evaluation = run.reports.evaluation
     base = evaluation.base
-    hub = hub_names(run.prepare)
+    hub = hub_names(run.reports.prepare)
     # What a server serves may be another model: such figures are told in the text, with their proviso, alone.
     results = [] if is_served(run) else eval_results(run)
     return ModelCardData(
@@ -49,46 +49,38 @@ def hub_names(prepare: PrepareReport) -> list[str]:
 
 
 def eval_results(run: Decided) -> list[Any]:
-    """A result for each metric of each group, of the candidate, with the examples it rests on."""
-    evaluation, hub = run.evaluation, hub_names(run.prepare)
-    sources = [name(source) for source in run.prepare.sources]
-    kind = hub[0] if len(hub) == len(sources) == 1 else slug("-".join(sources))
-    found = []
-    for group, measured in evaluation.groups.items():
-        for key, value in measured.candidate.items():
-            if key not in ANSWER_FACTS and value is not None:
-                examples = examples_counted(key, group, evaluation)
-                found.append(_result(key, value, kind, name(group), ", ".join(sources), examples, evaluation))
-    return found
+    """A result for each metric of each group, of the candidate, with the examples it rests on.
 
-
-def _result(
-    key: str,
-    value: float,
-    kind: str,
-    group: str,
-    sources: str,
-    examples: int | None,
-    evaluation: EvaluationReport,
-) -> Any:
-    """One result; the Hub tells data sets apart by their configuration, so the group stands there."""
+    The Hub tells data sets apart by their configuration, so the group stands there.
+    """
     from huggingface_hub import EvalResult
 
-    metric = known_metrics(evaluation.scorers).get(key)
-    known = key if key == "exact_match" else HUB_METRICS.get(metric.kind, slug(key)) if metric else slug(key)
-    return EvalResult(
-        task_type="text-generation",
-        task_name="Text generation",
-        dataset_type=kind,
-        dataset_name=name(f"test split of {sources}" + ("" if group == ALL else f": {group}"), 200),
-        dataset_config=group,
-        dataset_split="test",
-        dataset_args={"sha256": evaluation.test_sha256},
-        metric_type=known,
-        metric_name=name(key),
-        metric_value=round(value, 6),
-        metric_args=None if examples is None else {"examples": examples},
-    )
+    evaluation, hub = run.reports.evaluation, hub_names(run.reports.prepare)
+    sources = [name(source) for source in run.reports.prepare.sources]
+    kind = hub[0] if len(hub) == len(sources) == 1 else slug("-".join(sources))
+    metrics, found = known_metrics(evaluation.scorers), []
+    tested = f"test split of {', '.join(sources)}"
+    figures = [(group, *item) for group, one in evaluation.groups.items() for item in one.candidate.items()]
+    for group, key, value in figures:
+        if key in ANSWER_FACTS or value is None:
+            continue
+        examples, metric = examples_counted(key, group, evaluation), metrics.get(key)
+        known = key if key == "exact_match" else HUB_METRICS.get(metric.kind, slug(key)) if metric else slug(key)
+        result = EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type=kind,
+            dataset_name=name(tested if group == ALL else f"{tested}: {name(group)}", 200),
+            dataset_config=name(group),
+            dataset_split="test",
+            dataset_args={"sha256": evaluation.test_sha256},
+            metric_type=known,
+            metric_name=name(key),
+            metric_value=round(value, 6),
+            metric_args=None if examples is None else {"examples": examples},
+        )
+        found.append(result)
+    return found
 
 
 def slug(text: str) -> str:

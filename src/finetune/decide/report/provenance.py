@@ -1,7 +1,7 @@
 """The report's account of what went in: rows and tokens, risks in the data, findings, and hashes down to the base."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.decide.report.formatting import amount, listed, name, plain_name, spaced
@@ -9,14 +9,11 @@ from finetune.decide.run_reports import Decided
 from finetune.reports.base import BaseIdentity, MachineReport
 from finetune.reports.evaluation import SideReport
 from finetune.reports.prepare import PrepareReport
-from finetune.reports.validation import FindingReport
 
 SPLITS = ("train", "validation", "test")
 # Of the machine, these alone: a report is passed on, and whose machine it was made on is nobody's business.
-MACHINE = (
-    *("system", "processor", "cores", "memory_bytes", "device", "gpu", "gpu_memory_bytes", "cuda", "arithmetic"),
-    "image",
-)
+MACHINE: tuple[str, ...] = ("system", "processor", "cores", "memory_bytes", "device")
+MACHINE += ("gpu", "gpu_memory_bytes", "cuda", "arithmetic", "image")
 
 
 def show_ledger(run: Decided) -> dict[str, Any]:
@@ -29,10 +26,10 @@ def show_ledger(run: Decided) -> dict[str, Any]:
             "kept": account.kept,
             "splits": [account.splits.get(split, 0) for split in SPLITS],
         }
-        for source, account in run.prepare.sources.items()
+        for source, account in run.reports.prepare.sources.items()
     ]
-    tokens = [{"split": split, **counts.to_json()} for split, counts in run.validation.tokens.items()]
-    splits = {split: found.examples for split, found in run.prepare.splits.items()}
+    tokens = [{"split": split, **counts.to_json()} for split, counts in run.reports.validation.tokens.items()]
+    splits = {split: found.examples for split, found in run.reports.prepare.splits.items()}
     return {"sources": sources, "tokens": tokens, "splits": splits}
 
 
@@ -45,18 +42,10 @@ def show_risks(prepare: PrepareReport) -> list[dict[str, Any]]:
     return [{"kind": name(spaced(kind)), "rows": rows} for kind, rows in totals.most_common()]
 
 
-def show_findings(findings: Sequence[FindingReport]) -> dict[str, list[FindingReport]]:
-    """Those that stand, and those that were accepted with a reason."""
-    return {
-        "standing": [item for item in findings if not item.accepted],
-        "accepted": [item for item in findings if item.accepted],
-    }
-
-
 def show_provenance(run: Decided) -> list[tuple[str, str, str | None]]:
     """What it all was made from, as (what, text, hash or None)."""
-    evaluation, train, cost = run.evaluation, run.train, run.cost
-    base, prepared = evaluation.base, run.prepare.prepared_sha256
+    evaluation, train, cost = run.reports.evaluation, run.reports.train, run.reports.cost
+    base, prepared = evaluation.base, run.reports.prepare.prepared_sha256
     rows: list[tuple[str, str, str | None]] = [
         ("Base model", plain_name(base.name, base.revision), base.revision),
         ("Adapter", f"repeatability tier: {train.tier}", evaluation.adapter_sha256),
@@ -71,7 +60,7 @@ def show_provenance(run: Decided) -> list[tuple[str, str, str | None]]:
         *((f"Scorer {name(scorer)}", _settings(found), None) for scorer, found in evaluation.scorers.items()),
         *((f"Judge {name(scorer)}", _settings(kept), None) for scorer, kept in evaluation.judges.items()),
         ("Training", f"attention {train.attention}, {train.micro_batch} rows a pass x {train.accumulation}", None),
-        ("Machine of training", describe_machine(run.train_cost.machine), None),
+        ("Machine of training", describe_machine(run.reports.train_cost.machine), None),
         ("Machine of evaluation", describe_machine(cost.machine), None),
         ("Versions", ", ".join(f"{name(key)} {name(value)}" for key, value in cost.versions.items()), None),
     ]
@@ -85,8 +74,9 @@ def _side(side: SideReport, base: BaseIdentity) -> str:
 
 
 def _settings(kept: Mapping[str, Any]) -> str:
-    """Of a scorer or a judge, all but where it runs."""
-    return listed({key: value for key, value in kept.items() if key != "url"})
+    """Of a scorer or a judge, all but where it runs and what failed there."""
+    shown = {key: value for key, value in kept.items() if key not in ("url", "first_failure")}
+    return listed(shown | ({"model": plain_name(shown["model"])} if "model" in shown else {}))
 
 
 def describe_machine(machine: MachineReport) -> str:

@@ -40,11 +40,8 @@ def side_names(evaluation: EvaluationReport) -> dict[str, str]:
         "recorded": f"the recorded baseline {old}",
         "server": f"the served model {old}",
     }
-    candidates = {
-        "adapter": "the fine-tuned model",
-        "merged": "the fine-tuned, merged model",
-        "server": f"the served model {new}",
-    }
+    candidates = {"adapter": "the fine-tuned model", "merged": "the fine-tuned, merged model"}
+    candidates["server"] = f"the served model {new}"
     return {
         "baseline": baselines.get(baseline.form, old or "the baseline").strip(),
         "candidate": candidates.get(candidate.form, new or "the candidate").strip(),

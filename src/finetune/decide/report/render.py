@@ -15,10 +15,8 @@ from markupsafe import Markup
 from finetune.decide.outcomes import Outcome
 from finetune.decide.report import sections
 from finetune.decide.report.confusion import show_classes
-from finetune.decide.report.curves import Curves
 from finetune.decide.report.examples import show_examples
 from finetune.decide.report.formatting import (
-    Verbatim,
     amount,
     code_markdown,
     count_told,
@@ -35,9 +33,9 @@ from finetune.decide.report.formatting import (
 )
 from finetune.decide.report.headline import headline, leading, left_out, provisos
 from finetune.decide.report.model_card import card_data, decoding, hub_names, loading_name
-from finetune.decide.report.provenance import show_findings, show_ledger, show_provenance, show_risks
+from finetune.decide.report.provenance import show_ledger, show_provenance, show_risks
 from finetune.decide.report.readings import known_metrics, read_outcomes, side_names
-from finetune.decide.run_reports import Decided
+from finetune.decide.run_reports import Curves, Decided
 from finetune.decide.verdict import Verdict
 from finetune.records.examples import Prediction
 
@@ -81,22 +79,18 @@ def read_asset(file: str) -> tuple[Markup, str]:
     return Markup(text), f"'sha256-{digest}'"  # noqa: S704 - written here, and holds no text of the run
 
 
-def content_policy(style: str, script: str) -> Verbatim:
+def content_policy(style: str, script: str) -> str:
     """Nothing is loaded from anywhere; only the page's own style and script, known by their hashes, act."""
     sources = f"style-src {style}; script-src {script}"
-    return Verbatim(f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'")
+    return f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'"
 
 
 def render_report(
-    verdict: Verdict,
-    outcomes: Sequence[Outcome],
-    predictions: Sequence[Prediction],
-    run: Decided,
-    curves: Curves,
+    verdict: Verdict, outcomes: Sequence[Outcome], predictions: Sequence[Prediction], run: Decided, curves: Curves
 ) -> str:
     """The page: the verdict in one sentence first, then its evidence, down to the hashes."""
-    evaluation = run.evaluation
-    readings, groups = read_outcomes(outcomes, run.evaluation), sections.show_groups(evaluation, predictions)
+    evaluation = run.reports.evaluation
+    readings, groups = read_outcomes(outcomes, evaluation), sections.show_groups(evaluation, predictions)
     (style, style_hash), (script, script_hash) = read_asset("report.css"), read_asset("report.js")
     return render(
         "report.html.j2",
@@ -111,11 +105,10 @@ def render_report(
         classes=show_classes(evaluation.classes),
         charts=sections.show_curves(curves),
         examples=show_examples(predictions, known_metrics(evaluation.scorers)),
-        latency=sections.show_latency(run.cost.latency, run.timings),
+        latency=sections.show_latency(run.reports.cost.latency, run.timings),
         ledger=show_ledger(run),
-        risks=show_risks(run.prepare),
+        risks=show_risks(run.reports.prepare),
         plan=sections.show_plan(run),
-        findings=show_findings(run.validation.findings),
         seeds=sections.show_seeds(run.seeds, readings),
         provenance=show_provenance(run),
         **shared(verdict, outcomes, run),
@@ -126,15 +119,15 @@ def render_summary(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) 
     """The same in a screenful of Markdown, for a pull request."""
     return render(
         "summary.md.j2",
-        readings=read_outcomes(outcomes, run.evaluation),
-        groups=sections.show_groups(run.evaluation, ()),
+        readings=read_outcomes(outcomes, run.reports.evaluation),
+        groups=sections.show_groups(run.reports.evaluation, ()),
         **shared(verdict, outcomes, run),
     )
 
 
 def render_card(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> str:
     """The model card: metadata as the Hub reads it, then what the adapter is good for, and how that is known."""
-    evaluation = run.evaluation
+    evaluation = run.reports.evaluation
     base, candidate, groups = evaluation.base, evaluation.candidate, sections.show_groups(evaluation, ())
     return render(
         "model_card.md.j2",
@@ -143,8 +136,8 @@ def render_card(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> 
         local=base.revision.startswith("sha256:"),
         form=candidate.form,
         quantized=candidate.quantization == "nf4",
-        hub=hub_names(run.prepare),
-        readings=read_outcomes(outcomes, run.evaluation),
+        hub=hub_names(run.reports.prepare),
+        readings=read_outcomes(outcomes, run.reports.evaluation),
         groups=groups,
         clustered=sections.clustered_note(groups),
         decoding=decoding(evaluation),
@@ -155,17 +148,17 @@ def render_card(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> 
 def shared(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> dict[str, Any]:
     """What all three tell: the sentence, the provisos, what would change the verdict, and the reports."""
     lead, sentence = headline(verdict, outcomes, run)
-    base = run.evaluation.base
+    base = run.reports.evaluation.base
     return {
         **{key: getattr(run, key) for key in ("recipe", "seed", "look", "confidence", "decide", "changes")},
-        **{key: getattr(run, key) for key in ("prepare", "validation", "train", "train_cost", "evaluation", "cost")},
+        **vars(run.reports),
         "verdict": verdict,
         "lead": lead,
         "headline": f"{lead}: {sentence}",
         "sentence": sentence[:1].upper() + sentence[1:],
         "provisos": provisos(run),
         "changes_title": CHANGES[verdict.name.startswith("deploy")],
-        "left_out": left_out(run.cost.latency),
-        "sides": side_names(run.evaluation),
+        "left_out": left_out(run.reports.cost.latency),
+        "sides": side_names(run.reports.evaluation),
         "base_name": plain_name(base.name, base.revision),
     }

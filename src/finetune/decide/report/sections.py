@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.config.scorers import Metric
-from finetune.decide.report.curves import Curves
 from finetune.decide.report.formatting import (
     MINUS,
     Kind,
@@ -21,7 +20,7 @@ from finetune.decide.report.formatting import (
 )
 from finetune.decide.report.readings import ANSWER_FACTS, ICONS, Reading, examples_counted, known_metrics
 from finetune.decide.report.svg import Scale, draw_criterion, draw_dots, draw_lines, draw_pair
-from finetune.decide.run_reports import Decided
+from finetune.decide.run_reports import Curves, Decided
 from finetune.records.examples import ALL, Prediction, Timing
 from finetune.reports.cost import LatencyReport
 from finetune.reports.evaluation import EvaluationReport, GroupReport
@@ -60,7 +59,7 @@ def show_criteria(readings: Sequence[Reading]) -> list[dict[str, Any]]:
 
 def show_key_figures(readings: Sequence[Reading], leading: Reading | None, run: Decided) -> list[dict[str, str]]:
     """Four figures at most: the leading metric, the evidence, the time and the memory of an answer."""
-    latency, memory = run.cost.latency, run.cost.memory
+    latency, memory = run.reports.cost.latency, run.reports.cost.memory
     found = []
     if leading is not None and leading.outcome.metric is not None and leading.candidate is not None:
         kind: Kind = "share" if leading.kind in ("share", "points") else "number"
@@ -69,7 +68,7 @@ def show_key_figures(readings: Sequence[Reading], leading: Reading | None, run: 
         metric = name(spaced(leading.outcome.metric), 40)
         base = "" if leading.base is None else f"baseline {told(leading.base, kind)}"
         found.append({"label": f"{metric[:1].upper()}{metric[1:]}{of}", "value": told(value, kind), "than": base})
-    examples = run.evaluation.groups[ALL].examples
+    examples = run.reports.evaluation.groups[ALL].examples
     found.append({"label": "Test examples", "value": f"{examples:,}", "than": "never trained on"})
     mean, old = (times.mean_seconds if times else None for times in (latency.candidate, latency.baseline))
     base = amount(old, "s")
@@ -96,10 +95,8 @@ def show_groups(evaluation: EvaluationReport, predictions: Sequence[Prediction])
             and not (group == ALL and is_of_one_group(key, evaluation))
         ]
         if rows:
-            better = "higher is better" if metric.higher_is_better else "lower is better"
-            found.append(
-                {"metric": name(key), "note": better, "drawn": any(row["drawing"] for row in rows), "rows": rows}
-            )
+            better, drawn = "higher" if metric.higher_is_better else "lower", any(row["drawing"] for row in rows)
+            found.append({"metric": name(key), "note": f"{better} is better", "drawn": drawn, "rows": rows})
     return found
 
 
@@ -215,19 +212,16 @@ def show_latency(latency: LatencyReport, timings: Sequence[Timing]) -> dict[str,
 
 def show_plan(run: Decided) -> list[dict[str, str]]:
     """What was planned beside what was measured."""
-    plan, cost = run.validation.plan, run.train_cost
+    plan, cost = run.reports.validation.plan, run.reports.train_cost
     planned, peak = (plan.memory_bytes or {}).get("peak"), cost.peak_memory_bytes
     wall, flops = cost.wall_seconds, (plan.flops or 0) + (plan.evaluation_flops or 0)
     rate = f"{flops / wall / 1e12:.3g} TFLOP/s reached" if flops and wall else ""
     apart = f"{100 * (peak / planned - 1):+.1f}%".replace("-", MINUS) if planned and peak else ""
-    steps = {"planned": f"{run.validation.schedule.steps:,}", "measured": f"{run.train.steps:,}"}
+    steps = {"planned": f"{run.reports.validation.schedule.steps:,}", "measured": f"{run.reports.train.steps:,}"}
     memory = {"planned": amount(planned, "bytes"), "measured": amount(peak, "bytes")}
     time = {"planned": f"{flops / 1e12:,.3g} TFLOP", "measured": duration(wall)}
-    return [
-        {"what": "Steps", **steps, "apart": ""},
-        {"what": "Peak memory of training", **memory, "apart": apart},
-        {"what": "Time of training", **time, "apart": rate},
-    ]
+    rows = (("Steps", steps, ""), ("Peak memory of training", memory, apart), ("Time of training", time, rate))
+    return [{"what": what, **figures, "apart": told} for what, figures, told in rows]
 
 
 def show_seeds(seeds: Mapping[str, Mapping[str, Any]] | None, readings: Sequence[Reading]) -> dict[str, Any] | None:
@@ -235,16 +229,13 @@ def show_seeds(seeds: Mapping[str, Mapping[str, Any]] | None, readings: Sequence
     if not seeds:
         return None
     kinds = {item.outcome.criterion: item.kind for item in readings}
-    estimates = [
-        {criterion: found["estimate"] for criterion, found in run["criteria"].items()} for run in seeds.values()
-    ]
+    estimates = [{key: found["estimate"] for key, found in run["criteria"].items()} for run in seeds.values()]
     rows = []
     for criterion in dict.fromkeys(key for run in estimates for key in run):
         values = [run.get(criterion) for run in estimates]
         known = [value for value in values if value is not None]
         kind: Kind = kinds.get(criterion, "number")
         spread = f"{told(min(known), kind)} to {told(max(known), kind)}" if known else "n/a"
-        rows.append(
-            {"criterion": name(criterion, 160), "values": [told(value, kind) for value in values], "spread": spread}
-        )
+        shown = [told(value, kind) for value in values]
+        rows.append({"criterion": name(criterion, 160), "values": shown, "spread": spread})
     return {"runs": [{"seed": seed, **run} for seed, run in seeds.items()], "rows": rows}

@@ -71,20 +71,16 @@ def draw_criterion(reading: Reading) -> Markup | None:
     item = reading.outcome
     if item.estimate is None or not math.isfinite(item.estimate):
         return None
-    own = [
-        value
-        for value in (item.estimate, item.lower, item.upper, item.target)
-        if value is not None and math.isfinite(value)
-    ]
+    figures = (item.estimate, item.lower, item.upper, item.target)
+    own = [value for value in figures if value is not None and math.isfinite(value)]
     base = reading.base if reading.kind in ("share", "number") else None
     scale = scale_of(reading, [*own, *([base] if base is not None else [])])
     lower = scale.low if item.lower is None else item.lower
     upper = scale.high if item.upper is None else item.upper
     left, right, target = scale.at(lower), scale.at(upper), scale.at(item.target)
     good = (target, 100 - target) if reading.outcome.higher_is_better else (0.0, target)
-    interval = (
-        f'<rect class="interval" x="{left}%" y="26" width="{max(round(right - left, 2), 0.6)}%" height="10" rx="5"/>'
-    )
+    width = max(round(right - left, 2), 0.6)
+    interval = f'<rect class="interval" x="{left}%" y="26" width="{width}%" height="10" rx="5"/>'
     parts = [
         f'<rect class="zone" x="{good[0]}%" y="20" width="{round(good[1], 2)}%" height="22" rx="3"/>',
         '<line class="axis" x1="0" x2="100%" y1="31" y2="31"/>',
@@ -118,9 +114,8 @@ def _text(at: float, y: float, text: str, name: str) -> str:
 
 
 def _svg(name: str, height: int, about: str, parts: Iterable[str]) -> Markup:
-    head = (
-        f'<svg class="drawing {escape(name)}" width="100%" height="{height}" role="img" aria-label="{escape(about)}">'
-    )
+    label = f'role="img" aria-label="{escape(about)}"'
+    head = f'<svg class="drawing {escape(name)}" width="100%" height="{height}" {label}>'
     return Markup(head + "".join(parts) + "</svg>")  # noqa: S704 - numbers, and text escaped above
 
 

@@ -1,4 +1,4 @@
-"""Arrow: record batches to small batches of rows, files of them, and the names that stand for their numbers."""
+"""Arrow and Parquet: files of record batches, cut to small batches of rows, with the names of their class labels."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.ipc
+import pyarrow.parquet
 
 from finetune.errors import DataError
 from finetune.files.strict_json import parse_json
 from finetune.prepare.readers.batches import BATCH_BYTES, BATCH_ROWS, BadRow, Batch, Row, too_large
-from finetune.prepare.readers.compression import Compression, expanded, failures_told
+from finetune.prepare.readers.compression import BUFFER, Compression, expanded, failures_told
 
 HELD = 1 << 28  # bytes that may be decoded at once, where values are shared between rows
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -103,14 +104,7 @@ def _small(batch: pa.RecordBatch, plain: pa.Schema, size: int) -> Iterator[pa.Re
         rows = max(1, min(BATCH_ROWS, HELD // max(1, batch.slice(0, 1).nbytes)))
     for start in range(0, batch.num_rows, rows):
         piece = batch.slice(start, rows)
-        yield from _halves(pa.RecordBatch.from_arrays(_cast(piece, plain), schema=plain), size)
-
-
-def _cast(batch: pa.RecordBatch, plain: pa.Schema) -> list[pa.Array]:
-    return [
-        column if column.type == field.type else column.cast(field.type)
-        for column, field in zip(batch.columns, plain, strict=True)
-    ]
+        yield from _halves(piece.cast(plain), size)
 
 
 def _halves(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
@@ -132,9 +126,7 @@ def _plain_schema(schema: pa.Schema, where: str) -> pa.Schema:
         try:
             fields.append(pa.field(field.name, _plain(field.type)))
         except TypeError as error:
-            raise DataError(
-                f"{where}", f"column {field.name!r} is of type {error}", "write it as a list or text"
-            ) from None
+            raise DataError(where, f"column {field.name!r} is of type {error}", "write it as a list or text") from None
     return pa.schema(fields)
 
 
@@ -228,3 +220,18 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch after its offsets were checked: pyarrow would follow wrong ones out of its memory."""
     batch.validate(full=True)
     return batch
+
+
+def parquet_file(path: Path, where: str) -> Iterator[tuple[pa.RecordBatch, float]]:
+    """Record batches of a Parquet file and the share of the rows that was read."""
+    # Without the first two options a whole row group is held, however large it is.
+    options = {"pre_buffer": False, "buffer_size": BUFFER, "page_checksum_verification": True}
+    with pa.parquet.ParquetFile(path, **options) as file:
+        rows, groups, done = file.metadata.num_rows, range(file.num_row_groups), 0
+        row_bytes = sum(file.metadata.row_group(at).total_byte_size for at in groups) // max(1, rows)
+        at_once = max(1, min(BATCH_ROWS, 16 * BATCH_BYTES // max(1, row_bytes)))
+        for batch in file.iter_batches(batch_size=at_once, use_threads=False):
+            done += batch.num_rows
+            yield batch, done / rows
+        if done != rows:
+            raise DataError(where, f"is cut off or damaged ({done} of {rows} rows)", "fetch it again")

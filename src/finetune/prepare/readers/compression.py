@@ -1,4 +1,4 @@
-"""Opening files: compressed or not, never expanding without bound, and each failure told in one line."""
+"""Opening files, compressed or not; each failure is reported in one line."""
 
 import codecs
 import io
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import pyarrow as pa
 
@@ -21,7 +21,6 @@ COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 STARTS = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}  # how such files start
 MARK = codecs.BOM_UTF8
 BUFFER = 1 << 18  # read at once from a file
-FREE_EXPANSION, EXPANSION = 64_000_000, 300  # so many bytes freely, then so many for each byte on disk
 
 
 @contextmanager
@@ -40,36 +39,6 @@ def failures_told(where: str) -> Iterator[None]:
         raise DataError(where, f"is cut off or damaged ({reason})", "fetch it or write it again") from None
 
 
-def check_expansion(where: str, expanded: int, on_disk: int) -> None:
-    """DataError where this many bytes came out of so few."""
-    if expanded > FREE_EXPANSION + EXPANSION * on_disk:
-        raise DataError(
-            where,
-            f"expands to more than {EXPANSION} times its size, as files do that are made to fill a disk",
-            "if this one is sound, write it again with less compression",
-        )
-
-
-class Expander(io.RawIOBase):
-    """The expanded bytes of a compressed file; DataError once they are absurdly many."""
-
-    def __init__(self, where: str, file: BinaryIO, compression: Compression) -> None:
-        self._where, self._file, self._done = where, file, 0
-        self._stream = pa.CompressedInputStream(file, compression)
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._done
-
-    def readinto(self, buffer: Any) -> int:
-        count: int = self._stream.readinto(buffer)
-        self._done += count
-        check_expansion(self._where, self._done, self._file.tell())
-        return count
-
-
 @dataclass(frozen=True, slots=True)
 class OpenText:
     """An open text file without its byte order mark."""
@@ -77,27 +46,24 @@ class OpenText:
     where: str
     file: BinaryIO  # as it is on disk
     stream: BinaryIO  # its bytes after expansion
-    compressed: bool
+    start: int  # bytes of the mark
 
     @property
     def read_bytes(self) -> int:
-        """How much of the file on disk was used."""
-        return self.file.tell() if self.compressed else self.stream.tell()
+        """How much of the file on disk was read."""
+        return self.file.tell()
 
 
 @contextmanager
 def open_text(path: Path, compression: Compression | None) -> Iterator[OpenText]:
     """A text file after its byte order mark; DataError where it is compressed and its name does not say so."""
     with failures_told(str(path)), path.open("rb", buffering=0) as file:
-        expander = Expander(str(path), file, compression) if compression else None
-        stream = io.BufferedReader(expander or file, BUFFER)
+        stream = io.BufferedReader(pa.CompressedInputStream(file, compression) if compression else file, BUFFER)
         head = stream.peek(4)
         for suffix, start in STARTS.items():
             if compression is None and head.startswith(start):
                 raise DataError(path, "is compressed", f"put {suffix} after its name")
-        if head.startswith(MARK):
-            stream.read(len(MARK))
-        yield OpenText(str(path), file, stream, compression is not None)
+        yield OpenText(str(path), file, stream, len(stream.read(len(MARK)) if head.startswith(MARK) else b""))
 
 
 @contextmanager
@@ -109,5 +75,5 @@ def expanded(path: Path, compression: Compression | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         copy = Path(folder) / "expanded"
         with failures_told(str(path)), path.open("rb", buffering=0) as file, copy.open("wb") as target:
-            shutil.copyfileobj(io.BufferedReader(Expander(str(path), file, compression), BUFFER), target, BUFFER)
+            shutil.copyfileobj(pa.CompressedInputStream(file, compression), target, BUFFER)
         yield copy

@@ -60,11 +60,9 @@ class _RecordLines:
             self.line += 1
             self.size += len(read)
             if self.size > self._max and self.size - len(read) + len(read.rstrip(b"\r\n")) > self._max:
-                raise DataError(
-                    f"{self._source.where}:{self.start}",
-                    f"the record that starts here is {too_large(self._max)}, or a quote in it never closes",
-                    "mend it, or write the file as JSON lines",
-                )
+                place = f"{self._source.where}:{self.start}"
+                what = f"the record that starts here is {too_large(self._max)}, or a quote in it never closes"
+                raise DataError(place, what, "mend it, or write the file as JSON lines")
             yield read.decode("utf-8", "surrogateescape")
 
 
@@ -103,12 +101,11 @@ def _header(where: str, record: tuple[int, list[str]] | None) -> tuple[str, ...]
     if record is None:
         raise DataError(where, "has no header", "its first line must name the columns")
     line, names = record
+    place = f"{where}:{line}"
     if "" in names:
-        raise DataError(
-            f"{where}:{line}", f"column {names.index('') + 1} has no name", "its first line must name them all"
-        )
+        raise DataError(place, f"column {names.index('') + 1} has no name", "its first line must name them all")
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{where}:{line}", f"two columns are named {twice!r}", "give each its own name")
+        raise DataError(place, f"two columns are named {twice!r}", "give each its own name")
     if _not_utf8(names, names) is not None:
-        raise DataError(f"{where}:{line}", "the header is not UTF-8", "save the file as UTF-8")
+        raise DataError(place, "the header is not UTF-8", "save the file as UTF-8")
     return tuple(names)

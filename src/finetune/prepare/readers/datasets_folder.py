@@ -42,9 +42,7 @@ def shards(path: Path, part: str | None) -> list[Path]:
         splits = _listed(path / DATASETS, "splits")
         if part not in splits:
             found = "it names none" if part is None else f"there is no {part!r}"
-            raise DataError(
-                f"{path}", f"holds the parts {', '.join(splits)} and {found}", "set the source's `part` to one"
-            )
+            raise DataError(path, f"holds the parts {', '.join(splits)} and {found}", "set the source's `part` to one")
         folder = path / part
     elif part is not None:
         raise DataError(path, f"is one dataset, so it has no part {part!r}", "take `part` out of its source")

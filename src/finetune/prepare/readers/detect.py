@@ -1,6 +1,6 @@
 """Containers of rows, read as a stream: JSON lines, JSON arrays, CSV, TSV, Parquet, Arrow and `datasets` folders.
 
-Memory does not grow with the file, not even where a small compressed file expands to a huge one.
+Memory does not grow with the file.
 """
 
 from collections.abc import Iterator
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.errors import DataError
-from finetune.prepare.readers.arrow_rows import arrow_file, file_batches
+from finetune.prepare.readers.arrow_rows import arrow_file, file_batches, parquet_file
 from finetune.prepare.readers.batches import Batch
 from finetune.prepare.readers.compression import COMPRESSIONS, Compression, failures_told
 from finetune.prepare.readers.csv_tables import read_table
 from finetune.prepare.readers.datasets_folder import is_dataset_folder, read_folder, shards
 from finetune.prepare.readers.json_text import kind_of_json, read_array, read_lines
-from finetune.prepare.readers.parquet_rows import parquet_file
 
 Kind = Literal["jsonl", "json_array", "csv", "tsv", "parquet", "arrow", "folder"]
 
@@ -51,12 +50,9 @@ def detect_container(path: Path) -> Container:
     compression = COMPRESSIONS.get(suffix)
     kind = KINDS.get(Path(path.stem).suffix.lower() if compression else suffix)
     if kind is None or path.is_dir():
-        raise DataError(
-            path,
-            "is nothing that can be read",
-            f"known are {', '.join(KINDS)} (each also with {' or '.join(COMPRESSIONS)} after it) "
-            "and folders that datasets' save_to_disk wrote",
-        )
+        known = f"{', '.join(KINDS)} (each also with {' or '.join(COMPRESSIONS)} after it)"
+        remedy = f"known are {known} and folders that datasets' save_to_disk wrote"
+        raise DataError(path, "is nothing that can be read", remedy)
     return Container(kind_of_json(path, compression) if kind == "json_array" else kind, compression)
 
 

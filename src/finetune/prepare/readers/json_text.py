@@ -14,11 +14,11 @@ from finetune.prepare.readers.batches import BadRow, Batch, Row, grouped, too_la
 from finetune.prepare.readers.compression import Compression, OpenText, open_text
 
 PIECE = 1 << 18  # read at once from a file
+MOST_READ = 1 << 24  # at once, however large a row may be
 
 # Finds where an element ends and nothing else: keys that stand twice, NaN and numbers are for parse_json to judge.
 ENDS = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
 SPACE = re.compile(r"[ \t\n\r]*")
-OF_NUMBERS = frozenset("0123456789.+-eE") | {""}  # a number is at its end where none of these follows
 # Letters. An error this near to the end of what was read may be a token cut in two; only strings are longer than the
 # longest of the others, which is an escaped pair like `\ud83d\ude00`.
 LONGEST_TOKEN = 16
@@ -109,22 +109,30 @@ class _Window:
     def __init__(self, source: OpenText) -> None:
         self.where, self._stream = source.where, source.stream
         self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._read = source.start
         self.text, self.at, self.line, self.ended = "", 0, 1, False
 
-    def grow(self) -> None:
-        """Hold twice as much after `at`, so that reading on for one element takes no quadratic time."""
-        start = self._stream.tell() - len(self._decoder.getstate()[0])
-        read = self._stream.read(max(PIECE, len(self.text) - self.at))
-        try:
-            more = self._decoder.decode(read, final=not read)
-        except UnicodeDecodeError as error:
-            raise DataError(self.where, f"not UTF-8 at byte {start + error.start}", "save it as UTF-8") from None
-        self.text, self.at, self.ended = self.text[self.at :] + more, 0, not read
+    def fill(self, size: int) -> None:
+        """Hold at least so many letters from `at` on, or all that are left."""
+        while len(self.text) - self.at < size and not self.ended:
+            start = self._read - len(self._decoder.getstate()[0])
+            read = self._stream.read(max(PIECE, min(size, MOST_READ)))
+            self._read += len(read)
+            try:
+                more = self._decoder.decode(read, final=not read)
+            except UnicodeDecodeError as error:
+                raise DataError(self.where, f"not UTF-8 at byte {start + error.start}", "save it as UTF-8") from None
+            self.text, self.at, self.ended = self.text[self.at :] + more, 0, not read
 
     def move(self, to: int) -> None:
         """Pass over the text up to `to`."""
         self.line += self.text.count("\n", self.at, to)
         self.at = to
+
+    def error(self, message: str, at: int | None = None) -> DataError:
+        """What is wrong with the array at the present place, or at another one that is held."""
+        line = self.line + (0 if at is None else self.text.count("\n", self.at, at))
+        return DataError(f"{self.where}:{line}", message, ADVICE)
 
     def next_letter(self) -> str:
         """The next letter that is no space, or nothing at the end."""
@@ -134,7 +142,7 @@ class _Window:
                 return self.text[self.at]
             if self.ended:
                 return ""
-            self.grow()
+            self.fill(1)
 
 
 def read_array(path: Path, compression: Compression | None, max_row_bytes: int) -> Iterator[Batch]:
@@ -149,7 +157,7 @@ def read_array(path: Path, compression: Compression | None, max_row_bytes: int) 
 def _elements(window: _Window, max_row_bytes: int) -> Iterator[tuple[int, str]]:
     """Line and text of each element; DataError where the array is broken."""
     if window.next_letter() != "[":
-        raise DataError(f"{window.where}:{window.line}", "no JSON array starts here", "write the file as JSON lines")
+        raise window.error("no JSON array starts here")
     window.move(window.at + 1)
     number, letter = 0, window.next_letter()
     while letter != "]":
@@ -161,52 +169,39 @@ def _elements(window: _Window, max_row_bytes: int) -> Iterator[tuple[int, str]]:
         if letter == "":
             raise _cut_off(window, number)
         if letter not in ",]":
-            raise DataError(f"{window.where}:{window.line}", f"no comma stands after element {number}", f"{ADVICE}")
+            raise window.error(f"no comma stands after element {number}")
         if letter == ",":
             window.move(window.at + 1)
             window.next_letter()
     window.move(window.at + 1)
     if window.next_letter():
-        raise DataError(f"{window.where}:{window.line}", "something stands after the array's end", f"{ADVICE}")
+        raise window.error("something stands after the array's end")
 
 
 def _element_end(window: _Window, number: int, max_row_bytes: int) -> int:
-    """Where the element at `window.at` ends, after reading on until it does."""
-    while True:
-        try:
-            _, end = ENDS.raw_decode(window.text, window.at)
-        except json.JSONDecodeError as error:
-            unsure = error.pos >= len(window.text) - LONGEST_TOKEN or error.msg.startswith("Unterminated string")
-            if unsure and window.ended:
-                raise _cut_off(window, number) from None
-            if not unsure:
-                line = window.line + window.text.count("\n", window.at, error.pos)
-                where = f"{window.where}:{line}: element {number} of the array"
-                raise DataError("", f"{where} is broken JSON ({error.msg})", f"{ADVICE}") from None
-        except RecursionError:
-            where = f"{window.where}:{window.line}: element {number} of the array"
-            raise DataError("", f"{where} is nested too deeply", f"{ADVICE}") from None
-        else:
-            goes_on = window.text[end - 1] in OF_NUMBERS and window.text[end : end + 1] in OF_NUMBERS
-            if window.ended or not goes_on:
-                _check_size(window, end, number, max_row_bytes)
-                return end
-        _check_size(window, len(window.text), number, max_row_bytes)
-        window.grow()
-
-
-def _check_size(window: _Window, end: int, number: int, max_row_bytes: int) -> None:
+    """Where the element at `window.at` ends; more is held than it may be long, so it ends there or is too large."""
+    window.fill(max_row_bytes + LONGEST_TOKEN + 1)
+    place = f"element {number} of the array"
+    try:
+        _, end = ENDS.raw_decode(window.text, window.at)
+    except RecursionError:
+        raise window.error(f"{place} is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        end = len(window.text)
+        if error.pos < end - LONGEST_TOKEN and not error.msg.startswith("Unterminated string"):
+            raise window.error(f"{place} is broken JSON ({error.msg})", error.pos) from None
+        if window.ended:
+            raise _cut_off(window, number) from None
     size = end - window.at
-    if size <= max_row_bytes < 4 * size:  # a letter takes up to four bytes
+    if 4 * size > max_row_bytes:  # a letter takes up to four bytes
         size = len(window.text[window.at : end].encode("utf-8"))
     if size > max_row_bytes:
-        where = f"{window.where}:{window.line}: element {number} of the array"
-        raise DataError("", f"{where} is {too_large(max_row_bytes)}, or never ends", f"{ADVICE}")
+        raise window.error(f"{place} is {too_large(max_row_bytes)}, or never ends")
+    return end
 
 
 def _cut_off(window: _Window, number: int) -> DataError:
-    line = window.line + window.text.count("\n", window.at)
-    return DataError(f"{window.where}:{line}", f"the file ends in or after element {number}, before `]`", f"{ADVICE}")
+    return window.error(f"the file ends in or after element {number}, before `]`", len(window.text))
 
 
 def kind_of_json(path: Path, compression: Compression | None) -> Literal["jsonl", "json_array"]:
@@ -214,9 +209,7 @@ def kind_of_json(path: Path, compression: Compression | None) -> Literal["jsonl"
     with open_text(path, compression) as source:
         while not (line := source.stream.readline(PIECE)).strip():
             if not line:
-                raise DataError(
-                    f"{path}", "holds nothing but spaces", "put rows into it or take it out of data.sources"
-                )
+                raise DataError(path, "holds nothing but spaces", "put rows into it or take it out of data.sources")
         text = line.strip().decode("utf-8", "replace")
         if text.startswith("["):
             return "json_array"
@@ -227,9 +220,8 @@ def kind_of_json(path: Path, compression: Compression | None) -> Literal["jsonl"
         except json.JSONDecodeError as error:
             # An object that is still open where the line ends: the file was laid out for people.
             if error.pos >= len(text) and line.endswith(b"\n") and source.stream.read(PIECE).strip():
-                raise DataError(
-                    f"{path}", "is one JSON object over several lines", "write an array of objects or one object a line"
-                ) from None
+                remedy = "write an array of objects or one object a line"
+                raise DataError(path, "is one JSON object over several lines", remedy) from None
         except RecursionError:
             pass  # the line's own defect, which costs no more than the line
     return "jsonl"

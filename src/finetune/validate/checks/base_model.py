@@ -96,7 +96,7 @@ def check_length(params: ValidateParams, architecture: Architecture) -> list[Fin
     length, limit = params.train.max_length, architecture.max_positions
     if length <= limit:
         return []
-    what = f"{length} is more than the {limit} positions of {params.model.base}"
+    what = f"{length} is more than the {limit} positions of the base"
     return [Finding("length-beyond-base", "params.yaml: train.max_length", what, f"use {limit} or less")]
 
 
@@ -105,18 +105,16 @@ def check_tokenizer(model: ModelConfig, tokenizer: Any, architecture: Architectu
     findings = check_template(tokenizer, end_tokens(model, tokenizer))
     rows, tokens = architecture.vocabulary if architecture else None, len(tokenizer)
     if rows is not None and tokens > rows:
-        what = f"the tokenizer has {tokens} tokens, the embeddings of {model.base} {rows} rows"
+        what = f"the tokenizer has {tokens} tokens, the base's embeddings {rows} rows"
         fix = "use the tokenizer that belongs to the base, or a token that it has for model.pad_token"
         findings.append(Finding("tokens-without-embeddings", WHERE, what, fix))
     foreign = [mark for mark in template_marks(tokenizer) if mark not in tokenizer.get_vocab()]
     if foreign:
-        what = f"{', '.join(foreign[:4])} of the template are no single tokens of {model.base}"
+        what = f"{', '.join(foreign[:4])} of the template are no single tokens of the base"
         fix = f"use the template that belongs to the base (null, or one of {TEMPLATES})"
         findings.append(Finding("template-foreign", "params.yaml: model.chat_template", what, fix))
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        what = (
-            f"padding and end are one token ({tokenizer.eos_token}); end tokens of answers are trained on all the same"
-        )
+        what = f"padding and end are one token ({tokenizer.eos_token}); answers' end tokens are trained on all the same"
         findings.append(Finding("pad-is-end", "params.yaml: model.pad_token", what, "nothing to do"))
     return findings
 

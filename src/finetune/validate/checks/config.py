@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from finetune.config.loading import read_yaml
 from finetune.config.validate import ValidateParams
+from finetune.errors import ConfigError
 from finetune.plan.outlook import RunPlan
 from finetune.validate.checks.adapter import check_adapter
 from finetune.validate.checks.base_model import Base
 from finetune.validate.checks.plan import check_plan
-from finetune.validate.checks.recipe import check_reference
 from finetune.validate.checks.schedule import check_run
 from finetune.validate.checks.settings import check_settings
 from finetune.validate.checks.watched import check_watched
@@ -25,3 +26,18 @@ def check_config(params: ValidateParams, root: Path, base: Base, outlook: RunPla
         *check_plan(params, outlook),
         *check_reference(params, root / "recipes"),
     ]
+
+
+def check_reference(params: ValidateParams, recipes: Path) -> list[Finding]:
+    """The effective batch size against the recipe's own, which its learning rate was chosen with."""
+    path = recipes / f"{params.recipe}.yaml"
+    try:
+        reference = read_yaml(path)["train"]["effective_batch_size"]
+    except (ConfigError, KeyError, TypeError):  # a run of the user's own, of no recipe
+        return []
+    asked = params.train.effective_batch_size
+    if asked == reference:
+        return []
+    what = f"{asked} here, {reference} in recipes/{path.name}, whose learning rate was chosen for that"
+    fix = f"use {reference} (with another gradient_accumulation_steps), or another learning_rate"
+    return [Finding("effective-batch-changed", "params.yaml: train.effective_batch_size", what, fix)]

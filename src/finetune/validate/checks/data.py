@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from finetune.config.types import SPLITS, Split
 from finetune.config.validate import ValidateParams
-from finetune.records.examples import Example
-from finetune.records.leakage import text_key
+from finetune.records.examples import Example, text_key
 from finetune.validate.checks.balance import check_balance
 from finetune.validate.checks.distribution_shift import check_shift
 from finetune.validate.checks.overlap import check_overlap

@@ -15,8 +15,7 @@ import numpy as np
 import regex
 
 from finetune.config.types import Split
-from finetune.records.examples import Example
-from finetune.records.leakage import text_key
+from finetune.records.examples import Example, text_key
 from finetune.records.near_duplicates import SPACELESS, spoken_text
 from finetune.validate.findings import Finding
 

@@ -75,7 +75,8 @@ def wrong_answers(tokenizer: Any, example: Example, whole: Tokenized, frames: se
         return f"{len(texts)} supervised stretches for {len(turns)} answers"
     for turn, text in zip(turns, texts, strict=True):
         if turn.tool_calls and not _holds_calls(turn, text):
-            return f"the call of {_names(turn)} is not written down: {text[:80]!r}"
+            names = ", ".join(str(call["function"]["name"]) for call in turn.tool_calls)
+            return f"the call of {names} is not written down: {text[:80]!r}"
         if not turn.tool_calls and not any(_framed(tokenizer, turn.content, text, frame) for frame in frames):
             return f"{text[:80]!r} is trained on for the answer {turn.content[:80]!r}"
     return None
@@ -91,16 +92,10 @@ def _framed(tokenizer: Any, answer: str, text: str, frame: Frame) -> bool:
     if "</think>" in answer:  # a template writes a row's own thoughts in its own way, or leaves them out
         return said.strip().endswith(answer.rsplit("</think>", 1)[1].strip())
     inner = said.removeprefix(before).strip()
-    return inner == answer.strip() or inner == _as_tokens(tokenizer, answer.strip())
-
-
-def _as_tokens(tokenizer: Any, text: str) -> str:
-    """A text as it comes back from tokens: some tokenizers normalize Unicode or blanks."""
-    return str(tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))).strip()
-
-
-def _names(turn: Message) -> str:
-    return ", ".join(str(call["function"]["name"]) for call in turn.tool_calls or ())
+    if inner == answer.strip():
+        return True
+    # As it comes back from tokens: some tokenizers normalize Unicode or blanks.
+    return inner == str(tokenizer.decode(tokenizer.encode(answer.strip(), add_special_tokens=False))).strip()
 
 
 def _holds_calls(turn: Message, text: str) -> bool:

@@ -11,12 +11,14 @@ import numpy.typing as npt
 from finetune.config.data import DuplicateConfig
 from finetune.config.types import Split
 from finetune.config.validate import ValidateParams
-from finetune.records.examples import Example
-from finetune.records.leakage import plain_turn, text_key
+from finetune.records.examples import Example, plain_turn, text_key
 from finetune.records.near_duplicates import BandHashes, band_hashes, shingles, similarity, spoken_text
 from finetune.validate.findings import Finding
 
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
+NEAR_CODES = {"validation": "split-near-overlap", "test": "test-near-overlap"}
+AGAIN = "run prepare again (dvc repro -f -s prepare)"
+OTHER_ANSWER = "have a prompt that is in train too, with another answer"
 TEXTS_AT_ONCE = 2000  # whose shingles are in memory at a time
 # So many of a row's proposals are measured, those with the most bands in common first. Where nearly all rows are one
 # long template, whole buckets would be measured for nothing.
@@ -40,9 +42,16 @@ def check_overlap(params: ValidateParams, splits: Mapping[Split, Sequence[Exampl
             known = answers.get(prompt_key(example))
             same = known is not None and plain_turn(example.messages[-1]) in known
             (rest if known is None else copies if same else other_answers).append(example)
-        findings += [*_copies(name, copies, splits[name]), *_same_prompts(name, other_answers, splits[name])]
         near = near_copies([spoken_text(example.messages) for example in rest], texts, params.data.duplicates)
-        findings += _near(name, [rest[at] for at in near], splits[name], params.data.duplicates)
+        known_by = (
+            ("split-overlap", copies, "are in train too, prompt and answer", f"{AGAIN}; it keeps them apart"),
+            ("split-same-prompt", other_answers, OTHER_ANSWER, f"{AGAIN}; it keeps rows of one prompt together"),
+            (NEAR_CODES[name], [rest[at] for at in near], *_near(params.data.duplicates)),
+        )
+        for code, found, what, fix in known_by:
+            if found:
+                what = f"{_share(found, splits[name])} {what} ({some_ids(found)})"
+                findings.append(Finding(code, f"data/prepared/{name}.jsonl", what, fix))
     return findings
 
 
@@ -52,40 +61,13 @@ def prompt_key(example: Example) -> bytes:
     return text_key(spoken or example.prompt)
 
 
-def _copies(name: Split, found: Sequence[Example], split: Sequence[Example]) -> list[Finding]:
-    if not found:
-        return []
-    what = f"{_share(found, split)} are in train too, prompt and answer ({some_ids(found)})"
-    return [
-        Finding("split-overlap", _file(name), what, "run prepare again (dvc repro -f -s prepare); it keeps them apart")
-    ]
-
-
-def _same_prompts(name: Split, found: Sequence[Example], split: Sequence[Example]) -> list[Finding]:
-    if not found:
-        return []
-    what = f"{_share(found, split)} have a prompt that is in train too, with another answer ({some_ids(found)})"
-    fix = "run prepare again (dvc repro -f -s prepare); it keeps rows of one prompt together"
-    return [Finding("split-same-prompt", _file(name), what, fix)]
-
-
-def _near(name: Split, found: Sequence[Example], split: Sequence[Example], settings: DuplicateConfig) -> list[Finding]:
-    if not found:
-        return []
-    what = (
-        f"{_share(found, split)} share {settings.threshold:.0%} or more of their word shingles with a row of train "
-        f"({some_ids(found)})"
-    )
+def _near(settings: DuplicateConfig) -> tuple[str, str]:
+    """What near copies are, and the setting that keeps them apart."""
+    what = f"share {settings.threshold:.0%} or more of their word shingles with a row of train"
     if settings.near == "ignore":
-        fix = "set data.duplicates.near: group to keep near copies in one split, or drop"
-    else:  # prepare looked for them, and its buckets hid these
-        fix = f"set data.duplicates.permutations: {2 * settings.permutations}, so that prepare finds more of them"
-    code = {"test": "test-near-overlap"}.get(name, "split-near-overlap")
-    return [Finding(code, _file(name), what, fix)]
-
-
-def _file(name: Split) -> str:
-    return f"data/prepared/{name}.jsonl"
+        return what, "set data.duplicates.near: group to keep near copies in one split, or drop"
+    # prepare looked for them, and its buckets hid these
+    return what, f"set data.duplicates.permutations: {2 * settings.permutations}, so that prepare finds more of them"
 
 
 def _share(found: Sequence[Example], split: Sequence[Example]) -> str:

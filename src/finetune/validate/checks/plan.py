@@ -18,12 +18,8 @@ def check_plan(params: ValidateParams, outlook: RunPlan) -> list[Finding]:
     """All findings about memory; none where the architecture is not known."""
     if outlook.memory is None:
         return []
-    return [
-        *check_fit(outlook),
-        *check_this_machine(params, outlook),
-        *check_room(params, outlook),
-        *check_evaluations(outlook),
-    ]
+    here = [*check_fit(outlook), *check_this_machine(params, outlook)]
+    return [*here, *check_room(params, outlook), *check_evaluations(outlook)]
 
 
 def check_evaluations(outlook: RunPlan) -> list[Finding]:
@@ -79,10 +75,7 @@ def check_room(params: ValidateParams, outlook: RunPlan) -> list[Finding]:
         plain = params.model_copy(update={"train": params.train.model_copy(update={"activation_checkpointing": False})})
         if peak(plain) <= room:
             what = f"without it the peak would be {gigabytes(peak(plain))} of {gigabytes(outlook.available)}"
-            where, fix = (
-                "params.yaml: train.activation_checkpointing",
-                "set it to false: a third of the work is saved",
-            )
+            where, fix = "params.yaml: train.activation_checkpointing", "set it to false: it costs a third of the work"
             findings.append(Finding("checkpointing-needless", where, what, fix))
     if params.model.quantization == "nf4":
         plain = params.model_copy(update={"model": params.model.model_copy(update={"quantization": "none"})})

@@ -39,19 +39,12 @@ def check_test_size(params: ValidateParams, test: Sequence[Example]) -> list[Fin
 
 def _examples_of(params: ValidateParams, test: Sequence[Example], criterion: QualityCriterion) -> int:
     """How many test examples a criterion is judged on: those of its group that its scorer scores."""
-    of = next(
-        (
-            scorer.of
-            for name, scorer in params.evaluate.scorers.items()
-            if any(metric.name == criterion.metric for metric in scorer.metrics(name))
-        ),
-        None,
-    )
-    return sum(
-        criterion.group in (ALL, example.agent, example.source)
-        and (of is None or example.agent in of or example.source in of)
-        for example in test
-    )
+    of_metric = {
+        metric.name: scorer.of for name, scorer in params.evaluate.scorers.items() for metric in scorer.metrics(name)
+    }
+    of = of_metric.get(criterion.metric)
+    members = [example for example in test if criterion.group in (ALL, example.agent, example.source)]
+    return sum(of is None or example.agent in of or example.source in of for example in members)
 
 
 def _unknown_scored(params: ValidateParams, test: Sequence[Example]) -> Iterator[Finding]:
@@ -78,18 +71,13 @@ def _ambiguous(params: ValidateParams, test: Sequence[Example]) -> Iterator[Find
 
 def _few_for_quantile(params: ValidateParams, at: int, criterion: LatencyQuantileAtMost) -> list[Finding]:
     """A quantile has an upper bound only where so many prompts were timed that one of them lies beyond it."""
-    needed, asked = (
-        examples_needed_quantile(criterion.quantile, params.decide.confidence_of_a_look),
-        (params.evaluate.latency.prompts),
-    )
+    needed = examples_needed_quantile(criterion.quantile, params.decide.confidence_of_a_look)
+    asked = params.evaluate.latency.prompts
     if asked >= needed:
         return []
     what = f"{asked:,} timed prompts can't prove {criterion.describe()}: {needed:,} are needed"
-    return [
-        Finding(
-            "test-set-too-small", f"params.yaml: decide.criteria.{at}", what, f"set evaluate.latency.prompts: {needed}"
-        )
-    ]
+    fix = f"set evaluate.latency.prompts: {needed}"
+    return [Finding("test-set-too-small", f"params.yaml: decide.criteria.{at}", what, fix)]
 
 
 def _unknown_group(at: int, criterion: QualityCriterion, test: Sequence[Example]) -> Finding:

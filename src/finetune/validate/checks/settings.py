@@ -38,9 +38,8 @@ def check_precision(params: ValidateParams) -> list[Finding]:
         what = "float16 on a CPU is computed slowly, or not at all"
         findings.append(Finding("dtype-slow", "params.yaml: model.dtype", what, "use bfloat16 or float32"))
     if environment == "cuda" and params.model.dtype == "float16" and not params.train.fp16:
-        what = "float16 weights are trained through without loss scaling" + (
-            " (bf16 has none)" if params.train.bf16 else ""
-        )
+        why = " (bf16 has none)" if params.train.bf16 else ""
+        what = f"float16 weights are trained through without loss scaling{why}"
         fix = "set train.fp16: true and bf16: false, or dtype: bfloat16"
         findings.append(Finding("dtype-unscaled", "params.yaml: model.dtype", what, fix))
     if environment == "cuda" and params.model.dtype == "float32":

@@ -20,11 +20,8 @@ TEMPLATE = "params.yaml: model.chat_template"
 
 def check_split(params: ValidateParams, name: str, split: TokenizedSplit) -> list[Finding]:
     """All findings about one tokenized split that is trained on."""
-    return [
-        *check_rendering(name, split),
-        *check_masks(name, split),
-        *check_truncation(params.train, name, split.counts),
-    ]
+    mask = [*check_rendering(name, split), *check_masks(name, split)]
+    return mask + check_truncation(params.train, name, split.counts)
 
 
 def check_rendering(name: str, split: TokenizedSplit) -> list[Finding]:
@@ -58,17 +55,13 @@ def check_truncation(train: TrainConfig, name: str, counts: TokenCounts) -> list
     """What max_length cuts, against the budget."""
     findings = []
     if counts.truncated_examples:
-        lost = {
-            "truncated-over-budget": ("truncated_examples", counts.truncated_examples, counts.all_examples, "examples"),
-            "end-tokens-over-budget": ("lost_end_tokens", counts.lost_end_tokens, counts.all_examples, "end tokens"),
-            "supervised-over-budget": (
-                "lost_supervised_tokens",
-                counts.lost_supervised_tokens,
-                counts.supervised_tokens + counts.lost_supervised_tokens,
-                "supervised tokens",
-            ),
-        }
-        for code, (key, count, of, thing) in lost.items():
+        supervised = counts.supervised_tokens + counts.lost_supervised_tokens
+        for code, key, of, thing in (
+            ("truncated-over-budget", "truncated_examples", counts.all_examples, "examples"),
+            ("end-tokens-over-budget", "lost_end_tokens", counts.all_examples, "end tokens"),
+            ("supervised-over-budget", "lost_supervised_tokens", supervised, "supervised tokens"),
+        ):
+            count = getattr(counts, key)
             share, allowed = count / max(of, 1), getattr(train.budget, key)
             if share > allowed:
                 what = (

@@ -21,7 +21,7 @@ def check_watched(params: ValidateParams, root: Path) -> list[Finding]:
         return []
     remedy = f"move or copy it into {FOLDER}/, or accept the finding if it never changes"
     return [
-        Finding("file-unwatched", f"params.yaml: {key}", f"{name}: {why}", remedy)
+        Finding("file-unwatched", f"params.yaml: {key}", why, remedy)
         for key, name in named_files(params)
         if (root / name).exists() and (why := find_reason(name, root))
     ]

@@ -1,0 +1,9 @@
+"""What the fixtures of tests/conftest.py give, by name."""
+
+from collections.abc import Callable
+
+from finetune.config.params import Config
+from finetune.records.examples import Example
+
+Change = Callable[..., Config]
+MakeExample = Callable[..., Example]
