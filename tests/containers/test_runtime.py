@@ -13,10 +13,11 @@ import pytest
 from finetune.cli.main import all_commands, main
 from finetune.containers import runtime
 from finetune.containers.command_line import SCRATCH
-from finetune.containers.images import image_name, lock_files, locks_sha256
+from finetune.containers.images import image_name
 from finetune.containers.runtime import command_code, engine_for, require_ready, runtime_of
 from finetune.errors import ConfigError, FinetuneError, InterruptedRunError, MachineError
 from finetune.files.run_lock import Holder, pipeline_lock, read_holder
+from finetune.hardware.locks import lock_files, locks_sha256
 from tests.builders.container_tree import config
 from tests.builders.container_tree import tree as tree
 from tests.builders.small_run import ROOT, params

@@ -4,7 +4,6 @@ An image is known by its label: the hash of the locks in requirements/ that its 
 lock is another name, so an image that does not fit is never started by mistake.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,8 @@ from typing import Any
 from finetune.config.model import Environment
 from finetune.console import gigabytes, say
 from finetune.errors import ConfigError, MachineError
+from finetune.hardware.locks import locks_sha256
+from finetune.pipeline.revisions import git_state
 
 LOCK_LABEL = "finetune.locks"  # of an image: locks_sha256 of what it was built from
 INSIDE = "FINETUNE_IMAGE"  # set in every image, to its name
@@ -83,20 +84,6 @@ def find_engine(program: str) -> Engine:
     if program == "podman" or "podman" in ask(program, "--version").stdout.lower():
         return Engine(program, True, os.getuid() != 0)
     return Engine(program, False, "rootless" in ask(program, "info", "--format", "{{.SecurityOptions}}").stdout)
-
-
-def lock_files(environment: Environment, root: Path) -> list[Path]:
-    """The locks that an environment is installed from, in the order of their installation."""
-    names = ["torch-cpu", "cpu"] if environment == "cpu" else [environment]
-    return [root / f"requirements/{name}.lock" for name in names]
-
-
-def locks_sha256(environment: Environment, root: Path) -> str:
-    """One hash of an environment's locks: of their bytes, one after the other (as `cat LOCKS | sha256sum` has it)."""
-    digest = hashlib.sha256()
-    for path in lock_files(environment, root):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def image_name(environment: Environment, root: Path) -> str:
@@ -270,13 +257,8 @@ def build_command(engine: str, environment: Environment, root: Path, variables: 
 
 def revision(root: Path) -> str:
     """The commit that is built, with -dirty where files differ from it; "unknown" outside of git."""
-    try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{commit}-dirty" if status.strip() else commit
+    commit, clean = git_state(root, untracked=True)
+    return "unknown" if commit is None else commit if clean else f"{commit}-dirty"
 
 
 def failure(engine: str, environment: Environment, base: str | None, log: Sequence[str]) -> MachineError:

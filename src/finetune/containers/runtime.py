@@ -24,10 +24,10 @@ from finetune.containers.images import (
     find_engine,
     find_image,
     image_name,
-    locks_sha256,
     other_images,
 )
 from finetune.errors import ConfigError, InterruptedRunError, MachineError
+from finetune.hardware.locks import locks_sha256
 from finetune.processes.signals import die_with_parent, signals_to
 
 OVERRIDE = "FINETUNE_RUNTIME"  # make ... RUNTIME=native, finetune --runtime native ...

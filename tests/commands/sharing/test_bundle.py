@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tarfile
@@ -13,7 +12,8 @@ from typing import Any
 import pytest
 
 from finetune.commands.sharing import archive, bundle, check_bundle, leaks, materials, members
-from finetune.errors import ConfigError, DataError, FinetuneError, MachineError
+from finetune.errors import ConfigError, DataError
+from finetune.hardware.locks import Package
 from tests.builders.changed_bundle import check, contents
 from tests.builders.changed_bundle import copy as copy
 from tests.builders.changed_bundle import made as made
@@ -92,7 +92,7 @@ def test_a_failure_leaves_the_old_bundle_and_nothing_half(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(archive, "copy_member", full)
+    monkeypatch.setattr(archive, "copy_bytes", full)
     with pytest.raises(OSError, match="No space"):
         bundle.run(copy, None, target)
     assert [path.name for path in target.parent.iterdir()] == ["it.tar.gz"]
@@ -188,33 +188,21 @@ def test_a_folder_of_this_machine_stays_here(copy: Path) -> None:
         bundle.run(copy, None, None)
 
 
-def test_leaks_are_found_at_every_place_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is read in pieces; what lies across a border counts too, and what only looks alike does not."""
-    monkeypatch.setattr(leaks, "CHUNK", 16)
+def test_a_folder_is_found_by_its_whole_name() -> None:
+    """A folder that only begins or ends alike is another one."""
     places = {b"/srv/work/run": "this repository's folder"}
-    for at in range(40):
-        path = tmp_path / "file"
-        path.write_bytes(b" " * at + b"/srv/work/run/x")
-        with pytest.raises(DataError):
-            leaks.require_none("file", path, {}, places)
-        path.write_bytes(b" " * at + b"/srv/work/running" + b" " * 9 + b"/mnt/srv/work/run")
-        leaks.require_none("file", path, {}, places)
+    leaks.require_none("file", b"/srv/work/running /mnt/srv/work/run", {}, places)
+    with pytest.raises(DataError):
+        leaks.require_none("file", b"/srv/work/running /srv/work/run/x", {}, places)
 
 
 def test_which_variables_are_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """By name, or because params name them; switches, numbers and paths to files are none."""
     for name in list(os.environ):
         monkeypatch.delenv(name)
-    for name in (
-        "WANDB_API_KEY",
-        "MY_JUDGE",
-        "MAX_TOKENS",
-        "HF_TOKEN_PATH",
-        "AWS_SECRET_ACCESS_KEY",
-        "HOME",
-        "A_TOKEN",
-    ):
-        monkeypatch.setenv(name, "123456789" if name == "MAX_TOKENS" else "x" if name == "A_TOKEN" else f"{name}-value")
+    values = {"MAX_TOKENS": "123456789", "A_TOKEN": "x"}
+    for name in ("WANDB_API_KEY", "MY_JUDGE", "HF_TOKEN_PATH", "AWS_SECRET_ACCESS_KEY", "HOME", *values):
+        monkeypatch.setenv(name, values.get(name, f"{name}-value"))
     assert sorted(leaks.secrets_here(["MY_JUDGE"]).values()) == ["AWS_SECRET_ACCESS_KEY", "MY_JUDGE", "WANDB_API_KEY"]
 
 
@@ -264,19 +252,13 @@ def test_the_real_locks_give_a_valid_bill(environment: str, monkeypatch: pytest.
 
 def test_a_version_that_the_lock_does_not_have_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Who installed something else by hand has no hash to show for it."""
-    packages = [materials.Package("torch", "2.0", ("0" * 64,)), materials.Package("regex", "1", ("0" * 64,))]
+    packages = [Package("torch", "2.0", ("0" * 64,)), Package("regex", "1", ("0" * 64,))]
     used = materials.as_used(packages, {"versions": {"torch": "2.1"}})
-    assert used == [materials.Package("torch", "2.1", ()), packages[1]]
+    assert used == [Package("torch", "2.1", ()), packages[1]]
     assert "warning: the run used torch 2.1, its lock has 2.0; no hash proves it" in capsys.readouterr().out
 
 
-def test_errors_have_their_exit_codes() -> None:
-    """3 for a bundle that is not as it should be, 2 for a wrong call, 4 for a machine without the tool."""
-    assert [kind.exit_code for kind in (DataError, ConfigError, MachineError)] == [3, 2, 4]
-    with pytest.raises(FinetuneError, match=r"nowhere: no such bundle; \./finetune bundle writes one to out/bundle"):
+def test_no_bundle_is_a_wrong_call() -> None:
+    """Not one that is damaged."""
+    with pytest.raises(ConfigError, match=r"nowhere: no such bundle; \./finetune bundle writes one to out/bundle"):
         check(Path("nowhere"))
-
-
-def test_a_bundle_can_be_read_by_all(made: Path) -> None:
-    """It is there to be handed on."""
-    assert stat.S_IMODE(made.stat().st_mode) & 0o600 == 0o600

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.commands.sharing.redact import redacted, secrets_of
+from finetune.commands.sharing.leaks import redacted, secrets_of
 from finetune.commands.sharing.remote import changes_of
 from finetune.commands.sharing.stored import listed
 from finetune.pipeline.outputs import md5

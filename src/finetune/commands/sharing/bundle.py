@@ -5,7 +5,6 @@ Writes `out/bundle/finetune-<recipe>-<adapter>.tar.gz`, and beside it the signat
 
 import hashlib
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from finetune.errors import ConfigError
 from finetune.files.hashing import sha256_file
 from finetune.files.run_lock import pipeline_lock
 from finetune.paths import Paths
+from finetune.pipeline.revisions import git_state
 from finetune.processes.running import require_idle
 from finetune.reports.decision import DecisionReport
 
@@ -89,7 +89,7 @@ def variables_of(config: Config) -> list[str]:
 
 def describe(root: Path, config: Config, adapter: dict[str, Any], decision: DecisionReport) -> dict[str, Any]:
     """The manifest's head: what this is, and what was decided on it."""
-    revision, clean = git_state(root)
+    revision, clean = git_state(root, untracked=False)
     return {
         "format": FORMAT,
         "recipe": config.recipe,
@@ -103,18 +103,6 @@ def describe(root: Path, config: Config, adapter: dict[str, Any], decision: Deci
         "revision": revision,
         "committed": clean,
     }
-
-
-def git_state(root: Path) -> tuple[str | None, bool]:
-    """(the commit, whether the tracked files are as committed); (None, False) outside of git."""
-    asked = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-    try:
-        head, status = (
-            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True) for words in asked
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None, False
-    return head.stdout.strip(), not status.stdout.strip()
 
 
 def entry_of(source: Path | bytes) -> dict[str, Any]:

@@ -6,26 +6,23 @@ Reads out/adapter, the outputs that dvc.lock names under reports/, the card, the
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.sharing.names import require_harmless
+from finetune.commands.sharing.archive import require_harmless
 from finetune.config.model import Environment
 from finetune.config.params import Config
-from finetune.containers.images import lock_files
 from finetune.decide.evidence import check_hashes, require_current
 from finetune.decide.run_reports import RunReports
 from finetune.errors import DataError
 from finetune.files.hashing import files_in, sha256_tensors
 from finetune.files.manifests import MANIFEST, read_manifest
 from finetune.files.strict_json import read_json
+from finetune.hardware.locks import lock_files
 from finetune.paths import Paths
 from finetune.pipeline.outputs import outs_of, read_lock, require_recorded
 from finetune.reports.base import read_report
 from finetune.reports.decision import DecisionReport
 
 WEIGHTS = "adapter_model.safetensors"
-
-
 PLAIN = ("params.yaml", "dvc.yaml", "dvc.lock", "data/looks.json", "data/seeds.json")
-
 SBOM = "sbom.cdx.json"
 
 
