@@ -199,6 +199,12 @@ def test_missing_device_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPat
     assert devices.require_device("apple") == "mps"
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac may have the device")
+def test_another_systems_device_is_missing() -> None:
+    """There is no Apple GPU outside a Mac, and no torch is imported to find out."""
+    assert devices.why_unavailable("apple") == "no Apple GPU is in this machine"
+
+
 def test_calm_threads_leave_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has tuned OpenMP keeps it."""
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")

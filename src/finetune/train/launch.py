@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from finetune.config.train import TrainParams
 from finetune.console import say
 from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError, Problem
 from finetune.files.strict_json import read_json
-from finetune.hardware.devices import count_devices
 from finetune.hardware.host import usable_cores
+from finetune.hardware.preflight import find_device_problem, find_package_problems
 from finetune.paths import Paths
 from finetune.processes.signals import die_with_parent, signals_to
 
@@ -75,26 +74,12 @@ def listens(address: str, port: int) -> bool:
 
 
 def require_devices(params: TrainParams) -> None:
-    """MachineError unless this node has as many devices as the recipe asks of it; processes share one CPU."""
-    if params.train.distributed.strategy in ("zero2", "zero3") and not find_spec("deepspeed"):
-        raise MachineError(
-            "params.yaml: train.distributed.strategy",
-            f"{params.train.distributed.strategy} needs the package deepspeed, which is not installed here",
-            "pip install deepspeed, or use ddp",
-        )
-    if params.environment == "cpu" and params.train.distributed.strategy == "fsdp":
-        raise MachineError(
-            "params.yaml: train.distributed.strategy",
-            "fsdp needs CUDA: on a CPU accelerate trains by DDP instead, without a word",
-            "use ddp",
-        )
-    asked, found = per_node(params), count_devices(params.environment)
-    if params.environment != "cpu" and asked > found:
-        raise MachineError(
-            "params.yaml: train.distributed.devices",
-            f"{asked} are asked of this machine, it has {found}",
-            f"set devices: {found} and train.gradient_accumulation_steps so that the effective batch size stays",
-        )
+    """MachineError unless this node has the devices and the package that the processes need."""
+    packages = find_package_problems(params.environment, params.model, params.train)
+    problems = [problem for problem in packages if problem.code == "strategy-missing"]
+    device = find_device_problem(params.environment, params.train)
+    if device or problems:
+        raise MachineError.of([*problems, *([device] if device else [])])
 
 
 def per_node(params: TrainParams) -> int:
