@@ -38,15 +38,7 @@ HELD_OUT: dict[Split, int] = {"validation": 12, "test": 24}
 SHORT = 512  # tokens; longer rows only where there are no shorter ones
 # A sample has other shares than the whole: these findings would be about the sample.
 OF_THE_SAMPLE = (
-    "split-",
-    "test-",
-    "agent",
-    "label",
-    "answers-",
-    "language-",
-    "length-shift",
-    "system-prompt",
-    "padding-",
+    *("split-", "test-", "agent", "label", "answers-", "language-", "length-shift", "system-prompt", "padding-"),
     "group-",
 )
 
@@ -90,19 +82,22 @@ def training_changes(train: TrainConfig, rows: int, longest: int, change: Change
     """A run of a few steps on one device, with every event that a run has."""
     micro = min(train.per_device_train_batch_size, MICRO)
     accumulation = min(train.gradient_accumulation_steps, ACCUMULATION)
-    size = "a few steps only"
-    change("train", "per_device_train_batch_size", micro, size)
-    change("train", "per_device_eval_batch_size", min(train.per_device_eval_batch_size, 8), size)
-    change("train", "gradient_accumulation_steps", accumulation, size)
-    change("train", "effective_batch_size", micro * accumulation, size)
+    smaller = {
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": min(train.per_device_eval_batch_size, 8),
+        "gradient_accumulation_steps": accumulation,
+        "effective_batch_size": micro * accumulation,
+        "num_train_epochs": EPOCHS,
+        "warmup_steps": 2 if train.warmup_steps else 0,
+        "logging_steps": 1,
+        "eval_steps": EVENT_STEPS,
+        "save_steps": EVENT_STEPS,
+    }
+    for key, value in smaller.items():
+        change("train", key, value, "a few steps only")
     single = {"nodes": 1, "devices": 1, "strategy": "none", "offload_optimizer": "none", "offload_param": "none"}
     change("train", "distributed", single, "one device")
     change("train", "max_length", longest, f"the longest of the {rows} rows taken")
-    change("train", "num_train_epochs", EPOCHS, size)
-    change("train", "warmup_steps", 2 if train.warmup_steps else 0, size)
-    change("train", "logging_steps", 1, size)
-    change("train", "eval_steps", EVENT_STEPS, size)
-    change("train", "save_steps", EVENT_STEPS, size)
     change("train", "early_stopping_patience", None, "a few steps tell nothing")
     change("train", "report_to", [], "a rehearsal contacts nobody")
 
@@ -132,12 +127,8 @@ def device_changes(real: Config, here: str, change: Change) -> None:
         change("model", "attention", "sdpa", why)
     if "8bit" in real.train.optim:
         change("train", "optim", "adamw_torch", why)
-    if real.train.fp16:
-        change("train", "fp16", False, why)
-    if real.train.tf32:
-        change("train", "tf32", False, why)
-    if real.train.use_liger_kernel:
-        change("train", "use_liger_kernel", False, why)
+    for key in ("fp16", "tf32", "use_liger_kernel"):
+        change("train", key, False, why)
     if real.model.dtype == "float16" and here == "cpu":
         change("model", "dtype", "float32", why)
 
