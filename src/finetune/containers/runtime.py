@@ -62,7 +62,7 @@ def engine_for(command: str, config: Config) -> str | None:
         return runtime
     if not has_packages():
         raise MachineError(
-            f"{command}", "the packages of the stages are not installed here", "run make setup RUNTIME=native"
+            command, "the packages of the stages are not installed here", "run make setup RUNTIME=native"
         )
     return None
 
@@ -101,9 +101,7 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
             f"{instead}, or run natively: make ... RUNTIME=native, ./finetune --runtime native ...",
         )
     if not os.access(root, os.W_OK):
-        raise MachineError(
-            f"{root}", f"can't be written to by user {os.getuid()}", "change its owner, or mount it writable"
-        )
+        raise MachineError(root, f"can't be written to by user {os.getuid()}", "change its owner, or mount it writable")
     name = os.environ.get(OTHER_IMAGE) or image_name(config.environment, root)
     found = find_image(engine, name)
     build = f"make image-{config.environment} builds it"
@@ -149,7 +147,7 @@ def command_code(code: int, engine: str, command: str) -> int:
     again = "the same command goes on from what is kept"
     if code == 125:
         raise MachineError(
-            f"{command}", f"{engine} could not start the container, with the words above", "see docs/containers.md"
+            command, f"{engine} could not start the container, with the words above", "see docs/containers.md"
         )
     if code in (126, 127):
         raise MachineError(
@@ -158,9 +156,7 @@ def command_code(code: int, engine: str, command: str) -> int:
             "make image-cpu or image-cuda builds a broken image anew",
         )
     if code in (137, -signal.SIGKILL):
-        raise MachineError(
-            f"{command}", "its container was killed (exit code 137), by a lack of memory or by hand", f"{again}"
-        )
+        raise MachineError(command, "its container was killed (exit code 137), by a lack of memory or by hand", again)
     if code < 0 or code > 128:
         raise InterruptedRunError(command, f"its container was stopped (exit code {code})", again)
     return code

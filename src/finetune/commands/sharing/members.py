@@ -39,7 +39,7 @@ def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, 
     found |= {f"out/adapter/{path.relative_to(paths.adapter).as_posix()}": path for path in files_in(paths.adapter)}
     missing = [name for name, path in found.items() if not path.is_file()]
     if missing:
-        raise DataError(f"{missing[0]}", "is missing", "bundle needs a finished run (make repro)")
+        raise DataError(missing[0], "is missing", "bundle needs a finished run (make repro)")
     require_recorded(paths.root, found)
     return dict(sorted(found.items()))
 
@@ -69,7 +69,7 @@ def require_adapter(folder: Path) -> dict[str, Any]:
             f"{folder / min(extra)}", "was not published with the adapter", "move it elsewhere, then try again"
         )
     if sha256_tensors(folder / WEIGHTS) != manifest.get("adapter_sha256"):
-        raise DataError(f"{folder / WEIGHTS}", f"holds other tensors than its {MANIFEST} says", "run train again")
+        raise DataError(folder / WEIGHTS, f"holds other tensors than its {MANIFEST} says", "run train again")
     return manifest
 
 
@@ -103,5 +103,5 @@ def require_one_adapter(folder: Path, claimed: dict[str, Any]) -> DecisionReport
         )
     for name, value in (("verdict", decision.verdict), ("adapter_sha256", sha256)):
         if claimed.get(name) != value:
-            raise DataError(f"{MANIFEST}", f"its {name} is not the one in the bundle", "do not use it")
+            raise DataError(MANIFEST, f"its {name} is not the one in the bundle", "do not use it")
     return decision
