@@ -258,7 +258,7 @@ def test_revision(tmp_path: Path) -> None:
 def test_found_images(fake: Fake) -> None:
     """Present, absent and unreachable are three answers."""
     fake("docker", image=inspected("cpu", Config={"Labels": None}), images="printf 'finetune-cpu:1\\nother:2\\n'")
-    assert images.find_image("docker", "x") == images.Image("1234", {}, 1_400_000_000, "2026-01-01T00:00:00Z")
+    assert images.find_image("docker", "x") == images.Image("1234", {}, 1_400_000_000)
     assert images.other_images("docker", "cpu") == ["finetune-cpu:1"]
     fake("podman", image="echo 'Error: x: image not known' >&2; exit 125", images="echo localhost/finetune-cuda:9")
     assert images.find_image("podman", "x") is None

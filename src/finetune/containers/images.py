@@ -62,12 +62,11 @@ ABSENT = ("no such image", "no such object", "image not known", "unable to find 
 
 @dataclass(frozen=True)
 class Image:
-    """An image that an engine holds: its content's id, its labels, its bytes on disk and when it was made (ISO)."""
+    """An image that an engine holds: its content's id, its labels and its bytes on disk."""
 
     id: str
     labels: Mapping[str, str]
     bytes: int
-    created: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +145,14 @@ def unreachable(engine: str, complaint: str) -> MachineError:
 
 def _read_inspect(told: Mapping[str, Any]) -> Image:
     labels = told.get("Config", {}).get("Labels") or {}
-    return Image(told["Id"].removeprefix("sha256:"), labels, int(told["Size"]), told["Created"])
+    return Image(told["Id"].removeprefix("sha256:"), labels, int(told["Size"]))
 
 
 def _read_buildah(told: Mapping[str, Any]) -> Image:
     docker = told["Docker"]
     layers = json.loads(told["Manifest"])["layers"]  # in local storage these are the sizes of the unpacked layers
     size = sum(int(layer["size"]) for layer in layers)
-    return Image(told["FromImageID"], docker.get("config", {}).get("Labels") or {}, size, docker["created"])
+    return Image(told["FromImageID"], docker.get("config", {}).get("Labels") or {}, size)
 
 
 # ------------------------------------------------------------------------------------------------------------ building

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from finetune.files.strict_json import read_json
 from finetune.hardware.host import usable_cores
 from finetune.hardware.preflight import find_device_problem, find_package_problems
 from finetune.paths import Paths
-from finetune.processes.signals import die_with_parent, signals_to
+from finetune.processes.signals import run_and_forward
 
 WORKER = "finetune.train.worker"
 ERRORS: dict[int, type[FinetuneError]] = {
@@ -38,13 +37,12 @@ def launch(params: TrainParams, paths: Paths) -> None:
     if os.environ.get("NODE_RANK", "0") == "0":
         for path in left_errors(paths):
             path.unlink(missing_ok=True)
-    process = subprocess.Popen(
+    code, asked = run_and_forward(
         command(params),
+        pass_on,
         env={"OMP_NUM_THREADS": str(threads(params)), **os.environ},
         start_new_session=True,  # a Ctrl-C in the terminal reaches the processes through us alone
-        preexec_fn=die_with_parent,
     )
-    code, asked = wait(process)
     if code:
         raise_what_failed(paths, asked)
 
@@ -104,25 +102,14 @@ def command(params: TrainParams) -> list[str]:
     return [*run, *place, "--nproc-per-node", str(per_node(params)), "--max-restarts", "0", "-m", WORKER]
 
 
-def wait(process: "subprocess.Popen[bytes]") -> tuple[int, str | None]:
-    """Wait for torchrun; gives its exit code, and the first signal that reached us.
-
-    A signal goes on to the workers, which save at their step's end and end by themselves; where torchrun has not
-    started them yet, to torchrun.
-    """
-    asked: list[str] = []
-
-    def forward(number: int, frame: Any) -> None:  # noqa: ARG001
-        asked.append(signal.Signals(number).name)
-        with suppress(psutil.Error):  # what ended just now
-            found = workers(process.pid)
-            for worker in found:
-                worker.send_signal(number)
-            if not found:
-                process.terminate()
-
-    with signals_to(forward):
-        return process.wait(), next(iter(asked), None)
+def pass_on(process: "subprocess.Popen[bytes]", number: int) -> None:
+    """Give a signal to the workers, which save at their step's end and end by themselves; to torchrun before that."""
+    with suppress(psutil.Error):  # what ended just now
+        found = workers(process.pid)
+        for worker in found:
+            worker.send_signal(number)
+        if not found:
+            process.terminate()
 
 
 def workers(pid: int) -> list[Any]:

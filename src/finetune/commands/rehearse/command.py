@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.commands.rehearse import proofs
 from finetune.commands.rehearse.processes import Processes, Proof
-from finetune.commands.rehearse.workspace import EVENT_STEPS, KILLED_AT, Setting, prepare_setting
+from finetune.commands.rehearse.workspace import EVENT_STEPS, KILLED_AT, prepare_folder
 from finetune.config.data import PrepareParams
 from finetune.config.params import Config
 from finetune.config.recipes import read_recipe
@@ -43,9 +43,9 @@ def run(root: Path, recipe: str | None) -> list[dict[str, Any]]:
     say(f"rehearsing {real.recipe} in {folder}")
     prepare_rows(real, root)
     preview = look_ahead(real, root)
-    setting, own_tokenizer = set_stage(real, root, folder)
-    held = prove_all(real, preview, setting, processes)
-    report(real, preview, setting, held, own_tokenizer, folder, time.perf_counter() - started)
+    changes, own_tokenizer = fill_folder(real, root, Paths(folder))
+    held = prove_all(real, preview, Paths(folder), processes)
+    report(real, preview, changes, held, own_tokenizer, folder, time.perf_counter() - started)
     failed = [proof for proof in held if not proof.held]
     if failed:
         lines = "\n".join(f"{proof.what}: {proof.seen}" for proof in failed)
@@ -71,17 +71,18 @@ def prepare_rows(real: Config, root: Path) -> None:
         stage.run(PrepareParams.select_from(real), paths)
 
 
-def set_stage(real: Config, root: Path, folder: Path) -> tuple[Setting, bool]:
-    """The small base and the sample in the rehearsal's folder; True where the base's own tokenizer was at hand."""
+def fill_folder(real: Config, root: Path, paths: Paths) -> tuple[list[str], bool]:
+    """The small base and the sample in the rehearsal's folder; gives what was changed for it, and whether the base's
+    own tokenizer was at hand."""
     from finetune.model.architecture import find_architecture
     from finetune.model.shrink import build_small_base, rehearsal_tokenizer
 
     tokenizer, own = rehearsal_tokenizer(real.model, root)
-    build_small_base(find_architecture(real.model, root), tokenizer, folder / "base", real.seed)
-    return prepare_setting(real, root, folder, tokenizer), own
+    build_small_base(find_architecture(real.model, root), tokenizer, paths.root / "base", real.seed)
+    return prepare_folder(real, root, paths, tokenizer), own
 
 
-def prove_all(real: Config, preview: Preview, setting: Setting, processes: Processes) -> list[Proof]:
+def prove_all(real: Config, preview: Preview, paths: Paths, processes: Processes) -> list[Proof]:
     """Every proof, in the order of the stages; a stage that fails ends the list, for the later ones need it."""
     held = [prove_schedule(real, preview), prove_stages(processes, "validate")]
     if not held[-1].held:
@@ -89,14 +90,14 @@ def prove_all(real: Config, preview: Preview, setting: Setting, processes: Proce
     held.append(processes.prove("the mask is the answers and their end tokens", proofs.decode_mask))
     if real.train.packing:
         held.append(processes.prove("packing isolates", proofs.check_packing))
-    held.append(prove_resume(setting, processes))
+    held.append(prove_resume(paths, processes))
     if not held[-1].held:
         return held
     held.append(processes.prove("every target module is hit and trained", proofs.check_adapter))
     held.append(processes.prove("the adapter loads in plain PEFT", proofs.load_in_plain_peft))
     ended = prove_stages(processes, "evaluate", "decide")
     if ended.held:
-        verdict = read_report(setting.paths.reports / "decision.json", DecisionReport).verdict
+        verdict = read_report(paths.reports / "decision.json", DecisionReport).verdict
         ended = replace(ended, seen=f"verdict {verdict} (of a random base: it says nothing of the real one)")
     return [*held, ended]
 
@@ -123,10 +124,9 @@ def prove_schedule(real: Config, preview: Preview) -> Proof:
     return Proof(what, text, held=as_planned and reached)
 
 
-def prove_resume(setting: Setting, processes: Processes) -> Proof:
+def prove_resume(paths: Paths, processes: Processes) -> Proof:
     """Train whole; train again, killed in its midst and started again; compare the adapters."""
     what = "killed and resumed, training gives the same adapter"
-    paths = setting.paths
     if processes.stages(["train"]):
         return Proof("train runs through", processes.last_words(), held=False)
     whole = read_report(paths.reports / "train.json", TrainReport).adapter_sha256
@@ -146,7 +146,7 @@ def prove_resume(setting: Setting, processes: Processes) -> Proof:
 def report(
     real: Config,
     preview: Preview,
-    setting: Setting,
+    changes: list[str],
     held: list[Proof],
     own_tokenizer: bool,
     folder: Path,
@@ -166,7 +166,7 @@ def report(
     for finding in ahead:
         say(f"  before the real run: {finding.severity}: {told(finding)}")
     path = folder / "report.md"
-    write_lines(path, [to_markdown(real, held, setting.changes, unproven, ahead)])
+    write_lines(path, [to_markdown(real, held, changes, unproven, ahead)])
     say(f"report {path}")
 
 

@@ -8,7 +8,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,6 @@ OF_THE_SAMPLE = (
     *("split-", "test-", "agent", "label", "answers-", "language-", "length-shift", "system-prompt", "padding-"),
     "group-",
 )
-
-
-@dataclass
-class Setting:
-    """A rehearsal that is ready to run: its config, where it lies, what was changed, and what it stands in for."""
-
-    config: Config
-    paths: Paths
-    changes: list[str] = field(default_factory=list)
 
 
 def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, Any], list[str]]:
@@ -201,12 +191,12 @@ def known_answers(examples: Sequence[Example]) -> dict[str, list[str]]:
     return {agent: sorted(answers) for agent, answers in found.items()}
 
 
-def prepare_setting(real: Config, root: Path, folder: Path, tokenizer: Any) -> Setting:
-    """Write the sample and params.yaml into the folder; the small base lies there already."""
-    paths = Paths(folder)
+def prepare_folder(real: Config, root: Path, paths: Paths, tokenizer: Any) -> list[str]:
+    """Write the sample and params.yaml beside the small base; gives what was changed. ConfigError for bad params."""
     rows, longest = write_sample(paths, tokenizer, real, Paths(root).prepared)
     if (root / "scorers").is_dir():
-        shutil.copytree(root / "scorers", folder / "scorers", dirs_exist_ok=True)
+        shutil.copytree(root / "scorers", paths.root / "scorers", dirs_exist_ok=True)
     content, changes = rehearsal_params(real, rows, longest)
-    write_json(folder / "params.yaml", content)  # JSON is YAML too
-    return Setting(parse_config(content, str(folder / "params.yaml")), paths, changes)
+    write_json(paths.root / "params.yaml", content)  # JSON is YAML too
+    parse_config(content, str(paths.root / "params.yaml"))
+    return changes

@@ -14,10 +14,10 @@ from finetune.commands.sharing.check_bundle import inspect
 from finetune.commands.sharing.leaks import places_here, require_none, secrets_here
 from finetune.commands.sharing.materials import bill_of_materials
 from finetune.commands.sharing.members import SBOM, collect, require_sound
-from finetune.config.evaluate import ServerSpec
 from finetune.config.loading import read_yaml
 from finetune.config.params import Config, load_config
 from finetune.console import gigabytes, say
+from finetune.containers.command_line import key_variables
 from finetune.errors import ConfigError
 from finetune.files.hashing import sha256_file
 from finetune.files.run_lock import pipeline_lock
@@ -51,7 +51,7 @@ def write_bundle(paths: Paths, config: Config, output: Path | None) -> tuple[Pat
     sources = dict(sorted(sources.items()))
     top = name_of(config.recipe, adapter["adapter_sha256"])
     target = place_for(paths.root, output, f"{top}.tar.gz")
-    secrets, places = secrets_here(variables_of(config)), places_here(paths.root)
+    secrets, places = secrets_here(key_variables(config)), places_here(paths.root)
     for name, source in sources.items():
         require_none(name, source, secrets, places)
     manifest = describe(paths.root, config, adapter, decision)
@@ -77,14 +77,6 @@ def place_for(root: Path, output: Path | None, name: str) -> Path:
         if (root / out).resolve() in (target.resolve(), *target.resolve().parents):
             raise ConfigError(f"--output {target}", f"lies in {out}, which is an output of DVC", "choose another place")
     return target
-
-
-def variables_of(config: Config) -> list[str]:
-    """The environment variables that params name as holders of keys."""
-    sides = (config.evaluate.baseline, config.evaluate.candidate)
-    named = [side.api_key_variable for side in sides if isinstance(side, ServerSpec)]
-    named += [getattr(scorer, "api_key_variable", None) for scorer in config.evaluate.scorers.values()]
-    return [name for name in named if name]
 
 
 def describe(root: Path, config: Config, adapter: dict[str, Any], decision: DecisionReport) -> dict[str, Any]:

@@ -6,6 +6,7 @@ dvc.lock names is enough for `dvc repro` to find nothing to do there.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -168,17 +169,12 @@ def require_whole(root: Path, files: list[Stored]) -> None:
     """DataError where DVC's cache holds other bytes than it says: a push would spread them, and nobody would notice."""
     broken = damaged(files)
     if broken:
-        places = listed(shown(root, file.cached) for file in broken)
+        places = listed(os.path.relpath(file.cached, root) for file in broken)
         raise DataError(
             f"{listed(file.name for file in broken)}",
             "damaged in DVC's cache, nothing was uploaded",
             f"remove {places}, then dvc commit --force takes it from the working tree anew, and ./finetune push again",
         )
-
-
-def shown(root: Path, path: Path) -> str:
-    """A path as a person in the repository would write it."""
-    return path.relative_to(root.absolute()).as_posix() if path.is_relative_to(root.absolute()) else str(path)
 
 
 def told(root: Path, files: list[Stored]) -> str:
