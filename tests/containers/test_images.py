@@ -214,12 +214,6 @@ def test_wrong_variables(variables: Mapping[str, str], told: str) -> None:
     assert str(error.value) == told
 
 
-def test_apple_has_no_image() -> None:
-    """A Mac's GPU is out of a container's reach."""
-    with pytest.raises(ConfigError, match="use cpu or cuda"):
-        images.build("apple", ROOT)
-
-
 def test_an_interrupted_build_stops_its_engine(fake: Fake, tmp_path: Path) -> None:
     """Ctrl-C and finetune stop: the engine is told, waited for, and nothing is tagged."""
     fake("docker", build=f"trap 'echo gone > {tmp_path}/ended; exit 1' TERM; echo go; while :; do {SLEEP} 0.1; done")

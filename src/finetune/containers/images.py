@@ -131,16 +131,20 @@ def ask(engine: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def unreachable(engine: str, complaint: str) -> MachineError:
     """The error for an engine that is installed and does not serve, by what it complains of."""
     low = complaint.lower()
-    last = next((line.strip() for line in reversed(complaint.splitlines()) if line.strip()), "no reason given")
+    last = last_line(complaint)
     if "permission denied" in low:
         fix = f"add yourself to the group {engine} (`sudo usermod -aG {engine} $USER`, then log in again)"
         return MachineError(engine, "you may not use it", fix) if engine == "docker" else MachineError(engine, last)
     if any(words in low for words in ("cannot connect", "failed to connect", "daemon running", "daemon is running")):
         start = "podman machine start" if engine == "podman" else f"sudo systemctl start {engine}"
-        return MachineError(
-            "", f"{engine} is installed but not running", f"start it: `{start}`, or Docker Desktop on a Mac"
-        )
+        fix = f"start it: `{start}`, or Docker Desktop on a Mac"
+        return MachineError("", f"{engine} is installed but not running", fix)
     return MachineError(f"{engine} can't be used", last, f"look at `{engine} info`")
+
+
+def last_line(text: str) -> str:
+    """The last line that says something."""
+    return (text.strip() or "no reason given").splitlines()[-1].strip()
 
 
 def _read_inspect(told: Mapping[str, Any]) -> Image:
@@ -159,33 +163,22 @@ def _read_buildah(told: Mapping[str, Any]) -> Image:
 
 
 def run(root: Path, environment: Environment, preferred: str | None = None) -> None:
-    """Build the image of an environment, and tell its name, size and time; raises what `build` raises."""
-    began = time.monotonic()
-    engine, name = build(environment, root, preferred)
-    image = find_image(engine, name)
-    if image is None or image.labels.get(LOCK_LABEL) != locks_sha256(environment, root):
-        raise MachineError(
-            "", f"{engine} says that it built {name}, and has no such image of these locks", "build it again"
-        )
-    say(f"{name}: {gigabytes(image.bytes)}, built by {engine} in {time.monotonic() - began:.0f} seconds")
-
-
-def build(environment: Environment, root: Path, preferred: str | None = None) -> tuple[str, str]:
-    """Build the image that this tree's stages run in, showing the engine's words; gives engine and name.
+    """Build the image that this tree's stages run in, showing the engine's words; tell its name, size and time.
 
     The engine is docker, podman or buildah, the first that works; where the runtime `preferred` is docker or
     podman, one whose images it can start. The name is given when all is done, so a failure leaves what had it before.
     Raises MachineError (no engine, no base, no space, a failed step) and ConfigError (a variable that can't be right).
     """
-    if environment not in ARGUMENTS:
-        raise ConfigError(
-            "image", f"{environment} has none: a container on a Mac can't reach its GPU", "use cpu or cuda"
-        )
+    began = time.monotonic()
     engine, name = choose_engine(preferred), image_name(environment, root)
     code, log = follow(build_command(engine, environment, root, os.environ))
     if code != 0:
         raise failure(engine, environment, os.environ.get("BASE_IMAGE"), log)
-    return engine, name
+    image = find_image(engine, name)
+    if image is None or image.labels.get(LOCK_LABEL) != locks_sha256(environment, root):
+        message = f"{engine} says that it built {name}, and has no such image of these locks"
+        raise MachineError("", message, "build it again")
+    say(f"{name}: {gigabytes(image.bytes)}, built by {engine} in {time.monotonic() - began:.0f} seconds")
 
 
 def follow(line: list[str]) -> tuple[int, list[str]]:
@@ -215,9 +208,8 @@ def choose_engine(preferred: str | None = None) -> str:
     here = [engine for engine in wanted if which(engine)]
     if not here:
         install = "`sudo apt-get install podman` (Debian, Ubuntu), or https://docs.docker.com/engine/install"
-        raise MachineError(
-            "", f"no engine that builds images is here ({' or '.join(wanted)})", f"install one: {install}"
-        )
+        message = f"no engine that builds images is here ({' or '.join(wanted)})"
+        raise MachineError("", message, f"install one: {install}")
     troubles = []
     for engine in here:
         answer = ask(engine, "info")
@@ -270,12 +262,10 @@ def failure(engine: str, environment: Environment, base: str | None, log: Sequen
     if re.search(UNREACHABLE, text, re.IGNORECASE):
         return unreachable(engine, text)
     if re.search(NO_BASE, text, re.IGNORECASE):
-        last = next((line.strip() for line in reversed(log) if line.strip()), "no reason given")
         what = f"BASE_IMAGE={base}" if base else f"BASE_IMAGE, which Dockerfile.{environment} names,"
         fix = "name one that this machine can reach (a Debian with Python 3.11 to 3.13)"
-        return MachineError(
-            "image", f"{what} can't be pulled: {last}", f"{fix}: make image-{environment} BASE_IMAGE=..."
-        )
+        fix += f": make image-{environment} BASE_IMAGE=..."
+        return MachineError("image", f"{what} can't be pulled: {last_line(text)}", fix)
     return MachineError("image", f"the build failed in {failed_step(log)}", "its last lines:\n" + "\n".join(log[-12:]))
 
 
