@@ -18,7 +18,6 @@ from finetune.commands.doctor.software import check_base
 from finetune.config.params import Config
 from finetune.hardware import host as hardware_host
 from finetune.hardware.host import cgroup_limits
-from finetune.model.cache import is_whole
 from tests.builders.made_up_machine import GB, HUB, Machine
 from tests.builders.made_up_machine import machine as machine
 from tests.conftest import ROOT
@@ -187,13 +186,6 @@ def test_a_base_that_is_a_folder_or_unpinned(config: Config, change: Callable[..
     assert check_base(config.model, ROOT).status == "ok"
     unpinned = check_base(change(**{"model.base": "org/name"}).model, ROOT)
     assert unpinned.remedy == "set model.revision to the 40 hex digits of a commit (./finetune pin)"
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\xff" * 100, (2).to_bytes(8, "little") + b"[]"])
-def test_garbage_is_no_safetensors_file(tmp_path: Path, content: bytes) -> None:
-    """And no crash."""
-    (tmp_path / "model.safetensors").write_bytes(content)
-    assert not is_whole(tmp_path / "model.safetensors")
 
 
 def test_git_and_its_absence(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
