@@ -141,7 +141,12 @@ def runs_stage(process: Any, name: str, root: Path) -> bool:
         ours.append(1)
     if "python" not in Path(words[0] if words else "").name.lower() or not any(name in words[at + 1 :] for at in ours):
         return False
-    return Path(process.cwd()).resolve() == root.resolve()
+    return is_in(process, root)
+
+
+def is_in(process: Any, folder: Path) -> bool:
+    """Whether a process was started in a folder."""
+    return Path(process.cwd()).resolve() == folder.resolve()
 
 
 def is_locked(path: Path) -> bool:
@@ -172,8 +177,7 @@ def is_alive(detached: Detached, paths: Paths) -> bool:
         return False
     try:
         process = psutil.Process(detached.pid)
-        in_folder = Path(process.cwd()).resolve() == paths.root.resolve()
-        return in_folder and bool(process.cmdline()[1:] == command_of(detached.target)[1:])
+        return is_in(process, paths.root) and bool(process.cmdline()[1:] == command_of(detached.target)[1:])
     except (*GONE, psutil.AccessDenied):
         return False
 

@@ -5,7 +5,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -33,10 +33,6 @@ class Check:
     status: Status = "ok"
     remedy: str = ""
 
-    def to_json(self) -> dict[str, str]:
-        """For `--json`."""
-        return asdict(self)
-
 
 def check_computer(config: Config, root: Path) -> Iterator[Check]:
     """All lines about the machine but its accelerators."""
@@ -62,8 +58,6 @@ def check_system(config: Config) -> Check:
             found = f"macOS {version}: NF4 goes through slow fallbacks before {NF4_MACOS}"
             return Check("system", found, "warning", f"get macOS {NF4_MACOS}, or use model.quantization: none")
         return Check("system", f"macOS {version}")
-    if name == "Windows":
-        return Check("system", f"Windows {platform.version()}", "missing", "wsl --install, and run this inside of it")
     try:
         title = platform.freedesktop_os_release().get("PRETTY_NAME", name)
     except OSError:

@@ -20,7 +20,6 @@ from finetune.commands.sharing.stored import (
     complete,
     damaged,
     listed,
-    missing,
     require_in_place,
     require_manifests,
     stored_files,
@@ -74,9 +73,8 @@ def pull(root: Path) -> None:
     require_idle(paths)
     remote, settings = read_remote(root)
     if not (root / "dvc.lock").is_file():
-        raise ConfigError(
-            "dvc.lock", "is missing: this commit has no run", "git pull the one that has, then ./finetune pull"
-        )
+        remedy = "git pull the one that has, then ./finetune pull"
+        raise ConfigError("dvc.lock", "is missing: this commit has no run", remedy)
     with pipeline_lock(paths.work / "pipeline.lock", "pull"):
         files = fetch(root, settings, remote)
         code, text = run_dvc(root, ["checkout"], settings, "pull")
@@ -103,7 +101,7 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
     for last in (False, True):
         code, text = run_dvc(root, ["fetch"], settings, "pull")
         files = stored_files(root)
-        broken, absent = damaged(files), missing(files)
+        broken, absent = damaged(files), [file.name for file in files if not file.cached.is_file()]
         for file in broken:
             file.cached.unlink(missing_ok=True)
         if last or not broken:
