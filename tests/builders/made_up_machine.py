@@ -1,9 +1,9 @@
-"""What the doctor tells of a machine that is made up for it."""
+"""A machine that is made up for the doctor: its recipes, its programs, and what is predicted of the recipes."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,70 +16,69 @@ from finetune.plan import fit
 from tests.conftest import ROOT
 
 GB = 10**9
-
-
 HUB = {"base": "org/name", "revision": "0" * 40}
 
 
-@pytest.fixture
-def repository(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """`repository(big={"environment": "cuda"})`: a root with params.yaml, these recipes and the true locks."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub home/hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "hub home/token"))
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    root = tmp_path / "root"
-    (root / "recipes").mkdir(parents=True)
-    shutil.copy(ROOT / "pyproject.toml", root)
-    shutil.copytree(ROOT / "requirements", root / "requirements")
-    (root / "models").symlink_to(ROOT / "models")
+class Machine:
+    """A root with params.yaml and the true locks; PATH has git alone, and no recipe's memory is known."""
 
-    def made(**recipes: dict[str, Any]) -> Path:
-        (root / "params.yaml").write_text(json.dumps(params), encoding="utf-8")  # JSON is YAML too
+    def __init__(self, place: Path, params: dict[str, Any], patch: pytest.MonkeyPatch, capsys: Any) -> None:
+        self.root, self.programs, self.hub = place / "root", place / "bin", place / "hub home"
+        self.params, self.patch, self.capsys = params, patch, capsys
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(self.hub / "hub"))
+        patch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(self.hub / "token"))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            patch.delenv(name, raising=False)
+        self.programs.mkdir()
+        if git := shutil.which("git", path=os.defpath):
+            (self.programs / "git").symlink_to(git)
+        patch.setenv("PATH", str(self.programs))
+        (self.root / "recipes").mkdir(parents=True)
+        shutil.copy(ROOT / "pyproject.toml", self.root)
+        shutil.copytree(ROOT / "requirements", self.root / "requirements")
+        (self.root / "models").symlink_to(ROOT / "models")
+        (self.root / "params.yaml").write_text(json.dumps(params), encoding="utf-8")  # JSON is YAML too
+        self.predict()
+
+    def add(self, **recipes: dict[str, Any]) -> None:
+        """`add(big={"environment": "cuda"})`: recipes, by what they change of params.yaml."""
         for name, changes in recipes.items():
-            sections = {key: params[key] for key in RECIPE_SECTIONS} | {"recipe": name}
+            sections = {key: deepcopy(self.params[key]) for key in RECIPE_SECTIONS} | {"recipe": name}
             for key, change in changes.items():
                 sections[key] = sections[key] | change if isinstance(change, dict) else change
-            (root / f"recipes/{name}.yaml").write_text(json.dumps(sections), encoding="utf-8")
-        return root
+            (self.root / f"recipes/{name}.yaml").write_text(json.dumps(sections), encoding="utf-8")
 
-    return made
-
-
-@pytest.fixture
-def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`tools(docker="exit 1")`: the only programs on PATH, besides git unless it is False."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    true_git = shutil.which("git", path=os.defpath)
-
-    def put(git: bool = True, **scripts: str) -> None:
-        if git and true_git:
-            (folder / "git").symlink_to(true_git)
+    def install(self, **scripts: str) -> None:
+        """`install(docker="exit 1")`: a program on PATH."""
         for name, body in scripts.items():
-            path = folder / name.replace("_", "-")
+            path = self.programs / name.replace("_", "-")
             path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
             path.chmod(0o755)
 
-    return put
+    def predict(self, **recipes: tuple[int, int]) -> None:
+        """`predict(tiny=(2_000_000, 1 * GB))`: parameters and peak of each recipe; of others nothing is known."""
+
+        def known(predictor: Any, config: Config) -> tuple[int | None, int | None, str | None]:
+            return (*recipes[config.recipe], None) if config.recipe in recipes else (None, None, "no config.json")
+
+        self.patch.setattr(fit.Predictor, "predict", known)
+
+    def report(self, recipe: str | None = None, quick: bool = False) -> Any:
+        """What `--json` prints, the exit code, and the checks by what they are of."""
+        code = run(self.root, recipe, True, quick)
+        report = json.loads(self.capsys.readouterr().out)
+        return report | {"code": code, "by": {check["what"]: check for check in report["checks"]}}
+
+    def lines(self, recipe: str | None = None) -> list[str]:
+        """What a person reads, where the recipe can run."""
+        assert run(self.root, recipe, False, False) == 0
+        lines: list[str] = self.capsys.readouterr().out.splitlines()
+        return lines
 
 
 @pytest.fixture
-def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`predicted(tiny=(2_000_000, 1 * GB))`: parameters and peak of each recipe; of others nothing is known."""
-
-    def known(**recipes: tuple[int, int]) -> None:
-        def predict(self: Any, config: Config) -> tuple[int | None, int | None, str | None]:
-            return (*recipes[config.recipe], None) if config.recipe in recipes else (None, None, "no config.json")
-
-        monkeypatch.setattr(fit.Predictor, "predict", predict)
-
-    return known
-
-
-def told(capsys: pytest.CaptureFixture[str], root: Path, recipe: str | None = None, quick: bool = False) -> Any:
-    """The report and the exit code, of `--json`."""
-    code = run(root, recipe, True, quick)
-    report = json.loads(capsys.readouterr().out)
-    return report | {"code": code, "by": {check["what"]: check for check in report["checks"]}}
+def machine(
+    tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Machine:
+    """A machine without recipes, without accelerators, and without programs but git."""
+    return Machine(tmp_path, params, monkeypatch, capsys)

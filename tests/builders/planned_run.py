@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.hardware import preflight
 from finetune.plan import outlook as outlooks
 from finetune.validate.checks import machine, plan
 from tests.builders.small_run import ROOT, validated
@@ -15,7 +16,7 @@ def make_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same machine for every test: a CPU with 32 GB, no accelerator; and the top of the repository."""
     monkeypatch.chdir(ROOT)
     absent = {"cuda": "no CUDA device answers", "apple": "torch finds no Apple GPU (MPS)"}
-    for module in (machine, plan, outlooks):
+    for module in (preflight, plan, outlooks):
         monkeypatch.setattr(module, "why_unavailable", absent.get)
     for module in (plan, outlooks):
         monkeypatch.setattr(module, "memory_bytes", lambda environment: 32 * 10**9)

@@ -2,17 +2,15 @@
 
 import itertools
 import json
-import platform
 import re
 import shutil
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from finetune.cli.main import main
 from finetune.commands import check
-from finetune.config.model import Environment
+from finetune.hardware import preflight
 from tests.builders.small_run import ROOT, params
 from tests.house.test_house import makefile_targets
 
@@ -25,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"GIT_{who}_{what}", "me")
     shutil.copytree(ROOT / "recipes", "recipes")
     shutil.copy(ROOT / "params.yaml", "params.yaml")
-    monkeypatch.setattr(check, "why_no_device", lambda kind: None if kind == "cpu" else f"no {kind} here")
+    monkeypatch.setattr(preflight, "why_unavailable", lambda kind: None if kind == "cpu" else f"no {kind} here")
     monkeypatch.setattr(check, "find_best", lambda root: "laptop")
     return tmp_path
 
@@ -97,11 +95,11 @@ def test_too_few_devices_are_a_wrong_machine(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A recipe for four GPUs on one GPU would fail only after prepare."""
-    monkeypatch.setattr(check, "why_no_device", lambda kind: None)
-    monkeypatch.setattr("finetune.hardware.devices.count_devices", lambda kind: 1)
+    monkeypatch.setattr(preflight, "why_unavailable", lambda kind: None)
+    monkeypatch.setattr(preflight, "count_devices", lambda kind: 1)
     assert main(["check", "a100x4"]) == 4
     assert "environment: cuda: 4 devices a node are asked for, 1 found; " in capsys.readouterr().err
-    monkeypatch.setattr("finetune.hardware.devices.count_devices", lambda kind: 4)
+    monkeypatch.setattr(preflight, "count_devices", lambda kind: 4)
     assert main(["check", "a100x4"]) == 0
 
 
@@ -154,44 +152,10 @@ def test_the_front_door_asks_first(target: str) -> None:
     assert any("use" in line or "dvc repro" in line for line in lines[1:])
 
 
-def test_torch_is_known_without_its_import() -> None:
-    """Its version file is read: the import takes seconds, and a refusal should not."""
-    assert check.torch_versions()["__version__"] == metadata.version("torch")
-
-
-@pytest.mark.parametrize(
-    ("versions", "without"),
-    [
-        ({}, False),
-        ({"cuda": None, "hip": None}, True),
-        ({"cuda": "13.0", "hip": None}, False),
-        ({"cuda": None, "hip": "7.1"}, False),
-    ],
-)
-def test_a_build_without_cuda_is_known(versions: dict[str, object], without: bool) -> None:
-    """Only a build that says so is refused unasked; AMD's answers as CUDA, and all else is asked."""
-    assert check.is_without_cuda(versions) is without
-
-
-@pytest.mark.parametrize("environment", ["cpu", "cuda", "apple"])
-def test_the_quick_answer_is_that_of_torch(environment: Environment) -> None:
-    """A device that torch can use must never be refused, nor one that it can't be promised."""
-    from finetune.hardware.devices import why_unavailable
-
-    assert (check.why_no_device(environment) is None) == (why_unavailable(environment) is None)
-
-
-@pytest.mark.skipif(platform.system() == "Darwin", reason="a Mac may have the device")
-def test_another_systems_device_needs_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no Apple GPU outside a Mac, whatever torch would say."""
-    monkeypatch.setattr("finetune.hardware.devices.why_unavailable", lambda kind: pytest.fail("asked torch"))
-    assert check.why_no_device("apple") == "no Apple GPU is in this machine"
-
-
 @pytest.mark.slow
 def test_the_best_recipe_is_one_that_passes() -> None:
     """What is recommended instead must not be refused in turn."""
     best = check.find_best(ROOT)
     if best is None:
         pytest.skip("no recipe's memory can be predicted here")
-    assert check.why_not_here(check.read_recipe(best, ROOT)) is None
+    check.check(ROOT, best)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,30 +71,30 @@ def test_gpus_are_asked_for_in_each_engines_words(tree: Path) -> None:
     assert line[line.index("--device") + 1] == "nvidia.com/gpu=all"
 
 
-def test_podman_without_root_keeps_the_callers_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the caller's files would belong to root in there, and new ones to a number that nobody has."""
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [
+        (PODMAN, {"--user=1234:5678", "--group-add=7777"}),
+        (DOCKER, {"--user=1234:5678", "--group-add=7777"}),
+        (ROOTLESS, {"--user=1234:5678", "--userns=keep-id", "--group-add=keep-groups"}),
+        (ROOTLESS_DOCKER, {"--user=0:0"}),
+    ],
+)
+def test_files_belong_to_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine, options: set[str]
+) -> None:
+    """Else they would belong to root, or to a number that nobody has; what is shared by a group stays readable."""
     monkeypatch.setattr(os, "getuid", lambda: 1234)
-    assert {"--userns=keep-id", f"--user=1234:{os.getgid()}"} <= set(boundaries(ROOTLESS, tmp_path))
-    assert "--userns=keep-id" not in boundaries(DOCKER, tmp_path)
-    assert "--user=0:0" in boundaries(ROOTLESS_DOCKER, tmp_path)
-
-
-def test_the_callers_groups_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache or a project that is shared by a group stays readable."""
-    monkeypatch.setattr(os, "getgroups", lambda: [os.getgid(), 7777])
-    assert "--group-add=7777" in boundaries(DOCKER, tmp_path)
-    assert "--group-add=keep-groups" in boundaries(ROOTLESS, tmp_path)
-    assert f"--group-add={os.getgid()}" not in boundaries(DOCKER, tmp_path)
+    monkeypatch.setattr(os, "getgid", lambda: 5678)
+    monkeypatch.setattr(os, "getgroups", lambda: [5678, 7777])
+    found = {word for word in boundaries(engine, tmp_path) if word.startswith(("--user", "--group"))}
+    assert found == options
 
 
 def test_root_works_for_the_owner_of_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`sudo make repro` must not leave root's files in a user's folder."""
-
-    class Owned:
-        st_uid, st_gid = 1234, 5678
-
     monkeypatch.setattr(os, "getuid", lambda: 0)
-    monkeypatch.setattr(Path, "stat", lambda path: Owned)
+    monkeypatch.setattr(Path, "stat", lambda path: SimpleNamespace(st_uid=1234, st_gid=5678))
     assert "--user=1234:5678" in boundaries(DOCKER, tmp_path)
 
 
@@ -192,31 +193,15 @@ def test_recorded_answers_elsewhere_are_seen(tree: Path, tmp_path: Path) -> None
     assert Mount(path, False) in mounts(config(evaluate__baseline=recorded), tree, network=False)
 
 
-def test_a_queued_experiment_counts_its_look_where_it_was_queued(tree: Path) -> None:
-    """It runs in a copy that DVC makes, and the look belongs to the tree."""
+def test_looks_are_counted_where_git_remembers_them(tree: Path, tmp_path: Path) -> None:
+    """A queued experiment runs in a copy that DVC makes; a project lies inside a repository, or in a worktree."""
     (tree / ".git").mkdir()
-    copy = tree / ".dvc/tmp/exps/tmp1"
-    copy.mkdir(parents=True)
-    found = mounts(config(), copy, network=False)
-    assert {Mount(tree / "data", True), Mount(tree / ".git", True)} <= set(found)
-
-
-def test_a_project_inside_a_repository_brings_it_along(tree: Path) -> None:
-    """git's folder lies above it, and looks are remembered there."""
-    (tree / ".git").mkdir()
-    project = tree / "models/project"
-    project.mkdir()
+    copy, project = tree / ".dvc/tmp/exps/tmp1", tree / "models/project"
+    for folder in (copy, project):
+        folder.mkdir(parents=True)
+    assert {Mount(tree / "data", True), Mount(tree / ".git", True)} <= set(mounts(config(), copy, network=False))
     assert Mount(tree / ".git", True) in mounts(config(), project, network=False)
-
-
-def test_the_image_is_not_hidden(tmp_path: Path) -> None:
-    """A mount over its packages would leave it without any."""
-    with pytest.raises(ConfigError, match=r"/opt: would hide /opt/finetune, where the image has its packages; move it"):
-        mounts(config(), Path("/opt"), network=False)
-
-
-def test_a_worktree_brings_its_repository(tree: Path, tmp_path: Path) -> None:
-    """Looks at the test set are remembered there."""
+    (tree / ".git").rmdir()
     shared = tmp_path / "main/.git"
     (shared / "worktrees/tree").mkdir(parents=True)
     (shared / "worktrees/tree/commondir").write_text("../..\n", encoding="utf-8")
@@ -224,10 +209,18 @@ def test_a_worktree_brings_its_repository(tree: Path, tmp_path: Path) -> None:
     assert Mount(shared, True) in mounts(config(), tree, network=False)
 
 
-def test_a_path_that_can_not_be_mounted_is_told(tmp_path: Path) -> None:
-    """A comma would end the option."""
-    with pytest.raises(ConfigError, match=r"a,b: a folder with a comma or a quote in its path can't be mounted"):
-        mounts(config(), tmp_path / "a,b", network=False)
+@pytest.mark.parametrize(
+    ("root", "told"),
+    [
+        ("/opt", "/opt: would hide /opt/finetune, where the image has its packages; move it"),
+        ("/srv/a,b", "/srv/a,b: a folder with a comma or a quote in its path can't be mounted; rename it"),
+    ],
+)
+def test_a_path_that_can_not_be_mounted_is_told(root: str, told: str) -> None:
+    """A mount over its packages would leave the image without any; a comma would end the option."""
+    with pytest.raises(ConfigError) as refused:
+        mounts(config(), Path(root), network=False)
+    assert str(refused.value) == told
 
 
 # ------------------------------------------------------------------------------------------------------ network

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from finetune.containers import images
+from finetune.hardware.locks import lock_files
 from tests.builders.dockerfile_steps import BOTH, steps
 from tests.builders.standin import ROOT
 
@@ -89,7 +90,7 @@ def test_secrets_are_optional_and_read_in_place(environment: str) -> None:
 @BOTH
 def test_locks_in_the_build_are_those_of_the_label(environment: Any) -> None:
     """The build refuses another LOCKS than the locks that it installs, in the order that the label is computed in."""
-    names = " ".join(f"requirements/{path.name}" for path in images.lock_files(environment, ROOT))
+    names = " ".join(f"requirements/{path.name}" for path in lock_files(environment, ROOT))
     runs = [rest for name, rest in steps(environment) if name == "RUN"]
     compared, installed = (next(run for run in runs if word in run) for word in ("sha256sum --check", "setup.sh"))
     assert compared.startswith(f"cat {names} > /tmp/locks")

@@ -214,12 +214,6 @@ def test_wrong_variables(variables: Mapping[str, str], told: str) -> None:
     assert str(error.value) == told
 
 
-def test_apple_has_no_image() -> None:
-    """A Mac's GPU is out of a container's reach."""
-    with pytest.raises(ConfigError, match="use cpu or cuda"):
-        images.build("apple", ROOT)
-
-
 def test_an_interrupted_build_stops_its_engine(fake: Fake, tmp_path: Path) -> None:
     """Ctrl-C and finetune stop: the engine is told, waited for, and nothing is tagged."""
     fake("docker", build=f"trap 'echo gone > {tmp_path}/ended; exit 1' TERM; echo go; while :; do {SLEEP} 0.1; done")
@@ -258,7 +252,7 @@ def test_revision(tmp_path: Path) -> None:
 def test_found_images(fake: Fake) -> None:
     """Present, absent and unreachable are three answers."""
     fake("docker", image=inspected("cpu", Config={"Labels": None}), images="printf 'finetune-cpu:1\\nother:2\\n'")
-    assert images.find_image("docker", "x") == images.Image("1234", {}, 1_400_000_000, "2026-01-01T00:00:00Z")
+    assert images.find_image("docker", "x") == images.Image("1234", {}, 1_400_000_000)
     assert images.other_images("docker", "cpu") == ["finetune-cpu:1"]
     fake("podman", image="echo 'Error: x: image not known' >&2; exit 125", images="echo localhost/finetune-cuda:9")
     assert images.find_image("podman", "x") is None

@@ -13,10 +13,11 @@ import pytest
 from finetune.cli.main import all_commands, main
 from finetune.containers import runtime
 from finetune.containers.command_line import SCRATCH
-from finetune.containers.images import image_name, lock_files, locks_sha256
+from finetune.containers.images import image_name
 from finetune.containers.runtime import command_code, engine_for, require_ready, runtime_of
 from finetune.errors import ConfigError, FinetuneError, InterruptedRunError, MachineError
 from finetune.files.run_lock import Holder, pipeline_lock, read_holder
+from finetune.hardware.locks import lock_files, locks_sha256
 from tests.builders.container_tree import config
 from tests.builders.container_tree import tree as tree
 from tests.builders.small_run import ROOT, params
@@ -25,24 +26,26 @@ from tests.builders.waiting import PATIENCE
 # ------------------------------------------------------------------------------------------------- which runtime
 
 
-def test_params_say_where_stages_run() -> None:
+@pytest.mark.parametrize(
+    ("in_params", "environment", "expected"),
+    [
+        ("podman", {}, "podman"),
+        ("podman", {"FINETUNE_RUNTIME": "native"}, "native"),
+        ("native", {"FINETUNE_RUNTIME": "docker"}, "docker"),
+        ("podman", {"FINETUNE_IMAGE": "finetune-cpu:1", "FINETUNE_RUNTIME": "docker"}, "native"),
+    ],
+)
+def test_params_say_where_stages_run(in_params: str, environment: dict[str, str], expected: str) -> None:
     """params.yaml is the rule, RUNTIME= the exception, and inside an image of ours nothing is started again."""
-    assert runtime_of(config(), {}) == "podman"
-    assert runtime_of(config(), {"FINETUNE_RUNTIME": "native"}) == "native"
-    assert runtime_of(config(runtime="native"), {"FINETUNE_RUNTIME": "docker"}) == "docker"
-    assert runtime_of(config(), {"FINETUNE_IMAGE": "finetune-cpu:1", "FINETUNE_RUNTIME": "docker"}) == "native"
+    assert runtime_of(config(runtime=in_params), environment) == expected
 
 
-def test_a_word_that_is_no_runtime_is_told() -> None:
-    """Not a silent native run."""
+def test_a_word_that_is_no_runtime_and_a_mac_are_refused() -> None:
+    """Not a silent native run; a Mac's GPU can't be reached from a container, whoever asks."""
     with pytest.raises(ConfigError, match=r"^RUNTIME=dcoker: is none of native, docker, podman$"):
         runtime_of(config(), {"FINETUNE_RUNTIME": "dcoker"})
     with pytest.raises(ConfigError, match=r"params.yaml: runtime: must be 'native', 'docker' or 'podman'"):
         config(runtime="buildah")
-
-
-def test_a_mac_has_no_containers() -> None:
-    """Its GPU can't be reached from one, whoever asks."""
     with pytest.raises(ConfigError, match=r"can't reach its GPU; use native"):
         config(environment="apple")
     with pytest.raises(ConfigError, match=r"RUNTIME=docker: a container on a Mac can't reach its GPU; use native"):
@@ -135,11 +138,6 @@ def say(state: Path, **content: Any) -> None:
     state.write_text(json.dumps(content), encoding="utf-8")
 
 
-def ready(tree: Path, **changes: Any) -> str:
-    """The image that would be started."""
-    return require_ready("podman", config(**changes), tree)
-
-
 def refused(tree: Path, engine: str = "podman", **changes: Any) -> str:
     """The error that a person reads."""
     with pytest.raises(MachineError) as caught:
@@ -149,54 +147,54 @@ def refused(tree: Path, engine: str = "podman", **changes: Any) -> str:
 
 def test_the_image_of_these_locks_is_started_by_its_id(tree: Path, engine: Path) -> None:
     """A name could be moved to another image while a run goes on."""
-    assert ready(tree) == "1a2b"
+    assert require_ready("podman", config(), tree) == "1a2b"
 
 
-def test_an_engine_that_is_not_installed(tree: Path, engine: Path) -> None:
-    """It is told which one is."""
-    told = refused(tree, "docker")
-    assert told == (
-        "runtime: docker is not installed here; use RUNTIME=podman, which is, or run natively: "
-        "make ... RUNTIME=native, ./finetune --runtime native ..."
-    )
+NATIVELY = "or run natively: make ... RUNTIME=native, ./finetune --runtime native ..."
+MISSING: dict[str, tuple[str, dict[str, Any], str]] = {  # engine, what it answers, what a person reads
+    "another engine is installed": (
+        "docker",
+        {},
+        f"runtime: docker is not installed here; use RUNTIME=podman, which is, {NATIVELY}",
+    ),
+    "no such image, but one of other locks": (
+        "podman",
+        {"labels": None},
+        "runtime: podman has no image {name} (finetune-cpu:0123456789ab was built from other locks); "
+        "make image-cpu builds it",
+    ),
+    "an image of that name and of other locks": (
+        "podman",
+        {"labels": {"finetune.locks": "0" * 64}},
+        "runtime: image {name} was built from other locks than those in requirements/; make image-cpu builds it anew",
+    ),
+    "no daemon": (
+        "podman",
+        {"complaint": "Cannot connect to the daemon. Is the daemon running?"},
+        "podman is installed but not running; start it: `podman machine start`, or Docker Desktop on a Mac",
+    ),
+}
 
 
-def test_no_engine_at_all(tree: Path, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where to get one."""
-    monkeypatch.setenv("PATH", "")
-    assert "podman is not installed here; install it (https://podman.io" in refused(tree)
+@pytest.mark.parametrize("kind", MISSING)
+def test_what_is_missing_is_told(tree: Path, engine: Path, kind: str) -> None:
+    """Engine, image and daemon, each with what to do about it."""
+    asked, answers, told = MISSING[kind]
+    if answers:
+        say(engine, **answers)
+    assert refused(tree, asked) == told.format(name=image_name("cpu", tree))
 
 
-def test_an_image_that_is_missing(tree: Path, engine: Path) -> None:
-    """And which other ones there are: the locks have changed since."""
-    say(engine, labels=None)
-    name = image_name("cpu", tree)
-    assert refused(tree) == (
-        f"runtime: podman has no image {name} (finetune-cpu:0123456789ab was built from other locks); "
-        "make image-cpu builds it"
-    )
-
-
-def test_an_image_of_other_locks(tree: Path, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever its name says, as one that was fetched from elsewhere."""
-    say(engine, labels={"finetune.locks": "0" * 64})
-    monkeypatch.setenv(runtime.OTHER_IMAGE, "registry.example/ours:1")
-    assert refused(tree) == (
-        "runtime: image registry.example/ours:1 was built from other locks than those in requirements/; "
-        "make image-cpu builds it anew"
-    )
-
-
-def test_a_daemon_that_does_not_answer(tree: Path, engine: Path) -> None:
-    """And how to start it."""
-    say(engine, complaint="Cannot connect to the daemon. Is the daemon running?")
-    assert "podman is installed but not running; start it" in refused(tree)
-
-
-def test_a_gpu_that_is_not_there(tree: Path, engine: Path) -> None:
-    """Before the container is started, which would say it in the engine's words."""
+def test_no_engine_no_gpu_and_an_image_from_elsewhere(
+    tree: Path, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where to get an engine; a GPU is asked for before the container would say it in the engine's words."""
     say(engine, labels={"finetune.locks": locks_sha256("cuda", tree)})
     assert "this machine has no NVIDIA driver (nvidia-smi)" in refused(tree, environment="cuda")
+    monkeypatch.setenv(runtime.OTHER_IMAGE, "registry.example/ours:1")
+    assert "image registry.example/ours:1 was built from other locks" in refused(tree)
+    monkeypatch.setenv("PATH", "")
+    assert "podman is not installed here; install it (https://podman.io" in refused(tree)
 
 
 def test_a_tree_that_can_not_be_written(tree: Path, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,8 +241,9 @@ def test_what_the_engine_or_a_signal_ended_is_told(code: int, error: type[Finetu
         command_code(code, "podman", "train")
 
 
-def start(tree: Path, **how: Any) -> "subprocess.Popen[str]":
-    """The stage train of a tree, whose container has started."""
+def start(tree: Path, engine: Path, state: str = "waits", **how: Any) -> "subprocess.Popen[str]":
+    """The stage train of a tree, whose container has started and waits, or is early."""
+    say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, **{state: True})
     (tree / "params.yaml").write_text(json.dumps(params(runtime="podman")), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     process = subprocess.Popen(
@@ -258,9 +257,7 @@ def start(tree: Path, **how: Any) -> "subprocess.Popen[str]":
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_signals_reach_the_command(tree: Path, engine: Path, name: str) -> None:
     """The container saves at its step's end, and its exit code says so."""
-    labels = {"finetune.locks": locks_sha256("cpu", tree)}
-    say(engine, labels=labels, code=0, waits=True)
-    process = start(tree)
+    process = start(tree, engine)
     process.send_signal(getattr(signal, name))
     told, _ = process.communicate(timeout=PATIENCE)
     assert (told, process.returncode) == (f"saved at {name}\n", 5)
@@ -268,8 +265,7 @@ def test_signals_reach_the_command(tree: Path, engine: Path, name: str) -> None:
 
 def test_a_signal_that_comes_too_early_is_no_success(tree: Path, engine: Path) -> None:
     """An engine that is still creating the container ends with 0: DVC would take the stage for done."""
-    say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, early=True)
-    process = start(tree)
+    process = start(tree, engine, "early")
     process.terminate()
     assert process.wait(timeout=PATIENCE) == 5
     calls = [json.loads(line) for line in (engine.parent / "calls.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -278,8 +274,7 @@ def test_a_signal_that_comes_too_early_is_no_success(tree: Path, engine: Path) -
 
 def test_nohup_is_honoured(tree: Path, engine: Path) -> None:
     """A lost terminal does not end what was told to go on without one."""
-    say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, waits=True)
-    process = start(tree, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = start(tree, engine, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=1)
@@ -289,8 +284,7 @@ def test_nohup_is_honoured(tree: Path, engine: Path) -> None:
 
 def test_a_killed_wrapper_takes_its_container_along(tree: Path, engine: Path) -> None:
     """SIGKILL can't be passed on: the engine gets SIGTERM from the kernel, and the training saves."""
-    say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, waits=True)
-    process = start(tree)
+    process = start(tree, engine)
     process.kill()
     assert process.stdout is not None
     assert process.stdout.read() == "saved at SIGTERM\n"  # to the end of the pipe, which the engine held

@@ -102,9 +102,9 @@ def finetune(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return run(folder, sys.executable, "-m", "finetune", *words)
 
 
-def hold(folder: Path, *words: str) -> subprocess.Popen[str]:
+def hold(folder: Path, *words: str, script: str = "stage.py") -> subprocess.Popen[str]:
     """A process that holds the lock, started by hand; `words` follow the script's name."""
-    command = [sys.executable, str(folder / "stage.py"), *words]
+    command = [sys.executable, str(folder / script), *words]
     holder = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "holds the lock\n"
@@ -264,43 +264,41 @@ def test_the_script_that_pip_makes_is_known_too(folder: Path) -> None:
     """An installed package starts as `python .../bin/finetune train`."""
     script = folder / "finetune"
     script.write_text(STAGE.replace("argv[3]", "argv[1]").replace("argv[4]", "argv[2]"), encoding="utf-8")
-    holder = subprocess.Popen(
-        [sys.executable, str(script), "train", "5"], cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None and holder.stdout.readline() == "holds the lock\n"
+    holder = hold(folder, "train", "5", script="finetune")
     assert finetune(folder, "status").stdout.startswith(f"stage train (process {holder.pid}) is running\nstep 7 of 45")
     finetune(folder, "stop")
     assert holder.wait(timeout=10) == 5
 
 
-@pytest.mark.parametrize("words", [(), ("-m", "finetune", "report"), ("-m", "pytest", "train")])
-def test_a_reused_process_number_is_never_shot(folder: Path, words: tuple[str, ...]) -> None:
-    """A killed stage leaves its file; its number may be the user's notebook, or another command in this folder."""
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)", *words], cwd=folder)
+def claim(folder: Path, other: "subprocess.Popen[Any]") -> None:
+    """What a killed stage leaves, with a number that another process has by now."""
     (folder / "work/pipeline.lock").touch()
     (folder / "work/pipeline.holder").write_text(json.dumps({"stage": "train", "process": other.pid}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("words", [(), ("-m", "finetune", "report"), ("-m", "pytest", "train")])
+def test_a_reused_process_number_is_never_shot(folder: Path, words: tuple[str, ...]) -> None:
+    """It may be the user's notebook, or another command in this folder."""
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)", *words], cwd=folder)
+    claim(folder, other)
     assert finetune(folder, "status").stdout.splitlines()[0] == "nothing is running in this folder"
     assert finetune(folder, "stop").stdout == "nothing is running in this folder\n"
     assert other.poll() is None
-    other.kill()
-    other.wait()
 
 
-@pytest.mark.parametrize("words", [("-m", "finetune", "validate", "5"), ("-m", "finetune", "train", "5")])
+@pytest.mark.parametrize("stage", ["validate", "train"])
 def test_a_stage_of_another_folder_is_left_alone(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory, words: Any
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, stage: str
 ) -> None:
     """Two clones on one machine: the number in this folder's file may be a stage of the other."""
     there = tmp_path_factory.mktemp("other")
     (there / "stage.py").write_text(STAGE, encoding="utf-8")
     (there / "work").mkdir()
-    other = hold(there, *words)
-    (folder / "work/pipeline.lock").touch()
-    (folder / "work/pipeline.holder").write_text(json.dumps({"stage": "train", "process": other.pid}), encoding="utf-8")
+    other = hold(there, "-m", "finetune", stage, "5")
+    claim(folder, other)
     assert finetune(folder, "stop").stdout == "nothing is running in this folder\n"
     assert other.poll() is None
-    other.kill()
-    other.wait()
+    end_all_in(there)
 
 
 def test_a_lock_whose_holder_is_not_seen_is_told(folder: Path) -> None:
@@ -319,8 +317,6 @@ def test_a_lock_whose_holder_is_not_seen_is_told(folder: Path) -> None:
         "stop it where it runs (scancel, sky jobs cancel, docker stop), or ask its owner\n"
     )
     assert holder.poll() is None
-    holder.kill()
-    holder.wait()
 
 
 def test_a_run_is_not_checked_into_while_another_one_is_under_way(folder: Path) -> None:

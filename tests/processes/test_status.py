@@ -28,12 +28,10 @@ def test_a_file_of_an_earlier_run_is_not_believed(folder: Path) -> None:
     """It would show last night's step 40 while today's run still loads its model."""
     (folder / "work/status.json").write_text(json.dumps(TOLD), encoding="utf-8")
     (folder / "stage.py").write_text(STAGE.replace("tell(7)", "pass"), encoding="utf-8")
-    holder = hold(folder, "-m", "finetune", "train", "5")
+    hold(folder, "-m", "finetune", "train", "5")
     assert finetune(folder, "status").stdout.splitlines()[1:] == [
         "no step is told yet: it loads the model, or just started"
     ]
-    holder.kill()
-    holder.wait()
 
 
 GOES_ON = "no checkpoint was written yet, and the same command goes on"

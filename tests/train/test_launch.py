@@ -12,6 +12,7 @@ import pytest
 
 from finetune.config.params import Config
 from finetune.errors import MachineError
+from finetune.hardware import preflight
 from finetune.train import launch
 from finetune.train.sft_config import strategy_options
 
@@ -49,12 +50,13 @@ def test_missing_devices_and_packages_are_told(change: Callable[..., Config], mo
     """Before anything is started, with what to write instead; processes on a CPU are no devices that could miss."""
     launch.require_devices(spread_config(change, devices=8))
     cuda = spread_config(change, nodes=2, devices=8).model_copy(update={"environment": "cuda"})
-    monkeypatch.setattr(launch, "count_devices", lambda _: 4)
+    monkeypatch.setattr(preflight, "why_unavailable", lambda _: None)
+    monkeypatch.setattr(preflight, "count_devices", lambda _: 4)
     launch.require_devices(cuda)
-    monkeypatch.setattr(launch, "count_devices", lambda _: 1)
-    with pytest.raises(MachineError, match=r"devices: 4 are asked of this machine, it has 1; set devices: 1 and"):
+    monkeypatch.setattr(preflight, "count_devices", lambda _: 1)
+    with pytest.raises(MachineError, match=r"devices: 4 devices a node are asked for, 1 found; use 1 with train"):
         launch.require_devices(cuda)
-    monkeypatch.setattr(launch, "find_spec", lambda _: None)
+    monkeypatch.setattr(preflight, "find_spec", lambda _: None)
     with pytest.raises(MachineError, match=r"strategy: zero2 needs the package deepspeed, which is not installed"):
         launch.require_devices(spread_config(change, "zero2"))
 

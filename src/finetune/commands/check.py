@@ -1,22 +1,18 @@
 """`finetune check [RECIPE]`: whether a run can start here at all, before anything is written or waited for.
 
-Reads params.yaml and the recipe; asks for the device as cheaply as it can be known, and judges all recipes only to say
-which one would fit.
+Reads params.yaml and the recipe; asks for the device, and judges all recipes only to say which one would fit.
 """
 
-import ast
-import platform
-from importlib.util import find_spec
 from pathlib import Path
 
 from finetune.config.evaluate import RecordedSpec
-from finetune.config.model import Environment
 from finetune.config.params import Config
 from finetune.config.recipes import read_recipe
 from finetune.config.scorers import Classification
 from finetune.console import say
 from finetune.errors import MachineError
 from finetune.evaluate.recorded import check_recorded
+from finetune.hardware.preflight import find_device_problem
 
 
 def check(root: Path, recipe: str | None) -> None:
@@ -26,10 +22,10 @@ def check(root: Path, recipe: str | None) -> None:
     """
     config = read_recipe(recipe, root)
     check_evaluation(config, root)
-    missing = why_not_here(config)
+    missing = find_device_problem(config.environment, config.train)
     if missing:
         say(f"recipe {config.recipe} can't run here; looking for one that can")
-        raise refusal(root, recipe, config, missing)
+        raise refusal(root, recipe, config, missing.message)
 
 
 def check_evaluation(config: Config, root: Path) -> None:
@@ -42,51 +38,6 @@ def check_evaluation(config: Config, root: Path) -> None:
     build_scorers(read, {}, [], root)
     if isinstance(asked.baseline, RecordedSpec):
         check_recorded(asked.baseline, root)
-
-
-def why_not_here(config: Config) -> str | None:
-    """What this machine lacks of the run's device; None where it is there, in the number that one node needs."""
-    missing = why_no_device(config.environment)
-    if missing or config.environment == "cpu":
-        return missing
-    from finetune.hardware.devices import count_devices
-
-    distributed = config.train.distributed
-    asked, found = distributed.devices // distributed.nodes, count_devices(config.environment)
-    return f"{asked} devices a node are asked for, {found} found" if found < asked else None
-
-
-def why_no_device(environment: Environment) -> str | None:
-    """What is missing, as hardware/devices.py tells it; torch, seconds to import, only where nothing else can know."""
-    if environment == "cpu":
-        return None
-    if environment == "apple" and platform.system() != "Darwin":
-        return "no Apple GPU is in this machine"
-    if environment == "cuda" and is_without_cuda(torch_versions()):
-        return f"torch {torch_versions()['__version__']} is a build without CUDA"
-    from finetune.hardware.devices import why_unavailable
-
-    return why_unavailable(environment)
-
-
-def is_without_cuda(versions: dict[str, object]) -> bool:
-    """Whether torch says that it was built for neither CUDA nor ROCm, which answers to the same name."""
-    return "cuda" in versions and versions["cuda"] is None and versions.get("hip") is None
-
-
-def torch_versions() -> dict[str, object]:
-    """The constants of torch/version.py, read and not imported; empty where torch is not installed."""
-    spec = find_spec("torch")
-    if spec is None or spec.origin is None:
-        return {}
-    path = Path(spec.origin).with_name("version.py")
-    found: dict[str, object] = {}
-    for line in ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []:
-        target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
-        value = getattr(line, "value", None)
-        if isinstance(target, ast.Name) and isinstance(value, ast.Constant):
-            found[target.id] = value.value
-    return found
 
 
 def refusal(root: Path, recipe: str | None, config: Config, missing: str) -> MachineError:

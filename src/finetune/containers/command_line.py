@@ -207,7 +207,7 @@ def passed_on(config: Config, environment: Mapping[str, str], *, network: bool) 
     wanted = {*ALWAYS_PASSED}
     if network:
         wanted |= {*PASSED_WITH_NETWORK, *CERTIFICATES}
-        wanted |= {key for server in servers(config) if (key := server.api_key_variable)}
+        wanted |= key_variables(config)
         wanted |= {name for name in environment if name.startswith(PREFIXES_WITH_NETWORK)}
     return sorted(name for name in wanted if environment.get(name))
 
@@ -250,3 +250,8 @@ def servers(config: Config) -> list[ServerSpec | Judge]:
     """The servers that evaluate asks."""
     asked = [config.evaluate.baseline, config.evaluate.candidate, *config.evaluate.scorers.values()]
     return [server for server in asked if isinstance(server, ServerSpec | Judge)]
+
+
+def key_variables(config: Config) -> set[str]:
+    """The environment variables that params name as holders of the servers' keys."""
+    return {server.api_key_variable for server in servers(config) if server.api_key_variable}

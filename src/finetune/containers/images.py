@@ -4,7 +4,6 @@ An image is known by its label: the hash of the locks in requirements/ that its 
 lock is another name, so an image that does not fit is never started by mistake.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,8 @@ from typing import Any
 from finetune.config.model import Environment
 from finetune.console import gigabytes, say
 from finetune.errors import ConfigError, MachineError
+from finetune.hardware.locks import locks_sha256
+from finetune.pipeline.revisions import git_state
 
 LOCK_LABEL = "finetune.locks"  # of an image: locks_sha256 of what it was built from
 INSIDE = "FINETUNE_IMAGE"  # set in every image, to its name
@@ -61,12 +62,11 @@ ABSENT = ("no such image", "no such object", "image not known", "unable to find 
 
 @dataclass(frozen=True)
 class Image:
-    """An image that an engine holds: its content's id, its labels, its bytes on disk and when it was made (ISO)."""
+    """An image that an engine holds: its content's id, its labels and its bytes on disk."""
 
     id: str
     labels: Mapping[str, str]
     bytes: int
-    created: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +83,6 @@ def find_engine(program: str) -> Engine:
     if program == "podman" or "podman" in ask(program, "--version").stdout.lower():
         return Engine(program, True, os.getuid() != 0)
     return Engine(program, False, "rootless" in ask(program, "info", "--format", "{{.SecurityOptions}}").stdout)
-
-
-def lock_files(environment: Environment, root: Path) -> list[Path]:
-    """The locks that an environment is installed from, in the order of their installation."""
-    names = ["torch-cpu", "cpu"] if environment == "cpu" else [environment]
-    return [root / f"requirements/{name}.lock" for name in names]
-
-
-def locks_sha256(environment: Environment, root: Path) -> str:
-    """One hash of an environment's locks: of their bytes, one after the other (as `cat LOCKS | sha256sum` has it)."""
-    digest = hashlib.sha256()
-    for path in lock_files(environment, root):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def image_name(environment: Environment, root: Path) -> str:
@@ -145,61 +131,54 @@ def ask(engine: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def unreachable(engine: str, complaint: str) -> MachineError:
     """The error for an engine that is installed and does not serve, by what it complains of."""
     low = complaint.lower()
-    last = next((line.strip() for line in reversed(complaint.splitlines()) if line.strip()), "no reason given")
+    last = last_line(complaint)
     if "permission denied" in low:
         fix = f"add yourself to the group {engine} (`sudo usermod -aG {engine} $USER`, then log in again)"
         return MachineError(engine, "you may not use it", fix) if engine == "docker" else MachineError(engine, last)
     if any(words in low for words in ("cannot connect", "failed to connect", "daemon running", "daemon is running")):
         start = "podman machine start" if engine == "podman" else f"sudo systemctl start {engine}"
-        return MachineError(
-            "", f"{engine} is installed but not running", f"start it: `{start}`, or Docker Desktop on a Mac"
-        )
+        fix = f"start it: `{start}`, or Docker Desktop on a Mac"
+        return MachineError("", f"{engine} is installed but not running", fix)
     return MachineError(f"{engine} can't be used", last, f"look at `{engine} info`")
+
+
+def last_line(text: str) -> str:
+    """The last line that says something."""
+    return (text.strip() or "no reason given").splitlines()[-1].strip()
 
 
 def _read_inspect(told: Mapping[str, Any]) -> Image:
     labels = told.get("Config", {}).get("Labels") or {}
-    return Image(told["Id"].removeprefix("sha256:"), labels, int(told["Size"]), told["Created"])
+    return Image(told["Id"].removeprefix("sha256:"), labels, int(told["Size"]))
 
 
 def _read_buildah(told: Mapping[str, Any]) -> Image:
     docker = told["Docker"]
     layers = json.loads(told["Manifest"])["layers"]  # in local storage these are the sizes of the unpacked layers
     size = sum(int(layer["size"]) for layer in layers)
-    return Image(told["FromImageID"], docker.get("config", {}).get("Labels") or {}, size, docker["created"])
+    return Image(told["FromImageID"], docker.get("config", {}).get("Labels") or {}, size)
 
 
 # ------------------------------------------------------------------------------------------------------------ building
 
 
 def run(root: Path, environment: Environment, preferred: str | None = None) -> None:
-    """Build the image of an environment, and tell its name, size and time; raises what `build` raises."""
-    began = time.monotonic()
-    engine, name = build(environment, root, preferred)
-    image = find_image(engine, name)
-    if image is None or image.labels.get(LOCK_LABEL) != locks_sha256(environment, root):
-        raise MachineError(
-            "", f"{engine} says that it built {name}, and has no such image of these locks", "build it again"
-        )
-    say(f"{name}: {gigabytes(image.bytes)}, built by {engine} in {time.monotonic() - began:.0f} seconds")
-
-
-def build(environment: Environment, root: Path, preferred: str | None = None) -> tuple[str, str]:
-    """Build the image that this tree's stages run in, showing the engine's words; gives engine and name.
+    """Build the image that this tree's stages run in, showing the engine's words; tell its name, size and time.
 
     The engine is docker, podman or buildah, the first that works; where the runtime `preferred` is docker or
     podman, one whose images it can start. The name is given when all is done, so a failure leaves what had it before.
     Raises MachineError (no engine, no base, no space, a failed step) and ConfigError (a variable that can't be right).
     """
-    if environment not in ARGUMENTS:
-        raise ConfigError(
-            "image", f"{environment} has none: a container on a Mac can't reach its GPU", "use cpu or cuda"
-        )
+    began = time.monotonic()
     engine, name = choose_engine(preferred), image_name(environment, root)
     code, log = follow(build_command(engine, environment, root, os.environ))
     if code != 0:
         raise failure(engine, environment, os.environ.get("BASE_IMAGE"), log)
-    return engine, name
+    image = find_image(engine, name)
+    if image is None or image.labels.get(LOCK_LABEL) != locks_sha256(environment, root):
+        message = f"{engine} says that it built {name}, and has no such image of these locks"
+        raise MachineError("", message, "build it again")
+    say(f"{name}: {gigabytes(image.bytes)}, built by {engine} in {time.monotonic() - began:.0f} seconds")
 
 
 def follow(line: list[str]) -> tuple[int, list[str]]:
@@ -229,9 +208,8 @@ def choose_engine(preferred: str | None = None) -> str:
     here = [engine for engine in wanted if which(engine)]
     if not here:
         install = "`sudo apt-get install podman` (Debian, Ubuntu), or https://docs.docker.com/engine/install"
-        raise MachineError(
-            "", f"no engine that builds images is here ({' or '.join(wanted)})", f"install one: {install}"
-        )
+        message = f"no engine that builds images is here ({' or '.join(wanted)})"
+        raise MachineError("", message, f"install one: {install}")
     troubles = []
     for engine in here:
         answer = ask(engine, "info")
@@ -270,13 +248,8 @@ def build_command(engine: str, environment: Environment, root: Path, variables: 
 
 def revision(root: Path) -> str:
     """The commit that is built, with -dirty where files differ from it; "unknown" outside of git."""
-    try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{commit}-dirty" if status.strip() else commit
+    commit, clean = git_state(root, untracked=True)
+    return "unknown" if commit is None else commit if clean else f"{commit}-dirty"
 
 
 def failure(engine: str, environment: Environment, base: str | None, log: Sequence[str]) -> MachineError:
@@ -289,12 +262,10 @@ def failure(engine: str, environment: Environment, base: str | None, log: Sequen
     if re.search(UNREACHABLE, text, re.IGNORECASE):
         return unreachable(engine, text)
     if re.search(NO_BASE, text, re.IGNORECASE):
-        last = next((line.strip() for line in reversed(log) if line.strip()), "no reason given")
         what = f"BASE_IMAGE={base}" if base else f"BASE_IMAGE, which Dockerfile.{environment} names,"
         fix = "name one that this machine can reach (a Debian with Python 3.11 to 3.13)"
-        return MachineError(
-            "image", f"{what} can't be pulled: {last}", f"{fix}: make image-{environment} BASE_IMAGE=..."
-        )
+        fix += f": make image-{environment} BASE_IMAGE=..."
+        return MachineError("image", f"{what} can't be pulled: {last_line(text)}", fix)
     return MachineError("image", f"the build failed in {failed_step(log)}", "its last lines:\n" + "\n".join(log[-12:]))
 
 

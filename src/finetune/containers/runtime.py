@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 from tempfile import TemporaryDirectory
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 from finetune.config.params import Config, Runtime
 from finetune.containers.command_line import STARTED, Order, command_line, user_of
@@ -24,11 +24,11 @@ from finetune.containers.images import (
     find_engine,
     find_image,
     image_name,
-    locks_sha256,
     other_images,
 )
 from finetune.errors import ConfigError, InterruptedRunError, MachineError
-from finetune.processes.signals import die_with_parent, signals_to
+from finetune.hardware.locks import locks_sha256
+from finetune.processes.signals import run_and_forward
 
 OVERRIDE = "FINETUNE_RUNTIME"  # make ... RUNTIME=native, finetune --runtime native ...
 OTHER_IMAGE = "FINETUNE_IMAGE_NAME"  # make ... IMAGE=registry/name:tag, finetune --image ...: built elsewhere
@@ -62,7 +62,7 @@ def engine_for(command: str, config: Config) -> str | None:
         return runtime
     if not has_packages():
         raise MachineError(
-            f"{command}", "the packages of the stages are not installed here", "run make setup RUNTIME=native"
+            command, "the packages of the stages are not installed here", "run make setup RUNTIME=native"
         )
     return None
 
@@ -82,7 +82,9 @@ def run(name: str, command: str, words: list[str], config: Config, root: Path) -
         if os.getuid() == 0:
             for folder in (root / "work", scratch):
                 os.chown(folder, *user_of(root))
-        code, asked = start_and_wait(command_line(order, Path(scratch)), terminal=terminal)
+        # the engine passes signals on to the command
+        line, apart = command_line(order, Path(scratch)), not terminal
+        code, asked = run_and_forward(line, subprocess.Popen.send_signal, start_new_session=apart)
         if asked and not Path(scratch, STARTED).exists():
             # too early for the command to hear it: an engine that is still starting says whatever, 0 too
             ask(order.engine.program, "rm", "--force", order.name)
@@ -101,9 +103,7 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
             f"{instead}, or run natively: make ... RUNTIME=native, ./finetune --runtime native ...",
         )
     if not os.access(root, os.W_OK):
-        raise MachineError(
-            f"{root}", f"can't be written to by user {os.getuid()}", "change its owner, or mount it writable"
-        )
+        raise MachineError(root, f"can't be written to by user {os.getuid()}", "change its owner, or mount it writable")
     name = os.environ.get(OTHER_IMAGE) or image_name(config.environment, root)
     found = find_image(engine, name)
     build = f"make image-{config.environment} builds it"
@@ -122,34 +122,12 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
     return found.id
 
 
-def start_and_wait(line: list[str], *, terminal: bool) -> tuple[int, str | None]:
-    """Run the engine to its end; gives its exit code, and the first signal that reached us.
-
-    Every signal goes on to the engine, which passes it on to the command; one that comes before there is an engine does
-    so as soon as there is.
-    """
-    asked: list[int] = []
-    process: subprocess.Popen[bytes] | None = None
-
-    def forward(number: int, frame: Any) -> None:  # noqa: ARG001
-        asked.append(number)
-        if process is not None:
-            process.send_signal(number)
-
-    with signals_to(forward):
-        process = subprocess.Popen(line, start_new_session=not terminal, preexec_fn=die_with_parent)
-        for number in asked[:1]:
-            process.send_signal(number)
-        code = process.wait()
-    return code, signal.Signals(asked[0]).name if asked else None
-
-
 def command_code(code: int, engine: str, command: str) -> int:
     """The command's own exit code; an error of ours where the engine or a signal made it."""
     again = "the same command goes on from what is kept"
     if code == 125:
         raise MachineError(
-            f"{command}", f"{engine} could not start the container, with the words above", "see docs/containers.md"
+            command, f"{engine} could not start the container, with the words above", "see docs/containers.md"
         )
     if code in (126, 127):
         raise MachineError(
@@ -158,9 +136,7 @@ def command_code(code: int, engine: str, command: str) -> int:
             "make image-cpu or image-cuda builds a broken image anew",
         )
     if code in (137, -signal.SIGKILL):
-        raise MachineError(
-            f"{command}", "its container was killed (exit code 137), by a lack of memory or by hand", f"{again}"
-        )
+        raise MachineError(command, "its container was killed (exit code 137), by a lack of memory or by hand", again)
     if code < 0 or code > 128:
         raise InterruptedRunError(command, f"its container was stopped (exit code {code})", again)
     return code

@@ -73,6 +73,10 @@ def arithmetic(environment: Environment) -> dict[str, Any]:
 
 def why_unavailable(environment: Environment) -> str | None:
     """None where this machine has the environment's device, else what is missing."""
+    if environment == "cpu":
+        return None
+    if environment == "apple" and platform.system() != "Darwin":
+        return "no Apple GPU is in this machine"
     import torch
 
     if environment == "cuda" and not torch.cuda.is_available():

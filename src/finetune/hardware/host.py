@@ -92,4 +92,4 @@ def ask(*command: str, timeout: float) -> str | None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    return done.stdout.strip()
+    return done.stdout.rstrip()

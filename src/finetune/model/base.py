@@ -1,7 +1,6 @@
 """The frozen base model: loaded from safetensors at a pinned revision, quantized where asked, on its device."""
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,10 @@ from finetune.config.model import Environment, ModelConfig
 from finetune.errors import BaseModelError, ConfigError
 from finetune.files.hashing import sha256_file, sha256_json
 from finetune.hardware.devices import device_supports, why_unavailable
-from finetune.model.cache import model_cache
+from finetune.hardware.preflight import flash_attention_found
 from finetune.model.tokens import first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-FLASH_KERNELS = "*--kernels-community--flash-attn2"  # in the Hub's cache: what transformers takes for it
 LOADED_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}  # what transformers reads; no README, no script
 
 
@@ -30,13 +28,6 @@ def quantization_config(model: ModelConfig) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, model.dtype),
     )
-
-
-def flash_attention_found() -> bool:
-    """Whether flash attention can be loaded here without a network: the package, or its kernels fetched before."""
-    if find_spec("flash_attn"):
-        return True
-    return find_spec("kernels") is not None and any(model_cache().glob(FLASH_KERNELS))
 
 
 def runs_flash_attention() -> bool:

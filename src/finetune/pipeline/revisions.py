@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune.errors import ConfigError, DataError
 from finetune.files.atomic import publish_directory
+from finetune.hardware.host import ask
 
 
 @contextmanager
@@ -68,3 +69,11 @@ def fetch_directory(root: Path, revision: str, path: Path, target: Path) -> None
             copy_file(files, revision, source, folder / source.relative_to(path))
         if not found:
             raise DataError(revision, f"has no {path}: its pipeline did not run to its end", f"{again(revision)}")
+
+
+def git_state(root: Path, *, untracked: bool) -> tuple[str | None, bool]:
+    """(the commit, whether the files are as committed: the tracked ones, or all); (None, False) outside of git."""
+    git = ("git", "-C", str(root))
+    commit = ask(*git, "rev-parse", "HEAD", timeout=60)
+    changes = ask(*git, "status", "--porcelain", f"--untracked-files={'normal' if untracked else 'no'}", timeout=60)
+    return (None, False) if commit is None or changes is None else (commit, not changes)

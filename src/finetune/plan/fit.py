@@ -14,7 +14,7 @@ from finetune.errors import ConfigError, FinetuneError
 from finetune.hardware.accelerators import Accelerators
 from finetune.hardware.devices import AMPERE
 from finetune.hardware.host import usable_memory
-from finetune.model.base import flash_attention_found
+from finetune.hardware.preflight import find_count_problem, find_package_problems, needs_bitsandbytes
 from finetune.plan.machines import MACHINES
 
 MEANT_SHARE = 0.9  # of the memory of the machine that a recipe names
@@ -79,9 +79,8 @@ def why_no_device(config: Config, found: Accelerators) -> Iterator[str]:
     elif config.environment == "apple" and not found.apple:
         yield "no Apple GPU"
     elif config.environment == "cuda":
-        asked, have = config.train.distributed.devices // config.train.distributed.nodes, len(found.gpus)
-        if asked > have:
-            yield f"it needs {asked} GPUs, and there {'is' if have == 1 else 'are'} {have}"
+        if few := find_count_problem(config.train, len(found.gpus)):
+            yield few.message
         in_bf16 = config.train.bf16 or config.model.dtype == "bfloat16"
         if in_bf16 and found.gpus[0].capability < AMPERE:
             yield f"bfloat16 needs compute capability {'.'.join(map(str, AMPERE))}"
@@ -92,15 +91,12 @@ def why_no_packages(config: Config) -> Iterator[str]:
     if runtime_of(config) != "native":
         return  # the image has what is locked
     needed = ["torch", "transformers", "peft", "trl"]
-    if config.model.quantization == "nf4" or config.train.optim.endswith("8bit"):
-        needed.append("bitsandbytes")
-    if config.train.distributed.strategy in ("zero2", "zero3"):
-        needed.append("deepspeed")
+    needed += ["bitsandbytes"] if needs_bitsandbytes(config.model, config.train) else []
     missing = [name for name in needed if not find_spec(name)]
-    if config.model.attention == "flash_attention_2" and not flash_attention_found():
-        missing.append("flash_attn")
     if missing:
         yield f"not installed: {', '.join(missing)}"
+    for problem in find_package_problems(config.environment, config.model, config.train):
+        yield problem.message
 
 
 def best_of(fits: list[Fit]) -> Fit | None:

@@ -12,7 +12,7 @@ import subprocess
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import filelock
 import psutil
@@ -21,7 +21,7 @@ from finetune.console import printable, say
 from finetune.errors import ConfigError, MachineError
 from finetune.files.atomic import write_json
 from finetune.paths import Paths
-from finetune.processes.running import GONE, Detached, Run, Stage, find_run, require_idle
+from finetune.processes.running import GONE, Detached, Run, Stage, command_of, find_run, require_idle
 from finetune.processes.status import how_it_ended, how_training_ended, read_status, what_is_kept
 
 TARGETS = re.compile(r"repro|train-[A-Za-z0-9][\w.-]*")
@@ -41,34 +41,31 @@ def start(paths: Paths, target: str) -> int:
         with filelock.FileLock(paths.work / "detached.lock", timeout=0):
             require_idle(paths)
             detached, process = launch(paths, target)
-            code = wait_a_moment(process)
+            code = process.wait(timeout=GRACE)
     except filelock.Timeout:
-        raise ConfigError(
-            f"{paths.work}", "another detached start is under way", "./finetune status tells how it went"
-        ) from None
-    if code is None:
+        remedy = "./finetune status tells how it went"
+        raise ConfigError(paths.work, "another detached start is under way", remedy) from None
+    except subprocess.TimeoutExpired:
         say(f"make {target} runs in the background (process {detached.pid}), and goes on when this terminal is closed")
         say("  ./finetune status   the progress")
         say("  ./finetune stop     end it; the same command resumes")
         say(f"  tail -f {detached.log}")
-    elif code == 0:
-        say(f"make {target} has ended already; see {detached.log}")
-    else:
+        return 0
+    if code:
         tell_failure(paths, detached)
+    say(f"make {target} has ended already; see {detached.log}")
     return 0
 
 
 def launch(paths: Paths, target: str) -> tuple[Detached, subprocess.Popen[bytes]]:
     """Start it with its output going to the log, and write down what was started."""
-    log = paths.work / f"{target}.log"
-    name = log.relative_to(paths.root).as_posix()
+    log, started = paths.work / f"{target}.log", time.time()
     environment = {key: value for key, value in os.environ.items() if key not in MAKES_OWN}
-    detached = Detached(target, 0, name, time.time(), platform.node())
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background; the run must hear `interrupt`
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("ab") as output:
         process = subprocess.Popen(
-            detached.command,
+            command_of(target),
             cwd=paths.root,
             env=environment | {"PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
@@ -76,28 +73,19 @@ def launch(paths: Paths, target: str) -> tuple[Detached, subprocess.Popen[bytes]
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    detached = Detached(target, process.pid, name, detached.started, detached.host)
+    detached = Detached(target, process.pid, log.relative_to(paths.root).as_posix(), started, platform.node())
     write_json(paths.work / "detached.json", asdict(detached))
     return detached, process
 
 
-def wait_a_moment(process: subprocess.Popen[bytes]) -> int | None:
-    """The exit code of a start that ended at once; None where it goes on."""
-    try:
-        return process.wait(timeout=GRACE)
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def tell_failure(paths: Paths, detached: Detached) -> None:
+def tell_failure(paths: Paths, detached: Detached) -> NoReturn:
     """Show the last lines of a start that failed at once, and raise ConfigError."""
     log = paths.root / detached.log
     text = log.read_text(encoding="utf-8", errors="replace").rsplit(f"== make {detached.target}, started ", 1)[-1]
     for line in text.splitlines()[1:][-LAST_LINES:]:
         say(f"  {printable(line)}")
-    raise ConfigError(
-        "", f"make {detached.target} failed at once, with the lines above", f"nothing runs ({detached.log})"
-    )
+    what = f"make {detached.target} failed at once, with the lines above"
+    raise ConfigError("", what, f"nothing runs ({detached.log})")
 
 
 def stop(paths: Paths) -> int:
@@ -105,14 +93,12 @@ def stop(paths: Paths) -> int:
 
     MachineError where its process is another user's, or on another machine.
     """
-    run = find_run(paths)
+    run, began = find_run(paths), time.time()
     if run is None:
         say("nothing is running in this folder")
         return 0
-    began = time.time()
     say(f"{run.sentence()}; asking it to end")
-    stopped = wait_for_end(paths, run)
-    say(closing_line(paths, run, stopped, began))
+    say(closing_line(paths, run, wait_for_end(paths, run), began))
     return 0
 
 
@@ -151,9 +137,8 @@ def ask_to_end(stage: Stage) -> None:
     except GONE:
         return
     except psutil.AccessDenied:
-        raise MachineError(
-            "", f"process {stage.pid} of stage {stage.name} may not be stopped by you", f"{advice}"
-        ) from None
+        what = f"process {stage.pid} of stage {stage.name} may not be stopped by you"
+        raise MachineError("", what, advice) from None
 
 
 def interrupt(detached: Detached, number: signal.Signals) -> None:
@@ -170,14 +155,10 @@ def find_dvc(run: Run) -> Any | None:
     """The DVC process above a stage, which ends when its stage failed; None where the stage was started by hand."""
     try:
         above = run.stage.process.parents() if run.stage and run.stage.process else []
-        return next((process for process in above if is_dvc(process.cmdline())), None)
+        # `dvc repro` by its script, or `python -m dvc`
+        return next((one for one in above if any(Path(word).name == "dvc" for word in one.cmdline()[:3])), None)
     except (*GONE, psutil.AccessDenied):
         return None
-
-
-def is_dvc(words: list[str]) -> bool:
-    """Whether a command line is DVC's: `dvc repro` by its script, or `python -m dvc`."""
-    return any(Path(word).name == "dvc" for word in words[:3])
 
 
 def is_running(process: Any | None) -> bool:

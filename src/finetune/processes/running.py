@@ -11,7 +11,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 import psutil
@@ -20,6 +20,7 @@ from finetune.errors import ConfigError
 from finetune.files.run_lock import read_holder
 from finetune.paths import Paths
 
+Record = TypeVar("Record")
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess, FileNotFoundError)
 # sh stays above make to record how it ended: its exit code, and whether a signal asked it to, which the code does not
 # tell (make ends by the signal, or with "No child processes", as it happens). The trap lets sh outlive the signal.
@@ -55,11 +56,6 @@ class Detached:
     started: float
     host: str
 
-    @property
-    def command(self) -> list[str]:
-        """The command line of its process, by which it is known."""
-        return ["/bin/sh", "-c", SCRIPT, "sh", self.target]
-
 
 @dataclass(frozen=True, slots=True)
 class DetachedEnd:
@@ -86,6 +82,11 @@ class Run:
         return f"stage {self.stage.name} ({where}) is running"
 
 
+def command_of(target: str) -> list[str]:
+    """The command line of a detached start's first process, by which it is known."""
+    return ["/bin/sh", "-c", SCRIPT, "sh", target]
+
+
 def find_run(paths: Paths) -> Run | None:
     """What runs in this folder now; None where nothing does. A foreground run between two stages is not seen."""
     stage, detached = find_stage(paths), read_detached(paths)
@@ -99,7 +100,7 @@ def require_idle(paths: Paths) -> None:
     run = find_run(paths)
     if run is not None and not (run.detached and run.detached.pid == os.getsid(0)):
         raise ConfigError(
-            f"{paths.work}", f"{run.sentence()} in this folder", "./finetune status tells more, ./finetune stop ends it"
+            paths.work, f"{run.sentence()} in this folder", "./finetune status tells more, ./finetune stop ends it"
         )
 
 
@@ -140,7 +141,12 @@ def runs_stage(process: Any, name: str, root: Path) -> bool:
         ours.append(1)
     if "python" not in Path(words[0] if words else "").name.lower() or not any(name in words[at + 1 :] for at in ours):
         return False
-    return Path(process.cwd()).resolve() == root.resolve()
+    return is_in(process, root)
+
+
+def is_in(process: Any, folder: Path) -> bool:
+    """Whether a process was started in a folder."""
+    return Path(process.cwd()).resolve() == folder.resolve()
 
 
 def is_locked(path: Path) -> bool:
@@ -156,20 +162,12 @@ def is_locked(path: Path) -> bool:
 
 def read_detached(paths: Paths) -> Detached | None:
     """The newest detached start, whether it still runs or not; None where there was none, or its file is broken."""
-    content = read_object(paths.work / "detached.json")
-    try:
-        return Detached(**content) if content else None
-    except TypeError:
-        return None
+    return read_as(Detached, paths.work / "detached.json")
 
 
 def read_end(detached: Detached, paths: Paths) -> DetachedEnd | None:
     """How a detached start ended; None where its first process was killed before it could record that."""
-    content = read_object(paths.work / "detached_end.json")
-    try:
-        end = DetachedEnd(**content) if content else None
-    except TypeError:
-        return None
+    end = read_as(DetachedEnd, paths.work / "detached_end.json")
     return end if end is not None and end.pid == detached.pid else None
 
 
@@ -179,11 +177,17 @@ def is_alive(detached: Detached, paths: Paths) -> bool:
         return False
     try:
         process = psutil.Process(detached.pid)
-        return bool(
-            process.cmdline()[1:] == detached.command[1:] and Path(process.cwd()).resolve() == paths.root.resolve()
-        )
+        return is_in(process, paths.root) and bool(process.cmdline()[1:] == command_of(detached.target)[1:])
     except (*GONE, psutil.AccessDenied):
         return False
+
+
+def read_as(kind: type[Record], path: Path) -> Record | None:
+    """A record of this kind; None where its file is missing or broken."""
+    try:
+        return kind(**read_object(path) or {})
+    except TypeError:
+        return None
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

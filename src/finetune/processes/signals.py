@@ -6,10 +6,12 @@ SIGTERM (./finetune stop, spot machines), SIGINT (Ctrl-C), SIGUSR1 (Slurm) and S
 import ctypes
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -65,3 +67,26 @@ def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def run_and_forward(
+    line: Sequence[str], forward: Callable[["subprocess.Popen[bytes]", int], None], **options: Any
+) -> tuple[int, str | None]:
+    """Run a program to its end; gives its exit code, and the first signal that reached us.
+
+    Every signal is passed to `forward`; one that comes before there is a process, as soon as there is.
+    """
+    asked: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def hear(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        asked.append(number)
+        if process is not None:
+            forward(process, number)
+
+    with signals_to(hear):
+        process = subprocess.Popen(line, preexec_fn=die_with_parent, **options)
+        for number in asked[:1]:
+            forward(process, number)
+        code = process.wait()
+    return code, signal.Signals(asked[0]).name if asked else None

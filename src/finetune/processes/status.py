@@ -6,21 +6,14 @@ the records of the newest detached start and of its newest stage, and `reports/d
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from finetune.console import gigabytes, printable, say
 from finetune.files.run_lock import StageRecord, read_record
 from finetune.paths import Paths
-from finetune.processes.running import (
-    Detached,
-    Run,
-    find_run,
-    is_alive,
-    read_detached,
-    read_end,
-    read_object,
-)
+from finetune.processes.running import Detached, Run, find_run, is_alive, read_detached, read_end, read_object
 
 SILENT = 180.0  # seconds without news after which they are called old; a save or an evaluation may take as long
 TAIL, LAST_LINES = 20_000, 5  # bytes and lines of a log that are shown
@@ -31,18 +24,12 @@ def show(paths: Paths, as_json: bool) -> int:
     run = find_run(paths)
     told = read_progress(paths, run) if run else None
     lines = describe_run(run, told) if run else ["nothing is running in this folder", *how_it_ended(paths)]
-    if as_json:
-        print(json.dumps(as_object(run, told, lines), indent=1, ensure_ascii=False))
-    else:
+    if not as_json:
         for line in lines:
             say(line)
-    return 0
-
-
-def as_object(run: Run | None, told: dict[str, Any] | None, lines: list[str]) -> dict[str, Any]:
-    """The same for a program: who runs, its progress as the train stage wrote it, and the lines for a person."""
+        return 0
     stage, detached = (run.stage, run.detached) if run else (None, None)
-    return {
+    content = {
         "running": run is not None,
         "stage": stage.name if stage else None,
         "pid": stage.pid if stage else None,
@@ -52,6 +39,8 @@ def as_object(run: Run | None, told: dict[str, Any] | None, lines: list[str]) ->
         "silent_seconds": max(0.0, time.time() - told["updated"]) if told else None,
         "text": lines,
     }
+    print(json.dumps(content, indent=1, ensure_ascii=False))
+    return 0
 
 
 def read_progress(paths: Paths, run: Run) -> dict[str, Any] | None:
@@ -86,15 +75,14 @@ def describe_progress(told: dict[str, Any], now: float) -> list[str]:
     """Step, losses, speed, memory and time left; `now` in Unix seconds."""
     share = told["step"] / told["steps"] if told["steps"] else 0.0
     parts = [f"step {told['step']} of {told['steps']} ({share:.0%})"]
-    for key, text in (("loss", "loss {:.4f}"), ("validation_loss", "validation loss {:.4f}")):
-        if told.get(key) is not None:
-            parts.append(text.format(told[key]))
-    if told.get("tokens_per_second") is not None:
-        parts.append(f"{told['tokens_per_second']:,.0f} tokens/s")
-    if told.get("memory_bytes") is not None:
-        parts.append(f"memory {gigabytes(told['memory_bytes'])}")
-    if told.get("seconds_left") is not None:
-        parts.append(f"about {duration(told['seconds_left'])} left")
+    texts: dict[str, Callable[[float], str]] = {
+        "loss": "loss {:.4f}".format,
+        "validation_loss": "validation loss {:.4f}".format,
+        "tokens_per_second": "{:,.0f} tokens/s".format,
+        "memory_bytes": lambda size: f"memory {gigabytes(size)}",
+        "seconds_left": lambda seconds: f"about {duration(seconds)} left",
+    }
+    parts += [text(told[key]) for key, text in texts.items() if told.get(key) is not None]
     silent = max(0.0, now - told["updated"])
     lines = [", ".join(parts), f"told {duration(silent)} ago"]
     if silent > SILENT:

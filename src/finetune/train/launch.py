@@ -2,13 +2,11 @@
 
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,10 @@ from finetune.config.train import TrainParams
 from finetune.console import say
 from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError, Problem
 from finetune.files.strict_json import read_json
-from finetune.hardware.devices import count_devices
 from finetune.hardware.host import usable_cores
+from finetune.hardware.preflight import find_device_problem, find_package_problems
 from finetune.paths import Paths
-from finetune.processes.signals import die_with_parent, signals_to
+from finetune.processes.signals import run_and_forward
 
 WORKER = "finetune.train.worker"
 ERRORS: dict[int, type[FinetuneError]] = {
@@ -39,13 +37,12 @@ def launch(params: TrainParams, paths: Paths) -> None:
     if os.environ.get("NODE_RANK", "0") == "0":
         for path in left_errors(paths):
             path.unlink(missing_ok=True)
-    process = subprocess.Popen(
+    code, asked = run_and_forward(
         command(params),
+        pass_on,
         env={"OMP_NUM_THREADS": str(threads(params)), **os.environ},
         start_new_session=True,  # a Ctrl-C in the terminal reaches the processes through us alone
-        preexec_fn=die_with_parent,
     )
-    code, asked = wait(process)
     if code:
         raise_what_failed(paths, asked)
 
@@ -75,26 +72,12 @@ def listens(address: str, port: int) -> bool:
 
 
 def require_devices(params: TrainParams) -> None:
-    """MachineError unless this node has as many devices as the recipe asks of it; processes share one CPU."""
-    if params.train.distributed.strategy in ("zero2", "zero3") and not find_spec("deepspeed"):
-        raise MachineError(
-            "params.yaml: train.distributed.strategy",
-            f"{params.train.distributed.strategy} needs the package deepspeed, which is not installed here",
-            "pip install deepspeed, or use ddp",
-        )
-    if params.environment == "cpu" and params.train.distributed.strategy == "fsdp":
-        raise MachineError(
-            "params.yaml: train.distributed.strategy",
-            "fsdp needs CUDA: on a CPU accelerate trains by DDP instead, without a word",
-            "use ddp",
-        )
-    asked, found = per_node(params), count_devices(params.environment)
-    if params.environment != "cpu" and asked > found:
-        raise MachineError(
-            "params.yaml: train.distributed.devices",
-            f"{asked} are asked of this machine, it has {found}",
-            f"set devices: {found} and train.gradient_accumulation_steps so that the effective batch size stays",
-        )
+    """MachineError unless this node has the devices and the package that the processes need."""
+    packages = find_package_problems(params.environment, params.model, params.train)
+    problems = [problem for problem in packages if problem.code == "strategy-missing"]
+    device = find_device_problem(params.environment, params.train)
+    if device or problems:
+        raise MachineError.of([*problems, *([device] if device else [])])
 
 
 def per_node(params: TrainParams) -> int:
@@ -119,25 +102,14 @@ def command(params: TrainParams) -> list[str]:
     return [*run, *place, "--nproc-per-node", str(per_node(params)), "--max-restarts", "0", "-m", WORKER]
 
 
-def wait(process: "subprocess.Popen[bytes]") -> tuple[int, str | None]:
-    """Wait for torchrun; gives its exit code, and the first signal that reached us.
-
-    A signal goes on to the workers, which save at their step's end and end by themselves; where torchrun has not
-    started them yet, to torchrun.
-    """
-    asked: list[str] = []
-
-    def forward(number: int, frame: Any) -> None:  # noqa: ARG001
-        asked.append(signal.Signals(number).name)
-        with suppress(psutil.Error):  # what ended just now
-            found = workers(process.pid)
-            for worker in found:
-                worker.send_signal(number)
-            if not found:
-                process.terminate()
-
-    with signals_to(forward):
-        return process.wait(), next(iter(asked), None)
+def pass_on(process: "subprocess.Popen[bytes]", number: int) -> None:
+    """Give a signal to the workers, which save at their step's end and end by themselves; to torchrun before that."""
+    with suppress(psutil.Error):  # what ended just now
+        found = workers(process.pid)
+        for worker in found:
+            worker.send_signal(number)
+        if not found:
+            process.terminate()
 
 
 def workers(pid: int) -> list[Any]:

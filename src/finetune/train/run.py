@@ -17,7 +17,7 @@ from finetune.files.manifests import read_manifest
 from finetune.files.run_lock import pipeline_lock
 from finetune.hardware.devices import arithmetic, peak_memory_bytes
 from finetune.hardware.failures import is_out_of_memory
-from finetune.hardware.versions import missing_trackers
+from finetune.hardware.preflight import find_tracker_problems
 from finetune.model.tokens import load_tokenizer
 from finetune.paths import Paths
 from finetune.processes.signals import StopRequest
@@ -60,14 +60,9 @@ def train(params: TrainParams, paths: Paths, stop: StopRequest, until: int | Non
 
 def require_trackers(params: TrainParams) -> None:
     """ConfigError where a tracker that was asked for is not installed: a run of hours must not end in its import."""
-    missing = missing_trackers(params.train.report_to)
+    missing = list(find_tracker_problems(params.train))
     if missing:
-        names = ", ".join(missing)
-        raise ConfigError(
-            "params.yaml: train.report_to",
-            f"{names} is not installed here",
-            f"pip install {' '.join(missing)}, or report_to: []",
-        )
+        raise ConfigError.of(missing)
 
 
 def fit(

@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -13,12 +12,11 @@ import pytest
 
 from finetune.commands.doctor import accelerators, host
 from finetune.config.params import Config
-from finetune.hardware import accelerators as hardware_accelerators
+from finetune.hardware import preflight
+from finetune.hardware.accelerators import ask_driver
 from finetune.plan import fit
-from tests.builders.made_up_machine import GB, told
-from tests.builders.made_up_machine import predicted as predicted
-from tests.builders.made_up_machine import repository as repository
-from tests.builders.made_up_machine import tools as tools
+from tests.builders.made_up_machine import GB, Machine
+from tests.builders.made_up_machine import machine as machine
 
 
 @pytest.fixture
@@ -26,13 +24,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`gpu(24 * GB)`: one CUDA device of this memory, as torch sees it."""
     import torch
 
-    importlib.import_module(
-        "bitsandbytes"
-    )  # a first import that finds a CUDA device fails halfway, for all later tests
+    importlib.import_module("bitsandbytes")  # its first import fails halfway, for all later tests, where it sees CUDA
 
-    def put(memory: int, free: int | None = None, capability: tuple[int, int] = (8, 9), count: int = 1) -> None:
+    def put(memory: int, free: int | None = None, capability: tuple[int, int] = (8, 9)) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda at: (memory if free is None else free, memory))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda at: "NVIDIA Test")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda at: capability)
@@ -41,45 +37,35 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def mac(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`mac(32 * GB, "26.1")`: a Mac with Apple silicon."""
+def mac(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`mac("26.1")`: a Mac with Apple silicon and 32 GB."""
     import torch
 
-    def put(memory: int, version: str) -> None:
+    def put(version: str) -> None:
         monkeypatch.setattr(platform, "system", lambda: "Darwin")
         monkeypatch.setattr(platform, "machine", lambda: "arm64")
         monkeypatch.setattr(platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
-        monkeypatch.setattr(host, "usable_memory", lambda: memory)
-        monkeypatch.setattr(fit, "usable_memory", lambda: memory)
-        there = SimpleNamespace(total=memory, available=memory // 2)
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: there)
+        for module in (host, fit):
+            monkeypatch.setattr(module, "usable_memory", lambda: 32 * GB)
+        memory = SimpleNamespace(total=32 * GB, available=16 * GB)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
 
     return put
-
-
-# ---- CUDA
 
 
 CUDA = {"environment": "cuda"}
 SMI = 'echo "NVIDIA Test, 24564, 24000, 8.9, 570.1"'
 
 
-def test_a_gpu_of_24_gb(
-    repository: Callable[..., Path],
-    tools: Callable[..., None],
-    gpu: Callable[..., None],
-    predicted: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_gpu_of_24_gb(machine: Machine, gpu: Callable[..., None]) -> None:
     """Its own memory decides, not the machine's; four of them are not there."""
-    tools(nvidia_smi=SMI)
+    machine.install(nvidia_smi=SMI)
     gpu(24 * GB)
-    predicted(fits=(7 * GB, 20 * GB), large=(70 * GB, 40 * GB), four=(7 * GB, 20 * GB))
-    four = {"environment": "cuda", "train": {"distributed": {"nodes": 1, "devices": 4, "strategy": "ddp"}}}
-    four["train"]["distributed"] |= {"offload_optimizer": "none", "offload_param": "none"}  # type: ignore[index]
-    root = repository(fits=CUDA, large=CUDA, four=four)
-    report = told(capsys, root, "fits")
+    machine.predict(fits=(7 * GB, 20 * GB), large=(70 * GB, 40 * GB), four=(7 * GB, 20 * GB))
+    spread = {"nodes": 1, "devices": 4, "strategy": "ddp", "offload_optimizer": "none", "offload_param": "none"}
+    machine.add(fits=CUDA, large=CUDA, four=CUDA | {"train": {"distributed": spread}})
+    report = machine.report("fits")
     assert report["code"] == 0
     assert report["by"]["GPU 0"]["found"] == (
         "NVIDIA Test, 24.0 GB, 24.0 GB free, compute capability 8.9 (bf16, tf32), driver 570.1"
@@ -87,85 +73,56 @@ def test_a_gpu_of_24_gb(
     assert report["best"] == "fits"
     reasons = {fit["recipe"]: fit["why_not"] for fit in report["recipes"]}
     assert reasons["large"] == ["predicted peak memory 40.0 GB, and there are 24.0 GB"]
-    assert told(capsys, root, "large")["code"] == 4
-    assert reasons["four"] == ["it needs 4 GPUs, and there is 1"]
+    assert machine.report("large")["code"] == 4
+    assert reasons["four"] == ["4 devices a node are asked for, 1 found"]
 
 
-def test_an_old_and_busy_gpu(
-    repository: Callable[..., Path],
-    tools: Callable[..., None],
-    gpu: Callable[..., None],
-    predicted: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_old_and_busy_gpu(machine: Machine, gpu: Callable[..., None]) -> None:
     """bfloat16 came with 8.0; and a GPU that is half taken is worth a look."""
-    tools()
-    predicted()
     gpu(16 * GB, free=2 * GB, capability=(7, 5))
-    report = told(capsys, repository(old={"environment": "cuda", "train": {"bf16": True}}), "old")
-    assert (report["by"]["GPU 0"]["status"], report["by"]["GPU 0"]["remedy"]) == (
-        "warning",
-        "nvidia-smi, to see who uses it",
-    )
-    assert "neither bf16 nor tf32" in report["by"]["GPU 0"]["found"]
+    machine.add(old={"environment": "cuda", "train": {"bf16": True}})
+    report = machine.report("old")
+    seen = report["by"]["GPU 0"]
+    assert (seen["status"], seen["remedy"]) == ("warning", "nvidia-smi, to see who uses it")
+    assert "neither bf16 nor tf32" in seen["found"]
     assert report["recipe"]["why_not"] == ["bfloat16 needs compute capability 8.0"]
 
 
-def test_a_gpu_that_torch_can_not_use(
-    repository: Callable[..., Path],
-    tools: Callable[..., None],
-    predicted: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_gpu_that_torch_can_not_use(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The usual mistake: the CPU build of torch on a machine with a GPU. With --quick, the driver is believed."""
-    tools(nvidia_smi=SMI)
-    predicted()
-    root = repository(big=CUDA)
-    report = told(capsys, root, "big")
+    machine.install(nvidia_smi=SMI)
+    machine.add(big=CUDA)
+    report = machine.report("big")
     assert report["code"] == 4
     assert report["by"]["CUDA"]["found"] == "the driver (570.1) shows 1, and torch can use none"
     assert report["by"]["CUDA"]["remedy"] == "make setup ENVIRONMENT=cuda"
-    assert told(capsys, root, "big", quick=True)["code"] == 0
-    import torch
-
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert told(capsys, root, "big")["by"]["CUDA"]["remedy"] == "update NVIDIA's driver to one for CUDA 13.0"
+    assert machine.report("big", quick=True)["code"] == 0
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    assert machine.report("big")["by"]["CUDA"]["remedy"] == "update NVIDIA's driver to one for CUDA 13.0"
 
 
 @pytest.mark.parametrize("answer", ["exit 9", "sleep 600", "echo nonsense", "echo 'NVIDIA-SMI has failed'"])
-def test_a_driver_that_does_not_answer_is_no_gpu(tools: Callable[..., None], answer: str) -> None:
+def test_a_driver_that_does_not_answer_is_no_gpu(machine: Machine, answer: str) -> None:
     """Neither hangs nor crashes."""
-    tools(nvidia_smi=answer.replace("sleep", shutil.which("sleep", path=os.defpath) or "sleep"))
-    assert hardware_accelerators.ask_driver(timeout=0.5) == ((), None)
+    machine.install(nvidia_smi=answer.replace("sleep", shutil.which("sleep", path=os.defpath) or "sleep"))
+    assert ask_driver(timeout=0.5) == ((), None)
 
 
-def test_memory_that_the_driver_does_not_tell_is_zero(tools: Callable[..., None]) -> None:
+def test_memory_that_the_driver_does_not_tell_is_zero(machine: Machine) -> None:
     """Where processor and GPU share it."""
-    tools(nvidia_smi='echo "NVIDIA GB10, [N/A], [N/A], 12.1, 580.0"')
-    ((found,), driver) = hardware_accelerators.ask_driver(timeout=60)
+    machine.install(nvidia_smi='echo "NVIDIA GB10, [N/A], [N/A], 12.1, 580.0"')
+    ((found,), driver) = ask_driver(timeout=60)
     assert (found.memory_bytes, found.capability, driver) == (0, (12, 1), "580.0")
 
 
-# ---- Macs
-
-
-def test_a_mac_with_32_gb(
-    repository: Callable[..., Path],
-    tools: Callable[..., None],
-    mac: Callable[..., None],
-    predicted: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_mac_with_32_gb(machine: Machine, mac: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its memory is the GPU's too."""
-    tools()
-    mac(32 * GB, "26.1")
+    mac("26.1")
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    predicted(fits=(7 * GB, 20 * GB), large=(13 * GB, 40 * GB))
-    report = told(capsys, repository(fits={"environment": "apple"}, large={"environment": "apple"}), "fits")
-    assert report["code"] == 0
-    assert report["best"] == "fits"
+    machine.predict(fits=(7 * GB, 20 * GB), large=(13 * GB, 40 * GB))
+    machine.add(fits={"environment": "apple"}, large={"environment": "apple"})
+    report = machine.report("fits")
+    assert (report["code"], report["best"]) == (0, "fits")
     assert report["by"]["system"]["found"] == "macOS 26.1"
     assert report["by"]["memory"]["found"] == "32.0 GB, shared with the GPU, 16.0 GB available"
     assert report["by"]["Apple GPU"]["found"] == (
@@ -183,41 +140,37 @@ def test_a_mac_with_32_gb(
     ],
 )
 def test_what_a_mac_computes_hangs_on_its_system(
-    mac: Callable[..., None], change: Callable[..., Config], version: str, quantization: str, status: str, remedy: str
+    mac: Callable[[str], None], change: Callable[..., Config], version: str, quantization: str, status: str, remedy: str
 ) -> None:
     """bfloat16 from 14 on, fast NF4 from 26 on."""
-    mac(32 * GB, version)
+    mac(version)
     found = host.check_system(change(**{"environment": "apple", "model.quantization": quantization}))
     assert (found.status, found.remedy) == (status, remedy)
 
 
-def test_an_apple_recipe_elsewhere(
-    repository: Callable[..., Path],
-    tools: Callable[..., None],
-    predicted: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_apple_recipe_elsewhere(machine: Machine) -> None:
     """Exit code 4, as of any recipe whose device is not here."""
-    tools()
-    predicted()
-    report = told(capsys, repository(mac={"environment": "apple"}), "mac")
+    machine.add(mac={"environment": "apple"})
+    report = machine.report("mac")
     assert report["code"] == 4
     assert report["recipe"]["why_not"] == ["no Apple GPU"]
     assert report["by"]["Apple GPU"]["status"] == "missing"
 
 
-def test_attention_and_bits_are_missed_where_the_recipe_wants_them(
+def test_optional_packages_are_missed_where_the_recipe_wants_them(
     change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Elsewhere their absence is no news."""
-    monkeypatch.setattr(accelerators, "find_spec", lambda name: None)
-    plain = change(**{"model.attention": "sdpa"})
+    for module in (accelerators, preflight):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    plain = change(**{"model.attention": "sdpa", "train.report_to": []})
     wanting = change(
         **{"environment": "cuda", "model.attention": "flash_attention_2", "model.quantization": "nf4"}
-        | {"model.dtype": "bfloat16", "train.bf16": True}
+        | {"model.dtype": "bfloat16", "train.bf16": True, "train.report_to": ["wandb"]}
     )
-    assert accelerators.check_attention(plain).status == "ok"
-    assert accelerators.check_attention(wanting).status == "missing"
+    assert [check.status for check in accelerators.check_optional(plain)] == ["ok"]
+    found = {check.what: check.status for check in accelerators.check_optional(wanting)}
+    assert found == {"flash-attention": "missing", "train.report_to": "missing"}
     assert accelerators.check_bitsandbytes(plain, quick=True).status == "warning"
     assert accelerators.check_bitsandbytes(wanting, quick=True).status == "missing"
 

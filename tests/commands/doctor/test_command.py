@@ -14,30 +14,18 @@ from finetune.commands.doctor.software import dvc_remotes
 from finetune.config.params import Config
 from finetune.errors import ConfigError
 from finetune.plan import fit
-from finetune.plan.fit import best_of
-from tests.builders.made_up_machine import GB, HUB, told
-from tests.builders.made_up_machine import predicted as predicted
-from tests.builders.made_up_machine import repository as repository
-from tests.builders.made_up_machine import tools as tools
+from tests.builders.made_up_machine import GB, HUB, Machine
+from tests.builders.made_up_machine import machine as machine
 from tests.conftest import ROOT
 
 SECRET = "hf_tHisIsAsEcReT0123456789"
 
 
-# ---- The whole
-
-
-def test_a_machine_without_a_gpu(
-    repository: Callable[..., Path],
-    tools: Callable[..., None],
-    predicted: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_machine_without_a_gpu(machine: Machine) -> None:
     """It runs the tiny recipe and no CUDA one, and the larger of two bases that fit is named."""
-    tools()
-    predicted(tiny=(2_000_000, GB), small=(100_000_000, GB), huge=(9 * GB, 10**15), gpu=(8 * GB, 2 * GB))
-    root = repository(tiny={}, small={}, huge={}, unknown={}, gpu={"environment": "cuda"})
-    report = told(capsys, root)
+    machine.predict(tiny=(2_000_000, GB), small=(100_000_000, GB), huge=(9 * GB, 10**15), gpu=(8 * GB, 2 * GB))
+    machine.add(tiny={}, small={}, huge={}, unknown={}, gpu={"environment": "cuda"})
+    report = machine.report()
     assert report["code"] == 0
     assert report["best"] == "small"
     assert report["recipe"]["can_run"]
@@ -47,45 +35,41 @@ def test_a_machine_without_a_gpu(
     assert by_recipe["huge"]["why_not"][0].startswith("predicted peak memory 1000000.0 GB, and there are ")
     assert by_recipe["unknown"]["can_run"]
     assert by_recipe["unknown"]["unknown"] == "no config.json"
-    report = told(capsys, root, "gpu")
+    report = machine.report("gpu")
     assert report["code"] == 4
     assert report["by"]["CUDA"]["status"] == "missing"
     assert report["by"]["CUDA"]["remedy"] == "install NVIDIA's driver, or start the container with --gpus all"
 
 
-def test_what_a_person_reads(
-    repository: Callable[..., Path],
-    tools: Callable[..., None],
-    predicted: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_a_person_reads(machine: Machine) -> None:
     """A table, then what to do next in two sentences."""
-    tools()
-    predicted(tiny=(2_000_000, GB))
-    assert run(repository(tiny={}), None, False, False) == 0
-    lines = capsys.readouterr().out.splitlines()
+    machine.add(tiny={})
+    machine.predict(tiny=(2_000_000, GB))
+    lines = machine.lines()
     assert lines[1].strip() == "doctor"
     assert lines[-2].startswith("recipe tiny can run here: predicted peak memory 1.00 GB of ")
     assert lines[-1] == (
         "the largest base that fits here is that of recipe tiny (models/tiny-base, 2,000,000 parameters)"
     )
-    predicted()
-    assert run(repository(), "tiny", False, False) == 0
-    lines = capsys.readouterr().out.splitlines()
+    machine.predict()
+    lines = machine.lines("tiny")
     assert lines[-2].endswith("can run here, as far as can be told: memory unknown (no config.json)")
     assert lines[-1].startswith("no recipe is known to fit here")
 
 
-def test_each_line_has_the_same_shape_and_what_is_amiss_a_remedy(
-    repository: Callable[..., Path],
-    tools: Callable[..., None],
-    predicted: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_missing_base_is_told_and_stops_nothing(machine: Machine) -> None:
+    """It is a download away, so the machine can run the recipe."""
+    machine.predict(hub=(GB, GB))
+    machine.add(hub={"model": HUB})
+    said = machine.lines("hub")[-2]
+    assert "its base model is not there yet (org/name at 000000000000: not in the cache): hf download org/name " in said
+
+
+def test_each_line_has_the_same_shape_and_what_is_amiss_a_remedy(machine: Machine) -> None:
     """A table that says what is wrong and not what to do is half a table."""
-    tools(git=False)
-    predicted()
-    report = told(capsys, repository(hub={"model": HUB, "environment": "cuda"}), "hub")
+    (machine.programs / "git").unlink()
+    machine.add(hub={"model": HUB, "environment": "cuda"})
+    report = machine.report("hub")
     assert {tuple(check) for check in report["checks"]} == {("what", "found", "status", "remedy")}
     assert len(report["by"]) == len(report["checks"]) > 15
     for check in report["checks"]:
@@ -95,45 +79,35 @@ def test_each_line_has_the_same_shape_and_what_is_amiss_a_remedy(
     assert amiss >= {"CUDA", "packages", "containers", "base model", "DVC", "git"}
 
 
-def test_an_unknown_recipe_is_an_error_of_use(repository: Callable[..., Path]) -> None:
+def test_an_unknown_recipe_is_an_error_of_use(machine: Machine) -> None:
     """With the nearest name."""
+    machine.add(small={})
     with pytest.raises(ConfigError, match="did you mean small"):
-        run(repository(small={}), "smal", True, True)
+        machine.report("smal", quick=True)
 
 
-def test_a_recipe_that_is_broken_is_unknown(
-    repository: Callable[..., Path],
-    tools: Callable[..., None],
-    predicted: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_recipe_that_is_broken_is_unknown(machine: Machine) -> None:
     """The others are told all the same."""
-    tools()
-    predicted(tiny=(1, 1))
-    report = told(capsys, repository(broken={"environment": "gpu"}, tiny={}))
-    broken, tiny = report["recipes"]
+    machine.predict(tiny=(1, 1))
+    machine.add(broken={"environment": "gpu"}, tiny={})
+    broken, tiny = machine.report()["recipes"]
     assert not broken["can_run"]
     assert "environment" in broken["why_not"][0]
     assert tiny["can_run"]
 
 
 def test_secrets_are_not_told(
-    repository: Callable[..., Path],
-    tools: Callable[..., None],
-    predicted: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whoever asks for help pastes this output."""
-    tools()
-    predicted()
-    root = repository(tiny={})
+    root = machine.root
+    machine.add(tiny={})
     monkeypatch.setenv("HF_TOKEN", SECRET)
     (root / ".dvc").mkdir()
     (root / ".dvc/config").write_text(f"['remote \"team\"']\n    url = https://me:{SECRET}@host/data\n", "utf-8")
     (root / ".dvc/config.local").write_text(f"['remote \"mine\"']\n    password = {SECRET}\n", "utf-8")
-    (root.parent / "hub home").mkdir()
-    (root.parent / "hub home/token").write_text(SECRET, "utf-8")
+    machine.hub.mkdir()
+    (machine.hub / "token").write_text(SECRET, "utf-8")
     for as_json in (True, False):
         run(root, None, as_json, False)
         assert SECRET not in (out := capsys.readouterr().out)
@@ -141,20 +115,20 @@ def test_secrets_are_not_told(
     assert dvc_remotes(root) == ["mine", "team"]
 
 
-def test_quick_imports_no_torch(repository: Callable[..., Path]) -> None:
+def test_quick_imports_no_torch(machine: Machine) -> None:
     """It answers at once, also where torch hangs."""
+    machine.add(tiny={})
     code = (
         "import sys; from pathlib import Path; from finetune.commands.doctor.command import run\n"
-        f"run(Path({str(repository(tiny={}))!r}), None, True, True)\n"
-        "print(sorted({'torch', 'transformers', 'numpy', 'scipy', 'bitsandbytes'} & set(sys.modules)), file=sys.stderr)"
+        f"run(Path({str(machine.root)!r}), None, True, True)\n"
+        "print(sorted({'torch', 'transformers', 'scipy', 'bitsandbytes'} & set(sys.modules)), file=sys.stderr)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
     report = json.loads(done.stdout)
     assert report["recipe"]["unknown"] == "not predicted with --quick"
-    assert report["recipes"] == []
-    assert report["best"] is None
+    assert (report["recipes"], report["best"]) == ([], None)
 
 
 def test_the_memory_of_the_embedded_recipe_is_predicted(config: Config) -> None:
@@ -177,5 +151,5 @@ def test_the_largest_base_wins_and_then_the_name() -> None:
         return fit.Fit(name, "cpu", "base", can_run, (), parameters, parameters and 10, 100)
 
     fits = [made("b", 7), made("a", 7), made("c", 3), made("d", None), made("e", 70, can_run=False)]
-    assert best_of(fits) == fits[1]
-    assert best_of(fits[3:]) is None
+    assert fit.best_of(fits) == fits[1]
+    assert fit.best_of(fits[3:]) is None

@@ -1,7 +1,6 @@
 """The doctor on what stands around a run: the computer, packages, containers, the base, DVC and git."""
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -14,17 +13,13 @@ from typing import Any
 import pytest
 
 from finetune.commands.doctor import host, software
-from finetune.commands.doctor.command import run
 from finetune.commands.doctor.host import Check
 from finetune.commands.doctor.software import check_base
 from finetune.config.params import Config
 from finetune.hardware import host as hardware_host
 from finetune.hardware.host import cgroup_limits
-from finetune.model.cache import is_whole
-from tests.builders.made_up_machine import GB, HUB
-from tests.builders.made_up_machine import predicted as predicted
-from tests.builders.made_up_machine import repository as repository
-from tests.builders.made_up_machine import tools as tools
+from tests.builders.made_up_machine import GB, HUB, Machine
+from tests.builders.made_up_machine import machine as machine
 from tests.conftest import ROOT
 
 # ---- The computer
@@ -101,20 +96,18 @@ def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # ---- Packages, containers, base, DVC, git
 
 
-def test_the_lock_is_compared_name_by_name(repository: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_is_compared_name_by_name(machine: Machine) -> None:
     """Differing and missing packages are named with both versions; another build of torch is the same version."""
-    root = repository()
-    marked = "numpy==1.0 ; python_full_version < '3'\nnumpy==2.0 ; python_full_version >= '3'\n"
-    (root / "requirements/cpu.lock").write_text(
-        f"{marked}no-such-thing==3.1 \\\n    --hash=sha256:0\n", encoding="utf-8"
-    )
+    hashed, root = " \\\n    --hash=sha256:0\n", machine.root
+    pins = ["numpy==1.0 ; python_full_version < '3'", "numpy==2.0 ; python_full_version >= '3'", "no-such-thing==3.1"]
+    (root / "requirements/cpu.lock").write_text("".join(pin + hashed for pin in pins), encoding="utf-8")
     version = metadata.version("torch").partition("+")[0]
-    (root / "requirements/torch-cpu.lock").write_text(f"torch=={version}+other\n", encoding="utf-8")
+    (root / "requirements/torch-cpu.lock").write_text(f"torch=={version}+other{hashed}", encoding="utf-8")
     found = software.check_packages("cpu", root)
     assert found == Check(
         "packages",
-        f"2 of 3 not as in requirements/cpu.lock: numpy {metadata.version('numpy')} (locked 2.0), "
-        "no-such-thing not installed (locked 3.1)",
+        "2 of 3 not as in requirements/cpu.lock: no-such-thing not installed (locked 3.1), "
+        f"numpy {metadata.version('numpy')} (locked 2.0)",
         "missing",
         "rm -f .venv/installed-*; make setup ENVIRONMENT=cpu",
     )
@@ -131,11 +124,9 @@ def test_the_lock_is_compared_name_by_name(repository: Callable[..., Path], monk
         ({"docker": "exit 1"}, "docker; docker's daemon does not answer", "warning"),
     ],
 )
-def test_containers_and_the_daemon(
-    tools: Callable[..., None], scripts: dict[str, str], found: str, status: str
-) -> None:
+def test_containers_and_the_daemon(machine: Machine, scripts: dict[str, str], found: str, status: str) -> None:
     """docker on PATH is not yet a docker that runs."""
-    tools(**scripts)
+    machine.install(**scripts)
     check = software.check_containers(quick=False)
     assert (check.found, check.status, bool(check.remedy)) == (found, status, status != "ok")
     if "docker" in scripts:
@@ -158,15 +149,15 @@ def test_the_runtime_of_the_run_is_looked_at(
     assert check.remedy.startswith("install it (https://podman.io")
 
 
-def test_half_a_base_in_the_cache(repository: Callable[..., Path], change: Callable[..., Config]) -> None:
+def test_half_a_base_in_the_cache(machine: Machine, change: Callable[..., Config]) -> None:
     """Which shard is missing, which is cut off, and how to get it."""
-    root = repository()
+    root = machine.root
     model = change(**{f"model.{key}": value for key, value in HUB.items()}).model
     remedy = f"hf download org/name --revision {'0' * 40}"
     assert check_base(model, root) == Check(
         "base model", "org/name at 000000000000: not in the cache", "missing", remedy
     )
-    folder = root.parent / "hub home/hub/models--org--name/snapshots" / ("0" * 40)
+    folder = machine.hub / "hub/models--org--name/snapshots" / ("0" * 40)
     folder.mkdir(parents=True)
     names = [f"model-0000{at}-of-00003.safetensors" for at in (1, 2, 3)]
 
@@ -197,60 +188,33 @@ def test_a_base_that_is_a_folder_or_unpinned(config: Config, change: Callable[..
     assert unpinned.remedy == "set model.revision to the 40 hex digits of a commit (./finetune pin)"
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\xff" * 100, (2).to_bytes(8, "little") + b"[]"])
-def test_garbage_is_no_safetensors_file(tmp_path: Path, content: bytes) -> None:
-    """And no crash."""
-    (tmp_path / "model.safetensors").write_bytes(content)
-    assert not is_whole(tmp_path / "model.safetensors")
-
-
-def test_a_missing_base_is_told_and_stops_nothing(
-    repository: Callable[..., Path],
-    tools: Callable[..., None],
-    predicted: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """It is a download away, so the machine can run the recipe."""
-    tools()
-    predicted(hub=(GB, GB))
-    assert run(repository(hub={"model": HUB}), "hub", False, False) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert (
-        "its base model is not there yet (org/name at 000000000000: not in the cache): hf download org/name "
-        in said[-2]
-    )
-
-
-def test_git_and_its_absence(tmp_path: Path, tools: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """No git, no repository, no commit, clean, changed."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    git = shutil.which("git", path=os.defpath)
-    if git is None:
-        pytest.skip("git is not installed")
-    tools(git=False)
-    assert software.check_git(tmp_path, quick=False).found == "not installed"
-    root = tmp_path / "work"
+def test_git_and_its_absence(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No repository, one that git refuses, no commit, clean, changed, no git."""
+    root = machine.root / "work"
     root.mkdir()
-    tools()
+    monkeypatch.setenv("HOME", str(root))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(machine.root))
 
     def do(*arguments: str) -> None:
         author = ["-c", "user.name=Me", "-c", "user.email=me@example.org"]
-        subprocess.run([git, *author, "-C", str(root), *arguments], check=True, capture_output=True)
+        subprocess.run(["git", *author, "-C", str(root), *arguments], check=True, capture_output=True)
 
-    assert software.check_git(root, quick=False).remedy == "git init && git add -A && git commit -m start"
+    def seen() -> Check:
+        return software.check_git(root, quick=False)
+
+    assert seen().remedy == "git init && git add -A && git commit -m start"
     (root / ".git").mkdir()  # as git sees one that belongs to another user
-    refused = software.check_git(root, quick=False)
-    assert refused.found == f"git refuses {root}: it belongs to another user, or .git is broken"
-    assert refused.remedy.startswith('chown -R "$(id -u):$(id -g)" .')
+    assert seen().found == f"git refuses {root}: it belongs to another user, or .git is broken"
+    assert seen().remedy.startswith('chown -R "$(id -u):$(id -g)" .')
     do("init")
-    assert software.check_git(root, quick=False).found == "a repository without a commit"
+    assert seen().found == "a repository without a commit"
     do("commit", "--allow-empty", "-m", "one")
-    assert software.check_git(root, quick=False).found.endswith(", clean")
+    assert seen().found.endswith(", clean")
     (root / "new").touch()
-    found = software.check_git(root, quick=False)
-    assert found.found.endswith(", 1 changed file")
-    assert found.status == "ok"
+    assert seen().found.endswith(", 1 changed file")
+    assert seen().status == "ok"
+    (machine.programs / "git").unlink()
+    assert seen().found == "not installed"
 
 
 def test_dvc_without_a_repository_and_without_a_remote(tmp_path: Path) -> None:

@@ -3,52 +3,71 @@
 import gzip
 import json
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.commands.sharing import archive
-from finetune.errors import DataError
-from tests.builders.changed_bundle import Names, check, contents, hostile, member, rebuilt, squeeze, swap
+from finetune.cli.main import main
+from finetune.commands.sharing import archive, bundle, check_bundle
+from finetune.errors import DataError, MachineError
+from tests.builders.changed_bundle import Names, bomb, check, contents, hostile, member, rebuilt, squeeze, swap
+from tests.builders.changed_bundle import copy as copy
 from tests.builders.changed_bundle import made as made
 from tests.builders.changed_bundle import run as run
+from tests.builders.shared_run import rewrite
 
-# ----------------------------------------------------------------------------------------- what a receiver may be given
+TOP = "finetune-x-0123456789ab"
+ENTRY = {"bytes": 1, "sha256": "0" * 64}
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def refused(path: Path) -> str:
+    """What is said of a bundle that is not as it should be: one line, and soon."""
+    begun = time.process_time()
+    with pytest.raises(DataError) as error:
+        check(path)
+    assert time.process_time() - begun < 5  # a fraction of a second is usual
+    told = str(error.value)
+    assert told.startswith(f"{path}: ") and len(told) < 900
+    assert "\n" not in told and "\x1b" not in told and "finetune-bundle-" not in told  # no name of a temporary folder
+    return told
+
+
+# --------------------------------------------------------------------------------------------------------- the archive
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1f", b"PK\x03\x04" * 99, b"\x1f\x8b" + b"x" * 99])
 def test_no_archive_is_no_bundle(tmp_path: Path, content: bytes) -> None:
     """Whatever it is, it is told in a line."""
     (tmp_path / "x.tar.gz").write_bytes(content)
-    with pytest.raises(DataError):
-        check(tmp_path / "x.tar.gz")
+    assert "is no bundle, or was packed again or damaged; ask for the file again" in refused(tmp_path / "x.tar.gz")
 
 
 def test_every_cut_is_noticed(made: Path, tmp_path: Path) -> None:
     """A download that broke off."""
     whole = made.read_bytes()
-    for size in [*range(0, len(whole), 97), len(whole) - 1]:
+    for size in [*range(10, len(whole), 97), len(whole) - 1]:
         (tmp_path / "x").write_bytes(whole[:size])
-        with pytest.raises(DataError):
-            check(tmp_path / "x")
-    with pytest.raises(DataError, match="is cut off; fetch it again"):
-        check(tmp_path / "x")
+        assert "is cut off; fetch it again" in refused(tmp_path / "x")
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_flipped_bit_is_noticed_or_changes_nothing(made: Path, tmp_path: Path, data: st.DataObject) -> None:
+@settings(max_examples=150)
+def test_every_flipped_bit_is_noticed_or_changes_nothing(
+    made: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     """The gzip header, the check sums, every header, content and padding; what may flip unseen are the few bits that
     fill up the last byte of deflate's stream, and another way to write the same bytes: then all that comes out is the
     same."""
     whole = bytearray(made.read_bytes())
     bit = data.draw(st.integers(0, len(whole) * 8 - 1))
     whole[bit // 8] ^= 1 << bit % 8
-    path = tmp_path / "flipped"
+    path = tmp_path_factory.mktemp("flipped") / "x"
     path.write_bytes(whole)
     try:
         check(path)
@@ -59,131 +78,216 @@ def test_every_flipped_bit_is_noticed_or_changes_nothing(made: Path, tmp_path: P
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_changed_byte_inside_is_noticed(made: Path, tmp_path: Path, data: st.DataObject) -> None:
+@settings(max_examples=60)
+def test_every_changed_byte_inside_is_noticed(
+    made: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     """Packed again with right check sums, so that nothing but the manifest can tell, and its own bytes the contents."""
     inner = bytearray(gzip.decompress(made.read_bytes()))
     at = data.draw(st.integers(0, len(inner) - 1))
     inner[at] ^= data.draw(st.integers(1, 255))
-    manifest_end = 512 + len(contents(made)["manifest.json"])
     try:
-        check(squeeze(tmp_path / "changed", bytes(inner)))
+        check(squeeze(tmp_path_factory.mktemp("changed") / "x", bytes(inner)))
     except DataError:
         return
+    manifest_end = 512 + len(contents(made)["manifest.json"])
     assert 512 <= at < manifest_end  # a sentence of the manifest may read otherwise: that is what a signature is for
 
 
 @pytest.mark.parametrize(
-    ("name", "others", "told"),
+    ("name", "others"),
     [
-        ("../../outside", {}, "a member '../../outside' stands in the place of finetune-x-0123456789ab/a"),
-        ("/etc/passwd", {}, "a member '/etc/passwd' stands"),
-        ("finetune-x-0123456789ab/a", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "a symbolic link"),
-        ("finetune-x-0123456789ab/a", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"}, "a hard link"),
-        ("finetune-x-0123456789ab/a", {"type": tarfile.CHRTYPE}, "a device"),
-        ("finetune-x-0123456789ab/a", {"type": tarfile.FIFOTYPE}, "a pipe"),
-        ("finetune-x-0123456789ab/a", {"type": tarfile.DIRTYPE}, "a folder"),
-        ("finetune-x-0123456789ab/a", {"mode": 0o4755}, "a member 'finetune-x-0123456789ab/a' stands"),
+        ("../../outside", {}),
+        ("/etc/passwd", {}),
+        (f"{TOP}/a", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+        (f"{TOP}/a", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"}),
+        *((f"{TOP}/a", {"type": kind}) for kind in (tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)),
+        (f"{TOP}/a", {"mode": 0o4755}),
     ],
 )
-def test_hostile_members_are_named_and_nothing_is_written(
-    tmp_path: Path, name: str, others: dict[str, Any], told: str
-) -> None:
-    """Links, devices and paths that lead out are told by their name; they are never made."""
-    path = hostile(lambda tar: tar.addfile(*member(name, b"x" if not others else b"", **others)), tmp_path)
-    with pytest.raises(DataError) as error:
-        check(path)
-    assert told in str(error.value)
+def test_nothing_is_made_of_a_hostile_member(tmp_path: Path, name: str, others: dict[str, Any]) -> None:
+    """Links, devices and paths that lead out are refused before anything is written."""
+    path = hostile(lambda tar: tar.addfile(*member(name, b"" if others else b"x", **others)), tmp_path)
+    assert "something else stands in the place of a; do not use it" in refused(path)
     assert [item.name for item in tmp_path.iterdir()] == ["hostile.tar.gz"]
 
 
+def test_more_or_fewer_members_are_noticed(made: Path, tmp_path: Path) -> None:
+    """The manifest is the whole list, in its order."""
+    inner, path = gzip.decompress(made.read_bytes()), tmp_path / "x"
+    extra = archive.header(f"{made.name.removesuffix('.tar.gz')}/zzz", 0)
+    assert "something stands after the last member" in refused(squeeze(path, inner[:-1024] + extra + inner[-1024:]))
+    assert "more follows after its end" in refused(squeeze(path, inner + bytes(512)))
+    path.write_bytes(made.read_bytes() + b"x")
+    assert "is damaged (Not a gzipped file (b'x'))" in refused(path)
+    path.write_bytes(made.read_bytes() + gzip.compress(b"x"))
+    assert "more follows after its end" in refused(path)
+    assert "not those of a run" in refused(rebuilt(made, path, lambda files: files.pop("reports/summary.md") and None))
+
+
+# -------------------------------------------------------------------------------------------------------- the manifest
+
+
 @pytest.mark.parametrize(
-    "name", ["../a", "/a", "a/../b", "a//b", "./a", "a\\b", "C:a", "a\x1b[2J", "", "a/", "manifest.json", "\ud800"]
+    "name",
+    [
+        *("../a", "/a", "a/../b", "a//b", "./a", "a\\b", "C:a", "a\x1b[2J", "", "a/", "\ud800", "\u00e9", ".a"),
+        *("a" * 256, "/".join(["d" * 200] * 25), "/".join("d" * 17)),
+    ],
 )
 def test_a_manifest_may_name_no_way_out(tmp_path: Path, name: str) -> None:
-    """The receiver will unpack it with tar, which believes every name."""
-    text = json.dumps({"files": {name: {"bytes": 1, "sha256": "0" * 64}}}).encode()
-    with pytest.raises(DataError) as error:
-        check(hostile(lambda tar: None, tmp_path, text))
-    assert "\x1b" not in str(error.value)
+    """Nor what some disk can't hold: the receiver will unpack it with tar, which believes every name."""
+    text = json.dumps({"files": {name: ENTRY}}).encode()
+    told = refused(hostile(lambda tar: None, tmp_path, text))
+    assert "which could lead out of its folder or can't be stored everywhere; do not use it" in told
 
 
 @pytest.mark.parametrize(
-    "files",
+    ("files", "told"),
     [
-        {"b": {"bytes": 1, "sha256": "0" * 64}, "a": {"bytes": 1, "sha256": "0" * 64}},
-        {"A": {"bytes": 1, "sha256": "0" * 64}, "a": {"bytes": 1, "sha256": "0" * 64}},
-        {"a": {"bytes": -1, "sha256": "0" * 64}},
-        {"a": {"bytes": True, "sha256": "0" * 64}},
-        {"a": {"bytes": 1, "sha256": "0"}},
-        {"a": None},
-        {},
-        [],
+        ({"b": ENTRY, "a": ENTRY}, "its manifest.json lists no files, or in disorder"),
+        ({}, "its manifest.json lists no files, or in disorder"),
+        ([], "its manifest.json lists no files, or in disorder"),
+        ({"A": ENTRY, "a": ENTRY}, "its manifest.json lists two files of one name"),
+        ({"manifest.json": ENTRY}, "its manifest.json lists two files of one name"),
+        ({"a": ENTRY | {"bytes": -1}}, "its manifest.json has no size and hash of 'a'"),
+        ({"a": ENTRY | {"bytes": True}}, "its manifest.json has no size and hash of 'a'"),
+        ({"a": ENTRY | {"sha256": "0"}}, "its manifest.json has no size and hash of 'a'"),
+        ({"a": None}, "its manifest.json has no size and hash of 'a'"),
+        ({"a": ENTRY | {"bytes": 10**12}}, "claims to hold more than 16777216 bytes"),  # a hundred times its size
+        (dict.fromkeys("ab", ENTRY | {"bytes": 9 * 10**4299}), "claims to hold more than"),  # a sum too long to print
     ],
 )
-def test_a_manifest_of_another_shape_is_refused(tmp_path: Path, files: Any) -> None:
-    """Disorder, a name twice where case is one, sizes that are none."""
-    with pytest.raises(DataError):
-        check(hostile(lambda tar: None, tmp_path, json.dumps({"files": files}).encode()))
+def test_a_manifest_of_another_shape_is_refused(tmp_path: Path, files: Any, told: str) -> None:
+    """Disorder, a name twice where case is one, sizes that are none or monstrous."""
+    assert told in refused(hostile(lambda tar: None, tmp_path, json.dumps({"files": files}).encode()))
 
 
-def test_an_archive_bomb_is_refused_before_it_expands(tmp_path: Path) -> None:
-    """What a manifest claims is believed up to a hundred times the archive's size."""
-    text = json.dumps({"files": {"a": {"bytes": 10**12, "sha256": "0" * 64}}}).encode()
-    with pytest.raises(DataError, match="claims to hold 1000000000000 bytes, 16777216 at most are believed of it"):
-        check(hostile(lambda tar: None, tmp_path, text))
-    bomb = squeeze(tmp_path / "bomb.tar.gz", bytes(200 << 20))
-    with pytest.raises(DataError, match="is no bundle"):
-        check(bomb)
+def test_a_bomb_of_another_kind_is_refused_before_it_expands(tmp_path: Path) -> None:
+    """What has no manifest has no members either."""
+    assert "is no bundle" in refused(squeeze(tmp_path / "bomb.tar.gz", bytes(200 << 20)))
 
 
-def test_more_or_fewer_or_other_members_are_noticed(made: Path, tmp_path: Path) -> None:
-    """The manifest is the whole list, in its order."""
-    inner = gzip.decompress(made.read_bytes())
-    top = made.name.removesuffix(".tar.gz")
-    extra = archive.header(f"{top}/zzz", 0)
-    with pytest.raises(DataError, match=r"a member 'finetune-tiny-.*/zzz' stands after the last member"):
-        check(squeeze(tmp_path / "x", inner[:-1024] + extra + inner[-1024:]))
-    with pytest.raises(DataError, match="more follows after its end"):
-        check(squeeze(tmp_path / "x", inner + bytes(512)))
-    for more in (b"\0", b"x", gzip.compress(b"", mtime=0)):
-        (tmp_path / "x").write_bytes(made.read_bytes() + more)
-        with pytest.raises(DataError, match="more follows after its end"):
-            check(tmp_path / "x")
-    with pytest.raises(DataError, match=r"reports/summary.md: is missing|No such file|not those of a run"):
-        check(rebuilt(made, tmp_path / "x", lambda files: files.pop("reports/summary.md") and None))
+def test_a_name_that_the_disk_refuses_is_the_bundles_fault_and_a_full_disk_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file in a file can be nowhere; who is told not to use a bundle must not be told so by a broken disk."""
+    files = {"a": b"x", "a/b": b"x"}
+    manifest = {"format": 1, "files": {name: bundle.entry_of(content) for name, content in files.items()}}
+    archive.write_archive(tmp_path / "x", TOP, manifest, files)
+    assert "a member's name can't be stored here (" in refused(tmp_path / "x")
+
+    def full(*arguments: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(archive, "copy_bytes", full)
+    assert main(["check-bundle", str(tmp_path / "x")]) == MachineError.exit_code
+    assert "No space left on device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (
-            swap("reports/decision.json", b'"deploy"', b'"abort"'),
-            "manifest.json: its verdict is not the one in the bundle",
-        ),
-        (
-            swap("out/model_card.md", b"adapter ", b"adapter 0"),
-            "out/model_card.md: is not the file that dvc.lock names",
-        ),
-        (swap("reports/train.json", b'sha256": "', b'sha256": "0'), "reports/train.json: speaks of another adapter"),
-        (swap("reports/summary.md", b"adapter", b"bdapter"), "reports/summary.md: is not the file that dvc.lock names"),
-        (
-            swap("out/adapter/adapter_config.json", b"tiny", b"huge"),
-            "adapter_config.json: is not the file that was publ",
-        ),
-        (swap("params.yaml", b"seed: 42 ", b"seed: 43 "), "params.yaml: data is not what dvc.lock names"),
-        (swap("sbom.cdx.json", b'"CycloneDX"', b'"Cyclone"'), "sbom.cdx.json: is no bill of materials of this adapter"),
-        (swap("sbom.cdx.json", b'"library"', b'"libary"'), "sbom.cdx.json: lacks packages, base model or data"),
-        (swap("sbom.cdx.json", b'"alg": "SHA-256"', b'"alg": "SHA-0"'), "sbom.cdx.json: is not CycloneDX: "),
-        (swap("dvc.lock", b"{", b"["), "dvc.lock: is missing, broken or names no outputs"),
-    ],
-)
-def test_members_that_do_not_belong_together_are_noticed(
+def test_a_disk_that_fails_while_contents_are_read_is_the_machines(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, once all is unpacked."""
+
+    def broken(*arguments: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(check_bundle, "require_recorded", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        check(made)
+
+
+def test_what_the_manifest_says_must_be_words(made: Path, tmp_path: Path) -> None:
+    """It is shown to a person."""
+    files = contents(made)
+    manifest = json.loads(files.pop("manifest.json"))
+    for key in ("recipe", "verdict", "sentence"):
+        archive.write_archive(tmp_path / "x", made.name.removesuffix(".tar.gz"), {**manifest, key: [1]}, files)
+        assert f"manifest.json: has no {key} in words" in refused(tmp_path / "x")
+
+
+# -------------------------------------------------------------------------------------------------------- the contents
+
+
+def put(name: str, content: bytes) -> Callable[[Names], None]:
+    """One member with another content."""
+
+    def change(files: Names) -> None:
+        assert name in files
+        files[name] = content
+
+    return change
+
+
+def bombs(files: Names) -> None:
+    """Both sides of the comparison, alike to the last value."""
+    files["params.yaml"] = bomb().encode()
+    inside = "\n".join(f"        {line}" for line in bomb().splitlines())
+    files["dvc.lock"] = f"stages:\n  a:\n    params:\n      params.yaml:\n{inside}\n    outs: []\n".encode()
+
+
+def name_outside(name: str) -> Callable[[Names], None]:
+    """The adapter's own manifest names a file of the reader's."""
+
+    def change(files: Names) -> None:
+        content = json.loads(files["out/adapter/manifest.json"])
+        content["files"][name] = bundle.entry_of(b"mine")
+        files["out/adapter/manifest.json"] = json.dumps(content).encode()
+
+    return change
+
+
+ANCHOR = "has an anchor or an alias, which no bundle may have"
+CHANGES = [
+    # members that do not belong together
+    (swap("reports/decision.json", b'"deploy"', b'"abort"'), "manifest.json: its verdict is not the one in the bundle"),
+    (swap("out/model_card.md", b"adapter ", b"adapter 0"), "out/model_card.md: is not the file that dvc.lock names"),
+    (swap("reports/train.json", b'sha256": "', b'sha256": "0'), "reports/train.json: speaks of another adapter"),
+    (swap("reports/summary.md", b"adapter", b"bdapter"), "reports/summary.md: is not the file that dvc.lock names"),
+    (swap("out/adapter/adapter_config.json", b"tiny", b"huge"), "adapter_config.json: is not the file that was publ"),
+    (swap("params.yaml", b"seed: 42 ", b"seed: 43 "), "params.yaml: data is not what dvc.lock names"),
+    (swap("sbom.cdx.json", b'"CycloneDX"', b'"Cyclone"'), "sbom.cdx.json: is no bill of materials of this adapter"),
+    (swap("sbom.cdx.json", b'"library"', b'"libary"'), "sbom.cdx.json: lacks packages, base model or data"),
+    (swap("sbom.cdx.json", b'"alg": "SHA-256"', b'"alg": "SHA-0"'), "sbom.cdx.json: is not CycloneDX: "),
+    (swap("dvc.lock", b"{", b"["), "dvc.lock: is missing, broken or names no outputs"),
+    # what expands, or ends the stack
+    (bombs, f"dvc.lock: line 5: {ANCHOR}"),
+    (put("params.yaml", bomb().encode()), f"params.yaml: line 1: {ANCHOR}"),
+    (put("params.yaml", b"a: &a [*a]"), f"params.yaml: line 1: {ANCHOR}"),
+    (put("params.yaml", b"a: *b"), f"params.yaml: line 1: {ANCHOR}"),
+    (put("params.yaml", b"a: &b c"), f"params.yaml: line 1: {ANCHOR}"),
+    (put("params.yaml", f"a: {DEEP}".encode()), "params.yaml: line 1: is nested too deeply"),
+    (put("params.yaml", b"- " * 60), "params.yaml: line 1: is nested too deeply"),
+    (put("dvc.lock", DEEP.encode()), "dvc.lock: line 1: is nested too deeply"),
+    (put("dvc.lock", b"? " * 60), "dvc.lock: line 1: is nested too deeply"),
+    (put("params.yaml", b"a: [" + b"x," * 26_000 + b"]"), "params.yaml: line 1: has more than 25000 parts"),
+    (put("params.yaml", b"#" * (600 << 10)), "params.yaml: is larger than 524288 bytes"),
+    (put("params.yaml", b"%YAML 1.1\n---\na: " + b"1:" * 99_999 + b"1"), "asks for another YAML than 1.2"),
+    (put("params.yaml", b'"\\UFFFFFFFF"'), "params.yaml: is no YAML that can be read"),
+    (put("params.yaml", b"\xff"), "params.yaml: is not UTF-8"),
+    (put("out/adapter/manifest.json", DEEP.encode()), "manifest.json: broken JSON (nested too deeply)"),
+    (put("reports/prepare.json", DEEP.encode()), "prepare.json: broken JSON (nested too deeply)"),
+    (put("sbom.cdx.json", DEEP.encode()), "sbom.cdx.json: broken JSON (nested too deeply)"),
+    (
+        swap("sbom.cdx.json", b'"components": [', b'"components": [' + b'{"components": [' * 300 + b"]}" * 300 + b","),
+        "a file in it is nested too deeply",
+    ),
+    # files of the reader's own, which would be hashed, or a device read without end
+    (name_outside("/dev/zero"), "out/adapter: names a member '/dev/zero', which could lead out"),
+    (name_outside("../../../../mine"), "out/adapter: names a member '../../../../mine', which could lead out"),
+    (name_outside("a/../../mine"), "out/adapter: names a member 'a/../../mine', which could lead out"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), CHANGES, ids=[told[:60] for _, told in CHANGES])
+def test_contents_that_are_not_of_one_run_are_refused(
     made: Path, tmp_path: Path, change: Callable[[Names], None], told: str
 ) -> None:
     """A manifest that fits is not enough: adapter, decision, card, report, params and lock must be of one run."""
-    with pytest.raises(DataError) as error:
-        check(rebuilt(made, tmp_path / "x", change))
-    assert told in str(error.value)
-    assert str(error.value).startswith(f"{tmp_path / 'x'}: ")
-    assert "finetune-bundle-" not in str(error.value)  # no name of a temporary folder
+    assert told in refused(rebuilt(made, tmp_path / "x", change))
+
+
+def test_anchors_are_told_to_who_bundles(copy: Path) -> None:
+    """Before anything is packed: the receiver would refuse it."""
+    rewrite(copy / "params.yaml", "confidence: 0.95", "confidence: &c 0.95")
+    with pytest.raises(DataError, match=rf"^params\.yaml: line \d+: {ANCHOR}; where the run is, write the value out"):
+        bundle.run(copy, None, None)

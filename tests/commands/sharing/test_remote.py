@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
-from finetune.commands.sharing.redact import redacted, secrets_of
+from finetune.commands.sharing.leaks import redacted, secrets_of
 from finetune.commands.sharing.remote import changes_of
 from finetune.commands.sharing.stored import listed
 from finetune.pipeline.outputs import md5
 from tests.builders.runs_repository import commit, environment, finetune, outputs, run
 from tests.builders.shared_run import finished, rewrite
+from tests.builders.waiting import wait_for
 
 
 def dvc(test: Callable[..., None]) -> Callable[..., None]:
@@ -98,28 +100,19 @@ def test_a_run_goes_to_another_machine_and_stands_there(place: Path) -> None:
 
 @dvc
 def test_an_older_run_is_replaced_by_the_one_of_the_commit(place: Path) -> None:
-    """What DVC keeps can be had again, so it needs no question."""
+    """What DVC keeps can be had again, so it needs no question; rows that a .dvc file names go along."""
     finetune(place / "A", "push")
     there = clone(place)
     finetune(there, "pull")
     rewrite(place / "A/reports/summary.md", "of the adapter", "once more, of the adapter")
     run(place / "A", "dvc", "commit", "-q", "--force")
+    (place / "A/rows.jsonl").write_text("{}\n" * 9, encoding="utf-8")
+    run(place / "A", "dvc", "add", "-q", "rows.jsonl")
     commit(place / "A", "another run")
     finetune(place / "A", "push")
     run(there, "git", "pull", "-q")
     finetune(there, "pull")
     assert outputs(there) == outputs(place / "A")
-
-
-@dvc
-def test_a_large_file_that_is_added_by_hand_goes_along(place: Path) -> None:
-    """Rows that are too large for git are named by a .dvc file."""
-    (place / "A/rows.jsonl").write_text("{}\n" * 9, encoding="utf-8")
-    run(place / "A", "dvc", "add", "-q", "rows.jsonl")
-    commit(place / "A", "rows")
-    finetune(place / "A", "push")
-    there = clone(place)
-    finetune(there, "pull")
     assert (there / "rows.jsonl").read_text(encoding="utf-8") == "{}\n" * 9
 
 
@@ -197,37 +190,61 @@ def test_nothing_is_shared_while_a_stage_runs(place: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- after a pull
 
 
-@dvc
-def test_a_damaged_object_of_the_remote_is_told_and_never_put_in_place(place: Path) -> None:
-    """DVC takes it for good; the object to delete is named, and a pull after the repair goes through."""
-    finetune(place / "A", "push")
+def damage_lists(place: Path) -> list[Path]:
+    """The lists of all folders, the one kind of object that DVC checks itself."""
+    found = [path for name, path in objects(place).items() if name.endswith(".dir")]
+    for path in found:
+        damage(path)
+    return found
+
+
+def damage_weights(place: Path) -> list[Path]:
+    """A file that DVC takes for good."""
     stored = object_of(place, WEIGHTS)
     damage(stored)
-    there = clone(place)
-    told = finetune(there, "pull", code=3)
-    where = stored.relative_to(place / "store").as_posix()
-    assert f"error: {WEIGHTS}: damaged in the remote store ({where} there); nothing was put in place" in told
-    assert outputs(there) == {}
-    stored.unlink()  # as it says
-    assert "push: done" in finetune(place / "A", "push")  # DVC alone believes that it is still there
-    assert md5(stored) == md5(place / "A" / WEIGHTS)
-    finetune(there, "pull")
-    assert outputs(there) == outputs(place / "A")
+    return [stored]
+
+
+def lose_weights(place: Path) -> list[Path]:
+    """A push that broke off, or a cleaning with too broad a hand."""
+    stored = object_of(place, WEIGHTS)
+    stored.unlink()
+    return [stored]
+
+
+NOT_FETCHED = "could not be fetched from the remote store"
 
 
 @dvc
-def test_a_damaged_list_of_a_folder_is_told_too(place: Path) -> None:
-    """Without it nobody knows what the folder holds; it is the one kind of object that DVC checks itself."""
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            damage_weights,
+            [f"error: {WEIGHTS}: damaged in the remote store ({{where}} there); nothing was put in place"],
+        ),
+        (damage_lists, [".dir is corrupted", NOT_FETCHED, "what DVC calls corrupted, delete there first"]),
+        (lose_weights, ["{where}", f"error: pull: out/adapter {NOT_FETCHED}", "push on the machine that has the run"]),
+    ],
+)
+def test_what_is_spoiled_in_the_remote_is_told_and_never_put_in_place(
+    place: Path, spoil: Callable[[Path], list[Path]], told: list[str]
+) -> None:
+    """The object to delete is named, and after the repair a push uploads it, though DVC believes that it is there."""
     finetune(place / "A", "push")
-    found = {name: path for name, path in objects(place).items() if name.endswith(".dir")}
-    for path in found.values():
-        damage(path)
-    there = clone(place)
-    told = finetune(there, "pull", code=3)
-    assert ".dir is corrupted" in told
-    assert "could not be fetched from the remote store" in told
-    assert "what DVC calls corrupted, delete there first" in told
+    spoiled, there = spoil(place), clone(place)
+    said = finetune(there, "pull", code=3)
+    for text in told:
+        assert text.format(where=spoiled[0].relative_to(place / "store").as_posix()) in said
     assert outputs(there) == {}
+    for path in spoiled:
+        path.unlink(missing_ok=True)  # as it says
+    assert "push: done" in finetune(place / "A", "push")
+    assert all(path.is_file() for path in spoiled)
+    if spoil is damage_lists:  # DVC remembers in this clone what it read of a damaged list
+        there = clone(place, "C")
+    finetune(there, "pull")
+    assert outputs(there) == outputs(place / "A")
 
 
 @dvc
@@ -238,23 +255,6 @@ def test_what_is_damaged_here_alone_is_fetched_anew(place: Path) -> None:
     run(there, "dvc", "fetch", "-q")
     digest = md5(place / "A" / WEIGHTS)
     damage(there / ".dvc/cache/files/md5" / digest[:2] / digest[2:])
-    finetune(there, "pull")
-    assert outputs(there) == outputs(place / "A")
-
-
-@dvc
-def test_a_missing_object_is_told_and_the_rest_is_kept(place: Path) -> None:
-    """A push that broke off, or a cleaning with too broad a hand."""
-    finetune(place / "A", "push")
-    stored = object_of(place, WEIGHTS)
-    stored.unlink()
-    there = clone(place)
-    told = finetune(there, "pull", code=3)
-    assert stored.relative_to(place / "store").as_posix() in told  # the file's object, in DVC's words
-    assert "error: pull: out/adapter could not be fetched from the remote store" in told
-    assert "./finetune push on the machine that has the run" in told
-    assert outputs(there) == {}
-    finetune(place / "A", "push")
     finetune(there, "pull")
     assert outputs(there) == outputs(place / "A")
 
@@ -311,21 +311,15 @@ def test_an_interrupted_pull_goes_on(place: Path, number: signal.Signals) -> Non
             assert process.returncode == 5, told
             assert "interrupted" in told
             assert "Traceback" not in told
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and dvc_runs(there):  # the orphan of a killed pull ends by itself
-        time.sleep(0.2)
+    wait_for(lambda: not dvc_runs(there))  # the orphan of a killed pull ends by itself
     finetune(there, "pull")
     assert outputs(there) == outputs(place / "A")
 
 
 def dvc_runs(root: Path) -> bool:
     """Whether a DVC still works in the folder."""
-    import psutil
-
-    for process in psutil.process_iter(["cmdline", "cwd"]):
-        if process.info["cwd"] == str(root) and "dvc" in (process.info["cmdline"] or []):
-            return True
-    return False
+    running = (process.info for process in psutil.process_iter(["cmdline", "cwd"]))
+    return any(info["cwd"] == str(root) and "dvc" in (info["cmdline"] or []) for info in running)
 
 
 # ------------------------------------------------------------------------------------------------------------ secrets
@@ -352,22 +346,14 @@ def test_secrets_of_a_remote_are_never_shown(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @dvc
-def test_an_error_of_the_remote_tells_no_secret(place: Path) -> None:
+@pytest.mark.parametrize(("command", "code"), [("push", 4), ("pull", 3)])
+def test_an_error_of_the_remote_tells_no_secret(place: Path, command: str, code: int) -> None:
     """A server that does not answer, with a password in its address."""
-    url = "http://anna:hunter22@127.0.0.1:9/store?sig=sesame"
-    run(place / "A", "dvc", "remote", "modify", "--local", "store", "url", url)
-    for command, code in (("push", 4), ("pull", 3)):
-        told = finetune(place / "A" if command == "push" else clone_with(place, url), command, code=code)
-        assert "error: " in told
-        assert "hunter22" not in told
-        assert "sesame" not in told
-
-
-def clone_with(place: Path, url: str) -> Path:
-    """A clone whose remote has another address."""
-    there = clone(place)
-    run(there, "dvc", "remote", "modify", "--local", "store", "url", url)
-    return there
+    root = place / "A" if command == "push" else clone(place)
+    run(root, "dvc", "remote", "modify", "--local", "store", "url", "http://anna:hunter22@127.0.0.1:9/s?sig=sesame")
+    told = finetune(root, command, code=code)
+    assert "error: " in told
+    assert "hunter22" not in told and "sesame" not in told
 
 
 def test_a_list_names_the_first_few() -> None:

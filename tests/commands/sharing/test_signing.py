@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,15 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     public = (place / "anna.pub").read_text(encoding="utf-8")
     (place / "signers").write_text(f'anna@example.org namespaces="finetune-bundle" {public}', encoding="utf-8")
     return {name: place / name for name in ("anna", "mallory", "guarded", "signers")}
+
+
+def sign_apart(target: Path, key: Path) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment of a process that signs, and knows of no agent."""
+    code = "import sys; from pathlib import Path; from finetune.commands.sharing import signing\n"
+    code += "try: signing.sign(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    code += "except Exception as error: sys.exit(str(error))"
+    environment = {key: value for key, value in os.environ.items() if key != "SSH_AUTH_SOCK"}
+    return [sys.executable, "-c", code, str(target), str(key)], environment | {"PYTHONPATH": str(ROOT / "src")}
 
 
 def test_a_signature_proves_who_made_it(
@@ -82,17 +92,10 @@ def test_an_old_signature_does_not_outlive_its_bundle(copy: Path, tmp_path: Path
 def test_a_passphrase_is_not_waited_for_without_a_terminal(made: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
     """In CI nobody could type it: it is an error at once."""
     target = Path(shutil.copy(made, tmp_path / "x.tar.gz"))
-    code = (
-        "import sys; from pathlib import Path; from finetune.commands.sharing import signing\n"
-        "try: signing.sign(Path(sys.argv[1]), Path(sys.argv[2]))\nexcept Exception as error: print(error)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    environment.pop("SSH_AUTH_SOCK", None)
-    command = [sys.executable, "-c", code, str(target), str(keys["guarded"])]
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=True
-    )
-    assert "a key with a passphrase needs a terminal or ssh-agent" in done.stdout
+    command, environment = sign_apart(target, keys["guarded"])
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "timeout": PATIENCE}
+    done = subprocess.run(command, env=environment, text=True, check=False, **quiet)
+    assert "a key with a passphrase needs a terminal or ssh-agent" in done.stderr
     assert not signing.signature_of(target).exists()
 
 
@@ -102,15 +105,10 @@ def test_a_passphrase_can_be_typed_on_a_terminal(made: Path, tmp_path: Path, key
     import select
 
     target = Path(shutil.copy(made, tmp_path / "x.tar.gz"))
+    command, environment = sign_apart(target, keys["guarded"])
     pid, terminal = pty.fork()
     if pid == 0:
-        code = (
-            "import sys; from pathlib import Path; from finetune.commands.sharing import signing\n"
-            "signing.sign(Path(sys.argv[1]), Path(sys.argv[2]))"
-        )
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        environment.pop("SSH_AUTH_SOCK", None)
-        os.execvpe(sys.executable, [sys.executable, "-c", code, str(target), str(keys["guarded"])], environment)
+        os.execvpe(command[0], command, environment)
     shown = b""
     while select.select([terminal], [], [], 30)[0]:
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from finetune.hardware import preflight
 from finetune.model import base
 from finetune.validate.checks import machine as machine_checks
 from finetune.validate.checks.machine import check_disk, check_machine, check_packages
@@ -46,14 +47,16 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         devices: int = 8,
         supports: tuple[str, ...] = ("bfloat16", "tf32"),
         fast: bool = True,
-        packages: tuple[str, ...] = ("deepspeed", "flash_attn"),
+        packages: tuple[str, ...] = ("deepspeed", "flash_attn", "tensorboard"),
     ) -> None:
-        monkeypatch.setattr(machine_checks, "why_unavailable", lambda environment: missing)
-        monkeypatch.setattr(machine_checks, "count_devices", lambda environment: devices)
-        monkeypatch.setattr(machine_checks, "device_supports", lambda kind, environment: kind in supports)
+        monkeypatch.setattr(preflight, "why_unavailable", lambda environment: missing)
+        monkeypatch.setattr(preflight, "count_devices", lambda environment: devices)
+        monkeypatch.setattr(
+            machine_checks, "device_supports", lambda number_format, environment: number_format in supports
+        )
         monkeypatch.setattr(machine_checks, "has_fast_bfloat16", lambda: fast)
-        monkeypatch.setattr(machine_checks, "find_spec", lambda name: name if name in packages else None)
-        monkeypatch.setattr(machine_checks, "flash_attention_found", lambda: "flash_attn" in packages)
+        monkeypatch.setattr(preflight, "find_spec", lambda name: name if name in packages else None)
+        monkeypatch.setattr(preflight, "flash_attention_found", lambda: "flash_attn" in packages)
 
     return seen
 
@@ -84,7 +87,7 @@ def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None],
     machine(devices=2)
     (finding,) = check_machine(config)
     assert told(finding, "devices-missing") == (
-        "params.yaml: train.distributed.devices: 4 are asked for, 2 found; "
+        "params.yaml: train.distributed.devices: 4 devices a node are asked for, 2 found; "
         "use 2 with train.gradient_accumulation_steps: 4, which keeps the effective batch size"
     )
     machine(devices=3)
@@ -137,11 +140,11 @@ def test_packages_that_only_some_recipes_need(machine: Callable[..., None], chan
     attention, strategy = check_machine(change(**CUDA | FLASH | spread("zero3")))
     assert str(attention) == (
         "params.yaml: model.attention: neither flash_attn nor its kernels in the Hub's cache are here; "
-        "install one, or use sdpa, which is no slower on an H100 by published tests"
+        "pip install flash-attn --no-build-isolation, or use sdpa, which is no slower on an H100 by published tests"
     )
     assert str(strategy) == (
-        "params.yaml: train.distributed.strategy: the package deepspeed is not installed here; "
-        "install deepspeed, or use ddp"
+        "params.yaml: train.distributed.strategy: zero3 needs the package deepspeed, which is not installed here; "
+        "pip install deepspeed, or use ddp"
     )
     assert [(found.code, found.severity) for found in (attention, strategy)] == [
         ("attention-missing", "warning"),
@@ -156,22 +159,22 @@ def test_flash_attention_is_its_package_or_its_kernels_fetched_before(
 ) -> None:
     """The package `kernels` alone would fetch them from the Hub when the run begins, where no network may be."""
     packages: set[str] = set()
-    monkeypatch.setattr(base, "find_spec", lambda name: name if name in packages else None)
+    monkeypatch.setattr(preflight, "find_spec", lambda name: name if name in packages else None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     model = change(**CUDA | {"model.attention": "auto"}).model
-    assert not base.flash_attention_found()
+    assert not preflight.flash_attention_found()
     packages.add("kernels")
-    assert not base.flash_attention_found()
+    assert not preflight.flash_attention_found()
     assert base.attention_used(model, "cuda") == "sdpa"
     (tmp_path / "models--kernels-community--flash-attn2").mkdir()
-    assert base.flash_attention_found()
+    assert preflight.flash_attention_found()
     assert base.attention_used(model, "cuda") == "flash_attention_2"
     assert base.attention_used(model, "cpu") == "sdpa"
     assert base.attention_used(change(**{"model.attention": "auto"}).model, "cuda") == "sdpa"  # it is in float32
     packages.clear()
-    assert not base.flash_attention_found()
+    assert not preflight.flash_attention_found()
     packages.add("flash_attn")
-    assert base.flash_attention_found()
+    assert preflight.flash_attention_found()
 
 
 def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

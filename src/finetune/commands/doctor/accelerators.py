@@ -7,17 +7,18 @@ import importlib
 import os
 import platform
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 
 from finetune.commands.doctor.host import Check, Status
 from finetune.config.params import Config
 from finetune.console import gigabytes
+from finetune.containers.runtime import runtime_of
 from finetune.hardware.accelerators import Accelerators
 from finetune.hardware.devices import AMPERE
-from finetune.model.base import flash_attention_found
+from finetune.hardware.preflight import find_package_problems, flash_attention_found, needs_bitsandbytes
 
 FLASH = ("flash_attn", "kernels")
-
 APPLE_VARIABLES = ("PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO")
 
 
@@ -28,7 +29,7 @@ def check_accelerators(config: Config, found: Accelerators, quick: bool) -> Iter
     yield from check_cuda(config, found, quick)
     if platform.system() == "Darwin" or config.environment == "apple":
         yield from check_apple(found, quick)
-    yield check_attention(config)
+    yield from check_optional(config)
     yield check_bitsandbytes(config, quick)
 
 
@@ -60,8 +61,10 @@ def check_cuda(config: Config, found: Accelerators, quick: bool) -> Iterator[Che
             yield Check(f"GPU {at}", told, "warning", "set train.bf16: false and train.fp16: true")
         else:
             yield Check(f"GPU {at}", told)
-    if not found.gpus and found.shown and not quick:
-        build = _cuda_build()
+    if not found.gpus and found.shown and not quick and find_spec("torch"):
+        import torch
+
+        build = torch.version.cuda
         told = f"the driver ({found.driver}) shows {found.shown}, and torch can use none"
         remedy = f"update NVIDIA's driver to one for CUDA {build}" if build else "make setup ENVIRONMENT=cuda"
         yield Check("CUDA", told, "missing" if wanted else "warning", remedy)
@@ -70,47 +73,39 @@ def check_cuda(config: Config, found: Accelerators, quick: bool) -> Iterator[Che
         yield Check("CUDA", "no NVIDIA GPU answers", *(("missing", remedy) if wanted else ()))
 
 
-def _cuda_build() -> str | None:
-    """The CUDA version that torch was built for, where it was."""
-    if not find_spec("torch"):
-        return None
-    import torch
-
-    return torch.version.cuda
-
-
 def check_apple(found: Accelerators, quick: bool) -> Iterator[Check]:
     """Apple's GPU, and the variables by which torch treats it."""
     variables = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in APPLE_VARIABLES)
     if found.apple:
         yield Check("Apple GPU", f"MPS {'likely' if quick else 'available'}; {variables}")
         return
-    built = "not asked" if quick or not find_spec("torch") else "built in" if _mps_is_built() else "not built in"
+    built = "not asked"
+    if not quick and find_spec("torch"):
+        import torch
+
+        built = "built in" if torch.backends.mps.is_built() else "not built in"
     remedy = "use a Mac with Apple silicon and macOS 14 or later, and make setup ENVIRONMENT=apple"
     yield Check("Apple GPU", f"MPS not available ({built}); {variables}", "missing", remedy)
 
 
-def _mps_is_built() -> bool:
-    import torch
-
-    return bool(torch.backends.mps.is_built())
-
-
-def check_attention(config: Config) -> Check:
-    """flash_attention_2: a package, or kernels that were fetched before."""
+def check_optional(config: Config) -> Iterator[Check]:
+    """Packages that no lock has: flash attention (or its kernels, fetched before), and what else the recipe lacks."""
     have = [name for name in FLASH if find_spec(name)]
-    found = flash_attention_found()
-    told = f"{', '.join(have) or 'not installed'}{', kernels fetched' if found and 'flash_attn' not in have else ''}"
-    if config.model.attention != "flash_attention_2" or found:
-        return Check("flash-attention", told)
-    remedy = "pip install flash-attn --no-build-isolation, or set model.attention: sdpa"
-    return Check("flash-attention", told, "missing", remedy)
+    kernels = ", kernels fetched" if "flash_attn" not in have and flash_attention_found() else ""
+    flash = Check("flash-attention", f"{', '.join(have) or 'not installed'}{kernels}")
+    if runtime_of(config) == "native":  # an image has packages of its own
+        for problem in find_package_problems(config.environment, config.model, config.train):
+            if problem.code == "attention-missing":
+                flash = replace(flash, status="missing", remedy=problem.remedy)
+            else:
+                place = problem.place.removeprefix("params.yaml: ")
+                yield Check(place, problem.message, "missing", problem.remedy)
+    yield flash
 
 
 def check_bitsandbytes(config: Config, quick: bool) -> Check:
     """Whether the 4-bit and 8-bit kernels can be loaded, which a wrong CUDA library prevents."""
-    wanted = config.model.quantization == "nf4" or config.train.optim.endswith("8bit")
-    status: Status = "missing" if wanted else "warning"
+    status: Status = "missing" if needs_bitsandbytes(config.model, config.train) else "warning"
     if not find_spec("bitsandbytes"):
         return Check("bitsandbytes", "not installed", status, "make setup")
     if quick:
@@ -119,7 +114,6 @@ def check_bitsandbytes(config: Config, quick: bool) -> Check:
         version = importlib.import_module("bitsandbytes").__version__
     except Exception as error:  # it loads libraries of the driver, which fail in their own ways
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        return Check(
-            "bitsandbytes", f"does not load: {first}", status, "make setup, for the environment of this machine"
-        )
+        remedy = "make setup, for the environment of this machine"
+        return Check("bitsandbytes", f"does not load: {first}", status, remedy)
     return Check("bitsandbytes", f"{version}, loads")

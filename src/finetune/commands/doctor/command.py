@@ -5,7 +5,7 @@ With `--quick` nothing heavy is imported, so no memory is predicted.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,14 @@ def run(root: Path, recipe: str | None, as_json: bool, quick: bool) -> int:
     best = best_of(others)
     if as_json:
         report: dict[str, Any] = {
-            "checks": [check.to_json() for check in checks],
+            "checks": [asdict(check) for check in checks],
             "recipe": asdict(chosen),
             "recipes": [asdict(fit) for fit in others],
             "best": best.recipe if best else None,
         }
         print(json.dumps(report, indent=1, ensure_ascii=False))
     else:
-        table("doctor", ["what", "found", "status", "remedy"], [list(check.to_json().values()) for check in checks])
+        table("doctor", ["what", "found", "status", "remedy"], [astuple(check) for check in checks])
         for line in closing_lines(chosen, best, others, check_base(config.model, root)):
             say(line)
     return 0 if chosen.can_run else MachineError.exit_code

@@ -1,16 +1,16 @@
 """What this machine says of itself without torch: system, Python, processor, cores, memory, disk."""
 
 import platform
-import re
 import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
+from packaging.specifiers import SpecifierSet
 
 from finetune.config.params import Config
 from finetune.console import gigabytes
@@ -20,9 +20,7 @@ from finetune.model.cache import model_cache
 Status = Literal["ok", "warning", "missing"]
 
 OLDEST_MACOS, NF4_MACOS = 14, 26  # of bfloat16 and MPS as torch uses them; of fast NF4 kernels in bitsandbytes
-
 LITTLE_DISK = 10 * 10**9  # bytes; a small base, its checkpoints and DVC's cache of them take some GB
-
 INSTRUCTIONS = {"x86_64": ("avx2", "avx512f", "avx512_bf16", "amx_bf16"), "aarch64": ("asimd", "bf16")}
 
 
@@ -34,10 +32,6 @@ class Check:
     found: str
     status: Status = "ok"
     remedy: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """For `--json`."""
-        return asdict(self)
 
 
 def check_computer(config: Config, root: Path) -> Iterator[Check]:
@@ -64,8 +58,6 @@ def check_system(config: Config) -> Check:
             found = f"macOS {version}: NF4 goes through slow fallbacks before {NF4_MACOS}"
             return Check("system", found, "warning", f"get macOS {NF4_MACOS}, or use model.quantization: none")
         return Check("system", f"macOS {version}")
-    if name == "Windows":
-        return Check("system", f"Windows {platform.version()}", "missing", "wsl --install, and run this inside of it")
     try:
         title = platform.freedesktop_os_release().get("PRETTY_NAME", name)
     except OSError:
@@ -75,24 +67,21 @@ def check_system(config: Config) -> Check:
 
 def check_python(root: Path) -> Check:
     """This Python against the range in pyproject.toml."""
-    found, (low, high) = sys.version_info[:2], python_range(root)
-    asked = ", ".join(f"{sign}{bound[0]}.{bound[1]}" for sign, bound in ((">=", low), ("<", high)) if bound)
+    asked = python_range(root)
     told = f"{platform.python_version()} ({sys.executable}); asked for {asked or 'any'}"
-    if (low and found < low) or (high and found >= high):
-        newest = f"{high[0]}.{high[1] - 1}" if high else "3.13"
-        return Check("Python", told, "missing", f"PYTHON=python{newest} make setup")
-    return Check("Python", told)
+    if asked.contains(platform.python_version(), prereleases=True):
+        return Check("Python", told)
+    newest = max((minor for minor in range(50) if asked.contains(f"3.{minor}")), default=13)
+    return Check("Python", told, "missing", f"PYTHON=python3.{newest} make setup")
 
 
-def python_range(root: Path) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-    """The least version and the one that is too new, by `requires-python`; None where none is named."""
+def python_range(root: Path) -> SpecifierSet:
+    """`requires-python` of pyproject.toml; any version where none is named."""
     try:
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        bounds = dict(re.findall(r"(>=|<)\s*(\d+\.\d+)", project["requires-python"]))
+        return SpecifierSet(project["requires-python"])
     except (OSError, ValueError, KeyError):
-        return None, None
-    low, high = (tuple(map(int, bounds[sign].split("."))) if sign in bounds else None for sign in (">=", "<"))
-    return low, high  # type: ignore[return-value]  # two numbers, by the pattern
+        return SpecifierSet()
 
 
 def check_cores() -> Check:

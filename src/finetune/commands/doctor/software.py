@@ -8,20 +8,17 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from packaging.markers import Marker
-from packaging.utils import canonicalize_name
-
-from finetune.commands.doctor.host import Check
+from finetune.commands.doctor.host import Check, Status
 from finetune.config.model import Environment, ModelConfig
 from finetune.config.params import Config
 from finetune.containers.command_line import dvc_config
-from finetune.containers.images import image_name, lock_files
+from finetune.containers.images import image_name
 from finetune.containers.runtime import has_packages, require_ready, runtime_of
 from finetune.errors import MachineError
 from finetune.hardware.host import ask
+from finetune.hardware.locks import lock_files, locked_packages
 from finetune.model.cache import snapshot, token_file, weights_trouble
 
-PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?:\s*;\s*([^\\\n]+))?", flags=re.MULTILINE)
 NAMED = 8  # so many packages are named, the rest are counted
 CONTAINERS = ("docker", "podman", "buildah")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -45,42 +42,32 @@ def check_packages(environment: Environment, root: Path) -> Check:
     name = environment if has_packages() else "base"  # a host whose stages run in containers has no more
     lock = f"requirements/{name}.lock"
     try:
-        wanted = locked_versions(lock_files(environment, root) if name == environment else [root / lock])
+        wanted = locked_packages(lock_files(environment, root) if name == environment else [root / lock])
     except OSError:
         return Check("packages", f"no {lock}", "missing", "git checkout requirements")
-    found = {name: _installed(name) for name in wanted}
-    # The local part of a version names the build of the same source: 2.13.0 and 2.13.0+cpu are one version.
-    differing = [name for name, version in found.items() if version and not _same(version, wanted[name])]
-    absent = [name for name, version in found.items() if version is None]
-    if not differing and not absent:
+    parts: list[str] = []
+    status: Status = "warning"
+    for package in wanted:
+        found = installed(package.name)
+        if found is None:
+            status = "missing"
+            parts.insert(0, f"{package.name} not installed (locked {package.version})")
+        # The local part of a version names the build of the same source: 2.13.0 and 2.13.0+cpu are one version.
+        elif found.partition("+")[0] != package.version.partition("+")[0]:
+            parts.append(f"{package.name} {found} (locked {package.version})")
+    if not parts:
         return Check("packages", f"all {len(wanted)} as in {lock}")
-    parts = [f"{name} {found[name]} (locked {wanted[name]})" for name in differing]
-    parts += [f"{name} not installed (locked {wanted[name]})" for name in absent]
     more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
     told = f"{len(parts)} of {len(wanted)} not as in {lock}: {', '.join(parts[:NAMED])}{more}"
-    remedy = f"rm -f .venv/installed-*; make setup ENVIRONMENT={environment}"
-    return Check("packages", told, "missing" if absent else "warning", remedy)
+    return Check("packages", told, status, f"rm -f .venv/installed-*; make setup ENVIRONMENT={environment}")
 
 
-def locked_versions(locks: list[Path]) -> dict[str, str]:
-    """By name, the versions that locks have for this Python and machine."""
-    texts = [path.read_text(encoding="utf-8") for path in locks]
-    return {
-        canonicalize_name(name): version
-        for name, version, marker in PINNED.findall("\n".join(texts))
-        if not marker.strip() or Marker(marker.strip()).evaluate()
-    }
-
-
-def _installed(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """The installed version of a package."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _same(version: str, locked: str) -> bool:
-    return version.partition("+")[0] == locked.partition("+")[0]
 
 
 # ----------------------------------------------------------------------------------------------------- containers
@@ -125,9 +112,8 @@ def check_base(model: ModelConfig, root: Path) -> Check:
         return Check("base model", f"{model.base}, a folder, complete")
     if model.revision is None:
         told = f"{model.base} is no folder, and no revision is named"
-        return Check(
-            "base model", told, "missing", "set model.revision to the 40 hex digits of a commit (./finetune pin)"
-        )
+        remedy = "set model.revision to the 40 hex digits of a commit (./finetune pin)"
+        return Check("base model", told, "missing", remedy)
     trouble = weights_trouble(snapshot(model)) if snapshot(model).is_dir() else "not in the cache"
     if trouble:
         told = f"{model.base} at {model.revision[:12]}: {trouble}"
@@ -152,12 +138,12 @@ def check_dvc(root: Path) -> Check:
     if not find_spec("dvc"):
         return Check("DVC", "not installed", "missing", "make setup")
     if not (root / ".dvc").is_dir():
-        return Check("DVC", f"{_installed('dvc')}, but {root.absolute()} is no DVC repository", "missing", "dvc init")
+        return Check("DVC", f"{installed('dvc')}, but {root.absolute()} is no DVC repository", "missing", "dvc init")
     remotes = dvc_remotes(root)
     if not remotes:
         remedy = "dvc remote add -d NAME URL, to share data and models"
-        return Check("DVC", f"{_installed('dvc')}, no remote: results stay on this machine", "warning", remedy)
-    return Check("DVC", f"{_installed('dvc')}, remotes: {', '.join(remotes)}")
+        return Check("DVC", f"{installed('dvc')}, no remote: results stay on this machine", "warning", remedy)
+    return Check("DVC", f"{installed('dvc')}, remotes: {', '.join(remotes)}")
 
 
 def dvc_remotes(root: Path) -> list[str]:

@@ -1,15 +1,15 @@
 """`finetune rehearse`: every stage of the recipe on a shrunken base, and an account of what that proved."""
 
+import math
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from finetune.commands.rehearse import proofs
-from finetune.commands.rehearse.processes import Processes
-from finetune.commands.rehearse.workspace import EVENT_STEPS, KILLED_AT, Setting, prepare_setting
+from finetune.commands.rehearse.processes import Processes, Proof
+from finetune.commands.rehearse.workspace import EVENT_STEPS, KILLED_AT, prepare_folder
 from finetune.config.data import PrepareParams
 from finetune.config.params import Config
 from finetune.config.recipes import read_recipe
@@ -32,15 +32,6 @@ NOT_HERE = {
 }
 
 
-@dataclass(frozen=True)
-class Proof:
-    """One thing that was tried: what it is, what was seen, and whether it held."""
-
-    what: str
-    seen: str
-    held: bool
-
-
 def run(root: Path, recipe: str | None) -> list[dict[str, Any]]:
     """Rehearse a recipe (or params.yaml); returns the proofs. ConfigError where something did not hold."""
     started = time.perf_counter()
@@ -52,9 +43,9 @@ def run(root: Path, recipe: str | None) -> list[dict[str, Any]]:
     say(f"rehearsing {real.recipe} in {folder}")
     prepare_rows(real, root)
     preview = look_ahead(real, root)
-    setting, own_tokenizer = set_stage(real, root, folder)
-    held = prove_all(real, preview, setting, processes)
-    report(real, preview, setting, held, own_tokenizer, folder, time.perf_counter() - started)
+    changes, own_tokenizer = fill_folder(real, root, Paths(folder))
+    held = prove_all(real, preview, Paths(folder), processes)
+    report(real, preview, changes, held, own_tokenizer, folder, time.perf_counter() - started)
     failed = [proof for proof in held if not proof.held]
     if failed:
         lines = "\n".join(f"{proof.what}: {proof.seen}" for proof in failed)
@@ -80,39 +71,39 @@ def prepare_rows(real: Config, root: Path) -> None:
         stage.run(PrepareParams.select_from(real), paths)
 
 
-def set_stage(real: Config, root: Path, folder: Path) -> tuple[Setting, bool]:
-    """The small base and the sample in the rehearsal's folder; True where the base's own tokenizer was at hand."""
+def fill_folder(real: Config, root: Path, paths: Paths) -> tuple[list[str], bool]:
+    """The small base and the sample in the rehearsal's folder; gives what was changed for it, and whether the base's
+    own tokenizer was at hand."""
     from finetune.model.architecture import find_architecture
     from finetune.model.shrink import build_small_base, rehearsal_tokenizer
 
     tokenizer, own = rehearsal_tokenizer(real.model, root)
-    build_small_base(find_architecture(real.model, root), tokenizer, folder / "base", real.seed)
-    return prepare_setting(real, root, folder, tokenizer), own
+    build_small_base(find_architecture(real.model, root), tokenizer, paths.root / "base", real.seed)
+    return prepare_folder(real, root, paths, tokenizer), own
 
 
-def prove_all(real: Config, preview: Preview, setting: Setting, processes: Processes) -> list[Proof]:
+def prove_all(real: Config, preview: Preview, paths: Paths, processes: Processes) -> list[Proof]:
     """Every proof, in the order of the stages; a stage that fails ends the list, for the later ones need it."""
-    held = [prove_schedule(real, preview)]
-    checked = _stage(processes, "validate")
-    held.append(checked)
-    if not checked.held:
+    held = [prove_schedule(real, preview), prove_stages(processes, "validate")]
+    if not held[-1].held:
         return held
-    held.append(prove_mask(processes))
+    held.append(processes.prove("the mask is the answers and their end tokens", proofs.decode_mask))
     if real.train.packing:
-        held.append(prove_packing(processes))
-    trained = prove_resume(setting, processes)
-    held.append(trained)
-    if not trained.held:
+        held.append(processes.prove("packing isolates", proofs.check_packing))
+    held.append(prove_resume(paths, processes))
+    if not held[-1].held:
         return held
-    held += [prove_adapter(processes), prove_plain_peft(processes)]
-    ended = _stage(processes, "evaluate", "decide")
+    held.append(processes.prove("every target module is hit and trained", proofs.check_adapter))
+    held.append(processes.prove("the adapter loads in plain PEFT", proofs.load_in_plain_peft))
+    ended = prove_stages(processes, "evaluate", "decide")
     if ended.held:
-        verdict = read_report(setting.paths.reports / "decision.json", DecisionReport).verdict
-        ended = Proof(ended.what, f"verdict {verdict} (of a random base: it says nothing of the real one)", held=True)
+        verdict = read_report(paths.reports / "decision.json", DecisionReport).verdict
+        ended = replace(ended, seen=f"verdict {verdict} (of a random base: it says nothing of the real one)")
     return [*held, ended]
 
 
-def _stage(processes: Processes, *names: str) -> Proof:
+def prove_stages(processes: Processes, *names: str) -> Proof:
+    """Stages that run to their end."""
     code = processes.stages(names)
     what = f"{' and '.join(names)} run{'s' if len(names) == 1 else ''} through"
     return Proof(what, "done" if code == 0 else processes.last_words(), held=code == 0)
@@ -122,55 +113,24 @@ def prove_schedule(real: Config, preview: Preview) -> Proof:
     """The whole real schedule, step by step."""
     plan = preview.outlook.schedule
     seen = proofs.replay_schedule(real.train, plan)
-    same = all(seen[name] == getattr(plan, name) for name in ("logs", "evaluations", "saves"))
-    reached = proofs.same_rate(seen["peak_learning_rate"], real.train.learning_rate)
+    counts = [seen[name] for name in ("logs", "evaluations", "saves")]
+    as_planned = counts == [plan.logs, plan.evaluations, plan.saves] and min(counts) > 0
+    reached = math.isclose(seen["peak_learning_rate"], real.train.learning_rate, rel_tol=1e-6)
     text = (
         f"{seen['steps']} steps replayed: the learning rate peaks at {seen['peak_learning_rate']:g}, "
         f"{seen['logs']} logs, {seen['evaluations']} evaluations, {seen['saves']} saves"
     )
     what = "the learning rate reaches its peak; logs, evaluations and saves happen as planned"
-    return Proof(what, text, same and reached and min(seen["logs"], seen["evaluations"], seen["saves"]) > 0)
+    return Proof(what, text, held=as_planned and reached)
 
 
-def _prove(
-    processes: Processes,
-    what: str,
-    function: Callable[[Config, Paths], dict[str, Any]],
-    judge: Callable[[dict[str, Any]], tuple[str, bool]],
-) -> Proof:
-    """Let a process see for itself; `judge` puts what it saw into words, and says whether it held."""
-    seen = processes.prove(function)
-    return Proof(what, seen["error"], held=False) if "error" in seen else Proof(what, *judge(seen))
-
-
-def prove_mask(processes: Processes) -> Proof:
-    """What is trained on, shown."""
-
-    def judge(seen: dict[str, Any]) -> tuple[str, bool]:
-        shown = seen["shown"].replace("\n", " ⏎ ")
-        return f"{seen['supervised_tokens']} tokens of {seen['examples']} examples; the first: {shown}", True
-
-    return _prove(processes, "the mask is the answers and their end tokens", proofs.decode_mask, judge)
-
-
-def prove_packing(processes: Processes) -> Proof:
-    """Packed neighbours do not see each other."""
-
-    def judge(seen: dict[str, Any]) -> tuple[str, bool]:
-        difference = seen["largest_difference"]
-        return f"a neighbour moves logits by {difference:.1e}", difference <= seen["tolerance"]
-
-    return _prove(processes, "packing isolates", proofs.check_packing, judge)
-
-
-def prove_resume(setting: Setting, processes: Processes) -> Proof:
+def prove_resume(paths: Paths, processes: Processes) -> Proof:
     """Train whole; train again, killed in its midst and started again; compare the adapters."""
     what = "killed and resumed, training gives the same adapter"
-    paths, first = setting.paths, setting.paths.root / "out/whole"
     if processes.stages(["train"]):
         return Proof("train runs through", processes.last_words(), held=False)
     whole = read_report(paths.reports / "train.json", TrainReport).adapter_sha256
-    paths.adapter.rename(first)
+    paths.adapter.rename(paths.root / "out/whole")
     shutil.rmtree(paths.checkpoints)  # of the finished run, from which the next one would only publish
     killed = processes.stages(["train"], kill_at=KILLED_AT)
     if killed >= 0:
@@ -183,32 +143,10 @@ def prove_resume(setting: Setting, processes: Processes) -> Proof:
     return Proof(what, text, held=whole == resumed and start == EVENT_STEPS)
 
 
-def prove_adapter(processes: Processes) -> Proof:
-    """Every target module has an adapter in every layer, and each was trained."""
-
-    def judge(seen: dict[str, Any]) -> tuple[str, bool]:
-        found = seen["layers_and_trained"]
-        text = ", ".join(f"{name} {trained}/{layers}" for name, (layers, trained) in found.items())
-        return text, seen["finite"] and all(layers and layers == trained for layers, trained in found.values())
-
-    return _prove(processes, "every target module is hit and trained", proofs.check_adapter, judge)
-
-
-def prove_plain_peft(processes: Processes) -> Proof:
-    """The adapter loads without this package."""
-
-    def judge(seen: dict[str, Any]) -> tuple[str, bool]:
-        ours, base = seen["difference_to_ours"], seen["difference_to_base"]
-        text = f"logits differ by {ours:.1e} from ours, {base:.1e} from the base"
-        return text, ours < proofs.TOLERANCE and base > 0
-
-    return _prove(processes, "the adapter loads in plain PEFT", proofs.load_in_plain_peft, judge)
-
-
 def report(
     real: Config,
     preview: Preview,
-    setting: Setting,
+    changes: list[str],
     held: list[Proof],
     own_tokenizer: bool,
     folder: Path,
@@ -228,7 +166,7 @@ def report(
     for finding in ahead:
         say(f"  before the real run: {finding.severity}: {told(finding)}")
     path = folder / "report.md"
-    write_lines(path, [to_markdown(real, held, setting.changes, unproven, ahead)])
+    write_lines(path, [to_markdown(real, held, changes, unproven, ahead)])
     say(f"report {path}")
 
 

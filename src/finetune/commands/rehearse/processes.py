@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,15 @@ from finetune.paths import Paths
 PRELOADED = ("torch", "transformers", "datasets", "peft", "trl", "finetune.train.trainer", "finetune.evaluate.generate")
 LOG = "rehearsal.log"
 FAILED = 70  # an exit code of no stage: a defect
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One thing that was tried: what it is, what was seen, and whether it held."""
+
+    what: str
+    seen: str
+    held: bool
 
 
 class Processes:
@@ -42,14 +52,13 @@ class Processes:
         """Run stages one after the other in one process; gives its exit code, negative where a signal ended it."""
         return self._run(_run_stages, (str(self.folder), tuple(names), kill_at))
 
-    def prove(self, function: Callable[[Config, Paths], dict[str, Any]]) -> dict[str, Any]:
-        """What a function of the rehearsal's config and paths gives; `{"error": text}` where it fails."""
-        name = function.__name__
-        code = self._run(_run_proof, (str(self.folder), function.__module__, name))
-        result = self.folder / f"{name}.json"
+    def prove(self, what: str, function: Callable[[Config, Paths], tuple[str, bool]]) -> Proof:
+        """What a function of the rehearsal's config and paths saw, and whether it held; one that fails did not."""
+        code = self._run(_run_proof, (str(self.folder), function))
+        result = self.folder / f"{function.__name__}.json"
         if code or not result.is_file():
-            return {"error": self.last_words()}
-        return dict(json.loads(result.read_text(encoding="utf-8")))
+            return Proof(what, self.last_words(), held=False)
+        return Proof(what, **json.loads(result.read_text(encoding="utf-8")))
 
     def last_words(self) -> str:
         """The last line that a process wrote."""
@@ -61,8 +70,7 @@ class Processes:
         process = self.context.Process(target=target, args=arguments)
         process.start()
         process.join()
-        code = process.exitcode
-        return FAILED if code is None else int(code)
+        return FAILED if process.exitcode is None else int(process.exitcode)
 
 
 def _enter(folder: str) -> tuple[Config, Paths]:
@@ -102,11 +110,11 @@ def _die_at(step: int) -> None:
     CurvesCallback.on_step_end = die  # type: ignore[method-assign]
 
 
-def _run_proof(folder: str, module: str, name: str) -> None:
+def _run_proof(folder: str, function: Callable[[Config, Paths], tuple[str, bool]]) -> None:
     config, paths = _enter(folder)
     try:
-        found = getattr(import_module(module), name)(config, paths)
+        seen, held = function(config, paths)
     except FinetuneError as error:
         print(f"error: {error}", flush=True)
         raise SystemExit(error.exit_code) from None
-    write_json(Path(f"{name}.json"), found)
+    write_json(Path(f"{function.__name__}.json"), {"seen": seen, "held": held})

@@ -1,6 +1,5 @@
-"""What the rehearsal proves with its own hands: each function gives the numbers that it saw."""
+"""What the rehearsal proves with its own hands: functions that give what they saw, and whether it held."""
 
-import math
 from typing import Any
 
 from finetune.config.params import Config
@@ -47,7 +46,7 @@ def replay_schedule(train: TrainConfig, schedule: Schedule) -> dict[str, Any]:
     return {"steps": schedule.steps, "peak_learning_rate": peak, **seen}
 
 
-def decode_mask(config: Config, paths: Paths) -> dict[str, Any]:
+def decode_mask(config: Config, paths: Paths) -> tuple[str, bool]:
     """One training example as the model sees it: its text, and in brackets what is trained on."""
     tokenizer = load_tokenizer(config.model)
     counts = read_report(paths.reports / "validation.json", ValidationReport).tokens["train"]
@@ -60,12 +59,12 @@ def decode_mask(config: Config, paths: Paths) -> dict[str, Any]:
             "【" + tokenizer.decode(whole.input_ids[begin:end]) + "】",
         ]
         at = end
-    text = "".join([*shown, tokenizer.decode(whole.input_ids[at:])])
-    return {"examples": counts.examples, "supervised_tokens": counts.supervised_tokens, "shown": text}
+    text = "".join([*shown, tokenizer.decode(whole.input_ids[at:])]).replace("\n", " ⏎ ")
+    return f"{counts.supervised_tokens} tokens of {counts.examples} examples; the first: {text}", True
 
 
-def check_packing(config: Config, paths: Paths) -> dict[str, Any]:
-    """The largest difference that a packed neighbour makes to an example's logits, in float32."""
+def check_packing(config: Config, paths: Paths) -> tuple[str, bool]:
+    """Packed neighbours do not see each other: the largest difference that one makes to logits, in float32."""
     import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -81,22 +80,24 @@ def check_packing(config: Config, paths: Paths) -> dict[str, Any]:
     with torch.inference_mode():
         packed = model(**{name: value.to(device) for name, value in batch.items()}, use_cache=False).logits[0]
         alone = model(input_ids=torch.tensor([second], device=device), use_cache=False).logits[0]
-    return {"largest_difference": float((packed[len(first) :] - alone).abs().max()), "tolerance": TOLERANCE}
+    difference = float((packed[len(first) :] - alone).abs().max())
+    return f"a neighbour moves logits by {difference:.1e}", difference <= TOLERANCE
 
 
-def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
+def check_adapter(config: Config, paths: Paths) -> tuple[str, bool]:
     """Of each target module: how many layers have it, and in how many it was trained (its two matrices' product)."""
     import torch
     from safetensors.torch import load_file
 
     weights = load_file(paths.adapter / WEIGHTS)
-    found: dict[str, list[int]] = {}
+    found: dict[str, tuple[int, int]] = {}
     for name in config.adapter.target_modules:
         firsts = [key for key in weights if f".{name.rsplit('.', 1)[-1]}.lora_A" in key]
         pairs = [(weights[key].float(), weights[key.replace("lora_A", "lora_B")].float()) for key in firsts]
-        found[name] = [len(pairs), sum(adds_something(first, second) for first, second in pairs)]
+        found[name] = (sum(adds_something(first, second) for first, second in pairs), len(pairs))
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
-    return {"layers_and_trained": found, "tensors": len(weights), "finite": finite}
+    text = ", ".join(f"{name} {trained}/{layers}" for name, (trained, layers) in found.items())
+    return text, finite and all(layers and layers == trained for trained, layers in found.values())
 
 
 def adds_something(first: Any, second: Any) -> bool:
@@ -104,13 +105,13 @@ def adds_something(first: Any, second: Any) -> bool:
     return bool((second @ first).norm() > ROUNDING * second.norm() * first.norm())
 
 
-def load_in_plain_peft(config: Config, paths: Paths) -> dict[str, Any]:
+def load_in_plain_peft(config: Config, paths: Paths) -> tuple[str, bool]:
     """The published adapter through PEFT alone, beside our own loading: do they answer alike, and unlike the base?"""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    manifest = read_manifest(paths.adapter)
+    read_manifest(paths.adapter)
     plain = config.model.model_copy(update={"dtype": "float32", "quantization": "none"})
     base = AutoModelForCausalLM.from_pretrained(config.model.base, dtype=torch.float32, use_safetensors=True)
     peft = PeftModel.from_pretrained(base, str(paths.adapter)).eval()
@@ -122,13 +123,6 @@ def load_in_plain_peft(config: Config, paths: Paths) -> dict[str, Any]:
         theirs, mine = peft(input_ids=ids).logits, ours(input_ids=ids).logits
         with peft.disable_adapter():
             without = peft(input_ids=ids).logits
-    return {
-        "difference_to_ours": float((theirs - mine).abs().max()),
-        "difference_to_base": float((theirs - without).abs().max()),
-        "adapter_sha256": manifest["adapter_sha256"],
-    }
-
-
-def same_rate(found: float, asked: float) -> bool:
-    """Whether a learning rate was reached, up to rounding."""
-    return math.isclose(found, asked, rel_tol=1e-6)
+    to_ours, to_base = float((theirs - mine).abs().max()), float((theirs - without).abs().max())
+    text = f"logits differ by {to_ours:.1e} from ours, {to_base:.1e} from the base"
+    return text, to_ours < TOLERANCE and to_base > 0

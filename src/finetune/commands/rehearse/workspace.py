@@ -8,7 +8,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -38,26 +37,9 @@ HELD_OUT: dict[Split, int] = {"validation": 12, "test": 24}
 SHORT = 512  # tokens; longer rows only where there are no shorter ones
 # A sample has other shares than the whole: these findings would be about the sample.
 OF_THE_SAMPLE = (
-    "split-",
-    "test-",
-    "agent",
-    "label",
-    "answers-",
-    "language-",
-    "length-shift",
-    "system-prompt",
-    "padding-",
+    *("split-", "test-", "agent", "label", "answers-", "language-", "length-shift", "system-prompt", "padding-"),
     "group-",
 )
-
-
-@dataclass
-class Setting:
-    """A rehearsal that is ready to run: its config, where it lies, what was changed, and what it stands in for."""
-
-    config: Config
-    paths: Paths
-    changes: list[str] = field(default_factory=list)
 
 
 def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, Any], list[str]]:
@@ -90,19 +72,22 @@ def training_changes(train: TrainConfig, rows: int, longest: int, change: Change
     """A run of a few steps on one device, with every event that a run has."""
     micro = min(train.per_device_train_batch_size, MICRO)
     accumulation = min(train.gradient_accumulation_steps, ACCUMULATION)
-    size = "a few steps only"
-    change("train", "per_device_train_batch_size", micro, size)
-    change("train", "per_device_eval_batch_size", min(train.per_device_eval_batch_size, 8), size)
-    change("train", "gradient_accumulation_steps", accumulation, size)
-    change("train", "effective_batch_size", micro * accumulation, size)
+    smaller = {
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": min(train.per_device_eval_batch_size, 8),
+        "gradient_accumulation_steps": accumulation,
+        "effective_batch_size": micro * accumulation,
+        "num_train_epochs": EPOCHS,
+        "warmup_steps": 2 if train.warmup_steps else 0,
+        "logging_steps": 1,
+        "eval_steps": EVENT_STEPS,
+        "save_steps": EVENT_STEPS,
+    }
+    for key, value in smaller.items():
+        change("train", key, value, "a few steps only")
     single = {"nodes": 1, "devices": 1, "strategy": "none", "offload_optimizer": "none", "offload_param": "none"}
     change("train", "distributed", single, "one device")
     change("train", "max_length", longest, f"the longest of the {rows} rows taken")
-    change("train", "num_train_epochs", EPOCHS, size)
-    change("train", "warmup_steps", 2 if train.warmup_steps else 0, size)
-    change("train", "logging_steps", 1, size)
-    change("train", "eval_steps", EVENT_STEPS, size)
-    change("train", "save_steps", EVENT_STEPS, size)
     change("train", "early_stopping_patience", None, "a few steps tell nothing")
     change("train", "report_to", [], "a rehearsal contacts nobody")
 
@@ -132,12 +117,8 @@ def device_changes(real: Config, here: str, change: Change) -> None:
         change("model", "attention", "sdpa", why)
     if "8bit" in real.train.optim:
         change("train", "optim", "adamw_torch", why)
-    if real.train.fp16:
-        change("train", "fp16", False, why)
-    if real.train.tf32:
-        change("train", "tf32", False, why)
-    if real.train.use_liger_kernel:
-        change("train", "use_liger_kernel", False, why)
+    for key in ("fp16", "tf32", "use_liger_kernel"):
+        change("train", key, False, why)
     if real.model.dtype == "float16" and here == "cpu":
         change("model", "dtype", "float32", why)
 
@@ -210,12 +191,12 @@ def known_answers(examples: Sequence[Example]) -> dict[str, list[str]]:
     return {agent: sorted(answers) for agent, answers in found.items()}
 
 
-def prepare_setting(real: Config, root: Path, folder: Path, tokenizer: Any) -> Setting:
-    """Write the sample and params.yaml into the folder; the small base lies there already."""
-    paths = Paths(folder)
+def prepare_folder(real: Config, root: Path, paths: Paths, tokenizer: Any) -> list[str]:
+    """Write the sample and params.yaml beside the small base; gives what was changed. ConfigError for bad params."""
     rows, longest = write_sample(paths, tokenizer, real, Paths(root).prepared)
     if (root / "scorers").is_dir():
-        shutil.copytree(root / "scorers", folder / "scorers", dirs_exist_ok=True)
+        shutil.copytree(root / "scorers", paths.root / "scorers", dirs_exist_ok=True)
     content, changes = rehearsal_params(real, rows, longest)
-    write_json(folder / "params.yaml", content)  # JSON is YAML too
-    return Setting(parse_config(content, str(folder / "params.yaml")), paths, changes)
+    write_json(paths.root / "params.yaml", content)  # JSON is YAML too
+    parse_config(content, str(paths.root / "params.yaml"))
+    return changes

@@ -5,7 +5,6 @@ Writes `out/bundle/finetune-<recipe>-<adapter>.tar.gz`, and beside it the signat
 
 import hashlib
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ from finetune.commands.sharing.check_bundle import inspect
 from finetune.commands.sharing.leaks import places_here, require_none, secrets_here
 from finetune.commands.sharing.materials import bill_of_materials
 from finetune.commands.sharing.members import SBOM, collect, require_sound
-from finetune.config.evaluate import ServerSpec
 from finetune.config.loading import read_yaml
 from finetune.config.params import Config, load_config
 from finetune.console import gigabytes, say
+from finetune.containers.command_line import key_variables
 from finetune.errors import ConfigError
 from finetune.files.hashing import sha256_file
 from finetune.files.run_lock import pipeline_lock
 from finetune.paths import Paths
+from finetune.pipeline.revisions import git_state
 from finetune.processes.running import require_idle
 from finetune.reports.decision import DecisionReport
 
@@ -51,7 +51,7 @@ def write_bundle(paths: Paths, config: Config, output: Path | None) -> tuple[Pat
     sources = dict(sorted(sources.items()))
     top = name_of(config.recipe, adapter["adapter_sha256"])
     target = place_for(paths.root, output, f"{top}.tar.gz")
-    secrets, places = secrets_here(variables_of(config)), places_here(paths.root)
+    secrets, places = secrets_here(key_variables(config)), places_here(paths.root)
     for name, source in sources.items():
         require_none(name, source, secrets, places)
     manifest = describe(paths.root, config, adapter, decision)
@@ -79,17 +79,9 @@ def place_for(root: Path, output: Path | None, name: str) -> Path:
     return target
 
 
-def variables_of(config: Config) -> list[str]:
-    """The environment variables that params name as holders of keys."""
-    sides = (config.evaluate.baseline, config.evaluate.candidate)
-    named = [side.api_key_variable for side in sides if isinstance(side, ServerSpec)]
-    named += [getattr(scorer, "api_key_variable", None) for scorer in config.evaluate.scorers.values()]
-    return [name for name in named if name]
-
-
 def describe(root: Path, config: Config, adapter: dict[str, Any], decision: DecisionReport) -> dict[str, Any]:
     """The manifest's head: what this is, and what was decided on it."""
-    revision, clean = git_state(root)
+    revision, clean = git_state(root, untracked=False)
     return {
         "format": FORMAT,
         "recipe": config.recipe,
@@ -103,18 +95,6 @@ def describe(root: Path, config: Config, adapter: dict[str, Any], decision: Deci
         "revision": revision,
         "committed": clean,
     }
-
-
-def git_state(root: Path) -> tuple[str | None, bool]:
-    """(the commit, whether the tracked files are as committed); (None, False) outside of git."""
-    asked = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-    try:
-        head, status = (
-            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True) for words in asked
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None, False
-    return head.stdout.strip(), not status.stdout.strip()
 
 
 def entry_of(source: Path | bytes) -> dict[str, Any]:

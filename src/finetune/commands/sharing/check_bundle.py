@@ -7,8 +7,6 @@ with `--signers` nothing is even unpacked before the signature was.
 import errno
 import json
 import tempfile
-from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ FINDINGS_SHOWN = 3
 
 def run(path: Path, signers: Path | None, identity: str | None = None) -> dict[str, Any]:
     """Check a bundle and print what it is; returns manifest and signer. DataError for anything not as it should be."""
-    manifest, signer, checked = inspect(path, signers, identity)
+    manifest, signer = inspect(path, signers, identity)
     say(f"{path}: whole; {len(manifest['files'])} files, all of one run")
     say(f"  adapter {manifest['adapter_sha256']}, recipe {short(manifest['recipe'])}")
     if signer is not None:
@@ -36,15 +34,13 @@ def run(path: Path, signers: Path | None, identity: str | None = None) -> dict[s
         say("  it has a signature, which was not checked; name whom you trust: --signers FILE")
     else:
         say("  not signed: it is whole, and who made it is not proven")
-    if not checked:
-        say("  the bill of materials was checked by its parts, not by its schema (jsonschema is not installed)")
     loud = "" if manifest["verdict"] == "deploy" else "warning: NOT DEPLOY: "
     say(f"  {loud}verdict {short(manifest['verdict'])}: {short(manifest['sentence'], 400)}")
-    return {"whole": True, "signed_by": signer, "schema_checked": checked, "manifest": manifest}
+    return {"whole": True, "signed_by": signer, "schema_checked": True, "manifest": manifest}
 
 
-def inspect(path: Path, signers: Path | None, identity: str | None) -> tuple[dict[str, Any], str | None, bool]:
-    """(the manifest, who signed it, whether the schema was checked), once everything was checked."""
+def inspect(path: Path, signers: Path | None, identity: str | None) -> tuple[dict[str, Any], str | None]:
+    """(the manifest, who signed it), once everything was checked."""
     if not path.is_file():
         raise ConfigError(path, "no such bundle", "./finetune bundle writes one to out/bundle")
     with path.open("rb") as archive, tempfile.TemporaryDirectory(prefix="finetune-bundle-") as place:
@@ -55,24 +51,24 @@ def inspect(path: Path, signers: Path | None, identity: str | None) -> tuple[dic
         if manifest.get("format") not in FORMATS:
             raise ConfigError(path, "is of a format that this version does not know", "check it with a newer one")
         try:
-            checked = check_contents(folder, manifest)
+            check_contents(folder, manifest)
         except (ConfigError, DataError) as error:
             raise DataError.of(error.elsewhere(f"{folder}/", f"{path}: ").problems) from None
-    return manifest, signer, checked
+    return manifest, signer
 
 
-def check_contents(folder: Path, manifest: Mapping[str, Any]) -> bool:
-    """DataError unless all members speak of one run; gives whether the bill of materials met its schema."""
+def check_contents(folder: Path, manifest: dict[str, Any]) -> None:
+    """DataError unless all members speak of one run."""
     missing = [name for name in ("dvc.lock", "params.yaml", "out/model_card.md", SBOM) if name not in manifest["files"]]
     if missing:
-        raise DataError(f"{missing[0]}", "is missing", "do not use the bundle")
-    told = [key for key in ("recipe", "verdict", "sentence") if not isinstance(manifest.get(key), str)]
-    if told:
-        raise DataError(f"{MANIFEST}", f"has no {told[0]} in words", "do not use the bundle")
+        raise DataError(missing[0], "is missing", "do not use the bundle")
+    for key in ("recipe", "verdict", "sentence"):
+        if not isinstance(manifest.get(key), str):
+            raise DataError(MANIFEST, f"has no {key} in words", "do not use the bundle")
     try:
-        require_one_adapter(folder, dict(manifest))
+        require_one_adapter(folder, manifest)
         require_recorded(folder, {name: folder / name for name in manifest["files"]})
-        return check_materials(folder / SBOM, manifest)
+        check_materials(folder / SBOM, manifest)
     except RecursionError:
         raise DataError("", "a file in it is nested too deeply", "do not use the bundle") from None
     except OSError as error:
@@ -80,26 +76,22 @@ def check_contents(folder: Path, manifest: Mapping[str, Any]) -> bool:
             raise
         raise DataError("", f"its files are not those of a run ({error.strerror})", "do not use the bundle") from None
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise DataError(
-            "", f"its files are not those of a run ({type(error).__name__})", "do not use the bundle"
-        ) from None
+        name = type(error).__name__
+        raise DataError("", f"its files are not those of a run ({name})", "do not use the bundle") from None
 
 
-def check_materials(path: Path, manifest: Mapping[str, Any]) -> bool:
-    """DataError unless the bill of materials is CycloneDX and of this adapter; gives whether the schema was asked."""
+def check_materials(path: Path, manifest: dict[str, Any]) -> None:
+    """DataError unless the bill of materials is CycloneDX and of this adapter."""
     content = read_json(path)
     subject = content.get("metadata", {}).get("component", {})
     if content.get("bomFormat") != "CycloneDX" or subject.get("version") != manifest["adapter_sha256"]:
-        raise DataError(f"{SBOM}", "is no bill of materials of this adapter", "do not use the bundle")
+        raise DataError(SBOM, "is no bill of materials of this adapter", "do not use the bundle")
     kinds = {component.get("type") for component in content.get("components", [])}
     if not {"library", "machine-learning-model", "data"} <= kinds:
-        raise DataError(f"{SBOM}", "lacks packages, base model or data", "do not use the bundle")
-    if not find_spec("jsonschema") or not find_spec("cyclonedx"):
-        return False
+        raise DataError(SBOM, "lacks packages, base model or data", "do not use the bundle")
     findings = schema_findings(json.dumps(content))
     if findings:
-        raise DataError(f"{SBOM}", f"is not CycloneDX: {'; '.join(findings)}", "do not use the bundle")
-    return True
+        raise DataError(SBOM, f"is not CycloneDX: {'; '.join(findings)}", "do not use the bundle")
 
 
 def schema_findings(text: str) -> list[str]:

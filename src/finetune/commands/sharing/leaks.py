@@ -1,13 +1,13 @@
-"""What must not leave this machine with a bundle: its folders, and the secrets that its environment holds.
+"""What must not leave this machine: its folders, and the secrets of its environment and of DVC's remotes.
 
 Params hold no secret by design, only names of environment variables, and addresses without user or password. But a
-tokenizer, a report or a scorer's name may carry anything along, so every member is read once more before it is packed.
+tokenizer, a report or a scorer's name may carry anything along, so every member of a bundle is searched before it is
+packed. What DVC says of a remote may hold its password, a key or an address with both, so these are hidden.
 """
 
-import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from finetune.errors import DataError
@@ -16,8 +16,12 @@ SECRET_NAMES = re.compile(
     r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|ACCOUNT_?KEY|PRIVATE_?KEY|CONNECTION_STRING", re.I
 )
 NAMES_A_FILE = re.compile(r"_(FILE|PATH|DIR)$|^SSH_|PARALLELISM", re.I)  # HF_TOKEN_PATH says where, not what
+SECRET_KEYS = re.compile(r"password|passphrase|secret|token|key|connection_string|credential|signature|auth", re.I)
+PLAIN_KEYS = re.compile(r"path|file|ask_|allow_|url|use_")  # of a remote: files and switches
 SHORTEST = 8  # characters: "true" and "1" are no secrets
-CHUNK = 1 << 22
+ACCOUNT = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@]*@", re.I)  # of an address: user and password
+QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\"]*", re.I)
+HIDDEN = "…"
 
 
 def secrets_here(asked: Iterable[str]) -> dict[bytes, str]:
@@ -40,32 +44,35 @@ def places_here(root: Path) -> dict[bytes, str]:
 
 def require_none(member: str, source: Path | bytes, secrets: Mapping[bytes, str], places: Mapping[bytes, str]) -> None:
     """DataError where a member holds a secret of this environment, or names a folder of this machine."""
-    if not secrets and not places:
-        return
     alone = [rb"(?<![\w./-])" + re.escape(place) + rb"(?![\w-])" for place in places]  # /srv/run is not in /srv/runs
-    pattern = re.compile(b"|".join([*map(re.escape, secrets), *alone]))
-    for text, first, last in windows(source, max(map(len, [*secrets, *places])) + 1):
-        for found in pattern.finditer(text):
-            if (found.start() == 0 and not first) or (found.end() == len(text) and not last):
-                continue  # what stands beside it is in the piece before or after, and so is it
-            if found[0] in secrets:
-                raise DataError(
-                    member,
-                    f"holds the value of the environment variable {secrets[found[0]]}, a secret by its name",
-                    "nothing was bundled: remove it from what made the file, make repro, and change the secret",
-                )
-            raise DataError(
-                member,
-                f"names {places[found[0]]} ({found[0].decode()}), which exists on this machine alone",
-                "name files relative to the repository in params.yaml, then make repro",
-            )
+    patterns = [*map(re.escape, secrets), *alone]
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    found = re.search(b"|".join(patterns), content) if patterns else None
+    if found is None:
+        return
+    if found[0] in secrets:
+        raise DataError(
+            member,
+            f"holds the value of the environment variable {secrets[found[0]]}, a secret by its name",
+            "nothing was bundled: remove it from what made the file, make repro, and change the secret",
+        )
+    raise DataError(
+        member,
+        f"names {places[found[0]]} ({found[0].decode()}), which exists on this machine alone",
+        "name files relative to the repository in params.yaml, then make repro",
+    )
 
 
-def windows(source: Path | bytes, overlap: int) -> Iterator[tuple[bytes, bool, bool]]:
-    """(a piece of the content, whether it is the first, the last); pieces overlap, so that no border hides anything."""
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        piece, first = file.read(CHUNK), True
-        while piece:
-            following = file.read(CHUNK)
-            yield piece, first, not following
-            piece, first = (piece[-overlap:] + following if following else b""), False
+def secrets_of(settings: Mapping[str, str]) -> list[str]:
+    """The secrets in DVC's configuration and in the environment, longest first."""
+    keys = {key: key.rpartition(".")[2] for key in settings if key.startswith("remote.")}
+    found = {settings[key] for key, last in keys.items() if SECRET_KEYS.search(last) and not PLAIN_KEYS.search(last)}
+    found |= {value.decode() for value in secrets_here([])}
+    return sorted((value for value in found if len(value) >= SHORTEST // 2), key=len, reverse=True)
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """The text with every secret, and every address' user, password and query, hidden."""
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return QUERY.sub(rf"\1?{HIDDEN}", ACCOUNT.sub(rf"\1{HIDDEN}@", text))

@@ -7,51 +7,45 @@ their hashes from the reports. Licences of packages are those that installed pac
 import json
 import platform
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from packaging.markers import default_environment
-from packaging.requirements import Requirement
+from cyclonedx.contrib.license.factories import LicenseFactory
+from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, XsUri
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.license import LicenseExpression
+from cyclonedx.output import make_outputter
+from cyclonedx.schema import OutputFormat, SchemaVersion
+from packageurl import PackageURL
 from packaging.utils import canonicalize_name
 
 from finetune.config.params import Config
 from finetune.console import say
 from finetune.decide.run_reports import RunReports
-from finetune.errors import DataError
+from finetune.hardware.locks import Package, locked_packages
 from finetune.reports.prepare import SourceReport
 
-PLATFORMS = {"Linux": "linux", "Darwin": "darwin"}
 LONGEST_LICENSE = 80  # characters: longer ones are the licence's text, not its name
-
-
-@dataclass(frozen=True, slots=True)
-class Package:
-    """A package of the lock, with the SHA-256 of each of its files."""
-
-    name: str
-    version: str
-    hashes: tuple[str, ...]
 
 
 def bill_of_materials(config: Config, adapter: dict[str, Any], reports: RunReports, locks: Sequence[Path]) -> bytes:
     """The bill of materials as JSON; DataError where a lock can't be read."""
-    from cyclonedx.model.bom import Bom
-    from cyclonedx.model.component import ComponentType
-    from cyclonedx.output import make_outputter
-    from cyclonedx.schema import OutputFormat, SchemaVersion
-
     sha256 = adapter["adapter_sha256"]
     licenses = licenses_of([config.decide.license] if config.decide.license else [])
-    kind = ComponentType.MACHINE_LEARNING_MODEL
-    subject = component(kind, f"finetune-{config.recipe}", sha256, f"adapter:{sha256}", licenses=licenses)
+    subject = Component(
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        name=f"finetune-{config.recipe}",
+        version=sha256,
+        bom_ref=f"adapter:{sha256}",  # the library would draw one at random
+        licenses=licenses,
+    )
     base = base_component(adapter["base"])
     data = [source_component(name, source) for name, source in reports.prepare.sources.items()]
-    packages = [
-        package_component(item) for item in as_used(read_packages(locks, run_markers(adapter, reports)), adapter)
-    ]
+    pinned = locked_packages(locks, run_markers(adapter, reports))
+    packages = [package_component(package) for package in as_used(pinned, adapter)]
     bom = Bom(components=[base, *data, *packages])
     bom.metadata.component = subject
     bom.register_dependency(subject, [base, *data, *packages])
@@ -66,50 +60,41 @@ def bill_of_materials(config: Config, adapter: dict[str, Any], reports: RunRepor
 # --------------------------------------------------------------------------------------------------------- components
 
 
-def component(kind: Any, name: str, version: str | None, ref: str, **others: Any) -> Any:
-    """A component with a name of its own in the document, which the library would draw at random."""
-    from cyclonedx.model.component import Component
-
-    return Component(type=kind, name=name, version=version, bom_ref=ref, **others)
-
-
-def base_component(base: dict[str, str]) -> Any:
+def base_component(base: dict[str, str]) -> Component:
     """The base model: of a local folder, pinned by its hash, the name alone, never where it lies."""
-    from cyclonedx.model.component import ComponentType
-    from packageurl import PackageURL
-
     name, revision = base["name"], base["revision"]
     local = revision.startswith("sha256:")
     plain = Path(name).name if local else name
     namespace, _, last = plain.rpartition("/")
-    return component(
-        ComponentType.MACHINE_LEARNING_MODEL,
-        plain,
-        revision,
-        f"base:{plain}",
+    return Component(
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        name=plain,
+        version=revision,
+        bom_ref=f"base:{plain}",
         hashes=[sha256_hash(revision.removeprefix("sha256:"))] if local else [],
         purl=None if local else PackageURL("huggingface", namespace or None, last, revision),
     )
 
 
-def source_component(name: str, source: SourceReport) -> Any:
+def source_component(name: str, source: SourceReport) -> Component:
     """One source of the mixture: the file's hash, or the revision on the Hub."""
-    from cyclonedx.model.component import ComponentType
-
     hashes = [sha256_hash(source.sha256)] if source.sha256 else []
     kept = f"{source.kept} of {source.read} rows kept"
-    return component(ComponentType.DATA, name, source.revision, f"data:{name}", hashes=hashes, description=kept)
+    return Component(
+        type=ComponentType.DATA,
+        name=name,
+        version=source.revision,
+        bom_ref=f"data:{name}",
+        hashes=hashes,
+        description=kept,
+    )
 
 
-def package_component(package: Package) -> Any:
+def package_component(package: Package) -> Component:
     """A package; its files' hashes stand at its distribution, for no single one is the component's.
 
     The package URL is the distribution's address too: it holds for every index and mirror that the files come from.
     """
-    from cyclonedx.model import ExternalReference, ExternalReferenceType, XsUri
-    from cyclonedx.model.component import ComponentType
-    from packageurl import PackageURL
-
     purl = PackageURL("pypi", None, package.name, package.version)
     files = ExternalReference(
         type=ExternalReferenceType.DISTRIBUTION,
@@ -117,29 +102,24 @@ def package_component(package: Package) -> Any:
         comment="the SHA-256 of every file of this version that the lock allows",
         hashes=[sha256_hash(value) for value in package.hashes],
     )
-    return component(
-        ComponentType.LIBRARY,
-        package.name,
-        package.version,
-        purl.to_string(),
+    return Component(
+        type=ComponentType.LIBRARY,
+        name=package.name,
+        version=package.version,
+        bom_ref=purl.to_string(),
         purl=purl,
         licenses=licenses_of(stated_licenses(package)),
         external_references=[files] if package.hashes else [],
     )
 
 
-def sha256_hash(value: str) -> Any:
+def sha256_hash(value: str) -> HashType:
     """A SHA-256 as CycloneDX has it."""
-    from cyclonedx.model import HashAlgorithm, HashType
-
     return HashType(alg=HashAlgorithm.SHA_256, content=value)
 
 
 def licenses_of(names: Sequence[str]) -> list[Any]:
     """Licences as CycloneDX has them: an SPDX identifier or expression where it is one, else a name."""
-    from cyclonedx.contrib.license.factories import LicenseFactory
-    from cyclonedx.model.license import LicenseExpression
-
     found = [LicenseFactory().make_from_string(name) for name in names]
     if len(found) > 1:  # an expression stands alone
         found = [item for item in found if not isinstance(item, LicenseExpression)]
@@ -165,50 +145,16 @@ def stated_licenses(package: Package) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ packages
 
 
-def read_packages(locks: Sequence[Path], markers: dict[str, str]) -> list[Package]:
-    """The packages that pip installs from these locks on a machine with these markers, in the order of their names."""
-    found: dict[str, Package] = {}
-    for lock in locks:
-        for text, hashes in requirements_in(lock):
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate(markers):
-                version = str(requirement.specifier).removeprefix("==")
-                name = canonicalize_name(requirement.name)
-                found[name] = Package(name, version, tuple(sorted(hashes)))
-    return [found[name] for name in sorted(found)]
-
-
-def requirements_in(lock: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each requirement of a hashed lock (`name==1.0 ; marker \\` and lines of `--hash=sha256:...`) and its hashes."""
-    text = lock.read_text(encoding="utf-8").replace("\\\n", " ")
-    for line in text.splitlines():
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        requirement, *hashes = line.split("--hash=sha256:")
-        if "==" not in requirement or not hashes:
-            raise DataError(
-                f"{lock}", f"{line[:60].strip()!r} pins no version by its hashes", "make lock writes it again"
-            )
-        yield requirement.strip(), [value.strip() for value in hashes]
-
-
 def run_markers(adapter: dict[str, Any], reports: RunReports) -> dict[str, str]:
     """What a lock's markers ask for, of the machine that trained, which need not be this one."""
     version = str(adapter["versions"]["python"])
     system, _, processor = reports.train_cost.machine.system.partition(" ")
-    asked = {key: str(value) for key, value in default_environment().items()}
-    return asked | {
+    return {
         "python_full_version": version,
         "python_version": ".".join(version.split(".")[:2]),
         "platform_system": system,
-        "sys_platform": PLATFORMS.get(system, system.lower()),
+        "sys_platform": system.lower(),
         "platform_machine": processor or platform.machine(),
-        "os_name": "posix",
-        "platform_python_implementation": "CPython",
-        "implementation_name": "cpython",
-        "implementation_version": version,
-        "platform_release": "",
-        "platform_version": "",
     }
 
 

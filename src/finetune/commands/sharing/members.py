@@ -6,26 +6,23 @@ Reads out/adapter, the outputs that dvc.lock names under reports/, the card, the
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.sharing.names import require_harmless
+from finetune.commands.sharing.archive import require_harmless
 from finetune.config.model import Environment
 from finetune.config.params import Config
-from finetune.containers.images import lock_files
 from finetune.decide.evidence import check_hashes, require_current
 from finetune.decide.run_reports import RunReports
 from finetune.errors import DataError
 from finetune.files.hashing import files_in, sha256_tensors
 from finetune.files.manifests import MANIFEST, read_manifest
 from finetune.files.strict_json import read_json
+from finetune.hardware.locks import lock_files
 from finetune.paths import Paths
 from finetune.pipeline.outputs import outs_of, read_lock, require_recorded
 from finetune.reports.base import read_report
 from finetune.reports.decision import DecisionReport
 
 WEIGHTS = "adapter_model.safetensors"
-
-
 PLAIN = ("params.yaml", "dvc.yaml", "dvc.lock", "data/looks.json", "data/seeds.json")
-
 SBOM = "sbom.cdx.json"
 
 
@@ -42,7 +39,7 @@ def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, 
     found |= {f"out/adapter/{path.relative_to(paths.adapter).as_posix()}": path for path in files_in(paths.adapter)}
     missing = [name for name, path in found.items() if not path.is_file()]
     if missing:
-        raise DataError(f"{missing[0]}", "is missing", "bundle needs a finished run (make repro)")
+        raise DataError(missing[0], "is missing", "bundle needs a finished run (make repro)")
     require_recorded(paths.root, found)
     return dict(sorted(found.items()))
 
@@ -72,7 +69,7 @@ def require_adapter(folder: Path) -> dict[str, Any]:
             f"{folder / min(extra)}", "was not published with the adapter", "move it elsewhere, then try again"
         )
     if sha256_tensors(folder / WEIGHTS) != manifest.get("adapter_sha256"):
-        raise DataError(f"{folder / WEIGHTS}", f"holds other tensors than its {MANIFEST} says", "run train again")
+        raise DataError(folder / WEIGHTS, f"holds other tensors than its {MANIFEST} says", "run train again")
     return manifest
 
 
@@ -106,5 +103,5 @@ def require_one_adapter(folder: Path, claimed: dict[str, Any]) -> DecisionReport
         )
     for name, value in (("verdict", decision.verdict), ("adapter_sha256", sha256)):
         if claimed.get(name) != value:
-            raise DataError(f"{MANIFEST}", f"its {name} is not the one in the bundle", "do not use it")
+            raise DataError(MANIFEST, f"its {name} is not the one in the bundle", "do not use it")
     return decision

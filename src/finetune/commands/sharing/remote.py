@@ -6,6 +6,7 @@ dvc.lock names is enough for `dvc repro` to find nothing to do there.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,13 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.sharing.redact import redacted, secrets_of
+from finetune.commands.sharing.leaks import redacted, secrets_of
 from finetune.commands.sharing.stored import (
     Stored,
     complete,
     damaged,
     listed,
-    missing,
     require_in_place,
     require_manifests,
     stored_files,
@@ -27,6 +27,7 @@ from finetune.commands.sharing.stored import (
 from finetune.console import gigabytes, say, short
 from finetune.errors import ConfigError, DataError, InterruptedRunError, MachineError
 from finetune.files.run_lock import pipeline_lock
+from finetune.hardware.host import ask
 from finetune.paths import Paths
 from finetune.processes.running import require_idle
 
@@ -45,8 +46,7 @@ def push(root: Path) -> None:
     """
     paths = Paths(root)
     require_idle(paths)
-    settings = read_settings(root)
-    remote = require_remote(settings)
+    remote, settings = read_remote(root)
     with pipeline_lock(paths.work / "pipeline.lock", "push"):
         require_finished(root, "push")
         require_manifests(paths)
@@ -71,12 +71,10 @@ def pull(root: Path) -> None:
     """
     paths = Paths(root)
     require_idle(paths)
-    settings = read_settings(root)
-    remote = require_remote(settings)
+    remote, settings = read_remote(root)
     if not (root / "dvc.lock").is_file():
-        raise ConfigError(
-            "dvc.lock", "is missing: this commit has no run", "git pull the one that has, then ./finetune pull"
-        )
+        remedy = "git pull the one that has, then ./finetune pull"
+        raise ConfigError("dvc.lock", "is missing: this commit has no run", remedy)
     with pipeline_lock(paths.work / "pipeline.lock", "pull"):
         files = fetch(root, settings, remote)
         code, text = run_dvc(root, ["checkout"], settings, "pull")
@@ -103,7 +101,7 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
     for last in (False, True):
         code, text = run_dvc(root, ["fetch"], settings, "pull")
         files = stored_files(root)
-        broken, absent = damaged(files), missing(files)
+        broken, absent = damaged(files), [file.name for file in files if not file.cached.is_file()]
         for file in broken:
             file.cached.unlink(missing_ok=True)
         if last or not broken:
@@ -131,8 +129,10 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
-def require_remote(settings: Settings) -> str:
-    """The name of the default remote; ConfigError where there is none."""
+def read_remote(root: Path) -> tuple[str, Settings]:
+    """The name of the default remote, and DVC's configuration, all levels together; ConfigError where there is none."""
+    lines = ask_dvc(root, "config", "--list").splitlines()
+    settings = {key: value for key, _, value in (line.partition("=") for line in lines)}
     remote = settings.get("core.remote")
     if not remote:
         raise ConfigError(
@@ -141,12 +141,12 @@ def require_remote(settings: Settings) -> str:
             "dvc remote add -d store URL names one (a folder, s3://, gs://, ssh://, ...), and git "
             "commit .dvc/config tells the other machine",
         )
-    return remote
+    return remote, settings
 
 
 def require_finished(root: Path, command: str) -> None:
     """DataError where dvc.lock is not what lies here: a stage has not run, or something it reads was changed since."""
-    found = status(root)
+    found = json.loads(ask_dvc(root, "status", "--json") or "{}")
     if not found:
         return
     stages = "; ".join(f"{stage}: {listed(changes_of(entries))}" for stage, entries in found.items())
@@ -154,13 +154,12 @@ def require_finished(root: Path, command: str) -> None:
     raise DataError("dvc.lock", f"does not describe what lies here ({stages})", after)
 
 
-def changes_of(entries: Any) -> list[str]:
+def changes_of(entries: list[Any]) -> list[str]:
     """What `dvc status` has against a stage, in a few words each."""
     found = []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        for what, changes in entry.items() if isinstance(entry, dict) else [(str(entry), {})]:
-            found += [f"{name} {state}" for name, state in changes.items()] if isinstance(changes, dict) else [what]
-            found += [what] if changes == {} else []
+    for entry in entries:  # `{"changed outs": {"out/adapter": "deleted"}}`, or "changed command"
+        changes = next(iter(entry.values())) if isinstance(entry, dict) else {}
+        found += [f"{name} {state}" for name, state in changes.items()] or [str(entry)]
     return found
 
 
@@ -168,17 +167,12 @@ def require_whole(root: Path, files: list[Stored]) -> None:
     """DataError where DVC's cache holds other bytes than it says: a push would spread them, and nobody would notice."""
     broken = damaged(files)
     if broken:
-        places = listed(shown(root, file.cached) for file in broken)
+        places = listed(os.path.relpath(file.cached, root) for file in broken)
         raise DataError(
             f"{listed(file.name for file in broken)}",
             "damaged in DVC's cache, nothing was uploaded",
             f"remove {places}, then dvc commit --force takes it from the working tree anew, and ./finetune push again",
         )
-
-
-def shown(root: Path, path: Path) -> str:
-    """A path as a person in the repository would write it."""
-    return path.relative_to(root.absolute()).as_posix() if path.is_relative_to(root.absolute()) else str(path)
 
 
 def told(root: Path, files: list[Stored]) -> str:
@@ -189,38 +183,19 @@ def told(root: Path, files: list[Stored]) -> str:
 
 def remind_of_git(root: Path) -> None:
     """Say what git still has to carry: the other machine needs the commit as much as the files."""
-    changed = git(root, "status", "--porcelain")
+    git = ("git", "-C", str(root))
+    changed = ask(*git, "status", "--porcelain", timeout=60)
     if changed is None:
         say("warning: this is no git repository; the other machine needs the same code, params.yaml and dvc.lock")
     elif changed:
         names = listed(line[3:] for line in changed.splitlines())
         say(f"warning: not committed, so the other machine won't have it: {names}; git add, git commit, git push")
-    elif git(root, "rev-list", "--count", "@{upstream}..HEAD") not in ("0", None):
+    elif ask(*git, "rev-list", "--count", "@{upstream}..HEAD", timeout=60) not in ("0", None):
         say("warning: git push too: the other machine needs this commit")
     say("  there: git pull, then ./finetune pull")
 
 
-def git(root: Path, *arguments: str) -> str | None:
-    """What git says; None where it can't."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.rstrip()
-
-
 # ---------------------------------------------------------------------------------------------------------------- DVC
-
-
-def read_settings(root: Path) -> Settings:
-    """DVC's configuration, all levels together."""
-    lines = ask_dvc(root, ["config", "--list"], {}).splitlines()
-    return {key: value for key, _, value in (line.partition("=") for line in lines)}
-
-
-def status(root: Path) -> dict[str, Any]:
-    """The stages that would run, and why."""
-    return dict(json.loads(ask_dvc(root, ["status", "--json"], {}) or "{}"))
 
 
 def fill_gaps(root: Path, remote: str, files: list[Stored], settings: Settings) -> list[str]:
@@ -234,19 +209,13 @@ def fill_gaps(root: Path, remote: str, files: list[Stored], settings: Settings) 
         ) from None
 
 
-def ask_dvc(root: Path, arguments: list[str], settings: Settings) -> str:
+def ask_dvc(root: Path, *arguments: str) -> str:
     """What DVC answers on standard output; ConfigError with its last word where it can't."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
-        cwd=root,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = redacted(done.stderr.strip() or f"exit code {done.returncode}", secrets_of(settings))
-        raise ConfigError(f"dvc {' '.join(arguments)}", f"{' '.join(told.split())}")
+        told = redacted(done.stderr.strip() or f"exit code {done.returncode}", secrets_of({}))
+        raise ConfigError(f"dvc {' '.join(arguments)}", " ".join(told.split()))
     return done.stdout
 
 

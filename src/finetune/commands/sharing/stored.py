@@ -53,8 +53,7 @@ def stored_files(root: Path) -> list[Stored]:
 
 def files_of(name: str, digest: str, cache: Any) -> Iterator[Stored]:
     """One output: its file, or its folder's list and the files that it names."""
-    plain = digest.removesuffix(".dir")
-    cached = Path(cache.oid_to_path(digest))
+    plain, cached = digest.removesuffix(".dir"), Path(cache.oid_to_path(digest))
     if digest == plain:
         yield Stored(name, digest, cached)
         return
@@ -92,11 +91,6 @@ def not_in(store: Any, files: Iterable[Stored]) -> list[Stored]:
     asked = list(files)
     there = set(store.oids_exist([file.object_name for file in asked])) if asked else set()
     return [file for file in asked if file.object_name not in there]
-
-
-def missing(files: Iterable[Stored]) -> list[str]:
-    """The files that the cache does not have."""
-    return [file.name for file in files if not file.cached.is_file()]
 
 
 def damaged(files: Iterable[Stored]) -> list[Stored]:

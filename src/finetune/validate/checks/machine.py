@@ -1,38 +1,23 @@
 """Checks of the settings against this machine: its device, memory and disk."""
 
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 from finetune.config.validate import ValidateParams
-from finetune.hardware.devices import count_devices, device_supports, why_unavailable
+from finetune.hardware.devices import device_supports
 from finetune.hardware.host import has_fast_bfloat16
-from finetune.hardware.versions import missing_trackers
-from finetune.model.base import attention_used, flash_attention_found
+from finetune.hardware.preflight import find_device_problem, find_package_problems
+from finetune.model.base import attention_used
 from finetune.validate.findings import Finding
-
-PACKAGES = {"zero2": "deepspeed", "zero3": "deepspeed"}
 
 
 def check_machine(params: ValidateParams) -> list[Finding]:
     """All findings about the device of this machine; those of its kind stand in settings_checks."""
-    missing = why_unavailable(params.environment)
-    if missing:
-        fix = "use a recipe for this machine (./finetune doctor names one), or run this one where it belongs"
-        return [Finding("device-missing", "params.yaml: environment", missing, fix)]
-    return [*check_devices(params), *check_number_formats(params), *check_packages(params)]
-
-
-def check_devices(params: ValidateParams) -> list[Finding]:
-    """As many devices as the run is spread over."""
-    asked, found = params.train.distributed.devices // params.train.distributed.nodes, count_devices(params.environment)
-    if params.environment == "cpu" or found >= asked:
-        return []
-    where, what = "params.yaml: train.distributed.devices", f"{asked} are asked for, {found} found"
-    accumulation, rest = divmod(params.train.gradient_accumulation_steps * asked, found)
-    kept = f" with train.gradient_accumulation_steps: {accumulation}, which keeps the effective batch size"
-    fix = f"use {found}{'' if rest else kept}"
-    return [Finding("devices-missing", where, what, fix)]
+    device = find_device_problem(params.environment, params.train)
+    found = [] if device is None else [Finding.of(device)]
+    if device is not None and device.code == "device-missing":
+        return found
+    return [*found, *check_number_formats(params), *check_packages(params)]
 
 
 def check_number_formats(params: ValidateParams) -> list[Finding]:
@@ -53,30 +38,12 @@ def check_number_formats(params: ValidateParams) -> list[Finding]:
 
 def check_packages(params: ValidateParams) -> list[Finding]:
     """What is not in the lock and only some recipes need."""
-    findings = []
-    if params.model.attention == "flash_attention_2" and not flash_attention_found():
-        what = "neither flash_attn nor its kernels in the Hub's cache are here"
-        fix = "install one, or use sdpa, which is no slower on an H100 by published tests"
-        findings.append(Finding("attention-missing", "params.yaml: model.attention", what, fix))
-    if (
-        params.model.attention == "auto"
-        and params.environment == "cuda"
-        and attention_used(params.model, "cuda") == "sdpa"
-    ):
+    model, environment = params.model, params.environment
+    findings = [Finding.of(problem) for problem in find_package_problems(environment, model, params.train)]
+    if model.attention == "auto" and environment == "cuda" and attention_used(model, "cuda") == "sdpa":
         what = "auto means sdpa: flash attention is not installed, or the weights are in 32 bit"
         fix = "install flash-attn where it pays, or leave it: the report says which was used"
         findings.append(Finding("attention-fallback", "params.yaml: model.attention", what, fix))
-    if params.train.use_liger_kernel and params.environment == "cuda" and not find_spec("liger_kernel"):
-        what = "the package liger-kernel is not installed here"
-        fix = "pip install liger-kernel, or set it to false"
-        findings.append(Finding("liger-missing", "params.yaml: train.use_liger_kernel", what, fix))
-    for name in missing_trackers(params.train.report_to):
-        what, fix = f"{name} is not installed here", f"pip install {name}, or take it out"
-        findings.append(Finding("tracker-missing", "params.yaml: train.report_to", what, fix))
-    package = PACKAGES.get(params.train.distributed.strategy)
-    if package and not find_spec(package):
-        where, what = "params.yaml: train.distributed.strategy", f"the package {package} is not installed here"
-        findings.append(Finding("strategy-missing", where, what, f"install {package}, or use ddp"))
     return findings
 
 

@@ -1,0 +1,60 @@
+"""The locks in requirements/: which of them an environment is installed from, and the packages that they pin."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from finetune.config.model import Environment
+from finetune.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package of a lock, with the SHA-256 of each of its files."""
+
+    name: str
+    version: str
+    hashes: tuple[str, ...]
+
+
+def lock_files(environment: Environment, root: Path) -> list[Path]:
+    """The locks that an environment is installed from, in the order of their installation."""
+    names = ["torch-cpu", "cpu"] if environment == "cpu" else [environment]
+    return [root / f"requirements/{name}.lock" for name in names]
+
+
+def locks_sha256(environment: Environment, root: Path) -> str:
+    """One hash of an environment's locks: of their bytes, one after the other (as `cat LOCKS | sha256sum` has it)."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in lock_files(environment, root))).hexdigest()
+
+
+def locked_packages(locks: Sequence[Path], markers: Mapping[str, str] | None = None) -> list[Package]:
+    """The packages that pip installs from these locks, in the order of their names; DataError where one is not pinned.
+
+    `markers` replace what this Python and machine say of themselves (PEP 508).
+    """
+    found: dict[str, Package] = {}
+    for lock in locks:
+        for text, hashes in requirements_in(lock):
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate(dict(markers or {})):
+                version = str(requirement.specifier).removeprefix("==")
+                name = canonicalize_name(requirement.name)
+                found[name] = Package(name, version, tuple(sorted(hashes)))
+    return [found[name] for name in sorted(found)]
+
+
+def requirements_in(lock: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each requirement of a hashed lock (`name==1.0 ; marker \\` and lines of `--hash=sha256:...`) and its hashes."""
+    for line in lock.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        requirement, *hashes = line.split("--hash=sha256:")
+        if "==" not in requirement or not hashes:
+            message = f"{line[:60].strip()!r} pins no version by its hashes"
+            raise DataError(lock, message, "make lock writes it again")
+        yield requirement.strip(), [value.strip() for value in hashes]

@@ -1,0 +1,85 @@
+"""The devices and packages that a run needs and this machine lacks: one list of problems for every command.
+
+check and train stop at them, validate reports them as findings, doctor and plan name them.
+"""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from finetune.config.model import Environment, ModelConfig
+from finetune.config.train import TrainConfig
+from finetune.errors import Problem
+from finetune.hardware.devices import count_devices, why_unavailable
+
+FLASH_KERNELS = "*--kernels-community--flash-attn2"  # in the Hub's cache: what transformers takes for it
+TRACKERS = {  # of train.report_to: the modules that serve, one is enough
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
+}
+
+
+def find_device_problem(environment: Environment, train: TrainConfig) -> Problem | None:
+    """The device that is missing, or too few of them for one node of the run."""
+    missing = why_unavailable(environment)
+    if missing:
+        remedy = "use a recipe for this machine (./finetune doctor names one), or run this one where it belongs"
+        return Problem("device-missing", "params.yaml: environment", missing, remedy)
+    return None if environment == "cpu" else find_count_problem(train, count_devices(environment))
+
+
+def find_count_problem(train: TrainConfig, found: int) -> Problem | None:
+    """Fewer devices than one node needs, with what keeps the effective batch size where whole numbers can."""
+    asked = train.distributed.devices // train.distributed.nodes
+    if found >= asked:
+        return None
+    accumulation, rest = divmod(train.gradient_accumulation_steps * asked, found or 1)
+    kept = f" with train.gradient_accumulation_steps: {accumulation}, which keeps the effective batch size"
+    message, remedy = f"{asked} devices a node are asked for, {found} found", f"use {found}{'' if rest else kept}"
+    return Problem("devices-missing", "params.yaml: train.distributed.devices", message, remedy)
+
+
+def find_package_problems(environment: Environment, model: ModelConfig, train: TrainConfig) -> Iterator[Problem]:
+    """Packages that only some recipes need, so that no lock has them, and that are not installed."""
+    if model.attention == "flash_attention_2" and not flash_attention_found():
+        message = "neither flash_attn nor its kernels in the Hub's cache are here"
+        remedy = (
+            "pip install flash-attn --no-build-isolation, or use sdpa, which is no slower on an H100 by published tests"
+        )
+        yield Problem("attention-missing", "params.yaml: model.attention", message, remedy)
+    if train.use_liger_kernel and environment == "cuda" and not find_spec("liger_kernel"):
+        message, remedy = (
+            "the package liger-kernel is not installed here",
+            "pip install liger-kernel, or set it to false",
+        )
+        yield Problem("liger-missing", "params.yaml: train.use_liger_kernel", message, remedy)
+    strategy = train.distributed.strategy
+    if strategy in ("zero2", "zero3") and not find_spec("deepspeed"):
+        message = f"{strategy} needs the package deepspeed, which is not installed here"
+        place, remedy = "params.yaml: train.distributed.strategy", "pip install deepspeed, or use ddp"
+        yield Problem("strategy-missing", place, message, remedy)
+    yield from find_tracker_problems(train)
+
+
+def needs_bitsandbytes(model: ModelConfig, train: TrainConfig) -> bool:
+    """Whether the run computes with 4-bit weights or an 8-bit optimizer."""
+    return model.quantization == "nf4" or train.optim.endswith("8bit")
+
+
+def find_tracker_problems(train: TrainConfig) -> Iterator[Problem]:
+    """The trackers of `train.report_to` that are not installed."""
+    for name in train.report_to:
+        if not any(find_spec(module) for module in TRACKERS[name]):
+            message, remedy = f"{name} is not installed here", f"pip install {name}, or take it out"
+            yield Problem("tracker-missing", "params.yaml: train.report_to", message, remedy)
+
+
+def flash_attention_found() -> bool:
+    """Whether flash attention can be loaded here without a network: the package, or its kernels fetched before."""
+    if find_spec("flash_attn"):
+        return True
+    from huggingface_hub import constants
+
+    return find_spec("kernels") is not None and any(Path(constants.HF_HUB_CACHE).glob(FLASH_KERNELS))
