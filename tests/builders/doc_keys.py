@@ -16,7 +16,7 @@ from finetune.config.evaluate import BASELINES, CANDIDATES
 from finetune.config.params import Config
 from finetune.config.scorers import SCORERS
 from finetune.config.validate import Machine
-from finetune.validate.codes import CODES
+from finetune.validate.codes import all_codes
 from tests.builders.doc_text import FENCED, ROOT, SPAN, code_of, spans_of
 
 
@@ -122,11 +122,10 @@ OTHERS |= {"finetune-cpu", "finetune-cuda", "deploy-unproven", *get_args(Machine
 
 def wrong_codes(text: str, known: set[str]) -> Iterator[str]:
     """Codes of findings: hyphenated words that stand alone in a code span or as a key of findings.accept."""
-    known = known | set(CODES) | packages() | OTHERS
+    known = known | set(all_codes()) | packages() | OTHERS
     for span in [" ".join(found.split()) for found in SPAN.findall(FENCED.sub("", text))]:
         if re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", span) and span not in known:
             yield f"{span}: neither a finding nor a recipe, target or package"
     for block in re.findall(r"^  accept:\n((?:    .*\n)+)", text, flags=re.MULTILINE):
-        yield from (
-            f"{code}: no finding" for code in re.findall(r"^    ([\w-]+):", block, re.MULTILINE) if code not in CODES
-        )
+        named = re.findall(r"^    ([\w-]+):", block, re.MULTILINE)
+        yield from (f"{code}: no finding" for code in named if code not in all_codes())

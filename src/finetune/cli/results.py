@@ -95,9 +95,9 @@ def findings(as_json: bool) -> None:
     """Print the reference of all findings, docs/findings.md."""
     from dataclasses import asdict
 
-    from finetune.validate.codes import CODES, to_reference
+    from finetune.validate.codes import all_codes, to_reference
 
     if as_json:
-        print_json({name: asdict(code) for name, code in CODES.items()})
+        print_json({name: asdict(code) for name, code in all_codes().items()})
     else:
         print(to_reference(), end="")

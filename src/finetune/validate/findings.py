@@ -8,7 +8,7 @@ from typing import Any, Self
 from finetune.console import markdown_table, table
 from finetune.errors import Problem
 from finetune.reports.validation import FindingReport
-from finetune.validate.codes import CODES, COSTS, SEVERITIES, Severity
+from finetune.validate.codes import CODES, COSTS, SEVERITIES, Severity, all_codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Fin
     ]
     for code in accepted:
         where = f"params.yaml: findings.accept.{code}"
-        if code not in CODES:
+        if code not in all_codes():
             near = difflib.get_close_matches(code, CODES, n=1)
             advice = f"did you mean {near[0]}?" if near else "docs/findings.md lists them"
             given.append(Finding("accepted-unknown", where, "is no code of a finding", advice))

@@ -24,7 +24,7 @@ from finetune.paths import Paths
 from finetune.records.examples import Example
 from finetune.records.io import read_examples, to_json_lines
 from finetune.reports.prepare import PrepareReport, SplitReport
-from finetune.validate.codes import CODES
+from finetune.validate.codes import all_codes
 
 Change = Callable[[str, str, Any, str], None]  # section, key, value, why
 MICRO, ACCUMULATION, EPOCHS = 4, 2, 2
@@ -63,7 +63,7 @@ def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, A
     smaller = {"latency": {"prompts": 20, "warmup": 1}, "memory": {"processes": 3, "batch_size": 4}}
     content["evaluate"] |= smaller | {"max_new_tokens": min(real.evaluate.max_new_tokens, 8), "batch_size": 24}
     evaluation_changes(content, change)
-    accepted = [code for code in CODES if code.startswith(OF_THE_SAMPLE) and not CODES[code].binding]
+    accepted = [name for name, code in all_codes().items() if name.startswith(OF_THE_SAMPLE) and not code.binding]
     content["findings"]["accept"] = dict.fromkeys(accepted, "of the rehearsal's sample")
     return content, changes
 

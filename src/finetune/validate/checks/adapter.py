@@ -5,6 +5,7 @@ import math
 from finetune.config.validate import ValidateParams
 from finetune.model.adapter import find_adapter_problem
 from finetune.model.architecture import HEAD, Architecture
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 # Learning rates of published LoRA runs with Adam: 1e-4 and 2e-4 for 7 to 65 billion parameters (QLoRA, arXiv
@@ -16,6 +17,14 @@ ADAM = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "a
 # alpha / r of the same papers lies between 0.25 (QLoRA: 16 / 64) and 8 (LoRA, GPT-2: 32 / 4).
 SCALES = (0.25, 8.0)
 EMBEDDINGS = "embed_tokens"  # no linear layer, but PEFT adapts it too
+
+CODES |= {
+    "target-modules-missing": Code("error", "run", "A target module is nowhere in the architecture.", binding=True),
+    "target-modules-partial": Code("note", "quality", "Layers of the base that get no adapter."),
+    "alpha-unusual": Code("warning", "quality", "The adapter's scale is outside what is known to train well."),
+    "learning-rate-high": Code("warning", "run", "Above the usual range for this method, runs tend to diverge."),
+    "learning-rate-low": Code("warning", "quality", "Below the usual range for this method, little is learnt."),
+}
 
 
 def check_adapter(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:

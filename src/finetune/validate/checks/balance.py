@@ -10,6 +10,7 @@ from finetune.config.validate import ValidateParams
 from finetune.console import short
 from finetune.records.examples import Example
 from finetune.records.near_duplicates import words_of
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 # Not a share: of fifty agents that are equally frequent each has 2%, which is as balanced as can be. Beyond 20:1 the
@@ -22,6 +23,17 @@ REPEATED = 0.05
 NAMED = 5  # so many labels are named, the rest are counted
 
 Splits = Mapping[Split, Sequence[Example]]
+
+CODES |= {
+    "agents-imbalanced": Code("warning", "quality", "One agent has over twenty times the rows of another."),
+    "agent-missing": Code("error", "quality", "An agent that is tested was never trained on.", in_params=False),
+    "labels-imbalanced": Code("warning", "quality", "One label has over twenty times the rows of another."),
+    "label-missing-in-train": Code("error", "quality", "A label that is tested was never trained on.", in_params=False),
+    "label-missing-in-test": Code("warning", "verdict", "A label that is trained on is never tested."),
+    "answers-constant": Code("warning", "verdict", "One answer is right for over four in five rows."),
+    "answers-repeated": Code("note", "quality", "Long answers that stand in many rows, letter by letter."),
+    "system-prompt-unused": Code("warning", "quality", "A system prompt for an agent that no row is of."),
+}
 
 
 def check_balance(params: ValidateParams, splits: Splits) -> list[Finding]:

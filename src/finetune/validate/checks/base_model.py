@@ -13,10 +13,20 @@ from finetune.model.base import base_folder, end_tokens, fetch_config, hub_answe
 from finetune.model.cache import INDEX, SINGLE, is_whole, weight_files
 from finetune.model.tokens import COPY, TEMPLATES, load_tokenizer, template_marks, tokenize
 from finetune.validate.checks.mask import ASKED, check_template
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 WHERE = "params.yaml: model.base"
 UNTRAINED = 0.05  # of the median row's norm; embeddings that were trained lie within a factor of a few of each other
+
+CODES |= {
+    "base-unsafe": Code("error", "run", "Only pickled weights are there; safetensors alone are loaded.", binding=True),
+    "template-foreign": Code("error", "quality", "The template's marks are no tokens of this tokenizer."),
+    "pad-is-end": Code("note", "nothing", "Harmless here, where labels come from the template and not from ids."),
+    "tokens-without-embeddings": Code("error", "run", "A token id has no row in the base's embeddings.", binding=True),
+    "tokens-untrained": Code("warning", "quality", "A mark of the template has an embedding that was never trained."),
+    "length-beyond-base": Code("error", "quality", "Positions that the base has never seen."),
+}
 
 
 @dataclass

@@ -12,7 +12,12 @@ from finetune.validate.checks.plan import check_plan
 from finetune.validate.checks.schedule import check_run
 from finetune.validate.checks.settings import check_settings
 from finetune.validate.checks.watched import check_watched
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
+
+CODES |= {
+    "effective-batch-changed": Code("warning", "quality", "The learning rate was chosen for another batch size."),
+}
 
 
 def check_config(params: ValidateParams, root: Path, base: Base, outlook: RunPlan) -> list[Finding]:

@@ -1,7 +1,7 @@
 """Checks of the splits: against each other, against the gate, and of what they are made of.
 
-None of the findings depends on the order of the rows. What is compared how, and from where on it is told, stands beside
-the checks: `overlap_checks`, `size_checks`, `balance_checks`, `shift_checks`.
+None of the findings depends on the order of the rows. The modules `overlap`, `sample_size`, `balance` and
+`distribution_shift` describe what is compared, and from which limit on it is reported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,16 @@ from finetune.validate.checks.balance import check_balance
 from finetune.validate.checks.distribution_shift import check_shift
 from finetune.validate.checks.overlap import check_overlap
 from finetune.validate.checks.sample_size import check_test_size
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 MOST_REPEATED = 0.05  # of the test examples; from there on intervals are too narrow by more than rounding
+
+CODES |= {
+    "split-empty": Code("error", "run", "Nothing is left in a split.", binding=True, in_params=False),
+    "test-prompts-repeated": Code("warning", "verdict", "Copies of a prompt are no new evidence."),
+    "test-prompts-mostly-repeated": Code("error", "verdict", "Over 5% of test prompts are copies.", in_params=False),
+}
 
 
 def check_data(params: ValidateParams, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:

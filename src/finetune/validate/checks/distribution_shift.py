@@ -17,6 +17,7 @@ import regex
 from finetune.config.types import Split
 from finetune.records.examples import Example, text_key
 from finetune.records.near_duplicates import SPACELESS, spoken_text
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 CHANCE = 0.001
@@ -28,6 +29,11 @@ LEAST_LENGTHS = 0.2  # Kolmogorov and Smirnov's D; of two of those sources it is
 LETTERS_READ = 2000  # of a row, for its script and its words
 
 LETTERS = regex.compile(rf"(?V1)[{SPACELESS}]|[\p{{L}}--[{SPACELESS}]]+")
+
+CODES |= {
+    "language-shift": Code("warning", "verdict", "Test rows are in other scripts or words than train rows."),
+    "length-shift": Code("warning", "verdict", "Test rows are of another length than those trained on."),
+}
 
 
 def check_shift(splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:

@@ -8,7 +8,16 @@ from finetune.hardware.devices import device_supports
 from finetune.hardware.host import has_fast_bfloat16
 from finetune.hardware.preflight import find_device_problem, find_package_problems
 from finetune.model.base import attention_used
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
+
+CODES |= {
+    "disk-short": Code("error", "run", "Checkpoints and caches need more than is free.", in_params=False),
+    "bf16-unsupported": Code("error", "run", "This device computes no bfloat16.", binding=True),
+    "bf16-slow": Code("warning", "time", "This processor emulates bfloat16."),
+    "tf32-unsupported": Code("error", "run", "tf32 exists on CUDA devices from Ampere on.", binding=True),
+    "attention-fallback": Code("note", "time", "auto finds no flash attention here and takes sdpa."),
+}
 
 
 def check_machine(params: ValidateParams) -> list[Finding]:

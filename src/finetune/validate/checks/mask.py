@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune.model.tokens import IGNORED, TEMPLATES, Tokenized, render, runs, tokenize
 from finetune.records.examples import Example, Message
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 WHERE = "params.yaml: model.chat_template"
@@ -21,6 +22,12 @@ ASKED = (
     Message("user", "And which animal?"),
     Message("assistant", "Wombat"),
 )
+
+CODES |= {
+    "end-token-unknown": Code("error", "quality", "Generation does not stop where the template ends an answer."),
+    "mask-wrong": Code("error", "run", "What is trained on is not what the assistant wrote."),
+    "end-token-unsupervised": Code("error", "run", "The model never learns to stop."),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from finetune.config.types import Split
 from finetune.config.validate import ValidateParams
 from finetune.records.examples import Example, plain_turn, text_key
 from finetune.records.near_duplicates import BandHashes, band_hashes, shingles, similarity, spoken_text
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
@@ -25,6 +26,15 @@ TEXTS_AT_ONCE = 2000  # whose shingles are in memory at a time
 MOST_PROPOSALS = 20
 
 Counts = npt.NDArray[np.int64]
+
+CODES |= {
+    "split-overlap": Code("error", "verdict", "A held-out row is trained on whole.", binding=True, in_params=False),
+    "split-same-prompt": Code(
+        "error", "verdict", "A tested prompt is trained on, with another answer.", binding=True, in_params=False
+    ),
+    "split-near-overlap": Code("warning", "verdict", "A held-out row is nearly one that is trained on."),
+    "test-near-overlap": Code("error", "verdict", "A test row is nearly one that is trained on.", in_params=False),
+}
 
 
 def check_overlap(params: ValidateParams, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:

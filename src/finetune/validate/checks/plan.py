@@ -7,11 +7,21 @@ from finetune.console import gigabytes
 from finetune.hardware.devices import memory_bytes, why_unavailable
 from finetune.plan.machines import MACHINES
 from finetune.plan.outlook import FITTING, RunPlan, peak_memory
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 COSTLY = 0.25  # evaluations, of the work of the training steps
 ROOMY = 0.7  # of the memory that another setting would need at most, to be worth naming
 ADVICE = "use a smaller micro-batch (with more accumulation) or max_length, or nf4; ./finetune plan shows what fits"
+
+CODES |= {
+    "memory-short": Code("error", "run", "The predicted peak is more than this machine has."),
+    "memory-tight": Code("warning", "run", "The predicted peak is within a tenth of what this machine has."),
+    "this-machine-short": Code("warning", "time", "This machine has less memory than the one the recipe is for."),
+    "quantization-needless": Code("note", "time", "16-bit weights would fit, and need no dequantization."),
+    "checkpointing-needless": Code("warning", "time", "Activations are computed twice though they would fit."),
+    "evaluations-costly": Code("warning", "time", "Evaluations take a good part of the run."),
+}
 
 
 def check_plan(params: ValidateParams, outlook: RunPlan) -> list[Finding]:

@@ -7,7 +7,15 @@ from finetune.config.validate import ValidateParams
 from finetune.records.examples import ALL, Example
 from finetune.statistics.bootstrap import MINIMUM_UNITS
 from finetune.statistics.proportions import examples_needed_quantile
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
+
+CODES |= {
+    "test-set-too-small": Code("warning", "verdict", "Too few test examples for a criterion, even if all are right."),
+    "test-set-tiny": Code("warning", "verdict", "A criterion on fewer than 20 examples: each of them moves the score."),
+    "group-unknown": Code("error", "verdict", "A criterion on a group that no test example is of."),
+    "group-ambiguous": Code("error", "verdict", "An agent and a source of one name and other examples.", binding=True),
+}
 
 
 def check_test_size(params: ValidateParams, test: Sequence[Example]) -> list[Finding]:

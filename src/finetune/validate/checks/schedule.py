@@ -4,7 +4,21 @@ import math
 
 from finetune.config.train import TrainConfig
 from finetune.reports.validation import Schedule
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
+
+CODES |= {
+    "warmup-too-long": Code("error", "quality", "The learning rate never reaches its peak."),
+    "warmup-long": Code("warning", "quality", "Most of the run is below its learning rate."),
+    "warmup-ignored": Code("warning", "nothing", "The schedule has no warmup."),
+    "logging-never": Code("error", "quality", "No curve is drawn."),
+    "eval-never": Code("error", "quality", "The validation loss is not watched."),
+    "save-never": Code("error", "run", "A killed run starts from nothing."),
+    "best-checkpoint-unknown": Code("error", "run", "Saves without an evaluation; the trainer refuses.", binding=True),
+    "early-stopping-keeps-last": Code("error", "quality", "What is kept is the checkpoint that was worse."),
+    "early-stopping-never": Code("warning", "time", "The patience is longer than the run."),
+    "last-batch-partial": Code("note", "nothing", "The last step of an epoch averages over fewer examples."),
+}
 
 
 def check_run(train: TrainConfig, schedule: Schedule) -> list[Finding]:

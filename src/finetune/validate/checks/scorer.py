@@ -9,7 +9,12 @@ from finetune.config.validate import ValidateParams
 from finetune.errors import ConfigError
 from finetune.records.examples import Example
 from finetune.score.scorers import build_scorers
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
+
+CODES |= {
+    "scorer-unusable": Code("error", "verdict", "A scorer or forgetting test that can score nothing.", binding=True),
+}
 
 
 def check_scorers(

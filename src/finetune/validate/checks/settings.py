@@ -3,12 +3,34 @@
 from finetune.config.validate import ValidateParams
 from finetune.model.architecture import HEAD, Architecture
 from finetune.model.base import attention_used
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
 TWICE = "the frozen weights in 32 bit take twice the memory; only the adapter needs them"
 DEEPSPEED = ("zero2", "zero3")
 NF4_CPU_INPUTS, NF4_CPU_OUTPUTS = 64, 32  # multiples that bitsandbytes' CPU kernels need (0.50: gemv_4bit, dequantize)
+
+CODES |= {
+    "quantization-shape": Code("error", "run", "bitsandbytes has no 4-bit CPU kernel for such a layer.", binding=True),
+    "effective-batch-differs": Code("error", "quality", "The run is another one than effective_batch_size says."),
+    "optimizer-needs-cuda": Code("error", "run", "8-bit optimizers have no kernels off CUDA.", binding=True),
+    "optimizer-needs-deepspeed": Code("error", "run", "DeepSpeed offloads its own optimizer only.", binding=True),
+    "fp16-needs-cuda": Code("error", "run", "fp16's loss scaling exists on CUDA alone.", binding=True),
+    "dtype-slow": Code("warning", "time", "CPUs compute float16 slowly, where they can."),
+    "float32-weights-large": Code("warning", "time", "Frozen weights in 32 bit take twice the memory for nothing."),
+    "attention-needs-cuda": Code("error", "run", "flash_attention_2 has CUDA kernels alone.", binding=True),
+    "attention-dtype": Code("error", "run", "flash_attention_2 computes in 16 bit alone.", binding=True),
+    "liger-needs-cuda": Code("error", "run", "Liger's fused kernels are Triton's, for CUDA.", binding=True),
+    "quantization-slow": Code("warning", "time", "4-bit weights on a Mac go through fallbacks."),
+    "quantization-strategy": Code("error", "run", "4-bit weights can't be sharded this way.", binding=True),
+    "strategy-needs-cuda": Code("error", "run", "Only DDP runs on CPUs, and nothing on several Macs.", binding=True),
+    "strategy-needless": Code("warning", "nothing", "A strategy for many devices on one."),
+    "offload-ignored": Code("warning", "run", "An option that this strategy does not read; memory stays as it is."),
+    "dtype-unscaled": Code("warning", "quality", "float16 gradients vanish without loss scaling."),
+    "packing-slow": Code("warning", "time", "Without flash-attention a packed row has a square mask."),
+    "packing-ignores-sampling": Code("note", "nothing", "Packed rows are all alike in length."),
+}
 
 
 def check_settings(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:

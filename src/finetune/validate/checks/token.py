@@ -11,11 +11,25 @@ from finetune.errors import BaseModelError
 from finetune.model.tokens import IGNORED, TEMPLATES, runs, tokenize
 from finetune.records.examples import Example
 from finetune.reports.validation import TokenCounts
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 from finetune.validate.tokenized import TokenizedSplit
 
 LENGTH = "params.yaml: train.max_length"
 TEMPLATE = "params.yaml: model.chat_template"
+
+CODES |= {
+    "mask-empty": Code("error", "run", "No token at all is trained on.", binding=True),
+    "special-tokens-in-text": Code("warning", "quality", "A text that the tokenizer turns into control tokens."),
+    "rows-truncated": Code("warning", "quality", "Rows are longer than max_length."),
+    "rows-without-supervision": Code("warning", "quality", "Rows whose answers are cut off whole are left out."),
+    "truncated-over-budget": Code("error", "quality", "More rows are cut than train.budget allows."),
+    "end-tokens-over-budget": Code("error", "quality", "More rows lose their end than train.budget allows."),
+    "supervised-over-budget": Code("error", "quality", "More answer tokens are cut than train.budget allows."),
+    "padding-over-budget": Code("error", "time", "More positions are padding than train.budget allows."),
+    "answers-cut-off": Code("warning", "verdict", "Test answers that max_new_tokens makes impossible."),
+    "prompts-beyond-base": Code("error", "verdict", "Test prompts that leave no room for an answer.", in_params=False),
+}
 
 
 def check_split(params: ValidateParams, name: str, split: TokenizedSplit) -> list[Finding]:

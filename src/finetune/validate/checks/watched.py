@@ -9,10 +9,15 @@ from pathlib import Path
 from finetune.config.evaluate import ModelSpec
 from finetune.config.model import ModelConfig
 from finetune.config.validate import ValidateParams
+from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 FOLDER = "models"  # a dependency of every stage that loads a base
 NOT_WATCHED = ("__pycache__", ".git", ".hg", ".dvc")
+
+CODES |= {
+    "file-unwatched": Code("error", "verdict", "DVC does not see when this file changes: old results would stand."),
+}
 
 
 def check_watched(params: ValidateParams, root: Path) -> list[Finding]:
