@@ -4,7 +4,7 @@
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError
@@ -20,26 +20,43 @@ KINDS: dict[type[FinetuneError], str] = {
 CLASSES = {kind.__name__: kind for kind in KINDS} | {"BaseModelError": ConfigError}
 
 
-def text_of(node: ast.expr | None) -> str:
-    """A text of the sources; `…` stands for each value that is put in."""
+def text_of(node: ast.expr | None, known: Mapping[str, ast.expr]) -> str:
+    """A text of the sources; `…` stands for each value that is put in but for texts that `known` holds by name."""
+    if isinstance(node, ast.Name):
+        found = known.get(node.id)
+        is_text = isinstance(found, ast.JoinedStr) or (isinstance(found, ast.Constant) and isinstance(found.value, str))
+        return text_of(found, known) if is_text else "…"
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
-        return "".join(text_of(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        parts = (part.value if isinstance(part, ast.FormattedValue) else part for part in node.values)
+        return "".join(text_of(part, known) for part in parts)
     return "" if node is None else "…"
+
+
+def calls_in(tree: ast.Module) -> Iterator[tuple[ast.Call, dict[str, ast.expr]]]:
+    """The calls of a module, each with what was last assigned to each name above it, in its function or outside."""
+    known: dict[str, ast.expr] = {}
+    for node in sorted((node for node in ast.walk(tree) if hasattr(node, "lineno")), key=lambda node: node.lineno):
+        if isinstance(node, ast.FunctionDef):
+            known = {name: value for name, value in known.items() if name.isupper()}
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            known[node.targets[0].id] = node.value
+        if isinstance(node, ast.Call):
+            yield node, dict(known)
 
 
 def raised() -> Iterator[tuple[type[FinetuneError], str, str]]:
     """The class, message and remedy of each error; without those whose message is a value."""
     for path in (ROOT / "src/finetune").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CLASSES):
+        for node, known in calls_in(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node.func, ast.Name) and node.func.id in CLASSES):
                 continue
             named = {keyword.arg: keyword.value for keyword in node.keywords}
             given = dict(
                 zip(("place", "message", "remedy"), node.args[node.func.id == "BaseModelError" :], strict=False)
             )
-            message, remedy = (text_of(given.get(name) or named.get(name)) for name in ("message", "remedy"))
+            message, remedy = (text_of(given.get(name) or named.get(name), known) for name in ("message", "remedy"))
             if any(letter.isalpha() for letter in message):
                 yield CLASSES[node.func.id], message, remedy
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from finetune.config.scorers import Judge
 from finetune.records.examples import Answer, Example, Message
+from finetune.reports.evaluation import Role
 from finetune.score import judge as judging
 from finetune.score.judge import judge_answers, question, read_choice
 from tests.builders.chat_server import client, completion, serving
@@ -39,9 +40,10 @@ def judged(
 
     with serving(respond) as (url, seen):
         every = range(len(examples))
-        found = judge_answers(client(url), ASKED, "better", every, examples, baseline, candidate)
-    scores = [[answer.scores["better"] for answer in side] for side in found[:2]]
-    return scores[0], scores[1], found[2], len(seen)
+        sides: dict[Role, list[Answer]] = {"baseline": list(baseline), "candidate": list(candidate)}
+        report = judge_answers(client(url), ASKED, "better", every, examples, sides)
+    first, second = ([answer.scores["better"] for answer in side] for side in sides.values())
+    return first, second, report, len(seen)
 
 
 def texts(*found: str) -> list[Answer]:
@@ -122,19 +124,9 @@ def test_an_answer_cannot_leave_its_marks(first: str, second: str) -> None:
 @pytest.mark.parametrize(
     ("text", "choice"),
     [
-        ("A", "A"),
-        (" b.\n", "B"),
-        ("**Tie**", "tie"),
-        ("[[B]]", "B"),
-        ("The answer is: A", "A"),
-        ("Final verdict: tie", "tie"),
-        ("<think>A is long.</think>\n\nB", "B"),
-        ("A is better than B", None),
-        ("A or B", None),
-        ("both", None),
-        ("AB", None),
-        ("", None),
-        ("I choose neither\nof them", None),
+        *(("A", "A"), (" b.\n", "B"), ("**Tie**", "tie"), ("[[B]]", "B"), ("The answer is: A", "A")),
+        *(("Final verdict: tie", "tie"), ("<think>A is long.</think>\n\nB", "B")),
+        *((text, None) for text in ("A is better than B", "A or B", "both", "AB", "", "I choose neither\nof them")),
     ],
 )
 def test_choices_are_read_leniently_and_honestly(text: str, choice: str | None) -> None:

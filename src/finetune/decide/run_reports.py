@@ -4,7 +4,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 from finetune.config.decide import DecideConfig
 from finetune.errors import DataError
@@ -34,14 +34,8 @@ class RunReports:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The reports in a folder; DataError where one is missing, broken or of another version."""
-        return cls(
-            read_report(folder / "prepare.json", PrepareReport),
-            read_report(folder / "validation.json", ValidationReport),
-            read_report(folder / "train.json", TrainReport),
-            read_report(folder / "train_cost.json", TrainCostReport),
-            read_report(folder / "evaluation.json", EvaluationReport),
-            read_report(folder / "cost.json", CostReport),
-        )
+        kinds = get_type_hints(cls)
+        return cls(**{name: read_report(folder / f"{name}.json", kind) for name, kind in kinds.items()})
 
 
 @dataclass(frozen=True)

@@ -47,16 +47,9 @@ def run(params: DecideParams, paths: Paths) -> None:
     if verdict.name == "iterate":
         found = suggest(params.decide, outcomes, evidence, gate, look, reports, curves)
         verdict = replace(verdict, suggestions=found)
+    changes = what_would_change(params.decide, outcomes, evidence, gate)
     run = Decided(
-        reports,
-        params.decide,
-        params.recipe,
-        params.seed,
-        look,
-        gate.confidence,
-        what_would_change(params.decide, outcomes, evidence, gate),
-        seeds or None,
-        timings,
+        reports, params.decide, params.recipe, params.seed, look, gate.confidence, changes, seeds or None, timings
     )
     write_lines(paths.reports / "report.html", [render_report(verdict, outcomes, predictions, run, curves)])
     write_lines(paths.reports / "summary.md", [render_summary(verdict, outcomes, run)])
@@ -103,20 +96,14 @@ def report_of(verdict: Verdict, outcomes: list[Outcome], gate: Gate, run: Decide
 
 def show(verdict: Verdict, outcomes: list[Outcome], changes: Sequence[str]) -> None:
     """The verdict as a table, for the person who watches."""
-    rows = [
-        [
-            item.status,
-            item.criterion,
-            amount(item.estimate, item.unit),
-            f"{amount(item.lower, item.unit)} … {amount(item.upper, item.unit)}",
-            item.reason,
-        ]
-        for item in outcomes
-    ]
+    rows = []
+    for item in outcomes:
+        estimate, lower, upper = (amount(value, item.unit) for value in (item.estimate, item.lower, item.upper))
+        rows.append([item.status, item.criterion, estimate, f"{lower} … {upper}", item.reason])
     table("decide: the gate", ["status", "criterion", "estimate", "bounds", "evidence"], rows)
     table("verdict", ["", ""], [[verdict.name, verdict.sentence]])
     for text in changes:
         say(f"  {text}")
-    for item in verdict.suggestions:
-        say(f"  next: {item.text}")
+    for suggestion in verdict.suggestions:
+        say(f"  next: {suggestion.text}")
     say("open reports/report.html; machines read reports/decision.json (./finetune gate)")

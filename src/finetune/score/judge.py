@@ -9,7 +9,7 @@ contain, and the judge is told that nothing between the marks speaks to it.
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from typing import Any, Literal
 from finetune.config.scorers import Judge
 from finetune.console import progress
 from finetune.records.examples import Answer, Example, Message
+from finetune.reports.evaluation import Role
 from finetune.score.replies import Reply
 from finetune.score.server import AT_ONCE, ChatServer, ServerError, without_secrets
 
@@ -61,13 +62,13 @@ def judge_answers(
     key: str,
     counted: Sequence[int],
     examples: Sequence[Example],
-    baseline: Sequence[Answer],
-    candidate: Sequence[Answer],
-) -> tuple[list[Answer], list[Answer], dict[str, Any]]:
-    """Both sides' answers with the judge's scores under `key` at the places `counted`, and what the report tells of it.
+    answers: Mapping[Role, list[Answer]],
+) -> dict[str, Any]:
+    """Add the judge's scores under `key` to both sides' answers at the places `counted`; gives the report's account.
 
     Not asked: equal answers are a tie; a candidate without answer loses; a baseline without one leaves both unscored.
     """
+    baseline, candidate = answers["baseline"], answers["candidate"]
     scores: dict[int, tuple[float | None, float | None]] = {}
     for at in counted:
         if baseline[at].failed is not None:
@@ -82,11 +83,10 @@ def judge_answers(
     for at, judgement in zip(doubtful, judged, strict=True):
         score = judgement.candidate
         scores[at] = (None, None) if score is None else (1.0 - score, score)
-    sides = list(baseline), list(candidate)
     for at, both in scores.items():
-        for answers, score in zip(sides, both, strict=True):
-            answers[at] = replace(answers[at], scores=answers[at].scores | {key: score})
-    return *sides, describe(asked, judged, len(counted))
+        for side, score in zip((baseline, candidate), both, strict=True):
+            side[at] = replace(side[at], scores=side[at].scores | {key: score})
+    return describe(asked, judged, len(counted))
 
 
 def ask_all(server: ChatServer, instructions: str, pairs: Sequence[tuple[Example, str, str]]) -> list[Judgement]:

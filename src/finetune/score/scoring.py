@@ -73,11 +73,7 @@ class Scorers:
     @property
     def by_likelihood(self) -> dict[str, BuiltScorer]:
         """Those that want to be told the label that the model finds likeliest, out of their `classes`."""
-        return {
-            name: scorer
-            for name, scorer in self.built.items()
-            if isinstance(scorer.asked, kinds.Classification) and scorer.asked.by == "likelihood"
-        }
+        return {name: one for name, one in self.built.items() if getattr(one.asked, "by", None) == "likelihood"}
 
     def score(
         self,
@@ -101,15 +97,7 @@ class Scorers:
         for name, scorer in self.built.items():
             if scorer.server is not None and isinstance(scorer.asked, kinds.Judge):
                 counted = [at for at, example in enumerate(examples) if scorer.counts(example)]
-                answers["baseline"], answers["candidate"], judges[name] = judge_answers(
-                    scorer.server,
-                    scorer.asked,
-                    scorer.key,
-                    counted,
-                    examples,
-                    answers["baseline"],
-                    answers["candidate"],
-                )
+                judges[name] = judge_answers(scorer.server, scorer.asked, scorer.key, counted, examples, answers)
         return Scored(answers["baseline"], answers["candidate"], problems, judges)
 
 

@@ -61,21 +61,33 @@ def test_a_template_that_is_not_utf_8_is_a_finding(base: Path) -> None:
     assert found() == ["base-incomplete"]
 
 
-def test_a_template_without_marks_is_a_finding(base: Path) -> None:
-    """Every token would be masked; TRL has marked versions of the stock templates alone."""
-    template(base, TURNS.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
-    (finding,) = examine().findings
-    assert finding.code == "template-unmarked"
-    assert finding.message.startswith("the chat template of base does not mark the assistant's turns")
+UNMARKED = TURNS.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+ENDLESS = TURNS.replace("{{ message.content }}<|im_end|>{% endg", "{{ message.content }}{% endg", 1)
+FIRST_ALONE = TURNS.replace("message.role == 'assistant'", "loop.index == 2")
+NOTHING = "the chat template renders nothing of a conversation"
+ONE_LOST = "of a conversation with two answers, not both are supervised, each in a stretch of its own"
 
 
-@pytest.mark.parametrize("text", ["{% generation %}{% endgeneration %}", "{# {% generation %} #}\n"])
-def test_a_template_that_renders_nothing_is_a_finding(base: Path, text: str) -> None:
-    """transformers fails at an empty text with a negative number, or not at all."""
+@pytest.mark.parametrize(
+    ("text", "code", "what"),
+    [
+        # Every token would be masked; TRL has marked versions of the stock templates alone.
+        (UNMARKED, "template-unmarked", "the chat template of base does not mark the assistant's turns"),
+        # transformers fails at an empty text with a negative number, or not at all.
+        ("{% generation %}{% endgeneration %}", "template-broken", NOTHING),
+        ("{# {% generation %} #}\n", "template-broken", NOTHING),
+        # A model that was never taught to stop writes on to the limit.
+        (ENDLESS, "end-token-unsupervised", "an answer's last supervised token is "),
+        # Marks around the first answer alone, as in templates that keep the rest for the reasoning.
+        (FIRST_ALONE, "mask-wrong", ONE_LOST),
+    ],
+)
+def test_a_template_that_teaches_something_else_is_a_finding(base: Path, text: str, code: str, what: str) -> None:
+    """What is supervised is an answer and its end, of each answer."""
     template(base, text)
     (finding,) = examine().findings
-    assert finding.code == "template-broken"
-    assert finding.message == "the chat template renders nothing of a conversation"
+    assert (finding.code, finding.place) == (code, "params.yaml: model.chat_template")
+    assert finding.message.startswith(what)
 
 
 @pytest.mark.parametrize(
@@ -113,14 +125,6 @@ def test_marks_that_are_no_tokens_are_a_finding(base: Path) -> None:
     )
 
 
-def test_an_answer_without_an_end_token_is_a_finding(base: Path) -> None:
-    """A model that was never taught to stop writes on to the limit."""
-    template(base, TURNS.replace("{{ message.content }}<|im_end|>{% endg", "{{ message.content }}{% endg", 1))
-    (finding,) = examine().findings
-    assert finding.code == "end-token-unsupervised"
-    assert finding.message.startswith("an answer's last supervised token is ")
-
-
 def test_an_end_at_which_generation_does_not_stop_is_a_finding(base: Path) -> None:
     """The answer would be right and then go on; the base's generation config may name the end as well."""
     template(base, TURNS.replace("<|im_end|>{% endg", "<|endoftext|>{% endg"))
@@ -132,12 +136,3 @@ def test_an_end_at_which_generation_does_not_stop_is_a_finding(base: Path) -> No
     ends = json.loads((base / "generation_config.json").read_text(encoding="utf-8"))
     edit(base / "generation_config.json", eos_token_id=[ends["eos_token_id"], ends["pad_token_id"]])
     assert "end-token-unknown" not in found()
-
-
-def test_a_mask_that_loses_an_answer_is_a_finding(base: Path) -> None:
-    """Marks around the first answer alone, as in templates that keep the rest for the reasoning."""
-    template(base, TURNS.replace("message.role == 'assistant'", "loop.index == 2"))
-    (finding,) = examine().findings
-    assert (finding.code, finding.place) == ("mask-wrong", "params.yaml: model.chat_template")
-    what = "of a conversation with two answers, not both are supervised, each in a stretch of its own"
-    assert finding.message == what

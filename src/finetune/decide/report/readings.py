@@ -115,15 +115,10 @@ def read_outcomes(outcomes: Sequence[Outcome], evaluation: EvaluationReport) -> 
 
 
 def _read(item: Outcome, metrics: Mapping[str, Metric], evaluation: EvaluationReport) -> Reading:
-    found = evaluation.groups.get(item.group or "")
-    kind = _kind(item, metrics.get(item.metric or ""))
-    return Reading(
-        item,
-        kind,
-        found.baseline.get(item.metric or "") if found else None,
-        found.candidate.get(item.metric or "") if found else None,
-        examples_counted(item.metric, item.group, evaluation),
-    )
+    found, key = evaluation.groups.get(item.group or ""), item.metric or ""
+    base, candidate = (found.baseline.get(key), found.candidate.get(key)) if found else (None, None)
+    examples = examples_counted(item.metric, item.group, evaluation)
+    return Reading(item, _kind(item, metrics.get(key)), base, candidate, examples)
 
 
 def _kind(item: Outcome, metric: Metric | None) -> Kind:

@@ -41,18 +41,8 @@ from finetune.records.examples import Prediction
 
 TEMPLATES = Path(__file__).parent / "templates"
 CHANGES = {True: "How far the verdict is from changing", False: "What would change the verdict"}  # by: is it deploy
-FILTERS: dict[str, Callable[..., Any]] = {
-    "amount": amount,
-    "code": code_markdown,
-    "count": count_told,
-    "counted": counted,
-    "duration": duration,
-    "figure": figure,
-    "listed": listed,
-    "name": name,
-    "percent": percent,
-    "told": told,
-}
+FILTERS: dict[str, Callable[..., Any]] = {"code": code_markdown, "count": count_told}
+FILTERS |= {show.__name__: show for show in (amount, counted, duration, figure, listed, name, percent, told)}
 
 
 def render(template: str, **content: Any) -> str:
@@ -137,7 +127,7 @@ def render_card(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> 
         form=candidate.form,
         quantized=candidate.quantization == "nf4",
         hub=hub_names(run.reports.prepare),
-        readings=read_outcomes(outcomes, run.reports.evaluation),
+        readings=read_outcomes(outcomes, evaluation),
         groups=groups,
         clustered=sections.clustered_note(groups),
         decoding=decoding(evaluation),

@@ -78,7 +78,7 @@ def draw_criterion(reading: Reading) -> Markup | None:
     lower = scale.low if item.lower is None else item.lower
     upper = scale.high if item.upper is None else item.upper
     left, right, target = scale.at(lower), scale.at(upper), scale.at(item.target)
-    good = (target, 100 - target) if reading.outcome.higher_is_better else (0.0, target)
+    good = (target, 100 - target) if item.higher_is_better else (0.0, target)
     width = max(round(right - left, 2), 0.6)
     interval = f'<rect class="interval" x="{left}%" y="26" width="{width}%" height="10" rx="5"/>'
     parts = [

@@ -129,10 +129,9 @@ class _Window:
         self.line += self.text.count("\n", self.at, to)
         self.at = to
 
-    def error(self, message: str, at: int | None = None) -> DataError:
-        """What is wrong with the array at the present place, or at another one that is held."""
-        line = self.line + (0 if at is None else self.text.count("\n", self.at, at))
-        return DataError(f"{self.where}:{line}", message, ADVICE)
+    def place(self, at: int | None = None) -> str:
+        """File and line of the present place, or of another one that is held."""
+        return f"{self.where}:{self.line + (0 if at is None else self.text.count(chr(10), self.at, at))}"
 
     def next_letter(self) -> str:
         """The next letter that is no space, or nothing at the end."""
@@ -157,7 +156,7 @@ def read_array(path: Path, compression: Compression | None, max_row_bytes: int) 
 def _elements(window: _Window, max_row_bytes: int) -> Iterator[tuple[int, str]]:
     """Line and text of each element; DataError where the array is broken."""
     if window.next_letter() != "[":
-        raise window.error("no JSON array starts here")
+        raise DataError(window.place(), "no JSON array starts here", ADVICE)
     window.move(window.at + 1)
     number, letter = 0, window.next_letter()
     while letter != "]":
@@ -169,39 +168,41 @@ def _elements(window: _Window, max_row_bytes: int) -> Iterator[tuple[int, str]]:
         if letter == "":
             raise _cut_off(window, number)
         if letter not in ",]":
-            raise window.error(f"no comma stands after element {number}")
+            raise DataError(window.place(), f"no comma stands after element {number}", ADVICE)
         if letter == ",":
             window.move(window.at + 1)
             window.next_letter()
     window.move(window.at + 1)
     if window.next_letter():
-        raise window.error("something stands after the array's end")
+        raise DataError(window.place(), "something stands after the array's end", ADVICE)
 
 
 def _element_end(window: _Window, number: int, max_row_bytes: int) -> int:
     """Where the element at `window.at` ends; more is held than it may be long, so it ends there or is too large."""
     window.fill(max_row_bytes + LONGEST_TOKEN + 1)
-    place = f"element {number} of the array"
+    element = f"element {number} of the array"
     try:
         _, end = ENDS.raw_decode(window.text, window.at)
     except RecursionError:
-        raise window.error(f"{place} is nested too deeply") from None
+        raise DataError(window.place(), f"{element} is nested too deeply", ADVICE) from None
     except json.JSONDecodeError as error:
         end = len(window.text)
         if error.pos < end - LONGEST_TOKEN and not error.msg.startswith("Unterminated string"):
-            raise window.error(f"{place} is broken JSON ({error.msg})", error.pos) from None
+            what = f"{element} is broken JSON ({error.msg})"
+            raise DataError(window.place(error.pos), what, ADVICE) from None
         if window.ended:
             raise _cut_off(window, number) from None
     size = end - window.at
     if 4 * size > max_row_bytes:  # a letter takes up to four bytes
         size = len(window.text[window.at : end].encode("utf-8"))
     if size > max_row_bytes:
-        raise window.error(f"{place} is {too_large(max_row_bytes)}, or never ends")
+        raise DataError(window.place(), f"{element} is {too_large(max_row_bytes)}, or never ends", ADVICE)
     return end
 
 
 def _cut_off(window: _Window, number: int) -> DataError:
-    return window.error(f"the file ends in or after element {number}, before `]`", len(window.text))
+    what = f"the file ends in or after element {number}, before `]`"
+    return DataError(window.place(len(window.text)), what, ADVICE)
 
 
 def kind_of_json(path: Path, compression: Compression | None) -> Literal["jsonl", "json_array"]:
