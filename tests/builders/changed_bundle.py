@@ -49,14 +49,6 @@ def contents(path: Path) -> Names:
         return {info.name.partition("/")[2]: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
 
 
-def pack(target: Path, write: Callable[[tarfile.TarFile], None]) -> Path:
-    """A tar.gz of another hand, with the header that bundles have."""
-    raw = BytesIO()
-    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        write(tar)
-    return squeeze(target, raw.getvalue())
-
-
 def squeeze(target: Path, content: bytes) -> Path:
     """Bytes as the bundle's gzip."""
     with target.open("wb") as file, gzip.GzipFile("", "wb", archive.LEVEL, file, 0) as packed:
@@ -85,15 +77,15 @@ def rebuilt(path: Path, target: Path, change: Callable[[Names], None]) -> Path:
 
 
 def hostile(change: Callable[[tarfile.TarFile], None], place: Path, first: bytes | None = None) -> Path:
-    """An archive that begins with a manifest and goes on with something else."""
+    """An archive of another hand, which begins with a manifest and goes on with something else."""
     top = "finetune-x-0123456789ab"
     text = first or json.dumps({"files": {"a": {"bytes": 1, "sha256": "0" * 64}}}).encode()
 
-    def write(tar: tarfile.TarFile) -> None:
+    raw = BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(*member(f"{top}/manifest.json", text))
         change(tar)
-
-    return pack(place / "hostile.tar.gz", write)
+    return squeeze(place / "hostile.tar.gz", raw.getvalue())
 
 
 def swap(name: str, before: bytes, after: bytes) -> Callable[[Names], None]:

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from finetune.commands.doctor import host, software
 from finetune.commands.doctor.host import Check
@@ -133,12 +135,6 @@ def test_containers_and_the_daemon(machine: Machine, scripts: dict[str, str], fo
         assert software.check_containers(quick=True) == Check("containers", "docker")
 
 
-def weights(path: Path, size: int = 64) -> None:
-    """A safetensors file of one tensor."""
-    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
-
-
 def test_the_runtime_of_the_run_is_looked_at(
     change: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,11 +165,11 @@ def test_half_a_base_in_the_cache(machine: Machine, change: Callable[..., Config
     assert trouble() == ": 1 of 1 weight files missing (model.safetensors)"
     index = {"weight_map": {f"layer{at}": names[at // 2] for at in range(6)}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    weights(folder / names[0])
+    save_file({"w": np.zeros(64)}, folder / names[0])
     assert trouble() == f": 2 of 3 weight files missing ({names[1]}, {names[2]})"
     assert check_base(model, root).remedy == remedy
     for name in names[1:]:
-        weights(folder / name)
+        save_file({"w": np.zeros(64)}, folder / name)
     assert trouble() == ", in the cache, complete"
     (folder / names[1]).write_bytes((folder / names[1]).read_bytes()[:-1])
     assert trouble() == f": {names[1]} is cut off or damaged"

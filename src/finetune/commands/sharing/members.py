@@ -90,9 +90,8 @@ def require_one_adapter(folder: Path, claimed: dict[str, Any]) -> DecisionReport
     }
     for name, other in named.items():
         if other != sha256:
-            raise DataError(
-                f"reports/{name}.json", "speaks of another adapter than out/adapter", "do not use the bundle"
-            )
+            message = "speaks of another adapter than out/adapter"
+            raise DataError(f"reports/{name}.json", message, "do not use the bundle")
     for name in ("out/model_card.md", "reports/summary.md", "reports/report.html"):
         if sha256 not in (folder / name).read_text(encoding="utf-8"):
             raise DataError(name, "does not name the adapter in out/adapter", "do not use the bundle")

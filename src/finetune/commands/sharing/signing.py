@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from finetune.console import printable
 from finetune.errors import ConfigError, DataError, MachineError
@@ -34,9 +34,8 @@ def find_ssh_keygen() -> str:
     """The program; MachineError where this machine has none."""
     found = shutil.which("ssh-keygen")
     if found is None:
-        raise MachineError(
-            "", "ssh-keygen is not on PATH", "install OpenSSH (8.1 or newer), which signs and verifies bundles"
-        )
+        remedy = "install OpenSSH (8.1 or newer), which signs and verifies bundles"
+        raise MachineError("", "ssh-keygen is not on PATH", remedy)
     return found
 
 
@@ -48,15 +47,14 @@ def sign(archive: Path, key: Path) -> Path:
     target = signature_of(archive)
     target.unlink(missing_ok=True)  # ssh-keygen would ask
     interactive = sys.stdin.isatty()
+    # apart from any terminal, where it would wait for a passphrase for ever
+    alone: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "start_new_session": True}
     done = subprocess.run(
         [find_ssh_keygen(), "-Y", "sign", "-n", NAMESPACE, "-f", str(key), str(archive)],
-        stdin=None if interactive else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=None if interactive else subprocess.PIPE,
         text=True,
         check=False,
-        start_new_session=not interactive,  # apart from any terminal, where it would wait for a passphrase for ever
-        env=None if interactive else {**os.environ, "SSH_ASKPASS_REQUIRE": "never"},
+        **({} if interactive else alone | {"env": {**os.environ, "SSH_ASKPASS_REQUIRE": "never"}}),
     )
     if done.returncode != 0 or not target.is_file():
         target.unlink(missing_ok=True)
