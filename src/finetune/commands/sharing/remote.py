@@ -19,6 +19,7 @@ from finetune.commands.sharing.stored import (
     Stored,
     complete,
     damaged,
+    forget_lists,
     listed,
     require_in_place,
     require_manifests,
@@ -115,6 +116,7 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
             "the run, then ./finetune pull",
         )
     if code or absent:
+        forget_lists(root)
         show(root, text)
         what = f"{listed(absent)} could not be fetched" if absent else "DVC could not fetch everything"
         raise DataError(

@@ -63,6 +63,14 @@ def files_of(name: str, digest: str, cache: Any) -> Iterator[Stored]:
             yield Stored(f"{name}/{item['relpath']}", item["md5"], Path(cache.oid_to_path(item["md5"])))
 
 
+def forget_lists(root: Path) -> None:
+    """Make DVC read the lists of folders anew: what it has read of a damaged one outlives the repair of the remote."""
+    from dvc.repo import Repo
+
+    with Repo(str(root.absolute())) as repository:
+        repository.drop_data_index()
+
+
 def complete(root: Path, remote: str, files: Iterable[Stored]) -> list[str]:
     """Upload what the remote lacks after DVC's own push; gives what it lacks even then.
 
