@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
-from finetune.config.decide import RULES
+from finetune.config.criteria import RULES
 from finetune.config.evaluate import BASELINES, CANDIDATES
 from finetune.config.params import Config
 from finetune.config.scorers import SCORERS

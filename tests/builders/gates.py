@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.config.decide import (
+from finetune.config.criteria import (
     AtLeast,
     AtMost,
     BetterThanBaseline,

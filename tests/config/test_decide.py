@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune.config.decide import RULES
+from finetune.config.criteria import RULES
 from finetune.config.params import Config, parse_config
 from tests.builders.config_errors import GOOD, MISSING, error_of, with_criteria
 

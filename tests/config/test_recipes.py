@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from finetune.config.decide import LatencyAtMost
+from finetune.config.criteria import LatencyAtMost
 from finetune.config.loading import read_yaml
 from finetune.config.params import Config, load_config, parse_config
 from finetune.config.recipes import RECIPE_SECTIONS, compose, differences, show, split_sections, summary_of, use

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.config.decide import Criterion, NotWorseThanBaseline
+from finetune.config.criteria import Criterion, NotWorseThanBaseline
 from finetune.decide.criteria import judge
 from finetune.records.examples import Timing
 from finetune.statistics.decision import Gate, Status

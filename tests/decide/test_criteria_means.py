@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune.config.decide import Criterion
+from finetune.config.criteria import Criterion
 from finetune.records.examples import Prediction
 from finetune.statistics.decision import Gate, Status
 from finetune.statistics.proportions import clopper_pearson

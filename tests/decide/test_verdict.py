@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.config.decide import Criterion, DecideConfig
+from finetune.config.criteria import Criterion
+from finetune.config.decide import DecideConfig
 from finetune.decide.advice import suggest, what_would_change
 from finetune.decide.criteria import Evidence, judge
 from finetune.decide.outcomes import Outcome

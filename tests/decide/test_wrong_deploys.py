@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from scipy.stats import multinomial
 
-from finetune.config.decide import AnyCriterion, DecideConfig
+from finetune.config.criteria import AnyCriterion
+from finetune.config.decide import DecideConfig
 from finetune.decide import criteria as judging
 from finetune.decide import quality
 from finetune.decide.criteria import Evidence, judge

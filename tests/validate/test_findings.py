@@ -259,6 +259,21 @@ def test_every_code_that_is_raised_is_in_the_table() -> None:
     assert sorted(raised - set(all_codes())) == []
 
 
+def test_a_check_knows_the_codes_that_it_names() -> None:
+    """Whatever else was imported: they are declared beside it, in `codes.py`, or in a module that it imports."""
+    folder = ROOT / "src/finetune/validate/checks"
+    for path in sorted(folder.glob("[a-z]*.py")):
+        code = (
+            "import sys; from importlib import import_module; from finetune.validate.codes import CODES; "
+            f"import_module('finetune.validate.checks.{path.stem}'); print(*CODES)"
+        )
+        known = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True, text=True, check=True
+        )
+        named = set(re.findall(r'"([a-z0-9]+(?:-[a-z0-9]+)+)"', path.read_text(encoding="utf-8"))) & set(all_codes())
+        assert sorted(named - set(known.stdout.split())) == [], path.name
+
+
 def test_a_finding_of_no_code_is_a_mistake_of_ours() -> None:
     """Not of the user's: it would have no severity."""
     with pytest.raises(AssertionError, match="no-such-code"):

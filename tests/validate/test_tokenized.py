@@ -64,11 +64,11 @@ NONE = {"unsupervised_examples": 1, "examples": 0, "tokens": 0, "supervised_toke
 )
 def test_the_account_of_one_example(max_length: int, told: dict[str, int]) -> None:
     """By hand, 8 tokens of prompt, an answer of 3 and its end token, and a line end: each length at its edge."""
-    whole, counts = conversation(8, 4, 1), TokenCounts()
+    whole, counts = conversation(8, 4, 1), TokenCounts.of()
     kept = Tokenized(whole.input_ids[:max_length], whole.labels[:max_length])
     count_example(counts, whole, kept)
     usual = {"examples": 1, "tokens": min(13, max_length), "supervised_tokens": min(4, max(0, max_length - 8))}
-    assert counts == TokenCounts(**{"longest": 13} | usual | told)
+    assert counts == TokenCounts.of(**{"longest": 13} | usual | told)
     assert counts.tokens + counts.lost_tokens == 13
     assert counts.supervised_tokens + counts.lost_supervised_tokens == 4
     assert counts.all_examples == 1
@@ -76,7 +76,7 @@ def test_the_account_of_one_example(max_length: int, told: dict[str, int]) -> No
 
 def test_a_row_without_an_answer_has_lost_no_end() -> None:
     """It never had one; it is left out and counted as such."""
-    whole, counts = conversation(8, 0), TokenCounts()
+    whole, counts = conversation(8, 0), TokenCounts.of()
     assert (last_supervised(whole), last_supervised(conversation(8, 2))) == (-1, 9)
     count_example(counts, whole, whole)
     assert (counts.unsupervised_examples, counts.lost_end_tokens, counts.truncated_examples) == (1, 0, 0)
@@ -88,7 +88,7 @@ def test_a_row_without_an_answer_has_lost_no_end() -> None:
 )
 def test_nothing_is_lost_without_being_counted(turns: list[tuple[int, int, int]], max_length: int) -> None:
     """Every token of every example is trained on, or in the account of what is not."""
-    counts, examples = TokenCounts(), [conversation(*turn) for turn in turns]
+    counts, examples = TokenCounts.of(), [conversation(*turn) for turn in turns]
     for whole in examples:
         count_example(counts, whole, Tokenized(whole.input_ids[:max_length], whole.labels[:max_length]))
     assert counts.all_examples == len(examples)

@@ -138,5 +138,8 @@ def _additional_properties(validator: Any, wanted: Any, instance: Any, schema: d
             yield from validator.descend(value, wanted, path=key)
 
 
-LIMITED = {"pattern": _pattern, "patternProperties": _pattern_properties}
-LIMITED["additionalProperties"] = _additional_properties
+LIMITED = {
+    "pattern": _pattern,
+    "patternProperties": _pattern_properties,
+    "additionalProperties": _additional_properties,
+}

@@ -10,8 +10,9 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from finetune.config.criteria import RULES, QualityCriterion
 from finetune.config.data import PrepareParams
-from finetune.config.decide import RULES, DecideParams, QualityCriterion
+from finetune.config.decide import DecideParams
 from finetune.config.errors import Tagged
 from finetune.config.evaluate import BASELINES, CANDIDATES, EvaluateParams
 from finetune.config.loading import parse_section, read_yaml

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from finetune.config.decide import AtLeast, DecideConfig, NotWorseThanBaseline, QualityCriterion
+from finetune.config.criteria import AtLeast, NotWorseThanBaseline, QualityCriterion
+from finetune.config.decide import DecideConfig
 from finetune.config.scorers import Metric
 from finetune.decide.criteria import Evidence
 from finetune.decide.outcomes import Outcome

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune.config.decide import Criterion, LatencyAtMost, LatencyQuantileAtMost, MemoryAtMost, QualityCriterion
+from finetune.config.criteria import Criterion, LatencyAtMost, LatencyQuantileAtMost, MemoryAtMost, QualityCriterion
 from finetune.config.scorers import Metric
 from finetune.decide.outcomes import Outcome, conclude, new_outcome, unmeasured
 from finetune.decide.quality import BOUNDS, judge_quality
@@ -153,5 +153,16 @@ def judge_seeds(
     reason = f"{len(passing)} of {len(known)} seeds pass every criterion ({missing})"
     if worst == "pass":
         reason = f"every criterion passes under each of the seeds {', '.join(map(str, sorted(known)))}"
-    figures = (len(passing), None, None, "seeds", "the worst of them")
-    return Outcome(f"all of {asked} seeds pass", "seeds", "seeds", worst, asked, *figures, reason)
+    return Outcome(
+        criterion=f"all of {asked} seeds pass",
+        rule="seeds",
+        about="seeds",
+        status=worst,
+        target=asked,
+        estimate=len(passing),
+        lower=None,
+        upper=None,
+        unit="seeds",
+        method="the worst of them",
+        reason=reason,
+    )

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from finetune.config.decide import Criterion, QualityCriterion
+from finetune.config.criteria import Criterion, QualityCriterion
 from finetune.reports.decision import CriterionReport
 from finetune.statistics.decision import Status
 from finetune.statistics.interval import Interval
@@ -70,5 +70,20 @@ def new_outcome(
 ) -> Outcome:
     """An Outcome with what follows from its criterion; `figures`: estimate, bounds, unit and method."""
     group, metric = (criterion.group, criterion.metric) if isinstance(criterion, QualityCriterion) else (None, None)
-    head, higher = (criterion.describe(), criterion.rule, about, status, target), not criterion.ceiling
-    return Outcome(*head, *figures, reason, group, metric, higher)
+    estimate, lower, upper, unit, method = figures
+    return Outcome(
+        criterion=criterion.describe(),
+        rule=criterion.rule,
+        about=about,
+        status=status,
+        target=target,
+        estimate=estimate,
+        lower=lower,
+        upper=upper,
+        unit=unit,
+        method=method,
+        reason=reason,
+        group=group,
+        metric=metric,
+        higher_is_better=not criterion.ceiling,
+    )

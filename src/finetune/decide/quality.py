@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finetune.config.decide import QualityCriterion
+from finetune.config.criteria import QualityCriterion
 from finetune.config.scorers import Metric
 from finetune.decide.outcomes import Outcome, conclude, unmeasured
 from finetune.records.examples import Prediction

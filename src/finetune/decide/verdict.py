@@ -7,7 +7,8 @@ criterion's, so the confidence is not split among them (Berger, Technometrics 24
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from finetune.config.decide import DecideConfig, QualityCriterion
+from finetune.config.criteria import QualityCriterion
+from finetune.config.decide import DecideConfig
 from finetune.config.scorers import Metric
 from finetune.decide.criteria import Evidence, latency_trouble
 from finetune.decide.outcomes import Outcome

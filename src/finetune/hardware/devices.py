@@ -4,6 +4,8 @@ import os
 import platform
 import resource
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from finetune.config.model import Environment
@@ -13,6 +15,7 @@ from finetune.reports.base import MachineReport
 
 DEVICES: dict[Environment, str] = {"cpu": "cpu", "cuda": "cuda", "apple": "mps"}
 
+FLASH_KERNELS = "*--kernels-community--flash-attn2"  # in the Hub's cache: what transformers takes for it
 AMPERE = (8, 0)  # compute capability from which on GPUs compute bfloat16 and tf32
 
 
@@ -161,3 +164,12 @@ def synchronize(environment: Environment) -> None:
         torch.cuda.synchronize()
     elif environment == "apple":
         torch.mps.synchronize()
+
+
+def flash_attention_found() -> bool:
+    """Whether flash attention can be loaded here without a network: the package, or its kernels fetched before."""
+    if find_spec("flash_attn"):
+        return True
+    from huggingface_hub import constants
+
+    return find_spec("kernels") is not None and any(Path(constants.HF_HUB_CACHE).glob(FLASH_KERNELS))

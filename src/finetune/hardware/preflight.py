@@ -5,14 +5,12 @@ check and train stop at them, validate reports them as findings, doctor and plan
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 from finetune.config.model import Environment, ModelConfig
 from finetune.config.train import TrainConfig
 from finetune.errors import Problem
-from finetune.hardware.devices import count_devices, why_unavailable
+from finetune.hardware.devices import count_devices, flash_attention_found, why_unavailable
 
-FLASH_KERNELS = "*--kernels-community--flash-attn2"  # in the Hub's cache: what transformers takes for it
 TRACKERS = {  # of train.report_to: the modules that serve, one is enough
     "tensorboard": ("tensorboard", "tensorboardX"),
     "wandb": ("wandb",),
@@ -37,7 +35,8 @@ def find_count_problem(train: TrainConfig, found: int) -> Problem | None:
         return None
     accumulation, rest = divmod(train.gradient_accumulation_steps * asked, found or 1)
     kept = f" with train.gradient_accumulation_steps: {accumulation}, which keeps the effective batch size"
-    message, remedy = f"{asked} devices a node are asked for, {found} found", f"use {found}{'' if rest else kept}"
+    message = f"{asked} devices a node are asked for, {found} found"
+    remedy = f"use {found * train.distributed.nodes}{'' if rest else kept}"
     return Problem("devices-missing", "params.yaml: train.distributed.devices", message, remedy)
 
 
@@ -74,12 +73,3 @@ def find_tracker_problems(train: TrainConfig) -> Iterator[Problem]:
         if not any(find_spec(module) for module in TRACKERS[name]):
             message, remedy = f"{name} is not installed here", f"pip install {name}, or take it out"
             yield Problem("tracker-missing", "params.yaml: train.report_to", message, remedy)
-
-
-def flash_attention_found() -> bool:
-    """Whether flash attention can be loaded here without a network: the package, or its kernels fetched before."""
-    if find_spec("flash_attn"):
-        return True
-    from huggingface_hub import constants
-
-    return find_spec("kernels") is not None and any(Path(constants.HF_HUB_CACHE).glob(FLASH_KERNELS))

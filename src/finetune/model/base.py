@@ -7,8 +7,7 @@ from typing import Any
 from finetune.config.model import Environment, ModelConfig
 from finetune.errors import BaseModelError, ConfigError
 from finetune.files.hashing import sha256_file, sha256_json
-from finetune.hardware.devices import device_supports, why_unavailable
-from finetune.hardware.preflight import flash_attention_found
+from finetune.hardware.devices import device_supports, flash_attention_found, why_unavailable
 from finetune.model.tokens import first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")

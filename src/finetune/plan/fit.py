@@ -96,7 +96,8 @@ def why_no_packages(config: Config) -> Iterator[str]:
     if missing:
         yield f"not installed: {', '.join(missing)}"
     for problem in find_package_problems(config.environment, config.model, config.train):
-        yield problem.message
+        if problem.code != "tracker-missing":  # a warning: training works without it
+            yield problem.message
 
 
 def best_of(fits: list[Fit]) -> Fit | None:

@@ -192,6 +192,7 @@ FOLLOWERS: dict[str, tuple[Role, ...]] = {
 
 
 def _from_json(value: Any, place: str) -> Any:
+    """The value, or what its text holds as JSON, as tables have it; an empty cell is None."""
     try:
         return (parse_json(value) if value.strip() else None) if isinstance(value, str) else value
     except ValueError as error:

@@ -1,5 +1,7 @@
 """`reports/validation.json`: every finding, the plan, and the account of every token."""
 
+from typing import Self
+
 from finetune.reports.base import BaseIdentity, Report
 
 
@@ -50,20 +52,25 @@ class PlanReport(Report):
 class TokenCounts(Report, frozen=False):
     """The token account of one split; what is not `lost` is in the validated data."""
 
-    examples: int = 0
-    rows: int = 0  # as many, or fewer where examples are packed
-    tokens: int = 0
-    supervised_tokens: int = 0
-    positions: int = 0  # tokens and padding of the first epoch's micro-batches
-    longest: int = 0
-    truncated_examples: int = 0
-    lost_tokens: int = 0
-    lost_supervised_tokens: int = 0
-    lost_end_tokens: int = 0
-    unsupervised_examples: int = 0  # no token of theirs is trained on; left out
-    largest_batch: int = 0  # positions of the largest micro-batch
-    longest_row: int = 0  # after cutting and packing
-    most_supervised: int = 0  # supervised tokens of the micro-batch that has most
+    examples: int
+    rows: int  # as many, or fewer where examples are packed
+    tokens: int
+    supervised_tokens: int
+    positions: int  # tokens and padding of the first epoch's micro-batches
+    longest: int
+    truncated_examples: int
+    lost_tokens: int
+    lost_supervised_tokens: int
+    lost_end_tokens: int
+    unsupervised_examples: int  # no token of theirs is trained on; left out
+    largest_batch: int  # positions of the largest micro-batch
+    longest_row: int  # after cutting and packing
+    most_supervised: int  # supervised tokens of the micro-batch that has most
+
+    @classmethod
+    def of(cls, **counts: int) -> Self:
+        """These counts, and 0 for all others."""
+        return cls(**dict.fromkeys(cls.model_fields, 0) | counts)
 
     @property
     def all_examples(self) -> int:

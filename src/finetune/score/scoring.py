@@ -73,7 +73,11 @@ class Scorers:
     @property
     def by_likelihood(self) -> dict[str, BuiltScorer]:
         """Those that want to be told the label that the model finds likeliest, out of their `classes`."""
-        return {name: one for name, one in self.built.items() if getattr(one.asked, "by", None) == "likelihood"}
+        return {
+            name: one
+            for name, one in self.built.items()
+            if isinstance(one.asked, kinds.Classification) and one.asked.by == "likelihood"
+        }
 
     def score(
         self,

@@ -1,7 +1,7 @@
 """Bootstrap intervals of means, ratios of means and metrics of the whole set, alone or paired with the baseline.
 
 Reads and writes nothing. Where too little varies for a bootstrap, the interval is refused and says why
-(`Interval.refused`). scipy is imported on first use, as in `stats`.
+(`Interval.refused`). scipy is imported on first use, as in `proportions`.
 """
 
 import math

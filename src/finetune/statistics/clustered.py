@@ -1,7 +1,7 @@
 """What right-or-wrong and paired scores prove where examples come in clusters: rows of one user, repeats of a prompt.
 
 Rows of one cluster tend to be right or wrong together, so they are worth fewer examples than there are rows. Reads and
-writes nothing. With each example in a cluster of its own, all is as in `stats`.
+writes nothing. With each example in a cluster of its own, all is as in `proportions`.
 """
 
 import numpy as np
@@ -105,7 +105,8 @@ def paired_permutation(
     Where the two are alike, each cluster's difference could as well have the other sign: Fisher, The Design of
     Experiments (1935), section 21. Where the clusters with a difference have no more than `n_resamples` flips, all are
     tried: right-or-wrong scores then give `mcnemar_exact`. Beyond, (hits + 1) / (n_resamples + 1), which is as valid
-    (Phipson and Smyth, SAGMB 9:39 (2010)) and never below 1 / (n_resamples + 1). No difference is no evidence: 1.
+    (Phipson and Smyth, SAGMB 9:39 (2010)) and never below 1 / (n_resamples + 1), two-sided twice that. No difference is
+    no evidence: 1.
     It answers whether the two differ, and for a mean only where they differ evenly: where clusters of 6 gain one row
     0.12 of the time and lose all 0.02 of it, so the means are equal, it finds the candidate better 0.25 of the time
     at 5% (60 clusters), as the losses may not be seen. `clustered_difference` then does so 0.03 of the time at most:

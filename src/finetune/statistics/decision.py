@@ -1,5 +1,6 @@
 """How a pair of one-sided bounds decides a question: pass, fail, or inconclusive in between."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,8 +61,8 @@ def below(lower: "Interval", upper: "Interval", target: float, gate: Gate, *, st
 
 def _status(worst: float, best: float, estimate: float, gate: Gate, *, strict: bool) -> Status:
     """The status by how far both bounds and the estimate are on the good side of the target."""
-    if gate.policy == "point":
-        worst = best = estimate
+    if gate.policy == "point":  # a figure that is not known is no pass
+        worst = best = -1.0 if math.isnan(estimate) else estimate
     if worst > 0 or (worst == 0 and not strict):
         return "pass"
     return "fail" if best < 0 or (best == 0 and strict) else "inconclusive"

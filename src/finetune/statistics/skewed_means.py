@@ -23,7 +23,7 @@ def skewed_mean_interval(
     the bound lies 1.40 times the mean high (BCa 1.29), with sigma 0.5 1.14 times (1.12).
     Where it still errs: what is slow and rare and not in the sample is invisible to every method. If one answer in
     twenty takes five times as long, no such answer is among 20 (30, 60, 150) in 0.36 (0.21, 0.046, 0.0005) of all
-    samples, and in those the bound is too low. A quantile (`stats.quantile_upper`) errs in no such case.
+    samples, and in those the bound is too low. A quantile (`proportions.quantile_upper`) errs in no such case.
     Refused as `resample` is. Raises ValueError for no value, or one that is not finite or not above 0.
     """
     x = as_finite("values", values)

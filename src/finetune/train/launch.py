@@ -76,6 +76,9 @@ def require_devices(params: TrainParams) -> None:
     packages = find_package_problems(params.environment, params.model, params.train)
     problems = [problem for problem in packages if problem.code == "strategy-missing"]
     device = find_device_problem(params.environment, params.train)
+    if params.environment == "cpu" and params.train.distributed.strategy == "fsdp":
+        place, message = "params.yaml: train.distributed.strategy", "fsdp needs CUDA: accelerate would train by DDP"
+        problems.append(Problem("strategy-needs-cuda", place, message, "use ddp"))
     if device or problems:
         raise MachineError.of([*problems, *([device] if device else [])])
 

@@ -34,7 +34,8 @@ class Code:
     in_params: bool = True  # a key of params.yaml is at fault; else the rows, or the disk
 
 
-CODES: dict[str, Code] = {  # of problems that other rooms find, too; each module in `checks` adds those of its own
+CODES: dict[str, Code] = {  # of problems that several modules find; each module in `checks` adds those of its own
+    "tf32-unsupported": Code("error", "run", "tf32 exists on CUDA devices from Ampere on.", binding=True),
     "base-missing": Code("error", "run", "Neither a local folder nor the cache holds the base.", binding=True),
     "base-unpinned": Code("error", "run", "The same name may be another model tomorrow.", binding=True),
     "base-class-unknown": Code("error", "run", "The base's config describes no model that can be built.", binding=True),

@@ -30,7 +30,7 @@ class TokenizedSplit:
     """A split as rows of tokens, its account, and what was found on the way."""
 
     rows: list[TokenRow] = field(default_factory=list)
-    counts: TokenCounts = field(default_factory=TokenCounts)
+    counts: TokenCounts = field(default_factory=TokenCounts.of)
     refused: list[tuple[Example, str]] = field(default_factory=list)  # the template does not render them
     wrong: list[tuple[Example, str]] = field(default_factory=list)  # the mask is not their answers
 

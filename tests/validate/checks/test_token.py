@@ -37,7 +37,7 @@ Settings = Callable[..., TrainConfig]
 
 def lossy(**counts: int) -> TokenCounts:
     """A split of 100 examples with 1,000 supervised tokens, as a whole."""
-    return TokenCounts(**{"examples": 100, "supervised_tokens": 1000, "longest": 300} | counts)
+    return TokenCounts.of(**{"examples": 100, "supervised_tokens": 1000, "longest": 300} | counts)
 
 
 BUDGET = {"truncated_examples": 0.05, "lost_end_tokens": 0.03, "lost_supervised_tokens": 0.02, "padding": 0.25}
@@ -104,7 +104,7 @@ def test_rows_that_are_left_out_are_a_warning(settings: Settings) -> None:
 
 def test_a_split_without_any_supervised_token_is_told_by_its_cause(settings: Settings) -> None:
     """The template marks nothing, or max_length cuts everything; either way no share of nothing is computed."""
-    unmarked = TokenizedSplit(counts=TokenCounts(unsupervised_examples=4, truncated_examples=4, longest=300))
+    unmarked = TokenizedSplit(counts=TokenCounts.of(unsupervised_examples=4, truncated_examples=4, longest=300))
     (finding,) = check_masks("train", unmarked)
     assert told(finding, "mask-empty") == (
         "params.yaml: model.chat_template: no example of train has a token to train on: the mask is empty everywhere; "
@@ -122,13 +122,13 @@ def test_a_split_without_any_supervised_token_is_told_by_its_cause(settings: Set
 def test_padding_over_the_budget_is_an_error(settings: Settings) -> None:
     """The device computes it like any other position."""
     train = settings(budget=BUDGET)
-    assert check_padding(train, TokenCounts(tokens=7500, positions=10_000)) == []
-    (finding,) = check_padding(train, TokenCounts(tokens=7400, positions=10_000))
+    assert check_padding(train, TokenCounts.of(tokens=7500, positions=10_000)) == []
+    (finding,) = check_padding(train, TokenCounts.of(tokens=7400, positions=10_000))
     assert told(finding, "padding-over-budget") == (
         "params.yaml: train.train_sampling_strategy: 26.0% of the 10,000 positions of an epoch are padding "
         "(budget 25.0%); use group_by_length, or packing with flash_attention_2"
     )
-    assert check_padding(train, TokenCounts()) == []
+    assert check_padding(train, TokenCounts.of()) == []
 
 
 # ---- Rows that the template refuses or masks in another way

@@ -15,8 +15,8 @@ from finetune.config.params import Config
 from finetune.console import gigabytes
 from finetune.containers.runtime import runtime_of
 from finetune.hardware.accelerators import Accelerators
-from finetune.hardware.devices import AMPERE
-from finetune.hardware.preflight import find_package_problems, flash_attention_found, needs_bitsandbytes
+from finetune.hardware.devices import AMPERE, flash_attention_found
+from finetune.hardware.preflight import find_package_problems, needs_bitsandbytes
 
 FLASH = ("flash_attn", "kernels")
 APPLE_VARIABLES = ("PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO")
@@ -98,8 +98,7 @@ def check_optional(config: Config) -> Iterator[Check]:
             if problem.code == "attention-missing":
                 flash = replace(flash, status="missing", remedy=problem.remedy)
             else:
-                place = problem.place.removeprefix("params.yaml: ")
-                yield Check(place, problem.message, "missing", problem.remedy)
+                yield Check("packages", f"{problem.place}: {problem.message}", "missing", problem.remedy)
     yield flash
 
 

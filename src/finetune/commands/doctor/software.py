@@ -14,7 +14,7 @@ from finetune.config.params import Config
 from finetune.containers.command_line import dvc_config
 from finetune.containers.images import image_name
 from finetune.containers.runtime import has_packages, require_ready, runtime_of
-from finetune.errors import MachineError
+from finetune.errors import DataError, MachineError
 from finetune.hardware.host import ask
 from finetune.hardware.locks import lock_files, locked_packages
 from finetune.model.cache import snapshot, token_file, weights_trouble
@@ -45,6 +45,8 @@ def check_packages(environment: Environment, root: Path) -> Check:
         wanted = locked_packages(lock_files(environment, root) if name == environment else [root / lock])
     except OSError:
         return Check("packages", f"no {lock}", "missing", "git checkout requirements")
+    except DataError as error:
+        return Check("packages", str(error.problem), "missing", "git checkout requirements")
     parts: list[str] = []
     status: Status = "warning"
     for package in wanted:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.config.decide import LatencyAtMost, LatencyQuantileAtMost, MemoryAtMost, QualityCriterion
+from finetune.config.criteria import LatencyAtMost, LatencyQuantileAtMost, MemoryAtMost, QualityCriterion
 from finetune.config.params import Config, load_config
 from finetune.console import table
 from finetune.errors import ConfigError, DataError

@@ -10,7 +10,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from finetune.commands.experiments.differences import compare_answers
-from finetune.config.decide import DecideConfig, QualityCriterion
+from finetune.config.criteria import QualityCriterion
+from finetune.config.decide import DecideConfig
 from finetune.config.scorers import PERPLEXITY, Metric
 from finetune.records.examples import ALL, Prediction
 from finetune.score.metrics import UnmeasuredError, counted

@@ -111,7 +111,7 @@ def load_in_plain_peft(config: Config, paths: Paths) -> tuple[str, bool]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    read_manifest(paths.adapter)
+    read_manifest(paths.adapter)  # DataError unless every file is as it was published
     plain = config.model.model_copy(update={"dtype": "float32", "quantization": "none"})
     base = AutoModelForCausalLM.from_pretrained(config.model.base, dtype=torch.float32, use_safetensors=True)
     peft = PeftModel.from_pretrained(base, str(paths.adapter)).eval()

@@ -37,8 +37,16 @@ HELD_OUT: dict[Split, int] = {"validation": 12, "test": 24}
 SHORT = 512  # tokens; longer rows only where there are no shorter ones
 # A sample has other shares than the whole: these findings would be about the sample.
 OF_THE_SAMPLE = (
-    *("split-", "test-", "agent", "label", "answers-", "language-", "length-shift", "system-prompt", "padding-"),
+    "agent",
+    "answers-",
     "group-",
+    "label",
+    "language-",
+    "length-shift",
+    "padding-",
+    "split-",
+    "system-prompt",
+    "test-",
 )
 
 

@@ -108,6 +108,28 @@ def replacing(target: Path) -> Iterator[Path]:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
+class Inflated(io.RawIOBase):
+    """What the one gzip member of a file expands to; unlike `gzip`, it refuses what follows it, zeros included."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self.file, self.name, self.decoder = file, name, zlib.decompressobj(wbits=31)  # gzip's header and check sums
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.decoder.eof:
+            packed = self.decoder.unconsumed_tail or self.file.read(CHUNK)
+            if found := self.decoder.decompress(packed, len(buffer)):
+                buffer[: len(found)] = found
+                return len(found)
+            if not packed and not self.decoder.eof:
+                raise EOFError
+        if self.decoder.unused_data or self.file.read(1):
+            raise DataError(self.name, "more follows after its end", "do not use it")
+        return 0
+
+
 def unpack(archive: BinaryIO, name: str, folder: Path) -> dict[str, Any]:
     """Unpack a bundle into an empty folder, every byte held against its manifest; gives the manifest.
 
@@ -118,11 +140,10 @@ def unpack(archive: BinaryIO, name: str, folder: Path) -> dict[str, Any]:
     archive.seek(0)
     most = max(SMALL, MOST_EXPANSION * os.fstat(archive.fileno()).st_size)
     try:
-        with gzip.GzipFile(fileobj=archive) as stream:
-            return unpack_members(stream, name, folder, most)
+        return unpack_members(io.BufferedReader(Inflated(archive, name), CHUNK), name, folder, most)
     except EOFError:
         raise DataError(name, "is cut off", "fetch it again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except zlib.error as error:
         raise DataError(name, f"is damaged ({error})", "fetch it again") from None
     except OSError as error:
         if error.errno not in OF_NAMES:
@@ -130,7 +151,7 @@ def unpack(archive: BinaryIO, name: str, folder: Path) -> dict[str, Any]:
         raise DataError(name, f"a member's name can't be stored here ({error.strerror})", "do not use it") from None
 
 
-def unpack_members(stream: gzip.GzipFile, name: str, folder: Path, most: int) -> dict[str, Any]:
+def unpack_members(stream: io.BufferedReader, name: str, folder: Path, most: int) -> dict[str, Any]:
     """The members of a decompressed bundle, of at most `most` bytes in all."""
     top, text = read_manifest_member(stream, name)
     manifest = parse_manifest(text, name, most)
@@ -153,13 +174,13 @@ def unpack_members(stream: gzip.GzipFile, name: str, folder: Path, most: int) ->
     return manifest
 
 
-def require_next(stream: gzip.GzipFile, expected: bytes, name: str, otherwise: str) -> None:
+def require_next(stream: io.BufferedReader, expected: bytes, name: str, otherwise: str) -> None:
     """DataError, in the words of `otherwise`, unless the next bytes are the expected ones."""
     if stream.read(len(expected)) != expected:
         raise DataError(name, otherwise, "do not use it")
 
 
-def read_manifest_member(stream: gzip.GzipFile, name: str) -> tuple[str, bytes]:
+def read_manifest_member(stream: io.BufferedReader, name: str) -> tuple[str, bytes]:
     """(the top folder, the manifest's bytes), from the first member."""
     block = stream.read(BLOCK)
     try:

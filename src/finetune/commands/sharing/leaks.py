@@ -5,6 +5,7 @@ tokenizer, a report or a scorer's name may carry anything along, so every member
 packed. What DVC says of a remote may hold its password, a key or an address with both, so these are hidden.
 """
 
+import mmap
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -46,8 +47,7 @@ def require_none(member: str, source: Path | bytes, secrets: Mapping[bytes, str]
     """DataError where a member holds a secret of this environment, or names a folder of this machine."""
     alone = [rb"(?<![\w./-])" + re.escape(place) + rb"(?![\w-])" for place in places]  # /srv/run is not in /srv/runs
     patterns = [*map(re.escape, secrets), *alone]
-    content = source if isinstance(source, bytes) else source.read_bytes()
-    found = re.search(b"|".join(patterns), content) if patterns else None
+    found = search(b"|".join(patterns), source) if patterns else None
     if found is None:
         return
     if found[0] in secrets:
@@ -61,6 +61,15 @@ def require_none(member: str, source: Path | bytes, secrets: Mapping[bytes, str]
         f"names {places[found[0]]} ({found[0].decode()}), which exists on this machine alone",
         "name files relative to the repository in params.yaml, then make repro",
     )
+
+
+def search(pattern: bytes, source: Path | bytes) -> re.Match[bytes] | None:
+    """The first match in some bytes or in a file, which is mapped and not read: adapters may have gigabytes."""
+    if isinstance(source, bytes) or not source.stat().st_size:
+        return re.search(pattern, b"" if isinstance(source, Path) else source)
+    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = re.search(pattern, content)
+        return re.search(pattern, found[0]) if found else None  # of bytes that outlive the mapping
 
 
 def secrets_of(settings: Mapping[str, str]) -> list[str]:

@@ -107,6 +107,8 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
             file.cached.unlink(missing_ok=True)
         if last or not broken:
             break
+    if broken or code or absent:
+        forget_lists(root)
     if broken:
         places = listed(f"files/md5/{file.object_name[:2]}/{file.object_name[2:]}" for file in broken)
         raise DataError(
@@ -116,7 +118,6 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
             "the run, then ./finetune pull",
         )
     if code or absent:
-        forget_lists(root)
         show(root, text)
         what = f"{listed(absent)} could not be fetched" if absent else "DVC could not fetch everything"
         raise DataError(

@@ -12,8 +12,18 @@ from finetune.reports.prepare import PrepareReport
 
 SPLITS = ("train", "validation", "test")
 # Of the machine, these alone: a report is passed on, and whose machine it was made on is nobody's business.
-MACHINE: tuple[str, ...] = ("system", "processor", "cores", "memory_bytes", "device")
-MACHINE += ("gpu", "gpu_memory_bytes", "cuda", "arithmetic", "image")
+MACHINE = (
+    "system",
+    "processor",
+    "cores",
+    "memory_bytes",
+    "device",
+    "gpu",
+    "gpu_memory_bytes",
+    "cuda",
+    "arithmetic",
+    "image",
+)
 
 
 def show_ledger(run: Decided) -> dict[str, Any]:
@@ -76,7 +86,9 @@ def _side(side: SideReport, base: BaseIdentity) -> str:
 def _settings(kept: Mapping[str, Any]) -> str:
     """Of a scorer or a judge, all but where it runs and what failed there."""
     shown = {key: value for key, value in kept.items() if key not in ("url", "first_failure")}
-    return listed(shown | ({"model": plain_name(shown["model"])} if "model" in shown else {}))
+    models = {"model": plain_name(shown["model"])} if "model" in shown else {}
+    served = {"served": [plain_name(model) for model in shown["served"]]} if "served" in shown else {}
+    return listed(shown | models | served)
 
 
 def describe_machine(machine: MachineReport) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config.decide import RULES
+from finetune.config.criteria import RULES
 from finetune.config.scorers import LOSS, PERPLEXITY, SCORERS, Metric
 from finetune.decide.outcomes import Outcome
 from finetune.decide.report.formatting import Kind, name, plain_name, short_told, told

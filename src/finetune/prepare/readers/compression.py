@@ -63,7 +63,9 @@ def open_text(path: Path, compression: Compression | None) -> Iterator[OpenText]
         for suffix, start in STARTS.items():
             if compression is None and head.startswith(start):
                 raise DataError(path, "is compressed", f"put {suffix} after its name")
-        yield OpenText(str(path), file, stream, len(stream.read(len(MARK)) if head.startswith(MARK) else b""))
+        marked = len(MARK) if head.startswith(MARK) else 0
+        stream.read(marked)
+        yield OpenText(str(path), file, stream, marked)
 
 
 @contextmanager

@@ -15,13 +15,12 @@ CODES |= {
     "disk-short": Code("error", "run", "Checkpoints and caches need more than is free.", in_params=False),
     "bf16-unsupported": Code("error", "run", "This device computes no bfloat16.", binding=True),
     "bf16-slow": Code("warning", "time", "This processor emulates bfloat16."),
-    "tf32-unsupported": Code("error", "run", "tf32 exists on CUDA devices from Ampere on.", binding=True),
     "attention-fallback": Code("note", "time", "auto finds no flash attention here and takes sdpa."),
 }
 
 
 def check_machine(params: ValidateParams) -> list[Finding]:
-    """All findings about the device of this machine; those of its kind stand in settings_checks."""
+    """All findings about the device of this machine; those of its kind stand in settings."""
     device = find_device_problem(params.environment, params.train)
     found = [] if device is None else [Finding.of(device)]
     if device is not None and device.code == "device-missing":

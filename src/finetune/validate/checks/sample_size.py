@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from finetune.config.decide import LatencyAtMost, LatencyQuantileAtMost, QualityCriterion
+from finetune.config.criteria import LatencyAtMost, LatencyQuantileAtMost, QualityCriterion
 from finetune.config.validate import ValidateParams
 from finetune.records.examples import ALL, Example
 from finetune.statistics.bootstrap import MINIMUM_UNITS
@@ -101,7 +101,7 @@ def _too_small(params: ValidateParams, at: int, criterion: QualityCriterion, hav
     confidence = params.decide.confidence_of_a_look
     needed, condition, way_out = MINIMUM_UNITS, "whatever is answered: a bootstrap", ""
     if params.evaluate.metrics[criterion.metric].kind == "binary":
-        needed, condition = criterion.least_examples(confidence)
+        needed, condition = criterion.least_examples(confidence) or (needed, condition)
         reachable = criterion.reachable(have, confidence)
         way_out = f", or set decide.criteria.{at}.{reachable}" if reachable else ""
     if have >= needed:

@@ -1,0 +1,261 @@
+"""The criteria of the gate: one class for each rule, with its keys and how it decides."""
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union, get_args
+
+from pydantic import Field
+
+from finetune.config.scorers import Metric
+from finetune.config.types import MemoryAmount, OpenShare, PositiveFloat, Section, Share, Text, parse_bytes
+from finetune.records.examples import ALL
+from finetune.statistics.decision import Gate, Measurement, Status, above, below
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Criterion(Section):
+    """What every line of the gate has: its rule, also in words."""
+
+    compared: ClassVar[bool] = False  # whether what is measured is the candidate's gain on the baseline
+    ceiling: ClassVar[bool] = False  # whether its target is a limit from above
+    rule: str
+
+    def describe(self) -> str:
+        """The rule in words, e.g. `exact_match of exception-namer at least 0.6`."""
+        raise NotImplementedError
+
+    @property
+    def about(self) -> str:
+        """What is judged, and in which direction: no two criteria may be about the same."""
+        return self.describe()
+
+
+class QualityCriterion(Criterion):
+    """A criterion on the answers: of all test examples, or of one agent's or source's."""
+
+    compared = True
+    by_test: ClassVar[bool] = False  # a paired test decides, where there is one for the metric
+    metric: Text
+    group: Text
+
+    @property
+    def subject(self) -> str:
+        """What is measured, in words."""
+        return self.metric if self.group == ALL else f"{self.metric} of {self.group}"
+
+    @property
+    def target(self) -> float:
+        """Where the line lies on the criterion's own scale: of a comparison, the candidate's gain."""
+        return 0.0
+
+    def status(self, found: Measurement, gate: Gate) -> Status:
+        """Whether what was measured meets the rule."""
+        if self.by_test and found.better is not None and gate.policy == "interval":
+            return "pass" if found.is_better(gate) else "fail" if found.is_worse(gate) else "inconclusive"
+        return above(found.lower, found.upper, self.target, gate, strict=self.compared)
+
+    def misfit(self, metric: Metric) -> str:  # noqa: ARG002
+        """Why the rule can't be asked of this metric, as `key: problem`; empty where it can."""
+        return ""
+
+    def least_examples(self, confidence: float) -> tuple[int, str] | None:  # noqa: ARG002
+        """The fewest examples, right or wrong, that could prove it, and what must be true then; None: as a bootstrap."""
+        return None
+
+    def reachable(self, have: int, confidence: float) -> str:  # noqa: ARG002
+        """A softer rule that so many examples, each right or wrong, could prove, as `key: value`; empty if none."""
+        return ""
+
+
+class AtLeast(QualityCriterion):
+    """The candidate's metric is at least `threshold`."""
+
+    compared = False
+    rule: Literal["at_least"]
+    threshold: Number
+
+    def describe(self) -> str:
+        return f"{self.subject} at least {self.threshold:g}"
+
+    @property
+    def about(self) -> str:
+        return f"{self.subject} at least"
+
+    @property
+    def target(self) -> float:
+        return self.threshold
+
+    def misfit(self, metric: Metric) -> str:
+        if not metric.higher_is_better:
+            return f"rule: of {metric.name}, less is better; write at_most"
+        return threshold_misfit(self.threshold, metric)
+
+    def least_examples(self, confidence: float) -> tuple[int, str]:
+        from finetune.statistics.proportions import examples_needed
+
+        needed, one, two = (examples_needed(self.threshold, failures, confidence) for failures in range(3))
+        return needed, f"even with no failure ({one:,} with one failure, {two:,} with two)"
+
+    def reachable(self, have: int, confidence: float) -> str:
+        from finetune.statistics.proportions import clopper_pearson
+
+        share = math.floor(clopper_pearson(have, have, confidence, "lower").lower * 100) / 100
+        return f"threshold: {share:g}" if share > 0 else ""
+
+
+class AtMost(QualityCriterion):
+    """The candidate's metric is at most `threshold`: of loss and perplexity, where less is better."""
+
+    compared = False
+    ceiling = True
+    rule: Literal["at_most"]
+    threshold: Number
+
+    def describe(self) -> str:
+        return f"{self.subject} at most {self.threshold:g}"
+
+    @property
+    def about(self) -> str:
+        return f"{self.subject} at most"
+
+    @property
+    def target(self) -> float:
+        return self.threshold
+
+    def status(self, found: Measurement, gate: Gate) -> Status:
+        return below(found.lower, found.upper, self.target, gate)
+
+    def misfit(self, metric: Metric) -> str:
+        if metric.higher_is_better:
+            return f"rule: of {metric.name}, more is better; write at_least"
+        return threshold_misfit(self.threshold, metric)
+
+
+class BetterThanBaseline(QualityCriterion):
+    """The candidate's metric is better than the baseline's, paired by example."""
+
+    by_test = True
+    rule: Literal["better_than_baseline"]
+
+    def describe(self) -> str:
+        return f"{self.subject} better than the baseline"
+
+    def least_examples(self, confidence: float) -> tuple[int, str]:
+        from finetune.statistics.proportions import examples_needed_better
+
+        condition = "even if the candidate is right and the baseline wrong on each of them"
+        return examples_needed_better(confidence), condition
+
+
+class NotWorseThanBaseline(QualityCriterion):
+    """The candidate's metric is worse than the baseline's by less than `margin`, paired by example."""
+
+    rule: Literal["not_worse_than_baseline"]
+    margin: PositiveFloat
+
+    def describe(self) -> str:
+        return f"{self.subject} not worse than the baseline by {self.margin:g}"
+
+    @property
+    def about(self) -> str:
+        return f"{self.subject} not worse than the baseline"
+
+    @property
+    def target(self) -> float:
+        return -self.margin
+
+    def misfit(self, metric: Metric) -> str:
+        whole = self.margin >= metric.highest - metric.lowest
+        return f"margin: {self.margin:g} is the whole range of {metric.name}" if whole else ""
+
+    def least_examples(self, confidence: float) -> tuple[int, str]:
+        from finetune.statistics.proportions import examples_needed_not_worse
+
+        condition = "even if both models are right on the same ones"
+        return examples_needed_not_worse(self.margin, confidence), condition
+
+    def reachable(self, have: int, confidence: float) -> str:
+        from finetune.statistics.proportions import margin_shown
+
+        margin = margin_shown(have, confidence)
+        return f"margin: {margin:g}" if margin is not None else ""
+
+
+def threshold_misfit(threshold: float, metric: Metric) -> str:
+    """Why no value of this metric could lie on both sides of the threshold, as `key: problem`; empty where some do."""
+    if metric.lowest < threshold < metric.highest:
+        return ""
+    return f"threshold: must lie between {metric.lowest:g} and {metric.highest:g}; found {threshold:g}"
+
+
+class LatencyAtMost(Criterion):
+    """Mean seconds an answer, and optionally the share that it must be shorter than the baseline's."""
+
+    ceiling = True
+    rule: Literal["latency_at_most"]
+    seconds: PositiveFloat
+    improvement: Share | None
+
+    def describe(self) -> str:
+        return f"mean latency under {self.seconds:g} s"
+
+    def describe_improvement(self) -> str:
+        """The second half, where one is asked for."""
+        return f"mean latency {self.improvement or 0:.0%} under the baseline"
+
+    @property
+    def about(self) -> str:
+        return "mean latency"
+
+
+class LatencyQuantileAtMost(Criterion):
+    """A quantile of the seconds an answer: nineteen of twenty answers come within so many."""
+
+    ceiling = True
+    rule: Literal["latency_quantile_at_most"]
+    quantile: OpenShare
+    seconds: PositiveFloat
+
+    def describe(self) -> str:
+        return f"{self.quantile:.4g} quantile of the latency under {self.seconds:g} s"
+
+    @property
+    def about(self) -> str:
+        return f"{self.quantile:.4g} quantile of the latency"
+
+
+class MemoryAtMost(Criterion):
+    """Peak memory of a fresh process; the limit names its unit."""
+
+    ceiling = True
+    rule: Literal["memory_at_most"]
+    limit: MemoryAmount
+
+    @cached_property
+    def limit_bytes(self) -> int:
+        """The limit in bytes."""
+        return parse_bytes(self.limit)
+
+    def describe(self) -> str:
+        return f"peak memory at most {self.limit}"
+
+    @property
+    def about(self) -> str:
+        return "peak memory"
+
+
+CLASSES = (
+    AtLeast,
+    AtMost,
+    BetterThanBaseline,
+    NotWorseThanBaseline,
+    LatencyAtMost,
+    LatencyQuantileAtMost,
+    MemoryAtMost,
+)
+RULES: dict[str, type[Criterion]] = {get_args(kind.model_fields["rule"].annotation)[0]: kind for kind in CLASSES}
+if TYPE_CHECKING:
+    AnyCriterion = Criterion
+else:
+    AnyCriterion = Annotated[Union[CLASSES], Field(discriminator="rule")]  # noqa: UP007
