@@ -60,7 +60,7 @@ class QualityCriterion(Criterion):
         return ""
 
     def least_examples(self, confidence: float) -> tuple[int, str] | None:  # noqa: ARG002
-        """The fewest examples, right or wrong, that could prove it, and what must be true then; None: as a bootstrap."""
+        """The fewest examples, right or wrong, that could prove it, and what must be true then; None: a bootstrap's."""
         return None
 
     def reachable(self, have: int, confidence: float) -> str:  # noqa: ARG002

@@ -170,7 +170,7 @@ def test_optional_packages_are_missed_where_the_recipe_wants_them(
     )
     assert [check.status for check in accelerators.check_optional(plain)] == ["ok"]
     found = {check.what: check.status for check in accelerators.check_optional(wanting)}
-    assert found == {"flash-attention": "missing", "train.report_to": "missing"}
+    assert found == {"flash-attention": "missing", "tracker-missing": "missing"}
     assert accelerators.check_bitsandbytes(plain, quick=True).status == "warning"
     assert accelerators.check_bitsandbytes(wanting, quick=True).status == "missing"
 

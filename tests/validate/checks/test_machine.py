@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune.hardware import preflight
+from finetune.hardware import devices, preflight
 from finetune.model import base
 from finetune.validate.checks import machine as machine_checks
 from finetune.validate.checks.machine import check_disk, check_machine, check_packages
@@ -159,22 +159,22 @@ def test_flash_attention_is_its_package_or_its_kernels_fetched_before(
 ) -> None:
     """The package `kernels` alone would fetch them from the Hub when the run begins, where no network may be."""
     packages: set[str] = set()
-    monkeypatch.setattr(preflight, "find_spec", lambda name: name if name in packages else None)
+    monkeypatch.setattr(devices, "find_spec", lambda name: name if name in packages else None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     model = change(**CUDA | {"model.attention": "auto"}).model
-    assert not preflight.flash_attention_found()
+    assert not devices.flash_attention_found()
     packages.add("kernels")
-    assert not preflight.flash_attention_found()
+    assert not devices.flash_attention_found()
     assert base.attention_used(model, "cuda") == "sdpa"
     (tmp_path / "models--kernels-community--flash-attn2").mkdir()
-    assert preflight.flash_attention_found()
+    assert devices.flash_attention_found()
     assert base.attention_used(model, "cuda") == "flash_attention_2"
     assert base.attention_used(model, "cpu") == "sdpa"
     assert base.attention_used(change(**{"model.attention": "auto"}).model, "cuda") == "sdpa"  # it is in float32
     packages.clear()
-    assert not preflight.flash_attention_found()
+    assert not devices.flash_attention_found()
     packages.add("flash_attn")
-    assert preflight.flash_attention_found()
+    assert devices.flash_attention_found()
 
 
 def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

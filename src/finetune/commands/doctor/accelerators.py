@@ -98,7 +98,7 @@ def check_optional(config: Config) -> Iterator[Check]:
             if problem.code == "attention-missing":
                 flash = replace(flash, status="missing", remedy=problem.remedy)
             else:
-                yield Check("packages", f"{problem.place}: {problem.message}", "missing", problem.remedy)
+                yield Check(problem.code, f"{problem.place}: {problem.message}", "missing", problem.remedy)
     yield flash
 
 
