@@ -17,7 +17,7 @@ def make_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     absent = {"cuda": "no CUDA device answers", "apple": "torch finds no Apple GPU (MPS)"}
     for module in (preflight, plan, outlooks):
-        monkeypatch.setattr(module, "why_unavailable", absent.get)
+        monkeypatch.setattr(module, "find_missing_device", absent.get)
     for module in (plan, outlooks):
         monkeypatch.setattr(module, "memory_bytes", lambda environment: 32 * 10**9)
     monkeypatch.setattr(machine, "has_fast_bfloat16", lambda: True)

@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"GIT_{who}_{what}", "me")
     shutil.copytree(ROOT / "recipes", "recipes")
     shutil.copy(ROOT / "params.yaml", "params.yaml")
-    monkeypatch.setattr(preflight, "why_unavailable", lambda kind: None if kind == "cpu" else f"no {kind} here")
+    monkeypatch.setattr(preflight, "find_missing_device", lambda kind: None if kind == "cpu" else f"no {kind} here")
     monkeypatch.setattr(check, "find_best", lambda root: "laptop")
     return tmp_path
 
@@ -95,7 +95,7 @@ def test_too_few_devices_are_a_wrong_machine(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A recipe for four GPUs on one GPU would fail only after prepare."""
-    monkeypatch.setattr(preflight, "why_unavailable", lambda kind: None)
+    monkeypatch.setattr(preflight, "find_missing_device", lambda kind: None)
     monkeypatch.setattr(preflight, "count_devices", lambda kind: 1)
     assert main(["check", "a100x4"]) == 4
     assert "environment: cuda: 4 devices a node are asked for, 1 found; " in capsys.readouterr().err

@@ -194,7 +194,7 @@ def test_what_a_person_reads(capsys: pytest.CaptureFixture[str]) -> None:
     assert "peak by number of devices: 1: " in told
     time = look_ahead(read_recipe("h100", ROOT), ROOT, 15_000).outlook.time()
     assert time is not None
-    assert f"time: {time.told()}" in told
+    assert f"time: {time.to_text()}" in told
     assert f"cost at 2 a device and hour: {time.least / 1800:.2f} to {time.most / 1800:.2f}" in told
     assert "base-unpinned" in told
     assert show_plan(ROOT, "tiny", 1600, None, None, probe=False) == 0

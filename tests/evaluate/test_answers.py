@@ -21,7 +21,7 @@ class Scripted:
 
     def __init__(self, fail_at: int | None = None, failed: frozenset[str] = frozenset()) -> None:
         self.described: dict[str, Any] = {"name": "scripted"}
-        self.makings: dict[str, Any] = {"dtype": "float32"}
+        self.origin: dict[str, Any] = {"dtype": "float32"}
         self.settings: dict[str, Any] = {"max_new_tokens": 4}
         self.asked: list[list[str]] = []
         self.seeds: list[int] = []
@@ -94,7 +94,7 @@ def test_a_damaged_line_is_asked_again(examples: list[Example], tmp_path: Path) 
     assert len(side.asked) == 1
 
 
-@pytest.mark.parametrize("changed", ["determines", "seed", "size", "settings", "described", "makings"])
+@pytest.mark.parametrize("changed", ["determines", "seed", "size", "settings", "described", "origin"])
 def test_what_determines_the_answers_names_the_spool(examples: list[Example], tmp_path: Path, changed: str) -> None:
     """Answers of another adapter, version, seed or batch size are other answers."""
     answer_all(Scripted(), examples, 3, 42, tmp_path, {"versions": "1"})
@@ -106,8 +106,8 @@ def test_what_determines_the_answers_names_the_spool(examples: list[Example], tm
         seed = 43
     elif changed == "size":
         size = 2
-    elif changed == "makings":
-        side.makings["dtype"] = "bfloat16"
+    elif changed == "origin":
+        side.origin["dtype"] = "bfloat16"
     elif changed == "settings":
         side.settings["max_new_tokens"] = 5
     else:

@@ -100,7 +100,7 @@ def test_what_the_machine_lacks_is_told(error: Exception, told: str | None) -> N
 
     Where memory ran out a smaller micro-batch helps; anywhere else it would only hide the error.
     """
-    found = failures.machine_trouble(error)
+    found = failures.find_machine_problem(error)
     assert (found or "").startswith(told or "") and (found is None) == (told is None)
     assert ("(free some" in (found or "")) == ("(free some" in (told or ""))
     assert failures.is_out_of_memory(error) == (told == MEMORY)
@@ -169,21 +169,21 @@ def test_described_machine_is_this_one() -> None:
 def test_missing_device_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the device of each environment is the one that torch knows by that name."""
     assert devices.require_device("cpu") == "cpu"
-    monkeypatch.setattr(devices, "why_unavailable", lambda _: "no CUDA device answers")
+    monkeypatch.setattr(devices, "find_missing_device", lambda _: "no CUDA device answers")
     with pytest.raises(MachineError) as caught:
         devices.require_device("cuda")
     assert str(caught.value) == (
         "params.yaml: environment: cuda: no CUDA device answers; "
         "use a recipe for this machine (./finetune recipes lists them)"
     )
-    monkeypatch.setattr(devices, "why_unavailable", lambda _: None)
+    monkeypatch.setattr(devices, "find_missing_device", lambda _: None)
     assert devices.require_device("apple") == "mps"
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac may have the device")
 def test_another_systems_device_is_missing() -> None:
     """There is no Apple GPU outside a Mac, and no torch is imported to find out."""
-    assert devices.why_unavailable("apple") == "no Apple GPU is in this machine"
+    assert devices.find_missing_device("apple") == "no Apple GPU is in this machine"
 
 
 def test_calm_threads_leave_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def test_time_and_cost_by_hand() -> None:
 )
 def test_a_range_is_told_in_a_unit_of_its_own_size(seconds: tuple[float, float], text: str) -> None:
     """`57866 seconds` tells nobody whether to wait."""
-    assert Range(*seconds).told() == text
+    assert Range(*seconds).to_text() == text
 
 
 def test_operations_of_a_position_by_hand(change: Callable[..., Config]) -> None:

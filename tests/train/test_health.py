@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from finetune.config.params import Config, parse_config
 from finetune.errors import ConfigError, MachineError
-from finetune.train.health import find_spikes, require_finite, smaller_micro_batch, tell_health
+from finetune.train.health import describe_health, find_spikes, require_finite, smaller_micro_batch
 from tests.builders.small_run import params
 
 
@@ -69,7 +69,7 @@ def test_spikes_are_jumps_over_the_losses_before() -> None:
 def test_health_is_told_in_words() -> None:
     """A run that jumped and one that learnt nothing say so; a healthy one says nothing."""
     calm = [(step, 2.0) for step in range(30)]
-    assert tell_health(calm, 2.0, 1.0) == []
-    assert tell_health(calm, None, 1.0) == []
-    assert "nothing was learnt: the validation loss is 1.9990, and was 2.0000" in tell_health(calm, 2.0, 1.999)[0]
-    assert "jumped 1 times, most at step 30 (4.000, 2.000 before)" in tell_health([*calm, (30, 4.0)], 2.0, 1.0)[0]
+    assert describe_health(calm, 2.0, 1.0) == []
+    assert describe_health(calm, None, 1.0) == []
+    assert "nothing was learnt: the validation loss is 1.9990, and was 2.0000" in describe_health(calm, 2.0, 1.999)[0]
+    assert "jumped 1 times, most at step 30 (4.000, 2.000 before)" in describe_health([*calm, (30, 4.0)], 2.0, 1.0)[0]

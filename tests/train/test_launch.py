@@ -50,11 +50,11 @@ def test_missing_devices_and_packages_are_told(change: Callable[..., Config], mo
     """Before anything is started, with what to write instead; processes on a CPU are no devices that could miss."""
     launch.require_devices(spread_config(change, devices=8))
     cuda = spread_config(change, nodes=2, devices=8).model_copy(update={"environment": "cuda"})
-    monkeypatch.setattr(preflight, "why_unavailable", lambda _: None)
+    monkeypatch.setattr(preflight, "find_missing_device", lambda _: None)
     monkeypatch.setattr(preflight, "count_devices", lambda _: 4)
     launch.require_devices(cuda)
     monkeypatch.setattr(preflight, "count_devices", lambda _: 1)
-    with pytest.raises(MachineError, match=r"devices: 4 devices a node are asked for, 1 found; use 1 with train"):
+    with pytest.raises(MachineError, match=r"devices: 4 devices a node are asked for, 1 found; use 2 with train"):
         launch.require_devices(cuda)
     monkeypatch.setattr(preflight, "find_spec", lambda _: None)
     with pytest.raises(MachineError, match=r"strategy: zero2 needs the package deepspeed, which is not installed"):

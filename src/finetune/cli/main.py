@@ -198,10 +198,10 @@ def _print_error(error: Exception, command: str, *, debug: bool, as_json: bool) 
     One that is neither a user's nor the machine's is raised again.
     """
     from finetune.console import printable
-    from finetune.hardware.failures import machine_trouble
+    from finetune.hardware.failures import find_machine_problem
 
     if not isinstance(error, FinetuneError):
-        trouble = machine_trouble(error)
+        trouble = find_machine_problem(error)
         if debug or trouble is None:
             raise error
         error = MachineError(command, trouble, "what was whole before is kept, run it again then")

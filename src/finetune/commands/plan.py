@@ -42,7 +42,7 @@ def run(
     for line in outlook.lines():
         say(line)
     show_memory(outlook)
-    say(told_time(outlook, time, probed=probe))
+    say(format_time(outlook, time, probed=probe))
     if time is None and price is not None:
         say("cost: unknown, as the time is")
     if paid is not None:
@@ -95,7 +95,7 @@ def table_cells(outlook: RunPlan) -> list[str]:
         f"{train.max_length}, {batch} = {train.effective_batch_size}",
         f"{epochs}, {train.learning_rate:.1e}, {train.lr_scheduler_type}",
         gigabytes(outlook.memory.peak) if outlook.memory else "unknown",
-        time.told() if time else "`--probe` there",
+        time.to_text() if time else "`--probe` there",
     ]
 
 
@@ -123,7 +123,7 @@ def machine_title(config: ValidateParams) -> str:
     return MACHINES[config.machine].title if config.machine in MACHINES else "this machine"
 
 
-def told_time(outlook: RunPlan, time: Range | None, *, probed: bool) -> str:
+def format_time(outlook: RunPlan, time: Range | None, *, probed: bool) -> str:
     """The time of training steps and evaluations in words, with what it rests on."""
     if time is None:
         machine = machine_title(outlook.config)
@@ -131,9 +131,9 @@ def told_time(outlook: RunPlan, time: Range | None, *, probed: bool) -> str:
     rows = outlook.workload.rows * outlook.config.train.num_train_epochs
     rate = f"{rows / time.most * 60:,.0f} to {rows / time.least * 60:,.0f} rows a minute"
     if probed:
-        return f"time: {time.told()} ({rate}), from a probe of this machine"
+        return f"time: {time.to_text()} ({rate}), from a probe of this machine"
     return (
-        f"time: {time.told()} ({rate}), if {ASSUMED_SHARE[0]:.0%} to {ASSUMED_SHARE[1]:.0%} of the data sheet's "
+        f"time: {time.to_text()} ({rate}), if {ASSUMED_SHARE[0]:.0%} to {ASSUMED_SHARE[1]:.0%} of the data sheet's "
         "throughput are reached; short rows reach less (--probe measures it there)"
     )
 

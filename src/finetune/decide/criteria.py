@@ -49,7 +49,7 @@ class Evidence:
 def judge(criterion: Criterion, evidence: Evidence, gate: Gate) -> list[Outcome]:
     """The outcomes of one criterion; a latency criterion with an asked improvement has two."""
     if isinstance(criterion, LatencyAtMost | LatencyQuantileAtMost):
-        trouble = latency_trouble(evidence)
+        trouble = find_latency_problem(evidence)
         if trouble:
             return [unmeasured(criterion, "latency", criterion.seconds, trouble, "s")]
         if isinstance(criterion, LatencyQuantileAtMost):
@@ -61,7 +61,7 @@ def judge(criterion: Criterion, evidence: Evidence, gate: Gate) -> list[Outcome]
     return [judge_quality(criterion, evidence.metrics[criterion.metric], evidence.predictions, gate)]
 
 
-def latency_trouble(evidence: Evidence) -> str | None:
+def find_latency_problem(evidence: Evidence) -> str | None:
     """Why the times mean nothing; None where they do."""
     if evidence.unanswered:
         return f"{evidence.unanswered} of the timed prompts got no answer of the candidate"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from finetune.config.criteria import QualityCriterion
 from finetune.config.decide import DecideConfig
 from finetune.config.scorers import Metric
-from finetune.decide.criteria import Evidence, latency_trouble
+from finetune.decide.criteria import Evidence, find_latency_problem
 from finetune.decide.outcomes import Outcome
 from finetune.decide.quality import is_significant
 from finetune.records.examples import ALL
@@ -93,7 +93,7 @@ def improved(config: DecideConfig, evidence: Evidence, gate: Gate) -> bool:
     for metric, group in compared(config, evidence):
         if is_significant(metric, counted(metric, evidence.predictions, group), gate, "better"):
             return True
-    if latency_trouble(evidence):
+    if find_latency_problem(evidence):
         return False
     candidate, baseline = evidence.seconds(), evidence.baseline_seconds()
     if baseline is None:

@@ -25,7 +25,7 @@ class Answering(Protocol):
         """What the report says of it."""
 
     @property
-    def makings(self) -> dict[str, Any]:
+    def origin(self) -> dict[str, Any]:
         """What else its answers depend on."""
 
     @property
@@ -49,7 +49,7 @@ def answer_all(
     key = {
         **determines,
         "side": side.described,
-        "makings": side.makings,
+        "origin": side.origin,
         "settings": side.settings,
         "batch_size": batch_size,
         "seed": seed,

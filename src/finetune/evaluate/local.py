@@ -31,11 +31,11 @@ CANDIDATE, EARLIER = "default", "earlier"  # PEFT's names of the adapters on one
 class LocalSide:
     """One side's model; `described` is what the report says of it, `adapter` is on (None: none) where it has some.
 
-    `makings` is all that its answers depend on beside that: how the model is held, and its template.
+    `origin` is all that its answers depend on beside that: how the model is held, and its template.
     """
 
     described: dict[str, Any]
-    makings: dict[str, Any]
+    origin: dict[str, Any]
     model: Any
     tokenizer: Any
     settings: dict[str, Any]
@@ -140,5 +140,5 @@ def open_local(
     """A side of this process, with the settings that both sides share; `held`: another model than the run's base."""
     settings = generation_settings(model, tokenizer, params.evaluate.max_new_tokens, params.evaluate.sampling)
     template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
-    makings = {"model": (held or params.model).model_dump(mode="json"), "template_sha256": template}
-    return LocalSide(described, makings, model, tokenizer, settings, params.environment, adapter)
+    origin = {"model": (held or params.model).model_dump(mode="json"), "template_sha256": template}
+    return LocalSide(described, origin, model, tokenizer, settings, params.environment, adapter)

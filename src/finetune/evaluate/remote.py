@@ -17,7 +17,7 @@ class RemoteSide:
     """One side's server; it is given the messages, and puts them through the chat template itself."""
 
     described: dict[str, Any]
-    makings: dict[str, Any]
+    origin: dict[str, Any]
     server: ChatServer
     settings: dict[str, Any]
 
@@ -67,5 +67,5 @@ def open_remote(form: ServerSpec, params: EvaluateParams, place: str) -> RemoteS
     how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling else {}
     settings = {"do_sample": False, **how, "num_beams": 1, "max_new_tokens": params.evaluate.max_new_tokens}
     described = {"form": "server", "name": f"{form.model} at {server.shown}", "recorded": False}
-    makings = {"url": form.url, "model": form.model}
-    return RemoteSide(described, makings, server, {**settings, "seed": params.seed})
+    origin = {"url": form.url, "model": form.model}
+    return RemoteSide(described, origin, server, {**settings, "seed": params.seed})

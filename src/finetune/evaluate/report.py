@@ -32,7 +32,7 @@ def describe_sides(sides: "Sides", adapter_sha256: str) -> dict[str, Any]:
     """
     candidate = sides.candidate
     plain = candidate.described["form"] == "adapter" and not candidate.settings["do_sample"]
-    other = [adapter_sha256, candidate.described, candidate.makings, candidate.settings]
+    other = [adapter_sha256, candidate.described, candidate.origin, candidate.settings]
     return {
         **{name: getattr(sides, name).described for name in SIDES},
         "look_key": adapter_sha256 if plain else sha256_json(other),

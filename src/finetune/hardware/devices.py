@@ -74,7 +74,7 @@ def arithmetic(environment: Environment) -> dict[str, Any]:
     return {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
 
 
-def why_unavailable(environment: Environment) -> str | None:
+def find_missing_device(environment: Environment) -> str | None:
     """None where this machine has the environment's device, else what is missing."""
     if environment == "cpu":
         return None
@@ -123,7 +123,7 @@ def memory_bytes(environment: Environment) -> int:
 
 def require_device(environment: Environment) -> str:
     """The torch device of an environment (`cpu`, `cuda`, `mps`); MachineError where this machine lacks it."""
-    missing = why_unavailable(environment)
+    missing = find_missing_device(environment)
     if missing:
         advice = "use a recipe for this machine (./finetune recipes lists them)"
         raise MachineError("params.yaml: environment", f"{environment}: {missing}", advice)

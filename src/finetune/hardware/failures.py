@@ -17,7 +17,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in text for words in OUT_OF_MEMORY)
 
 
-def machine_trouble(error: Exception) -> str | None:
+def find_machine_problem(error: Exception) -> str | None:
     """What the machine lacks, in words, where an error is not the program's fault; None otherwise."""
     if is_out_of_memory(error):
         return "no memory left (use a smaller batch size or length, a smaller base, or nf4)"

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from finetune.config.model import Environment, ModelConfig
 from finetune.config.train import TrainConfig
 from finetune.errors import Problem
-from finetune.hardware.devices import count_devices, flash_attention_found, why_unavailable
+from finetune.hardware.devices import count_devices, find_missing_device, flash_attention_found
 
 TRACKERS = {  # of train.report_to: the modules that serve, one is enough
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -21,7 +21,7 @@ TRACKERS = {  # of train.report_to: the modules that serve, one is enough
 
 def find_device_problem(environment: Environment, train: TrainConfig) -> Problem | None:
     """The device that is missing, or too few of them for one node of the run."""
-    missing = why_unavailable(environment)
+    missing = find_missing_device(environment)
     if missing:
         remedy = "use a recipe for this machine (./finetune doctor names one), or run this one where it belongs"
         return Problem("device-missing", "params.yaml: environment", missing, remedy)

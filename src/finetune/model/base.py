@@ -7,7 +7,7 @@ from typing import Any
 from finetune.config.model import Environment, ModelConfig
 from finetune.errors import BaseModelError, ConfigError
 from finetune.files.hashing import sha256_file, sha256_json
-from finetune.hardware.devices import device_supports, flash_attention_found, why_unavailable
+from finetune.hardware.devices import device_supports, find_missing_device, flash_attention_found
 from finetune.model.tokens import first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -31,7 +31,7 @@ def quantization_config(model: ModelConfig) -> Any:
 
 def runs_flash_attention() -> bool:
     """Whether the CUDA device is one that flash attention has kernels for, from Ampere on; True where there is none."""
-    return why_unavailable("cuda") is not None or device_supports("bfloat16", "cuda")
+    return find_missing_device("cuda") is not None or device_supports("bfloat16", "cuda")
 
 
 def attention_used(model: ModelConfig, environment: Environment) -> str:

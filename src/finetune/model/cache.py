@@ -30,10 +30,10 @@ def snapshot(model: ModelConfig) -> Path:
 def is_here(model: ModelConfig, root: Path) -> bool:
     """Whether the base can be loaded without a network."""
     folder = root / model.base
-    return folder.is_dir() or weights_trouble(snapshot(model)) is None
+    return folder.is_dir() or find_missing_weights(snapshot(model)) is None
 
 
-def weights_trouble(folder: Path) -> str | None:
+def find_missing_weights(folder: Path) -> str | None:
     """What is missing or cut off among config and safetensors files; None where the base is whole."""
     if not (folder / "config.json").is_file():
         return "no config.json"

@@ -49,7 +49,7 @@ def require_identity(root: Path) -> None:
             )
 
 
-def makings(root: Path) -> str | None:
+def inputs_hash(root: Path) -> str | None:
     """A hash of the data and code that DVC's last run saw, decide's own apart; None where nothing was run.
 
     Of dvc.lock, the dependencies of the stages up to evaluate that no stage has made.

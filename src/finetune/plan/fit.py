@@ -58,7 +58,7 @@ def judge_all(root: Path, found: Accelerators, predictor: "Predictor") -> Iterat
 
 def judge(config: Config, found: Accelerators, predictor: "Predictor | None") -> Fit:
     """Device, packages and memory of one run against what is here; the base may still be fetched."""
-    reasons = (*why_no_device(config, found), *why_no_packages(config))
+    reasons = (*missing_devices(config, found), *missing_packages(config))
     name, environment, base = config.recipe, config.environment, config.model.base
     if reasons:  # another device's memory says nothing
         return Fit(name, environment, base, False, reasons, unknown="not predicted, as it can't run here anyway")
@@ -72,7 +72,7 @@ def judge(config: Config, found: Accelerators, predictor: "Predictor | None") ->
     return Fit(name, environment, base, not reasons, reasons, parameters, peak, available, unknown, meant)
 
 
-def why_no_device(config: Config, found: Accelerators) -> Iterator[str]:
+def missing_devices(config: Config, found: Accelerators) -> Iterator[str]:
     """What the run's device lacks."""
     if config.environment == "cuda" and not found.gpus:
         yield "no CUDA device that torch can use"
@@ -86,7 +86,7 @@ def why_no_device(config: Config, found: Accelerators) -> Iterator[str]:
             yield f"bfloat16 needs compute capability {'.'.join(map(str, AMPERE))}"
 
 
-def why_no_packages(config: Config) -> Iterator[str]:
+def missing_packages(config: Config) -> Iterator[str]:
     """Packages that this run needs and that are not installed."""
     if runtime_of(config) != "native":
         return  # the image has what is locked

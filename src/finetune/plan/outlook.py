@@ -10,7 +10,7 @@ from typing import Any
 from finetune.config.train import TrainConfig
 from finetune.config.validate import ValidateParams
 from finetune.console import gigabytes
-from finetune.hardware.devices import memory_bytes, why_unavailable
+from finetune.hardware.devices import find_missing_device, memory_bytes
 from finetune.model.architecture import Architecture, trainable_parameters
 from finetune.plan.machines import MACHINES
 from finetune.plan.memory import MemoryPlan, largest_length, largest_micro_batch, plan_memory
@@ -176,4 +176,4 @@ def available_bytes(params: ValidateParams) -> int | None:
     """What one device of the machine has that the recipe names, or of this one where it is meant and has it."""
     if params.machine in MACHINES:
         return MACHINES[params.machine].memory_bytes
-    return None if why_unavailable(params.environment) else memory_bytes(params.environment)
+    return None if find_missing_device(params.environment) else memory_bytes(params.environment)

@@ -21,7 +21,7 @@ class Range:
     least: float
     most: float
 
-    def told(self) -> str:
+    def to_text(self) -> str:
         """In the unit that a person would use."""
         for unit, seconds in (("days", 86400), ("hours", 3600), ("minutes", 60)):
             if self.most >= 2 * seconds:

@@ -147,7 +147,15 @@ def _rows_of(name: str, account: SourceReport) -> list[str]:
 def _about(name: str, account: SourceReport) -> list[str]:
     what = f"sha256 {account.sha256}" if account.sha256 else f"revision {account.revision}"
     labels, unused = len(account.labels), ", ".join(account.unused_columns) or "none"
-    return [name, told_format(account), f"{account.bytes:,}", what, f"{account.groups:,}", f"{labels:,}", unused]
+    return [
+        name,
+        format_of(account),
+        f"{account.bytes:,}",
+        what,
+        f"{account.groups:,}",
+        f"{labels:,}",
+        unused,
+    ]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -156,7 +164,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return markdown_table(columns, plain)
 
 
-def told_format(account: SourceReport) -> str:
+def format_of(account: SourceReport) -> str:
     """The source's format, and whether it was detected."""
     return f"{account.format}{' (detected)' if account.detected else ''}"
 

@@ -21,8 +21,8 @@ from finetune.prepare.ledger import (
     account_table,
     check_balance,
     drops,
+    format_of,
     to_markdown,
-    told_format,
 )
 from finetune.prepare.mixture import sample
 from finetune.prepare.reading import Notes, open_notes, read_labels, read_source
@@ -130,7 +130,7 @@ def show(report: PrepareReport, data: DataConfig) -> None:
     """A few lines for the person who watches."""
     cells = []
     for name, account in report.sources.items():
-        cells.append([name, told_format(account), f"{account.read:,}", drops(account.dropped), f"{account.kept:,}"])
+        cells.append([name, format_of(account), f"{account.read:,}", drops(account.dropped), f"{account.kept:,}"])
     table("prepare: every row accounted for", ["source", "format", "read", "dropped", "kept"], cells)
     for name, account in report.sources.items():
         if account.unused_columns:

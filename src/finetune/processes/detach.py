@@ -52,7 +52,7 @@ def start(paths: Paths, target: str) -> int:
         say(f"  tail -f {detached.log}")
         return 0
     if code:
-        tell_failure(paths, detached)
+        print_failure(paths, detached)
     say(f"make {target} has ended already; see {detached.log}")
     return 0
 
@@ -78,7 +78,7 @@ def launch(paths: Paths, target: str) -> tuple[Detached, subprocess.Popen[bytes]
     return detached, process
 
 
-def tell_failure(paths: Paths, detached: Detached) -> NoReturn:
+def print_failure(paths: Paths, detached: Detached) -> NoReturn:
     """Show the last lines of a start that failed at once, and raise ConfigError."""
     log = paths.root / detached.log
     text = log.read_text(encoding="utf-8", errors="replace").rsplit(f"== make {detached.target}, started ", 1)[-1]

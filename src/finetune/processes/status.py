@@ -134,10 +134,10 @@ def how_detached_ended(detached: Detached, paths: Paths, told: dict[str, Any] | 
     if stage is None or stage.outcome == "done":
         lines = last_lines(paths.root / detached.log)
         return [f"{name} failed with exit code {end.exit_code}; {detached.log} ends with:", *lines]
-    return [f"{name} failed: {why_stage_failed(stage)} (all of it: {detached.log})"]
+    return [f"{name} failed: {failure_reason(stage)} (all of it: {detached.log})"]
 
 
-def why_stage_failed(stage: StageRecord) -> str:
+def failure_reason(stage: StageRecord) -> str:
     """The problem of a stage that did not come to its end; one that is still "running" was killed."""
     if stage.problem is not None:
         return printable(str(stage.problem))

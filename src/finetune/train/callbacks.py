@@ -59,4 +59,4 @@ class Steps(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Called when a checkpoint lies in its place."""
         if self.stopping:
-            self.trainer.say_goodbye()
+            self.trainer.print_ending()

@@ -172,11 +172,11 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         try:
             yield
         except OSError as error:
-            self.say_once(
+            self.print_once(
                 "disk", f"warning: {error.filename}: {error.strerror}; curves and status stand still till it is mended"
             )
 
-    def say_once(self, what: str, text: str) -> None:
+    def print_once(self, what: str, text: str) -> None:
         """A warning, the first time."""
         if what not in self.worried:
             self.worried.add(what)
@@ -188,7 +188,7 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             self.losses.append((state.global_step, float(entry["loss"])))
             if spikes := find_spikes(self.losses[-2 * WINDOW :]):
                 step, loss, usual = spikes[-1]
-                self.say_once(
+                self.print_once(
                     "spike", f"warning: the loss jumped to {loss:.3f} at step {step}, from {usual:.3f} before"
                 )
         if "eval_loss" in entry and state.global_step > state.max_steps / 4:
@@ -196,7 +196,7 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             first, best = rows[0], min(row["validation_loss"] for row in rows[1:] or rows)
             if first["step"] == 0 and best > first["validation_loss"] * (1 - LEAST_GAIN):
                 told = f"{best:.4f}, it was {first['validation_loss']:.4f} before the first step"
-                self.say_once(
+                self.print_once(
                     "nothing",
                     f"warning: nothing is learnt so far: the validation loss is {told} (./finetune stop ends it)",
                 )

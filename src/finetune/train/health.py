@@ -50,7 +50,7 @@ def smaller_micro_batch(params: TrainParams) -> TrainParams:
     return params.model_copy(update={"train": train.model_copy(update=sizes)})
 
 
-def tell_of_smaller(params: TrainParams) -> None:
+def warn_of_smaller_batch(params: TrainParams) -> None:
     """Say what a shortage of memory has changed, and what not."""
     train = params.train
     say(
@@ -70,7 +70,7 @@ def find_spikes(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float, f
     return found
 
 
-def tell_health(losses: Sequence[tuple[int, float]], first: float | None, best: float) -> list[str]:
+def describe_health(losses: Sequence[tuple[int, float]], first: float | None, best: float) -> list[str]:
     """Sentences about a run that finished but does not look well; none where it does.
 
     `losses` are (step, training loss) as logged; `first` is the validation loss before the first step, `best` the kept.

@@ -39,14 +39,14 @@ def publish(
 def summarize(trainer: "Trainer") -> dict[str, Any]:
     """What came out, the same for every repetition: steps, losses, the checkpoint that was kept, what looks unwell."""
     from finetune.train.curves import TRAINING, VALIDATION, curve_rows
-    from finetune.train.health import tell_health
+    from finetune.train.health import describe_health
 
     state = trainer.state
     training, validation = (curve_rows(state.log_history, columns) for columns in (TRAINING, VALIDATION))
     last = validation[-1]["validation_loss"]
     first = validation[0]["validation_loss"] if validation[0]["step"] == 0 else None
     best = state.best_metric if trainer.args.load_best_model_at_end else last
-    warnings = tell_health([(int(row["step"]), row["loss"]) for row in training], first, best)
+    warnings = describe_health([(int(row["step"]), row["loss"]) for row in training], first, best)
     return {
         "steps": state.global_step,
         "planned_steps": state.max_steps,

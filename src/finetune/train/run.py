@@ -23,7 +23,7 @@ from finetune.paths import Paths
 from finetune.processes.signals import StopRequest
 from finetune.train.checkpoints import Checkpoints, clear_others, read_progress
 from finetune.train.fingerprint import find_run
-from finetune.train.health import smaller_micro_batch, tell_of_smaller
+from finetune.train.health import smaller_micro_batch, warn_of_smaller_batch
 from finetune.train.memory_check import MemoryShortageError, forget_peak
 from finetune.train.publish import publish
 from finetune.train.setup import build_model, build_trainer, check_rows, process_device
@@ -87,7 +87,7 @@ def fit(
             pass  # outside this clause nothing holds what it held
         trainer = None
         params = smaller_micro_batch(params)
-        tell_of_smaller(params)
+        warn_of_smaller_batch(params)
         forget_peak(params.environment)
     seconds = time.perf_counter() - started
     return trainer, {

@@ -213,9 +213,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         except StoppedInEvaluationError:
             self.evaluation_pending = True
             self._save_checkpoint(self.model, None)
-            self.say_goodbye()
+            self.print_ending()
 
-    def say_goodbye(self) -> None:
+    def print_ending(self) -> None:
         """InterruptedRunError: the state of this step is saved."""
         raise InterruptedRunError(
             "",

@@ -11,7 +11,7 @@ from finetune.console import quiet_libraries
 from finetune.errors import FinetuneError, MachineError
 from finetune.files.atomic import write_json
 from finetune.hardware.devices import set_device_environment
-from finetune.hardware.failures import machine_trouble
+from finetune.hardware.failures import find_machine_problem
 from finetune.hardware.host import calm_threads
 from finetune.paths import Paths
 from finetune.processes.signals import die_with_parent, stop_on_signals
@@ -41,7 +41,7 @@ def main() -> int:
     except (OSError, MemoryError, RuntimeError) as error:
         if any(words in str(error) for words in PEER_LOST):
             return MachineError.exit_code  # the other one has left its error, if it could
-        trouble = machine_trouble(error)
+        trouble = find_machine_problem(error)
         if trouble is None:
             traceback.print_exc()
             return leave(paths, FinetuneError("train", f"process {os.environ['RANK']}: {error}"))

@@ -105,7 +105,7 @@ def counted(findings: Sequence[Finding]) -> str:
     return "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
 
 
-def told(finding: Finding) -> str:
+def format_finding(finding: Finding) -> str:
     """A finding in one line; an accepted one with the reason in place of the fix."""
     if finding.accepted is None:
         return str(finding)
@@ -114,5 +114,5 @@ def told(finding: Finding) -> str:
 
 def show_findings(findings: Sequence[Finding]) -> None:
     """The findings as a table, in order of cost."""
-    rows = [[finding.severity, finding.code, told(finding)] for finding in findings]
+    rows = [[finding.severity, finding.code, format_finding(finding)] for finding in findings]
     table("findings", ["severity", "code", "where, what, what to do"], rows)

@@ -60,12 +60,12 @@ def find_workload(
     if not (prepared and report.is_file()):
         remedy = "run dvc repro prepare, or say how many there will be: ./finetune plan --examples 15000"
         raise DataError(paths.prepared, "no prepared rows to plan with", remedy)
-    if other := why_stale(params, root):
+    if other := find_stale_rows(params, root):
         say(f"note: data/prepared was made {other}; dvc repro prepare makes it anew")
     return count_workload(params, root)
 
 
-def why_stale(params: ValidateParams, root: Path) -> str | None:
+def find_stale_rows(params: ValidateParams, root: Path) -> str | None:
     """What `data/prepared` was made of that is another now, settings or a file of rows; None where nothing is."""
     report = read_report(Paths(root).reports / "prepare.json", PrepareReport)
     if report.settings != params.data.model_dump(mode="json", exclude_unset=True):

@@ -10,7 +10,7 @@ import pytest
 from finetune.commands.experiments.comparison import compare_sides, cost_of, differing
 from finetune.commands.experiments.differences import compare_answers
 from finetune.commands.experiments.loading import ComparedRun, read_run
-from finetune.commands.experiments.tables import look_sentence, tell
+from finetune.commands.experiments.tables import look_sentence, print_comparison
 from finetune.config.scorers import LOSS, Metric
 from finetune.errors import DataError
 from finetune.records.examples import Answer, Prediction
@@ -139,7 +139,7 @@ def test_params_and_cost_stand_side_by_side() -> None:
 
 def test_the_words(capsys: pytest.CaptureFixture[str]) -> None:
     """Tables, what the intervals say, and what a choice on the test set costs."""
-    tell(compare_sides(A, B, 0.95, 0, LOOKS), as_markdown=True)
+    print_comparison(compare_sides(A, B, 0.95, 0, LOOKS), as_markdown=True)
     told = capsys.readouterr().out
     assert "| all | exact_match | 40 | 0.5000 | 0.6750 | +0.1750 | -0.0286 … +0.3661 | 15 | 5 | 12 | 8 | 0.14 |" in told
     assert "no interval tells the two apart" in told

@@ -15,16 +15,16 @@ from finetune.commands.experiments.seed_spread import (
     Spread,
     criteria_of,
     criteria_rows,
+    describe_gain,
     gains_of,
     spread_row,
-    tell_gain,
 )
 from finetune.commands.experiments.seed_sweep import Series, check_looks, choose_seeds, warnings_of
 from finetune.config.params import Config
 from finetune.errors import ConfigError
 from finetune.files.strict_json import read_json
 from finetune.history.seed_results import read_seeds, record_seed, seeds_key
-from finetune.pipeline.dvc import makings, seed_of
+from finetune.pipeline.dvc import inputs_hash, seed_of
 from tests.builders.runs_repository import build, copy_of, environment, finetune, run
 from tests.builders.waiting import PATIENCE, wait_for
 
@@ -119,7 +119,7 @@ def test_a_gain_within_the_spread_is_told(
 ) -> None:
     """The best of five seeds looks like progress; of a loss, less is a gain."""
     gain = Spread(tuple(value - baseline for value in candidate))
-    found = tell_gain("x", Spread(tuple(candidate)), gain, higher_is_better=higher)
+    found = describe_gain("x", Spread(tuple(candidate)), gain, higher_is_better=higher)
     assert found is None if told is None else found is not None and told in found
 
 
@@ -286,7 +286,7 @@ def test_a_seed_of_other_data_is_missing_again(repository: Path, tmp_path: Path,
     lock = (repository / "dvc.lock").read_text(encoding="utf-8")
     (tmp_path / "dvc.lock").write_text(lock, encoding="utf-8")
     for seed in (1, 2):
-        record_seed(series.paths.seeds, series.key, seed, RESULT | {"made_of_sha256": makings(tmp_path)})
+        record_seed(series.paths.seeds, series.key, seed, RESULT | {"made_of_sha256": inputs_hash(tmp_path)})
     assert series.missing() == [3]
     (tmp_path / "dvc.lock").write_text(lock.replace("data/raw", "data/row"), encoding="utf-8")
     assert series.missing() == [1, 2, 3]
@@ -298,8 +298,8 @@ def test_what_a_lock_says(repository: Path, tmp_path: Path) -> None:
     """The seed of its adapter; and a hash of data and code that neither the seed nor decide's own inputs change."""
     lock = (repository / "dvc.lock").read_text(encoding="utf-8")
     assert seed_of(lock) == 42
-    assert makings(tmp_path) is None
-    found = makings(repository)
+    assert inputs_hash(tmp_path) is None
+    found = inputs_hash(repository)
     for text, same in ((lock.replace("seed: 42", "seed: 43"), True), (lock.replace("data/raw", "data/row"), False)):
         (tmp_path / "dvc.lock").write_text(text, encoding="utf-8")
-        assert (makings(tmp_path) == found) is same
+        assert (inputs_hash(tmp_path) == found) is same

@@ -23,7 +23,7 @@ from finetune.model.architecture import find_architecture
 from finetune.paths import Paths
 from finetune.plan.schedule import plan_schedule
 from finetune.records.examples import Example
-from finetune.validate.preview import look_ahead, why_stale
+from finetune.validate.preview import find_stale_rows, look_ahead
 from tests.builders.small_run import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -61,7 +61,7 @@ def test_what_this_machine_has_no_kernels_for_is_replaced_and_said(
     real = change(**keys, **{"train.tf32": True, "train.fp16": True, "model.dtype": "float16"})
 
     def kept(missing: str | None) -> tuple[list[str], list[str]]:
-        monkeypatch.setattr(workspace, "why_unavailable", lambda environment: missing)
+        monkeypatch.setattr(workspace, "find_missing_device", lambda environment: missing)
         content, changes = rehearsal_params(real, 32, 200)
         return [content["environment"], content["model"]["attention"], content["train"]["optim"]], changes
 
@@ -156,7 +156,7 @@ def test_rows_are_prepared_anew_where_they_or_the_settings_changed(
     assert (paths.prepared / "train.jsonl").stat().st_ino == before, "nothing changed, nothing is written"
     source = Path("data/raw/cpython/interactions.jsonl")
     source.write_text("".join(source.read_text(encoding="utf-8").splitlines(keepends=True)[:-9]), encoding="utf-8")
-    assert why_stale(config, Path()) == "of another data/raw/cpython/interactions.jsonl than lies there now"
+    assert find_stale_rows(config, Path()) == "of another data/raw/cpython/interactions.jsonl than lies there now"
     with pipeline_lock(paths.work / "pipeline.lock", "train"), pytest.raises(ConfigError, match="stage train"):
         prepare_rows(config, Path())
     assert read_json(paths.reports / "prepare.json") == first
@@ -164,7 +164,7 @@ def test_rows_are_prepared_anew_where_they_or_the_settings_changed(
     assert "it is made anew, as dvc repro prepare does" in capsys.readouterr().out
     assert read_json(paths.reports / "prepare.json")["sources"]["cpython"]["read"] == 3756 - 9
     other = change(**{"data.max_bad_fraction": 0.5})
-    assert why_stale(other, Path()) == "with other settings of the section data"
+    assert find_stale_rows(other, Path()) == "with other settings of the section data"
 
 
 # ---- Whole rehearsals, in their own target: a minute or two each

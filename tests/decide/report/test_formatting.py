@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.decide.report.formatting import percent, plain_markdown, plain_name, shortened, told, visible
+from finetune.decide.report.formatting import format_value, percent, plain_markdown, plain_name, shortened, visible
 from finetune.decide.report.readings import examples_counted, read_outcomes
 from finetune.decide.report.svg import Scale, round_ticks
 from tests.builders.report_answers import OTHER, MadeUp
@@ -33,7 +33,7 @@ def test_figures_read_as_people_write_them() -> None:
     """Nothing that is not all reads as all."""
     shown = [percent(value) for value in (0.0, 0.0001, 0.5, 0.9999, 1.0, None)]
     assert shown == ["0.0%", "<0.1%", "50.0%", ">99.9%", "100.0%", "n/a"]
-    assert told(-0.03, "points") == "\u22123.0 points" and told(0.31, "difference") == "+0.310"
+    assert format_value(-0.03, "points") == "\u22123.0 points" and format_value(0.31, "difference") == "+0.310"
     assert shortened("x" * 12, 10) == "xxxxxxxxxx… [2 more characters]"
 
 

@@ -49,7 +49,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         fast: bool = True,
         packages: tuple[str, ...] = ("deepspeed", "flash_attn", "tensorboard"),
     ) -> None:
-        monkeypatch.setattr(preflight, "why_unavailable", lambda environment: missing)
+        monkeypatch.setattr(preflight, "find_missing_device", lambda environment: missing)
         monkeypatch.setattr(preflight, "count_devices", lambda environment: devices)
         monkeypatch.setattr(
             machine_checks, "device_supports", lambda number_format, environment: number_format in supports

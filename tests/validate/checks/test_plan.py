@@ -56,7 +56,7 @@ def test_advice_names_only_what_fits(config: Config, fits: tuple[int, int], fix:
 
 def test_a_smaller_machine_than_the_recipes_is_a_warning(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
     """A laptop with a GPU runs the rehearsal; the run itself needs the machine that was named."""
-    monkeypatch.setattr(plan, "why_unavailable", lambda environment: None)
+    monkeypatch.setattr(plan, "find_missing_device", lambda environment: None)
     monkeypatch.setattr(plan, "memory_bytes", lambda environment: 8 * GB)
     config = change(**CUDA)
     assert check_this_machine(config, outlook_of(config, 8 * GB, 80 * GB)) == []
@@ -67,7 +67,7 @@ def test_a_smaller_machine_than_the_recipes_is_a_warning(change: Change, monkeyp
     )
     here = change()
     assert check_this_machine(here, outlook_of(here, 9 * GB, 8 * GB)) == []  # check_fit's business
-    monkeypatch.setattr(plan, "why_unavailable", lambda environment: "no CUDA device answers")
+    monkeypatch.setattr(plan, "find_missing_device", lambda environment: "no CUDA device answers")
     assert check_this_machine(config, outlook_of(config, 9 * GB, 80 * GB)) == []
 
 

@@ -17,7 +17,7 @@ from finetune.containers.runtime import has_packages, require_ready, runtime_of
 from finetune.errors import DataError, MachineError
 from finetune.hardware.host import ask
 from finetune.hardware.locks import lock_files, locked_packages
-from finetune.model.cache import snapshot, token_file, weights_trouble
+from finetune.model.cache import find_missing_weights, snapshot, token_file
 
 NAMED = 8  # so many packages are named, the rest are counted
 CONTAINERS = ("docker", "podman", "buildah")
@@ -108,7 +108,7 @@ def check_base(model: ModelConfig, root: Path) -> Check:
     """Whether the base's files lie in a folder or in the cache, and all of them."""
     folder = root / model.base
     if folder.is_dir():
-        trouble = weights_trouble(folder)
+        trouble = find_missing_weights(folder)
         if trouble:
             return Check("base model", f"{model.base}: {trouble}", "missing", "copy the folder again, whole")
         return Check("base model", f"{model.base}, a folder, complete")
@@ -116,7 +116,7 @@ def check_base(model: ModelConfig, root: Path) -> Check:
         told = f"{model.base} is no folder, and no revision is named"
         remedy = "set model.revision to the 40 hex digits of a commit (./finetune pin)"
         return Check("base model", told, "missing", remedy)
-    trouble = weights_trouble(snapshot(model)) if snapshot(model).is_dir() else "not in the cache"
+    trouble = find_missing_weights(snapshot(model)) if snapshot(model).is_dir() else "not in the cache"
     if trouble:
         told = f"{model.base} at {model.revision[:12]}: {trouble}"
         return Check("base model", told, "missing", f"hf download {model.base} --revision {model.revision}")

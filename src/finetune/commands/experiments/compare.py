@@ -11,7 +11,7 @@ from typing import Any
 from finetune.commands.experiments.comparison import compare_sides
 from finetune.commands.experiments.listing import WORKSPACE
 from finetune.commands.experiments.loading import ComparedRun, read_run
-from finetune.commands.experiments.tables import tell
+from finetune.commands.experiments.tables import print_comparison
 from finetune.config.loading import read_yaml
 from finetune.files.nested import dig
 from finetune.files.strict_json import read_json
@@ -33,7 +33,7 @@ def run(root: Path, first: str, second: str, *, as_json: bool, as_markdown: bool
     if as_json:
         print(json.dumps(comparison.to_json(), indent=2, allow_nan=False))
     else:
-        tell(comparison, as_markdown=as_markdown)
+        print_comparison(comparison, as_markdown=as_markdown)
 
 
 def changed_since(root: Path) -> list[str]:

@@ -139,7 +139,7 @@ def spread_row(subject: str, candidate: Spread, gain: Spread, bounds: tuple[Any,
     ]
 
 
-def tell_gain(subject: str, candidate: Spread, gain: Spread, *, higher_is_better: bool) -> str | None:
+def describe_gain(subject: str, candidate: Spread, gain: Spread, *, higher_is_better: bool) -> str | None:
     """In words, whether the gain is more than what another seed changes; None where it is, and for one seed."""
     if len(gain.values) < 2:
         return None

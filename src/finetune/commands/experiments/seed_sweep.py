@@ -15,11 +15,11 @@ from typing import Any
 from finetune.commands.experiments.seed_spread import (
     criteria_of,
     criteria_rows,
+    describe_gain,
     figures_of,
     gains_of,
     spread_row,
     subjects_of,
-    tell_gain,
 )
 from finetune.config.params import Config, load_config
 from finetune.config.train import TrainParams
@@ -30,7 +30,7 @@ from finetune.files.nested import dig
 from finetune.files.strict_json import read_json
 from finetune.history.seed_results import adapter_inputs_hash, read_seeds, record_seed, seeds_key
 from finetune.paths import Paths
-from finetune.pipeline.dvc import makings, quiet_dvc, read_lock, require_identity, run_dvc, seed_of
+from finetune.pipeline.dvc import inputs_hash, quiet_dvc, read_lock, require_identity, run_dvc, seed_of
 from finetune.processes.running import require_idle
 from finetune.records.io import read_predictions
 
@@ -73,7 +73,7 @@ class Series:
 
     def missing(self) -> list[int]:
         """The seeds that are not recorded, or were run on other data or code than DVC saw last."""
-        found, now = self.results(), makings(self.root)
+        found, now = self.results(), inputs_hash(self.root)
         stale = {seed for seed, result in found.items() if now and result.get("made_of_sha256") != now}
         return [seed for seed in self.seeds if str(seed) not in found or (str(seed) in stale and seed not in self.done)]
 
@@ -186,7 +186,7 @@ def outcome(series: Series, seed: int) -> dict[str, Any]:
     return {
         "adapter_sha256": evaluation["adapter_sha256"],
         "test_sha256": evaluation["test_sha256"],
-        "made_of_sha256": makings(series.root),
+        "made_of_sha256": inputs_hash(series.root),
         "makings_sha256": adapter_inputs_hash(read_json(paths.adapter / "manifest.json")),
         **{key: decision[key] for key in ("policy", "confidence")},
         "verdict": decision["verdict"],
@@ -229,7 +229,7 @@ def show(series: Series) -> None:
         if known is not None:
             candidate, gain, bounds = known
             rows.append(spread_row(subject, candidate, gain, bounds, confidence))
-            told.append(tell_gain(subject, candidate, gain, higher_is_better=metrics[name].higher_is_better))
+            told.append(describe_gain(subject, candidate, gain, higher_is_better=metrics[name].higher_is_better))
     title = f"the spread between {len(results)} seeds, and the gain on the baseline"
     table(f"{title} (intervals: {100 * confidence:.4g}%, two-sided)", SPREAD_COLUMNS, rows)
     for line in filter(None, told):

@@ -13,7 +13,7 @@ RIGHT_COLUMNS = ["group", "metric", "n", "A", "B", "B - A", "interval", "both", 
 OTHER_COLUMNS = ["group", "metric", "n", "A", "B", "B - A", "interval", "method"]
 
 
-def tell(comparison: Comparison, *, as_markdown: bool) -> None:
+def print_comparison(comparison: Comparison, *, as_markdown: bool) -> None:
     """The comparison for people."""
     draw = print_markdown if as_markdown else table
     a, b, measured = comparison.a, comparison.b, comparison.measured
@@ -28,7 +28,7 @@ def tell(comparison: Comparison, *, as_markdown: bool) -> None:
         draw(f"right or wrong, B - A ({sure}; p: exact McNemar)", RIGHT_COLUMNS, right)
     if other:
         draw(f"means, and figures of the whole set, B - A ({sure})", OTHER_COLUMNS, other)
-    for line in [*sentences(measured, comparison.confidence), *why_not(comparison.found)]:
+    for line in [*sentences(measured, comparison.confidence), *not_compared(comparison.found)]:
         say(line)
     if cost := [[title, _text(old), _text(new)] for title, old, new in cost_of(a, b)]:
         draw("cost", ["", "A", "B"], cost)
@@ -41,7 +41,7 @@ def tell(comparison: Comparison, *, as_markdown: bool) -> None:
     say(look_sentence(comparison.looks))
 
 
-def why_not(found: Iterable[Compared]) -> list[str]:
+def not_compared(found: Iterable[Compared]) -> list[str]:
     """What could not be compared, and why."""
     return [f"{_subject(item)}: not compared: {item.why_not}" for item in found if not item.difference]
 

@@ -22,8 +22,8 @@ from finetune.paths import Paths
 from finetune.reports.base import read_report
 from finetune.reports.decision import DecisionReport
 from finetune.reports.train import TrainCostReport, TrainReport
-from finetune.validate.findings import told
-from finetune.validate.preview import Preview, look_ahead, why_stale
+from finetune.validate.findings import format_finding
+from finetune.validate.preview import Preview, find_stale_rows, look_ahead
 
 NOT_HERE = {
     "cuda": "speed and memory on the GPU, its own kernels (flash attention, 8-bit optimizers, fused ones)",
@@ -61,7 +61,7 @@ def prepare_rows(real: Config, root: Path) -> None:
     paths = Paths(root)
     files = [paths.reports / "prepare.json", *(paths.prepared / f"{name}.jsonl" for name in SPLITS)]
     if all(path.is_file() for path in files):
-        other = why_stale(real, root)
+        other = find_stale_rows(real, root)
         if other is None:
             return
         say(f"data/prepared was made {other}: it is made anew, as dvc repro prepare does")
@@ -164,7 +164,7 @@ def report(
         say(f"  only the real machine can show: {line}")
     ahead = [finding for finding in preview.findings if finding.severity != "note"]
     for finding in ahead:
-        say(f"  before the real run: {finding.severity}: {told(finding)}")
+        say(f"  before the real run: {finding.severity}: {format_finding(finding)}")
     path = folder / "report.md"
     write_lines(path, [to_markdown(real, held, changes, unproven, ahead)])
     say(f"report {path}")
@@ -177,5 +177,10 @@ def to_markdown(real: Config, held: list[Proof], changes: list[str], unproven: l
     lines += ["", "## What was changed for it", "", *(f"- {change}" for change in changes)]
     lines += ["", "## What only the real machine can show", "", *(f"- {line}" for line in unproven)]
     if ahead:
-        lines += ["", "## Before the real run", "", *(f"- {finding.severity}: {told(finding)}" for finding in ahead)]
+        lines += [
+            "",
+            "## Before the real run",
+            "",
+            *(f"- {finding.severity}: {format_finding(finding)}" for finding in ahead),
+        ]
     return "\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ from finetune.config.types import SPLITS, Split
 from finetune.errors import DataError
 from finetune.files.atomic import write_json, write_lines
 from finetune.files.hashing import sha256_file
-from finetune.hardware.devices import why_unavailable
+from finetune.hardware.devices import find_missing_device
 from finetune.model.tokens import tokenize
 from finetune.paths import Paths
 from finetune.records.examples import Example
@@ -60,7 +60,7 @@ def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, A
             changes.append(f"{section}.{key}: {content[section][key]} -> {value} ({why})")
             content[section][key] = value
 
-    here = real.environment if why_unavailable(real.environment) is None else "cpu"
+    here = real.environment if find_missing_device(real.environment) is None else "cpu"
     if here != real.environment:
         changes.append(f"environment: {real.environment} -> {here} (this machine has no such device)")
     content |= {"environment": here, "machine": "this", "runtime": "native"}

@@ -39,7 +39,7 @@ def run(root: Path, key: Path | None, output: Path | None) -> None:
         target, manifest = write_bundle(paths, config, output)
     if key is not None:
         say(f"signed: {signing.sign(target, key)}")
-    tell(target, manifest)
+    print_bundle(target, manifest)
 
 
 def write_bundle(paths: Paths, config: Config, output: Path | None) -> tuple[Path, dict[str, Any]]:
@@ -104,7 +104,7 @@ def entry_of(source: Path | bytes) -> dict[str, Any]:
     return {"bytes": source.stat().st_size, "sha256": sha256_file(source)}
 
 
-def tell(target: Path, manifest: dict[str, Any]) -> None:
+def print_bundle(target: Path, manifest: dict[str, Any]) -> None:
     """What was written, and loudly what the verdict is where it is no deploy."""
     size = target.stat().st_size
     say(f"{target}: {len(manifest['files'])} files, {gigabytes(size) if size > 1e8 else f'{size / 1e6:.1f} MB'}")

@@ -53,7 +53,7 @@ def push(root: Path) -> None:
         require_manifests(paths)
         files = stored_files(root)
         require_whole(root, files)
-        say(f"push: {told(root, files)} to the remote {remote}")
+        say(f"push: {format_amount(root, files)} to the remote {remote}")
         code, text = run_dvc(root, ["push"], settings, "push")
         absent = [] if code else fill_gaps(root, remote, files, settings)
         if code or absent:
@@ -89,7 +89,7 @@ def pull(root: Path) -> None:
         require_in_place(root, files)
         require_manifests(paths)
         require_finished(root, "pull")
-    say(f"pull: done; {told(root, files)} from the remote {remote} are in place, as their manifests say")
+    say(f"pull: done; {format_amount(root, files)} from the remote {remote} are in place, as their manifests say")
     say("  dvc repro has nothing to do; ./finetune report shows the verdict")
 
 
@@ -178,7 +178,7 @@ def require_whole(root: Path, files: list[Stored]) -> None:
         )
 
 
-def told(root: Path, files: list[Stored]) -> str:
+def format_amount(root: Path, files: list[Stored]) -> str:
     """How much there is."""
     sizes = [path.stat().st_size for file in files if not file.listing and (path := root / file.name).is_file()]
     return f"{len(sizes)} files, {gigabytes(sum(sizes))}"

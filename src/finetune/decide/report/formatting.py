@@ -98,7 +98,7 @@ def figure(value: float | None) -> str:
     return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.4g}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def told(value: float | None, kind: Kind) -> str:
+def format_value(value: float | None, kind: Kind) -> str:
     """A figure of a kind: `66.9%`, `+53.7 points`, `0.305`, `0.047 s`, `0.56 GB`."""
     if value is None or not math.isfinite(value):
         return "n/a"
@@ -114,7 +114,7 @@ def told(value: float | None, kind: Kind) -> str:
     return figure(value) if kind == "number" else amount(value, "s" if kind == "seconds" else "bytes")
 
 
-def short_told(value: float, kind: Kind) -> str:
+def format_short(value: float, kind: Kind) -> str:
     """The same without needless zeros, for scales and targets: `55%`, `1 s`, `2 GB`."""
     if kind in ("share", "gain", "points"):
         shown = f"{100 * value:.4g}".replace("-", MINUS)
@@ -124,7 +124,7 @@ def short_told(value: float, kind: Kind) -> str:
     return f"{value / 1e9:.4g} GB" if kind == "bytes" else f"{value:.4g}".replace("-", MINUS)
 
 
-def count_told(value: float | None) -> str:
+def format_count(value: float | None) -> str:
     """A mean count, such as tokens an answer: `14.3`."""
     return "n/a" if value is None or not math.isfinite(value) else f"{value:,.1f}"
 

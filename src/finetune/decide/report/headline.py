@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.decide.report.formatting import counted, name, percent, short_told, told
+from finetune.decide.report.formatting import counted, format_short, format_value, name, percent
 from finetune.decide.report.readings import NO_INTERVAL, Reading, read_outcomes, side_names
 from finetune.decide.run_reports import Decided
 from finetune.decide.verdict import Verdict
@@ -68,9 +68,11 @@ def clause(item: Reading, sides: Mapping[str, str], confidence: float, policy: s
     if item.outcome.about != "quality" or item.outcome.metric is None:
         return f"{item.outcome.criterion}: {item.estimate} ({proof})"
     if item.kind in ("points", "difference"):
-        both = [told(value, "share" if item.kind == "points" else "number") for value in (item.candidate, item.base)]
+        both = [
+            format_value(value, "share" if item.kind == "points" else "number") for value in (item.candidate, item.base)
+        ]
         return f"{new} {achieves(item, both[0])}, {old} {both[1]}: a difference of {item.estimate} ({proof})"
-    base = "" if item.base is None else f"; {old} {told(item.base, item.kind)}"
+    base = "" if item.base is None else f"; {old} {format_value(item.base, item.kind)}"
     return f"{new} {achieves(item, item.estimate)} ({proof}){base}"
 
 
@@ -94,7 +96,7 @@ def evidence(item: Reading, confidence: float, policy: str) -> str:
     bound = outcome.lower if outcome.higher_is_better else outcome.upper
     sure = f"with {100 * confidence:.4g}% confidence"
     if outcome.status == "pass" and bound is not None:
-        return f"{item.direction} {told(bound, item.kind)} {sure}, {asked}"
+        return f"{item.direction} {format_value(bound, item.kind)} {sure}, {asked}"
     return f"between {item.bounds.replace(' to ', ' and ')} {sure}, {asked}"
 
 
@@ -150,7 +152,7 @@ def _doubts(evaluation: EvaluationReport) -> list[str]:
     for group, measured in evaluation.groups.items():
         right = measured.candidate.get("exact_match")
         if group != ALL and right is not None and right <= measured.majority_share:
-            guess = short_told(measured.majority_share, "share")
+            guess = format_short(measured.majority_share, "share")
             found.append(f"{name(group)}: always giving its commonest answer would be right in {guess}, no less often.")
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 from finetune.config.criteria import RULES
 from finetune.config.scorers import LOSS, PERPLEXITY, SCORERS, Metric
 from finetune.decide.outcomes import Outcome
-from finetune.decide.report.formatting import Kind, name, plain_name, short_told, told
+from finetune.decide.report.formatting import Kind, format_short, format_value, name, plain_name
 from finetune.records.examples import ALL
 from finetune.reports.evaluation import EvaluationReport
 
@@ -63,7 +63,7 @@ class Reading:
         """The target, e.g. `55%`, or `more than 0 points` of a comparison."""
         if self.outcome.target is None or self.outcome.target != self.outcome.target:
             return "nothing"
-        bound = short_told(self.outcome.target, self.kind)
+        bound = format_short(self.outcome.target, self.kind)
         if self.kind == "points":
             bound = f"{bound} points"
         if self.is_comparison:
@@ -90,12 +90,12 @@ class Reading:
     @property
     def estimate(self) -> str:
         """The estimate as text."""
-        return told(self.outcome.estimate, self.kind)
+        return format_value(self.outcome.estimate, self.kind)
 
     @property
     def bounds(self) -> str:
         """Both bounds as text; of one that is open, the other."""
-        lower, upper = (told(value, self.kind) for value in (self.outcome.lower, self.outcome.upper))
+        lower, upper = (format_value(value, self.kind) for value in (self.outcome.lower, self.outcome.upper))
         if lower == upper == "n/a":
             return NO_INTERVAL
         return f"{lower} to {upper}".replace(" points to", " to").replace("n/a", "open")

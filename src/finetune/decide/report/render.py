@@ -19,17 +19,17 @@ from finetune.decide.report.examples import show_examples
 from finetune.decide.report.formatting import (
     amount,
     code_markdown,
-    count_told,
     counted,
     duration,
     figure,
+    format_count,
+    format_value,
     listed,
     name,
     percent,
     plain_markdown,
     plain_name,
     printable,
-    told,
 )
 from finetune.decide.report.headline import headline, leading, left_out, provisos
 from finetune.decide.report.model_card import card_data, decoding, hub_names, loading_name
@@ -41,8 +41,8 @@ from finetune.records.examples import Prediction
 
 TEMPLATES = Path(__file__).parent / "templates"
 CHANGES = {True: "How far the verdict is from changing", False: "What would change the verdict"}  # by: is it deploy
-FILTERS: dict[str, Callable[..., Any]] = {"code": code_markdown, "count": count_told}
-FILTERS |= {show.__name__: show for show in (amount, counted, duration, figure, listed, name, percent, told)}
+FILTERS: dict[str, Callable[..., Any]] = {"code": code_markdown, "count": format_count}
+FILTERS |= {show.__name__: show for show in (amount, counted, duration, figure, listed, name, percent, format_value)}
 
 
 def render(template: str, **content: Any) -> str:

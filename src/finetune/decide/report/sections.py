@@ -9,14 +9,14 @@ from finetune.decide.report.formatting import (
     MINUS,
     Kind,
     amount,
-    count_told,
     duration,
     figure,
+    format_count,
+    format_short,
+    format_value,
     name,
     percent,
-    short_told,
     spaced,
-    told,
 )
 from finetune.decide.report.readings import ANSWER_FACTS, ICONS, Reading, examples_counted, known_metrics
 from finetune.decide.report.svg import Scale, draw_criterion, draw_dots, draw_lines, draw_pair
@@ -66,14 +66,16 @@ def show_key_figures(readings: Sequence[Reading], leading: Reading | None, run: 
         of = "" if leading.outcome.group in (None, "all") else f", {name(leading.outcome.group, 40)}"
         value = leading.outcome.estimate if leading.kind == kind else leading.candidate
         metric = name(spaced(leading.outcome.metric), 40)
-        base = "" if leading.base is None else f"baseline {told(leading.base, kind)}"
-        found.append({"label": f"{metric[:1].upper()}{metric[1:]}{of}", "value": told(value, kind), "than": base})
+        base = "" if leading.base is None else f"baseline {format_value(leading.base, kind)}"
+        found.append(
+            {"label": f"{metric[:1].upper()}{metric[1:]}{of}", "value": format_value(value, kind), "than": base}
+        )
     examples = run.reports.evaluation.groups[ALL].examples
     found.append({"label": "Test examples", "value": f"{examples:,}", "than": "never trained on"})
     mean, old = (times.mean_seconds if times else None for times in (latency.candidate, latency.baseline))
     base = amount(old, "s")
     found.append({"label": "Mean answer time", "value": amount(mean, "s"), "than": f"baseline {base}"})
-    limit = next((f"limit {short_told(r.outcome.target, 'bytes')}" for r in readings if r.kind == "bytes"), "")
+    limit = next((f"limit {format_short(r.outcome.target, 'bytes')}" for r in readings if r.kind == "bytes"), "")
     found.append({"label": "Peak memory", "value": amount(memory.largest_bytes, "bytes"), "than": limit})
     return found
 
@@ -124,7 +126,7 @@ def _group_row(metric: Metric, group: str, examples: int | None, measured: Group
     drawn = []
     for side, value in values.items():
         bounds = share_interval(value, examples) if share and not row["clustered"] else None
-        row[side] = told(value, "share" if share else "number")
+        row[side] = format_value(value, "share" if share else "number")
         row[f"{side}_bounds"] = f"{percent(bounds[0])} to {percent(bounds[1])}" if bounds else None
         if value is not None:
             drawn.append((value, *(bounds or (value, value))))
@@ -157,7 +159,7 @@ def show_answers(groups: Mapping[str, GroupReport]) -> list[dict[str, Any]]:
             "majority": percent(measured.majority_share),
             **{
                 side: {
-                    "tokens": count_told(measured.figures(side).get("mean_tokens")),
+                    "tokens": format_count(measured.figures(side).get("mean_tokens")),
                     "cut": percent(measured.figures(side).get("cut_off")),
                     "failed": f"{int(measured.figures(side).get('failed') or 0):,}",
                 }
@@ -192,8 +194,8 @@ def show_latency(latency: LatencyReport, timings: Sequence[Timing]) -> dict[str,
         {
             "side": side,
             **{key: amount(getattr(measured, f"{key}_seconds"), "s") for key in ("mean", "p50", "p95", "mean_first")},
-            "tokens": count_told(measured.mean_tokens),
-            "speed": count_told(measured.tokens_per_second),
+            "tokens": format_count(measured.mean_tokens),
+            "speed": format_count(measured.tokens_per_second),
         }
         for side in SIDES
         if (measured := latency.side(side))
@@ -235,7 +237,7 @@ def show_seeds(seeds: Mapping[str, Mapping[str, Any]] | None, readings: Sequence
         values = [run.get(criterion) for run in estimates]
         known = [value for value in values if value is not None]
         kind: Kind = kinds.get(criterion, "number")
-        spread = f"{told(min(known), kind)} to {told(max(known), kind)}" if known else "n/a"
-        shown = [told(value, kind) for value in values]
+        spread = f"{format_value(min(known), kind)} to {format_value(max(known), kind)}" if known else "n/a"
+        shown = [format_value(value, kind) for value in values]
         rows.append({"criterion": name(criterion, 160), "values": shown, "spread": spread})
     return {"runs": [{"seed": seed, **run} for seed, run in seeds.items()], "rows": rows}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from finetune.decide.report.formatting import Kind, short_told
+from finetune.decide.report.formatting import Kind, format_short
 from finetune.decide.report.readings import NO_INTERVAL, Reading
 
 LOG_FROM = 5.0  # figures this many times apart are drawn on a logarithmic scale, or the smaller ones are one dot
@@ -86,7 +86,7 @@ def draw_criterion(reading: Reading) -> Markup | None:
         '<line class="axis" x1="0" x2="100%" y1="31" y2="31"/>',
         *([interval] if reading.bounds != NO_INTERVAL else []),
         f'<line class="target" x1="{target}%" x2="{target}%" y1="16" y2="45"/>',
-        _text(target, 11, f"asked: {short_told(item.target, reading.kind)}", "asked"),
+        _text(target, 11, f"asked: {format_short(item.target, reading.kind)}", "asked"),
         *_ticks(scale, reading.kind, 62),
     ]
     if base is not None:
@@ -94,7 +94,7 @@ def draw_criterion(reading: Reading) -> Markup | None:
     parts.append(f'<circle class="estimate" cx="{scale.at(item.estimate)}%" cy="31" r="6.5"/>')
     about = f"estimate {reading.estimate}, {reading.bounds}, asked {reading.asked}"
     if base is not None:
-        about += f", baseline {short_told(base, reading.kind)}"
+        about += f", baseline {format_short(base, reading.kind)}"
     return _svg(f"interval {item.status}", 68, about + (", logarithmic scale" if scale.log else ""), parts)
 
 
@@ -102,7 +102,7 @@ def _ticks(scale: Scale, kind: Kind, y: int) -> Iterable[str]:
     unit = " points" if kind == "points" else " (log)" if scale.log else ""
     places = scale.ticks()
     for at, value in enumerate(places):
-        label = short_told(value, kind) + (unit if at == len(places) - 1 else "")
+        label = format_short(value, kind) + (unit if at == len(places) - 1 else "")
         yield f'<line class="tick" x1="{scale.at(value)}%" x2="{scale.at(value)}%" y1="{y - 18}" y2="{y - 13}"/>'
         yield _text(scale.at(value), y, label, "label")
 
@@ -149,7 +149,7 @@ def draw_dots(rows: Sequence[tuple[str, Sequence[float]]], about: str) -> Markup
         mean = scale.at(sum(values) / len(values))
         parts.append(f'<line class="mean" x1="{mean}%" x2="{mean}%" y1="{y - 15}" y2="{y + 15}"/>')
     bottom = 34 + 54 * len(rows) - 8
-    parts += [_text(scale.at(value), bottom, short_told(value, "seconds"), "label") for value in scale.ticks()]
+    parts += [_text(scale.at(value), bottom, format_short(value, "seconds"), "label") for value in scale.ticks()]
     return _svg("dots", bottom + 8, about, parts)
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet
 from finetune.errors import DataError
 from finetune.files.strict_json import parse_json
 from finetune.prepare.readers.batches import BATCH_BYTES, BATCH_ROWS, BadRow, Batch, Row, too_large
-from finetune.prepare.readers.compression import BUFFER, Compression, expanded, failures_told
+from finetune.prepare.readers.compression import BUFFER, Compression, expanded, read_errors_at
 
 HELD = 1 << 28  # bytes that may be decoded at once, where values are shared between rows
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -67,7 +67,7 @@ class TooLargeBatch:
 
 def file_batches(path: Path, compression: Compression | None, read: Opener, max_row_bytes: int) -> Iterator[Batch]:
     """Batches of a Parquet or Arrow file."""
-    with failures_told(str(path)), expanded(path, compression) as file:
+    with read_errors_at(str(path)), expanded(path, compression) as file:
         size = path.stat().st_size
         found = ((batch, int(size * share)) for batch, share in read(file, str(path)))
         yield from arrow_batches(found, str(path), max_row_bytes)
@@ -76,7 +76,7 @@ def file_batches(path: Path, compression: Compression | None, read: Opener, max_
 def arrow_batches(found: Iterable[tuple[pa.RecordBatch, int]], where: str, max_row_bytes: int) -> Iterator[Batch]:
     """Small batches of record batches, each given with what was read up to its end; DataError for odd columns."""
     first, names, schema = 1, None, None
-    with failures_told(where):
+    with read_errors_at(where):
         for batch, read_bytes in found:
             if schema is None or batch.schema != schema:
                 schema = batch.schema

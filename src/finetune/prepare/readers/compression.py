@@ -24,7 +24,7 @@ BUFFER = 1 << 18  # read at once from a file
 
 
 @contextmanager
-def failures_told(where: str) -> Iterator[None]:
+def read_errors_at(where: str) -> Iterator[None]:
     """Turn what the system and pyarrow raise into one line."""
     try:
         yield
@@ -57,7 +57,7 @@ class OpenText:
 @contextmanager
 def open_text(path: Path, compression: Compression | None) -> Iterator[OpenText]:
     """A text file after its byte order mark; DataError where it is compressed and its name does not say so."""
-    with failures_told(str(path)), path.open("rb", buffering=0) as file:
+    with read_errors_at(str(path)), path.open("rb", buffering=0) as file:
         stream = io.BufferedReader(pa.CompressedInputStream(file, compression) if compression else file, BUFFER)
         head = stream.peek(4)
         for suffix, start in STARTS.items():
@@ -76,6 +76,6 @@ def expanded(path: Path, compression: Compression | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         copy = Path(folder) / "expanded"
-        with failures_told(str(path)), path.open("rb", buffering=0) as file, copy.open("wb") as target:
+        with read_errors_at(str(path)), path.open("rb", buffering=0) as file, copy.open("wb") as target:
             shutil.copyfileobj(pa.CompressedInputStream(file, compression), target, BUFFER)
         yield copy

@@ -9,7 +9,7 @@ from finetune.errors import DataError
 from finetune.files.strict_json import parse_json
 from finetune.prepare.readers.arrow_rows import arrow_batches, arrow_file
 from finetune.prepare.readers.batches import Batch
-from finetune.prepare.readers.compression import failures_told
+from finetune.prepare.readers.compression import read_errors_at
 
 DATASET, DATASETS = "state.json", "dataset_dict.json"  # what makes a folder one dataset, or one of several splits
 
@@ -21,14 +21,14 @@ def is_dataset_folder(path: Path) -> bool:
 
 def read_folder(path: Path, part: str | None, max_row_bytes: int) -> Iterator[Batch]:
     """Batches of all shards in order."""
-    with failures_told(str(path)):
+    with read_errors_at(str(path)):
         yield from arrow_batches(_shard_batches(shards(path, part)), str(path), max_row_bytes)
 
 
 def _shard_batches(files: list[Path]) -> Iterator[tuple[pa.RecordBatch, int]]:
     before = 0
     for shard in files:
-        with failures_told(str(shard)):
+        with read_errors_at(str(shard)):
             size = shard.stat().st_size
             for batch, share in arrow_file(shard, str(shard)):
                 yield batch, before + int(size * share)

@@ -11,7 +11,7 @@ from typing import Literal
 from finetune.errors import DataError
 from finetune.prepare.readers.arrow_rows import arrow_file, file_batches, parquet_file
 from finetune.prepare.readers.batches import Batch
-from finetune.prepare.readers.compression import COMPRESSIONS, Compression, failures_told
+from finetune.prepare.readers.compression import COMPRESSIONS, Compression, read_errors_at
 from finetune.prepare.readers.csv_tables import read_table
 from finetune.prepare.readers.datasets_folder import is_dataset_folder, read_folder, shards
 from finetune.prepare.readers.json_text import kind_of_json, read_array, read_lines
@@ -58,7 +58,7 @@ def detect_container(path: Path) -> Container:
 
 def disk_bytes(path: Path, container: Container, part: str | None = None) -> int:
     """How many bytes there are on disk: what the last batch's `read_bytes` comes to, but for an end mark."""
-    with failures_told(str(path)):
+    with read_errors_at(str(path)):
         files = shards(path, part) if container.kind == "folder" else [path]
         return sum(file.stat().st_size for file in files)
 

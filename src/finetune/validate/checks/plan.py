@@ -4,7 +4,7 @@ import math
 
 from finetune.config.validate import ValidateParams
 from finetune.console import gigabytes
-from finetune.hardware.devices import memory_bytes, why_unavailable
+from finetune.hardware.devices import find_missing_device, memory_bytes
 from finetune.plan.machines import MACHINES
 from finetune.plan.outlook import FITTING, RunPlan, peak_memory
 from finetune.validate.codes import CODES, Code
@@ -60,7 +60,7 @@ def check_fit(outlook: RunPlan) -> list[Finding]:
 def check_this_machine(params: ValidateParams, outlook: RunPlan) -> list[Finding]:
     """The predicted peak against this machine, where the recipe is for another one of its kind."""
     assert outlook.memory is not None
-    if params.machine not in MACHINES or why_unavailable(params.environment):
+    if params.machine not in MACHINES or find_missing_device(params.environment):
         return []
     here = memory_bytes(params.environment)
     if outlook.memory.peak <= here:
