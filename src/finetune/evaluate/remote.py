@@ -66,6 +66,6 @@ def open_remote(form: ServerSpec, params: EvaluateParams, place: str) -> RemoteS
     sampling = params.evaluate.sampling
     how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling else {}
     settings = {"do_sample": False, **how, "num_beams": 1, "max_new_tokens": params.evaluate.max_new_tokens}
-    described = {"form": "server", "name": f"{form.model} at {server.shown}", "recorded": False}
+    described = {"form": "server", "name": form.model, "url": server.shown, "recorded": False}
     origin = {"url": form.url, "model": form.model}
     return RemoteSide(described, origin, server, {**settings, "seed": params.seed})

@@ -15,6 +15,7 @@ class SideReport(Report):
 
     form: str
     name: str
+    url: str | None = None  # of a server
     recorded: bool = False
     sha256: str | None = None
     adapter_sha256: str | None = None

@@ -59,7 +59,6 @@ def test_names_of_models_tell_no_place() -> None:
     assert plain_name("/home/me/models/tiny-base/") == plain_name("models/tiny-base", local) == "tiny-base"
     assert plain_name("C:\\Users\\me\\base") == plain_name("~/base") == plain_name("../x/base") == "base"
     assert plain_name("Qwen/Qwen2-7B", "a" * 40) == "Qwen/Qwen2-7B"
-    assert plain_name("qwen2 at http://gpu-7.intern:8000/v1") == "qwen2"
 
 
 def test_examples_are_counted_as_the_scorer_was_asked(run: MadeUp) -> None:

@@ -97,7 +97,7 @@ def test_provisos_name_all_that_weakens_the_verdict(undecided: MadeUp, change: C
 def test_a_served_candidate_is_not_taken_for_the_adapter(run: MadeUp) -> None:
     """What a server serves may be another model: said first in all three, and nowhere is it this adapter to deploy."""
     evaluation = run.reports["evaluation"]
-    evaluation["candidate"] = {"form": "server", "name": "qwen2 at http://gpu-7.intern:8000/v1", "recorded": False}
+    evaluation["candidate"] = {"form": "server", "name": "qwen2", "url": "http://gpu-7.intern:8000/v1"}
     warning = "The figures are of the served model qwen2: nobody checked that it is this adapter."
     assert provisos(run.run)[0] == warning
     for text in (run.html(), run.summary(), run.card()):

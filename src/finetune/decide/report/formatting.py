@@ -24,7 +24,6 @@ _HIDDEN = re.compile(
     "\ufeff\uffa0\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f]"
 )
 _PATH = re.compile(r"^(?:[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\])")
-_ADDRESS = re.compile(r" at https?://.*$", re.DOTALL)  # of a server, whose host is nobody's business
 _MARKS = re.compile(r"([\\|\[\]`*~$!]|(?<![^\W_])_|_(?![^\W_]))")
 
 
@@ -45,8 +44,7 @@ def name(text: object, limit: int = 80) -> str:
 
 
 def plain_name(text: str, revision: str | None = None) -> str:
-    """The name of a model: of a local folder (pinned by its hash) the last part alone, never where it lies or runs."""
-    text = _ADDRESS.sub("", text)
+    """The name of a model: of a local folder (pinned by its hash) the last part alone, not its place."""
     if _PATH.match(text) or (revision or "").startswith("sha256:"):
         return name(re.split(r"[/\\]", text.rstrip("/\\"))[-1] or "base")
     return name(text)
