@@ -50,8 +50,8 @@ test-end-to-end: setup-dev ## the pipeline through DVC, faults, and a rehearsal 
 test-images: setup-dev ## build the images, and run the whole pipeline in one: needs buildah and podman
 	@python -m pytest -m images -rs
 
-lint: setup-dev ## style and types
-	@ruff check . && ruff format --check .
+lint: setup-dev ## style, spelling and types
+	@ruff check . && ruff format --check . && codespell
 	@mypy
 
 check: lint test ## lint and all tests

@@ -1,0 +1,64 @@
+"""The pages are in plain idiomatic English: none of the turns of phrase that a reader would have to translate."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.builders.doc_text import FENCED, INDENTED, ROOT, SPAN
+
+GENERATED = ("cli.md", "findings.md", "troubleshooting.md")  # printed by the code, whose texts are their source
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in GENERATED),
+    *(ROOT / folder / "README.md" for folder in ("recipes", "jobs", "requirements", "benchmarks")),
+]
+UNIT = r"(?:second|minute|hour|day|epoch|step|layer|row|token|device|node|process)"
+FOREIGN = {
+    "use print, report, list or name": r"\b(?:tells?|told|telling|speaks? of)\b(?! to)",
+    "use is or are": r"\b(?:stands?|stood|lies|lay)\b(?!-)",
+    "write what it is": r"\b(?:is|are) no (?=price|key|file|folder|token|tokens|option|proof|evidence|error)\b",
+    "write default:": r"\bwhere (?:it is left out|nothing is said|none is named)\b",
+    "use resume, continue or fix": r"\b(?:goes on|go on|going on|went on|mend(?:s|ed|ing)?)\b",
+    "write with a warning, or silently": r"\b(?:aloud|in silence|without a word)\b",
+    "use per": rf"\b(?:tokens|steps|rows|lines|bytes|operations|times|answers) an? {UNIT}\b",
+    "name the hardware": r"\b(?:the|this) machine can't\b",
+}
+
+
+def prose_of(path: Path) -> str:
+    """A page without code, quoted output and addresses."""
+    text = INDENTED.sub("\n", FENCED.sub("", path.read_text(encoding="utf-8")))
+    return re.sub(r"\]\([^)]*\)", "]", SPAN.sub("", text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_page_is_plain_english(page: Path) -> None:
+    """Terse and foreign text is translated line by line by each reader; these are its most frequent forms."""
+    text = " ".join(prose_of(page).split())
+    found = [
+        f"{advice}: …{text[max(hit.start() - 30, 0) : hit.end() + 20]}…"
+        for advice, pattern in FOREIGN.items()
+        for hit in re.finditer(pattern, text)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "status tells more",
+        "the file lies there",
+        "that is no price",
+        "5 where nothing is said",
+        "the run goes on",
+        "it is made smaller, aloud",
+        "1,300 tokens a second",
+        "this machine can't",
+    ],
+)
+def test_foreign_text_is_found(text: str, tmp_path: Path) -> None:
+    """One example of each."""
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    assert sum(bool(re.search(pattern, prose_of(page))) for pattern in FOREIGN.values()) == 1
