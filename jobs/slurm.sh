@@ -49,7 +49,7 @@ on_head() { srun --nodes=1 --ntasks=1 --nodelist="$MASTER_ADDR" "${options[@]}" 
 signals=0
 on_signal() {
     signals=$((signals + 1))
-    echo "slurm.sh: stopping; the job is requeued and goes on from there"
+    echo "slurm.sh: stopping; the job is requeued and resumes from there"
     on_head --overlap "${prefix[@]}" timeout "$patience" finetune stop || kill "$run"
 }
 

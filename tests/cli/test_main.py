@@ -60,7 +60,7 @@ def test_bad_data_is_three(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["prepare"]) == 3
     told = capsys.readouterr().err
     assert told.startswith("error: data/raw/rows.jsonl:62: broken JSON: ")
-    assert told.endswith("; mend the row, or set data.on_bad_row: skip\n")
+    assert told.endswith("; fix the row, or set data.on_bad_row: skip\n")
     assert not Path("data/prepared").exists()
 
 

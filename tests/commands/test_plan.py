@@ -55,7 +55,7 @@ def test_the_embedded_default_has_no_finding_to_act_on(config: Config) -> None:
     assert outlook.lines()[0].startswith(
         "126 steps of 16 rows, 30 of them warmup, 2 evaluations, 2 saves; 256,000 tokens"
     )
-    assert outlook.lines()[0].endswith("tokens an epoch at most")
+    assert outlook.lines()[0].endswith("tokens per epoch at most")
 
 
 def test_the_plan_of_the_h100_recipe_by_hand() -> None:

@@ -70,14 +70,14 @@ def test_other_bits_are_an_error_or_a_spread(
 
 
 def test_a_stop_is_told_and_leaves_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The repetition goes on from nowhere: its folder is gone, and it must not be told as a run that goes on."""
+    """The repetition resumes from nowhere: its folder is gone, and it must not be told as a run that goes on."""
     root = copy_of(finished, tmp_path / "run")
     monkeypatch.chdir(root)
 
     def train(config: Config, paths: Paths, stop: Any, until: int | None) -> None:
         (paths.work / "checkpoints").mkdir(parents=True)
         stop.ask(signal.SIGTERM, None)
-        raise InterruptedRunError("", "train stopped", "the same command goes on")
+        raise InterruptedRunError("", "train stopped", "the same command resumes")
 
     monkeypatch.setattr(run, "train", train)
     with pytest.raises(InterruptedRunError, match=r"verify was stopped by SIGTERM; .*the same command starts anew$"):

@@ -114,7 +114,7 @@ def test_a_limit_means_what_its_unit_says(change: Callable[..., Config], text: s
 def test_a_limit_without_its_unit_is_refused(params: dict[str, Any], limit: str) -> None:
     """A bare 10 could be bytes, GB or GiB; zero would fail every candidate."""
     text = error_of(with_criteria(params, GOOD, {"rule": "memory_at_most", "limit": limit}))
-    advice = "is no amount of memory; write a number and its unit, like '10 GB' or '10 GiB'"
+    advice = "is not an amount of memory; write a number and its unit, like '10 GB' or '10 GiB'"
     assert text == f"params.yaml: decide.criteria.1.limit: {limit!r} {advice}"
 
 

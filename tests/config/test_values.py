@@ -151,8 +151,8 @@ HUB = {"name": "rows", "hub": "org/rows", "revision": "0" * 40, "part": "train"}
             SOURCE | {"columns": {"grup": "user"}},
             "columns: 'grup' is a field of no format; did you mean group? (our name comes first, then the file's)",
         ),
-        (HUB | {"hub": "data/raw/rows"}, "hub: 'data/raw/rows' is no name of a dataset of the Hub, like org/name"),
-        (HUB | {"hub": "json"}, "hub: 'json' is no name of a dataset of the Hub, like org/name"),
+        (HUB | {"hub": "data/raw/rows"}, "hub: 'data/raw/rows' is not the name of a dataset on the Hub, like org/name"),
+        (HUB | {"hub": "json"}, "hub: 'json' is not the name of a dataset on the Hub, like org/name"),
     ],
 )
 def test_a_source_that_contradicts_itself_is_refused(params: dict[str, Any], source: Any, text: str) -> None:
@@ -172,7 +172,7 @@ def test_a_source_that_contradicts_itself_is_refused(params: dict[str, Any], sou
         ({"filters.characters": {"min": 9, "max": 3}}, "filters.characters: min 9 is more than max 3"),
         (
             {"filters.drop_matching": ["a("]},
-            "filters.drop_matching: 'a(' is no regular expression: missing ) at position 2",
+            "filters.drop_matching: 'a(' is not a regular expression: missing ) at position 2",
         ),
         ({"split.method": "stable"}, "split: method stable decides by each row's hash alone; set stratify_by: null"),
         (
@@ -189,7 +189,7 @@ def test_a_source_that_contradicts_itself_is_refused(params: dict[str, Any], sou
         ),
         (
             {"max_row_size": "10"},
-            "max_row_size: '10' is no amount of memory; write a number and its unit, like '10 GB' or '10 GiB'",
+            "max_row_size: '10' is not an amount of memory; write a number and its unit, like '10 GB' or '10 GiB'",
         ),
     ],
 )

@@ -146,7 +146,7 @@ def test_an_interrupted_container_saves_and_goes_on(host: dict[str, str], small:
         assert list((small / "work/checkpoints").glob("*/checkpoint-*")), told
         assert not (small / "out/adapter").exists()
     told = run(host, small, "python", "-m", "finetune", "train")
-    assert "goes on from work/checkpoints" in told
+    assert "resumes from work/checkpoints" in told
     assert read(small / "out/adapter/manifest.json")["adapter_sha256"] == undisturbed
 
 

@@ -229,9 +229,9 @@ def test_the_commands_exit_code_comes_back(tree: Path, engine: Path, code: int) 
     [
         (125, MachineError, "podman could not start the container"),
         (127, MachineError, "the container could not run it"),
-        (137, MachineError, "its container was killed .* the same command goes on from what is kept"),
+        (137, MachineError, "its container was killed .* the same command resumes from what is kept"),
         (-9, MachineError, "its container was killed"),
-        (143, InterruptedRunError, "its container was stopped .* the same command goes on from what is kept"),
+        (143, InterruptedRunError, "its container was stopped .* the same command resumes from what is kept"),
         (-15, InterruptedRunError, "its container was stopped"),
     ],
 )

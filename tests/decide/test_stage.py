@@ -115,7 +115,7 @@ def test_a_leaked_prompt_is_refused(sound: Run, example: MakeExample) -> None:
     sound.train.append(example(" test  3\n", "another answer"))
     sound.write(sound.predict())
     leak = sound.test[3].id
-    assert sound.refusal() == f"data/prepared: 1 test prompts stand in train too ({leak}…); run prepare again"
+    assert sound.refusal() == f"data/prepared: 1 test prompts are in train too ({leak}…); run prepare again"
 
 
 @pytest.mark.parametrize("key", ["do_sample", "max_new_tokens", "temperature"])

@@ -144,7 +144,7 @@ def test_harm_is_an_abort(verdict_of: Reach) -> None:
     """Ten answers lost and none gained is p = 1/1024: more of the same training is no way out."""
     found = verdict_of([at_least(0.5)], pairs(both=5, lost=10))
     assert found.name == "abort"
-    assert found.sentence == "The candidate does harm: do not go on with this one."
+    assert found.sentence == "The candidate does harm: do not continue with this one."
     assert found.reasons[0] == (
         "worse than the baseline in exact_match: of 15, 0 right only by the candidate, 10 only by the baseline "
         "(p = 0.00098)"

@@ -124,7 +124,7 @@ def test_a_folder_is_no_source(tmp_path: Path, find: Callable[[str], Path]) -> N
     """One account a file: a folder would be read in an order that depends on the disk."""
     with pytest.raises(DataError) as caught:
         find(".")
-    assert str(caught.value) == f"{tmp_path}/raw: is no file; data.sources must name one file a source"
+    assert str(caught.value) == f"{tmp_path}/raw: is not a file; data.sources must name one file a source"
 
 
 def test_a_folder_of_datasets_is_one(find: Callable[[str], Path], dataset: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_path_out_of_the_data_folder_is_refused(tmp_path: Path, find: Callable
     outside.write_text("{}\n", encoding="utf-8")
     with pytest.raises(DataError) as caught:
         find("../rows.jsonl")
-    where = f"{tmp_path}/raw/../rows.jsonl: lies outside {tmp_path}/raw"
+    where = f"{tmp_path}/raw/../rows.jsonl: is outside {tmp_path}/raw"
     assert str(caught.value) == f"{where}, where DVC does not watch it; move it in"
 
 
@@ -152,7 +152,7 @@ def test_no_way_leads_out_of_the_data_folder(tmp_path: Path, find: Callable[[str
     (tmp_path / "raw/link.jsonl").symlink_to(outside)
     (tmp_path / "raw/folder").symlink_to(outside.parent)
     path = {"absolute": str(outside), "symlink": "link.jsonl", "symlinked folder": "folder/rows.jsonl"}[way]
-    with pytest.raises(DataError, match=r"lies outside .*raw, where DVC does not watch it"):
+    with pytest.raises(DataError, match=r"is outside .*raw, where DVC does not watch it"):
         find(path)
 
 
@@ -163,7 +163,7 @@ def test_no_link_in_a_folder_leads_out(tmp_path: Path, find: Callable[[str], Pat
     (dataset / linked).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError) as caught:
         find("both")
-    where = f"{dataset / linked}: lies outside {tmp_path}/raw"
+    where = f"{dataset / linked}: is outside {tmp_path}/raw"
     assert str(caught.value) == f"{where}, where DVC does not watch it; move it in"
 
 

@@ -25,7 +25,7 @@ BAD = [
 def test_a_bad_row_stops_with_file_and_line(prepare: Run, line: bytes, why: str) -> None:
     """The default: one unexpected row may mean that the whole export went wrong. An editor opens `file:line`."""
     text = prepare.error([*rows(8), line, *rows(1)])
-    assert text == f"RAW/0.jsonl:9: {why}; mend the row, or set data.on_bad_row: skip"
+    assert text == f"RAW/0.jsonl:9: {why}; fix the row, or set data.on_bad_row: skip"
     assert not prepare.paths.prepared.exists()
 
 
@@ -44,7 +44,7 @@ def test_half_a_surrogate_pair_is_a_bad_row(prepare: Run, field: str) -> None:
     fields = {"agent": "a", "task": "t", "output": "o", "success": True} | {field: "cut \ud83d"}
     text = prepare.error([*rows(8), json.dumps(fields).encode()])
     assert text.startswith("RAW/0.jsonl:9: ")
-    assert text.endswith("; mend the row, or set data.on_bad_row: skip")
+    assert text.endswith("; fix the row, or set data.on_bad_row: skip")
 
 
 def test_only_the_first_few_bad_rows_are_named(prepare: Run) -> None:

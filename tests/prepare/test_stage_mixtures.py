@@ -172,7 +172,7 @@ def test_rows_of_an_array_on_one_line_are_told_apart(prepare: Run) -> None:
     assert dropped == {"source": "rows", "line": 9, "reason": "exact_duplicate", "like": "rows:3"}
     (prepare.paths.root / "raw/rows.json").write_text(json.dumps([*found, {"agent": "a"}]), encoding="utf-8")
     text = prepare.error(sources=[{"name": "rows", "path": "rows.json", "format": "interactions"}])
-    assert text == "RAW/rows.json: row 10: has no task or prompt (line 1); mend the row, or set data.on_bad_row: skip"
+    assert text == "RAW/rows.json: row 10: has no task or prompt (line 1); fix the row, or set data.on_bad_row: skip"
 
 
 def test_labels_in_the_prompt_are_those_of_the_task(prepare: Run) -> None:
@@ -208,7 +208,7 @@ def test_a_risk_drops_or_stops_where_that_is_asked_for(prepare: Run) -> None:
     assert (account["dropped"], account["kept"]) == ({"risk_control_tokens": 1}, 8)
     assert account["risks"]["control_tokens/chat_template"]["rows"] == 1
     text = prepare.error([*rows(8), RISKY], **{"risks.control_tokens": "stop"})
-    advice = "mend the row, or set data.risks.control_tokens: drop (or note)"
+    advice = "fix the row, or set data.risks.control_tokens: drop (or note)"
     assert text == f"RAW/0.jsonl:9: holds control_tokens/chat_template; {advice}"
 
 

@@ -145,7 +145,7 @@ def test_a_detached_run_is_started_told_and_stopped(folder: Path) -> None:
     )
 
     stopped = finetune(folder, "stop")
-    end = "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and the same command goes on: "
+    end = "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and the same command resumes: "
     assert stopped.returncode == 0
     assert stopped.stdout.splitlines()[-1] == f"{end}make train-quick DETACH=1"
     assert processes_in(folder) == []
@@ -225,7 +225,7 @@ def test_a_stop_between_two_stages_ends_make(folder: Path) -> None:
     stopped = finetune(folder, "stop")
     assert stopped.returncode == 0
     assert stopped.stdout.splitlines()[-1] == (
-        "make train-idle was stopped between two stages; the same command goes on: make train-idle DETACH=1"
+        "make train-idle was stopped between two stages; the same command resumes: make train-idle DETACH=1"
     )
     assert processes_in(folder) == []
 
@@ -255,7 +255,7 @@ def test_a_stage_that_was_started_by_hand_is_stopped_too(folder: Path) -> None:
     holder = hold(folder, "-m", "finetune", "prepare", "5")
     stopped = finetune(folder, "stop")
     assert stopped.stdout.splitlines()[-1] == (
-        "prepare has ended; nothing half-done is left, and the same command goes on"
+        "prepare has ended; nothing half-done is left, and the same command resumes"
     )
     assert holder.wait(timeout=PATIENCE) == 5
 

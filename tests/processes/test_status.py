@@ -29,12 +29,10 @@ def test_a_file_of_an_earlier_run_is_not_believed(folder: Path) -> None:
     (folder / "work/status.json").write_text(json.dumps(TOLD), encoding="utf-8")
     (folder / "stage.py").write_text(STAGE.replace("tell(7)", "pass"), encoding="utf-8")
     hold(folder, "-m", "finetune", "train", "5")
-    assert finetune(folder, "status").stdout.splitlines()[1:] == [
-        "no step is told yet: it loads the model, or just started"
-    ]
+    assert finetune(folder, "status").stdout.splitlines()[1:] == ["loading the model; no training step yet"]
 
 
-GOES_ON = "no checkpoint was written yet, and the same command goes on"
+GOES_ON = "no checkpoint was written yet, and the same command resumes"
 
 
 @pytest.mark.parametrize(
@@ -42,8 +40,8 @@ GOES_ON = "no checkpoint was written yet, and the same command goes on"
     [
         ("interrupted", f"train stopped at step 40 of 450; {GOES_ON}"),
         (None, f"train was killed at step 40 of 450; {GOES_ON}"),
-        ("failed", "train failed at step 40 of 450; mend what it said, then the same command goes on"),
-        ("finished", "train finished with step 40 of 450; the stages after it did not: the same command goes on"),
+        ("failed", "train failed at step 40 of 450; fix the cause it printed, then the same command resumes"),
+        ("finished", "train finished with step 40 of 450; the stages after it did not: the same command resumes"),
     ],
 )
 def test_every_end_of_a_training_is_told(tmp_path: Path, ended: str | None, text: str) -> None:
@@ -91,7 +89,7 @@ def write_detached(folder: Path, end: dict[str, Any] | None, stage: dict[str, An
 PROBLEM = {"code": "bad-data", "place": "rows.jsonl:62", "message": "broken JSON", "remedy": ""}
 STOPPED, FAILED = {"exit_code": 2, "stopped": True}, {"exit_code": 2, "stopped": False}
 LOG_ENDS = ["  error: no word of ours", "  make: *** wait: No child processes.  Stop."]
-AGAIN = "the same command goes on: make repro DETACH=1"
+AGAIN = "the same command resumes: make repro DETACH=1"
 
 
 @pytest.mark.parametrize(
@@ -118,8 +116,8 @@ AGAIN = "the same command goes on: make repro DETACH=1"
             {"outcome": "failed", "at": 40.0},
             ["failed with exit code 2; work/repro.log ends with:", *LOG_ENDS],
         ),
-        (None, {"outcome": "done"}, [f"was killed before it could tell why; {AGAIN}"]),
-        (STOPPED | {"pid": 8}, None, [f"was killed before it could tell why; {AGAIN}"]),
+        (None, {"outcome": "done"}, [f"was killed before it could report why; {AGAIN}"]),
+        (STOPPED | {"pid": 8}, None, [f"was killed before it could report why; {AGAIN}"]),
     ],
 )
 def test_the_end_of_a_detached_start_comes_from_its_records(
@@ -136,4 +134,4 @@ def test_a_broken_record_is_no_crash(tmp_path: Path, content: str) -> None:
     write_detached(tmp_path, None, None)
     for name in ("detached_end", "pipeline.record"):
         (tmp_path / f"work/{name}.json").write_text(content, encoding="utf-8")
-    assert how_it_ended(Paths(tmp_path)) == [f"make repro was killed before it could tell why; {AGAIN}"]
+    assert how_it_ended(Paths(tmp_path)) == [f"make repro was killed before it could report why; {AGAIN}"]

@@ -131,11 +131,11 @@ def test_both_spellings_of_a_log_are_read(ours: str, theirs: str) -> None:
     [
         ("interactions", {"agent": ...}, "has no agent"),
         ("interactions", {"agent": ""}, "agent is empty"),
-        ("interactions", {"agent": "all"}, "agent is named 'all', which stands for all test examples"),
+        ("interactions", {"agent": "all"}, "agent is named 'all', which means all test examples"),
         ("interactions", {"task": 5}, "task must be text, not int"),
         ("interactions", {"output": None}, "output must be text, not null"),
         ("interactions", {"output": " \n\t"}, "output is empty"),
-        ("interactions", {"output": "\ud83d"}, "output holds half of a surrogate pair, which is no text"),
+        ("interactions", {"output": "\ud83d"}, "output holds half of a surrogate pair, which is not text"),
         ("interactions", {"success": ...}, "has no success"),
         ("interactions", {"success": None}, "success must be true or false"),
         ("interactions", {"success": "no"}, "success must be true or false"),
@@ -251,7 +251,7 @@ def test_an_odd_row_does_not_hide_the_format() -> None:
 def test_a_column_that_is_nowhere_is_told() -> None:
     """A spelling mistake in a mapping would otherwise leave every row without its group, and say nothing."""
     check_columns([{"a": 1}, {"user": 2}], {"group": "user"})
-    with pytest.raises(ValueError, match=r"^has no column 'usr', which is named for group \(columns: a, user\); mend"):
+    with pytest.raises(ValueError, match=r"^has no column 'usr', which is named for group \(columns: a, user\); cor"):
         check_columns([{"a": 1}, {"user": 2}], {"group": "usr"})
 
 

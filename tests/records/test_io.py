@@ -77,7 +77,7 @@ def test_json_with_a_constant_that_is_none_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"c": 1, "a": 2, "a": null}}]'])
 def test_json_with_a_key_twice_is_refused(text: str) -> None:
     """RFC 8259 leaves open which of them counts: readers differ, and a row would mean two things."""
-    with pytest.raises(ValueError, match=r"^the key 'a' stands twice in one object$"):
+    with pytest.raises(ValueError, match=r"^the key 'a' occurs twice in one object$"):
         parse_json(text)
 
 

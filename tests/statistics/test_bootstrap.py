@@ -298,7 +298,7 @@ def test_a_refused_interval_can_be_written_as_json() -> None:
 ERRORS: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: mean_interval(scores(30), math.nan, "lower", 0),
-        "confidence is nan; it lies between 0.5 and 1 (0.95 for an error of 5%)",
+        "confidence is nan; it must be between 0.5 and 1 (0.95 for an error of 5%)",
     ),
     (
         lambda: mean_interval([[1.0], [2.0]], 0.95, "lower", 0),  # type: ignore[list-item]
@@ -330,7 +330,7 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: resample(np.sum, 3, 0.95, "lower", 0, strata=["a", "b", "b"], clusters=[1, 1, 2]),
-        "a cluster lies in two strata; give each cluster one, or leave out the strata",
+        "a cluster is in two strata; give each cluster one, or leave out the strata",
     ),
     (
         lambda: resample(lambda w: math.nan, 30, 0.95, "lower", 0),

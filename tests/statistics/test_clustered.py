@@ -242,7 +242,7 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: clustered_proportion([1, 1], [0, 1], 0.05, "lower"),
-        "confidence is 0.05; it lies between 0.5 and 1 (0.95 for an error of 5%)",
+        "confidence is 0.05; it must be between 0.5 and 1 (0.95 for an error of 5%)",
     ),
     (
         lambda: clustered_difference([1, 0], [1, 2], [0, 0], 0.95, "lower"),

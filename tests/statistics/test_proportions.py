@@ -308,11 +308,11 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: tango(0, 0, 9, 0.05, "lower"),
-        "confidence is 0.05; it lies between 0.5 and 1 (0.95 for an error of 5%)",
+        "confidence is 0.05; it must be between 0.5 and 1 (0.95 for an error of 5%)",
     ),
     (
         lambda: clopper_pearson(3, 4, 1.0, "lower"),
-        "confidence is 1.0; it lies between 0.5 and 1 (0.95 for an error of 5%)",
+        "confidence is 1.0; it must be between 0.5 and 1 (0.95 for an error of 5%)",
     ),
     (
         lambda: wilson(3, 4, 0.95, "greater"),  # type: ignore[arg-type]
@@ -328,13 +328,13 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
         lambda: mcnemar_exact(-3, 2, "greater"),
         "candidate_only is -3; a count is a whole number of 0 or more",
     ),
-    (lambda: examples_needed(1.0, 0, 0.95), "threshold is 1.0; it lies between 0 and 1, both excluded"),
+    (lambda: examples_needed(1.0, 0, 0.95), "threshold is 1.0; it must be between 0 and 1, both excluded"),
     (
         lambda: examples_needed(0.9, 0, 0.95, "upper"),
         "side is 'upper'; only a lower bound can reach a threshold",
     ),
-    (lambda: examples_needed_not_worse(0, 0.95), "margin is 0; it lies between 0 and 1, both excluded"),
-    (lambda: examples_needed_quantile(math.nan, 0.95), "q is nan; it lies between 0 and 1, both excluded"),
+    (lambda: examples_needed_not_worse(0, 0.95), "margin is 0; it must be between 0 and 1, both excluded"),
+    (lambda: examples_needed_quantile(math.nan, 0.95), "q is nan; it must be between 0 and 1, both excluded"),
     (
         lambda: quantile_upper([], 0.9, 0.95),
         "values has shape (0,); at least one number in one row is needed",

@@ -35,12 +35,12 @@ def test_newest_whole_one_is_found_and_bad_ones_are_set_aside(
     assert store.newest() == store.path(3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad-checkpoint-6", "bad-checkpoint-9", "checkpoint-3"]
     told = capsys.readouterr().out
-    assert "checkpoint-9 is no good checkpoint and was set aside as bad-checkpoint-9: it was not finished" in told
+    assert "checkpoint-9 is not a usable checkpoint and was set aside as bad-checkpoint-9: it was not finished" in told
     assert "checkpoint-6/weights: is not the file that was published" in told
 
 
 def test_a_checkpoint_whose_best_one_is_bad_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is published at the end is the best one: a run that can't have it goes on from before it."""
+    """What is published at the end is the best one: a run that can't have it resumes from before it."""
     store = Checkpoints(tmp_path, 5)
     save(store, 3)
     save(store, 6, best=6)
@@ -48,7 +48,8 @@ def test_a_checkpoint_whose_best_one_is_bad_is_not_used(tmp_path: Path, capsys: 
     spoil(store.path(6))
     assert store.newest() == store.path(3)
     assert (
-        "checkpoint-9 is no good checkpoint and was set aside as bad-checkpoint-9: its best" in capsys.readouterr().out
+        "checkpoint-9 is not a usable checkpoint and was set aside as bad-checkpoint-9: its best"
+        in capsys.readouterr().out
     )
     assert store.steps() == [3]  # several processes take the newest that is left
 
@@ -57,7 +58,7 @@ def test_a_checkpoint_whose_best_one_is_bad_is_not_used(tmp_path: Path, capsys: 
 def test_a_manifest_without_a_best_step_is_no_good_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], best: object
 ) -> None:
-    """It is set aside like any other damage, and the run goes on from the one before."""
+    """It is set aside like any other damage, and the run resumes from the one before."""
     store = Checkpoints(tmp_path, 5)
     save(store, 3)
     save(store, 6)

@@ -47,7 +47,7 @@ def test_a_signal_saves_at_the_end_of_the_step(workshop: Workshop, name: str) ->
     assert running.wait(PATIENCE) == STOPPED
     step, said = newest_step(folder), (folder / "train.log").read_text(encoding="utf-8")
     assert f"{name}: the run is saved at the end of this step and stops" in said
-    assert f"train was stopped by {name} and saved at step {step} of 80; the same command goes on from there" in said
+    assert f"train was stopped by {name} and saved at step {step} of 80; the same command resumes from there" in said
     assert 4 <= step < 80
     assert read_json(folder / "work/status.json")["ended"] == "interrupted"
     goes_on(workshop, folder, "long")
@@ -60,7 +60,7 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(workshop: Workshop,
     folder = workshop.ready("dropout")
     assert workshop.start(folder, f"evaluation {step}", send="SIGTERM") == STOPPED
     assert newest_step(folder) == step
-    kept = f"and saved at step {step} of 15" if step else "; no checkpoint was written yet, the same command goes on"
+    kept = f"and saved at step {step} of 15" if step else "; no checkpoint was written yet, the same command resumes"
     assert f"train was stopped by SIGTERM{' ' * (step > 0)}{kept}" in workshop.start.said(folder)
     goes_on(workshop, folder, "dropout")
 
@@ -133,7 +133,7 @@ def test_a_broken_checkpoint_is_passed_over(workshop: Workshop) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     goes_on(workshop, folder, "dropout")
     said = workshop.start.said(folder)
-    assert "checkpoint-9 is no good checkpoint and was set aside as bad-checkpoint-9" in said
+    assert "checkpoint-9 is not a usable checkpoint and was set aside as bad-checkpoint-9" in said
     assert read_json(folder / "reports/train_cost.json")["resumed_from_step"] == 6
 
 
@@ -150,7 +150,7 @@ def test_the_best_checkpoint_is_not_there_any_more(workshop: Workshop, how: str)
     else:
         weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     goes_on(workshop, folder, "spoilt")
-    assert f"its best checkpoint, of step {best}, is no good one" in workshop.start.said(folder)
+    assert f"its best checkpoint, of step {best}, is not usable" in workshop.start.said(folder)
 
 
 def test_changed_params_begin_anew(workshop: Workshop) -> None:
@@ -159,7 +159,7 @@ def test_changed_params_begin_anew(workshop: Workshop) -> None:
     assert workshop.start(folder, "step 7") == KILLED
     workshop.set(folder, "plain")
     goes_on(workshop, folder, "plain")
-    assert "goes on from" not in workshop.start.said(folder)
+    assert "resumes from" not in workshop.start.said(folder)
     assert "of 1 unfinished runs with other params, data or code" in workshop.start.said(folder)
     (other,) = [path for path in folder.glob("work/checkpoints/*") if not (path / "finished").exists()]
     assert (other / "checkpoint-6").is_dir()

@@ -101,7 +101,7 @@ def test_the_advice_of_a_very_short_run_is_one_step(check: Check) -> None:
 def test_saves_between_evaluations_hide_the_best_checkpoint(check: Check, saves: int, evals: int, fix: str) -> None:
     """transformers refuses this only after it has loaded the model; without the best checkpoint it is no mistake."""
     (finding,) = check(save_steps=saves, eval_steps=evals)
-    text = f"{saves} is no multiple of eval_steps {evals}; the best checkpoint can't be known; {fix}"
+    text = f"{saves} is not a multiple of eval_steps {evals}; the best checkpoint can't be known; {fix}"
     assert told(finding, "best-checkpoint-unknown") == f"params.yaml: train.save_steps: {text}"
     assert check(save_steps=saves, eval_steps=evals, load_best_model_at_end=False) == []
     assert check(save_steps=int(fix.removeprefix("use ")), eval_steps=evals) == []
@@ -172,7 +172,7 @@ def test_an_unknown_code_is_an_error_with_the_nearest_name() -> None:
     """A typing error would accept nothing, and the run would stop after the night that it was meant for."""
     (wrong,) = accept([], {"warmup-to-long": "meant so"})
     assert str(wrong) == (
-        "params.yaml: findings.accept.warmup-to-long: is no code of a finding; did you mean warmup-too-long?"
+        "params.yaml: findings.accept.warmup-to-long: is not the code of a finding; did you mean warmup-too-long?"
     )
     assert (wrong.code, wrong.stops) == ("accepted-unknown", True)
     (far,) = accept([], {"xyz": "why not"})

@@ -65,7 +65,7 @@ def call_function(function: Callable[..., Any], lowest: float, highest: float, a
     except (Exception, SystemExit) as error:
         raise UnscorableError(f"{type(error).__name__}: {error!s:.200}") from None
     if not isinstance(found, bool | int | float):
-        raise UnscorableError(f"gave {type(found).__name__}, which is no number")
+        raise UnscorableError(f"gave {type(found).__name__}, which is not a number")
     if not (math.isfinite(found) if isinstance(found, float) else True) or not lowest <= found <= highest:
         raise UnscorableError(f"gave {found!r:.40}, which is not from {lowest:g} to {highest:g}")
     return float(found)

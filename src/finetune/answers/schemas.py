@@ -66,7 +66,7 @@ def make_validator(schema: Any) -> Any:
     from referencing.exceptions import Unresolvable
 
     if not isinstance(schema, dict):
-        raise ValueError("is no JSON schema: it must be an object")
+        raise ValueError("is not a JSON schema: it must be an object")
     kind = validators.validator_for(schema, default=None if "$schema" in schema else Draft202012Validator)
     if kind is None:
         raise ValueError(f"names a $schema that is not known: {schema['$schema']!r:.100}")
@@ -78,7 +78,7 @@ def make_validator(schema: Any) -> Any:
         for probe in PROBES:
             validator.is_valid(probe)
     except SchemaError as error:
-        raise ValueError(f"is no JSON schema: {error.json_path}: {error.message:.200}") from None
+        raise ValueError(f"is not a JSON schema: {error.json_path}: {error.message:.200}") from None
     except Unresolvable as error:
         raise ValueError(f"refers to {error.ref!r:.100}, which is not in it; nothing is fetched") from None
     except RecursionError:

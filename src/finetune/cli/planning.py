@@ -64,7 +64,7 @@ def rehearse(recipe: str | None, as_json: bool) -> None:
     as_report(as_json, lambda: run(Path(), recipe), is_long=True)
 
 
-@command(example="doctor --recipe h100", exits={4: "this machine can't run the recipe"})
+@command(example="doctor --recipe h100", exits={4: "this machine does not support the recipe"})
 @click.option("--recipe", shell_complete=complete_recipe, help="A recipe (default: params.yaml as it is).")
 @click.option("--quick", is_flag=True, help="Only what needs no torch: no memory is predicted, no recipe suggested.")
 @json_option

@@ -129,7 +129,7 @@ def format_time(outlook: RunPlan, time: Range | None, *, probed: bool) -> str:
         machine = machine_title(outlook.config)
         return f"time: unknown for {machine} until a probe measures it there (./finetune plan --probe)"
     rows = outlook.workload.rows * outlook.config.train.num_train_epochs
-    rate = f"{rows / time.most * 60:,.0f} to {rows / time.least * 60:,.0f} rows a minute"
+    rate = f"{rows / time.most * 60:,.0f} to {rows / time.least * 60:,.0f} rows/min"
     if probed:
         return f"time: {time.to_text()} ({rate}), from a probe of this machine"
     return (

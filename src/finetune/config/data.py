@@ -78,7 +78,7 @@ class Source(Section):
     @classmethod
     def _is_name(cls, hub: str | None) -> str | None:
         if hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
-            raise ValueError(f"{hub!r} is no name of a dataset of the Hub, like org/name")
+            raise ValueError(f"{hub!r} is not the name of a dataset on the Hub, like org/name")
         return hub
 
     @model_validator(mode="after")
@@ -104,7 +104,7 @@ class Source(Section):
     @classmethod
     def _not_all(cls, agent: str | None) -> str | None:
         if agent == ALL:
-            raise ValueError(f"{ALL!r} stands for all test examples; choose another name")
+            raise ValueError(f"{ALL!r} means all test examples; choose another name")
         return agent
 
 
@@ -143,7 +143,7 @@ class FilterConfig(Section):
             try:
                 regex.compile(pattern)
             except regex.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         return patterns
 
 

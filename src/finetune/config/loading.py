@@ -23,7 +23,7 @@ def read_yaml(path: Path) -> Any:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
         if _size(content, {}) > MOST_VALUES:
             raise ConfigError(
-                f"{path}", f"its aliases stand for more than {MOST_VALUES} values", "write out what is needed"
+                f"{path}", f"its aliases expand to more than {MOST_VALUES} values", "write out what is needed"
             )
         return content
     except FileNotFoundError:

@@ -50,7 +50,7 @@ def parse_bytes(text: str) -> int:
     """`10 GB` -> 10e9, `10 GiB` -> 10 x 2^30; ValueError where number or unit is missing."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MB|GB|MiB|GiB)", text)
     if not match or float(match[1]) == 0:
-        raise ValueError(f"{text!r} is no amount of memory; write a number and its unit, like '10 GB' or '10 GiB'")
+        raise ValueError(f"{text!r} is not an amount of memory; write a number and its unit, like '10 GB' or '10 GiB'")
     return int(float(match[1]) * UNITS[match[2]])
 
 

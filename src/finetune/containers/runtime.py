@@ -124,7 +124,7 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
 
 def command_code(code: int, engine: str, command: str) -> int:
     """The command's own exit code; an error of ours where the engine or a signal made it."""
-    again = "the same command goes on from what is kept"
+    again = "the same command resumes from what is kept"
     if code == 125:
         raise MachineError(
             command, f"{engine} could not start the container, with the words above", "see docs/containers.md"

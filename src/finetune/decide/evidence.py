@@ -31,7 +31,7 @@ def check_evidence(params: DecideParams, paths: Paths, reports: RunReports, pred
         raise DataError(paths.predictions, "holds the answers to another test set", "run evaluate again")
     found = leaked(read_examples(paths.prepared / "train.jsonl"), test)
     if found:
-        what = f"{len(found)} test prompts stand in train too ({found[0]}…)"
+        what = f"{len(found)} test prompts are in train too ({found[0]}…)"
         raise DataError("data/prepared", what, "run prepare again")
     if reports.validation.errors:
         what = "holds errors, like test rows that are trained on, or more lost tokens than the budget allows"

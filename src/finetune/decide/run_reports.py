@@ -67,4 +67,4 @@ def _read_table(path: Path) -> Curves:
     except FileNotFoundError:
         raise DataError(path, "no such file", AGAIN) from None
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(path, f"is no table of curves ({error})", AGAIN) from None
+        raise DataError(path, f"is not a table of curves ({error})", AGAIN) from None

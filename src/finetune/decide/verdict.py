@@ -48,7 +48,7 @@ def reach_verdict(
         reasons += (f"look {look} at this test set, {config.looks} were declared: a fresh test set is due",)
     harm = found_harm(config, evidence, gate)
     if harm:
-        return Verdict("abort", "The candidate does harm: do not go on with this one.", (harm, *reasons), harm=harm)
+        return Verdict("abort", "The candidate does harm: do not continue with this one.", (harm, *reasons), harm=harm)
     if not reasons:
         if config.policy == "point":
             return Verdict("deploy-unproven", "Every estimate meets its target, but nothing is proven.", ())

@@ -29,7 +29,7 @@ def measure_forgetting(params: EvaluateParams, sides: Sides, root: Path) -> dict
     if not isinstance(sides.baseline, LocalSide) or not isinstance(sides.candidate, LocalSide):
         raise ConfigError(
             "params.yaml: evaluate.forgetting",
-            "asks both sides for the likelihood of texts, which servers and recorded runs can't tell",
+            "asks both sides for the likelihood of texts, which servers and recorded runs can't give",
             "set it to null, or compare with the base",
         )
     found = [ask_tasks(side, asked, params, root) for side in (sides.baseline, sides.candidate)]

@@ -50,7 +50,7 @@ def record_seed(path: Path, key: str, seed: int, result: Mapping[str, Any]) -> N
 
 
 def read_seeds(path: Path, key: str) -> dict[str, Any]:
-    """The recorded outcomes by seed, as text, in ascending order; none where there is no file."""
+    """The recorded outcomes by seed, as text, in ascending order; none where there is not a file."""
     path = in_owning_tree(path)
     return seeds_in(read_json(path), key, path) if path.exists() else {}
 

@@ -43,14 +43,14 @@ def count_look(path: Path, test_sha256: str, candidate: str) -> int:
 
 
 def read_looks(path: Path, remedy: str = "take the file back from git") -> dict[str, list[str]]:
-    """The candidates by test set; none where there is no file, DataError with the remedy where it can't be read."""
+    """The candidates by test set; none where there is not a file, DataError with the remedy where it can't be read."""
     try:
         looks: dict[str, list[str]] = read_json(path) if path.exists() else {}
     except DataError as error:
         raise DataError(path, error.problem.message, remedy) from None
     for key, seen in looks.items():
         if not isinstance(seen, list) or not all(isinstance(candidate, str) for candidate in seen):
-            raise DataError(path, f"{short(key)}: is no list of candidates", remedy)
+            raise DataError(path, f"{short(key)}: is not a list of candidates", remedy)
     return looks
 
 

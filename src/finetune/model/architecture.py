@@ -17,8 +17,8 @@ from finetune.errors import BaseModelError
 FACTS = Path("models/architectures")  # <organization>/<name>/config.json
 HEAD = "lm_head"  # the loss head, which bitsandbytes leaves unquantized
 BOUNDLESS = 2**20  # positions of a base whose config sets no limit, as with ALiBi
-OTHER = "use a base that transformers knows, or mend that file"
-AGAIN = "mend it or fetch it again"
+OTHER = "use a base that transformers knows, or fix that file"
+AGAIN = "fix it or fetch it again"
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def identify_base(model: ModelConfig) -> dict[str, str]:
         what = f"{model.base}: no such folder, and no name on the Hub, like org/name"
         raise BaseModelError("base-missing", "base", what, "correct the path")
     if model.revision is None:
-        what = f"{model.base} is no local folder, and without a revision the same name may be another model tomorrow"
+        what = f"{model.base} is not a local folder, and without a revision the same name may be another model tomorrow"
         raise BaseModelError("base-unpinned", "revision", what, "write the 40 hex digits of a commit (./finetune pin)")
     return {"name": model.base, "revision": model.revision}
 
@@ -171,6 +171,6 @@ def end_tokens(model: ModelConfig, tokenizer: Any) -> list[int]:
             ends = GenerationConfig.from_pretrained(folder).eos_token_id
         except (OSError, ValueError, TypeError, AttributeError) as error:
             what = f"{folder / 'generation_config.json'} can't be read ({first_line(error)})"
-            raise BaseModelError("base-incomplete", "base", what, "mend it or fetch it again") from None
+            raise BaseModelError("base-incomplete", "base", what, "fix it or fetch it again") from None
     known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     return sorted(token for token in known if isinstance(token, int))

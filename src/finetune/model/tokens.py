@@ -102,7 +102,7 @@ def set_template(tokenizer: Any, model: ModelConfig) -> None:
 def template_marks(tokenizer: Any) -> list[str]:
     """The control marks that stand in a rendered conversation: `<|im_start|>`, `<end_of_turn>`, `[INST]` and the like.
 
-    A mark that is no token of its own is cut into pieces, and the base, which knows the mark, sees other text.
+    A mark that is not a token of its own is cut into pieces, and the base, which knows the mark, sees other text.
     """
     turns = [Message("user", "a text"), Message("assistant", "a text"), Message("user", "a text")]
     return sorted(set(CONTROL_MARK.findall(render(tokenizer, turns, (), tokenize=False, add_generation_prompt=True))))
@@ -112,7 +112,7 @@ def set_padding(tokenizer: Any, model: ModelConfig) -> None:
     """Give the tokenizer the padding token of params.yaml, if any; BaseModelError where it is left without one."""
     if model.pad_token is not None:
         if model.pad_token not in tokenizer.get_vocab():
-            what = f"{model.pad_token} is no token of {model.base}"
+            what = f"{model.pad_token} is not a token of {model.base}"
             raise BaseModelError("pad-missing", "pad_token", what, f"use one it has, like {tokenizer.eos_token}")
         tokenizer.pad_token = model.pad_token
     if tokenizer.pad_token_id is None:
@@ -198,7 +198,7 @@ def render(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool], *
     ) as error:
         roles = ", ".join(message.role for message in messages)
         what = f"the chat template does not render these turns ({roles}): {first_line(error)}"
-        fix = f"mend the rows (data.filters), or use one of {TEMPLATES}"
+        fix = f"fix the rows (data.filters), or use one of {TEMPLATES}"
         raise BaseModelError("template-broken", "chat_template", what, fix) from None
 
 

@@ -32,7 +32,7 @@ def run_dvc(root: Path, arguments: Sequence[str]) -> int:
             stop(Paths(root))
             process.wait()
         raise InterruptedRunError(
-            "", "seeds was interrupted", "what is finished is recorded, the same command goes on"
+            "", "seeds was interrupted", "what is finished is recorded, the same command resumes"
         ) from None
 
 

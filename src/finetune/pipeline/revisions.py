@@ -27,7 +27,7 @@ def files_of(root: Path, revision: str) -> Iterator[Any]:
     except RevError:
         raise ConfigError(
             "",
-            f"{revision!r} is no experiment, branch, tag or commit here",
+            f"{revision!r} is not an experiment, branch, tag or commit here",
             "./finetune exps lists the experiments, and workspace is the working tree",
         ) from None
     except (DvcException, SCMError) as error:

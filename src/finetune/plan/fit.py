@@ -42,7 +42,7 @@ class Fit:
         if not self.can_run:
             return f"recipe {self.recipe} can't run here: {'; '.join(self.why_not)}"
         if self.peak_bytes is None or self.available_bytes is None:
-            return f"recipe {self.recipe} can run here, as far as can be told: memory unknown ({self.unknown})"
+            return f"recipe {self.recipe} can probably run here: memory unknown ({self.unknown})"
         memory = f"{gigabytes(self.peak_bytes)} of {gigabytes(self.available_bytes)}"
         return f"recipe {self.recipe} can run here: predicted peak memory {memory}"
 

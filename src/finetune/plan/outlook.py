@@ -100,7 +100,7 @@ class RunPlan:
 
     def table(self) -> dict[str, Any]:
         """What a person reads of it in the report, by name."""
-        rows: dict[str, Any] = {"rows an epoch": self.workload.rows, "tokens an epoch": self.workload.tokens}
+        rows: dict[str, Any] = {"rows per epoch": self.workload.rows, "tokens per epoch": self.workload.tokens}
         if self.architecture and self.memory:
             rows |= {"trainable parameters": self.trainable, "all parameters": self.architecture.parameters}
             rows |= {f"memory: {part}": gigabytes(size) for part, size in self.memory.to_json().items() if size}
@@ -112,7 +112,7 @@ class RunPlan:
         counted = "" if work.counted else " at most"
         told = [
             f"{schedule.steps} steps of {schedule.effective_batch_size} rows, {schedule.warmup_steps} of them warmup, "
-            f"{schedule.evaluations} evaluations, {schedule.saves} saves; {work.tokens:,} tokens an epoch{counted}"
+            f"{schedule.evaluations} evaluations, {schedule.saves} saves; {work.tokens:,} tokens per epoch{counted}"
         ]
         if self.architecture and self.memory:
             share = self.trainable / self.architecture.parameters

@@ -84,7 +84,7 @@ def know_format(opened: Opened, source: Source) -> tuple[str, list[str], Iterato
     if format_ is None and not good:
         bad = next((row for row in rows if isinstance(row, BadRow)), None)
         what = f"{opened.at(bad.line)}: {bad.why}" if bad else f"{opened.where}: holds no row"
-        raise DataError("", f"{what}; so the format of source {source.name!r} can't be detected", "mend it or name it")
+        raise DataError("", f"{what}; so the format of source {source.name!r} can't be detected", "fix it or name it")
     try:
         format_ = format_ or detect_format(good, source.columns)
         if good:
@@ -101,10 +101,10 @@ def account_batch(
     """Count a batch's rows, or stop at the first bad or risky one where the config says so."""
     if found.bad and data.on_bad_row == "stop":
         bad = found.bad[0]
-        raise DataError(opened.at(bad.line), bad.why, "mend the row, or set data.on_bad_row: skip")
+        raise DataError(opened.at(bad.line), bad.why, "fix the row, or set data.on_bad_row: skip")
     if found.stopped:
         line, kind = found.stopped
-        remedy = f"mend the row, or set data.risks.{category_of(kind)}: drop (or note)"
+        remedy = f"fix the row, or set data.risks.{category_of(kind)}: drop (or note)"
         raise DataError(opened.at(line), f"holds {kind}", remedy)
     account.read += len(found.lines)
     for line, reason in zip(found.lines, found.reasons, strict=True):
@@ -142,7 +142,7 @@ def read_labels(data: DataConfig, root: Path) -> dict[str, list[str]]:
             agents = collect_labels(batches, source, found)
             trained |= set() if source.held_out else agents
     if unknown := sorted(set(found) - trained):
-        what = f"agent {unknown[0]!r} is tested and never trained on, so its prompts would tell other labels"
+        what = f"agent {unknown[0]!r} is tested and never trained on, so its prompts would list other labels"
         remedy = "give the sources of one task the same agent"
         raise ConfigError("params.yaml: data.labels_in_prompt", what, remedy)
     return {agent: sorted(labels) for agent, labels in sorted(found.items())}

@@ -56,7 +56,7 @@ def open_source(data: DataConfig, source: Source, root: Path) -> Opened:
 
 def source_path(data: DataConfig, source: Source, root: Path) -> Path:
     """The source's file or `datasets` folder; DataError where it is missing, neither, or outside the data folder."""
-    assert source.path is not None, f"{source.name} is no file"
+    assert source.path is not None, f"{source.name} is not a file"
     folder = root / data.directory
     try:
         return _checked(folder / source.path, folder, source.name)
@@ -80,11 +80,11 @@ def _checked(path: Path, folder: Path, name: str) -> Path:
         raise DataError(present[0], "may hide changed rows from DVC", "remove it: what is beside data is ignored above")
     for inside in [path, *(path.rglob("*") if is_dataset_folder(path) else ())]:
         if not inside.resolve().is_relative_to(folder.resolve()):
-            raise DataError(inside, f"lies outside {folder}, where DVC does not watch it", "move it in")
+            raise DataError(inside, f"is outside {folder}, where DVC does not watch it", "move it in")
         if inside != path and inside.is_symlink() and inside.is_dir():
             raise DataError(inside, "is a link to a folder, whose files would not be hashed", "put the folder here")
     if not path.is_file() and not is_dataset_folder(path):
-        raise DataError(path, "is no file", "data.sources must name one file a source")
+        raise DataError(path, "is not a file", "data.sources must name one file a source")
     if not (path.stat().st_size if path.is_file() else files_in(path)):
         raise DataError(path, "is empty", f"put rows into it or take {name!r} out of data.sources")
     return path

@@ -43,10 +43,10 @@ def start(paths: Paths, target: str) -> int:
             detached, process = launch(paths, target)
             code = process.wait(timeout=GRACE)
     except filelock.Timeout:
-        remedy = "./finetune status tells how it went"
+        remedy = "./finetune status shows its progress"
         raise ConfigError(paths.work, "another detached start is under way", remedy) from None
     except subprocess.TimeoutExpired:
-        say(f"make {target} runs in the background (process {detached.pid}), and goes on when this terminal is closed")
+        say(f"make {target} runs in the background (process {detached.pid}) and continues if this terminal is closed")
         say("  ./finetune status   the progress")
         say("  ./finetune stop     end it; the same command resumes")
         say(f"  tail -f {detached.log}")
@@ -170,13 +170,13 @@ def is_running(process: Any | None) -> bool:
 
 
 def closing_line(paths: Paths, run: Run, stopped: list[Stage], began: float) -> str:
-    """What is kept, and what goes on from there; `began` is when the stop was asked for, in Unix seconds."""
+    """What is kept, and what resumes from there; `began` is when the stop was asked for, in Unix seconds."""
     if run.detached is not None:
         return how_it_ended(paths)[0]
     name = stopped[-1].name if stopped else "it"
     if name != "train":
-        return f"{name} has ended; nothing half-done is left, and the same command goes on"
+        return f"{name} has ended; nothing half-done is left, and the same command resumes"
     told = read_status(paths)
     if told is not None and told["updated"] >= began - 1:
         return how_training_ended(told, paths)
-    return f"train has stopped; {what_is_kept(paths)}, and the same command goes on"
+    return f"train has stopped; {what_is_kept(paths)}, and the same command resumes"

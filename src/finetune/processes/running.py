@@ -100,7 +100,7 @@ def require_idle(paths: Paths) -> None:
     run = find_run(paths)
     if run is not None and not (run.detached and run.detached.pid == os.getsid(0)):
         raise ConfigError(
-            paths.work, f"{run.sentence()} in this folder", "./finetune status tells more, ./finetune stop ends it"
+            paths.work, f"{run.sentence()} in this folder", "./finetune status shows it, ./finetune stop ends it"
         )
 
 
@@ -130,7 +130,7 @@ def find_process(name: str, pid: int | None, paths: Paths) -> tuple[Any | None, 
     except GONE:
         return None, elsewhere
     except psutil.AccessDenied:
-        return None, f"the system tells nothing about process {pid}"
+        return None, f"the system gives no information about process {pid}"
 
 
 def runs_stage(process: Any, name: str, root: Path) -> bool:

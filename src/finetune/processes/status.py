@@ -67,7 +67,7 @@ def describe_run(run: Run, told: dict[str, Any] | None) -> list[str]:
     if told is not None:
         lines += describe_progress(told, time.time())
     elif run.stage is not None and run.stage.name == "train":
-        lines.append("no step is told yet: it loads the model, or just started")
+        lines.append("loading the model; no training step yet")
     return lines
 
 
@@ -128,7 +128,7 @@ def how_detached_ended(detached: Detached, paths: Paths, told: dict[str, Any] | 
     if stage is not None and stage.outcome == "interrupted":
         return [f"{name} was stopped in stage {stage.stage}; nothing half-done is left, and {goes_on(again)}"]
     if end is None:
-        return [f"{name} was killed before it could tell why; {goes_on(again)}"]
+        return [f"{name} was killed before it could report why; {goes_on(again)}"]
     if end.stopped:
         return [f"{name} was stopped between two stages; {goes_on(again)}"]
     if stage is None or stage.outcome == "done":
@@ -156,19 +156,19 @@ def last_lines(log: Path) -> list[str]:
 
 
 def how_training_ended(told: dict[str, Any], paths: Paths, again: str = "") -> str:
-    """The step where the training stands, and what goes on from there."""
+    """The step where the training stands, and what resumes from there."""
     where = f"step {told['step']} of {told['steps']}"
     if told.get("ended") == "finished":
         return f"train finished with {where}; the stages after it did not: {goes_on(again)}"
     if told.get("ended") == "failed":
-        return f"train failed at {where}; mend what it said, then {goes_on(again)}"
+        return f"train failed at {where}; fix the cause it printed, then {goes_on(again)}"
     verb = "stopped" if told.get("ended") == "interrupted" else "was killed"
     return f"train {verb} at {where}; {what_is_kept(paths)}, and {goes_on(again)}"
 
 
 def goes_on(again: str) -> str:
     """What to do after a stop; `again` is the command where it is known."""
-    return f"the same command goes on{': ' + again if again else ''}"
+    return f"the same command resumes{': ' + again if again else ''}"
 
 
 def what_is_kept(paths: Paths) -> str:

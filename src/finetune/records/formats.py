@@ -224,7 +224,7 @@ def parse_row(row: Mapping[str, Any], format_: str, columns: Mapping[str, str]) 
     conversation = FORMATS[format_].parse(fields)
     conversation.agent = fields.optional_text("agent")
     if conversation.agent == ALL:
-        raise ValueError(f"{fields.place('agent')} is named {ALL!r}, which stands for all test examples")
+        raise ValueError(f"{fields.place('agent')} is named {ALL!r}, which means all test examples")
     if "group" in columns:
         conversation.group = fields.name("group")
     check_order(conversation.messages)
@@ -268,7 +268,7 @@ def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
     for ours, theirs in columns.items():
         if theirs not in there:
             what = f"has no column {short(theirs)!r}, which is named for {ours}"
-            raise ValueError(f"{what} (columns: {listed(there)}); mend the name")
+            raise ValueError(f"{what} (columns: {listed(there)}); correct the name")
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -123,7 +123,7 @@ def _part(part: Any, place: str) -> str:
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
         kind = part.get("type") if isinstance(part, dict) else None
         what = f" but {kind!r:.40}" if isinstance(kind, str) and kind != "text" else ""
-        raise ValueError(f"{place} is no text part{what}; only text can be trained on")
+        raise ValueError(f"{place} is not a text part{what}; only text can be trained on")
     return str(part["text"])
 
 
@@ -221,7 +221,7 @@ def sound_text(value: str, place: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{place} holds half of a surrogate pair, which is no text") from None
+        raise ValueError(f"{place} holds half of a surrogate pair, which is not text") from None
     return value
 
 
@@ -248,9 +248,9 @@ def _check_sound(value: Any, place: str, depth: int = 0) -> None:
     elif isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise ValueError(f"{place} holds a number of more than 64 bits")
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{place} holds {value}, which is no JSON")
+        raise ValueError(f"{place} holds {value}, which is not JSON")
     elif value is not None and not isinstance(value, bool | int | float):
-        raise ValueError(f"{place} holds a {type(value).__name__}, which is no JSON")
+        raise ValueError(f"{place} holds a {type(value).__name__}, which is not JSON")
 
 
 def kind_of(value: Any) -> str:

@@ -19,7 +19,7 @@ from finetune.reports.evaluation import Role
 SIDES: tuple[Role, Role] = ("baseline", "candidate")
 Weights = NDArray[np.float64]
 Statistic = Callable[[Weights], float]
-LARGEST_EXPONENT = 700.0  # beyond that a float is infinite, which is no JSON
+LARGEST_EXPONENT = 700.0  # beyond that a float is infinite, which is not JSON
 
 
 class UnmeasuredError(Exception):

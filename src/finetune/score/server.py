@@ -57,7 +57,7 @@ class ChatServer:
         self.model, self.timeout, self.place = model, timeout_seconds, place
         if "@" in urlsplit(url).netloc:
             remedy = "take it out, and name the variable of a key in api_key_variable"
-            what = "holds a user or password, which reports and logs would tell"
+            what = "holds a user or password, which reports and logs would show"
             raise ConfigError(f"params.yaml: {place}.url", what, remedy)
         self.url = chat_url(url)
         self.shown = without_secrets(self.url)
@@ -121,7 +121,7 @@ class ChatServer:
             what = f"can't be reached ({str(error) or type(error).__name__})"
             raise self._error(what, "start it, or correct the url", reached=False) from None
         except (httpx2.InvalidURL, UnicodeError):
-            raise self._error("is no address that can be asked", "correct the url", reached=False) from None
+            raise self._error("is not a usable address", "correct the url", reached=False) from None
         except ValueError as error:
             raise self._error(f"gave no chat completion: {error}", "is it OpenAI-compatible?") from None
 

@@ -208,7 +208,7 @@ def draw_units(n: int, strata: Labels | None, clusters: Labels | None) -> tuple[
     stratum = np.zeros(unit.max() + 1, dtype=np.intp)
     stratum[unit] = of_example
     if (stratum[unit] != of_example).any():
-        raise ValueError("a cluster lies in two strata; give each cluster one, or leave out the strata")
+        raise ValueError("a cluster is in two strata; give each cluster one, or leave out the strata")
     while True:
         labels, sizes = np.unique(stratum, return_counts=True)
         if len(labels) == 1 or sizes.min() > 1:

@@ -68,7 +68,7 @@ def tail_error(confidence: float, side: Bound) -> float:
     if side not in get_args(Bound):
         raise ValueError(f"side is {side!r}; it is one of {', '.join(get_args(Bound))}")
     if not 0.5 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; it lies between 0.5 and 1 (0.95 for an error of 5%)")
+        raise ValueError(f"confidence is {confidence}; it must be between 0.5 and 1 (0.95 for an error of 5%)")
     return (1 - confidence) / 2 if side == "two-sided" else 1 - confidence
 
 
@@ -81,7 +81,7 @@ def _check_lower(name: str, share: float, confidence: float, side: Bound) -> Non
 
 def _check_share(name: str, share: float) -> None:
     if not 0 < share < 1:
-        raise ValueError(f"{name} is {share}; it lies between 0 and 1, both excluded")
+        raise ValueError(f"{name} is {share}; it must be between 0 and 1, both excluded")
 
 
 def check_counts(**counts: int) -> None:

@@ -92,7 +92,7 @@ class Checkpoints:
             if best is not None and (best in (0, step) or self._verified(best) is not None):
                 return self.path(step)
             if best is not None:
-                self._set_aside(step, f"its best checkpoint, of step {best}, is no good one")
+                self._set_aside(step, f"its best checkpoint, of step {best}, is not usable")
         return None
 
     def _verified(self, step: int) -> int | None:
@@ -114,7 +114,7 @@ class Checkpoints:
         aside = path.with_name(f"bad-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.replace(aside)
-        say(f"warning: {path} is no good checkpoint and was set aside as {aside.name}: {why}")
+        say(f"warning: {path} is not a usable checkpoint and was set aside as {aside.name}: {why}")
 
     def finish(self) -> None:
         """Mark the run as published; its checkpoints stay until evaluate begins, when DVC has taken the outputs."""

@@ -173,7 +173,8 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             yield
         except OSError as error:
             self.print_once(
-                "disk", f"warning: {error.filename}: {error.strerror}; curves and status stand still till it is mended"
+                "disk",
+                f"warning: {error.filename}: {error.strerror}; curves and status are not updated until it is fixed",
             )
 
     def print_once(self, what: str, text: str) -> None:

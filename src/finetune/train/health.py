@@ -39,7 +39,7 @@ def smaller_micro_batch(params: TrainParams) -> TrainParams:
             "params.yaml: train.per_device_train_batch_size",
             "the run's longest row alone finds no memory on this machine",
             "use a smaller train.max_length, activation_checkpointing, quantization: nf4 or a "
-            "smaller base (./finetune plan tells what each needs)",
+            "smaller base (./finetune plan shows what each needs)",
         )
     less = next((size for size in range(micro // 2, 0, -1) if micro % size == 0), 1)
     sizes = {
@@ -86,6 +86,6 @@ def describe_health(losses: Sequence[tuple[int, float]], first: float | None, be
     if first is not None and best > first * (1 - LEAST_GAIN):
         told.append(
             f"nothing was learnt: the validation loss is {best:.4f}, and was {first:.4f} before the first step; "
-            "raise train.learning_rate or adapter.r, or look whether the answers can be told from the prompts"
+            "raise train.learning_rate or adapter.r, or check whether the answers follow from the prompts"
         )
     return told

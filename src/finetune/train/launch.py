@@ -127,13 +127,13 @@ def raise_what_failed(paths: Paths, asked: str | None) -> None:
         raise InterruptedRunError(
             "",
             f"train was stopped by {asked} before it could save",
-            "the newest checkpoint is kept, the same command goes on",
+            "the newest checkpoint is kept, the same command resumes",
         )
     if not errors:
         raise MachineError(
             "train",
-            "a process died without a word, often for want of memory",
-            "the newest checkpoint is kept, the same command goes on from it",
+            "a process died without a message, often for lack of memory",
+            "the newest checkpoint is kept, the same command resumes from it",
         )
     worst = next((error for error in errors if error["exit_code"] != InterruptedRunError.exit_code), errors[0])
     kind = ERRORS.get(worst["exit_code"], FinetuneError)

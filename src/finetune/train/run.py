@@ -54,7 +54,7 @@ def train(params: TrainParams, paths: Paths, stop: StopRequest, until: int | Non
             store.finish()
     if first and stop.by:
         raise InterruptedRunError(
-            "", "train is done", f"{stop.by} stopped what comes after it, the same command goes on there"
+            "", "train is done", f"{stop.by} stopped what comes after it, the same command resumes there"
         )
 
 
@@ -68,7 +68,7 @@ def require_trackers(params: TrainParams) -> None:
 def fit(
     params: TrainParams, paths: Paths, store: Checkpoints, tokenizer: Any, stop: StopRequest, until: int | None
 ) -> "tuple[Trainer, dict[str, Any]]":
-    """Run the training loop; gives the trainer and what was measured: seconds, steps a second, peak memory.
+    """Run the training loop; gives the trainer and what was measured: seconds, steps/s, peak memory.
 
     Where memory runs out it begins again from the newest checkpoint with a smaller micro-batch.
     """
@@ -106,7 +106,7 @@ def choose_checkpoint(params: TrainParams, store: Checkpoints) -> tuple[TrainPar
     steps = store.steps()
     resumed = (store.newest() if "RANK" not in os.environ else store.path(steps[0])) if steps else None
     if resumed:
-        say(f"goes on from {resumed}")
+        say(f"resumes from {resumed}")
         warn_of_other_arithmetic(read_manifest(resumed), params.environment)
         while params.train.per_device_train_batch_size > read_progress(resumed).micro_batch:
             params = smaller_micro_batch(params)
@@ -145,7 +145,7 @@ def warn_of_other_arithmetic(checkpoint: dict[str, Any], environment: Environmen
     then, now = checkpoint["arithmetic"], arithmetic(environment)
     other = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if now[name] != then.get(name)]
     if other:
-        say(f"warning: the run goes on where numbers round otherwise ({'; '.join(other)}); the last bits will differ")
+        say(f"warning: the run resumes where numbers round differently ({'; '.join(other)}); the last bits will differ")
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def telling(trainer: "Trainer") -> Iterator[None]:
         ended = "interrupted"
         kept = trainer.store.what_is_kept()
         raise InterruptedRunError(
-            "", f"train was stopped by {trainer.stop.by}", f"{kept}, the same command goes on"
+            "", f"train was stopped by {trainer.stop.by}", f"{kept}, the same command resumes"
         ) from None
     except InterruptedRunError:
         ended = "interrupted"

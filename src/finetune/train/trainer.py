@@ -221,7 +221,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             "",
             f"train was stopped{f' by {self.stop.by}' if self.stop.by else ''} and saved at step "
             f"{self.state.global_step} of {self.state.max_steps}",
-            "the same command goes on from there",
+            "the same command resumes from there",
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002

@@ -62,7 +62,7 @@ def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Fin
         if code not in all_codes():
             near = difflib.get_close_matches(code, CODES, n=1)
             advice = f"did you mean {near[0]}?" if near else "docs/findings.md lists them"
-            given.append(Finding("accepted-unknown", where, "is no code of a finding", advice))
+            given.append(Finding("accepted-unknown", where, "is not the code of a finding", advice))
         elif CODES[code].binding:
             what = "can't be accepted: no run or verdict could follow"
             given.append(Finding("accepted-unknown", where, what, "remove it"))

@@ -75,7 +75,7 @@ def find_stale_rows(params: ValidateParams, root: Path) -> str | None:
         if not account.sha256 or not place.exists():  # a dataset of the Hub; or prepare will tell
             continue
         if account.sha256 != (sha256_folder(place) if place.is_dir() else sha256_file(place)):
-            return f"of another {account.place} than lies there now"
+            return f"of another {account.place} than is there now"
     return None
 
 

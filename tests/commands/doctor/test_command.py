@@ -53,7 +53,7 @@ def test_what_a_person_reads(machine: Machine) -> None:
     )
     machine.predict()
     lines = machine.lines("tiny")
-    assert lines[-2].endswith("can run here, as far as can be told: memory unknown (no config.json)")
+    assert lines[-2].endswith("can probably run here: memory unknown (no config.json)")
     assert lines[-1].startswith("no recipe is known to fit here")
 
 

@@ -142,7 +142,7 @@ def test_the_words(capsys: pytest.CaptureFixture[str]) -> None:
     print_comparison(compare_sides(A, B, 0.95, 0, LOOKS), as_markdown=True)
     told = capsys.readouterr().out
     assert "| all | exact_match | 40 | 0.5000 | 0.6750 | +0.1750 | -0.0286 … +0.3661 | 15 | 5 | 12 | 8 | 0.14 |" in told
-    assert "no interval tells the two apart" in told
+    assert "no interval distinguishes the two" in told
     assert "| train.learning_rate | 0.1 | 0.2 |" in told
     assert look_sentence(LOOKS) in told
     assert look_sentence(LOOKS).startswith("looks at this test set: 3, 5 are declared (decide.looks); A was look 1, B")
@@ -179,7 +179,7 @@ def test_experiments_branches_and_the_workspace_are_found(repository: Path, name
         (
             ("main", "nowhere"),
             2,
-            "error: 'nowhere' is no experiment, branch, tag or commit here; ./finetune exps",
+            "error: 'nowhere' is not an experiment, branch, tag or commit here; ./finetune exps",
         ),
         (("main", "elsewhere"), 3, "error: compare: main was measured on test set"),
         (("main~1", "main"), 3, "error: main~1: has no reports/evaluation.json: its pipeline did not run to its end"),
@@ -233,7 +233,7 @@ def test_answers_that_were_changed_are_refused(repository: Path, tmp_path: Path)
     text = path.read_text(encoding="utf-8")
     path.unlink()
     path.write_text(text.replace("TypeError", "KeyError", 1), encoding="utf-8")
-    with pytest.raises(DataError, match=r"predictions\.jsonl is not what evaluation\.json speaks of"):
+    with pytest.raises(DataError, match=r"predictions\.jsonl is not the file that evaluation\.json names"):
         read_run("workspace", copy)
 
 

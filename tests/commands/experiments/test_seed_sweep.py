@@ -152,7 +152,11 @@ def test_the_seeds_are_named_or_counted_from_the_present_one() -> None:
     assert choose_seeds(7, None, None) == [7, 8, 9, 10, 11]
     assert choose_seeds(7, 2, None) == [7, 8]
     assert choose_seeds(7, None, [3, 1]) == [3, 1]
-    for count, named, told in ((2, [1], "not both"), (None, [1, 1], "names one twice"), (None, [2**32], "no seed")):
+    for count, named, told in (
+        (2, [1], "not both"),
+        (None, [1, 1], "names one twice"),
+        (None, [2**32], "not a valid seed"),
+    ):
         with pytest.raises(ConfigError, match=told):
             choose_seeds(7, count, named)
 
@@ -263,7 +267,7 @@ def test_a_failed_seed_keeps_what_came_before(repository: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_ctrl_c_waits_for_the_stage_and_puts_params_back(repository: Path, tmp_path: Path) -> None:
-    """The whole group gets the signal, as from a terminal; the exit code says that the same command goes on."""
+    """The whole group gets the signal, as from a terminal; the exit code says that the same command resumes."""
     root = copy_of(repository, tmp_path / "copy")
     stages = (root / "stages.py").read_text(encoding="utf-8")
     slow = stages.replace("def train():\n", "def train():\n    import time; Path('begun').touch(); time.sleep(3600)\n")
@@ -276,7 +280,7 @@ def test_ctrl_c_waits_for_the_stage_and_puts_params_back(repository: Path, tmp_p
     os.killpg(process.pid, signal.SIGINT)
     told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 5, told
-    assert "interrupted; what is finished is recorded, the same command goes on" in told
+    assert "interrupted; what is finished is recorded, the same command resumes" in told
     assert (root / "params.yaml").read_bytes() == before
 
 

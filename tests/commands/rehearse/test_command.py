@@ -156,7 +156,7 @@ def test_rows_are_prepared_anew_where_they_or_the_settings_changed(
     assert (paths.prepared / "train.jsonl").stat().st_ino == before, "nothing changed, nothing is written"
     source = Path("data/raw/cpython/interactions.jsonl")
     source.write_text("".join(source.read_text(encoding="utf-8").splitlines(keepends=True)[:-9]), encoding="utf-8")
-    assert find_stale_rows(config, Path()) == "of another data/raw/cpython/interactions.jsonl than lies there now"
+    assert find_stale_rows(config, Path()) == "of another data/raw/cpython/interactions.jsonl than is there now"
     with pipeline_lock(paths.work / "pipeline.lock", "train"), pytest.raises(ConfigError, match="stage train"):
         prepare_rows(config, Path())
     assert read_json(paths.reports / "prepare.json") == first

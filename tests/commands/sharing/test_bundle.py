@@ -109,7 +109,7 @@ def test_output_may_be_a_folder_but_no_output_of_dvc(copy: Path, tmp_path: Path)
     """Inside out/adapter it would make another adapter of it."""
     bundle.run(copy, None, tmp_path)
     assert list(tmp_path.glob("finetune-tiny-*.tar.gz"))
-    with pytest.raises(ConfigError, match=r"lies in out/adapter, which is an output of DVC; choose another place"):
+    with pytest.raises(ConfigError, match=r"is in out/adapter, which is an output of DVC; choose another place"):
         bundle.run(copy, None, copy / "out/adapter/x.tar.gz")
 
 

@@ -45,7 +45,7 @@ def refused(path: Path) -> str:
 def test_no_archive_is_no_bundle(tmp_path: Path, content: bytes) -> None:
     """Whatever it is, it is told in a line."""
     (tmp_path / "x.tar.gz").write_bytes(content)
-    assert "is no bundle, or was packed again or damaged; ask for the file again" in refused(tmp_path / "x.tar.gz")
+    assert "is not a bundle, or was packed again or damaged; ask for the file again" in refused(tmp_path / "x.tar.gz")
 
 
 def test_every_cut_is_noticed(made: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_every_changed_byte_inside_is_noticed(
 def test_nothing_is_made_of_a_hostile_member(tmp_path: Path, name: str, others: dict[str, Any]) -> None:
     """Links, devices and paths that lead out are refused before anything is written."""
     path = hostile(lambda tar: tar.addfile(*member(name, b"" if others else b"x", **others)), tmp_path)
-    assert "something else stands in the place of a; do not use it" in refused(path)
+    assert "something else is in the place of a; do not use it" in refused(path)
     assert [item.name for item in tmp_path.iterdir()] == ["hostile.tar.gz"]
 
 
@@ -116,7 +116,7 @@ def test_more_or_fewer_members_are_noticed(made: Path, tmp_path: Path) -> None:
     """The manifest is the whole list, in its order."""
     inner, path = gzip.decompress(made.read_bytes()), tmp_path / "x"
     extra = archive.header(f"{made.name.removesuffix('.tar.gz')}/zzz", 0)
-    assert "something stands after the last member" in refused(squeeze(path, inner[:-1024] + extra + inner[-1024:]))
+    assert "something follows the last member" in refused(squeeze(path, inner[:-1024] + extra + inner[-1024:]))
     assert "more follows after its end" in refused(squeeze(path, inner + bytes(512)))
     for more in (b"x", b"\0", gzip.compress(b""), gzip.compress(b"x")):
         path.write_bytes(made.read_bytes() + more)
@@ -164,7 +164,7 @@ def test_a_manifest_of_another_shape_is_refused(tmp_path: Path, files: Any, told
 
 def test_a_bomb_of_another_kind_is_refused_before_it_expands(tmp_path: Path) -> None:
     """What has no manifest has no members either."""
-    assert "is no bundle" in refused(squeeze(tmp_path / "bomb.tar.gz", bytes(200 << 20)))
+    assert "is not a bundle" in refused(squeeze(tmp_path / "bomb.tar.gz", bytes(200 << 20)))
 
 
 def test_a_name_that_the_disk_refuses_is_the_bundles_fault_and_a_full_disk_the_machines(
@@ -240,11 +240,11 @@ CHANGES = [
     # members that do not belong together
     (swap("reports/decision.json", b'"deploy"', b'"abort"'), "manifest.json: its verdict is not the one in the bundle"),
     (swap("out/model_card.md", b"adapter ", b"adapter 0"), "out/model_card.md: is not the file that dvc.lock names"),
-    (swap("reports/train.json", b'sha256": "', b'sha256": "0'), "reports/train.json: speaks of another adapter"),
+    (swap("reports/train.json", b'sha256": "', b'sha256": "0'), "reports/train.json: names another adapter"),
     (swap("reports/summary.md", b"adapter", b"bdapter"), "reports/summary.md: is not the file that dvc.lock names"),
     (swap("out/adapter/adapter_config.json", b"tiny", b"huge"), "adapter_config.json: is not the file that was publ"),
     (swap("params.yaml", b"seed: 42 ", b"seed: 43 "), "params.yaml: data is not what dvc.lock names"),
-    (swap("sbom.cdx.json", b'"CycloneDX"', b'"Cyclone"'), "sbom.cdx.json: is no bill of materials of this adapter"),
+    (swap("sbom.cdx.json", b'"CycloneDX"', b'"Cyclone"'), "sbom.cdx.json: is not a bill of materials of this adapter"),
     (swap("sbom.cdx.json", b'"library"', b'"libary"'), "sbom.cdx.json: lacks packages, base model or data"),
     (swap("sbom.cdx.json", b'"alg": "SHA-256"', b'"alg": "SHA-0"'), "sbom.cdx.json: is not CycloneDX: "),
     (swap("dvc.lock", b"{", b"["), "dvc.lock: is missing, broken or names no outputs"),

@@ -131,7 +131,7 @@ def test_push_says_what_it_lacks(place: Path) -> None:
 
     rewrite(root / "params.yaml", "learning_rate: 2.0e-3", "learning_rate: 1.0e-3")
     told = finetune(root, "push", code=3)
-    assert "error: dvc.lock: does not describe what lies here (" in told
+    assert "error: dvc.lock: does not match the files here (" in told
     assert "train: params.yaml" in told
     assert "make repro finishes it, then ./finetune push" in told
     run(root, "git", "checkout", "-q", "params.yaml")

@@ -60,7 +60,9 @@ def test_a_signature_proves_who_made_it(
 def test_what_is_signed_otherwise_is_refused(copy: Path, made: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
     """A stranger's key, other bytes, another purpose, another person, no signature at all."""
     target = Path(shutil.copy(made, tmp_path / "x.tar.gz"))
-    with pytest.raises(DataError, match=r"x\.tar\.gz\.sig: is missing, so x\.tar\.gz can't be told from a forgery"):
+    with pytest.raises(
+        DataError, match=r"x\.tar\.gz\.sig: is missing, so x\.tar\.gz can't be distinguished from a forgery"
+    ):
         check(target, keys["signers"])
     signing.sign(target, keys["mallory"])
     with pytest.raises(DataError, match=r"is by nobody whom .* allows"):

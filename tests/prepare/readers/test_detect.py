@@ -319,10 +319,10 @@ def test_memory_does_not_grow_with_the_file(hard_files: Path) -> None:
     *told, grown = done.stdout.splitlines()
     assert told == [
         "a.jsonl.gz 1",
-        "b.json.gz:1: the file ends in or after element 1, before `]`; what follows can't be read, so mend it, or "
+        "b.json.gz:1: the file ends in or after element 1, before `]`; what follows can't be read, so fix it, or "
         "write the file as JSON lines",
         "c.csv.gz:2: the record that starts here is larger than data.max_row_size: 12 MB, or a quote in it never "
-        "closes; mend it, or write the file as JSON lines",
+        "closes; fix it, or write the file as JSON lines",
         "d.arrow 20",
         "line.jsonl 3",
     ]

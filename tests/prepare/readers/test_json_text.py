@@ -29,7 +29,7 @@ def test_rows_come_with_their_lines(tmp_path: Path) -> None:
         (b'{"a": NaN}', "broken JSON: NaN is not JSON"),
         (b'{"a": -Infinity}', "broken JSON: -Infinity is not JSON"),
         (b'{"a": 1e999}', "broken JSON: 1e999 is too large for a number"),
-        (b'{"a": 1, "b": {"c": 1, "c": 1}}', "broken JSON: the key 'c' stands twice in one object"),
+        (b'{"a": 1, "b": {"c": 1, "c": 1}}', "broken JSON: the key 'c' occurs twice in one object"),
         (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "broken JSON: nested too deeply"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
         (b"[1]", "a JSON object is expected, not list"),
@@ -69,7 +69,7 @@ def test_elements_come_with_their_numbers_and_lines(tmp_path: Path, monkeypatch:
             Row(2, {"a": "🙂🙂"}, starts_at=4),
             BadRow(3, "a JSON object is expected, not int (line 5)"),
             BadRow(4, "a JSON object is expected, not float (line 5)"),
-            BadRow(5, "broken JSON: the key 'a' stands twice in one object (line 5)"),
+            BadRow(5, "broken JSON: the key 'a' occurs twice in one object (line 5)"),
             BadRow(6, "a JSON object is expected, not bool (line 5)"),
             BadRow(7, "broken JSON: NaN is not JSON (line 6)"),
             Row(8, {}, starts_at=7),
@@ -105,8 +105,8 @@ def test_an_empty_array_has_no_rows(tmp_path: Path) -> None:
         (b'[{"a": 1},\n{"a": "', "2: the file ends in or after element 2, before `]`"),
         (b'[{"a": 1}\n', "2: the file ends in or after element 1, before `]`"),
         (b'[{"a": 1},\n', "2: the file ends in or after element 2, before `]`"),
-        (b'[{"a": 1}\n{"a": 2}]', "2: no comma stands after element 1"),
-        (b'[{"a": 1}] \n x', "2: something stands after the array's end"),
+        (b'[{"a": 1}\n{"a": 2}]', "2: no comma after element 1"),
+        (b'[{"a": 1}] \n x', "2: something follows the end of the array"),
         (b"[\n" + b"[" * 10_000, "2: element 1 of the array is nested too deeply"),
         (b'[{"a": 1},\n{"a": "' + b"x" * 10_000 + b'"}]', "2: element 2 of the array is larger than data.max_row_size"),
         (b'[{"a": "' + "ü".encode() * 5_000 + b'"}]', "1: element 1 of the array is larger than"),
@@ -117,7 +117,7 @@ def test_a_broken_array_names_the_element_and_stops(tmp_path: Path, content: byt
     (tmp_path / "rows.json").write_bytes(content)
     told = error_of(tmp_path / "rows.json")
     assert told.startswith(f"rows.json:{why}")
-    assert told.endswith("; what follows can't be read, so mend it, or write the file as JSON lines")
+    assert told.endswith("; what follows can't be read, so fix it, or write the file as JSON lines")
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])

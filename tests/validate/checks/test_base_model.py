@@ -129,7 +129,7 @@ def test_a_config_that_names_no_model_is_a_finding(base: Path, keys: dict[str, A
     (finding, *others) = known.findings
     assert finding.code == "base-class-unknown"
     assert finding.message.startswith(f"base: its config.json {what}")
-    assert finding.remedy == "use a base that transformers knows, or mend that file"
+    assert finding.remedy == "use a base that transformers knows, or fix that file"
     assert "\n" not in finding.message
     assert known.architecture is None
     assert {other.code for other in others} <= {"base-incomplete"}  # of some such configs no tokenizer is made either
@@ -169,7 +169,7 @@ def test_a_broken_config_is_a_finding(base: Path, content: str) -> None:
     known = examine()
     assert {finding.code for finding in known.findings} == {"base-incomplete"}
     assert "base/config.json" in known.findings[0].message
-    assert known.findings[0].remedy == "mend it or fetch it again"
+    assert known.findings[0].remedy == "fix it or fetch it again"
 
 
 def test_a_missing_config_is_a_finding(base: Path) -> None:
@@ -290,5 +290,5 @@ def test_a_padding_token_that_is_none_is_told(base: Path) -> None:
     """Added to the vocabulary it would have no embedding."""
     (finding,) = examine(model__pad_token="[PAD]").findings
     assert told(finding, "pad-missing") == (
-        "params.yaml: model.pad_token: [PAD] is no token of base; use one it has, like <|im_end|>"
+        "params.yaml: model.pad_token: [PAD] is not a token of base; use one it has, like <|im_end|>"
     )

@@ -116,8 +116,8 @@ def test_a_base_of_the_hub_must_be_pinned(whole: Path, cache: Cache) -> None:
     cache(whole, *files_of(whole))
     first, second = examine(model__base="org/name").findings
     assert str(first) == (
-        "params.yaml: model.revision: org/name is no local folder, and without a revision the same name may be another "
-        "model tomorrow; write the 40 hex digits of a commit (./finetune pin)"
+        "params.yaml: model.revision: org/name is not a local folder, and without a revision the same name may be "
+        "another model tomorrow; write the 40 hex digits of a commit (./finetune pin)"
     )
     assert (first.code, second.code) == ("base-unpinned", "base-missing")
 

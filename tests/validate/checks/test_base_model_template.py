@@ -120,7 +120,7 @@ def test_marks_that_are_no_tokens_are_a_finding(base: Path) -> None:
     template(base, TURNS.replace("<|im_start|>", "<|begin|>"))
     (finding,) = examine().findings
     assert told(finding, "template-foreign") == (
-        "params.yaml: model.chat_template: <|begin|> of the template are no single tokens of the base; "
+        "params.yaml: model.chat_template: <|begin|> of the template are not single tokens of the base; "
         "use the template that belongs to the base (null, or one of models/templates/*.jinja)"
     )
 

@@ -50,7 +50,7 @@ def test_another_language_of_one_script_is_a_warning(written: Write) -> None:
     assert check_shift({"train": train, "validation": [], "test": written("test", ENGLISH, 40)}) == []
     (finding, *_) = check_shift({"train": train, "validation": [], "test": written("test", GERMAN, 40)})
     assert finding.code == "language-shift"
-    what = "of a test row's words do not stand in one half of train, against 0% of the words of a row"
+    what = "of a test row's words are not in one half of train, compared with 0% of the words of a row"
     assert what in finding.message
     assert finding.remedy == "add train rows like those that are tested"
 

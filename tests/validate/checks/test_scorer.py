@@ -105,7 +105,7 @@ def tree(tmp_path: Path) -> Path:
         ("changes", 1.0, None),
         ("raises", None, "KeyError: 'gone'"),
         ("leaves", None, "SystemExit: 1"),
-        ("text", None, "gave str, which is no number"),
+        ("text", None, "gave str, which is not a number"),
         ("nan", None, "gave nan, which is not from 0 to 1"),
         ("high", None, "gave 1.5, which is not from 0 to 1"),
         ("huge", None, "ValueError: Exceeds the limit"),
@@ -167,7 +167,7 @@ def test_all_that_is_wrong_is_told_at_once(tree: Path, example: MakeExample, mon
         "a.pattern: missing ): (a",
         "b: the pattern is not found in the reference",
         "c: the reference holds no number, in any of 2 test examples; correct it, or name others in `of`",
-        "d.schema_file: scorers/bad.json is no JSON schema: $.type: 'foo'",
+        "d.schema_file: scorers/bad.json is not a JSON schema: $.type: 'foo'",
         "e.schema_file: scorers/remote.json refers to 'https://example.com/schema', which is not in it; nothing is f",
         "f.schema_file: scorers/no.json is not JSON",
         "g.schema_file: scorers/missing.json can't be read (No such file or directory)",
@@ -210,8 +210,8 @@ def test_too_many_classes_are_no_classification(example: MakeExample) -> None:
         ({"$ref": "#/$defs/none"}, "refers to '/$defs/none', which is not in it; nothing is fetched"),
         ({"properties": {"a": {"$ref": "other.json"}}}, "refers to 'other.json', which is not in it"),
         ({"$schema": "http://example.com/mine"}, "names a $schema that is not known: 'http://example.com/mine'"),
-        ({"pattern": "("}, r"is no JSON schema: $.pattern"),
-        ([], "is no JSON schema: it must be an object"),
+        ({"pattern": "("}, r"is not a JSON schema: $.pattern"),
+        ([], "is not a JSON schema: it must be an object"),
     ],
 )
 def test_bad_schemas_are_told(schema: Any, problem: str) -> None:

@@ -153,7 +153,7 @@ def test_rows_that_the_template_refuses_are_told_and_left_out(
     assert told(finding, "template-broken") == (
         "params.yaml: model.chat_template: 2 examples of train, the first of rows, line 7: the chat template does not "
         "render these turns (system, user, assistant): no system here; "
-        "mend or filter these rows (data.filters), or use one of models/templates/*.jinja"
+        "fix or filter these rows (data.filters), or use one of models/templates/*.jinja"
     )
     assert codes(test) == ["template-broken"] and "2 examples of test" in test[0].message
     assert check_rendering("train", TokenizedSplit()) == []
@@ -198,7 +198,7 @@ def test_a_template_that_refuses_every_row_stops_validate_with_a_report(
     template = Path("base/chat_template.jinja")
     strict = "{% for turn in messages if 'number' in turn.content %}{{ raise_exception('no numbers') }}{% endfor %}"
     template.write_text(strict + template.read_text(encoding="utf-8"), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"36 examples of train, the first of small, .* no numbers; mend or filter"):
+    with pytest.raises(ConfigError, match=r"36 examples of train, the first of small, .* no numbers; fix or filter"):
         validate.run(params_of("validate", config), paths)
     report = read_json(paths.reports / "validation.json")
     refused = [finding for finding in report["findings"] if finding["code"] == "template-broken"]

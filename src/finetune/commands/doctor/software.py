@@ -113,7 +113,7 @@ def check_base(model: ModelConfig, root: Path) -> Check:
             return Check("base model", f"{model.base}: {trouble}", "missing", "copy the folder again, whole")
         return Check("base model", f"{model.base}, a folder, complete")
     if model.revision is None:
-        told = f"{model.base} is no folder, and no revision is named"
+        told = f"{model.base} is not a folder, and no revision is named"
         remedy = "set model.revision to the 40 hex digits of a commit (./finetune pin)"
         return Check("base model", told, "missing", remedy)
     trouble = find_missing_weights(snapshot(model)) if snapshot(model).is_dir() else "not in the cache"
@@ -163,7 +163,7 @@ def check_git(root: Path, quick: bool) -> Check:
         if (root / ".git").exists():  # git refuses a folder of another user, as a copy by rsync -a to root is
             told = f"git refuses {root.absolute()}: it belongs to another user, or .git is broken"
             return Check("git", told, "missing", 'chown -R "$(id -u):$(id -g)" . (git status says why)')
-        told = f"{root.absolute()} is no repository: no run can be traced to its code"
+        told = f"{root.absolute()} is not a repository: no run can be traced to its code"
         return Check("git", told, "missing", "git init && git add -A && git commit -m start")
     commit = ask("git", "-C", str(root), "rev-parse", "--short=12", "HEAD", timeout=timeout)
     if commit is None:

@@ -118,7 +118,7 @@ def check_comparable(a: ComparedRun, b: ComparedRun) -> list[str]:
     if a.evaluation["adapter_sha256"] == b.evaluation["adapter_sha256"]:
         warnings.append("both are the same adapter")
     if a.evaluation.get("base") != b.evaluation.get("base"):
-        warnings.append("the two stand on different bases")
+        warnings.append("the two have different base models")
     return warnings
 
 

@@ -58,7 +58,7 @@ def _read(name: str, root: Path) -> ComparedRun:
             raise DataError(name, f"reports/evaluation.json has no {key}", "evaluate it again with this version")
     predictions = read_predictions(paths.predictions)
     if sha256_file(paths.predictions) != reports["evaluation"]["predictions_sha256"]:
-        raise DataError(name, "out/predictions.jsonl is not what evaluation.json speaks of", "run evaluate again")
+        raise DataError(name, "out/predictions.jsonl is not the file that evaluation.json names", "run evaluate again")
     return ComparedRun(name, read_yaml(root / "params.yaml") or {}, reports, predictions)
 
 

@@ -2,7 +2,7 @@
 
 They run one after another in the working tree, where an interrupted training resumes from its checkpoint (a queued
 copy has no `work/`). Each finished one is recorded in `data/seeds.json` with a hash of the data and code that DVC saw,
-so that the same command goes on where it was stopped. At the end params.yaml and the results are what they were.
+so that the same command resumes where it was stopped. At the end params.yaml and the results are what they were.
 """
 
 import time
@@ -102,9 +102,9 @@ def choose_seeds(present: int, count: int | None, named: Sequence[int] | None) -
         raise ConfigError("seeds", "give --count or --seeds, not both")
     seeds = list(named) if named is not None else [present + at for at in range(count or DEFAULT_COUNT)]
     if len(set(seeds)) < len(seeds):
-        raise ConfigError("seeds", f"{', '.join(map(str, seeds))} names one twice", "a repetition is no new evidence")
+        raise ConfigError("seeds", f"{', '.join(map(str, seeds))} names one twice", "a repetition adds no evidence")
     if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:
-        raise ConfigError("seeds", f"{wrong[0]} is no seed", "it lies between 0 and 2^32 - 1")
+        raise ConfigError("seeds", f"{wrong[0]} is not a valid seed", "it must be between 0 and 2^32 - 1")
     return seeds
 
 
@@ -117,7 +117,7 @@ def announce(series: Series, missing: Sequence[int]) -> Iterator[str]:
     if stale := [seed for seed in missing if str(seed) in recorded]:
         yield f"recorded on other data or code than DVC saw last, so once more: {_listed(stale)}"
     if missing:
-        yield f"to run, one after another: {_listed(missing)}; the same command goes on after a stop"
+        yield f"to run, one after another: {_listed(missing)}; the same command resumes after a stop"
 
 
 def check_looks(series: Series, missing: Sequence[int], *, force: bool) -> None:
@@ -163,7 +163,7 @@ def run_seed(series: Series, seed: int) -> None:
         raise DataError(
             f"seed {seed}",
             "its run failed, for the reason above",
-            "the seeds before it are recorded, and the same command goes on with this one",
+            "the seeds before it are recorded, and the same command resumes with this one",
         )
     if seed == series.config.seed:
         series.lock = read_lock(series.root)
@@ -178,7 +178,7 @@ def outcome(series: Series, seed: int) -> dict[str, Any]:
     evaluation, decision = (read_json(paths.reports / f"{name}.json") for name in ("evaluation", "decision"))
     if evaluation["adapter_sha256"] != decision["adapter_sha256"]:
         raise DataError(
-            f"seed {seed}", "reports/decision.json speaks of another adapter than evaluation.json", "run it again"
+            f"seed {seed}", "reports/decision.json names another adapter than evaluation.json", "run it again"
         )
     metrics = config.evaluate.metrics
     subjects = subjects_of(config.decide, metrics)
@@ -248,7 +248,7 @@ def warnings_of(results: dict[str, Any]) -> Iterator[str]:
     if sets > 1:
         yield f"{sets} test sets: the spread holds their luck too, and nothing is paired; run the command again"
     if len(results) == 1:
-        yield "one seed tells no spread"
+        yield "one seed shows no spread"
 
 
 def _listed(seeds: Sequence[int]) -> str:

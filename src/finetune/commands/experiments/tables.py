@@ -76,10 +76,10 @@ def sentences(measured: Sequence[tuple[Compared, Difference]], confidence: float
         if better:
             lines.append(f"{letter} is better by the whole interval: {', '.join(better)}")
     if not lines:
-        lines.append("no interval tells the two apart: every one holds 0, or could not be had")
+        lines.append("no interval distinguishes the two: each contains 0 or could not be computed")
     clustered = [difference for _, difference in measured if difference.clusters < difference.examples]
     if clustered:
-        lines.append("examples of one cluster are no new evidence: clusters were drawn, and no McNemar test is given")
+        lines.append("examples of one cluster add no evidence: clusters were drawn, and no McNemar test is given")
     if len(measured) > 1:
         chance = len(measured) * (1 - confidence)
         lines.append(

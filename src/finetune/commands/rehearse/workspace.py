@@ -96,7 +96,7 @@ def training_changes(train: TrainConfig, rows: int, longest: int, change: Change
     single = {"nodes": 1, "devices": 1, "strategy": "none", "offload_optimizer": "none", "offload_param": "none"}
     change("train", "distributed", single, "one device")
     change("train", "max_length", longest, f"the longest of the {rows} rows taken")
-    change("train", "early_stopping_patience", None, "a few steps tell nothing")
+    change("train", "early_stopping_patience", None, "a few steps show nothing")
     change("train", "report_to", [], "a rehearsal contacts nobody")
 
 

@@ -136,7 +136,7 @@ def unpack(archive: BinaryIO, name: str, folder: Path) -> dict[str, Any]:
     Raises DataError, which calls the archive by `name`, for anything that `write_archive` would not have written.
     """
     if archive.read(len(GZIP_HEADER)) != GZIP_HEADER:
-        raise DataError(name, "is no bundle, or was packed again or damaged", "ask for the file again")
+        raise DataError(name, "is not a bundle, or was packed again or damaged", "ask for the file again")
     archive.seek(0)
     most = max(SMALL, MOST_EXPANSION * os.fstat(archive.fileno()).st_size)
     try:
@@ -157,7 +157,7 @@ def unpack_members(stream: io.BufferedReader, name: str, folder: Path, most: int
     manifest = parse_manifest(text, name, most)
     (folder / MANIFEST).write_bytes(text)
     for member, expected in manifest["files"].items():
-        other = f"something else stands in the place of {member}"
+        other = f"something else is in the place of {member}"
         require_next(stream, header(f"{top}/{member}", expected["bytes"]), name, other)
         target = folder / member
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,8 +167,8 @@ def unpack_members(stream: io.BufferedReader, name: str, folder: Path, most: int
             raise DataError(
                 name, f"{member} is not the file that the manifest names (its hash differs)", "fetch it again"
             )
-        require_next(stream, padding(expected["bytes"]), name, "something stands between two members")
-    require_next(stream, bytes(2 * BLOCK), name, "something stands after the last member of its manifest")
+        require_next(stream, padding(expected["bytes"]), name, "there is something between two members")
+    require_next(stream, bytes(2 * BLOCK), name, "something follows the last member of its manifest")
     if stream.read(1):
         raise DataError(name, "more follows after its end", "do not use it")
     return manifest
@@ -186,13 +186,13 @@ def read_manifest_member(stream: io.BufferedReader, name: str) -> tuple[str, byt
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
     except (tarfile.HeaderError, ValueError):
-        raise DataError(name, "is no bundle: no tar archive inside", "./finetune bundle writes them") from None
+        raise DataError(name, "is not a bundle: no tar archive inside", "./finetune bundle writes them") from None
     top, _, member = info.name.partition("/")
     is_manifest = member == MANIFEST and TOP.fullmatch(top) and 0 < info.size <= MANIFEST_BYTES
     if not is_manifest or block != header(info.name, info.size):
-        raise DataError(name, f"is no bundle: it begins with {short(info.name)!r}, not with a bundle's {MANIFEST}")
+        raise DataError(name, f"is not a bundle: it begins with {short(info.name)!r}, not with a bundle's {MANIFEST}")
     text = stream.read(info.size)
-    require_next(stream, padding(info.size), name, "something stands between two members")
+    require_next(stream, padding(info.size), name, "there is something between two members")
     return top, text
 
 

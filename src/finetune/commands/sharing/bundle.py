@@ -75,7 +75,7 @@ def place_for(root: Path, output: Path | None, name: str) -> Path:
     outs = [out for stage in read_yaml(root / "dvc.yaml")["stages"].values() for out in stage.get("outs", [])]
     for out in outs:
         if (root / out).resolve() in (target.resolve(), *target.resolve().parents):
-            raise ConfigError(f"--output {target}", f"lies in {out}, which is an output of DVC", "choose another place")
+            raise ConfigError(f"--output {target}", f"is in {out}, which is an output of DVC", "choose another place")
     return target
 
 

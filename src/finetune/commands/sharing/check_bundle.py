@@ -85,7 +85,7 @@ def check_materials(path: Path, manifest: dict[str, Any]) -> None:
     content = read_json(path)
     subject = content.get("metadata", {}).get("component", {})
     if content.get("bomFormat") != "CycloneDX" or subject.get("version") != manifest["adapter_sha256"]:
-        raise DataError(SBOM, "is no bill of materials of this adapter", "do not use the bundle")
+        raise DataError(SBOM, "is not a bill of materials of this adapter", "do not use the bundle")
     kinds = {component.get("type") for component in content.get("components", [])}
     if not {"library", "machine-learning-model", "data"} <= kinds:
         raise DataError(SBOM, "lacks packages, base model or data", "do not use the bundle")

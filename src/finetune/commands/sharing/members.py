@@ -90,7 +90,7 @@ def require_one_adapter(folder: Path, claimed: dict[str, Any]) -> DecisionReport
     }
     for name, other in named.items():
         if other != sha256:
-            message = "speaks of another adapter than out/adapter"
+            message = "names another adapter than out/adapter"
             raise DataError(f"reports/{name}.json", message, "do not use the bundle")
     for name in ("out/model_card.md", "reports/summary.md", "reports/report.html"):
         if sha256 not in (folder / name).read_text(encoding="utf-8"):

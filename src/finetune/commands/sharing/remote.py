@@ -59,7 +59,7 @@ def push(root: Path) -> None:
         if code or absent:
             show(root, text)
             what = f"{listed(absent)} did not arrive" if absent else "DVC could not upload everything, as it says above"
-            raise MachineError("push", what, "what has arrived is kept: mend the cause, then ./finetune push goes on")
+            raise MachineError("push", what, "what has arrived is kept: fix the cause, then ./finetune push resumes")
     say(f"push: done; the remote {remote} has the run")
     remind_of_git(root)
 
@@ -124,7 +124,7 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
             "pull",
             f"{what} from the remote {remote}, as is said above; where they are missing there, "
             "./finetune push on the machine that has the run (what DVC calls corrupted, delete there first)",
-            "then ./finetune pull goes on",
+            "then ./finetune pull resumes",
         )
     return files
 
@@ -142,7 +142,7 @@ def read_remote(root: Path) -> tuple[str, Settings]:
             "",
             "no DVC remote is set up",
             "dvc remote add -d store URL names one (a folder, s3://, gs://, ssh://, ...), and git "
-            "commit .dvc/config tells the other machine",
+            "commit .dvc/config informs the other machine",
         )
     return remote, settings
 
@@ -154,7 +154,7 @@ def require_finished(root: Path, command: str) -> None:
         return
     stages = "; ".join(f"{stage}: {listed(changes_of(entries))}" for stage, entries in found.items())
     after = "make repro finishes it, then ./finetune push" if command == "push" else "git pull, or make repro"
-    raise DataError("dvc.lock", f"does not describe what lies here ({stages})", after)
+    raise DataError("dvc.lock", f"does not match the files here ({stages})", after)
 
 
 def changes_of(entries: list[Any]) -> list[str]:
@@ -189,7 +189,7 @@ def remind_of_git(root: Path) -> None:
     git = ("git", "-C", str(root))
     changed = ask(*git, "status", "--porcelain", timeout=60)
     if changed is None:
-        say("warning: this is no git repository; the other machine needs the same code, params.yaml and dvc.lock")
+        say("warning: this is not a git repository; the other machine needs the same code, params.yaml and dvc.lock")
     elif changed:
         names = listed(line[3:] for line in changed.splitlines())
         say(f"warning: not committed, so the other machine won't have it: {names}; git add, git commit, git push")
@@ -208,7 +208,7 @@ def fill_gaps(root: Path, remote: str, files: list[Stored], settings: Settings) 
     except Exception as error:  # each kind of remote has errors of its own
         told = short(redacted(" ".join(str(error).split()), secrets_of(settings)), 300)
         raise MachineError(
-            "push", f"the remote {remote} failed ({told})", "mend the cause, then ./finetune push goes on"
+            "push", f"the remote {remote} failed ({told})", "fix the cause, then ./finetune push resumes"
         ) from None
 
 
@@ -245,7 +245,7 @@ def run_dvc(root: Path, arguments: list[str], settings: Settings, command: str) 
     except KeyboardInterrupt:
         end(process)
         raise InterruptedRunError(
-            "", f"{command} was interrupted", "what has arrived is kept, the same command goes on"
+            "", f"{command} was interrupted", "what has arrived is kept, the same command resumes"
         ) from None
 
 

@@ -70,7 +70,9 @@ def verify(archive: BinaryIO, path: Path, signers: Path, identity: str | None) -
     if not signers.is_file():
         raise ConfigError(signers, "no such file of allowed signers", "each line: IDENTITY ssh-ed25519 KEY")
     if not signature.is_file():
-        raise DataError(signature, f"is missing, so {path.name} can't be told from a forgery", "ask for its signature")
+        raise DataError(
+            signature, f"is missing, so {path.name} can't be distinguished from a forgery", "ask for its signature"
+        )
     who = identity or find_signer(signature, signers)
     done = run_verify(["verify", "-f", str(signers), "-I", who, "-n", NAMESPACE, "-s", str(signature)], archive)
     if done.returncode != 0:

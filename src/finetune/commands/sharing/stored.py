@@ -30,7 +30,7 @@ class Stored:
     name: str  # relative to the repository
     md5: str
     cached: Path
-    listing: bool = False  # the list of a folder's files, which is no file of the working tree
+    listing: bool = False  # the list of a folder's files, which is not a file of the working tree
 
     @property
     def object_name(self) -> str:

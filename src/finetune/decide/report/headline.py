@@ -142,7 +142,7 @@ def _doubts(evaluation: EvaluationReport) -> list[str]:
     if whole.clusters < whole.examples:
         found.append(
             f"The {whole.examples:,} test examples form {counted(whole.clusters, 'cluster')} (one user, "
-            "conversation or prompt each); examples of one cluster are no independent evidence."
+            "conversation or prompt each); examples of one cluster are not independent evidence."
         )
     for side, figures in (("candidate", whole.candidate), ("baseline", whole.baseline)):
         if count := figures.get("failed"):

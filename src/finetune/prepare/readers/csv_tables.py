@@ -62,7 +62,7 @@ class _RecordLines:
             if self.size > self._max and self.size - len(read) + len(read.rstrip(b"\r\n")) > self._max:
                 place = f"{self._source.where}:{self.start}"
                 what = f"the record that starts here is {too_large(self._max)}, or a quote in it never closes"
-                raise DataError(place, what, "mend it, or write the file as JSON lines")
+                raise DataError(place, what, "fix it, or write the file as JSON lines")
             yield read.decode("utf-8", "surrogateescape")
 
 

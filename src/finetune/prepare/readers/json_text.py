@@ -22,7 +22,7 @@ SPACE = re.compile(r"[ \t\n\r]*")
 # Letters. An error this near to the end of what was read may be a token cut in two; only strings are longer than the
 # longest of the others, which is an escaped pair like `\ud83d\ude00`.
 LONGEST_TOKEN = 16
-ADVICE = "what follows can't be read, so mend it, or write the file as JSON lines"
+ADVICE = "what follows can't be read, so fix it, or write the file as JSON lines"
 
 
 def _parse_object(line: int, text: bytes | str) -> Row | BadRow:
@@ -168,13 +168,13 @@ def _elements(window: _Window, max_row_bytes: int) -> Iterator[tuple[int, str]]:
         if letter == "":
             raise _cut_off(window, number)
         if letter not in ",]":
-            raise DataError(window.place(), f"no comma stands after element {number}", ADVICE)
+            raise DataError(window.place(), f"no comma after element {number}", ADVICE)
         if letter == ",":
             window.move(window.at + 1)
             window.next_letter()
     window.move(window.at + 1)
     if window.next_letter():
-        raise DataError(window.place(), "something stands after the array's end", ADVICE)
+        raise DataError(window.place(), "something follows the end of the array", ADVICE)
 
 
 def _element_end(window: _Window, number: int, max_row_bytes: int) -> int:

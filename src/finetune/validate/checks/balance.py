@@ -31,7 +31,7 @@ CODES |= {
     "label-missing-in-train": Code("error", "quality", "A label that is tested was never trained on.", in_params=False),
     "label-missing-in-test": Code("warning", "verdict", "A label that is trained on is never tested."),
     "answers-constant": Code("warning", "verdict", "One answer is right for over four in five rows."),
-    "answers-repeated": Code("note", "quality", "Long answers that stand in many rows, letter by letter."),
+    "answers-repeated": Code("note", "quality", "Identical long answers in many rows."),
     "system-prompt-unused": Code("warning", "quality", "A system prompt for an agent that no row is of."),
 }
 

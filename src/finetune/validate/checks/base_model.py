@@ -21,7 +21,7 @@ UNTRAINED = 0.05  # of the median row's norm; embeddings that were trained lie w
 
 CODES |= {
     "base-unsafe": Code("error", "run", "Only pickled weights are there; safetensors alone are loaded.", binding=True),
-    "template-foreign": Code("error", "quality", "The template's marks are no tokens of this tokenizer."),
+    "template-foreign": Code("error", "quality", "The template's special tokens are not in this tokenizer."),
     "pad-is-end": Code("note", "nothing", "Harmless here, where labels come from the template and not from ids."),
     "tokens-without-embeddings": Code("error", "run", "A token id has no row in the base's embeddings.", binding=True),
     "tokens-untrained": Code("warning", "quality", "A mark of the template has an embedding that was never trained."),
@@ -120,7 +120,7 @@ def check_tokenizer(model: ModelConfig, tokenizer: Any, architecture: Architectu
         findings.append(Finding("tokens-without-embeddings", WHERE, what, fix))
     foreign = [mark for mark in template_marks(tokenizer) if mark not in tokenizer.get_vocab()]
     if foreign:
-        what = f"{', '.join(foreign[:4])} of the template are no single tokens of the base"
+        what = f"{', '.join(foreign[:4])} of the template are not single tokens of the base"
         fix = f"use the template that belongs to the base (null, or one of {TEMPLATES})"
         findings.append(Finding("template-foreign", "params.yaml: model.chat_template", what, fix))
     if tokenizer.pad_token_id == tokenizer.eos_token_id:

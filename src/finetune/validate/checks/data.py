@@ -20,7 +20,7 @@ MOST_REPEATED = 0.05  # of the test examples; from there on intervals are too na
 
 CODES |= {
     "split-empty": Code("error", "run", "Nothing is left in a split.", binding=True, in_params=False),
-    "test-prompts-repeated": Code("warning", "verdict", "Copies of a prompt are no new evidence."),
+    "test-prompts-repeated": Code("warning", "verdict", "Copies of a prompt add no evidence."),
     "test-prompts-mostly-repeated": Code("error", "verdict", "Over 5% of test prompts are copies.", in_params=False),
 }
 

@@ -96,7 +96,7 @@ def _words(train: Sequence[str], halves: Sequence[bool], test: Sequence[str]) ->
     if after - before < LEAST_WORDS or mannwhitneyu(tested, alike, alternative="greater").pvalue > CHANCE:
         return
     what = (
-        f"{after:.0%} of a test row's words do not stand in one half of train, against {before:.0%} of the words of a "
+        f"{after:.0%} of a test row's words are not in one half of train, compared with {before:.0%} of the words of a "
         "row of the other half: another language, or another subject"
     )
     fix = "add train rows like those that are tested"

@@ -15,7 +15,7 @@ from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 WHERE = "params.yaml: model.chat_template"
-FIX = f"use one of {TEMPLATES}, or mend the marks in a copy"
+FIX = f"use one of {TEMPLATES}, or fix the marks in a copy"
 ASKED = (
     Message("user", "Which colour?"),
     Message("assistant", "Ultramarine"),
@@ -65,7 +65,7 @@ def check_template(tokenizer: Any, ends: Sequence[int]) -> list[Finding]:
     _, end = runs([label != IGNORED for label in tokenized.labels])[0]
     last = tokenized.input_ids[end - 1]
     if last not in tokenizer.added_tokens_decoder:
-        what = f"an answer's last supervised token is {tokenizer.decode([last])!r}, which is no end token"
+        what = f"an answer's last supervised token is {tokenizer.decode([last])!r}, which is not an end token"
         return [Finding("end-token-unsupervised", WHERE, what, FIX)]
     if last not in ends:
         stops = ", ".join(repr(tokenizer.decode([end])) for end in ends)

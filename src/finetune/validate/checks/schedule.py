@@ -68,7 +68,9 @@ def check_events(train: TrainConfig, schedule: Schedule) -> list[Finding]:
 def check_best_checkpoint(train: TrainConfig) -> list[Finding]:
     """The best checkpoint can be kept only where every save comes with an evaluation."""
     if train.load_best_model_at_end and train.save_steps % train.eval_steps:
-        what = f"{train.save_steps} is no multiple of eval_steps {train.eval_steps}; the best checkpoint can't be known"
+        what = (
+            f"{train.save_steps} is not a multiple of eval_steps {train.eval_steps}; the best checkpoint can't be known"
+        )
         fix = f"use {train.eval_steps * max(round(train.save_steps / train.eval_steps), 1)}"
         return [Finding("best-checkpoint-unknown", "params.yaml: train.save_steps", what, fix)]
     return []

@@ -44,7 +44,7 @@ def check_rendering(name: str, split: TokenizedSplit) -> list[Finding]:
         return []
     example, why = split.refused[0]
     what = f"{len(split.refused)} examples of {name}, the first of {example.source}, line {example.line}: {why}"
-    fix = f"mend or filter these rows (data.filters), or use one of {TEMPLATES}"
+    fix = f"fix or filter these rows (data.filters), or use one of {TEMPLATES}"
     return [Finding("template-broken", TEMPLATE, what, fix)]
 
 
@@ -61,7 +61,7 @@ def check_masks(name: str, split: TokenizedSplit) -> list[Finding]:
     elif split.wrong:
         example, why = split.wrong[0]
         what = f"{len(split.wrong)} examples of {name}, the first of {example.source}, line {example.line}: {why}"
-        findings.append(Finding("mask-wrong", TEMPLATE, what, f"use one of {TEMPLATES}, or mend the marks in a copy"))
+        findings.append(Finding("mask-wrong", TEMPLATE, what, f"use one of {TEMPLATES}, or fix the marks in a copy"))
     return findings
 
 

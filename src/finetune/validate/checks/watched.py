@@ -16,7 +16,9 @@ FOLDER = "models"  # a dependency of every stage that loads a base
 NOT_WATCHED = ("__pycache__", ".git", ".hg", ".dvc")
 
 CODES |= {
-    "file-unwatched": Code("error", "verdict", "DVC does not see when this file changes: old results would stand."),
+    "file-unwatched": Code(
+        "error", "verdict", "DVC does not notice when this file changes: old results would be kept."
+    ),
 }
 
 
