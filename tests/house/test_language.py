@@ -7,10 +7,9 @@ import pytest
 
 from tests.builders.doc_text import FENCED, INDENTED, ROOT, SPAN
 
-GENERATED = ("cli.md",)
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
-    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in GENERATED),
+    *sorted((ROOT / "docs").glob("*.md")),
     *(ROOT / folder / "README.md" for folder in ("recipes", "jobs", "requirements", "benchmarks")),
 ]
 UNIT = r"(?:second|minute|hour|day|epoch|step|layer|row|token|device|node|process)"
