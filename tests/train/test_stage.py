@@ -316,7 +316,7 @@ def test_other_arithmetic_is_told_when_a_run_goes_on(capsys: pytest.CaptureFixtu
     run.warn_of_other_arithmetic({"arithmetic": here}, "cpu")
     assert capsys.readouterr().out == ""
     run.warn_of_other_arithmetic({"arithmetic": here | {"threads": 96}}, "cpu")
-    assert f"round otherwise (threads was 96, is {here['threads']}); the last bits" in capsys.readouterr().out
+    assert f"round differently (threads was 96, is {here['threads']}); the last bits" in capsys.readouterr().out
 
 
 def test_an_infinite_gradient_is_no_error_while_fp16_looks_for_its_scale(
@@ -398,7 +398,7 @@ def test_a_status_that_cannot_be_written_costs_no_run(
     monkeypatch.setattr(curves, "write_json", full)
     train(root, train__num_train_epochs=1)
     told = capsys.readouterr().out
-    assert told.count("work/status.json: No space left on device; curves and status stand still") == 1
+    assert told.count("work/status.json: No space left on device; curves and status are not updated") == 1
 
 
 def test_worries_are_told_while_there_is_time(ready: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
