@@ -202,8 +202,8 @@ def test_failures_say_what_to_do(fake: Fake, monkeypatch: pytest.MonkeyPatch, ki
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
-        ({"PIP_CONF": "/no/such/pip.conf"}, "PIP_CONF=/no/such/pip.conf: there is no such file"),
-        ({"CA_FILE": "/no/such/ca"}, "CA_FILE=/no/such/ca: there is no such file"),
+        ({"PIP_CONF": "/no/such/pip.conf"}, "PIP_CONF=/no/such/pip.conf: no such file"),
+        ({"CA_FILE": "/no/such/ca"}, "CA_FILE=/no/such/ca: no such file"),
         ({"BUILD_OPTIONS": "--x 'y"}, "BUILD_OPTIONS: No closing quotation; it is read as a shell reads words"),
     ],
 )

@@ -7,6 +7,7 @@ import ast
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from finetune.console import markdown_table
 from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRunError, MachineError
 
 ROOT = Path(__file__).parents[2]
@@ -61,9 +62,9 @@ def raised() -> Iterator[tuple[type[FinetuneError], str, str]]:
                 yield CLASSES[node.func.id], message, remedy
 
 
-def cell(text: str) -> str:
-    """A text in a table, on one line."""
-    return " ".join(text.replace("|", "\\|").split()) or " "
+def plain(text: str) -> str:
+    """A text without repeated white space."""
+    return " ".join(text.split())
 
 
 def to_markdown() -> str:
@@ -71,9 +72,13 @@ def to_markdown() -> str:
     rows = sorted(set(raised()), key=lambda row: (row[1].lstrip("… ").lower(), row[1], row[2]))
     lines = [MARK, ""]
     for kind, title in KINDS.items():
-        lines += [f"### {title} (exit code {kind.exit_code})", "", "| message | what to do |", "|---|---|"]
-        lines += [f"| `{cell(message)}` | {cell(remedy)} |" for found, message, remedy in rows if found is kind]
-        lines.append("")
+        cells = [[f"`{plain(message)}`", plain(remedy)] for found, message, remedy in rows if found is kind]
+        lines += [
+            f"### {title} (exit code {kind.exit_code})",
+            "",
+            *markdown_table(["message", "what to do"], cells),
+            "",
+        ]
     return "\n".join(lines)
 
 

@@ -68,28 +68,38 @@ class QualityCriterion(Criterion):
         return ""
 
 
-class AtLeast(QualityCriterion):
-    """The candidate's metric is at least `threshold`."""
+class ThresholdCriterion(QualityCriterion):
+    """A criterion on the candidate's metric alone: it keeps to one side of `threshold`."""
 
     compared = False
-    rule: Literal["at_least"]
+    side: ClassVar[str]  # in words, as the rule has it
     threshold: Number
 
     def describe(self) -> str:
-        return f"{self.subject} at least {self.threshold:g}"
+        return f"{self.about} {self.threshold:g}"
 
     @property
     def about(self) -> str:
-        return f"{self.subject} at least"
+        return f"{self.subject} {self.side}"
 
     @property
     def target(self) -> float:
         return self.threshold
 
     def misfit(self, metric: Metric) -> str:
-        if not metric.higher_is_better:
-            return f"rule: of {metric.name}, less is better; write at_most"
-        return threshold_misfit(self.threshold, metric)
+        if metric.higher_is_better == self.ceiling:
+            better, rule = ("more", "at_least") if metric.higher_is_better else ("less", "at_most")
+            return f"rule: of {metric.name}, {better} is better; write {rule}"
+        if metric.lowest < self.threshold < metric.highest:
+            return ""
+        return f"threshold: must lie between {metric.lowest:g} and {metric.highest:g}; found {self.threshold:g}"
+
+
+class AtLeast(ThresholdCriterion):
+    """The candidate's metric is at least `threshold`."""
+
+    side = "at least"
+    rule: Literal["at_least"]
 
     def least_examples(self, confidence: float) -> tuple[int, str]:
         from finetune.statistics.proportions import examples_needed
@@ -104,32 +114,15 @@ class AtLeast(QualityCriterion):
         return f"threshold: {share:g}" if share > 0 else ""
 
 
-class AtMost(QualityCriterion):
+class AtMost(ThresholdCriterion):
     """The candidate's metric is at most `threshold`: of loss and perplexity, where less is better."""
 
-    compared = False
+    side = "at most"
     ceiling = True
     rule: Literal["at_most"]
-    threshold: Number
-
-    def describe(self) -> str:
-        return f"{self.subject} at most {self.threshold:g}"
-
-    @property
-    def about(self) -> str:
-        return f"{self.subject} at most"
-
-    @property
-    def target(self) -> float:
-        return self.threshold
 
     def status(self, found: Measurement, gate: Gate) -> Status:
         return below(found.lower, found.upper, self.target, gate)
-
-    def misfit(self, metric: Metric) -> str:
-        if metric.higher_is_better:
-            return f"rule: of {metric.name}, more is better; write at_least"
-        return threshold_misfit(self.threshold, metric)
 
 
 class BetterThanBaseline(QualityCriterion):
@@ -180,13 +173,6 @@ class NotWorseThanBaseline(QualityCriterion):
 
         margin = margin_shown(have, confidence)
         return f"margin: {margin:g}" if margin is not None else ""
-
-
-def threshold_misfit(threshold: float, metric: Metric) -> str:
-    """Why no value of this metric could lie on both sides of the threshold, as `key: problem`; empty where some do."""
-    if metric.lowest < threshold < metric.highest:
-        return ""
-    return f"threshold: must lie between {metric.lowest:g} and {metric.highest:g}; found {threshold:g}"
 
 
 class LatencyAtMost(Criterion):

@@ -237,7 +237,7 @@ def build_command(engine: str, environment: Environment, root: Path, variables: 
         if variables.get(variable):
             path = Path(variables[variable]).expanduser().absolute()
             if not path.is_file():
-                raise ConfigError(f"{variable}={variables[variable]}", "there is no such file")
+                raise ConfigError(f"{variable}={variables[variable]}", "no such file")
             line += ["--secret", f"id={secret},src={path}"]
     try:
         line += shlex.split(variables.get("BUILD_OPTIONS", ""))

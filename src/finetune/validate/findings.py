@@ -57,13 +57,14 @@ def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Fin
         finding if CODES[finding.code].binding else replace(finding, accepted=accepted.get(finding.code))
         for finding in findings
     ]
+    known = all_codes()
     for code in accepted:
         where = f"params.yaml: findings.accept.{code}"
-        if code not in all_codes():
-            near = difflib.get_close_matches(code, CODES, n=1)
+        if code not in known:
+            near = difflib.get_close_matches(code, known, n=1)
             advice = f"did you mean {near[0]}?" if near else "docs/findings.md lists them"
             given.append(Finding("accepted-unknown", where, "is not the code of a finding", advice))
-        elif CODES[code].binding:
+        elif known[code].binding:
             what = "can't be accepted: no run or verdict could follow"
             given.append(Finding("accepted-unknown", where, what, "remove it"))
         elif code not in found:

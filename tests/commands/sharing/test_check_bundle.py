@@ -261,7 +261,7 @@ CHANGES = [
     (put("params.yaml", b"a: [" + b"x," * 26_000 + b"]"), "params.yaml: line 1: has more than 25000 parts"),
     (put("params.yaml", b"#" * (600 << 10)), "params.yaml: is larger than 524288 bytes"),
     (put("params.yaml", b"%YAML 1.1\n---\na: " + b"1:" * 99_999 + b"1"), "asks for another YAML than 1.2"),
-    (put("params.yaml", b'"\\UFFFFFFFF"'), "params.yaml: is no YAML that can be read"),
+    (put("params.yaml", b'"\\UFFFFFFFF"'), "params.yaml: is not YAML that can be read"),
     (put("params.yaml", b"\xff"), "params.yaml: is not UTF-8"),
     (put("out/adapter/manifest.json", DEEP.encode()), "manifest.json: broken JSON (nested too deeply)"),
     (put("reports/prepare.json", DEEP.encode()), "prepare.json: broken JSON (nested too deeply)"),

@@ -68,11 +68,11 @@ def check_system(config: Config) -> Check:
 def check_python(root: Path) -> Check:
     """This Python against the range in pyproject.toml."""
     asked = python_range(root)
-    told = f"{platform.python_version()} ({sys.executable}); asked for {asked or 'any'}"
+    version = f"{platform.python_version()} ({sys.executable}); asked for {asked or 'any'}"
     if asked.contains(".".join(map(str, sys.version_info[:3]))):  # python_version() may end in "+"
-        return Check("Python", told)
+        return Check("Python", version)
     newest = max((minor for minor in range(50) if asked.contains(f"3.{minor}")), default=13)
-    return Check("Python", told, "missing", f"PYTHON=python3.{newest} make setup")
+    return Check("Python", version, "missing", f"PYTHON=python3.{newest} make setup")
 
 
 def python_range(root: Path) -> SpecifierSet:
