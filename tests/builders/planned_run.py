@@ -15,7 +15,7 @@ COMMIT = "b2" * 20
 def make_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same machine for every test: a CPU with 32 GB, no accelerator; and the top of the repository."""
     monkeypatch.chdir(ROOT)
-    absent = {"cuda": "no CUDA device answers", "apple": "torch finds no Apple GPU (MPS)"}
+    absent = {"cuda": "no CUDA device found", "apple": "torch finds no Apple GPU (MPS)"}
     for module in (preflight, plan, outlooks):
         monkeypatch.setattr(module, "find_missing_device", absent.get)
     for module in (plan, outlooks):

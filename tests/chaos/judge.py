@@ -180,4 +180,4 @@ def error_line(ran: Ran) -> str | None:
 
 def last_line(text: str) -> str:
     """The last line with something in it."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")

@@ -108,7 +108,7 @@ def test_debug_shows_the_traceback(folder: Path, capsys: pytest.CaptureFixture[s
     assert main(["--debug", "prepare"]) == 2
     assert "Traceback" in capsys.readouterr().err
     assert main(["prepare"]) == 2
-    assert capsys.readouterr().err == "error: params.yaml: no such file; run from the top of the repository\n"
+    assert capsys.readouterr().err == "error: params.yaml: no such file; run from the root of the repository\n"
 
 
 @pytest.mark.parametrize(
@@ -265,5 +265,5 @@ def test_a_second_signal_does_not_break_the_exit(tmp_path: Path, name: str) -> N
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        "error: params.yaml: no such file; run from the top of the repository\n",
+        "error: params.yaml: no such file; run from the root of the repository\n",
     )

@@ -33,7 +33,7 @@ def test_a_recipe_for_another_machine_is_refused(folder: Path, capsys: pytest.Ca
     before = (folder / "params.yaml").read_bytes()
     assert main(["check", "h100"]) == 4
     told = capsys.readouterr()
-    assert told.out == "recipe h100 can't run here; looking for one that can\n"
+    assert told.out == "recipe h100 can't run on this machine; searching for a recipe that can\n"
     assert told.err == (
         "error: recipes/h100.yaml: environment: cuda: no cuda here; nothing was started or changed; "
         "what works here: ./finetune rehearse h100 (every stage, on a shrunken base), "
@@ -88,7 +88,7 @@ def test_where_nothing_fits_the_list_is_named(
     """Without a known fit, no recipe is recommended by chance."""
     monkeypatch.setattr(check, "find_best", lambda root: None)
     assert main(["check", "h100"]) == 4
-    assert capsys.readouterr().err.endswith("or one that ./finetune recipes lists\n")
+    assert capsys.readouterr().err.endswith("or another recipe (./finetune recipes lists them)\n")
 
 
 def test_too_few_devices_are_a_wrong_machine(

@@ -112,7 +112,7 @@ def test_difference_to_what_was_evaluated_is_told(
     _, manifest = merged(root, **changes)
     shown = capsys.readouterr().out
     assert told in shown
-    assert "the verdict was on base + adapter, not on this model: evaluate it on its own before it ships" in shown
+    assert "the verdict covers base + adapter, not this merged model: evaluate it before you ship it" in shown
     compared = manifest["compared"]
     evaluated, adapted = (compared["against_merged"][name] for name in ("evaluated", "adapted"))
     assert adapted["mean_difference"] <= compared["allowed_mean_difference"]

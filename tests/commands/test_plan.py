@@ -119,7 +119,7 @@ def test_without_prepared_rows_the_way_out_is_told(config: Config, tmp_path: Pat
     with pytest.raises(DataError) as caught:
         look_ahead(config, tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}/data/prepared: no prepared rows to plan with; run dvc repro prepare, or say how many there will "
+        f"{tmp_path}/data/prepared: no prepared rows; run dvc repro prepare, or say how many there will "
         "be: ./finetune plan --examples 15000"
     )
 
@@ -138,7 +138,7 @@ def test_the_plan_of_prepared_rows_is_what_validate_counts(
     assert "made with other settings" not in capsys.readouterr().out
     other = parse_config(params(data__on_bad_row="skip"), "params.yaml")
     find_workload(other, Path(), None)
-    assert "note: data/prepared was made with other settings of the section data" in capsys.readouterr().out
+    assert "note: data/prepared was made with different settings in the section data" in capsys.readouterr().out
 
 
 def test_a_base_that_is_not_at_hand_is_planned_in_tokens_of_the_embedded_one(
@@ -154,7 +154,10 @@ def test_a_base_that_is_not_at_hand_is_planned_in_tokens_of_the_embedded_one(
     }
     config = parse_config(params(**model, model__chat_template="models/templates/mistral.jinja"), "params.yaml")
     preview = look_ahead(config, Path())
-    assert preview.source == "36 prepared rows, in tokens of the embedded tokenizer, as the base's is not at hand"
+    assert (
+        preview.source
+        == "36 prepared rows, in tokens of the embedded tokenizer, because the tokenizer of the base is not available"
+    )
     assert preview.outlook.workload.counted and 36 <= preview.outlook.workload.tokens <= 36 * 64
     assert "base-missing" not in codes(preview.findings)
 
@@ -167,7 +170,7 @@ def test_a_base_whose_tokenizer_does_not_serve_is_planned_all_the_same(
     changes = {"model__chat_template": "nowhere.jinja", "train__effective_batch_size": 9}
     preview = look_ahead(parse_config(params(**changes), "params.yaml"), Path())
     assert set(codes(preview.findings)) >= {"template-missing", "effective-batch-differs"}
-    assert preview.source == "36 prepared rows, each taken as long as max_length, as no tokenizer serves"
+    assert preview.source == "36 prepared rows, assumed to be max_length tokens long because no tokenizer is available"
     assert not preview.outlook.workload.counted
 
 
@@ -178,7 +181,7 @@ def test_rows_that_the_template_refuses_are_planned_at_their_most(ready: Path, m
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     Path("strict.jinja").write_text(strict + own, encoding="utf-8")
     preview = look_ahead(parse_config(params(model__chat_template="strict.jinja"), "params.yaml"), Path())
-    assert preview.source == "36 rows, which the template refuses"
+    assert preview.source == "36 rows that the template rejects"
     assert preview.outlook.workload.tokens == 36 * 64
 
 

@@ -151,7 +151,7 @@ def test_runs_of_several_devices_are_not_repeated(
     content = read_manifest(root / "out/adapter")["params"]
     content["train"]["distributed"] = spread
     rewrite(root, params=content)
-    with pytest.raises(ConfigError, match="repeats runs of one device"):
+    with pytest.raises(ConfigError, match="supports runs on one device only"):
         verify.run(Path(), None, 1)
 
 

@@ -132,7 +132,7 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     with pytest.raises(ConfigError) as caught:
         load_config(path)
-    assert str(caught.value) == f"{path}: no such file; run from the top of the repository"
+    assert str(caught.value) == f"{path}: no such file; run from the root of the repository"
 
 
 @pytest.mark.parametrize("content", [b"", b"# nothing but a comment\n", b"- a\n- list\n", b"text\n"])
@@ -140,7 +140,7 @@ def test_a_file_without_sections_is_refused(tmp_path: Path, content: bytes) -> N
     """An empty file is what an interrupted editor leaves."""
     sections = "recipe, machine, environment, seed, data, model, adapter, train, findings, evaluate, decide, runtime"
     text = error_of_file(tmp_path / "params.yaml", content)
-    assert text == f"is empty or no mapping; it must hold the sections {sections}"
+    assert text == f"is empty or not a mapping; it must hold the sections {sections}"
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_a_section_without_a_place_is_told(folder: Path) -> None:
     """The place of a section in params.yaml is where its key stands."""
     params = folder / "params.yaml"
     params.write_text(PARAMS.replace("adapter:\n  r: 8\n", ""), encoding="utf-8")
-    text = "adapter: is missing, so the recipe's section has no place; add the key"
+    text = "adapter: is missing, so the recipe's section can't be inserted; add the key"
     assert error_of(folder, "tiny") == f"params.yaml: {text}"
 
 
@@ -236,7 +236,7 @@ def test_without_params_there_is_nothing_to_change(folder: Path) -> None:
     (folder / "params.yaml").unlink()
     with pytest.raises(ConfigError) as caught:
         apply(folder, "tiny")
-    assert str(caught.value) == f"{folder}/params.yaml: no such file; run from the top of the repository"
+    assert str(caught.value) == f"{folder}/params.yaml: no such file; run from the root of the repository"
 
 
 @pytest.mark.parametrize("broken", ["data: [1\n", "seed: 8\nseed: 9\n", "data: a: b\n"])

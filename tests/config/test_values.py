@@ -81,7 +81,7 @@ def test_no_number_may_be_nan(change: Callable[..., Config], key: str) -> None:
 def test_a_warmup_is_a_share_or_a_whole_number_of_steps(params: dict[str, Any], value: float) -> None:
     """transformers cuts 1.5 to one step without a word."""
     params["train"]["warmup_steps"] = value
-    text = f"{value:g} is neither a share of the run (below 1) nor a whole number of steps"
+    text = f"{value:g} is neither a fraction of the run (below 1) nor an integer number of steps"
     assert error_of(params) == f"params.yaml: train.warmup_steps: {text}"
 
 
@@ -138,21 +138,21 @@ HUB = {"name": "rows", "hub": "org/rows", "revision": "0" * 40, "part": "train"}
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        ({"name": "rows"}, "name either path (a file in data.directory) or hub (a dataset of the Hub)"),
-        (SOURCE | HUB, "name either path (a file in data.directory) or hub (a dataset of the Hub)"),
+        ({"name": "rows"}, "set either path (a file in data.directory) or hub (a dataset on the Hub)"),
+        (SOURCE | HUB, "set either path (a file in data.directory) or hub (a dataset on the Hub)"),
         (
             {**HUB, "revision": None},
-            "a hub dataset needs revision (40 hex digits) and part (its own split, like train)",
+            "a hub dataset needs revision (40 hex digits) and part (a split of the dataset, like train)",
         ),
-        (SOURCE | {"revision": "0" * 40}, "revision and subset belong to a hub dataset, not to a path"),
+        (SOURCE | {"revision": "0" * 40}, "revision and subset apply to a hub dataset, not to a path"),
         (SOURCE | {"fraction": 0.5, "cap": 3}, "fraction and cap exclude each other; keep one"),
         (SOURCE | {"split": "test", "cap": 3}, "a test file is taken as it is; drop cap"),
         (
             SOURCE | {"columns": {"grup": "user"}},
             "columns: 'grup' is a field of no format; did you mean group? (our name comes first, then the file's)",
         ),
-        (HUB | {"hub": "data/raw/rows"}, "hub: 'data/raw/rows' is not the name of a dataset on the Hub, like org/name"),
-        (HUB | {"hub": "json"}, "hub: 'json' is not the name of a dataset on the Hub, like org/name"),
+        (HUB | {"hub": "data/raw/rows"}, "hub: 'data/raw/rows' is not a dataset name on the Hub, like org/name"),
+        (HUB | {"hub": "json"}, "hub: 'json' is not a dataset name on the Hub, like org/name"),
     ],
 )
 def test_a_source_that_contradicts_itself_is_refused(params: dict[str, Any], source: Any, text: str) -> None:
@@ -167,14 +167,14 @@ def test_a_source_that_contradicts_itself_is_refused(params: dict[str, Any], sou
     [
         (
             {"duplicates.exact": "keep"},
-            "duplicates: near: drop would drop exact copies too; set exact: drop, or near: group",
+            "duplicates: near: drop also drops exact copies; set exact: drop, or near: group",
         ),
         ({"filters.characters": {"min": 9, "max": 3}}, "filters.characters: min 9 is more than max 3"),
         (
             {"filters.drop_matching": ["a("]},
             "filters.drop_matching: 'a(' is not a regular expression: missing ) at position 2",
         ),
-        ({"split.method": "stable"}, "split: method stable decides by each row's hash alone; set stratify_by: null"),
+        ({"split.method": "stable"}, "split: method stable uses only the hash of each row; set stratify_by: null"),
         (
             {"sources": [SOURCE | {"split": "test"}]},
             ": source 'rows' is the test split, so set split.test: 0.0 (it is 0.13)",
@@ -185,7 +185,7 @@ def test_a_source_that_contradicts_itself_is_refused(params: dict[str, Any], sou
         ),
         (
             {"split.train": 0.0, "split.test": 0.93},
-            ": split.train is 0 and no source is the train split; nothing would be trained on",
+            ": split.train is 0 and no source is the train split; there would be no training data",
         ),
         (
             {"max_row_size": "10"},

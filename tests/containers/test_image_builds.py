@@ -147,7 +147,7 @@ def test_failed_builds_leave_the_image_as_it_was(image: Callable[[Any], Built], 
         # another index, as an engine takes a step from what is there whatever its secrets are
         (
             {"TORCH_INDEX": "file:///nowhere", "PIP_CONF": str(nothing)},
-            "error: image: no package index that was tried has PyTorch's CPU build",
+            "error: image: none of the package indexes tried has PyTorch's CPU build",
         ),
     ]
     for changed, expected in cases:

@@ -158,7 +158,7 @@ FAILURES = {
     "base": (
         {"build": "echo 'ERROR: no.such/base:1: failed to resolve source metadata: no such host'; exit 1"},
         "image: BASE_IMAGE=no.such/base:1 can't be pulled: ERROR: no.such/base:1: failed to resolve "
-        "source metadata: no such host; name one that this machine can reach (a Debian with Python 3.11 to 3.13): "
+        "source metadata: no such host; use an image that this machine can reach (Debian with Python 3.11 to 3.13): "
         "make image-cpu BASE_IMAGE=...",
     ),
     "space": (
@@ -167,7 +167,7 @@ FAILURES = {
     ),
     "torch": (
         {"build": "echo 'error: the CPU build is not on the index; set TORCH_INDEX to one that'; exit 1"},
-        "image: no package index that was tried has PyTorch's CPU build; name one that does: "
+        "image: none of the package indexes tried has PyTorch's CPU build; name one that does: "
         "make image-cpu TORCH_INDEX=https://...",
     ),
     "step": (
@@ -204,7 +204,7 @@ def test_failures_say_what_to_do(fake: Fake, monkeypatch: pytest.MonkeyPatch, ki
     [
         ({"PIP_CONF": "/no/such/pip.conf"}, "PIP_CONF=/no/such/pip.conf: no such file"),
         ({"CA_FILE": "/no/such/ca"}, "CA_FILE=/no/such/ca: no such file"),
-        ({"BUILD_OPTIONS": "--x 'y"}, "BUILD_OPTIONS: No closing quotation; it is read as a shell reads words"),
+        ({"BUILD_OPTIONS": "--x 'y"}, "BUILD_OPTIONS: No closing quotation; it is parsed like shell words"),
     ],
 )
 def test_wrong_variables(variables: Mapping[str, str], told: str) -> None:

@@ -122,7 +122,7 @@ def test_to_dvc_native_and_in_containers_are_one(host: dict[str, str], small: Pa
     write_params(small, runtime="native")
     assert "up to date" in run(host, small, "dvc", "status"), "the runtime is no part of the result"
     told = run(host, small, "python", "-m", "finetune", "train", code=4)
-    assert told == "error: train: the packages of the stages are not installed here; run make setup RUNTIME=native\n"
+    assert told == "error: train: the packages of the stages are not installed; run make setup RUNTIME=native\n"
 
 
 def test_an_interrupted_container_saves_and_goes_on(host: dict[str, str], small: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_word_that_is_no_runtime_and_a_mac_are_refused() -> None:
         config(runtime="buildah")
     with pytest.raises(ConfigError, match=r"can't reach its GPU; use native"):
         config(environment="apple")
-    with pytest.raises(ConfigError, match=r"RUNTIME=docker: a container on a Mac can't reach its GPU; use native"):
+    with pytest.raises(ConfigError, match=r"RUNTIME=docker: containers on a Mac can't use its GPU; use native"):
         runtime_of(config(environment="apple", runtime="native"), {"FINETUNE_RUNTIME": "docker"})
 
 
@@ -67,7 +67,7 @@ def test_what_looks_ahead_runs_where_packages_are(tree: Path, monkeypatch: pytes
     assert main(["recipes", "--table"]) == 7
     assert sent == [("podman", "plan"), ("podman", "train"), ("podman", "recipes")]
     assert main(["recipes"]) == 0
-    with pytest.raises(MachineError, match=r"^plan: the packages of the stages are not installed here; run make setup"):
+    with pytest.raises(MachineError, match=r"^plan: the packages of the stages are not installed; run make setup"):
         engine_for("plan", config(runtime="native"))
 
 
@@ -166,7 +166,7 @@ MISSING: dict[str, tuple[str, dict[str, Any], str]] = {  # engine, what it answe
     "an image of that name and of other locks": (
         "podman",
         {"labels": {"finetune.locks": "0" * 64}},
-        "runtime: image {name} was built from other locks than those in requirements/; make image-cpu builds it anew",
+        "runtime: image {name} was built from locks that differ from requirements/; make image-cpu builds it anew",
     ),
     "no daemon": (
         "podman",
@@ -229,9 +229,9 @@ def test_the_commands_exit_code_comes_back(tree: Path, engine: Path, code: int) 
     [
         (125, MachineError, "podman could not start the container"),
         (127, MachineError, "the container could not run it"),
-        (137, MachineError, "its container was killed .* the same command resumes from what is kept"),
+        (137, MachineError, "its container was killed .* run the same command again to resume"),
         (-9, MachineError, "its container was killed"),
-        (143, InterruptedRunError, "its container was stopped .* the same command resumes from what is kept"),
+        (143, InterruptedRunError, "its container was stopped .* run the same command again to resume"),
         (-15, InterruptedRunError, "its container was stopped"),
     ],
 )

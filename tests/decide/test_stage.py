@@ -57,8 +57,8 @@ def test_a_changed_test_set_is_refused(sound: Run) -> None:
 
 AGAIN = "run evaluate again"
 OTHER_SCORERS = {"exact_match": {"scorer": "contains", "of": None, "ignore_case": True}}
-OTHER_TEST = f"ROOT/data/prepared/test.jsonl: is not the test set that was evaluated; {AGAIN}"
-OTHER_ADAPTER = f"ROOT/out/adapter: is not the adapter that was evaluated; {AGAIN}"
+OTHER_TEST = f"ROOT/data/prepared/test.jsonl: is not the evaluated test set; {AGAIN}"
+OTHER_ADAPTER = f"ROOT/out/adapter: is not the evaluated adapter; {AGAIN}"
 ERRORS = "reports/validation.json: holds errors, like test rows that are trained on, or more lost tokens than the "
 ERRORS += "budget allows; run validate again"
 
@@ -92,7 +92,7 @@ def test_changed_predictions_are_refused(sound: Run) -> None:
 def test_answers_to_another_test_set_are_refused(sound: Run) -> None:
     """The hash is right, but an example was never answered: a score of the rest is a score of a choice."""
     sound.write(sound.predict()[:-1])
-    assert sound.refusal() == "ROOT/out/predictions.jsonl: holds the answers to another test set; run evaluate again"
+    assert sound.refusal() == "ROOT/out/predictions.jsonl: contains answers to a different test set; run evaluate again"
 
 
 def test_an_adapter_published_anew_is_refused(sound: Run) -> None:
@@ -115,7 +115,7 @@ def test_a_leaked_prompt_is_refused(sound: Run, example: MakeExample) -> None:
     sound.train.append(example(" test  3\n", "another answer"))
     sound.write(sound.predict())
     leak = sound.test[3].id
-    assert sound.refusal() == f"data/prepared: 1 test prompts are in train too ({leak}…); run prepare again"
+    assert sound.refusal() == f"data/prepared: 1 test prompts also occur in train ({leak}…); run prepare again"
 
 
 @pytest.mark.parametrize("key", ["do_sample", "max_new_tokens", "temperature"])
@@ -132,10 +132,10 @@ def test_sides_that_were_asked_otherwise_are_refused(sound: Run, key: str) -> No
 def test_a_latency_of_another_adapter_is_refused(sound: Run) -> None:
     """What was measured on another adapter, or times that were touched."""
     sound.edit("cost", "adapter_sha256", value="b" * 64)
-    assert "was not measured on the adapter that was evaluated" in sound.refusal()
+    assert "was not measured with the evaluated adapter" in sound.refusal()
     sound.edit("cost", "adapter_sha256", value="a" * 64)
     write_lines(sound.paths.latency, to_json_lines(timings(0.1)))
-    assert "was not measured on the adapter that was evaluated" in sound.refusal()
+    assert "was not measured with the evaluated adapter" in sound.refusal()
 
 
 def test_the_worst_seed_is_asked_for(sound: Run) -> None:
@@ -189,7 +189,7 @@ def test_an_adapter_of_other_splits_is_refused(sound: Run) -> None:
     """Prepared anew under another seed, the test set holds what this adapter was trained on."""
     with publish_directory(sound.paths.adapter) as folder:
         write_manifest(folder, {"adapter_sha256": "a" * 64, "prepared_sha256": {"test": "another"}})
-    assert sound.refusal() == "ROOT/out/adapter: was trained on other splits than these; run train again (dvc repro)"
+    assert sound.refusal() == "ROOT/out/adapter: was trained on different splits; run train again (dvc repro)"
 
 
 # ---- The exit code
@@ -236,8 +236,8 @@ def locked(run: Run) -> dict[str, Any]:
         ("damaged", "reports/decision.json: is not what dvc.lock names; run make repro, .* dvc repro -f -s decide"),
         ("removed", "reports/evaluation.json: is missing; run make repro"),
         ("stale", "reports/evaluation.json: was made anew after decide had run on it; run make repro"),
-        ("no hash", "dvc.lock: is missing, broken or names no outputs"),
-        ("no list", "dvc.lock: is missing, broken or names no outputs"),
+        ("no hash", "dvc.lock: is missing, broken or lists no outputs"),
+        ("no list", "dvc.lock: is missing, broken or lists no outputs"),
     ],
 )
 def test_what_is_not_of_this_run_opens_no_gate(sound: Run, harm: str, told: str) -> None:

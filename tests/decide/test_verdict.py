@@ -144,7 +144,7 @@ def test_harm_is_an_abort(verdict_of: Reach) -> None:
     """Ten answers lost and none gained is p = 1/1024: more of the same training is no way out."""
     found = verdict_of([at_least(0.5)], pairs(both=5, lost=10))
     assert found.name == "abort"
-    assert found.sentence == "The candidate does harm: do not continue with this one."
+    assert found.sentence == "The candidate is worse than the baseline: do not continue with it."
     assert found.reasons[0] == (
         "worse than the baseline in exact_match: of 15, 0 right only by the candidate, 10 only by the baseline "
         "(p = 0.00098)"
@@ -157,7 +157,7 @@ def test_no_improvement_and_no_hope_is_an_abort(verdict_of: Reach) -> None:
     """A target that is refuted, and nothing that got better: the honest word is stop."""
     found = verdict_of([at_least(0.9)], pairs(both=10, neither=30), latency=timings(1.0))
     assert found.name == "abort"
-    assert found.sentence == "No improvement on quality or cost, and targets are out of reach: stop here."
+    assert found.sentence == "Neither quality nor cost improved, and targets are out of reach: stop."
     assert found.reasons == ("fail: exact_match at least 0.9 (10 of 40 right)",)
 
 
@@ -201,7 +201,7 @@ def test_the_group_that_fails_most_needs_data(verdict_of: Reach) -> None:
     predictions = pairs(gained=40, neither=10, agent="large") + pairs(gained=2, neither=3, agent="small")
     found = verdict_of([at_least(0.9)], predictions)
     assert found.suggestions[-1].code == "more-data"
-    assert found.suggestions[-1].text == "add training examples of small, the group that fails most"
+    assert found.suggestions[-1].text == "add training examples of small, the group with the most failures"
 
 
 LONG = {
@@ -331,7 +331,7 @@ def test_points_prove_nothing(verdict_of: Reach) -> None:
     """The best outcome of the policy `point` says so in its name, even where intervals would have passed."""
     found = verdict_of([at_least(0.5), better()], pairs(gained=30), policy="point")
     assert found.name == "deploy-unproven"
-    assert found.sentence == "Every estimate meets its target, but nothing is proven."
+    assert found.sentence == "Every estimate meets its target, but none is proven."
 
 
 @given(

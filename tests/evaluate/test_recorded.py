@@ -70,16 +70,16 @@ def test_predictions_of_another_run_will_do(tmp_path: Path, examples: list[Examp
             "ROOT/run.jsonl: has no answer to the test example namer/rows/1/one/ValueError",
         ),
         ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "ROOT/run.jsonl:2: a second answer to 'a'; keep one"),
-        ([{"id": "a"}], "ROOT/run.jsonl:1: needs id (or prompt) and text, both texts"),
-        ([{"text": "a"}], "ROOT/run.jsonl:1: needs id (or prompt) and text, both texts"),
+        ([{"id": "a"}], "ROOT/run.jsonl:1: needs id (or prompt) and text, both strings"),
+        ([{"text": "a"}], "ROOT/run.jsonl:1: needs id (or prompt) and text, both strings"),
         ([{"id": "a", "text": "x", "seconds": "20 s"}], "ROOT/run.jsonl:1: seconds must be a number of seconds"),
         ([{"id": "a", "text": "x", "tokens": 1.5}], "ROOT/run.jsonl:1: tokens must be a whole number"),
         ([{"id": "a", "text": "x", "tokens": -1}], "ROOT/run.jsonl:1: tokens must be a whole number from 0"),
-        ([{"id": "a", "text": "x", "failed": True}], "ROOT/run.jsonl:1: failed must be a text, the reason"),
+        ([{"id": "a", "text": "x", "failed": True}], "ROOT/run.jsonl:1: failed must be a string with the reason"),
         ([{"id": "a", "text": "x", "finished": 1}], "ROOT/run.jsonl:1: finished must be true or false"),
         (
             [{"prompt": "one", "text": "x", "seconds": 2}, {"prompt": "two", "text": "y"}],
-            "ROOT/run.jsonl: 1 of 2 test examples have seconds; give them to all, or none",
+            "ROOT/run.jsonl: 1 of 2 test examples have seconds; give them for all examples, or for none",
         ),
         (["{broken\n"], "ROOT/run.jsonl:1: broken JSON"),
     ],
@@ -93,7 +93,7 @@ def test_a_prompt_that_means_several_examples_is_refused(tmp_path: Path, example
     """Two conversations that end in the same words are two questions."""
     examples = [example("continue", system="You write."), example("continue", system="You count.")]
     text = refusal(tmp_path, [{"prompt": "continue", "text": "x"}], examples)
-    assert text == "ROOT/run.jsonl: 2 test prompts end in 'continue'; name these rows by their ids"
+    assert text == "ROOT/run.jsonl: 2 test prompts end in 'continue'; identify these rows by id"
 
 
 def test_a_changed_file_is_another_baseline(tmp_path: Path, examples: list[Example]) -> None:

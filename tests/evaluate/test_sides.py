@@ -115,7 +115,7 @@ def test_an_earlier_adapter_of_a_revision(run: Any, tmp_path: Path) -> None:
     evaluation, _, predictions = run(**{"evaluate.baseline": {"form": "adapter", "revision": "v1"}})
     assert evaluation["baseline"]["name"].endswith(" of v1")
     assert all(item.baseline == item.candidate for item in predictions)
-    with pytest.raises(ConfigError, match="'v2' is not an experiment, branch, tag or commit here"):
+    with pytest.raises(ConfigError, match="'v2' is not an experiment, branch, tag or commit of this repository"):
         run(**{"evaluate.baseline": {"form": "adapter", "revision": "v2"}})
     manifest = read_manifest(Path("out/adapter"))
     assert manifest["base"]["name"] == "base"

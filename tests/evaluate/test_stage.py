@@ -160,7 +160,7 @@ def test_without_memory_a_batch_is_halved(embedded: tuple[Any, Any, list[Any]], 
     found = generate_or_halve(model, prompts, settings, 1)
     failed = [at for at, answer in enumerate(found) if isinstance(answer, str)]
     assert failed == [at for at, prompt in enumerate(prompts) if len(prompt) == longest]
-    assert found[failed[0]] == f"no memory for a prompt of {longest} tokens"
+    assert found[failed[0]] == f"out of memory for a prompt of {longest} tokens"
     assert max(sizes) == len(prompts) and 1 in sizes
     monkeypatch.setattr("finetune.evaluate.generate.generate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

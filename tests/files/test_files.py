@@ -232,7 +232,7 @@ def test_a_manifest_detects_one_changed_byte(published: Path) -> None:
     path.write_bytes(bytes(99) + b"\x01")
     with pytest.raises(DataError) as caught:
         read_manifest(published)
-    assert str(caught.value) == (f"{path}: is not the file that was published (its hash differs); run its stage again")
+    assert str(caught.value) == (f"{path}: differs from the published file (wrong hash); run its stage again")
 
 
 def test_a_manifest_detects_truncation(published: Path) -> None:
@@ -353,7 +353,7 @@ def test_the_lock_keeps_a_second_process_out(tmp_path: Path, holder: subprocess.
     with pytest.raises(ConfigError) as caught, pipeline_lock(path, "evaluate"):
         pass
     who = f"stage train (process {holder.pid})"
-    assert str(caught.value) == f"{path}: {who} is running in this folder; wait for it or stop it, then start again"
+    assert str(caught.value) == f"{path}: {who} is running in this folder; wait for it or stop it, then try again"
     assert holder.poll() is None
 
 

@@ -169,11 +169,11 @@ def test_described_machine_is_this_one() -> None:
 def test_missing_device_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the device of each environment is the one that torch knows by that name."""
     assert devices.require_device("cpu") == "cpu"
-    monkeypatch.setattr(devices, "find_missing_device", lambda _: "no CUDA device answers")
+    monkeypatch.setattr(devices, "find_missing_device", lambda _: "no CUDA device found")
     with pytest.raises(MachineError) as caught:
         devices.require_device("cuda")
     assert str(caught.value) == (
-        "params.yaml: environment: cuda: no CUDA device answers; "
+        "params.yaml: environment: cuda: no CUDA device found; "
         "use a recipe for this machine (./finetune recipes lists them)"
     )
     monkeypatch.setattr(devices, "find_missing_device", lambda _: None)
@@ -183,7 +183,7 @@ def test_missing_device_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac may have the device")
 def test_another_systems_device_is_missing() -> None:
     """There is no Apple GPU outside a Mac, and no torch is imported to find out."""
-    assert devices.find_missing_device("apple") == "no Apple GPU is in this machine"
+    assert devices.find_missing_device("apple") == "this machine has no Apple GPU"
 
 
 def test_calm_threads_leave_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,10 @@ def test_the_warning_stops_saves_and_requeues(cluster: dict[str, str]) -> None:
     wait_for(holder.exists, job)
     job.send_signal(signal.SIGUSR1)  # as B:USR1 does: the batch shell alone
     told, _ = job.communicate(timeout=PATIENCE)
-    assert "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and the same command resumes" in told
+    assert (
+        "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and running the same command again resumes"
+        in told
+    )
     assert calls(cluster)[-1] == "scontrol requeue 4711"
     assert job.returncode == 2
     assert not holder.exists()

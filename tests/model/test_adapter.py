@@ -239,7 +239,7 @@ def test_rank_beyond_a_rewritten_matrix_is_refused(settings: Callable[..., Confi
 def test_loss_head_takes_no_adapter(settings: Callable[..., Config]) -> None:
     """TRL refuses it with a ValueError after everything was loaded: its loss multiplies by the head's own weights."""
     config = settings(adapter__target_modules=["q_proj", "lm_head"])
-    told = "adapter.target_modules: lm_head is the loss head, whose adapter TRL's loss would pass by; leave it out"
+    told = "adapter.target_modules: lm_head is the LM head, whose adapter TRL's loss would bypass; leave it out"
     assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {told}"
     with pytest.raises(ConfigError) as caught:
         start(config)

@@ -215,5 +215,5 @@ def test_a_base_without_a_tokenizer_file_is_told(tmp_path: Path) -> None:
         token_counter(str(tmp_path), None)
     assert str(caught.value) == (
         f"{tmp_path}: has no tokenizer.json for data.filters.tokens (No such file or directory (os error 2)); "
-        "unset its bounds"
+        "remove its bounds"
     )

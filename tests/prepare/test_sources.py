@@ -93,7 +93,7 @@ def test_what_the_system_refuses_to_look_at_is_told_like_a_missing_file(
     with pytest.raises(DataError) as caught:
         find(path)
     assert str(caught.value) == (
-        f"{tmp_path}/raw: the path '{shown}' in it can't be looked at ({reason}); data.sources names it as 'rows'"
+        f"{tmp_path}/raw: the path '{shown}' in it can't be checked ({reason}); data.sources names it as 'rows'"
     )
 
 
@@ -124,7 +124,7 @@ def test_a_folder_is_no_source(tmp_path: Path, find: Callable[[str], Path]) -> N
     """One account a file: a folder would be read in an order that depends on the disk."""
     with pytest.raises(DataError) as caught:
         find(".")
-    assert str(caught.value) == f"{tmp_path}/raw: is not a file; data.sources must name one file a source"
+    assert str(caught.value) == f"{tmp_path}/raw: is not a file; each entry of data.sources must name one file"
 
 
 def test_a_folder_of_datasets_is_one(find: Callable[[str], Path], dataset: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_folder_holds_no_link_to_a_folder(tmp_path: Path, find: Callable[[str]
     """Python walks past such links, so the hash of the whole would not change with the files behind one."""
     (dataset / "train").rename(tmp_path / "raw/train")
     (dataset / "train").symlink_to(tmp_path / "raw/train")
-    with pytest.raises(DataError, match=r"both/train: is a link to a folder, whose files would not be hashed; put"):
+    with pytest.raises(DataError, match=r"both/train: is a link to a folder; DVC would not hash its files; put"):
         find("both")
 
 
@@ -232,9 +232,13 @@ def test_the_place_of_a_row_is_its_line_where_lines_identify_rows(
 @pytest.mark.parametrize(
     ("path", "part", "why"),
     [
-        ("both", None, r"both: holds the parts train, test and it names none; set the source's `part` to one$"),
-        ("rows.txt", None, r"rows.txt: is nothing that can be read; known are \.jsonl, "),
-        ("rows.csv", "train", r"rows.csv: is one file, so it has no part 'train'; take `part` out of its source$"),
+        (
+            "both",
+            None,
+            r"both: holds the parts train, test and it names none; set `part` of its source to one of them$",
+        ),
+        ("rows.txt", None, r"rows.txt: has an unsupported format; known are \.jsonl, "),
+        ("rows.csv", "train", r"rows.csv: is one file, so it has no part 'train'; remove `part` from its source$"),
     ],
 )
 def test_what_cannot_be_opened_says_so_at_once(
@@ -345,7 +349,7 @@ def test_a_dataset_that_lies_here_is_not_of_the_hub(tmp_path: Path, hub: Hub, op
     with pytest.raises(DataError) as caught:
         open_hub()
     assert str(caught.value) == (
-        f"hub: org/rows is a {kind} here, which would be read in the Hub's place; name it under path, inside "
+        f"hub: org/rows is also a local {kind}, which would be read instead of the Hub; name it under path, inside "
         "data.directory, so that DVC watches it, or move it away"
     )
     assert not hub.calls
@@ -356,7 +360,7 @@ def test_another_revision_is_not_taken_for_the_one_that_is_named(hub: Hub, open_
     hub.cached = "9" * 40
     with pytest.raises(DataError) as caught:
         open_hub()
-    why = "what was loaded is not of this revision; connect to the Hub, and name it org/name"
+    why = "the loaded data is not from this revision; check the connection to the Hub and the name (org/name)"
     assert str(caught.value) == f"hub:org/rows@{REVISION}: {why}"
 
 
@@ -378,7 +382,9 @@ def test_what_the_hub_does_not_give_is_an_error_in_one_line(
         open_hub(**keys)
     told = str(caught.value)
     assert told.partition(f"@{REVISION}: ")[2].startswith(why)
-    assert told.endswith("see its name, revision, subset and part, and the connection (a private one needs HF_TOKEN)")
+    assert told.endswith(
+        "check its name, revision, subset and part, and the connection (private datasets need HF_TOKEN)"
+    )
     assert "\n" not in told
 
 

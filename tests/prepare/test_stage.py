@@ -144,7 +144,7 @@ def test_an_empty_split_is_told(prepare: Run, lines: list[bytes], split: str, le
 def test_a_source_without_a_row_is_refused(prepare: Run) -> None:
     """Training on the other sources alone would hide that one of them came empty."""
     text = prepare.error(rows(8), [b"  "])
-    assert text == "RAW/1.jsonl: holds no row; put rows into it or take it out of data.sources"
+    assert text == "RAW/1.jsonl: holds no row; add rows to it or remove it from data.sources"
 
 
 def test_a_failed_prepare_leaves_the_old_data(prepare: Run) -> None:

@@ -183,7 +183,7 @@ def test_labels_in_the_prompt_are_those_of_the_task(prepare: Run) -> None:
     sources = [{"name": name, "path": f"{name}.jsonl"} for name in ("train", "test")]
     sources[1]["split"] = "test"
     split = HALF | {"train": 0.75, "test": 0.0}
-    with pytest.raises(ConfigError, match=r"agent 'test' is tested and never trained on"):
+    with pytest.raises(ConfigError, match=r"agent 'test' occurs in test but not in training"):
         prepare(sources=sources, labels_in_prompt=True, split=split, on_bad_row="skip")
     prepare(sources=[one | {"agent": "bank"} for one in sources], labels_in_prompt=True, split=split, on_bad_row="skip")
     told = {one.messages[0].content for one in prepare.examples()}

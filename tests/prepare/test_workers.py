@@ -63,7 +63,7 @@ def test_a_killed_worker_is_the_machines_trouble() -> None:
     """No traceback of a broken pool: the likely cause, and what to do."""
     with open_workers(10**9) as work, pytest.raises(MachineError) as caught:
         list(work(die, range(3)))
-    assert str(caught.value).startswith("prepare: a worker process was killed, most likely for memory; ")
+    assert str(caught.value).startswith("prepare: a worker process was killed, most likely because memory ran out; ")
 
 
 def test_an_error_in_a_worker_is_not_swallowed() -> None:
@@ -140,7 +140,7 @@ def test_an_interrupted_prepare_cleans_up(folder: Path, number: int) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     _, said = process.communicate(timeout=PATIENCE)
-    assert said.decode() == "error: prepare was interrupted; nothing half-done is left, run it again\n"
+    assert said.decode() == "error: prepare was interrupted; run it again\n"
     assert process.returncode == 5
     wait_for(lambda: not any(alive(child) for child in children))
     assert not (folder / "work/prepare").exists()

@@ -119,8 +119,8 @@ def test_a_detached_run_is_started_told_and_stopped(folder: Path) -> None:
     started = run(folder, "make", "train-quick", "DETACH=1")
     assert started.returncode == 0, started.stderr
     assert started.stdout.splitlines()[1:] == [
-        "  ./finetune status   the progress",
-        "  ./finetune stop     end it; the same command resumes",
+        "  ./finetune status   show the progress",
+        "  ./finetune stop     stop it; run the same command again to resume",
         "  tail -f work/train-quick.log",
     ]
     wait_for(lambda: (folder / "work/status.json").exists())
@@ -145,7 +145,9 @@ def test_a_detached_run_is_started_told_and_stopped(folder: Path) -> None:
     )
 
     stopped = finetune(folder, "stop")
-    end = "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and the same command resumes: "
+    end = (
+        "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and running the same command again resumes: "
+    )
     assert stopped.returncode == 0
     assert stopped.stdout.splitlines()[-1] == f"{end}make train-quick DETACH=1"
     assert processes_in(folder) == []
@@ -172,7 +174,9 @@ def test_a_start_that_fails_at_once_shows_why(folder: Path, capsys: pytest.Captu
         detach.start(Paths(folder), "train-wrong")
     assert capsys.readouterr().out.splitlines()[0] == "  error: params.yaml: sed: unknown key; did you mean seed?"
     log = folder / "work/train-wrong.log"
-    assert str(failed.value).endswith(f"failed at once, with the lines above; nothing runs ({log.relative_to(folder)})")
+    assert str(failed.value).endswith(
+        f"failed immediately; its output is above; nothing runs ({log.relative_to(folder)})"
+    )
     assert processes_in(folder) == []
     status = finetune(folder, "status").stdout.splitlines()
     assert status[1:3] == [
@@ -255,7 +259,7 @@ def test_a_stage_that_was_started_by_hand_is_stopped_too(folder: Path) -> None:
     holder = hold(folder, "-m", "finetune", "prepare", "5")
     stopped = finetune(folder, "stop")
     assert stopped.stdout.splitlines()[-1] == (
-        "prepare has ended; nothing half-done is left, and the same command resumes"
+        "prepare has ended; nothing half-done is left, and running the same command again resumes"
     )
     assert holder.wait(timeout=PATIENCE) == 5
 
@@ -304,7 +308,7 @@ def test_a_stage_of_another_folder_is_left_alone(
 def test_a_lock_whose_holder_is_not_seen_is_told(folder: Path) -> None:
     """A stage in a container has a number of its own; what is held must not be called free."""
     holder = hold(folder, "-m", "another", "train", "5")
-    elsewhere = "its process is not seen from here: it runs in a container or on another machine"
+    elsewhere = "its process is not visible here: it runs in a container or on another machine"
     told = finetune(folder, "status").stdout.splitlines()
     assert told[:2] == [
         f"stage train (process {holder.pid}) is running",
@@ -314,7 +318,7 @@ def test_a_lock_whose_holder_is_not_seen_is_told(folder: Path) -> None:
     assert stopped.returncode == 4
     assert stopped.stderr == (
         f"error: stage train can't be stopped from here: {elsewhere}; "
-        "stop it where it runs (scancel, sky jobs cancel, docker stop), or ask its owner\n"
+        "stop it on the machine where it runs (scancel, sky jobs cancel, docker stop), or ask its owner\n"
     )
     assert holder.poll() is None
 

@@ -32,7 +32,7 @@ def test_a_file_of_an_earlier_run_is_not_believed(folder: Path) -> None:
     assert finetune(folder, "status").stdout.splitlines()[1:] == ["loading the model; no training step yet"]
 
 
-GOES_ON = "no checkpoint was written yet, and the same command resumes"
+GOES_ON = "no checkpoint has been written yet, and running the same command again resumes"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_broken_status_file_is_no_crash(folder: Path, content: str) -> None:
     (folder / "work/detached.json").write_text(content, encoding="utf-8")
     done = finetune(folder, "status")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[1] == "nothing has run here yet, or all was cleaned"
+    assert done.stdout.splitlines()[1] == "no run has been started here, or its files were cleaned"
 
 
 def write_detached(folder: Path, end: dict[str, Any] | None, stage: dict[str, Any] | None) -> None:
@@ -95,7 +95,7 @@ AGAIN = "the same command resumes: make repro DETACH=1"
 @pytest.mark.parametrize(
     ("end", "stage", "lines"),
     [
-        ({"exit_code": 0, "stopped": False}, {"outcome": "done"}, ["ended well; it left no verdict"]),
+        ({"exit_code": 0, "stopped": False}, {"outcome": "done"}, ["ended well; it did not reach a verdict"]),
         (STOPPED, None, [f"was stopped between two stages; {AGAIN}"]),
         (STOPPED, {"outcome": "done"}, [f"was stopped between two stages; {AGAIN}"]),
         (

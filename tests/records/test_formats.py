@@ -135,7 +135,7 @@ def test_both_spellings_of_a_log_are_read(ours: str, theirs: str) -> None:
         ("interactions", {"task": 5}, "task must be text, not int"),
         ("interactions", {"output": None}, "output must be text, not null"),
         ("interactions", {"output": " \n\t"}, "output is empty"),
-        ("interactions", {"output": "\ud83d"}, "output holds half of a surrogate pair, which is not text"),
+        ("interactions", {"output": "\ud83d"}, "output contains an unpaired surrogate, which is not valid text"),
         ("interactions", {"success": ...}, "has no success"),
         ("interactions", {"success": None}, "success must be true or false"),
         ("interactions", {"success": "no"}, "success must be true or false"),
@@ -257,7 +257,7 @@ def test_a_column_that_is_nowhere_is_told() -> None:
 
 def test_names_out_of_a_file_keep_to_one_line() -> None:
     """A column may be called anything, at any length, and there may be thousands."""
-    with pytest.raises(ValueError, match=r"^has the fields of no format") as caught:
+    with pytest.raises(ValueError, match=r"^does not have the fields of any format") as caught:
         detect_format([{"a\nb\x1b[31m" + "x" * 3000: 1} | {f"c{at}": at for at in range(500)}], {})
     assert "\n" not in str(caught.value)
     assert "\x1b" not in str(caught.value)
@@ -290,8 +290,8 @@ def test_a_mapping_settles_what_names_leave_open() -> None:
             [ROWS["alpaca"] | ROWS["classification"]],
             "looks like alpaca and like classification (columns: instruction, input, output, text, label)",
         ),
-        ([{"a": 1}, {"b": 2}], "has the fields of no format (columns: a, b)"),
-        ([{}], "has the fields of no format (columns: none)"),
+        ([{"a": 1}, {"b": 2}], "does not have the fields of any format (columns: a, b)"),
+        ([{}], "does not have the fields of any format (columns: none)"),
         (
             [ROWS["chat"], ROWS["alpaca"]],
             "looks like chat and like alpaca (columns: messages, instruction, input, output)",

@@ -145,7 +145,7 @@ def test_nulls_in_json_text_were_written_by_someone() -> None:
         (said("user", 5), ".content must be text, not int"),
         (said("user", " \n"), ".content is empty"),
         (said("user", []), ".content is empty"),
-        (said("user", "\ud83d"), ".content holds half of a surrogate pair, which is not text"),
+        (said("user", "\ud83d"), ".content contains an unpaired surrogate, which is not valid text"),
         (said("user", ["Hi"]), ".content[0] is not a text part; only text can be trained on"),
         (said("user", [{"type": "text"}]), ".content[0] is not a text part; only text can be trained on"),
         (
@@ -153,7 +153,7 @@ def test_nulls_in_json_text_were_written_by_someone() -> None:
             ".content[1] is not a text part but 'image_url'; only text can be trained on",
         ),
         (said("user", name=5), ".name must be text, not int"),
-        (said("user", name="\udc00"), ".name holds half of a surrogate pair, which is not text"),
+        (said("user", name="\udc00"), ".name contains an unpaired surrogate, which is not valid text"),
         (said("tool", tool_call_id=5), ".tool_call_id must be text, not int"),
         (said("user", tool_calls=[CALL]), " calls a tool, but its role is user"),
         (said("user", function_call=CALL), " calls a tool, but its role is user"),
@@ -175,24 +175,30 @@ def test_a_turn_that_is_none_says_why(turn: Any, why: str) -> None:
         ({"function": None}, " names no function"),
         ({"function": "f"}, " names no function"),
         ({"name": " "}, " names no function"),
-        ({"name": "\ud800"}, ".name holds half of a surrogate pair, which is not text"),
-        ({"name": "f", "id": "\ud800"}, ".id holds half of a surrogate pair, which is not text"),
+        ({"name": "\ud800"}, ".name contains an unpaired surrogate, which is not valid text"),
+        ({"name": "f", "id": "\ud800"}, ".id contains an unpaired surrogate, which is not valid text"),
         ({"name": "f", "id": 5}, ".id must be text, not int"),
         ({"name": "f", "arguments": "{"}, ".arguments holds broken JSON: "),
         ({"name": "f", "arguments": '{"a": 1, "a": 2}'}, ".arguments holds broken JSON: the key 'a' occurs twice"),
         ({"name": "f", "arguments": "[1]"}, ".arguments must be an object, not list"),
         ({"name": "f", "arguments": "null"}, ".arguments must be an object, not null"),
         ({"name": "f", "arguments": [1]}, ".arguments must be an object, not list"),
-        ({"name": "f", "arguments": {"a": ["\ud800"]}}, ".arguments holds half of a surrogate pair, which is not text"),
-        ({"name": "f", "arguments": {"\ud800": 1}}, ".arguments holds half of a surrogate pair, which is not text"),
+        (
+            {"name": "f", "arguments": {"a": ["\ud800"]}},
+            ".arguments contains an unpaired surrogate, which is not valid text",
+        ),
+        (
+            {"name": "f", "arguments": {"\ud800": 1}},
+            ".arguments contains an unpaired surrogate, which is not valid text",
+        ),
         (
             {"name": "f", "arguments": '{"a": "\\ud800"}'},
-            ".arguments holds half of a surrogate pair, which is not text",
+            ".arguments contains an unpaired surrogate, which is not valid text",
         ),
         ({"name": "f", "arguments": {"a": float("inf")}}, ".arguments holds inf, which is not JSON"),
         ({"name": "f", "arguments": {"a": b"x"}}, ".arguments holds a bytes, which is not JSON"),
-        ({"name": "f", "arguments": {"a": 2**64}}, ".arguments holds a number of more than 64 bits"),
-        ({"name": "f", "arguments": {"a": -(2**63) - 1}}, ".arguments holds a number of more than 64 bits"),
+        ({"name": "f", "arguments": {"a": 2**64}}, ".arguments contains a number of more than 64 bits"),
+        ({"name": "f", "arguments": {"a": -(2**63) - 1}}, ".arguments contains a number of more than 64 bits"),
     ],
 )
 def test_a_call_that_cannot_be_written_again_says_why(call: Any, why: str) -> None:
@@ -302,7 +308,7 @@ def test_a_sharegpt_turn_that_is_none_says_why(turn: Any, why: str) -> None:
 
 # ---- Order
 
-END = "; a conversation must end with the assistant's answer"
+END = "; a conversation must end with an assistant turn"
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_a_server_that_does_not_stream_is_read_all_the_same() -> None:
         (always(b"", 302, Location="http://127.0.0.1:1/"), "answered 302; its message says what it wants"),
         (always(b"{"), "gave no chat completion: it is broken JSON: '{'; is it OpenAI-compatible?"),
         (always(b"[" * 100_000), f"gave no chat completion: it is broken JSON: '{'[' * 80}'; is it OpenAI-compatible?"),
-        (always(b"5"), "gave no chat completion: it is no JSON object; is it OpenAI-compatible?"),
+        (always(b"5"), "gave no chat completion: it is not a JSON object; is it OpenAI-compatible?"),
         (always(b'{"choices": []}'), "gave no chat completion: it holds no choice; is it OpenAI-compatible?"),
         (
             always(b'{"choices": [{}]}'),
@@ -168,7 +168,7 @@ def test_what_a_server_does_wrong_is_told(respond: Respond, message: str) -> Non
 @pytest.mark.parametrize(
     ("sent", "message"),
     [
-        (events(piece("Hel")), "its stream breaks off"),
+        (events(piece("Hel")), "its stream ended early"),
         (events(piece("Hel"), {"error": {"message": "out of memory"}}), "it is an error: out of memory"),
         (events(piece("Hel"), "{"), "it is broken JSON"),
     ],
@@ -206,7 +206,9 @@ def test_nobody_there() -> None:
     """Connection refused, and an address that is none."""
     with serving(always(b"")) as (url, _):
         pass
-    with pytest.raises(ServerError, match=r"can't be reached \(.*refused.*\); start it, or correct the url") as no_one:
+    with pytest.raises(
+        ServerError, match=r"can't be reached \(.*refused.*\); start the server, or fix the url"
+    ) as no_one:
         client(url).answer(HI, max_tokens=2)
     assert not no_one.value.reached
     with pytest.raises(ServerError, match=r"is not a usable address|can't be reached"):

@@ -81,7 +81,7 @@ def test_the_size_is_korn_and_graubards() -> None:
     found = clustered_proportion(right, labels, 0.95, "lower")
     assert found.lower == pytest.approx(beta.ppf(0.05, share * size, size - share * size + 1))
     assert found.estimate == share
-    assert found.method == f"Clopper-Pearson of clusters, worth {size:.1f} examples"
+    assert found.method == f"Clopper-Pearson, effective sample size {size:.1f} (clusters)"
 
 
 def test_spotless_clusters_are_worth_kishs_size() -> None:

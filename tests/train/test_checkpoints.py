@@ -107,7 +107,7 @@ def test_no_room_is_known_before_anything_is_written(tmp_path: Path, monkeypatch
         store.begin(10**9)
     assert str(raised.value) == (
         f"{tmp_path}: 0.02 GB are free, 1.02 GB are needed for a checkpoint; the checkpoint of step 3 is kept; "
-        "free some space on that disk (unfinished runs with other params lie beside it), then run it again"
+        "free disk space (unfinished runs with other params are in the same folder), then run it again"
     )
     assert store.steps() == [3]
 
@@ -134,5 +134,5 @@ def test_files_of_other_processes_are_waited_for(tmp_path: Path) -> None:
 
     (tmp_path / "rng_state_0.pth").touch()
     wait_for_files([tmp_path / "rng_state_0.pth"])
-    with pytest.raises(MachineError, match=r"rng_state_1.pth of other processes can't be seen; is the disk shared"):
+    with pytest.raises(MachineError, match=r"rng_state_1.pth of other processes are not visible; is the disk shared"):
         wait_for_files([tmp_path / "rng_state_0.pth", tmp_path / "rng_state_1.pth"], seconds=0.0)

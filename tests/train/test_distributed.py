@@ -191,7 +191,9 @@ def test_two_processes_that_die_go_on_to_the_same_bits(runs: Runs, together: Pat
         wait_for(lambda before=before: newest_step(folder) > before, running, "a checkpoint")  # type: ignore[misc]
         victim.kill()
         assert running.wait(PATIENCE) == 4, said(folder)
-        assert "error: train: a process died without a message, often for lack of memory; the newest" in said(folder)
+        assert "error: train: a process died without a message, often because memory ran out; the newest" in said(
+            folder
+        )
         assert "Traceback" not in said(folder)
         wait_until_gone(folder)
         assert not (folder / "out/adapter").exists()

@@ -20,7 +20,7 @@ def test_what_is_not_finite_names_the_examples() -> None:
         require_finite("loss", math.inf, 7, 1e-3, [f"row-{number}" for number in range(10)])
     assert str(raised.value) == (
         "params.yaml: train.learning_rate: the loss after step 7 is inf on the examples row-0, row-1, row-2, row-3, "
-        "row-4, row-5, row-6, row-7 and 2 more; no step was taken on it, and the checkpoints before it are kept; use "
+        "row-4, row-5, row-6, row-7 and 2 more; that step was not taken, and earlier checkpoints are kept; use "
         "less than 0.001, or look at these examples"
     )
 
@@ -53,7 +53,7 @@ def test_one_row_that_does_not_fit_is_the_end(change: Callable[..., Config]) -> 
     assert smaller_micro_batch(one).train.per_device_eval_batch_size == 1  # an evaluation may be what did not fit
     one = change(**{"train.per_device_train_batch_size": 1, "train.per_device_eval_batch_size": 1})
     with pytest.raises(
-        MachineError, match=r"the run's longest row alone finds no memory on this machine; use a smaller"
+        MachineError, match=r"the longest row alone does not fit in the memory of this machine; use a smaller"
     ):
         smaller_micro_batch(one)
 

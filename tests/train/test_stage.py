@@ -242,7 +242,7 @@ def test_every_training_parameter_arrives(ready: Path, tmp_path: Path) -> None:
 def test_data_cut_at_another_length_is_refused(ready: Path, tmp_path: Path) -> None:
     """The manifest would claim a length that the data does not have."""
     config, paths = enter(copy_of(ready, tmp_path / "run"), train__max_length=20)
-    with pytest.raises(DataError, match=r"was cut at another train.max_length; run validate again"):
+    with pytest.raises(DataError, match=r"was truncated at a different train.max_length; run validate again"):
         stage.run(params_of("train", config), paths)
 
 

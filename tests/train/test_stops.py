@@ -60,7 +60,9 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(workshop: Workshop,
     folder = workshop.ready("dropout")
     assert workshop.start(folder, f"evaluation {step}", send="SIGTERM") == STOPPED
     assert newest_step(folder) == step
-    kept = f"and saved at step {step} of 15" if step else "; no checkpoint was written yet, the same command resumes"
+    kept = (
+        f"and saved at step {step} of 15" if step else "; no checkpoint has been written yet, the same command resumes"
+    )
     assert f"train was stopped by SIGTERM{' ' * (step > 0)}{kept}" in workshop.start.said(folder)
     goes_on(workshop, folder, "dropout")
 
@@ -85,7 +87,7 @@ def test_a_second_ctrl_c_stops_at_once(workshop: Workshop) -> None:
     """Who is in a hurry loses the steps since the last checkpoint, and nothing else."""
     folder = workshop.ready("dropout")
     assert workshop.start(folder, "micro 7 1", send="SIGINT SIGINT") == STOPPED
-    assert "train was interrupted; nothing half-done is left, run it again" in workshop.start.said(folder)
+    assert "train was interrupted; run it again" in workshop.start.said(folder)
     (other,) = [path for path in folder.glob("work/checkpoints/*") if not (path / "finished").exists()]
     assert (other / "checkpoint-6").is_dir()
     assert len(order(folder, 1)) == order(workshop.whole("dropout"), 1).index(order(folder, 1)[-1]) + 1
@@ -150,7 +152,7 @@ def test_the_best_checkpoint_is_not_there_any_more(workshop: Workshop, how: str)
     else:
         weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     goes_on(workshop, folder, "spoilt")
-    assert f"its best checkpoint, of step {best}, is not usable" in workshop.start.said(folder)
+    assert f"its best checkpoint, step {best}, is not usable" in workshop.start.said(folder)
 
 
 def test_changed_params_begin_anew(workshop: Workshop) -> None:
@@ -172,7 +174,7 @@ def test_changed_params_begin_anew(workshop: Workshop) -> None:
     ("trouble", "kept", "told"),
     [
         ("disk 6", 3, "needed for a checkpoint; the checkpoint of step 3 is kept; free some space"),
-        ("writes 6 60", 3, "a checkpoint could not be written (free some space: dvc gc -w)"),  # the optimizer's 70 kB
+        ("writes 6 60", 3, "a checkpoint could not be written (free disk space: dvc gc -w)"),  # the optimizer's 70 kB
         ("writes 6 20", 3, "File too large"),  # the adapter's 35 kB
     ],
 )
@@ -195,7 +197,7 @@ def test_no_place_for_checkpoints(workshop: Workshop) -> None:
     assert workshop.start(folder) == MACHINE, workshop.start.said(folder)
     said = workshop.start.said(folder)
     assert "error: train: work/checkpoints" in said
-    assert "Not a directory; what was whole before is kept" in said
+    assert "Not a directory; earlier complete files are kept" in said
     assert not (folder / "order-1.jsonl").read_text(encoding="utf-8")
 
 
@@ -248,7 +250,7 @@ def test_one_row_without_memory_is_the_end(workshop: Workshop) -> None:
     folder = workshop.ready("plain")
     assert workshop.start(folder, trouble="memory 0") == MACHINE
     said = workshop.start.said(folder)
-    assert "the run's longest row alone finds no memory on this machine; use a smaller train.max_length" in said
+    assert "the longest row alone does not fit in the memory of this machine; use a smaller train.max_length" in said
     assert order(folder, 1) == []
 
 

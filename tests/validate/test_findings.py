@@ -56,8 +56,9 @@ def test_the_cpu_recipes_mistake_is_caught(check: Check) -> None:
         "params.yaml: train.warmup_steps: 50 is more than the run's 45 steps; "
         "the learning rate never reaches its peak; use 5 or train longer",
         "params.yaml: train.eval_steps: 50 is more than the run's 45 steps; "
-        "the validation loss is taken at the end only; use 9",
-        "params.yaml: train.save_steps: 50 is more than the run's 45 steps; a killed run starts from nothing; use 9",
+        "the validation loss is measured at the end only; use 9",
+        "params.yaml: train.save_steps: 50 is more than the run's 45 steps; a killed run restarts from the "
+        "beginning; use 9",
     ]
     assert codes(found) == ["warmup-too-long", "eval-never", "save-never", "last-batch-partial"]
 
@@ -101,7 +102,7 @@ def test_the_advice_of_a_very_short_run_is_one_step(check: Check) -> None:
 def test_saves_between_evaluations_hide_the_best_checkpoint(check: Check, saves: int, evals: int, fix: str) -> None:
     """transformers refuses this only after it has loaded the model; without the best checkpoint it is no mistake."""
     (finding,) = check(save_steps=saves, eval_steps=evals)
-    text = f"{saves} is not a multiple of eval_steps {evals}; the best checkpoint can't be known; {fix}"
+    text = f"{saves} is not a multiple of eval_steps {evals}; the best checkpoint can't be determined; {fix}"
     assert told(finding, "best-checkpoint-unknown") == f"params.yaml: train.save_steps: {text}"
     assert check(save_steps=saves, eval_steps=evals, load_best_model_at_end=False) == []
     assert check(save_steps=int(fix.removeprefix("use ")), eval_steps=evals) == []
@@ -186,7 +187,7 @@ def test_what_no_run_could_follow_cant_be_accepted(code: str) -> None:
     assert [told.accepted for told in found] == [None, None]
     assert all(told.stops for told in found)
     (told,) = [told for told in found if told.place == f"params.yaml: findings.accept.{code}"]
-    assert str(told).endswith(": can't be accepted: no run or verdict could follow; remove it")
+    assert str(told).endswith(": can't be accepted: the run could not continue; remove it")
 
 
 def test_what_was_accepted_and_not_found_is_a_note() -> None:

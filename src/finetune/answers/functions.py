@@ -31,7 +31,9 @@ def load_function(dotted: str, place: str, root: Path) -> Callable[..., Any]:
         except (Exception, SystemExit) as error:  # the file is the user's: whatever it raises is told
             raise ConfigError(place, f"{name} can't be imported ({type(error).__name__}: {error})") from None
     if not _lies_in(module, root / FOLDER):
-        raise ConfigError(place, f"{name} is not in {FOLDER}/ but in {module.__file__}", "rename one of the two")
+        raise ConfigError(
+            place, f"{name} was imported from {module.__file__}, not from {FOLDER}/", "rename one of the modules"
+        )
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ConfigError(place, f"{name} has no function {attribute}")
@@ -65,7 +67,7 @@ def call_function(function: Callable[..., Any], lowest: float, highest: float, a
     except (Exception, SystemExit) as error:
         raise UnscorableError(f"{type(error).__name__}: {error!s:.200}") from None
     if not isinstance(found, bool | int | float):
-        raise UnscorableError(f"gave {type(found).__name__}, which is not a number")
+        raise UnscorableError(f"returned {type(found).__name__}, not a number")
     if not (math.isfinite(found) if isinstance(found, float) else True) or not lowest <= found <= highest:
-        raise UnscorableError(f"gave {found!r:.40}, which is not from {lowest:g} to {highest:g}")
+        raise UnscorableError(f"returned {found!r:.40}, which is outside {lowest:g} to {highest:g}")
     return float(found)

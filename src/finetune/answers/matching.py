@@ -108,7 +108,7 @@ def compile_pattern(pattern: str) -> Match:
             return found is not None
         wanted = compiled.search(sound(reference))
         if wanted is None:
-            raise UnscorableError("the pattern is not found in the reference, so its groups have nothing to equal")
+            raise UnscorableError("the pattern does not match the reference, so there are no groups to compare")
         return found is not None and bool(found.groups() == wanted.groups())
 
     return matches
@@ -123,11 +123,11 @@ def numeric(answer: str, reference: str, absolute_tolerance: float, relative_tol
     """Whether the last numbers of both differ by no more than the larger tolerance, the relative one of the reference.
 
     A percent sign divides by 100, or by nothing where only one of the two has it: 50% is 0.5, and 50.
-    UnscorableError where the reference holds no number.
+    UnscorableError where the reference contains no number.
     """
     wanted, given = last_number(reference), last_number(answer)
     if wanted is None:
-        raise UnscorableError("the reference holds no number")
+        raise UnscorableError("the reference contains no number")
     if given is None:
         return False
     readings = [(given[0], wanted[0])]

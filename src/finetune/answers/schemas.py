@@ -14,7 +14,7 @@ from finetune.answers.matching import UnscorableError
 from finetune.errors import ConfigError
 from finetune.files.strict_json import parse_json
 
-PROBES: tuple[Any, ...] = (None, {}, [], "", 0)  # a schema that refers to itself without end fails on any
+PROBES: tuple[Any, ...] = (None, {}, [], "", 0)  # a schema that refers to itself endlessly fails on any
 PATTERN_SECONDS = 1.0  # a schema's pattern that takes longer is caught in backtracking
 
 
@@ -23,7 +23,7 @@ def schema_file(name: str, place: str, root: Path) -> Callable[[str], bool]:
     folder = (root / FOLDER).resolve()
     path = (folder / name).resolve()
     if not path.is_relative_to(folder):
-        raise ConfigError(f"{place}.schema_file", f"{name} is not in {FOLDER}/", "name a file there")
+        raise ConfigError(f"{place}.schema_file", f"{name} is not in {FOLDER}/", "put the file there")
     try:
         return compile_schema(path)
     except ValueError as error:
@@ -41,7 +41,7 @@ def compile_schema(path: Path | None) -> Callable[[str], bool]:
         except (ValueError, RecursionError):
             return False
         except TimeoutError:
-            raise UnscorableError(f"a pattern of the schema takes more than {PATTERN_SECONDS:g} s on it") from None
+            raise UnscorableError(f"a pattern of the schema takes longer than {PATTERN_SECONDS:g} s on it") from None
 
     return is_valid
 
@@ -69,7 +69,7 @@ def make_validator(schema: Any) -> Any:
         raise ValueError("is not a JSON schema: it must be an object")
     kind = validators.validator_for(schema, default=None if "$schema" in schema else Draft202012Validator)
     if kind is None:
-        raise ValueError(f"names a $schema that is not known: {schema['$schema']!r:.100}")
+        raise ValueError(f"has an unsupported $schema: {schema['$schema']!r:.100}")
     try:
         kind.check_schema(schema)
         check_references(schema, REGISTRY)
@@ -80,11 +80,13 @@ def make_validator(schema: Any) -> Any:
     except SchemaError as error:
         raise ValueError(f"is not a JSON schema: {error.json_path}: {error.message:.200}") from None
     except Unresolvable as error:
-        raise ValueError(f"refers to {error.ref!r:.100}, which is not in it; nothing is fetched") from None
+        raise ValueError(
+            f"refers to {error.ref!r:.100}, which it does not contain; references are not downloaded"
+        ) from None
     except RecursionError:
-        raise ValueError("refers to itself without end") from None
+        raise ValueError("refers to itself endlessly") from None
     except regex.error as error:
-        raise ValueError(f"has a bad pattern ({error})") from None
+        raise ValueError(f"has an invalid pattern ({error})") from None
     return validator
 
 

@@ -139,7 +139,7 @@ def complete_recipe(context: click.Context, parameter: click.Parameter, start: s
     return sorted(path.stem for path in RECIPES.glob(f"{start}*.yaml"))
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 recipe_argument = click.argument(
     "recipe", required=False, shell_complete=complete_recipe, help="A recipe (default: params.yaml as it is)."
 )

@@ -34,7 +34,7 @@ def compare(a: str, b: str, markdown: bool, as_json: bool) -> None:
 @command(example="seeds --count 5")
 @click.option("--count", type=Count(), help="Number of seeds to run, from the current one on (default: 5).")
 @click.option("--seeds", "named", type=Seeds(), help="Run these seeds, like 1,2,3.")
-@click.option("--force", is_flag=True, help="Also beyond the declared looks at the test set (decide.looks).")
+@click.option("--force", is_flag=True, help="Continue beyond the declared looks at the test set (decide.looks).")
 @json_option
 def seeds(count: int | None, named: list[int] | None, force: bool, as_json: bool) -> None:
     """Run several seeds and report their spread."""
@@ -54,5 +54,5 @@ def sweep() -> None:
     grid = ["-S", "train.learning_rate=1.0e-3,2.0e-3", "-S", "adapter.r=8,16"]
     for words in (["exp", "run", "--queue", *grid], ["exp", "run", "--run-all"]):
         if run_dvc(Path(), words):
-            raise DataError("sweep", f"dvc {' '.join(words[:3])} failed, for the reason above")
+            raise DataError("sweep", f"dvc {' '.join(words[:3])} failed; the reason is printed above")
     show(PARAMS)

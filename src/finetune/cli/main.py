@@ -31,10 +31,10 @@ COMPLETION = "_FINETUNE_COMPLETE"  # set by the shell while it completes a comma
 EXIT_CODES = {
     0: "done",
     1: "a bug in finetune",
-    2: "wrong use or configuration",
-    3: "bad data or unsound evidence",
+    2: "usage or configuration error",
+    3: "invalid data or evidence",
     4: "the hardware or the system does not support it",
-    5: "interrupted; the same command resumes",
+    5: "interrupted; run the same command again to resume",
 }
 
 
@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, click.Abort):
-        print(f"error: {name} was interrupted; nothing half-done is left, run it again", file=sys.stderr)
+        print(f"error: {name} was interrupted; run it again", file=sys.stderr)
         return InterruptedRunError.exit_code
     except (FinetuneError, OSError, MemoryError, RuntimeError) as error:
         return _print_error(error, name, debug="--debug" in options, as_json="--json" in words)
@@ -204,7 +204,7 @@ def _print_error(error: Exception, command: str, *, debug: bool, as_json: bool) 
         trouble = find_machine_problem(error)
         if debug or trouble is None:
             raise error
-        error = MachineError(command, trouble, "what was whole before is kept, run it again then")
+        error = MachineError(command, trouble, "earlier complete files are kept, run it again then")
     if debug:
         traceback.print_exc()
     print(f"error: {printable(str(error))}", file=sys.stderr)

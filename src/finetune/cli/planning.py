@@ -51,11 +51,11 @@ def plan(
     return run(Path(), recipe, examples, length, price, probe=probe, as_json=as_json)
 
 
-@command(needs="ahead", example="rehearse h100", exits={2: "something did not work"})
+@command(needs="ahead", example="rehearse h100", exits={2: "a check failed"})
 @recipe_argument
 @json_option
 def rehearse(recipe: str | None, as_json: bool) -> None:
-    """Run every stage on a base cut to two layers.
+    """Run every stage on a base shrunken to two layers.
 
     Uses your own rows, kills the training and resumes it.
     """
@@ -66,10 +66,10 @@ def rehearse(recipe: str | None, as_json: bool) -> None:
 
 @command(example="doctor --recipe h100", exits={4: "this machine does not support the recipe"})
 @click.option("--recipe", shell_complete=complete_recipe, help="A recipe (default: params.yaml as it is).")
-@click.option("--quick", is_flag=True, help="Only what needs no torch: no memory is predicted, no recipe suggested.")
+@click.option("--quick", is_flag=True, help="Skip checks that need torch: no memory prediction, no suggested recipe.")
 @json_option
 def doctor(recipe: str | None, quick: bool, as_json: bool) -> int:
-    """Show what this machine lacks and which recipe fits it."""
+    """Check this machine and show which recipe fits it."""
     from finetune.commands.doctor.command import run
 
     return run(Path(), recipe, as_json, quick)

@@ -39,9 +39,9 @@ def recipes(context: click.Context, table: bool, as_json: bool) -> int | None:
 @command(example="use tiny")
 @named_recipe
 def use(recipe: str) -> None:
-    """Put a recipe into params.yaml.
+    """Write a recipe to params.yaml.
 
-    Your data, evaluation and criteria stay as they are.
+    Your data, evaluation and criteria do not change.
     """
     from finetune.config.recipes import use
 

@@ -13,16 +13,16 @@ INTRODUCTION = """# The command finetune
 `source .venv/bin/activate` plain `finetune COMMAND` does the same without the check. This page is what
 `./finetune help --markdown` prints.
 
-DVC runs stages by this command too. It finds it after `source .venv/bin/activate`, in the make targets, and by
-`./finetune dvc`: `./finetune dvc repro` needs no activation.
+DVC runs the stages through this command, so it must be on the PATH: activate `.venv`, use the make targets, or run
+`./finetune dvc repro`, which needs no activation.
 
 ## Options of all commands
 
-They come before the command, as in `./finetune --debug train`; `--help` is one of every command.
+They come before the command, as in `./finetune --debug train`. Every command also has `--help`.
 """
 COMPLETION = """## Shell completion
 
-Commands, options and recipe names are completed after one of these lines, which your shell's start-up file can keep:
+To complete commands, options and recipe names, add one of these lines to your shell's start-up file:
 
 ```bash
 eval "$(_FINETUNE_COMPLETE=bash_source ./finetune)"   # bash 4.4 or later, in ~/.bashrc
@@ -30,7 +30,7 @@ eval "$(_FINETUNE_COMPLETE=zsh_source ./finetune)"    # zsh, in ~/.zshrc
 _FINETUNE_COMPLETE=fish_source ./finetune | source    # fish, in ~/.config/fish/config.fish
 ```
 
-In a start-up file, give the whole path of `finetune`. Completion works for `finetune` and for `./finetune`.
+Use the full path of `finetune` there. Completion works for `finetune` and for `./finetune`.
 """
 
 
@@ -82,7 +82,7 @@ def section_of(one: Command) -> Iterator[str]:
         yield from ("", f"Also called: {', '.join(f'`{name}`' for name in one.aliases)}")
     if one.exits:
         codes = ", ".join(f"{code} {meaning}" for code, meaning in one.exits.items())
-        yield from ("", f"Exit codes of its own: {codes}.")
+        yield from ("", f"Exit codes: {codes}.")
 
 
 def option_rows(one: click.Command, context: click.Context) -> list[str]:

@@ -30,9 +30,9 @@ def show_verdict(config: "Config | None", as_json: bool) -> int:
 @command(example="gate", exits={0: "deploy", 10: "iterate", 20: "abort"})
 @json_option
 def gate(as_json: bool) -> int:
-    """Exit with the verdict, for scripts.
+    """Turn the verdict into an exit code, for scripts.
 
-    First checks that the verdict is of the files in this folder.
+    First checks that the verdict belongs to the files in this folder.
     """
     from finetune.config.params import load_config
 
@@ -49,7 +49,9 @@ def report(as_json: bool) -> None:
 @command(needs="run", aliases=("try",), example='chat "message: invalid mode" --agent exception-namer')
 @click.argument("prompt", required=False, help="One prompt (default: a session; prompts are read line by line).")
 @click.option("--agent", help="The agent whose system prompt is used (default: the first one).")
-@click.option("--max-new-tokens", type=Count(), help="Longest answer (default: evaluate.max_new_tokens).")
+@click.option(
+    "--max-new-tokens", type=Count(), help="Maximum answer length in tokens (default: evaluate.max_new_tokens)."
+)
 def chat(prompt: str | None, agent: str | None, max_new_tokens: int | None) -> None:
     """Compare the answers of base and candidate to a prompt."""
     from finetune.commands.chat import run
@@ -76,7 +78,7 @@ def merge(as_json: bool) -> None:
         as_report(as_json, lambda: run(config, paths), is_long=True)
 
 
-@command(needs="run", example="verify --steps 100", exits={3: "the run came out differently"})
+@command(needs="run", example="verify --steps 100", exits={3: "the repeated run differs"})
 @click.option(
     "--steps", type=Count(), help="Stop at the first checkpoint at or after this step (default: the whole run)."
 )
@@ -92,7 +94,7 @@ def verify(steps: int | None, repeats: int, as_json: bool) -> None:
 @command(example="findings")
 @json_option
 def findings(as_json: bool) -> None:
-    """Print the reference of all findings, docs/findings.md."""
+    """Print the reference of all findings (docs/findings.md)."""
     from dataclasses import asdict
 
     from finetune.validate.codes import all_codes, to_reference

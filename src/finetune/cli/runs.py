@@ -17,7 +17,7 @@ def status(as_json: bool) -> int:
 
 @command(example="stop")
 def stop() -> int:
-    """Stop the current run; the same command resumes it."""
+    """Stop the current run; running the same command again resumes it."""
     from finetune.paths import Paths
     from finetune.processes.detach import stop
 
@@ -39,7 +39,7 @@ def detach(target: str) -> int:
 
 @command(needs="run", example="join")
 def join() -> None:
-    """Train along with the first node of a run (see jobs/)."""
+    """Join the training of the first node (see jobs/)."""
     from finetune.config.params import load_config
     from finetune.config.train import TrainParams
     from finetune.paths import Paths

@@ -9,7 +9,7 @@ from finetune.cli.command import PARAMS, as_report, command, json_option
 
 
 @command(example="image cpu")
-@click.argument("environment", type=click.Choice(["cpu", "cuda"]), help="The environment that it is for.")
+@click.argument("environment", type=click.Choice(["cpu", "cuda"]), help="The environment to build.")
 def image(environment: Literal["cpu", "cuda"]) -> None:
     """Build the container image that stages run in.
 
@@ -42,7 +42,7 @@ def pull() -> None:
 @click.option("--sign", type=click.Path(path_type=Path), metavar="KEY", help="An SSH key to sign it with.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder or file to write (default: out/bundle).")
 def bundle(sign: Path | None, output: Path | None) -> None:
-    """Write one archive to hand on, with a bill of materials."""
+    """Write an archive of the run, with a bill of materials."""
     from finetune.commands.sharing.bundle import run
 
     run(Path(), sign, output)

@@ -37,13 +37,13 @@ def validate() -> None:
     run_stage("validate")
 
 
-@command(needs="run", example="train", exits={5: "stopped by a signal; the same command resumes from its checkpoint"})
+@command(needs="run", example="train", exits={5: "stopped by a signal; run it again to resume from its checkpoint"})
 def train() -> None:
     """Train the adapter, or resume from the newest checkpoint."""
     run_stage("train")
 
 
-@command(needs="run", example="evaluate", exits={5: "stopped by a signal; the same command resumes"})
+@command(needs="run", example="evaluate", exits={5: "stopped by a signal; run it again to resume"})
 def evaluate() -> None:
     """Score baseline and candidate on the test split.
 

@@ -21,7 +21,10 @@ from finetune.records.io import read_examples
 
 NO_AGENT = "none"
 SIDES: tuple[Literal["base", "candidate"], ...] = ("base", "candidate")
-HELP = "one prompt a line; /agent NAME changes the system prompt; Ctrl-C stops an answer, an empty line or Ctrl-D ends"
+HELP = (
+    "type one prompt per line; /agent NAME changes the system prompt, Ctrl-C stops an answer, an empty "
+    "line or Ctrl-D quits"
+)
 
 
 @dataclass
@@ -76,7 +79,9 @@ def choose_agent(prompts: dict[str, str | None], agent: str | None) -> str:
         return next(iter(prompts))
     if agent not in prompts and agent != NO_AGENT:
         raise ConfigError(
-            "chat", f"no agent {agent!r} here", f"the agents are {', '.join(prompts)}, and {NO_AGENT} is without"
+            "chat",
+            f"no agent is named {agent!r}",
+            f"known agents: {', '.join(prompts)}; {NO_AGENT} uses no system prompt",
         )
     return agent
 
@@ -155,7 +160,7 @@ def answer(session: Session, prompt: str) -> None:
     ids = prompt_ids(session, prompt)
     limit = session.settings["max_new_tokens"]
     if len(ids) + limit > session.longest:
-        say(f"the prompt has {len(ids)} tokens: prompt and answer may pass what was trained on, {session.longest}")
+        say(f"the prompt has {len(ids)} tokens: with the answer it may exceed the {session.longest} tokens trained on")
     for side in SIDES:
         streamer = stream(session) if sys.stdout.isatty() else None
         if streamer:

@@ -24,7 +24,7 @@ def check(root: Path, recipe: str | None) -> None:
     check_evaluation(config, root)
     missing = find_device_problem(config.environment, config.train)
     if missing:
-        say(f"recipe {config.recipe} can't run here; looking for one that can")
+        say(f"recipe {config.recipe} can't run on this machine; searching for a recipe that can")
         raise refusal(root, recipe, config, missing.message)
 
 
@@ -46,12 +46,14 @@ def refusal(root: Path, recipe: str | None, config: Config, missing: str) -> Mac
     rehearsal = f"./finetune rehearse {recipe}" if recipe else "./finetune rehearse"
     best = find_best(root)
     fitting = (
-        f"make train-{best}, the largest base that fits this machine" if best else "one that ./finetune recipes lists"
+        f"make train-{best}, the largest base that fits this machine"
+        if best
+        else "another recipe (./finetune recipes lists them)"
     )
     return MachineError(
         f"{where}: environment: {config.environment}",
         f"{missing}; nothing was started or changed",
-        f"what works here: {rehearsal} (every stage, on a shrunken base), or {fitting}",
+        f"on this machine you can run {rehearsal} (every stage on a shrunken base), or {fitting}",
         code="device-missing",
     )
 

@@ -84,7 +84,9 @@ def read_rows(paths: Paths, manifest: dict[str, Any], count: int = COMPARED) -> 
     """Some rows of the validation split, evenly spread, packed ones cut into their examples; none without labels."""
     validated = read_manifest(paths.validated)
     if {name: file["sha256"] for name, file in validated["files"].items()} != manifest["data_sha256"]:
-        raise DataError(paths.validated, f"is not what {paths.adapter} was trained on", "train again (dvc repro)")
+        raise DataError(
+            paths.validated, f"is not the base that {paths.adapter} was trained on", "train again (dvc repro)"
+        )
     from datasets import Dataset
 
     rows = Dataset.from_file(str(paths.validated / "validation.arrow"))
@@ -92,9 +94,7 @@ def read_rows(paths: Paths, manifest: dict[str, Any], count: int = COMPARED) -> 
     examples = [example for row in taken for example in cut_packed(row)]
     found = [(ids, labels) for ids, labels in examples if any(label != IGNORED for label in labels[1:])]
     if not found:
-        raise DataError(
-            f"{paths.validated}/validation.arrow", "has no supervised token to compare with", "run validate"
-        )
+        raise DataError(f"{paths.validated}/validation.arrow", "has no supervised tokens to compare", "run validate")
     return found
 
 
@@ -161,8 +161,8 @@ def stop_unless_the_same(compared: dict[str, Any], target: Path) -> None:
     if not found <= allowed:
         raise DataError(
             target,
-            "not published: the merged model's log-probabilities differ from those of base and "
-            f"adapter by {found:.3g} nats in the mean, and rounding explains {allowed:.3g}",
+            "not published: the log-probabilities of the merged model differ from those of base and "
+            f"adapter by {found:.3g} nats on average; rounding explains {allowed:.3g}",
             "ship the adapter beside its base",
         )
 
@@ -173,7 +173,7 @@ def show(compared: dict[str, Any], model: ModelConfig, dtype: str) -> None:
     names = {
         "merged": f"merged, {dtype}",
         "adapted": f"base in {dtype} + adapter",
-        "evaluated": f"base in {kept} + adapter: what was evaluated",
+        "evaluated": f"base in {kept} + adapter (evaluated)",
         "base": f"base in {dtype} alone",
     }
     lines = []
@@ -185,23 +185,23 @@ def show(compared: dict[str, Any], model: ModelConfig, dtype: str) -> None:
                 figures = [f"{apart['same_likeliest']:.2%}", f"{apart['mean_difference']:.4f}"]
                 figures.append(f"{apart['largest_difference']:.3f}")
             lines.append([text, f"{compared['loss'][name]:.4f}", *figures])
-    columns = ["form", "loss", "same likeliest token as merged", "mean difference, nats", "largest"]
+    columns = ["form", "loss", "same top token as merged", "mean difference, nats", "largest"]
     table(f"merge: {compared['supervised_tokens']} supervised tokens of the validation split", columns, lines)
     apart = compared["against_merged"]["adapted"]["mean_difference"]
     allowed = f"rounding to {dtype} explains up to {compared['allowed_mean_difference']:.3g}"
-    say(f"merged and base + adapter differ by {apart:.3g} nats in the mean; {allowed}")
+    say(f"merged and base + adapter differ by {apart:.3g} nats on average; {allowed}")
     if "evaluated" in compared["loss"]:
         say(what_changed(kept, dtype))
-    say("the verdict was on base + adapter, not on this model: evaluate it on its own before it ships")
-    say(f"{Paths().merged}: loads without PEFT; its figures are in {Paths().merged}/manifest.json")
+    say("the verdict covers base + adapter, not this merged model: evaluate it before you ship it")
+    say(f"{Paths().merged}: loads without PEFT; the comparison is in {Paths().merged}/manifest.json")
 
 
 def what_changed(kept: str, dtype: str) -> str:
     """In a line, why the merged model is not quite what was evaluated."""
     if kept == "NF4":
         return (
-            "trained and evaluated with the base's weights rounded to NF4, which the adapter has learned to live with; "
-            f"the merged model has them in {dtype}, and quantizing it again would round the adapter too"
+            "the adapter was trained and evaluated on base weights rounded to NF4; "
+            f"the merged model has {dtype} weights, and quantizing it again would round the adapter too"
         )
     size = 256 if dtype == "bfloat16" else 2048
-    return f"evaluated in {kept}; {dtype} drops from each sum of weight and adapter what is below 1/{size} of it"
+    return f"evaluated in {kept}; {dtype} rounds each merged weight to a relative precision of 1/{size}"

@@ -44,9 +44,9 @@ def run(
     show_memory(outlook)
     say(format_time(outlook, time, probed=probe))
     if time is None and price is not None:
-        say("cost: unknown, as the time is")
+        say("cost: unknown, because the time is unknown")
     if paid is not None:
-        say(f"cost at {price:g} a device and hour: {paid.least:.2f} to {paid.most:.2f}")
+        say(f"cost at {price:g} per device and hour: {paid.least:.2f} to {paid.most:.2f}")
     if preview.findings:
         show_findings(preview.findings)
     else:
@@ -90,7 +90,7 @@ def table_cells(outlook: RunPlan) -> list[str]:
     return [
         f"`{config.recipe}`",
         config.model.base.rsplit("/", 1)[-1] + size,
-        machine_title(config) + (f", {train.distributed.devices} of them" if devices else ""),
+        machine_title(config) + (f", {train.distributed.devices} devices" if devices else ""),
         f"{kind}, r {adapter.r}, alpha {adapter.lora_alpha}, dropout {adapter.lora_dropout:g}; {modules}",
         f"{train.max_length}, {batch} = {train.effective_batch_size}",
         f"{epochs}, {train.learning_rate:.1e}, {train.lr_scheduler_type}",
@@ -104,7 +104,7 @@ def show_memory(outlook: RunPlan) -> None:
     if outlook.memory is None:
         return
     rows = [[part, gigabytes(size)] for part, size in outlook.memory.to_json().items()]
-    say(f"memory of one device, of {machine_title(outlook.config)}:")
+    say(f"memory per device ({machine_title(outlook.config)}):")
     table("", ["part", "predicted"], rows)
     if outlook.config.environment == "cuda":
         several = ", ".join(f"{ranks}: {gigabytes(outlook.by_ranks[ranks])}" for ranks in RANKS)
@@ -113,7 +113,8 @@ def show_memory(outlook: RunPlan) -> None:
     if batch:
         train = outlook.config.train
         say(
-            f"what fits: micro-batches of {batch} at this length ({outlook.workload.longest_row} tokens), or rows of "
+            f"largest that fits: micro-batches of {batch} at this length ({outlook.workload.longest_row} "
+            "tokens), or rows of "
             f"{length} tokens at micro-batch {train.per_device_train_batch_size}"
         )
 
@@ -127,14 +128,14 @@ def format_time(outlook: RunPlan, time: Range | None, *, probed: bool) -> str:
     """The time of training steps and evaluations in words, with what it rests on."""
     if time is None:
         machine = machine_title(outlook.config)
-        return f"time: unknown for {machine} until a probe measures it there (./finetune plan --probe)"
+        return f"time: unknown for {machine}; run ./finetune plan --probe there to measure it"
     rows = outlook.workload.rows * outlook.config.train.num_train_epochs
     rate = f"{rows / time.most * 60:,.0f} to {rows / time.least * 60:,.0f} rows/min"
     if probed:
-        return f"time: {time.to_text()} ({rate}), from a probe of this machine"
+        return f"time: {time.to_text()} ({rate}), measured by a probe on this machine"
     return (
-        f"time: {time.to_text()} ({rate}), if {ASSUMED_SHARE[0]:.0%} to {ASSUMED_SHARE[1]:.0%} of the data sheet's "
-        "throughput are reached; short rows reach less (--probe measures it there)"
+        f"time: {time.to_text()} ({rate}), if {ASSUMED_SHARE[0]:.0%} to {ASSUMED_SHARE[1]:.0%} of the data sheet "
+        "throughput is reached; short rows reach less (--probe measures it on that machine)"
     )
 
 

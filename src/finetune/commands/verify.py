@@ -33,14 +33,16 @@ def run(root: Path, steps: int | None, repeats: int) -> dict[str, Any]:
     params = parse_section(manifest["params"], TrainParams, "out/adapter/manifest.json")  # not of params.yaml
     if params.train.distributed.strategy != "none":
         raise ConfigError(
-            "verify", "repeats runs of one device", "of several, compare two runs' train.json (dvc metrics diff)"
+            "verify",
+            "supports runs on one device only",
+            "for several devices, compare train.json of two runs (dvc metrics diff)",
         )
     set_device_environment(params.environment, 1, deterministic=params.train.deterministic)
     require_device(params.environment)
     require_same_inputs(params, paths, manifest)
     other = other_arithmetic(paths, params.environment)
     if other:
-        say(f"warning: numbers may round otherwise here than where the run was made: {other}; bits may differ")
+        say(f"warning: rounding may differ from the machine of the original run: {other}")
     until = last_step(manifest["checkpoints"], steps)
     fresh = Paths(paths.work / "verify")
     runs = []
@@ -62,14 +64,17 @@ def repeat_and_compare(
     """One repetition and its table; gives whether it is the same, and the validation loss of a whole run."""
     found = repeat(params, paths, fresh, until)
     if found["micro_batch"] != manifest["micro_batch"]:
-        say(f"warning: {found['micro_batch']} rows fit into memory at once, {manifest['micro_batch']} did then")
+        say(
+            f"warning: {found['micro_batch']} rows fit into memory at once; {manifest['micro_batch']} did in "
+            "the original run"
+        )
     expected = [saved for saved in manifest["checkpoints"] if until is None or saved["step"] <= until]
     rows, same = compare(expected, found["checkpoints"])
     loss = None
     if until is None:
         same &= found["adapter_sha256"] == manifest["adapter_sha256"]
         loss = read_report(fresh.reports / "train.json", TrainReport).validation_loss
-    table("verify: is it the same?", ["step", "adapter", "optimizer"], rows)
+    table("verify: repeated run against the original", ["step", "adapter", "optimizer"], rows)
     return same, loss
 
 
@@ -84,8 +89,8 @@ def require_same_inputs(params: TrainParams, paths: Paths, manifest: dict[str, A
     told = "; ".join(f"{name}: {difference(manifest[name], identity[name])}" for name in parts)
     raise DataError(
         paths.adapter,
-        f"can't be repeated here, what it was made of has changed since: {told or 'our own code'}",
-        "go back to it (git checkout, dvc checkout), or train anew",
+        f"can't be repeated: its inputs have changed since: {told or 'the code'}",
+        "restore them (git checkout, dvc checkout), or train again",
     )
 
 
@@ -124,7 +129,7 @@ def repeat(params: TrainParams, paths: Paths, fresh: Paths, until: int | None) -
         try:
             train(params, fresh, stop, until)
         except InterruptedRunError:
-            remedy = "the finished run is as it was, the same command starts anew"
+            remedy = "the finished run is unchanged; run the same command again to restart"
             raise InterruptedRunError("", f"verify was stopped by {stop.by}", remedy) from None
     return read_manifest(fresh.adapter)
 
@@ -145,16 +150,16 @@ def conclude(tier: str, until: int | None, losses: list[float], report: TrainRep
     """Say what was found; DataError where bits differ that should not. `other` is what rounds otherwise here."""
     what = "the whole run" if until is None else f"the first {until} steps"
     if same:
-        say(f"{what} came out the same, bit for bit (tier {tier})")
+        say(f"{what} is identical bit for bit (tier {tier})")
         return
     spread = [*losses, report.validation_loss] if losses else []
-    told = f"; validation losses lie between {min(spread):.6f} and {max(spread):.6f}" if spread else ""
+    told = f"; validation losses range from {min(spread):.6f} to {max(spread):.6f}" if spread else ""
     if tier == "statistical":
-        say(f"{what} came out differently, as the tier {tier} allows{told}")
+        say(f"{what} differs, as the tier {tier} allows{told}")
         return
-    why = f"the likely cause: {other}" if other else "was it made on another machine?"
+    why = f"the likely cause: {other}" if other else "was the run made on another machine?"
     raise DataError(
         "out/adapter",
-        f"{what} came out differently, though its tier is {tier}{told}",
-        f"{why} (other GPUs, instructions and numbers of threads round differently)",
+        f"{what} differs, although its tier is {tier}{told}",
+        f"{why} (other GPUs, CPU instructions or thread counts round differently)",
     )

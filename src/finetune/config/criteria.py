@@ -89,7 +89,7 @@ class ThresholdCriterion(QualityCriterion):
     def misfit(self, metric: Metric) -> str:
         if metric.higher_is_better == self.ceiling:
             better, rule = ("more", "at_least") if metric.higher_is_better else ("less", "at_most")
-            return f"rule: of {metric.name}, {better} is better; write {rule}"
+            return f"rule: for {metric.name}, {better} is better; use {rule}"
         if metric.lowest < self.threshold < metric.highest:
             return ""
         return f"threshold: must lie between {metric.lowest:g} and {metric.highest:g}; found {self.threshold:g}"
@@ -137,7 +137,7 @@ class BetterThanBaseline(QualityCriterion):
     def least_examples(self, confidence: float) -> tuple[int, str]:
         from finetune.statistics.proportions import examples_needed_better
 
-        condition = "even if the candidate is right and the baseline wrong on each of them"
+        condition = "even if the candidate is correct and the baseline wrong on each of them"
         return examples_needed_better(confidence), condition
 
 
@@ -160,12 +160,12 @@ class NotWorseThanBaseline(QualityCriterion):
 
     def misfit(self, metric: Metric) -> str:
         whole = self.margin >= metric.highest - metric.lowest
-        return f"margin: {self.margin:g} is the whole range of {metric.name}" if whole else ""
+        return f"margin: {self.margin:g} is the entire range of {metric.name}" if whole else ""
 
     def least_examples(self, confidence: float) -> tuple[int, str]:
         from finetune.statistics.proportions import examples_needed_not_worse
 
-        condition = "even if both models are right on the same ones"
+        condition = "even if both models are correct on the same examples"
         return examples_needed_not_worse(self.margin, confidence), condition
 
     def reachable(self, have: int, confidence: float) -> str:

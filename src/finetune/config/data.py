@@ -70,34 +70,36 @@ class Source(Section):
         for name in columns:
             if name not in FIELDS:
                 near = difflib.get_close_matches(name, FIELDS, n=1)
-                advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(FIELDS)}"
-                raise ValueError(f"{name!r} is a field of no format; {advice} (our name comes first, then the file's)")
+                advice = f"did you mean {near[0]}?" if near else f"known fields: {', '.join(FIELDS)}"
+                raise ValueError(f"{name!r} is not a field of any format; {advice} (write FIELD: COLUMN)")
         return columns
 
     @field_validator("hub")
     @classmethod
     def _is_name(cls, hub: str | None) -> str | None:
         if hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
-            raise ValueError(f"{hub!r} is not the name of a dataset on the Hub, like org/name")
+            raise ValueError(f"{hub!r} is not a dataset name on the Hub, like org/name")
         return hub
 
     @model_validator(mode="after")
     def _has_one_place(self) -> Self:
         if (self.path is None) == (self.hub is None):
-            raise ValueError("name either path (a file in data.directory) or hub (a dataset of the Hub)")
+            raise ValueError("set either path (a file in data.directory) or hub (a dataset on the Hub)")
         if self.hub is not None and (self.revision is None or self.part is None):
-            raise ValueError("a hub dataset needs revision (40 hex digits) and part (its own split, like train)")
+            raise ValueError(
+                "a hub dataset needs revision (40 hex digits) and part (a split of the dataset, like train)"
+            )
         if self.path is not None and (self.revision or self.subset):
-            raise ValueError("revision and subset belong to a hub dataset, not to a path")
+            raise ValueError("revision and subset apply to a hub dataset, not to a path")
         return self
 
     @model_validator(mode="after")
     def _one_way_to_sample(self) -> Self:
         given = [key for key in ("fraction", "cap", "weight") if getattr(self, key) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other; keep one")
+            raise ValueError(f"{' and '.join(given)} are mutually exclusive; keep one")
         if given and self.held_out:
-            raise ValueError(f"a {self.split} file is taken as it is; drop {given[0]}")
+            raise ValueError(f"a {self.split} file is used unchanged; remove {given[0]}")
         return self
 
     @field_validator("agent")
@@ -159,7 +161,7 @@ class DuplicateConfig(Section):
     @model_validator(mode="after")
     def _near_is_exact_too(self) -> Self:
         if self.near == "drop" and self.exact == "keep":
-            raise ValueError("near: drop would drop exact copies too; set exact: drop, or near: group")
+            raise ValueError("near: drop also drops exact copies; set exact: drop, or near: group")
         return self
 
 
@@ -187,7 +189,7 @@ class SplitConfig(Section):
         if abs(total - 1) > 1e-9:
             raise ValueError(f"train + validation + test is {total:g}; the three shares must sum to 1")
         if self.method == "stable" and self.stratify_by is not None:
-            raise ValueError("method stable decides by each row's hash alone; set stratify_by: null")
+            raise ValueError("method stable uses only the hash of each row; set stratify_by: null")
         return self
 
 
@@ -220,7 +222,7 @@ class DataConfig(Section):
         names = [source.name for source in sources]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two sources are named {twice[0]!r}; give each source its own name")
+            raise ValueError(f"two sources are named {twice[0]!r}; give each source a unique name")
         return sources
 
     @model_validator(mode="after")
@@ -229,11 +231,11 @@ class DataConfig(Section):
             own = [source.name for source in self.sources if source.split == name]
             share = getattr(self.split, name)
             if own and share:
-                raise ValueError(f"source {own[0]!r} is the {name} split, so set split.{name}: 0.0 (it is {share:g})")
+                raise ValueError(f"source {own[0]!r} is the {name} split, so set split.{name}: 0.0 (now {share:g})")
             if not own and not share:
-                raise ValueError(f"split.{name} is 0 and no source is the {name} split; give it a share or a file")
+                raise ValueError(f"split.{name} is 0 and no source is the {name} split; set a share or add a file")
         if not self.split.train and not any(source.split == "train" for source in self.sources):
-            raise ValueError("split.train is 0 and no source is the train split; nothing would be trained on")
+            raise ValueError("split.train is 0 and no source is the train split; there would be no training data")
         return self
 
 

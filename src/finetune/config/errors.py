@@ -51,7 +51,7 @@ def _describe(item: dict[str, Any], model: type[BaseModel], where: str, tagged: 
     if here and kind == "union_tag_invalid" and isinstance(found, dict):
         return Problem("value-invalid", place, f"must be {item['ctx']['expected_tags']}", f"found {found[here.tag]!r}")
     if kind in ("missing", "union_tag_not_found"):
-        return Problem("key-missing", place, "is missing", "nothing that changes a result has a default, so write it")
+        return Problem("key-missing", place, "is missing", "add it; settings that affect results have no defaults")
     if kind == "extra_forbidden":
         known = list(section.model_fields) if section is not model else _known_keys(model, location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1)

@@ -124,10 +124,10 @@ class EvaluateConfig(Section):
     @classmethod
     def _names(cls, scorers: dict[str, Scorer]) -> dict[str, Scorer]:
         if not scorers:
-            raise ValueError("holds no scorer; exact_match: {scorer: exact_match, of: null} is one")
+            raise ValueError("has no scorers; one example is exact_match: {scorer: exact_match, of: null}")
         for name in scorers:
             if "." in name or name in (LOSS.name, PERPLEXITY.name):
-                raise ValueError(f"{name!r} can't name a scorer: it is taken, or has a dot")
+                raise ValueError(f"{name!r} can't be the name of a scorer: it is reserved, or contains a dot")
         return scorers
 
     @property

@@ -23,11 +23,11 @@ def read_yaml(path: Path) -> Any:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
         if _size(content, {}) > MOST_VALUES:
             raise ConfigError(
-                f"{path}", f"its aliases expand to more than {MOST_VALUES} values", "write out what is needed"
+                f"{path}", f"its aliases expand to more than {MOST_VALUES} values", "write the values out"
             )
         return content
     except FileNotFoundError:
-        raise ConfigError(path, "no such file", "run from the top of the repository") from None
+        raise ConfigError(path, "no such file", "run from the root of the repository") from None
     except OSError as error:
         raise ConfigError(path, f"can't be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -65,7 +65,7 @@ def parse_section(content: Any, kind: type[S], where: str, tagged: Sequence[Tagg
     """A section from plain objects; one ConfigError that names every mistake, `where` being the name of their file."""
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{where}", "is empty or no mapping", f"it must hold the sections {', '.join(kind.model_fields)}"
+            f"{where}", "is empty or not a mapping", f"it must have the sections {', '.join(kind.model_fields)}"
         )
     try:
         return kind.model_validate(_lists_to_tuples(content))

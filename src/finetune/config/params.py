@@ -46,7 +46,7 @@ class Config(ValidateParams):
     @model_validator(mode="after")
     def _metal_is_native(self) -> Self:
         if self.environment == "apple" and self.runtime != "native":
-            raise ValueError(f"runtime: {self.runtime}: a container on a Mac can't reach its GPU; use native")
+            raise ValueError(f"runtime: {self.runtime}: containers on a Mac can't use its GPU; use native")
         return self
 
     @model_validator(mode="after")
@@ -68,7 +68,8 @@ class Config(ValidateParams):
         if metric is None:
             known = ", ".join(self.evaluate.metrics)
             raise ValueError(
-                f"{key}.metric: no scorer gives {criterion.metric!r}; use one of {known}, or add to evaluate.scorers"
+                f"{key}.metric: no scorer provides {criterion.metric!r}; use one of {known}, or add a scorer "
+                "to evaluate.scorers"
             )
         if problem := criterion.misfit(metric):
             raise ValueError(f"{key}.{problem}")

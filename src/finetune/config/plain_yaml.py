@@ -31,7 +31,7 @@ def require_plain(path: Path, name: str) -> None:
     Of broken YAML what comes before the fault is looked at, which is as far as loading gets.
     """
     if path.stat().st_size > MOST_BYTES:
-        raise DataError(name, f"is larger than {MOST_BYTES} bytes, which no params and no lock are")
+        raise DataError(name, f"is larger than {MOST_BYTES} bytes, the limit for params and lock files")
     depth = 0
     try:
         for number, event in enumerate(YAML(typ="safe", pure=True).parse(path.read_text(encoding="utf-8"))):
@@ -44,7 +44,7 @@ def require_plain(path: Path, name: str) -> None:
     except (YAMLError, UnicodeDecodeError):
         return  # read_yaml says where it is broken
     except (ValueError, ArithmeticError, LookupError) as error:  # the parser lets these out, of escapes and the like
-        raise DataError(name, f"is not YAML that can be read ({type(error).__name__})") from None
+        raise DataError(name, f"is not readable YAML ({type(error).__name__})") from None
 
 
 def require_literal(event: Any, name: str) -> None:
@@ -52,11 +52,13 @@ def require_literal(event: Any, name: str) -> None:
     if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
         raise DataError(
             name,
-            f"line {line_of(event)}: has an anchor or an alias, which no bundle may have",
-            "where the run is, write the value out in params.yaml, then dvc commit -f",
+            f"line {line_of(event)}: has an anchor or an alias, which is not allowed in a bundle",
+            "on the machine that has the run, write the value out in params.yaml, then run dvc commit -f",
         )
     if isinstance(event, DocumentStartEvent) and event.version not in (None, (1, 2)):
-        raise DataError(name, f"line {line_of(event)}: asks for another YAML than 1.2, which no bundle may")
+        raise DataError(
+            name, f"line {line_of(event)}: requires a YAML version other than 1.2, which is not allowed in a bundle"
+        )
 
 
 def line_of(event: Any) -> int:

@@ -27,7 +27,7 @@ def recipe_path(folder: Path, name: str) -> Path:
     if name in known:
         return folder / f"{name}.yaml"
     near = difflib.get_close_matches(name, known, n=1)
-    advice = f"did you mean {near[0]}?" if near else f"the recipes are {', '.join(known)}"
+    advice = f"did you mean {near[0]}?" if near else f"known recipes: {', '.join(known)}"
     raise ConfigError(f"recipe {name!r}", f"no such file {folder / name}.yaml", advice)
 
 
@@ -46,7 +46,7 @@ def with_recipe(folder: Path, name: str, params: Path) -> Config:
     path = recipe_path(folder, name)
     content = read_yaml(params)
     if not isinstance(content, dict):
-        raise ConfigError(params, "is empty or no mapping", f"recipe {name} replaces only some of its sections")
+        raise ConfigError(params, "is empty or not a mapping", f"recipe {name} replaces only some of its sections")
     return parse_config(content | load_recipe(path), f"{params} with {path}")
 
 
@@ -98,14 +98,16 @@ def resolve_revision(base: str) -> str:
         status = error.response.status_code
         if status == 429 or status >= 500:
             raise MachineError(
-                "", f"the Hub gives no answer for {base} now ({status})", "run ./finetune pin again later"
+                "", f"the Hub is not answering for {base} ({status})", "run ./finetune pin again later"
             ) from None
         raise ConfigError(
-            "model.base", f"the Hub does not give {base} ({status})", "check the name, accept its licence, set HF_TOKEN"
+            "model.base",
+            f"the Hub does not provide {base} ({status})",
+            "check the name; for gated models, accept the licence and set HF_TOKEN",
         ) from None
     except Exception as error:  # no name service, no route, a proxy, offline mode: each library layer has its own
         raise MachineError(
-            "", f"the Hub can't be asked for {base} ({type(error).__name__})", "run ./finetune pin where a network is"
+            "", f"the Hub can't be reached for {base} ({type(error).__name__})", "run ./finetune pin while connected"
         ) from None
 
 
@@ -114,9 +116,7 @@ def with_revision(text: str, revision: str) -> str:
     sections = split_sections(text)
     sections["model"], found = re.subn(r"(?m)^(  revision:) +\S+", rf"\1 {revision}", sections["model"], count=1)
     if not found:
-        raise ConfigError(
-            "model.revision", "has no line of its own to write the commit into", "write `  revision: null`"
-        )
+        raise ConfigError("model.revision", "has no separate line for the commit", "write `  revision: null`")
     return "".join(sections.values())
 
 
@@ -128,7 +128,7 @@ def compose(params: str, recipe: str, recipe_name: str) -> str:
     missing = sorted(RECIPE_SECTIONS - set(own))
     if missing:
         raise ConfigError(
-            f"params.yaml: {missing[0]}", "is missing, so the recipe's section has no place", "add the key"
+            f"params.yaml: {missing[0]}", "is missing, so the recipe's section can't be inserted", "add the key"
         )
     return "".join(_with_gap(new[key], own[key]) if key in held else own[key] for key in own)
 
@@ -163,7 +163,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(path, "no such file", "run from the top of the repository") from None
+        raise ConfigError(path, "no such file", "run from the root of the repository") from None
 
 
 def show(folder: Path, params: Path) -> dict[str, Any]:
@@ -174,13 +174,13 @@ def show(folder: Path, params: Path) -> dict[str, Any]:
         recipe = load_recipe(path)
         mark = "*" if path.stem == current.get("recipe") else ""
         rows.append([mark, path.stem, recipe["environment"], str(recipe["model"]["base"]), summary_of(path)])
-    table("recipes (* is in params.yaml)", ["", "recipe", "environment", "base model", "for"], rows)
+    table("recipes (* = current params.yaml)", ["", "recipe", "environment", "base model", "for"], rows)
     name = current.get("recipe")
     if name in {path.stem for path in folder.glob("*.yaml")}:
         changed = differences(read_yaml(folder / f"{name}.yaml"), current)
     for line in changed:
         say(f"  changed: {line}")
-    say("./finetune use NAME puts one into params.yaml")
+    say("./finetune use NAME writes one to params.yaml")
     keys = ("recipe", "environment", "base_model", "summary")
     return {"recipes": [dict(zip(keys, row[1:], strict=True)) for row in rows], "in_params": name, "changed": changed}
 
@@ -196,7 +196,9 @@ def check_sections(held: set[str], name: str) -> None:
     """ConfigError unless a recipe holds exactly the sections that a recipe holds."""
     if held != RECIPE_SECTIONS:
         wrong = ", ".join(sorted(held ^ RECIPE_SECTIONS))
-        raise ConfigError(name, f"a recipe holds {', '.join(sorted(RECIPE_SECTIONS))}", f"wrong here: {wrong}")
+        raise ConfigError(
+            name, f"a recipe has the sections {', '.join(sorted(RECIPE_SECTIONS))}", f"unexpected: {wrong}"
+        )
 
 
 def summary_of(path: Path) -> str:

@@ -218,7 +218,7 @@ class Function(Scorer):
     @model_validator(mode="after")
     def _bounds(self) -> Self:
         if self.lowest >= self.highest:
-            raise ValueError(f"lowest {self.lowest:g} is not below highest {self.highest:g}")
+            raise ValueError(f"lowest {self.lowest:g} must be below highest {self.highest:g}")
         return self
 
     def metrics(self, name: str) -> list[Metric]:

@@ -33,7 +33,7 @@ class DistributedConfig(Section):
         if self.devices > 1 and self.strategy == "none":
             raise ValueError(f"{self.devices} devices need a strategy: ddp, fsdp, zero2 or zero3")
         if self.devices % self.nodes:
-            raise ValueError(f"{self.devices} devices can't be shared evenly by {self.nodes} nodes")
+            raise ValueError(f"{self.devices} devices can't be distributed evenly over {self.nodes} nodes")
         return self
 
 
@@ -80,7 +80,7 @@ class TrainConfig(Section):
     @classmethod
     def _whole_or_share(cls, value: float) -> float:
         if value >= 1 and value != int(value):
-            raise ValueError(f"{value:g} is neither a share of the run (below 1) nor a whole number of steps")
+            raise ValueError(f"{value:g} is neither a fraction of the run (below 1) nor an integer number of steps")
         return value
 
     @model_validator(mode="after")

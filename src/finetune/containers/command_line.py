@@ -128,7 +128,7 @@ def mounts(config: Config, root: Path, *, network: bool) -> list[Mount]:
         if "," in str(place) or '"' in str(place):
             raise ConfigError(place, "a folder with a comma or a quote in its path can't be mounted", "rename it")
         if HOME.is_relative_to(place) or place.is_relative_to(HOME):
-            raise ConfigError(place, f"would hide {HOME}, where the image has its packages", "move it")
+            raise ConfigError(place, f"would hide {HOME}, which contains the packages of the image", "move it")
     return places
 
 

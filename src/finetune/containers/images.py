@@ -36,10 +36,10 @@ ARGUMENTS = {  # of the Dockerfiles: those that the caller's environment may set
 }
 # What a failed build's log holds, and what is told then.
 KNOWN_FAILURES = {  # what is wrong, and what to do about it
-    "no space left on device|disk quota exceeded": ("no space is left", "`{engine} images` shows what images take"),
+    "no space left on device|disk quota exceeded": ("no space is left", "`{engine} images` lists the sizes of images"),
     "set TORCH_INDEX to": (
-        "no package index that was tried has PyTorch's CPU build",
-        "name one that does: make image-{environment} TORCH_INDEX=https://...",
+        "none of the package indexes tried has PyTorch's CPU build",
+        "set one that does: make image-{environment} TORCH_INDEX=https://...",
     ),
     "buildx component is missing|unknown flag: --secret|BuildKit is enabled but": (
         "docker lacks BuildKit",
@@ -134,7 +134,11 @@ def unreachable(engine: str, complaint: str) -> MachineError:
     last = last_line(complaint)
     if "permission denied" in low:
         fix = f"add yourself to the group {engine} (`sudo usermod -aG {engine} $USER`, then log in again)"
-        return MachineError(engine, "you may not use it", fix) if engine == "docker" else MachineError(engine, last)
+        return (
+            MachineError(engine, "you don't have permission to use it", fix)
+            if engine == "docker"
+            else MachineError(engine, last)
+        )
     if any(words in low for words in ("cannot connect", "failed to connect", "daemon running", "daemon is running")):
         start = "podman machine start" if engine == "podman" else f"sudo systemctl start {engine}"
         fix = f"start it: `{start}`, or Docker Desktop on a Mac"
@@ -176,7 +180,7 @@ def run(root: Path, environment: Environment, preferred: str | None = None) -> N
         raise failure(engine, environment, os.environ.get("BASE_IMAGE"), log)
     image = find_image(engine, name)
     if image is None or image.labels.get(LOCK_LABEL) != locks_sha256(environment, root):
-        message = f"{engine} says that it built {name}, and has no such image of these locks"
+        message = f"{engine} reports that it built {name}, but has no such image for these locks"
         raise MachineError("", message, "build it again")
     say(f"{name}: {gigabytes(image.bytes)}, built by {engine} in {time.monotonic() - began:.0f} seconds")
 
@@ -208,7 +212,7 @@ def choose_engine(preferred: str | None = None) -> str:
     here = [engine for engine in wanted if which(engine)]
     if not here:
         install = "`sudo apt-get install podman` (Debian, Ubuntu), or https://docs.docker.com/engine/install"
-        message = f"no engine that builds images is here ({' or '.join(wanted)})"
+        message = f"no engine that can build images is installed ({' or '.join(wanted)})"
         raise MachineError("", message, f"install one: {install}")
     troubles = []
     for engine in here:
@@ -242,7 +246,7 @@ def build_command(engine: str, environment: Environment, root: Path, variables: 
     try:
         line += shlex.split(variables.get("BUILD_OPTIONS", ""))
     except ValueError as error:
-        raise ConfigError("BUILD_OPTIONS", str(error), "it is read as a shell reads words") from None
+        raise ConfigError("BUILD_OPTIONS", str(error), "it is parsed like shell words") from None
     return [*line, str(root)]
 
 
@@ -262,8 +266,8 @@ def failure(engine: str, environment: Environment, base: str | None, log: Sequen
     if re.search(UNREACHABLE, text, re.IGNORECASE):
         return unreachable(engine, text)
     if re.search(NO_BASE, text, re.IGNORECASE):
-        what = f"BASE_IMAGE={base}" if base else f"BASE_IMAGE, which Dockerfile.{environment} names,"
-        fix = "name one that this machine can reach (a Debian with Python 3.11 to 3.13)"
+        what = f"BASE_IMAGE={base}" if base else f"BASE_IMAGE of Dockerfile.{environment}"
+        fix = "use an image that this machine can reach (Debian with Python 3.11 to 3.13)"
         fix += f": make image-{environment} BASE_IMAGE=..."
         return MachineError("image", f"{what} can't be pulled: {last_line(text)}", fix)
     return MachineError("image", f"the build failed in {failed_step(log)}", "its last lines:\n" + "\n".join(log[-12:]))
@@ -275,4 +279,4 @@ def failed_step(log: Sequence[str]) -> str:
         step = re.match(r"(?:\[\d+/\d+\] )?(STEP \d+/\d+: .*)| *> (\[.*?\] .*?):?$", line)
         if step:
             return (step[1] or step[2])[:120]
-    return "a step that it does not name"
+    return "an unnamed step"

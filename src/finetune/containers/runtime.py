@@ -44,9 +44,9 @@ def runtime_of(config: Config, environment: Mapping[str, str] = os.environ) -> R
         return "native"
     asked = environment.get(OVERRIDE) or config.runtime
     if asked not in get_args(Runtime):
-        raise ConfigError(f"RUNTIME={asked}", f"is none of {', '.join(get_args(Runtime))}")
+        raise ConfigError(f"RUNTIME={asked}", f"is not one of {', '.join(get_args(Runtime))}")
     if asked != "native" and config.environment == "apple":
-        raise ConfigError(f"RUNTIME={asked}", "a container on a Mac can't reach its GPU", "use native")
+        raise ConfigError(f"RUNTIME={asked}", "containers on a Mac can't use its GPU", "use native")
     return cast(Runtime, asked)
 
 
@@ -61,9 +61,7 @@ def engine_for(command: str, config: Config) -> str | None:
     if runtime != "native":
         return runtime
     if not has_packages():
-        raise MachineError(
-            command, "the packages of the stages are not installed here", "run make setup RUNTIME=native"
-        )
+        raise MachineError(command, "the packages of the stages are not installed", "run make setup RUNTIME=native")
     return None
 
 
@@ -88,7 +86,7 @@ def run(name: str, command: str, words: list[str], config: Config, root: Path) -
         if asked and not Path(scratch, STARTED).exists():
             # too early for the command to hear it: an engine that is still starting says whatever, 0 too
             ask(order.engine.program, "rm", "--force", order.name)
-            raise InterruptedRunError(command, f"was stopped by {asked} before it began", "run it again")
+            raise InterruptedRunError(command, f"was stopped by {asked} before it started", "run it again")
     return command_code(code, name, command)
 
 
@@ -96,7 +94,7 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
     """The id of the image to start; MachineError that says what is missing: engine, daemon, image, driver, rights."""
     if which(engine) is None:
         others = [name for name in INSTALL if which(name)]
-        instead = f"use RUNTIME={others[0]}, which is" if others else f"install it ({INSTALL[engine]})"
+        instead = f"use RUNTIME={others[0]}, which is installed" if others else f"install it ({INSTALL[engine]})"
         raise MachineError(
             "runtime",
             f"{engine} is not installed here",
@@ -109,11 +107,11 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
     build = f"make image-{config.environment} builds it"
     if found is None:
         others = other_images(engine, config.environment)
-        told = f" ({', '.join(others)} was built from other locks)" if others else ""
+        told = f" ({', '.join(others)} was built from different locks)" if others else ""
         raise MachineError("runtime", f"{engine} has no image {name}{told}", build)
     if found.labels.get(LOCK_LABEL) != locks_sha256(config.environment, root):
         raise MachineError(
-            "runtime", f"image {name} was built from other locks than those in requirements/", f"{build} anew"
+            "runtime", f"image {name} was built from locks that differ from requirements/", f"{build} anew"
         )
     if config.environment == "cuda" and which("nvidia-smi") is None:
         raise MachineError(
@@ -124,19 +122,21 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
 
 def command_code(code: int, engine: str, command: str) -> int:
     """The command's own exit code; an error of ours where the engine or a signal made it."""
-    again = "the same command resumes from what is kept"
+    again = "run the same command again to resume"
     if code == 125:
         raise MachineError(
-            command, f"{engine} could not start the container, with the words above", "see docs/containers.md"
+            command, f"{engine} could not start the container; its messages are above", "see docs/containers.md"
         )
     if code in (126, 127):
         raise MachineError(
             command,
-            f"the container could not run it (exit code {code}), for the reason above",
-            "make image-cpu or image-cuda builds a broken image anew",
+            f"the container could not run it (exit code {code}); the reason is printed above",
+            "make image-cpu or image-cuda rebuilds a broken image",
         )
     if code in (137, -signal.SIGKILL):
-        raise MachineError(command, "its container was killed (exit code 137), by a lack of memory or by hand", again)
+        raise MachineError(
+            command, "its container was killed (exit code 137): out of memory, or killed manually", again
+        )
     if code < 0 or code > 128:
         raise InterruptedRunError(command, f"its container was stopped (exit code {code})", again)
     return code

@@ -37,7 +37,7 @@ def suggest(
     """What to do next where the verdict is not deploy."""
     found = []
     if look > config.looks:
-        found.append(Suggestion("fresh-test-set", "collect a fresh test set: this one has been looked at too often"))
+        found.append(Suggestion("fresh-test-set", "collect a fresh test set: this one has been evaluated on too often"))
     needed = examples_wanted(config, outcomes, evidence, gate)
     found += [Suggestion("more-test-examples", text) for text in needed]
     quality = [item for item in outcomes if item.about == "quality" and item.status in ("fail", "inconclusive")]
@@ -73,7 +73,7 @@ def more_data(missed: Sequence[Outcome], evidence: Evidence) -> Suggestion:
     right = {agent: share_right(missed[0].metric, agent, evidence) for agent in agents}
     known = {agent: share for agent, share in right.items() if share is not None}
     worst = min(known, key=lambda agent: known[agent]) if known else missed[0].group
-    return Suggestion("more-data", f"add training examples of {worst}, the group that fails most")
+    return Suggestion("more-data", f"add training examples of {worst}, the group with the most failures")
 
 
 def share_right(name: str | None, agent: str, evidence: Evidence) -> float | None:
@@ -95,7 +95,10 @@ def advise_cost(outcomes: Sequence[Outcome], cost: CostReport) -> list[Suggestio
     if slow:
         found.append(advise_latency(slow, cost.latency))
     if any(item.about == "memory" and item.status == "fail" for item in outcomes):
-        text = "use a smaller base, or one that is quantized (evaluate.candidate: merged, nf4): LoRA saves no memory"
+        text = (
+            "use a smaller base, or a quantized one (evaluate.candidate: merged, nf4): LoRA does not "
+            "reduce inference memory"
+        )
         found.append(Suggestion("less-memory", text))
     return found
 
@@ -107,9 +110,9 @@ def advise_latency(slow: Sequence[Outcome], latency: LatencyReport) -> Suggestio
     same, candidate = latency.same_length, latency.candidate
     tokens = candidate.mean_tokens if candidate else None
     if same and candidate and tokens and tokens > same.tokens and same.candidate_seconds < candidate.mean_seconds:
-        text = f"the candidate's have {tokens:.0f} tokens, and at {same.tokens:.0f} it would take"
+        text = f"its answers have {tokens:.0f} tokens; with {same.tokens:.0f} tokens an answer would take"
         return Suggestion("shorter-answers", f"train on shorter answers: {text} {same.candidate_seconds:.3g} s")
-    return Suggestion("faster-base", "choose a smaller base or a faster server: LoRA adds no speed")
+    return Suggestion("faster-base", "choose a smaller base or a faster server: LoRA does not speed up inference")
 
 
 def examples_wanted(config: DecideConfig, outcomes: Sequence[Outcome], evidence: Evidence, gate: Gate) -> list[str]:
@@ -137,7 +140,7 @@ def about_so_many(item: Outcome, evidence: Evidence, gate: Gate) -> str | None:
     needed = math.ceil(n * ((item.estimate - bound) / gap) ** 2)
     if not n < needed < LARGEST_SEARCH:
         return None
-    return f"{item.criterion}: {n:,} examples leave it open; at this rate about {needed:,} like these would show it"
+    return f"{item.criterion}: {n:,} test examples are inconclusive; at the same rate, about {needed:,} would prove it"
 
 
 def more_examples(criterion: object, evidence: Evidence, gate: Gate) -> str | None:
@@ -169,8 +172,9 @@ def _more_for_threshold(criterion: AtLeast, scores: Sequence[float], gate: Gate)
         wanted = examples_needed(criterion.threshold, failures, gate.confidence)
         if wanted <= needed:
             return (
-                f"{criterion.describe()}: {right} of {n} is too little evidence; at this rate {needed:,} test examples "
-                f"with at most {failures:,} failures would show it"
+                f"{criterion.describe()}: {right} of {n} is too little evidence; at the same rate, {needed:,} "
+                "test examples "
+                f"with at most {failures:,} failures would prove it"
             )
         needed = max(wanted, math.ceil(1.01 * needed))  # found to a hundredth
     return None
@@ -192,7 +196,7 @@ def _more_for_margin(
         needed = math.ceil(1.01 * needed) + 1
     if needed in (n, LARGEST_SEARCH) or needed > LARGEST_SEARCH:
         return None
-    return f"{criterion.describe()}: {n} examples are too few; at this rate {needed:,} would show it"
+    return f"{criterion.describe()}: {n} test examples are too few; at the same rate, {needed:,} would prove it"
 
 
 def what_would_change(config: DecideConfig, outcomes: Sequence[Outcome], evidence: Evidence, gate: Gate) -> list[str]:
@@ -219,8 +223,8 @@ def _distance(criterion: QualityCriterion, metric: Metric, evidence: Evidence, g
     enough = (k for k in range(n + 1) if clopper_pearson(k, n, gate.confidence, "lower").lower >= criterion.threshold)
     needed = next(enough, None)
     if needed is None:
-        return f"{criterion.describe()}: not even {n} of {n} right would show it"
+        return f"{criterion.describe()}: even {n} correct of {n} would not prove it"
     if right >= needed:
-        spare = f"{right - needed} fewer would still do"
-        return f"{criterion.describe()}: passes with {right} of {n} right, {needed} are needed; {spare}"
-    return f"{criterion.describe()}: {right} of {n} are right, {needed} are needed"
+        spare = f"{right - needed} fewer would still pass"
+        return f"{criterion.describe()}: passes with {right} correct of {n}; {needed} are required, and {spare}"
+    return f"{criterion.describe()}: {right} of {n} are correct; {needed} are required"

@@ -41,7 +41,7 @@ class Evidence:
         return [row.candidate_seconds for row in self.latency]
 
     def baseline_seconds(self) -> list[float] | None:
-        """The baseline's, paired with the candidate's by prompt; None where they are not known of each."""
+        """The baseline's, paired with the candidate's by prompt; None where they are not known per prompt."""
         known = [row.baseline_seconds for row in self.latency if row.baseline_seconds is not None]
         return known if len(known) == len(self.latency) else None
 
@@ -64,11 +64,11 @@ def judge(criterion: Criterion, evidence: Evidence, gate: Gate) -> list[Outcome]
 def find_latency_problem(evidence: Evidence) -> str | None:
     """Why the times mean nothing; None where they do."""
     if evidence.unanswered:
-        return f"{evidence.unanswered} of the timed prompts got no answer of the candidate"
+        return f"the candidate failed to answer {evidence.unanswered} of the timed prompts"
     if len(evidence.latency) < 2:
         return "no latency was measured"
     if min(evidence.seconds() + (evidence.baseline_seconds() or [])) <= 0:
-        return "a measured time is not above zero; the clock went backwards"
+        return "a measured time is zero or negative; the clock went backwards"
     return None
 
 
@@ -76,14 +76,18 @@ def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> l
     """The mean against the limit, and the paired improvement on the baseline where one is asked for."""
     candidate, baseline = evidence.seconds(), evidence.baseline_seconds()
     lower, upper = (skewed_mean_interval(candidate, gate.confidence, side, gate.seed) for side in BOUNDS)
-    where = f"recorded as {evidence.recorded}, not measured beside it" if evidence.recorded else "in the same session"
-    told = "not known of each" if baseline is None else f"{sum(baseline) / len(baseline):.3f} s, {where}"
+    where = (
+        f"recorded as {evidence.recorded}, not measured in the same session"
+        if evidence.recorded
+        else "in the same session"
+    )
+    told = "not known per prompt" if baseline is None else f"{sum(baseline) / len(baseline):.3f} s, {where}"
     seen = f"mean of {len(candidate)} prompts, one at a time; baseline {told}"
     limit = criterion.seconds
     status = below(lower, upper, limit, gate, strict=True)
     found = [conclude(criterion, "latency", status, limit, lower, upper, seen, "s")]
     if criterion.improvement is not None and baseline is None:
-        half = unmeasured(criterion, "latency", criterion.improvement, "the baseline's times are not known")
+        half = unmeasured(criterion, "latency", criterion.improvement, "the baseline has no recorded times")
         found.append(replace(half, criterion=criterion.describe_improvement(), higher_is_better=True))
     elif criterion.improvement is not None and baseline is not None:
         low, high = (relative_improvement(candidate, baseline, gate.confidence, side, gate.seed) for side in BOUNDS)
@@ -105,7 +109,7 @@ def judge_quantile(criterion: LatencyQuantileAtMost, evidence: Evidence, gate: G
     needed = examples_needed_quantile(q, gate.confidence)
     reason = f"of {len(candidate)} prompts, one at a time"
     if highest is None:
-        reason += f"; {needed} are needed to bound this quantile from above"
+        reason += f"; an upper bound on this quantile requires {needed}"
     estimate = float(np.quantile(candidate, q))
     method = ("none", "too few prompts") if highest is None else ("order statistic", "")
     lower = Interval(estimate, 0.0 if lowest is None else -lowest, float("inf"), gate.confidence, *method)
@@ -118,7 +122,9 @@ def judge_memory(criterion: MemoryAtMost, evidence: Evidence) -> Outcome:
     """The largest of at least three fresh processes; zero or absent is unmeasured and never passes."""
     peaks, limit = evidence.memory_bytes, criterion.limit_bytes
     if len(peaks) < ENOUGH_PEAKS or min(peaks) <= 0:
-        reason = f"{len(peaks)} peaks, the least {min(peaks, default=0)}; three above zero are needed"
+        reason = (
+            f"{len(peaks)} peaks, the smallest {min(peaks, default=0)}; at least three peaks above zero are required"
+        )
         return unmeasured(criterion, "memory", limit, reason, "bytes")
     status: Status = "pass" if max(peaks) <= limit else "fail"
     figures = (max(peaks), min(peaks), max(peaks), "bytes", "largest observed")
@@ -149,10 +155,10 @@ def judge_seeds(
         worst = "unmeasured"
     elif len(passing) < len(known):
         worst = "fail" if "fail" in statuses else "inconclusive"
-    missing = f"./finetune seeds --count {asked} runs what is missing"
+    missing = f"run the missing ones with ./finetune seeds --count {asked}"
     reason = f"{len(passing)} of {len(known)} seeds pass every criterion ({missing})"
     if worst == "pass":
-        reason = f"every criterion passes under each of the seeds {', '.join(map(str, sorted(known)))}"
+        reason = f"every criterion passes with each of the seeds {', '.join(map(str, sorted(known)))}"
     return Outcome(
         criterion=f"all of {asked} seeds pass",
         rule="seeds",
@@ -163,6 +169,6 @@ def judge_seeds(
         lower=None,
         upper=None,
         unit="seeds",
-        method="the worst of them",
+        method="worst seed",
         reason=reason,
     )

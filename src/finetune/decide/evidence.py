@@ -28,13 +28,13 @@ def check_evidence(params: DecideParams, paths: Paths, reports: RunReports, pred
     check_scorers(params, reports.evaluation)
     check_decoding(reports.evaluation)
     if [item.id for item in predictions] != [example.id for example in test]:
-        raise DataError(paths.predictions, "holds the answers to another test set", "run evaluate again")
+        raise DataError(paths.predictions, "contains answers to a different test set", "run evaluate again")
     found = leaked(read_examples(paths.prepared / "train.jsonl"), test)
     if found:
-        what = f"{len(found)} test prompts are in train too ({found[0]}…)"
+        what = f"{len(found)} test prompts also occur in train ({found[0]}…)"
         raise DataError("data/prepared", what, "run prepare again")
     if reports.validation.errors:
-        what = "holds errors, like test rows that are trained on, or more lost tokens than the budget allows"
+        what = "contains errors, such as test rows in train or more lost tokens than the budget allows"
         raise DataError("reports/validation.json", what, "run validate again")
 
 
@@ -50,15 +50,15 @@ def check_hashes(paths: Paths, reports: RunReports) -> None:
     manifest = read_manifest(paths.adapter)
     test = paths.prepared / "test.jsonl"
     if not evaluation.test_sha256 == ledger.prepared_sha256["test"] == sha256_file(test):
-        raise DataError(test, "is not the test set that was evaluated", "run evaluate again")
+        raise DataError(test, "is not the evaluated test set", "run evaluate again")
     if not evaluation.adapter_sha256 == manifest["adapter_sha256"] == reports.train.adapter_sha256:
-        raise DataError(paths.adapter, "is not the adapter that was evaluated", "run evaluate again")
+        raise DataError(paths.adapter, "is not the evaluated adapter", "run evaluate again")
     if not manifest["prepared_sha256"] == ledger.prepared_sha256 == reports.validation.prepared_sha256:
-        raise DataError(paths.adapter, "was trained on other splits than these", "run train again (dvc repro)")
+        raise DataError(paths.adapter, "was trained on different splits", "run train again (dvc repro)")
     if evaluation.predictions_sha256 != sha256_file(paths.predictions):
         raise DataError(paths.predictions, "is not the file that evaluate wrote", "run evaluate again")
     if cost.adapter_sha256 != evaluation.adapter_sha256 or cost.latency_sha256 != sha256_file(paths.latency):
-        raise DataError(paths.latency, "was not measured on the adapter that was evaluated", "run evaluate again")
+        raise DataError(paths.latency, "was not measured with the evaluated adapter", "run evaluate again")
 
 
 def check_scorers(params: DecideParams, evaluation: EvaluationReport) -> None:
@@ -67,7 +67,7 @@ def check_scorers(params: DecideParams, evaluation: EvaluationReport) -> None:
     if asked != evaluation.scorers:
         names = sorted({*asked, *evaluation.scorers})
         changed = ", ".join(name for name in names if asked.get(name) != evaluation.scorers.get(name))
-        raise DataError("reports/evaluation.json", f"was made with other scorers ({changed})", "run evaluate again")
+        raise DataError("reports/evaluation.json", f"was made with different scorers ({changed})", "run evaluate again")
 
 
 def check_decoding(evaluation: EvaluationReport) -> None:
@@ -76,7 +76,7 @@ def check_decoding(evaluation: EvaluationReport) -> None:
     if theirs is None:
         return
     if other := ", ".join(key for key in DECODING if mine.get(key) != theirs.get(key)):
-        what = f"baseline and candidate were asked with other settings ({other})"
+        what = f"baseline and candidate used different generation settings ({other})"
         raise DataError("reports/evaluation.json", what, "run evaluate again")
 
 
@@ -90,5 +90,5 @@ def require_current(decision: DecisionReport, paths: Paths, decide: DecideConfig
     names = {"adapter_sha256": "adapter", "test_sha256": "test set", "gate_sha256": "section decide of params.yaml"}
     changed = [names[key] for key, value in now.items() if getattr(decision, key) != value]
     if changed:
-        what = f"was made with another {' and another '.join(changed)}"
+        what = f"was made with a different {' and a different '.join(changed)}"
         raise DataError(paths.reports / "decision.json", what, "run make repro")

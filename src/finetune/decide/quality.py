@@ -31,7 +31,7 @@ def judge_quality(
     members = counted(metric, predictions, criterion.group)
     if not members:
         scored = any(item.in_group(criterion.group) for item in predictions)
-        what = f"{criterion.metric} scores no test example of" if scored else "no test example belongs to"
+        what = f"{criterion.metric} has no scores for test examples of" if scored else "no test example belongs to"
         return unmeasured(criterion, "quality", criterion.target, f"{what} {criterion.group}")
     try:
         found = measure(metric, members, gate, alone=not criterion.compared)
@@ -40,7 +40,7 @@ def judge_quality(
     reason = found.seen
     if criterion.by_test and found.better is not None:
         test = "exact McNemar" if metric.kind == "binary" and not repeated(members) else "paired permutation"
-        reason += f"; {test} p = {found.better:.2g}, below {1 - gate.confidence:.3g} asked"
+        reason += f"; {test} p = {found.better:.2g}, required: below {1 - gate.confidence:.3g}"
     status = criterion.status(found, gate)
     return conclude(criterion, "quality", status, criterion.target, found.lower, found.upper, reason)
 
@@ -60,12 +60,14 @@ def measure_right(metric: Metric, members: Sequence[Prediction], gate: Gate, *, 
     candidate = [score > 0 for score in scores_of(metric, members, "candidate")]
     if alone:
         lower, upper = (clustered_proportion(candidate, clusters, gate.confidence, side) for side in BOUNDS)
-        return Measurement(lower, upper, f"{sum(candidate)} of {n} right{in_clusters(members)}")
+        return Measurement(lower, upper, f"{sum(candidate)} of {n} correct{in_clusters(members)}")
     baseline = [score > 0 for score in scores_of(metric, members, "baseline")]
     gained = sum(mine and not theirs for mine, theirs in zip(candidate, baseline, strict=True))
     lost = sum(theirs and not mine for mine, theirs in zip(candidate, baseline, strict=True))
     lower, upper = (clustered_difference(candidate, baseline, clusters, gate.confidence, side) for side in BOUNDS)
-    seen = f"of {n}{in_clusters(members)}, {gained} right only by the candidate, {lost} only by the baseline"
+    seen = (
+        f"of {n}{in_clusters(members)}, {gained} answered correctly only by the candidate, {lost} only by the baseline"
+    )
     exact = not repeated(members)
     better, worse = (
         mcnemar_exact(gained, lost, side)

@@ -100,10 +100,10 @@ def show(verdict: Verdict, outcomes: list[Outcome], changes: Sequence[str]) -> N
     for item in outcomes:
         estimate, lower, upper = (amount(value, item.unit) for value in (item.estimate, item.lower, item.upper))
         rows.append([item.status, item.criterion, estimate, f"{lower} … {upper}", item.reason])
-    table("decide: the gate", ["status", "criterion", "estimate", "bounds", "evidence"], rows)
+    table("decide: criteria", ["status", "criterion", "estimate", "bounds", "evidence"], rows)
     table("verdict", ["", ""], [[verdict.name, verdict.sentence]])
     for text in changes:
         say(f"  {text}")
     for suggestion in verdict.suggestions:
         say(f"  next: {suggestion.text}")
-    say("open reports/report.html; machines read reports/decision.json (./finetune gate)")
+    say("open reports/report.html; for scripts: reports/decision.json or ./finetune gate")

@@ -45,21 +45,23 @@ def reach_verdict(
     """The verdict over all outcomes; past the declared looks nothing can be proven on this test set any more."""
     reasons = tuple(f"{item.status}: {item.criterion} ({item.reason})" for item in outcomes if item.status != "pass")
     if look > config.looks:
-        reasons += (f"look {look} at this test set, {config.looks} were declared: a fresh test set is due",)
+        reasons += (f"look {look} at this test set, but {config.looks} were declared: a fresh test set is required",)
     harm = found_harm(config, evidence, gate)
     if harm:
-        return Verdict("abort", "The candidate does harm: do not continue with this one.", (harm, *reasons), harm=harm)
+        return Verdict(
+            "abort", "The candidate is worse than the baseline: do not continue with it.", (harm, *reasons), harm=harm
+        )
     if not reasons:
         if config.policy == "point":
-            return Verdict("deploy-unproven", "Every estimate meets its target, but nothing is proven.", ())
+            return Verdict("deploy-unproven", "Every estimate meets its target, but none is proven.", ())
         return Verdict("deploy", f"All {len(outcomes)} criteria pass: deploy this adapter.", ())
     out_of_reach = [item for item in outcomes if item.status == "fail"]
     if out_of_reach and config.policy == "interval" and not improved(config, evidence, gate):
-        sentence = "No improvement on quality or cost, and targets are out of reach: stop here."
+        sentence = "Neither quality nor cost improved, and targets are out of reach: stop."
         return Verdict("abort", sentence, reasons)
     missing = sum(item.status != "pass" for item in outcomes)
     sentence = f"{missing} of {len(outcomes)} criteria do not pass yet."
-    return Verdict("iterate", sentence if missing else "The looks at this test set are spent.", reasons)
+    return Verdict("iterate", sentence if missing else "All declared looks at this test set are used.", reasons)
 
 
 def compared(config: DecideConfig, evidence: Evidence) -> list[tuple[Metric, str]]:

@@ -90,7 +90,9 @@ def measure_memory(asked: EvaluateConfig, root: Path) -> list[int]:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise MachineError(
-                f"the memory probe failed ({done.returncode})", f"{last}", f"{' '.join(command[1:])} repeats it"
+                f"the memory probe failed ({done.returncode})",
+                f"{last}",
+                f"run {' '.join(command[1:])} to reproduce it",
             )
         peaks.append(int(json.loads(done.stdout.splitlines()[-1])["peak_memory_bytes"] or 0))  # 0: unmeasured
     return peaks

@@ -101,7 +101,7 @@ def generate_or_halve(
             raise
     free_memory(model)
     if len(prompts) == 1:
-        return [f"no memory for a prompt of {len(prompts[0])} tokens"]
+        return [f"out of memory for a prompt of {len(prompts[0])} tokens"]
     half = len(prompts) // 2
     return [
         *generate_or_halve(model, prompts[:half], settings, seed),

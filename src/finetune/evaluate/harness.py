@@ -29,7 +29,7 @@ def measure_forgetting(params: EvaluateParams, sides: Sides, root: Path) -> dict
     if not isinstance(sides.baseline, LocalSide) or not isinstance(sides.candidate, LocalSide):
         raise ConfigError(
             "params.yaml: evaluate.forgetting",
-            "asks both sides for the likelihood of texts, which servers and recorded runs can't give",
+            "needs likelihoods of texts from both sides, which servers and recorded answers do not provide",
             "set it to null, or compare with the base",
         )
     found = [ask_tasks(side, asked, params, root) for side in (sides.baseline, sides.candidate)]
@@ -70,7 +70,9 @@ def ask_tasks(side: LocalSide, asked: ForgettingConfig, params: EvaluateParams, 
     manager = TaskManager(include_path=folder)
     unknown = sorted(set(asked.tasks) - set(manager.all_tasks))
     if unknown:
-        raise ConfigError("params.yaml: evaluate.forgetting.tasks", f"no task {', '.join(unknown)}", "lm_eval ls tasks")
+        raise ConfigError(
+            "params.yaml: evaluate.forgetting.tasks", f"unknown task {', '.join(unknown)}", "lm_eval ls tasks"
+        )
     with side.active() as model:
         results = simple_evaluate(
             HFLM(pretrained=model, tokenizer=side.tokenizer, batch_size=params.evaluate.batch_size),

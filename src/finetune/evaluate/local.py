@@ -67,7 +67,9 @@ class LocalSide:
             return error.problem.message
         room = getattr(self.model.config, "max_position_embeddings", None)
         asked = len(ids) + self.settings["max_new_tokens"]
-        return f"{asked} tokens with its answer, the model has {room} positions" if room and asked > room else ids
+        return (
+            f"{asked} tokens including the answer, but the model has {room} positions" if room and asked > room else ids
+        )
 
     def answer(self, examples: Sequence[Example], seed: int) -> list[Answer]:
         """The answers to one batch, with the nats of their references."""
@@ -120,7 +122,7 @@ class LocalSide:
                 (answer,) = generate(model, [prompt], self.settings, noted)
             except (RuntimeError, MemoryError) as error:
                 if is_out_of_memory(error):
-                    raise UnansweredError(f"no memory for a prompt of {len(prompt)} tokens") from None
+                    raise UnansweredError(f"out of memory for a prompt of {len(prompt)} tokens") from None
                 raise
             synchronize(self.environment)
             seconds = time.perf_counter() - started

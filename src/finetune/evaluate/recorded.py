@@ -50,7 +50,9 @@ def open_recorded(form: RecordedSpec, root: Path, examples: Sequence[Example]) -
     times = {name: timed for name, (_, timed) in taken.items() if timed is not None}
     if times and len(times) < len(taken):
         raise DataError(
-            f"{path}", f"{len(times)} of {len(taken)} test examples have seconds", "give them to all, or none"
+            f"{path}",
+            f"only {len(times)} of {len(taken)} test examples have seconds",
+            "give them for all examples, or for none",
         )
     described = {"form": "recorded", "name": form.name, "recorded": True, "sha256": form.sha256}
     answers = {name: answer for name, (answer, _) in taken.items()}
@@ -66,7 +68,7 @@ def check_pairing(rows: Mapping[str, Any], examples: Sequence[Example], path: Pa
     for prompt, keys in claimed.items():
         if len(keys) > 1:
             raise DataError(
-                f"{path}", f"{len(keys)} test prompts end in {short(prompt)!r}", "name these rows by their ids"
+                f"{path}", f"{len(keys)} test prompts end in {short(prompt)!r}", "identify these rows by id"
             )
 
 
@@ -79,8 +81,8 @@ def check_recorded(form: RecordedSpec, root: Path) -> Path:
     if found != form.sha256:
         raise DataError(
             path,
-            f"its sha256 is {found}, evaluate.baseline.sha256 says {form.sha256}",
-            "if you changed it on purpose, write the new one",
+            f"its sha256 is {found}, but evaluate.baseline.sha256 is {form.sha256}",
+            "if you changed it on purpose, update the key",
         )
     return path
 
@@ -90,8 +92,8 @@ def _find(rows: dict[str, tuple[Answer, Timed | None]], example: Example, path: 
     if found is None:
         raise DataError(
             path,
-            f"has no answer to the test example {example.id} ({example.source}:{example.line})",
-            "it was recorded on another test set, or name its rows by id or by prompt",
+            f"has no answer for the test example {example.id} ({example.source}:{example.line})",
+            "it was recorded on a different test set, or its rows lack the id or the exact prompt",
         )
     return found
 
@@ -103,22 +105,20 @@ def _read_row(where: str, row: dict[str, Any]) -> tuple[str, Answer, Timed | Non
     key, text, tokens, finished = (row.get(name) for name in ("id", "text", "tokens", "finished"))
     key = key if key is not None else row.get("prompt")
     if not isinstance(key, str) or not isinstance(text, str):
-        raise DataError(where, "needs id (or prompt) and text, both texts")
+        raise DataError(where, "needs id (or prompt) and text, both strings")
     if not isinstance(tokens, int | None) or isinstance(tokens, bool) or not 0 <= (tokens or 0) < LARGEST:
-        raise DataError(
-            f"{where}", "tokens must be a whole number from 0 to a thousand million", "leave out what is not known"
-        )
+        raise DataError(f"{where}", "tokens must be an integer from 0 to 1,000,000,000", "omit unknown values")
     if not isinstance(finished, bool | None):
-        raise DataError(where, "finished must be true or false", "leave out what is not known")
+        raise DataError(where, "finished must be true or false", "omit unknown values")
     if not isinstance(row.get("failed"), str | None):
-        raise DataError(where, "failed must be a text, the reason", "leave it out where there is an answer")
+        raise DataError(where, "failed must be a string with the reason", "omit it for rows with an answer")
     seconds, first = (row.get(name) for name in ("seconds", "first_seconds"))
     for name, value in (("seconds", seconds), ("first_seconds", first)):
         number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LARGEST
         if value is not None and not number:
             raise DataError(
                 where,
-                f"{name} must be a number of seconds from 0 to a thousand million",
+                f"{name} must be a number of seconds from 0 to 1,000,000,000",
                 f"found {short(repr(value))}",
             )
     timed = None if seconds is None else Timed(float(seconds), None if first is None else float(first), tokens, text)

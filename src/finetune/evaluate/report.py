@@ -97,10 +97,10 @@ def show(evaluation: EvaluationReport, cost: CostReport, look: int) -> None:
     names = [evaluation.side(side).name for side in SIDES]
     table("evaluate: test split", ["group", "examples", "metric", *names], rows)
     for problem in evaluation.problems:
-        what = f"{problem.count} answers of the {problem.side} have no score"
-        say(f"{problem.scorer}: {what}; the first is of {problem.example}: {problem.reason}")
+        what = f"{problem.count} answers of the {problem.side} could not be scored"
+        say(f"{problem.scorer}: {what}; first case: {problem.example}: {problem.reason}")
     show_cost(cost)
-    say(f"look {look} at this test set; answers in out/predictions.jsonl, figures in reports/evaluation.json")
+    say(f"look {look} at this test set; answers in out/predictions.jsonl, results in reports/evaluation.json")
 
 
 def show_cost(cost: CostReport) -> None:
@@ -109,11 +109,11 @@ def show_cost(cost: CostReport) -> None:
     if latency.candidate:
         candidate = latency.candidate.mean_seconds
         base = latency.baseline.mean_seconds if latency.baseline else float("nan")
-        say(f"latency {candidate:.3f} s an answer (baseline {base:.3f} s), {latency.prompts} prompts one at a time")
+        say(f"latency {candidate:.3f} s/answer (baseline {base:.3f} s/answer), {latency.prompts} prompts one at a time")
     if latency.left_out:
         missing = ", ".join(f"{count} of the {name}" for name, count in latency.unanswered.items() if count)
-        say(f"warning: of the latency pass {missing} got no answer")
+        say(f"warning: latency prompts without an answer: {missing}")
     if latency.identical_answers is not None:
-        say(f"the same answers in batches as one by one: {latency.identical_answers:.1%}")
+        say(f"answers identical in batches and one at a time: {latency.identical_answers:.1%}")
     if memory.largest_bytes:
-        say(f"peak memory {memory.largest_bytes / 1e9:.2f} GB, of {memory.processes} processes")
+        say(f"peak memory {memory.largest_bytes / 1e9:.2f} GB (largest of {memory.processes} processes)")

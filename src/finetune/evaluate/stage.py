@@ -81,7 +81,7 @@ def read_test(paths: Paths) -> list[Example]:
     """The test split; DataError where it is empty."""
     examples = read_examples(paths.prepared / "test.jsonl")
     if not examples:
-        raise DataError(f"{paths.prepared / 'test.jsonl'}", "holds no example", "give data.split.test a share")
+        raise DataError(f"{paths.prepared / 'test.jsonl'}", "has no examples", "set data.split.test above 0")
     return examples
 
 
@@ -100,14 +100,14 @@ def check_evidence(params: EvaluateParams, paths: Paths) -> dict[str, Any]:
             f"{paths.adapter}", "is not the adapter that train published", "run train again (dvc repro -f -s train)"
         )
     if manifest["base"] != identify_base(params.model):
-        raise DataError(paths.adapter, "was trained on another base than params.yaml names", "run train again")
+        raise DataError(paths.adapter, "was trained on a different base than params.yaml names", "run train again")
     test, ledger = paths.prepared / "test.jsonl", read_report(paths.reports / "prepare.json", PrepareReport)
     if not test.exists() or sha256_file(test) != ledger.prepared_sha256["test"]:
         raise DataError(
             f"{test}", "is not the test set that prepare wrote", "run prepare again (dvc repro -f -s prepare)"
         )
     if manifest["prepared_sha256"] != ledger.prepared_sha256:
-        raise DataError(paths.adapter, "was trained on other splits than these", "run train again (dvc repro)")
+        raise DataError(paths.adapter, "was trained on different splits", "run train again (dvc repro)")
     return {"adapter_sha256": adapter, "test_sha256": sha256_file(test), "base": manifest["base"]}
 
 
@@ -140,7 +140,7 @@ def ask_sides(
             likeliest[name] = {
                 scorer: [
                     side.likeliest(item, built.classes, size) if built.counts(item) else None
-                    for item in progress(examples, f"likeliest labels of {side.described['name']}")
+                    for item in progress(examples, f"labels scored by {side.described['name']}")
                 ]
                 for scorer, built in scorers.by_likelihood.items()
             }

@@ -40,7 +40,7 @@ def sha256_tensors(path: Path) -> str:
     try:
         tensors = deserialize(path.read_bytes())
     except SafetensorError as error:
-        raise DataError(path, f"not a whole safetensors file ({error})") from None
+        raise DataError(path, f"not a complete safetensors file ({error})") from None
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors):
         digest.update(json.dumps([name, tensor["dtype"], list(tensor["shape"])]).encode())

@@ -30,13 +30,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         path = folder / name
         if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
-            raise DataError(
-                f"{folder / MANIFEST}", f"does not say what {name!r} was", "run the stage that writes it again"
-            )
+            raise DataError(f"{folder / MANIFEST}", f"has no entry for {name!r}", "run the stage that writes it again")
         if not path.is_file():
             raise DataError(
-                f"{path}", f"is missing though {folder / MANIFEST} lists it", "run the stage that writes it again"
+                f"{path}", f"is missing, although {folder / MANIFEST} lists it", "run the stage that writes it again"
             )
         if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
-            raise DataError(path, "is not the file that was published (its hash differs)", "run its stage again")
+            raise DataError(path, "differs from the published file (wrong hash)", "run its stage again")
     return manifest

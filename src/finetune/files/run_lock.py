@@ -88,7 +88,7 @@ def pipeline_lock(path: Path, stage: str) -> Iterator[None]:
         other = read_holder(path)
         who = f"stage {other.stage} (process {other.process})" if other else "another process"
         raise ConfigError(
-            f"{path}", f"{who} is running in this folder", "wait for it or stop it, then start again"
+            f"{path}", f"{who} is running in this folder", "wait for it or stop it, then try again"
         ) from None
     try:
         process = int(os.environ.get("FINETUNE_PROCESS") or os.getpid())

@@ -18,7 +18,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(path, f"broken JSON ({error})", "run the stage that writes it again") from None
     if not isinstance(content, dict):
-        raise DataError(path, "no JSON object", "run the stage that writes it again")
+        raise DataError(path, "not a JSON object", "run the stage that writes it again")
     return content
 
 
@@ -37,7 +37,7 @@ def _refuse(name: str) -> None:
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise ValueError(f"{text} is too large for a number")
+        raise ValueError(f"{text} is too large a number")
     return value
 
 

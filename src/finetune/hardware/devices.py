@@ -79,12 +79,12 @@ def find_missing_device(environment: Environment) -> str | None:
     if environment == "cpu":
         return None
     if environment == "apple" and platform.system() != "Darwin":
-        return "no Apple GPU is in this machine"
+        return "this machine has no Apple GPU"
     import torch
 
     if environment == "cuda" and not torch.cuda.is_available():
         build = torch.version.cuda
-        return "no CUDA device answers" if build else f"torch {torch.__version__} is a build without CUDA"
+        return "no CUDA device found" if build else f"torch {torch.__version__} is a build without CUDA"
     if environment == "apple" and not torch.backends.mps.is_available():
         return "torch finds no Apple GPU (MPS)"
     return None

@@ -20,12 +20,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def find_machine_problem(error: Exception) -> str | None:
     """What the machine lacks, in words, where an error is not the program's fault; None otherwise."""
     if is_out_of_memory(error):
-        return "no memory left (use a smaller batch size or length, a smaller base, or nf4)"
+        return "out of memory (use a smaller batch size or length, a smaller base, or nf4)"
     if isinstance(error, OSError) and error.errno is not None:
         if error.errno in NO_PLACE:
-            return f"{error.filename or 'a file'}: {error.strerror} (free some space, or make the place writable)"
+            return f"{error.filename or 'a file'}: {error.strerror} (free disk space, or make the location writable)"
         return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}"
     text = str(error)
     if "PytorchStreamWriter" in text or "inline_container" in text:
-        return "a checkpoint could not be written (free some space: dvc gc -w)"
+        return "a checkpoint could not be written (free disk space: dvc gc -w)"
     return None

@@ -55,6 +55,6 @@ def requirements_in(lock: Path) -> Iterator[tuple[str, list[str]]]:
             continue
         requirement, *hashes = line.split("--hash=sha256:")
         if "==" not in requirement or not hashes:
-            message = f"{line[:60].strip()!r} pins no version by its hashes"
-            raise DataError(lock, message, "make lock writes it again")
+            message = f"{line[:60].strip()!r} does not pin a version with hashes"
+            raise DataError(lock, message, "run make lock to write it again")
         yield requirement.strip(), [value.strip() for value in hashes]

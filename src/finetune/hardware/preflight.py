@@ -23,7 +23,7 @@ def find_device_problem(environment: Environment, train: TrainConfig) -> Problem
     """The device that is missing, or too few of them for one node of the run."""
     missing = find_missing_device(environment)
     if missing:
-        remedy = "use a recipe for this machine (./finetune doctor names one), or run this one where it belongs"
+        remedy = "use a recipe for this machine (./finetune doctor lists one), or run this one on its target machine"
         return Problem("device-missing", "params.yaml: environment", missing, remedy)
     return None if environment == "cpu" else find_count_problem(train, count_devices(environment))
 
@@ -35,7 +35,7 @@ def find_count_problem(train: TrainConfig, found: int) -> Problem | None:
         return None
     accumulation, rest = divmod(train.gradient_accumulation_steps * asked, found or 1)
     kept = f" with train.gradient_accumulation_steps: {accumulation}, which keeps the effective batch size"
-    message = f"{asked} devices a node are asked for, {found} found"
+    message = f"{asked} devices per node are required, but {found} found"
     remedy = f"use {found * train.distributed.nodes}{'' if rest else kept}"
     return Problem("devices-missing", "params.yaml: train.distributed.devices", message, remedy)
 
@@ -43,20 +43,21 @@ def find_count_problem(train: TrainConfig, found: int) -> Problem | None:
 def find_package_problems(environment: Environment, model: ModelConfig, train: TrainConfig) -> Iterator[Problem]:
     """Packages that only some recipes need, so that no lock has them, and that are not installed."""
     if model.attention == "flash_attention_2" and not flash_attention_found():
-        message = "neither flash_attn nor its kernels in the Hub's cache are here"
+        message = "neither flash_attn nor its kernels from the Hub are installed"
         remedy = (
-            "pip install flash-attn --no-build-isolation, or use sdpa, which is no slower on an H100 by published tests"
+            "pip install flash-attn --no-build-isolation, or use sdpa, which published benchmarks show "
+            "to be as fast on an H100"
         )
         yield Problem("attention-missing", "params.yaml: model.attention", message, remedy)
     if train.use_liger_kernel and environment == "cuda" and not find_spec("liger_kernel"):
         message, remedy = (
-            "the package liger-kernel is not installed here",
+            "the package liger-kernel is not installed",
             "pip install liger-kernel, or set it to false",
         )
         yield Problem("liger-missing", "params.yaml: train.use_liger_kernel", message, remedy)
     strategy = train.distributed.strategy
     if strategy in ("zero2", "zero3") and not find_spec("deepspeed"):
-        message = f"{strategy} needs the package deepspeed, which is not installed here"
+        message = f"{strategy} needs the package deepspeed, which is not installed"
         place, remedy = "params.yaml: train.distributed.strategy", "pip install deepspeed, or use ddp"
         yield Problem("strategy-missing", place, message, remedy)
     yield from find_tracker_problems(train)
@@ -71,5 +72,5 @@ def find_tracker_problems(train: TrainConfig) -> Iterator[Problem]:
     """The trackers of `train.report_to` that are not installed."""
     for name in train.report_to:
         if not any(find_spec(module) for module in TRACKERS[name]):
-            message, remedy = f"{name} is not installed here", f"pip install {name}, or take it out"
+            message, remedy = f"{name} is not installed", f"pip install {name}, or remove it"
             yield Problem("tracker-missing", "params.yaml: train.report_to", message, remedy)

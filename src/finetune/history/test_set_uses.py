@@ -31,7 +31,7 @@ def count_look(path: Path, test_sha256: str, candidate: str) -> int:
         looks = read_looks(path)
         seen = looks.get(test_sha256, [])
         remembered = (
-            read_looks(memory, "remove it: the looks of data/looks.json count on") if memory is not None else {}
+            read_looks(memory, "remove it: the looks in data/looks.json still count") if memory is not None else {}
         )
         known = list(dict.fromkeys([*remembered.get(test_sha256, []), *seen, candidate]))
         if known != seen:
@@ -42,7 +42,7 @@ def count_look(path: Path, test_sha256: str, candidate: str) -> int:
         return known.index(candidate) + 1
 
 
-def read_looks(path: Path, remedy: str = "take the file back from git") -> dict[str, list[str]]:
+def read_looks(path: Path, remedy: str = "restore the file from git") -> dict[str, list[str]]:
     """The candidates by test set; none where there is not a file, DataError with the remedy where it can't be read."""
     try:
         looks: dict[str, list[str]] = read_json(path) if path.exists() else {}

@@ -51,8 +51,8 @@ def _problem(key: str, message: str, remedy: str) -> Problem:
 
 
 def _head_problem(name: str) -> Problem:
-    message = f"{name} is the loss head, whose adapter TRL's loss would pass by"
-    return _problem("target_modules", message, "leave it out")
+    message = f"{name} is the LM head, whose adapter TRL's loss would bypass"
+    return _problem("target_modules", message, "remove it")
 
 
 def _init_problem(adapter: AdapterConfig, *, quantized: bool) -> Problem | None:
@@ -61,13 +61,13 @@ def _init_problem(adapter: AdapterConfig, *, quantized: bool) -> Problem | None:
     if init in REWRITING and quantized:
         # PEFT refuses PiSSA there and lets OLoRA through. Measured on a small base: quantizing the rest again moved the
         # logits by 0.33 before any step, where NF4 itself moves them by 0.10.
-        why = "rewrites the base's weights, which can't be quantized again without becoming another base"
+        why = "changes the base weights, and quantizing them again would change the base"
         return _problem("init_lora_weights", f"{init} {why}", "use default or gaussian, or model.quantization: none")
     if init == "orthogonal" and quantized:
-        why = "is made by PEFT in the base's number format, and nf4 holds whole numbers"
+        why = "is computed by PEFT in the number format of the base, and nf4 stores integers"
         return _problem("init_lora_weights", f"{init} {why}", "use default or gaussian, or model.quantization: none")
     if init == "orthogonal" and adapter.r % 2:
-        message = f"{adapter.r} is odd, and init_lora_weights: {init} halves it"
+        message = f"{adapter.r} is odd, but init_lora_weights: {init} halves the rank"
         return _problem("r", message, f"use {adapter.r + 1}")
     return None
 
@@ -122,7 +122,7 @@ def _rewriting_problem(base: Any, adapter: AdapterConfig) -> Problem | None:
             continue  # PEFT starts an adapter of the embeddings in its default way
         if min(weight.shape) < adapter.r:
             sides = " x ".join(map(str, weight.shape))
-            message = f"{adapter.r} is more than {init} can take out of {name} ({sides})"
+            message = f"{adapter.r} is larger than {init} can extract from {name} ({sides})"
             return _problem("r", message, "use a smaller rank")
     return None
 
@@ -164,7 +164,7 @@ def save_adapter(model: Any, base_name: str, folder: Path, state: dict[str, Any]
         model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)  # these are the base's own
     except SafetensorError as error:  # a full disk's, which is no OSError here
         raise MachineError(
-            f"{folder}", f"{error} (free some space: dvc gc -w)", "what was whole before is kept"
+            f"{folder}", f"{error} (free disk space: dvc gc -w)", "earlier complete files are kept"
         ) from None
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; decide writes the real one
     path = folder / CONFIG

@@ -17,8 +17,8 @@ from finetune.errors import BaseModelError
 FACTS = Path("models/architectures")  # <organization>/<name>/config.json
 HEAD = "lm_head"  # the loss head, which bitsandbytes leaves unquantized
 BOUNDLESS = 2**20  # positions of a base whose config sets no limit, as with ALiBi
-OTHER = "use a base that transformers knows, or fix that file"
-AGAIN = "fix it or fetch it again"
+OTHER = "use a base that transformers supports, or fix that file"
+AGAIN = "fix it or download it again"
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def find_architecture(model: ModelConfig, root: Path) -> Any:
 
     model_type = content.pop("model_type", None)
     if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise unknown_class(model, f"names the model_type {model_type!r}, which no causal language model has")
+        raise unknown_class(model, f"has the model_type {model_type!r}, which is not a causal language model")
     known, named = as_names(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]), content.get("architectures") or []
     unknown = [name for name in ([named] if isinstance(named, str) else named) if name not in known]
     if unknown:
-        raise unknown_class(model, f"names the class {unknown[0]}, but {model_type} has {' and '.join(known)}")
+        raise unknown_class(model, f"has the class {unknown[0]}, but {model_type} has {' and '.join(known)}")
     try:
         return AutoConfig.for_model(model_type, **content)
     except Exception as error:  # each kind of check in transformers raises a kind of its own
@@ -93,7 +93,7 @@ def read_facts(model: ModelConfig, root: Path) -> dict[str, Any]:
         what = f"{model.base}: {path} can't be read as JSON ({error})"
         raise BaseModelError("base-incomplete", "base", what, AGAIN) from None
     if not isinstance(content, dict):
-        raise BaseModelError("base-incomplete", "base", f"{model.base}: {path} holds no JSON object", AGAIN)
+        raise BaseModelError("base-incomplete", "base", f"{model.base}: {path} is not a JSON object", AGAIN)
     return content
 
 
@@ -138,7 +138,7 @@ def measure_architecture(config: Any) -> Architecture:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         return _count_parts(config, model)
     except Exception as error:  # a width of zero, an activation that no one knows, no attention: each has its own
-        what = f"no decoder is made of its {type(config).__name__} ({type(error).__name__}: {_in_a_line(error)})"
+        what = f"no decoder can be built from its {type(config).__name__} ({type(error).__name__}: {_in_a_line(error)})"
         raise BaseModelError("base-class-unknown", "base", what, OTHER) from None
 
 

@@ -72,7 +72,7 @@ def load_base(model: ModelConfig, device: str) -> Any:
         raise ConfigError("params.yaml: model.base", f"{model.base} does not load: {first}") from None
     used = str(base.config._attn_implementation)
     if (asked == "flash_attention_2") != ("flash" in used):  # the report would name another one
-        raise ConfigError("params.yaml: model.attention", f"{asked} was asked for, and transformers took {used}")
+        raise ConfigError("params.yaml: model.attention", f"{asked} was requested, but transformers used {used}")
     base.requires_grad_(False)
     return keep_quantized_weights(base)
 
@@ -107,11 +107,16 @@ def identify_base(model: ModelConfig) -> dict[str, str]:
         files = {path.name: sha256_file(path) for path in found}
         return {"name": model.base, "revision": f"sha256:{sha256_json(files)}"}
     if not HUB_NAME.fullmatch(model.base):
-        what = f"{model.base}: no such folder, and no name on the Hub, like org/name"
-        raise BaseModelError("base-missing", "base", what, "correct the path")
+        what = f"{model.base}: not a folder, and not a Hub name like org/name"
+        raise BaseModelError("base-missing", "base", what, "fix the path")
     if model.revision is None:
-        what = f"{model.base} is not a local folder, and without a revision the same name may be another model tomorrow"
-        raise BaseModelError("base-unpinned", "revision", what, "write the 40 hex digits of a commit (./finetune pin)")
+        what = (
+            f"{model.base} is not a local folder, and without a revision the same name may refer to a "
+            "different model later"
+        )
+        raise BaseModelError(
+            "base-unpinned", "revision", what, "set it to the 40 hex digits of a commit (./finetune pin)"
+        )
     return {"name": model.base, "revision": model.revision}
 
 
@@ -151,9 +156,12 @@ def fetch_config(model: ModelConfig) -> None:
     try:
         hf_hub_download(model.base, "config.json", revision=model.revision)
     except Exception as error:  # not found, gated, no licence accepted, a broken connection
-        what = f"the Hub does not give {model.base} at {model.revision}: {str(error).strip().splitlines()[0]}"
+        what = f"the Hub does not provide {model.base} at {model.revision}: {str(error).strip().splitlines()[0]}"
         raise BaseModelError(
-            "base-missing", "base", what, "check name and revision, accept its licence, set HF_TOKEN"
+            "base-missing",
+            "base",
+            what,
+            "check name and revision; for gated models, accept the licence and set HF_TOKEN",
         ) from None
 
 
@@ -171,6 +179,6 @@ def end_tokens(model: ModelConfig, tokenizer: Any) -> list[int]:
             ends = GenerationConfig.from_pretrained(folder).eos_token_id
         except (OSError, ValueError, TypeError, AttributeError) as error:
             what = f"{folder / 'generation_config.json'} can't be read ({first_line(error)})"
-            raise BaseModelError("base-incomplete", "base", what, "fix it or fetch it again") from None
+            raise BaseModelError("base-incomplete", "base", what, "fix it or download it again") from None
     known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     return sorted(token for token in known if isinstance(token, int))

@@ -44,7 +44,7 @@ def find_missing_weights(folder: Path) -> str | None:
     if missing:
         return f"{len(missing)} of {len(names)} weight files missing ({', '.join(missing[:3])})"
     cut_off = [name for name in names if not is_whole(folder / name)]
-    return f"{cut_off[0]} is cut off or damaged" if cut_off else None
+    return f"{cut_off[0]} is truncated or damaged" if cut_off else None
 
 
 def weight_files(folder: Path) -> list[str]:

@@ -34,7 +34,7 @@ def merge(model: Any) -> Any:
         return model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # PEFT's own check
         first = str(error).strip().split("\n", 1)[0]
-        raise DataError("out/adapter", f"can't be merged: {first}", "train again with a lower rate") from None
+        raise DataError("out/adapter", f"can't be merged: {first}", "train again with a lower learning rate") from None
 
 
 def save_model(model: Any, folder: Path) -> None:
@@ -43,7 +43,9 @@ def save_model(model: Any, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise MachineError(
-            f"{folder.parent}", f"{gigabytes(needed)} are needed and {gigabytes(free)} free", "free some space"
+            f"{folder.parent}",
+            f"{gigabytes(needed)} are needed, but only {gigabytes(free)} are free",
+            "free disk space",
         )
     settings = model.generation_config
     if not settings.do_sample and {settings.temperature, settings.top_p} - {None, 1.0}:

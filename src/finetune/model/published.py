@@ -16,13 +16,13 @@ def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
     manifest = read_manifest(paths.adapter)
     found, named = manifest["base"], identify_base(config.model)
     if found != named:
-        what = f"was trained on {found['name']} at {found['revision']}, params.yaml names {named['name']} at"
+        what = f"was trained on {found['name']} at {found['revision']}, but params.yaml names {named['name']} at"
         raise DataError(
-            f"{paths.adapter}", f"{what} {named['revision']}", "put its recipe back, or train again (dvc repro)"
+            f"{paths.adapter}", f"{what} {named['revision']}", "restore its recipe, or train again (dvc repro)"
         )
     for key in HELD:
         trained, now = manifest["params"]["model"][key], getattr(config.model, key)
         if trained != now:
-            what = f"was trained with model.{key}: {trained}, params.yaml says {now}"
-            raise DataError(paths.adapter, what, "put its recipe back, or train again (dvc repro)")
+            what = f"was trained with model.{key}: {trained}, but params.yaml has {now}"
+            raise DataError(paths.adapter, what, "restore its recipe, or train again (dvc repro)")
     return manifest

@@ -23,8 +23,8 @@ GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 CONTROL_MARK = re.compile(r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|<(?:start|end)_of_\w+>|</?s>|\[/?INST\]")
 OPENED_THOUGHT = 8  # tokens: some prompts end in the beginning of a thought (`<think>`), which the rows have not
 TEMPLATES = "models/templates/*.jinja"
-FETCH = "fetch it once where a network is (hf download {base}); ./finetune rehearse needs no base"
-COPY = "fetch the base again (hf download), or copy it whole"
+FETCH = "download it while connected (hf download {base}); ./finetune rehearse does not need the base"
+COPY = "download the base again (hf download), or copy it completely"
 IGNORED = -100  # the label that cross-entropy leaves out (torch.nn.CrossEntropyLoss, ignore_index)
 
 
@@ -61,7 +61,7 @@ def load_tokenizer(model: ModelConfig, folder: Path | None = None, *, fetch: boo
     except Exception as error:  # a missing file, broken JSON, tokenizers' own: each library layer has its own kind
         raise _no_tokenizer(model, source, first_line(error)) from None
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # what transformers makes of a folder without its files
-        raise _no_tokenizer(model, source, "it holds no vocabulary")
+        raise _no_tokenizer(model, source, "it has no vocabulary")
     if folder is None:  # a folder of ours holds the tokenizer as it was trained with
         set_template(tokenizer, model)
         set_padding(tokenizer, model)
@@ -69,7 +69,7 @@ def load_tokenizer(model: ModelConfig, folder: Path | None = None, *, fetch: boo
 
 
 def _no_tokenizer(model: ModelConfig, source: str, why: str) -> BaseModelError:
-    what = f"no tokenizer loads from {source}: {why}"
+    what = f"the tokenizer of {source} does not load: {why}"
     if Path(source).is_dir():
         return BaseModelError("base-incomplete", "base", what, COPY)
     return BaseModelError("base-missing", "base", what, FETCH.format(base=model.base))
@@ -113,7 +113,7 @@ def set_padding(tokenizer: Any, model: ModelConfig) -> None:
     if model.pad_token is not None:
         if model.pad_token not in tokenizer.get_vocab():
             what = f"{model.pad_token} is not a token of {model.base}"
-            raise BaseModelError("pad-missing", "pad_token", what, f"use one it has, like {tokenizer.eos_token}")
+            raise BaseModelError("pad-missing", "pad_token", what, f"use one of its tokens, like {tokenizer.eos_token}")
         tokenizer.pad_token = model.pad_token
     if tokenizer.pad_token_id is None:
         spare = tokenizer.unk_token or tokenizer.eos_token
@@ -129,8 +129,11 @@ def _marked_template(tokenizer: Any, source: str) -> str:
     except ValueError:
         template = None
     if not template:
-        what = f"the chat template of {source} does not mark the assistant's turns, so no token would be trained on"
-        fix = f"use one of {TEMPLATES}, or put {{% generation %}} and {{% endgeneration %}} around them in a copy"
+        what = f"the chat template of {source} does not mark assistant turns, so no tokens would be trained on"
+        fix = (
+            f"use one of {TEMPLATES}, or put {{% generation %}} and {{% endgeneration %}} around them in a "
+            "copy of the template"
+        )
         raise BaseModelError("template-unmarked", "chat_template", what, fix)
     return str(template)
 
@@ -197,7 +200,7 @@ def render(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool], *
         RecursionError,
     ) as error:
         roles = ", ".join(message.role for message in messages)
-        what = f"the chat template does not render these turns ({roles}): {first_line(error)}"
+        what = f"the chat template rejects these turns ({roles}): {first_line(error)}"
         fix = f"fix the rows (data.filters), or use one of {TEMPLATES}"
         raise BaseModelError("template-broken", "chat_template", what, fix) from None
 

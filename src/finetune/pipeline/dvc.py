@@ -32,7 +32,7 @@ def run_dvc(root: Path, arguments: Sequence[str]) -> int:
             stop(Paths(root))
             process.wait()
         raise InterruptedRunError(
-            "", "seeds was interrupted", "what is finished is recorded, the same command resumes"
+            "", "seeds was interrupted", "finished seeds are recorded; run the same command again to resume"
         ) from None
 
 
@@ -44,7 +44,7 @@ def require_identity(root: Path) -> None:
         if not known and not all(os.environ.get(f"GIT_{who}_{key.upper()}") for who in ("AUTHOR", "COMMITTER")):
             raise ConfigError(
                 "git",
-                f"user.{key} is not set, and an experiment is kept as a commit; nothing was started or changed",
+                f"user.{key} is not set, but experiments are stored as commits; nothing was started or changed",
                 'git config user.name "Your Name" && git config user.email you@example.org',
             )
 

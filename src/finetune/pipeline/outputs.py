@@ -25,7 +25,7 @@ def read_lock(root: Path) -> dict[str, Any]:
                 str.lower(item["path"]), str.lower(item["md5"])  # TypeError where one is no text
         return found
     except (ConfigError, KeyError, TypeError, AttributeError):
-        raise DataError("dvc.lock", "is missing, broken or names no outputs", "run make repro") from None
+        raise DataError("dvc.lock", "is missing, broken or lists no outputs", "run make repro") from None
 
 
 def outs_of(stages: dict[str, Any]) -> dict[str, str]:
@@ -48,15 +48,15 @@ def require_recorded(root: Path, files: Mapping[str, Path]) -> None:
         else:
             continue
         if found != recorded:
-            raise DataError(
-                f"{name}", "is not the file that dvc.lock names", "run make repro, so that all is of one run"
-            )
+            raise DataError(f"{name}", "differs from dvc.lock", "run make repro, so that all results come from one run")
     params = read_plain(root / "params.yaml", "params.yaml")
     for stage in stages.values():
         for key, value in stage.get("params", {}).get("params.yaml", {}).items():
             if dig(params, tuple(key.split("."))) != value:
                 raise DataError(
-                    "", f"params.yaml: {key} is not what dvc.lock names", "run make repro, so that all is of one run"
+                    "",
+                    f"params.yaml: {key} differs from dvc.lock",
+                    "run make repro, so that all results come from one run",
                 )
 
 
@@ -69,17 +69,17 @@ def require_outputs(root: Path) -> None:
             inside = {file.relative_to(root).as_posix(): file for file in files_in(path)} if path.is_dir() else {}
             found = md5_of_folder(out["path"], inside) if inside else md5(path) if path.is_file() else None
             if found != out["md5"]:
-                what = "is missing" if found is None else "is not what dvc.lock names"
+                what = "is missing" if found is None else "differs from dvc.lock"
                 raise DataError(
                     f"{out['path']}",
                     what,
-                    f"run make repro, and where it finds nothing to do, dvc repro -f -s {stage}",
+                    f"run make repro; if nothing changes, dvc repro -f -s {stage}",
                 )
     made = outs_of(stages)
     for stage, named in stages.items():
         for dependency in named.get("deps", []):
             if made.get(dependency["path"], dependency["md5"]) != dependency["md5"]:
-                raise DataError(f"{dependency['path']}", f"was made anew after {stage} had run on it", "run make repro")
+                raise DataError(f"{dependency['path']}", f"was changed after {stage} had used it", "run make repro")
 
 
 def md5(path: Path) -> str:

@@ -27,8 +27,8 @@ def files_of(root: Path, revision: str) -> Iterator[Any]:
     except RevError:
         raise ConfigError(
             "",
-            f"{revision!r} is not an experiment, branch, tag or commit here",
-            "./finetune exps lists the experiments, and workspace is the working tree",
+            f"{revision!r} is not an experiment, branch, tag or commit of this repository",
+            "./finetune exps lists the experiments; workspace means the working tree",
         ) from None
     except (DvcException, SCMError) as error:
         raise DataError(revision, f"DVC can't read it: {error}") from None
@@ -50,14 +50,14 @@ def copy_file(files: Any, revision: str, path: Path, target: Path) -> None:
     except FileNotFoundError:  # git names it, and its content is nowhere
         raise DataError(
             revision,
-            f"{path} is not in DVC's cache here; get it where a remote has it (dvc fetch "
-            f"--all-commits; of an experiment: dvc exp pull origin {revision}), or make it again ({again(revision)})",
+            f"{path} is not in DVC's cache here; download it if a remote has it (dvc fetch "
+            f"--all-commits; for an experiment: dvc exp pull origin {revision}), or reproduce it ({again(revision)})",
         ) from None
 
 
 def again(revision: str) -> str:
     """The commands that put a revision's results into the working tree."""
-    return f"dvc exp apply {revision}, of a commit git checkout {revision}; then make repro"
+    return f"dvc exp apply {revision} (for a commit: git checkout {revision}), then make repro"
 
 
 def fetch_directory(root: Path, revision: str, path: Path, target: Path) -> None:
@@ -68,7 +68,7 @@ def fetch_directory(root: Path, revision: str, path: Path, target: Path) -> None
             source = Path(name.lstrip("/"))
             copy_file(files, revision, source, folder / source.relative_to(path))
         if not found:
-            raise DataError(revision, f"has no {path}: its pipeline did not run to its end", f"{again(revision)}")
+            raise DataError(revision, f"has no {path}: its pipeline did not finish", f"{again(revision)}")
 
 
 def git_state(root: Path, *, untracked: bool) -> tuple[str | None, bool]:

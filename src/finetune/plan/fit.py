@@ -42,7 +42,7 @@ class Fit:
         if not self.can_run:
             return f"recipe {self.recipe} can't run here: {'; '.join(self.why_not)}"
         if self.peak_bytes is None or self.available_bytes is None:
-            return f"recipe {self.recipe} can probably run here: memory unknown ({self.unknown})"
+            return f"recipe {self.recipe} can probably run here; its memory is unknown ({self.unknown})"
         memory = f"{gigabytes(self.peak_bytes)} of {gigabytes(self.available_bytes)}"
         return f"recipe {self.recipe} can run here: predicted peak memory {memory}"
 
@@ -61,13 +61,13 @@ def judge(config: Config, found: Accelerators, predictor: "Predictor | None") ->
     reasons = (*missing_devices(config, found), *missing_packages(config))
     name, environment, base = config.recipe, config.environment, config.model.base
     if reasons:  # another device's memory says nothing
-        return Fit(name, environment, base, False, reasons, unknown="not predicted, as it can't run here anyway")
+        return Fit(name, environment, base, False, reasons, unknown="not predicted, because it can't run here")
     available = usable_memory()
     if environment == "cuda":
         available = min(gpu.memory_bytes for gpu in found.gpus[: config.train.distributed.devices])
     parameters, peak, unknown = (None, None, QUICK) if predictor is None else predictor.predict(config)
     if peak is not None and peak > available:
-        reasons = (f"predicted peak memory {gigabytes(peak)}, and there are {gigabytes(available)}",)
+        reasons = (f"predicted peak memory {gigabytes(peak)}, available {gigabytes(available)}",)
     meant = config.machine not in MACHINES or available >= MEANT_SHARE * MACHINES[config.machine].memory_bytes
     return Fit(name, environment, base, not reasons, reasons, parameters, peak, available, unknown, meant)
 
@@ -75,7 +75,7 @@ def judge(config: Config, found: Accelerators, predictor: "Predictor | None") ->
 def missing_devices(config: Config, found: Accelerators) -> Iterator[str]:
     """What the run's device lacks."""
     if config.environment == "cuda" and not found.gpus:
-        yield "no CUDA device that torch can use"
+        yield "torch found no usable CUDA device"
     elif config.environment == "apple" and not found.apple:
         yield "no Apple GPU"
     elif config.environment == "cuda":

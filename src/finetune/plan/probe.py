@@ -65,7 +65,7 @@ def _build(params: TrainParams, root: Path, folder: Path, device: str) -> tuple[
         trained = add_adapter(load_base(model, device), params.adapter)
     except (MemoryError, torch.OutOfMemoryError):
         raise MachineError(
-            "", f"two layers of {params.model.base} don't fit on this machine, so no probe is possible"
+            "", f"two layers of {params.model.base} don't fit on this machine, so it can't be probed"
         ) from None
     if params.train.activation_checkpointing:
         trained.enable_input_require_grads()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from finetune.config.train import TrainConfig
 from finetune.model.architecture import HEAD, Architecture
 
-# What LoRA runs reach of the data sheet's dense 16-bit throughput; wide on purpose, until a probe has measured it. The
+# What LoRA runs reach of the data sheet dense 16-bit throughput; wide on purpose, until a probe has measured it. The
 # lower end is that of 4-bit weights with checkpointing and short rows, the upper one of long 16-bit rows.
 ASSUMED_SHARE = (0.15, 0.45)
 

@@ -75,7 +75,7 @@ def matches(pattern: str, text: str) -> bool:
     try:
         return regex.search(pattern, text, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
-        raise ValueError(f"the pattern {pattern!r} did not finish in {PATTERN_SECONDS:g} s") from None
+        raise ValueError(f"the pattern {pattern!r} did not finish within {PATTERN_SECONDS:g} s") from None
 
 
 @cache
@@ -90,7 +90,7 @@ def token_counter(base: str, revision: str | None) -> TokenCounter:
     except Exception as error:  # tokenizers raises nothing more special
         reason = " ".join(str(error).split())[:200]
         what = f"has no tokenizer.json for data.filters.tokens ({reason})"
-        raise ConfigError(base, what, "unset its bounds") from None
+        raise ConfigError(base, what, "remove its bounds") from None
     tokenizer.no_truncation()  # which a file may ask for, and every long text would count as short
     tokenizer.no_padding()
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

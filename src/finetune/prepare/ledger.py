@@ -101,23 +101,28 @@ def check_balance(
     """AssertionError unless every row read was dropped for a reason, or is in exactly one split and was written."""
     for account in accounts:
         dropped = sum(account.dropped.values())
-        assert account.read == account.kept + dropped, f"the ledger of {account.place} does not balance"
-        assert account.kept == sum(account.splits.values()), f"{account.place}: rows kept are not those in the splits"
+        assert account.read == account.kept + dropped, f"the ledger of {account.place} does not add up"
+        assert account.kept == sum(account.splits.values()), f"{account.place}: kept rows and rows in the splits differ"
     for name in SPLITS:
         split, examples = splits[name], splits[name].examples
-        assert examples == sum(account.splits[name] for account in accounts), f"{name}: sources do not sum up"
+        assert examples == sum(account.splits[name] for account in accounts), f"{name}: sources do not add up"
         for by, counts in (("agent", split.by_agent), ("source", split.by_source)):
-            assert examples == sum(counts.values()), f"{name}: by {by} it does not sum up"
+            assert examples == sum(counts.values()), f"{name}: counts by {by} do not add up"
         assert written[name] == examples, f"{name}: {examples} examples accounted for, {written[name]} written"
 
 
 def to_markdown(report: PrepareReport) -> str:
     """The ledger that a person reads."""
     sources = report.sources
-    lines = ["# Rows", "", "Every row that was read is dropped for a reason or in exactly one split.", ""]
+    lines = [
+        "# Rows",
+        "",
+        "Every row read was either dropped for a stated reason or assigned to exactly one split.",
+        "",
+    ]
     lines += _table(["source", "read", "dropped", "kept", *SPLITS], [_rows_of(name, sources[name]) for name in sources])
     lines += ["", "## Sources", ""]
-    about = ["source", "format", "bytes", "what it is", "groups", "labels", "columns not used"]
+    about = ["source", "format", "bytes", "content", "groups", "labels", "columns not used"]
     lines += _table(about, [_about(name, sources[name]) for name in sources])
     for by, what in (("by_agent", "agent"), ("by_label", "label")):
         counted = {split: getattr(report.splits[split], by) for split in SPLITS}
@@ -131,11 +136,11 @@ def to_markdown(report: PrepareReport) -> str:
         for kind, found in account.risks.items()
     ]
     if risks:
-        lines += ["", "## Risky rows", "", "All of them are named in `data/prepared/risks.jsonl`.", ""]
+        lines += ["", "## Risky rows", "", "All of them are listed in `data/prepared/risks.jsonl`.", ""]
         lines += _table(["source", "kind", "rows", "first lines"], risks)
     bad = [[line] for account in sources.values() for line in account.bad_rows]
     if bad:
-        lines += ["", "## Bad rows", "", *_table(["the first ones"], bad)]
+        lines += ["", "## Bad rows", "", *_table(["first cases"], bad)]
     return "\n".join(lines) + "\n"
 
 

@@ -83,8 +83,10 @@ def know_format(opened: Opened, source: Source) -> tuple[str, list[str], Iterato
     format_ = source.format
     if format_ is None and not good:
         bad = next((row for row in rows if isinstance(row, BadRow)), None)
-        what = f"{opened.at(bad.line)}: {bad.why}" if bad else f"{opened.where}: holds no row"
-        raise DataError("", f"{what}; so the format of source {source.name!r} can't be detected", "fix it or name it")
+        what = f"{opened.at(bad.line)}: {bad.why}" if bad else f"{opened.where}: has no rows"
+        raise DataError(
+            "", f"{what}; so the format of source {source.name!r} can't be detected", "fix it or set format"
+        )
     try:
         format_ = format_ or detect_format(good, source.columns)
         if good:
@@ -121,11 +123,11 @@ def account_batch(
 def check_bad_fraction(data: DataConfig, account: SourceAccount) -> None:
     """DataError where more of the source is bad than `data.max_bad_fraction` allows, or where it holds no row."""
     if not account.read:
-        raise DataError(account.place, "holds no row", "put rows into it or take it out of data.sources")
+        raise DataError(account.place, "has no rows", "add rows to it or remove it from data.sources")
     bad = account.dropped[BAD_ROW]
     if bad > data.max_bad_fraction * account.read:
-        what = f"{bad} of {account.read} rows are bad, more than data.max_bad_fraction: {data.max_bad_fraction:g}"
-        raise DataError(account.place, what, f"the first: {account.bad_rows[0]}")
+        what = f"{bad} of {account.read} rows are bad, which exceeds data.max_bad_fraction: {data.max_bad_fraction:g}"
+        raise DataError(account.place, what, f"the first one: {account.bad_rows[0]}")
 
 
 def read_labels(data: DataConfig, root: Path) -> dict[str, list[str]]:
@@ -142,7 +144,7 @@ def read_labels(data: DataConfig, root: Path) -> dict[str, list[str]]:
             agents = collect_labels(batches, source, found)
             trained |= set() if source.held_out else agents
     if unknown := sorted(set(found) - trained):
-        what = f"agent {unknown[0]!r} is tested and never trained on, so its prompts would list other labels"
+        what = f"agent {unknown[0]!r} occurs in test but not in training, so its prompts would list other labels"
         remedy = "give the sources of one task the same agent"
         raise ConfigError("params.yaml: data.labels_in_prompt", what, remedy)
     return {agent: sorted(labels) for agent, labels in sorted(found.items())}

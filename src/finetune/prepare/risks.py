@@ -124,7 +124,7 @@ def category_of(kind: str) -> Category:
     for category in RISK_CATEGORIES:
         if name == category:
             return category
-    raise ValueError(f"{kind!r} is of none of the categories {', '.join(RISK_CATEGORIES)}")
+    raise ValueError(f"{kind!r} is not in any of the categories {', '.join(RISK_CATEGORIES)}")
 
 
 def _holds(pattern: Any, decide: Callable[[Candidate], bool], data: bytes) -> bool:

@@ -48,7 +48,7 @@ def open_source(data: DataConfig, source: Source, root: Path) -> Opened:
     try:
         digest = sha256_folder(path) if path.is_dir() else sha256_file(path)
     except OSError as error:
-        raise DataError(path, f"can't be read ({error.strerror})", "see its rights and its disk") from None
+        raise DataError(path, f"can't be read ({error.strerror})", "check its permissions and its disk") from None
     size = disk_bytes(path, container, source.part)
     batches = read_batches(path, container, data.max_row_bytes, source.part)
     return Opened(str(path), digest, revision=None, bytes=size, by_line=container.by_line, batches=batches)
@@ -62,7 +62,7 @@ def source_path(data: DataConfig, source: Source, root: Path) -> Path:
         return _checked(folder / source.path, folder, source.name)
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, NUL in it, no rights, links in a circle
         reason = (isinstance(error, OSError) and error.strerror) or error
-        what = f"{folder}: the path {source.path[:80]!r} in it can't be looked at ({reason})"
+        what = f"{folder}: the path {source.path[:80]!r} in it can't be checked ({reason})"
         raise DataError("", what, f"data.sources names it as {source.name!r}") from None
 
 
@@ -74,19 +74,23 @@ def _checked(path: Path, folder: Path, name: str) -> Path:
         raise DataError(path, "no such file", f"data.sources names it as {name!r}") from None
     parts = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
     if hidden := next((part for part in parts if part in NEVER_WATCHED), None):
-        raise DataError(path, f"DVC watches nothing below a folder named {hidden}", "move it elsewhere in the folder")
+        raise DataError(
+            path, f"DVC does not track anything in a folder named {hidden}", "move it to another place in the folder"
+        )
     ignoring = [place / ".dvcignore" for place in (folder, *path.parents) if place.is_relative_to(folder)]
     if present := [file for file in ignoring if file.is_file()]:
-        raise DataError(present[0], "may hide changed rows from DVC", "remove it: what is beside data is ignored above")
+        raise DataError(
+            present[0], "may hide changed rows from DVC", "remove it; use the .dvcignore in the top folder instead"
+        )
     for inside in [path, *(path.rglob("*") if is_dataset_folder(path) else ())]:
         if not inside.resolve().is_relative_to(folder.resolve()):
-            raise DataError(inside, f"is outside {folder}, where DVC does not watch it", "move it in")
+            raise DataError(inside, f"is outside {folder}, where DVC does not track it", "move it in")
         if inside != path and inside.is_symlink() and inside.is_dir():
-            raise DataError(inside, "is a link to a folder, whose files would not be hashed", "put the folder here")
+            raise DataError(inside, "is a link to a folder; DVC would not hash its files", "put the folder here")
     if not path.is_file() and not is_dataset_folder(path):
-        raise DataError(path, "is not a file", "data.sources must name one file a source")
+        raise DataError(path, "is not a file", "each entry of data.sources must name one file")
     if not (path.stat().st_size if path.is_file() else files_in(path)):
-        raise DataError(path, "is empty", f"put rows into it or take {name!r} out of data.sources")
+        raise DataError(path, "is empty", f"add rows to it or remove {name!r} from data.sources")
     return path
 
 
@@ -115,7 +119,11 @@ def _open_hub(source: Source, max_row_bytes: int) -> Opened:
     # `datasets` keeps each revision in a folder of its name. Without the Hub it gives what was fetched last, and for a
     # name like `json`, which is a reader to it, the files that lie here.
     if any(source.revision not in file.parts for file in files):
-        raise DataError(where, "what was loaded is not of this revision", "connect to the Hub, and name it org/name")
+        raise DataError(
+            where,
+            "the loaded data is not from this revision",
+            "check the connection to the Hub and the name (org/name)",
+        )
     size = sum(file.stat().st_size for file in files)
     batches = arrow_batches(_hub_batches(dataset, size), where, max_row_bytes)
     return Opened(where, sha256=None, revision=source.revision, bytes=size, by_line=False, batches=batches)
@@ -128,15 +136,15 @@ def _load_hub(source: Source, where: str) -> Any:
     assert source.hub is not None, f"{source.name} is a file"
     if os.path.lexists(source.hub):
         kind = "folder" if Path(source.hub).is_dir() else "file"
-        what = f"{source.hub} is a {kind} here, which would be read in the Hub's place"
-        remedy = "name it under path, inside data.directory, so that DVC watches it, or move it away"
+        what = f"{source.hub} is also a local {kind}, which would be read instead of the Hub"
+        remedy = "move it into data.directory and use path, so that DVC tracks it, or move it away"
         raise DataError("hub", what, remedy)
     try:
         return datasets.load_dataset(source.hub, name=source.subset, split=source.part, revision=source.revision)
     except Exception as error:  # whatever network, Hub, files and dataset may raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         part = f"part {source.part!r}" + (f" of subset {source.subset!r}" if source.subset else "")
-        advice = "see its name, revision, subset and part, and the connection (a private one needs HF_TOKEN)"
+        advice = "check its name, revision, subset and part, and the connection (private datasets need HF_TOKEN)"
         raise DataError(where, f"{part} can't be loaded ({reason})", advice) from None
 
 

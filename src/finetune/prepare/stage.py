@@ -90,7 +90,7 @@ def check_filled(splits: Mapping[str, SplitReport], accounts: Sequence[SourceAcc
     for name in SPLITS:
         if not splits[name].examples:
             left, groups = (sum(getattr(split, key) for split in splits.values()) for key in ("examples", "groups"))
-            what = f"the {name} split is empty: {left} examples were left, {groups} that may be apart"
+            what = f"the {name} split is empty: {left} examples remain, in {groups} independent groups"
             remedy = "loosen the filters, add rows or change data.split"
             raise DataError("params.yaml: data", f"{what} (dropped: {drops(dropped)})", remedy)
 
@@ -131,16 +131,16 @@ def show(report: PrepareReport, data: DataConfig) -> None:
     cells = []
     for name, account in report.sources.items():
         cells.append([name, format_of(account), f"{account.read:,}", drops(account.dropped), f"{account.kept:,}"])
-    table("prepare: every row accounted for", ["source", "format", "read", "dropped", "kept"], cells)
+    table("prepare: rows by source", ["source", "format", "read", "dropped", "kept"], cells)
     for name, account in report.sources.items():
         if account.unused_columns:
-            say(f"{name}: columns that are not used: {', '.join(account.unused_columns)}")
+            say(f"{name}: unused columns: {', '.join(account.unused_columns)}")
         risks = [f"{found.rows:,} {kind}" for kind, found in account.risks.items()]
         if risks:
             say(f"{name}: rows with {', '.join(risks)}; data/prepared/risks.jsonl names them")
     trained, *others = (set(split.by_agent) for split in report.splits.values())
     if new := sorted(set().union(*others) - trained):
-        say(f"agents that are tested and never trained on: {', '.join(new)}; a source's agent may need the same name")
+        say(f"agents in test but not in training: {', '.join(new)}; a source may need the same agent name")
     if unknown := sorted(set(data.system_prompts) - trained.union(*others)):
         say(f"data.system_prompts names agents that no row has: {', '.join(unknown)}")
     sizes = ", ".join(f"{split.examples:,} {name}" for name, split in report.splits.items())

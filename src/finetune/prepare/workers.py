@@ -56,8 +56,8 @@ def _in_order(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        what = "a worker process was killed, most likely for memory"
-        raise MachineError("prepare", what, "free some, or lower data.max_row_size") from None
+        what = "a worker process was killed, most likely because memory ran out"
+        raise MachineError("prepare", what, "free memory, or lower data.max_row_size") from None
 
 
 def _start() -> None:

@@ -47,8 +47,8 @@ def start(paths: Paths, target: str) -> int:
         raise ConfigError(paths.work, "another detached start is under way", remedy) from None
     except subprocess.TimeoutExpired:
         say(f"make {target} runs in the background (process {detached.pid}) and continues if this terminal is closed")
-        say("  ./finetune status   the progress")
-        say("  ./finetune stop     end it; the same command resumes")
+        say("  ./finetune status   show the progress")
+        say("  ./finetune stop     stop it; run the same command again to resume")
         say(f"  tail -f {detached.log}")
         return 0
     if code:
@@ -84,8 +84,8 @@ def print_failure(paths: Paths, detached: Detached) -> NoReturn:
     text = log.read_text(encoding="utf-8", errors="replace").rsplit(f"== make {detached.target}, started ", 1)[-1]
     for line in text.splitlines()[1:][-LAST_LINES:]:
         say(f"  {printable(line)}")
-    what = f"make {detached.target} failed at once, with the lines above"
-    raise ConfigError("", what, f"nothing runs ({detached.log})")
+    what = f"make {detached.target} failed immediately; its output is above"
+    raise ConfigError("", what, f"nothing is running ({detached.log})")
 
 
 def stop(paths: Paths) -> int:
@@ -97,7 +97,7 @@ def stop(paths: Paths) -> int:
     if run is None:
         say("nothing is running in this folder")
         return 0
-    say(f"{run.sentence()}; asking it to end")
+    say(f"{run.sentence()}; stopping it")
     say(closing_line(paths, run, wait_for_end(paths, run), began))
     return 0
 
@@ -119,7 +119,7 @@ def wait_for_end(paths: Paths, run: Run) -> list[Stage]:
         elif now is not None and now.detached and (not asked or moment - quiet_since > PATIENCE):
             interrupt(now.detached, signal.SIGTERM if moment - began > 2 * PATIENCE else signal.SIGINT)
         if moment >= next_line:
-            what = now.sentence() if now else "its parent (dvc) is ending"
+            what = now.sentence() if now else "waiting for its parent process (dvc)"
             say(f"  {moment - began:.0f} s: {what}")
             next_line = moment + PROGRESS
         time.sleep(0.2)
@@ -129,7 +129,7 @@ def wait_for_end(paths: Paths, run: Run) -> list[Stage]:
 
 def ask_to_end(stage: Stage) -> None:
     """Send SIGTERM: train saves at its step's end, the others drop what they were writing. Both end with code 5."""
-    advice = "stop it where it runs (scancel, sky jobs cancel, docker stop), or ask its owner"
+    advice = "stop it on the machine where it runs (scancel, sky jobs cancel, docker stop), or ask its owner"
     if stage.process is None:
         raise MachineError(f"stage {stage.name} can't be stopped from here", stage.why_not, advice)
     try:
@@ -137,7 +137,7 @@ def ask_to_end(stage: Stage) -> None:
     except GONE:
         return
     except psutil.AccessDenied:
-        what = f"process {stage.pid} of stage {stage.name} may not be stopped by you"
+        what = f"process {stage.pid} of stage {stage.name} belongs to another user"
         raise MachineError("", what, advice) from None
 
 
@@ -148,7 +148,7 @@ def interrupt(detached: Detached, number: signal.Signals) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        raise MachineError("", f"process {detached.pid} belongs to another user", "ask them to stop it") from None
+        raise MachineError("", f"process {detached.pid} belongs to another user", "ask its owner to stop it") from None
 
 
 def find_dvc(run: Run) -> Any | None:
@@ -175,8 +175,8 @@ def closing_line(paths: Paths, run: Run, stopped: list[Stage], began: float) -> 
         return how_it_ended(paths)[0]
     name = stopped[-1].name if stopped else "it"
     if name != "train":
-        return f"{name} has ended; nothing half-done is left, and the same command resumes"
+        return f"{name} has stopped; completed stages are kept, and running the same command again resumes"
     told = read_status(paths)
     if told is not None and told["updated"] >= began - 1:
         return how_training_ended(told, paths)
-    return f"train has stopped; {what_is_kept(paths)}, and the same command resumes"
+    return f"train has stopped; {what_is_kept(paths)}, and running the same command again resumes"

@@ -119,7 +119,7 @@ def find_stage(paths: Paths) -> Stage | None:
 
 def find_process(name: str, pid: int | None, paths: Paths) -> tuple[Any | None, str]:
     """(the process that runs this stage in this folder, ''), or (None, why it can't be reached from here)."""
-    elsewhere = "its process is not seen from here: it runs in a container or on another machine"
+    elsewhere = "its process is not visible here: it runs in a container or on another machine"
     if pid is None:
         return None, elsewhere
     try:
@@ -130,7 +130,7 @@ def find_process(name: str, pid: int | None, paths: Paths) -> tuple[Any | None, 
     except GONE:
         return None, elsewhere
     except psutil.AccessDenied:
-        return None, f"the system gives no information about process {pid}"
+        return None, f"the operating system provides no information about process {pid}"
 
 
 def runs_stage(process: Any, name: str, root: Path) -> bool:

@@ -84,9 +84,9 @@ def describe_progress(told: dict[str, Any], now: float) -> list[str]:
     }
     parts += [text(told[key]) for key, text in texts.items() if told.get(key) is not None]
     silent = max(0.0, now - told["updated"])
-    lines = [", ".join(parts), f"told {duration(silent)} ago"]
+    lines = [", ".join(parts), f"updated {duration(silent)} ago"]
     if silent > SILENT:
-        lines[1] += ": it evaluates, saves, or is stuck; its process is alive, so look into the log before you stop it"
+        lines[1] += ": it is evaluating, saving, or stuck; its process is alive, so check the log before you stop it"
     return lines
 
 
@@ -112,7 +112,7 @@ def how_it_ended(paths: Paths) -> list[str]:
             return how_detached_ended(detached, paths, told)
     if told is not None and train_at > verdict_at:
         return [how_training_ended(told, paths)]
-    return [verdict(paths) or "nothing has run here yet, or all was cleaned"]
+    return [verdict(paths) or "no run has been started here, or its files were cleaned"]
 
 
 def how_detached_ended(detached: Detached, paths: Paths, told: dict[str, Any] | None) -> list[str]:
@@ -122,11 +122,11 @@ def how_detached_ended(detached: Detached, paths: Paths, told: dict[str, Any] | 
     if stage is not None and stage.at < detached.started:
         stage = None
     if end is not None and end.exit_code == 0:
-        return [f"{name} ended well; {verdict(paths) or 'it left no verdict'}"]
+        return [f"{name} finished; {verdict(paths) or 'it did not reach a verdict'}"]
     if told is not None and told["updated"] >= detached.started and told.get("ended") in (None, "interrupted"):
         return [how_training_ended(told, paths, again)]
     if stage is not None and stage.outcome == "interrupted":
-        return [f"{name} was stopped in stage {stage.stage}; nothing half-done is left, and {goes_on(again)}"]
+        return [f"{name} was stopped in stage {stage.stage}; completed stages are kept, and {goes_on(again)}"]
     if end is None:
         return [f"{name} was killed before it could report why; {goes_on(again)}"]
     if end.stopped:
@@ -134,7 +134,7 @@ def how_detached_ended(detached: Detached, paths: Paths, told: dict[str, Any] | 
     if stage is None or stage.outcome == "done":
         lines = last_lines(paths.root / detached.log)
         return [f"{name} failed with exit code {end.exit_code}; {detached.log} ends with:", *lines]
-    return [f"{name} failed: {failure_reason(stage)} (all of it: {detached.log})"]
+    return [f"{name} failed: {failure_reason(stage)} (full log: {detached.log})"]
 
 
 def failure_reason(stage: StageRecord) -> str:
@@ -159,9 +159,9 @@ def how_training_ended(told: dict[str, Any], paths: Paths, again: str = "") -> s
     """The step where the training stands, and what resumes from there."""
     where = f"step {told['step']} of {told['steps']}"
     if told.get("ended") == "finished":
-        return f"train finished with {where}; the stages after it did not: {goes_on(again)}"
+        return f"train finished at {where}, but the stages after it did not: {goes_on(again)}"
     if told.get("ended") == "failed":
-        return f"train failed at {where}; fix the cause it printed, then {goes_on(again)}"
+        return f"train failed at {where}; fix the cause shown in its output, then {goes_on(again)}"
     verb = "stopped" if told.get("ended") == "interrupted" else "was killed"
     return f"train {verb} at {where}; {what_is_kept(paths)}, and {goes_on(again)}"
 
@@ -175,7 +175,7 @@ def what_is_kept(paths: Paths) -> str:
     """The checkpoint that was written last, of whatever run, in words."""
     found = [path for path in paths.checkpoints.glob("*/checkpoint-*") if path.name[11:].isdigit()]
     newest = max(found, key=_changed, default=None)
-    return f"the checkpoint of step {newest.name[11:]} is kept" if newest else "no checkpoint was written yet"
+    return f"the checkpoint of step {newest.name[11:]} is kept" if newest else "no checkpoint has been written yet"
 
 
 def verdict(paths: Paths) -> str | None:

@@ -224,7 +224,7 @@ def parse_row(row: Mapping[str, Any], format_: str, columns: Mapping[str, str]) 
     conversation = FORMATS[format_].parse(fields)
     conversation.agent = fields.optional_text("agent")
     if conversation.agent == ALL:
-        raise ValueError(f"{fields.place('agent')} is named {ALL!r}, which means all test examples")
+        raise ValueError(f"{fields.place('agent')} is named {ALL!r}, which is reserved for all test examples")
     if "group" in columns:
         conversation.group = fields.name("group")
     check_order(conversation.messages)
@@ -257,8 +257,8 @@ def detect_format(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
         return "chat"
     if len(fitting) == 1:
         return fitting[0]
-    what = f"looks like {' and like '.join(fitting)}" if fitting else "has the fields of no format"
-    remedy = f"name its format, one of {', '.join(FORMATS)}, and give other names to its fields under columns"
+    what = f"looks like {' and like '.join(fitting)}" if fitting else "does not have the fields of any format"
+    remedy = f"set format to one of {', '.join(FORMATS)}, and map other field names under columns"
     raise ValueError(f"{what} (columns: {listed(_names(rows)) or 'none'}); {remedy}")
 
 
@@ -267,8 +267,8 @@ def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
     there = _names(rows)
     for ours, theirs in columns.items():
         if theirs not in there:
-            what = f"has no column {short(theirs)!r}, which is named for {ours}"
-            raise ValueError(f"{what} (columns: {listed(there)}); correct the name")
+            what = f"has no column {short(theirs)!r}, which is mapped to {ours}"
+            raise ValueError(f"{what} (columns: {listed(there)}); fix the name")
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -24,7 +24,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 except ValueError as error:
                     raise DataError(f"{path}:{number}", f"broken JSON ({error})", AGAIN) from None
                 if not isinstance(row, dict):
-                    raise DataError(f"{path}:{number}", "no JSON object", AGAIN)
+                    raise DataError(f"{path}:{number}", "not a JSON object", AGAIN)
                 yield row
     except FileNotFoundError:
         raise DataError(path, "no such file", "run the stage that writes it (dvc repro)") from None
@@ -65,4 +65,4 @@ def _parse(path: Path, build: Callable[[dict[str, Any]], Item]) -> Iterator[Item
         try:
             yield build(row)
         except (TypeError, KeyError) as error:
-            raise DataError(f"{path}:{number}", f"not of this version's form ({error})", AGAIN) from None
+            raise DataError(f"{path}:{number}", f"not in the format of this version ({error})", AGAIN) from None

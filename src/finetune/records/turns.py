@@ -54,7 +54,7 @@ def _message(turn: Any, place: str) -> Message:
     if calls and role != "assistant":
         raise ValueError(f"{place} calls a tool, but its role is {role}")
     if turn.get("weight") == 0:  # some APIs' mark for turns that must not be trained on
-        raise ValueError(f"{place}.weight is 0, but every turn of the assistant is trained on; take such turns out")
+        raise ValueError(f"{place}.weight is 0, but every assistant turn is trained on; remove such turns")
     return Message(
         role=role,
         content=_content(turn.get("content"), f"{place}.content", may_be_empty=bool(calls) or role == "tool"),
@@ -99,15 +99,15 @@ def _list(value: Any, name: str) -> list[Any]:
     if not isinstance(found, list):
         raise ValueError(f"{name} must be a list of turns, not {kind_of(found)}")
     if not found:
-        raise ValueError(f"{name} holds no turn")
+        raise ValueError(f"{name} has no turns")
     return found
 
 
 def _role(value: Any, known: Mapping[str, Role], place: str) -> Role:
     role = known.get(value.lower()) if isinstance(value, str) else None
     if role is None:
-        what = f"is {value!r:.40}" if isinstance(value, str) else f"must be text, not {kind_of(value)}"
-        raise ValueError(f"{place} {what}; known are {', '.join(known)}")
+        what = f"is {value!r:.40}" if isinstance(value, str) else f"must be a string, not {kind_of(value)}"
+        raise ValueError(f"{place} {what}; supported: {', '.join(known)}")
     return role
 
 
@@ -123,7 +123,7 @@ def _part(part: Any, place: str) -> str:
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
         kind = part.get("type") if isinstance(part, dict) else None
         what = f" but {kind!r:.40}" if isinstance(kind, str) and kind != "text" else ""
-        raise ValueError(f"{place} is not a text part{what}; only text can be trained on")
+        raise ValueError(f"{place} is not a text part{what}; only text is supported")
     return str(part["text"])
 
 
@@ -132,14 +132,14 @@ def _tool_calls(calls: Any, place: str) -> tuple[dict[str, Any], ...]:
     if not isinstance(calls, list):
         raise ValueError(f"{place} must be a list, not {kind_of(calls)}")
     if not calls:
-        raise ValueError(f"{place} holds no call")
+        raise ValueError(f"{place} has no calls")
     return tuple(_tool_call(call, f"{place}[{at}]") for at, call in enumerate(calls))
 
 
 def _tool_call(call: Any, place: str) -> dict[str, Any]:
     function = (call.get("function") or call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
-        raise ValueError(f"{place} names no function")
+        raise ValueError(f"{place} does not name a function")
     arguments = _object(function.get("arguments") or {}, f"{place}.arguments")
     name, call_id = sound_text(function["name"], f"{place}.name"), _optional(call.get("id"), f"{place}.id")
     found = {"type": "function", "function": {"name": name, "arguments": arguments}}
@@ -173,12 +173,12 @@ def check_order(messages: Sequence[Message]) -> None:
     turn is the assistant's: chat templates refuse other orders, or render them into something no server will send."""
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns or turns[-1].role != "assistant":
-        last = f"the last turn is the {turns[-1].role}'s" if turns else "there is no turn"
-        raise ValueError(f"{last}; a conversation must end with the assistant's answer")
+        last = f"the last turn has the role {turns[-1].role}" if turns else "there are no turns"
+        raise ValueError(f"{last}; a conversation must end with an assistant turn")
     before = "start"
     for at, message in enumerate(turns, start=len(messages) - len(turns)):
         if message.role not in FOLLOWERS[before]:
-            raise ValueError(f"turn {at + 1} is the {message.role}'s, where {' or '.join(FOLLOWERS[before])} is due")
+            raise ValueError(f"turn {at + 1} has the role {message.role}, expected {' or '.join(FOLLOWERS[before])}")
         before = "call" if message.tool_calls else message.role
 
 
@@ -196,21 +196,21 @@ def _from_json(value: Any, place: str) -> Any:
     try:
         return (parse_json(value) if value.strip() else None) if isinstance(value, str) else value
     except ValueError as error:
-        raise ValueError(f"{place} holds broken JSON: {error}") from None
+        raise ValueError(f"{place} contains broken JSON: {error}") from None
 
 
 def _optional(value: Any, place: str) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise ValueError(f"{place} must be text, not {kind_of(value)}")
+        raise ValueError(f"{place} must be a string, not {kind_of(value)}")
     return sound_text(value, place)
 
 
 def readable(value: Any, place: str) -> str:
     """The value, if it is text that can be trained on."""
     if not isinstance(value, str):
-        raise ValueError(f"{place} must be text, not {kind_of(value)}")
+        raise ValueError(f"{place} must be a string, not {kind_of(value)}")
     if not value.strip():
         raise ValueError(f"{place} is empty")
     return sound_text(value, place)
@@ -221,7 +221,7 @@ def sound_text(value: str, place: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{place} holds half of a surrogate pair, which is not text") from None
+        raise ValueError(f"{place} contains an unpaired surrogate, which is not valid text") from None
     return value
 
 
@@ -246,11 +246,11 @@ def _check_sound(value: Any, place: str, depth: int = 0) -> None:
     elif isinstance(value, str):
         sound_text(value, place)
     elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise ValueError(f"{place} holds a number of more than 64 bits")
+        raise ValueError(f"{place} contains a number of more than 64 bits")
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{place} holds {value}, which is not JSON")
+        raise ValueError(f"{place} contains {value}, which is not valid JSON")
     elif value is not None and not isinstance(value, bool | int | float):
-        raise ValueError(f"{place} holds a {type(value).__name__}, which is not JSON")
+        raise ValueError(f"{place} contains a {type(value).__name__}, which is not valid JSON")
 
 
 def kind_of(value: Any) -> str:

@@ -34,7 +34,7 @@ def parse_report(content: Any, kind: type[R], place: str) -> R:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "(top level)"
-        message = f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}; it was written by another version"
+        message = f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}; it was written by a different version"
         remedy = "run its stage again (dvc repro)"
         raise DataError(place, message, remedy, code="report-version") from None
 

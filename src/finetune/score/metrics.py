@@ -45,7 +45,7 @@ def scores_of(metric: Metric, predictions: Sequence[Prediction], side: Role) -> 
         score = answer.scores.get(metric.scored_as)
         if score is None:
             why = f" ({answer.failed})" if answer.failed else ""
-            raise UnmeasuredError(f"{metric.name} has no score of the {side}'s answer to {prediction.id}{why}")
+            raise UnmeasuredError(f"{metric.name} has no score for the {side}'s answer to {prediction.id}{why}")
         found.append(score)
     return found
 
@@ -99,7 +99,7 @@ def _loss(metric: Metric, predictions: Sequence[Prediction], side: Role) -> Stat
     """Nats a token of the references, all tokens alike, or their exponential."""
     known = [answer.reference_nll for answer in answers_of(predictions, side)]
     if None in known:
-        raise UnmeasuredError(f"the {side} was not asked how likely it finds the references")
+        raise UnmeasuredError(f"the {side} has no likelihoods of the references")
     nats = np.array(known, dtype=np.float64)
     tokens = np.array([prediction.reference_tokens for prediction in predictions], dtype=np.float64)
 

@@ -66,10 +66,10 @@ def read_reply(content: str, started: float) -> Reply:
     found = read_object(content)
     choice = first_choice(found)
     if choice is None:
-        raise ValueError("it holds no choice")
+        raise ValueError("it has no choices")
     message = choice.get("message")
     if not isinstance(message, dict):
-        raise ValueError("its choice holds no message")
+        raise ValueError("its choice has no message")
     text = rendered(text_of(message.get("content")), message.get("tool_calls") or [])
     model = found.get("model")
     return Reply(
@@ -108,7 +108,7 @@ def read_stream(lines: Iterator[str], started: float) -> Reply:
         gather_calls(delta.get("tool_calls") or [], calls)
         reason = choice.get("finish_reason") or reason
     if not done and reason is None:
-        raise ValueError("its stream breaks off")
+        raise ValueError("its stream ended early")
     text = rendered("".join(parts), list(calls.values()))
     return Reply(text, tokens, reason != "length", time.perf_counter() - started, first, model)
 
@@ -131,7 +131,7 @@ def read_object(content: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ValueError(f"it is broken JSON: {content[:80]!r}") from None
     if not isinstance(found, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     if found.get("error"):
         raise ValueError(f"it is an error: {server_message(content)}")
     return found

@@ -69,4 +69,4 @@ def _check_references(score: kinds.Score, place: str, examples: Sequence[Example
             reason = str(error)
     if reason is not None:
         message = f"{reason}, in any of {len(examples):,} test examples"
-        raise ConfigError(place, message, "correct it, or name others in `of`")
+        raise ConfigError(place, message, "fix it, or name other agents in `of`")

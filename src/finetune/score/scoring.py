@@ -150,7 +150,7 @@ def _with_score(
             if scorer.asked.by == "generation":
                 likeliest = class_in(answer.text, scorer.classes)
             elif not asked:
-                raise UnscorableError("this side was not asked which class it finds likeliest")
+                raise UnscorableError("this side has no class likelihoods")
             labels = labels | {scorer.name: likeliest}
             score = float(likeliest == example.completion.strip())
         else:
@@ -175,14 +175,14 @@ def classes_of(
     if asked.labels is not None:
         classes = {label.strip() for label in asked.labels}
         if missing := sorted(references - classes):
-            what = f"lacks {missing[0]!r:.80}, which is the reference of a test example ({len(missing)} such)"
-            raise ConfigError(f"{place}.labels", what, "add it, or name in `of` the agents that the labels are of")
+            what = f"lacks {missing[0]!r:.80}, the reference of a test example ({len(missing)} such labels)"
+            raise ConfigError(f"{place}.labels", what, "add it, or list in `of` the agents that use these labels")
     else:
         agents = {example.agent for example in examples}
         classes = references.union(*({label.strip() for label in labels.get(agent, ())} for agent in agents))
     if not 2 <= len(classes) <= MOST_CLASSES:
-        what = f"has {len(classes):,} classes, where 2 to {MOST_CLASSES:,} are a classification"
-        raise ConfigError(place, what, "name the labels, or in `of` the agents that classify")
+        what = f"has {len(classes):,} classes; a classification needs 2 to {MOST_CLASSES:,}"
+        raise ConfigError(place, what, "list the labels, or list in `of` the agents that classify")
     return sorted(classes)
 
 

@@ -56,8 +56,8 @@ class ChatServer:
 
         self.model, self.timeout, self.place = model, timeout_seconds, place
         if "@" in urlsplit(url).netloc:
-            remedy = "take it out, and name the variable of a key in api_key_variable"
-            what = "holds a user or password, which reports and logs would show"
+            remedy = "remove it, and set api_key_variable to the environment variable that has the key"
+            what = "contains a user or password, which would appear in reports and logs"
             raise ConfigError(f"params.yaml: {place}.url", what, remedy)
         self.url = chat_url(url)
         self.shown = without_secrets(self.url)
@@ -99,7 +99,7 @@ class ChatServer:
                 if error.status not in (429, 503) or attempt == TRIES:
                     raise
                 time.sleep(min(LONGEST_WAIT, 2.0**attempt if error.wait is None else error.wait))
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("the last attempt returns or raises")
 
     def _ask(self, body: dict[str, Any]) -> Reply:
         import httpx2
@@ -119,11 +119,11 @@ class ChatServer:
             raise self._error(*too_slow(self.timeout)) from None
         except httpx2.HTTPError as error:
             what = f"can't be reached ({str(error) or type(error).__name__})"
-            raise self._error(what, "start it, or correct the url", reached=False) from None
+            raise self._error(what, "start the server, or fix the url", reached=False) from None
         except (httpx2.InvalidURL, UnicodeError):
-            raise self._error("is not a usable address", "correct the url", reached=False) from None
+            raise self._error("is not a usable address", "fix the url", reached=False) from None
         except ValueError as error:
-            raise self._error(f"gave no chat completion: {error}", "is it OpenAI-compatible?") from None
+            raise self._error(f"did not return a chat completion: {error}", "is it OpenAI-compatible?") from None
 
     def _lines(self, response: Any, started: float) -> Iterator[str]:
         """The lines of a response as they come, until the time is up or the largest size is reached."""
@@ -133,7 +133,7 @@ class ChatServer:
             if time.perf_counter() - started > self.timeout:
                 raise self._error(*too_slow(self.timeout))
             if size > LARGEST_REPLY:
-                raise ValueError(f"more than {LARGEST_REPLY:,} bytes")
+                raise ValueError(f"larger than {LARGEST_REPLY:,} bytes")
             kept.append(chunk)
             if b"\n" in chunk:
                 *lines, rest = b"".join(kept).split(b"\n")
@@ -143,7 +143,7 @@ class ChatServer:
 
     def _refused(self, response: Any, content: str) -> ServerError:
         status, wait = response.status_code, response.headers.get("Retry-After", "")
-        fix = FIXES.get(status, "its log may say more" if status >= 500 else "its message says what it wants")
+        fix = FIXES.get(status, "check the server log" if status >= 500 else "fix what its message reports")
         told = server_message(content)
         what = f"answered {status}{f' ({told})' if told else ''}"
         return self._error(what, fix, status, float(wait) if wait.isdecimal() and len(wait) < 9 else None)
@@ -158,17 +158,17 @@ class ChatServer:
 
 
 FIXES = {
-    401: "the environment variable of api_key_variable holds no key that it accepts",
-    403: "the environment variable of api_key_variable holds no key that it accepts",
-    404: "correct url (it usually ends in /v1) or model",
-    429: "it is still busy after several tries: wait, or ask for a higher limit",
-    503: "it is still not ready after several tries: wait until its model is loaded",
+    401: "the server does not accept the key in the environment variable of api_key_variable",
+    403: "the server does not accept the key in the environment variable of api_key_variable",
+    404: "fix url (it usually ends in /v1) or model",
+    429: "the server is still busy after several attempts: wait, or request a higher rate limit",
+    503: "the server is still not ready after several attempts: wait until its model is loaded",
 }
 
 
 def too_slow(seconds: float) -> tuple[str, str]:
     """What happened, and what to do."""
-    return f"gave no answer within {seconds:g} s", "raise timeout_seconds, or give the server more room"
+    return f"did not answer within {seconds:g} s", "raise timeout_seconds, or reduce the load on the server"
 
 
 def chat_url(url: str) -> str:
@@ -192,8 +192,8 @@ def read_key(variable: str | None, place: str) -> str | None:
     key = os.environ.get(variable, "").strip()
     where = f"params.yaml: {place}.api_key_variable"
     if not key:
-        remedy = "export it before the run, or set null for a server without a key"
+        remedy = "export it before the run, or set api_key_variable: null for a server without a key"
         raise ConfigError(where, f"the environment variable {variable} is not set", remedy)
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(where, f"{variable} holds a sign that no key has", "export it again")
+        raise ConfigError(where, f"{variable} contains a character that is not valid in a key", "export it again")
     return key

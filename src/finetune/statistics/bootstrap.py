@@ -157,9 +157,9 @@ def _bca_or_refusal(
 def too_little(units: int, unlike: int, minimum_unlike: int) -> str:
     """Why so few units, or so few that differ, would let a bootstrap feign certainty; empty where they are enough."""
     if units < MINIMUM_UNITS:
-        return f"{units} independent examples, a bootstrap needs {MINIMUM_UNITS}"
+        return f"{units} independent examples; a bootstrap needs {MINIMUM_UNITS}"
     if unlike < minimum_unlike:
-        return f"{unlike} examples differ from the most common one, a bootstrap needs {minimum_unlike}"
+        return f"{unlike} examples differ from the most common value; a bootstrap needs {minimum_unlike}"
     return ""
 
 

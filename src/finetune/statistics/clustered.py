@@ -54,7 +54,7 @@ def clustered_proportion(right: Right, clusters: Labels, confidence: float, side
     successes, failures = share * size, (1 - share) * size
     lower = 0.0 if side == "upper" or not successes else float(beta.ppf(tail, successes, failures + 1))
     upper = 1.0 if side == "lower" or not failures else float(beta.ppf(1 - tail, successes + 1, failures))
-    return Interval(share, lower, upper, confidence, f"Clopper-Pearson of clusters, worth {size:.1f} examples")
+    return Interval(share, lower, upper, confidence, f"Clopper-Pearson, effective sample size {size:.1f} (clusters)")
 
 
 def clustered_difference(
@@ -89,7 +89,7 @@ def clustered_difference(
     won, gone = gained / n * size, lost / n * size
     lower = -1.0 if side == "upper" else tango_lower(won, gone, size, z)
     upper = 1.0 if side == "lower" else -tango_lower(gone, won, size, z)
-    return Interval(estimate, lower, upper, confidence, f"Tango score of clusters, worth {size:.1f} examples")
+    return Interval(estimate, lower, upper, confidence, f"Tango score, effective sample size {size:.1f} (clusters)")
 
 
 def paired_permutation(
@@ -172,4 +172,4 @@ def _all_single(unit: Indices) -> bool:
 
 
 def _one_cluster(n: int) -> str:
-    return f"all {n} examples are one cluster, a bound needs two"
+    return f"all {n} examples are in one cluster; a bound needs at least two"

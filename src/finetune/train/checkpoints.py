@@ -92,7 +92,7 @@ class Checkpoints:
             if best is not None and (best in (0, step) or self._verified(best) is not None):
                 return self.path(step)
             if best is not None:
-                self._set_aside(step, f"its best checkpoint, of step {best}, is not usable")
+                self._set_aside(step, f"its best checkpoint, step {best}, is not usable")
         return None
 
     def _verified(self, step: int) -> int | None:
@@ -102,9 +102,9 @@ class Checkpoints:
             best = read_manifest(path).get("best_step") or 0
             if isinstance(best, int):
                 return best
-            why = f"{MANIFEST} names no step as its best one"
+            why = f"{MANIFEST} does not name the best step"
         except DataError as error:
-            why = "it was not finished" if not (path / MANIFEST).exists() else str(error)
+            why = "it is incomplete" if not (path / MANIFEST).exists() else str(error)
         if path.exists():
             self._set_aside(step, why)
         return None
@@ -114,7 +114,7 @@ class Checkpoints:
         aside = path.with_name(f"bad-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.replace(aside)
-        say(f"warning: {path} is not a usable checkpoint and was set aside as {aside.name}: {why}")
+        say(f"warning: {path} is not a usable checkpoint and was renamed to {aside.name}: {why}")
 
     def finish(self) -> None:
         """Mark the run as published; its checkpoints stay until evaluate begins, when DVC has taken the outputs."""
@@ -123,7 +123,7 @@ class Checkpoints:
     def what_is_kept(self) -> str:
         """The state that a stop now would leave, in words."""
         steps = self.steps()
-        return f"the checkpoint of step {steps[0]} is kept" if steps else "no checkpoint was written yet"
+        return f"the checkpoint of step {steps[0]} is kept" if steps else "no checkpoint has been written yet"
 
 
 def require_space(folder: Path, size: int, what: str) -> None:
@@ -132,8 +132,8 @@ def require_space(folder: Path, size: int, what: str) -> None:
     if free < needed:
         raise MachineError(
             folder,
-            f"{gigabytes(free)} are free, {gigabytes(needed)} are needed for {what}",
-            "free some space on that disk (unfinished runs with other params lie beside it), then run it again",
+            f"{gigabytes(free)} are free, but {gigabytes(needed)} are needed for {what}",
+            "free disk space (unfinished runs with other params are in the same folder), then run it again",
         )
 
 
@@ -146,7 +146,10 @@ def clear_others(folder: Path, mine: str) -> None:
     left = [path for path in others if path.exists()]
     size = sum(file.stat().st_size for path in left for file in path.rglob("*") if file.is_file())
     if left:
-        say(f"note: {folder} holds {gigabytes(size)} of {len(left)} unfinished runs with other params, data or code")
+        say(
+            f"note: {folder} contains {gigabytes(size)} from {len(left)} unfinished runs with other params, "
+            "data or code"
+        )
 
 
 def wait_for_files(paths: Sequence[Path], seconds: float = 60.0) -> None:
@@ -155,7 +158,7 @@ def wait_for_files(paths: Sequence[Path], seconds: float = 60.0) -> None:
     while missing := [path.name for path in paths if not path.exists()]:
         if time.monotonic() > end:
             raise MachineError(
-                f"{paths[0].parent}", f"{', '.join(missing)} of other processes can't be seen", "is the disk shared?"
+                f"{paths[0].parent}", f"{', '.join(missing)} of other processes are not visible", "is the disk shared?"
             )
         time.sleep(0.2)
 

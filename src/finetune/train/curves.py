@@ -174,7 +174,7 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         except OSError as error:
             self.print_once(
                 "disk",
-                f"warning: {error.filename}: {error.strerror}; curves and status are not updated until it is fixed",
+                f"warning: {error.filename}: {error.strerror}; curves and status are not updated until this is fixed",
             )
 
     def print_once(self, what: str, text: str) -> None:
@@ -196,8 +196,8 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             rows = curve_rows(state.log_history, VALIDATION)
             first, best = rows[0], min(row["validation_loss"] for row in rows[1:] or rows)
             if first["step"] == 0 and best > first["validation_loss"] * (1 - LEAST_GAIN):
-                told = f"{best:.4f}, it was {first['validation_loss']:.4f} before the first step"
+                told = f"{best:.4f}, compared with {first['validation_loss']:.4f} before the first step"
                 self.print_once(
                     "nothing",
-                    f"warning: nothing is learnt so far: the validation loss is {told} (./finetune stop ends it)",
+                    f"warning: no progress so far: the validation loss is {told} (./finetune stop stops the run)",
                 )

@@ -24,12 +24,14 @@ def find_run(params: TrainParams, paths: Paths) -> tuple[Checkpoints, dict[str, 
     not those of these params."""
     validated, base = read_manifest(paths.validated), identify_base(params.model)
     if validated["max_length"] != params.train.max_length:
-        raise DataError(paths.validated, "was cut at another train.max_length", "run validate again (dvc repro)")
+        raise DataError(
+            paths.validated, "was truncated at a different train.max_length", "run validate again (dvc repro)"
+        )
     if validated["packing"] != params.train.packing:
-        raise DataError(paths.validated, "was packed as train.packing was then", "run validate again (dvc repro)")
+        raise DataError(paths.validated, "was made with a different train.packing", "run validate again (dvc repro)")
     if validated["base"] != base:
         raise DataError(
-            f"{paths.validated}", "was made for another base", "run validate again (dvc repro -f -s validate)"
+            f"{paths.validated}", "was made for a different base", "run validate again (dvc repro -f -s validate)"
         )
     attention = attention_used(params.model, params.environment)
     data_sha256 = {name: file["sha256"] for name, file in validated["files"].items()}

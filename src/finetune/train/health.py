@@ -21,8 +21,8 @@ def require_finite(what: str, value: float, step: int, learning_rate: float, ids
     of = f" on the examples {named}" if ids else ""
     raise ConfigError(
         "params.yaml: train.learning_rate",
-        f"the {what} after step {step} is {value}{of}; no step was taken on it, and the checkpoints before it are kept",
-        f"use less than {learning_rate:g}, or look at these examples",
+        f"the {what} after step {step} is {value}{of}; that step was not taken, and earlier checkpoints are kept",
+        f"use less than {learning_rate:g}, or check these examples",
     )
 
 
@@ -37,9 +37,9 @@ def smaller_micro_batch(params: TrainParams) -> TrainParams:
     if micro == 1 and train.per_device_eval_batch_size == 1:
         raise MachineError(
             "params.yaml: train.per_device_train_batch_size",
-            "the run's longest row alone finds no memory on this machine",
+            "the longest row alone does not fit in the memory of this machine",
             "use a smaller train.max_length, activation_checkpointing, quantization: nf4 or a "
-            "smaller base (./finetune plan shows what each needs)",
+            "smaller base (./finetune plan shows the memory of each)",
         )
     less = next((size for size in range(micro // 2, 0, -1) if micro % size == 0), 1)
     sizes = {
@@ -54,7 +54,8 @@ def warn_of_smaller_batch(params: TrainParams) -> None:
     """Say what a shortage of memory has changed, and what not."""
     train = params.train
     say(
-        f"warning: no memory for the largest micro-batch; it is made smaller: {train.per_device_train_batch_size} "
+        "warning: the largest micro-batch does not fit in memory, so it is reduced to "
+        f"{train.per_device_train_batch_size} "
         f"rows, accumulated {train.gradient_accumulation_steps} times, the same effective batch size of "
         f"{train.effective_batch_size}"
     )
@@ -81,11 +82,11 @@ def describe_health(losses: Sequence[tuple[int, float]], first: float | None, be
         step, loss, usual = max(spikes, key=lambda spike: spike[1] / spike[2])
         told.append(
             f"the training loss jumped {len(spikes)} times, most at step {step} ({loss:.3f}, {usual:.3f} before); "
-            "a smaller learning rate or max_grad_norm, or a look at the rows there, may help"
+            "try a smaller learning rate or max_grad_norm, and check the rows of these steps"
         )
     if first is not None and best > first * (1 - LEAST_GAIN):
         told.append(
-            f"nothing was learnt: the validation loss is {best:.4f}, and was {first:.4f} before the first step; "
+            f"no progress: the validation loss is {best:.4f}, compared with {first:.4f} before the first step; "
             "raise train.learning_rate or adapter.r, or check whether the answers follow from the prompts"
         )
     return told

@@ -52,11 +52,11 @@ def join(params: TrainParams, paths: Paths) -> None:
     address, port = os.environ.get("MASTER_ADDR"), int(os.environ.get("MASTER_PORT", PORT))
     if not address or os.environ.get("NODE_RANK", "0") == "0":
         raise ConfigError("join", "set MASTER_ADDR, MASTER_PORT and a NODE_RANK above 0, as jobs/ does")
-    say(f"waits until {address}:{port} trains")
+    say(f"waiting for training to start on {address}:{port}")
     began, verdict = time.time(), paths.reports / "decision.json"
     while not listens(address, port):
         if verdict.exists() and verdict.stat().st_mtime > began:
-            say("the first node came to its verdict without training; there is nothing to join")
+            say("the first node finished without training; there is nothing to join")
             return
         time.sleep(2)
     launch(params, paths)
@@ -77,7 +77,7 @@ def require_devices(params: TrainParams) -> None:
     problems = [problem for problem in packages if problem.code == "strategy-missing"]
     device = find_device_problem(params.environment, params.train)
     if params.environment == "cpu" and params.train.distributed.strategy == "fsdp":
-        place, message = "params.yaml: train.distributed.strategy", "fsdp needs CUDA: accelerate would train by DDP"
+        place, message = "params.yaml: train.distributed.strategy", "fsdp needs CUDA: accelerate would silently use DDP"
         problems.append(Problem("strategy-needs-cuda", place, message, "use ddp"))
     if device or problems:
         raise MachineError.of([*problems, *([device] if device else [])])
@@ -127,13 +127,13 @@ def raise_what_failed(paths: Paths, asked: str | None) -> None:
         raise InterruptedRunError(
             "",
             f"train was stopped by {asked} before it could save",
-            "the newest checkpoint is kept, the same command resumes",
+            "the newest checkpoint is kept; run the same command again to resume",
         )
     if not errors:
         raise MachineError(
             "train",
-            "a process died without a message, often for lack of memory",
-            "the newest checkpoint is kept, the same command resumes from it",
+            "a process died without a message, often because memory ran out",
+            "the newest checkpoint is kept; run the same command again to resume from it",
         )
     worst = next((error for error in errors if error["exit_code"] != InterruptedRunError.exit_code), errors[0])
     kind = ERRORS.get(worst["exit_code"], FinetuneError)

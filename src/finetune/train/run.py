@@ -54,7 +54,7 @@ def train(params: TrainParams, paths: Paths, stop: StopRequest, until: int | Non
             store.finish()
     if first and stop.by:
         raise InterruptedRunError(
-            "", "train is done", f"{stop.by} stopped what comes after it, the same command resumes there"
+            "", "train is done", f"{stop.by} stopped the following steps; run the same command again to resume there"
         )
 
 
@@ -135,7 +135,7 @@ def begin(
     if float(trainer.sum_of_processes(torch.tensor([step]))[0]) != step * trainer.args.world_size:
         raise MachineError(
             trainer.store.folder,
-            f"the processes see different checkpoints (this one: step {step:.0f})",
+            f"the processes see different checkpoints (this process: step {step:.0f})",
             "all nodes must see the same folder",
         )
 
@@ -145,7 +145,10 @@ def warn_of_other_arithmetic(checkpoint: dict[str, Any], environment: Environmen
     then, now = checkpoint["arithmetic"], arithmetic(environment)
     other = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if now[name] != then.get(name)]
     if other:
-        say(f"warning: the run resumes where numbers round differently ({'; '.join(other)}); the last bits will differ")
+        say(
+            f"warning: the run resumes on hardware that rounds differently ({'; '.join(other)}); results will "
+            "differ in the last bits"
+        )
 
 
 @contextmanager
@@ -165,7 +168,7 @@ def telling(trainer: "Trainer") -> Iterator[None]:
         ended = "interrupted"
         kept = trainer.store.what_is_kept()
         raise InterruptedRunError(
-            "", f"train was stopped by {trainer.stop.by}", f"{kept}, the same command resumes"
+            "", f"train was stopped by {trainer.stop.by}", f"{kept}; run the same command again to resume"
         ) from None
     except InterruptedRunError:
         ended = "interrupted"

@@ -99,7 +99,7 @@ def check_rows(trainer: "Trainer", tokens: dict[str, dict[str, int]]) -> None:
         if supervised != tokens[name]["supervised_tokens"] or rows != tokens[name]["rows"]:
             raise DataError(
                 f"data/validated/{name}.arrow",
-                f"holds {supervised} supervised tokens in {rows} rows, but validate counted "
+                f"has {supervised} supervised tokens in {rows} rows, but validate counted "
                 f"{tokens[name]['supervised_tokens']} in {tokens[name]['rows']}",
                 "run validate again",
             )

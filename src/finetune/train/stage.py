@@ -35,7 +35,7 @@ def run(params: TrainParams, paths: Paths) -> None:
             store.newest()  # sets bad ones aside before several processes look
     if stop.by:
         raise InterruptedRunError(
-            "", f"train was stopped by {stop.by}", f"{store.what_is_kept()}, the same command resumes"
+            "", f"train was stopped by {stop.by}", f"{store.what_is_kept()}; run the same command again to resume"
         )
     launch(params, paths)
 

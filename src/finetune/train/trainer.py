@@ -35,7 +35,7 @@ def score_supervised_positions() -> None:
     """
     from trl.trainer import utils
 
-    assert hasattr(utils, "_use_triton"), "this TRL names its switch otherwise"
+    assert hasattr(utils, "_use_triton"), "this TRL version names its switch differently"
     utils._use_triton = lambda _: True  # in that module it decides this and nothing else
 
 
@@ -125,7 +125,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 "data/validated/train.arrow",
                 f"a micro-batch after step {self.state.global_step} has {found} supervised tokens, "
                 f"but validate counted {counted} in its rows",
-                "the rows and the collator disagree: run validate again (dvc repro -f -s validate)",
+                "rows and collator disagree: run validate again (dvc repro -f -s validate)",
             )
         self.tokens += sum(self.lengths[row] for row in rows)
         loss: torch.Tensor = super().training_step(*args, **kwargs)
@@ -221,7 +221,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             "",
             f"train was stopped{f' by {self.stop.by}' if self.stop.by else ''} and saved at step "
             f"{self.state.global_step} of {self.state.max_steps}",
-            "the same command resumes from there",
+            "run the same command again to resume",
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
@@ -277,7 +277,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         try:
             model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
         except SafetensorError as error:  # a full disk's, which is no OSError here
-            message = f"{error} (free some space: dvc gc -w)"
+            message = f"{error} (free disk space: dvc gc -w)"
             raise MachineError(str(output_dir), message, self.store.what_is_kept()) from None
 
     def _save_rng_state(self, output_dir: str) -> None:

@@ -45,7 +45,7 @@ def main() -> int:
         if trouble is None:
             traceback.print_exc()
             return leave(paths, FinetuneError("train", f"process {os.environ['RANK']}: {error}"))
-        return leave(paths, MachineError("train", trouble, "what was whole before is kept"))
+        return leave(paths, MachineError("train", trouble, "earlier complete files are kept"))
     return 0
 
 

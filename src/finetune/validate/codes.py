@@ -16,9 +16,9 @@ Cost = Literal["run", "verdict", "time", "quality", "nothing"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 COSTS: dict[Cost, str] = {
     "run": "the whole run",
-    "verdict": "what the verdict is worth",
+    "verdict": "reliability of the verdict",
     "time": "time or money",
-    "quality": "some of the quality",
+    "quality": "quality",
     "nothing": "nothing",
 }
 
@@ -35,24 +35,30 @@ class Code:
 
 
 CODES: dict[str, Code] = {  # of problems that several modules find; each module in `checks` adds those of its own
-    "tf32-unsupported": Code("error", "run", "tf32 exists on CUDA devices from Ampere on.", binding=True),
-    "base-missing": Code("error", "run", "Neither a local folder nor the cache holds the base.", binding=True),
-    "base-unpinned": Code("error", "run", "The same name may be another model tomorrow.", binding=True),
-    "base-class-unknown": Code("error", "run", "The base's config describes no model that can be built.", binding=True),
+    "tf32-unsupported": Code(
+        "error", "run", "tf32 requires a CUDA device of the Ampere generation or newer.", binding=True
+    ),
+    "base-missing": Code("error", "run", "The base is neither a local folder nor in the cache.", binding=True),
+    "base-unpinned": Code(
+        "error", "run", "Without a revision, the same name may refer to a different model later.", binding=True
+    ),
+    "base-class-unknown": Code("error", "run", "No model can be built from the config of the base.", binding=True),
     "base-incomplete": Code("error", "run", "A file of the base is missing, cut off or damaged.", binding=True),
-    "template-missing": Code("error", "run", "Without a chat template, messages can't become tokens.", binding=True),
+    "template-missing": Code("error", "run", "Without a chat template, messages can't be tokenized.", binding=True),
     "template-broken": Code("error", "run", "The template does not render these messages.", binding=True),
-    "template-unmarked": Code("error", "run", "Nothing says which tokens the assistant wrote.", binding=True),
-    "pad-missing": Code("error", "run", "Rows of a batch can't be made equally long.", binding=True),
-    "device-missing": Code("warning", "time", "This machine can't run the recipe; another one can."),
-    "devices-missing": Code("warning", "time", "This machine has fewer devices than the run is spread over."),
-    "attention-missing": Code("warning", "time", "No flash-attention is installed here."),
-    "liger-missing": Code("error", "run", "The package liger-kernel is not installed here.", binding=True),
-    "tracker-missing": Code("warning", "run", "A tracker that is asked for is not installed here."),
-    "adapter-impossible": Code("error", "run", "This kind of adapter can't be trained on this base.", binding=True),
-    "strategy-missing": Code("warning", "run", "The package that this strategy needs is not installed here."),
-    "accepted-unknown": Code("error", "nothing", "findings.accept names no code, or a binding one.", binding=True),
-    "accepted-unused": Code("note", "nothing", "findings.accept names what was not found."),
+    "template-unmarked": Code(
+        "error", "run", "The template does not mark which tokens the assistant wrote.", binding=True
+    ),
+    "pad-missing": Code("error", "run", "Without a padding token, rows of a batch can't be padded.", binding=True),
+    "device-missing": Code("warning", "time", "This machine can't run the recipe."),
+    "devices-missing": Code("warning", "time", "This machine has fewer devices than the run needs."),
+    "attention-missing": Code("warning", "time", "flash-attn is not installed."),
+    "liger-missing": Code("error", "run", "The package liger-kernel is not installed.", binding=True),
+    "tracker-missing": Code("warning", "run", "A tracker in report_to is not installed."),
+    "adapter-impossible": Code("error", "run", "This adapter type can't be trained on this base.", binding=True),
+    "strategy-missing": Code("warning", "run", "The package that this strategy needs is not installed."),
+    "accepted-unknown": Code("error", "nothing", "findings.accept names an unknown or binding code.", binding=True),
+    "accepted-unused": Code("note", "nothing", "findings.accept names a finding that did not occur."),
 }
 
 
@@ -70,8 +76,8 @@ def to_reference() -> str:
     lines = [
         "# Findings of validate",
         "",
-        "Each finding has a code that never changes its meaning, the place, the numbers, and the line to change. An",
-        "error stops the run, a warning and a note do not. To continue despite a finding, name its code and your",
+        "Each finding has a stable code, a place, the numbers, and the setting to change. An",
+        "error stops the run; warnings and notes do not. To continue despite a finding, list its code and your",
         "reason:",
         "",
         "```yaml",
@@ -80,8 +86,9 @@ def to_reference() -> str:
         "    warmup-too-long: the learning rate is meant to rise all the way",
         "```",
         "",
-        "The report then lists it as accepted, with the reason. Codes marked *binding* can't be accepted: no run could",
-        "follow. Findings are listed in the order of severity, then of what they cost.",
+        "The report then lists it as accepted, with the reason. Codes marked *binding* can't be accepted, "
+        "because no run could",
+        "continue. Findings are ordered by severity, then by what they put at risk.",
     ]
     every = all_codes()
     for severity in SEVERITIES:
@@ -90,5 +97,5 @@ def to_reference() -> str:
         marks = {True: " *Binding.*", False: ""}
         rows = [[f"`{name}`", COSTS[code.cost], code.meaning + marks[code.binding]] for name, code in codes]
         lines += ["", f"## {severity.capitalize()}s", ""]
-        lines += markdown_table(["code", "what it costs", "what it means"], rows)
+        lines += markdown_table(["code", "at risk", "meaning"], rows)
     return "\n".join(lines) + "\n"

@@ -65,7 +65,7 @@ def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Fin
             advice = f"did you mean {near[0]}?" if near else "docs/findings.md lists them"
             given.append(Finding("accepted-unknown", where, "is not the code of a finding", advice))
         elif known[code].binding:
-            what = "can't be accepted: no run or verdict could follow"
+            what = "can't be accepted: the run could not continue"
             given.append(Finding("accepted-unknown", where, what, "remove it"))
         elif code not in found:
             given.append(Finding("accepted-unused", where, "was not found in this run", "remove it"))
@@ -116,4 +116,4 @@ def format_finding(finding: Finding) -> str:
 def show_findings(findings: Sequence[Finding]) -> None:
     """The findings as a table, in order of cost."""
     rows = [[finding.severity, finding.code, format_finding(finding)] for finding in findings]
-    table("findings", ["severity", "code", "where, what, what to do"], rows)
+    table("findings", ["severity", "code", "place, problem, fix"], rows)

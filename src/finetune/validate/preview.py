@@ -53,15 +53,15 @@ def find_workload(
     if examples is not None:
         validation = round(examples * params.data.split.validation / (params.data.split.train or 1))
         workload = Workload.at_most(params.train, examples, validation, length)
-        return workload, f"{examples:,} training examples, each taken as {workload.longest_row:,} tokens long"
+        return workload, f"{examples:,} training examples, assumed to be {workload.longest_row:,} tokens long"
     paths = Paths(root)
     report = paths.reports / "prepare.json"
     prepared = all((paths.prepared / f"{name}.jsonl").is_file() for name in SPLITS)
     if not (prepared and report.is_file()):
-        remedy = "run dvc repro prepare, or say how many there will be: ./finetune plan --examples 15000"
-        raise DataError(paths.prepared, "no prepared rows to plan with", remedy)
+        remedy = "run dvc repro prepare, or give the number of rows: ./finetune plan --examples 15000"
+        raise DataError(paths.prepared, "no prepared rows", remedy)
     if other := find_stale_rows(params, root):
-        say(f"note: data/prepared was made {other}; dvc repro prepare makes it anew")
+        say(f"note: data/prepared was made {other}; dvc repro prepare updates it")
     return count_workload(params, root)
 
 
@@ -69,13 +69,13 @@ def find_stale_rows(params: ValidateParams, root: Path) -> str | None:
     """What `data/prepared` was made of that is another now, settings or a file of rows; None where nothing is."""
     report = read_report(Paths(root).reports / "prepare.json", PrepareReport)
     if report.settings != params.data.model_dump(mode="json", exclude_unset=True):
-        return "with other settings of the section data"
+        return "with different settings in the section data"
     for account in report.sources.values():
         place = root / account.place
         if not account.sha256 or not place.exists():  # a dataset of the Hub; or prepare will tell
             continue
         if account.sha256 != (sha256_folder(place) if place.is_dir() else sha256_file(place)):
-            return f"of another {account.place} than is there now"
+            return f"from a different version of {account.place}"
     return None
 
 
@@ -89,12 +89,16 @@ def count_workload(params: ValidateParams, root: Path) -> tuple[Workload, str]:
     try:
         tokenizer, own = rehearsal_tokenizer(params.model, root)
     except BaseModelError:  # the findings tell
-        source = f"{len(examples):,} prepared rows, each taken as long as max_length, as no tokenizer serves"
+        source = (
+            f"{len(examples):,} prepared rows, assumed to be max_length tokens long because no tokenizer is available"
+        )
         return Workload.at_most(params.train, len(examples)), source
     split = tokenize_split(tokenizer, examples, params.train, params.seed)
     held_out = read_examples(Paths(root).prepared / "validation.jsonl")
     if split.refused:
-        return Workload.at_most(params.train, len(examples)), f"{len(examples):,} rows, which the template refuses"
+        return Workload.at_most(params.train, len(examples)), f"{len(examples):,} rows that the template rejects"
     workload = workload_of(split.counts, tokenize_split(tokenizer, held_out, params.train, params.seed).counts)
     source = f"{len(examples):,} prepared rows, in tokens of "
-    return workload, source + (params.model.base if own else "the embedded tokenizer, as the base's is not at hand")
+    return workload, source + (
+        params.model.base if own else "the embedded tokenizer, because the tokenizer of the base is not available"
+    )

@@ -83,7 +83,7 @@ def test_an_old_and_busy_gpu(machine: Machine, gpu: Callable[..., None]) -> None
     machine.add(old={"environment": "cuda", "train": {"bf16": True}})
     report = machine.report("old")
     seen = report["by"]["GPU 0"]
-    assert (seen["status"], seen["remedy"]) == ("warning", "nvidia-smi, to see who uses it")
+    assert (seen["status"], seen["remedy"]) == ("warning", "nvidia-smi lists the processes that use it")
     assert "neither bf16 nor tf32" in seen["found"]
     assert report["recipe"]["why_not"] == ["bfloat16 needs compute capability 8.0"]
 
@@ -135,7 +135,7 @@ def test_a_mac_with_32_gb(machine: Machine, mac: Callable[[str], None], monkeypa
     [
         ("26.0", "nf4", "ok", ""),
         ("15.5", "none", "ok", ""),
-        ("15.5", "nf4", "warning", "get macOS 26, or use model.quantization: none"),
+        ("15.5", "nf4", "warning", "install macOS 26, or set model.quantization: none"),
         ("13.7", "none", "missing", "update macOS to 14 or later"),
     ],
 )

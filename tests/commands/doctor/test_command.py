@@ -29,9 +29,9 @@ def test_a_machine_without_a_gpu(machine: Machine) -> None:
     assert report["code"] == 0
     assert report["best"] == "small"
     assert report["recipe"]["can_run"]
-    assert report["by"]["CUDA"] == {"what": "CUDA", "found": "no NVIDIA GPU answers", "status": "ok", "remedy": ""}
+    assert report["by"]["CUDA"] == {"what": "CUDA", "found": "no NVIDIA GPU found", "status": "ok", "remedy": ""}
     by_recipe = {fit["recipe"]: fit for fit in report["recipes"]}
-    assert by_recipe["gpu"]["why_not"] == ["no CUDA device that torch can use"]
+    assert by_recipe["gpu"]["why_not"] == ["torch found no usable CUDA device"]
     assert by_recipe["huge"]["why_not"][0].startswith("predicted peak memory 1000000.0 GB, and there are ")
     assert by_recipe["unknown"]["can_run"]
     assert by_recipe["unknown"]["unknown"] == "no config.json"
@@ -53,7 +53,7 @@ def test_what_a_person_reads(machine: Machine) -> None:
     )
     machine.predict()
     lines = machine.lines("tiny")
-    assert lines[-2].endswith("can probably run here: memory unknown (no config.json)")
+    assert lines[-2].endswith("can probably run here; its memory is unknown (no config.json)")
     assert lines[-1].startswith("no recipe is known to fit here")
 
 
@@ -70,7 +70,7 @@ def test_each_line_has_the_same_shape_and_what_is_amiss_a_remedy(machine: Machin
     (machine.programs / "git").unlink()
     machine.add(hub={"model": HUB, "environment": "cuda"})
     report = machine.report("hub")
-    assert {tuple(check) for check in report["checks"]} == {("what", "found", "status", "remedy")}
+    assert {tuple(check) for check in report["checks"]} == {("check", "result", "status", "fix")}
     assert len(report["by"]) == len(report["checks"]) > 15
     for check in report["checks"]:
         assert bool(check["remedy"]) == (check["status"] != "ok"), check

@@ -120,10 +120,10 @@ def test_the_lock_is_compared_name_by_name(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("scripts", "found", "status"),
     [
-        ({}, "neither docker, podman nor buildah", "missing"),
+        ({}, "docker, podman and buildah are not installed", "missing"),
         ({"podman": "exit 0", "buildah": "exit 0"}, "podman, buildah", "ok"),
         ({"docker": "echo 28.1"}, "docker; docker's daemon 28.1 answers", "ok"),
-        ({"docker": "exit 1"}, "docker; docker's daemon does not answer", "warning"),
+        ({"docker": "exit 1"}, "docker; the docker daemon is not running", "warning"),
     ],
 )
 def test_containers_and_the_daemon(machine: Machine, scripts: dict[str, str], found: str, status: str) -> None:
@@ -170,7 +170,7 @@ def test_half_a_base_in_the_cache(machine: Machine, change: Callable[..., Config
     assert check_base(model, root).remedy == remedy
     for name in names[1:]:
         save_file({"w": np.zeros(64)}, folder / name)
-    assert trouble() == ", in the cache, complete"
+    assert trouble() == ": complete in the cache"
     (folder / names[1]).write_bytes((folder / names[1]).read_bytes()[:-1])
     assert trouble() == f": {names[1]} is cut off or damaged"
     (folder / "model.safetensors.index.json").write_text("[]", encoding="utf-8")

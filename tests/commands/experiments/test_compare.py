@@ -93,7 +93,7 @@ def test_another_test_set_is_refused() -> None:
         compare_sides(A, side("b", [1.0] * 40, test_sha256="u" * 64), 0.95, 0, LOOKS)
     assert str(caught.value) == (
         "compare: a was measured on test set tttttttttttt, b on uuuuuuuuuuuu; answers to different questions can't be "
-        "paired. Another seed, data or data section draws other splits: run both on the same one"
+        "paired. Another seed, data or data section draws different splits: run both on the same split"
     )
 
 
@@ -108,9 +108,9 @@ def test_what_weakens_the_comparison_is_told() -> None:
     assert found.warnings == [
         "the answers were not generated alike, so a difference is not the adapters' alone "
         "(generation.max_new_tokens: 16 in A, 32 in B)",
-        "both are the same adapter",
-        "left out: the scorer exact_match scores otherwise in B than in A",
-        "left out: the scorer chrf is of one run alone",
+        "both runs have the same adapter",
+        "left out: the scorer exact_match is configured differently in B",
+        "left out: the scorer chrf is used in one run only",
     ]
     assert {item.metric.name for item in found.found} == {"loss", "perplexity"}
 
@@ -179,7 +179,7 @@ def test_experiments_branches_and_the_workspace_are_found(repository: Path, name
         (
             ("main", "nowhere"),
             2,
-            "error: 'nowhere' is not an experiment, branch, tag or commit here; ./finetune exps",
+            "error: 'nowhere' is not an experiment, branch, tag or commit of this repository; ./finetune exps",
         ),
         (("main", "elsewhere"), 3, "error: compare: main was measured on test set"),
         (("main~1", "main"), 3, "error: main~1: has no reports/evaluation.json: its pipeline did not run to its end"),
@@ -204,7 +204,7 @@ def test_an_artefact_that_left_the_cache_says_how_to_get_it(repository: Path, tm
     run(copy, "rm", "-rf", ".dvc/cache/files")
     assert (
         "error: better: params.yaml" not in (told := finetune(copy, "compare", "workspace", "better", code=3))
-        and "is not in DVC's cache here; get it where a remote has it (dvc fetch --all-commits; of an experiment: "
+        and "is not in DVC's cache here; download it if a remote has it (dvc fetch --all-commits; of an experiment: "
         "dvc exp pull origin better), or make it again (dvc exp apply better, of a commit git checkout better; then "
         "make repro)"
         in told
@@ -215,13 +215,13 @@ def test_params_that_were_edited_after_the_run_are_told(repository: Path, tmp_pa
     """The table of params would name values that made none of the answers; the gate's made none anyway."""
     copy = copy_of(repository, tmp_path / "copy")
     assert json.loads(finetune(copy, "compare", "main", "workspace", "--json"))["warnings"] == [
-        "both are the same adapter"
+        "both runs have the same adapter"
     ]
     text = (copy / "params.yaml").read_text(encoding="utf-8")
     edited = text.replace('"learning_rate": 0.5', '"learning_rate": 0.7').replace('"looks": 5', '"looks": 6')
     (copy / "params.yaml").write_text(edited, encoding="utf-8")
     assert json.loads(finetune(copy, "compare", "main", "workspace", "--json"))["warnings"] == [
-        "both are the same adapter",
+        "both runs have the same adapter",
         "workspace: params.yaml has changed since its run (train); make repro brings it up to date",
     ]
 

@@ -82,7 +82,7 @@ def test_names_of_metrics_with_dots_are_one_key(change: Callable[..., Config]) -
     sides = {"candidate": {"exceptions.macro_f1": 0.5}, "baseline": {"exceptions.macro_f1": 0.25}}
     item = Experiment("one", {}, {"evaluation": {"groups": {"exception-namer": sides}}})
     columns, rows = draw([item], measure)
-    assert columns == ["experiment", "exceptions.macro_f1 of exception-namer", "of the baseline"]
+    assert columns == ["experiment", "exceptions.macro_f1 of exception-namer", "baseline"]
     assert rows == [["one", "0.5", "0.25"]]
 
 
@@ -90,8 +90,8 @@ def test_a_gate_of_memory_or_latency_sorts_by_that(change: Callable[..., Config]
     """Who asks for memory first wants the smallest first; its column is not shown twice."""
     for rule, title in (
         ({"rule": "memory_at_most", "limit": "2 GB"}, "memory, GB"),
-        ({"rule": "latency_at_most", "seconds": 1.0, "improvement": None}, "seconds an answer"),
-        ({"rule": "latency_quantile_at_most", "quantile": 0.95, "seconds": 1.0}, "p95 of the latency"),
+        ({"rule": "latency_at_most", "seconds": 1.0, "improvement": None}, "s/answer"),
+        ({"rule": "latency_quantile_at_most", "quantile": 0.95, "seconds": 1.0}, "p95 latency"),
     ):
         measure = first_measure(change(**{"decide.criteria": [rule]}))
         assert measure is not None

@@ -99,7 +99,7 @@ def test_the_deviation_has_its_own_interval() -> None:
             [0.50, 0.54, 0.52],
             0.49,
             True,
-            "the gain (+0.0300) is no more than what another seed changes (0.0400 between 3",
+            "the gain (+0.0300) is within the variation between seeds (0.0400 between 3",
         ),
         ([0.50, 0.54, 0.52], 0.47, True, None),
         ([0.50, 0.54, 0.52], 0.51, True, "1 of 3 seeds gain nothing; the mean gain is +0.0100"),
@@ -109,7 +109,7 @@ def test_the_deviation_has_its_own_interval() -> None:
             [1.0, 1.2, 1.1],
             1.25,
             False,
-            "the gain (-0.1500) is no more than what another seed changes (0.2000 between 3",
+            "the gain (-0.1500) is within the variation between seeds (0.2000 between 3",
         ),
         ([0.5], 0.5, True, None),
     ],
@@ -259,7 +259,7 @@ def test_a_failed_seed_keeps_what_came_before(repository: Path, tmp_path: Path) 
     root = copy_of(repository, tmp_path / "copy")
     before = (root / "params.yaml").read_bytes(), (root / "out/adapter/weights").read_bytes()
     told = finetune(root, "seeds", "--seeds", "12,13,14", code=3)
-    assert "error: seed 13: its run failed, for the reason above; the seeds before it are recorded" in told
+    assert "error: seed 13: its run failed; the reason is printed above; the seeds before it are recorded" in told
     (results,) = read_json(root / "data/seeds.json").values()
     assert list(results) == ["12"]
     assert ((root / "params.yaml").read_bytes(), (root / "out/adapter/weights").read_bytes()) == before
@@ -280,7 +280,7 @@ def test_ctrl_c_waits_for_the_stage_and_puts_params_back(repository: Path, tmp_p
     os.killpg(process.pid, signal.SIGINT)
     told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 5, told
-    assert "interrupted; what is finished is recorded, the same command resumes" in told
+    assert "interrupted; finished seeds are recorded; run the same command again to resume" in told
     assert (root / "params.yaml").read_bytes() == before
 
 

@@ -65,7 +65,7 @@ def test_what_this_machine_has_no_kernels_for_is_replaced_and_said(
         content, changes = rehearsal_params(real, 32, 200)
         return [content["environment"], content["model"]["attention"], content["train"]["optim"]], changes
 
-    found, changes = kept("no CUDA device answers")
+    found, changes = kept("no CUDA device found")
     assert found == ["cpu", "sdpa", "adamw_torch"]
     assert "model.attention: flash_attention_2 -> sdpa (has no kernels on cpu)" in changes
     assert "environment: cuda -> cpu (this machine has no such device)" in changes
@@ -164,7 +164,7 @@ def test_rows_are_prepared_anew_where_they_or_the_settings_changed(
     assert "it is made anew, as dvc repro prepare does" in capsys.readouterr().out
     assert read_json(paths.reports / "prepare.json")["sources"]["cpython"]["read"] == 3756 - 9
     other = change(**{"data.max_bad_fraction": 0.5})
-    assert find_stale_rows(other, Path()) == "with other settings of the section data"
+    assert find_stale_rows(other, Path()) == "with different settings in the section data"
 
 
 # ---- Whole rehearsals, in their own target: a minute or two each
@@ -240,7 +240,7 @@ def test_a_packed_recipe_rehearses(tree: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("packing: false", "packing: true"), encoding="utf-8")
     assert main(["rehearse", "tiny"]) == 0
     held = proofs_held(tree, "tiny")
-    assert len(held) >= 8 and "packing isolates" in held
+    assert len(held) >= 8 and "packed rows are isolated" in held
 
 
 @pytest.mark.end_to_end

@@ -64,7 +64,7 @@ def test_check_says_what_it_carries(made: Path, capsys: pytest.CaptureFixture[st
     check(made)
     told = capsys.readouterr().out
     assert "whole; 26 files, all of one run" in told
-    assert "not signed: it is whole, and who made it is not proven" in told
+    assert "not signed: the bundle is intact, but its author is not verified" in told
     assert "verdict deploy: All of it passes." in told
 
 
@@ -101,7 +101,7 @@ def test_a_failure_leaves_the_old_bundle_and_nothing_half(
 
 def test_a_file_that_changes_meanwhile_is_noticed(copy: Path, tmp_path: Path) -> None:
     """The manifest must not vouch for other bytes than were packed."""
-    with pytest.raises(DataError, match=r"a: was changed while it was bundled; wait for what writes it, then bundle"):
+    with pytest.raises(DataError, match=r"a: changed while it was being bundled; wait for what writes it, then bundle"):
         archive.write_archive(tmp_path / "x", "t", {"files": {"a": bundle.entry_of(b"one")}}, {"a": b"two"})
 
 
@@ -124,13 +124,13 @@ SUMMARY, LOCK, DVC = "reports/summary.md", "requirements/cpu.lock", "dvc.yaml"
     [
         ("params.yaml", "confidence: 0.95", "confidence: 0.9", "was made with another section decide of params.yaml"),
         ("params.yaml", "learning_rate: 2.0e-3", "learning_rate: 1.0e-3", "train is not what dvc.lock names"),
-        (SUMMARY, "of the adapter", "of an adapter", f"{SUMMARY}: is not the file that dvc.lock names"),
-        (LOCK, "made up", "changed", f"{LOCK}: is not the file that dvc.lock names"),
+        (SUMMARY, "of the adapter", "of an adapter", f"{SUMMARY}: differs from dvc.lock"),
+        (LOCK, "made up", "changed", f"{LOCK}: differs from dvc.lock"),
         ("out/adapter/adapter_config.json", "tiny-base", "huge-base", "is not the file that was published"),
-        ("data/prepared/test.jsonl", "test", "tests", "test.jsonl: is not the test set that was evaluated"),
+        ("data/prepared/test.jsonl", "test", "tests", "test.jsonl: is not the evaluated test set"),
         ("out/predictions.jsonl", "1", "2", "predictions.jsonl: is not the file that evaluate wrote"),
         ("reports/decision.json", None, None, "decision.json: no such file; run the stage that writes it (dvc repro)"),
-        ("out/adapter/notes.txt", None, "mine", "notes.txt: was not published with the adapter"),
+        ("out/adapter/notes.txt", None, "mine", "notes.txt: is not part of the published adapter"),
         # a token in a tokenizer's config, or in any other member; and a folder, which tells who made this
         (DVC, "prepare has", "hf_verysecretindeed", f"{DVC}: holds the value of the environment variable HF_TOKEN"),
         (DVC, "prepare has", "{root}/data", f"{DVC}: names this repository's folder"),

@@ -45,7 +45,7 @@ def refused(path: Path) -> str:
 def test_no_archive_is_no_bundle(tmp_path: Path, content: bytes) -> None:
     """Whatever it is, it is told in a line."""
     (tmp_path / "x.tar.gz").write_bytes(content)
-    assert "is not a bundle, or was packed again or damaged; ask for the file again" in refused(tmp_path / "x.tar.gz")
+    assert "is not a bundle, or was repacked or damaged; ask for the file again" in refused(tmp_path / "x.tar.gz")
 
 
 def test_every_cut_is_noticed(made: Path, tmp_path: Path) -> None:
@@ -117,10 +117,10 @@ def test_more_or_fewer_members_are_noticed(made: Path, tmp_path: Path) -> None:
     inner, path = gzip.decompress(made.read_bytes()), tmp_path / "x"
     extra = archive.header(f"{made.name.removesuffix('.tar.gz')}/zzz", 0)
     assert "something follows the last member" in refused(squeeze(path, inner[:-1024] + extra + inner[-1024:]))
-    assert "more follows after its end" in refused(squeeze(path, inner + bytes(512)))
+    assert "has extra data after its end" in refused(squeeze(path, inner + bytes(512)))
     for more in (b"x", b"\0", gzip.compress(b""), gzip.compress(b"x")):
         path.write_bytes(made.read_bytes() + more)
-        assert "more follows after its end" in refused(path)
+        assert "has extra data after its end" in refused(path)
     assert "not those of a run" in refused(rebuilt(made, path, lambda files: files.pop("reports/summary.md") and None))
 
 
@@ -201,7 +201,7 @@ def test_what_the_manifest_says_must_be_words(made: Path, tmp_path: Path) -> Non
     manifest = json.loads(files.pop("manifest.json"))
     for key in ("recipe", "verdict", "sentence"):
         archive.write_archive(tmp_path / "x", made.name.removesuffix(".tar.gz"), {**manifest, key: [1]}, files)
-        assert f"manifest.json: has no {key} in words" in refused(tmp_path / "x")
+        assert f"manifest.json: has no text in {key}" in refused(tmp_path / "x")
 
 
 # -------------------------------------------------------------------------------------------------------- the contents
@@ -235,19 +235,19 @@ def name_outside(name: str) -> Callable[[Names], None]:
     return change
 
 
-ANCHOR = "has an anchor or an alias, which no bundle may have"
+ANCHOR = "has an anchor or an alias, which is not allowed in a bundle"
 CHANGES = [
     # members that do not belong together
     (swap("reports/decision.json", b'"deploy"', b'"abort"'), "manifest.json: its verdict is not the one in the bundle"),
-    (swap("out/model_card.md", b"adapter ", b"adapter 0"), "out/model_card.md: is not the file that dvc.lock names"),
+    (swap("out/model_card.md", b"adapter ", b"adapter 0"), "out/model_card.md: differs from dvc.lock"),
     (swap("reports/train.json", b'sha256": "', b'sha256": "0'), "reports/train.json: names another adapter"),
-    (swap("reports/summary.md", b"adapter", b"bdapter"), "reports/summary.md: is not the file that dvc.lock names"),
+    (swap("reports/summary.md", b"adapter", b"bdapter"), "reports/summary.md: differs from dvc.lock"),
     (swap("out/adapter/adapter_config.json", b"tiny", b"huge"), "adapter_config.json: is not the file that was publ"),
     (swap("params.yaml", b"seed: 42 ", b"seed: 43 "), "params.yaml: data is not what dvc.lock names"),
     (swap("sbom.cdx.json", b'"CycloneDX"', b'"Cyclone"'), "sbom.cdx.json: is not a bill of materials of this adapter"),
     (swap("sbom.cdx.json", b'"library"', b'"libary"'), "sbom.cdx.json: lacks packages, base model or data"),
     (swap("sbom.cdx.json", b'"alg": "SHA-256"', b'"alg": "SHA-0"'), "sbom.cdx.json: is not CycloneDX: "),
-    (swap("dvc.lock", b"{", b"["), "dvc.lock: is missing, broken or names no outputs"),
+    (swap("dvc.lock", b"{", b"["), "dvc.lock: is missing, broken or lists no outputs"),
     # what expands, or ends the stack
     (bombs, f"dvc.lock: line 5: {ANCHOR}"),
     (put("params.yaml", bomb().encode()), f"params.yaml: line 1: {ANCHOR}"),

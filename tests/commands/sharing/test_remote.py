@@ -154,7 +154,7 @@ def test_push_uploads_nothing_that_is_damaged(place: Path) -> None:
     cached = root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
     damage(cached)
     told = finetune(root, "push", code=3)
-    assert f"error: {WEIGHTS}: damaged in DVC's cache, nothing was uploaded; remove .dvc/cache/files/md5/" in told
+    assert f"error: {WEIGHTS}: damaged in DVC's cache; nothing was uploaded; remove .dvc/cache/files/md5/" in told
     assert not (place / "store").exists()
     cached.unlink()  # as it says
     run(root, "dvc", "commit", "-q", "--force")

@@ -70,7 +70,7 @@ def test_class_labels_come_out_as_their_names(tmp_path: Path, name: str) -> None
         Row(1, {"label": "yes", "tags": ["q", "p"], "deep": [{"tag": "p", "text": "0"}], "tools": [{"b": 1}]}),
         Row(2, {"label": None, "tags": None, "deep": [], "tools": []}),
         Row(3, {"label": None, "tags": [], "deep": None, "tools": None}),
-        BadRow(4, "holds a value that can't be read: label 2 is none of the 2 that have names"),
+        BadRow(4, "contains a value that can't be read: label 2 is none of the 2 that have names"),
     ]
     assert isinstance(found[4], BadRow)
 
@@ -91,7 +91,7 @@ def test_a_row_that_python_cannot_hold_costs_no_more_than_itself(tmp_path: Path)
     found = read(tmp_path / "rows.parquet")
     assert isinstance(found[0], Row)
     assert found[1] == BadRow(2, "not UTF-8")
-    assert isinstance(found[2], BadRow) and found[2].why.startswith("holds a value that can't be read: ")
+    assert isinstance(found[2], BadRow) and found[2].why.startswith("contains a value that can't be read: ")
 
 
 def test_a_row_too_large_is_passed_over(tmp_path: Path) -> None:
@@ -155,9 +155,13 @@ def test_a_datasets_folder_gives_the_rows_of_its_shards(folders: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "part", "why"),
     [
-        ("both", None, "both: holds the parts train, test and it names none; set the source's `part` to one"),
-        ("both", "dev", "both: holds the parts train, test and there is no 'dev'; set the source's `part` to one"),
-        ("one", "train", "one: is one dataset, so it has no part 'train'; take `part` out of its source"),
+        ("both", None, "both: holds the parts train, test and it names none; set `part` of its source to one of them"),
+        (
+            "both",
+            "dev",
+            "both: holds the parts train, test and there is no 'dev'; set `part` of its source to one of them",
+        ),
+        ("one", "train", "one: is one dataset, so it has no part 'train'; remove `part` from its source"),
     ],
 )
 def test_a_part_must_be_one_that_is_there(folders: Path, folder: str, part: str | None, why: str) -> None:
@@ -171,7 +175,7 @@ def test_a_damaged_datasets_folder_is_an_error(folders: Path) -> None:
     (folders / "one/data-00001-of-00002.arrow").unlink()
     assert error_of(folders / "one") == "one/data-00001-of-00002.arrow: is gone; put it back and start again"
     state.write_text('{"_data_files": [{"filename": "../both/test/data-00000-of-00002.arrow"}]}', encoding="utf-8")
-    why = "rows are not stored in order in files beside it"
+    why = "its rows are not stored in order in data files of the same folder"
     assert error_of(folders / "one") == f"one/state.json: is broken ({why}); save the dataset again (save_to_disk)"
     state.write_text("{", encoding="utf-8")
     assert error_of(folders / "one").startswith("one/state.json: is broken (Expecting property name")

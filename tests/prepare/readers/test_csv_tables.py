@@ -37,11 +37,11 @@ def test_a_bad_record_costs_no_more_than_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"\n\n", ": has no header; its first line must name the columns"),
-        (b"a,,c\n", ":1: column 2 has no name; its first line must name them all"),
+        (b"\n\n", ": has no header; the first line must name the columns"),
+        (b"a,,c\n", ":1: column 2 has no name; the first line must name all columns"),
         (b"\na,b,a\n", ":2: two columns are named 'a'; give each its own name"),
         (b"a,\xff\n", ":1: the header is not UTF-8; save the file as UTF-8"),
-        (b'a,b\n1,2\n1,"2\n3,4\n', ":3: a quote that opens in this record never closes; close it"),
+        (b'a,b\n1,2\n1,"2\n3,4\n', ":3: a quote opened in this record is never closed; close it"),
         (b'a,b\n1,"2\n3,"4\n', ":2: is broken, at line 3 (',' expected after '\"'); quote its fields and double"),
         (b"a\r1\r2\r", ":1: is broken, at line 1 (new-line character seen in unquoted field); quote its fields"),
         (b'a,b\n1,"' + b"2\n" * 6_000, ":2: the record that starts here is larger than data.max_row_size: 0.01 MB, or"),

@@ -111,7 +111,7 @@ def test_a_binary_file_that_was_cut_off_is_an_error(tmp_path: Path, name: str, s
 def test_an_arrow_stream_without_its_end_mark_is_an_error(tmp_path: Path) -> None:
     """Cut off right between two batches nothing but the mark is missing."""
     (tmp_path / "rows.arrow").write_bytes(WRITERS["stream.arrow"](ROWS)[:-8])
-    assert error_of(tmp_path / "rows.arrow").startswith("rows.arrow: is cut off or damaged (no end mark)")
+    assert error_of(tmp_path / "rows.arrow").startswith("rows.arrow: is truncated or damaged (no end mark)")
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -148,7 +148,7 @@ def test_an_unknown_file_is_told_what_is_known(tmp_path: Path, name: str) -> Non
     """Guessing at content would read some files wrongly; the name is one `mv` away."""
     (tmp_path / name).write_bytes(b'{"a": 1}\n')
     assert error_of(tmp_path / name) == (
-        f"{name}: is nothing that can be read; known are .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow "
+        f"{name}: has an unsupported format; known are .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow "
         "(each also with .gz or .zst after it) and folders that datasets' save_to_disk wrote"
     )
 
@@ -162,11 +162,11 @@ def test_names_are_known_in_capitals_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b'{\n  "a": 1\n}\n', "over several lines; write an array of objects or one object a line"),
-        (b'\n{"a": {"b":\n1}}', "over several lines; write an array of objects or one object a line"),
-        (b"  \n\n", "holds nothing but spaces; put rows into it or take it out of data.sources"),
-        (b"1\n2\n", "is neither an array of JSON objects nor one object a line, in UTF-8"),
-        ('{"a": 1}'.encode("utf-16"), "is neither an array of JSON objects nor one object a line, in UTF-8"),
+        (b'{\n  "a": 1\n}\n', "over several lines; write an array of objects or one object per line"),
+        (b'\n{"a": {"b":\n1}}', "over several lines; write an array of objects or one object per line"),
+        (b"  \n\n", "contains only whitespace; add rows to it or remove it from data.sources"),
+        (b"1\n2\n", "is neither a JSON array of objects nor JSON lines in UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "is neither a JSON array of objects nor JSON lines in UTF-8"),
     ],
 )
 def test_a_json_file_of_another_kind_says_so(tmp_path: Path, content: bytes, why: str) -> None:
@@ -186,7 +186,7 @@ def test_a_json_file_with_a_broken_first_line_is_still_lines(tmp_path: Path, con
 def test_a_compressed_file_with_a_plain_name_says_so(tmp_path: Path, suffix: str) -> None:
     """Every line of it would be a bad row of its own."""
     (tmp_path / "rows.jsonl").write_bytes(SQUEEZE[suffix](b'{"a": 1}\n'))
-    assert error_of(tmp_path / "rows.jsonl") == f"rows.jsonl: is compressed; put {suffix} after its name"
+    assert error_of(tmp_path / "rows.jsonl") == f"rows.jsonl: is compressed; add {suffix} to its name"
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -204,7 +204,7 @@ def test_a_file_has_no_parts(tmp_path: Path) -> None:
     """`part` would be ignored, and someone would train on the test split."""
     (tmp_path / "rows.jsonl").write_bytes(b"{}\n")
     assert error_of(tmp_path / "rows.jsonl", "train") == (
-        "rows.jsonl: is one file, so it has no part 'train'; take `part` out of its source"
+        "rows.jsonl: is one file, so it has no part 'train'; remove `part` from its source"
     )
 
 

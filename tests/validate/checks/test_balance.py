@@ -99,7 +99,7 @@ def test_a_label_twenty_times_as_frequent_is_a_warning(splits: Splits, quiet: Co
     (finding,) = check_data(quiet, splits)
     assert told(finding, "labels-imbalanced") == (
         "data/prepared/train.jsonl: of 'namer' the label 'a' has 42 train examples, up to 21 times as many as 1 label "
-        "(b) (2 at the least); add rows of the rare ones, or judge this agent by a classification scorer's macro_f1"
+        "(b) (2 at the least); add rows of the rare labels, or judge this agent by macro_f1 of a classification scorer"
     )
 
 
@@ -135,7 +135,7 @@ def test_long_answers_in_many_rows_are_a_note(splits: Splits, quiet: Config, exa
     (finding,) = check_data(quiet, with_answer(refusal, 3))
     assert told(finding, "answers-repeated") == (
         f"data/prepared/train.jsonl: 3 of 40 train answers (7.5%) are {refusal!r}; "
-        "keep them if that is what is to be said; else leave them out by data.filters.drop_matching"
+        "keep them if this answer is intended; otherwise drop them with data.filters.drop_matching"
     )
 
 

@@ -44,7 +44,7 @@ def test_a_missing_shard_is_told_by_name(base: Path) -> None:
     (finding,) = examine().findings
     assert told(finding, "base-incomplete") == (
         "params.yaml: model.base: base: 1 of 2 weight files missing (model-00002-of-00002.safetensors); "
-        "fetch the base again (hf download), or copy it whole"
+        "download the base again (hf download), or copy it completely"
     )
 
 
@@ -72,7 +72,7 @@ def test_an_index_that_names_no_shard_is_told(base: Path, index: str) -> None:
     (base / "model.safetensors").unlink()
     (base / INDEX).write_text(index, encoding="utf-8")
     (finding,) = examine().findings
-    assert finding.message == f"base/{INDEX}: an index that names no shard"
+    assert finding.message == f"base/{INDEX}: an index that lists no shards"
 
 
 def test_the_one_file_goes_before_an_index(base: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_config_that_names_no_model_is_a_finding(base: Path, keys: dict[str, A
     (finding, *others) = known.findings
     assert finding.code == "base-class-unknown"
     assert finding.message.startswith(f"base: its config.json {what}")
-    assert finding.remedy == "use a base that transformers knows, or fix that file"
+    assert finding.remedy == "use a base that transformers supports, or fix that file"
     assert "\n" not in finding.message
     assert known.architecture is None
     assert {other.code for other in others} <= {"base-incomplete"}  # of some such configs no tokenizer is made either
@@ -169,7 +169,7 @@ def test_a_broken_config_is_a_finding(base: Path, content: str) -> None:
     known = examine()
     assert {finding.code for finding in known.findings} == {"base-incomplete"}
     assert "base/config.json" in known.findings[0].message
-    assert known.findings[0].remedy == "fix it or fetch it again"
+    assert known.findings[0].remedy == "fix it or download it again"
 
 
 def test_a_missing_config_is_a_finding(base: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_missing_tokenizer_is_a_finding(base: Path) -> None:
         path.unlink()
     (finding,) = examine().findings
     assert finding.code == "base-incomplete"
-    assert finding.message == "no tokenizer loads from base: it holds no vocabulary"
+    assert finding.message == "no tokenizer loads from base: it has no vocabulary"
 
 
 def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
     (finding,) = examine().findings
     assert told(finding, "tokens-without-embeddings") == (
         f"params.yaml: model.base: the tokenizer has {rows} tokens, the base's embeddings {rows - 1} rows; "
-        "use the tokenizer that belongs to the base, or a token that it has for model.pad_token"
+        "use the tokenizer of the base, or set model.pad_token to one of its tokens"
     )
 
 
@@ -251,7 +251,7 @@ def test_a_mark_that_was_never_trained_is_a_finding(base: Path, poor: str) -> No
     if poor == "copied":
         assert set(finding.message.split(": ")[0].split(", ")) == set(told.split(", "))
     else:
-        assert finding.message == f"{told}: zero or copied embeddings, so the base has not seen them in training"
+        assert finding.message == f"{told}: zero or copied embeddings, so the base was not trained on them"
     assert (finding.code, finding.severity) == ("tokens-untrained", "warning")
 
 

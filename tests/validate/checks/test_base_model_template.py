@@ -64,8 +64,8 @@ def test_a_template_that_is_not_utf_8_is_a_finding(base: Path) -> None:
 UNMARKED = TURNS.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 ENDLESS = TURNS.replace("{{ message.content }}<|im_end|>{% endg", "{{ message.content }}{% endg", 1)
 FIRST_ALONE = TURNS.replace("message.role == 'assistant'", "loop.index == 2")
-NOTHING = "the chat template renders nothing of a conversation"
-ONE_LOST = "of a conversation with two answers, not both are supervised, each in a stretch of its own"
+NOTHING = "the chat template renders a conversation as empty text"
+ONE_LOST = "in a conversation with two answers, the two are not supervised as separate spans"
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_marks_that_are_no_tokens_are_a_finding(base: Path) -> None:
     template(base, TURNS.replace("<|im_start|>", "<|begin|>"))
     (finding,) = examine().findings
     assert told(finding, "template-foreign") == (
-        "params.yaml: model.chat_template: <|begin|> of the template are not single tokens of the base; "
-        "use the template that belongs to the base (null, or one of models/templates/*.jinja)"
+        "params.yaml: model.chat_template: <|begin|> in the template are not single tokens of the base; "
+        "use the template of the base (null, or one of models/templates/*.jinja)"
     )
 
 

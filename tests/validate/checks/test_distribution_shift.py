@@ -37,7 +37,7 @@ def test_another_script_is_a_warning(written: Write) -> None:
     (finding,) = check_shift({"train": train, "validation": [], "test": test})
     assert told(finding, "language-shift") == (
         "data/prepared/test.jsonl: the scripts of the rows differ by 33% (total variation): CYRILLIC 0% of train and "
-        "33% of test, LATIN 100% of train and 67% of test; add train rows like those that are tested"
+        "33% of test, LATIN 100% of train and 67% of test; add train rows that resemble the test rows"
     )
     mixed = train + written("train", RUSSIAN, 45)
     assert check_shift({"train": mixed, "validation": [], "test": test}) == []
@@ -50,9 +50,9 @@ def test_another_language_of_one_script_is_a_warning(written: Write) -> None:
     assert check_shift({"train": train, "validation": [], "test": written("test", ENGLISH, 40)}) == []
     (finding, *_) = check_shift({"train": train, "validation": [], "test": written("test", GERMAN, 40)})
     assert finding.code == "language-shift"
-    what = "of a test row's words are not in one half of train, compared with 0% of the words of a row"
+    what = "of a test row's words do not occur in one half of train, compared with 0% of the words of a row"
     assert what in finding.message
-    assert finding.remedy == "add train rows like those that are tested"
+    assert finding.remedy == "add train rows that resemble the test rows"
 
 
 def test_names_that_are_always_new_are_no_shift(example: MakeExample) -> None:
@@ -70,7 +70,7 @@ def test_other_lengths_are_a_warning(written: Write) -> None:
     assert (finding.code, finding.severity) == ("length-shift", "warning")
     assert finding.message.startswith("test rows have 1")
     assert finding.message.endswith("the distributions are 100% apart (Kolmogorov-Smirnov)")
-    assert finding.remedy == "draw both from the same rows (data.split), or add train rows of these lengths"
+    assert finding.remedy == "split both from the same rows (data.split), or add train rows of these lengths"
 
 
 def test_a_few_rows_shift_nothing(written: Write) -> None:

@@ -71,11 +71,11 @@ def test_a_machine_that_has_all_raises_nothing(machine: Callable[..., None], cha
 
 def test_a_missing_device_is_a_warning_and_the_only_one(machine: Callable[..., None], change: Change) -> None:
     """Validate is run on a laptop before the machine is rented; what that one has, nobody can ask here."""
-    machine(missing="no CUDA device answers", devices=0, supports=(), packages=())
+    machine(missing="no CUDA device found", devices=0, supports=(), packages=())
     (finding,) = check_machine(change(**CUDA | FLASH | spread("zero2", devices=4)))
     assert told(finding, "device-missing") == (
-        "params.yaml: environment: no CUDA device answers; "
-        "use a recipe for this machine (./finetune doctor names one), or run this one where it belongs"
+        "params.yaml: environment: no CUDA device found; "
+        "use a recipe for this machine (./finetune doctor lists one), or run this one on its target machine"
     )
 
 
@@ -107,7 +107,7 @@ def test_a_device_without_bfloat16_is_an_error(
     (finding,) = check_machine(change(**{"environment": "cuda", key: value}))
     assert (
         told(finding, "bf16-unsupported")
-        == f"params.yaml: {key}: this device has no bfloat16; use float16 and fp16: true"
+        == f"params.yaml: {key}: this device does not support bfloat16; use float16 and fp16: true"
     )
 
 
@@ -119,7 +119,7 @@ def test_an_old_processor_emulates_bfloat16(machine: Callable[..., None], change
     (finding,) = check_machine(change(**{"train.bf16": True}))
     assert told(finding, "bf16-slow") == (
         "params.yaml: train.bf16: this processor has no bfloat16 instructions (avx512_bf16, amx_bf16), so it is "
-        "emulated; use float32 where memory allows"
+        "emulated; use float32 if memory allows"
     )
 
 
@@ -139,11 +139,12 @@ def test_packages_that_only_some_recipes_need(machine: Callable[..., None], chan
     machine(packages=())
     attention, strategy = check_machine(change(**CUDA | FLASH | spread("zero3")))
     assert str(attention) == (
-        "params.yaml: model.attention: neither flash_attn nor its kernels in the Hub's cache are here; "
-        "pip install flash-attn --no-build-isolation, or use sdpa, which is no slower on an H100 by published tests"
+        "params.yaml: model.attention: neither flash_attn nor its kernels from the Hub are installed; "
+        "pip install flash-attn --no-build-isolation, or use sdpa, which published benchmarks show to be as "
+        "fast on an H100"
     )
     assert str(strategy) == (
-        "params.yaml: train.distributed.strategy: zero3 needs the package deepspeed, which is not installed here; "
+        "params.yaml: train.distributed.strategy: zero3 needs the package deepspeed, which is not installed; "
         "pip install deepspeed, or use ddp"
     )
     assert [(found.code, found.severity) for found in (attention, strategy)] == [
@@ -184,5 +185,5 @@ def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     (finding,) = check_disk(tmp_path, GB + 10**8)
     assert told(finding, "disk-short") == (
         f"{tmp_path}: 1.0 GB are free, checkpoints, adapter and data need 1.1 GB; "
-        "free some (dvc gc -w), or lower train.save_total_limit"
+        "free disk space (dvc gc -w), or lower train.save_total_limit"
     )

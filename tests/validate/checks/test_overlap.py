@@ -30,7 +30,7 @@ def test_a_row_in_train_and_held_out_is_an_error(
     (finding,) = check_overlap(quiet, splits)
     size = len(splits[name])
     assert told(finding, "split-overlap") == (
-        f"data/prepared/{name}.jsonl: 1 of {size} rows ({100 / size:.3g}%) are in train too, prompt and answer (ids "
+        f"data/prepared/{name}.jsonl: 1 of {size} rows ({100 / size:.3g}%) also occur in train, prompt and answer (ids "
         f"{leak.id}); run prepare again (dvc repro -f -s prepare); it keeps them apart"
     )
 
@@ -41,7 +41,8 @@ def test_a_prompt_with_another_answer_is_another_error(splits: Splits, quiet: Co
     copy, prompt = check_overlap(quiet, splits)
     assert (copy.code, prompt.code) == ("split-overlap", "split-same-prompt")
     assert str(prompt) == (
-        "data/prepared/test.jsonl: 1 of 32 rows (3.12%) have a prompt that is in train too, with another answer (ids "
+        "data/prepared/test.jsonl: 1 of 32 rows (3.12%) have a prompt that also occurs in train with a "
+        "different answer (ids "
         "namer/rows/1/question 104/Another); "
         "run prepare again (dvc repro -f -s prepare); it keeps rows of one prompt together"
     )

@@ -67,7 +67,7 @@ def test_a_smaller_machine_than_the_recipes_is_a_warning(change: Change, monkeyp
     )
     here = change()
     assert check_this_machine(here, outlook_of(here, 9 * GB, 8 * GB)) == []  # check_fit's business
-    monkeypatch.setattr(plan, "find_missing_device", lambda environment: "no CUDA device answers")
+    monkeypatch.setattr(plan, "find_missing_device", lambda environment: "no CUDA device found")
     assert check_this_machine(config, outlook_of(config, 9 * GB, 80 * GB)) == []
 
 
@@ -96,11 +96,11 @@ def test_what_is_saved_for_nothing_is_told(change: Change, peaks: Callable[[int,
     checkpointing, quantization = check_room(config, outlook_of(config, 30 * GB, 100 * GB))
     assert str(checkpointing) == (
         "params.yaml: train.activation_checkpointing: without it the peak would be 70.0 GB of 100.0 GB; "
-        "set it to false: it costs a third of the work"
+        "set it to false: checkpointing adds a third to the compute"
     )
     assert str(quantization) == (
         "params.yaml: model.quantization: with bfloat16 weights the peak would be 60.0 GB of 100.0 GB; "
-        "use none: no weight is dequantized in each pass, which is quicker and exact"
+        "use none: without dequantizing weights in each pass, training is faster and exact"
     )
     assert (checkpointing.code, checkpointing.severity) == ("checkpointing-needless", "warning")
     assert (quantization.code, quantization.severity) == ("quantization-needless", "note")

@@ -80,7 +80,8 @@ def test_not_worse_needs_examples_even_without_a_difference(gate: Change, tests_
     (finding,) = check_test_size(gate(**NOT_WORSE), tests_of(51))
     assert str(finding) == (
         "params.yaml: decide.criteria.0: 51 test examples can't prove exact_match not worse than the baseline by 0.05 "
-        "even if both models are right on the same ones: 52 are needed at 95.0% confidence; add 1 test example, or "
+        "even if both models are correct on the same examples: 52 are needed at 95.0% confidence; add 1 test "
+        "example, or "
         "set decide.criteria.0.margin: 0.06"
     )
     assert check_test_size(gate(**NOT_WORSE | {"margin": 0.06}), tests_of(51)) == []

@@ -57,7 +57,7 @@ def test_likeliest_labels_come_from_the_model(example: MakeExample) -> None:
     scored = scorers.score(made, answers("", ""), answers("nothing", "nothing"), told)
     assert [answer.scores["it.accuracy"] for answer in scored.candidate] == [1.0, 0.0]
     assert scored.baseline[0].scores == {"it.accuracy": None}
-    assert scored.problems[0].reason == "this side was not asked which class it finds likeliest"
+    assert scored.problems[0].reason == "this side has no class likelihoods"
 
 
 def test_a_reference_that_can_t_be_scored_is_told(example: MakeExample) -> None:
@@ -65,7 +65,7 @@ def test_a_reference_that_can_t_be_scored_is_told(example: MakeExample) -> None:
     made = [example(answer="12"), example(answer="none")]
     scored = built(made, it=asked("numeric")).score(made, answers("12", "12"), answers("12", "12"), {})
     assert [answer.scores["it"] for answer in scored.candidate] == [1.0, None]
-    assert (scored.problems[1].count, scored.problems[1].reason) == (1, "the reference holds no number")
+    assert (scored.problems[1].count, scored.problems[1].reason) == (1, "the reference contains no number")
 
 
 # ---------------------------------------------------------------------------------------------- a function of one's own
@@ -166,7 +166,7 @@ def test_all_that_is_wrong_is_told_at_once(tree: Path, example: MakeExample, mon
     starts = [
         "a.pattern: missing ): (a",
         "b: the pattern is not found in the reference",
-        "c: the reference holds no number, in any of 2 test examples; correct it, or name others in `of`",
+        "c: the reference contains no number, in any of 2 test examples; fix it, or name other agents in `of`",
         "d.schema_file: scorers/bad.json is not a JSON schema: $.type: 'foo'",
         "e.schema_file: scorers/remote.json refers to 'https://example.com/schema', which is not in it; nothing is f",
         "f.schema_file: scorers/no.json is not JSON",
@@ -177,7 +177,8 @@ def test_all_that_is_wrong_is_told_at_once(tree: Path, example: MakeExample, mon
         "k.function: scorers.broken can't be imported (SyntaxError",
         "l.function: scorers.leaves can't be imported (SystemExit: 3)",
         "m.function: scorers.missing can't be imported (ModuleNotFoundError",
-        "n: has 1 classes, where 2 to 1,000 are a classification; name the labels, or in `of` the agents that classify",
+        "n: has 1 classes, where 2 to 1,000 are a classification; list the labels, or list in `of` the "
+        "agents that classify",
         "o.labels: lacks 'ValueError', which is the reference of a test example",
         "p.api_key_variable: the environment variable NO_SUCH_KEY is not set",
     ]
@@ -206,10 +207,10 @@ def test_too_many_classes_are_no_classification(example: MakeExample) -> None:
 @pytest.mark.parametrize(
     ("schema", "problem"),
     [
-        ({"$ref": "#"}, "refers to itself without end"),
+        ({"$ref": "#"}, "refers to itself endlessly"),
         ({"$ref": "#/$defs/none"}, "refers to '/$defs/none', which is not in it; nothing is fetched"),
         ({"properties": {"a": {"$ref": "other.json"}}}, "refers to 'other.json', which is not in it"),
-        ({"$schema": "http://example.com/mine"}, "names a $schema that is not known: 'http://example.com/mine'"),
+        ({"$schema": "http://example.com/mine"}, "has an unsupported $schema: 'http://example.com/mine'"),
         ({"pattern": "("}, r"is not a JSON schema: $.pattern"),
         ([], "is not a JSON schema: it must be an object"),
     ],

@@ -67,13 +67,13 @@ def test_settings_that_fit_raise_nothing(settings: Check, environment: str) -> N
         (
             {"model.dtype": "float16"},
             "dtype-slow",
-            "model.dtype: float16 on a CPU is computed slowly, or not at all; use bfloat16 or float32",
+            "model.dtype: CPUs compute float16 slowly, if at all; use bfloat16 or float32",
             {"environment": "apple"},
         ),
         (
             {"environment": "cuda", "model.dtype": "float32"},
             "float32-weights-large",
-            "model.dtype: the frozen weights in 32 bit take twice the memory; only the adapter needs them; "
+            "model.dtype: the frozen weights take twice the memory in 32 bits; only the adapter needs 32 bits; "
             "use bfloat16",
             {"environment": "cpu"},
         ),
@@ -105,28 +105,28 @@ def test_settings_that_fit_raise_nothing(settings: Check, environment: str) -> N
         (
             {"train.packing": True, "train.train_sampling_strategy": "random"},
             "packing-slow",
-            "train.packing: with sdpa a packed row of 256 tokens has a square mask over all of it; "
+            "train.packing: with sdpa a packed row of 256 tokens has a full square attention mask; "
             "use model.attention: flash_attention_2, or packing: false with group_by_length",
             CUDA | FLASH,
         ),
         (
             CUDA | FLASH | {"train.packing": True},
             "packing-ignores-sampling",
-            "train.train_sampling_strategy: packed rows are all of one length, so there is nothing to group; "
+            "train.train_sampling_strategy: packed rows all have the same length, so there is nothing to group; "
             "use random",
             {"train.train_sampling_strategy": "sequential"},
         ),
         (
             CUDA | NF4 | spread("fsdp"),
             "quantization-strategy",
-            "model.quantization: fsdp shards weights, and nf4 weights are stored in bytes that it can't shard; "
+            "model.quantization: fsdp shards weights, but nf4 weights are stored as bytes that it can't shard; "
             "use ddp or zero2, or quantization: none",
             spread("zero2"),
         ),
         (
             NF4 | {"environment": "apple"},
             "quantization-slow",
-            "model.quantization: nf4 on a Mac goes through fallbacks; 16-bit weights are quicker where they fit; "
+            "model.quantization: nf4 on a Mac uses slow fallbacks; 16-bit weights are faster if they fit; "
             "use none with dtype: bfloat16, if memory allows",
             CUDA,
         ),
@@ -192,7 +192,7 @@ def test_flash_attention_computes_in_16_bit(settings: Check) -> None:
     found = settings(CUDA | FLASH | {"model.dtype": "float32"})
     assert codes(found) == ["float32-weights-large", "attention-dtype"]
     assert str(found[1]) == (
-        "params.yaml: model.attention: flash_attention_2 computes in 16 bit alone, and the run is in float32; "
+        "params.yaml: model.attention: flash_attention_2 supports 16-bit types only, but the run is in float32; "
         "set train.bf16: true, or use sdpa"
     )
     assert found[1].severity == "error"

@@ -107,7 +107,8 @@ def test_a_split_without_any_supervised_token_is_told_by_its_cause(settings: Set
     unmarked = TokenizedSplit(counts=TokenCounts.of(unsupervised_examples=4, truncated_examples=4, longest=300))
     (finding,) = check_masks("train", unmarked)
     assert told(finding, "mask-empty") == (
-        "params.yaml: model.chat_template: no example of train has a token to train on: the mask is empty everywhere; "
+        "params.yaml: model.chat_template: no example of train has a token to train on: the loss mask is "
+        "empty everywhere; "
         "use one of models/templates/*.jinja, which mark the answers"
     )
     assert codes(check_truncation(settings(budget=BUDGET), "train", unmarked.counts)) == ["truncated-over-budget"]
@@ -266,5 +267,5 @@ def test_prompts_beyond_the_bases_positions_are_an_error(tokenizer: Any, example
     (finding,) = check_test_answers(config, tokenizer, rows, prompt + 15)
     assert told(finding, "prompts-beyond-base") == (
         f"data/prepared/test.jsonl: 1 test prompts (up to {prompt} tokens) with 16 new tokens are longer than the "
-        f"{prompt + 15} positions of the base; use a smaller evaluate.max_new_tokens, or bound data.filters.tokens"
+        f"{prompt + 15} positions of the base; use a smaller evaluate.max_new_tokens, or set data.filters.tokens"
     )

@@ -56,7 +56,7 @@ def check_cuda(config: Config, found: Accelerators, quick: bool) -> Iterator[Che
             f"{'.'.join(map(str, gpu.capability))} ({formats}), driver {found.driver or 'unknown'}"
         )
         if gpu.free_bytes < gpu.memory_bytes / 2:
-            yield Check(f"GPU {at}", told, "warning", "nvidia-smi, to see who uses it")
+            yield Check(f"GPU {at}", told, "warning", "nvidia-smi lists the processes that use it")
         elif wanted and config.train.bf16 and gpu.capability < AMPERE:
             yield Check(f"GPU {at}", told, "warning", "set train.bf16: false and train.fp16: true")
         else:
@@ -65,12 +65,12 @@ def check_cuda(config: Config, found: Accelerators, quick: bool) -> Iterator[Che
         import torch
 
         build = torch.version.cuda
-        told = f"the driver ({found.driver}) shows {found.shown}, and torch can use none"
+        told = f"the driver ({found.driver}) lists {found.shown}, but torch can't use any of them"
         remedy = f"update NVIDIA's driver to one for CUDA {build}" if build else "make setup ENVIRONMENT=cuda"
         yield Check("CUDA", told, "missing" if wanted else "warning", remedy)
     elif not found.gpus:
         remedy = "install NVIDIA's driver, or start the container with --gpus all"
-        yield Check("CUDA", "no NVIDIA GPU answers", *(("missing", remedy) if wanted else ()))
+        yield Check("CUDA", "no NVIDIA GPU found", *(("missing", remedy) if wanted else ()))
 
 
 def check_apple(found: Accelerators, quick: bool) -> Iterator[Check]:
@@ -79,12 +79,12 @@ def check_apple(found: Accelerators, quick: bool) -> Iterator[Check]:
     if found.apple:
         yield Check("Apple GPU", f"MPS {'likely' if quick else 'available'}; {variables}")
         return
-    built = "not asked"
+    built = "not checked"
     if not quick and find_spec("torch"):
         import torch
 
         built = "built in" if torch.backends.mps.is_built() else "not built in"
-    remedy = "use a Mac with Apple silicon and macOS 14 or later, and make setup ENVIRONMENT=apple"
+    remedy = "use a Mac with Apple silicon and macOS 14 or later, then run make setup ENVIRONMENT=apple"
     yield Check("Apple GPU", f"MPS not available ({built}); {variables}", "missing", remedy)
 
 
@@ -113,6 +113,6 @@ def check_bitsandbytes(config: Config, quick: bool) -> Check:
         version = importlib.import_module("bitsandbytes").__version__
     except Exception as error:  # it loads libraries of the driver, which fail in their own ways
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        remedy = "make setup, for the environment of this machine"
+        remedy = "make setup for the environment of this machine"
         return Check("bitsandbytes", f"does not load: {first}", status, remedy)
     return Check("bitsandbytes", f"{version}, loads")

@@ -43,7 +43,7 @@ def run(root: Path, recipe: str | None, as_json: bool, quick: bool) -> int:
         }
         print(json.dumps(report, indent=1, ensure_ascii=False))
     else:
-        table("doctor", ["what", "found", "status", "remedy"], [astuple(check) for check in checks])
+        table("doctor", ["check", "result", "status", "fix"], [astuple(check) for check in checks])
         for line in closing_lines(chosen, best, others, check_base(config.model, root)):
             say(line)
     return 0 if chosen.can_run else MachineError.exit_code
@@ -53,12 +53,12 @@ def closing_lines(chosen: Fit, best: Fit | None, others: list[Fit], base: Check)
     """What to do next, in two or three sentences."""
     yield chosen.sentence()
     if chosen.can_run and base.status != "ok":
-        yield f"its base model is not there yet ({base.found}): {base.remedy}"
+        yield f"its base model has not been downloaded yet ({base.found}): {base.remedy}"
     if best is not None:
         assert best.parameters is not None
         size = f"{best.parameters:,} parameters"
-        yield f"the largest base that fits here is that of recipe {best.recipe} ({best.base}, {size})"
+        yield f"the recipe with the largest base that fits this machine: {best.recipe} ({best.base}, {size})"
     elif others:
-        yield "no recipe is known to fit here; the memory of none could be predicted, or all need another machine"
+        yield "no recipe is known to fit this machine: each needs other hardware, or its memory could not be predicted"
     else:
-        yield "which recipe fits best: finetune doctor (without --quick)"
+        yield "run finetune doctor without --quick to find the recipe that fits best"

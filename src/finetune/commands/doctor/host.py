@@ -55,8 +55,8 @@ def check_system(config: Config) -> Check:
         if major < OLDEST_MACOS:
             return Check("system", f"macOS {version}", "missing", f"update macOS to {OLDEST_MACOS} or later")
         if major < NF4_MACOS and config.environment == "apple" and config.model.quantization == "nf4":
-            found = f"macOS {version}: NF4 goes through slow fallbacks before {NF4_MACOS}"
-            return Check("system", found, "warning", f"get macOS {NF4_MACOS}, or use model.quantization: none")
+            found = f"macOS {version}: NF4 uses slow fallbacks before macOS {NF4_MACOS}"
+            return Check("system", found, "warning", f"install macOS {NF4_MACOS}, or set model.quantization: none")
         return Check("system", f"macOS {version}")
     try:
         title = platform.freedesktop_os_release().get("PRETTY_NAME", name)
@@ -68,7 +68,7 @@ def check_system(config: Config) -> Check:
 def check_python(root: Path) -> Check:
     """This Python against the range in pyproject.toml."""
     asked = python_range(root)
-    version = f"{platform.python_version()} ({sys.executable}); asked for {asked or 'any'}"
+    version = f"{platform.python_version()} ({sys.executable}); required: {asked or 'any'}"
     if asked.contains(".".join(map(str, sys.version_info[:3]))):  # python_version() may end in "+"
         return Check("Python", version)
     newest = max((minor for minor in range(50) if asked.contains(f"3.{minor}")), default=13)
@@ -103,9 +103,11 @@ def check_instructions() -> Iterator[Check]:
         return
     have = [name for name in wanted if name in known]
     lacking = [name for name in wanted if name not in known]
-    told = ", ".join(have) + (f"; without {', '.join(lacking)}" if lacking else "")
+    told = ", ".join(have) + (f"; lacks {', '.join(lacking)}" if lacking else "")
     if wanted[0] in lacking:
-        yield Check("instructions", told, "warning", "expect hours in place of minutes, or use a newer machine")
+        yield Check(
+            "instructions", told, "warning", "expect training to take hours instead of minutes, or use a newer machine"
+        )
     else:
         yield Check("instructions", told)
 
@@ -119,7 +121,7 @@ def check_memory() -> Check:
     if limit is not None and limit < memory.total:
         told += f"; the container may use {gigabytes(limit)}"
     if memory.available < usable_memory() / 4:
-        return Check("memory", told, "warning", "close what else is open")
+        return Check("memory", told, "warning", "close other programs")
     return Check("memory", told)
 
 

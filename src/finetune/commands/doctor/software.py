@@ -58,9 +58,9 @@ def check_packages(environment: Environment, root: Path) -> Check:
         elif found.partition("+")[0] != package.version.partition("+")[0]:
             parts.append(f"{package.name} {found} (locked {package.version})")
     if not parts:
-        return Check("packages", f"all {len(wanted)} as in {lock}")
+        return Check("packages", f"all {len(wanted)} match {lock}")
     more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
-    told = f"{len(parts)} of {len(wanted)} not as in {lock}: {', '.join(parts[:NAMED])}{more}"
+    told = f"{len(parts)} of {len(wanted)} differ from {lock}: {', '.join(parts[:NAMED])}{more}"
     return Check("packages", told, status, f"rm -f .venv/installed-*; make setup ENVIRONMENT={environment}")
 
 
@@ -90,14 +90,14 @@ def check_containers(quick: bool) -> Check:
     """Which runtimes are on PATH, and whether docker's daemon answers."""
     have = [name for name in CONTAINERS if shutil.which(name)]
     if not have:
-        remedy = "install podman or docker, if stages are to run in containers"
-        return Check("containers", "neither docker, podman nor buildah", "missing", remedy)
+        remedy = "to run stages in containers, install podman or docker"
+        return Check("containers", "docker, podman and buildah are not installed", "missing", remedy)
     if quick or "docker" not in have:
         return Check("containers", ", ".join(have))
     version = ask("docker", "info", "--format", "{{.ServerVersion}}", timeout=3)
     if version:
-        return Check("containers", f"{', '.join(have)}; docker's daemon {version} answers")
-    told = f"{', '.join(have)}; docker's daemon does not answer"
+        return Check("containers", f"{', '.join(have)}; docker daemon {version} is running")
+    told = f"{', '.join(have)}; the docker daemon is not running"
     return Check("containers", told, "warning", "sudo systemctl start docker (on a Mac: open -a Docker)")
 
 
@@ -110,17 +110,17 @@ def check_base(model: ModelConfig, root: Path) -> Check:
     if folder.is_dir():
         trouble = find_missing_weights(folder)
         if trouble:
-            return Check("base model", f"{model.base}: {trouble}", "missing", "copy the folder again, whole")
-        return Check("base model", f"{model.base}, a folder, complete")
+            return Check("base model", f"{model.base}: {trouble}", "missing", "copy the complete folder again")
+        return Check("base model", f"{model.base}: a complete local folder")
     if model.revision is None:
-        told = f"{model.base} is not a folder, and no revision is named"
+        told = f"{model.base} is not a folder, and model.revision is not set"
         remedy = "set model.revision to the 40 hex digits of a commit (./finetune pin)"
         return Check("base model", told, "missing", remedy)
     trouble = find_missing_weights(snapshot(model)) if snapshot(model).is_dir() else "not in the cache"
     if trouble:
         told = f"{model.base} at {model.revision[:12]}: {trouble}"
         return Check("base model", told, "missing", f"hf download {model.base} --revision {model.revision}")
-    return Check("base model", f"{model.base} at {model.revision[:12]}, in the cache, complete")
+    return Check("base model", f"{model.base} at {model.revision[:12]}: complete in the cache")
 
 
 def check_hub() -> Check:
@@ -128,7 +128,7 @@ def check_hub() -> Check:
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     given = [name for name in TOKENS if os.environ.get(name)]
     given += ["a token file"] if token_file().is_file() else []
-    told = f"{'offline (HF_HUB_OFFLINE)' if offline else 'may be asked'}; token: {', '.join(given) or 'none'}"
+    told = f"{'offline (HF_HUB_OFFLINE)' if offline else 'may be contacted'}; token: {', '.join(given) or 'none'}"
     return Check("Hugging Face Hub", told)
 
 
@@ -140,7 +140,7 @@ def check_dvc(root: Path) -> Check:
     if not find_spec("dvc"):
         return Check("DVC", "not installed", "missing", "make setup")
     if not (root / ".dvc").is_dir():
-        return Check("DVC", f"{installed('dvc')}, but {root.absolute()} is no DVC repository", "missing", "dvc init")
+        return Check("DVC", f"{installed('dvc')}, but {root.absolute()} is not a DVC repository", "missing", "dvc init")
     remotes = dvc_remotes(root)
     if not remotes:
         remedy = "dvc remote add -d NAME URL, to share data and models"
@@ -162,15 +162,15 @@ def check_git(root: Path, quick: bool) -> Check:
     if ask("git", "-C", str(root), "rev-parse", "--git-dir", timeout=timeout) is None:
         if (root / ".git").exists():  # git refuses a folder of another user, as a copy by rsync -a to root is
             told = f"git refuses {root.absolute()}: it belongs to another user, or .git is broken"
-            return Check("git", told, "missing", 'chown -R "$(id -u):$(id -g)" . (git status says why)')
-        told = f"{root.absolute()} is not a repository: no run can be traced to its code"
+            return Check("git", told, "missing", 'chown -R "$(id -u):$(id -g)" . (git status shows the reason)')
+        told = f"{root.absolute()} is not a git repository: runs can't be traced to their code"
         return Check("git", told, "missing", "git init && git add -A && git commit -m start")
     commit = ask("git", "-C", str(root), "rev-parse", "--short=12", "HEAD", timeout=timeout)
     if commit is None:
         return Check("git", "a repository without a commit", "warning", "git add -A && git commit -m start")
     changed = ask("git", "-C", str(root), "status", "--porcelain", timeout=timeout)
     if changed is None:
-        return Check("git", f"{commit}; git status did not answer")
+        return Check("git", f"{commit}; git status did not respond")
     count = len(changed.splitlines())
     changes = f"{count:,} changed file{'' if count == 1 else 's'}" if count else "clean"
     return Check("git", f"{commit}, {changes}")

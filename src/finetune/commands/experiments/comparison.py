@@ -19,9 +19,9 @@ from finetune.files.nested import dig, flatten
 from finetune.score.metrics import UnmeasuredError, counted
 
 COST: dict[str, Place] = {
-    "latency, seconds an answer": ("cost", "latency", "candidate", "mean_seconds"),
-    "of the baseline in the same session": ("cost", "latency", "baseline", "mean_seconds"),
-    "tokens an answer": ("cost", "latency", "candidate", "mean_tokens"),
+    "latency, s/answer": ("cost", "latency", "candidate", "mean_seconds"),
+    "baseline latency, same session": ("cost", "latency", "baseline", "mean_seconds"),
+    "tokens/answer": ("cost", "latency", "candidate", "mean_tokens"),
     "peak memory, bytes": ("cost", "memory", "largest_bytes"),
     "training, seconds": ("train_cost", "wall_seconds"),
     "training, steps": ("train", "steps"),
@@ -103,22 +103,24 @@ def check_comparable(a: ComparedRun, b: ComparedRun) -> list[str]:
         raise DataError(
             "compare",
             f"{a.name} was measured on test set {sets[0][:12]}, {b.name} on {sets[1][:12]}",
-            "answers to different questions can't be paired. Another seed, data or data section "
-            "draws other splits: run both on the same one",
+            "answers to different questions can't be paired. A change of seed, data files or data section "
+            "draws different splits: run both on the same split",
         )
     if [item.id for item in a.predictions] != [item.id for item in b.predictions]:
         raise DataError(
-            "compare", f"{a.name} and {b.name} name one test set and hold answers to others", "evaluate again"
+            "compare",
+            f"{a.name} and {b.name} name the same test set, but their predictions cover different examples",
+            "evaluate again",
         )
     warnings = []
     told = [f"{key}: {old} in A, {new} in B" for key, old, new in differing(how_generated(a), how_generated(b))]
     if told:
-        what = f"not generated alike, so a difference is not the adapters' alone ({'; '.join(told)})"
-        warnings.append(f"the answers were {what}")
+        what = f"generated with different settings, so a difference may not come from the adapters ({'; '.join(told)})"
+        warnings.append(f"answers were {what}")
     if a.evaluation["adapter_sha256"] == b.evaluation["adapter_sha256"]:
-        warnings.append("both are the same adapter")
+        warnings.append("both runs have the same adapter")
     if a.evaluation.get("base") != b.evaluation.get("base"):
-        warnings.append("the two have different base models")
+        warnings.append("the runs have different base models")
     return warnings
 
 
@@ -138,9 +140,11 @@ def shared_metrics(a: ComparedRun, b: ComparedRun) -> tuple[dict[str, Metric], l
     for name in names:
         if name not in alike:
             what = (
-                "scores otherwise in B than in A" if all(name in known for known in scorers) else "is of one run alone"
+                "is configured differently in B"
+                if all(name in known for known in scorers)
+                else "is used in one run only"
             )
-            told.append(f"left out: the scorer {name} {what}")
+            told.append(f"not compared: the scorer {name} {what}")
     return metrics_of(alike), told
 
 
@@ -152,8 +156,8 @@ def scorers_of(side: ComparedRun) -> dict[str, Any]:
     except ValidationError:
         raise DataError(
             side.name,
-            "params.yaml names its scorers (evaluate.scorers) in the way of another version",
-            "evaluate it again with this one",
+            "evaluate.scorers in its params.yaml is in the format of another version",
+            "evaluate it again with this version",
         ) from None
 
 

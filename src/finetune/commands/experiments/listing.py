@@ -29,7 +29,7 @@ MEMORY: Place = ("cost", "memory", "largest_bytes")
 FIGURES: dict[str, Place] = {
     "verdict": ("decision", "verdict"),
     "validation loss": ("train", "validation_loss"),
-    "seconds an answer": SECONDS,
+    "s/answer": SECONDS,
     "memory, GB": MEMORY,
     "training, s": ("train_cost", "wall_seconds"),
 }
@@ -84,7 +84,7 @@ def first_measure(config: Config) -> Measure | None:
     if isinstance(criterion, MemoryAtMost):
         return Measure("memory", MEMORY, None, higher_is_better=False)
     if isinstance(criterion, LatencyQuantileAtMost) and criterion.quantile == 0.95:
-        return Measure("p95 of the latency", (*SECONDS[:-1], "p95_seconds"), None, higher_is_better=False)
+        return Measure("p95 latency", (*SECONDS[:-1], "p95_seconds"), None, higher_is_better=False)
     assert isinstance(criterion, LatencyAtMost | LatencyQuantileAtMost), criterion
     return Measure("mean latency", SECONDS, ("cost", "latency", "baseline", "mean_seconds"), higher_is_better=False)
 
@@ -112,7 +112,7 @@ def draw(experiments: Sequence[Experiment], measure: Measure | None) -> tuple[li
         own = next((title for title, place in FIGURES.items() if place == measure.place), measure.name)
         places[own] = measure.place
         if measure.baseline is not None:
-            places["of the baseline"] = measure.baseline
+            places["baseline"] = measure.baseline
     places |= FIGURES
     titles = [title for title, place in places.items() if any(item.figure(place) is not None for item in experiments)]
     changed = differing_params(experiments)

@@ -58,7 +58,9 @@ def _read(name: str, root: Path) -> ComparedRun:
             raise DataError(name, f"reports/evaluation.json has no {key}", "evaluate it again with this version")
     predictions = read_predictions(paths.predictions)
     if sha256_file(paths.predictions) != reports["evaluation"]["predictions_sha256"]:
-        raise DataError(name, "out/predictions.jsonl is not the file that evaluation.json names", "run evaluate again")
+        raise DataError(
+            name, "out/predictions.jsonl differs from the file that evaluation.json records", "run evaluate again"
+        )
     return ComparedRun(name, read_yaml(root / "params.yaml") or {}, reports, predictions)
 
 
@@ -72,5 +74,5 @@ def fetch(name: str, root: Path, target: Path) -> None:
             if is_written(files, path):
                 copy_file(files, name, path, target / path)
             elif path in required:
-                what = f"has no {path}: its pipeline did not run to its end"
+                what = f"has no {path}: its pipeline did not finish"
                 raise DataError(name, what, f"finish it ({again(name)})")

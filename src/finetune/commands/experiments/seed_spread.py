@@ -147,12 +147,12 @@ def describe_gain(subject: str, candidate: Spread, gain: Spread, *, higher_is_be
     lost = sum(sign * value <= 0 for value in gain.values)
     n, mean = len(gain.values), sign * gain.mean
     if mean <= 0:
-        return f"{subject}: no gain in the mean of {n} seeds ({gain.mean:+.4f})"
+        return f"{subject}: no mean gain over {n} seeds ({gain.mean:+.4f})"
     if lost:
-        return f"{subject}: {lost} of {n} seeds gain nothing; the mean gain is {gain.mean:+.4f}"
+        return f"{subject}: {lost} of {n} seeds show no gain; the mean gain is {gain.mean:+.4f}"
     if mean <= candidate.width:
         return (
-            f"{subject}: the gain ({gain.mean:+.4f}) is no more than what another seed changes "
-            f"({candidate.width:.4f} between {n} seeds): it may be the seed's"
+            f"{subject}: the gain ({gain.mean:+.4f}) is within the variation between seeds "
+            f"({candidate.width:.4f} over {n} seeds) and may be due to the seed"
         )
     return None

@@ -102,7 +102,9 @@ def choose_seeds(present: int, count: int | None, named: Sequence[int] | None) -
         raise ConfigError("seeds", "give --count or --seeds, not both")
     seeds = list(named) if named is not None else [present + at for at in range(count or DEFAULT_COUNT)]
     if len(set(seeds)) < len(seeds):
-        raise ConfigError("seeds", f"{', '.join(map(str, seeds))} names one twice", "a repetition adds no evidence")
+        raise ConfigError(
+            "seeds", f"{', '.join(map(str, seeds))} contains a seed twice", "repeating a seed adds no evidence"
+        )
     if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:
         raise ConfigError("seeds", f"{wrong[0]} is not a valid seed", "it must be between 0 and 2^32 - 1")
     return seeds
@@ -115,9 +117,9 @@ def announce(series: Series, missing: Sequence[int]) -> Iterator[str]:
         yield f"recorded in {series.paths.seeds} for these params: {_listed(finished)}"
     recorded = series.results()
     if stale := [seed for seed in missing if str(seed) in recorded]:
-        yield f"recorded on other data or code than DVC saw last, so once more: {_listed(stale)}"
+        yield f"recorded with other data or code, so run again: {_listed(stale)}"
     if missing:
-        yield f"to run, one after another: {_listed(missing)}; the same command resumes after a stop"
+        yield f"to run, one after another: {_listed(missing)}; if interrupted, run the same command again to resume"
 
 
 def check_looks(series: Series, missing: Sequence[int], *, force: bool) -> None:
@@ -128,13 +130,13 @@ def check_looks(series: Series, missing: Sequence[int], *, force: bool) -> None:
     test = dig(_optional(series.paths.reports / "prepare.json"), ("prepared_sha256", "test"))
     taken = len(_optional(series.paths.looks).get(str(test), []))
     new = len([seed for seed in missing if seed != evaluated_seed(series, test)])
-    told = f"{new} new looks at the test set after {taken}, {declared} are declared (decide.looks)"
+    told = f"{new} new evaluations on this test set after {taken}; {declared} are declared (decide.looks)"
     if taken + new > declared and not force:
         raise ConfigError(
             "seeds",
-            f"this takes {told}: past them no verdict can be deploy",
-            f"declare more (decide.looks: {taken + new}, which asks for more evidence at each), run "
-            "fewer, use a fresh test set, or --force",
+            f"this needs {told}: beyond that, no verdict can be deploy",
+            f"declare more (decide.looks: {taken + new}, which requires more evidence at each), run "
+            "fewer seeds, use a fresh test set, or pass --force",
         )
     say(f"looks: {told}")
 
@@ -162,8 +164,8 @@ def run_seed(series: Series, seed: int) -> None:
     if code:
         raise DataError(
             f"seed {seed}",
-            "its run failed, for the reason above",
-            "the seeds before it are recorded, and the same command resumes with this one",
+            "its run failed; the reason is printed above",
+            "earlier seeds are recorded; run the same command again to resume with this one",
         )
     if seed == series.config.seed:
         series.lock = read_lock(series.root)
@@ -178,7 +180,7 @@ def outcome(series: Series, seed: int) -> dict[str, Any]:
     evaluation, decision = (read_json(paths.reports / f"{name}.json") for name in ("evaluation", "decision"))
     if evaluation["adapter_sha256"] != decision["adapter_sha256"]:
         raise DataError(
-            f"seed {seed}", "reports/decision.json names another adapter than evaluation.json", "run it again"
+            f"seed {seed}", "reports/decision.json and evaluation.json name different adapters", "run it again"
         )
     metrics = config.evaluate.metrics
     subjects = subjects_of(config.decide, metrics)
@@ -215,13 +217,13 @@ def workspace_kept(series: Series) -> Iterator[None]:
             if whole and seed_of(series.lock) == own:
                 quiet_dvc(series.root, "repro", "--single-item", "decide")
         kept = "" if series.lock is None else ", and so are the results in the working tree"
-        say(f"params.yaml is as it was{kept}")
+        say(f"params.yaml is restored{kept}")
 
 
 def show(series: Series) -> None:
     """Verdict and criteria of each seed, the spread of each figure beside its gain, and what that means."""
     results = series.results()
-    table("seeds: the gate", ["", *(f"seed {seed}" for seed in results)], criteria_rows(results))
+    table("verdicts by seed", ["", *(f"seed {seed}" for seed in results)], criteria_rows(results))
     metrics, confidence = series.config.evaluate.metrics, series.confidence
     rows, told = [], []
     for subject, (name, _) in subjects_of(series.config.decide, metrics).items():
@@ -230,12 +232,12 @@ def show(series: Series) -> None:
             candidate, gain, bounds = known
             rows.append(spread_row(subject, candidate, gain, bounds, confidence))
             told.append(describe_gain(subject, candidate, gain, higher_is_better=metrics[name].higher_is_better))
-    title = f"the spread between {len(results)} seeds, and the gain on the baseline"
+    title = f"spread over {len(results)} seeds, and gain over the baseline"
     table(f"{title} (intervals: {100 * confidence:.4g}%, two-sided)", SPREAD_COLUMNS, rows)
     for line in filter(None, told):
         say(line)
     if len(results) > 1 and not any(told):
-        say("every gain is more than what another seed changes")
+        say("every gain exceeds the variation between seeds")
     for line in warnings_of(results):
         say(f"warning: {line}")
 
@@ -243,12 +245,15 @@ def show(series: Series) -> None:
 def warnings_of(results: dict[str, Any]) -> Iterator[str]:
     """Why the runs differ by more than their seed."""
     if len({result.get("made_of_sha256") for result in results.values()}) > 1:
-        yield "the seeds were run on different data or code; run the command again to bring them to one"
+        yield "the seeds were run with different data or code; run the command again to update them"
     sets = len({result["test_sha256"] for result in results.values()})
     if sets > 1:
-        yield f"{sets} test sets: the spread holds their luck too, and nothing is paired; run the command again"
+        yield (
+            f"{sets} test sets: the spread includes differences between test sets, and nothing is paired; "
+            "run the command again"
+        )
     if len(results) == 1:
-        yield "one seed shows no spread"
+        yield "a single seed shows no spread"
 
 
 def _listed(seeds: Sequence[int]) -> str:

@@ -25,19 +25,19 @@ def print_comparison(comparison: Comparison, *, as_markdown: bool) -> None:
     right = [right_row(*row) for row in measured if row[1].crossed]
     other = [other_row(*row) for row in measured if not row[1].crossed]
     if right:
-        draw(f"right or wrong, B - A ({sure}; p: exact McNemar)", RIGHT_COLUMNS, right)
+        draw(f"correct answers, B - A ({sure}; p: exact McNemar)", RIGHT_COLUMNS, right)
     if other:
-        draw(f"means, and figures of the whole set, B - A ({sure})", OTHER_COLUMNS, other)
+        draw(f"means and whole-set metrics, B - A ({sure})", OTHER_COLUMNS, other)
     for line in [*sentences(measured, comparison.confidence), *not_compared(comparison.found)]:
         say(line)
     if cost := [[title, _text(old), _text(new)] for title, old, new in cost_of(a, b)]:
         draw("cost", ["", "A", "B"], cost)
-    say("latencies of separate sessions are not paired: another load on the machine shifts all of one side")
+    say("latencies of separate sessions are not paired: a different load on the machine shifts a whole session")
     changed = [[key, _text(old), _text(new)] for key, old, new in differing(a.params, b.params)]
     if changed:
         draw("params that differ", ["key", "A", "B"], changed)
     else:
-        say("the params are the same")
+        say("the params are identical")
     say(look_sentence(comparison.looks))
 
 
@@ -62,7 +62,7 @@ def other_row(item: Compared, difference: Difference) -> list[str]:
 
 def _figures(item: Compared, difference: Difference) -> list[str]:
     found = difference.interval
-    name = item.metric.name if item.metric.higher_is_better else f"{item.metric.name} (less is better)"
+    name = item.metric.name if item.metric.higher_is_better else f"{item.metric.name} (lower is better)"
     bounds = "none" if found.refused else f"{found.lower:+.4f} … {found.upper:+.4f}"
     numbers = [f"{difference.first:.4f}", f"{difference.second:.4f}", f"{found.estimate:+.4f}", bounds]
     return [item.group, name, str(difference.examples), *numbers]
@@ -74,26 +74,29 @@ def sentences(measured: Sequence[tuple[Compared, Difference]], confidence: float
     for letter, side in (("A", "first"), ("B", "second")):
         better = [_subject(item) for item, difference in measured if difference.better == side]
         if better:
-            lines.append(f"{letter} is better by the whole interval: {', '.join(better)}")
+            lines.append(f"{letter} is better (the interval excludes 0): {', '.join(better)}")
     if not lines:
-        lines.append("no interval distinguishes the two: each contains 0 or could not be computed")
+        lines.append("no difference is established: every interval contains 0 or could not be computed")
     clustered = [difference for _, difference in measured if difference.clusters < difference.examples]
     if clustered:
-        lines.append("examples of one cluster add no evidence: clusters were drawn, and no McNemar test is given")
+        lines.append(
+            "examples of one cluster are not independent: whole clusters were resampled, and McNemar's test was skipped"
+        )
     if len(measured) > 1:
         chance = len(measured) * (1 - confidence)
         lines.append(
-            f"each interval holds by itself: were there no difference at all, {chance:.2g} of {len(measured)} would "
-            "show one by chance"
+            f"intervals are not corrected for multiple comparisons: without any difference, {chance:.2g} of "
+            f"{len(measured)} would "
+            "exclude 0 by chance"
         )
     return lines
 
 
 def look_sentence(looks: Mapping[str, Any]) -> str:
     """The looks in words."""
-    declared = "" if looks["declared"] is None else f", {looks['declared']} are declared (decide.looks)"
+    declared = "" if looks["declared"] is None else f"of {looks['declared']} declared (decide.looks)"
     which = ", ".join(f"{letter} was look {looks[key]}" for letter, key in (("A", "a"), ("B", "b")) if looks[key])
-    choice = "; choosing the better of two on it makes its figures look better than they are"
+    choice = "; choosing the better of two runs on a test set makes that run look better than it is"
     return f"looks at this test set: {looks['taken']}{declared}{f'; {which}' if which else ''}{choice}"
 
 

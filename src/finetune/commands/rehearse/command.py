@@ -26,8 +26,8 @@ from finetune.validate.findings import format_finding
 from finetune.validate.preview import Preview, find_stale_rows, look_ahead
 
 NOT_HERE = {
-    "cuda": "speed and memory on the GPU, its own kernels (flash attention, 8-bit optimizers, fused ones)",
-    "apple": "speed and memory on the Mac, and that MPS has every operation",
+    "cuda": "speed and memory on the GPU, and its kernels (flash attention, 8-bit and fused optimizers)",
+    "apple": "speed and memory on the Mac, and whether MPS supports every operation",
     "cpu": "speed and memory at full size",
 }
 
@@ -49,7 +49,7 @@ def run(root: Path, recipe: str | None) -> list[dict[str, Any]]:
     failed = [proof for proof in held if not proof.held]
     if failed:
         lines = "\n".join(f"{proof.what}: {proof.seen}" for proof in failed)
-        raise ConfigError(f"rehearsal of {real.recipe}", f"{len(failed)} of {len(held)} did not hold\n{lines}")
+        raise ConfigError(f"rehearsal of {real.recipe}", f"{len(failed)} of {len(held)} checks failed\n{lines}")
     return [asdict(proof) for proof in held]
 
 
@@ -64,7 +64,7 @@ def prepare_rows(real: Config, root: Path) -> None:
         other = find_stale_rows(real, root)
         if other is None:
             return
-        say(f"data/prepared was made {other}: it is made anew, as dvc repro prepare does")
+        say(f"data/prepared was made {other}: it is rebuilt, as dvc repro prepare would")
     from finetune.prepare import stage
 
     with pipeline_lock(paths.work / "pipeline.lock", "prepare"):
@@ -87,25 +87,25 @@ def prove_all(real: Config, preview: Preview, paths: Paths, processes: Processes
     held = [prove_schedule(real, preview), prove_stages(processes, "validate")]
     if not held[-1].held:
         return held
-    held.append(processes.prove("the mask is the answers and their end tokens", proofs.decode_mask))
+    held.append(processes.prove("the loss mask covers the answers and their end tokens", proofs.decode_mask))
     if real.train.packing:
-        held.append(processes.prove("packing isolates", proofs.check_packing))
+        held.append(processes.prove("packed rows are isolated", proofs.check_packing))
     held.append(prove_resume(paths, processes))
     if not held[-1].held:
         return held
-    held.append(processes.prove("every target module is hit and trained", proofs.check_adapter))
+    held.append(processes.prove("every target module is found and trained", proofs.check_adapter))
     held.append(processes.prove("the adapter loads in plain PEFT", proofs.load_in_plain_peft))
     ended = prove_stages(processes, "evaluate", "decide")
     if ended.held:
         verdict = read_report(paths.reports / "decision.json", DecisionReport).verdict
-        ended = replace(ended, seen=f"verdict {verdict} (of a random base: it says nothing of the real one)")
+        ended = replace(ended, seen=f"verdict {verdict} (for a random base, so it does not predict the real one)")
     return [*held, ended]
 
 
 def prove_stages(processes: Processes, *names: str) -> Proof:
     """Stages that run to their end."""
     code = processes.stages(names)
-    what = f"{' and '.join(names)} run{'s' if len(names) == 1 else ''} through"
+    what = f"{' and '.join(names)} complete{'s' if len(names) == 1 else ''}"
     return Proof(what, "done" if code == 0 else processes.last_words(), held=code == 0)
 
 
@@ -126,9 +126,9 @@ def prove_schedule(real: Config, preview: Preview) -> Proof:
 
 def prove_resume(paths: Paths, processes: Processes) -> Proof:
     """Train whole; train again, killed in its midst and started again; compare the adapters."""
-    what = "killed and resumed, training gives the same adapter"
+    what = "a killed and resumed run gives the same adapter"
     if processes.stages(["train"]):
-        return Proof("train runs through", processes.last_words(), held=False)
+        return Proof("train completes", processes.last_words(), held=False)
     whole = read_report(paths.reports / "train.json", TrainReport).adapter_sha256
     paths.adapter.rename(paths.root / "out/whole")
     shutil.rmtree(paths.checkpoints)  # of the finished run, from which the next one would only publish
@@ -155,13 +155,13 @@ def report(
     """Tell what held, what was changed, what only the real machine can show; the same as Markdown in the folder."""
     unproven = [NOT_HERE[real.environment], "the quality of the real base"]
     if not own_tokenizer:
-        unproven.append("the base's own tokenizer: lengths and marks are those of the embedded one")
+        unproven.append("the tokenizer of the base: lengths and special tokens are those of the embedded tokenizer")
     if real.train.distributed.devices > 1:
-        unproven.append(f"that {real.train.distributed.devices} devices together take the step that one takes alone")
+        unproven.append(f"that {real.train.distributed.devices} devices together take the same step as one")
     rows = [["held" if proof.held else "failed", proof.what, proof.seen] for proof in held]
     table(f"rehearsal of {real.recipe} ({seconds:.0f} s)", ["", "proof", "seen"], rows)
     for line in unproven:
-        say(f"  only the real machine can show: {line}")
+        say(f"  not covered: {line}")
     ahead = [finding for finding in preview.findings if finding.severity != "note"]
     for finding in ahead:
         say(f"  before the real run: {finding.severity}: {format_finding(finding)}")
@@ -173,9 +173,9 @@ def report(
 def to_markdown(real: Config, held: list[Proof], changes: list[str], unproven: list[str], ahead: list[Any]) -> str:
     """The report of a rehearsal."""
     rows = [["held" if proof.held else "**failed**", proof.what, proof.seen.replace("\n", " ⏎ ")] for proof in held]
-    lines = [f"# Rehearsal of {real.recipe}", "", "## What held", "", *markdown_table(["", "proof", "seen"], rows)]
-    lines += ["", "## What was changed for it", "", *(f"- {change}" for change in changes)]
-    lines += ["", "## What only the real machine can show", "", *(f"- {line}" for line in unproven)]
+    lines = [f"# Rehearsal of {real.recipe}", "", "## Results", "", *markdown_table(["", "proof", "seen"], rows)]
+    lines += ["", "## Changes made for the rehearsal", "", *(f"- {change}" for change in changes)]
+    lines += ["", "## Not covered: only the real machine can show", "", *(f"- {line}" for line in unproven)]
     if ahead:
         lines += [
             "",

@@ -64,7 +64,7 @@ class Processes:
         """The last line that a process wrote."""
         log = self.folder / LOG
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
     def _run(self, target: Callable[..., None], arguments: tuple[Any, ...]) -> int:
         process = self.context.Process(target=target, args=arguments)

@@ -60,7 +60,7 @@ def decode_mask(config: Config, paths: Paths) -> tuple[str, bool]:
         ]
         at = end
     text = "".join([*shown, tokenizer.decode(whole.input_ids[at:])]).replace("\n", " ⏎ ")
-    return f"{counts.supervised_tokens} tokens of {counts.examples} examples; the first: {text}", True
+    return f"{counts.supervised_tokens} tokens of {counts.examples} examples; first example: {text}", True
 
 
 def check_packing(config: Config, paths: Paths) -> tuple[str, bool]:
@@ -81,7 +81,7 @@ def check_packing(config: Config, paths: Paths) -> tuple[str, bool]:
         packed = model(**{name: value.to(device) for name, value in batch.items()}, use_cache=False).logits[0]
         alone = model(input_ids=torch.tensor([second], device=device), use_cache=False).logits[0]
     difference = float((packed[len(first) :] - alone).abs().max())
-    return f"a neighbour moves logits by {difference:.1e}", difference <= TOLERANCE
+    return f"a packed neighbour changes logits by {difference:.1e}", difference <= TOLERANCE
 
 
 def check_adapter(config: Config, paths: Paths) -> tuple[str, bool]:

@@ -72,7 +72,7 @@ def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, A
     content["evaluate"] |= smaller | {"max_new_tokens": min(real.evaluate.max_new_tokens, 8), "batch_size": 24}
     evaluation_changes(content, change)
     accepted = [name for name, code in all_codes().items() if name.startswith(OF_THE_SAMPLE) and not code.binding]
-    content["findings"]["accept"] = dict.fromkeys(accepted, "of the rehearsal's sample")
+    content["findings"]["accept"] = dict.fromkeys(accepted, "from the rehearsal sample")
     return content, changes
 
 
@@ -96,24 +96,24 @@ def training_changes(train: TrainConfig, rows: int, longest: int, change: Change
     single = {"nodes": 1, "devices": 1, "strategy": "none", "offload_optimizer": "none", "offload_param": "none"}
     change("train", "distributed", single, "one device")
     change("train", "max_length", longest, f"the longest of the {rows} rows taken")
-    change("train", "early_stopping_patience", None, "a few steps show nothing")
-    change("train", "report_to", [], "a rehearsal contacts nobody")
+    change("train", "early_stopping_patience", None, "too few steps")
+    change("train", "report_to", [], "a rehearsal uses no network")
 
 
 def evaluation_changes(content: dict[str, Any], change: Change) -> None:
     """Sides and scorers that are on this machine: a rehearsal contacts nobody and fetches nothing."""
     asked = content["evaluate"]
     if asked["baseline"]["form"] != "base":
-        change("evaluate", "baseline", {"form": "base"}, "the sample was answered by nobody before")
+        change("evaluate", "baseline", {"form": "base"}, "no recorded answers exist for the sample")
     if asked["candidate"]["form"] == "server":
-        change("evaluate", "candidate", {"form": "adapter"}, "a rehearsal contacts nobody")
-    change("evaluate", "forgetting", None, "the small base knows nothing that it could forget")
+        change("evaluate", "candidate", {"form": "adapter"}, "a rehearsal uses no network")
+    change("evaluate", "forgetting", None, "the small base has no knowledge to forget")
     kept = {name: scorer for name, scorer in asked["scorers"].items() if scorer["scorer"] != "judge"}
     judged = set(asked["scorers"]) - set(kept)
     if judged:
-        change("evaluate", "scorers", kept or EXACT_MATCH, "a rehearsal contacts nobody")
+        change("evaluate", "scorers", kept or EXACT_MATCH, "a rehearsal uses no network")
         criteria = [item for item in content["decide"]["criteria"] if item.get("metric") not in judged]
-        change("decide", "criteria", criteria or ON_LOSS, "on what is scored here")
+        change("decide", "criteria", criteria or ON_LOSS, "only scorers used in the rehearsal")
 
 
 def device_changes(real: Config, here: str, change: Change) -> None:
@@ -137,7 +137,7 @@ def choose_rows(tokenizer: Any, examples: Sequence[Example], count: int, limit: 
     None is longer than `limit` (the recipe's max_length) unless all are. DataError where there is none at all.
     """
     if not examples:
-        raise DataError("data/prepared", "a split is empty, so there is nothing to rehearse with")
+        raise DataError("data/prepared", "a split is empty, so there is nothing to rehearse")
     ordered = sorted(examples, key=lambda example: hashlib.sha256(example.id.encode()).digest())[:CANDIDATES]
     tokens = {example.id: len(tokenize(tokenizer, example.messages, example.tools).input_ids) for example in ordered}
     short = [example for example in ordered if tokens[example.id] <= min(SHORT, limit)]

@@ -69,8 +69,8 @@ def write_archive(target: Path, top: str, manifest: Mapping[str, Any], sources: 
                 file.write(header(f"{top}/{name}", expected["bytes"]))
                 with open_source(sources[name]) as source:
                     if copy_bytes(source, file, expected["bytes"]) != expected["sha256"] or source.read(1):
-                        remedy = "wait for what writes it, then bundle again"
-                        raise DataError(name, "was changed while it was bundled", remedy)
+                        remedy = "wait until nothing writes to it, then bundle again"
+                        raise DataError(name, "changed while it was being bundled", remedy)
                 file.write(padding(expected["bytes"]))
             file.write(bytes(2 * BLOCK))
         raw.flush()
@@ -126,7 +126,7 @@ class Inflated(io.RawIOBase):
             if not packed and not self.decoder.eof:
                 raise EOFError
         if self.decoder.unused_data or self.file.read(1):
-            raise DataError(self.name, "more follows after its end", "do not use it")
+            raise DataError(self.name, "has extra data after its end", "do not use it")
         return 0
 
 
@@ -136,7 +136,7 @@ def unpack(archive: BinaryIO, name: str, folder: Path) -> dict[str, Any]:
     Raises DataError, which calls the archive by `name`, for anything that `write_archive` would not have written.
     """
     if archive.read(len(GZIP_HEADER)) != GZIP_HEADER:
-        raise DataError(name, "is not a bundle, or was packed again or damaged", "ask for the file again")
+        raise DataError(name, "is not a bundle, or was repacked or damaged", "ask for the file again")
     archive.seek(0)
     most = max(SMALL, MOST_EXPANSION * os.fstat(archive.fileno()).st_size)
     try:
@@ -157,20 +157,18 @@ def unpack_members(stream: io.BufferedReader, name: str, folder: Path, most: int
     manifest = parse_manifest(text, name, most)
     (folder / MANIFEST).write_bytes(text)
     for member, expected in manifest["files"].items():
-        other = f"something else is in the place of {member}"
+        other = f"another member is in the place of {member}"
         require_next(stream, header(f"{top}/{member}", expected["bytes"]), name, other)
         target = folder / member
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as file:
             digest = copy_bytes(stream, file, expected["bytes"])
         if digest != expected["sha256"]:
-            raise DataError(
-                name, f"{member} is not the file that the manifest names (its hash differs)", "fetch it again"
-            )
-        require_next(stream, padding(expected["bytes"]), name, "there is something between two members")
-    require_next(stream, bytes(2 * BLOCK), name, "something follows the last member of its manifest")
+            raise DataError(name, f"{member} differs from the manifest (wrong hash)", "fetch it again")
+        require_next(stream, padding(expected["bytes"]), name, "there is data between two members")
+    require_next(stream, bytes(2 * BLOCK), name, "there is data after the last member")
     if stream.read(1):
-        raise DataError(name, "more follows after its end", "do not use it")
+        raise DataError(name, "has extra data after its end", "do not use it")
     return manifest
 
 
@@ -192,7 +190,7 @@ def read_manifest_member(stream: io.BufferedReader, name: str) -> tuple[str, byt
     if not is_manifest or block != header(info.name, info.size):
         raise DataError(name, f"is not a bundle: it begins with {short(info.name)!r}, not with a bundle's {MANIFEST}")
     text = stream.read(info.size)
-    require_next(stream, padding(info.size), name, "there is something between two members")
+    require_next(stream, padding(info.size), name, "there is data between two members")
     return top, text
 
 
@@ -204,23 +202,21 @@ def parse_manifest(text: bytes, name: str, most: int) -> dict[str, Any]:
         raise DataError(name, f"its {MANIFEST} is broken ({short(str(error))})", "do not use it") from None
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or not files or list(files) != sorted(files):
-        raise DataError(name, f"its {MANIFEST} lists no files, or in disorder", "do not use it")
+        raise DataError(name, f"its {MANIFEST} lists no files, or lists them out of order", "do not use it")
     for member, expected in files.items():
         require_harmless(member, expected, name)
     if len({MANIFEST, *map(str.lower, files)}) <= len(files):  # a Mac takes A for a
-        raise DataError(name, f"its {MANIFEST} lists two files of one name", "do not use it")
+        raise DataError(name, f"its {MANIFEST} lists a file twice", "do not use it")
     if sum(expected["bytes"] for expected in files.values()) > most:
-        raise DataError(
-            name, f"claims to hold more than {most} bytes, the most that is believed of it", "do not use it"
-        )
+        raise DataError(name, f"claims to hold more than {most} bytes, the limit for a bundle", "do not use it")
     return dict(manifest)
 
 
 def require_harmless(member: str, expected: Any, name: str) -> None:
     """DataError unless a member's name stays inside the folder, can be stored, and its entry has a size and a hash."""
     if not MEMBER.fullmatch(member):
-        told = f"names a member {short(member)!r}, which could lead out of its folder or can't be stored everywhere"
+        told = f"contains a member {short(member)!r}, which could escape its folder or is not a portable name"
         raise DataError(name, told, "do not use it")
     size, sha256 = (expected.get("bytes"), expected.get("sha256")) if isinstance(expected, dict) else (None, None)
     if type(size) is not int or size < 0 or not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
-        raise DataError(name, f"its {MANIFEST} has no size and hash of {member!r}", "do not use it")
+        raise DataError(name, f"its {MANIFEST} has no size or hash for {member!r}", "do not use it")

@@ -75,7 +75,7 @@ def place_for(root: Path, output: Path | None, name: str) -> Path:
     outs = [out for stage in read_yaml(root / "dvc.yaml")["stages"].values() for out in stage.get("outs", [])]
     for out in outs:
         if (root / out).resolve() in (target.resolve(), *target.resolve().parents):
-            raise ConfigError(f"--output {target}", f"is in {out}, which is an output of DVC", "choose another place")
+            raise ConfigError(f"--output {target}", f"is inside {out}, an output of DVC", "choose another place")
     return target
 
 
@@ -110,7 +110,9 @@ def print_bundle(target: Path, manifest: dict[str, Any]) -> None:
     say(f"{target}: {len(manifest['files'])} files, {gigabytes(size) if size > 1e8 else f'{size / 1e6:.1f} MB'}")
     say(f"  verdict {manifest['verdict']}: {manifest['sentence']}")
     if manifest["verdict"] != "deploy":
-        say(f"warning: the verdict is {manifest['verdict'].upper()}, NOT DEPLOY; as the bundle says too")
+        say(f"warning: the verdict is {manifest['verdict'].upper()}, NOT DEPLOY; the bundle says so too")
     if not manifest["committed"]:
-        say("warning: tracked files differ from the commit, or there is none: nobody can go back to what made this")
-    say(f"  to check it anywhere: ./finetune check-bundle {target}")
+        say(
+            "warning: tracked files differ from the commit, or there is no commit: this run can't be traced to its code"
+        )
+    say(f"  verify it on any machine: ./finetune check-bundle {target}")

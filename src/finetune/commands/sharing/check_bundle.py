@@ -26,14 +26,14 @@ FINDINGS_SHOWN = 3
 def run(path: Path, signers: Path | None, identity: str | None = None) -> dict[str, Any]:
     """Check a bundle and print what it is; returns manifest and signer. DataError for anything not as it should be."""
     manifest, signer = inspect(path, signers, identity)
-    say(f"{path}: whole; {len(manifest['files'])} files, all of one run")
+    say(f"{path}: intact; {len(manifest['files'])} files of one run")
     say(f"  adapter {manifest['adapter_sha256']}, recipe {short(manifest['recipe'])}")
     if signer is not None:
         say(f"  signed by {signer}")
     elif signing.signature_of(path).exists():
-        say("  it has a signature, which was not checked; name whom you trust: --signers FILE")
+        say("  signed, but the signature was not checked; pass the allowed signers: --signers FILE")
     else:
-        say("  not signed: it is whole, and who made it is not proven")
+        say("  not signed: the bundle is intact, but its author is not verified")
     loud = "" if manifest["verdict"] == "deploy" else "warning: NOT DEPLOY: "
     say(f"  {loud}verdict {short(manifest['verdict'])}: {short(manifest['sentence'], 400)}")
     return {"whole": True, "signed_by": signer, "manifest": manifest}
@@ -49,7 +49,7 @@ def inspect(path: Path, signers: Path | None, identity: str | None) -> tuple[dic
         folder = Path(place)
         manifest = unpack(archive, str(path), folder)
         if manifest.get("format") not in FORMATS:
-            raise ConfigError(path, "is of a format that this version does not know", "check it with a newer one")
+            raise ConfigError(path, "has a format that this version does not support", "check it with a newer one")
         try:
             check_contents(folder, manifest)
         except (ConfigError, DataError) as error:
@@ -64,7 +64,7 @@ def check_contents(folder: Path, manifest: dict[str, Any]) -> None:
         raise DataError(missing[0], "is missing", "do not use the bundle")
     for key in ("recipe", "verdict", "sentence"):
         if not isinstance(manifest.get(key), str):
-            raise DataError(MANIFEST, f"has no {key} in words", "do not use the bundle")
+            raise DataError(MANIFEST, f"has no text in {key}", "do not use the bundle")
     try:
         require_one_adapter(folder, manifest)
         require_recorded(folder, {name: folder / name for name in manifest["files"]})

@@ -53,12 +53,12 @@ def require_none(member: str, source: Path | bytes, secrets: Mapping[bytes, str]
     if found[0] in secrets:
         raise DataError(
             member,
-            f"holds the value of the environment variable {secrets[found[0]]}, a secret by its name",
-            "nothing was bundled: remove it from what made the file, make repro, and change the secret",
+            f"contains the value of the environment variable {secrets[found[0]]}, which looks like a secret",
+            "nothing was bundled: remove it from the source of the file, run make repro, and revoke the secret",
         )
     raise DataError(
         member,
-        f"names {places[found[0]]} ({found[0].decode()}), which exists on this machine alone",
+        f"names {places[found[0]]} ({found[0].decode()}), which exists only on this machine",
         "name files relative to the repository in params.yaml, then make repro",
     )
 

@@ -99,7 +99,7 @@ def package_component(package: Package) -> Component:
     files = ExternalReference(
         type=ExternalReferenceType.DISTRIBUTION,
         url=XsUri(purl.to_string()),
-        comment="the SHA-256 of every file of this version that the lock allows",
+        comment="the SHA-256 of each file of this version that the lock allows",
         hashes=[sha256_hash(value) for value in package.hashes],
     )
     return Component(
@@ -165,6 +165,9 @@ def as_used(packages: list[Package], adapter: dict[str, Any]) -> list[Package]:
     for package in packages:
         version = used.get(package.name, package.version)
         if version != package.version:
-            say(f"warning: the run used {package.name} {version}, its lock has {package.version}; no hash proves it")
+            say(
+                f"warning: the run used {package.name} {version}, but its lock has {package.version}; no hash "
+                "is recorded for it"
+            )
         found.append(package if version == package.version else Package(package.name, version, ()))
     return found

@@ -66,10 +66,10 @@ def require_adapter(folder: Path) -> dict[str, Any]:
     extra = {path.relative_to(folder).as_posix() for path in files_in(folder)} - {MANIFEST, *manifest["files"]}
     if extra:
         raise DataError(
-            f"{folder / min(extra)}", "was not published with the adapter", "move it elsewhere, then try again"
+            f"{folder / min(extra)}", "is not part of the published adapter", "move it elsewhere, then try again"
         )
     if sha256_tensors(folder / WEIGHTS) != manifest.get("adapter_sha256"):
-        raise DataError(folder / WEIGHTS, f"holds other tensors than its {MANIFEST} says", "run train again")
+        raise DataError(folder / WEIGHTS, f"contains other tensors than its {MANIFEST} lists", "run train again")
     return manifest
 
 
@@ -90,7 +90,7 @@ def require_one_adapter(folder: Path, claimed: dict[str, Any]) -> DecisionReport
     }
     for name, other in named.items():
         if other != sha256:
-            message = "names another adapter than out/adapter"
+            message = "names a different adapter than out/adapter"
             raise DataError(f"reports/{name}.json", message, "do not use the bundle")
     for name in ("out/model_card.md", "reports/summary.md", "reports/report.html"):
         if sha256 not in (folder / name).read_text(encoding="utf-8"):
@@ -98,7 +98,9 @@ def require_one_adapter(folder: Path, claimed: dict[str, Any]) -> DecisionReport
     test = reports.prepare.prepared_sha256.get("test")
     if not test == reports.evaluation.test_sha256 == decision.test_sha256:
         raise DataError(
-            "reports/decision.json", "was reached on another test set than was prepared", "do not use the bundle"
+            "reports/decision.json",
+            "was reached on a different test set than the prepared one",
+            "do not use the bundle",
         )
     for name, value in (("verdict", decision.verdict), ("adapter_sha256", sha256)):
         if claimed.get(name) != value:

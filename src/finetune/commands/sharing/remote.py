@@ -58,9 +58,15 @@ def push(root: Path) -> None:
         absent = [] if code else fill_gaps(root, remote, files, settings)
         if code or absent:
             show(root, text)
-            what = f"{listed(absent)} did not arrive" if absent else "DVC could not upload everything, as it says above"
-            raise MachineError("push", what, "what has arrived is kept: fix the cause, then ./finetune push resumes")
-    say(f"push: done; the remote {remote} has the run")
+            what = (
+                f"{listed(absent)} was not uploaded"
+                if absent
+                else "DVC could not upload everything (see its messages above)"
+            )
+            raise MachineError(
+                "push", what, "uploaded files are kept: fix the cause, then run ./finetune push again to resume"
+            )
+    say(f"push: done; the run is on the remote {remote}")
     remind_of_git(root)
 
 
@@ -74,7 +80,7 @@ def pull(root: Path) -> None:
     require_idle(paths)
     remote, settings = read_remote(root)
     if not (root / "dvc.lock").is_file():
-        remedy = "git pull the one that has, then ./finetune pull"
+        remedy = "git pull a commit that has a run, then run ./finetune pull"
         raise ConfigError("dvc.lock", "is missing: this commit has no run", remedy)
     with pipeline_lock(paths.work / "pipeline.lock", "pull"):
         files = fetch(root, settings, remote)
@@ -83,14 +89,14 @@ def pull(root: Path) -> None:
             show(root, text)
             raise ConfigError(
                 "pull",
-                "the files named above were changed here and are kept nowhere else, so they were left as they are",
+                "the files listed above were changed here and exist nowhere else, so they were not overwritten",
                 "move or remove them, then ./finetune pull",
             )
         require_in_place(root, files)
         require_manifests(paths)
         require_finished(root, "pull")
-    say(f"pull: done; {format_amount(root, files)} from the remote {remote} are in place, as their manifests say")
-    say("  dvc repro has nothing to do; ./finetune report shows the verdict")
+    say(f"pull: done; {format_amount(root, files)} from the remote {remote} are in place and verified")
+    say("  dvc repro has nothing left to run; ./finetune report shows the verdict")
 
 
 def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
@@ -98,7 +104,7 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
 
     A damaged object is removed and fetched once more, for it may have been damaged here.
     """
-    say(f"pull: asking the remote {remote}")
+    say(f"pull: fetching from the remote {remote}")
     for last in (False, True):
         code, text = run_dvc(root, ["fetch"], settings, "pull")
         files = stored_files(root)
@@ -114,17 +120,17 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
         raise DataError(
             f"{listed(file.name for file in broken)}",
             f"damaged in the remote {remote} ({places} there)",
-            "nothing was put in place: delete that object there, ./finetune push on the machine that has "
-            "the run, then ./finetune pull",
+            "no file was replaced: delete that object there, run ./finetune push on the machine that has "
+            "the run, then ./finetune pull again",
         )
     if code or absent:
         show(root, text)
         what = f"{listed(absent)} could not be fetched" if absent else "DVC could not fetch everything"
         raise DataError(
             "pull",
-            f"{what} from the remote {remote}, as is said above; where they are missing there, "
-            "./finetune push on the machine that has the run (what DVC calls corrupted, delete there first)",
-            "then ./finetune pull resumes",
+            f"{what} from the remote {remote} (see the messages above); if they are missing there, "
+            "run ./finetune push on the machine that has the run (first delete there what DVC calls corrupted)",
+            "then run ./finetune pull again to resume",
         )
     return files
 
@@ -141,8 +147,8 @@ def read_remote(root: Path) -> tuple[str, Settings]:
         raise ConfigError(
             "",
             "no DVC remote is set up",
-            "dvc remote add -d store URL names one (a folder, s3://, gs://, ssh://, ...), and git "
-            "commit .dvc/config informs the other machine",
+            "add one with dvc remote add -d store URL (a folder, s3://, gs://, ssh://, ...), and git "
+            "commit .dvc/config for the other machine",
         )
     return remote, settings
 
@@ -173,8 +179,8 @@ def require_whole(root: Path, files: list[Stored]) -> None:
         places = listed(os.path.relpath(file.cached, root) for file in broken)
         raise DataError(
             f"{listed(file.name for file in broken)}",
-            "damaged in DVC's cache, nothing was uploaded",
-            f"remove {places}, then dvc commit --force takes it from the working tree anew, and ./finetune push again",
+            "damaged in DVC's cache; nothing was uploaded",
+            f"remove {places}, run dvc commit --force to store it again from the working tree, then ./finetune push",
         )
 
 
@@ -194,8 +200,8 @@ def remind_of_git(root: Path) -> None:
         names = listed(line[3:] for line in changed.splitlines())
         say(f"warning: not committed, so the other machine won't have it: {names}; git add, git commit, git push")
     elif ask(*git, "rev-list", "--count", "@{upstream}..HEAD", timeout=60) not in ("0", None):
-        say("warning: git push too: the other machine needs this commit")
-    say("  there: git pull, then ./finetune pull")
+        say("warning: git push as well: the other machine needs this commit")
+    say("  on the other machine: git pull, then ./finetune pull")
 
 
 # ---------------------------------------------------------------------------------------------------------------- DVC
@@ -208,7 +214,7 @@ def fill_gaps(root: Path, remote: str, files: list[Stored], settings: Settings) 
     except Exception as error:  # each kind of remote has errors of its own
         told = short(redacted(" ".join(str(error).split()), secrets_of(settings)), 300)
         raise MachineError(
-            "push", f"the remote {remote} failed ({told})", "fix the cause, then ./finetune push resumes"
+            "push", f"the remote {remote} failed ({told})", "fix the cause, then run ./finetune push again to resume"
         ) from None
 
 
@@ -241,11 +247,11 @@ def run_dvc(root: Path, arguments: list[str], settings: Settings, command: str) 
                 return process.returncode, redacted(text, secrets_of(settings))
             except subprocess.TimeoutExpired:
                 seconds += HEARTBEAT
-                say(f"  {seconds:.0f} s: dvc {arguments[0]} is at it")
+                say(f"  {seconds:.0f} s: dvc {arguments[0]} is running")
     except KeyboardInterrupt:
         end(process)
         raise InterruptedRunError(
-            "", f"{command} was interrupted", "what has arrived is kept, the same command resumes"
+            "", f"{command} was interrupted", "transferred files are kept; run the same command again to resume"
         ) from None
 
 

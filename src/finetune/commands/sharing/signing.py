@@ -27,14 +27,16 @@ def require_key(key: Path) -> None:
     """ConfigError where there is no such key, MachineError without OpenSSH: told before anything is packed."""
     find_ssh_keygen()
     if not key.is_file():
-        raise ConfigError(key, "no such key", "name a private key of OpenSSH, or a public one whose agent runs")
+        raise ConfigError(
+            key, "no such key", "pass an OpenSSH private key, or a public key held by a running ssh-agent"
+        )
 
 
 def find_ssh_keygen() -> str:
     """The program; MachineError where this machine has none."""
     found = shutil.which("ssh-keygen")
     if found is None:
-        remedy = "install OpenSSH (8.1 or newer), which signs and verifies bundles"
+        remedy = "install OpenSSH 8.1 or newer, which is used to sign and verify bundles"
         raise MachineError("", "ssh-keygen is not on PATH", remedy)
     return found
 
@@ -68,17 +70,18 @@ def verify(archive: BinaryIO, path: Path, signers: Path, identity: str | None) -
     """Who signed the archive, by the file of allowed signers; DataError where nobody in it did, or not `identity`."""
     signature = signature_of(path)
     if not signers.is_file():
-        raise ConfigError(signers, "no such file of allowed signers", "each line: IDENTITY ssh-ed25519 KEY")
-    if not signature.is_file():
-        raise DataError(
-            signature, f"is missing, so {path.name} can't be distinguished from a forgery", "ask for its signature"
+        raise ConfigError(
+            signers, "no such allowed signers file", "it must have lines of the form: IDENTITY ssh-ed25519 KEY"
         )
+    if not signature.is_file():
+        raise DataError(signature, f"is missing, so {path.name} can't be verified", "ask the sender for the signature")
     who = identity or find_signer(signature, signers)
     done = run_verify(["verify", "-f", str(signers), "-I", who, "-n", NAMESPACE, "-s", str(signature)], archive)
     if done.returncode != 0:
         raise DataError(
             path,
-            f"is not what {printable(who)} signed, or not by a key of theirs in {signers}: "
+            f"does not match what {printable(who)} signed, or was signed with a key that {signers} does not "
+            "list for them: "
             f"{last_line(done.stderr) or last_line(done.stdout)}",
             "do not use it",
         )
@@ -92,8 +95,8 @@ def find_signer(signature: Path, signers: Path) -> str:
     if done.returncode != 0 or not names:
         raise DataError(
             signature,
-            f"is by nobody whom {signers} allows ({last_line(done.stderr) or 'no such key'})",
-            "do not use the bundle, or add the signer's key once you have it from them",
+            f"was not signed by anyone that {signers} allows ({last_line(done.stderr) or 'no such key'})",
+            "do not use the bundle, or add the signer's key after you have received it from them",
         )
     return names[0]
 

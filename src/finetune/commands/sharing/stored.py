@@ -115,7 +115,7 @@ def require_in_place(root: Path, files: Iterable[Stored]) -> None:
     ]
     if wrong:
         raise DataError(
-            f"{listed(wrong)}", "not as dvc.lock names it", "remove it here, then ./finetune pull (or make repro)"
+            f"{listed(wrong)}", "differs from dvc.lock", "remove it here, then ./finetune pull (or make repro)"
         )
 
 
@@ -127,7 +127,7 @@ def require_manifests(paths: Paths) -> None:
     for split, expected in reports.prepare.prepared_sha256.items():
         path = paths.prepared / f"{split}.jsonl"
         if not path.is_file() or sha256_file(path) != expected:
-            raise DataError(path, "is not the split that was prepared (reports/prepare.json)", "run prepare again")
+            raise DataError(path, "is not the prepared split (reports/prepare.json)", "run prepare again")
     check_hashes(paths, reports)
 
 

@@ -95,6 +95,6 @@ def most_confused(labels: Sequence[str], confusion: Sequence[Sequence[int]], mos
     ]
     pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2] or ""))
     return [
-        f"{name(due, 40)} answered as {name(given or 'none of the classes', 40)}: {counted(count, 'time')}"
+        f"{name(due, 40)} predicted as {name(given or 'none of the classes', 40)}: {counted(count, 'time')}"
         for count, due, given in pairs[:most]
     ]

@@ -29,8 +29,9 @@ KINDS = {
 # So many of each at most, in this order; what room is left goes to the rest in the same order.
 QUOTAS = {"failed": 20, "regression": 60, "both-wrong": 50, "cut": 15, "fix": 35, "longest": 10, "both-right": 10}
 RULE = (
-    "failed answers, regressions (the baseline right or better, the candidate not), both wrong, cut off, fixes, the "
-    "longest and both right, so many of each at most and in turns by agent, the reference that the candidate found "
+    "failed answers, regressions (the baseline correct or better, the candidate not), both wrong, cut off, fixes, the "
+    "longest and both right; a limited number of each, alternating between agents, starting with the "
+    "references that the candidate found "
     "least likely first"
 )
 

@@ -35,7 +35,7 @@ def _sentence(verdict: Verdict, outcomes: Sequence[Any], run: Decided) -> str:
     text = clause(chosen, sides, run.confidence, run.decide.policy)
     if passed == len(readings):
         looks = run.decide.looks
-        spent = f", but this test set has been looked at {run.look} times where {looks} were declared"
+        spent = f", but this is look {run.look} at a test set with {looks} declared looks"
         rest = "the only criterion passes" if passed == 1 else f"all {passed} criteria pass"
         return f"{text}; {rest}{spent if run.look > looks else ''}."
     return f"{text}; {passed} of {len(readings)} criteria pass."
@@ -64,7 +64,7 @@ def clause(item: Reading, sides: Mapping[str, str], confidence: float, policy: s
     if item.kind == "gain":
         return f"{new} answers in {item.estimate} less time than {old} ({proof})"
     if item.kind == "bytes":
-        return f"{new} needs {item.estimate} of memory at its peak ({proof})"
+        return f"{new} peaks at {item.estimate} of memory ({proof})"
     if item.outcome.about != "quality" or item.outcome.metric is None:
         return f"{item.outcome.criterion}: {item.estimate} ({proof})"
     if item.kind in ("points", "difference"):
@@ -83,21 +83,21 @@ def achieves(item: Reading, figure: str) -> str:
         return f"reaches {metric} {figure} on {item.where}"
     if item.outcome.metric == "exact_match":
         return f"answers {figure} of {item.where} exactly right"
-    return f"is right by {metric} in {figure} of {item.where}"
+    return f"is correct by {metric} on {figure} of {item.where}"
 
 
 def evidence(item: Reading, confidence: float, policy: str) -> str:
     """How sure, and what was asked: `at least 59.5% with 99% confidence, 55% was asked`."""
-    outcome, asked = item.outcome, f"{item.limit} was asked"
+    outcome, asked = item.outcome, f"required: {item.limit}"
     if policy == "point":
-        return f"an estimate without proof, {asked}"
+        return f"an estimate without proof; {asked}"
     if item.kind == "bytes" or item.bounds == NO_INTERVAL:
         return asked
     bound = outcome.lower if outcome.higher_is_better else outcome.upper
     sure = f"with {100 * confidence:.4g}% confidence"
     if outcome.status == "pass" and bound is not None:
-        return f"{item.direction} {format_value(bound, item.kind)} {sure}, {asked}"
-    return f"between {item.bounds.replace(' to ', ' and ')} {sure}, {asked}"
+        return f"{item.direction} {format_value(bound, item.kind)} {sure}; {asked}"
+    return f"between {item.bounds.replace(' to ', ' and ')} {sure}; {asked}"
 
 
 def is_served(run: Decided) -> bool:
@@ -116,23 +116,27 @@ def provisos(run: Decided) -> list[str]:
     evaluation, decide, found = run.reports.evaluation, run.decide, []
     if is_served(run):
         served = side_names(evaluation)["candidate"]
-        found.append(f"The figures are of {served}: nobody checked that it is this adapter.")
+        found.append(f"The results are those of {served}. Whether it serves this adapter was not checked.")
     if evaluation.baseline.recorded:
-        found.append("The baseline's answers and times were recorded elsewhere, not measured beside the candidate's.")
+        found.append(
+            "The baseline's answers and times were recorded earlier, not measured in the same session as the "
+            "candidate's."
+        )
     if decide.policy == "point":
-        found.append("The policy is “point”: estimates alone were compared, so chance is not excluded.")
+        found.append("The policy is “point”: only estimates were compared, so the result may be due to chance.")
     if run.look > decide.looks:
-        due = "a fresh test set is due"
-        found.append(f"This is look {run.look} at a test set for which {decide.looks} were declared: {due}.")
+        due = "a fresh test set is required"
+        found.append(f"This is look {run.look} at a test set with {decide.looks} declared looks: {due}.")
     elif decide.looks > 1:
         found.append(
-            f"Look {run.look} of {decide.looks} at this test set; {100 * decide.confidence:.4g}% confidence is "
-            f"shared by all of them, which leaves {100 * run.confidence:.4g}% to each."
+            f"Look {run.look} of {decide.looks} at this test set. The overall confidence of "
+            f"{100 * decide.confidence:.4g}% is "
+            f"split between the looks, so each bound is held to {100 * run.confidence:.4g}%."
         )
     if evaluation.generation.get("do_sample"):
-        found.append("Answers were sampled: another seed gives other answers and other figures.")
+        found.append("Answers were sampled: a different seed gives different answers and results.")
     if untimed := left_out(run.reports.cost.latency):
-        found.append(f"{untimed}, which may be the slowest of all.")
+        found.append(f"{untimed}; these may be the slowest.")
     return [*found, *_doubts(evaluation), *_known_faults(run)]
 
 
@@ -146,14 +150,14 @@ def _doubts(evaluation: EvaluationReport) -> list[str]:
         )
     for side, figures in (("candidate", whole.candidate), ("baseline", whole.baseline)):
         if count := figures.get("failed"):
-            found.append(f"{counted(int(count), 'answer')} of the {side} failed.")
+            found.append(f"The {side} failed to answer {counted(int(count), 'prompt')}.")
     if share := whole.candidate.get("cut_off"):
         found.append(f"{percent(share)} of the candidate's answers were cut off by the limit of new tokens.")
     for group, measured in evaluation.groups.items():
         right = measured.candidate.get("exact_match")
         if group != ALL and right is not None and right <= measured.majority_share:
             guess = format_short(measured.majority_share, "share")
-            found.append(f"{name(group)}: always giving its commonest answer would be right in {guess}, no less often.")
+            found.append(f"{name(group)}: a majority-class baseline scores {guess}, at least as high.")
     return found
 
 
@@ -162,13 +166,13 @@ def _known_faults(run: Decided) -> list[str]:
     accepted = [name(item.code) for item in run.reports.validation.findings if item.accepted]
     found = []
     if accepted:
-        found.append(f"{counted(len(accepted), 'finding')} of validate accepted by hand: {', '.join(accepted)}.")
+        found.append(f"{counted(len(accepted), 'validation finding')} accepted by hand: {', '.join(accepted)}.")
     for problem in run.reports.evaluation.problems:
         what = f"{counted(problem.count, 'answer')} of the {problem.side} could not be scored"
-        found.append(f"Scorer {name(problem.scorer)}: {what}; the first: {name(problem.reason, 160)}")
+        found.append(f"Scorer {name(problem.scorer)}: {what}; the first reason: {name(problem.reason, 160)}")
     for judge, kept in run.reports.evaluation.judges.items():
         agreement = kept.get("agreement")
         if agreement is not None and agreement < 0.8:
             share = percent(agreement)
-            found.append(f"Judge {name(judge)} agreed with itself in only {share} when the order was turned.")
+            found.append(f"Judge {name(judge)} agreed with itself in only {share} of cases when the order was swapped.")
     return [*found, *(f"Training: {name(text, 300)}." for text in run.reports.train.warnings)]

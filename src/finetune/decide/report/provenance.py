@@ -64,21 +64,25 @@ def show_provenance(run: Decided) -> list[tuple[str, str, str | None]]:
         *((f"{split.capitalize()} split", "", prepared[split]) for split in SPLITS),
         ("Predictions", "", evaluation.predictions_sha256),
         ("Measured times", "", cost.latency_sha256),
-        ("Run fingerprint", "params, data, base, code and locks together", train.fingerprint),
+        ("Run fingerprint", "hash of params, data, base, code and locks", train.fingerprint),
         ("Seed", str(run.seed), None),
         ("Generation", listed(evaluation.generation), None),
         *((f"Scorer {name(scorer)}", _settings(found), None) for scorer, found in evaluation.scorers.items()),
         *((f"Judge {name(scorer)}", _settings(kept), None) for scorer, kept in evaluation.judges.items()),
-        ("Training", f"attention {train.attention}, {train.micro_batch} rows a pass x {train.accumulation}", None),
-        ("Machine of training", describe_machine(run.reports.train_cost.machine), None),
-        ("Machine of evaluation", describe_machine(cost.machine), None),
+        (
+            "Training",
+            f"attention {train.attention}, {train.micro_batch} rows per pass x {train.accumulation} passes per step",
+            None,
+        ),
+        ("Training machine", describe_machine(run.reports.train_cost.machine), None),
+        ("Evaluation machine", describe_machine(cost.machine), None),
         ("Versions", ", ".join(f"{name(key)} {name(value)}" for key, value in cost.versions.items()), None),
     ]
     return rows
 
 
 def _side(side: SideReport, base: BaseIdentity) -> str:
-    told = " (recorded elsewhere)" if side.recorded else ""
+    told = " (recorded earlier)" if side.recorded else ""
     label = plain_name(side.name, base.revision if side.name == base.name else None)
     return f"{name(side.form)}{f', {label}' if label else ''}{told}"
 

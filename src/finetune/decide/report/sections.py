@@ -29,12 +29,12 @@ from finetune.score.metrics import counted as counted_by
 from finetune.statistics.proportions import wilson
 
 MOST_DOTS = 400
-CLUSTERED = "no interval: examples come in clusters; the criteria's intervals take that into account"
+CLUSTERED = "no interval here: examples come in clusters, which the intervals of the criteria take into account"
 PANELS = (
-    (("loss", "validation_loss"), "Loss (nats a token)"),
+    (("loss", "validation_loss"), "Loss (nats/token)"),
     (("learning_rate",), "Learning rate"),
     (("gradient_norm",), "Gradient norm"),
-    (("tokens_per_second",), "Tokens a second"),
+    (("tokens_per_second",), "Tokens/s"),
     (("memory_gigabytes",), "Memory (GB)"),
 )
 
@@ -71,7 +71,7 @@ def show_key_figures(readings: Sequence[Reading], leading: Reading | None, run: 
             {"label": f"{metric[:1].upper()}{metric[1:]}{of}", "value": format_value(value, kind), "than": base}
         )
     examples = run.reports.evaluation.groups[ALL].examples
-    found.append({"label": "Test examples", "value": f"{examples:,}", "than": "never trained on"})
+    found.append({"label": "Test examples", "value": f"{examples:,}", "than": "not used in training"})
     mean, old = (times.mean_seconds if times else None for times in (latency.candidate, latency.baseline))
     base = amount(old, "s")
     found.append({"label": "Mean answer time", "value": amount(mean, "s"), "than": f"baseline {base}"})
@@ -208,7 +208,7 @@ def show_latency(latency: LatencyReport, timings: Sequence[Timing]) -> dict[str,
         both = [("baseline", known)] if known else []
         both.append(("candidate", [row.candidate_seconds for row in kept]))
         means = ", ".join(f"{row['side']} {row['mean']} on average" for row in rows)
-        drawing = draw_dots(both, f"Seconds of {len(kept)} answers a side: {means}")
+        drawing = draw_dots(both, f"Seconds per answer, {len(kept)} answers per side: {means}")
     return {"rows": rows, "drawing": drawing, "prompts": latency.prompts, "kept": len(timings) and len(kept)}
 
 
@@ -222,7 +222,7 @@ def show_plan(run: Decided) -> list[dict[str, str]]:
     steps = {"planned": f"{run.reports.validation.schedule.steps:,}", "measured": f"{run.reports.train.steps:,}"}
     memory = {"planned": amount(planned, "bytes"), "measured": amount(peak, "bytes")}
     time = {"planned": f"{flops / 1e12:,.3g} TFLOP", "measured": duration(wall)}
-    rows = (("Steps", steps, ""), ("Peak memory of training", memory, apart), ("Time of training", time, rate))
+    rows = (("Steps", steps, ""), ("Training, peak memory", memory, apart), ("Training, time", time, rate))
     return [{"what": what, **figures, "apart": told} for what, figures, told in rows]
 
 

@@ -86,13 +86,13 @@ def draw_criterion(reading: Reading) -> Markup | None:
         '<line class="axis" x1="0" x2="100%" y1="31" y2="31"/>',
         *([interval] if reading.bounds != NO_INTERVAL else []),
         f'<line class="target" x1="{target}%" x2="{target}%" y1="16" y2="45"/>',
-        _text(target, 11, f"asked: {format_short(item.target, reading.kind)}", "asked"),
+        _text(target, 11, f"required: {format_short(item.target, reading.kind)}", "asked"),
         *_ticks(scale, reading.kind, 62),
     ]
     if base is not None:
         parts.append(f'<circle class="base" cx="{scale.at(base)}%" cy="31" r="5"/>')
     parts.append(f'<circle class="estimate" cx="{scale.at(item.estimate)}%" cy="31" r="6.5"/>')
-    about = f"estimate {reading.estimate}, {reading.bounds}, asked {reading.asked}"
+    about = f"estimate {reading.estimate}, {reading.bounds}, required {reading.asked}"
     if base is not None:
         about += f", baseline {format_short(base, reading.kind)}"
     return _svg(f"interval {item.status}", 68, about + (", logarithmic scale" if scale.log else ""), parts)

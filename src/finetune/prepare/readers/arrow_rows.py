@@ -50,7 +50,7 @@ class ArrowBatch:
         except UnicodeDecodeError:
             return BadRow(self.first + number, "not UTF-8")
         except (ValueError, OverflowError, pa.ArrowException) as error:
-            return BadRow(self.first + number, f"holds a value that can't be read: {str(error)[:200]}")
+            return BadRow(self.first + number, f"contains a value that can't be read: {str(error)[:200]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def _plain_schema(schema: pa.Schema, where: str) -> pa.Schema:
     """The schema with every value in its own place; DataError for a name that stands twice or a type with no rows."""
     names = schema.names
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(where, f"two columns are named {twice!r}", "give each its own name")
+        raise DataError(where, f"two columns have the name {twice!r}", "give each column a unique name")
     fields = []
     for field in schema:
         try:
@@ -190,7 +190,7 @@ def _put_names(value: Any, names: Names) -> Any:
     if not isinstance(value, int) or value == -1:
         return None if value == -1 else value
     if not 0 <= value < len(names):
-        raise ValueError(f"label {value} is none of the {len(names)} that have names")
+        raise ValueError(f"label {value} is not one of the {len(names)} named labels")
     return names[value]
 
 
@@ -213,7 +213,7 @@ def arrow_file(path: Path, where: str) -> Iterator[tuple[pa.RecordBatch, float]]
                 yield _checked(batch), file.tell() / size
         file.seek(max(0, file.tell() - len(END_OF_STREAM)))
         if file.read(len(END_OF_STREAM)) != END_OF_STREAM:  # it was cut off between two batches
-            raise DataError(where, "is cut off or damaged (no end mark)", "fetch it or write it again")
+            raise DataError(where, "is truncated or damaged (no end mark)", "download or write it again")
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -234,4 +234,4 @@ def parquet_file(path: Path, where: str) -> Iterator[tuple[pa.RecordBatch, float
             done += batch.num_rows
             yield batch, done / rows
         if done != rows:
-            raise DataError(where, f"is cut off or damaged ({done} of {rows} rows)", "fetch it again")
+            raise DataError(where, f"is truncated or damaged ({done} of {rows} rows readable)", "fetch it again")

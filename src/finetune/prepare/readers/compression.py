@@ -29,14 +29,14 @@ def read_errors_at(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DataError(where, "is gone", "put it back and start again") from None
+        raise DataError(where, "is gone", "restore it and start again") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             reason = error.strerror or os.strerror(error.errno)
-            raise DataError(where, f"can't be read ({reason})", "see its rights and its disk") from None
+            raise DataError(where, f"can't be read ({reason})", "check its permissions and its disk") from None
         # Without a number it comes from pyarrow, about the file's content.
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(where, f"is cut off or damaged ({reason})", "fetch it or write it again") from None
+        raise DataError(where, f"is truncated or damaged ({reason})", "download or write it again") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def open_text(path: Path, compression: Compression | None) -> Iterator[OpenText]
         head = stream.peek(4)
         for suffix, start in STARTS.items():
             if compression is None and head.startswith(start):
-                raise DataError(path, "is compressed", f"put {suffix} after its name")
+                raise DataError(path, "is compressed", f"add {suffix} to its name")
         marked = len(MARK) if head.startswith(MARK) else 0
         stream.read(marked)
         yield OpenText(str(path), file, stream, marked)

@@ -61,7 +61,7 @@ class _RecordLines:
             self.size += len(read)
             if self.size > self._max and self.size - len(read) + len(read.rstrip(b"\r\n")) > self._max:
                 place = f"{self._source.where}:{self.start}"
-                what = f"the record that starts here is {too_large(self._max)}, or a quote in it never closes"
+                what = f"the record starting here is {too_large(self._max)}, or has an unclosed quote"
                 raise DataError(place, what, "fix it, or write the file as JSON lines")
             yield read.decode("utf-8", "surrogateescape")
 
@@ -86,10 +86,10 @@ def _records(where: str, lines: _RecordLines, delimiter: str, max_row_bytes: int
             values = next(reader, None)
         except csv.Error as error:
             if "unexpected end" in str(error):
-                what = "a quote that opens in this record never closes; close it"
+                what = "a quote opened in this record is never closed; close it"
             else:
                 reason = str(error).partition(" - ")[0]
-                what = f"is broken, at line {lines.line} ({reason}); quote its fields and double the quotes in them"
+                what = f"is broken, at line {lines.line} ({reason}); quote its fields and double the quotes inside them"
             raise DataError(f"{where}:{lines.start}", what) from None
         if values is None:
             return
@@ -99,13 +99,13 @@ def _records(where: str, lines: _RecordLines, delimiter: str, max_row_bytes: int
 
 def _header(where: str, record: tuple[int, list[str]] | None) -> tuple[str, ...]:
     if record is None:
-        raise DataError(where, "has no header", "its first line must name the columns")
+        raise DataError(where, "has no header", "the first line must name the columns")
     line, names = record
     place = f"{where}:{line}"
     if "" in names:
-        raise DataError(place, f"column {names.index('') + 1} has no name", "its first line must name them all")
+        raise DataError(place, f"column {names.index('') + 1} has no name", "the first line must name all columns")
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(place, f"two columns are named {twice!r}", "give each its own name")
+        raise DataError(place, f"two columns have the name {twice!r}", "give each column a unique name")
     if _not_utf8(names, names) is not None:
         raise DataError(place, "the header is not UTF-8", "save the file as UTF-8")
     return tuple(names)

@@ -41,11 +41,15 @@ def shards(path: Path, part: str | None) -> list[Path]:
     if (path / DATASETS).is_file():
         splits = _listed(path / DATASETS, "splits")
         if part not in splits:
-            found = "it names none" if part is None else f"there is no {part!r}"
-            raise DataError(path, f"holds the parts {', '.join(splits)} and {found}", "set the source's `part` to one")
+            found = "it names none" if part is None else f"it has no {part!r}"
+            raise DataError(
+                path, f"has the parts {', '.join(splits)}, and {found}", "set `part` of its source to one of them"
+            )
         folder = path / part
     elif part is not None:
-        raise DataError(path, f"is one dataset, so it has no part {part!r}", "take `part` out of its source")
+        raise DataError(
+            path, f"is a single dataset without parts, so it has no part {part!r}", "remove `part` from its source"
+        )
     return [folder / name for name in _listed(folder / DATASET, "_data_files")]
 
 
@@ -55,7 +59,7 @@ def _listed(path: Path, key: str) -> list[str]:
         content = parse_json(path.read_text(encoding="utf-8"))
         names = [item if isinstance(item, str) else item["filename"] for item in content[key]]
         if content.get("_indices_data_files") or any(Path(name).name != name for name in names):
-            raise ValueError("rows are not stored in order in files beside it")
+            raise ValueError("its rows are not stored in order in data files of the same folder")
     except FileNotFoundError:
         raise DataError(path, "is missing", "save the dataset again (save_to_disk)") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

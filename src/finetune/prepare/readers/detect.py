@@ -50,9 +50,9 @@ def detect_container(path: Path) -> Container:
     compression = COMPRESSIONS.get(suffix)
     kind = KINDS.get(Path(path.stem).suffix.lower() if compression else suffix)
     if kind is None or path.is_dir():
-        known = f"{', '.join(KINDS)} (each also with {' or '.join(COMPRESSIONS)} after it)"
-        remedy = f"known are {known} and folders that datasets' save_to_disk wrote"
-        raise DataError(path, "is nothing that can be read", remedy)
+        known = f"{', '.join(KINDS)} (each optionally followed by {' or '.join(COMPRESSIONS)})"
+        remedy = f"supported: {known}, and folders written by datasets' save_to_disk"
+        raise DataError(path, "has an unsupported format", remedy)
     return Container(kind_of_json(path, compression) if kind == "json_array" else kind, compression)
 
 
@@ -69,7 +69,7 @@ def read_batches(path: Path, container: Container, max_row_bytes: int, part: str
     A row that is broken by itself is no error here: it comes out as a BadRow.
     """
     if part is not None and container.kind != "folder":
-        raise DataError(path, f"is one file, so it has no part {part!r}", "take `part` out of its source")
+        raise DataError(path, f"is a single file, so it has no part {part!r}", "remove `part` from its source")
     compression = container.compression
     match container.kind:
         case "jsonl":

@@ -22,7 +22,7 @@ SPACE = re.compile(r"[ \t\n\r]*")
 # Letters. An error this near to the end of what was read may be a token cut in two; only strings are longer than the
 # longest of the others, which is an escaped pair like `\ud83d\ude00`.
 LONGEST_TOKEN = 16
-ADVICE = "what follows can't be read, so fix it, or write the file as JSON lines"
+ADVICE = "the rest of the file can't be read: fix it, or write the file as JSON lines"
 
 
 def _parse_object(line: int, text: bytes | str) -> Row | BadRow:
@@ -36,7 +36,7 @@ def _parse_object(line: int, text: bytes | str) -> Row | BadRow:
     except ValueError as error:
         return BadRow(line, f"broken JSON: {error}")
     if not isinstance(fields, dict):
-        return BadRow(line, f"a JSON object is expected, not {type(fields).__name__}")
+        return BadRow(line, f"expected a JSON object, found {type(fields).__name__}")
     return Row(line, fields)
 
 
@@ -174,7 +174,7 @@ def _elements(window: _Window, max_row_bytes: int) -> Iterator[tuple[int, str]]:
             window.next_letter()
     window.move(window.at + 1)
     if window.next_letter():
-        raise DataError(window.place(), "something follows the end of the array", ADVICE)
+        raise DataError(window.place(), "there is data after the end of the array", ADVICE)
 
 
 def _element_end(window: _Window, number: int, max_row_bytes: int) -> int:
@@ -196,7 +196,7 @@ def _element_end(window: _Window, number: int, max_row_bytes: int) -> int:
     if 4 * size > max_row_bytes:  # a letter takes up to four bytes
         size = len(window.text[window.at : end].encode("utf-8"))
     if size > max_row_bytes:
-        raise DataError(window.place(), f"{element} is {too_large(max_row_bytes)}, or never ends", ADVICE)
+        raise DataError(window.place(), f"{element} is {too_large(max_row_bytes)}, or is not closed", ADVICE)
     return end
 
 
@@ -210,19 +210,19 @@ def kind_of_json(path: Path, compression: Compression | None) -> Literal["jsonl"
     with open_text(path, compression) as source:
         while not (line := source.stream.readline(PIECE)).strip():
             if not line:
-                raise DataError(path, "holds nothing but spaces", "put rows into it or take it out of data.sources")
+                raise DataError(path, "contains only whitespace", "add rows to it or remove it from data.sources")
         text = line.strip().decode("utf-8", "replace")
         if text.startswith("["):
             return "json_array"
         if not text.startswith("{"):
-            raise DataError(path, "is neither an array of JSON objects nor one object a line, in UTF-8")
+            raise DataError(path, "is neither a JSON array of objects nor JSON lines in UTF-8")
         try:
             ENDS.decode(text)
         except json.JSONDecodeError as error:
             # An object that is still open where the line ends: the file was laid out for people.
             if error.pos >= len(text) and line.endswith(b"\n") and source.stream.read(PIECE).strip():
-                remedy = "write an array of objects or one object a line"
-                raise DataError(path, "is one JSON object over several lines", remedy) from None
+                remedy = "write an array of objects or one object per line"
+                raise DataError(path, "is a single JSON object over several lines", remedy) from None
         except RecursionError:
             pass  # the line's own defect, which costs no more than the line
     return "jsonl"

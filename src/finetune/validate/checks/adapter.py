@@ -19,11 +19,11 @@ SCALES = (0.25, 8.0)
 EMBEDDINGS = "embed_tokens"  # no linear layer, but PEFT adapts it too
 
 CODES |= {
-    "target-modules-missing": Code("error", "run", "A target module is nowhere in the architecture.", binding=True),
+    "target-modules-missing": Code("error", "run", "A target module does not exist in the architecture.", binding=True),
     "target-modules-partial": Code("note", "quality", "Layers of the base that get no adapter."),
-    "alpha-unusual": Code("warning", "quality", "The adapter's scale is outside what is known to train well."),
-    "learning-rate-high": Code("warning", "run", "Above the usual range for this method, runs tend to diverge."),
-    "learning-rate-low": Code("warning", "quality", "Below the usual range for this method, little is learnt."),
+    "alpha-unusual": Code("warning", "quality", "The adapter scale is outside the range known to train well."),
+    "learning-rate-high": Code("warning", "run", "Above the usual range for this method; runs tend to diverge."),
+    "learning-rate-low": Code("warning", "quality", "Below the usual range for this method; the model learns little."),
 }
 
 
@@ -52,7 +52,7 @@ def check_target_modules(params: ValidateParams, architecture: Architecture) -> 
     if left:
         rest = sum(linear.parameters for linear in architecture.linears if linear.name in left)
         what = f"{', '.join(left)} get no adapter: {rest / architecture.parameters:.0%} of {architecture.class_name}"
-        fix = f"use all of {', '.join(usual)}, where the validation loss stays high"
+        fix = f"use all of {', '.join(usual)}if the validation loss stays high"
         return [Finding("target-modules-partial", where, what, fix)]
     return []
 
@@ -79,6 +79,6 @@ def check_learning_rate(params: ValidateParams, architecture: Architecture | Non
         what = f"{rate:g} is above {high:g}, where LoRA runs of bases of this size tend to diverge"
         return [Finding("learning-rate-high", where, what, f"use {high / 5:g}")]
     if rate < low:
-        what = f"{rate:g} is below {low:g}: a rate for training all weights, not for adapters"
+        what = f"{rate:g} is below {low:g}: a learning rate for full fine-tuning, not for adapters"
         return [Finding("learning-rate-low", where, what, f"use {low * 6:g}")]
     return []

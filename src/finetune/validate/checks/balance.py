@@ -26,13 +26,13 @@ Splits = Mapping[Split, Sequence[Example]]
 
 CODES |= {
     "agents-imbalanced": Code("warning", "quality", "One agent has over twenty times the rows of another."),
-    "agent-missing": Code("error", "quality", "An agent that is tested was never trained on.", in_params=False),
+    "agent-missing": Code("error", "quality", "An agent in test has no training rows.", in_params=False),
     "labels-imbalanced": Code("warning", "quality", "One label has over twenty times the rows of another."),
-    "label-missing-in-train": Code("error", "quality", "A label that is tested was never trained on.", in_params=False),
-    "label-missing-in-test": Code("warning", "verdict", "A label that is trained on is never tested."),
-    "answers-constant": Code("warning", "verdict", "One answer is right for over four in five rows."),
+    "label-missing-in-train": Code("error", "quality", "A label in test has no training rows.", in_params=False),
+    "label-missing-in-test": Code("warning", "verdict", "A label in train has no test examples."),
+    "answers-constant": Code("warning", "verdict", "One answer is correct for more than four in five rows."),
     "answers-repeated": Code("note", "quality", "Identical long answers in many rows."),
-    "system-prompt-unused": Code("warning", "quality", "A system prompt for an agent that no row is of."),
+    "system-prompt-unused": Code("warning", "quality", "A system prompt for an agent that has no rows."),
 }
 
 
@@ -55,9 +55,9 @@ def _missing_agents(splits: Splits) -> Iterator[Finding]:
     trained = {example.agent for example in splits["train"]}
     for agent, count in _sorted(Counter(example.agent for example in splits["test"])):
         if agent not in trained:
-            what = f"{agent!r} has {count:,} test examples and none in train"
+            what = f"{agent!r} has {count:,} test examples but none in train"
             near = get_close_matches(agent, trained, n=1)
-            fix = f"name it {near[0]!r} (agent of its source), or add rows" if near else "add rows of it to train"
+            fix = f"rename it to {near[0]!r} (agent of its source), or add rows" if near else "add rows of it to train"
             yield Finding("agent-missing", "data/prepared/train.jsonl", what, fix)
 
 
@@ -86,13 +86,13 @@ def _labels(splits: Splits) -> Iterator[Finding]:
     for agent in sorted(train.keys() & test.keys()):
         new = {label: count for label, count in test[agent].items() if label not in train[agent]}
         if new:
-            what = f"{_labels_named(new)} of {agent!r} in test, {sum(new.values()):,} examples, and none in train"
+            what = f"{_labels_named(new)} of {agent!r} in test, with {sum(new.values()):,} examples, but not in train"
             fix = "add rows of them to train, or set data.split.stratify_by: label"
             yield Finding("label-missing-in-train", "data/prepared/train.jsonl", what, fix)
         untested = {label: count for label, count in train[agent].items() if label not in test[agent]}
         if untested:
             total = sum(untested.values())
-            what = f"{_labels_named(untested)} of {agent!r} in train, {total:,} examples, and none in test"
+            what = f"{_labels_named(untested)} of {agent!r} in train, with {total:,} examples, but not in test"
             fix = "add test rows of them, or set data.split.stratify_by: label"
             yield Finding("label-missing-in-test", "data/prepared/test.jsonl", what, fix)
     for agent in sorted(train):
@@ -101,10 +101,10 @@ def _labels(splits: Splits) -> Iterator[Finding]:
         rare = {label: count for label, count in counts if large > MOST_TIMES * count}
         if rare:
             what = (
-                f"of {agent!r} the label {short(most)!r} has {large:,} train examples, up to {large / rarest:.0f} "
-                f"times as many as {_labels_named(rare)} ({rarest:,} at the least)"
+                f"label {short(most)!r} of {agent!r} has {large:,} train examples, up to {large / rarest:.0f} "
+                f"times as many as {_labels_named(rare)} ({rarest:,} for the rarest)"
             )
-            fix = "add rows of the rare ones, or judge this agent by a classification scorer's macro_f1"
+            fix = "add rows of the rare labels, or judge this agent by macro_f1 of a classification scorer"
             yield Finding("labels-imbalanced", "data/prepared/train.jsonl", what, fix)
 
 
@@ -140,11 +140,11 @@ def constant_answers(train: Sequence[Example]) -> dict[tuple[str, str], tuple[in
 def _constant(found: Mapping[tuple[str, str], tuple[int, int]], test: Sequence[Example]) -> Iterator[Finding]:
     for (agent, answer), (count, rows) in found.items():
         tested = [example.completion.strip() == answer for example in test if example.agent == agent]
-        scored = f"; always answering it would score {sum(tested) / len(tested):.3f} on test" if tested else ""
+        scored = f"; a majority-class baseline would score {sum(tested) / len(tested):.3f} on test" if tested else ""
         share = f"{count:,} of {rows:,} train answers of {agent!r} ({100 * count / rows:.3g}%)"
         worth = max([count / rows, *([sum(tested) / len(tested)] if tested else [])])
         more = math.ceil(worth * 100) / 100
-        fix = f"judge {agent!r} by a classification scorer's macro_f1, or ask for more than {more:g}"
+        fix = f"judge {agent!r} by macro_f1 of a classification scorer, or require more than {more:g}"
         yield Finding("answers-constant", "data/prepared/train.jsonl", f"{share} are {short(answer)!r}{scored}", fix)
 
 
@@ -158,7 +158,7 @@ def _repeated(train: Sequence[Example], constant: set[str]) -> Iterator[Finding]
         answer, count = often[0]
         more = f", and {len(often) - 1} other long answers are as frequent" if len(often) > 1 else ""
         share = f"{count:,} of {len(train):,} train answers ({100 * count / len(train):.3g}%)"
-        fix = "keep them if that is what is to be said; else leave them out by data.filters.drop_matching"
+        fix = "keep them if this answer is intended; otherwise drop them with data.filters.drop_matching"
         yield Finding("answers-repeated", "data/prepared/train.jsonl", f"{share} are {short(answer)!r}{more}", fix)
 
 
@@ -169,7 +169,7 @@ def _unused_prompts(params: ValidateParams, splits: Splits) -> Iterator[Finding]
             near = get_close_matches(agent, agents, n=1)
             known = ", ".join(sorted(agents)[:NAMED])
             advice = f"did you mean {near[0]!r}?" if near else f"remove it, or name one of the agents: {known}"
-            what = f"none of the {sum(len(splits[name]) for name in SPLITS):,} rows is of agent {agent!r}"
+            what = f"none of the {sum(len(splits[name]) for name in SPLITS):,} rows belongs to agent {agent!r}"
             yield Finding("system-prompt-unused", f"params.yaml: data.system_prompts.{agent}", what, advice)
 
 

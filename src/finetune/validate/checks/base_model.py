@@ -20,12 +20,18 @@ WHERE = "params.yaml: model.base"
 UNTRAINED = 0.05  # of the median row's norm; embeddings that were trained lie within a factor of a few of each other
 
 CODES |= {
-    "base-unsafe": Code("error", "run", "Only pickled weights are there; safetensors alone are loaded.", binding=True),
-    "template-foreign": Code("error", "quality", "The template's special tokens are not in this tokenizer."),
-    "pad-is-end": Code("note", "nothing", "Harmless here, where labels come from the template and not from ids."),
-    "tokens-without-embeddings": Code("error", "run", "A token id has no row in the base's embeddings.", binding=True),
-    "tokens-untrained": Code("warning", "quality", "A mark of the template has an embedding that was never trained."),
-    "length-beyond-base": Code("error", "quality", "Positions that the base has never seen."),
+    "base-unsafe": Code(
+        "error", "run", "Only pickled weights exist; this project loads safetensors only.", binding=True
+    ),
+    "template-foreign": Code("error", "quality", "Special tokens of the template are missing from this tokenizer."),
+    "pad-is-end": Code(
+        "note", "nothing", "Harmless here, because labels come from the template and not from token ids."
+    ),
+    "tokens-without-embeddings": Code(
+        "error", "run", "A token id has no row in the embeddings of the base.", binding=True
+    ),
+    "tokens-untrained": Code("warning", "quality", "A special token of the template has an untrained embedding."),
+    "length-beyond-base": Code("error", "quality", "Positions beyond those the base was trained on."),
 }
 
 
@@ -83,12 +89,12 @@ def check_weights(folder: Path, *, complete: bool) -> list[Finding]:
     if not (folder / INDEX).is_file() and not (folder / SINGLE).exists():
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         if pickled:
-            what = f"{folder} holds only pickled weights ({pickled[0]})"
+            what = f"{folder} has only pickled weights ({pickled[0]})"
             return [Finding("base-unsafe", WHERE, what, "use a revision with safetensors, or convert it once")]
         return [_incomplete(folder, "no weights")] if complete else []
     names = weight_files(folder)
     if not names:
-        return [_incomplete(folder / INDEX, "an index that names no shard")]
+        return [_incomplete(folder / INDEX, "an index that lists no shards")]
     missing = [name for name in names if not (folder / name).exists()]
     if missing and complete:
         shown = ", ".join(missing[:3])
@@ -115,16 +121,19 @@ def check_tokenizer(model: ModelConfig, tokenizer: Any, architecture: Architectu
     findings = check_template(tokenizer, end_tokens(model, tokenizer))
     rows, tokens = architecture.vocabulary if architecture else None, len(tokenizer)
     if rows is not None and tokens > rows:
-        what = f"the tokenizer has {tokens} tokens, the base's embeddings {rows} rows"
-        fix = "use the tokenizer that belongs to the base, or a token that it has for model.pad_token"
+        what = f"the tokenizer has {tokens} tokens, but the embeddings of the base have {rows} rows"
+        fix = "use the tokenizer of the base, or set model.pad_token to one of its tokens"
         findings.append(Finding("tokens-without-embeddings", WHERE, what, fix))
     foreign = [mark for mark in template_marks(tokenizer) if mark not in tokenizer.get_vocab()]
     if foreign:
-        what = f"{', '.join(foreign[:4])} of the template are not single tokens of the base"
-        fix = f"use the template that belongs to the base (null, or one of {TEMPLATES})"
+        what = f"{', '.join(foreign[:4])} in the template are not single tokens of the base"
+        fix = f"use the template of the base (null, or one of {TEMPLATES})"
         findings.append(Finding("template-foreign", "params.yaml: model.chat_template", what, fix))
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        what = f"padding and end are one token ({tokenizer.eos_token}); answers' end tokens are trained on all the same"
+        what = (
+            f"padding and end of sequence share a token ({tokenizer.eos_token}); end tokens of answers are "
+            "still trained on"
+        )
         findings.append(Finding("pad-is-end", "params.yaml: model.pad_token", what, "nothing to do"))
     return findings
 
@@ -162,5 +171,12 @@ def _untrained(tokenizer: Any, marks: list[int], found: Any, usual: float) -> li
     ]
     if not poor:
         return []
-    what = f"{', '.join(poor)}: zero or copied embeddings, so the base has not seen them in training"
-    return [Finding("tokens-untrained", WHERE, what, "use an instruct model, or a template of marks it knows")]
+    what = f"{', '.join(poor)}: zero or copied embeddings, so the base was not trained on them"
+    return [
+        Finding(
+            "tokens-untrained",
+            WHERE,
+            what,
+            "use an instruct model, or a template with special tokens that the base was trained on",
+        )
+    ]

@@ -16,7 +16,7 @@ from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 CODES |= {
-    "effective-batch-changed": Code("warning", "quality", "The learning rate was chosen for another batch size."),
+    "effective-batch-changed": Code("warning", "quality", "The learning rate was chosen for a different batch size."),
 }
 
 
@@ -43,6 +43,6 @@ def check_reference(params: ValidateParams, recipes: Path) -> list[Finding]:
     asked = params.train.effective_batch_size
     if asked == reference:
         return []
-    what = f"{asked} here, {reference} in recipes/{path.name}, whose learning rate was chosen for that"
-    fix = f"use {reference} (with another gradient_accumulation_steps), or another learning_rate"
+    what = f"{asked} here, but {reference} in recipes/{path.name}, and the learning rate was chosen for that"
+    fix = f"use {reference} (adjust gradient_accumulation_steps), or adjust learning_rate"
     return [Finding("effective-batch-changed", "params.yaml: train.effective_batch_size", what, fix)]

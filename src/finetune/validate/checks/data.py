@@ -19,7 +19,7 @@ from finetune.validate.findings import Finding
 MOST_REPEATED = 0.05  # of the test examples; from there on intervals are too narrow by more than rounding
 
 CODES |= {
-    "split-empty": Code("error", "run", "Nothing is left in a split.", binding=True, in_params=False),
+    "split-empty": Code("error", "run", "A split has no rows left.", binding=True, in_params=False),
     "test-prompts-repeated": Code("warning", "verdict", "Copies of a prompt add no evidence."),
     "test-prompts-mostly-repeated": Code("error", "verdict", "Over 5% of test prompts are copies.", in_params=False),
 }
@@ -59,11 +59,12 @@ def check_repeated_prompts(params: ValidateParams, test: Sequence[Example]) -> l
         return []
     mostly = repeated > MOST_REPEATED * len(test)
     what = (
-        f"{repeated:,} of {len(test):,} test examples ({100 * repeated / len(test):.3g}%) repeat a prompt; intervals "
-        "take them for independent ones"
+        f"{repeated:,} of {len(test):,} test examples ({100 * repeated / len(test):.3g}%) repeat a prompt, "
+        "but intervals "
+        "assume independent examples"
     )
     duplicates = params.data.duplicates
     drop = "exact: drop" if duplicates.exact == "keep" else "near: drop" if duplicates.near != "drop" else None
-    fix = "put other test examples in their place" + (f", or set data.duplicates.{drop}" if drop else "")
+    fix = "replace them with other test examples" + (f", or set data.duplicates.{drop}" if drop else "")
     code = "test-prompts-mostly-repeated" if mostly else "test-prompts-repeated"
     return [Finding(code, "data/prepared/test.jsonl", what, fix)]

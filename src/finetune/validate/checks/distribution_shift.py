@@ -31,8 +31,8 @@ LETTERS_READ = 2000  # of a row, for its script and its words
 LETTERS = regex.compile(rf"(?V1)[{SPACELESS}]|[\p{{L}}--[{SPACELESS}]]+")
 
 CODES |= {
-    "language-shift": Code("warning", "verdict", "Test rows are in other scripts or words than train rows."),
-    "length-shift": Code("warning", "verdict", "Test rows are of another length than those trained on."),
+    "language-shift": Code("warning", "verdict", "Test rows use different scripts or words than train rows."),
+    "length-shift": Code("warning", "verdict", "Test rows differ in length from train rows."),
 }
 
 
@@ -60,9 +60,9 @@ def _scripts(train: Sequence[str], test: Sequence[str]) -> Iterator[Finding]:
     if chi2_contingency(table).pvalue > CHANCE:
         return
     moved = sorted(scripts, key=lambda name: (-round(abs(shares[name][0] - shares[name][1]), 9), name))[:3]
-    told = ", ".join(f"{name} {shares[name][0]:.0%} of train and {shares[name][1]:.0%} of test" for name in moved)
+    told = ", ".join(f"{name} {shares[name][0]:.0%} of train, {shares[name][1]:.0%} of test" for name in moved)
     what = f"the scripts of the rows differ by {distance:.0%} (total variation): {told}"
-    fix = "add train rows like those that are tested"
+    fix = "add train rows that resemble the test rows"
     yield Finding("language-shift", "data/prepared/test.jsonl", what, fix)
 
 
@@ -96,10 +96,10 @@ def _words(train: Sequence[str], halves: Sequence[bool], test: Sequence[str]) ->
     if after - before < LEAST_WORDS or mannwhitneyu(tested, alike, alternative="greater").pvalue > CHANCE:
         return
     what = (
-        f"{after:.0%} of a test row's words are not in one half of train, compared with {before:.0%} of the words of a "
-        "row of the other half: another language, or another subject"
+        f"{after:.0%} of a test row's words do not occur in one half of train, compared with {before:.0%} for "
+        "rows of the other half: a different language or subject"
     )
-    fix = "add train rows like those that are tested"
+    fix = "add train rows that resemble the test rows"
     yield Finding("language-shift", "data/prepared/test.jsonl", what, fix)
 
 
@@ -123,8 +123,8 @@ def _lengths(train: Sequence[str], test: Sequence[str]) -> Iterator[Finding]:
     if found.statistic < LEAST_LENGTHS or found.pvalue > CHANCE:
         return
     what = (
-        f"test rows have {median(after):,.0f} characters in the middle and train rows {median(before):,.0f}; the "
-        f"distributions are {found.statistic:.0%} apart (Kolmogorov-Smirnov)"
+        f"test rows have {median(after):,.0f} characters at the median, train rows {median(before):,.0f}; the "
+        f"Kolmogorov-Smirnov distance is {found.statistic:.0%}"
     )
-    fix = "draw both from the same rows (data.split), or add train rows of these lengths"
+    fix = "split both from the same rows (data.split), or add train rows of these lengths"
     yield Finding("length-shift", "data/prepared/test.jsonl", what, fix)

@@ -15,7 +15,7 @@ from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 WHERE = "params.yaml: model.chat_template"
-FIX = f"use one of {TEMPLATES}, or fix the marks in a copy"
+FIX = f"use one of {TEMPLATES}, or fix the generation markers in a copy"
 ASKED = (
     Message("user", "Which colour?"),
     Message("assistant", "Ultramarine"),
@@ -24,8 +24,10 @@ ASKED = (
 )
 
 CODES |= {
-    "end-token-unknown": Code("error", "quality", "Generation does not stop where the template ends an answer."),
-    "mask-wrong": Code("error", "run", "What is trained on is not what the assistant wrote."),
+    "end-token-unknown": Code(
+        "error", "quality", "Generation does not stop at the token that ends an answer in the template."
+    ),
+    "mask-wrong": Code("error", "run", "The trained tokens are not those of the assistant's answer."),
     "end-token-unsupervised": Code("error", "run", "The model never learns to stop."),
 }
 
@@ -56,20 +58,20 @@ def frames_of(tokenizer: Any) -> set[Frame]:
 def check_template(tokenizer: Any, ends: Sequence[int]) -> list[Finding]:
     """The template by itself: answers whole, their end token among those that stop generation, marks known."""
     if not render(tokenizer, ASKED, (), tokenize=False).strip():
-        return [Finding("template-broken", WHERE, "the chat template renders nothing of a conversation", FIX)]
+        return [Finding("template-broken", WHERE, "the chat template renders a conversation as empty text", FIX)]
     frames = frames_of(tokenizer)
     if not frames:
-        what = "of a conversation with two answers, not both are supervised, each in a stretch of its own"
+        what = "in a conversation with two answers, the two are not supervised as separate spans"
         return [Finding("mask-wrong", WHERE, what, FIX)]
     tokenized = tokenize(tokenizer, ASKED)
     _, end = runs([label != IGNORED for label in tokenized.labels])[0]
     last = tokenized.input_ids[end - 1]
     if last not in tokenizer.added_tokens_decoder:
-        what = f"an answer's last supervised token is {tokenizer.decode([last])!r}, which is not an end token"
+        what = f"the last supervised token of an answer is {tokenizer.decode([last])!r}, which is not an end token"
         return [Finding("end-token-unsupervised", WHERE, what, FIX)]
     if last not in ends:
         stops = ", ".join(repr(tokenizer.decode([end])) for end in ends)
-        what = f"an answer ends with {tokenizer.decode([last])!r}, but generation stops at {stops}"
+        what = f"answers end with {tokenizer.decode([last])!r}, but generation stops at {stops}"
         return [Finding("end-token-unknown", WHERE, what, "use a template that ends answers with one of these")]
     return []
 
@@ -79,13 +81,13 @@ def wrong_answers(tokenizer: Any, example: Example, whole: Tokenized, frames: se
     turns = [message for message in example.messages if message.role == "assistant"]
     texts = supervised_texts(tokenizer, whole)
     if len(texts) != len(turns):
-        return f"{len(texts)} supervised stretches for {len(turns)} answers"
+        return f"{len(texts)} supervised spans for {len(turns)} answers"
     for turn, text in zip(turns, texts, strict=True):
         if turn.tool_calls and not _holds_calls(turn, text):
             names = ", ".join(str(call["function"]["name"]) for call in turn.tool_calls)
-            return f"the call of {names} is not written down: {text[:80]!r}"
+            return f"the call to {names} is missing from the rendered text: {text[:80]!r}"
         if not turn.tool_calls and not any(_framed(tokenizer, turn.content, text, frame) for frame in frames):
-            return f"{text[:80]!r} is trained on for the answer {turn.content[:80]!r}"
+            return f"the supervised text is {text[:80]!r}, but the answer is {turn.content[:80]!r}"
     return None
 
 

@@ -19,7 +19,7 @@ from finetune.validate.findings import Finding
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 NEAR_CODES = {"validation": "split-near-overlap", "test": "test-near-overlap"}
 AGAIN = "run prepare again (dvc repro -f -s prepare)"
-OTHER_ANSWER = "have a prompt that is in train too, with another answer"
+OTHER_ANSWER = "have a prompt that also occurs in train with a different answer"
 TEXTS_AT_ONCE = 2000  # whose shingles are in memory at a time
 # So many of a row's proposals are measured, those with the most bands in common first. Where nearly all rows are one
 # long template, whole buckets would be measured for nothing.
@@ -28,12 +28,12 @@ MOST_PROPOSALS = 20
 Counts = npt.NDArray[np.int64]
 
 CODES |= {
-    "split-overlap": Code("error", "verdict", "A held-out row is trained on whole.", binding=True, in_params=False),
+    "split-overlap": Code("error", "verdict", "A held-out row also occurs in train.", binding=True, in_params=False),
     "split-same-prompt": Code(
-        "error", "verdict", "A tested prompt is trained on, with another answer.", binding=True, in_params=False
+        "error", "verdict", "A test prompt occurs in train with a different answer.", binding=True, in_params=False
     ),
-    "split-near-overlap": Code("warning", "verdict", "A held-out row is nearly one that is trained on."),
-    "test-near-overlap": Code("error", "verdict", "A test row is nearly one that is trained on.", in_params=False),
+    "split-near-overlap": Code("warning", "verdict", "A held-out row nearly duplicates a train row."),
+    "test-near-overlap": Code("error", "verdict", "A test row nearly duplicates a train row.", in_params=False),
 }
 
 
@@ -54,7 +54,7 @@ def check_overlap(params: ValidateParams, splits: Mapping[Split, Sequence[Exampl
             (rest if known is None else copies if same else other_answers).append(example)
         near = near_copies([spoken_text(example.messages) for example in rest], texts, params.data.duplicates)
         known_by = (
-            ("split-overlap", copies, "are in train too, prompt and answer", f"{AGAIN}; it keeps them apart"),
+            ("split-overlap", copies, "also occur in train, prompt and answer", f"{AGAIN}; it keeps them apart"),
             ("split-same-prompt", other_answers, OTHER_ANSWER, f"{AGAIN}; it keeps rows of one prompt together"),
             (NEAR_CODES[name], [rest[at] for at in near], *_near(params.data.duplicates)),
         )

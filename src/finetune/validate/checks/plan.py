@@ -12,15 +12,17 @@ from finetune.validate.findings import Finding
 
 COSTLY = 0.25  # evaluations, of the work of the training steps
 ROOMY = 0.7  # of the memory that another setting would need at most, to be worth naming
-ADVICE = "use a smaller micro-batch (with more accumulation) or max_length, or nf4; ./finetune plan shows what fits"
+ADVICE = (
+    "use a smaller micro-batch (with more accumulation), a smaller max_length or nf4; ./finetune plan shows what fits"
+)
 
 CODES |= {
-    "memory-short": Code("error", "run", "The predicted peak is more than this machine has."),
-    "memory-tight": Code("warning", "run", "The predicted peak is within a tenth of what this machine has."),
-    "this-machine-short": Code("warning", "time", "This machine has less memory than the one the recipe is for."),
-    "quantization-needless": Code("note", "time", "16-bit weights would fit, and need no dequantization."),
-    "checkpointing-needless": Code("warning", "time", "Activations are computed twice though they would fit."),
-    "evaluations-costly": Code("warning", "time", "Evaluations take a good part of the run."),
+    "memory-short": Code("error", "run", "The predicted peak exceeds the memory of this machine."),
+    "memory-tight": Code("warning", "run", "The predicted peak is within 10% of the memory of this machine."),
+    "this-machine-short": Code("warning", "time", "This machine has less memory than the recipe's target machine."),
+    "quantization-needless": Code("note", "time", "16-bit weights would fit and need no dequantization."),
+    "checkpointing-needless": Code("warning", "time", "Activations are recomputed although they would fit in memory."),
+    "evaluations-costly": Code("warning", "time", "Evaluations take a large share of the run."),
 }
 
 
@@ -39,7 +41,7 @@ def check_evaluations(outlook: RunPlan) -> list[Finding]:
         return []
     share, first = work / outlook.flops, 1  # the one before the first step
     enough = max(math.floor((evaluations + first) * COSTLY * outlook.flops / work) - first, 1)
-    what = f"{evaluations} evaluations and the one before the first step are {share:.0%} of the training's work"
+    what = f"{evaluations} evaluations and the one before the first step take {share:.0%} of the training compute"
     fix = f"use {math.ceil(outlook.schedule.steps / enough)} (and save_steps a multiple of it), or less validation data"
     return [Finding("evaluations-costly", "params.yaml: train.eval_steps", what, fix)]
 
@@ -53,7 +55,7 @@ def check_fit(outlook: RunPlan) -> list[Finding]:
     names = ("per_device_train_batch_size", "max_length")
     fitting = [f"{name} {size}" for name, size in zip(names, outlook.what_fits(), strict=True) if size]
     advice = f"use {' or '.join(fitting)}" if fitting else ADVICE
-    what = f"a peak of {gigabytes(peak)} is predicted, {gigabytes(available)} are there"
+    what = f"predicted peak {gigabytes(peak)}, available {gigabytes(available)}"
     return [Finding("memory-short" if peak > available else "memory-tight", where, what, advice)]
 
 
@@ -65,8 +67,8 @@ def check_this_machine(params: ValidateParams, outlook: RunPlan) -> list[Finding
     here = memory_bytes(params.environment)
     if outlook.memory.peak <= here:
         return []
-    what = f"a peak of {gigabytes(outlook.memory.peak)} is predicted, this machine has {gigabytes(here)}"
-    fix = f"train on {MACHINES[params.machine].title}; here, ./finetune rehearse and ./finetune plan"
+    what = f"predicted peak {gigabytes(outlook.memory.peak)}, but this machine has {gigabytes(here)}"
+    fix = f"train on {MACHINES[params.machine].title}; on this machine, use ./finetune rehearse and ./finetune plan"
     return [Finding("this-machine-short", "params.yaml: machine", what, fix)]
 
 
@@ -85,13 +87,16 @@ def check_room(params: ValidateParams, outlook: RunPlan) -> list[Finding]:
         plain = params.model_copy(update={"train": params.train.model_copy(update={"activation_checkpointing": False})})
         if peak(plain) <= room:
             what = f"without it the peak would be {gigabytes(peak(plain))} of {gigabytes(outlook.available)}"
-            where, fix = "params.yaml: train.activation_checkpointing", "set it to false: it costs a third of the work"
+            where, fix = (
+                "params.yaml: train.activation_checkpointing",
+                "set it to false: checkpointing adds a third to the compute",
+            )
             findings.append(Finding("checkpointing-needless", where, what, fix))
     if params.model.quantization == "nf4":
         plain = params.model_copy(update={"model": params.model.model_copy(update={"quantization": "none"})})
         if peak(plain) <= room:
             dtype, size = params.model.dtype, gigabytes(peak(plain))
             what = f"with {dtype} weights the peak would be {size} of {gigabytes(outlook.available)}"
-            fix = "use none: no weight is dequantized in each pass, which is quicker and exact"
+            fix = "use none: without dequantizing weights in each pass, training is faster and exact"
             findings.append(Finding("quantization-needless", "params.yaml: model.quantization", what, fix))
     return findings

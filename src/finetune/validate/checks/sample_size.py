@@ -11,10 +11,14 @@ from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 CODES |= {
-    "test-set-too-small": Code("warning", "verdict", "Too few test examples for a criterion, even if all are right."),
-    "test-set-tiny": Code("warning", "verdict", "A criterion on fewer than 20 examples: each of them moves the score."),
-    "group-unknown": Code("error", "verdict", "A criterion on a group that no test example is of."),
-    "group-ambiguous": Code("error", "verdict", "An agent and a source of one name and other examples.", binding=True),
+    "test-set-too-small": Code("warning", "verdict", "Too few test examples for a criterion, even if all are correct."),
+    "test-set-tiny": Code(
+        "warning", "verdict", "A criterion on fewer than 20 examples: each one moves the score noticeably."
+    ),
+    "group-unknown": Code("error", "verdict", "A criterion on a group that has no test examples."),
+    "group-ambiguous": Code(
+        "error", "verdict", "An agent and a source share a name but not the same examples.", binding=True
+    ),
 }
 
 
@@ -61,7 +65,7 @@ def _unknown_scored(params: ValidateParams, test: Sequence[Example]) -> Iterator
     for name, scorer in params.evaluate.scorers.items():
         unknown = sorted(set(scorer.of or ()) - known)
         if unknown:
-            what = f"{', '.join(unknown)} has no example in the test split"
+            what = f"{', '.join(unknown)} has no examples in the test split"
             where = f"params.yaml: evaluate.scorers.{name}.of"
             yield Finding("group-unknown", where, what, f"use some of {', '.join(sorted(known))}, or null for all")
 
@@ -73,8 +77,8 @@ def _ambiguous(params: ValidateParams, test: Sequence[Example]) -> Iterator[Find
     for name in sorted(asked):
         by_agent, by_source = ({item.id for item in test if getattr(item, key) == name} for key in ("agent", "source"))
         if by_agent and by_source and by_agent != by_source:
-            what = f"{name!r} names an agent ({len(by_agent):,} test examples) and a source ({len(by_source):,})"
-            yield Finding("group-ambiguous", "params.yaml: data.sources", what, "give the source another name")
+            what = f"{name!r} names both an agent ({len(by_agent):,} test examples) and a source ({len(by_source):,})"
+            yield Finding("group-ambiguous", "params.yaml: data.sources", what, "rename the source")
 
 
 def _few_for_quantile(params: ValidateParams, at: int, criterion: LatencyQuantileAtMost) -> list[Finding]:
@@ -83,23 +87,23 @@ def _few_for_quantile(params: ValidateParams, at: int, criterion: LatencyQuantil
     asked = params.evaluate.latency.prompts
     if asked >= needed:
         return []
-    what = f"{asked:,} timed prompts can't prove {criterion.describe()}: {needed:,} are needed"
+    what = f"{asked:,} timed prompts can't prove {criterion.describe()}: {needed:,} are required"
     fix = f"set evaluate.latency.prompts: {needed}"
     return [Finding("test-set-too-small", f"params.yaml: decide.criteria.{at}", what, fix)]
 
 
 def _unknown_group(at: int, criterion: QualityCriterion, test: Sequence[Example]) -> Finding:
     known = sorted({ALL, *(name for example in test for name in (example.agent, example.source))})
-    what = f"group {criterion.group!r} has no example in the test split"
+    what = f"group {criterion.group!r} has no examples in the test split"
     if criterion.group in known:
-        what = f"{criterion.metric} scores no test example of {criterion.group!r}"
+        what = f"{criterion.metric} has no scores for test examples of {criterion.group!r}"
     return Finding("group-unknown", f"params.yaml: decide.criteria.{at}.group", what, f"use one of {', '.join(known)}")
 
 
 def _too_small(params: ValidateParams, at: int, criterion: QualityCriterion, have: int) -> list[Finding]:
     """At most one finding: what this criterion needs at the least, beside what there is."""
     confidence = params.decide.confidence_of_a_look
-    needed, condition, way_out = MINIMUM_UNITS, "whatever is answered: a bootstrap", ""
+    needed, condition, way_out = MINIMUM_UNITS, "whatever the answers are: a bootstrap", ""
     if params.evaluate.metrics[criterion.metric].kind == "binary":
         needed, condition = criterion.least_examples(confidence) or (needed, condition)
         reachable = criterion.reachable(have, confidence)
@@ -108,7 +112,7 @@ def _too_small(params: ValidateParams, at: int, criterion: QualityCriterion, hav
         return []
     what = (
         f"{_examples(have, criterion.group)} can't prove {criterion.describe()} {condition}: "
-        f"{needed:,} are needed at {confidence:.1%} confidence"
+        f"{needed:,} are required at {confidence:.1%} confidence"
     )
     fix = f"add {_examples(needed - have, criterion.group)}{way_out}"
     return [Finding("test-set-too-small", f"params.yaml: decide.criteria.{at}", what, fix)]
@@ -138,6 +142,6 @@ def _few_latencies(params: ValidateParams, have: int) -> list[Finding]:
         isinstance(item, LatencyAtMost | LatencyQuantileAtMost) for item in params.decide.criteria
     ):
         return []
-    what = f"{asked:,} prompts are to be timed, and the test split has {have:,}"
+    what = f"{asked:,} prompts are to be timed, but the test split has {have:,}"
     fix = f"set evaluate.latency.prompts: {have}" if have >= MINIMUM_UNITS else f"add {_examples(asked - have, ALL)}"
     return [Finding("test-set-too-small", "params.yaml: evaluate.latency.prompts", what, fix)]

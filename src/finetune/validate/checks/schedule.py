@@ -9,14 +9,16 @@ from finetune.validate.findings import Finding
 
 CODES |= {
     "warmup-too-long": Code("error", "quality", "The learning rate never reaches its peak."),
-    "warmup-long": Code("warning", "quality", "Most of the run is below its learning rate."),
+    "warmup-long": Code("warning", "quality", "Most of the run is below the peak learning rate."),
     "warmup-ignored": Code("warning", "nothing", "The schedule has no warmup."),
-    "logging-never": Code("error", "quality", "No curve is drawn."),
-    "eval-never": Code("error", "quality", "The validation loss is not watched."),
-    "save-never": Code("error", "run", "A killed run starts from nothing."),
-    "best-checkpoint-unknown": Code("error", "run", "Saves without an evaluation; the trainer refuses.", binding=True),
-    "early-stopping-keeps-last": Code("error", "quality", "What is kept is the checkpoint that was worse."),
-    "early-stopping-never": Code("warning", "time", "The patience is longer than the run."),
+    "logging-never": Code("error", "quality", "No training curve is recorded."),
+    "eval-never": Code("error", "quality", "The validation loss is not monitored."),
+    "save-never": Code("error", "run", "A killed run restarts from the beginning."),
+    "best-checkpoint-unknown": Code(
+        "error", "run", "Checkpoints are saved without an evaluation; the trainer refuses.", binding=True
+    ),
+    "early-stopping-keeps-last": Code("error", "quality", "The worse checkpoint is kept."),
+    "early-stopping-never": Code("warning", "time", "The run ends before the patience can be used up."),
     "last-batch-partial": Code("note", "nothing", "The last step of an epoch averages over fewer examples."),
 }
 
@@ -54,9 +56,9 @@ def check_events(train: TrainConfig, schedule: Schedule) -> list[Finding]:
     """Logs, evaluations and saves that never happen because their interval is longer than the run."""
     findings = []
     for code, key, interval, lost in (
-        ("logging-never", "logging_steps", train.logging_steps, "no curve is drawn"),
-        ("eval-never", "eval_steps", train.eval_steps, "the validation loss is taken at the end only"),
-        ("save-never", "save_steps", train.save_steps, "a killed run starts from nothing"),
+        ("logging-never", "logging_steps", train.logging_steps, "no training curve is recorded"),
+        ("eval-never", "eval_steps", train.eval_steps, "the validation loss is measured at the end only"),
+        ("save-never", "save_steps", train.save_steps, "a killed run restarts from the beginning"),
     ):
         if interval > schedule.steps:
             what = f"{interval} is more than the run's {schedule.steps} steps; {lost}"
@@ -69,7 +71,8 @@ def check_best_checkpoint(train: TrainConfig) -> list[Finding]:
     """The best checkpoint can be kept only where every save comes with an evaluation."""
     if train.load_best_model_at_end and train.save_steps % train.eval_steps:
         what = (
-            f"{train.save_steps} is not a multiple of eval_steps {train.eval_steps}; the best checkpoint can't be known"
+            f"{train.save_steps} is not a multiple of eval_steps {train.eval_steps}; the best checkpoint "
+            "can't be determined"
         )
         fix = f"use {train.eval_steps * max(round(train.save_steps / train.eval_steps), 1)}"
         return [Finding("best-checkpoint-unknown", "params.yaml: train.save_steps", what, fix)]
@@ -86,7 +89,7 @@ def check_early_stopping(train: TrainConfig, schedule: Schedule) -> list[Finding
         what = "early stopping without load_best_model_at_end keeps the worse, last checkpoint"
         return [Finding("early-stopping-keeps-last", where, what, "set train.load_best_model_at_end: true")]
     if schedule.evaluations <= patience + 1:  # the last one is the run's end
-        what = f"{patience} can't be used up before the run's end by its {schedule.evaluations} evaluations"
+        what = f"{patience} can't be used up by the {schedule.evaluations} evaluations of the run"
         fix = f"use a smaller patience, null, or eval_steps {max(schedule.steps // (patience * 4), 1)}"
         return [Finding("early-stopping-never", where, what, fix)]
     return []

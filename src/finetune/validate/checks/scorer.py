@@ -13,7 +13,7 @@ from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 CODES |= {
-    "scorer-unusable": Code("error", "verdict", "A scorer or forgetting test that can score nothing.", binding=True),
+    "scorer-unusable": Code("error", "verdict", "A scorer or forgetting test that can't score anything.", binding=True),
 }
 
 
@@ -24,11 +24,11 @@ def check_scorers(
     if not test:
         return []
     if params.evaluate.forgetting is not None and find_spec("lm_eval") is None:
-        where, what = "params.yaml: evaluate.forgetting", "the lm-evaluation-harness is not installed here"
+        where, what = "params.yaml: evaluate.forgetting", "the lm-evaluation-harness is not installed"
         return [Finding("scorer-unusable", where, what, "install requirements/forgetting.lock, or set it to null")]
     try:
         build_scorers(params.evaluate.scorers, labels, test, root)
     except ConfigError as error:
         unusable = [Finding.of(problem, "scorer-unusable") for problem in error.problems]
-        return [replace(finding, remedy=finding.remedy or "correct it") for finding in unusable]
+        return [replace(finding, remedy=finding.remedy or "fix it") for finding in unusable]
     return []

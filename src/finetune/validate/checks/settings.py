@@ -7,29 +7,33 @@ from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
-TWICE = "the frozen weights in 32 bit take twice the memory; only the adapter needs them"
+TWICE = "the frozen weights take twice the memory in 32 bits; only the adapter needs 32 bits"
 DEEPSPEED = ("zero2", "zero3")
 NF4_CPU_INPUTS, NF4_CPU_OUTPUTS = 64, 32  # multiples that bitsandbytes' CPU kernels need (0.50: gemv_4bit, dequantize)
 
 CODES |= {
-    "quantization-shape": Code("error", "run", "bitsandbytes has no 4-bit CPU kernel for such a layer.", binding=True),
-    "effective-batch-differs": Code("error", "quality", "The run is another one than effective_batch_size says."),
+    "quantization-shape": Code(
+        "error", "run", "bitsandbytes has no 4-bit CPU kernel for a layer of this shape.", binding=True
+    ),
+    "effective-batch-differs": Code("error", "quality", "The batch settings do not multiply to effective_batch_size."),
     "optimizer-needs-cuda": Code("error", "run", "8-bit optimizers have no kernels off CUDA.", binding=True),
-    "optimizer-needs-deepspeed": Code("error", "run", "DeepSpeed offloads its own optimizer only.", binding=True),
-    "fp16-needs-cuda": Code("error", "run", "fp16's loss scaling exists on CUDA alone.", binding=True),
-    "dtype-slow": Code("warning", "time", "CPUs compute float16 slowly, where they can."),
-    "float32-weights-large": Code("warning", "time", "Frozen weights in 32 bit take twice the memory for nothing."),
-    "attention-needs-cuda": Code("error", "run", "flash_attention_2 has CUDA kernels alone.", binding=True),
-    "attention-dtype": Code("error", "run", "flash_attention_2 computes in 16 bit alone.", binding=True),
-    "liger-needs-cuda": Code("error", "run", "Liger's fused kernels are Triton's, for CUDA.", binding=True),
-    "quantization-slow": Code("warning", "time", "4-bit weights on a Mac go through fallbacks."),
+    "optimizer-needs-deepspeed": Code("error", "run", "DeepSpeed can only offload its own optimizer.", binding=True),
+    "fp16-needs-cuda": Code("error", "run", "Loss scaling for fp16 is available on CUDA only.", binding=True),
+    "dtype-slow": Code("warning", "time", "CPUs compute float16 slowly, if at all."),
+    "float32-weights-large": Code("warning", "time", "Frozen 32-bit weights take twice the memory without a benefit."),
+    "attention-needs-cuda": Code("error", "run", "flash_attention_2 has CUDA kernels only.", binding=True),
+    "attention-dtype": Code("error", "run", "flash_attention_2 supports 16-bit types only.", binding=True),
+    "liger-needs-cuda": Code("error", "run", "Liger's fused kernels need Triton and CUDA.", binding=True),
+    "quantization-slow": Code("warning", "time", "4-bit weights on a Mac use slow fallbacks."),
     "quantization-strategy": Code("error", "run", "4-bit weights can't be sharded this way.", binding=True),
-    "strategy-needs-cuda": Code("error", "run", "Only DDP runs on CPUs, and nothing on several Macs.", binding=True),
-    "strategy-needless": Code("warning", "nothing", "A strategy for many devices on one."),
-    "offload-ignored": Code("warning", "run", "An option that this strategy does not read; memory stays as it is."),
-    "dtype-unscaled": Code("warning", "quality", "float16 gradients vanish without loss scaling."),
-    "packing-slow": Code("warning", "time", "Without flash-attention a packed row has a square mask."),
-    "packing-ignores-sampling": Code("note", "nothing", "Packed rows are all alike in length."),
+    "strategy-needs-cuda": Code(
+        "error", "run", "CPUs support DDP only; training across several Macs is not supported.", binding=True
+    ),
+    "strategy-needless": Code("warning", "nothing", "A multi-device strategy on a single device."),
+    "offload-ignored": Code("warning", "run", "An option that this strategy ignores; memory does not change."),
+    "dtype-unscaled": Code("warning", "quality", "float16 gradients underflow without loss scaling."),
+    "packing-slow": Code("warning", "time", "Without flash attention, a packed row has a full square mask."),
+    "packing-ignores-sampling": Code("note", "nothing", "Packed rows all have the same length."),
 }
 
 
@@ -51,22 +55,22 @@ def check_precision(params: ValidateParams) -> list[Finding]:
     """fp16, tf32 and the weights' dtype against the kind of device."""
     findings, environment = [], params.environment
     if environment != "cuda" and params.train.fp16:
-        what = f"fp16 needs CUDA's loss scaling, the environment is {environment}"
+        what = f"fp16 needs loss scaling, which is CUDA-only, but the environment is {environment}"
         findings.append(Finding("fp16-needs-cuda", "params.yaml: train.fp16", what, "set it to false"))
     if environment != "cuda" and params.train.tf32:
-        what = f"tf32 is a mode of CUDA devices, the environment is {environment}"
+        what = f"tf32 is a mode of CUDA devices, but the environment is {environment}"
         findings.append(Finding("tf32-unsupported", "params.yaml: train.tf32", what, "set it to false"))
     if environment == "cpu" and params.model.dtype == "float16":
-        what = "float16 on a CPU is computed slowly, or not at all"
+        what = "CPUs compute float16 slowly, if at all"
         findings.append(Finding("dtype-slow", "params.yaml: model.dtype", what, "use bfloat16 or float32"))
     if environment == "cuda" and params.model.dtype == "float16" and not params.train.fp16:
         why = " (bf16 has none)" if params.train.bf16 else ""
-        what = f"float16 weights are trained through without loss scaling{why}"
+        what = f"gradients pass through float16 weights without loss scaling{why}"
         fix = "set train.fp16: true and bf16: false, or dtype: bfloat16"
         findings.append(Finding("dtype-unscaled", "params.yaml: model.dtype", what, fix))
     if environment == "cuda" and params.model.dtype == "float32":
         quantized = params.model.quantization == "nf4"
-        what = "4-bit weights are computed with in 32 bit, twice as slow as in 16" if quantized else TWICE
+        what = "the compute type for 4-bit weights is 32-bit, which is half as fast as 16-bit" if quantized else TWICE
         findings.append(Finding("float32-weights-large", "params.yaml: model.dtype", what, "use bfloat16"))
     return findings
 
@@ -75,7 +79,7 @@ def check_optimizer(params: ValidateParams) -> list[Finding]:
     """8-bit optimizers run on CUDA alone; DeepSpeed offloads none but its own."""
     where, optimizer, environment = "params.yaml: train.optim", params.train.optim, params.environment
     if environment != "cuda" and optimizer in EIGHT_BIT:
-        what = f"{optimizer} needs CUDA, the environment is {environment}"
+        what = f"{optimizer} needs CUDA, but the environment is {environment}"
         return [Finding("optimizer-needs-cuda", where, what, "use adamw_torch")]
     offloaded = params.train.distributed.offload_optimizer == "cpu"
     if params.train.distributed.strategy in DEEPSPEED and offloaded and optimizer in EIGHT_BIT:
@@ -90,18 +94,18 @@ def check_attention(params: ValidateParams) -> list[Finding]:
     if model.attention == "flash_attention_2":
         where = "params.yaml: model.attention"
         if params.environment != "cuda":
-            what = f"flash_attention_2 needs CUDA, the environment is {params.environment}"
+            what = f"flash_attention_2 needs CUDA, but the environment is {params.environment}"
             findings.append(Finding("attention-needs-cuda", where, what, "use sdpa"))
         elif model.dtype == "float32" and not (train.bf16 or train.fp16):
-            what = "flash_attention_2 computes in 16 bit alone, and the run is in float32"
+            what = "flash_attention_2 supports 16-bit types only, but the run is in float32"
             findings.append(Finding("attention-dtype", where, what, "set train.bf16: true, or use sdpa"))
     elif train.packing and attention_used(model, params.environment) != "flash_attention_2":
-        used = "sdpa, where auto finds no flash attention," if model.attention == "auto" else model.attention
-        what = f"with {used} a packed row of {train.max_length} tokens has a square mask over all of it"
+        used = "sdpa (used by auto without flash attention)" if model.attention == "auto" else model.attention
+        what = f"with {used} a packed row of {train.max_length} tokens has a full square attention mask"
         fix = "use model.attention: flash_attention_2, or packing: false with group_by_length"
         findings.append(Finding("packing-slow", "params.yaml: train.packing", what, fix))
     if train.packing and train.train_sampling_strategy == "group_by_length":
-        what = "packed rows are all of one length, so there is nothing to group"
+        what = "packed rows all have the same length, so there is nothing to group"
         where = "params.yaml: train.train_sampling_strategy"
         findings.append(Finding("packing-ignores-sampling", where, what, "use random"))
     return findings
@@ -114,10 +118,10 @@ def check_quantization(params: ValidateParams, architecture: Architecture | None
         return []
     strategy = params.train.distributed.strategy
     if strategy in ("fsdp", "zero3"):
-        what = f"{strategy} shards weights, and nf4 weights are stored in bytes that it can't shard"
+        what = f"{strategy} shards weights, but nf4 weights are stored as bytes that it can't shard"
         findings.append(Finding("quantization-strategy", where, what, "use ddp or zero2, or quantization: none"))
     if params.environment == "apple":
-        what = "nf4 on a Mac goes through fallbacks; 16-bit weights are quicker where they fit"
+        what = "nf4 on a Mac uses slow fallbacks; 16-bit weights are faster if they fit"
         findings.append(Finding("quantization-slow", where, what, "use none with dtype: bfloat16, if memory allows"))
     if params.environment == "cpu" and architecture is not None:
         for linear in architecture.linears:
@@ -136,7 +140,7 @@ def check_kernels(params: ValidateParams) -> list[Finding]:
     """Liger's fused kernels against the kind of device."""
     if not params.train.use_liger_kernel or params.environment == "cuda":
         return []
-    what = f"Liger's kernels need CUDA, the environment is {params.environment}"
+    what = f"Liger's kernels need CUDA, but the environment is {params.environment}"
     return [Finding("liger-needs-cuda", "params.yaml: train.use_liger_kernel", what, "set it to false")]
 
 
@@ -147,13 +151,13 @@ def check_strategy(params: ValidateParams) -> list[Finding]:
     if strategy == "none":
         return []
     if params.environment == "apple" or (params.environment == "cpu" and strategy != "ddp"):
-        what = f"{strategy} does not run in the environment {params.environment}"
+        what = f"{strategy} is not available in the environment {params.environment}"
         fix = "use none" if params.environment == "apple" else "use ddp or none"
         return [Finding("strategy-needs-cuda", where, what, fix)]
     if devices == 1 and not (
         strategy in DEEPSPEED and "cpu" in (distributed.offload_optimizer, distributed.offload_param)
     ):
-        what = f"{strategy} spreads a run over devices, and devices is 1"
+        what = f"{strategy} distributes a run over devices, but devices is 1"
         return [Finding("strategy-needless", where, what, "use none")]
     return []
 
@@ -163,10 +167,12 @@ def check_offload(params: ValidateParams) -> list[Finding]:
     distributed, findings = params.train.distributed, []
     where = "params.yaml: train.distributed"
     if distributed.offload_param == "cpu" and distributed.strategy != "zero3":
-        what = f"offload_param: cpu does nothing with {distributed.strategy}; only zero3 shards and offloads parameters"
+        what = (
+            f"offload_param: cpu has no effect with {distributed.strategy}; only zero3 shards and offloads parameters"
+        )
         findings.append(Finding("offload-ignored", f"{where}.offload_param", what, "use none, or strategy: zero3"))
     if distributed.offload_optimizer == "cpu" and distributed.strategy not in DEEPSPEED:
-        what = f"offload_optimizer: cpu does nothing with {distributed.strategy}"
+        what = f"offload_optimizer: cpu has no effect with {distributed.strategy}"
         findings.append(Finding("offload-ignored", f"{where}.offload_optimizer", what, "use none, or strategy: zero2"))
     return findings
 

@@ -19,15 +19,15 @@ LENGTH = "params.yaml: train.max_length"
 TEMPLATE = "params.yaml: model.chat_template"
 
 CODES |= {
-    "mask-empty": Code("error", "run", "No token at all is trained on.", binding=True),
-    "special-tokens-in-text": Code("warning", "quality", "A text that the tokenizer turns into control tokens."),
+    "mask-empty": Code("error", "run", "No tokens are trained on.", binding=True),
+    "special-tokens-in-text": Code("warning", "quality", "Text that the tokenizer converts into control tokens."),
     "rows-truncated": Code("warning", "quality", "Rows are longer than max_length."),
-    "rows-without-supervision": Code("warning", "quality", "Rows whose answers are cut off whole are left out."),
+    "rows-without-supervision": Code("warning", "quality", "Rows whose answers are cut off entirely are left out."),
     "truncated-over-budget": Code("error", "quality", "More rows are cut than train.budget allows."),
     "end-tokens-over-budget": Code("error", "quality", "More rows lose their end than train.budget allows."),
     "supervised-over-budget": Code("error", "quality", "More answer tokens are cut than train.budget allows."),
     "padding-over-budget": Code("error", "time", "More positions are padding than train.budget allows."),
-    "answers-cut-off": Code("warning", "verdict", "Test answers that max_new_tokens makes impossible."),
+    "answers-cut-off": Code("warning", "verdict", "Test answers longer than max_new_tokens."),
     "prompts-beyond-base": Code("error", "verdict", "Test prompts that leave no room for an answer.", in_params=False),
 }
 
@@ -52,16 +52,18 @@ def check_masks(name: str, split: TokenizedSplit) -> list[Finding]:
     """Each mask decodes to the answers of its example and their end tokens."""
     findings = []
     if split.counts.supervised_tokens == 0 and split.counts.all_examples and not split.refused:
-        what = f"no example of {name} has a token to train on: "
+        what = f"no example of {name} has a supervised token: "
         if split.counts.lost_supervised_tokens:
             cut = Finding("mask-empty", LENGTH, what + "all answers are cut off", f"use {split.counts.longest}")
             return [cut]
-        what, fix = what + "the mask is empty everywhere", f"use one of {TEMPLATES}, which mark the answers"
+        what, fix = what + "the loss mask is empty everywhere", f"use one of {TEMPLATES}, which mark the answers"
         findings.append(Finding("mask-empty", TEMPLATE, what, fix))
     elif split.wrong:
         example, why = split.wrong[0]
         what = f"{len(split.wrong)} examples of {name}, the first of {example.source}, line {example.line}: {why}"
-        findings.append(Finding("mask-wrong", TEMPLATE, what, f"use one of {TEMPLATES}, or fix the marks in a copy"))
+        findings.append(
+            Finding("mask-wrong", TEMPLATE, what, f"use one of {TEMPLATES}, or fix the generation markers in a copy")
+        )
     return findings
 
 
@@ -90,7 +92,7 @@ def check_truncation(train: TrainConfig, name: str, counts: TokenCounts) -> list
             )
             findings.append(Finding("rows-truncated", LENGTH, what, f"use {counts.longest}"))
     if counts.unsupervised_examples and counts.examples:  # where none is left, the mask is empty
-        what = f"{counts.unsupervised_examples} examples of {name} have no supervised token left and are left out"
+        what = f"{counts.unsupervised_examples} examples of {name} have no supervised token left and are dropped"
         findings.append(Finding("rows-without-supervision", LENGTH, what, f"use {counts.longest}"))
     return findings
 
@@ -119,8 +121,9 @@ def check_special_tokens(tokenizer: Any, splits: Mapping[Split, Sequence[Example
         if found:
             example, mark = found[0]
             what = (
-                f"{len(found)} examples hold control tokens as text, the first ({example.source}, line {example.line}) "
-                f"{mark}; the model reads them as the template's own"
+                f"{len(found)} examples contain control tokens as text, the first ({example.source}, line "
+                f"{example.line}) "
+                f"{mark}; the model reads them as special tokens of the template"
             )
             fix = "drop them (data.risks.control_tokens: drop, or data.filters.drop_matching)"
             findings.append(Finding("special-tokens-in-text", f"data/prepared/{name}.jsonl", what, fix))
@@ -153,14 +156,14 @@ def check_test_answers(
     longer = sum(length > asked + 1 for length in answers)  # the end token comes on top
     if longer:
         where, most = "params.yaml: evaluate.max_new_tokens", max(answers)
-        what = f"{asked} is too few for {longer} of {len(answers)} test answers (up to {most} tokens)"
+        what = f"{asked} is too small for {longer} of {len(answers)} test answers (up to {most} tokens)"
         findings.append(Finding("answers-cut-off", where, what, f"use {most}"))
     beyond = sum(length + asked > positions for length in prompts) if positions else 0
     if beyond:
         what = (
-            f"{beyond} test prompts (up to {max(prompts)} tokens) with {asked} new tokens are longer than the "
+            f"{beyond} test prompts (up to {max(prompts)} tokens) plus {asked} new tokens exceed the "
             f"{positions} positions of the base"
         )
-        fix = "use a smaller evaluate.max_new_tokens, or bound data.filters.tokens"
+        fix = "use a smaller evaluate.max_new_tokens, or set data.filters.tokens"
         findings.append(Finding("prompts-beyond-base", "data/prepared/test.jsonl", what, fix))
     return findings

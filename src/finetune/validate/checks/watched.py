@@ -16,9 +16,7 @@ FOLDER = "models"  # a dependency of every stage that loads a base
 NOT_WATCHED = ("__pycache__", ".git", ".hg", ".dvc")
 
 CODES |= {
-    "file-unwatched": Code(
-        "error", "verdict", "DVC does not notice when this file changes: old results would be kept."
-    ),
+    "file-unwatched": Code("error", "verdict", "DVC does not track changes of this file: stale results would be kept."),
 }
 
 
@@ -50,9 +48,9 @@ def find_reason(name: str, root: Path) -> str | None:
     path, folder = root / name, (root / FOLDER).resolve()
     real = path.resolve()
     if not real.is_relative_to(folder) or (root / FOLDER).is_symlink():
-        return f"DVC watches {FOLDER}/ alone, so a change of it would go unnoticed"
+        return f"DVC tracks {FOLDER}/ only, so a change of this file would go unnoticed"
     if any(part in NOT_WATCHED for part in real.relative_to(folder).parts):
         return f"DVC ignores folders named {', '.join(NOT_WATCHED)}"
     if real != (root.resolve() / name) or any(inside.is_symlink() for inside in path.rglob("*")):
-        return "DVC does not follow links to what they lead to"
+        return "DVC does not track the target of a link"
     return None
