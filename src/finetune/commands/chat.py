@@ -1,7 +1,7 @@
-"""`finetune chat "…"`: base and published adapter answer one prompt, side by side; without one, a session of them.
+"""`finetune chat "…"`: answer one prompt with the base model and the published adapter, or start a session of prompts.
 
-Reads params.yaml, the base, `out/adapter` and, for the agents' system prompts, `data/prepared/test.jsonl`; writes
-nothing. Each prompt stands alone: no turn remembers the one before it.
+Reads params.yaml, the base model, `out/adapter` and, for the system prompts of the agents, `data/prepared/test.jsonl`;
+writes nothing. Each prompt is independent of the previous ones.
 """
 
 import signal
@@ -29,25 +29,25 @@ HELP = (
 
 @dataclass
 class Session:
-    """A loaded model, what it generates with, and which agent is asked."""
+    """A loaded model, its generation settings and the current agent."""
 
     model: Any
     tokenizer: Any
     settings: dict[str, Any]
     prompts: dict[str, str | None]  # system prompts by agent
     agent: str
-    longest: int  # tokens that the training saw at most
+    longest: int  # the longest sequence in training, in tokens
 
     @property
     def system(self) -> str | None:
-        """The present system prompt."""
+        """The system prompt of the current agent."""
         return self.prompts.get(self.agent)
 
 
 def run(config: Config, paths: Paths, prompt: str | None, agent: str | None, max_new_tokens: int | None) -> None:
-    """Answer one prompt, each line of a pipe, or what is typed; ConfigError or DataError where nothing can answer."""
+    """Answer one prompt, each line of piped input, or typed prompts. Raise ConfigError or DataError on failure."""
     prompts = system_prompts(config, paths)
-    chosen = choose_agent(prompts, agent)  # a wrong name is told before the model is loaded
+    chosen = choose_agent(prompts, agent)  # reject an unknown name before loading the model
     session = open_session(config, paths, prompts, chosen, max_new_tokens or config.evaluate.max_new_tokens)
     describe(session)
     if prompt:
@@ -62,7 +62,7 @@ def run(config: Config, paths: Paths, prompt: str | None, agent: str | None, max
 
 
 def system_prompts(config: Config, paths: Paths) -> dict[str, str | None]:
-    """The system prompt of each agent: what most of its test prompts begin with, else that of params.yaml."""
+    """Return the most frequent system prompt of each agent's test prompts, or else the prompts of params.yaml."""
     data, file = config.data, paths.prepared / "test.jsonl"
     seen: dict[str, Counter[str | None]] = {}
     for example in read_examples(file) if file.exists() else ():
@@ -74,7 +74,7 @@ def system_prompts(config: Config, paths: Paths) -> dict[str, str | None]:
 
 
 def choose_agent(prompts: dict[str, str | None], agent: str | None) -> str:
-    """The agent of this name, the first one where none is named; ConfigError where there is no such agent."""
+    """Return the named agent, by default the first one. Raise ConfigError if there is no agent of this name."""
     if agent is None:
         return next(iter(prompts))
     if agent not in prompts and agent != NO_AGENT:
@@ -89,7 +89,7 @@ def choose_agent(prompts: dict[str, str | None], agent: str | None) -> str:
 def open_session(
     config: Config, paths: Paths, prompts: dict[str, str | None], agent: str, max_new_tokens: int
 ) -> Session:
-    """Base and adapter loaded once, and each made to answer once, so that the first answer is timed like the others."""
+    """Load base model and adapter, and run each once, so that the first answer is timed like the others."""
     from finetune.hardware.devices import require_device, set_device_environment
     from finetune.model.published import check_adapter
 
@@ -112,17 +112,17 @@ def open_session(
 
 
 def describe(session: Session) -> None:
-    """Who is asked, and who else can be."""
+    """Print the current agent and the other available ones."""
     others = [name for name in session.prompts if name != session.agent]
     told = f"; others: {', '.join(others)} (--agent NAME, or /agent NAME)" if others else ""
     say(f"agent {session.agent}, system prompt: {session.system or 'none'}{told}")
 
 
 def talk(session: Session) -> None:
-    """Prompts typed one by one; ends with an empty line or the end of the input."""
+    """Answer typed prompts until an empty line or the end of the input."""
     import readline  # noqa: F401, gives input() its line editing
 
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it would look like a Ctrl-C, which does not end the session
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else it would act like Ctrl-C, which does not end the session
     say(HELP)
     for line in typed():
         command, _, name = line.partition(" ")
@@ -140,7 +140,7 @@ def talk(session: Session) -> None:
 
 
 def typed() -> Iterator[str]:
-    """The lines that are typed, up to an empty one; a Ctrl-C drops the line begun."""
+    """Yield typed lines up to an empty one. Ctrl-C discards an unfinished line."""
     while True:
         try:
             line = input("> ").strip()
@@ -156,7 +156,7 @@ def typed() -> Iterator[str]:
 
 
 def answer(session: Session, prompt: str) -> None:
-    """Both answers to one prompt, the base's first, with their length and time."""
+    """Print both answers to one prompt, the base model's first, with their length and time."""
     ids = prompt_ids(session, prompt)
     limit = session.settings["max_new_tokens"]
     if len(ids) + limit > session.longest:
@@ -179,13 +179,13 @@ def answer(session: Session, prompt: str) -> None:
 
 
 def indented(text: str) -> str:
-    """An answer as it may be shown: no control characters, tabs as spaces, each line set in."""
+    """Make an answer safe to print: without control characters, with tabs as spaces, and indented."""
     lines = printable(text.expandtabs(4)).splitlines() or ["(nothing)"]
     return "\n".join(f"  {line}" for line in lines)
 
 
 def prompt_ids(session: Session, prompt: str) -> list[int]:
-    """The prompt through the chat template, after the agent's system prompt."""
+    """Apply the chat template to the agent's system prompt and the prompt."""
     from finetune.model.tokens import tokenize_prompt
 
     system = [Message("system", session.system)] if session.system else []
@@ -195,7 +195,7 @@ def prompt_ids(session: Session, prompt: str) -> list[int]:
 def generate_one(
     session: Session, side: Literal["base", "candidate"], ids: list[int], settings: dict[str, Any], streamer: Any = None
 ) -> Any:
-    """One side's answer, greedy."""
+    """Generate the answer of one side with greedy decoding."""
     from finetune.evaluate.generate import generate
 
     options = {"streamer": streamer} if streamer else {}
@@ -206,7 +206,7 @@ def generate_one(
 
 
 def stream(session: Session) -> Any:
-    """A streamer that writes an answer while it comes, made harmless piece by piece."""
+    """Return a streamer that prints an answer during generation, sanitizing each piece."""
     from transformers import TextStreamer
 
     class Harmless(TextStreamer):  # type: ignore[misc]

@@ -1,6 +1,6 @@
-"""`finetune check [RECIPE]`: whether a run can start here at all, before anything is written or waited for.
+"""`finetune check [RECIPE]`: check whether a run can start on this machine, before anything is written.
 
-Reads params.yaml and the recipe; asks for the device, and judges all recipes only to say which one would fit.
+Reads params.yaml and the recipe and looks up the device. Evaluates all recipes only to recommend one that fits.
 """
 
 from pathlib import Path
@@ -16,9 +16,9 @@ from finetune.hardware.preflight import find_device_problem
 
 
 def check(root: Path, recipe: str | None) -> None:
-    """Silence where params.yaml, or with a recipe what it would make of params.yaml, can be run here and now.
+    """Check that params.yaml, or the params.yaml that a recipe would produce, can run on this machine.
 
-    ConfigError for mistakes; MachineError where the device is missing.
+    Raises ConfigError for mistakes and MachineError if the device is missing.
     """
     config = read_recipe(recipe, root)
     check_evaluation(config, root)
@@ -29,8 +29,10 @@ def check(root: Path, recipe: str | None) -> None:
 
 
 def check_evaluation(config: Config, root: Path) -> None:
-    """ConfigError or DataError where what evaluate reads beside the test set is missing or broken: hours later it
-    would be told all the same."""
+    """Check the files that evaluate reads besides the test set, before a run of several hours depends on them.
+
+    Raises ConfigError or DataError if one is missing or malformed.
+    """
     from finetune.score.scorers import build_scorers
 
     asked = config.evaluate
@@ -41,7 +43,7 @@ def check_evaluation(config: Config, root: Path) -> None:
 
 
 def refusal(root: Path, recipe: str | None, config: Config, missing: str) -> MachineError:
-    """What is missing, and what works here instead."""
+    """Build the error that reports what is missing and which recipe works on this machine instead."""
     where = f"recipes/{recipe}.yaml" if recipe else "params.yaml"
     rehearsal = f"./finetune rehearse {recipe}" if recipe else "./finetune rehearse"
     best = find_best(root)
@@ -59,7 +61,7 @@ def refusal(root: Path, recipe: str | None, config: Config, missing: str) -> Mac
 
 
 def find_best(root: Path) -> str | None:
-    """The recipe that `finetune doctor` would name, without its other checks: some seconds."""
+    """Return the recipe that `finetune doctor` would recommend, without its other checks. Takes a few seconds."""
     from finetune.hardware.accelerators import find_accelerators
     from finetune.plan.fit import Predictor, best_of, judge_all
 

@@ -1,4 +1,4 @@
-"""`finetune gate` and `finetune report`: the verdict that stands, told again and as an exit code."""
+"""`finetune gate` and `finetune report`: print the current verdict and return it as an exit code."""
 
 from finetune.config.params import Config
 from finetune.console import say
@@ -12,11 +12,11 @@ EXIT_CODES = {"deploy": 0, "deploy-unproven": 10, "iterate": 10, "abort": 20}
 
 
 def show_decision(paths: Paths, config: Config | None) -> int:
-    """Print the verdict and where to read more; gives its exit code. DataError where there is no decision.
+    """Print the verdict and the path of the report; return its exit code. Raise DataError if there is no decision.
 
-    With the run's config, as the gate has it, the decision must be on what lies here: on this adapter, this test set
-    and these criteria, and every output must be what was written: DVC puts damaged objects of its cache in place and
-    calls them up to date. A verdict of yesterday ships nothing, and neither does a damaged file.
+    With the run's config, as in the gate, the decision must match the current adapter, test set and criteria, and every
+    output must be byte-identical to what was written: DVC restores damaged objects from its cache and reports them as
+    up to date. An outdated verdict or a damaged file must not be deployed.
     """
     decision = read_report(paths.reports / "decision.json", DecisionReport)
     if config is not None:

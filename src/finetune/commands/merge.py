@@ -1,7 +1,7 @@
-"""`finetune merge`: the published adapter and its base as one plain model in 16 bit, compared before it is published.
+"""`finetune merge`: merge the published adapter into its base model as one 16-bit model, and compare before publishing.
 
-Reads `out/adapter`, the base and some rows of `data/validated`; writes `out/merged`, which transformers and inference
-servers load without PEFT. What merging changes is measured on what was read back from the disk, and told.
+Reads `out/adapter`, the base model and some rows of `data/validated`; writes `out/merged`, which transformers and
+inference servers load without PEFT. The effect of merging is measured on the files as read back from disk, and printed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,11 +24,12 @@ from finetune.model.published import check_adapter
 from finetune.model.tokens import IGNORED, load_tokenizer
 from finetune.paths import Paths
 
-COMPARED = 32  # rows of the validation split, evenly spread
+COMPARED = 32  # rows of the validation split, evenly spaced
 
-# How many roundings of a logit two forms of one model may lie apart in the mean: each rounds its logits once, and layer
-# by layer what leads to them. Measured: 0.05 to 0.15 on the tests' base of two layers, 0.08 on models/tiny-base, of
-# four; where roundings add up at random, a base of 32 layers has three times that.
+# The mean difference between two forms of one model that is allowed, in roundings of a logit: each form rounds its
+# logits once, and the values that lead to them layer by layer. Measured: 0.05 to 0.15 on the two-layer base model of
+# the tests, 0.08 on the four layers of models/tiny-base. If roundings add up at random, a base of 32 layers has three
+# times that.
 ROUNDINGS = 2
 
 Row = tuple[list[int], list[int]]  # input_ids and labels of one example
@@ -36,11 +37,11 @@ Row = tuple[list[int], list[int]]  # input_ids and labels of one example
 
 @dataclass(frozen=True)
 class Measured:
-    """What one form of the model makes of the compared rows' supervised tokens."""
+    """The outputs of one form of the model on the supervised tokens of the compared rows."""
 
-    likeliest: Any  # (tokens,): the token that it finds most likely in each place
+    likeliest: Any  # (tokens,): the most likely token in each position
     nats: Any  # (tokens,): minus the log-probability of the supervised token
-    size: float  # of the largest logit of a place, in the mean
+    size: float  # mean over positions of the largest logit
 
     @property
     def loss(self) -> float:
@@ -49,9 +50,9 @@ class Measured:
 
 
 def run(config: Config, paths: Paths) -> dict[str, Any]:
-    """Merge, compare, publish; returns the comparison.
+    """Merge, compare and publish; return the comparison.
 
-    DataError and nothing published where the merged model is not base and adapter.
+    Raises DataError, and publishes nothing, if the merged model is not equivalent to base and adapter.
     """
     set_device_environment(config.environment, 1, deterministic=False)
     device = require_device(config.environment)
@@ -81,7 +82,7 @@ def run(config: Config, paths: Paths) -> dict[str, Any]:
 
 
 def read_rows(paths: Paths, manifest: dict[str, Any], count: int = COMPARED) -> list[Row]:
-    """Some rows of the validation split, evenly spread, packed ones cut into their examples; none without labels."""
+    """Return evenly spaced rows of the validation split, packed ones cut into examples, none without labels."""
     validated = read_manifest(paths.validated)
     if {name: file["sha256"] for name, file in validated["files"].items()} != manifest["data_sha256"]:
         raise DataError(
@@ -99,7 +100,7 @@ def read_rows(paths: Paths, manifest: dict[str, Any], count: int = COMPARED) -> 
 
 
 def cut_packed(row: dict[str, Any]) -> Iterable[Row]:
-    """The examples of a row, which is one unless it was packed."""
+    """Yield the examples of a row; a row that is not packed has one."""
     start = 0
     for length in row.get("seq_lengths") or [len(row["input_ids"])]:
         yield row["input_ids"][start : start + length], row["labels"][start : start + length]
@@ -107,7 +108,7 @@ def cut_packed(row: dict[str, Any]) -> Iterable[Row]:
 
 
 def measure(model: Any, rows: Sequence[Row], what: str) -> Measured:
-    """What a model makes of the rows, one at a time, so that no more than its logits is held."""
+    """Run a model on the rows one at a time, so that only the logits of one row are in memory."""
     import torch
 
     likeliest, nats, sizes = [], [], []
@@ -126,7 +127,7 @@ def measure(model: Any, rows: Sequence[Row], what: str) -> Measured:
 
 
 def compare_forms(forms: dict[str, Measured], dtype: str) -> dict[str, Any]:
-    """The loss of each form, how far it lies from the merged model, and how far base and adapter may."""
+    """Return the loss of each form, its distance from the merged model, and the distance allowed for rounding."""
     merged = forms["merged"]
     found: dict[str, Any] = {"supervised_tokens": len(merged.nats), "loss": {}, "against_merged": {}}
     for name, form in forms.items():
@@ -143,10 +144,10 @@ def compare_forms(forms: dict[str, Measured], dtype: str) -> dict[str, Any]:
 
 
 def allowed_difference(adapted: Measured, base: Measured, dtype: str) -> float:
-    """The mean difference of a log-probability, in nats, that rounding to this number format explains.
+    """Return the mean difference of a log-probability, in nats, that rounding to this number format can explain.
 
-    A few roundings of a logit of the size that they have here, but no more than half of what the adapter does: a merge
-    that lost the adapter or took it twice differs by the whole. One rounding is always allowed.
+    It is a few roundings of a logit of the measured size, but at most half of the adapter's effect: a merge that lost
+    the adapter or applied it twice differs by the full effect. One rounding is always allowed.
     """
     import torch
 
@@ -156,7 +157,7 @@ def allowed_difference(adapted: Measured, base: Measured, dtype: str) -> float:
 
 
 def stop_unless_the_same(compared: dict[str, Any], target: Path) -> None:
-    """DataError where the merged model lies further from base and adapter than rounding explains, or is no number."""
+    """Raise DataError if the merged model differs from base and adapter by more than rounding explains, or by NaN."""
     found, allowed = compared["against_merged"]["adapted"]["mean_difference"], compared["allowed_mean_difference"]
     if not found <= allowed:
         raise DataError(
@@ -168,7 +169,7 @@ def stop_unless_the_same(compared: dict[str, Any], target: Path) -> None:
 
 
 def show(compared: dict[str, Any], model: ModelConfig, dtype: str) -> None:
-    """The comparison as a table, what it means, and what it does not."""
+    """Print the comparison as a table, with an interpretation and its limits."""
     kept = "NF4" if model.quantization == "nf4" else model.dtype
     names = {
         "merged": f"merged, {dtype}",
@@ -197,7 +198,7 @@ def show(compared: dict[str, Any], model: ModelConfig, dtype: str) -> None:
 
 
 def what_changed(kept: str, dtype: str) -> str:
-    """In a line, why the merged model is not quite what was evaluated."""
+    """Explain in one line why the merged model differs slightly from the evaluated one."""
     if kept == "NF4":
         return (
             "the adapter was trained and evaluated on base weights rounded to NF4; "

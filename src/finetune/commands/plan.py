@@ -1,4 +1,4 @@
-"""`finetune plan`: what a recipe will do and need, and every mistake that shows without its data or its base."""
+"""`finetune plan`: predict what a recipe does and needs, and find mistakes that need neither its data nor its base."""
 
 import json
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from finetune.plan.time import ASSUMED_SHARE, Range, cost, measured_time
 from finetune.validate.findings import show_findings
 from finetune.validate.preview import Preview, look_ahead
 
-TABLE_ROWS = 15_000  # that the table of recipes reckons with
+TABLE_ROWS = 15_000  # rows assumed in the table of recipes
 
 
 def run(
@@ -29,7 +29,7 @@ def run(
     probe: bool,
     as_json: bool = False,
 ) -> int:
-    """Show the plan of a recipe (or of params.yaml); gives 0, or 2 where a finding would stop the run."""
+    """Print the plan of a recipe (or of params.yaml). Return 0, or 2 if a finding would stop the run."""
     preview = look_ahead(read_recipe(recipe, root), root, examples, length)
     outlook, config = preview.outlook, preview.config
     time = probed_time(config, outlook, root) if probe else outlook.time()
@@ -55,7 +55,7 @@ def run(
 
 
 def as_object(preview: Preview, time: Range | None, paid: Range | None) -> dict[str, Any]:
-    """The plan for a program: what validate reports of it, with time (seconds), cost and findings."""
+    """Return the plan as JSON-compatible values: validate's report with time (seconds), cost and findings."""
     outlook = preview.outlook
     return {
         "recipe": preview.config.recipe,
@@ -69,7 +69,7 @@ def as_object(preview: Preview, time: Range | None, paid: Range | None) -> dict[
 
 
 def recipe_table(root: Path) -> list[str]:
-    """The recipes as lines of a Markdown table, with what is predicted for so many rows as long as max_length."""
+    """Return a Markdown table of the recipes, with predictions for TABLE_ROWS rows as long as max_length."""
     head = ["recipe", "base", "machine", "adapter", "length, batch", "schedule", "peak memory", "time"]
     names = sorted(path.stem for path in (root / "recipes").glob("*.yaml"))
     plans = [look_ahead(read_recipe(name, root), root, TABLE_ROWS).outlook for name in names]
@@ -77,7 +77,7 @@ def recipe_table(root: Path) -> list[str]:
 
 
 def table_cells(outlook: RunPlan) -> list[str]:
-    """One recipe's cells."""
+    """Return the cells of one recipe."""
     config, train, adapter = outlook.config, outlook.config.train, outlook.config.adapter
     kind = "NF4" if config.model.quantization == "nf4" else config.model.dtype
     devices = f" x {train.distributed.devices}" if train.distributed.devices > 1 else ""
@@ -100,7 +100,7 @@ def table_cells(outlook: RunPlan) -> list[str]:
 
 
 def show_memory(outlook: RunPlan) -> None:
-    """Memory by part, for other numbers of devices, and what would fit."""
+    """Print memory by part, memory on other numbers of devices, and settings that would fit."""
     if outlook.memory is None:
         return
     rows = [[part, gigabytes(size)] for part, size in outlook.memory.to_json().items()]
@@ -120,12 +120,12 @@ def show_memory(outlook: RunPlan) -> None:
 
 
 def machine_title(config: ValidateParams) -> str:
-    """The machine that the plan reckons with, in words."""
+    """Name the machine that the plan assumes."""
     return MACHINES[config.machine].title if config.machine in MACHINES else "this machine"
 
 
 def format_time(outlook: RunPlan, time: Range | None, *, probed: bool) -> str:
-    """The time of training steps and evaluations in words, with what it rests on."""
+    """Format the time of training steps and evaluations, with its basis."""
     if time is None:
         machine = machine_title(outlook.config)
         return f"time: unknown for {machine}; run ./finetune plan --probe there to measure it"
@@ -140,7 +140,7 @@ def format_time(outlook: RunPlan, time: Range | None, *, probed: bool) -> str:
 
 
 def probed_time(config: ValidateParams, outlook: RunPlan, root: Path) -> Range | None:
-    """The time by a short probe of this machine: real layers of the architecture, with random weights."""
+    """Estimate the time with a short probe of this machine: real layers of the architecture with random weights."""
     from finetune.plan.probe import measure_throughput
 
     if outlook.flops is None:

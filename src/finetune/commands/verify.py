@@ -1,7 +1,7 @@
-"""`finetune verify`: the finished run once more, in a fresh folder, and whether the same bits come out.
+"""`finetune verify`: repeat the finished run in a fresh folder and check that the results are bit-identical.
 
-Reads `out/adapter/manifest.json`, which says what the run was made of and how adapter and optimizer hashed at each
-checkpoint; nothing of the finished run is touched.
+Reads `out/adapter/manifest.json`, which records the inputs of the run and the hashes of adapter and optimizer at each
+checkpoint. The finished run is not modified.
 """
 
 import shutil
@@ -24,9 +24,10 @@ HASHES = ("adapter_sha256", "optimizer_sha256")
 
 
 def run(root: Path, steps: int | None, repeats: int) -> dict[str, Any]:
-    """Repeat the run, whole or up to the first checkpoint at or after `steps`; DataError where the bits differ.
+    """Repeat the run, completely or up to the first checkpoint at or after `steps`. Raise DataError if the bits differ.
 
-    On the tier `statistical` a difference is no error: how far the repetitions lie apart is told. Returns the result.
+    On the tier `statistical` a difference is not an error: the spread of the repetitions is reported. Returns the
+    result.
     """
     paths = Paths(root)
     manifest = read_manifest(paths.adapter)
@@ -61,7 +62,7 @@ def run(root: Path, steps: int | None, repeats: int) -> dict[str, Any]:
 def repeat_and_compare(
     params: TrainParams, paths: Paths, fresh: Paths, manifest: dict[str, Any], until: int | None
 ) -> tuple[bool, float | None]:
-    """One repetition and its table; gives whether it is the same, and the validation loss of a whole run."""
+    """Repeat the run once and print its table; return whether it is identical, and a complete run's validation loss."""
     found = repeat(params, paths, fresh, until)
     if found["micro_batch"] != manifest["micro_batch"]:
         say(
@@ -79,7 +80,7 @@ def repeat_and_compare(
 
 
 def require_same_inputs(params: TrainParams, paths: Paths, manifest: dict[str, Any]) -> None:
-    """DataError, which names what differs, unless data, base, versions and code are those of the finished run."""
+    """Raise DataError, naming the differences, unless data, base, versions and code match the finished run."""
     from finetune.train.fingerprint import find_run
 
     _, identity = find_run(params, paths)
@@ -95,7 +96,7 @@ def require_same_inputs(params: TrainParams, paths: Paths, manifest: dict[str, A
 
 
 def difference(before: Any, now: Any) -> str:
-    """What differs, the entries of a mapping one by one."""
+    """Describe a difference; mappings are compared entry by entry."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         return ", ".join(f"{name} was {str(before.get(name))[:20]}, is {str(now.get(name))[:20]}" for name in names)
@@ -103,14 +104,14 @@ def difference(before: Any, now: Any) -> str:
 
 
 def other_arithmetic(paths: Paths, environment: Environment) -> str:
-    """What rounds numbers otherwise here than where the run ended; empty where nothing does, or where none was told."""
+    """Return what may round differently here than in the run; empty if nothing does or nothing was recorded."""
     report = paths.reports / "train_cost.json"
     then = read_report(report, TrainCostReport).machine.arithmetic if report.exists() else None
     return difference(then, arithmetic(environment)) if then else ""
 
 
 def last_step(checkpoints: list[dict[str, Any]], steps: int | None) -> int | None:
-    """The step of the first checkpoint at or after `steps`; None for the whole run."""
+    """Return the step of the first checkpoint at or after `steps`; None for the complete run."""
     known = [saved["step"] for saved in checkpoints]
     if steps is None or not known or steps > known[-2 if len(known) > 1 else -1]:
         return None
@@ -118,7 +119,7 @@ def last_step(checkpoints: list[dict[str, Any]], steps: int | None) -> int | Non
 
 
 def repeat(params: TrainParams, paths: Paths, fresh: Paths, until: int | None) -> dict[str, Any]:
-    """Train in a folder that has nothing but the validated data; gives the new adapter's manifest."""
+    """Train in a folder that holds only the validated data; return the new adapter's manifest."""
     from finetune.processes.signals import stop_on_signals
     from finetune.train.run import train
 
@@ -135,7 +136,7 @@ def repeat(params: TrainParams, paths: Paths, fresh: Paths, until: int | None) -
 
 
 def compare(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> tuple[list[tuple[str, ...]], bool]:
-    """A row a checkpoint with what is the same of it, and whether all is."""
+    """Return one row per checkpoint with what is identical in it, and whether all of it is."""
     by_step = {saved["step"]: saved for saved in found}
     rows, same = [], True
     for saved in expected:
@@ -147,7 +148,7 @@ def compare(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> tupl
 
 
 def conclude(tier: str, until: int | None, losses: list[float], report: TrainReport, other: str, *, same: bool) -> None:
-    """Say what was found; DataError where bits differ that should not. `other` is what rounds otherwise here."""
+    """Print the conclusion. Raise DataError if bits differ that should not. `other` names differences in rounding."""
     what = "the whole run" if until is None else f"the first {until} steps"
     if same:
         say(f"{what} is identical bit for bit (tier {tier})")

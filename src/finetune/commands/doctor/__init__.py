@@ -1,1 +1,1 @@
-"""doctor: what this machine has and lacks for a recipe, and which recipe fits best here."""
+"""doctor: list what this machine provides and lacks for a recipe, and recommend the recipe that fits best."""

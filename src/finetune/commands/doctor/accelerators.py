@@ -1,6 +1,6 @@
-"""The accelerators of this machine and what computes on them: CUDA GPUs, Apple's GPU, attention and 4-bit kernels.
+"""The accelerators of this machine and their software: CUDA GPUs, Apple's GPU, attention and 4-bit kernels.
 
-With `quick`, only what answers without torch: nvidia-smi, and which packages are installed.
+With `quick`, torch is not imported: only nvidia-smi and the list of installed packages are used.
 """
 
 import importlib
@@ -23,7 +23,7 @@ APPLE_VARIABLES = ("PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RA
 
 
 def check_accelerators(config: Config, found: Accelerators, quick: bool) -> Iterator[Check]:
-    """All lines about accelerators; a missing one is amiss only where the recipe asks for it."""
+    """Yield all checks of accelerators. A missing one is a problem only if the recipe requires it."""
     if not quick:
         yield check_torch()
     yield from check_cuda(config, found, quick)
@@ -34,7 +34,7 @@ def check_accelerators(config: Config, found: Accelerators, quick: bool) -> Iter
 
 
 def check_torch() -> Check:
-    """torch, what it was built for, and which instruction set its CPU kernels use."""
+    """Report the torch version, its build and the instruction set of its CPU kernels."""
     if not find_spec("torch"):
         return Check("torch", "not installed", "missing", "make setup")
     import torch
@@ -47,7 +47,7 @@ def check_torch() -> Check:
 
 
 def check_cuda(config: Config, found: Accelerators, quick: bool) -> Iterator[Check]:
-    """A line a GPU, or why there is none."""
+    """Yield one check per GPU, or the reason why there is none."""
     wanted = config.environment == "cuda"
     for at, gpu in enumerate(found.gpus):
         formats = "bf16, tf32" if gpu.capability >= AMPERE else "neither bf16 nor tf32"
@@ -74,7 +74,7 @@ def check_cuda(config: Config, found: Accelerators, quick: bool) -> Iterator[Che
 
 
 def check_apple(found: Accelerators, quick: bool) -> Iterator[Check]:
-    """Apple's GPU, and the variables by which torch treats it."""
+    """Report Apple's GPU and the environment variables that affect torch on it."""
     variables = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in APPLE_VARIABLES)
     if found.apple:
         yield Check("Apple GPU", f"MPS {'likely' if quick else 'available'}; {variables}")
@@ -89,11 +89,11 @@ def check_apple(found: Accelerators, quick: bool) -> Iterator[Check]:
 
 
 def check_optional(config: Config) -> Iterator[Check]:
-    """Packages that no lock has: flash attention (or its kernels, fetched before), and what else the recipe lacks."""
+    """Report optional packages that no lock contains: flash attention (or its kernels from the Hub) and others."""
     have = [name for name in FLASH if find_spec(name)]
     kernels = ", kernels fetched" if "flash_attn" not in have and flash_attention_found() else ""
     flash = Check("flash-attention", f"{', '.join(have) or 'not installed'}{kernels}")
-    if runtime_of(config) == "native":  # an image has packages of its own
+    if runtime_of(config) == "native":  # an image has its own packages
         for problem in find_package_problems(config.environment, config.model, config.train):
             if problem.code == "attention-missing":
                 flash = replace(flash, status="missing", remedy=problem.remedy)
@@ -103,7 +103,7 @@ def check_optional(config: Config) -> Iterator[Check]:
 
 
 def check_bitsandbytes(config: Config, quick: bool) -> Check:
-    """Whether the 4-bit and 8-bit kernels can be loaded, which a wrong CUDA library prevents."""
+    """Check that the 4-bit and 8-bit kernels load; a wrong CUDA library prevents it."""
     status: Status = "missing" if needs_bitsandbytes(config.model, config.train) else "warning"
     if not find_spec("bitsandbytes"):
         return Check("bitsandbytes", "not installed", status, "make setup")
@@ -111,7 +111,7 @@ def check_bitsandbytes(config: Config, quick: bool) -> Check:
         return Check("bitsandbytes", "installed")
     try:
         version = importlib.import_module("bitsandbytes").__version__
-    except Exception as error:  # it loads libraries of the driver, which fail in their own ways
+    except Exception as error:  # it loads driver libraries, whose errors have no common class
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         remedy = "make setup for the environment of this machine"
         return Check("bitsandbytes", f"does not load: {first}", status, remedy)

@@ -1,6 +1,6 @@
-"""`finetune doctor`: what this machine has, what is missing and how to get it, and which recipe it can run.
+"""`finetune doctor`: report what this machine has, what is missing and how to get it, and which recipe it can run.
 
-With `--quick` nothing heavy is imported, so no memory is predicted.
+With `--quick`, no heavy libraries are imported, so memory is not predicted.
 """
 
 import json
@@ -21,7 +21,7 @@ from finetune.plan.fit import Fit, Predictor, best_of, judge, judge_all
 
 
 def run(root: Path, recipe: str | None, as_json: bool, quick: bool) -> int:
-    """Tell all that was found; gives 0, or MachineError's exit code where the recipe can't run here."""
+    """Print all checks. Return 0, or MachineError's exit code if the recipe cannot run on this machine."""
     config = read_recipe(recipe, root)
     quick = quick or not has_packages()
     found = find_accelerators(quick)
@@ -50,7 +50,7 @@ def run(root: Path, recipe: str | None, as_json: bool, quick: bool) -> int:
 
 
 def closing_lines(chosen: Fit, best: Fit | None, others: list[Fit], base: Check) -> Iterator[str]:
-    """What to do next, in two or three sentences."""
+    """Yield two or three sentences on what to do next."""
     yield chosen.sentence()
     if chosen.can_run and base.status != "ok":
         yield f"its base model has not been downloaded yet ({base.found}): {base.remedy}"

@@ -1,4 +1,4 @@
-"""What this machine says of itself without torch: system, Python, processor, cores, memory, disk."""
+"""Properties of this machine that need no torch: system, Python, processor, cores, memory, disk."""
 
 import platform
 import shutil
@@ -19,14 +19,14 @@ from finetune.model.cache import model_cache
 
 Status = Literal["ok", "warning", "missing"]
 
-OLDEST_MACOS, NF4_MACOS = 14, 26  # of bfloat16 and MPS as torch uses them; of fast NF4 kernels in bitsandbytes
-LITTLE_DISK = 10 * 10**9  # bytes; a small base, its checkpoints and DVC's cache of them take some GB
+OLDEST_MACOS, NF4_MACOS = 14, 26  # for bfloat16 and MPS in torch; for fast NF4 kernels in bitsandbytes
+LITTLE_DISK = 10 * 10**9  # bytes; a small base model, its checkpoints and DVC's cache of them take several GB
 INSTRUCTIONS = {"x86_64": ("avx2", "avx512f", "avx512_bf16", "amx_bf16"), "aarch64": ("asimd", "bf16")}
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the doctor: what was looked at, what was found, and the command that mends it."""
+    """One row of the doctor's table: the subject, the result, and the command that fixes a problem."""
 
     what: str
     found: str
@@ -35,7 +35,7 @@ class Check:
 
 
 def check_computer(config: Config, root: Path) -> Iterator[Check]:
-    """All lines about the machine but its accelerators."""
+    """Yield all checks of the machine except its accelerators."""
     yield check_system(config)
     yield check_python(root)
     yield Check("processor", f"{processor_name()} ({platform.machine()})")
@@ -47,7 +47,7 @@ def check_computer(config: Config, root: Path) -> Iterator[Check]:
 
 
 def check_system(config: Config) -> Check:
-    """The system and its version; what Macs compute hangs on it."""
+    """Report the system and its version, which determines what a Mac can compute."""
     name = platform.system()
     if name == "Darwin":
         version = platform.mac_ver()[0]
@@ -66,7 +66,7 @@ def check_system(config: Config) -> Check:
 
 
 def check_python(root: Path) -> Check:
-    """This Python against the range in pyproject.toml."""
+    """Compare the Python version with the range in pyproject.toml."""
     asked = python_range(root)
     version = f"{platform.python_version()} ({sys.executable}); required: {asked or 'any'}"
     if asked.contains(".".join(map(str, sys.version_info[:3]))):  # python_version() may end in "+"
@@ -76,7 +76,7 @@ def check_python(root: Path) -> Check:
 
 
 def python_range(root: Path) -> SpecifierSet:
-    """`requires-python` of pyproject.toml; any version where none is named."""
+    """Return `requires-python` of pyproject.toml (default: any version)."""
     try:
         project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         return SpecifierSet(project["requires-python"])
@@ -85,7 +85,7 @@ def python_range(root: Path) -> SpecifierSet:
 
 
 def check_cores() -> Check:
-    """Cores, and how many of them this process may use."""
+    """Report the number of cores, and how many of them this process may use."""
     logical = psutil.cpu_count() or 1
     found = f"{psutil.cpu_count(logical=False) or 'unknown'} physical, {logical} logical"
     allowed, (quota, _) = allowed_cores(), cgroup_limits()
@@ -97,7 +97,7 @@ def check_cores() -> Check:
 
 
 def check_instructions() -> Iterator[Check]:
-    """Which of the instruction sets that matter here the processor has; nothing where the system does not tell."""
+    """Yield which relevant instruction sets the processor has; nothing if the system does not report them."""
     wanted, known = INSTRUCTIONS.get(platform.machine(), ()), instruction_sets()
     if not wanted or not known:
         return
@@ -113,7 +113,7 @@ def check_instructions() -> Iterator[Check]:
 
 
 def check_memory() -> Check:
-    """Memory in all, what is free now, and what the container allows."""
+    """Report total memory, available memory and the container's limit."""
     memory = psutil.virtual_memory()
     unified = ", shared with the GPU" if platform.system() == "Darwin" else ""
     told = f"{gigabytes(memory.total)}{unified}, {gigabytes(memory.available)} available"
@@ -126,7 +126,7 @@ def check_memory() -> Check:
 
 
 def check_disk(what: str, folder: Path, remedy: str) -> Check:
-    """What is free where a folder is, or would be."""
+    """Report the free space of the disk that holds a folder, even if the folder does not exist yet."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     told = f"{gigabytes(free)} free ({folder.absolute()})"

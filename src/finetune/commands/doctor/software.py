@@ -1,4 +1,4 @@
-"""What stands around a run: the installed packages, containers, the base model, DVC and git. No network is asked."""
+"""The software around a run: installed packages, containers, the base model, DVC and git. Makes no network requests."""
 
 import os
 import re
@@ -19,13 +19,13 @@ from finetune.hardware.host import ask
 from finetune.hardware.locks import lock_files, locked_packages
 from finetune.model.cache import find_missing_weights, snapshot, token_file
 
-NAMED = 8  # so many packages are named, the rest are counted
+NAMED = 8  # packages listed by name; the others are counted
 CONTAINERS = ("docker", "podman", "buildah")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def check_surroundings(config: Config, root: Path, quick: bool) -> Iterator[Check]:
-    """All lines about what is not the machine."""
+    """Yield all checks of software."""
     yield check_packages(config.environment, root)
     yield check_runtime(config, root) if runtime_of(config) != "native" else check_containers(quick)
     yield check_base(config.model, root)
@@ -38,8 +38,8 @@ def check_surroundings(config: Config, root: Path, quick: bool) -> Iterator[Chec
 
 
 def check_packages(environment: Environment, root: Path) -> Check:
-    """The installed versions against the lock of the environment."""
-    name = environment if has_packages() else "base"  # a host whose stages run in containers has no more
+    """Compare the installed versions with the lock of the environment."""
+    name = environment if has_packages() else "base"  # a host whose stages run in containers has only the base packages
     lock = f"requirements/{name}.lock"
     try:
         wanted = locked_packages(lock_files(environment, root) if name == environment else [root / lock])
@@ -54,7 +54,7 @@ def check_packages(environment: Environment, root: Path) -> Check:
         if found is None:
             status = "missing"
             parts.insert(0, f"{package.name} not installed (locked {package.version})")
-        # The local part of a version names the build of the same source: 2.13.0 and 2.13.0+cpu are one version.
+        # The local part of a version names a build of the same source: 2.13.0 and 2.13.0+cpu are the same version.
         elif found.partition("+")[0] != package.version.partition("+")[0]:
             parts.append(f"{package.name} {found} (locked {package.version})")
     if not parts:
@@ -65,7 +65,7 @@ def check_packages(environment: Environment, root: Path) -> Check:
 
 
 def installed(name: str) -> str | None:
-    """The installed version of a package."""
+    """Return the installed version of a package, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -76,7 +76,7 @@ def installed(name: str) -> str | None:
 
 
 def check_runtime(config: Config, root: Path) -> Check:
-    """Whether the engine that this run's stages go to is here and works, and has the image of these locks."""
+    """Check that the container engine of this run works and has the image of these locks."""
     engine = runtime_of(config)
     try:
         require_ready(engine, config, root)
@@ -87,7 +87,7 @@ def check_runtime(config: Config, root: Path) -> Check:
 
 
 def check_containers(quick: bool) -> Check:
-    """Which runtimes are on PATH, and whether docker's daemon answers."""
+    """Report which container runtimes are on PATH, and whether docker's daemon responds."""
     have = [name for name in CONTAINERS if shutil.which(name)]
     if not have:
         remedy = "to run stages in containers, install podman or docker"
@@ -105,7 +105,7 @@ def check_containers(quick: bool) -> Check:
 
 
 def check_base(model: ModelConfig, root: Path) -> Check:
-    """Whether the base's files lie in a folder or in the cache, and all of them."""
+    """Check that all files of the base model are in its folder or in the cache."""
     folder = root / model.base
     if folder.is_dir():
         trouble = find_missing_weights(folder)
@@ -124,7 +124,7 @@ def check_base(model: ModelConfig, root: Path) -> Check:
 
 
 def check_hub() -> Check:
-    """Whether the Hub may be asked, and whether there is a token for it, which is never told."""
+    """Report whether requests to the Hub are allowed and whether a token is set, without printing the token."""
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     given = [name for name in TOKENS if os.environ.get(name)]
     given += ["a token file"] if token_file().is_file() else []
@@ -136,7 +136,7 @@ def check_hub() -> Check:
 
 
 def check_dvc(root: Path) -> Check:
-    """Whether DVC is installed and set up here, and where it can push to; remotes by name, as URLs may hold secrets."""
+    """Check that DVC is installed, initialized and has a remote. Only remote names are shown: URLs may hold secrets."""
     if not find_spec("dvc"):
         return Check("DVC", "not installed", "missing", "make setup")
     if not (root / ".dvc").is_dir():
@@ -149,18 +149,18 @@ def check_dvc(root: Path) -> Check:
 
 
 def dvc_remotes(root: Path) -> list[str]:
-    """The names of the remotes in the repository's config and in the one that is not in git."""
+    """Return the names of the remotes in the tracked config and in the local one."""
     names = [re.fullmatch(r"'?remote \"(.+)\"'?", section) for section in dvc_config(root).sections()]
     return sorted(name[1] for name in names if name)
 
 
 def check_git(root: Path, quick: bool) -> Check:
-    """The commit, and how many files are changed since."""
+    """Report the commit and the number of files changed since."""
     if not shutil.which("git"):
         return Check("git", "not installed", "missing", "install git (apt install git, or xcode-select --install)")
     timeout = 0.5 if quick else 20
     if ask("git", "-C", str(root), "rev-parse", "--git-dir", timeout=timeout) is None:
-        if (root / ".git").exists():  # git refuses a folder of another user, as a copy by rsync -a to root is
+        if (root / ".git").exists():  # git refuses a folder of another user, e.g. after `rsync -a` to root
             told = f"git refuses {root.absolute()}: it belongs to another user, or .git is broken"
             return Check("git", told, "missing", 'chown -R "$(id -u):$(id -g)" . (git status shows the reason)')
         told = f"{root.absolute()} is not a git repository: runs can't be traced to their code"

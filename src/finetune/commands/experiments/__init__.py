@@ -1,1 +1,1 @@
-"""exps, compare and seeds: what tells several runs apart, and how much of it is luck."""
+"""exps, compare and seeds: the differences between runs, and how much of them is chance."""

@@ -1,6 +1,6 @@
-"""`finetune compare … …`: two runs on the same test set, B - A, example by example and with intervals.
+"""`finetune compare … …`: compare two runs on the same test set (B - A), example by example and with intervals.
 
-Reads both runs' params, reports and answers (revisions.py), and `data/looks.json`; writes nothing.
+Reads the params, reports and answers of both runs (revisions.py), and `data/looks.json`; writes nothing.
 """
 
 import json
@@ -18,11 +18,11 @@ from finetune.files.strict_json import read_json
 from finetune.paths import Paths
 from finetune.pipeline.dvc import read_lock, read_yaml_text
 
-CONFIDENCE = 0.95  # where params.yaml names none
+CONFIDENCE = 0.95  # if params.yaml does not set it
 
 
 def run(root: Path, first: str, second: str, *, as_json: bool, as_markdown: bool) -> None:
-    """Compare and tell; ConfigError or DataError where a run can't be had or the two can't be compared."""
+    """Compare two runs and print the result. Raise ConfigError or DataError if a run is missing or not comparable."""
     a, b = read_run(first, root), read_run(second, root)
     confidence, seed, declared = read_settings(root)
     comparison = compare_sides(a, b, confidence, seed, read_looks(root, a, b, declared))
@@ -37,7 +37,7 @@ def run(root: Path, first: str, second: str, *, as_json: bool, as_markdown: bool
 
 
 def changed_since(root: Path) -> list[str]:
-    """What stands otherwise in params.yaml than in dvc.lock, of the stages that made the answers."""
+    """Return the parameters of the stages behind the answers that differ between params.yaml and dvc.lock."""
     lock = read_lock(root)
     if lock is None:
         return []
@@ -52,7 +52,7 @@ def changed_since(root: Path) -> list[str]:
 
 
 def read_settings(root: Path) -> tuple[float, int, int | None]:
-    """Confidence, seed and declared looks of the working tree's params.yaml, whatever its version."""
+    """Return confidence, seed and declared looks of the working tree's params.yaml, whatever its version."""
     params = read_yaml(root / "params.yaml")
     confidence, seed, looks = dig(params, ("decide", "confidence")), dig(params, ("seed",)), ("decide", "looks")
     valid = isinstance(confidence, float) and 0.5 < confidence < 1
@@ -60,7 +60,7 @@ def read_settings(root: Path) -> tuple[float, int, int | None]:
 
 
 def read_looks(root: Path, a: ComparedRun, b: ComparedRun, declared: int | None) -> dict[str, Any]:
-    """How often this test set was looked at, and which look each of the two was."""
+    """Return the number of looks at this test set, and which look each of the two runs was."""
     path = Paths(root).looks
     seen = (read_json(path) if path.exists() else {}).get(a.evaluation["test_sha256"], [])
     adapters = [side.evaluation["adapter_sha256"] for side in (a, b)]

@@ -1,6 +1,6 @@
-"""Two runs on the same test set, B - A: their answers metric by metric and group by group, their cost, their params.
+"""Compare two runs on the same test set (B - A): answers by metric and group, cost, and params.
 
-Nothing is read or written; tell.py has the words for it.
+Reads and writes no files; tables.py formats the result.
 """
 
 import json
@@ -32,7 +32,7 @@ COST: dict[str, Place] = {
 
 @dataclass(frozen=True)
 class Compared:
-    """A metric of a group, and the difference or why it can't be known."""
+    """A metric of a group, with the difference or the reason why there is none."""
 
     group: str
     metric: Metric
@@ -42,7 +42,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is told of two runs; `looks` is what data/looks.json knows of their test set."""
+    """The complete comparison of two runs; `looks` is the entry of their test set in data/looks.json."""
 
     a: ComparedRun
     b: ComparedRun
@@ -53,11 +53,11 @@ class Comparison:
 
     @property
     def measured(self) -> list[tuple[Compared, Difference]]:
-        """Those that could be measured."""
+        """The comparisons that have a difference."""
         return [(item, item.difference) for item in self.found if item.difference]
 
     def to_json(self) -> dict[str, Any]:
-        """For machines; differences are B - A."""
+        """Return the comparison as JSON-compatible values; differences are B - A."""
         return {
             "a": describe(self.a),
             "b": describe(self.b),
@@ -77,7 +77,7 @@ class Comparison:
 
 
 def compare_sides(a: ComparedRun, b: ComparedRun, confidence: float, seed: int, looks: dict[str, Any]) -> Comparison:
-    """Each metric of each group that both scored alike; DataError where the two can't be compared."""
+    """Compare all shared metrics of all shared groups. Raise DataError if the runs are not comparable."""
     warnings = check_comparable(a, b)
     metrics, left_out = shared_metrics(a, b)
     found, seen = [], set()
@@ -85,7 +85,7 @@ def compare_sides(a: ComparedRun, b: ComparedRun, confidence: float, seed: int, 
         for metric in metrics.values():
             old, new = (counted(metric, side.predictions, group) for side in (a, b))
             members = (metric.name, tuple(item.id for item in old))
-            if not old or members in seen:  # an agent that has all examples is told once
+            if not old or members in seen:  # an agent that has all examples repeats the group of all
                 continue
             seen.add(members)
             try:
@@ -97,7 +97,7 @@ def compare_sides(a: ComparedRun, b: ComparedRun, confidence: float, seed: int, 
 
 
 def check_comparable(a: ComparedRun, b: ComparedRun) -> list[str]:
-    """What makes the comparison weaker; DataError where the two were measured on different test sets."""
+    """Return what weakens the comparison. Raise DataError if the runs used different test sets."""
     sets = [side.evaluation["test_sha256"] for side in (a, b)]
     if sets[0] != sets[1]:
         raise DataError(
@@ -125,14 +125,14 @@ def check_comparable(a: ComparedRun, b: ComparedRun) -> list[str]:
 
 
 def how_generated(side: ComparedRun) -> dict[str, Any]:
-    """What decides an answer beside the model: the form that answered, and its decoding."""
+    """Return what determines an answer besides the model: the candidate's form and its decoding settings."""
     candidate, generation = (side.evaluation.get(key) or {} for key in ("candidate", "generation"))
     form = {key: candidate.get(key) for key in ("form", "quantization")}
     return {"candidate": form, "generation": {key: value for key, value in generation.items() if key != "pad_token_id"}}
 
 
 def shared_metrics(a: ComparedRun, b: ComparedRun) -> tuple[dict[str, Metric], list[str]]:
-    """The metrics that both runs scored alike, and what is left out because they did not."""
+    """Return the metrics that both runs scored alike, and a note on each metric that they did not."""
     scorers = [scorers_of(side) for side in (a, b)]
     names = list(dict.fromkeys([*scorers[0], *scorers[1]]))
     alike = {name: scorers[0][name] for name in names if scorers[0].get(name) == scorers[1].get(name)}
@@ -149,7 +149,7 @@ def shared_metrics(a: ComparedRun, b: ComparedRun) -> tuple[dict[str, Metric], l
 
 
 def scorers_of(side: ComparedRun) -> dict[str, Any]:
-    """The scorers that gave a run's scores; DataError where this version can't read them."""
+    """Return the scorers of a run's scores. Raise DataError if this version cannot read them."""
     content = side.evaluation.get("scorers") or dig(side.params, ("evaluate", "scorers"))
     try:
         return TypeAdapter(dict[str, AnyScorer]).validate_json(json.dumps(content))
@@ -162,18 +162,18 @@ def scorers_of(side: ComparedRun) -> dict[str, Any]:
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The dotted keys that differ, with the values of both."""
+    """Return the dotted keys that differ, with both values."""
     old, new = dict(flatten(a)), dict(flatten(b))
     return [(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
 
 
 def cost_of(a: ComparedRun, b: ComparedRun) -> list[tuple[str, Any, Any]]:
-    """What both cost, side by side."""
+    """Return the costs of both runs, side by side."""
     rows = [(title, dig(a.reports, place), dig(b.reports, place)) for title, place in COST.items()]
     return [row for row in rows if row[1:] != (None, None)]
 
 
 def describe(side: ComparedRun) -> dict[str, Any]:
-    """Which run it is."""
+    """Return the identity of a run."""
     verdict = dig(side.reports, ("decision", "verdict"))
     return {"name": side.name, "adapter_sha256": side.evaluation["adapter_sha256"], "verdict": verdict}

@@ -1,9 +1,9 @@
-"""How far one set of answers lies from another to the same prompts, and how sure that is.
+"""The difference between two sets of answers to the same prompts, with its uncertainty.
 
-Nothing is read or written. Right-or-wrong scores are compared by Tango's score interval and the exact McNemar test,
-means by a paired BCa bootstrap, figures of the whole set (macro-F1, BLEU, loss) by a bootstrap in which both sides are
-drawn together. Where one cluster has several examples, Tango's interval is that of as many as they are worth, and whole
-clusters are drawn.
+Reads and writes no files. Right-or-wrong scores are compared by Tango's score interval and the exact McNemar test,
+means by a paired BCa bootstrap, and metrics of the complete set (macro-F1, BLEU, loss) by a bootstrap that resamples
+both sides together. If clusters have several examples, Tango's interval uses the effective sample size, and the
+bootstrap resamples complete clusters.
 """
 
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ from finetune.statistics.clustered import clustered_difference
 from finetune.statistics.interval import Interval
 from finetune.statistics.proportions import mcnemar_exact
 
-Answers = tuple[Sequence[Prediction], Role]  # whose answers, of which predictions
+Answers = tuple[Sequence[Prediction], Role]  # predictions, and the role whose answers in them are compared
 
 
 @dataclass(frozen=True)
 class Crossed:
-    """Right-or-wrong scores of both sides, example by example, and the exact McNemar test of them (two-sided)."""
+    """Right-or-wrong scores of both sides, cross-tabulated by example, with the two-sided exact McNemar test."""
 
     both: int
     only_first: int
     only_second: int
     neither: int
-    p: float | None  # None: examples of one cluster are no independent pairs
+    p: float | None  # None if examples share clusters and are not independent pairs
 
 
 @dataclass(frozen=True)
 class Difference:
-    """second - first, with the figures themselves; both answered the same examples."""
+    """The difference second - first, with both values; both sides answered the same examples."""
 
     metric: Metric
     examples: int
@@ -50,13 +50,13 @@ class Difference:
 
     @property
     def better(self) -> Literal["first", "second"] | None:
-        """Which side the whole interval favours; None where it favours neither."""
+        """The side that the entire interval favours, or None."""
         if self.interval.refused or self.interval.lower <= 0 <= self.interval.upper:
             return None
         return "second" if (self.interval.lower > 0) == self.metric.higher_is_better else "first"
 
     def to_json(self) -> dict[str, Any]:
-        """For machines; a bound that is not finite is null."""
+        """Return the difference as JSON-compatible values; a bound that is not finite becomes null."""
         record = self.interval.as_record()
         return {
             "metric": self.metric.name,
@@ -72,9 +72,9 @@ class Difference:
 
 
 def compare_answers(metric: Metric, first: Answers, second: Answers, confidence: float, seed: int) -> Difference:
-    """second - first of one metric, two-sided; both hold the same examples in the same order.
+    """Return second - first of one metric, two-sided; both sides hold the same examples in the same order.
 
-    Raises UnmeasuredError where the metric can't be known of a side.
+    Raises UnmeasuredError if the metric has no value for a side.
     """
     n = len(first[0])
     old, new = (statistic_of(metric, *answers) for answers in (first, second))
@@ -105,7 +105,7 @@ def compare_answers(metric: Metric, first: Answers, second: Answers, confidence:
 
 
 def cross(metric: Metric, first: Answers, second: Answers, *, independent: bool) -> Crossed:
-    """The table of right and wrong of both sides."""
+    """Cross-tabulate right and wrong answers of both sides."""
     old, new = (np.array(scores_of(metric, *answers)) > 0 for answers in (first, second))
     only_first, only_second = int((old & ~new).sum()), int((new & ~old).sum())
     p = mcnemar_exact(only_second, only_first, "two-sided") if independent else None

@@ -1,7 +1,7 @@
-"""`finetune exps`: what `dvc exp show` knows, cut to what tells experiments apart, the best first.
+"""`finetune exps`: list the experiments of `dvc exp show` with what distinguishes them, best first.
 
-Reads `dvc exp show --json`; shows verdict, the figure that the gate asks for first, loss, cost and those params that
-differ between the rows.
+Reads `dvc exp show --json`. Shows the verdict, the metric of the gate's first criterion, loss, cost, and the params
+that differ between the rows.
 """
 
 import json
@@ -18,7 +18,7 @@ from finetune.console import table
 from finetune.errors import ConfigError, DataError
 from finetune.files.nested import dig, flatten
 
-Place = tuple[str, ...]  # a report of reports/ and the keys in it; names of metrics have dots, so keys are never cut
+Place = tuple[str, ...]  # a report of reports/ and the keys in it, as a tuple because names of metrics contain dots
 
 WORKSPACE = "workspace"
 
@@ -37,7 +37,7 @@ FIGURES: dict[str, Place] = {
 
 @dataclass(frozen=True)
 class Measure:
-    """What the rows are sorted by: its name, its place, the baseline's place, and which end is the best."""
+    """The sort key of the rows: its name, its place, the baseline's place, and whether higher is better."""
 
     name: str
     place: Place
@@ -47,7 +47,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One row: its name, its params by dotted key, its reports; one that did not end well has no reports of its own."""
+    """One row: its name, its params by dotted key, and its reports; an unfinished experiment has no reports."""
 
     name: str
     params: dict[str, Any]
@@ -55,12 +55,12 @@ class Experiment:
     finished: bool = True
 
     def figure(self, place: Place) -> Any:
-        """What stands at a place of its reports; None where nothing does."""
+        """Return the value at a place in the reports, or None."""
         return dig(self.reports, place)
 
 
 def show(params: Path = Path("params.yaml")) -> list[dict[str, Any]]:
-    """Print the table of the working tree, the present commit and the experiments on it; returns the experiments."""
+    """Print the table of the working tree, the current commit and its experiments; return the experiments."""
     try:
         measure, order = first_measure(load_config(params)), ""
     except ConfigError as error:
@@ -74,7 +74,7 @@ def show(params: Path = Path("params.yaml")) -> list[dict[str, Any]]:
 
 
 def first_measure(config: Config) -> Measure | None:
-    """The figure that the gate's first criterion is about."""
+    """Return the measure of the gate's first criterion."""
     criterion = config.decide.criteria[0]
     if isinstance(criterion, QualityCriterion):
         place = ("evaluation", "groups", criterion.group)
@@ -90,7 +90,7 @@ def first_measure(config: Config) -> Measure | None:
 
 
 def in_order(experiments: Sequence[Experiment], measure: Measure | None) -> list[Experiment]:
-    """The workspace, then the finished ones, the best first, those without the figure behind them, then the others."""
+    """Sort: the workspace, finished experiments from best to worst, those without the measure, then unfinished ones."""
 
     def rank(item: Experiment) -> tuple[int, float]:
         value = item.figure(measure.place) if measure else None
@@ -106,7 +106,7 @@ def in_order(experiments: Sequence[Experiment], measure: Measure | None) -> list
 
 
 def draw(experiments: Sequence[Experiment], measure: Measure | None) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows, without the columns in which nobody has anything."""
+    """Build columns and rows, without columns that are empty in all rows."""
     places = {"verdict": FIGURES["verdict"]}
     if measure is not None:
         own = next((title for title, place in FIGURES.items() if place == measure.place), measure.name)
@@ -135,7 +135,7 @@ def _ask_dvc() -> Any:
 
 
 def read_experiments(shown: list[dict[str, Any]]) -> Iterator[Experiment]:
-    """The rows of `dvc exp show --json`, each commit followed by its experiments; unfinished ones are named so."""
+    """Yield the rows of `dvc exp show --json`, each commit followed by its experiments; unfinished ones are marked."""
     for commit in shown:
         yield _experiment(commit, "success")
         for found in commit.get("experiments") or []:
@@ -150,7 +150,7 @@ def _experiment(item: dict[str, Any], state: str) -> Experiment:
         state = "failed"
     params = (((data.get("params") or {}).get("params.yaml")) or {}).get("data") or {}
     flat, finished = dict(flatten(params)), state == "success"
-    if not finished:  # DVC shows the figures of the tree that it was started from
+    if not finished:  # DVC shows the metrics of the tree from which it was started
         return Experiment(f"{_name(item)} ({state})", flat, {}, finished=False)
     reports = {Path(file).stem: found.get("data") or {} for file, found in (data.get("metrics") or {}).items()}
     return Experiment(_name(item), flat, reports)
@@ -162,7 +162,7 @@ def _name(item: dict[str, Any]) -> str:
 
 
 def differing_params(experiments: Sequence[Experiment]) -> list[str]:
-    """The dotted keys whose value is not the same in all rows that have params."""
+    """Return the dotted keys whose values differ between the rows that have params."""
     known = [item.params for item in experiments if item.params]
     keys = list(dict.fromkeys(key for params in known for key in params))
     return [key for key in keys if len({json.dumps(params.get(key), sort_keys=True) for params in known}) > 1]

@@ -1,4 +1,4 @@
-"""One side of a comparison: params, reports and answers of the working tree, a git revision or an experiment.
+"""Load one side of a comparison: params, reports and answers of the working tree, a git revision or an experiment.
 
 Reads the working tree, or git and DVC's cache.
 """
@@ -23,7 +23,7 @@ NEEDED, WELCOME = ("evaluation",), ("cost", "train", "train_cost", "decision")
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """What is known of one run; of the reports, those that it has."""
+    """The data of one run, with the reports that it has."""
 
     name: str
     params: dict[str, Any]
@@ -32,19 +32,19 @@ class ComparedRun:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """What was measured on its answers."""
+        """The evaluation report."""
         return self.reports["evaluation"]
 
 
 def read_run(name: str, root: Path) -> ComparedRun:
-    """The run of this name; ConfigError where there is none, DataError where something of it can't be had."""
+    """Load a run by name. Raise ConfigError if it does not exist, DataError if part of it is unavailable."""
     if name == WORKSPACE:
         return _read(name, root)
     with TemporaryDirectory() as folder:
         fetch(name, root, Path(folder))
         try:
             return _read(name, Path(folder))
-        except FinetuneError as error:  # of a file that has a name for us alone
+        except FinetuneError as error:  # its path is a temporary one, meaningless to the user
             raise error.elsewhere(f"{folder}/", f"{name}: ") from None
 
 
@@ -65,7 +65,7 @@ def _read(name: str, root: Path) -> ComparedRun:
 
 
 def fetch(name: str, root: Path, target: Path) -> None:
-    """Copy the files of a revision into a folder, as they lie in the working tree."""
+    """Copy the files of a revision into a folder, with their paths in the working tree."""
     here = Paths(Path())
     required = [Path("params.yaml"), *(here.reports / f"{report}.json" for report in NEEDED), here.predictions]
     optional = [here.reports / f"{report}.json" for report in WELCOME]

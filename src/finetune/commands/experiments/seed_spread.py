@@ -1,7 +1,7 @@
-"""How far runs lie apart that differ in their seed alone, beside how much they gain: what is luck, and what is not.
+"""The spread of runs that differ only in their seed, beside their gain: separates an effect from chance.
 
-Nothing is read or written. A seed's outcome is what `finetune seeds` records of it: verdict, criteria, and of each
-figure the baseline's value, the candidate's, and the interval of their paired difference.
+Reads and writes no files. The outcome of a seed is the record that `finetune seeds` keeps: verdict, criteria, and for
+each metric the baseline's value, the candidate's value and the interval of their paired difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,21 +27,21 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """The mean of the values."""
         return fmean(self.values)
 
     @property
     def width(self) -> float:
-        """The distance from the least to the most."""
+        """The distance from the minimum to the maximum."""
         return max(self.values) - min(self.values)
 
     @property
     def deviation(self) -> float | None:
-        """The standard deviation between seeds; None for a single one."""
+        """The standard deviation between seeds, or None for a single seed."""
         return stdev(self.values) if len(self.values) > 1 else None
 
     def deviation_bounds(self, confidence: float) -> tuple[float, float] | None:
-        """The two-sided chi-square interval of the standard deviation: with 3 seeds it reaches to 6 times of it."""
+        """Return the two-sided chi-square interval of the deviation; with 3 seeds it reaches up to 6 times as high."""
         if self.deviation is None:
             return None
         from scipy.stats import chi2
@@ -52,12 +52,12 @@ class Spread:
 
 
 def subjects_of(decide: DecideConfig, metrics: Mapping[str, Metric]) -> dict[str, tuple[str, str]]:
-    """Metric and group of what is compared between seeds, by its name: the criteria's, then each of the whole set."""
+    """Return metric and group of each compared subject by its name: the criteria's, then each metric of all rows."""
     asked = [item for item in decide.criteria if isinstance(item, QualityCriterion)]
     found = {item.subject: (item.metric, item.group) for item in asked}
     others = [
         name for name in metrics if name not in found and name != PERPLEXITY.name
-    ]  # of the loss, it tells the same
+    ]  # a function of the loss, so redundant
     return found | {name: (name, ALL) for name in others}
 
 
@@ -68,13 +68,13 @@ def figures_of(
     confidence: float,
     seed: int,
 ) -> dict[str, dict[str, float | None]]:
-    """Baseline, candidate and bounds of candidate - baseline (two-sided, paired) of each subject that is measured."""
+    """Return baseline, candidate and bounds of candidate - baseline (two-sided, paired) of each measured subject."""
     found: dict[str, dict[str, float | None]] = {}
     seen = set()
     for subject, (name, group) in subjects.items():
         members = counted(metrics[name], predictions, group)
         which = (name, tuple(item.id for item in members))
-        if not members or which in seen:  # a metric that counts one agent alone is the same of all
+        if not members or which in seen:  # a metric of a single agent is equal in all groups
             continue
         seen.add(which)
         try:
@@ -93,7 +93,7 @@ def figures_of(
 
 
 def criteria_of(decision: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Status and estimate of each criterion by its text; of one with two outcomes, the worse status."""
+    """Return status and estimate of each criterion by its text; of two outcomes, the worse status."""
     found: dict[str, dict[str, Any]] = {}
     for item in decision["criteria"]:
         known = found.setdefault(item["criterion"], {"status": item["status"], "estimate": item["estimate"]})
@@ -102,7 +102,7 @@ def criteria_of(decision: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def criteria_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Verdict and criteria, a column a seed."""
+    """Return rows of verdict and criteria, one column per seed."""
     texts = list(dict.fromkeys(text for result in results.values() for text in result["criteria"]))
     rows = [["verdict", *(str(result["verdict"]) for result in results.values())]]
     for text in texts:
@@ -113,7 +113,7 @@ def criteria_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def gains_of(results: Mapping[str, Mapping[str, Any]], subject: str) -> tuple[Spread, Spread, tuple[Any, Any]] | None:
-    """Candidate and gain (candidate - baseline) over the seeds, and the first seed's interval of its gain."""
+    """Return candidate and gain (candidate - baseline) over the seeds, and the first seed's interval of its gain."""
     known = [figures for item in results.values() if (figures := (item.get("figures") or {}).get(subject))]
     if not known:
         return None
@@ -123,7 +123,7 @@ def gains_of(results: Mapping[str, Mapping[str, Any]], subject: str) -> tuple[Sp
 
 
 def spread_row(subject: str, candidate: Spread, gain: Spread, bounds: tuple[Any, Any], confidence: float) -> list[str]:
-    """Subject, n, least, mean and most of the candidate, the deviation and its bounds, the gain and its interval."""
+    """Return subject, n, minimum, mean and maximum of the candidate, deviation with bounds, gain and its interval."""
     around = candidate.deviation_bounds(confidence)
     deviation = "" if around is None else f"{candidate.deviation:.3f} ({around[0]:.3f} … {around[1]:.3f})"
     low, high = ("open" if bound is None else f"{bound:+.3f}" for bound in bounds)
@@ -140,7 +140,7 @@ def spread_row(subject: str, candidate: Spread, gain: Spread, bounds: tuple[Any,
 
 
 def describe_gain(subject: str, candidate: Spread, gain: Spread, *, higher_is_better: bool) -> str | None:
-    """In words, whether the gain is more than what another seed changes; None where it is, and for one seed."""
+    """Describe a gain that is no larger than the spread between seeds; None if it is larger, and for a single seed."""
     if len(gain.values) < 2:
         return None
     sign = 1 if higher_is_better else -1

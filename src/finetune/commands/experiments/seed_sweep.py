@@ -1,8 +1,9 @@
-"""`finetune seeds`: the run of params.yaml under several seeds, each an experiment of DVC, and their spread.
+"""`finetune seeds`: repeat the run of params.yaml with several seeds, each as a DVC experiment, and report the spread.
 
-They run one after another in the working tree, where an interrupted training resumes from its checkpoint (a queued
-copy has no `work/`). Each finished one is recorded in `data/seeds.json` with a hash of the data and code that DVC saw,
-so that the same command resumes where it was stopped. At the end params.yaml and the results are what they were.
+Runs are executed one after another in the working tree, where an interrupted training resumes from its checkpoint (a
+queued copy has no `work/`). Each finished run is recorded in `data/seeds.json` with a hash of its data and code as DVC
+recorded them, so that the same command resumes an interrupted sweep. At the end, params.yaml and the results are
+restored.
 """
 
 import time
@@ -40,9 +41,9 @@ SPREAD_COLUMNS = ["the candidate's", "n", "least", "mean", "most", "standard dev
 
 @dataclass
 class Series:
-    """The seeds asked for, of one run; `done` are those that this command has run itself.
+    """The requested seeds of one run; `done` are those that this command ran itself.
 
-    `lock` is the dvc.lock to put back at the end: as it was before, or that of the run of params.yaml's own seed.
+    `lock` is the dvc.lock to restore at the end: the previous one, or that of the run with params.yaml's own seed.
     """
 
     root: Path
@@ -53,33 +54,33 @@ class Series:
 
     @property
     def paths(self) -> Paths:
-        """Where the run's files lie."""
+        """The paths of the run's files."""
         return Paths(self.root)
 
     @property
     def key(self) -> str:
-        """What these runs share in data/seeds.json."""
+        """The key that these runs share in data/seeds.json."""
         return seeds_key(self.config.model_dump(mode="json", by_alias=True))
 
     @property
     def confidence(self) -> float:
-        """Of each interval that is told, two-sided."""
+        """The two-sided confidence of all printed intervals."""
         return self.config.decide.confidence
 
     def results(self) -> dict[str, Any]:
-        """The recorded outcomes of the seeds asked for, in their order."""
+        """Return the recorded outcomes of the requested seeds, in their order."""
         recorded = read_seeds(self.paths.seeds, self.key)
         return {str(seed): recorded[str(seed)] for seed in self.seeds if str(seed) in recorded}
 
     def missing(self) -> list[int]:
-        """The seeds that are not recorded, or were run on other data or code than DVC saw last."""
+        """Return the seeds without a record, or with a record of other data or code than DVC's last."""
         found, now = self.results(), inputs_hash(self.root)
         stale = {seed for seed, result in found.items() if now and result.get("made_of_sha256") != now}
         return [seed for seed in self.seeds if str(seed) not in found or (str(seed) in stale and seed not in self.done)]
 
 
 def run(root: Path, count: int | None, named: Sequence[int] | None, *, force: bool) -> dict[str, Any]:
-    """Run the seeds that are missing, record them, print the spread; returns the records. DataError if one fails."""
+    """Run and record the missing seeds, and print the spread; return the records. Raise DataError if a run fails."""
     config = load_config(root / "params.yaml")
     series = Series(root, config, choose_seeds(config.seed, count, named))
     require_idle(series.paths)
@@ -97,7 +98,7 @@ def run(root: Path, count: int | None, named: Sequence[int] | None, *, force: bo
 
 
 def choose_seeds(present: int, count: int | None, named: Sequence[int] | None) -> list[int]:
-    """The seeds as named, or `count` from the present one on; ConfigError where they are no series."""
+    """Return the named seeds, or `count` from the present one on. Raise ConfigError if they are not a valid series."""
     if named is not None and count is not None:
         raise ConfigError("seeds", "give --count or --seeds, not both")
     seeds = list(named) if named is not None else [present + at for at in range(count or DEFAULT_COUNT)]
@@ -111,7 +112,7 @@ def choose_seeds(present: int, count: int | None, named: Sequence[int] | None) -
 
 
 def announce(series: Series, missing: Sequence[int]) -> Iterator[str]:
-    """What will be run, and what will not."""
+    """Yield lines on which seeds will be run and which will not."""
     finished = [seed for seed in series.seeds if seed not in missing]
     if finished:
         yield f"recorded in {series.paths.seeds} for these params: {_listed(finished)}"
@@ -123,7 +124,7 @@ def announce(series: Series, missing: Sequence[int]) -> Iterator[str]:
 
 
 def check_looks(series: Series, missing: Sequence[int], *, force: bool) -> None:
-    """Tell how many looks at the test set this takes; ConfigError where they are too many, without `force`."""
+    """Print how many looks at the test set this takes. Raise ConfigError if they are too many, except with `force`."""
     declared = series.config.decide.looks
     if not missing:
         return
@@ -142,7 +143,7 @@ def check_looks(series: Series, missing: Sequence[int], *, force: bool) -> None:
 
 
 def evaluated_seed(series: Series, test: str | None) -> int | None:
-    """The seed of the published adapter, where it is of these params and this test set was evaluated with it."""
+    """Return the seed of the published adapter if it was trained with these params and evaluated on this test set."""
     manifest = _optional(series.paths.adapter / "manifest.json")
     made, now = manifest.get("params") or {}, series.config.model_dump(mode="json", by_alias=True)
     same = all(made.get(name) == now[name] for name in TrainParams.model_fields if name != "seed")
@@ -156,7 +157,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def run_seed(series: Series, seed: int) -> None:
-    """One seed as an experiment of DVC, and its outcome on record."""
+    """Run one seed as a DVC experiment and record its outcome."""
     series.done.add(seed)
     name = f"{series.config.recipe}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     say(f"seed {seed}: experiment {name}")
@@ -175,7 +176,7 @@ def run_seed(series: Series, seed: int) -> None:
 
 
 def outcome(series: Series, seed: int) -> dict[str, Any]:
-    """What the record holds of the run that lies in the working tree."""
+    """Build the record of the run in the working tree."""
     paths, config = series.paths, series.config
     evaluation, decision = (read_json(paths.reports / f"{name}.json") for name in ("evaluation", "decision"))
     if evaluation["adapter_sha256"] != decision["adapter_sha256"]:
@@ -199,9 +200,9 @@ def outcome(series: Series, seed: int) -> dict[str, Any]:
 
 @contextmanager
 def workspace_kept(series: Series) -> Iterator[None]:
-    """Put params.yaml back to the letter afterwards, and its own results, decided anew with all on record.
+    """Restore params.yaml byte for byte on exit, together with its own results and a new decision on all records.
 
-    DVC leaves the last seed's. Nothing is run for this but decide: the rest comes out of DVC's cache.
+    DVC leaves the results of the last seed in place. Only decide is run to restore them: all else is in DVC's cache.
     """
     params, series.lock = series.root / "params.yaml", read_lock(series.root)
     text, own = params.read_text(encoding="utf-8"), series.config.seed
@@ -221,7 +222,7 @@ def workspace_kept(series: Series) -> Iterator[None]:
 
 
 def show(series: Series) -> None:
-    """Verdict and criteria of each seed, the spread of each figure beside its gain, and what that means."""
+    """Print verdict and criteria of each seed, the spread of each metric beside its gain, and an interpretation."""
     results = series.results()
     table("verdicts by seed", ["", *(f"seed {seed}" for seed in results)], criteria_rows(results))
     metrics, confidence = series.config.evaluate.metrics, series.confidence
@@ -243,7 +244,7 @@ def show(series: Series) -> None:
 
 
 def warnings_of(results: dict[str, Any]) -> Iterator[str]:
-    """Why the runs differ by more than their seed."""
+    """Yield the differences between the runs besides their seed."""
     if len({result.get("made_of_sha256") for result in results.values()}) > 1:
         yield "the seeds were run with different data or code; run the command again to update them"
     sets = len({result["test_sha256"] for result in results.values()})

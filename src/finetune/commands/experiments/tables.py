@@ -14,7 +14,7 @@ OTHER_COLUMNS = ["group", "metric", "n", "A", "B", "B - A", "interval", "method"
 
 
 def print_comparison(comparison: Comparison, *, as_markdown: bool) -> None:
-    """The comparison for people."""
+    """Print the comparison."""
     draw = print_markdown if as_markdown else table
     a, b, measured = comparison.a, comparison.b, comparison.measured
     sides = [(letter, *map(_text, describe(side).values())) for letter, side in (("A", a), ("B", b))]
@@ -42,12 +42,12 @@ def print_comparison(comparison: Comparison, *, as_markdown: bool) -> None:
 
 
 def not_compared(found: Iterable[Compared]) -> list[str]:
-    """What could not be compared, and why."""
+    """List what could not be compared, and why."""
     return [f"{_subject(item)}: not compared: {item.why_not}" for item in found if not item.difference]
 
 
 def right_row(item: Compared, difference: Difference) -> list[str]:
-    """A row of RIGHT_COLUMNS."""
+    """Build a row of RIGHT_COLUMNS."""
     pairs = difference.crossed
     assert pairs is not None
     counts = map(str, (pairs.both, pairs.only_first, pairs.only_second, pairs.neither))
@@ -55,7 +55,7 @@ def right_row(item: Compared, difference: Difference) -> list[str]:
 
 
 def other_row(item: Compared, difference: Difference) -> list[str]:
-    """A row of OTHER_COLUMNS."""
+    """Build a row of OTHER_COLUMNS."""
     clustered = f", {difference.clusters} clusters" if difference.clusters < difference.examples else ""
     return [*_figures(item, difference), f"{difference.interval.refusal or difference.interval.method}{clustered}"]
 
@@ -69,7 +69,7 @@ def _figures(item: Compared, difference: Difference) -> list[str]:
 
 
 def sentences(measured: Sequence[tuple[Compared, Difference]], confidence: float) -> list[str]:
-    """What the intervals say, in words, and what so many of them don't."""
+    """Interpret the intervals in words, including the limits of making many comparisons."""
     lines = []
     for letter, side in (("A", "first"), ("B", "second")):
         better = [_subject(item) for item, difference in measured if difference.better == side]
@@ -93,8 +93,8 @@ def sentences(measured: Sequence[tuple[Compared, Difference]], confidence: float
 
 
 def look_sentence(looks: Mapping[str, Any]) -> str:
-    """The looks in words."""
-    declared = "" if looks["declared"] is None else f"of {looks['declared']} declared (decide.looks)"
+    """Describe the looks in words."""
+    declared = "" if looks["declared"] is None else f" of {looks['declared']} declared (decide.looks)"
     which = ", ".join(f"{letter} was look {looks[key]}" for letter, key in (("A", "a"), ("B", "b")) if looks[key])
     choice = "; choosing the better of two runs on a test set makes that run look better than it is"
     return f"looks at this test set: {looks['taken']}{declared}{f'; {which}' if which else ''}{choice}"
@@ -105,7 +105,7 @@ def _subject(item: Compared) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value of a report or of params.yaml; none where it has none."""
+    """Format a value of a report or of params.yaml; `none` if there is none."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -116,5 +116,5 @@ def _text(value: Any) -> str:
 
 
 def print_markdown(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """The same table for an issue or a pull request."""
+    """Print a table as Markdown, for an issue or a pull request."""
     say("\n".join(["", f"### {title}", "", *markdown_table(columns, rows), ""]))

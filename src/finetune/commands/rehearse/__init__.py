@@ -1,1 +1,1 @@
-"""rehearse: the very recipe and its data on a shrunken base, through every stage, on any machine."""
+"""rehearse: run the recipe and its data through every stage on a shrunken base model, on any machine."""

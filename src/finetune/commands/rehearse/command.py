@@ -1,4 +1,4 @@
-"""`finetune rehearse`: every stage of the recipe on a shrunken base, and an account of what that proved."""
+"""`finetune rehearse`: run every stage of the recipe on a shrunken base model and report what that proved."""
 
 import math
 import shutil
@@ -33,13 +33,13 @@ NOT_HERE = {
 
 
 def run(root: Path, recipe: str | None) -> list[dict[str, Any]]:
-    """Rehearse a recipe (or params.yaml); returns the proofs. ConfigError where something did not hold."""
+    """Rehearse a recipe (or params.yaml); return the proofs. Raise ConfigError if one did not hold."""
     started = time.perf_counter()
     real = read_recipe(recipe, root)
     folder = root / "work/rehearsal" / real.recipe
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    processes = Processes(folder)  # imports in the background what the stages need
+    processes = Processes(folder)  # imports the libraries of the stages in the background
     say(f"rehearsing {real.recipe} in {folder}")
     prepare_rows(real, root)
     preview = look_ahead(real, root)
@@ -54,9 +54,9 @@ def run(root: Path, recipe: str | None) -> list[dict[str, Any]]:
 
 
 def prepare_rows(real: Config, root: Path) -> None:
-    """The recipe's own rows: as they lie prepared where nothing has changed since, else prepared now, for real.
+    """Prepare the recipe's own rows, or reuse the prepared ones if nothing has changed since.
 
-    ConfigError where a stage is running in this folder, whose rows they may be.
+    Raises ConfigError if a stage is running in this folder, which may be writing these rows.
     """
     paths = Paths(root)
     files = [paths.reports / "prepare.json", *(paths.prepared / f"{name}.jsonl" for name in SPLITS)]
@@ -72,8 +72,10 @@ def prepare_rows(real: Config, root: Path) -> None:
 
 
 def fill_folder(real: Config, root: Path, paths: Paths) -> tuple[list[str], bool]:
-    """The small base and the sample in the rehearsal's folder; gives what was changed for it, and whether the base's
-    own tokenizer was at hand."""
+    """Write the small base model and the sample into the rehearsal's folder.
+
+    Returns the list of changes, and whether the base model's own tokenizer was available.
+    """
     from finetune.model.architecture import find_architecture
     from finetune.model.shrink import build_small_base, rehearsal_tokenizer
 
@@ -83,7 +85,7 @@ def fill_folder(real: Config, root: Path, paths: Paths) -> tuple[list[str], bool
 
 
 def prove_all(real: Config, preview: Preview, paths: Paths, processes: Processes) -> list[Proof]:
-    """Every proof, in the order of the stages; a stage that fails ends the list, for the later ones need it."""
+    """Run all proofs in the order of the stages. A failing stage ends the list, because the later ones depend on it."""
     held = [prove_schedule(real, preview), prove_stages(processes, "validate")]
     if not held[-1].held:
         return held
@@ -103,14 +105,14 @@ def prove_all(real: Config, preview: Preview, paths: Paths, processes: Processes
 
 
 def prove_stages(processes: Processes, *names: str) -> Proof:
-    """Stages that run to their end."""
+    """Run stages to their end."""
     code = processes.stages(names)
     what = f"{' and '.join(names)} complete{'s' if len(names) == 1 else ''}"
     return Proof(what, "done" if code == 0 else processes.last_words(), held=code == 0)
 
 
 def prove_schedule(real: Config, preview: Preview) -> Proof:
-    """The whole real schedule, step by step."""
+    """Simulate the complete real schedule step by step."""
     plan = preview.outlook.schedule
     seen = proofs.replay_schedule(real.train, plan)
     counts = [seen[name] for name in ("logs", "evaluations", "saves")]
@@ -125,13 +127,13 @@ def prove_schedule(real: Config, preview: Preview) -> Proof:
 
 
 def prove_resume(paths: Paths, processes: Processes) -> Proof:
-    """Train whole; train again, killed in its midst and started again; compare the adapters."""
+    """Train without interruption, then train again with a kill and a restart; compare the adapters."""
     what = "a killed and resumed run gives the same adapter"
     if processes.stages(["train"]):
         return Proof("train completes", processes.last_words(), held=False)
     whole = read_report(paths.reports / "train.json", TrainReport).adapter_sha256
     paths.adapter.rename(paths.root / "out/whole")
-    shutil.rmtree(paths.checkpoints)  # of the finished run, from which the next one would only publish
+    shutil.rmtree(paths.checkpoints)  # of the finished run; otherwise the next one would only publish
     killed = processes.stages(["train"], kill_at=KILLED_AT)
     if killed >= 0:
         return Proof(what, f"the run ended with code {killed} before step {KILLED_AT}", held=False)
@@ -152,7 +154,7 @@ def report(
     folder: Path,
     seconds: float,
 ) -> None:
-    """Tell what held, what was changed, what only the real machine can show; the same as Markdown in the folder."""
+    """Print what held, what was changed and what only the real machine can show; write the same as Markdown."""
     unproven = [NOT_HERE[real.environment], "the quality of the real base"]
     if not own_tokenizer:
         unproven.append("the tokenizer of the base: lengths and special tokens are those of the embedded tokenizer")
@@ -171,7 +173,7 @@ def report(
 
 
 def to_markdown(real: Config, held: list[Proof], changes: list[str], unproven: list[str], ahead: list[Any]) -> str:
-    """The report of a rehearsal."""
+    """Format the report of a rehearsal as Markdown."""
     rows = [["held" if proof.held else "**failed**", proof.what, proof.seen.replace("\n", " ⏎ ")] for proof in held]
     lines = [f"# Rehearsal of {real.recipe}", "", "## Results", "", *markdown_table(["", "proof", "seen"], rows)]
     lines += ["", "## Changes made for the rehearsal", "", *(f"- {change}" for change in changes)]

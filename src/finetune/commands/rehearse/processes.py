@@ -1,4 +1,4 @@
-"""Stages of the rehearsal in processes of their own, which can be killed; the libraries are imported once for all."""
+"""Run the rehearsal's stages in separate processes, which can be killed; heavy libraries are imported once for all."""
 
 import json
 import multiprocessing
@@ -18,12 +18,12 @@ from finetune.paths import Paths
 
 PRELOADED = ("torch", "transformers", "datasets", "peft", "trl", "finetune.train.trainer", "finetune.evaluate.generate")
 LOG = "rehearsal.log"
-FAILED = 70  # an exit code of no stage: a defect
+FAILED = 70  # an exit code that no stage uses: an unexpected error
 
 
 @dataclass(frozen=True)
 class Proof:
-    """One thing that was tried: what it is, what was seen, and whether it held."""
+    """The result of one check: its name, the observation, and whether it held."""
 
     what: str
     seen: str
@@ -31,16 +31,16 @@ class Proof:
 
 
 class Processes:
-    """Starts processes that find the heavy libraries already imported where the system can fork them off.
+    """Start processes that have the heavy libraries already imported, on systems that support forking.
 
-    Made early, it imports them while something else is being done.
+    The imports start in the background when this object is created.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
-        source = str(Path(__file__).resolve().parents[3])  # children stand in the rehearsal's folder
+        source = str(Path(__file__).resolve().parents[3])  # the working folder of the children is the rehearsal's
         os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
-        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # a killed process leaves a semaphore, and is meant to
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # a killed process leaves a semaphore behind, as intended
         self.context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         if sys.platform == "linux":
             self.context.set_forkserver_preload(list(PRELOADED))
@@ -49,11 +49,11 @@ class Processes:
             ensure_running()
 
     def stages(self, names: Sequence[str], kill_at: int | None = None) -> int:
-        """Run stages one after the other in one process; gives its exit code, negative where a signal ended it."""
+        """Run stages one after another in one process; return its exit code, negative if a signal ended it."""
         return self._run(_run_stages, (str(self.folder), tuple(names), kill_at))
 
     def prove(self, what: str, function: Callable[[Config, Paths], tuple[str, bool]]) -> Proof:
-        """What a function of the rehearsal's config and paths saw, and whether it held; one that fails did not."""
+        """Run a function on the rehearsal's config and paths and return its proof; an exception counts as not held."""
         code = self._run(_run_proof, (str(self.folder), function))
         result = self.folder / f"{function.__name__}.json"
         if code or not result.is_file():
@@ -61,7 +61,7 @@ class Processes:
         return Proof(what, **json.loads(result.read_text(encoding="utf-8")))
 
     def last_words(self) -> str:
-        """The last line that a process wrote."""
+        """Return the last line that a process wrote."""
         log = self.folder / LOG
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
@@ -74,9 +74,9 @@ class Processes:
 
 
 def _enter(folder: str) -> tuple[Config, Paths]:
-    """Stand in the folder, with what is printed going to its log."""
+    """Change to the folder and redirect output to its log."""
     os.chdir(folder)
-    if sys.platform == "linux":  # as in a stage of its own; a forked process would hand its own way to its loaders
+    if sys.platform == "linux":  # as in a separate stage; a fork would pass on its start method
         multiprocessing.set_start_method("fork", force=True)
     log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -100,7 +100,7 @@ def _run_stages(folder: str, names: tuple[str, ...], kill_at: int | None) -> Non
 
 
 def _die_at(step: int) -> None:
-    """Let this process be killed after a step, like a machine that is switched off: nothing is written or closed."""
+    """Kill this process after a step, like a power failure: nothing is written or closed."""
     from finetune.train.curves import CurvesCallback
 
     def die(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG001

@@ -1,4 +1,4 @@
-"""What the rehearsal proves with its own hands: functions that give what they saw, and whether it held."""
+"""Proofs that the rehearsal computes itself: functions that return an observation and whether it held."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from finetune.reports.base import read_report
 from finetune.reports.validation import Schedule, ValidationReport
 
 ROUNDING = 1e-5  # of sums in float32, relative to their terms
-TOLERANCE = 1e-4  # of logits in float32; a packed neighbour that is seen moves them by tenths
+TOLERANCE = 1e-4  # of logits in float32; attention to a packed neighbour changes them by tenths
 
 
 def replay_schedule(train: TrainConfig, schedule: Schedule) -> dict[str, Any]:
-    """The real run's steps, one by one, through transformers' own scheduler and its own decisions, without a model."""
+    """Replay the steps of the real run through transformers' scheduler and control flow, without a model."""
     import tempfile
 
     import torch
@@ -47,7 +47,7 @@ def replay_schedule(train: TrainConfig, schedule: Schedule) -> dict[str, Any]:
 
 
 def decode_mask(config: Config, paths: Paths) -> tuple[str, bool]:
-    """One training example as the model sees it: its text, and in brackets what is trained on."""
+    """Return one training example as the model receives it, with supervised text in brackets."""
     tokenizer = load_tokenizer(config.model)
     counts = read_report(paths.reports / "validation.json", ValidationReport).tokens["train"]
     example = read_examples(paths.prepared / "train.jsonl")[0]
@@ -64,7 +64,7 @@ def decode_mask(config: Config, paths: Paths) -> tuple[str, bool]:
 
 
 def check_packing(config: Config, paths: Paths) -> tuple[str, bool]:
-    """Packed neighbours do not see each other: the largest difference that one makes to logits, in float32."""
+    """Check that packed examples do not attend to each other: largest change of a logit by a neighbour, in float32."""
     import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -85,7 +85,7 @@ def check_packing(config: Config, paths: Paths) -> tuple[str, bool]:
 
 
 def check_adapter(config: Config, paths: Paths) -> tuple[str, bool]:
-    """Of each target module: how many layers have it, and in how many it was trained (its two matrices' product)."""
+    """Report for each target module how many layers have it and in how many it was trained (B A is not zero)."""
     import torch
     from safetensors.torch import load_file
 
@@ -101,17 +101,17 @@ def check_adapter(config: Config, paths: Paths) -> tuple[str, bool]:
 
 
 def adds_something(first: Any, second: Any) -> bool:
-    """Whether B A is more than the rounding of its terms: some starts have no matrix at 0, but their product is."""
+    """Return whether B A exceeds the rounding of its terms: some initializations have a zero product only."""
     return bool((second @ first).norm() > ROUNDING * second.norm() * first.norm())
 
 
 def load_in_plain_peft(config: Config, paths: Paths) -> tuple[str, bool]:
-    """The published adapter through PEFT alone, beside our own loading: do they answer alike, and unlike the base?"""
+    """Load the adapter with PEFT alone and with our loader; check that both agree and differ from the base model."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    read_manifest(paths.adapter)  # DataError unless every file is as it was published
+    read_manifest(paths.adapter)  # DataError unless every file is as published
     plain = config.model.model_copy(update={"dtype": "float32", "quantization": "none"})
     base = AutoModelForCausalLM.from_pretrained(config.model.base, dtype=torch.float32, use_safetensors=True)
     peft = PeftModel.from_pretrained(base, str(paths.adapter)).eval()

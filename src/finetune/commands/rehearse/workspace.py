@@ -1,6 +1,6 @@
-"""The rehearsal's own folder: the recipe with a small base, a sample of its rows, and a run of some steps.
+"""The rehearsal's own folder: the recipe with a small base model, a sample of its rows and a run of a few steps.
 
-What is changed is listed, and everything else is the recipe's own.
+All changes are listed; everything else is the recipe's own.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ EXACT_MATCH = {"exact_match": {"scorer": "exact_match", "of": None}}
 ON_LOSS = [{"rule": "better_than_baseline", "metric": "loss", "group": "all"}]
 STEPS_AN_EPOCH, EVENT_STEPS = 4, 3
 KILLED_AT = 5  # after the checkpoint of step 3, within the second epoch
-CANDIDATES = 400  # rows of a split that are looked at for the sample
+CANDIDATES = 400  # rows of a split that the sample is chosen from
 HELD_OUT: dict[Split, int] = {"validation": 12, "test": 24}
-SHORT = 512  # tokens; longer rows only where there are no shorter ones
-# A sample has other shares than the whole: these findings would be about the sample.
+SHORT = 512  # tokens; longer rows are used only if there are too few shorter ones
+# Group shares in a sample differ from the data set's: these findings would be artefacts of the sample.
 OF_THE_SAMPLE = (
     "agent",
     "answers-",
@@ -51,7 +51,7 @@ OF_THE_SAMPLE = (
 
 
 def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, Any], list[str]]:
-    """The recipe's params with what must be smaller made smaller; and the list of what was changed, for the report."""
+    """Return the recipe's params with reduced sizes, and the list of changes for the report."""
     content: dict[str, Any] = json.loads(real.model_dump_json())
     changes: list[str] = []
 
@@ -77,7 +77,7 @@ def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, A
 
 
 def training_changes(train: TrainConfig, rows: int, longest: int, change: Change) -> None:
-    """A run of a few steps on one device, with every event that a run has."""
+    """Reduce training to a few steps on one device that still include every event of a run."""
     micro = min(train.per_device_train_batch_size, MICRO)
     accumulation = min(train.gradient_accumulation_steps, ACCUMULATION)
     smaller = {
@@ -101,7 +101,7 @@ def training_changes(train: TrainConfig, rows: int, longest: int, change: Change
 
 
 def evaluation_changes(content: dict[str, Any], change: Change) -> None:
-    """Sides and scorers that are on this machine: a rehearsal contacts nobody and fetches nothing."""
+    """Keep only sides and scorers that are local: a rehearsal makes no requests and downloads nothing."""
     asked = content["evaluate"]
     if asked["baseline"]["form"] != "base":
         change("evaluate", "baseline", {"form": "base"}, "no recorded answers exist for the sample")
@@ -117,7 +117,7 @@ def evaluation_changes(content: dict[str, Any], change: Change) -> None:
 
 
 def device_changes(real: Config, here: str, change: Change) -> None:
-    """What only the recipe's own device can do."""
+    """Replace settings that only the recipe's own device supports."""
     if here == "cuda":
         return
     why = f"has no kernels on {here}"
@@ -132,9 +132,9 @@ def device_changes(real: Config, here: str, change: Change) -> None:
 
 
 def choose_rows(tokenizer: Any, examples: Sequence[Example], count: int, limit: int) -> tuple[list[Example], int]:
-    """So many examples of every agent in turn, the short ones where there are enough; and the tokens of the longest.
+    """Choose `count` examples, cycling through the agents and preferring short ones; also return the longest's tokens.
 
-    None is longer than `limit` (the recipe's max_length) unless all are. DataError where there is none at all.
+    None is longer than `limit` (the recipe's max_length) unless all are. Raises DataError if there are no examples.
     """
     if not examples:
         raise DataError("data/prepared", "a split is empty, so there is nothing to rehearse")
@@ -152,14 +152,14 @@ def choose_rows(tokenizer: Any, examples: Sequence[Example], count: int, limit: 
 
 
 def rows_needed(real: Config) -> int:
-    """Training examples for a few steps an epoch; packed ones share a row, so more of them."""
+    """Return the number of training examples for a few steps per epoch; more if several are packed into a row."""
     accumulated = min(real.train.gradient_accumulation_steps, ACCUMULATION)
     rows = STEPS_AN_EPOCH * min(real.train.per_device_train_batch_size, MICRO) * accumulated
     return rows * 4 if real.train.packing else rows
 
 
 def write_sample(paths: Paths, tokenizer: Any, real: Config, prepared: Path) -> tuple[int, int]:
-    """The sample of the prepared splits as the rehearsal's own; gives its training rows and the longest's tokens."""
+    """Write the sample of the prepared splits; return its number of training rows and its longest row in tokens."""
     sizes = {"train": rows_needed(real)} | HELD_OUT
     longest, chosen = 0, {}
     for name in SPLITS:
@@ -180,7 +180,7 @@ def write_sample(paths: Paths, tokenizer: Any, real: Config, prepared: Path) -> 
 
 
 def account_of(examples: Sequence[Example]) -> SplitReport:
-    """What a sample is made of; rows without a group are counted as a group each."""
+    """Return the report of a sample; each row without a group counts as a separate group."""
     groups = {example.group for example in examples if example.group is not None}
     return SplitReport(
         examples=len(examples),
@@ -192,7 +192,7 @@ def account_of(examples: Sequence[Example]) -> SplitReport:
 
 
 def known_answers(examples: Sequence[Example]) -> dict[str, list[str]]:
-    """By agent its different answers, so that a classification knows its classes; a sample may hold but one of them."""
+    """Return the distinct answers by agent: the classes of a classification, of which a sample may contain only one."""
     found: dict[str, set[str]] = {}
     for example in examples:
         found.setdefault(example.agent, set()).add(example.completion.strip())
@@ -200,7 +200,7 @@ def known_answers(examples: Sequence[Example]) -> dict[str, list[str]]:
 
 
 def prepare_folder(real: Config, root: Path, paths: Paths, tokenizer: Any) -> list[str]:
-    """Write the sample and params.yaml beside the small base; gives what was changed. ConfigError for bad params."""
+    """Write the sample and params.yaml beside the small base; return the changes. Raise ConfigError for bad params."""
     rows, longest = write_sample(paths, tokenizer, real, Paths(root).prepared)
     if (root / "scorers").is_dir():
         shutil.copytree(root / "scorers", paths.root / "scorers", dirs_exist_ok=True)

@@ -1,1 +1,1 @@
-"""A finished run elsewhere: over a DVC remote to another machine, or as one archive to whoever uses the adapter."""
+"""Transfer of a finished run: over a DVC remote to another machine, or as one archive for users of the adapter."""

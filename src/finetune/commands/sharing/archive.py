@@ -1,9 +1,9 @@
-"""The bundle's archive: a gzipped tar of one canonical form, written and read without ever trusting it.
+"""The bundle's archive: a gzipped tar in one canonical form, written and read without trusting its contents.
 
-The first member is `manifest.json`; the others follow in the order of their names, regular files alone, with no time,
-owner or other mode, under one folder that is named like the archive. So the same members give the same bytes, and a
-reader can demand every byte that is not content: what is not the header that the manifest calls for is refused before
-anything is made of it, be it a link, a device, a path that leads out or a member too many.
+The first member is `manifest.json`. The others follow in order of their names: regular files only, without time, owner
+or other modes, in one folder named like the archive. So the same members produce the same bytes, and a reader can
+verify every byte outside the contents: a member whose header is not the one derived from the manifest is rejected
+before anything is written, be it a link, a device, a path outside the folder or an extra member.
 """
 
 import errno
@@ -30,36 +30,36 @@ BLOCK = tarfile.BLOCKSIZE
 CHUNK = 1 << 20
 MANIFEST_BYTES = 4 << 20  # more than a manifest of ten thousand members
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # deflate, no name, no time, no system
-LEVEL = 6  # of compression; weights hardly shrink at any
-# Deflate can expand a thousandfold. Bundles come to 1 to 20: weights hardly shrink, reports and locks do.
+LEVEL = 6  # of compression; weights barely compress at any level
+# Deflate can expand a thousandfold. Bundles expand 1 to 20 times: weights barely compress, reports and locks do.
 MOST_EXPANSION = 100
 SMALL = 16 << 20  # bytes that any archive may expand to
 TOP = re.compile(r"finetune-[\w.-]{1,60}-[0-9a-f]{12}", re.ASCII)
-# A member's name: letters that every file system takes, at most five folders deep, no part beginning with a dot.
+# A member's name: characters that every file system supports, at most five folders deep, no part with a leading dot.
 MEMBER = re.compile(r"(?:\w[\w.+-]{0,99}/){0,5}\w[\w.+-]{0,99}", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# What a system reports where a file can't have such a name; all else (a full disk) is the machine's own trouble.
+# Errors of a system that does not support such a name; any other error (e.g. a full disk) has its own cause.
 OF_NAMES = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ}
 
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
 def header(name: str, size: int) -> bytes:
-    """The blocks before a member's content: nothing of them depends on when, where or by whom they are written."""
+    """Return the blocks before a member's content, which do not depend on when, where or by whom they are written."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
 
 
 def padding(size: int) -> bytes:
-    """The zeros after a content of this size, up to the next block."""
+    """Return the zeros between the end of a content of this size and the next block."""
     return bytes(-size % BLOCK)
 
 
 def write_archive(target: Path, top: str, manifest: Mapping[str, Any], sources: Mapping[str, Path | bytes]) -> None:
-    """Write the archive under a temporary name, whole and synced; the caller renames it.
+    """Write the complete archive under a temporary name and sync it; the caller renames it.
 
-    `manifest["files"]` names each source's size and SHA-256; DataError where a file is another by now.
+    `manifest["files"]` holds the size and SHA-256 of each source. Raises DataError if a file has changed since.
     """
     text = (json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     with target.open("wb") as raw:
@@ -78,12 +78,12 @@ def write_archive(target: Path, top: str, manifest: Mapping[str, Any], sources: 
 
 
 def open_source(source: Path | bytes) -> BinaryIO:
-    """What a member is made of, to be read."""
+    """Open a member's source for reading."""
     return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
 def copy_bytes(source: Any, target: Any, size: int) -> str:
-    """Copy at most so many bytes from file to file; gives their SHA-256."""
+    """Copy at most `size` bytes from file to file; return their SHA-256."""
     digest = hashlib.sha256()
     while size and (chunk := source.read(min(size, CHUNK))):
         digest.update(chunk)
@@ -94,7 +94,7 @@ def copy_bytes(source: Any, target: Any, size: int) -> str:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary sibling to write into, which takes the target's place on success and is removed otherwise."""
+    """Yield a temporary sibling path that replaces the target on success and is removed otherwise."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -109,10 +109,10 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 class Inflated(io.RawIOBase):
-    """What the one gzip member of a file expands to; unlike `gzip`, it refuses what follows it, zeros included."""
+    """The decompressed content of a file's only gzip member; unlike `gzip`, it rejects trailing data, even zeros."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        self.file, self.name, self.decoder = file, name, zlib.decompressobj(wbits=31)  # gzip's header and check sums
+        self.file, self.name, self.decoder = file, name, zlib.decompressobj(wbits=31)  # with gzip's header and checksum
 
     def readable(self) -> bool:
         return True
@@ -131,9 +131,9 @@ class Inflated(io.RawIOBase):
 
 
 def unpack(archive: BinaryIO, name: str, folder: Path) -> dict[str, Any]:
-    """Unpack a bundle into an empty folder, every byte held against its manifest; gives the manifest.
+    """Unpack a bundle into an empty folder and verify every byte against its manifest; return the manifest.
 
-    Raises DataError, which calls the archive by `name`, for anything that `write_archive` would not have written.
+    Raises DataError, naming the archive as `name`, for anything that `write_archive` would not have written.
     """
     if archive.read(len(GZIP_HEADER)) != GZIP_HEADER:
         raise DataError(name, "is not a bundle, or was repacked or damaged", "ask for the file again")
@@ -152,7 +152,7 @@ def unpack(archive: BinaryIO, name: str, folder: Path) -> dict[str, Any]:
 
 
 def unpack_members(stream: io.BufferedReader, name: str, folder: Path, most: int) -> dict[str, Any]:
-    """The members of a decompressed bundle, of at most `most` bytes in all."""
+    """Unpack the members of a decompressed bundle, of at most `most` bytes in total."""
     top, text = read_manifest_member(stream, name)
     manifest = parse_manifest(text, name, most)
     (folder / MANIFEST).write_bytes(text)
@@ -173,13 +173,13 @@ def unpack_members(stream: io.BufferedReader, name: str, folder: Path, most: int
 
 
 def require_next(stream: io.BufferedReader, expected: bytes, name: str, otherwise: str) -> None:
-    """DataError, in the words of `otherwise`, unless the next bytes are the expected ones."""
+    """Raise DataError with the message `otherwise` unless the next bytes are the expected ones."""
     if stream.read(len(expected)) != expected:
         raise DataError(name, otherwise, "do not use it")
 
 
 def read_manifest_member(stream: io.BufferedReader, name: str) -> tuple[str, bytes]:
-    """(the top folder, the manifest's bytes), from the first member."""
+    """Read the first member; return (the top folder, the manifest's bytes)."""
     block = stream.read(BLOCK)
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
@@ -195,7 +195,7 @@ def read_manifest_member(stream: io.BufferedReader, name: str) -> tuple[str, byt
 
 
 def parse_manifest(text: bytes, name: str, most: int) -> dict[str, Any]:
-    """The manifest, once its members' names and sizes are harmless; DataError where they are not."""
+    """Parse the manifest. Raise DataError if a member's name or size is unsafe."""
     try:
         manifest = parse_json(text.decode())
     except ValueError as error:
@@ -205,7 +205,7 @@ def parse_manifest(text: bytes, name: str, most: int) -> dict[str, Any]:
         raise DataError(name, f"its {MANIFEST} lists no files, or lists them out of order", "do not use it")
     for member, expected in files.items():
         require_harmless(member, expected, name)
-    if len({MANIFEST, *map(str.lower, files)}) <= len(files):  # a Mac takes A for a
+    if len({MANIFEST, *map(str.lower, files)}) <= len(files):  # macOS does not distinguish A from a
         raise DataError(name, f"its {MANIFEST} lists a file twice", "do not use it")
     if sum(expected["bytes"] for expected in files.values()) > most:
         raise DataError(name, f"claims to hold more than {most} bytes, the limit for a bundle", "do not use it")
@@ -213,7 +213,7 @@ def parse_manifest(text: bytes, name: str, most: int) -> dict[str, Any]:
 
 
 def require_harmless(member: str, expected: Any, name: str) -> None:
-    """DataError unless a member's name stays inside the folder, can be stored, and its entry has a size and a hash."""
+    """Raise DataError unless a member's name is valid and inside the folder, and its entry has a size and a hash."""
     if not MEMBER.fullmatch(member):
         told = f"contains a member {short(member)!r}, which could escape its folder or is not a portable name"
         raise DataError(name, told, "do not use it")

@@ -1,6 +1,6 @@
-"""`finetune bundle`: one archive with everything that a person needs to trust and to use the adapter.
+"""`finetune bundle`: pack everything that is needed to verify and use the adapter into one archive.
 
-Writes `out/bundle/finetune-<recipe>-<adapter>.tar.gz`, and beside it the signature where a key is named.
+Writes `out/bundle/finetune-<recipe>-<adapter>.tar.gz`, and a signature beside it if a key is given.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from finetune.pipeline.revisions import git_state
 from finetune.processes.running import require_idle
 from finetune.reports.decision import DecisionReport
 
-FORMAT = 1  # of the bundle; another one is another layout
+FORMAT = 1  # version of the bundle's layout
 
 
 def run(root: Path, key: Path | None, output: Path | None) -> None:
-    """Bundle the finished run, and sign it with a key; DataError where no verdict stands on what lies here."""
+    """Bundle the finished run, and sign it if a key is given. Raise DataError if no verdict covers these files."""
     paths, config = Paths(root), load_config(root / "params.yaml")
     if key is not None:
         signing.require_key(key)
@@ -43,7 +43,7 @@ def run(root: Path, key: Path | None, output: Path | None) -> None:
 
 
 def write_bundle(paths: Paths, config: Config, output: Path | None) -> tuple[Path, dict[str, Any]]:
-    """Write the archive, whole or not at all, and read it back as a receiver would; gives its path and manifest."""
+    """Write the archive atomically and verify it as a receiver would; return its path and manifest."""
     adapter, reports, decision = require_sound(paths, config)
     sources: dict[str, Path | bytes] = {**collect(paths, config, adapter)}
     locks = [paths.root / name for name in sources if name.startswith("requirements/")]
@@ -59,18 +59,18 @@ def write_bundle(paths: Paths, config: Config, output: Path | None) -> tuple[Pat
     with replacing(target) as partial:
         write_archive(partial, top, manifest, sources)
         inspect(partial, None, None)
-        signing.signature_of(target).unlink(missing_ok=True)  # of the archive that stood here before
+        signing.signature_of(target).unlink(missing_ok=True)  # of the previous archive with this name
     return target, manifest
 
 
 def name_of(recipe: str, adapter_sha256: str) -> str:
-    """The archive's name without its ending, which is also the folder inside."""
+    """Return the archive's name without its extension, which is also the name of the folder inside."""
     plain = re.sub(r"[^\w.-]+", "-", recipe, flags=re.ASCII).strip("-.")[:60] or "recipe"
     return f"finetune-{plain}-{adapter_sha256[:12]}"
 
 
 def place_for(root: Path, output: Path | None, name: str) -> Path:
-    """Where to write; ConfigError for a place inside an output of DVC, which would not be the published one then."""
+    """Return the target path. Raise ConfigError if it is inside an output of DVC, which writing there would alter."""
     target = root / "out/bundle" / name if output is None else output / name if output.is_dir() else output
     outs = [out for stage in read_yaml(root / "dvc.yaml")["stages"].values() for out in stage.get("outs", [])]
     for out in outs:
@@ -80,7 +80,7 @@ def place_for(root: Path, output: Path | None, name: str) -> Path:
 
 
 def describe(root: Path, config: Config, adapter: dict[str, Any], decision: DecisionReport) -> dict[str, Any]:
-    """The manifest's head: what this is, and what was decided on it."""
+    """Return the manifest's header: the identity of the run and its decision."""
     revision, clean = git_state(root, untracked=False)
     return {
         "format": FORMAT,
@@ -98,14 +98,14 @@ def describe(root: Path, config: Config, adapter: dict[str, Any], decision: Deci
 
 
 def entry_of(source: Path | bytes) -> dict[str, Any]:
-    """Size and SHA-256 of a member."""
+    """Return size and SHA-256 of a member."""
     if isinstance(source, bytes):
         return {"bytes": len(source), "sha256": hashlib.sha256(source).hexdigest()}
     return {"bytes": source.stat().st_size, "sha256": sha256_file(source)}
 
 
 def print_bundle(target: Path, manifest: dict[str, Any]) -> None:
-    """What was written, and loudly what the verdict is where it is no deploy."""
+    """Print what was written, with a warning if the verdict is not deploy."""
     size = target.stat().st_size
     say(f"{target}: {len(manifest['files'])} files, {gigabytes(size) if size > 1e8 else f'{size / 1e6:.1f} MB'}")
     say(f"  verdict {manifest['verdict']}: {manifest['sentence']}")

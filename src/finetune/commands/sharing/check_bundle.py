@@ -1,7 +1,7 @@
-"""`finetune check-bundle PATH`: whether a bundle is whole, consistent and signed, before anybody uses it.
+"""`finetune check-bundle PATH`: verify that a bundle is complete, consistent and signed, before it is used.
 
-Needs no repository and no torch. Nothing of the archive is believed before it was held against the manifest, and
-with `--signers` nothing is even unpacked before the signature was.
+Needs neither the repository nor torch. No content of the archive is used before it was checked against the manifest;
+with `--signers`, nothing is unpacked before the signature was verified.
 """
 
 import errno
@@ -24,7 +24,7 @@ FINDINGS_SHOWN = 3
 
 
 def run(path: Path, signers: Path | None, identity: str | None = None) -> dict[str, Any]:
-    """Check a bundle and print what it is; returns manifest and signer. DataError for anything not as it should be."""
+    """Check a bundle and print its summary; return manifest and signer. Raise DataError for any defect."""
     manifest, signer = inspect(path, signers, identity)
     say(f"{path}: intact; {len(manifest['files'])} files of one run")
     say(f"  adapter {manifest['adapter_sha256']}, recipe {short(manifest['recipe'])}")
@@ -40,7 +40,7 @@ def run(path: Path, signers: Path | None, identity: str | None = None) -> dict[s
 
 
 def inspect(path: Path, signers: Path | None, identity: str | None) -> tuple[dict[str, Any], str | None]:
-    """(the manifest, who signed it), once everything was checked."""
+    """Run all checks; return (the manifest, the signer)."""
     if not path.is_file():
         raise ConfigError(path, "no such bundle", "./finetune bundle writes one to out/bundle")
     with path.open("rb") as archive, tempfile.TemporaryDirectory(prefix="finetune-bundle-") as place:
@@ -58,7 +58,7 @@ def inspect(path: Path, signers: Path | None, identity: str | None) -> tuple[dic
 
 
 def check_contents(folder: Path, manifest: dict[str, Any]) -> None:
-    """DataError unless all members speak of one run."""
+    """Raise DataError unless all members belong to one run."""
     missing = [name for name in ("dvc.lock", "params.yaml", "out/model_card.md", SBOM) if name not in manifest["files"]]
     if missing:
         raise DataError(missing[0], "is missing", "do not use the bundle")
@@ -81,7 +81,7 @@ def check_contents(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def check_materials(path: Path, manifest: dict[str, Any]) -> None:
-    """DataError unless the bill of materials is CycloneDX and of this adapter."""
+    """Raise DataError unless the bill of materials is valid CycloneDX and describes this adapter."""
     content = read_json(path)
     subject = content.get("metadata", {}).get("component", {})
     if content.get("bomFormat") != "CycloneDX" or subject.get("version") != manifest["adapter_sha256"]:
@@ -95,7 +95,7 @@ def check_materials(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def schema_findings(text: str) -> list[str]:
-    """Where a bill of materials breaks its schema, the first few."""
+    """Return the first violations of the schema by a bill of materials."""
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 

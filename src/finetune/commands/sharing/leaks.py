@@ -1,8 +1,8 @@
-"""What must not leave this machine: its folders, and the secrets of its environment and of DVC's remotes.
+"""Keep private data on this machine: its folder names, and the secrets of its environment and of DVC's remotes.
 
-Params hold no secret by design, only names of environment variables, and addresses without user or password. But a
-tokenizer, a report or a scorer's name may carry anything along, so every member of a bundle is searched before it is
-packed. What DVC says of a remote may hold its password, a key or an address with both, so these are hidden.
+By design, params contain no secrets, only names of environment variables, and addresses without user or password. But a
+tokenizer, a report or a scorer's name may contain anything, so every member of a bundle is searched before it is
+packed. DVC's messages about a remote may contain a password, a key or an address with both, so these are redacted.
 """
 
 import mmap
@@ -16,17 +16,17 @@ from finetune.errors import DataError
 SECRET_NAMES = re.compile(
     r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|ACCOUNT_?KEY|PRIVATE_?KEY|CONNECTION_STRING", re.I
 )
-NAMES_A_FILE = re.compile(r"_(FILE|PATH|DIR)$|^SSH_|PARALLELISM", re.I)  # HF_TOKEN_PATH says where, not what
+NAMES_A_FILE = re.compile(r"_(FILE|PATH|DIR)$|^SSH_|PARALLELISM", re.I)  # HF_TOKEN_PATH holds a location, not a secret
 SECRET_KEYS = re.compile(r"password|passphrase|secret|token|key|connection_string|credential|signature|auth", re.I)
 PLAIN_KEYS = re.compile(r"path|file|ask_|allow_|url|use_")  # of a remote: files and switches
-SHORTEST = 8  # characters: "true" and "1" are no secrets
-ACCOUNT = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@]*@", re.I)  # of an address: user and password
+SHORTEST = 8  # characters: values such as "true" and "1" are not secrets
+ACCOUNT = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@]*@", re.I)  # user and password in an address
 QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\"]*", re.I)
 HIDDEN = "…"
 
 
 def secrets_here(asked: Iterable[str]) -> dict[bytes, str]:
-    """Each secret of this environment and the variable that holds it; `asked` are variables that params name."""
+    """Return each secret of this environment and the variable that holds it; `asked` are the variables in params."""
     named = set(asked)
     return {
         value.strip().encode(): name
@@ -38,14 +38,14 @@ def secrets_here(asked: Iterable[str]) -> dict[bytes, str]:
 
 
 def places_here(root: Path) -> dict[bytes, str]:
-    """The folders of this machine that nobody else has, and what to call them; a short one like /root means nothing."""
+    """Return the folders that exist only on this machine, with a description; short ones such as /root are omitted."""
     found = {str(root.resolve()): "this repository's folder", str(Path.home().resolve()): "your home folder"}
     return {place.encode(): what for place, what in found.items() if len(Path(place).parts) > 2}
 
 
 def require_none(member: str, source: Path | bytes, secrets: Mapping[bytes, str], places: Mapping[bytes, str]) -> None:
-    """DataError where a member holds a secret of this environment, or names a folder of this machine."""
-    alone = [rb"(?<![\w./-])" + re.escape(place) + rb"(?![\w-])" for place in places]  # /srv/run is not in /srv/runs
+    """Raise DataError if a member contains a secret of this environment or a folder of this machine."""
+    alone = [rb"(?<![\w./-])" + re.escape(place) + rb"(?![\w-])" for place in places]  # not /srv/run in /srv/runs
     patterns = [*map(re.escape, secrets), *alone]
     found = search(b"|".join(patterns), source) if patterns else None
     if found is None:
@@ -64,16 +64,16 @@ def require_none(member: str, source: Path | bytes, secrets: Mapping[bytes, str]
 
 
 def search(pattern: bytes, source: Path | bytes) -> re.Match[bytes] | None:
-    """The first match in some bytes or in a file, which is mapped and not read: adapters may have gigabytes."""
+    """Return the first match in bytes or in a file, which is memory-mapped because adapters may have gigabytes."""
     if isinstance(source, bytes) or not source.stat().st_size:
         return re.search(pattern, b"" if isinstance(source, Path) else source)
     with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = re.search(pattern, content)
-        return re.search(pattern, found[0]) if found else None  # of bytes that outlive the mapping
+        return re.search(pattern, found[0]) if found else None  # match in a copy, since the mapping is closed
 
 
 def secrets_of(settings: Mapping[str, str]) -> list[str]:
-    """The secrets in DVC's configuration and in the environment, longest first."""
+    """Return the secrets in DVC's configuration and in the environment, longest first."""
     keys = {key: key.rpartition(".")[2] for key in settings if key.startswith("remote.")}
     found = {settings[key] for key, last in keys.items() if SECRET_KEYS.search(last) and not PLAIN_KEYS.search(last)}
     found |= {value.decode() for value in secrets_here([])}
@@ -81,7 +81,7 @@ def secrets_of(settings: Mapping[str, str]) -> list[str]:
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:
-    """The text with every secret, and every address' user, password and query, hidden."""
+    """Return the text with all secrets, and the user, password and query of every address, redacted."""
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     return QUERY.sub(rf"\1?{HIDDEN}", ACCOUNT.sub(rf"\1{HIDDEN}@", text))

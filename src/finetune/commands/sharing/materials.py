@@ -1,7 +1,7 @@
-"""The software bill of materials: what the adapter was made of, as CycloneDX 1.6, the same text for the same run.
+"""The software bill of materials of an adapter in CycloneDX 1.6; the same run always gives the same text.
 
-Packages come from the environment's lock, for the Python and the system that the run had; base model, sources and
-their hashes from the reports. Licences of packages are those that installed packages of the same version state.
+Packages are taken from the environment's lock, for the Python and the system of the run; base model, sources and their
+hashes from the reports. Licences of packages are those stated by installed packages of the same version.
 """
 
 import json
@@ -28,18 +28,18 @@ from finetune.decide.run_reports import RunReports
 from finetune.hardware.locks import Package, locked_packages
 from finetune.reports.prepare import SourceReport
 
-LONGEST_LICENSE = 80  # characters: longer ones are the licence's text, not its name
+LONGEST_LICENSE = 80  # characters: longer values are the licence's text, not its name
 
 
 def bill_of_materials(config: Config, adapter: dict[str, Any], reports: RunReports, locks: Sequence[Path]) -> bytes:
-    """The bill of materials as JSON; DataError where a lock can't be read."""
+    """Return the bill of materials as JSON. Raise DataError if a lock cannot be read."""
     sha256 = adapter["adapter_sha256"]
     licenses = licenses_of([config.decide.license] if config.decide.license else [])
     subject = Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
         name=f"finetune-{config.recipe}",
         version=sha256,
-        bom_ref=f"adapter:{sha256}",  # the library would draw one at random
+        bom_ref=f"adapter:{sha256}",  # the library would generate a random one
         licenses=licenses,
     )
     base = base_component(adapter["base"])
@@ -50,7 +50,7 @@ def bill_of_materials(config: Config, adapter: dict[str, Any], reports: RunRepor
     bom.metadata.component = subject
     bom.register_dependency(subject, [base, *data, *packages])
     content = json.loads(make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string())
-    # The library's time is that of now and its serial number is random; the same run must give the same text.
+    # The library adds the current time and a random serial number; the same run must give the same text.
     content["metadata"].pop("timestamp", None)
     content.pop("serialNumber", None)
     content["serialNumber"] = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(content, sort_keys=True))}"
@@ -61,7 +61,7 @@ def bill_of_materials(config: Config, adapter: dict[str, Any], reports: RunRepor
 
 
 def base_component(base: dict[str, str]) -> Component:
-    """The base model: of a local folder, pinned by its hash, the name alone, never where it lies."""
+    """Describe the base model. A local folder appears only by its name, pinned by its hash, never by its path."""
     name, revision = base["name"], base["revision"]
     local = revision.startswith("sha256:")
     plain = Path(name).name if local else name
@@ -77,7 +77,7 @@ def base_component(base: dict[str, str]) -> Component:
 
 
 def source_component(name: str, source: SourceReport) -> Component:
-    """One source of the mixture: the file's hash, or the revision on the Hub."""
+    """Describe one source of the mixture by the file's hash or the revision on the Hub."""
     hashes = [sha256_hash(source.sha256)] if source.sha256 else []
     kept = f"{source.kept} of {source.read} rows kept"
     return Component(
@@ -91,9 +91,9 @@ def source_component(name: str, source: SourceReport) -> Component:
 
 
 def package_component(package: Package) -> Component:
-    """A package; its files' hashes stand at its distribution, for no single one is the component's.
+    """Describe a package. File hashes belong to its distribution, because none of them is the component's own.
 
-    The package URL is the distribution's address too: it holds for every index and mirror that the files come from.
+    The package URL is also the distribution's address: it is valid for every index and mirror.
     """
     purl = PackageURL("pypi", None, package.name, package.version)
     files = ExternalReference(
@@ -114,20 +114,20 @@ def package_component(package: Package) -> Component:
 
 
 def sha256_hash(value: str) -> HashType:
-    """A SHA-256 as CycloneDX has it."""
+    """Return a SHA-256 in CycloneDX form."""
     return HashType(alg=HashAlgorithm.SHA_256, content=value)
 
 
 def licenses_of(names: Sequence[str]) -> list[Any]:
-    """Licences as CycloneDX has them: an SPDX identifier or expression where it is one, else a name."""
+    """Return licences in CycloneDX form: an SPDX identifier or expression if possible, otherwise a name."""
     found = [LicenseFactory().make_from_string(name) for name in names]
-    if len(found) > 1:  # an expression stands alone
+    if len(found) > 1:  # an expression must be the only entry
         found = [item for item in found if not isinstance(item, LicenseExpression)]
     return found
 
 
 def stated_licenses(package: Package) -> list[str]:
-    """What the installed package of this very version says of its licence; nothing where it isn't installed."""
+    """Return the licences stated by the installed package of exactly this version; empty if it is not installed."""
     try:
         found = metadata.metadata(package.name)
     except metadata.PackageNotFoundError:
@@ -146,7 +146,7 @@ def stated_licenses(package: Package) -> list[str]:
 
 
 def run_markers(adapter: dict[str, Any], reports: RunReports) -> dict[str, str]:
-    """What a lock's markers ask for, of the machine that trained, which need not be this one."""
+    """Return the values of a lock's markers for the machine that trained, which may be another one."""
     version = str(adapter["versions"]["python"])
     system, _, processor = reports.train_cost.machine.system.partition(" ")
     return {
@@ -159,7 +159,7 @@ def run_markers(adapter: dict[str, Any], reports: RunReports) -> dict[str, str]:
 
 
 def as_used(packages: list[Package], adapter: dict[str, Any]) -> list[Package]:
-    """The packages in the versions that the run reports; one that is not the lock's loses the lock's hashes, loudly."""
+    """Return the packages in the run's versions; one that differs from the lock is reported and loses its hashes."""
     used = {str(canonicalize_name(name)): str(version) for name, version in adapter["versions"].items()}
     found = []
     for package in packages:

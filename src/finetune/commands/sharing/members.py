@@ -1,6 +1,6 @@
-"""What a bundle holds: the adapter, what was found out about it, and what it was made of; all of one finished run.
+"""The members of a bundle: the adapter, the results and the materials of one finished run.
 
-Reads out/adapter, the outputs that dvc.lock names under reports/, the card, the params and the locks.
+Reads out/adapter, the outputs that dvc.lock lists under reports/, the card, the params and the locks.
 """
 
 from pathlib import Path
@@ -27,9 +27,9 @@ SBOM = "sbom.cdx.json"
 
 
 def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, Path]:
-    """The files of the bundle by the names that they have in it, which are those in the repository.
+    """Return the files of the bundle by their names in it, which are their paths in the repository.
 
-    Raises DataError where one is missing, or is not the output of the last `dvc repro`.
+    Raises DataError if one is missing or is not an output of the last `dvc repro`.
     """
     outs = outs_of(read_lock(paths.root))
     shared = [out for out in outs if out.startswith("reports/") or out == "out/model_card.md"]
@@ -45,14 +45,14 @@ def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, 
 
 
 def locks_of(environment: Environment, adapter: dict[str, Any]) -> list[str]:
-    """The locks of the environment that the adapter was made in: requirements/setup.sh chooses the same."""
+    """Return the locks of the environment in which the adapter was trained, as chosen by requirements/setup.sh."""
     if environment == "cpu" and not str(adapter["versions"].get("torch", "")).endswith("+cpu"):
         environment = "cuda"  # PyTorch's default build on a CPU
     return [path.as_posix() for path in lock_files(environment, Path())]
 
 
 def require_sound(paths: Paths, config: Config) -> tuple[dict[str, Any], RunReports, DecisionReport]:
-    """The adapter's manifest, the reports and the decision; DataError unless the decision is on these very files."""
+    """Return the adapter's manifest, the reports and the decision. Raise DataError unless the decision covers them."""
     reports = RunReports.read(paths.reports)
     decision = read_report(paths.reports / "decision.json", DecisionReport)
     require_current(decision, paths, config.decide)
@@ -61,7 +61,7 @@ def require_sound(paths: Paths, config: Config) -> tuple[dict[str, Any], RunRepo
 
 
 def require_adapter(folder: Path) -> dict[str, Any]:
-    """The manifest of a published adapter; DataError unless files, tensors and manifest are the published ones."""
+    """Return the manifest of a published adapter. Raise DataError unless its files and tensors match it."""
     manifest = read_manifest(folder)
     extra = {path.relative_to(folder).as_posix() for path in files_in(folder)} - {MANIFEST, *manifest["files"]}
     if extra:
@@ -74,10 +74,10 @@ def require_adapter(folder: Path) -> dict[str, Any]:
 
 
 def require_one_adapter(folder: Path, claimed: dict[str, Any]) -> DecisionReport:
-    """The decision in an unpacked bundle; DataError unless all of it speaks of one adapter."""
+    """Return the decision of an unpacked bundle. Raise DataError unless all its members refer to one adapter."""
     listed = read_json(folder / "out/adapter" / MANIFEST).get("files")
     for name, expected in (listed if isinstance(listed, dict) else {}).items():
-        require_harmless(name, expected, "out/adapter")  # else a file of the reader's own would be hashed
+        require_harmless(name, expected, "out/adapter")  # otherwise a file outside the bundle could be hashed
     adapter = require_adapter(folder / "out/adapter")
     reports = RunReports.read(folder / "reports")
     decision = read_report(folder / "reports/decision.json", DecisionReport)

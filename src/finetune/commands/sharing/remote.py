@@ -1,8 +1,8 @@
-"""`finetune push` and `finetune pull`: a finished run from machine to machine, over any remote of DVC, checked on both.
+"""`finetune push` and `finetune pull`: transfer a finished run between machines over a DVC remote, verified on both.
 
-git carries the code, the params and dvc.lock; the remote carries what dvc.lock names. DVC's run cache stays here: it
-lists earlier runs of each stage without their outputs, which a push does not send, and HTTP remotes refuse it. What
-dvc.lock names is enough for `dvc repro` to find nothing to do there.
+git carries the code, the params and dvc.lock; the remote carries the files listed in dvc.lock. DVC's run cache stays
+local: it lists earlier runs of each stage without their outputs, which a push does not send, and HTTP remotes do not
+support it. The files of dvc.lock are enough for `dvc repro` to consider all stages up to date.
 """
 
 import json
@@ -32,18 +32,18 @@ from finetune.hardware.host import ask
 from finetune.paths import Paths
 from finetune.processes.running import require_idle
 
-HEARTBEAT = 30.0  # seconds between two signs of life of a long transfer
-OWN_END = 2.0  # seconds in which a Ctrl-C of the terminal, which DVC has got too, ends it
-PATIENCE = 20.0  # seconds for DVC to end by itself once we have asked
-FORCE = " Use `--force` to force."  # what DVC advises where it leaves a changed file alone
+HEARTBEAT = 30.0  # seconds between progress lines of a long transfer
+OWN_END = 2.0  # seconds for DVC to end after a Ctrl-C of the terminal, which it also received
+PATIENCE = 20.0  # seconds for DVC to end after our signal
+FORCE = " Use `--force` to force."  # DVC's advice when it leaves a changed file alone
 Settings = Mapping[str, str]
 
 
 def push(root: Path) -> None:
-    """Upload what dvc.lock names, once it is proven to be what the run made.
+    """Upload the files listed in dvc.lock, after verifying that they are the outputs of the run.
 
-    ConfigError without a remote or while a stage runs; DataError where the run is not finished or anything is damaged:
-    nothing is uploaded then.
+    Raises ConfigError without a remote or while a stage runs; DataError if the run is unfinished or a file is damaged.
+    In both cases nothing is uploaded.
     """
     paths = Paths(root)
     require_idle(paths)
@@ -71,10 +71,10 @@ def push(root: Path) -> None:
 
 
 def pull(root: Path) -> None:
-    """Fetch what dvc.lock names, check every byte of it, and only then put it in place.
+    """Fetch the files listed in dvc.lock, verify every byte, and only then put them in place.
 
-    ConfigError without a remote, while a stage runs, or where a file here would be lost; DataError where the remote
-    lacks something or holds something damaged: the working tree is as it was then.
+    Raises ConfigError without a remote, while a stage runs, or if a local file would be lost; DataError if the remote
+    lacks a file or holds a damaged one. In both cases the working tree is unchanged.
     """
     paths = Paths(root)
     require_idle(paths)
@@ -100,9 +100,9 @@ def pull(root: Path) -> None:
 
 
 def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
-    """Fetch into the cache until it holds every file, each as it is named; gives the files. DataError otherwise.
+    """Fetch into the cache until it holds every file undamaged; return the files. Raise DataError otherwise.
 
-    A damaged object is removed and fetched once more, for it may have been damaged here.
+    A damaged object is removed and fetched once more, because it may have been damaged locally.
     """
     say(f"pull: fetching from the remote {remote}")
     for last in (False, True):
@@ -139,7 +139,7 @@ def fetch(root: Path, settings: Settings, remote: str) -> list[Stored]:
 
 
 def read_remote(root: Path) -> tuple[str, Settings]:
-    """The name of the default remote, and DVC's configuration, all levels together; ConfigError where there is none."""
+    """Return the default remote's name and DVC's merged configuration. Raise ConfigError if there is no remote."""
     lines = ask_dvc(root, "config", "--list").splitlines()
     settings = {key: value for key, _, value in (line.partition("=") for line in lines)}
     remote = settings.get("core.remote")
@@ -154,7 +154,7 @@ def read_remote(root: Path) -> tuple[str, Settings]:
 
 
 def require_finished(root: Path, command: str) -> None:
-    """DataError where dvc.lock is not what lies here: a stage has not run, or something it reads was changed since."""
+    """Raise DataError if dvc.lock does not match the working tree: a stage has not run, or an input has changed."""
     found = json.loads(ask_dvc(root, "status", "--json") or "{}")
     if not found:
         return
@@ -164,7 +164,7 @@ def require_finished(root: Path, command: str) -> None:
 
 
 def changes_of(entries: list[Any]) -> list[str]:
-    """What `dvc status` has against a stage, in a few words each."""
+    """Summarize in a few words each why `dvc status` considers a stage outdated."""
     found = []
     for entry in entries:  # `{"changed outs": {"out/adapter": "deleted"}}`, or "changed command"
         changes = next(iter(entry.values())) if isinstance(entry, dict) else {}
@@ -173,7 +173,7 @@ def changes_of(entries: list[Any]) -> list[str]:
 
 
 def require_whole(root: Path, files: list[Stored]) -> None:
-    """DataError where DVC's cache holds other bytes than it says: a push would spread them, and nobody would notice."""
+    """Raise DataError if an object in DVC's cache does not match its hash: a push would spread the damage unnoticed."""
     broken = damaged(files)
     if broken:
         places = listed(os.path.relpath(file.cached, root) for file in broken)
@@ -185,13 +185,13 @@ def require_whole(root: Path, files: list[Stored]) -> None:
 
 
 def format_amount(root: Path, files: list[Stored]) -> str:
-    """How much there is."""
+    """Format the number of files and their size."""
     sizes = [path.stat().st_size for file in files if not file.listing and (path := root / file.name).is_file()]
     return f"{len(sizes)} files, {gigabytes(sum(sizes))}"
 
 
 def remind_of_git(root: Path) -> None:
-    """Say what git still has to carry: the other machine needs the commit as much as the files."""
+    """Remind the user of what git has to carry: the other machine needs the commit as well as the files."""
     git = ("git", "-C", str(root))
     changed = ask(*git, "status", "--porcelain", timeout=60)
     if changed is None:
@@ -208,10 +208,10 @@ def remind_of_git(root: Path) -> None:
 
 
 def fill_gaps(root: Path, remote: str, files: list[Stored], settings: Settings) -> list[str]:
-    """What the remote lacks after a push, once it was offered again; MachineError, without its secrets, on failure."""
+    """Return what the remote lacks after a push and a second attempt. Raise MachineError, redacted, on failure."""
     try:
         return complete(root, remote, files)
-    except Exception as error:  # each kind of remote has errors of its own
+    except Exception as error:  # each kind of remote raises its own errors
         told = short(redacted(" ".join(str(error).split()), secrets_of(settings)), 300)
         raise MachineError(
             "push", f"the remote {remote} failed ({told})", "fix the cause, then run ./finetune push again to resume"
@@ -219,7 +219,7 @@ def fill_gaps(root: Path, remote: str, files: list[Stored], settings: Settings) 
 
 
 def ask_dvc(root: Path, *arguments: str) -> str:
-    """What DVC answers on standard output; ConfigError with its last word where it can't."""
+    """Return DVC's standard output. Raise ConfigError with its last message if the command fails."""
     command = [sys.executable, "-m", "dvc", *arguments]
     done = subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -229,7 +229,7 @@ def ask_dvc(root: Path, *arguments: str) -> str:
 
 
 def run_dvc(root: Path, arguments: list[str], settings: Settings, command: str) -> tuple[int, str]:
-    """(exit code, what DVC said without secrets). It asks nothing; InterruptedRunError once it has ended too."""
+    """Run DVC without prompts; return (exit code, redacted output). Raise InterruptedRunError once it has ended."""
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", *arguments],
         cwd=root,
@@ -256,7 +256,7 @@ def run_dvc(root: Path, arguments: list[str], settings: Settings, command: str) 
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Wait until DVC has ended, which lets go of its locks; ask it where a Ctrl-C did not reach it."""
+    """Wait until DVC has ended and released its locks; send it a signal if Ctrl-C did not reach it."""
     for number, seconds in ((None, OWN_END), (signal.SIGINT, PATIENCE), (signal.SIGTERM, PATIENCE)):
         if number is not None:
             process.send_signal(number)
@@ -270,7 +270,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def show(root: Path, text: str) -> None:
-    """DVC's own words, a line each, with the repository's files as one would write them; but not how to lose them."""
+    """Print DVC's messages line by line, with paths relative to the repository and without the advice to force."""
     for line in text.replace(FORCE, "").replace(f"{root.absolute()}/", "").splitlines():
         if line.strip():
             say(f"  dvc: {line.strip()}")

@@ -1,8 +1,8 @@
-"""Signatures over a bundle, by OpenSSH: `ssh-keygen -Y`, with keys that people have already.
+"""Signatures of a bundle with OpenSSH (`ssh-keygen -Y`), so that existing keys can be used.
 
-A signature is made for the namespace `finetune-bundle`, so that none of another purpose serves. It lies beside the
-archive as `<archive>.sig`. Who may sign stands in a file of allowed signers (`man ssh-keygen`), one a line:
-`anna@example.org namespaces="finetune-bundle" ssh-ed25519 AAAA...`
+A signature is made for the namespace `finetune-bundle`, so a signature for another purpose is not accepted. It is
+written beside the archive as `<archive>.sig`. Permitted signers are listed in a file of allowed signers (`man
+ssh-keygen`), one per line: `anna@example.org namespaces="finetune-bundle" ssh-ed25519 AAAA...`
 """
 
 import os
@@ -19,12 +19,12 @@ NAMESPACE = "finetune-bundle"
 
 
 def signature_of(archive: Path) -> Path:
-    """Where an archive's signature lies."""
+    """Return the path of an archive's signature."""
     return archive.with_name(f"{archive.name}.sig")
 
 
 def require_key(key: Path) -> None:
-    """ConfigError where there is no such key, MachineError without OpenSSH: told before anything is packed."""
+    """Raise ConfigError if the key does not exist, MachineError without OpenSSH. Called before anything is packed."""
     find_ssh_keygen()
     if not key.is_file():
         raise ConfigError(
@@ -33,7 +33,7 @@ def require_key(key: Path) -> None:
 
 
 def find_ssh_keygen() -> str:
-    """The program; MachineError where this machine has none."""
+    """Return the path of ssh-keygen. Raise MachineError if it is not installed."""
     found = shutil.which("ssh-keygen")
     if found is None:
         remedy = "install OpenSSH 8.1 or newer, which is used to sign and verify bundles"
@@ -42,14 +42,15 @@ def find_ssh_keygen() -> str:
 
 
 def sign(archive: Path, key: Path) -> Path:
-    """Write the archive's signature beside it; gives its path. ConfigError where the key can't sign.
+    """Write the archive's signature beside it; return its path. Raise ConfigError if the key cannot sign.
 
-    A passphrase is asked for on the terminal. Without one nothing is: the key must have none, or an agent hold it.
+    A passphrase is requested on the terminal. Without a terminal, the key must have no passphrase or be held by an
+    agent.
     """
     target = signature_of(archive)
-    target.unlink(missing_ok=True)  # ssh-keygen would ask
+    target.unlink(missing_ok=True)  # ssh-keygen would ask before overwriting
     interactive = sys.stdin.isatty()
-    # apart from any terminal, where it would wait for a passphrase for ever
+    # detached from any terminal, where it would wait for a passphrase indefinitely
     alone: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "start_new_session": True}
     done = subprocess.run(
         [find_ssh_keygen(), "-Y", "sign", "-n", NAMESPACE, "-f", str(key), str(archive)],
@@ -67,7 +68,7 @@ def sign(archive: Path, key: Path) -> Path:
 
 
 def verify(archive: BinaryIO, path: Path, signers: Path, identity: str | None) -> str:
-    """Who signed the archive, by the file of allowed signers; DataError where nobody in it did, or not `identity`."""
+    """Return the signer of the archive. Raise DataError if it is not an allowed signer, or not `identity`."""
     signature = signature_of(path)
     if not signers.is_file():
         raise ConfigError(
@@ -89,7 +90,7 @@ def verify(archive: BinaryIO, path: Path, signers: Path, identity: str | None) -
 
 
 def find_signer(signature: Path, signers: Path) -> str:
-    """The identity that the signature's key has among the allowed signers; DataError where it has none."""
+    """Return the identity of the signature's key among the allowed signers. Raise DataError if it is not listed."""
     done = run_verify(["find-principals", "-f", str(signers), "-s", str(signature)], None)
     names = done.stdout.splitlines()
     if done.returncode != 0 or not names:
@@ -102,7 +103,7 @@ def find_signer(signature: Path, signers: Path) -> str:
 
 
 def run_verify(arguments: list[str], content: BinaryIO | None) -> subprocess.CompletedProcess[str]:
-    """Run ssh-keygen -Y over an open file, from its beginning; it asks nothing."""
+    """Run ssh-keygen -Y over an open file from its beginning, without prompts."""
     if content is not None:
         content.seek(0)
     return subprocess.run(
@@ -116,6 +117,6 @@ def run_verify(arguments: list[str], content: BinaryIO | None) -> subprocess.Com
 
 
 def last_line(text: str | None) -> str:
-    """The last line that says something, harmless to a terminal."""
+    """Return the last non-empty line, safe to print on a terminal."""
     lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
     return printable(lines[-1]) if lines else ""

@@ -1,7 +1,7 @@
-"""What DVC keeps of a run, held against its names: the objects of its cache, and the manifests in the working tree.
+"""Verify the files that DVC stores of a run against their hashes: objects in its cache, and files in the working tree.
 
-DVC names an object by the MD5 of its content and then believes the name: a damaged object is fetched, linked into the
-working tree and called up to date. So every byte is hashed here before it is passed on, and before it is put in place.
+DVC names an object after the MD5 of its content and does not verify the name again: a damaged object is fetched, linked
+into the working tree and reported as up to date. So every byte is hashed here before it is uploaded or put in place.
 """
 
 import json
@@ -20,26 +20,26 @@ from finetune.pipeline.outputs import md5
 from finetune.reports.base import read_report
 from finetune.reports.decision import DecisionReport
 
-LISTED = 5  # files that an error names
+LISTED = 5  # files listed in an error
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file of the working tree as DVC keeps it: its MD5, and its object in the cache."""
+    """A file of the working tree as DVC stores it: its MD5, and its object in the cache."""
 
     name: str  # relative to the repository
     md5: str
     cached: Path
-    listing: bool = False  # the list of a folder's files, which is not a file of the working tree
+    listing: bool = False  # the list of a folder's files, which is not in the working tree
 
     @property
     def object_name(self) -> str:
-        """What the object is called, here and in a remote."""
+        """The name of the object, in the cache and in a remote."""
         return f"{self.md5}.dir" if self.listing else self.md5
 
 
 def stored_files(root: Path) -> list[Stored]:
-    """Every file that dvc.lock and .dvc files name; of a folder whose list is missing or damaged, the list alone."""
+    """Return every file that dvc.lock and .dvc files name; if a folder's list is missing or damaged, only the list."""
     from dvc.repo import Repo
 
     found: list[Stored] = []
@@ -52,7 +52,7 @@ def stored_files(root: Path) -> list[Stored]:
 
 
 def files_of(name: str, digest: str, cache: Any) -> Iterator[Stored]:
-    """One output: its file, or its folder's list and the files that it names."""
+    """Yield the file of one output, or its folder's list and the files in it."""
     plain, cached = digest.removesuffix(".dir"), Path(cache.oid_to_path(digest))
     if digest == plain:
         yield Stored(name, digest, cached)
@@ -64,7 +64,7 @@ def files_of(name: str, digest: str, cache: Any) -> Iterator[Stored]:
 
 
 def forget_lists(root: Path) -> None:
-    """Make DVC read the lists of folders anew: what it has read of a damaged one outlives the repair of the remote."""
+    """Make DVC read the lists of folders again: it would keep using a damaged one after the remote was repaired."""
     from dvc.repo import Repo
 
     with Repo(str(root.absolute())) as repository:
@@ -72,9 +72,9 @@ def forget_lists(root: Path) -> None:
 
 
 def complete(root: Path, remote: str, files: Iterable[Stored]) -> list[str]:
-    """Upload what the remote lacks after DVC's own push; gives what it lacks even then.
+    """Upload what the remote lacks after DVC's own push; return what it still lacks.
 
-    DVC asks for a folder's list alone, and where that is there takes all of the folder for pushed: an object that was
+    DVC checks only a folder's list and, if the remote has it, assumes that the complete folder was pushed: an object
     lost or deleted in the remote would never be pushed again.
     """
     from dvc.config import RemoteConfigError
@@ -83,10 +83,10 @@ def complete(root: Path, remote: str, files: Iterable[Stored]) -> list[str]:
     with Repo(str(root.absolute())) as repository:
         try:
             store = repository.cloud.get_remote_odb(remote, "push")
-        except RemoteConfigError:  # one that keeps versions itself, and no objects
+        except RemoteConfigError:  # a remote with its own versioning has no objects
             return []
         absent = not_in(store, files)
-        for lists in (False, True):  # a list last: whoever sees it may rely on its files
+        for lists in (False, True):  # lists last: a list implies that its files exist
             some = [file for file in absent if file.listing == lists and file.cached.is_file()]
             if some:
                 paths, names = [str(file.cached) for file in some], [file.object_name for file in some]
@@ -95,19 +95,19 @@ def complete(root: Path, remote: str, files: Iterable[Stored]) -> list[str]:
 
 
 def not_in(store: Any, files: Iterable[Stored]) -> list[Stored]:
-    """The files whose object a remote does not have, asked of the remote itself."""
+    """Query the remote and return the files whose objects it lacks."""
     asked = list(files)
     there = set(store.oids_exist([file.object_name for file in asked])) if asked else set()
     return [file for file in asked if file.object_name not in there]
 
 
 def damaged(files: Iterable[Stored]) -> list[Stored]:
-    """The files whose object in the cache is not what it is named after."""
+    """Return the files whose object in the cache does not match its hash."""
     return [file for file in files if file.cached.is_file() and md5(file.cached) != file.md5]
 
 
 def require_in_place(root: Path, files: Iterable[Stored]) -> None:
-    """DataError where a file of the working tree is missing or not the one that DVC names."""
+    """Raise DataError if a file of the working tree is missing or does not match its hash in DVC."""
     wrong = [
         file.name
         for file in files
@@ -120,7 +120,7 @@ def require_in_place(root: Path, files: Iterable[Stored]) -> None:
 
 
 def require_manifests(paths: Paths) -> None:
-    """DataError unless adapter, tokens, splits and answers are those of their manifests and reports, to the byte."""
+    """Raise DataError unless adapter, tokens, splits and answers match their manifests and reports byte for byte."""
     reports = RunReports.read(paths.reports)
     read_report(paths.reports / "decision.json", DecisionReport)
     read_manifest(paths.validated)
@@ -132,7 +132,7 @@ def require_manifests(paths: Paths) -> None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+    """List the first names, and how many more there are."""
     every = sorted(set(names))
     rest = f" and {len(every) - LISTED} more" if len(every) > LISTED else ""
     return ", ".join(every[:LISTED]) + rest
