@@ -54,7 +54,7 @@ class Starts:
             process.join()
         return int(process.exitcode)
 
-    def said(self, folder: Path) -> str:
+    def output(self, folder: Path) -> str:
         """What the newest start in a folder printed."""
         return (folder / f"run-{self.counts[folder]}.log").read_text(encoding="utf-8")
 

@@ -74,11 +74,11 @@ class Workshop:
         content = params(**{**COMMON, **SETTINGS[setting]})
         (folder / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
 
-    def whole(self, setting: str) -> Path:
+    def uninterrupted(self, setting: str) -> Path:
         """The folder of the run that nothing disturbed."""
         if setting not in self.wholes:
             folder = self.ready(setting)
-            assert self.start(folder) == 0, self.start.said(folder)
+            assert self.start(folder) == 0, self.start.output(folder)
             self.wholes[setting] = folder
         return self.wholes[setting]
 

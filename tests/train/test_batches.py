@@ -1,4 +1,4 @@
-"""Micro-batches: every row once an epoch, in an order that is a function of seed and epoch, on however many devices."""
+"""Micro-batches use every row once per epoch, in an order set by seed and epoch only, on any number of devices."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ LENGTHS = [(7 * number) % 23 + 1 for number in range(101)]
 
 
 def sampler(strategy: str = "group_by_length", world: int = 1, rank: int = 0, accumulation: int = 4) -> EpochBatches:
-    """Micro-batches of two rows over 101 rows."""
+    """Return micro-batches of two rows over 101 rows."""
     return EpochBatches(LENGTHS, 2, accumulation, 3, strategy, rank, world)
 
 
 @pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
 def test_each_epoch_takes_every_example_once(strategy: str) -> None:
-    """No order may lose or repeat an example, nor hang on the global random state, which a resumed run has not."""
+    """An order loses and repeats no example, and does not depend on the global random state, which is not restored."""
     batches = sampler(strategy)
     orders = []
     for epoch in (0, 1, 1):
@@ -34,8 +34,8 @@ def test_each_epoch_takes_every_example_once(strategy: str) -> None:
 
 
 @given(rows=st.integers(1, 60), micro=st.integers(1, 5), world=st.integers(1, 5), accumulation=st.integers(1, 4))
-def test_processes_share_the_steps_of_one(rows: int, micro: int, world: int, accumulation: int) -> None:
-    """At each step the processes together hold the rows that one process with as much more accumulation would."""
+def test_several_processes_take_the_same_steps_as_one(rows: int, micro: int, world: int, accumulation: int) -> None:
+    """At each step all processes together hold the rows of one process with proportionally more accumulation."""
     lengths = [row % 7 + 1 for row in range(rows)]
     parts = [
         EpochBatches(lengths, micro, accumulation, 0, "group_by_length", rank, world).batches(0)
@@ -53,13 +53,13 @@ def test_processes_share_the_steps_of_one(rows: int, micro: int, world: int, acc
         assert together == sorted(row for batch in alone[begin : begin + accumulation * world] for row in batch)
 
 
-def test_blank_rows_stand_where_no_micro_batch_is_left() -> None:
-    """Three micro-batches on two processes: accelerate would train on the first row twice."""
+def test_blank_rows_fill_missing_micro_batches() -> None:
+    """With three micro-batches on two processes, accelerate would train on the first row twice."""
     assert [share(range(5), 2, rank, 2) for rank in (0, 1)] == [[[0, 1], [4]], [[2, 3], [5]]]
 
 
 def rows(labels: list[list[int]]) -> Dataset:
-    """A dataset as validate writes it."""
+    """Return a dataset in the form that validate writes."""
     content: dict[str, Any] = {
         "ids": [[f"row-{number}"] for number in range(len(labels))],
         "input_ids": [[5] * len(row) for row in labels],
@@ -70,19 +70,19 @@ def rows(labels: list[list[int]]) -> Dataset:
 
 
 @given(st.lists(st.lists(st.sampled_from([IGNORED, 5, 6]), min_size=1, max_size=9), min_size=1, max_size=9))
-def test_supervised_tokens_are_counted_a_row(labels: list[list[int]]) -> None:
-    """The count that each micro-batch is held to, by columns and not by rows."""
+def test_supervised_tokens_are_counted_per_row(labels: list[list[int]]) -> None:
+    """The expected count of each micro-batch is computed by columns; it equals the count by rows."""
     assert count_supervised(rows(labels)).tolist() == [sum(label != IGNORED for label in row) for row in labels]
 
 
-def test_counting_a_part_of_a_table() -> None:
-    """A slice of an Arrow table keeps the offsets of the whole."""
+def test_supervised_tokens_of_a_table_slice_are_counted() -> None:
+    """Counting works on a slice of an Arrow table, which keeps the offsets of the full table."""
     part = rows([[5, IGNORED], [5, 5], [IGNORED, IGNORED, 5]]).data.slice(1, 2)
     assert count_supervised(Dataset(part)).tolist() == [2, 1]
 
 
 def test_blank_row_has_no_supervised_token() -> None:
-    """It adds nothing to the loss, and every other row stays as it is."""
+    """A blank row adds nothing to the loss and leaves every other row unchanged."""
     whole = rows([[IGNORED, 5], [5, 5]])
     blank = with_blank(whole)
     assert len(blank) == 3
@@ -91,5 +91,6 @@ def test_blank_row_has_no_supervised_token() -> None:
 
 
 def test_an_evaluation_begins_with_the_longest_rows() -> None:
-    """What does not fit fails in the first batch, and rows of like length share a batch."""
+    """Evaluation starts with the longest rows, so that a lack of memory shows at once; rows of similar length share a
+    batch."""
     assert longest_first([3, 9, 3, 5]) == [1, 3, 0, 2]

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the newest good one is found, and nothing good is lost on the way."""
+"""Checkpoints are complete or absent, the newest good one is found, and no good checkpoint is lost."""
 
 import json
 from collections import namedtuple
@@ -12,21 +12,21 @@ from finetune.train.checkpoints import Checkpoints, clear_others
 
 
 def save(store: Checkpoints, step: int, best: int | None = None) -> Path:
-    """A checkpoint of a hundred bytes."""
+    """Write a checkpoint of a hundred bytes."""
     store.begin(100)
     (store.partial / "weights").write_bytes(bytes(100))
     return store.publish(step, best, {"saved": []})
 
 
 def spoil(path: Path) -> None:
-    """What a full disk or a bad one does."""
+    """Truncate the file, as a full or failing disk does."""
     (path / "weights").write_bytes(bytes(99))
 
 
-def test_newest_whole_one_is_found_and_bad_ones_are_set_aside(
+def test_newest_complete_checkpoint_is_found_and_bad_ones_set_aside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A half-written checkpoint would resume other weights in silence; the one before it is taken, aloud."""
+    """A half-written checkpoint is set aside with a warning and the one before it is used."""
     store = Checkpoints(tmp_path, 5)
     for step in (3, 6, 9):
         save(store, step)
@@ -40,7 +40,7 @@ def test_newest_whole_one_is_found_and_bad_ones_are_set_aside(
 
 
 def test_a_checkpoint_whose_best_one_is_bad_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is published at the end is the best one: a run that can't have it resumes from before it."""
+    """The best checkpoint is what gets published: a run that has lost it resumes from before it."""
     store = Checkpoints(tmp_path, 5)
     save(store, 3)
     save(store, 6, best=6)
@@ -51,14 +51,15 @@ def test_a_checkpoint_whose_best_one_is_bad_is_not_used(tmp_path: Path, capsys: 
         "checkpoint-9 is not a usable checkpoint and was set aside as bad-checkpoint-9: its best"
         in capsys.readouterr().out
     )
-    assert store.steps() == [3]  # several processes take the newest that is left
+    assert store.steps() == [3]  # several processes take the newest one left
 
 
 @pytest.mark.parametrize("best", ["x", [3], {"step": 3}])
-def test_a_manifest_without_a_best_step_is_no_good_one(
+def test_a_manifest_without_a_best_step_is_set_aside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], best: object
 ) -> None:
-    """It is set aside like any other damage, and the run resumes from the one before."""
+    """A manifest without a best step is set aside like any other damage; the run resumes from the checkpoint before
+    it."""
     store = Checkpoints(tmp_path, 5)
     save(store, 3)
     save(store, 6)
@@ -69,8 +70,8 @@ def test_a_manifest_without_a_best_step_is_no_good_one(
     assert "manifest.json names no step as its best one" in capsys.readouterr().out
 
 
-def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
-    """The limit counts the best one, which is never removed; nor is the one just written."""
+def test_the_best_and_the_newest_checkpoint_are_kept(tmp_path: Path) -> None:
+    """The limit includes the best checkpoint, which is never removed; nor is the one just written."""
     store = Checkpoints(tmp_path, 2)
     for step, best in ((3, 3), (6, 3), (9, 3), (12, 3)):
         save(store, step, best)
@@ -79,8 +80,8 @@ def test_the_best_and_the_newest_are_kept(tmp_path: Path) -> None:
     assert store.steps() == [15, 12]
 
 
-def test_what_a_kill_while_writing_leaves_is_no_checkpoint(tmp_path: Path) -> None:
-    """Only the rename makes it one, and the next start clears it away."""
+def test_a_half_written_checkpoint_is_ignored_and_cleared(tmp_path: Path) -> None:
+    """Only the rename completes a checkpoint; the next start removes what a kill left unfinished."""
     store = Checkpoints(tmp_path, 2)
     save(store, 3)
     store.begin(100)
@@ -89,16 +90,17 @@ def test_what_a_kill_while_writing_leaves_is_no_checkpoint(tmp_path: Path) -> No
     assert not store.partial.exists()
 
 
-def test_the_same_step_is_written_anew(tmp_path: Path) -> None:
-    """A run that was stopped in its evaluation saves the step a second time when it goes on."""
+def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
+    """A run that was stopped in its evaluation saves the same step a second time when it resumes."""
     store = Checkpoints(tmp_path, 2)
     save(store, 3)
     save(store, 3, best=3)
     assert json.loads((store.path(3) / "manifest.json").read_text(encoding="utf-8"))["best_step"] == 3
 
 
-def test_no_room_is_known_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the place, what is there and what is needed, and what a stop now leaves."""
+def test_a_full_disk_is_detected_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the directory, the free and the needed space, and the checkpoint that a stopped run resumes
+    from."""
     store = Checkpoints(tmp_path, 2)
     save(store, 3)
     usage = namedtuple("usage", "total used free")
@@ -112,10 +114,11 @@ def test_no_room_is_known_before_anything_is_written(tmp_path: Path, monkeypatch
     assert store.steps() == [3]
 
 
-def test_other_unfinished_runs_are_told_of_and_published_ones_go(
+def test_unfinished_runs_are_reported_and_published_runs_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They fill the disk until someone removes them; what was published is in DVC's hands by the next training."""
+    """Unfinished runs of other params are reported, since they fill the disk; published runs, stored by DVC, are
+    removed."""
     one, two = Checkpoints(tmp_path / "one", 2), Checkpoints(tmp_path / "two", 2)
     save(one, 3)
     save(two, 3)
@@ -129,7 +132,7 @@ def test_other_unfinished_runs_are_told_of_and_published_ones_go(
 
 
 def test_files_of_other_processes_are_waited_for(tmp_path: Path) -> None:
-    """A shared disk shows them late; without a random state the library would resume another run in silence."""
+    """A shared disk shows files late; without its random state a run would silently resume differently."""
     from finetune.train.checkpoints import wait_for_files
 
     (tmp_path / "rng_state_0.pth").touch()

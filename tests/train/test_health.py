@@ -1,4 +1,4 @@
-"""Guards: what stops a run says where and why, and what is only told is told rightly."""
+"""Guards that stop a run say where and why, and warnings appear exactly when they should."""
 
 import math
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from finetune.train.health import describe_health, find_spikes, require_finite, 
 from tests.builders.small_run import params
 
 
-def test_what_is_not_finite_names_the_examples() -> None:
-    """The whole text, once; a finite number passes."""
+def test_a_non_finite_loss_names_the_examples() -> None:
+    """A value that is not finite raises an error with the examples, once; a finite number passes."""
     require_finite("loss", 1.0, 7, 1e-3, ["a"])
     with pytest.raises(ConfigError) as raised:
         require_finite("loss", math.inf, 7, 1e-3, [f"row-{number}" for number in range(10)])
@@ -27,7 +27,7 @@ def test_what_is_not_finite_names_the_examples() -> None:
 
 @given(micro=st.integers(2, 64), accumulation=st.integers(1, 16))
 def test_a_smaller_micro_batch_keeps_the_effective_one(micro: int, accumulation: int) -> None:
-    """Whatever the size, the product stays, and it becomes smaller until it is one."""
+    """The effective batch stays the same at any size, and halving ends at one row."""
     sizes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
     config = parse_config(
         params(
@@ -40,17 +40,19 @@ def test_a_smaller_micro_batch_keeps_the_effective_one(micro: int, accumulation:
     assert smaller.per_device_train_batch_size * smaller.gradient_accumulation_steps == micro * accumulation
 
 
-def test_halving(change: Callable[..., Config]) -> None:
-    """16 rows once become 8 rows twice; validation takes no more rows at once than fit."""
+def test_halving_the_micro_batch_keeps_the_effective_batch(change: Callable[..., Config]) -> None:
+    """16 rows become 8 rows twice; validation batches become no larger than training ones."""
     smaller = smaller_micro_batch(change()).train
     assert (smaller.per_device_train_batch_size, smaller.gradient_accumulation_steps) == (8, 2)
     assert smaller.per_device_eval_batch_size == 8
 
 
-def test_one_row_that_does_not_fit_is_the_end(change: Callable[..., Config]) -> None:
-    """There is nothing left to halve: the machine can't."""
+def test_a_micro_batch_of_one_row_is_not_halved(change: Callable[..., Config]) -> None:
+    """A single row cannot be halved: the hardware is insufficient."""
     one: Config = change(**{"train.per_device_train_batch_size": 1, "train.per_device_eval_batch_size": 8})
-    assert smaller_micro_batch(one).train.per_device_eval_batch_size == 1  # an evaluation may be what did not fit
+    assert (
+        smaller_micro_batch(one).train.per_device_eval_batch_size == 1
+    )  # the batch that did not fit may have been an evaluation batch
     one = change(**{"train.per_device_train_batch_size": 1, "train.per_device_eval_batch_size": 1})
     with pytest.raises(
         MachineError, match=r"the longest row alone does not fit in the memory of this machine; use a smaller"
@@ -58,16 +60,16 @@ def test_one_row_that_does_not_fit_is_the_end(change: Callable[..., Config]) -> 
         smaller_micro_batch(one)
 
 
-def test_spikes_are_jumps_over_the_losses_before() -> None:
-    """A slow rise is none, nor is the noise of the first few losses."""
+def test_spikes_are_jumps_above_previous_losses() -> None:
+    """A slow rise is not a spike, nor is the noise of the first few losses."""
     calm = [(step, 2.0 - step / 100) for step in range(30)]
     assert find_spikes(calm) == []
     assert find_spikes([(0, 2.0), (1, 9.0)]) == []
     assert [step for step, _, _ in find_spikes([*calm, (30, 4.0), (31, 1.6)])] == [30]
 
 
-def test_health_is_told_in_words() -> None:
-    """A run that jumped and one that learnt nothing say so; a healthy one says nothing."""
+def test_spikes_and_a_lack_of_learning_are_described() -> None:
+    """A run with a loss spike and one that learnt nothing are reported; a healthy one yields no message."""
     calm = [(step, 2.0) for step in range(30)]
     assert describe_health(calm, 2.0, 1.0) == []
     assert describe_health(calm, None, 1.0) == []

@@ -1,4 +1,4 @@
-"""How several processes are started, and what spreads a run over them, looked at without training."""
+"""The launch of several processes and their distributed settings, checked without training."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from finetune.train.sft_config import strategy_options
 
 
 def spread_config(change: Callable[..., Config], strategy: str = "ddp", **keys: Any) -> Config:
-    """params.yaml on several devices; keys of train.distributed."""
+    """Return params.yaml on several devices, with the given keys of train.distributed."""
     how: dict[str, Any] = {"nodes": 1, "devices": 2, "offload_optimizer": "none", "offload_param": "none", **keys}
     return change(**{"train.distributed": {**how, "strategy": strategy}})
 
@@ -26,7 +26,7 @@ def spread_config(change: Callable[..., Config], strategy: str = "ddp", **keys: 
 def test_torchrun_starts_the_processes_of_this_node(
     change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One node finds its own port, so that two runs on a machine don't meet; several are told the head's."""
+    """A single node picks a free port, so that two runs on a machine do not collide; several nodes get the head's."""
     monkeypatch.setenv("NODE_RANK", "1")
     monkeypatch.setenv("MASTER_ADDR", "head")
     monkeypatch.delenv("MASTER_PORT", raising=False)
@@ -39,15 +39,19 @@ def test_torchrun_starts_the_processes_of_this_node(
 
 
 def test_processes_share_the_cores(change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes with a thread a core each would wait for each other; more processes than cores have one each."""
+    """Two processes with one thread per core each would wait for each other; with more processes than cores each gets
+    one."""
     monkeypatch.setattr(launch, "usable_cores", lambda: 6)
     assert launch.threads(spread_config(change)) == 3
     assert launch.threads(spread_config(change, nodes=2, devices=4)) == 3
     assert launch.threads(spread_config(change, devices=8)) == 1
 
 
-def test_missing_devices_and_packages_are_told(change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is started, with what to write instead; processes on a CPU are no devices that could miss."""
+def test_missing_devices_and_packages_are_reported(
+    change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Missing devices and packages are reported before anything starts, with what to write instead; a CPU run needs no
+    GPU."""
     launch.require_devices(spread_config(change, devices=8))
     cuda = spread_config(change, nodes=2, devices=8).model_copy(update={"environment": "cuda"})
     monkeypatch.setattr(preflight, "find_missing_device", lambda _: None)
@@ -62,29 +66,29 @@ def test_missing_devices_and_packages_are_told(change: Callable[..., Config], mo
 
 
 @pytest.mark.parametrize("offload", ["none", "cpu"])
-def test_fsdp_options_arrive_in_the_plugin(change: Callable[..., Config], tmp_path: Path, offload: str) -> None:
-    """What accelerate shards with: FSDP2, layers let go after their pass, the whole adapter in one file."""
+def test_fsdp_options_reach_the_plugin(change: Callable[..., Config], tmp_path: Path, offload: str) -> None:
+    """accelerate shards with FSDP2, frees layers after their pass, and saves the complete adapter in one file."""
     from accelerate.utils import FullyShardedDataParallelPlugin
     from transformers import TrainingArguments
 
     options = strategy_options(spread_config(change, "fsdp", offload_param=offload))
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FSDP_VERSION", "1")  # the options win over what is in the environment
+        patch.setenv("FSDP_VERSION", "1")  # the options take precedence over the environment
         plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
     assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.cpu_ram_efficient_loading) == (2, True, False)
     assert type(plugin.cpu_offload).__name__ == ("CPUOffloadPolicy" if offload == "cpu" else "OffloadPolicy")
     assert plugin.state_dict_type.name == "FULL_STATE_DICT"
     assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
     assert not plugin.activation_checkpointing
-    os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)  # which TrainingArguments leaves there
+    os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)  # TrainingArguments leaves it in the environment
 
 
 @pytest.mark.parametrize(("strategy", "stage"), [("zero2", 2), ("zero3", 3)])
 def test_deepspeed_options_are_filled_in(
     change: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, stage: int
 ) -> None:
-    """transformers' own reading, without the package: each "auto" gets the run's value, and nothing disagrees."""
+    """transformers fills each "auto" with the run's value, and no value disagrees; the package itself is not needed."""
     from accelerate.utils.deepspeed import HfDeepSpeedConfig
     from transformers import TrainingArguments
     from transformers.integrations import deepspeed
@@ -108,7 +112,7 @@ def test_deepspeed_options_are_filled_in(
     assert (read.is_zero2(), read.is_zero3(), read.is_offload()) == (stage == 2, stage == 3, True)
 
 
-def test_ddp_names_its_backend_and_a_single_process_nothing(change: Callable[..., Config]) -> None:
-    """On a CPU the processes speak by gloo; NCCL, the Trainer's choice on GPUs, is not there."""
+def test_only_ddp_sets_a_backend(change: Callable[..., Config]) -> None:
+    """On a CPU the processes use gloo; NCCL, the Trainer's default on GPUs, is not available there."""
     assert strategy_options(spread_config(change)) == {"ddp_backend": "gloo", "ddp_find_unused_parameters": False}
     assert strategy_options(change()) == {}

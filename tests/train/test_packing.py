@@ -1,4 +1,4 @@
-"""Packed rows: nothing cut, nothing seen of a neighbour, and every supervised token trained on."""
+"""Packed rows: no example is cut, none attends to its neighbour, and every supervised token is trained on."""
 
 import shutil
 from pathlib import Path
@@ -21,12 +21,12 @@ CHANGES |= {"train__train_sampling_strategy": "random", "train__warmup_steps": 1
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Paths]:
-    """A validated workspace of packed rows, which the tests stand in."""
+    """Return a validated workspace of packed rows and make it the working directory."""
     return validated(tmp_path_factory.mktemp("packed") / "run", **CHANGES)
 
 
 def test_rows_are_full_and_hold_every_example_once(run: tuple[Config, Paths]) -> None:
-    """36 examples of some 30 tokens fit into a quarter as many rows of 128."""
+    """36 examples of about 30 tokens fit into a quarter as many rows of 128 tokens."""
     _, paths = run
     table = pyarrow.ipc.open_stream(paths.validated / "train.arrow").read_all().to_pylist()
     counts = read_json(paths.reports / "validation.json")["tokens"]["train"]
@@ -40,7 +40,8 @@ def test_rows_are_full_and_hold_every_example_once(run: tuple[Config, Paths]) ->
 
 
 def test_a_packed_neighbour_is_not_seen(run: tuple[Config, Paths]) -> None:
-    """The rehearsal's proof holds; and it can fail: with a mask of ones, as some collators make, neighbours leak."""
+    """The packing check of rehearse passes; with an attention mask of ones, as some collators build, neighbours
+    leak."""
     from finetune.commands.rehearse.proofs import TOLERANCE, check_packing
     from finetune.model.base import load_base
 
@@ -57,7 +58,8 @@ def test_a_packed_neighbour_is_not_seen(run: tuple[Config, Paths]) -> None:
 
 
 def test_packed_training_takes_every_supervised_token(run: tuple[Config, Paths]) -> None:
-    """Each micro-batch is compared with validate's count, so a run that ends has trained on exactly these."""
+    """Each micro-batch is compared with validate's count, so a run that completes has trained on exactly these
+    tokens."""
     from finetune.train import stage
 
     config, paths = run
@@ -66,14 +68,14 @@ def test_packed_training_takes_every_supervised_token(run: tuple[Config, Paths])
     assert report["steps"] == report["planned_steps"] == planned["steps"]
 
 
-def test_an_epoch_of_less_is_refused(run: tuple[Config, Paths], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collator that loses labels, as one did with rows of a packed batch, must not go unnoticed for hours."""
+def test_an_epoch_with_missing_labels_is_refused(run: tuple[Config, Paths], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collator that loses labels, as one did with packed batches, is detected in the first epoch."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     from finetune.train import stage
 
     config, paths = run
-    shutil.rmtree(paths.checkpoints, ignore_errors=True)  # a finished run would only be published again
+    shutil.rmtree(paths.checkpoints, ignore_errors=True)  # otherwise the finished run would only be published again
     whole = DataCollatorForLanguageModeling.torch_call
 
     def lossy(self: DataCollatorForLanguageModeling, examples: list[dict[str, object]]) -> dict[str, torch.Tensor]:
@@ -84,6 +86,6 @@ def test_an_epoch_of_less_is_refused(run: tuple[Config, Paths], monkeypatch: pyt
 
     monkeypatch.setattr(DataCollatorForLanguageModeling, "torch_call", lossy)
     wrong = r"after step 0 has \d+ supervised tokens, but validate counted \d+ in its rows"
-    for _ in range(2):  # and again when it is started again
+    for _ in range(2):  # the second start refuses it as well
         with pytest.raises(DataError, match=wrong):
             stage.run(params_of("train", config), Paths(Path()))

@@ -1,4 +1,4 @@
-"""A run that is killed and started again is the run that nothing disturbed, bit for bit."""
+"""A run that is killed and restarted equals an uninterrupted run, bit for bit."""
 
 import random
 from pathlib import Path
@@ -12,10 +12,10 @@ from tests.builders.resumed import workshop as workshop
 pytestmark = pytest.mark.end_to_end
 
 KILLED = -9
-ANYWHERE = random.Random(11).sample(range(1, 15), 3)  # a few steps without a reason
+ANYWHERE = random.Random(11).sample(range(1, 15), 3)  # a few steps chosen at random
 DEATHS = [
     *(("dropout", [f"step {step}"]) for step in ANYWHERE),
-    ("dropout", ["micro 7 1", "write 12"]),  # dies twice
+    ("dropout", ["micro 7 1", "write 12"]),  # killed twice
     ("dropout", ["write 6"]),
     ("dropout", ["rename 9"]),
     ("dropout", ["evaluation 6"]),
@@ -26,16 +26,16 @@ DEATHS = [
     ("packed", ["step 8"]),
     ("nf4", ["step 7", "rename 12"]),
     ("spoilt", ["step 10"]),
-    ("spoilt", ["saved 12"]),  # patience has ended the run there
+    ("spoilt", ["saved 12"]),  # early stopping has ended the run at this step
     ("spoilt", ["publish"]),
     ("rare saves", ["step 13"]),
     ("no best", ["step 5"]),
 ]
 
 
-def check_order(workshop: Workshop, folder: Path, whole: Path, number: int, resumed: int) -> None:
-    """A start computes the micro-batches of the whole run from its checkpoint's step on, and no others."""
-    expected = [batch for batch in order(whole, 1) if batch["step"] >= resumed]
+def check_order(workshop: Workshop, folder: Path, uninterrupted: Path, number: int, resumed: int) -> None:
+    """Check that a start computes the micro-batches of the uninterrupted run from its checkpoint on, and no others."""
+    expected = [batch for batch in order(uninterrupted, 1) if batch["step"] >= resumed]
     found = order(folder, number)
     assert found == expected[: len(found)]
     if number == workshop.start.counts[folder]:
@@ -43,25 +43,27 @@ def check_order(workshop: Workshop, folder: Path, whole: Path, number: int, resu
 
 
 @pytest.mark.parametrize(("setting", "deaths"), DEATHS, ids=lambda value: str(value))
-def test_killed_and_whole_runs_are_one(workshop: Workshop, setting: str, deaths: list[str]) -> None:
-    """Weights, optimizer, every logged number and the order of examples; who resumes must not have to wonder."""
-    whole, folder = workshop.whole(setting), workshop.ready(setting)
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
+    workshop: Workshop, setting: str, deaths: list[str]
+) -> None:
+    """A resumed run has the weights, optimizer, logged numbers and order of examples of an uninterrupted one."""
+    uninterrupted, folder = workshop.uninterrupted(setting), workshop.ready(setting)
     resumed = [0]
     for death in deaths:
-        assert workshop.start(folder, death) == KILLED, workshop.start.said(folder)
+        assert workshop.start(folder, death) == KILLED, workshop.start.output(folder)
         assert not (folder / "out/adapter").exists()
         resumed.append(newest_step(folder))
-    assert workshop.start(folder) == 0, workshop.start.said(folder)
+    assert workshop.start(folder) == 0, workshop.start.output(folder)
     for number, step in enumerate(resumed, start=1):
-        check_order(workshop, folder, whole, number, step)
-    assert outcome(folder) == outcome(whole)
+        check_order(workshop, folder, uninterrupted, number, step)
+    assert outcome(folder) == outcome(uninterrupted)
     assert read_json(folder / "reports/train_cost.json")["resumed_from_step"] == resumed[-1]
     assert len(list(folder.glob("work/checkpoints/*/finished"))) == 1
 
 
-def test_the_settings_are_what_they_say(workshop: Workshop) -> None:
-    """A comparison proves nothing about what did not happen in it."""
-    batches = order(workshop.whole("dropout"), 1)
+def test_each_setting_exercises_its_feature(workshop: Workshop) -> None:
+    """Each setting exercises what its name says; otherwise the comparisons above would prove nothing."""
+    batches = order(workshop.uninterrupted("dropout"), 1)
     assert [sum(batch["step"] == step for batch in batches) for step in range(15)] == [2, 2, 2, 2, 1] * 3
     epoch = sorted(name for batch in batches[:9] for ids in batch["ids"] for name in ids)
     assert len(set(epoch)) == 36
@@ -69,10 +71,10 @@ def test_the_settings_are_what_they_say(workshop: Workshop) -> None:
         sorted(name for batch in batches[at : at + 9] for ids in batch["ids"] for name in ids) == epoch
         for at in (9, 18)
     )
-    packed = order(workshop.whole("packed"), 1)
+    packed = order(workshop.uninterrupted("packed"), 1)
     assert max(len(ids) for batch in packed for ids in batch["ids"]) > 1
-    spoilt = outcome(workshop.whole("spoilt")).report
+    spoilt = outcome(workshop.uninterrupted("spoilt")).report
     assert spoilt["kept_step"] < spoilt["steps"] < spoilt["planned_steps"]
-    assert outcome(workshop.whole("rare saves")).report["kept_step"] == spoilt["kept_step"]
-    assert spoilt["kept_step"] % 6  # none of the steps that "rare saves" saves at
-    assert outcome(workshop.whole("nf4")).adapter != outcome(workshop.whole("dropout")).adapter
+    assert outcome(workshop.uninterrupted("rare saves")).report["kept_step"] == spoilt["kept_step"]
+    assert spoilt["kept_step"] % 6  # no multiple of 6, so "rare saves" does not save at this step
+    assert outcome(workshop.uninterrupted("nf4")).adapter != outcome(workshop.uninterrupted("dropout")).adapter

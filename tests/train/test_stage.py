@@ -1,4 +1,4 @@
-"""train: the same seed gives the same adapter, a kill costs nothing, and nothing wrong is published."""
+"""train: the same seed gives the same adapter, a kill loses nothing, and no wrong result is published."""
 
 import json
 import os
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace in which train can start."""
+    """Return a workspace in which train can start."""
     root = tmp_path_factory.mktemp("ready") / "work"
     validated(root)
     return root
@@ -40,7 +40,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As `Starts` trains: another number of threads may round otherwise."""
+    """Train with one thread, as `Starts` does: another number of threads may round differently."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,14 +48,14 @@ def one_thread() -> Iterator[None]:
 
 
 def train(root: Path, **changes: Any) -> str:
-    """Train in a workspace; gives the adapter's hash."""
+    """Train in a workspace and return the adapter's hash."""
     config, paths = enter(root, **changes)
     stage.run(params_of("train", config), paths)
     return str(read_manifest(paths.adapter)["adapter_sha256"])
 
 
 def enter(root: Path, **changes: Any) -> tuple[Any, Any]:
-    """The config and paths of a workspace, standing in it."""
+    """Make a workspace the working directory and return its config and paths."""
     from finetune.config.params import parse_config
     from finetune.paths import Paths
     from tests.builders.small_run import params
@@ -67,7 +67,7 @@ def enter(root: Path, **changes: Any) -> tuple[Any, Any]:
 
 
 def test_same_seed_same_adapter_other_seed_another(ready: Path, tmp_path: Path) -> None:
-    """The promise of repeatability, and the proof that the hash can tell two adapters apart."""
+    """Training is repeatable, and the hash distinguishes two adapters."""
     first = train(copy_of(ready, tmp_path / "a"))
     assert train(copy_of(ready, tmp_path / "b")) == first
     assert train(copy_of(ready, tmp_path / "c"), seed=7) != first
@@ -75,8 +75,8 @@ def test_same_seed_same_adapter_other_seed_another(ready: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.usefixtures("one_thread")
-def test_killed_run_goes_on_to_the_same_adapter(ready: Path, tmp_path: Path, quantization: str) -> None:
-    """SIGKILL after a checkpoint, inside an epoch: what comes out equals the uninterrupted run's, bit for bit."""
+def test_killed_run_resumes_to_the_same_adapter(ready: Path, tmp_path: Path, quantization: str) -> None:
+    """After a SIGKILL between two checkpoints, the resumed run equals the uninterrupted one, bit for bit."""
     undisturbed = train(copy_of(ready, tmp_path / "whole"), model__quantization=quantization)
     root = copy_of(ready, tmp_path / "killed")
     enter(root, model__quantization=quantization)
@@ -84,11 +84,12 @@ def test_killed_run_goes_on_to_the_same_adapter(ready: Path, tmp_path: Path, qua
     assert not (root / "out/adapter").exists()
     assert train(root, model__quantization=quantization) == undisturbed
     assert read_json(root / "reports/train_cost.json")["resumed_from_step"] == 3
-    assert list(root.glob("work/checkpoints/*/finished"))  # until evaluate begins
+    assert list(root.glob("work/checkpoints/*/finished"))  # kept until evaluate begins
 
 
 def test_published_adapter_is_plain_peft(ready: Path, tmp_path: Path) -> None:
-    """Anyone can load it: the base's pinned name, sorted config, no pickle, and weights that have moved."""
+    """The published adapter loads with plain PEFT: pinned base name, sorted config, no pickle, and weights that
+    changed."""
     root = copy_of(ready, tmp_path / "run")
     train(root)
     config, paths = enter(root)
@@ -106,8 +107,8 @@ def test_published_adapter_is_plain_peft(ready: Path, tmp_path: Path) -> None:
     assert manifest["versions"]["torch"] == torch.__version__
 
 
-def test_best_checkpoint_is_the_one_that_is_kept(ready: Path, tmp_path: Path) -> None:
-    """With a rate that soon spoils the model, what is published has the least validation loss of the curve."""
+def test_best_checkpoint_is_published(ready: Path, tmp_path: Path) -> None:
+    """With a rate that soon degrades the model, the published adapter has the lowest validation loss of the curve."""
     root = copy_of(ready, tmp_path / "run")
     train(root, train__learning_rate=0.5, train__lr_scheduler_type="constant", train__num_train_epochs=4)
     report = read_json(root / "reports/train.json")
@@ -117,11 +118,11 @@ def test_best_checkpoint_is_the_one_that_is_kept(ready: Path, tmp_path: Path) ->
     assert report["validation_loss"] == pytest.approx(min(losses.values()), rel=1e-4)
 
 
-def test_not_finite_stops_before_the_step(ready: Path, tmp_path: Path) -> None:
-    """NaN must not be averaged away, nor published; the examples it came from and the way out are named."""
+def test_non_finite_loss_stops_before_the_step(ready: Path, tmp_path: Path) -> None:
+    """NaN is neither averaged away nor published; the error names the examples and the remedy."""
     trainer = trainer_of(*enter(copy_of(ready, tmp_path / "run")))
     rows = trainer.batches().batches(0)[0]
-    trainer.evaluate = lambda *args: None  # which would meet it first
+    trainer.evaluate = lambda *args: None  # it would meet the NaN first
     next(tensor for name, tensor in trainer.model.named_parameters() if "lora_A" in name).data.fill_(float("nan"))
     with pytest.raises(ConfigError) as raised:
         trainer.train()
@@ -130,7 +131,7 @@ def test_not_finite_stops_before_the_step(ready: Path, tmp_path: Path) -> None:
     assert not Path("out/adapter").exists()
 
 
-def test_gradient_that_is_not_finite_stops_before_the_step(ready: Path, tmp_path: Path) -> None:
+def test_non_finite_gradient_stops_before_the_step(ready: Path, tmp_path: Path) -> None:
     """A finite loss can have an infinite gradient: clipping would turn all of it into NaN."""
     trainer = trainer_of(*enter(copy_of(ready, tmp_path / "run")))
     name, tensor = next((name, tensor) for name, tensor in trainer.model.named_parameters() if "lora_B" in name)
@@ -141,24 +142,24 @@ def test_gradient_that_is_not_finite_stops_before_the_step(ready: Path, tmp_path
     assert torch.equal(tensor, before), name
 
 
-def test_another_run_never_resumes_these_checkpoints(ready: Path) -> None:
-    """Checkpoints are keyed by all that determines the adapter."""
+def test_checkpoints_are_never_resumed_by_another_run(ready: Path) -> None:
+    """The fingerprint of checkpoints covers everything that determines the adapter."""
     base, data = {"name": "base", "revision": "x"}, {"train.arrow": "1"}
 
-    def given(**changes: Any) -> Any:
+    def params_with(**changes: Any) -> Any:
         return params_of("train", enter(ready, **changes)[0])
 
-    one = fingerprint(given(), data, base, "sdpa")
-    assert fingerprint(given(train__learning_rate=0.1), data, base, "sdpa") != one
-    assert fingerprint(given(seed=1), data, base, "sdpa") != one
-    assert fingerprint(given(), {"train.arrow": "2"}, base, "sdpa") != one
-    assert fingerprint(given(), data, {**base, "revision": "y"}, "sdpa") != one
-    assert fingerprint(given(), data, base, "flash_attention_2") != one
-    assert fingerprint(given(evaluate__batch_size=2), data, base, "sdpa") == one
+    one = fingerprint(params_with(), data, base, "sdpa")
+    assert fingerprint(params_with(train__learning_rate=0.1), data, base, "sdpa") != one
+    assert fingerprint(params_with(seed=1), data, base, "sdpa") != one
+    assert fingerprint(params_with(), {"train.arrow": "2"}, base, "sdpa") != one
+    assert fingerprint(params_with(), data, {**base, "revision": "y"}, "sdpa") != one
+    assert fingerprint(params_with(), data, base, "flash_attention_2") != one
+    assert fingerprint(params_with(evaluate__batch_size=2), data, base, "sdpa") == one
 
 
 def test_changed_validated_data_is_refused(ready: Path, tmp_path: Path) -> None:
-    """What validate counted is what is trained on, or nothing is."""
+    """Training refuses data other than the data that validate counted."""
     root = copy_of(ready, tmp_path / "run")
     config, paths = enter(root)
     path = paths.validated / "train.arrow"
@@ -170,7 +171,7 @@ def test_changed_validated_data_is_refused(ready: Path, tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_trains_nf4_in_bfloat16(ready: Path, tmp_path: Path) -> None:
-    """The QLoRA path on the device that it is for: it trains, twice to the same bits, and publishes float32 weights."""
+    """QLoRA on a CUDA device trains, gives the same bits twice, and publishes float32 weights."""
     changes = {
         "environment": "cuda",
         "model__quantization": "nf4",
@@ -182,8 +183,8 @@ def test_cuda_trains_nf4_in_bfloat16(ready: Path, tmp_path: Path) -> None:
     assert train(copy_of(ready, tmp_path / "b"), **changes) == first
 
 
-def test_wrong_machine_stops_at_once(ready: Path) -> None:
-    """`environment: cuda` without CUDA is exit code 4 and a way out, before anything is loaded."""
+def test_missing_cuda_device_stops_at_once(ready: Path) -> None:
+    """`environment: cuda` without CUDA exits with code 4 and a remedy before anything is loaded."""
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     config, paths = enter(ready, environment="cuda")
@@ -191,18 +192,19 @@ def test_wrong_machine_stops_at_once(ready: Path) -> None:
         stage.run(params_of("train", config), paths)
 
 
-def test_target_module_that_matches_nothing(ready: Path) -> None:
-    """PEFT trains the modules that do match and says nothing of the others."""
+def test_target_module_without_a_match_is_refused(ready: Path) -> None:
+    """A target module without a match is an error; PEFT would train the matching ones and ignore the others
+    silently."""
     config, _ = enter(ready, adapter__target_modules=["q_proj", "query"])
     with pytest.raises(ConfigError, match=r"adapter.target_modules: query match nothing in Qwen2ForCausalLM"):
         setup.build_model(config, "cpu")
 
 
 @pytest.mark.parametrize(("examples", "batch", "accumulation", "epochs"), [(36, 4, 2, 3), (238, 2, 8, 3), (7, 4, 4, 1)])
-def test_planned_steps_are_the_trainers(
+def test_planned_steps_equal_the_trainers(
     ready: Path, examples: int, batch: int, accumulation: int, epochs: int, tmp_path: Path
 ) -> None:
-    """The plan is trusted because it is the library's own arithmetic: steps and warmup agree."""
+    """The plan uses the library's own arithmetic: its steps and warmup equal the Trainer's."""
     from transformers import Trainer as Plain
 
     config, _ = enter(
@@ -220,13 +222,17 @@ def test_planned_steps_are_the_trainers(
     assert (planned.steps, planned.warmup_steps) == (steps, arguments.get_warmup_steps(steps))
 
 
-def test_every_training_parameter_arrives(ready: Path, tmp_path: Path) -> None:
-    """A key of params.yaml that no library object takes up would be a wish, not a setting."""
+def test_every_training_parameter_reaches_a_library(ready: Path, tmp_path: Path) -> None:
+    """Every training key of params.yaml reaches an object of a library."""
     config, _ = enter(ready)
     arguments = sft_config(config, tmp_path)
-    elsewhere = {"max_length", "budget", "effective_batch_size"}  # validate's
-    elsewhere |= {"distributed", "tf32"}  # the launcher's, and CUDA's
-    elsewhere |= {"early_stopping_patience", "early_stopping_threshold", "deterministic"}  # a callback's, set_seed's
+    elsewhere = {"max_length", "budget", "effective_batch_size"}  # used by validate
+    elsewhere |= {"distributed", "tf32"}  # used by the launcher, and by CUDA
+    elsewhere |= {
+        "early_stopping_patience",
+        "early_stopping_threshold",
+        "deterministic",
+    }  # used by a callback, and by set_seed
     for key, value in config.train.model_dump().items():
         if key == "activation_checkpointing":
             assert arguments.gradient_checkpointing == value
@@ -240,14 +246,14 @@ def test_every_training_parameter_arrives(ready: Path, tmp_path: Path) -> None:
 
 
 def test_data_cut_at_another_length_is_refused(ready: Path, tmp_path: Path) -> None:
-    """The manifest would claim a length that the data does not have."""
+    """The manifest would otherwise claim a length that the data does not have."""
     config, paths = enter(copy_of(ready, tmp_path / "run"), train__max_length=20)
     with pytest.raises(DataError, match=r"was truncated at a different train.max_length; run validate again"):
         stage.run(params_of("train", config), paths)
 
 
 def test_a_note_beside_the_base_is_not_another_base(ready: Path, tmp_path: Path) -> None:
-    """Only what transformers loads tells one base from another."""
+    """Only the files that transformers loads identify a base."""
     from finetune.model.base import identify_base
 
     config, _ = enter(copy_of(ready, tmp_path / "run"))
@@ -259,8 +265,8 @@ def test_a_note_beside_the_base_is_not_another_base(ready: Path, tmp_path: Path)
     assert identify_base(config.model) != before
 
 
-def test_curves_have_one_row_a_step_and_no_gap() -> None:
-    """DVC's plots draw an empty cell as a break in the line; training and validation are logged at different steps."""
+def test_curves_have_one_row_per_step_and_no_gap() -> None:
+    """DVC's plots draw an empty cell as a gap; training and validation are logged at different steps."""
     pace = {"tokens_per_second": 9.5, "memory_gigabytes": 0.25}
     log = [
         {"step": 1, "epoch": 0.5, "loss": 2.0, "grad_norm": 1.5, "learning_rate": 1e-3, "entropy": 9.0, **pace},
@@ -281,8 +287,9 @@ def test_curves_have_one_row_a_step_and_no_gap() -> None:
     ]
 
 
-def test_a_tracker_gets_the_curves_and_none_is_there_unasked(ready: Path, tmp_path: Path) -> None:
-    """Off by default, and never contacted otherwise; on request the Trainer's own integration writes them."""
+def test_only_a_configured_tracker_gets_the_curves(ready: Path, tmp_path: Path) -> None:
+    """Tracking is off by default and then contacts nothing; on request the Trainer's own integration writes the
+    curves."""
     from tensorboardX.proto.event_pb2 import Event
     from transformers.integrations import get_available_reporting_integrations
 
@@ -302,14 +309,14 @@ def test_a_tracker_gets_the_curves_and_none_is_there_unasked(ready: Path, tmp_pa
 
 
 def test_a_tracker_that_is_not_installed_stops_the_run_at_once(ready: Path, tmp_path: Path) -> None:
-    """Before anything is loaded; the library would fail in its import."""
+    """The run stops before anything is loaded; the library would fail at its import."""
     config, paths = enter(copy_of(ready, tmp_path / "run"), train__report_to=["mlflow"])
     with pytest.raises(ConfigError, match=r"train.report_to: mlflow is not installed here; pip install mlflow, or"):
         stage.run(params_of("train", config), paths)
 
 
-def test_other_arithmetic_is_told_when_a_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
-    """On another processor the run goes on, but it is not bit for bit the same run."""
+def test_resuming_on_another_processor_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """On another processor a run resumes with a warning that it is not bit for bit the same run."""
     from finetune.hardware.devices import arithmetic
 
     here = arithmetic("cpu")
@@ -319,10 +326,9 @@ def test_other_arithmetic_is_told_when_a_run_goes_on(capsys: pytest.CaptureFixtu
     assert f"round differently (threads was 96, is {here['threads']}); the last bits" in capsys.readouterr().out
 
 
-def test_an_infinite_gradient_is_no_error_while_fp16_looks_for_its_scale(
-    ready: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The loss scaler meets one in its first steps and skips them; without a scaler the step would be taken."""
+def test_an_infinite_gradient_is_allowed_with_a_loss_scaler(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss scaler meets infinite gradients in its first steps and skips them; without a scaler they are an
+    error."""
     from trl import SFTTrainer
 
     trainer = trainer_of(*enter(ready))
@@ -334,8 +340,8 @@ def test_an_infinite_gradient_is_no_error_while_fp16_looks_for_its_scale(
         trainer._get_grad_norm(trainer.model)
 
 
-def test_what_changes_no_adapter_does_not_abandon_a_run(ready: Path) -> None:
-    """Whoever drops a tracker or keeps fewer checkpoints to save space goes on where the run was."""
+def test_settings_without_effect_on_the_adapter_keep_the_fingerprint(ready: Path) -> None:
+    """A run resumes after a change of tracker or of the number of kept checkpoints."""
     base, data = {"name": "base", "revision": "x"}, {"train.arrow": "1"}
     one = fingerprint(enter(ready)[0], data, base, "sdpa")
     budget = {"truncated_examples": 0.5, "lost_end_tokens": 0.5, "lost_supervised_tokens": 0.5, "padding": 0.9}
@@ -345,18 +351,23 @@ def test_what_changes_no_adapter_does_not_abandon_a_run(ready: Path) -> None:
 
 
 def test_a_run_that_logs_nothing_is_published(ready: Path, tmp_path: Path) -> None:
-    """Fewer steps than logging_steps: hours of training must not end in an index."""
+    """A run with fewer steps than logging_steps is published with an empty training loss."""
     root = copy_of(ready, tmp_path / "run")
     train(root, train__logging_steps=500, train__num_train_epochs=1)
     assert read_json(root / "reports/train.json")["train_loss"] is None
 
 
-def test_a_published_run_that_is_started_again_is_only_published_again(ready: Path, tmp_path: Path) -> None:
-    """DVC may die or find the disk full while it stores the outputs: the next start must not train anew."""
+def test_restarting_a_finished_run_only_publishes_it_again(ready: Path, tmp_path: Path) -> None:
+    """DVC may stop or find the disk full while it stores the outputs: the next start does not train again."""
     root = copy_of(ready, tmp_path / "run")
     first = train(root, train__early_stopping_patience=1)
     report = read_json(root / "reports/train.json")
-    for name in ("out", "reports/curves.tsv", "reports/validation_curve.tsv", "reports/train.json"):  # as DVC does
+    for name in (
+        "out",
+        "reports/curves.tsv",
+        "reports/validation_curve.tsv",
+        "reports/train.json",
+    ):  # DVC removes them, too
         path = root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert train(root, train__early_stopping_patience=1) == first
@@ -364,8 +375,10 @@ def test_a_published_run_that_is_started_again_is_only_published_again(ready: Pa
     assert read_json(root / "reports/train_cost.json")["resumed_from_step"] == report["steps"]
 
 
-def test_the_probe_leaves_no_trace_and_tells_of_a_shortage(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs before the first step on GPUs: dropout and gradients must be as if it had not."""
+def test_the_memory_probe_has_no_side_effects_and_detects_a_shortage(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe runs before the first step on GPUs: it changes neither the random state nor gradients."""
     from finetune.train.memory_check import MemoryShortageError, largest_micro_batch, require_memory
 
     trainer = trainer_of(*enter(ready))
@@ -385,10 +398,10 @@ def test_the_probe_leaves_no_trace_and_tells_of_a_shortage(ready: Path, monkeypa
         require_memory(trainer)
 
 
-def test_a_status_that_cannot_be_written_costs_no_run(
+def test_an_unwritable_status_does_not_stop_a_run(
     ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Curves and status are for whoever watches; the checkpoints have their own, hard errors."""
+    """Curves and status are informative only; checkpoints have their own, fatal errors."""
     from finetune.train import curves
 
     def full(*args: Any, **kwargs: Any) -> None:
@@ -401,8 +414,10 @@ def test_a_status_that_cannot_be_written_costs_no_run(
     assert told.count("work/status.json: No space left on device; curves and status are not updated") == 1
 
 
-def test_worries_are_told_while_there_is_time(ready: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A rate at which nothing moves is no surprise to be kept for the end of the afternoon."""
+def test_a_lack_of_learning_is_reported_during_training(
+    ready: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A learning rate that is too low to learn is reported during training, not only at its end."""
     root = copy_of(ready, tmp_path / "run")
     train(root, train__learning_rate=1.0e-7)
     told = capsys.readouterr().out
@@ -410,15 +425,15 @@ def test_worries_are_told_while_there_is_time(ready: Path, capsys: pytest.Captur
 
 
 def test_only_one_process_writes_a_checkpoints_weights(ready: Path, tmp_path: Path) -> None:
-    """Two that write one file at a time leave what neither meant."""
+    """Two processes that write the same file would corrupt it."""
     trainer = trainer_of(*enter(ready))
     trainer.args = namedtuple("arguments", "should_save")(False)
     trainer._save(str(tmp_path / "weights"))
     assert not (tmp_path / "weights").exists()
 
 
-def test_another_attention_than_was_asked_for_is_refused(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report and the fingerprint would name what did not run."""
+def test_a_substituted_attention_implementation_is_refused(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the report and the fingerprint would name an attention implementation that was not used."""
     from transformers import AutoModelForCausalLM
 
     config, _ = enter(ready)
