@@ -91,6 +91,5 @@ def test_blank_row_has_no_supervised_token() -> None:
 
 
 def test_an_evaluation_begins_with_the_longest_rows() -> None:
-    """Evaluation starts with the longest rows, so that a lack of memory shows at once; rows of similar length share a
-    batch."""
+    """Evaluation starts with the longest rows, to detect a lack of memory early; a batch has rows of similar length."""
     assert longest_first([3, 9, 3, 5]) == [1, 3, 0, 2]

@@ -58,8 +58,7 @@ def test_a_checkpoint_whose_best_one_is_bad_is_not_used(tmp_path: Path, capsys: 
 def test_a_manifest_without_a_best_step_is_set_aside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], best: object
 ) -> None:
-    """A manifest without a best step is set aside like any other damage; the run resumes from the checkpoint before
-    it."""
+    """A manifest without a best step is set aside like any other damage; the run resumes from the one before."""
     store = Checkpoints(tmp_path, 5)
     save(store, 3)
     save(store, 6)
@@ -99,8 +98,7 @@ def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_detected_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the directory, the free and the needed space, and the checkpoint that a stopped run resumes
-    from."""
+    """The error names the directory, the free and needed space, and the checkpoint that the run can resume from."""
     store = Checkpoints(tmp_path, 2)
     save(store, 3)
     usage = namedtuple("usage", "total used free")
@@ -117,8 +115,7 @@ def test_a_full_disk_is_detected_before_writing(tmp_path: Path, monkeypatch: pyt
 def test_unfinished_runs_are_reported_and_published_runs_removed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Unfinished runs of other params are reported, since they fill the disk; published runs, stored by DVC, are
-    removed."""
+    """Unfinished runs of other params fill the disk and are reported; published runs, stored by DVC, are removed."""
     one, two = Checkpoints(tmp_path / "one", 2), Checkpoints(tmp_path / "two", 2)
     save(one, 3)
     save(two, 3)

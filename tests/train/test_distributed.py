@@ -137,8 +137,7 @@ def wait_until_gone(folder: Path) -> None:
 
 
 def curves_of(folder: Path) -> dict[str, list[list[float]]]:
-    """Return both curves: step and loss, for training also learning rate and gradient norm; a blank row shifts the
-    epoch."""
+    """Return both curves: step, loss, for training learning rate and gradient norm; a blank row shifts the epoch."""
     curves = {}
     for name in ("curves", "validation_curve"):
         lines = (folder / f"reports/{name}.tsv").read_text(encoding="utf-8").splitlines()[1:]

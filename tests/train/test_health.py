@@ -50,9 +50,7 @@ def test_halving_the_micro_batch_keeps_the_effective_batch(change: Callable[...,
 def test_a_micro_batch_of_one_row_is_not_halved(change: Callable[..., Config]) -> None:
     """A single row cannot be halved: the hardware is insufficient."""
     one: Config = change(**{"train.per_device_train_batch_size": 1, "train.per_device_eval_batch_size": 8})
-    assert (
-        smaller_micro_batch(one).train.per_device_eval_batch_size == 1
-    )  # the batch that did not fit may have been an evaluation batch
+    assert smaller_micro_batch(one).train.per_device_eval_batch_size == 1  # an evaluation batch may not have fit
     one = change(**{"train.per_device_train_batch_size": 1, "train.per_device_eval_batch_size": 1})
     with pytest.raises(
         MachineError, match=r"the longest row alone does not fit in the memory of this machine; use a smaller"

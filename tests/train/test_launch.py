@@ -39,19 +39,15 @@ def test_torchrun_starts_the_processes_of_this_node(
 
 
 def test_processes_share_the_cores(change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes with one thread per core each would wait for each other; with more processes than cores each gets
-    one."""
+    """Two processes with one thread per core each would wait for each other; with too few cores each gets one."""
     monkeypatch.setattr(launch, "usable_cores", lambda: 6)
     assert launch.threads(spread_config(change)) == 3
     assert launch.threads(spread_config(change, nodes=2, devices=4)) == 3
     assert launch.threads(spread_config(change, devices=8)) == 1
 
 
-def test_missing_devices_and_packages_are_reported(
-    change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Missing devices and packages are reported before anything starts, with what to write instead; a CPU run needs no
-    GPU."""
+def test_missing_devices_are_reported(change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing devices and packages are reported before the start, with a remedy; processes on a CPU need no devices."""
     launch.require_devices(spread_config(change, devices=8))
     cuda = spread_config(change, nodes=2, devices=8).model_copy(update={"environment": "cuda"})
     monkeypatch.setattr(preflight, "find_missing_device", lambda _: None)

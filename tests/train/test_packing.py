@@ -40,8 +40,7 @@ def test_rows_are_full_and_hold_every_example_once(run: tuple[Config, Paths]) ->
 
 
 def test_a_packed_neighbour_is_not_seen(run: tuple[Config, Paths]) -> None:
-    """The packing check of rehearse passes; with an attention mask of ones, as some collators build, neighbours
-    leak."""
+    """The packing check of rehearse passes; with a mask of ones, as some collators build, neighbours leak."""
     from finetune.commands.rehearse.proofs import TOLERANCE, check_packing
     from finetune.model.base import load_base
 
@@ -58,8 +57,7 @@ def test_a_packed_neighbour_is_not_seen(run: tuple[Config, Paths]) -> None:
 
 
 def test_packed_training_takes_every_supervised_token(run: tuple[Config, Paths]) -> None:
-    """Each micro-batch is compared with validate's count, so a run that completes has trained on exactly these
-    tokens."""
+    """Each micro-batch is compared with validate's count, so a run that ends has trained on exactly these."""
     from finetune.train import stage
 
     config, paths = run

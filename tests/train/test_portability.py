@@ -99,8 +99,7 @@ def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_both_recipes_publish_the_same_form(home: Path) -> None:
-    """Keys, shapes, number formats and the complete adapter config are equal: the files do not depend on the
-    machine."""
+    """Keys, shapes, number formats and the adapter config are equal: the files do not depend on the machine."""
     first, second = (load_file(home / name / WEIGHTS) for name in RECIPES)
     assert len(first) == 2 * 7 * 2  # two layers, seven linear layers, two matrices
     assert {name: (tensor.shape, tensor.dtype) for name, tensor in first.items()} == {
@@ -123,8 +122,7 @@ def test_adapter_adds_the_same_on_every_form_of_the_base(home: Path, name: str, 
 
 
 def test_pissa_adapter_is_portable(home: Path) -> None:
-    """PiSSA trains on a modified base; the published adapter still fits the Mac's 16-bit base and the GPU's NF4
-    base."""
+    """PiSSA trains on a modified base; the published adapter still fits the base in 16 bit and in NF4."""
     config = recipe("apple-m4")
     adapter = config.adapter.model_copy(update={"init_lora_weights": "pissa_niter_16"})
     publish(config.model_copy(update={"adapter": adapter}), home, "pissa")

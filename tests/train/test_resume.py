@@ -43,9 +43,7 @@ def check_order(workshop: Workshop, folder: Path, uninterrupted: Path, number: i
 
 
 @pytest.mark.parametrize(("setting", "deaths"), DEATHS, ids=lambda value: str(value))
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
-    workshop: Workshop, setting: str, deaths: list[str]
-) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(workshop: Workshop, setting: str, deaths: list[str]) -> None:
     """A resumed run has the weights, optimizer, logged numbers and order of examples of an uninterrupted one."""
     uninterrupted, folder = workshop.uninterrupted(setting), workshop.ready(setting)
     resumed = [0]

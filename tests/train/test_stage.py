@@ -88,8 +88,7 @@ def test_killed_run_resumes_to_the_same_adapter(ready: Path, tmp_path: Path, qua
 
 
 def test_published_adapter_is_plain_peft(ready: Path, tmp_path: Path) -> None:
-    """The published adapter loads with plain PEFT: pinned base name, sorted config, no pickle, and weights that
-    changed."""
+    """The published adapter loads with plain PEFT; it has the pinned base name, a sorted config and changed weights."""
     root = copy_of(ready, tmp_path / "run")
     train(root)
     config, paths = enter(root)
@@ -193,8 +192,7 @@ def test_missing_cuda_device_stops_at_once(ready: Path) -> None:
 
 
 def test_target_module_without_a_match_is_refused(ready: Path) -> None:
-    """A target module without a match is an error; PEFT would train the matching ones and ignore the others
-    silently."""
+    """A target module without a match is an error; PEFT would silently ignore it."""
     config, _ = enter(ready, adapter__target_modules=["q_proj", "query"])
     with pytest.raises(ConfigError, match=r"adapter.target_modules: query match nothing in Qwen2ForCausalLM"):
         setup.build_model(config, "cpu")
@@ -228,11 +226,7 @@ def test_every_training_parameter_reaches_a_library(ready: Path, tmp_path: Path)
     arguments = sft_config(config, tmp_path)
     elsewhere = {"max_length", "budget", "effective_batch_size"}  # used by validate
     elsewhere |= {"distributed", "tf32"}  # used by the launcher, and by CUDA
-    elsewhere |= {
-        "early_stopping_patience",
-        "early_stopping_threshold",
-        "deterministic",
-    }  # used by a callback, and by set_seed
+    elsewhere |= {"early_stopping_patience", "early_stopping_threshold", "deterministic"}  # a callback's, set_seed's
     for key, value in config.train.model_dump().items():
         if key == "activation_checkpointing":
             assert arguments.gradient_checkpointing == value
@@ -288,8 +282,7 @@ def test_curves_have_one_row_per_step_and_no_gap() -> None:
 
 
 def test_only_a_configured_tracker_gets_the_curves(ready: Path, tmp_path: Path) -> None:
-    """Tracking is off by default and then contacts nothing; on request the Trainer's own integration writes the
-    curves."""
+    """Tracking is off by default and contacts nothing; if set, the Trainer's own integration writes the curves."""
     from tensorboardX.proto.event_pb2 import Event
     from transformers.integrations import get_available_reporting_integrations
 
@@ -327,8 +320,7 @@ def test_resuming_on_another_processor_is_reported(capsys: pytest.CaptureFixture
 
 
 def test_an_infinite_gradient_is_allowed_with_a_loss_scaler(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss scaler meets infinite gradients in its first steps and skips them; without a scaler they are an
-    error."""
+    """The loss scaler meets infinite gradients in its first steps and skips them; without one they are errors."""
     from trl import SFTTrainer
 
     trainer = trainer_of(*enter(ready))
@@ -362,12 +354,7 @@ def test_restarting_a_finished_run_only_publishes_it_again(ready: Path, tmp_path
     root = copy_of(ready, tmp_path / "run")
     first = train(root, train__early_stopping_patience=1)
     report = read_json(root / "reports/train.json")
-    for name in (
-        "out",
-        "reports/curves.tsv",
-        "reports/validation_curve.tsv",
-        "reports/train.json",
-    ):  # DVC removes them, too
+    for name in ("out", "reports/curves.tsv", "reports/validation_curve.tsv", "reports/train.json"):  # as DVC does
         path = root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert train(root, train__early_stopping_patience=1) == first
@@ -375,9 +362,7 @@ def test_restarting_a_finished_run_only_publishes_it_again(ready: Path, tmp_path
     assert read_json(root / "reports/train_cost.json")["resumed_from_step"] == report["steps"]
 
 
-def test_the_memory_probe_has_no_side_effects_and_detects_a_shortage(
-    ready: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_memory_probe_has_no_lasting_effects(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe runs before the first step on GPUs: it changes neither the random state nor gradients."""
     from finetune.train.memory_check import MemoryShortageError, largest_micro_batch, require_memory
 
@@ -414,9 +399,7 @@ def test_an_unwritable_status_does_not_stop_a_run(
     assert told.count("work/status.json: No space left on device; curves and status are not updated") == 1
 
 
-def test_a_lack_of_learning_is_reported_during_training(
-    ready: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_lack_of_learning_is_reported_early(ready: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A learning rate that is too low to learn is reported during training, not only at its end."""
     root = copy_of(ready, tmp_path / "run")
     train(root, train__learning_rate=1.0e-7)

@@ -114,9 +114,7 @@ def spoil_unlogged_loss(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("spoil", "same"), [(spoil_random_states, False), (spoil_unlogged_loss, True)])
-def test_damaged_checkpoint_contents_change_the_result(
-    workshop: Workshop, spoil: Callable[[Path], None], same: bool
-) -> None:
+def test_a_spoilt_checkpoint_changes_the_result(workshop: Workshop, spoil: Callable[[Path], None], same: bool) -> None:
     """Without its random states or its unlogged losses, a resumed run differs visibly from an uninterrupted one."""
     folder = workshop.ready("dropout")
     assert workshop.start(folder, "step 5") == KILLED
