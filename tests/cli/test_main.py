@@ -1,4 +1,4 @@
-"""The command line: one line an error, the right exit code, and a traceback only where it was asked for."""
+"""The command line prints one line per error, exits with the right code, and shows a traceback only on request."""
 
 import json
 import os
@@ -22,7 +22,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with params.yaml and rows, standing in it."""
+    """Return a folder with params.yaml and rows, and make it the working directory."""
     from tests.builders.small_run import rows
 
     monkeypatch.chdir(tmp_path)
@@ -32,15 +32,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_done_is_zero(folder: Path) -> None:
-    """And leaves the outputs that the stage is for."""
+def test_success_exits_with_0(folder: Path) -> None:
+    """A stage that succeeds exits with 0 and leaves its outputs."""
     assert main(["prepare"]) == 0
     assert Path("data/prepared/train.jsonl").is_file()
     assert Path("reports/prepare.json").is_file()
 
 
-def test_bad_config_is_two(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All mistakes at once, no traceback, nothing written."""
+def test_invalid_config_exits_with_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An invalid config lists all mistakes at once, without a traceback, and writes nothing."""
     content = params() | {"sed": 1}
     content["train"]["learning_rate"] = "2e-4"
     Path("params.yaml").write_text(json.dumps(content), encoding="utf-8")
@@ -53,8 +53,8 @@ def test_bad_config_is_two(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not Path("data/prepared").exists()
 
 
-def test_bad_data_is_three(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """File, line, what is wrong and what to do, in one line."""
+def test_invalid_data_exits_with_3(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Invalid data yield one line with file, line number, problem and remedy."""
     with Path("data/raw/rows.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"agent": "last", "task"\n')
     assert main(["prepare"]) == 3
@@ -64,8 +64,8 @@ def test_bad_data_is_three(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not Path("data/prepared").exists()
 
 
-def test_a_machine_that_cannot_is_four(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A place that can't be written is told in one line, and what was there is kept."""
+def test_an_unwritable_folder_exits_with_4(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that is not writable is reported in one line, and its content is kept."""
     Path("reports").write_text("a file where a folder must be", encoding="utf-8")
     assert main(["prepare"]) == 4
     told = capsys.readouterr().err
@@ -73,8 +73,8 @@ def test_a_machine_that_cannot_is_four(folder: Path, capsys: pytest.CaptureFixtu
     assert told.count("\n") == 1
 
 
-def test_a_stage_out_of_order_names_what_it_misses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not a traceback over a missing file."""
+def test_a_stage_out_of_order_names_its_missing_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing input names the stage to run, without a traceback."""
     assert main(["decide"]) == 3
     assert capsys.readouterr().err == (
         "error: reports/prepare.json: no such file; run the stage that writes it (dvc repro)\n"
@@ -82,7 +82,7 @@ def test_a_stage_out_of_order_names_what_it_misses(folder: Path, capsys: pytest.
 
 
 def test_two_pipelines_at_once_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An orphan of a killed DVC must not write beside the next run."""
+    """An orphan of a killed DVC must not write at the same time as the next run."""
     code = (
         "import time\nfrom pathlib import Path\nfrom finetune.files.run_lock import pipeline_lock\n"
         "with pipeline_lock(Path('work/pipeline.lock'), 'train'):\n    print('held', flush=True)\n    time.sleep(3600)"
@@ -103,7 +103,7 @@ def test_two_pipelines_at_once_are_refused(folder: Path, capsys: pytest.CaptureF
 
 
 def test_debug_shows_the_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """For us; without it a user sees one line."""
+    """`--debug` shows the traceback for developers; by default a user sees one line."""
     Path("params.yaml").unlink()
     assert main(["--debug", "prepare"]) == 2
     assert "Traceback" in capsys.readouterr().err
@@ -134,14 +134,14 @@ def test_debug_shows_the_traceback(folder: Path, capsys: pytest.CaptureFixture[s
         (["use"], "finetune use: missing argument 'RECIPE'; see finetune use --help"),
     ],
 )
-def test_wrong_use_is_two(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line, with the nearest name that there is."""
+def test_wrong_use_exits_with_2(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong use exits with 2 and prints one line with the nearest valid name."""
     assert main(words) == 2
     assert capsys.readouterr().err == f"error: {told}\n"
 
 
-def test_help_and_version_are_zero(capsys: pytest.CaptureFixture[str]) -> None:
-    """The help has every command under its heading; without any word it is shown too, and that is wrong use."""
+def test_help_and_version_exit_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help lists every command under its heading; without arguments it is shown too, as wrong use."""
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"finetune {VERSION}\n"
     assert main(["--help"]) == 0
@@ -153,8 +153,8 @@ def test_help_and_version_are_zero(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("one", [one for _, commands in all_commands() for one in commands], ids=lambda one: one.name)
-def test_every_command_has_a_help(one: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line in the list, every option explained, and an example that can be typed."""
+def test_every_command_has_help(one: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command has one line in the list, a description of every option, and an example."""
     assert one.help and len(one.get_short_help_str(200)) <= 64
     assert all(parameter.get_help_record(Context(one))[1] for parameter in one.params)  # type: ignore[index]
     words = shlex.split(one.example)
@@ -165,26 +165,26 @@ def test_every_command_has_a_help(one: Command, capsys: pytest.CaptureFixture[st
         one.make_context(words[0], words[1:]).close()
 
 
-def test_options_before_the_command_are_told_from_it() -> None:
-    """A word after an option with a value is no command."""
+def test_options_before_the_command_are_recognised() -> None:
+    """The value of an option before the command is not taken for a command."""
     assert split_words(["--debug", "--runtime", "podman", "train", "--json"]) == (["--debug", "--runtime"], "train")
     assert split_words(["--runtime=podman", "gate"]) == (["--runtime=podman"], "gate")
     assert split_words(["--version"]) == (["--version"], "finetune")
 
 
 def test_an_alias_is_the_same_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """`try` was the name of `chat`."""
+    """`try` is the former name of `chat` and still works."""
     assert main(["try", "--help"]) == 0
     assert "Also called: try" in capsys.readouterr().out
 
 
-def test_the_page_of_the_commands_is_of_today() -> None:
-    """`./finetune help --markdown > docs/cli.md` was not forgotten."""
+def test_the_commands_page_is_up_to_date() -> None:
+    """docs/cli.md equals the output of `./finetune help --markdown`."""
     assert (ROOT / "docs/cli.md").read_text(encoding="utf-8") == to_markdown()
 
 
-def test_what_messages_advise_exists() -> None:
-    """A message that advises a command which is not there sends its reader nowhere."""
+def test_commands_in_messages_exist() -> None:
+    """Every command that a message recommends exists."""
     names = {str(one.name): one for _, commands in all_commands() for one in commands}
     found = 0
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("*.j2"), *(ROOT / "recipes").glob("*.yaml")]:
@@ -197,8 +197,8 @@ def test_what_messages_advise_exists() -> None:
     assert found > 40
 
 
-def test_errors_are_json_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A program that asked for JSON gets it, whatever happened."""
+def test_errors_are_printed_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With JSON output, errors are JSON as well."""
     assert main(["report", "--json"]) == 3
     found = json.loads(capsys.readouterr().out)
     (problem,) = found["problems"]
@@ -206,17 +206,17 @@ def test_errors_are_json_too(folder: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("words", [["recipes"], ["findings"], ["plan", "tiny", "--examples", "1600"], ["status"]])
-def test_reports_come_as_json(
+def test_reports_are_printed_as_json(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And nothing beside it."""
+    """A report in JSON is the only output."""
     monkeypatch.chdir(ROOT)
     assert main([*words, "--json"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out), dict)
 
 
 def test_check_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without it, nothing is printed."""
+    """Without `--json`, a check that passes prints nothing."""
     assert main(["check"]) == 0
     assert capsys.readouterr().out == ""
     assert main(["check", "--json"]) == 0
@@ -225,7 +225,7 @@ def test_check_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete_commands_and_recipes(shell: str) -> None:
-    """By click's protocol: the words so far in, the candidates out."""
+    """Completion follows click's protocol: words in, candidates out."""
     source = {**ENVIRONMENT, "_FINETUNE_COMPLETE": f"{shell}_source"}
     command = [sys.executable, "-m", "finetune"]
     script = subprocess.run(command, env=source, capture_output=True, text=True, check=True).stdout
@@ -238,8 +238,8 @@ def test_shells_complete_commands_and_recipes(shell: str) -> None:
         assert expected in done.stdout
 
 
-def test_dvc_is_passed_through(tmp_path: Path) -> None:
-    """Every word as it is, its exit code, and the stages' command on its PATH."""
+def test_dvc_arguments_are_passed_through(tmp_path: Path) -> None:
+    """Arguments and exit code are passed through unchanged, and the stages' command is on DVC's PATH."""
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     bare = {**ENVIRONMENT, "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-m", "finetune", "dvc"]
@@ -255,7 +255,7 @@ def test_dvc_is_passed_through(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_a_second_signal_does_not_break_the_exit(tmp_path: Path, name: str) -> None:
-    """What is done is done: torch's own work at the exit, cut off by a signal, would show a traceback."""
+    """A signal after the work is done must not interrupt torch's exit handlers with a traceback."""
     code = (
         "import atexit, os, signal, sys; from finetune.cli.main import run_and_exit\n"
         f"atexit.register(lambda: os.kill(os.getpid(), signal.{name}))\n"

@@ -1,4 +1,4 @@
-"""`finetune chat`: both models' answers to a prompt, which arrives to the letter and whose answers move no cursor."""
+"""`finetune chat` shows both models' answers to the exact prompt, and prints answers without terminal escapes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,14 +23,14 @@ HARD = "a \"quoted\" 'word' for $5 and $HOME\n`id`; $(shell touch pwned) # two l
 
 @dataclass
 class Found:
-    """What generate gives."""
+    """The return value of generate."""
 
     tokens: list[int]
     finished: bool
 
 
 class Model:
-    """Knows whether its adapter is on."""
+    """A model that records whether its adapter is active."""
 
     on = True
 
@@ -42,7 +42,7 @@ class Model:
 
 
 class Tokenizer:
-    """One token a letter."""
+    """A tokenizer with one token per letter."""
 
     def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
         assert skip_special_tokens
@@ -51,7 +51,7 @@ class Tokenizer:
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> Session:
-    """A session whose base answers `base` and whose candidate repeats the prompt's last three letters."""
+    """Return a session whose base answers `base` and whose candidate repeats the prompt's last three letters."""
 
     def generate(session: Session, side: str, ids: list[int], settings: dict[str, Any], streamer: Any = None) -> Found:
         if chr(ids[-1]) == "!":
@@ -66,8 +66,8 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Session:
     return Session(Model(), Tokenizer(), {"max_new_tokens": 4}, prompts, "namer", 64)
 
 
-def test_both_answers_stand_one_below_the_other(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    """With their length, and whether the limit cut them off; a prompt longer than what was trained on says so."""
+def test_both_answers_are_shown(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each answer shows its length and whether it was cut; a prompt longer than in training gives a warning."""
     answer(session, "find the key")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" s")[0][:-4] for line in lines[::2]] == ["base (4 tokens, ", "candidate (3 tokens, "]
@@ -77,16 +77,16 @@ def test_both_answers_stand_one_below_the_other(session: Session, capsys: pytest
     assert "the prompt has 61 tokens: prompt and answer may pass what was trained on, 64" in capsys.readouterr().out
 
 
-def test_an_answer_moves_no_cursor() -> None:
-    """A model that was trained on hostile rows answers with escape sequences."""
+def test_escape_sequences_in_an_answer_are_not_printed() -> None:
+    """A model trained on hostile rows may answer with escape sequences."""
     assert indented("\x1b[2Jgone\tfor\n[bold]good") == "  \ufffd[2Jgone    for\n  [bold]good"
     assert indented("") == "  (nothing)"
 
 
-def test_a_session_goes_on_after_a_stopped_answer(
+def test_a_session_continues_after_a_stopped_answer(
     session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C ends the answer or drops the line, a wrong agent is told, an empty line ends."""
+    """Ctrl-C ends the answer or drops the line, an unknown agent is reported, an empty line ends the session."""
     given: Iterator[Any] = iter(["stop!", KeyboardInterrupt, "/agent nobody", "/agent other", "and on", "", "never"])
 
     def typed(mark: str) -> str:
@@ -105,10 +105,10 @@ def test_a_session_goes_on_after_a_stopped_answer(
     assert next(given) == "never"
 
 
-def test_a_pipe_is_one_prompt_a_line(
+def test_a_pipe_has_one_prompt_per_line(
     session: Session, config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing in a pipe is a command, and an empty line is no end."""
+    """In a pipe, every line is a prompt: there are no commands, and an empty line does not end the session."""
     monkeypatch.setattr(chat, "open_session", lambda *_: session)
     monkeypatch.setattr("sys.stdin", StringIO("first\n\n/agent other\r\n"))
     chat.run(config, Paths(Path("nowhere")), None, None, None)
@@ -117,10 +117,10 @@ def test_a_pipe_is_one_prompt_a_line(
     assert [line for line in told.splitlines() if line.startswith("> ")] == ["> first", "> /agent other"]
 
 
-def test_the_agents_prompt_is_that_of_the_test_split(
+def test_an_agents_prompt_equals_that_of_the_test_split(
     change: Callable[..., Config], example: Callable[..., Example], tmp_path: Path
 ) -> None:
-    """With the labels that prepare told in it, which params.yaml does not hold; an agent without one has none."""
+    """The labels in the prompt come from prepare, not from params.yaml; an agent without a prompt has none."""
     config, paths = change(**{"data.system_prompts": {"namer": "Name it.", "rare": "Rare."}}), Paths(tmp_path)
     assert system_prompts(config, paths) == {"namer": "Name it.", "rare": "Rare."}
     rows = [example("one", system="Name it.\nLabels: a, b."), example("two", agent="bare", system=None)]
@@ -131,16 +131,16 @@ def test_the_agents_prompt_is_that_of_the_test_split(
     assert system_prompts(none, Paths(tmp_path / "empty")) == {"none": "Help."}
 
 
-def test_an_unknown_agent_is_told_before_the_model_is_loaded(config: Config, tmp_path: Path) -> None:
-    """Loading a large base takes minutes."""
+def test_an_unknown_agent_is_reported_before_loading_the_model(config: Config, tmp_path: Path) -> None:
+    """The agent is checked first, because loading a large base takes minutes."""
     assert choose_agent({"a": "x", "b": None}, None) == "a"
     assert choose_agent({"a": "x"}, "none") == "none"
     with pytest.raises(ConfigError, match="no agent 'nobody' here"):
         chat.run(config, Paths(tmp_path), "hello", "nobody", None)
 
 
-def test_the_system_prompt_goes_before_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same turns as prepare wrote for training."""
+def test_the_system_prompt_precedes_the_users_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The turns equal those that prepare writes for training."""
     seen: list[list[Message]] = []
     monkeypatch.setattr("finetune.model.tokens.tokenize_prompt", lambda _, messages: seen.append(messages) or [1])
     session = Session(None, None, {}, {"namer": "Name it.", "other": None}, "namer", 8)

@@ -1,4 +1,4 @@
-"""A run on the wrong machine stops before anything is written or waited for, and says what works here."""
+"""A run on an unsuitable machine stops before anything is written, and the error names recipes that can run."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from tests.house.test_house import makefile_targets
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the shipped recipes and params, on a machine without accelerators, where `laptop` fits best."""
+    """Create a folder with the shipped recipes and params, on a machine whose best recipe is `laptop`."""
     monkeypatch.chdir(tmp_path)
     for who, what in itertools.product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL")):
         monkeypatch.setenv(f"GIT_{who}_{what}", "me")
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_recipe_for_another_machine_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is missing, and the two things that work here; params.yaml is as it was."""
+    """The error names the missing device and two alternatives; params.yaml is unchanged."""
     before = (folder / "params.yaml").read_bytes()
     assert main(["check", "h100"]) == 4
     told = capsys.readouterr()
@@ -44,7 +44,7 @@ def test_a_recipe_for_another_machine_is_refused(folder: Path, capsys: pytest.Ca
 
 
 def test_params_for_another_machine_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`make repro` runs no recipe by name; its params may come from another machine's commit."""
+    """`make repro` uses params.yaml without a recipe name; the params may come from another machine."""
     assert main(["use", "apple"]) == 0
     assert main(["check"]) == 4
     assert capsys.readouterr().err.startswith("error: params.yaml: environment: apple: no apple here; nothing was")
@@ -70,10 +70,10 @@ def test_params_for_another_machine_are_refused(folder: Path, capsys: pytest.Cap
         ),
     ],
 )
-def test_what_evaluate_reads_is_asked_for_before_the_run(
+def test_inputs_of_evaluate_are_checked_before_the_run(
     folder: Path, key: str, value: object, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A missing scorer or recorded run would be told after hours of training."""
+    """A missing scorer or recorded run would otherwise be reported after hours of training."""
     content = params()
     content["evaluate"][key] = value
     content["decide"]["criteria"] = [{"rule": "memory_at_most", "limit": "2 GB"}]
@@ -82,19 +82,19 @@ def test_what_evaluate_reads_is_asked_for_before_the_run(
     assert capsys.readouterr().err.startswith(text)
 
 
-def test_where_nothing_fits_the_list_is_named(
+def test_without_a_fitting_recipe_the_list_is_recommended(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a known fit, no recipe is recommended by chance."""
+    """If no recipe is known to fit, none is recommended."""
     monkeypatch.setattr(check, "find_best", lambda root: None)
     assert main(["check", "h100"]) == 4
     assert capsys.readouterr().err.endswith("or another recipe (./finetune recipes lists them)\n")
 
 
-def test_too_few_devices_are_a_wrong_machine(
+def test_too_few_devices_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A recipe for four GPUs on one GPU would fail only after prepare."""
+    """A recipe for four GPUs on one GPU would otherwise fail only after prepare."""
     monkeypatch.setattr(preflight, "find_missing_device", lambda kind: None)
     monkeypatch.setattr(preflight, "count_devices", lambda kind: 1)
     assert main(["check", "a100x4"]) == 4
@@ -103,8 +103,8 @@ def test_too_few_devices_are_a_wrong_machine(
     assert main(["check", "a100x4"]) == 0
 
 
-def test_what_can_run_here_is_passed_in_silence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The front door asks before every run; there is nothing to read where all is right."""
+def test_a_suitable_machine_passes_silently(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The check runs before every run, so it prints nothing if all is well."""
     assert main(["check", "tiny"]) == 0
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "")
@@ -113,7 +113,7 @@ def test_what_can_run_here_is_passed_in_silence(folder: Path, capsys: pytest.Cap
 def test_an_experiment_needs_an_author(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A rented machine has none. DVC asks after params.yaml is changed, with DETACH=1 in a log that nobody reads."""
+    """A rented machine often has no git author; DVC would fail after params.yaml was changed."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
     monkeypatch.delenv("GIT_COMMITTER_EMAIL")
@@ -124,20 +124,20 @@ def test_an_experiment_needs_an_author(
     Path("gitconfig").write_text("[user]\nname = Me\nemail = me@example.org\n", encoding="utf-8")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "gitconfig")
     assert main(["check", "tiny"]) == 0
-    monkeypatch.setenv("FINETUNE_STARTED", str(folder / "started"))  # in a container, which sees no config of git's
+    monkeypatch.setenv("FINETUNE_STARTED", str(folder / "started"))  # as in a container, which sees no git config
     monkeypatch.setenv("FINETUNE_UMASK", "22")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     assert main(["check", "tiny"]) == 0
 
 
-def test_an_unknown_recipe_is_bad_use(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`make train-tinny` must not look for a device first."""
+def test_an_unknown_recipe_is_wrong_use(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`make train-tinny` reports the unknown recipe before checking for a device."""
     assert main(["check", "tinny"]) == 2
     assert capsys.readouterr().err == "error: recipe 'tinny': no such file recipes/tinny.yaml; did you mean tiny?\n"
 
 
-def test_a_mistake_in_params_is_found_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As without a device question: all mistakes at once, before the machine."""
+def test_mistakes_in_params_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All mistakes in params.yaml are reported at once, before the machine is checked."""
     content = params() | {"sed": 1, "environment": "cuda"}
     Path("params.yaml").write_text(json.dumps(content), encoding="utf-8")
     assert main(["check"]) == 2
@@ -145,16 +145,16 @@ def test_a_mistake_in_params_is_found_too(folder: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("target", ["train-%", "repro"])
-def test_the_front_door_asks_first(target: str) -> None:
-    """Before params.yaml is changed, before a detached start, and before DVC."""
+def test_the_front_door_checks_first(target: str) -> None:
+    """The check precedes the change of params.yaml, a detached start, and DVC."""
     _, lines = makefile_targets()[target]
     assert re.match(r"@(requirements/setup\.sh [^&|;]+ && )?finetune check", lines[0])
     assert any("use" in line or "dvc repro" in line for line in lines[1:])
 
 
 @pytest.mark.slow
-def test_the_best_recipe_is_one_that_passes() -> None:
-    """What is recommended instead must not be refused in turn."""
+def test_the_recommended_recipe_passes() -> None:
+    """The recommended recipe passes the check itself."""
     best = check.find_best(ROOT)
     if best is None:
         pytest.skip("no recipe's memory can be predicted here")

@@ -1,4 +1,4 @@
-"""merge: one plain 16-bit model that answers as base and adapter do, or nothing and the reason."""
+"""merge writes one plain 16-bit model that answers as base and adapter do, or stops with a reason."""
 
 import json
 import shutil
@@ -26,12 +26,12 @@ from tests.train.test_stage import enter
 
 pytestmark = pytest.mark.slow
 
-RATE = {"train__learning_rate": 1e-2}  # high, so that a dozen steps teach the adapter something
+RATE = {"train__learning_rate": 1e-2}  # high, so that the adapter learns something in a dozen steps
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`trained(model__dtype="bfloat16")`: a workspace in which train has published; the same one for the same keys."""
+    """`trained(model__dtype="bfloat16")`: return a workspace with a published adapter, one per set of keys."""
     ready = tmp_path_factory.mktemp("merge") / "ready"
     validated(ready)
     done: dict[str, Path] = {}
@@ -48,14 +48,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def merged(root: Path, **changes: Any) -> tuple[Any, dict[str, Any]]:
-    """Merge in a workspace; gives the config and the manifest of what was published."""
+    """Merge in a workspace and return the config and the manifest of the published model."""
     config, paths = enter(root, **RATE, **changes)
     merge.run(config, paths)
     return config, read_manifest(Paths(root).merged)
 
 
 def answers(model: Any) -> torch.Tensor:
-    """Logits (rows, tokens, vocabulary) in float32."""
+    """Return logits (rows, tokens, vocabulary) in float32."""
     ids = torch.randint(0, 1000, (4, 24), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         return model.eval()(input_ids=ids).logits.float()  # type: ignore[no-any-return]
@@ -72,7 +72,7 @@ def answers(model: Any) -> torch.Tensor:
     ids=["plain", "dora", "pissa", "tied"],
 )
 def test_merged_model_answers_as_base_and_adapter(trained: Callable[..., Path], changes: dict[str, Any]) -> None:
-    """Without PEFT, from its folder alone; also where the adapter is on weights that the base uses twice."""
+    """The merged model needs no PEFT and no other folder; tied weights with an adapter work, too."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     changes = changes | {"model__dtype": "bfloat16"}
@@ -84,7 +84,7 @@ def test_merged_model_answers_as_base_and_adapter(trained: Callable[..., Path], 
     together = answers(base)
     with base.disable_adapter():
         moved = float((answers(base) - together).abs().max())
-    # measured: 0.004 to 0.016 where the adapter moves logits by 0.5 to 4
+    # measured: 0.004 to 0.016, while the adapter changes logits by 0.5 to 4
     assert float((answers(model) - together).abs().max()) < min(0.04, moved / 10)
     assert AutoTokenizer.from_pretrained(Paths(root).merged).chat_template
     assert manifest["adapter_sha256"] == read_manifest(root / "out/adapter")["adapter_sha256"]
@@ -103,10 +103,10 @@ def test_merged_model_answers_as_base_and_adapter(trained: Callable[..., Path], 
     ],
     ids=["nf4", "nf4-float16", "float32"],
 )
-def test_difference_to_what_was_evaluated_is_told(
+def test_difference_to_the_evaluated_model_is_reported(
     trained: Callable[..., Path], capsys: pytest.CaptureFixture[str], changes: dict[str, Any], told: str
 ) -> None:
-    """The verdict was on another form; who ships this one must see how far it is from that."""
+    """The verdict was on another form of the model; its difference to the merged one is reported."""
     root = trained(**changes)
     capsys.readouterr()
     _, manifest = merged(root, **changes)
@@ -126,7 +126,7 @@ def test_difference_to_what_was_evaluated_is_told(
 def test_tampered_merge_is_not_published(
     trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
-    """An adapter lost, taken twice or not finite: exit code 3, and the model that was there before stays."""
+    """If the adapter is lost, applied twice or not finite, the exit code is 3 and the previous model stays."""
     root = trained(model__dtype="bfloat16")
     _, before = merged(root, model__dtype="bfloat16")
 
@@ -146,8 +146,8 @@ def test_tampered_merge_is_not_published(
     assert not list(root.glob("out/.merged*"))
 
 
-def test_adapter_that_is_not_finite_is_told_as_such(trained: Callable[..., Path]) -> None:
-    """PEFT's own check at the merge ends in one line, not in its ValueError."""
+def test_non_finite_adapter_is_reported(trained: Callable[..., Path]) -> None:
+    """PEFT's own check during the merge is reported in one line instead of a ValueError."""
     root = trained(model__dtype="bfloat16")
     config, paths = enter(root, **RATE, model__dtype="bfloat16")
     model = load_adapter(load_base(config.model, "cpu"), paths.adapter)
@@ -156,8 +156,8 @@ def test_adapter_that_is_not_finite_is_told_as_such(trained: Callable[..., Path]
         merge.merge(model)
 
 
-def test_no_adapter_and_another_run(trained: Callable[..., Path], tmp_path: Path) -> None:
-    """What is merged is what train published for the params as they stand, or nothing is."""
+def test_missing_or_outdated_adapter_is_refused(trained: Callable[..., Path], tmp_path: Path) -> None:
+    """Only the adapter that train published for the current params is merged."""
     root = copy_of(trained(model__dtype="bfloat16"), tmp_path / "run")
     shutil.rmtree(Paths(root).merged, ignore_errors=True)
     with pytest.raises(DataError, match=r"was trained with model.quantization: none, params.yaml says nf4; put its"):
@@ -171,7 +171,7 @@ def test_no_adapter_and_another_run(trained: Callable[..., Path], tmp_path: Path
 
 
 def test_changed_adapter_or_rows_are_refused(trained: Callable[..., Path], tmp_path: Path) -> None:
-    """The manifest's hashes are the evidence that this is the adapter that was evaluated."""
+    """The manifest's hashes prove that this is the evaluated adapter."""
     root = copy_of(trained(model__dtype="bfloat16"), tmp_path / "run")
     content = read_json(root / "data/validated" / MANIFEST)
     content["files"].pop("train.arrow")
@@ -184,10 +184,8 @@ def test_changed_adapter_or_rows_are_refused(trained: Callable[..., Path], tmp_p
         merged(root, model__dtype="bfloat16")
 
 
-def test_full_disk_is_told_before_anything_is_written(
-    trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A 7B model is 14 GB, and safetensors' own error names no size."""
+def test_full_disk_is_reported_before_writing(trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 7B model needs 14 GB, and the error of safetensors does not name a size."""
     root = trained(model__dtype="bfloat16")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
     with pytest.raises(MachineError, match=r"out: 0.00 GB are needed and 0.00 GB free; free some space"):
@@ -195,7 +193,7 @@ def test_full_disk_is_told_before_anything_is_written(
 
 
 def test_merging_holds_the_lock_of_the_folder(trained: Callable[..., Path]) -> None:
-    """Train could publish another adapter while this one is read."""
+    """Otherwise train could publish another adapter during the merge."""
     from finetune.files.run_lock import pipeline_lock
 
     root = trained(model__dtype="bfloat16")
@@ -205,12 +203,12 @@ def test_merging_holds_the_lock_of_the_folder(trained: Callable[..., Path]) -> N
 
 
 def form(nats: list[float], size: float = 10.0) -> Measured:
-    """A form of the model with these losses of its tokens."""
+    """Return a form of the model with these losses of its tokens."""
     return Measured(torch.zeros(len(nats)), torch.tensor(nats), size)
 
 
-def test_bound_is_a_few_roundings_and_half_of_what_the_adapter_does() -> None:
-    """In bfloat16 half a unit of the last place is 1/256: of logits about 10, 0.039 nats."""
+def test_bound_covers_rounding_and_half_of_the_adapters_effect() -> None:
+    """In bfloat16 half a unit in the last place is 1/256: for logits of about 10, 0.039 nats."""
     one, base = form([1.0, 1.0]), form([9.0, 9.0])
     assert allowed_difference(one, base, "bfloat16") == pytest.approx(2 * 10 / 256)
     assert allowed_difference(one, base, "float16") == pytest.approx(2 * 10 / 2048)
@@ -219,8 +217,8 @@ def test_bound_is_a_few_roundings_and_half_of_what_the_adapter_does() -> None:
     assert allowed_difference(form([1.0], size=0.1), form([9.0]), "bfloat16") == pytest.approx(2 / 256)
 
 
-def test_comparison_counts_tokens_and_refuses_no_number(tmp_path: Path) -> None:
-    """NaN is below no bound; a comparison written the other way round would publish it."""
+def test_comparison_is_per_token_and_refuses_nan(tmp_path: Path) -> None:
+    """NaN is below no bound, so the comparison must be written to fail for NaN."""
     forms = {"adapted": form([1.0, 2.0]), "base": form([5.0, 5.0]), "merged": form([1.0, 2.125])}
     found = compare_forms(forms, "bfloat16")
     assert found["against_merged"]["adapted"] == {
@@ -235,7 +233,7 @@ def test_comparison_counts_tokens_and_refuses_no_number(tmp_path: Path) -> None:
 
 
 def test_packed_rows_are_compared_example_by_example() -> None:
-    """In one piece, an example would see its neighbours, which no evaluation does."""
+    """In a packed row an example could attend to its neighbours, which does not happen in evaluation."""
     row = {"input_ids": [1, 2, 3, 4, 5], "labels": [IGNORED, 2, IGNORED, IGNORED, 5], "seq_lengths": [2, 3]}
     assert list(cut_packed(row)) == [([1, 2], [IGNORED, 2]), ([3, 4, 5], [IGNORED, IGNORED, 5])]
     whole = {"input_ids": [1, 2], "labels": [IGNORED, 2]}

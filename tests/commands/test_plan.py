@@ -1,4 +1,4 @@
-"""`finetune plan`: what is known of a run before it."""
+"""`finetune plan` reports what is known of a run before it starts."""
 
 import shutil
 from collections.abc import Callable
@@ -22,18 +22,18 @@ from tests.builders.small_run import ROOT, params
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 
 
-# Of each layer of Mistral 7B: queries and output, keys and values, and three of the feed-forward part.
+# For each layer of Mistral 7B: queries and output, keys and values, and three matrices of the feed-forward part.
 MISTRAL_WEIGHTS = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
 
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same machine for every test: a CPU with 32 GB, no accelerator; and the top of the repository."""
+    """Simulate the same machine for every test: a CPU with 32 GB, no accelerator; and change to the root folder."""
     make_here(monkeypatch)
 
 
 def codes(findings: Any) -> list[str]:
-    """The codes alone."""
+    """Return the codes of findings."""
     return [finding.code for finding in findings]
 
 
@@ -41,7 +41,7 @@ def codes(findings: Any) -> list[str]:
 
 
 def test_the_embedded_default_has_no_finding_to_act_on(config: Config) -> None:
-    """What everybody runs first; 1,000 examples are 63 steps an epoch, the last of them of 8."""
+    """The default recipe has no finding to fix; 1,000 examples are 63 steps per epoch, the last with 8 examples."""
     preview = look_ahead(config, ROOT, examples=1000)
     assert codes(preview.findings) == ["last-batch-partial"]
     assert preview.source == "1,000 training examples, each taken as 256 tokens long"
@@ -51,7 +51,7 @@ def test_the_embedded_default_has_no_finding_to_act_on(config: Config) -> None:
     assert outlook.trainable == 217_088
     assert outlook.available == 32 * 10**9
     assert outlook.memory is not None and 0 < outlook.memory.peak < 4e9
-    assert outlook.time() is None  # nobody publishes what this machine does a second
+    assert outlook.time() is None  # there are no published speeds for this machine
     assert outlook.lines()[0].startswith(
         "126 steps of 16 rows, 30 of them warmup, 2 evaluations, 2 saves; 256,000 tokens"
     )
@@ -59,7 +59,7 @@ def test_the_embedded_default_has_no_finding_to_act_on(config: Config) -> None:
 
 
 def test_the_plan_of_the_h100_recipe_by_hand() -> None:
-    """Nothing of the base is at hand but its shipped config.json: steps, parameters, work and time follow from it."""
+    """Only the shipped config.json of the base is available: it determines steps, parameters, operations and time."""
     preview = look_ahead(read_recipe("h100", ROOT), ROOT, examples=15_000)
     assert codes(preview.findings) == ["base-unpinned", "quantization-needless", "last-batch-partial"]
     outlook = preview.outlook
@@ -84,7 +84,7 @@ def test_the_plan_of_the_h100_recipe_by_hand() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_can_be_planned_and_has_no_error_but_its_pin(name: str) -> None:
-    """A shipped recipe that validate would stop is a trap for whoever trusts it."""
+    """validate would refuse no shipped recipe, except for an unpinned base."""
     preview = look_ahead(read_recipe(name, ROOT), ROOT, examples=15_000)
     assert preview.config.recipe == name
     errors = [str(finding) for finding in preview.findings if finding.severity == "error"]
@@ -93,8 +93,8 @@ def test_every_recipe_can_be_planned_and_has_no_error_but_its_pin(name: str) -> 
     assert preview.outlook.disk_bytes > 10**8
 
 
-def test_an_accepted_finding_that_only_validate_could_make_is_no_news(change: Callable[..., Config]) -> None:
-    """A plan does not look at the rows, so it can't say that nothing was found there."""
+def test_accepted_findings_of_validate_are_not_reported_as_unused(change: Callable[..., Config]) -> None:
+    """A plan does not read the rows, so it cannot tell that an accepted finding no longer applies."""
     accepted = {"split-near-overlap": "two forms of one manual", "warmup-too-long": "meant so"}
     config = change(**{"findings.accept": accepted, "train.warmup_steps": 10_000})
     preview = look_ahead(config, ROOT, examples=1600)
@@ -102,8 +102,8 @@ def test_an_accepted_finding_that_only_validate_could_make_is_no_news(change: Ca
     assert (finding.code, finding.accepted, finding.stops) == ("warmup-too-long", "meant so", False)
 
 
-def test_a_base_that_is_nowhere_and_unknown_is_a_plan_without_memory(change: Callable[..., Config]) -> None:
-    """No config.json: steps alone are known, and the finding is not hidden, for nothing else tells."""
+def test_an_unknown_base_gives_a_plan_without_memory(change: Callable[..., Config]) -> None:
+    """Without config.json only the steps are known, and the finding that explains it is shown."""
     preview = look_ahead(change(**{"model.base": "org/nobody-knows", "model.revision": COMMIT}), ROOT, examples=1600)
     assert (preview.outlook.memory, preview.outlook.flops, preview.outlook.what_fits()) == (None, None, (0, 0))
     assert "base-missing" in codes(preview.findings)
@@ -114,8 +114,8 @@ def test_a_base_that_is_nowhere_and_unknown_is_a_plan_without_memory(change: Cal
 # ---- The workload
 
 
-def test_without_prepared_rows_the_way_out_is_told(config: Config, tmp_path: Path) -> None:
-    """Either make them, or say how many."""
+def test_missing_prepared_rows_are_reported_with_a_remedy(config: Config, tmp_path: Path) -> None:
+    """The message suggests to prepare rows or to give their number."""
     with pytest.raises(DataError) as caught:
         look_ahead(config, tmp_path)
     assert str(caught.value) == (
@@ -124,10 +124,10 @@ def test_without_prepared_rows_the_way_out_is_told(config: Config, tmp_path: Pat
     )
 
 
-def test_the_plan_of_prepared_rows_is_what_validate_counts(
+def test_the_plan_of_prepared_rows_equals_the_count_of_validate(
     ready: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the base's own tokenizer, the two agree to the token; other settings of the data are told."""
+    """With the base's own tokenizer plan and validate agree to the token; other data settings are reported."""
     monkeypatch.chdir(ready)
     config = parse_config(params(), "params.yaml")
     preview = look_ahead(config, Path())
@@ -141,10 +141,10 @@ def test_the_plan_of_prepared_rows_is_what_validate_counts(
     assert "note: data/prepared was made with different settings in the section data" in capsys.readouterr().out
 
 
-def test_a_base_that_is_not_at_hand_is_planned_in_tokens_of_the_embedded_one(
+def test_a_base_not_downloaded_is_planned_with_the_embedded_tokenizer(
     ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """About as many tokens, and said so."""
+    """The token count is then approximate, and marked as such."""
     monkeypatch.chdir(ready)
     shutil.copytree(ROOT / "models", "models", dirs_exist_ok=True)
     model = {
@@ -162,10 +162,8 @@ def test_a_base_that_is_not_at_hand_is_planned_in_tokens_of_the_embedded_one(
     assert "base-missing" not in codes(preview.findings)
 
 
-def test_a_base_whose_tokenizer_does_not_serve_is_planned_all_the_same(
-    ready: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its finding tells why, beside all others."""
+def test_a_base_with_an_unusable_tokenizer_is_planned(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finding with the reason is reported among all others."""
     monkeypatch.chdir(ready)
     changes = {"model__chat_template": "nowhere.jinja", "train__effective_batch_size": 9}
     preview = look_ahead(parse_config(params(**changes), "params.yaml"), Path())
@@ -174,8 +172,8 @@ def test_a_base_whose_tokenizer_does_not_serve_is_planned_all_the_same(
     assert not preview.outlook.workload.counted
 
 
-def test_rows_that_the_template_refuses_are_planned_at_their_most(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """validate will name them; the plan takes them for as long as they may be."""
+def test_rows_refused_by_the_template_count_as_maximal(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """validate will report these rows; the plan assumes their maximum length."""
     monkeypatch.chdir(ready)
     own = (ROOT / "models/tiny-base/chat_template.jinja").read_text(encoding="utf-8")
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -188,8 +186,8 @@ def test_rows_that_the_template_refuses_are_planned_at_their_most(ready: Path, m
 # ---- Shown
 
 
-def test_what_a_person_reads(capsys: pytest.CaptureFixture[str]) -> None:
-    """The plan with its price, and the exit code of an error where validate would stop."""
+def test_the_text_report_shows_price_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    """The text shows the price of the plan, and the exit code is that of an error that validate would raise."""
     assert show_plan(ROOT, "h100", 15_000, None, 2.0, probe=False) == 2
     told = capsys.readouterr().out
     assert "plan of recipe h100: 15,000 training examples, each taken as 4,096 tokens long" in told
@@ -206,14 +204,14 @@ def test_what_a_person_reads(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no findings" in told
 
 
-def test_an_unknown_recipe_is_told_with_the_nearest() -> None:
-    """As `finetune use` does."""
+def test_an_unknown_recipe_gets_a_suggestion() -> None:
+    """The error suggests the nearest name, as in `finetune use`."""
     with pytest.raises(ConfigError, match="did you mean h100"):
         read_recipe("h10", ROOT)
 
 
 def test_probe_is_scaled_to_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two measured speeds make a range, whatever the data sheet says."""
+    """Two measured speeds give a range, regardless of the data sheet."""
     from finetune.plan import probe
 
     preview = look_ahead(read_recipe("h100", ROOT), ROOT, examples=15_000)
@@ -228,8 +226,8 @@ def test_probe_is_scaled_to_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 @pytest.mark.slow
-def test_the_table_of_recipes_is_what_the_plan_predicts() -> None:
-    """A figure in a README that nobody works out again is wrong after the next change."""
+def test_the_recipes_table_equals_the_plans() -> None:
+    """The figures in the README equal those computed now."""
     from finetune.commands.plan import recipe_table
 
     text = (ROOT / "recipes/README.md").read_text(encoding="utf-8")

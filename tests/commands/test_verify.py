@@ -1,4 +1,4 @@
-"""finetune verify: a finished run once more, in a fresh folder, and what is said where it can't be the same."""
+"""finetune verify repeats a finished run in a fresh folder and reports whether the result is the same."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ SAVES = [{"step": step, "adapter_sha256": f"a{step}", "optimizer_sha256": f"o{st
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a trained adapter."""
+    """Return a workspace with a trained adapter."""
     root = tmp_path_factory.mktemp("verify") / "run"
     config, paths = validated(root, train__num_train_epochs=2)
     stage.run(params_of("train", config), paths)
@@ -30,20 +30,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewrite(root: Path, **changes: object) -> None:
-    """Change what the adapter's manifest says."""
+    """Change entries of the adapter's manifest."""
     path = root / "out/adapter" / MANIFEST
     write_json(path, read_json(path) | changes)
 
 
 @pytest.mark.slow
-def test_the_whole_run_and_its_first_steps_come_out_the_same(
+def test_a_run_and_its_first_steps_are_reproduced(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What repeatability means here: the same bits at every checkpoint; the finished run stays as it was."""
+    """The repetition gives the same bits at every checkpoint; the finished run is not touched."""
     root = copy_of(finished, tmp_path / "run")
     monkeypatch.chdir(root)
     before = read_manifest(root / "out/adapter")
-    (root / "params.yaml").write_text(json.dumps(params(train__learning_rate=0.5)), encoding="utf-8")  # by now another
+    (root / "params.yaml").write_text(json.dumps(params(train__learning_rate=0.5)), encoding="utf-8")  # changed since
     verify.run(Path(), None, 1)
     assert "the whole run came out the same, bit for bit (tier bitwise)" in capsys.readouterr().out
     verify.run(Path(), 2, 1)
@@ -56,7 +56,7 @@ def test_the_whole_run_and_its_first_steps_come_out_the_same(
 def test_other_bits_are_an_error_or_a_spread(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A manifest of a run with other bits: refused on the tier that promises them, told with a spread on the other."""
+    """A run with other bits is an error on the tier that promises equal bits, and a reported spread on the other."""
     root = copy_of(finished, tmp_path / "run")
     monkeypatch.chdir(root)
     rewrite(root, checkpoints=SAVES, adapter_sha256="0")
@@ -69,8 +69,8 @@ def test_other_bits_are_an_error_or_a_spread(
     assert "differs" in told
 
 
-def test_a_stop_is_told_and_leaves_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The repetition resumes from nowhere: its folder is gone, and it must not be told as a run that goes on."""
+def test_a_stop_is_reported_without_leftovers(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped repetition cannot be resumed: its folder is deleted, and the message says so."""
     root = copy_of(finished, tmp_path / "run")
     monkeypatch.chdir(root)
 
@@ -85,8 +85,8 @@ def test_a_stop_is_told_and_leaves_nothing(finished: Path, tmp_path: Path, monke
     assert not (root / "work/verify").exists()
 
 
-def test_an_error_leaves_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk must not stay full of what the repetition wrote."""
+def test_an_error_leaves_no_files(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a full disk, the files of the repetition are deleted."""
     root = copy_of(finished, tmp_path / "run")
     monkeypatch.chdir(root)
 
@@ -101,10 +101,10 @@ def test_an_error_leaves_nothing(finished: Path, tmp_path: Path, monkeypatch: py
     assert (root / "data/validated/train.arrow").exists()
 
 
-def test_other_arithmetic_is_told_before_the_run(
+def test_different_arithmetic_is_reported_before_the_run(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Hours later the user would learn that this machine could not have made the same bits; then it is named again."""
+    """The difference of machines is reported before the run, not hours later, and again in the result."""
     root = copy_of(finished, tmp_path / "run")
     monkeypatch.chdir(root)
     monkeypatch.setattr(verify, "repeat", lambda *_: read_manifest(root / "out/adapter"))
@@ -128,8 +128,8 @@ def test_other_arithmetic_is_told_before_the_run(
         verify.run(Path(), 2, 1)
 
 
-def test_what_has_changed_since_is_named(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another library rounds otherwise: a difference then would tell nothing of the run."""
+def test_changes_since_the_run_are_reported(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another library rounds differently, so a difference would not be evidence against the run."""
     root = copy_of(finished, tmp_path / "run")
     monkeypatch.chdir(root)
     versions = read_manifest(root / "out/adapter")["versions"]
@@ -144,7 +144,7 @@ def test_what_has_changed_since_is_named(finished: Path, tmp_path: Path, monkeyp
 def test_runs_of_several_devices_are_not_repeated(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Said before anything is started."""
+    """Runs on several devices are refused before anything starts."""
     root = copy_of(finished, tmp_path / "run")
     monkeypatch.chdir(root)
     spread = {"nodes": 1, "devices": 2, "strategy": "ddp", "offload_optimizer": "none", "offload_param": "none"}
@@ -155,14 +155,14 @@ def test_runs_of_several_devices_are_not_repeated(
         verify.run(Path(), None, 1)
 
 
-def test_steps_go_to_the_next_checkpoint() -> None:
-    """Bits are known at checkpoints alone; beyond the last but one it is the whole run."""
+def test_steps_are_rounded_up_to_the_next_checkpoint() -> None:
+    """Bits are known at checkpoints only; steps beyond the last but one mean the complete run."""
     assert [verify.last_step(SAVES, steps) for steps in (1, 3, 4, 7, 100, None)] == [3, 3, 6, None, None, None]
     assert verify.last_step([], 5) is None
 
 
 def test_every_checkpoint_is_compared() -> None:
-    """One that was not reached, or whose optimizer differs, is not the same."""
+    """A checkpoint that was not reached, or whose optimizer differs, counts as different."""
     assert verify.compare(SAVES, SAVES)[1]
     other = [SAVES[0], SAVES[1] | {"optimizer_sha256": "x"}]
     rows, same = verify.compare(SAVES, other)

@@ -185,7 +185,7 @@ def test_what_is_cut_is_put_together_again() -> None:
 # ---- What is refused
 
 
-def test_an_unknown_recipe_is_told_with_the_nearest(folder: Path) -> None:
+def test_an_unknown_recipe_gets_a_suggestion(folder: Path) -> None:
     """The name is typed by hand, in `finetune use ...`."""
     recipes = folder / "recipes"
     assert error_of(folder, "tinny") == f"recipe 'tinny': no such file {recipes}/tinny.yaml; did you mean tiny?"

@@ -243,7 +243,7 @@ def test_strata_keep_their_size_and_none_is_frozen() -> None:
     assert draws[:, 32].std() > 0
 
 
-def test_clusters_are_drawn_whole() -> None:
+def test_clusters_are_resampled_as_units() -> None:
     """Rows of one conversation share their fate; drawn one by one they would count as independent."""
     clusters = np.arange(75) % 25
     for weights in recorded(75, clusters=clusters):

@@ -1,4 +1,4 @@
-"""The doctor on GPUs and Macs that are made up for it."""
+"""The doctor on simulated GPUs and Macs."""
 
 import importlib
 import os
@@ -21,10 +21,10 @@ from tests.builders.made_up_machine import machine as machine
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`gpu(24 * GB)`: one CUDA device of this memory, as torch sees it."""
+    """`gpu(24 * GB)`: simulate one CUDA device of this memory, as torch reports it."""
     import torch
 
-    importlib.import_module("bitsandbytes")  # its first import fails halfway, for all later tests, where it sees CUDA
+    importlib.import_module("bitsandbytes")  # its first import fails halfway under a simulated CUDA
 
     def put(memory: int, free: int | None = None, capability: tuple[int, int] = (8, 9)) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -38,7 +38,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """`mac("26.1")`: a Mac with Apple silicon and 32 GB."""
+    """`mac("26.1")`: simulate a Mac with Apple silicon and 32 GB."""
     import torch
 
     def put(version: str) -> None:
@@ -58,8 +58,8 @@ CUDA = {"environment": "cuda"}
 SMI = 'echo "NVIDIA Test, 24564, 24000, 8.9, 570.1"'
 
 
-def test_a_gpu_of_24_gb(machine: Machine, gpu: Callable[..., None]) -> None:
-    """Its own memory decides, not the machine's; four of them are not there."""
+def test_a_24_gb_gpu_limits_the_recipes(machine: Machine, gpu: Callable[..., None]) -> None:
+    """The GPU's own memory decides, not the host's; a recipe for four GPUs does not fit."""
     machine.install(nvidia_smi=SMI)
     gpu(24 * GB)
     machine.predict(fits=(7 * GB, 20 * GB), large=(70 * GB, 40 * GB), four=(7 * GB, 20 * GB))
@@ -77,8 +77,8 @@ def test_a_gpu_of_24_gb(machine: Machine, gpu: Callable[..., None]) -> None:
     assert reasons["four"] == ["4 devices a node are asked for, 1 found"]
 
 
-def test_an_old_and_busy_gpu(machine: Machine, gpu: Callable[..., None]) -> None:
-    """bfloat16 came with 8.0; and a GPU that is half taken is worth a look."""
+def test_an_old_and_busy_gpu_is_reported(machine: Machine, gpu: Callable[..., None]) -> None:
+    """bfloat16 needs compute capability 8.0, and a GPU whose memory is half used is a warning."""
     gpu(16 * GB, free=2 * GB, capability=(7, 5))
     machine.add(old={"environment": "cuda", "train": {"bf16": True}})
     report = machine.report("old")
@@ -88,8 +88,8 @@ def test_an_old_and_busy_gpu(machine: Machine, gpu: Callable[..., None]) -> None
     assert report["recipe"]["why_not"] == ["bfloat16 needs compute capability 8.0"]
 
 
-def test_a_gpu_that_torch_can_not_use(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The usual mistake: the CPU build of torch on a machine with a GPU. With --quick, the driver is believed."""
+def test_a_gpu_that_torch_cannot_use_is_reported(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU build of torch on a machine with a GPU is reported. With --quick, the driver's answer is used."""
     machine.install(nvidia_smi=SMI)
     machine.add(big=CUDA)
     report = machine.report("big")
@@ -102,21 +102,21 @@ def test_a_gpu_that_torch_can_not_use(machine: Machine, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("answer", ["exit 9", "sleep 600", "echo nonsense", "echo 'NVIDIA-SMI has failed'"])
-def test_a_driver_that_does_not_answer_is_no_gpu(machine: Machine, answer: str) -> None:
-    """Neither hangs nor crashes."""
+def test_an_unresponsive_driver_counts_as_no_gpu(machine: Machine, answer: str) -> None:
+    """A driver that does not answer causes neither a hang nor a crash."""
     machine.install(nvidia_smi=answer.replace("sleep", shutil.which("sleep", path=os.defpath) or "sleep"))
     assert ask_driver(timeout=0.5) == ((), None)
 
 
-def test_memory_that_the_driver_does_not_tell_is_zero(machine: Machine) -> None:
-    """Where processor and GPU share it."""
+def test_memory_unknown_to_the_driver_is_zero(machine: Machine) -> None:
+    """The driver reports no memory where processor and GPU share it."""
     machine.install(nvidia_smi='echo "NVIDIA GB10, [N/A], [N/A], 12.1, 580.0"')
     ((found,), driver) = ask_driver(timeout=60)
     assert (found.memory_bytes, found.capability, driver) == (0, (12, 1), "580.0")
 
 
-def test_a_mac_with_32_gb(machine: Machine, mac: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its memory is the GPU's too."""
+def test_a_mac_shares_its_memory(machine: Machine, mac: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of the Mac is also the GPU's memory."""
     mac("26.1")
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     machine.predict(fits=(7 * GB, 20 * GB), large=(13 * GB, 40 * GB))
@@ -139,17 +139,17 @@ def test_a_mac_with_32_gb(machine: Machine, mac: Callable[[str], None], monkeypa
         ("13.7", "none", "missing", "update macOS to 14 or later"),
     ],
 )
-def test_what_a_mac_computes_hangs_on_its_system(
+def test_mac_capabilities_depend_on_the_macos_version(
     mac: Callable[[str], None], change: Callable[..., Config], version: str, quantization: str, status: str, remedy: str
 ) -> None:
-    """bfloat16 from 14 on, fast NF4 from 26 on."""
+    """macOS supports bfloat16 from 14 on and fast NF4 from 26 on."""
     mac(version)
     found = host.check_system(change(**{"environment": "apple", "model.quantization": quantization}))
     assert (found.status, found.remedy) == (status, remedy)
 
 
-def test_an_apple_recipe_elsewhere(machine: Machine) -> None:
-    """Exit code 4, as of any recipe whose device is not here."""
+def test_an_apple_recipe_needs_a_mac(machine: Machine) -> None:
+    """The exit code is 4, as for any recipe whose device is missing."""
     machine.add(mac={"environment": "apple"})
     report = machine.report("mac")
     assert report["code"] == 4
@@ -157,10 +157,10 @@ def test_an_apple_recipe_elsewhere(machine: Machine) -> None:
     assert report["by"]["Apple GPU"]["status"] == "missing"
 
 
-def test_optional_packages_are_missed_where_the_recipe_wants_them(
+def test_optional_packages_are_checked_if_the_recipe_needs_them(
     change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Elsewhere their absence is no news."""
+    """A missing optional package is reported only if the recipe needs it."""
     for module in (accelerators, preflight):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
     plain = change(**{"model.attention": "sdpa", "train.report_to": []})
@@ -175,8 +175,8 @@ def test_optional_packages_are_missed_where_the_recipe_wants_them(
     assert accelerators.check_bitsandbytes(wanting, quick=True).status == "missing"
 
 
-def test_bitsandbytes_that_does_not_load(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that the driver lacks raises whatever it likes."""
+def test_a_failing_bitsandbytes_import_is_reported(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing import of bitsandbytes may raise any exception, and is reported."""
 
     def fail(name: str) -> None:
         raise RuntimeError("libcudart.so.13: cannot open\nand more")

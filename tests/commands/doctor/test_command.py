@@ -1,4 +1,4 @@
-"""The doctor on machines made up for it: what it finds, what it advises, what it never says."""
+"""The doctor on simulated machines: its findings, its advice, and the secrets it never prints."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from tests.conftest import ROOT
 SECRET = "hf_tHisIsAsEcReT0123456789"
 
 
-def test_a_machine_without_a_gpu(machine: Machine) -> None:
-    """It runs the tiny recipe and no CUDA one, and the larger of two bases that fit is named."""
+def test_a_machine_without_a_gpu_runs_cpu_recipes_only(machine: Machine) -> None:
+    """The tiny recipe can run and no CUDA recipe can; the larger of two fitting bases is recommended."""
     machine.predict(tiny=(2_000_000, GB), small=(100_000_000, GB), huge=(9 * GB, 10**15), gpu=(8 * GB, 2 * GB))
     machine.add(tiny={}, small={}, huge={}, unknown={}, gpu={"environment": "cuda"})
     report = machine.report()
@@ -41,8 +41,8 @@ def test_a_machine_without_a_gpu(machine: Machine) -> None:
     assert report["by"]["CUDA"]["remedy"] == "install NVIDIA's driver, or start the container with --gpus all"
 
 
-def test_what_a_person_reads(machine: Machine) -> None:
-    """A table, then what to do next in two sentences."""
+def test_the_text_report_ends_with_next_steps(machine: Machine) -> None:
+    """The output is a table, then the next steps in two sentences."""
     machine.add(tiny={})
     machine.predict(tiny=(2_000_000, GB))
     lines = machine.lines()
@@ -57,16 +57,16 @@ def test_what_a_person_reads(machine: Machine) -> None:
     assert lines[-1].startswith("no recipe is known to fit here")
 
 
-def test_a_missing_base_is_told_and_stops_nothing(machine: Machine) -> None:
-    """It is a download away, so the machine can run the recipe."""
+def test_a_missing_base_is_reported_without_failing(machine: Machine) -> None:
+    """A missing base can be downloaded, so the recipe still counts as runnable."""
     machine.predict(hub=(GB, GB))
     machine.add(hub={"model": HUB})
     said = machine.lines("hub")[-2]
     assert "its base model is not there yet (org/name at 000000000000: not in the cache): hf download org/name " in said
 
 
-def test_each_line_has_the_same_shape_and_what_is_amiss_a_remedy(machine: Machine) -> None:
-    """A table that says what is wrong and not what to do is half a table."""
+def test_each_line_has_the_same_columns_and_problems_a_remedy(machine: Machine) -> None:
+    """All lines have the same columns, and each problem has a remedy."""
     (machine.programs / "git").unlink()
     machine.add(hub={"model": HUB, "environment": "cuda"})
     report = machine.report("hub")
@@ -80,14 +80,14 @@ def test_each_line_has_the_same_shape_and_what_is_amiss_a_remedy(machine: Machin
 
 
 def test_an_unknown_recipe_is_an_error_of_use(machine: Machine) -> None:
-    """With the nearest name."""
+    """The error suggests the nearest name."""
     machine.add(small={})
     with pytest.raises(ConfigError, match="did you mean small"):
         machine.report("smal", quick=True)
 
 
-def test_a_recipe_that_is_broken_is_unknown(machine: Machine) -> None:
-    """The others are told all the same."""
+def test_a_broken_recipe_is_listed_as_unknown(machine: Machine) -> None:
+    """A broken recipe counts as unknown; the others are still listed."""
     machine.predict(tiny=(1, 1))
     machine.add(broken={"environment": "gpu"}, tiny={})
     broken, tiny = machine.report()["recipes"]
@@ -96,10 +96,10 @@ def test_a_recipe_that_is_broken_is_unknown(machine: Machine) -> None:
     assert tiny["can_run"]
 
 
-def test_secrets_are_not_told(
+def test_secrets_are_not_printed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever asks for help pastes this output."""
+    """Users paste this output when they ask for help, so it contains no secret."""
     root = machine.root
     machine.add(tiny={})
     monkeypatch.setenv("HF_TOKEN", SECRET)
@@ -116,7 +116,7 @@ def test_secrets_are_not_told(
 
 
 def test_quick_imports_no_torch(machine: Machine) -> None:
-    """It answers at once, also where torch hangs."""
+    """`--quick` answers at once, even if importing torch hangs."""
     machine.add(tiny={})
     code = (
         "import sys; from pathlib import Path; from finetune.commands.doctor.command import run\n"
@@ -132,20 +132,20 @@ def test_quick_imports_no_torch(machine: Machine) -> None:
 
 
 def test_the_memory_of_the_embedded_recipe_is_predicted(config: Config) -> None:
-    """The same numbers as the plan's."""
+    """The predicted memory equals that of the plan."""
     parameters, peak, unknown = fit.Predictor(ROOT).predict(config)
     assert unknown is None
     assert parameters is not None and 10**6 < parameters < 10**7
     assert peak is not None and 10**7 < peak < 4 * GB
 
 
-def test_an_unknown_base_is_no_crash(change: Callable[..., Config], tmp_path: Path) -> None:
-    """Its memory is not known, and why."""
+def test_an_unknown_base_is_reported(change: Callable[..., Config], tmp_path: Path) -> None:
+    """The memory of an unknown base is reported as unknown, with the reason."""
     assert fit.Predictor(tmp_path).predict(change(**{"model.base": "nowhere"}))[2].startswith("params.yaml: model")
 
 
-def test_the_largest_base_wins_and_then_the_name() -> None:
-    """Peak memory does not decide, and what can't run is out."""
+def test_the_largest_base_is_recommended() -> None:
+    """The largest base that can run is recommended, then the first name; peak memory does not matter."""
 
     def made(name: str, parameters: int | None, can_run: bool = True) -> fit.Fit:
         return fit.Fit(name, "cpu", "base", can_run, (), parameters, parameters and 10, 100)

@@ -1,4 +1,4 @@
-"""The doctor on what stands around a run: the computer, packages, containers, the base, DVC and git."""
+"""The doctor's checks of the computer, packages, containers, the base, DVC and git."""
 
 import json
 import platform
@@ -44,16 +44,16 @@ from tests.conftest import ROOT
         ),
     ],
 )
-def test_a_container_allows_what_its_cgroup_says(tmp_path: Path, files: dict[str, str], limits: Any) -> None:
-    """By version 2, by version 1, and where there is no limit."""
+def test_container_limits_come_from_the_cgroup(tmp_path: Path, files: dict[str, str], limits: Any) -> None:
+    """The limits come from cgroup version 2 or version 1; without a limit there is none."""
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content, encoding="ascii")
     assert cgroup_limits(tmp_path) == limits
 
 
-def test_a_container_with_less_than_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What counts is what the process may use."""
+def test_container_limits_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits of the process count, not the size of the machine."""
     for module in (hardware_host, host):
         monkeypatch.setattr(module, "cgroup_limits", lambda: (0.5, 2 * GB))
     assert hardware_host.usable_memory() == 2 * GB
@@ -66,16 +66,16 @@ def test_a_container_with_less_than_the_machine(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("asked", "status"), [(">=3.11,<3.14", "ok"), (">=3.14", "missing"), ("<3.10", "missing"), ("", "ok")]
 )
-def test_python_is_held_against_the_projects_range(tmp_path: Path, asked: str, status: str) -> None:
-    """And where no range is named, any will do."""
+def test_python_is_compared_with_the_projects_range(tmp_path: Path, asked: str, status: str) -> None:
+    """The Python version is compared with the project's range; without a range, any version is fine."""
     (tmp_path / "pyproject.toml").write_text(f'[project]\nrequires-python = "{asked}"\n', encoding="utf-8")
     assert host.check_python(tmp_path).status == status
     (tmp_path / "pyproject.toml").unlink()
     assert host.check_python(tmp_path).status == "ok"
 
 
-def test_a_processor_without_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything runs, and takes its time; where the system does not tell, nothing is said."""
+def test_a_missing_avx2_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without AVX2 everything runs, but slowly; if the system does not report it, the doctor does not either."""
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     for flags, lines in [({"avx2", "amx_bf16"}, [("avx2, amx_bf16; without avx512f, avx512_bf16", "ok")]), (set(), [])]:
         monkeypatch.setattr(host, "instruction_sets", lambda flags=flags: flags)
@@ -86,7 +86,7 @@ def test_a_processor_without_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the folder that is there, where the named one is not made yet."""
+    """If the configured folder does not exist yet, the disk of its nearest parent is checked."""
     usage = SimpleNamespace(free=GB)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     found = host.check_disk("disk", tmp_path / "not" / "yet", "free some")
@@ -98,8 +98,8 @@ def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # ---- Packages, containers, base, DVC, git
 
 
-def test_the_lock_is_compared_name_by_name(machine: Machine) -> None:
-    """Differing and missing packages are named with both versions; another build of torch is the same version."""
+def test_installed_packages_are_compared_with_the_lock(machine: Machine) -> None:
+    """Differing and missing packages are listed with both versions; another build of torch is the same version."""
     hashed, root = " \\\n    --hash=sha256:0\n", machine.root
     pins = ["numpy==1.0 ; python_full_version < '3'", "numpy==2.0 ; python_full_version >= '3'", "no-such-thing==3.1"]
     (root / "requirements/cpu.lock").write_text("".join(pin + hashed for pin in pins), encoding="utf-8")
@@ -126,8 +126,8 @@ def test_the_lock_is_compared_name_by_name(machine: Machine) -> None:
         ({"docker": "exit 1"}, "docker; the docker daemon is not running", "warning"),
     ],
 )
-def test_containers_and_the_daemon(machine: Machine, scripts: dict[str, str], found: str, status: str) -> None:
-    """docker on PATH is not yet a docker that runs."""
+def test_docker_needs_a_running_daemon(machine: Machine, scripts: dict[str, str], found: str, status: str) -> None:
+    """A docker command on PATH does not mean that the daemon runs."""
     machine.install(**scripts)
     check = software.check_containers(quick=False)
     assert (check.found, check.status, bool(check.remedy)) == (found, status, status != "ok")
@@ -135,18 +135,18 @@ def test_containers_and_the_daemon(machine: Machine, scripts: dict[str, str], fo
         assert software.check_containers(quick=True) == Check("containers", "docker")
 
 
-def test_the_runtime_of_the_run_is_looked_at(
+def test_the_configured_container_runtime_is_checked(
     change: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where stages run in containers, what counts is that very engine and the image of these locks."""
+    """If stages run in containers, the configured engine and the image of these locks are checked."""
     monkeypatch.setenv("PATH", str(tmp_path))
     check = software.check_runtime(change(runtime="podman"), ROOT)
     assert (check.status, check.found) == ("missing", "runtime: podman is not installed here")
     assert check.remedy.startswith("install it (https://podman.io")
 
 
-def test_half_a_base_in_the_cache(machine: Machine, change: Callable[..., Config]) -> None:
-    """Which shard is missing, which is cut off, and how to get it."""
+def test_an_incomplete_base_in_the_cache_is_reported(machine: Machine, change: Callable[..., Config]) -> None:
+    """The missing or truncated shard is named, with the command that downloads it."""
     root = machine.root
     model = change(**{f"model.{key}": value for key, value in HUB.items()}).model
     remedy = f"hf download org/name --revision {'0' * 40}"
@@ -177,15 +177,15 @@ def test_half_a_base_in_the_cache(machine: Machine, change: Callable[..., Config
     assert trouble() == ": model.safetensors.index.json is damaged"
 
 
-def test_a_base_that_is_a_folder_or_unpinned(config: Config, change: Callable[..., Config]) -> None:
-    """The embedded one is whole; one of the Hub without a revision is none at all."""
+def test_local_and_unpinned_bases_are_checked(config: Config, change: Callable[..., Config]) -> None:
+    """The embedded base is complete; a base of the Hub without a revision is not."""
     assert check_base(config.model, ROOT).status == "ok"
     unpinned = check_base(change(**{"model.base": "org/name"}).model, ROOT)
     assert unpinned.remedy == "set model.revision to the 40 hex digits of a commit (./finetune pin)"
 
 
-def test_git_and_its_absence(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No repository, one that git refuses, no commit, clean, changed, no git."""
+def test_each_state_of_git_is_reported(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each state has a message: no repository, refused by git, no commit, clean, changed, git missing."""
     root = machine.root / "work"
     root.mkdir()
     monkeypatch.setenv("HOME", str(root))
@@ -199,7 +199,7 @@ def test_git_and_its_absence(machine: Machine, monkeypatch: pytest.MonkeyPatch) 
         return software.check_git(root, quick=False)
 
     assert seen().remedy == "git init && git add -A && git commit -m start"
-    (root / ".git").mkdir()  # as git sees one that belongs to another user
+    (root / ".git").mkdir()  # the state in which git sees a repository of another user
     assert seen().found == f"git refuses {root}: it belongs to another user, or .git is broken"
     assert seen().remedy.startswith('chown -R "$(id -u):$(id -g)" .')
     do("init")
@@ -213,8 +213,8 @@ def test_git_and_its_absence(machine: Machine, monkeypatch: pytest.MonkeyPatch) 
     assert seen().found == "not installed"
 
 
-def test_dvc_without_a_repository_and_without_a_remote(tmp_path: Path) -> None:
-    """The first is an error of the folder, the second a choice."""
+def test_a_missing_dvc_repository_or_remote_is_reported(tmp_path: Path) -> None:
+    """A missing repository is an error of the folder, a missing remote is a choice."""
     assert software.check_dvc(tmp_path).remedy == "dvc init"
     (tmp_path / ".dvc").mkdir()
     assert software.check_dvc(tmp_path).status == "warning"

@@ -1,4 +1,4 @@
-"""`finetune compare`: two runs on one test set, pair by pair; what can't be compared is refused and says why."""
+"""`finetune compare` compares two runs on one test set pair by pair, and refuses runs that cannot be compared."""
 
 import json
 from dataclasses import replace
@@ -23,13 +23,13 @@ LOOKS = {"taken": 3, "declared": 5, "a": 1, "b": 3}
 
 
 def prediction(number: int, right: float, *, cluster: str | None = None, agent: str = "namer") -> Prediction:
-    """One example, both sides right or wrong alike."""
+    """Return one example with both sides right or both wrong."""
     answer = Answer("text", 2, True, 1.0 if right else 3.0, scores={"exact_match": right, "chrf": right / 2 + 0.1})
     return Prediction(f"row{number}", agent, "rows", cluster or f"c{number}", "task", "text", 2, answer, answer)
 
 
 def side(name: str, rights: list[float], **more: Any) -> ComparedRun:
-    """A run whose candidate is right where told."""
+    """Return a run whose candidate is right at the given positions."""
     evaluation = {"test_sha256": "t" * 64, "adapter_sha256": name * 64, "groups": {"all": {}, "namer": {}}}
     evaluation |= {"scorers": SCORERS, "generation": {"max_new_tokens": 16}, **more}
     predictions = [prediction(number, right) for number, right in enumerate(rights)]
@@ -42,8 +42,8 @@ A = side("a", [1.0] * 20 + [0.0] * 20)
 B = side("b", [1.0] * 15 + [0.0] * 5 + [1.0] * 12 + [0.0] * 8)
 
 
-def test_right_or_wrong_is_the_paired_table() -> None:
-    """15 right in both, 5 only in A, 12 only in B: Tango's interval of B - A and McNemar's exact test of them."""
+def test_binary_scores_are_compared_as_a_paired_table() -> None:
+    """15 right in both, 5 only in A, 12 only in B: Tango's interval of B - A and McNemar's exact test."""
     found = compare_answers(EXACT, (A.predictions, "candidate"), (B.predictions, "candidate"), 0.95, 0)
     assert found.crossed is not None
     assert (found.crossed.both, found.crossed.only_first, found.crossed.only_second, found.crossed.neither) == (
@@ -59,7 +59,7 @@ def test_right_or_wrong_is_the_paired_table() -> None:
 
 
 def test_the_better_side_follows_the_direction() -> None:
-    """Of the loss less is better: a difference above 0 speaks for A."""
+    """For a loss, less is better: a difference above 0 favours A."""
     worse = side("b", [1.0] * 2 + [0.0] * 38)
     pair = (A.predictions, "candidate"), (worse.predictions, "candidate")
     loss = compare_answers(LOSS, *pair, 0.95, 0)  # type: ignore[arg-type]
@@ -68,8 +68,8 @@ def test_the_better_side_follows_the_direction() -> None:
     assert loss.better == right.better == "first"
 
 
-def test_clusters_are_drawn_whole() -> None:
-    """Ten answers to one prompt are one piece of evidence: a wider interval, and no test for independent pairs."""
+def test_clusters_are_resampled_as_units() -> None:
+    """Ten answers to one prompt are one piece of evidence: the interval is wider, and McNemar's test is not used."""
     rights = [float(number % 3 == 0) for number in range(120)], [float(number % 3 != 1) for number in range(120)]
     alone = [[prediction(number, right) for number, right in enumerate(row)] for row in rights]
     grouped = [
@@ -88,7 +88,7 @@ def test_clusters_are_drawn_whole() -> None:
 
 
 def test_another_test_set_is_refused() -> None:
-    """Answers to different questions can't be paired."""
+    """Answers to different questions cannot be paired."""
     with pytest.raises(DataError) as caught:
         compare_sides(A, side("b", [1.0] * 40, test_sha256="u" * 64), 0.95, 0, LOOKS)
     assert str(caught.value) == (
@@ -97,8 +97,8 @@ def test_another_test_set_is_refused() -> None:
     )
 
 
-def test_what_weakens_the_comparison_is_told() -> None:
-    """Other decoding, another scorer under the same name, one adapter twice."""
+def test_weak_points_of_a_comparison_are_reported() -> None:
+    """Warnings: different decoding, another scorer of the same name, the same adapter twice."""
     scorers = {
         "exact_match": {"scorer": "contains", "of": None, "ignore_case": True},
         "chrf": {"scorer": "chrf", "of": None},
@@ -115,13 +115,13 @@ def test_what_weakens_the_comparison_is_told() -> None:
     assert {item.metric.name for item in found.found} == {"loss", "perplexity"}
 
 
-def test_a_group_of_all_examples_is_told_once() -> None:
-    """Where one agent has every example, its rows would repeat those of all."""
+def test_a_group_of_all_examples_is_not_repeated() -> None:
+    """If one agent has all examples, its rows would repeat those of the total."""
     assert {item.group for item in compare_sides(A, B, 0.95, 0, LOOKS).found} == {"all"}
 
 
-def test_an_answer_without_score_is_told() -> None:
-    """One missing score, and the mean is of other examples than it says."""
+def test_a_missing_score_is_reported() -> None:
+    """With a missing score, the means would be of different examples."""
     broken = replace(A.predictions[3], candidate=replace(A.predictions[3].candidate, scores={"exact_match": None}))
     rows = [*A.predictions[:3], broken, *A.predictions[4:]]
     found = compare_sides(A, replace(B, predictions=rows), 0.95, 0, LOOKS).found
@@ -130,15 +130,15 @@ def test_an_answer_without_score_is_told() -> None:
     ]
 
 
-def test_params_and_cost_stand_side_by_side() -> None:
-    """What differs, by its dotted key; a list is one value."""
+def test_params_and_cost_are_listed_side_by_side() -> None:
+    """Different params are listed by dotted key; a list counts as one value."""
     assert differing({"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 3, "c": [1]}}) == [("a.b", 1, 3), ("d", 2, None)]
     cheap = replace(A, reports={**A.reports, "train_cost": {"wall_seconds": 12.5}})
     assert cost_of(cheap, B) == [("training, seconds", 12.5, None)]
 
 
-def test_the_words(capsys: pytest.CaptureFixture[str]) -> None:
-    """Tables, what the intervals say, and what a choice on the test set costs."""
+def test_the_text_report_explains_the_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+    """The output has tables, the meaning of the intervals, and the cost of choosing on the test set."""
     print_comparison(compare_sides(A, B, 0.95, 0, LOOKS), as_markdown=True)
     told = capsys.readouterr().out
     assert "| all | exact_match | 40 | 0.5000 | 0.6750 | +0.1750 | -0.0286 … +0.3661 | 15 | 5 | 12 | 8 | 0.14 |" in told
@@ -153,7 +153,7 @@ def test_the_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, shipped_params: dict[str, Any]) -> Path:
-    """A repository with an experiment that is better, one that failed to keep the test set, and its workspace."""
+    """Create a repository with a better experiment, one with another test set, and its workspace."""
     root = build(tmp_path_factory.mktemp("compare") / "repository", shipped_params)
     experiment(root, "better", "train.learning_rate=0.9")
     experiment(root, "elsewhere", "data.split.test=0.14", "data.split.train=0.79")
@@ -162,7 +162,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, shipped_params: dict[st
 
 @pytest.mark.parametrize("names", [("main", "better"), ("workspace", "better")])
 def test_experiments_branches_and_the_workspace_are_found(repository: Path, names: tuple[str, str]) -> None:
-    """Reports and answers come out of DVC's cache; the working tree is not touched."""
+    """Reports and answers are read from DVC's cache; the working tree does not change."""
     found = json.loads(finetune(repository, "compare", *names, "--json"))
     assert [found[key]["name"] for key in "ab"] == list(names)
     (exact,) = [row for row in found["differences"] if (row["group"], row["metric"]) == ("all", "exact_match")]
@@ -185,10 +185,10 @@ def test_experiments_branches_and_the_workspace_are_found(repository: Path, name
         (("main~1", "main"), 3, "error: main~1: has no reports/evaluation.json: its pipeline did not run to its end"),
     ],
 )
-def test_what_is_not_there_is_named(
+def test_missing_runs_are_reported(
     repository: Path, names: tuple[str, str], code: int, told: str, tmp_path: Path
 ) -> None:
-    """An unknown name is bad use; another test set and a run that never ended are bad evidence."""
+    """An unknown name is wrong use; another test set and an unfinished run are invalid data."""
     if names[0] == "main~1":
         repository = copy_of(repository, tmp_path / "copy")
         run(repository, "git", "rm", "-q", "--cached", "dvc.lock")
@@ -198,8 +198,8 @@ def test_what_is_not_there_is_named(
     assert told in finetune(repository, "compare", *names, code=code)
 
 
-def test_an_artefact_that_left_the_cache_says_how_to_get_it(repository: Path, tmp_path: Path) -> None:
-    """A clone has the experiment's name and not its files."""
+def test_a_missing_artefact_names_the_pull_command(repository: Path, tmp_path: Path) -> None:
+    """A clone has the name of the experiment, but not its files."""
     copy = copy_of(repository, tmp_path / "copy")
     run(copy, "rm", "-rf", ".dvc/cache/files")
     assert (
@@ -211,8 +211,8 @@ def test_an_artefact_that_left_the_cache_says_how_to_get_it(repository: Path, tm
     )
 
 
-def test_params_that_were_edited_after_the_run_are_told(repository: Path, tmp_path: Path) -> None:
-    """The table of params would name values that made none of the answers; the gate's made none anyway."""
+def test_params_edited_after_the_run_are_reported(repository: Path, tmp_path: Path) -> None:
+    """Otherwise the params table would show values that did not produce the answers; gate params do not matter."""
     copy = copy_of(repository, tmp_path / "copy")
     assert json.loads(finetune(copy, "compare", "main", "workspace", "--json"))["warnings"] == [
         "both runs have the same adapter"
@@ -226,8 +226,8 @@ def test_params_that_were_edited_after_the_run_are_told(repository: Path, tmp_pa
     ]
 
 
-def test_answers_that_were_changed_are_refused(repository: Path, tmp_path: Path) -> None:
-    """The report names the hash of the answers that it is of."""
+def test_changed_answers_are_refused(repository: Path, tmp_path: Path) -> None:
+    """The report contains the hash of its answers."""
     copy = copy_of(repository, tmp_path / "copy")
     path = copy / "out/predictions.jsonl"
     text = path.read_text(encoding="utf-8")
@@ -237,8 +237,8 @@ def test_answers_that_were_changed_are_refused(repository: Path, tmp_path: Path)
         read_run("workspace", copy)
 
 
-def test_exps_shows_them_sorted(repository: Path) -> None:
-    """The same repository as a table, the better run before the branch."""
+def test_exps_lists_runs_sorted(repository: Path) -> None:
+    """The same repository is shown as a table, the better run before the branch."""
     told = finetune(repository, "exps")
     assert "experiments, best exact_match first" in told
     assert told.index("workspace") < told.index("better") < told.index("main")

@@ -1,4 +1,4 @@
-"""`finetune exps`: DVC's table cut to what tells experiments apart, in the order of the gate's first measure."""
+"""`finetune exps` shows DVC's table with only the differing columns, sorted by the gate's first measure."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,14 @@ EXACT = Measure(
 
 
 def row(name: str | None, rate: float, verdict: str | None = "deploy", **more: Any) -> dict[str, Any]:
-    """One revision as `dvc exp show --json` gives it."""
+    """Return one revision in the form of `dvc exp show --json`."""
     metrics = {} if verdict is None else {"reports/decision.json": {"data": {"verdict": verdict}}}
     params = {"params.yaml": {"data": {"seed": 1, "train": {"learning_rate": rate, "packing": [1]}}}}
     return {"rev": "0123456789", "name": name, "data": {"metrics": metrics, "params": params}, **more}
 
 
 def measured(name: str, **figures: float) -> Experiment:
-    """A finished experiment with these figures of the candidate."""
+    """Return a finished experiment whose candidate has these figures."""
     return Experiment(name, {}, {"evaluation": {"groups": {"all": {"candidate": figures}}}})
 
 
@@ -42,8 +42,8 @@ SHOWN = [
 ]
 
 
-def test_each_revision_is_a_row_and_unfinished_ones_say_so() -> None:
-    """DVC shows of a queued or failed run the figures of the tree that it was started from: they are not its own."""
+def test_each_revision_is_a_row_with_its_state() -> None:
+    """DVC shows queued and failed runs with the figures of the tree they started from; those are dropped."""
     found = list(read(SHOWN))
     names = ["workspace", "main", "faster", "waiting (queued)", "broken (failed)", "abcdefg"]
     assert [item.name for item in found] == names
@@ -52,12 +52,12 @@ def test_each_revision_is_a_row_and_unfinished_ones_say_so() -> None:
 
 
 def test_only_params_that_differ_are_columns() -> None:
-    """Sixty equal columns hide the one that matters."""
+    """Params that are equal in all runs are not columns."""
     assert differing_params(list(read(SHOWN))) == ["train.learning_rate"]
 
 
 def test_the_best_by_the_gate_comes_first() -> None:
-    """The workspace stays on top; what has no figure is behind what has one, what did not end well behind all."""
+    """The workspace comes first; runs without a figure come after those with one, failed runs last."""
     rows = [Experiment("bad (failed)", {}, {}, finished=False), measured("none"), measured("low", exact_match=0.2)]
     rows += [measured("high", exact_match=0.9), measured("workspace", exact_match=0.1)]
     names = ["workspace", "high", "low", "none", "bad (failed)"]
@@ -65,8 +65,8 @@ def test_the_best_by_the_gate_comes_first() -> None:
     assert next(item.name for item in in_order(rows, None)) == "workspace"
 
 
-def test_of_a_loss_less_is_better(change: Callable[..., Config]) -> None:
-    """The order turns round with the metric's direction."""
+def test_a_loss_is_sorted_ascending(change: Callable[..., Config]) -> None:
+    """The sort order follows the direction of the metric."""
     rule = {"rule": "at_most", "metric": "loss", "group": "all", "threshold": 2.0}
     measure = first_measure(change(**{"decide.criteria": [rule]}))
     assert measure is not None
@@ -74,8 +74,8 @@ def test_of_a_loss_less_is_better(change: Callable[..., Config]) -> None:
     assert [item.name for item in in_order(rows, measure)] == ["better", "worse"]
 
 
-def test_names_of_metrics_with_dots_are_one_key(change: Callable[..., Config]) -> None:
-    """`exceptions.macro_f1` stands in the report as it is spelled, not as a key in a key."""
+def test_a_metric_name_with_dots_is_one_key(change: Callable[..., Config]) -> None:
+    """`exceptions.macro_f1` is one key of the report, not a nested one."""
     rule = {"rule": "better_than_baseline", "metric": "exceptions.macro_f1", "group": "exception-namer"}
     measure = first_measure(change(**{"decide.criteria": [rule]}))
     assert measure is not None
@@ -87,7 +87,7 @@ def test_names_of_metrics_with_dots_are_one_key(change: Callable[..., Config]) -
 
 
 def test_a_gate_of_memory_or_latency_sorts_by_that(change: Callable[..., Config]) -> None:
-    """Who asks for memory first wants the smallest first; its column is not shown twice."""
+    """A gate of memory or latency sorts the smallest first; its column is not shown twice."""
     for rule, title in (
         ({"rule": "memory_at_most", "limit": "2 GB"}, "memory, GB"),
         ({"rule": "latency_at_most", "seconds": 1.0, "improvement": None}, "s/answer"),

@@ -1,4 +1,4 @@
-"""`finetune seeds`: what another seed changes, told beside what was gained; nothing is run twice, nothing is lost."""
+"""`finetune seeds` compares the gain with the spread over seeds; it repeats no run and loses none."""
 
 import json
 import os
@@ -37,7 +37,7 @@ KEPT_TEST = [
 
 
 def dumped(config: Config) -> dict[str, Any]:
-    """What the key is of."""
+    """Return the settings that the key covers."""
     return config.model_dump(mode="json", by_alias=True)
 
 
@@ -45,7 +45,7 @@ def dumped(config: Config) -> dict[str, Any]:
 
 
 def test_runs_that_differ_in_their_seed_share_a_key(change: Callable[..., Config]) -> None:
-    """Neither do the gate, the machine that is reckoned with and accepted findings make another run."""
+    """The gate, the planned machine and accepted findings do not change the key either."""
     key = seeds_key(dumped(change()))
     for keys in ({"seed": 1}, {"decide.confidence": 0.9}, {"machine": "h100"}, {"findings.accept": {"x": "known"}}):
         assert seeds_key(dumped(change(**keys))) == key
@@ -54,7 +54,7 @@ def test_runs_that_differ_in_their_seed_share_a_key(change: Callable[..., Config
 
 
 def test_outcomes_are_kept_by_key_and_seed(tmp_path: Path) -> None:
-    """In ascending order, a repetition in place of the first; other runs' stay."""
+    """Outcomes are in ascending order, a repetition replaces the first; those of other runs stay."""
     path = tmp_path / "data/seeds.json"
     assert read_seeds(path, "k") == {}
     for seed in (10, 9):
@@ -67,7 +67,7 @@ def test_outcomes_are_kept_by_key_and_seed(tmp_path: Path) -> None:
 
 
 def test_a_queued_run_records_in_the_tree_that_queued_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written into DVC's copy is removed with it."""
+    """DVC removes its copy of the tree with everything written there."""
     copy = tmp_path / ".dvc/tmp/exps/run1"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
@@ -77,7 +77,7 @@ def test_a_queued_run_records_in_the_tree_that_queued_it(tmp_path: Path, monkeyp
 
 
 def test_the_committed_file_is_a_json_object() -> None:
-    """decide depends on it, so it must be there in a fresh clone."""
+    """decide depends on the file, so a fresh clone must contain it."""
     assert isinstance(read_json(Path(__file__).parents[3] / "data/seeds.json"), dict)
 
 
@@ -85,7 +85,7 @@ def test_the_committed_file_is_a_json_object() -> None:
 
 
 def test_the_deviation_has_its_own_interval() -> None:
-    """Of five normal values with standard deviation 1, chi-square's quantiles (0.4844, 11.1433) give 0.599 … 2.874."""
+    """For five normal values with standard deviation 1, chi-square's quantiles (0.4844, 11.1433) give 0.599 … 2.874."""
     spread = Spread((0.0, 1.0, 2.0, 3.0, 4.0))
     assert spread.deviation == pytest.approx(1.5811, abs=1e-4)
     assert spread.deviation_bounds(0.95) == pytest.approx((0.5991 * 1.5811, 2.8736 * 1.5811), abs=1e-3)
@@ -114,17 +114,17 @@ def test_the_deviation_has_its_own_interval() -> None:
         ([0.5], 0.5, True, None),
     ],
 )
-def test_a_gain_within_the_spread_is_told(
+def test_a_gain_within_the_spread_is_reported(
     candidate: list[float], baseline: float, higher: bool, told: str | None
 ) -> None:
-    """The best of five seeds looks like progress; of a loss, less is a gain."""
+    """The best of five seeds looks like progress; for a loss, a decrease is a gain."""
     gain = Spread(tuple(value - baseline for value in candidate))
     found = describe_gain("x", Spread(tuple(candidate)), gain, higher_is_better=higher)
     assert found is None if told is None else found is not None and told in found
 
 
-def test_the_tables() -> None:
-    """Verdict and criteria a column a seed; a seed without the figure is left out of its row."""
+def test_tables_have_one_column_per_seed() -> None:
+    """Verdict and criteria have one column per seed; a row omits seeds without the figure."""
     figures = {"exact_match": {"baseline": 0.2, "candidate": 0.6, "lower": 0.3, "upper": None}}
     results = {
         "1": {"verdict": "deploy", "criteria": {"c": {"status": "pass", "estimate": 0.6}}, "figures": figures},
@@ -138,8 +138,8 @@ def test_the_tables() -> None:
     assert gains_of(results, "loss") is None
 
 
-def test_of_two_outcomes_of_one_criterion_the_worse_counts() -> None:
-    """A latency criterion with an asked improvement has two lines."""
+def test_the_worse_of_two_outcomes_of_a_criterion_is_used() -> None:
+    """A latency criterion with a required improvement has two outcomes."""
     lines = [{"criterion": "latency", "status": status, "estimate": 1.0} for status in ("pass", "inconclusive")]
     assert criteria_of({"criteria": lines}) == {"latency": {"status": "inconclusive", "estimate": 1.0}}
 
@@ -147,8 +147,8 @@ def test_of_two_outcomes_of_one_criterion_the_worse_counts() -> None:
 # ---------------------------------------------------------------------------------- which seeds, how many looks
 
 
-def test_the_seeds_are_named_or_counted_from_the_present_one() -> None:
-    """Five where nothing is said; a seed twice would count as evidence twice."""
+def test_seeds_are_given_or_counted_from_the_current_one() -> None:
+    """By default there are five seeds; a seed given twice would count as evidence twice."""
     assert choose_seeds(7, None, None) == [7, 8, 9, 10, 11]
     assert choose_seeds(7, 2, None) == [7, 8]
     assert choose_seeds(7, None, [3, 1]) == [3, 1]
@@ -161,10 +161,10 @@ def test_the_seeds_are_named_or_counted_from_the_present_one() -> None:
             choose_seeds(7, count, named)
 
 
-def test_more_looks_than_declared_need_force(
+def test_more_test_set_uses_than_declared_need_force(
     change: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Five seeds on one test set are five looks at it, which share the error probability."""
+    """Five seeds are five uses of the test set, which share the error probability."""
     shares = {"method": "exact", "train": 1.0, "validation": 0.0, "test": 0.0, "stratify_by": "agent"}
     config = change(**{"data.sources": KEPT_TEST, "data.split": shares, "decide.looks": 5})
     series = Series(tmp_path, config, [1, 2, 3])
@@ -188,8 +188,8 @@ def test_more_looks_than_declared_need_force(
     )
 
 
-def test_a_seed_that_was_evaluated_takes_no_new_look(change: Callable[..., Config], tmp_path: Path) -> None:
-    """The published adapter is of these params and was looked at: its run comes out of DVC's cache."""
+def test_an_evaluated_seed_needs_no_new_test_set_use(change: Callable[..., Config], tmp_path: Path) -> None:
+    """The published adapter with these params was evaluated already: its run comes from DVC's cache."""
     shares = {"method": "exact", "train": 1.0, "validation": 0.0, "test": 0.0, "stratify_by": "agent"}
     config = change(**{"data.sources": KEPT_TEST, "data.split": shares, "decide.looks": 2, "seed": 1})
     series = Series(tmp_path, config, [1, 2])
@@ -207,8 +207,8 @@ def test_a_seed_that_was_evaluated_takes_no_new_look(change: Callable[..., Confi
         check_looks(series, [1, 2], force=False)
 
 
-def test_results_of_several_test_sets_or_codes_say_so() -> None:
-    """The spread is then of more than the seed."""
+def test_results_of_several_test_sets_or_codes_are_reported() -> None:
+    """The spread then includes more than the effect of the seed."""
     results = {"1": {"test_sha256": "s", "made_of_sha256": "x"}, "2": {"test_sha256": "t", "made_of_sha256": "y"}}
     told = list(warnings_of(results))
     assert told[0].startswith("the seeds were run on different data or code")
@@ -220,18 +220,18 @@ def test_results_of_several_test_sets_or_codes_say_so() -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, shipped_params: dict[str, Any]) -> Path:
-    """A repository whose pipeline has run once, with the seed of params.yaml."""
+    """Create a repository whose pipeline has run once, with the seed of params.yaml."""
     return build(tmp_path_factory.mktemp("seeds") / "repository", shipped_params)
 
 
 def trained(root: Path) -> list[str]:
-    """The seeds that were trained, in their order."""
+    """Return the trained seeds in order."""
     return (root / "trained.log").read_text(encoding="utf-8").split()
 
 
 @pytest.mark.slow
-def test_seeds_run_once_and_leave_the_tree_as_it_was(repository: Path, tmp_path: Path) -> None:
-    """The run that is there comes out of DVC; at the end params, adapter and lock are its own, and decide saw all."""
+def test_seeds_run_once_and_restore_the_tree(repository: Path, tmp_path: Path) -> None:
+    """An existing run comes from DVC; afterwards params, adapter and lock are restored, and decide saw all seeds."""
     root = copy_of(repository, tmp_path / "copy")
     before = {name: (root / name).read_bytes() for name in ("params.yaml", "out/adapter/weights")}
     told = finetune(root, "seeds", "--count", "2")
@@ -254,8 +254,8 @@ def test_seeds_run_once_and_leave_the_tree_as_it_was(repository: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_failed_seed_keeps_what_came_before(repository: Path, tmp_path: Path) -> None:
-    """Seed 13 finds no memory: 12 is on record, the tree is as it was, and the message names the one to go on with."""
+def test_a_failed_seed_keeps_earlier_results(repository: Path, tmp_path: Path) -> None:
+    """Seed 13 runs out of memory: seed 12 is recorded, the tree is restored, and the message says how to continue."""
     root = copy_of(repository, tmp_path / "copy")
     before = (root / "params.yaml").read_bytes(), (root / "out/adapter/weights").read_bytes()
     told = finetune(root, "seeds", "--seeds", "12,13,14", code=3)
@@ -266,8 +266,8 @@ def test_a_failed_seed_keeps_what_came_before(repository: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_ctrl_c_waits_for_the_stage_and_puts_params_back(repository: Path, tmp_path: Path) -> None:
-    """The whole group gets the signal, as from a terminal; the exit code says that the same command resumes."""
+def test_ctrl_c_waits_for_the_stage_and_restores_params(repository: Path, tmp_path: Path) -> None:
+    """The whole process group gets the signal, as from a terminal; the exit code means that a restart resumes."""
     root = copy_of(repository, tmp_path / "copy")
     stages = (root / "stages.py").read_text(encoding="utf-8")
     slow = stages.replace("def train():\n", "def train():\n    import time; Path('begun').touch(); time.sleep(3600)\n")
@@ -284,8 +284,8 @@ def test_ctrl_c_waits_for_the_stage_and_puts_params_back(repository: Path, tmp_p
     assert (root / "params.yaml").read_bytes() == before
 
 
-def test_a_seed_of_other_data_is_missing_again(repository: Path, tmp_path: Path, config: Config) -> None:
-    """The params are the same and the rows are not: half of the spread would be the data's. No run twice in one go."""
+def test_a_seed_of_other_data_is_run_again(repository: Path, tmp_path: Path, config: Config) -> None:
+    """With other rows, half of the spread would be that of the data. No run is repeated within one call."""
     series = Series(tmp_path, config, [1, 2, 3])
     lock = (repository / "dvc.lock").read_text(encoding="utf-8")
     (tmp_path / "dvc.lock").write_text(lock, encoding="utf-8")
@@ -298,8 +298,8 @@ def test_a_seed_of_other_data_is_missing_again(repository: Path, tmp_path: Path,
     assert series.missing() == [1, 3]
 
 
-def test_what_a_lock_says(repository: Path, tmp_path: Path) -> None:
-    """The seed of its adapter; and a hash of data and code that neither the seed nor decide's own inputs change."""
+def test_a_lock_gives_seed_and_hash_of_data_and_code(repository: Path, tmp_path: Path) -> None:
+    """A lock gives the seed of its adapter, and a hash of data and code that excludes seed and decide's own inputs."""
     lock = (repository / "dvc.lock").read_text(encoding="utf-8")
     assert seed_of(lock) == 42
     assert inputs_hash(tmp_path) is None

@@ -1,4 +1,4 @@
-"""The rehearsal: what it changes and what not, its proofs, each of which can fail, and every recipe through it."""
+"""The rehearsal: which settings it changes, its checks, each of which can fail, and a run of every recipe."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 
 
 def recipe(name: str) -> Config:
-    """params.yaml with a shipped recipe."""
+    """Return params.yaml with a shipped recipe."""
     return with_recipe(ROOT / "recipes", name, ROOT / "params.yaml")
 
 
@@ -39,7 +39,7 @@ def recipe(name: str) -> Config:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_rehearsal_of_every_recipe_is_a_valid_config(name: str) -> None:
-    """And keeps what makes the recipe: adapter, kind of schedule, optimizer's settings, the user's criteria."""
+    """It keeps the essentials of the recipe: adapter, schedule type, optimizer settings, the user's criteria."""
     real = recipe(name)
     content, changes = rehearsal_params(real, rows=32, longest=200)
     small = parse_config(content, "params.yaml")
@@ -53,10 +53,10 @@ def test_the_rehearsal_of_every_recipe_is_a_valid_config(name: str) -> None:
     assert any(change.startswith("train.max_length") for change in changes)
 
 
-def test_what_this_machine_has_no_kernels_for_is_replaced_and_said(
+def test_unsupported_kernels_are_replaced_with_a_warning(
     change: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same on a machine with a GPU is left as it is: there the rehearsal runs the recipe's own kernels."""
+    """On a machine with a GPU nothing is replaced: the rehearsal runs the recipe's own kernels."""
     keys = {"environment": "cuda", "model.attention": "flash_attention_2", "train.optim": "adamw_8bit"}
     real = change(**keys, **{"train.tf32": True, "train.fp16": True, "model.dtype": "float16"})
 
@@ -73,18 +73,18 @@ def test_what_this_machine_has_no_kernels_for_is_replaced_and_said(
 
 
 class Words:
-    """A tokenizer of words, enough to choose rows by length."""
+    """A tokenizer of words, sufficient to choose rows by length."""
 
     added_tokens_decoder: dict[int, Any] = {}  # noqa: RUF012
 
     def apply_chat_template(self, turns: list[dict[str, Any]], **options: Any) -> dict[str, list[int]]:
-        """One token a word."""
+        """Return one token per word."""
         words = " ".join(turn["content"] for turn in turns).split()
         return {"input_ids": list(range(len(words))), "assistant_masks": [0] * len(words)}
 
 
 def test_the_sample_takes_every_agent_and_short_rows(example: Callable[..., Example]) -> None:
-    """One long row would decide the time of it all; one agent alone would leave the others' prompts unseen."""
+    """One long row would dominate the run time; with one agent only, the prompts of others would be missing."""
     rows = [example(f"word {at}", agent="one") for at in range(50)]
     rows += [example(f"other {at}", agent="two") for at in range(5)]
     rows += [example("long " * 600 + str(at), agent="one") for at in range(20)]
@@ -95,8 +95,8 @@ def test_the_sample_takes_every_agent_and_short_rows(example: Callable[..., Exam
     assert choose_rows(Words(), list(reversed(rows)), 10, 1024) == (chosen, longest)
 
 
-def test_long_rows_are_taken_where_there_are_no_others(example: Callable[..., Example]) -> None:
-    """A data set of long documents is rehearsed with its shortest ones."""
+def test_long_rows_are_used_if_there_are_no_others(example: Callable[..., Example]) -> None:
+    """A data set of long documents is rehearsed with its shortest rows."""
     rows = [example("long " * (600 + at)) for at in range(12)]
     chosen, longest = choose_rows(Words(), rows, 4, 1024)
     assert len(chosen) == 4
@@ -110,7 +110,7 @@ def test_long_rows_are_taken_where_there_are_no_others(example: Callable[..., Ex
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_replayed_schedule_is_the_planned_one(name: str) -> None:
-    """transformers' own scheduler and decisions, over the real number of steps of 15,000 examples."""
+    """The schedule of transformers is replayed for the actual number of steps of 15,000 examples."""
     train = recipe(name).train
     plan = plan_schedule(train, 15_000, train.distributed.devices)
     planned = {key: getattr(plan, key) for key in ("steps", "logs", "evaluations", "saves")}
@@ -118,8 +118,8 @@ def test_the_replayed_schedule_is_the_planned_one(name: str) -> None:
     assert proofs.replay_schedule(train, plan) == planned | {"peak_learning_rate": peak}
 
 
-def test_a_schedule_that_never_reaches_its_peak_is_seen(change: Callable[..., Config]) -> None:
-    """Warmup of 50 steps in a run of 45: the mistake that started all this."""
+def test_a_schedule_that_never_reaches_its_peak_is_detected(change: Callable[..., Config]) -> None:
+    """A warmup of 50 steps in a run of 45 never reaches the peak learning rate."""
     config = change(**{"train.warmup_steps": 50, "train.num_train_epochs": 3, "train.effective_batch_size": 16})
     plan = plan_schedule(config.train, 240)
     assert plan.steps == 45
@@ -135,7 +135,7 @@ def test_a_schedule_that_never_reaches_its_peak_is_seen(change: Callable[..., Co
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of what a rehearsal reads, to stand in: recipes, params.yaml, models and the embedded rows."""
+    """Create a copy of the inputs of a rehearsal and make it the working directory."""
     for name in ("recipes", "models", "data/raw"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
@@ -143,10 +143,10 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_rows_are_prepared_anew_where_they_or_the_settings_changed(
+def test_rows_are_prepared_again_after_a_change(
     tree: Path, change: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A mended source must not be rehearsed with the rows of before, nor a run's splits be changed beneath it."""
+    """A corrected source is prepared again, and the splits of a real run are not touched."""
     paths, config = Paths(), change()
     prepare_rows(config, Path())
     first = read_json(paths.reports / "prepare.json")
@@ -167,17 +167,16 @@ def test_rows_are_prepared_anew_where_they_or_the_settings_changed(
     assert find_stale_rows(other, Path()) == "with different settings in the section data"
 
 
-# ---- Whole rehearsals, in their own target: a minute or two each
+# ---- Complete rehearsals, in their own target: a minute or two each
 
 
 QUICK = "a100x4-quick-test"  # its warmup of 50 steps is longer than one epoch of the embedded rows
 
 
 def kind_of(name: str) -> tuple[str, ...]:
-    """What makes a rehearsal another one on a machine without a GPU: architecture, number formats, packing.
+    """Return what distinguishes rehearsals on a machine without a GPU: architecture, number formats, packing.
 
-    Recipes of one kind differ in values alone, which the tests above compare for every recipe.
-    """
+    Recipes of one kind differ in values alone, which the tests above compare for every recipe."""
     real = recipe(name)
     content, _ = rehearsal_params(real, rows=32, longest=200)
     architecture = find_architecture(real.model, ROOT)
@@ -186,21 +185,21 @@ def kind_of(name: str) -> tuple[str, ...]:
     return (architecture.model_type, model["quantization"], model["dtype"], f"packing {train['packing']}")
 
 
-# One recipe of each kind: the two below rehearse in tests of their own, the one without packing and the other with it.
+# One recipe of each kind: two are rehearsed in the tests below, one without packing and one with it.
 REHEARSED_APART = (QUICK, "tiny")
 REHEARSED = ("apple-m4", "cpu", "laptop")
 
 
 def test_a_recipe_of_every_kind_is_rehearsed() -> None:
-    """A new recipe of another kind must be added to those that are rehearsed, one of a known kind need not."""
+    """A recipe of a new kind must be added to the rehearsed ones; one of a known kind need not be."""
     rehearsed = [kind_of(name) for name in (*REHEARSED, *REHEARSED_APART)]
     assert len(set(rehearsed)) == len(rehearsed), "two rehearsals of one kind"
     assert {kind_of(name) for name in RECIPES} == set(rehearsed)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_nothing_is_known_to_stand_against_a_recipe(name: str) -> None:
-    """What a rehearsal would find in its params alone: no error, but for a base that `finetune pin` will pin."""
+def test_a_shipped_recipe_has_no_known_error(name: str) -> None:
+    """A rehearsal would find no error in the params, except for a base that `finetune pin` will pin."""
     real = recipe(name)
     preview = look_ahead(ValidateParams.select_from(real), ROOT, examples=15_000, length=200)
     expected = [] if (ROOT / real.model.base).is_dir() else ["base-unpinned"]
@@ -208,7 +207,7 @@ def test_nothing_is_known_to_stand_against_a_recipe(name: str) -> None:
 
 
 def proofs_held(tree: Path, name: str) -> list[str]:
-    """The proofs of a rehearsal's report that held; a failed one, or a run without a verdict, fails."""
+    """Return the checks of a rehearsal's report that held; fail on a failed check or a missing verdict."""
     report = (tree / "work/rehearsal" / name / "report.md").read_text(encoding="utf-8")
     assert "**failed**" not in report
     decision = read_json(tree / "work/rehearsal" / name / "reports/decision.json")
@@ -219,14 +218,14 @@ def proofs_held(tree: Path, name: str) -> list[str]:
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("name", REHEARSED)
 def test_a_recipe_rehearses(tree: Path, name: str) -> None:
-    """Validated, trained, killed, resumed, evaluated and judged, on a base of its own architecture."""
+    """The recipe is validated, trained, killed, resumed, evaluated and judged on a base of its architecture."""
     assert main(["rehearse", name]) == 0
     assert len(proofs_held(tree, name)) >= 7
 
 
 @pytest.mark.end_to_end
 def test_a_warmup_longer_than_the_run_fails_the_rehearsal(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """43 steps, 50 of them warmup: that alone is reported, so the rest of this kind of recipe holds."""
+    """Of 43 steps, 50 are warmup: this alone is reported, so the other checks hold."""
     assert main(["rehearse", QUICK]) == 2
     told = capsys.readouterr().err
     assert "1 of 7 did not hold" in told
@@ -235,7 +234,7 @@ def test_a_warmup_longer_than_the_run_fails_the_rehearsal(tree: Path, capsys: py
 
 @pytest.mark.end_to_end
 def test_a_packed_recipe_rehearses(tree: Path) -> None:
-    """With the proof that packing isolates."""
+    """The rehearsal includes the check that packed examples do not attend to each other."""
     path = tree / "recipes/tiny.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace("packing: false", "packing: true"), encoding="utf-8")
     assert main(["rehearse", "tiny"]) == 0
@@ -245,7 +244,7 @@ def test_a_packed_recipe_rehearses(tree: Path) -> None:
 
 @pytest.mark.end_to_end
 def test_a_recipe_that_loses_its_answers_fails_the_rehearsal(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A template that marks the wrong turn trains on prompts: found here, not after the afternoon."""
+    """A template that marks the wrong turn trains on prompts: the rehearsal detects it before the real run."""
     template = (tree / "models/templates/chatml.jinja").read_text(encoding="utf-8")
     wrong = template.replace("message.role == 'assistant'", "message.role == 'user'")
     (tree / "models/templates/wrong.jinja").write_text(wrong, encoding="utf-8")

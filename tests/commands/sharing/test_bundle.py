@@ -1,4 +1,4 @@
-"""The bundle: the same run gives the same bytes, nothing leaves with them, and its bill names what it was made of."""
+"""The bundle: the same run gives the same bytes, it contains no secrets, and it has a bill of materials."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.builders.whole_reports import run_reports
 
 
 def test_the_same_run_gives_the_same_bytes(run: Path, made: Path, tmp_path: Path) -> None:
-    """Who bundles twice, or in another folder with files of another day, can compare two archives by their hash."""
+    """Bundles made twice, or in another folder with other file dates, have the same hash."""
     other = Path(shutil.copytree(run, tmp_path / "else/where", ignore=shutil.ignore_patterns("bundle")))
     for path in other.rglob("*"):
         os.utime(path, (1, 1))
@@ -34,8 +34,8 @@ def test_the_same_run_gives_the_same_bytes(run: Path, made: Path, tmp_path: Path
     assert (tmp_path / "again.tar.gz").read_bytes() == made.read_bytes()
 
 
-def test_it_holds_what_is_needed_and_nothing_of_this_machine(run: Path, made: Path) -> None:
-    """Adapter, evidence, params, locks and manifests under one folder, with no time, owner or mode of anybody."""
+def test_a_bundle_is_complete_and_machine_independent(run: Path, made: Path) -> None:
+    """It has adapter, evidence, params, locks and manifests in one folder, without times, owners or modes."""
     found = contents(made)
     manifest = json.loads(found["manifest.json"])
     assert {"out/adapter/adapter_model.safetensors", "out/adapter/manifest.json", "out/model_card.md"} <= set(found)
@@ -52,15 +52,15 @@ def test_it_holds_what_is_needed_and_nothing_of_this_machine(run: Path, made: Pa
     assert str(run).encode() not in b"".join(found.values())
 
 
-def test_it_can_be_unpacked_by_tar(made: Path, tmp_path: Path) -> None:
-    """Nobody needs this tool to use what is inside."""
+def test_a_bundle_can_be_unpacked_with_tar(made: Path, tmp_path: Path) -> None:
+    """The content is usable without this tool."""
     subprocess.run(["tar", "-xzf", str(made), "-C", str(tmp_path)], check=True)
     folder = tmp_path / made.name.removesuffix(".tar.gz")
     assert members.require_adapter(folder / "out/adapter")["tier"] == "bitwise"
 
 
-def test_check_says_what_it_carries(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whole, unsigned, and the verdict."""
+def test_check_reports_the_content(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The check reports a complete, unsigned bundle and its verdict."""
     check(made)
     told = capsys.readouterr().out
     assert "whole; 26 files, all of one run" in told
@@ -69,7 +69,7 @@ def test_check_says_what_it_carries(made: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_check_works_outside_of_a_repository_and_without_torch(made: Path, tmp_path: Path) -> None:
-    """The receiver has the archive and this tool, and no run."""
+    """The receiver has only the archive and this tool."""
     code = (
         "import sys; from pathlib import Path; from finetune.commands.sharing.check_bundle import run\n"
         "run(Path(sys.argv[1]), None)\n"
@@ -81,10 +81,8 @@ def test_check_works_outside_of_a_repository_and_without_torch(made: Path, tmp_p
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_failure_leaves_the_old_bundle_and_nothing_half(
-    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full disk or a kill in the middle: what stood there stands there still."""
+def test_a_failure_keeps_the_old_bundle(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a full disk or a kill, the old bundle is still in place."""
     target = tmp_path / "kept/it.tar.gz"
     bundle.run(copy, None, target)
     before = target.read_bytes()
@@ -99,14 +97,14 @@ def test_a_failure_leaves_the_old_bundle_and_nothing_half(
     assert target.read_bytes() == before
 
 
-def test_a_file_that_changes_meanwhile_is_noticed(copy: Path, tmp_path: Path) -> None:
-    """The manifest must not vouch for other bytes than were packed."""
+def test_a_file_that_changes_during_packing_is_detected(copy: Path, tmp_path: Path) -> None:
+    """The manifest must not list a hash of other bytes than were packed."""
     with pytest.raises(DataError, match=r"a: changed while it was being bundled; wait for what writes it, then bundle"):
         archive.write_archive(tmp_path / "x", "t", {"files": {"a": bundle.entry_of(b"one")}}, {"a": b"two"})
 
 
-def test_output_may_be_a_folder_but_no_output_of_dvc(copy: Path, tmp_path: Path) -> None:
-    """Inside out/adapter it would make another adapter of it."""
+def test_output_may_be_a_folder_but_not_inside_an_output_of_dvc(copy: Path, tmp_path: Path) -> None:
+    """A bundle inside out/adapter would change the adapter."""
     bundle.run(copy, None, tmp_path)
     assert list(tmp_path.glob("finetune-tiny-*.tar.gz"))
     with pytest.raises(ConfigError, match=r"is in out/adapter, which is an output of DVC; choose another place"):
@@ -131,15 +129,15 @@ SUMMARY, LOCK, DVC = "reports/summary.md", "requirements/cpu.lock", "dvc.yaml"
         ("out/predictions.jsonl", "1", "2", "predictions.jsonl: is not the file that evaluate wrote"),
         ("reports/decision.json", None, None, "decision.json: no such file; run the stage that writes it (dvc repro)"),
         ("out/adapter/notes.txt", None, "mine", "notes.txt: is not part of the published adapter"),
-        # a token in a tokenizer's config, or in any other member; and a folder, which tells who made this
+        # a token in a tokenizer's config, or in any other member; and a folder name, which reveals the author
         (DVC, "prepare has", "hf_verysecretindeed", f"{DVC}: holds the value of the environment variable HF_TOKEN"),
         (DVC, "prepare has", "{root}/data", f"{DVC}: names this repository's folder"),
     ],
 )
-def test_what_is_not_of_one_run_or_nobody_elses_business_is_not_bundled(
+def test_inconsistent_or_secret_content_is_not_bundled(
     copy: Path, monkeypatch: pytest.MonkeyPatch, name: str, before: str | None, after: str | None, told: str
 ) -> None:
-    """Adapter, test set, gate, reports, params and locks must be those of the verdict, and no secret leaves."""
+    """All files must belong to the run of the verdict, and no secret is included."""
     monkeypatch.setenv("HF_TOKEN", "hf_verysecretindeed")
     if after is None:
         (copy / name).unlink()
@@ -154,8 +152,8 @@ def test_what_is_not_of_one_run_or_nobody_elses_business_is_not_bundled(
     assert not (copy / "out/bundle").exists()
 
 
-def test_another_verdict_is_told_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An adapter that should not ship may be handed on, but not by accident."""
+def test_another_verdict_gives_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An adapter that should not be deployed can be shared, but only with a warning."""
     root = finished(tmp_path / "run", verdict="abort")
     lock(root)
     bundle.run(root, None, tmp_path / "x.tar.gz")
@@ -164,16 +162,16 @@ def test_another_verdict_is_told_loudly(tmp_path: Path, capsys: pytest.CaptureFi
     assert "warning: NOT DEPLOY: verdict abort" in capsys.readouterr().out
 
 
-def test_a_folder_is_found_by_its_whole_name() -> None:
-    """A folder that only begins or ends alike is another one."""
+def test_a_folder_is_matched_by_its_full_name() -> None:
+    """A folder matches by its full name, not by a prefix or suffix."""
     places = {b"/srv/work/run": "this repository's folder"}
     leaks.require_none("file", b"/srv/work/running /mnt/srv/work/run", {}, places)
     with pytest.raises(DataError):
         leaks.require_none("file", b"/srv/work/running /srv/work/run/x", {}, places)
 
 
-def test_which_variables_are_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By name, or because params name them; switches, numbers and paths to files are none."""
+def test_secret_variables_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret is recognised by its name or by its use in params; switches, numbers and paths are not secrets."""
     for name in list(os.environ):
         monkeypatch.delenv(name)
     values = {"MAX_TOKENS": "123456789", "A_TOKEN": "x"}
@@ -185,12 +183,12 @@ def test_which_variables_are_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 # --------------------------------------------------------------------------------------------------- bill of materials
 
 
-def test_the_bill_of_materials_names_what_it_was_made_of(made: Path) -> None:
-    """Packages for the run's own Python and system, with versions, hashes and licences; base and data."""
+def test_the_bill_of_materials_lists_packages_base_and_data(made: Path) -> None:
+    """Packages for the run's Python and system have versions, hashes and licences; base and data are listed too."""
     content = json.loads(contents(made)["sbom.cdx.json"])
     by_name = {item["name"]: item for item in content["components"]}
     assert {"packaging", "networkx", "torch", "tiny-base", "rows"} == set(by_name)  # pywin32 is for another system
-    assert by_name["networkx"]["version"] == "3.6.1"  # the run had Python 3.11
+    assert by_name["networkx"]["version"] == "3.6.1"  # the run used Python 3.11
     assert by_name["torch"]["purl"] == "pkg:pypi/torch@2.13.0%2Bcpu"
     assert {item["content"][0] for item in by_name["packaging"]["externalReferences"][0]["hashes"]} == {"0", "1"}
     assert by_name["packaging"]["licenses"]
@@ -199,12 +197,12 @@ def test_the_bill_of_materials_names_what_it_was_made_of(made: Path) -> None:
     assert by_name["tiny-base"]["type"] == "machine-learning-model"
     assert by_name["rows"]["type"] == "data"
     assert "timestamp" not in content["metadata"]
-    assert len(content["dependencies"]) == 6  # the adapter's, and an empty one of each
+    assert len(content["dependencies"]) == 6  # one for the adapter, and an empty one for each component
 
 
 @pytest.mark.parametrize("environment", ["cpu", "cuda", "apple"])
 def test_the_real_locks_give_a_valid_bill(environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every lock of the repository is understood, and what comes out meets the schema of CycloneDX 1.6."""
+    """Every lock of the repository can be read, and the result is valid against the schema of CycloneDX 1.6."""
     from finetune.config.params import load_config
 
     config = load_config(ROOT / "params.yaml")
@@ -226,15 +224,15 @@ def test_the_real_locks_give_a_valid_bill(environment: str, monkeypatch: pytest.
     assert ("nvidia-cudnn-cu13" in found) == (environment == "cuda")
 
 
-def test_a_version_that_the_lock_does_not_have_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Who installed something else by hand has no hash to show for it."""
+def test_a_version_missing_from_the_lock_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A manually installed package has no hash in the lock."""
     packages = [Package("torch", "2.0", ("0" * 64,)), Package("regex", "1", ("0" * 64,))]
     used = materials.as_used(packages, {"versions": {"torch": "2.1"}})
     assert used == [Package("torch", "2.1", ()), packages[1]]
     assert "warning: the run used torch 2.1, its lock has 2.0; no hash proves it" in capsys.readouterr().out
 
 
-def test_no_bundle_is_a_wrong_call() -> None:
-    """Not one that is damaged."""
+def test_a_missing_bundle_is_wrong_use() -> None:
+    """A missing path is wrong use, not a damaged bundle."""
     with pytest.raises(ConfigError, match=r"nowhere: no such bundle; \./finetune bundle writes one to out/bundle"):
         check(Path("nowhere"))

@@ -1,4 +1,4 @@
-"""A bundle that is received: whatever was done to it is noticed, and nothing is written."""
+"""A received bundle: every manipulation is detected, and nothing is written."""
 
 import gzip
 import json
@@ -27,14 +27,14 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def refused(path: Path) -> str:
-    """What is said of a bundle that is not as it should be: one line, and soon."""
+    """Return the error for an invalid bundle, after checking that it is one short line and came quickly."""
     begun = time.process_time()
     with pytest.raises(DataError) as error:
         check(path)
-    assert time.process_time() - begun < 5  # a fraction of a second is usual
+    assert time.process_time() - begun < 5  # usually a fraction of a second
     told = str(error.value)
     assert told.startswith(f"{path}: ") and len(told) < 900
-    assert "\n" not in told and "\x1b" not in told and "finetune-bundle-" not in told  # no name of a temporary folder
+    assert "\n" not in told and "\x1b" not in told and "finetune-bundle-" not in told  # no temporary folder is named
     return told
 
 
@@ -42,14 +42,14 @@ def refused(path: Path) -> str:
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1f", b"PK\x03\x04" * 99, b"\x1f\x8b" + b"x" * 99])
-def test_no_archive_is_no_bundle(tmp_path: Path, content: bytes) -> None:
-    """Whatever it is, it is told in a line."""
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    """Any file that is not an archive yields a one-line error."""
     (tmp_path / "x.tar.gz").write_bytes(content)
     assert "is not a bundle, or was repacked or damaged; ask for the file again" in refused(tmp_path / "x.tar.gz")
 
 
-def test_every_cut_is_noticed(made: Path, tmp_path: Path) -> None:
-    """A download that broke off."""
+def test_every_truncation_is_detected(made: Path, tmp_path: Path) -> None:
+    """A truncated download is detected at any length."""
     whole = made.read_bytes()
     for size in [*range(10, len(whole), 97), len(whole) - 1]:
         (tmp_path / "x").write_bytes(whole[:size])
@@ -58,12 +58,11 @@ def test_every_cut_is_noticed(made: Path, tmp_path: Path) -> None:
 
 @given(data=st.data())
 @settings(max_examples=150)
-def test_every_flipped_bit_is_noticed_or_changes_nothing(
+def test_every_flipped_bit_is_detected_or_harmless(
     made: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """The gzip header, the check sums, every header, content and padding; what may flip unseen are the few bits that
-    fill up the last byte of deflate's stream, and another way to write the same bytes: then all that comes out is the
-    same."""
+    """The gzip header, checksums, every header, content and padding are covered. Undetected flips are a few fill bits
+    of the last deflate byte and equivalent encodings of the same bytes: the unpacked content is then the same."""
     whole = bytearray(made.read_bytes())
     bit = data.draw(st.integers(0, len(whole) * 8 - 1))
     whole[bit // 8] ^= 1 << bit % 8
@@ -79,10 +78,10 @@ def test_every_flipped_bit_is_noticed_or_changes_nothing(
 
 @given(data=st.data())
 @settings(max_examples=60)
-def test_every_changed_byte_inside_is_noticed(
+def test_every_changed_byte_is_detected(
     made: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Packed again with right check sums, so that nothing but the manifest can tell, and its own bytes the contents."""
+    """The archive is packed again with correct checksums, so only the manifest can reveal the change."""
     inner = bytearray(gzip.decompress(made.read_bytes()))
     at = data.draw(st.integers(0, len(inner) - 1))
     inner[at] ^= data.draw(st.integers(1, 255))
@@ -91,7 +90,7 @@ def test_every_changed_byte_inside_is_noticed(
     except DataError:
         return
     manifest_end = 512 + len(contents(made)["manifest.json"])
-    assert 512 <= at < manifest_end  # a sentence of the manifest may read otherwise: that is what a signature is for
+    assert 512 <= at < manifest_end  # text of the manifest may change: only a signature protects it
 
 
 @pytest.mark.parametrize(
@@ -105,15 +104,15 @@ def test_every_changed_byte_inside_is_noticed(
         (f"{TOP}/a", {"mode": 0o4755}),
     ],
 )
-def test_nothing_is_made_of_a_hostile_member(tmp_path: Path, name: str, others: dict[str, Any]) -> None:
-    """Links, devices and paths that lead out are refused before anything is written."""
+def test_hostile_members_are_refused(tmp_path: Path, name: str, others: dict[str, Any]) -> None:
+    """Links, devices and paths outside the target are refused before anything is written."""
     path = hostile(lambda tar: tar.addfile(*member(name, b"" if others else b"x", **others)), tmp_path)
     assert "something else is in the place of a; do not use it" in refused(path)
     assert [item.name for item in tmp_path.iterdir()] == ["hostile.tar.gz"]
 
 
-def test_more_or_fewer_members_are_noticed(made: Path, tmp_path: Path) -> None:
-    """The manifest is the whole list, in its order."""
+def test_extra_or_missing_members_are_detected(made: Path, tmp_path: Path) -> None:
+    """The manifest is the complete and ordered list of members."""
     inner, path = gzip.decompress(made.read_bytes()), tmp_path / "x"
     extra = archive.header(f"{made.name.removesuffix('.tar.gz')}/zzz", 0)
     assert "something follows the last member" in refused(squeeze(path, inner[:-1024] + extra + inner[-1024:]))
@@ -134,8 +133,8 @@ def test_more_or_fewer_members_are_noticed(made: Path, tmp_path: Path) -> None:
         *("a" * 256, "/".join(["d" * 200] * 25), "/".join("d" * 17)),
     ],
 )
-def test_a_manifest_may_name_no_way_out(tmp_path: Path, name: str) -> None:
-    """Nor what some disk can't hold: the receiver will unpack it with tar, which believes every name."""
+def test_unsafe_names_in_the_manifest_are_refused(tmp_path: Path, name: str) -> None:
+    """Paths outside and names that some disks cannot store are refused: the receiver may unpack with plain tar."""
     text = json.dumps({"files": {name: ENTRY}}).encode()
     told = refused(hostile(lambda tar: None, tmp_path, text))
     assert "which could lead out of its folder or can't be stored everywhere; do not use it" in told
@@ -157,20 +156,20 @@ def test_a_manifest_may_name_no_way_out(tmp_path: Path, name: str) -> None:
         (dict.fromkeys("ab", ENTRY | {"bytes": 9 * 10**4299}), "claims to hold more than"),  # a sum too long to print
     ],
 )
-def test_a_manifest_of_another_shape_is_refused(tmp_path: Path, files: Any, told: str) -> None:
-    """Disorder, a name twice where case is one, sizes that are none or monstrous."""
+def test_a_malformed_manifest_is_refused(tmp_path: Path, files: Any, told: str) -> None:
+    """Wrong order, names that differ only in case, and invalid or huge sizes are refused."""
     assert told in refused(hostile(lambda tar: None, tmp_path, json.dumps({"files": files}).encode()))
 
 
-def test_a_bomb_of_another_kind_is_refused_before_it_expands(tmp_path: Path) -> None:
-    """What has no manifest has no members either."""
+def test_an_archive_without_a_manifest_is_refused_early(tmp_path: Path) -> None:
+    """An archive without a manifest is refused before its members are read."""
     assert "is not a bundle" in refused(squeeze(tmp_path / "bomb.tar.gz", bytes(200 << 20)))
 
 
-def test_a_name_that_the_disk_refuses_is_the_bundles_fault_and_a_full_disk_the_machines(
+def test_errors_of_bundle_and_disk_are_distinguished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file in a file can be nowhere; who is told not to use a bundle must not be told so by a broken disk."""
+    """A file inside a file is an error of the bundle; a broken disk must not be reported as one."""
     files = {"a": b"x", "a/b": b"x"}
     manifest = {"format": 1, "files": {name: bundle.entry_of(content) for name, content in files.items()}}
     archive.write_archive(tmp_path / "x", TOP, manifest, files)
@@ -184,8 +183,8 @@ def test_a_name_that_the_disk_refuses_is_the_bundles_fault_and_a_full_disk_the_m
     assert "No space left on device" in capsys.readouterr().err
 
 
-def test_a_disk_that_fails_while_contents_are_read_is_the_machines(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As above, once all is unpacked."""
+def test_a_failing_disk_is_not_an_error_of_the_bundle(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same holds for errors when the unpacked contents are read."""
 
     def broken(*arguments: Any) -> None:
         raise OSError(5, "Input/output error")
@@ -195,8 +194,8 @@ def test_a_disk_that_fails_while_contents_are_read_is_the_machines(made: Path, m
         check(made)
 
 
-def test_what_the_manifest_says_must_be_words(made: Path, tmp_path: Path) -> None:
-    """It is shown to a person."""
+def test_manifest_text_must_be_printable(made: Path, tmp_path: Path) -> None:
+    """Text of the manifest is shown to users, so control characters are refused."""
     files = contents(made)
     manifest = json.loads(files.pop("manifest.json"))
     for key in ("recipe", "verdict", "sentence"):
@@ -208,7 +207,7 @@ def test_what_the_manifest_says_must_be_words(made: Path, tmp_path: Path) -> Non
 
 
 def put(name: str, content: bytes) -> Callable[[Names], None]:
-    """One member with another content."""
+    """Return a change of one member's content."""
 
     def change(files: Names) -> None:
         assert name in files
@@ -218,14 +217,14 @@ def put(name: str, content: bytes) -> Callable[[Names], None]:
 
 
 def bombs(files: Names) -> None:
-    """Both sides of the comparison, alike to the last value."""
+    """Put deeply nested values on both sides of the comparison."""
     files["params.yaml"] = bomb().encode()
     inside = "\n".join(f"        {line}" for line in bomb().splitlines())
     files["dvc.lock"] = f"stages:\n  a:\n    params:\n      params.yaml:\n{inside}\n    outs: []\n".encode()
 
 
 def name_outside(name: str) -> Callable[[Names], None]:
-    """The adapter's own manifest names a file of the reader's."""
+    """Let the adapter's manifest name a file of the reader."""
 
     def change(files: Names) -> None:
         content = json.loads(files["out/adapter/manifest.json"])
@@ -248,7 +247,7 @@ CHANGES = [
     (swap("sbom.cdx.json", b'"library"', b'"libary"'), "sbom.cdx.json: lacks packages, base model or data"),
     (swap("sbom.cdx.json", b'"alg": "SHA-256"', b'"alg": "SHA-0"'), "sbom.cdx.json: is not CycloneDX: "),
     (swap("dvc.lock", b"{", b"["), "dvc.lock: is missing, broken or lists no outputs"),
-    # what expands, or ends the stack
+    # content that expands or exhausts the stack
     (bombs, f"dvc.lock: line 5: {ANCHOR}"),
     (put("params.yaml", bomb().encode()), f"params.yaml: line 1: {ANCHOR}"),
     (put("params.yaml", b"a: &a [*a]"), f"params.yaml: line 1: {ANCHOR}"),
@@ -270,7 +269,7 @@ CHANGES = [
         swap("sbom.cdx.json", b'"components": [', b'"components": [' + b'{"components": [' * 300 + b"]}" * 300 + b","),
         "a file in it is nested too deeply",
     ),
-    # files of the reader's own, which would be hashed, or a device read without end
+    # files of the reader, which would be hashed, or a device that is read without end
     (name_outside("/dev/zero"), "out/adapter: names a member '/dev/zero', which could lead out"),
     (name_outside("../../../../mine"), "out/adapter: names a member '../../../../mine', which could lead out"),
     (name_outside("a/../../mine"), "out/adapter: names a member 'a/../../mine', which could lead out"),
@@ -278,15 +277,15 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("change", "told"), CHANGES, ids=[told[:60] for _, told in CHANGES])
-def test_contents_that_are_not_of_one_run_are_refused(
+def test_contents_of_different_runs_are_refused(
     made: Path, tmp_path: Path, change: Callable[[Names], None], told: str
 ) -> None:
-    """A manifest that fits is not enough: adapter, decision, card, report, params and lock must be of one run."""
+    """Besides the manifest, adapter, decision, card, report, params and lock must belong to one run."""
     assert told in refused(rebuilt(made, tmp_path / "x", change))
 
 
-def test_anchors_are_told_to_who_bundles(copy: Path) -> None:
-    """Before anything is packed: the receiver would refuse it."""
+def test_anchors_are_refused_when_bundling(copy: Path) -> None:
+    """Anchors are reported before packing: the receiver would refuse them."""
     rewrite(copy / "params.yaml", "confidence: 0.95", "confidence: &c 0.95")
     with pytest.raises(DataError, match=rf"^params\.yaml: line \d+: {ANCHOR}; where the run is, write the value out"):
         bundle.run(copy, None, None)

@@ -1,5 +1,5 @@
-"""push and pull: a run that was made in one clone stands in another one, proven; nothing damaged is passed on or put in
-place, and nothing of the user's is lost."""
+"""push and pull move a run from one clone to another and verify it: no damaged file is passed on or put in place, and
+no local change is lost."""
 
 import shutil
 import signal
@@ -22,7 +22,7 @@ from tests.builders.waiting import wait_for
 
 
 def dvc(test: Callable[..., None]) -> Callable[..., None]:
-    """Mark a test that calls DVC ten times and more, each a second or two."""
+    """Mark a test that calls DVC ten times or more, at one or two seconds each."""
     return pytest.mark.slow(pytest.mark.end_to_end(test))
 
 
@@ -31,7 +31,7 @@ WEIGHTS = "out/adapter/adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the repository A, whose run is pushed to `store`; not to be changed."""
+    """Create a folder with repository A, whose run is pushed to `store`; tests must not change it."""
     place = tmp_path_factory.mktemp("shared")
     root = finished(place / "A")
     (root / ".gitignore").write_text("out/\nreports/\nwork/\ndata/prepared/\ndata/validated/\n", encoding="utf-8")
@@ -44,7 +44,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(shared: Path, tmp_path: Path) -> Path:
-    """A copy of it, whose remote is its own `store`; the repository A, not pushed."""
+    """Return a copy of the shared folder with its own remote `store`; repository A is not pushed."""
     root = tmp_path / "place"
     shutil.copytree(shared, root, symlinks=True)
     run(root / "A", "dvc", "remote", "add", "-q", "-d", "store", str(root / "store"))
@@ -53,24 +53,24 @@ def place(shared: Path, tmp_path: Path) -> Path:
 
 
 def clone(place: Path, name: str = "B") -> Path:
-    """A fresh clone of A: the code and dvc.lock, nothing that DVC keeps."""
+    """Make a fresh clone of A: the code and dvc.lock, without DVC's files."""
     run(place, "git", "clone", "-q", str(place / "A"), name)
     return place / name
 
 
 def objects(place: Path) -> dict[str, Path]:
-    """The remote's objects by their MD5."""
+    """Return the remote's objects by their MD5."""
     files = [path for path in (place / "store").rglob("*") if path.is_file()]
     return {(path.parent.name + path.name): path for path in files}
 
 
 def object_of(place: Path, name: str) -> Path:
-    """The remote's object of a file of A."""
+    """Return the remote's object for a file of A."""
     return objects(place)[md5(place / "A" / name)]
 
 
 def damage(path: Path) -> None:
-    """Other bytes of the same length under the same name."""
+    """Overwrite a file with other bytes of the same length."""
     path.chmod(0o644)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -78,12 +78,12 @@ def damage(path: Path) -> None:
     path.chmod(0o444)
 
 
-# ------------------------------------------------------------------------------------------------------------ there
+# -------------------------------------------------------------------------------------------------- push and pull
 
 
 @dvc
-def test_a_run_goes_to_another_machine_and_stands_there(place: Path) -> None:
-    """Pushed, cloned, pulled: the same bytes, proven by the manifests, and nothing is left to run."""
+def test_a_run_is_pushed_and_pulled_into_another_clone(place: Path) -> None:
+    """After push, clone and pull, the bytes are the same, the manifests agree, and no stage needs to run."""
     told = finetune(place / "A", "push")
     assert "push: done; the remote store has the run" in told
     assert "there: git pull, then ./finetune pull" in told
@@ -95,12 +95,12 @@ def test_a_run_goes_to_another_machine_and_stands_there(place: Path) -> None:
     assert "Data and pipelines are up to date." in run(there, "dvc", "repro")
     assert {path: (there / path).stat().st_mtime_ns for path in outputs(there)} == before
     assert run(there, "git", "status", "--short") == ""
-    assert "done" in finetune(there, "pull")  # again: nothing to do
+    assert "done" in finetune(there, "pull")  # the second pull has nothing to do
 
 
 @dvc
-def test_an_older_run_is_replaced_by_the_one_of_the_commit(place: Path) -> None:
-    """What DVC keeps can be had again, so it needs no question; rows that a .dvc file names go along."""
+def test_pull_replaces_an_older_run(place: Path) -> None:
+    """Files that DVC stores are replaced without a question; rows tracked by a .dvc file are pulled too."""
     finetune(place / "A", "push")
     there = clone(place)
     finetune(there, "pull")
@@ -120,8 +120,8 @@ def test_an_older_run_is_replaced_by_the_one_of_the_commit(place: Path) -> None:
 
 
 @dvc
-def test_push_says_what_it_lacks(place: Path) -> None:
-    """No remote; a run that is not finished; a change that git does not have."""
+def test_push_reports_missing_prerequisites(place: Path) -> None:
+    """Cases: no remote, an unfinished run, a change that is not committed to git."""
     root = place / "A"
     run(root, "dvc", "remote", "remove", "-q", "store")
     told = finetune(root, "push", code=2)
@@ -147,8 +147,8 @@ def test_push_says_what_it_lacks(place: Path) -> None:
 
 
 @dvc
-def test_push_uploads_nothing_that_is_damaged(place: Path) -> None:
-    """Neither from DVC's cache, which nobody would notice, nor what a manifest or a report does not know."""
+def test_push_uploads_no_damaged_file(place: Path) -> None:
+    """push checks DVC's cache, whose damage would stay unnoticed, and files against manifest and report."""
     root = place / "A"
     digest = md5(root / WEIGHTS)
     cached = root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
@@ -156,7 +156,7 @@ def test_push_uploads_nothing_that_is_damaged(place: Path) -> None:
     told = finetune(root, "push", code=3)
     assert f"error: {WEIGHTS}: damaged in DVC's cache; nothing was uploaded; remove .dvc/cache/files/md5/" in told
     assert not (place / "store").exists()
-    cached.unlink()  # as it says
+    cached.unlink()  # the remedy in the message
     run(root, "dvc", "commit", "-q", "--force")
     assert md5(cached) == digest
 
@@ -169,7 +169,7 @@ def test_push_uploads_nothing_that_is_damaged(place: Path) -> None:
 
 @dvc
 def test_nothing_is_shared_while_a_stage_runs(place: Path) -> None:
-    """It would be half of one run and half of another."""
+    """A run in progress would be shared half old, half new."""
     held = (
         "from pathlib import Path; import time; from finetune.files.run_lock import pipeline_lock\n"
         "with pipeline_lock(Path('work/pipeline.lock'), 'train'): print('held', flush=True); time.sleep(3600)"
@@ -191,7 +191,7 @@ def test_nothing_is_shared_while_a_stage_runs(place: Path) -> None:
 
 
 def damage_lists(place: Path) -> list[Path]:
-    """The lists of all folders, the one kind of object that DVC checks itself."""
+    """Damage the directory lists, the only objects that DVC verifies itself."""
     found = [path for name, path in objects(place).items() if name.endswith(".dir")]
     for path in found:
         damage(path)
@@ -199,14 +199,14 @@ def damage_lists(place: Path) -> list[Path]:
 
 
 def damage_weights(place: Path) -> list[Path]:
-    """A file that DVC takes for good."""
+    """Damage a file that DVC accepts unchecked."""
     stored = object_of(place, WEIGHTS)
     damage(stored)
     return [stored]
 
 
 def lose_weights(place: Path) -> list[Path]:
-    """A push that broke off, or a cleaning with too broad a hand."""
+    """Delete an object, as an interrupted push or a too broad garbage collection does."""
     stored = object_of(place, WEIGHTS)
     stored.unlink()
     return [stored]
@@ -227,10 +227,10 @@ NOT_FETCHED = "could not be fetched from the remote store"
         (lose_weights, ["{where}", f"error: pull: out/adapter {NOT_FETCHED}", "push on the machine that has the run"]),
     ],
 )
-def test_what_is_spoiled_in_the_remote_is_told_and_never_put_in_place(
+def test_damage_in_the_remote_is_reported_and_not_checked_out(
     place: Path, spoil: Callable[[Path], list[Path]], told: list[str]
 ) -> None:
-    """The object to delete is named, and after the repair a push uploads it, though DVC believes that it is there."""
+    """The error names the object to delete; after that a push uploads it, although DVC assumes that it exists."""
     finetune(place / "A", "push")
     spoiled, there = spoil(place), clone(place)
     said = finetune(there, "pull", code=3)
@@ -238,7 +238,7 @@ def test_what_is_spoiled_in_the_remote_is_told_and_never_put_in_place(
         assert text.format(where=spoiled[0].relative_to(place / "store").as_posix()) in said
     assert outputs(there) == {}
     for path in spoiled:
-        path.unlink(missing_ok=True)  # as it says
+        path.unlink(missing_ok=True)  # the remedy in the message
     assert "push: done" in finetune(place / "A", "push")
     assert all(path.is_file() for path in spoiled)
     finetune(there, "pull")
@@ -246,8 +246,8 @@ def test_what_is_spoiled_in_the_remote_is_told_and_never_put_in_place(
 
 
 @dvc
-def test_what_is_damaged_here_alone_is_fetched_anew(place: Path) -> None:
-    """The remote's copy is whole, so nobody needs to do anything."""
+def test_local_damage_is_fetched_again(place: Path) -> None:
+    """The remote's copy is intact, so pull fetches it without user action."""
     finetune(place / "A", "push")
     there = clone(place)
     run(there, "dvc", "fetch", "-q")
@@ -258,8 +258,8 @@ def test_what_is_damaged_here_alone_is_fetched_anew(place: Path) -> None:
 
 
 @dvc
-def test_a_remote_with_nothing_in_it_is_told(place: Path) -> None:
-    """Nobody has pushed yet."""
+def test_an_empty_remote_is_reported(place: Path) -> None:
+    """An empty remote means that the run was never pushed."""
     there = clone(place)
     told = finetune(there, "pull", code=3)
     assert "could not be fetched from the remote store" in told
@@ -269,8 +269,8 @@ def test_a_remote_with_nothing_in_it_is_told(place: Path) -> None:
 
 
 @dvc
-def test_what_was_changed_here_is_never_overwritten(place: Path) -> None:
-    """DVC leaves it, and so do we, without a question that nobody hears."""
+def test_local_changes_are_never_overwritten(place: Path) -> None:
+    """A local change is kept, and pull asks no question that a script could not answer."""
     finetune(place / "A", "push")
     there = clone(place)
     finetune(there, "pull")
@@ -287,8 +287,8 @@ def test_what_was_changed_here_is_never_overwritten(place: Path) -> None:
 
 @dvc
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_pull_goes_on(place: Path, number: signal.Signals) -> None:
-    """Whenever it is killed, the next one ends where the first would have, and no lock stays."""
+def test_an_interrupted_pull_can_be_repeated(place: Path, number: signal.Signals) -> None:
+    """A pull killed at any time can be repeated with the same result, and leaves no lock."""
     finetune(place / "A", "push")
     there = clone(place)
     for moment in (0.0, 1.0, 2.0):
@@ -305,17 +305,17 @@ def test_an_interrupted_pull_goes_on(place: Path, number: signal.Signals) -> Non
         time.sleep(moment)
         process.send_signal(number)
         told, _ = process.communicate(timeout=120)
-        if number != signal.SIGKILL and process.returncode:  # 0: it was quicker than we were
+        if number != signal.SIGKILL and process.returncode:  # 0: it finished before the signal
             assert process.returncode == 5, told
             assert "interrupted" in told
             assert "Traceback" not in told
-    wait_for(lambda: not dvc_runs(there))  # the orphan of a killed pull ends by itself
+    wait_for(lambda: not dvc_runs(there))  # the orphan of a killed pull ends on its own
     finetune(there, "pull")
     assert outputs(there) == outputs(place / "A")
 
 
 def dvc_runs(root: Path) -> bool:
-    """Whether a DVC still works in the folder."""
+    """Return whether a DVC process still works in the folder."""
     running = (process.info for process in psutil.process_iter(["cmdline", "cwd"]))
     return any(info["cwd"] == str(root) and "dvc" in (info["cmdline"] or []) for info in running)
 
@@ -324,7 +324,7 @@ def dvc_runs(root: Path) -> bool:
 
 
 def test_secrets_of_a_remote_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DVC tells whole addresses in its errors, and a token may stand in an environment variable."""
+    """DVC's errors contain complete addresses, and environment variables may contain tokens."""
     monkeypatch.setenv("MY_TOKEN", "environment-secret")
     settings = {
         "core.remote": "store",
@@ -345,8 +345,8 @@ def test_secrets_of_a_remote_are_never_shown(monkeypatch: pytest.MonkeyPatch) ->
 
 @dvc
 @pytest.mark.parametrize(("command", "code"), [("push", 4), ("pull", 3)])
-def test_an_error_of_the_remote_tells_no_secret(place: Path, command: str, code: int) -> None:
-    """A server that does not answer, with a password in its address."""
+def test_errors_of_the_remote_contain_no_secret(place: Path, command: str, code: int) -> None:
+    """The server does not answer, and its address contains a password."""
     root = place / "A" if command == "push" else clone(place)
     run(root, "dvc", "remote", "modify", "--local", "store", "url", "http://anna:hunter22@127.0.0.1:9/s?sig=sesame")
     told = finetune(root, command, code=code)
@@ -354,14 +354,14 @@ def test_an_error_of_the_remote_tells_no_secret(place: Path, command: str, code:
     assert "hunter22" not in told and "sesame" not in told
 
 
-def test_a_list_names_the_first_few() -> None:
-    """A hundred files are no line."""
+def test_a_long_list_is_shortened() -> None:
+    """A long list is shortened to its first names."""
     assert listed("gfedcba") == "a, b, c, d, e and 2 more"
     assert listed(["b", "a", "a"]) == "a, b"
 
 
-def test_what_dvc_status_says_is_told_in_words() -> None:
-    """Outputs, dependencies and commands, each as DVC's JSON has them."""
+def test_dvc_status_is_described_in_words() -> None:
+    """Outputs, dependencies and commands are described from DVC's JSON."""
     entries = [
         {"changed outs": {"out/adapter": "deleted"}},
         {"changed deps": {"models": "modified"}},

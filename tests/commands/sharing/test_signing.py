@@ -1,4 +1,4 @@
-"""A bundle's signature: who made it, and what does not prove it."""
+"""A bundle's signature: it proves the author, and invalid signatures are refused."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ from tests.builders.waiting import PATIENCE
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two keys without and one with a passphrase, and the signers that a receiver trusts: the first alone."""
+    """Create two keys without a passphrase, one with, and a receiver's list of signers that trusts the first only."""
     if shutil.which("ssh-keygen") is None:
         pytest.skip("OpenSSH is not installed")
     place = tmp_path_factory.mktemp("keys")
@@ -36,7 +36,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def sign_apart(target: Path, key: Path) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment of a process that signs, and knows of no agent."""
+    """Return command and environment of a process that signs without an SSH agent."""
     code = "import sys; from pathlib import Path; from finetune.commands.sharing import signing\n"
     code += "try: signing.sign(Path(sys.argv[1]), Path(sys.argv[2]))\n"
     code += "except Exception as error: sys.exit(str(error))"
@@ -44,10 +44,10 @@ def sign_apart(target: Path, key: Path) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-c", code, str(target), str(key)], environment | {"PYTHONPATH": str(ROOT / "src")}
 
 
-def test_a_signature_proves_who_made_it(
+def test_a_signature_proves_the_author(
     copy: Path, tmp_path: Path, keys: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Signed by a key that the receiver knows; the archive's bytes are the same with it or without."""
+    """The receiver knows the signing key; the archive's bytes are the same with or without a signature."""
     target = tmp_path / "x.tar.gz"
     bundle.run(copy, keys["anna"], target)
     check(target, keys["signers"])
@@ -57,8 +57,8 @@ def test_a_signature_proves_who_made_it(
     assert "it has a signature, which was not checked" in capsys.readouterr().out
 
 
-def test_what_is_signed_otherwise_is_refused(copy: Path, made: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
-    """A stranger's key, other bytes, another purpose, another person, no signature at all."""
+def test_invalid_signatures_are_refused(copy: Path, made: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
+    """Refused: an unknown key, other bytes, another purpose, another person, no signature."""
     target = Path(shutil.copy(made, tmp_path / "x.tar.gz"))
     with pytest.raises(
         DataError, match=r"x\.tar\.gz\.sig: is missing, so x\.tar\.gz can't be distinguished from a forgery"
@@ -83,16 +83,16 @@ def test_what_is_signed_otherwise_is_refused(copy: Path, made: Path, tmp_path: P
         check(target, keys["signers"])
 
 
-def test_an_old_signature_does_not_outlive_its_bundle(copy: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
-    """Bundled again without a key, the old signature would call the new archive a forgery."""
+def test_an_old_signature_is_removed_with_its_bundle(copy: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
+    """Bundling again without a key removes the old signature, which would no longer match."""
     target = tmp_path / "x.tar.gz"
     bundle.run(copy, keys["anna"], target)
     bundle.run(copy, None, target)
     assert not signing.signature_of(target).exists()
 
 
-def test_a_passphrase_is_not_waited_for_without_a_terminal(made: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
-    """In CI nobody could type it: it is an error at once."""
+def test_a_passphrase_without_a_terminal_is_an_error(made: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
+    """In CI nobody could type the passphrase, so it is an error at once."""
     target = Path(shutil.copy(made, tmp_path / "x.tar.gz"))
     command, environment = sign_apart(target, keys["guarded"])
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "timeout": PATIENCE}
@@ -102,7 +102,7 @@ def test_a_passphrase_is_not_waited_for_without_a_terminal(made: Path, tmp_path:
 
 
 def test_a_passphrase_can_be_typed_on_a_terminal(made: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
-    """ssh-keygen asks on the terminal itself; here a pseudo-terminal answers."""
+    """ssh-keygen asks on the terminal itself; a pseudo-terminal answers in this test."""
     import pty
     import select
 
@@ -129,10 +129,10 @@ def test_a_passphrase_can_be_typed_on_a_terminal(made: Path, tmp_path: Path, key
     assert signing.signature_of(target).is_file()
 
 
-def test_keys_and_tools_that_are_missing_are_told_first(
+def test_missing_keys_and_tools_are_reported_before_packing(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is packed."""
+    """Missing keys and tools are reported before packing."""
     with pytest.raises(ConfigError, match="nokey: no such key; name a private key of OpenSSH"):
         bundle.run(copy, tmp_path / "nokey", None)
     monkeypatch.setenv("PATH", str(tmp_path))
