@@ -72,7 +72,7 @@ def run_setting(setting: Setting, folder: Path) -> dict[str, Any]:
 def against_plan(
     run: dict[str, Any], config: Config, changes: dict[str, Any], folder: Path, machine: str
 ) -> dict[str, Any]:
-    """Tokens a second, the share of the data sheet peak that the run reached, and the predicted peak of memory."""
+    """Tokens per second, the share of the data sheet's peak that the run reached, and the predicted peak of memory."""
     from finetune.model.architecture import find_architecture, measure_architecture
     from finetune.plan.machines import MACHINES
     from finetune.plan.memory import plan_memory
