@@ -60,7 +60,9 @@ def test_a_signal_interrupts_an_evaluation(workshop: Workshop, step: int) -> Non
     folder = workshop.ready("dropout")
     assert workshop.start(folder, f"evaluation {step}", send="SIGTERM") == STOPPED
     assert newest_step(folder) == step
-    kept = f"and saved at step {step} of 15" if step else "; no checkpoint has been written yet, the same command resumes"
+    kept = (
+        f"and saved at step {step} of 15" if step else "; no checkpoint has been written yet, the same command resumes"
+    )
     assert f"train was stopped by SIGTERM{' ' * (step > 0)}{kept}" in workshop.start.output(folder)
     assert_resumes(workshop, folder, "dropout")
 
