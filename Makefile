@@ -50,8 +50,9 @@ test-end-to-end: setup-dev ## the pipeline through DVC, faults, and a rehearsal 
 test-images: setup-dev ## build the images, and run the whole pipeline in one: needs buildah and podman
 	@python -m pytest -m images -rs
 
-lint: setup-dev ## style, spelling and types
+lint: setup-dev ## style, spelling, prose and types
 	@ruff check . && ruff format --check . && codespell
+	@proselint check --config .proselintrc.json *.md docs/*.md */README.md
 	@mypy
 
 check: lint test ## lint and all tests
