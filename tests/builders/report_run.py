@@ -116,7 +116,7 @@ def make_undecided(change: Change) -> MadeUp:
     )
     made.outcomes[3] = replace(made.outcomes[3], status="fail", estimate=1.4, lower=1.3, upper=1.52)
     suggestions = (
-        Suggestion("more-test-examples", "At this rate 1,204 test examples with at most 493 failures would show it."),
+        Suggestion("more-test-examples", "At this rate 1,204 test examples with at most 493 failures would prove it."),
         Suggestion("more-data", f"Add training examples of {HOSTILE}, the group with the most failures."),
     )
     made.verdict = Verdict("iterate", "3 of 6 outcomes do not pass yet.", ("inconclusive: the first",), suggestions)

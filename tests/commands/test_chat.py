@@ -99,7 +99,7 @@ def test_a_session_continues_after_a_stopped_answer(
     talk(session)
     told = capsys.readouterr().out
     assert "stopped" in told
-    assert "no agent 'nobody' here; the agents are namer, other, and none is without" in told
+    assert "no agent 'nobody' here; known agents: namer, other; none uses no system prompt" in told
     assert "agent other, system prompt: none; others: namer" in told
     assert told.endswith("  on\n")
     assert next(given) == "never"

@@ -35,9 +35,9 @@ def test_a_recipe_for_another_machine_is_refused(folder: Path, capsys: pytest.Ca
     told = capsys.readouterr()
     assert told.out == "recipe h100 can't run on this machine; searching for a recipe that can\n"
     assert told.err == (
-        "error: recipes/h100.yaml: environment: cuda: no cuda here; nothing was started or changed; "
-        "what works here: ./finetune rehearse h100 (every stage, on a shrunken base), "
-        "or make train-laptop, the largest base that fits this machine\n"
+        "error: recipes/h100.yaml: environment: cuda: no cuda here; nothing was started or "
+        "changed; on this machine you can run ./finetune rehearse h100 (every stage on a "
+        "shrunken base), or make train-laptop, the largest base that fits this machine\n"
     )
     assert (folder / "params.yaml").read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == ["params.yaml", "recipes"]
@@ -98,7 +98,7 @@ def test_too_few_devices_are_refused(
     monkeypatch.setattr(preflight, "find_missing_device", lambda kind: None)
     monkeypatch.setattr(preflight, "count_devices", lambda kind: 1)
     assert main(["check", "a100x4"]) == 4
-    assert "environment: cuda: 4 devices a node are asked for, 1 found; " in capsys.readouterr().err
+    assert "environment: cuda: 4 devices per node are required, but 1 found; " in capsys.readouterr().err
     monkeypatch.setattr(preflight, "count_devices", lambda kind: 4)
     assert main(["check", "a100x4"]) == 0
 

@@ -160,10 +160,12 @@ def test_missing_or_outdated_adapter_is_refused(trained: Callable[..., Path], tm
     """Only the adapter that train published for the current params is merged."""
     root = copy_of(trained(model__dtype="bfloat16"), tmp_path / "run")
     shutil.rmtree(Paths(root).merged, ignore_errors=True)
-    with pytest.raises(DataError, match=r"was trained with model.quantization: none, params.yaml says nf4; put its"):
+    with pytest.raises(DataError, match=r"was trained with model.quantization: none, but params.yaml has nf4; put its"):
         merged(root, model__dtype="bfloat16", model__quantization="nf4")
     (root / "base/config.json").write_text((root / "base/config.json").read_text() + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"out/adapter: was trained on base at sha256:\w+, params.yaml names base at"):
+    with pytest.raises(
+        DataError, match=r"out/adapter: was trained on base at sha256:\w+, but params.yaml names base at"
+    ):
         merged(root, model__dtype="bfloat16")
     shutil.rmtree(root / "out/adapter")
     assert main(["merge"]) == 3
@@ -176,7 +178,9 @@ def test_changed_adapter_or_rows_are_refused(trained: Callable[..., Path], tmp_p
     content = read_json(root / "data/validated" / MANIFEST)
     content["files"].pop("train.arrow")
     (root / "data/validated" / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(DataError, match=r"data/validated: is not what out/adapter was trained on; train again"):
+    with pytest.raises(
+        DataError, match=r"data/validated: is not the data that out/adapter was trained on; train again"
+    ):
         merged(root, model__dtype="bfloat16")
     with (root / "out/adapter/adapter_config.json").open("a", encoding="utf-8") as file:
         file.write(" ")
@@ -188,7 +192,7 @@ def test_full_disk_is_reported_before_writing(trained: Callable[..., Path], monk
     """A 7B model needs 14 GB, and the error of safetensors does not name a size."""
     root = trained(model__dtype="bfloat16")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
-    with pytest.raises(MachineError, match=r"out: 0.00 GB are needed and 0.00 GB free; free some space"):
+    with pytest.raises(MachineError, match=r"out: 0.00 GB are needed, but only 0.00 GB are free; free disk space"):
         merged(root, model__dtype="bfloat16")
 
 

@@ -44,7 +44,7 @@ def test_the_embedded_default_has_no_finding_to_act_on(config: Config) -> None:
     """The default recipe has no finding to fix; 1,000 examples are 63 steps per epoch, the last with 8 examples."""
     preview = look_ahead(config, ROOT, examples=1000)
     assert codes(preview.findings) == ["last-batch-partial"]
-    assert preview.source == "1,000 training examples, each taken as 256 tokens long"
+    assert preview.source == "1,000 training examples, assumed to be 256 tokens long"
     outlook = preview.outlook
     assert (outlook.schedule.steps, outlook.schedule.examples) == (126, 1000)
     assert outlook.architecture is not None and outlook.architecture.parameters == 1_969_088
@@ -190,17 +190,17 @@ def test_the_text_report_shows_price_and_errors(capsys: pytest.CaptureFixture[st
     """The text shows the price of the plan, and the exit code is that of an error that validate would raise."""
     assert show_plan(ROOT, "h100", 15_000, None, 2.0, probe=False) == 2
     told = capsys.readouterr().out
-    assert "plan of recipe h100: 15,000 training examples, each taken as 4,096 tokens long" in told
-    assert "memory of one device, of NVIDIA H100 80 GB:" in told
+    assert "plan of recipe h100: 15,000 training examples, assumed to be 4,096 tokens long" in told
+    assert "memory per device (NVIDIA H100 80 GB):" in told
     assert "peak by number of devices: 1: " in told
     time = look_ahead(read_recipe("h100", ROOT), ROOT, 15_000).outlook.time()
     assert time is not None
     assert f"time: {time.to_text()}" in told
-    assert f"cost at 2 a device and hour: {time.least / 1800:.2f} to {time.most / 1800:.2f}" in told
+    assert f"cost at 2 per device and hour: {time.least / 1800:.2f} to {time.most / 1800:.2f}" in told
     assert "base-unpinned" in told
     assert show_plan(ROOT, "tiny", 1600, None, None, probe=False) == 0
     told = capsys.readouterr().out
-    assert "time: unknown for this machine until a probe measures it there (./finetune plan --probe)" in told
+    assert "time: unknown for this machine; run ./finetune plan --probe there to measure it" in told
     assert "no findings" in told
 
 
@@ -222,7 +222,7 @@ def test_probe_is_scaled_to_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     told = capsys.readouterr().out
     assert "time: 3.0 to 4.0 hours" in told
     assert "from a probe of this machine" in told
-    assert "cost at 3 a device and hour: 9.00 to 12.00" in told
+    assert "cost at 3 per device and hour: 9.00 to 12.00" in told
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def test_a_run_and_its_first_steps_are_reproduced(
     before = read_manifest(root / "out/adapter")
     (root / "params.yaml").write_text(json.dumps(params(train__learning_rate=0.5)), encoding="utf-8")  # changed since
     verify.run(Path(), None, 1)
-    assert "the whole run came out the same, bit for bit (tier bitwise)" in capsys.readouterr().out
+    assert "the whole run is identical bit for bit (tier bitwise)" in capsys.readouterr().out
     verify.run(Path(), 2, 1)
     assert "the first 3 steps came out the same, bit for bit" in capsys.readouterr().out
     assert read_manifest(root / "out/adapter") == before
@@ -60,7 +60,7 @@ def test_other_bits_are_an_error_or_a_spread(
     root = copy_of(finished, tmp_path / "run")
     monkeypatch.chdir(root)
     rewrite(root, checkpoints=SAVES, adapter_sha256="0")
-    with pytest.raises(DataError, match=r"the whole run came out differently, though its tier is bitwise; validation"):
+    with pytest.raises(DataError, match=r"the whole run differs, although its tier is bitwise; validation"):
         verify.run(Path(), None, 1)
     rewrite(root, tier="statistical")
     verify.run(Path(), None, 1)
@@ -124,7 +124,7 @@ def test_different_arithmetic_is_reported_before_the_run(
     with pytest.raises(DataError, match=f"came out differently, though its tier is bitwise; the likely cause: {named}"):
         verify.run(Path(), 2, 1)
     report.unlink()
-    with pytest.raises(DataError, match=r"was it made on another machine\?"):
+    with pytest.raises(DataError, match=r"was the run made on another machine\?"):
         verify.run(Path(), 2, 1)
 
 
@@ -137,7 +137,7 @@ def test_changes_since_the_run_are_reported(finished: Path, tmp_path: Path, monk
     with pytest.raises(DataError, match=r"has changed since: versions: torch was 2.12.0, is 2.13.0"):
         verify.run(Path(), None, 1)
     rewrite(root, versions=versions)
-    with pytest.raises(DataError, match=r"has changed since: our own code; go back"):
+    with pytest.raises(DataError, match=r"has changed since: the code; go back"):
         verify.run(Path(), None, 1)
 
 

@@ -64,15 +64,15 @@ EXACT = {"metric": "exact_match", "group": "all"}
         ),
         (
             [{"rule": "at_least", "metric": "loss", "group": "all", "threshold": 1.0}],
-            "decide.criteria.0.rule: of loss, less is better; write at_most",
+            "decide.criteria.0.rule: for loss, less is better; use at_most",
         ),
         (
             [{"rule": "at_most", "threshold": 0.5, **EXACT}],
-            "decide.criteria.0.rule: of exact_match, more is better; write at_least",
+            "decide.criteria.0.rule: for exact_match, more is better; use at_least",
         ),
         (
             [{"rule": "not_worse_than_baseline", "margin": 1.0, **EXACT}],
-            "decide.criteria.0.margin: 1 is the whole range of exact_match",
+            "decide.criteria.0.margin: 1 is the entire range of exact_match",
         ),
         (
             [{"rule": "better_than_baseline", "metric": "exact_mach", "group": "all"}],

@@ -140,7 +140,7 @@ def test_a_file_without_sections_is_refused(tmp_path: Path, content: bytes) -> N
     """An empty file is what an interrupted editor leaves."""
     sections = "recipe, machine, environment, seed, data, model, adapter, train, findings, evaluate, decide, runtime"
     text = error_of_file(tmp_path / "params.yaml", content)
-    assert text == f"is empty or not a mapping; it must hold the sections {sections}"
+    assert text == f"is empty or not a mapping; it must have the sections {sections}"
 
 
 @pytest.mark.parametrize(

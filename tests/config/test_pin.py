@@ -130,14 +130,19 @@ def answer_of(status: int) -> Any:
 @pytest.mark.parametrize(
     ("answer", "kind", "code", "text"),
     [
-        (answer_of(404), ConfigError, 2, "the Hub does not give Qwen/Qwen2.5-Coder-7B-Instruct (404); check the name"),
+        (
+            answer_of(404),
+            ConfigError,
+            2,
+            "the Hub does not provide Qwen/Qwen2.5-Coder-7B-Instruct (404); check the name",
+        ),
         (
             answer_of(403),
             ConfigError,
             2,
             "(403); check the name; for gated models, accept the licence and set HF_TOKEN",
         ),
-        (answer_of(429), MachineError, 4, "the Hub gives no answer for Qwen/Qwen2.5-Coder-7B-Instruct now (429)"),
+        (answer_of(429), MachineError, 4, "the Hub is not answering for Qwen/Qwen2.5-Coder-7B-Instruct (429)"),
         (answer_of(503), MachineError, 4, "now (503); run ./finetune pin again later"),
         (ConnectionError("no route"), MachineError, 4, "(ConnectionError); run ./finetune pin while connected"),
         (OSError("no name service"), MachineError, 4, "can't be asked for Qwen/Qwen2.5-Coder-7B-Instruct (OSError)"),

@@ -189,7 +189,7 @@ def test_an_unknown_recipe_gets_a_suggestion(folder: Path) -> None:
     """The name is typed by hand, in `finetune use ...`."""
     recipes = folder / "recipes"
     assert error_of(folder, "tinny") == f"recipe 'tinny': no such file {recipes}/tinny.yaml; did you mean tiny?"
-    assert error_of(folder, "h100") == f"recipe 'h100': no such file {recipes}/h100.yaml; the recipes are other, tiny"
+    assert error_of(folder, "h100") == f"recipe 'h100': no such file {recipes}/h100.yaml; known recipes: other, tiny"
 
 
 def test_a_path_is_no_recipe(folder: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_path_is_no_recipe(folder: Path) -> None:
     assert "no such file" in error_of(folder, "../params")
 
 
-HOLDS = "a recipe holds adapter, environment, machine, model, recipe, runtime, train"
+HOLDS = "a recipe has the sections adapter, environment, machine, model, recipe, runtime, train"
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ HOLDS = "a recipe holds adapter, environment, machine, model, recipe, runtime, t
 def test_a_recipe_holds_exactly_its_sections(folder: Path, recipe: str, wrong: str) -> None:
     """One that lacks a section would leave another recipe's half in place; one with `data` would replace the user's."""
     (folder / "recipes/wrong.yaml").write_text(recipe, encoding="utf-8")
-    assert error_of(folder, "wrong") == f"{folder}/recipes/wrong.yaml: {HOLDS}; wrong here: {wrong}"
+    assert error_of(folder, "wrong") == f"{folder}/recipes/wrong.yaml: {HOLDS}; unexpected: {wrong}"
 
 
 def test_an_invalid_result_changes_nothing(folder: Path) -> None:

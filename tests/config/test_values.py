@@ -117,7 +117,7 @@ def test_shares_in_tenths_of_a_percent_sum_to_one(change: Callable[..., Config],
 def test_two_sources_of_one_name_are_refused(params: dict[str, Any]) -> None:
     """The ledger is kept by name: the second account would overwrite the first."""
     params["data"]["sources"] = [{"name": "rows", "path": f"{at}.jsonl", "format": "interactions"} for at in range(2)]
-    text = "two sources are named 'rows'; give each source its own name"
+    text = "two sources are named 'rows'; give each source a unique name"
     assert error_of(params) == f"params.yaml: data.sources: {text}"
 
 
@@ -145,11 +145,11 @@ HUB = {"name": "rows", "hub": "org/rows", "revision": "0" * 40, "part": "train"}
             "a hub dataset needs revision (40 hex digits) and part (a split of the dataset, like train)",
         ),
         (SOURCE | {"revision": "0" * 40}, "revision and subset apply to a hub dataset, not to a path"),
-        (SOURCE | {"fraction": 0.5, "cap": 3}, "fraction and cap exclude each other; keep one"),
-        (SOURCE | {"split": "test", "cap": 3}, "a test file is taken as it is; drop cap"),
+        (SOURCE | {"fraction": 0.5, "cap": 3}, "fraction and cap are mutually exclusive; keep one"),
+        (SOURCE | {"split": "test", "cap": 3}, "a test file is used unchanged; remove cap"),
         (
             SOURCE | {"columns": {"grup": "user"}},
-            "columns: 'grup' is a field of no format; did you mean group? (our name comes first, then the file's)",
+            "columns: 'grup' is not a field of any format; did you mean group? (write FIELD: COLUMN)",
         ),
         (HUB | {"hub": "data/raw/rows"}, "hub: 'data/raw/rows' is not a dataset name on the Hub, like org/name"),
         (HUB | {"hub": "json"}, "hub: 'json' is not a dataset name on the Hub, like org/name"),
@@ -177,11 +177,11 @@ def test_a_source_that_contradicts_itself_is_refused(params: dict[str, Any], sou
         ({"split.method": "stable"}, "split: method stable uses only the hash of each row; set stratify_by: null"),
         (
             {"sources": [SOURCE | {"split": "test"}]},
-            ": source 'rows' is the test split, so set split.test: 0.0 (it is 0.13)",
+            ": source 'rows' is the test split, so set split.test: 0.0 (now 0.13)",
         ),
         (
             {"split.test": 0.0, "split.train": 0.93},
-            ": split.test is 0 and no source is the test split; give it a share or a file",
+            ": split.test is 0 and no source is the test split; set a share or add a file",
         ),
         (
             {"split.train": 0.0, "split.test": 0.93},

@@ -212,7 +212,7 @@ def test_looks_are_counted_where_git_remembers_them(tree: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("root", "told"),
     [
-        ("/opt", "/opt: would hide /opt/finetune, where the image has its packages; move it"),
+        ("/opt", "/opt: would hide /opt/finetune, which contains the packages of the image; move it"),
         ("/srv/a,b", "/srv/a,b: a folder with a comma or a quote in its path can't be mounted; rename it"),
     ],
 )

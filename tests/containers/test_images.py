@@ -143,8 +143,10 @@ FAILURES = {
     ),
     "denied": (
         {"info": f"echo '{DENIED}' >&2; exit 1"},
-        "docker: you may not use it; add yourself to the group docker (`sudo usermod -aG docker $USER`, then log in "
-        "again)",
+        (
+            "docker: you don't have permission to use it; add yourself to the group docker (`sudo "
+            "usermod -aG docker $USER`, then log in again)"
+        ),
     ),
     "lost daemon": (
         {"build": "echo 'ERROR: Cannot connect to the Docker daemon at unix:///x.'; exit 1"},
@@ -163,12 +165,14 @@ FAILURES = {
     ),
     "space": (
         {"build": "echo 'write /x: no space left on device'; exit 1"},
-        "image: no space is left; `docker images` shows what images take",
+        "image: no space is left; `docker images` lists the sizes of images",
     ),
     "torch": (
         {"build": "echo 'error: the CPU build is not on the index; set TORCH_INDEX to one that'; exit 1"},
-        "image: none of the package indexes tried has PyTorch's CPU build; name one that does: "
-        "make image-cpu TORCH_INDEX=https://...",
+        (
+            "image: none of the package indexes tried has PyTorch's CPU build; set one that does: "
+            "make image-cpu TORCH_INDEX=https://..."
+        ),
     ),
     "step": (
         {"build": "echo '[2/2] STEP 5/9: RUN make it'; echo 'make: no such rule'; exit 2"},
@@ -182,7 +186,7 @@ FAILURES = {
     ),
     "vanished": (
         {"image": "echo 'Error: No such image: x' >&2; exit 1"},
-        f"docker says that it built {images.image_name('cpu', ROOT)}, and has no such image of these locks; "
+        f"docker reports that it built {images.image_name('cpu', ROOT)}, but has no such image for these locks; "
         "build it again",
     ),
 }
@@ -261,5 +265,5 @@ def test_found_images(fake: Fake) -> None:
     for asked in (lambda: images.find_image("docker", "x"), lambda: images.other_images("docker", "cpu")):
         with pytest.raises(MachineError, match="docker can't be used: broken"):
             asked()
-    with pytest.raises(FinetuneError, match="buildah is not installed here"):
+    with pytest.raises(FinetuneError, match="buildah is not installed"):
         images.find_image("buildah", "x")

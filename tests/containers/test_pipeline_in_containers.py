@@ -246,7 +246,7 @@ def test_commands_in_the_image_take_its_packages(host: dict[str, str], small: Pa
     for command, code in ((["./finetune", "status"], 4), (["make", "setup"], 2)):
         assert "was built from other locks than requirements/ has" in run(host, small, *line, *command, code=code)
     told = run(host, small, "python", "-m", "finetune", "prepare", code=4)
-    assert f"({built_image('cpu').name} was built from other locks); make image-cpu builds it" in told
+    assert f"({built_image('cpu').name} was built from different locks); make image-cpu builds it" in told
 
 
 def test_a_stand_in_is_what_it_says() -> None:

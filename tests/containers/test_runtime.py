@@ -42,7 +42,7 @@ def test_params_say_where_stages_run(in_params: str, environment: dict[str, str]
 
 def test_a_word_that_is_no_runtime_and_a_mac_are_refused() -> None:
     """Not a silent native run; a Mac's GPU can't be reached from a container, whoever asks."""
-    with pytest.raises(ConfigError, match=r"^RUNTIME=dcoker: is none of native, docker, podman$"):
+    with pytest.raises(ConfigError, match=r"^RUNTIME=dcoker: is not one of native, docker, podman$"):
         runtime_of(config(), {"FINETUNE_RUNTIME": "dcoker"})
     with pytest.raises(ConfigError, match=r"params.yaml: runtime: must be 'native', 'docker' or 'podman'"):
         config(runtime="buildah")
@@ -155,13 +155,15 @@ MISSING: dict[str, tuple[str, dict[str, Any], str]] = {  # engine, what it answe
     "another engine is installed": (
         "docker",
         {},
-        f"runtime: docker is not installed here; use RUNTIME=podman, which is, {NATIVELY}",
+        f"runtime: docker is not installed; use RUNTIME=podman, which is installed, {NATIVELY}",
     ),
     "no such image, but one of other locks": (
         "podman",
         {"labels": None},
-        "runtime: podman has no image {name} (finetune-cpu:0123456789ab was built from other locks); "
-        "make image-cpu builds it",
+        (
+            "runtime: podman has no image {name} (finetune-cpu:0123456789ab was built from different "
+            "locks); make image-cpu builds it"
+        ),
     ),
     "an image of that name and of other locks": (
         "podman",
@@ -194,7 +196,7 @@ def test_no_engine_no_gpu_and_an_image_from_elsewhere(
     monkeypatch.setenv(runtime.OTHER_IMAGE, "registry.example/ours:1")
     assert "image registry.example/ours:1 was built from other locks" in refused(tree)
     monkeypatch.setenv("PATH", "")
-    assert "podman is not installed here; install it (https://podman.io" in refused(tree)
+    assert "podman is not installed; install it (https://podman.io" in refused(tree)
 
 
 def test_a_tree_that_can_not_be_written(tree: Path, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_an_outcome_shows_its_interval_and_its_counts() -> None:
     assert found.estimate == pytest.approx(30 / 31)
     assert (found.lower, found.upper) == pytest.approx((0.8559, 0.9983), abs=5e-5)
     assert (found.criterion, found.target) == ("exact_match at least 0.98", 0.98)
-    assert (found.method, found.reason) == ("Clopper-Pearson", "30 of 31 right")
+    assert (found.method, found.reason) == ("Clopper-Pearson", "30 of 31 correct")
 
 
 @pytest.mark.parametrize(("right", "expected"), [(3, "pass"), (4, "pass"), (2, "fail")])

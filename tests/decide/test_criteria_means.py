@@ -80,7 +80,7 @@ def test_what_a_side_was_not_asked_is_unmeasured() -> None:
     predictions[7] = predicted("a", "a", id="7", of_baseline={"nats": None})
     assert status(at_most(0.9), predictions) == "pass"
     found = outcome(better("loss"), predictions)
-    why = "the baseline was not asked how likely it finds the references"
+    why = "the baseline has no likelihoods of the references"
     assert (found.status, found.reason) == ("unmeasured", why)
 
 
@@ -93,7 +93,7 @@ def test_a_score_that_is_missing_is_never_a_pass(metric: str, gate: Gate) -> Non
     for criterion in (at_least(0.5, metric), better(metric), not_worse(0.1, metric)):
         found = outcome(criterion, predictions, gate)
         assert found.status == "unmeasured"
-        assert found.reason == f"{metric} has no score of the candidate's answer to namer-3"
+        assert found.reason == f"{metric} has no score for the candidate's answer to namer-3"
 
 
 def test_a_metric_is_judged_on_what_its_scorer_scores() -> None:
@@ -103,7 +103,7 @@ def test_a_metric_is_judged_on_what_its_scorer_scores() -> None:
         del item.candidate.scores["exact_match"]
     assert status(at_least(0.98), predictions) == "pass"
     found = outcome(at_least(0.98, group="prose"), predictions)
-    assert (found.status, found.reason) == ("unmeasured", "exact_match scores no test example of prose")
+    assert (found.status, found.reason) == ("unmeasured", "exact_match has no scores for test examples of prose")
 
 
 # ---- Clusters
@@ -122,7 +122,7 @@ def test_repeats_of_one_prompt_are_no_new_evidence() -> None:
     assert status(at_least(0.98), pairs(gained=149)) == "pass"
     found = outcome(at_least(0.98), in_clusters(pairs(gained=149), 5))
     assert found.status == "inconclusive"
-    assert found.reason == "149 of 149 right in 30 clusters"
+    assert found.reason == "149 of 149 correct in 30 clusters"
     assert found.lower is not None and found.lower < clopper_pearson(149, 149, 0.95, "lower").lower
 
 

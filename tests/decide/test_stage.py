@@ -123,7 +123,8 @@ def test_sides_that_were_asked_otherwise_are_refused(sound: Run, key: str) -> No
     """A baseline that may say less, or guesses, is no baseline; of a recorded one nothing is known."""
     sound.edit("evaluation", "baseline_generation", key, value=9)
     assert sound.refusal() == (
-        f"reports/evaluation.json: baseline and candidate were asked with other settings ({key}); run evaluate again"
+        f"reports/evaluation.json: baseline and candidate used different generation settings ({key}); run "
+        "evaluate again"
     )
     sound.edit("evaluation", "baseline_generation", value=None)
     assert sound.decide()["verdict"] == "deploy"
@@ -233,9 +234,9 @@ def locked(run: Run) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        ("damaged", "reports/decision.json: is not what dvc.lock names; run make repro, .* dvc repro -f -s decide"),
+        ("damaged", "reports/decision.json: differs from dvc.lock; run make repro, .* dvc repro -f -s decide"),
         ("removed", "reports/evaluation.json: is missing; run make repro"),
-        ("stale", "reports/evaluation.json: was made anew after decide had run on it; run make repro"),
+        ("stale", "reports/evaluation.json: was changed after decide had used it; run make repro"),
         ("no hash", "dvc.lock: is missing, broken or lists no outputs"),
         ("no list", "dvc.lock: is missing, broken or lists no outputs"),
     ],

@@ -116,11 +116,11 @@ def test_31_of_31_is_too_little_for_98_percent(verdict_of: Reach) -> None:
     """The commonest false proof: the verdict is iterate, and it names the 149 examples that would be enough."""
     found = verdict_of([at_least(0.98)], pairs(gained=31))
     assert found.name == "iterate"
-    assert found.reasons == ("inconclusive: exact_match at least 0.98 (31 of 31 right)",)
+    assert found.reasons == ("inconclusive: exact_match at least 0.98 (31 of 31 correct)",)
     assert found.suggestions[0].code == "more-test-examples"
     assert found.suggestions[0].text == (
-        "exact_match at least 0.98: 31 of 31 is too little evidence; at this rate 149 test examples with at most 0 "
-        "failures would show it"
+        "exact_match at least 0.98: 31 of 31 is too little evidence; at the same rate, 149 test "
+        "examples with at most 0 failures would prove it"
     )
 
 
@@ -146,8 +146,8 @@ def test_harm_is_an_abort(verdict_of: Reach) -> None:
     assert found.name == "abort"
     assert found.sentence == "The candidate is worse than the baseline: do not continue with it."
     assert found.reasons[0] == (
-        "worse than the baseline in exact_match: of 15, 0 right only by the candidate, 10 only by the baseline "
-        "(p = 0.00098)"
+        "worse than the baseline in exact_match: of 15, 0 answered correctly only by the "
+        "candidate, 10 only by the baseline (p = 0.00098)"
     )
     assert found.suggestions == ()
     assert verdict_of([at_least(0.5)], pairs(both=5, lost=4)).name != "abort"
@@ -158,7 +158,7 @@ def test_no_improvement_and_no_hope_is_an_abort(verdict_of: Reach) -> None:
     found = verdict_of([at_least(0.9)], pairs(both=10, neither=30), latency=timings(1.0))
     assert found.name == "abort"
     assert found.sentence == "Neither quality nor cost improved, and targets are out of reach: stop."
-    assert found.reasons == ("fail: exact_match at least 0.9 (10 of 40 right)",)
+    assert found.reasons == ("fail: exact_match at least 0.9 (10 of 40 correct)",)
 
 
 @pytest.mark.parametrize("way", ["quality", "latency"])
@@ -216,7 +216,7 @@ def test_slow_answers_that_are_long_should_be_shorter(verdict_of: Reach, criteri
     """Where length explains the time; the second half of the criterion is about time too, though a share."""
     found = verdict_of([better(), criterion], pairs(gained=30), latency=timings(0.9), cost=LONG)
     assert codes(found) == ["shorter-answers"]
-    text = "train on shorter answers: the candidate's have 90 tokens, and at 40 it would take 0.4 s"
+    text = "train on shorter answers: its answers have 90 tokens; with 40 tokens/answer would take 0.4 s"
     assert found.suggestions[0].text == text
 
 
@@ -248,7 +248,9 @@ def test_a_margin_asks_for_the_examples_that_would_show_it(verdict_of: Reach) ->
     criteria = [not_worse(0.05)]
     found = verdict_of(criteria, pairs(both=38, gained=1, lost=1))
     assert codes(found)[0] == "more-test-examples"
-    numbers = re.search(r"40 examples are too few; at this rate (\d+) would show it", found.suggestions[0].text)
+    numbers = re.search(
+        r"40 test examples are too few; at the same rate, (\d+) would prove it", found.suggestions[0].text
+    )
     assert numbers
     needed = int(numbers[1])
     moved = round(needed / 40)
@@ -262,7 +264,7 @@ def test_other_criteria_tell_about_how_many_would_do(verdict_of: Reach, criterio
     found = verdict_of([criterion], few)
     assert found.name == "iterate"
     (text,) = [item.text for item in found.suggestions if item.code == "more-test-examples"]
-    numbers = re.search(r": 40 examples leave it open; at this rate about ([\d,]+) like these would show it", text)
+    numbers = re.search(r": 40 test examples are inconclusive; at the same rate, about ([\d,]+) would prove it", text)
     assert numbers
     needed = int(numbers[1].replace(",", ""))
     assert 40 < needed < 100_000
@@ -274,17 +276,17 @@ def test_other_criteria_tell_about_how_many_would_do(verdict_of: Reach, criterio
 def test_what_was_not_measured_is_asked_for(verdict_of: Reach) -> None:
     """With the reason, which says what is missing."""
     found = verdict_of([better(), memory("2 GB")], pairs(gained=30), memory=())
-    text = "peak memory at most 2 GB: 0 peaks, the least 0; three above zero are needed"
+    text = "peak memory at most 2 GB: 0 peaks, the smallest 0; at least three peaks above zero are required"
     assert [item.text for item in found.suggestions] == [text]
 
 
 @pytest.mark.parametrize(
     ("predictions", "text"),
     [
-        (pairs(gained=160), "passes with 160 of 160 right, 160 are needed; 0 fewer would still do"),
-        (pairs(gained=240), "passes with 240 of 240 right, 239 are needed; 1 fewer would still do"),
-        (pairs(gained=31), "not even 31 of 31 right would show it"),
-        (pairs(gained=230, neither=10), "230 of 240 are right, 239 are needed"),
+        (pairs(gained=160), "passes with 160 correct of 160; 160 are required, and 0 fewer would still pass"),
+        (pairs(gained=240), "passes with 240 correct of 240; 239 are required, and 1 fewer would still pass"),
+        (pairs(gained=31), "even 31 correct of 31 would not prove it"),
+        (pairs(gained=230, neither=10), "230 of 240 are correct; 239 are required"),
     ],
 )
 def test_what_would_change_the_verdict_is_told_in_answers(
@@ -303,7 +305,7 @@ def test_harm_in_one_group_is_found_and_shares_the_error(verdict_of: Reach) -> N
     many = pairs(gained=30) + pairs(both=5, lost=9, agent="small")
     found = verdict_of([better(), better(group="small")], many)
     assert found.name == "abort"
-    assert found.reasons[0].startswith("worse than the baseline in exact_match of small: of 14, 0 right only by")
+    assert found.reasons[0].startswith("worse than the baseline in exact_match of small: of 14, 0 correct only by")
     few = pairs(gained=30) + pairs(both=5, lost=5, agent="small")
     assert verdict_of([better(), better(group="small")], few).name == "iterate"
     assert verdict_of([better(group="small")], few).name == "abort"
@@ -315,7 +317,7 @@ def test_past_the_declared_looks_nothing_is_deployed(verdict_of: Reach) -> None:
     assert verdict_of(criteria, pairs(gained=30), look=1).name == "deploy"
     found = verdict_of(criteria, pairs(gained=30), look=2)
     assert found.name == "iterate"
-    assert found.reasons == ("look 2 at this test set, 1 were declared: a fresh test set is due",)
+    assert found.reasons == ("look 2 at this test set, but 1 were declared: a fresh test set is required",)
     assert codes(found)[0] == "fresh-test-set"
 
 

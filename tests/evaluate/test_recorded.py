@@ -67,7 +67,7 @@ def test_predictions_of_another_run_will_do(tmp_path: Path, examples: list[Examp
     [
         (
             [{"id": "other", "text": "x"}],
-            "ROOT/run.jsonl: has no answer to the test example namer/rows/1/one/ValueError",
+            "ROOT/run.jsonl: has no answer for the test example namer/rows/1/one/ValueError",
         ),
         ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "ROOT/run.jsonl:2: a second answer to 'a'; keep one"),
         ([{"id": "a"}], "ROOT/run.jsonl:1: needs id (or prompt) and text, both strings"),

@@ -94,7 +94,7 @@ def test_json_with_nan_is_refused_and_the_old_file_stays(tmp_path: Path, value: 
         (None, "no such file; run the stage that writes it (dvc repro)"),
         (b"", "broken JSON (Expecting value: line 1 column 1 (char 0)); run the stage that writes it again"),
         (b'{"a": NaN}', "broken JSON (NaN is not JSON); run the stage that writes it again"),
-        (b"[1]", "no JSON object; run the stage that writes it again"),
+        (b"[1]", "not a JSON object; run the stage that writes it again"),
     ],
 )
 def test_a_report_that_is_missing_or_broken_names_itself(tmp_path: Path, content: bytes | None, text: str) -> None:
@@ -249,7 +249,7 @@ def test_a_manifest_detects_a_missing_file(published: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_manifest(published)
     manifest = published / "manifest.json"
-    assert str(caught.value) == f"{path}: is missing though {manifest} lists it; run the stage that writes it again"
+    assert str(caught.value) == f"{path}: is missing, although {manifest} lists it; run the stage that writes it again"
 
 
 def test_a_folder_without_a_manifest_was_never_published(published: Path) -> None:

@@ -16,7 +16,7 @@ UNIT = r"(?:second|minute|hour|day|epoch|step|layer|row|token|device|node|proces
 FOREIGN = {
     "use print, report, list or name": r"\b(?:tells?|told|telling|speaks? of)\b(?! to)",
     "use is or are": r"\b(?:stands?|stood|lies|lay)\b(?!-)",
-    "write what it is": r"\b(?:is|are) no (?=price|key|file|folder|token|tokens|option|proof|evidence|error)\b",
+    "write content": r"\b(?:is|are) no (?=price|key|file|folder|token|tokens|option|proof|evidence|error)\b",
     "write default:": r"\bwhere (?:it is left out|nothing is said|none is named)\b",
     "use resume, continue or fix": r"\b(?:goes on|go on|going on|went on|mend(?:s|ed|ing)?)\b",
     "write with a warning, or silently": r"\b(?:aloud|in silence|without a word)\b",

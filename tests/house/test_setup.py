@@ -397,7 +397,7 @@ def test_no_python(world: World, variables: dict[str, str], expected: str) -> No
         ),
         (
             "OSError: [Errno 28] No space left on device",
-            "the disk is full; free some space, then run the command again",
+            "the disk is full; free disk space, then run the command again",
         ),
     ],
 )

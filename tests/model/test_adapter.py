@@ -226,20 +226,22 @@ def test_orthogonal_start_needs_floats_and_an_even_rank(settings: Callable[..., 
     """PEFT ends in a RuntimeError and a ValueError of its own after the base was loaded."""
     with pytest.raises(ConfigError, match=r"init_lora_weights: orthogonal is made .* nf4 holds whole numbers"):
         start(settings("orthogonal", model__quantization="nf4"))
-    with pytest.raises(ConfigError, match=r"adapter.r: 3 is odd, and init_lora_weights: orthogonal halves it; use 4"):
+    with pytest.raises(
+        ConfigError, match=r"adapter.r: 3 is odd, but init_lora_weights: orthogonal halves the rank; use 4"
+    ):
         start(settings("orthogonal", adapter__r=3))
 
 
 def test_rank_beyond_a_rewritten_matrix_is_refused(settings: Callable[..., Config]) -> None:
     """PEFT takes what there is and writes another rank into the config, so that nothing can load it."""
-    with pytest.raises(ConfigError, match=r"adapter.r: 100 is more than pissa can take out of .*q_proj \(64 x 64\)"):
+    with pytest.raises(ConfigError, match=r"adapter.r: 100 is larger than pissa can extract from .*q_proj \(64 x 64\)"):
         start(settings("pissa", adapter__r=100))
 
 
 def test_loss_head_takes_no_adapter(settings: Callable[..., Config]) -> None:
     """TRL refuses it with a ValueError after everything was loaded: its loss multiplies by the head's own weights."""
     config = settings(adapter__target_modules=["q_proj", "lm_head"])
-    told = "adapter.target_modules: lm_head is the LM head, whose adapter TRL's loss would bypass; leave it out"
+    told = "adapter.target_modules: lm_head is the LM head, whose adapter TRL's loss would bypass; remove it"
     assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {told}"
     with pytest.raises(ConfigError) as caught:
         start(config)

@@ -72,6 +72,9 @@ def test_missing_base_is_one_line(config: Config) -> None:
     model = config.model.model_copy(update={"base": "models/nothing-here"})
     with pytest.raises(
         ConfigError,
-        match=r"^params.yaml: model.base: no tokenizer loads from models/nothing-here: [^\n]+; fetch it once",
+        match=(
+            r"^params.yaml: model.base: the tokenizer of models/nothing-here does not load: [^\n]+; "
+            r"fetch it once"
+        ),
     ):
         load_tokenizer(model)

@@ -166,8 +166,11 @@ def test_a_balanced_ledger_passes() -> None:
     [
         (lambda accounts, splits, written: setattr(accounts[0], "read", 6), "the ledger of rows.jsonl does not "),
         (lambda accounts, splits, written: accounts[0].splits.update(train=1), "rows kept are not those in the splits"),
-        (lambda accounts, splits, written: splits.update(test=splits["train"]), "test: sources do not sum up"),
-        (lambda accounts, splits, written: splits["train"].by_agent.update(b=1), "train: by agent it does not sum up"),
+        (lambda accounts, splits, written: splits.update(test=splits["train"]), "test: sources do not add up"),
+        (
+            lambda accounts, splits, written: splits["train"].by_agent.update(b=1),
+            "train: counts by agent do not add up",
+        ),
         (lambda accounts, splits, written: written.update(test=0), "test: 1 examples accounted for, 0 written"),
     ],
 )

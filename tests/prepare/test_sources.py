@@ -116,7 +116,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, find: Callable[[str], Path]) -
     (tmp_path / "raw/rows.jsonl").touch()
     with pytest.raises(DataError) as caught:
         find("rows.jsonl")
-    text = "is empty; put rows into it or take 'rows' out of data.sources"
+    text = "is empty; add rows to it or remove 'rows' from data.sources"
     assert str(caught.value) == f"{tmp_path}/raw/rows.jsonl: {text}"
 
 
@@ -152,7 +152,7 @@ def test_no_way_leads_out_of_the_data_folder(tmp_path: Path, find: Callable[[str
     (tmp_path / "raw/link.jsonl").symlink_to(outside)
     (tmp_path / "raw/folder").symlink_to(outside.parent)
     path = {"absolute": str(outside), "symlink": "link.jsonl", "symlinked folder": "folder/rows.jsonl"}[way]
-    with pytest.raises(DataError, match=r"is outside .*raw, where DVC does not watch it"):
+    with pytest.raises(DataError, match=r"is outside .*raw, where DVC does not track it"):
         find(path)
 
 
@@ -235,10 +235,13 @@ def test_the_place_of_a_row_is_its_line_where_lines_identify_rows(
         (
             "both",
             None,
-            r"both: holds the parts train, test and it names none; set `part` of its source to one of them$",
+            (
+                r"both: has the parts train, test, and it names none; set `part` of its source to one of "
+                r"them$"
+            ),
         ),
-        ("rows.txt", None, r"rows.txt: has an unsupported format; known are \.jsonl, "),
-        ("rows.csv", "train", r"rows.csv: is one file, so it has no part 'train'; remove `part` from its source$"),
+        ("rows.txt", None, r"rows.txt: has an unsupported format; supported: \.jsonl, "),
+        ("rows.csv", "train", r"rows.csv: is a single file, so it has no part 'train'; remove `part` from its source$"),
     ],
 )
 def test_what_cannot_be_opened_says_so_at_once(

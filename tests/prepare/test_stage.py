@@ -13,10 +13,10 @@ BAD = [
     (b'{"agent": "a", ', "broken JSON: Expecting property name enclosed in double quotes at character 15"),
     (b'{"agent": "\xff"}', "not UTF-8 at byte 11"),
     (b'{"agent": NaN}', "broken JSON: NaN is not JSON"),
-    (b"[1]", "a JSON object is expected, not list"),
+    (b"[1]", "expected a JSON object, found list"),
     (b'{"agent": "a", "task": "t", "success": true}', "has no output or response"),
     (b'{"agent": "a", "task": " ", "output": "o", "success": true}', "task is empty"),
-    (b'{"agent": "a", "task": 5, "output": "o", "success": true}', "task must be text, not int"),
+    (b'{"agent": "a", "task": 5, "output": "o", "success": true}', "task must be a string, not int"),
     (b'{"agent": "a", "task": "t", "output": "o", "success": "yes"}', "success must be true or false"),
 ]
 
@@ -62,7 +62,10 @@ def test_too_many_bad_rows_stop_all_the_same(prepare: Run) -> None:
     prepare(lines, on_bad_row="skip", max_bad_fraction=0.2)
     text = prepare.error(lines, on_bad_row="skip", max_bad_fraction=0.19)
     first = "RAW/0.jsonl:9: broken JSON: Expecting property name enclosed in double quotes at character 1"
-    assert text == f"RAW/0.jsonl: 2 of 10 rows are bad, more than data.max_bad_fraction: 0.19; the first: {first}"
+    assert (
+        text
+        == f"RAW/0.jsonl: 2 of 10 rows are bad, which exceeds data.max_bad_fraction: 0.19; the first reason: {first}"
+    )
 
 
 def test_the_share_of_bad_rows_is_taken_a_source(prepare: Run) -> None:
@@ -144,7 +147,7 @@ def test_an_empty_split_is_told(prepare: Run, lines: list[bytes], split: str, le
 def test_a_source_without_a_row_is_refused(prepare: Run) -> None:
     """Training on the other sources alone would hide that one of them came empty."""
     text = prepare.error(rows(8), [b"  "])
-    assert text == "RAW/1.jsonl: holds no row; add rows to it or remove it from data.sources"
+    assert text == "RAW/1.jsonl: has no rows; add rows to it or remove it from data.sources"
 
 
 def test_a_failed_prepare_leaves_the_old_data(prepare: Run) -> None:

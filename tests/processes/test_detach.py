@@ -175,7 +175,7 @@ def test_a_start_that_fails_at_once_shows_why(folder: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.splitlines()[0] == "  error: params.yaml: sed: unknown key; did you mean seed?"
     log = folder / "work/train-wrong.log"
     assert str(failed.value).endswith(
-        f"failed immediately; its output is above; nothing runs ({log.relative_to(folder)})"
+        f"failed immediately; its output is above; nothing is running ({log.relative_to(folder)})"
     )
     assert processes_in(folder) == []
     status = finetune(folder, "status").stdout.splitlines()

@@ -40,8 +40,11 @@ GOES_ON = "no checkpoint has been written yet, and running the same command agai
     [
         ("interrupted", f"train stopped at step 40 of 450; {GOES_ON}"),
         (None, f"train was killed at step 40 of 450; {GOES_ON}"),
-        ("failed", "train failed at step 40 of 450; fix the cause it printed, then the same command resumes"),
-        ("finished", "train finished with step 40 of 450; the stages after it did not: the same command resumes"),
+        (
+            "failed",
+            ("train failed at step 40 of 450; fix the cause shown in its output, then the same command resumes"),
+        ),
+        ("finished", ("train finished at step 40 of 450, but the stages after it did not: the same command resumes")),
     ],
 )
 def test_every_end_of_a_training_is_told(tmp_path: Path, ended: str | None, text: str) -> None:
@@ -101,15 +104,15 @@ AGAIN = "the same command resumes: make repro DETACH=1"
         (
             FAILED,
             {"outcome": "interrupted"},
-            [f"was stopped in stage evaluate; nothing half-done is left, and {AGAIN}"],
+            [f"was stopped in stage evaluate; completed stages are kept, and {AGAIN}"],
         ),
         (
             FAILED,
             {"outcome": "failed", "problem": PROBLEM},
-            ["failed: rows.jsonl:62: broken JSON (all of it: work/repro.log)"],
+            ["failed: rows.jsonl:62: broken JSON (full log: work/repro.log)"],
         ),
-        (FAILED, {"outcome": "failed"}, ["failed: stage evaluate failed (all of it: work/repro.log)"]),
-        (FAILED, {"outcome": "running"}, ["failed: stage evaluate was killed (all of it: work/repro.log)"]),
+        (FAILED, {"outcome": "failed"}, ["failed: stage evaluate failed (full log: work/repro.log)"]),
+        (FAILED, {"outcome": "running"}, ["failed: stage evaluate was killed (full log: work/repro.log)"]),
         (FAILED, {"outcome": "done"}, ["failed with exit code 2; work/repro.log ends with:", *LOG_ENDS]),
         (
             FAILED,

@@ -131,9 +131,9 @@ def test_both_spellings_of_a_log_are_read(ours: str, theirs: str) -> None:
     [
         ("interactions", {"agent": ...}, "has no agent"),
         ("interactions", {"agent": ""}, "agent is empty"),
-        ("interactions", {"agent": "all"}, "agent is named 'all', which means all test examples"),
-        ("interactions", {"task": 5}, "task must be text, not int"),
-        ("interactions", {"output": None}, "output must be text, not null"),
+        ("interactions", {"agent": "all"}, "agent is named 'all', which is reserved for all test examples"),
+        ("interactions", {"task": 5}, "task must be a string, not int"),
+        ("interactions", {"output": None}, "output must be a string, not null"),
         ("interactions", {"output": " \n\t"}, "output is empty"),
         ("interactions", {"output": "\ud83d"}, "output contains an unpaired surrogate, which is not valid text"),
         ("interactions", {"success": ...}, "has no success"),
@@ -143,24 +143,28 @@ def test_both_spellings_of_a_log_are_read(ours: str, theirs: str) -> None:
         ("interactions", {"success": [True]}, "success must be true or false"),
         ("chat", {"messages": ...}, "has no messages"),
         ("chat", {"messages": ""}, "messages must be a list of turns, not null"),
-        ("chat", {"tools": "[{]"}, "tools holds broken JSON: Expecting property name enclosed in double quotes: line"),
-        ("chat", {"agent": 7}, "agent must be text, not int"),
+        (
+            "chat",
+            {"tools": "[{]"},
+            "tools contains broken JSON: Expecting property name enclosed in double quotes: line",
+        ),
+        ("chat", {"agent": 7}, "agent must be a string, not int"),
         ("sharegpt", {"conversations": None}, "conversations must be a list of turns, not null"),
-        ("sharegpt", {"system": ["x"]}, "system must be text, not list"),
+        ("sharegpt", {"system": ["x"]}, "system must be a string, not list"),
         ("alpaca", {"instruction": ...}, "has no instruction"),
-        ("alpaca", {"input": ["x"]}, "input must be text, not list"),
-        ("alpaca", {"output": ["x"]}, "output must be text, not list"),
-        ("alpaca", {"output": 42}, "output must be text, not int"),
+        ("alpaca", {"input": ["x"]}, "input must be a string, not list"),
+        ("alpaca", {"output": ["x"]}, "output must be a string, not list"),
+        ("alpaca", {"output": 42}, "output must be a string, not int"),
         ("alpaca", {"response": "x"}, "has both output and response"),
         ("prompt_completion", {"completion": ...}, "has no completion"),
-        ("prompt_completion", {"completion": None}, "completion must be text, not null"),
-        ("prompt_completion", {"prompt": [{"role": "user", "content": "x"}]}, "prompt must be text, not list"),
-        ("prompt_completion", {"prompt": [], "completion": []}, "prompt holds no turn"),
-        ("question_answer", {"answer": {"text": ["x"]}}, "answer must be text, not dict"),
-        ("classification", {"label": None}, "label must be text, not null"),
-        ("classification", {"label": 1.5}, "label must be text, not float"),
+        ("prompt_completion", {"completion": None}, "completion must be a string, not null"),
+        ("prompt_completion", {"prompt": [{"role": "user", "content": "x"}]}, "prompt must be a string, not list"),
+        ("prompt_completion", {"prompt": [], "completion": []}, "prompt has no turns"),
+        ("question_answer", {"answer": {"text": ["x"]}}, "answer must be a string, not dict"),
+        ("classification", {"label": None}, "label must be a string, not null"),
+        ("classification", {"label": 1.5}, "label must be a string, not float"),
         ("classification", {"label": ""}, "label is empty"),
-        ("classification", {"text": float("nan")}, "text must be text, not float"),
+        ("classification", {"text": float("nan")}, "text must be a string, not float"),
     ],
 )
 def test_a_row_that_lacks_something_says_what(format_: str, changed: dict[str, Any], why: str) -> None:
@@ -224,7 +228,7 @@ def test_agent_and_group_belong_to_every_format(format_: str) -> None:
     found = parse(format_, {"group": "user"}, agent="a", user=17)
     assert (found.agent, found.group) == ("a", "17")
     assert parse(format_, group="g").group is None
-    assert why_not(format_, {"group": "user"}, user=None) == "user must be text, not null"
+    assert why_not(format_, {"group": "user"}, user=None) == "user must be a string, not null"
     assert why_not(format_, {"group": "user"}) == "has no user"
 
 
@@ -251,7 +255,7 @@ def test_an_odd_row_does_not_hide_the_format() -> None:
 def test_a_column_that_is_nowhere_is_told() -> None:
     """A spelling mistake in a mapping would otherwise leave every row without its group, and say nothing."""
     check_columns([{"a": 1}, {"user": 2}], {"group": "user"})
-    with pytest.raises(ValueError, match=r"^has no column 'usr', which is named for group \(columns: a, user\); cor"):
+    with pytest.raises(ValueError, match=r"^has no column 'usr', which is mapped to group \(columns: a, user\); cor"):
         check_columns([{"a": 1}, {"user": 2}], {"group": "usr"})
 
 
@@ -301,8 +305,8 @@ def test_a_mapping_settles_what_names_leave_open() -> None:
 def test_a_doubt_is_the_users_to_settle(rows: list[dict[str, Any]], what: str) -> None:
     """A format that was guessed wrongly trains on the wrong text without a word."""
     advice = (
-        "name its format, one of interactions, chat, sharegpt, alpaca, prompt_completion, question_answer, "
-        "classification, and give other names to its fields under columns"
+        "set format to one of interactions, chat, sharegpt, alpaca, prompt_completion, "
+        "question_answer, classification, and map other field names under columns"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(what)}; {advice}$"):
         detect_format(rows, {})

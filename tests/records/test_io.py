@@ -92,7 +92,7 @@ def test_deep_nesting_is_a_value_error() -> None:
     [
         (b'{"a": 1}\n{"a": \n', ":2: broken JSON (Expecting value: line 2 column 1 (char 7))"),
         (b'{"a": 1}\n{"a": NaN}\n', ":2: broken JSON (NaN is not JSON)"),
-        (b'{"a": 1}\n[1]\n', ":2: no JSON object"),
+        (b'{"a": 1}\n[1]\n', ":2: not a JSON object"),
         (b'{"a": 1}\n\xff\n', ": is not UTF-8 (invalid start byte)"),
     ],
 )

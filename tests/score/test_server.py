@@ -141,18 +141,24 @@ def test_a_server_that_does_not_stream_is_read_all_the_same() -> None:
             always(b'{"error": {"message": "no\\nmodel"}}', 404),
             "answered 404 (no model); correct url (it usually ends in ",
         ),
-        (always(b'{"error": "too long"}', 400), "answered 400 (too long); its message says what it wants"),
-        (always(b"<h1>\x00oops</h1>", 500), "answered 500 (<h1> oops</h1>); its log may say more"),
-        (always(b"", 302, Location="http://127.0.0.1:1/"), "answered 302; its message says what it wants"),
-        (always(b"{"), "gave no chat completion: it is broken JSON: '{'; is it OpenAI-compatible?"),
-        (always(b"[" * 100_000), f"gave no chat completion: it is broken JSON: '{'[' * 80}'; is it OpenAI-compatible?"),
-        (always(b"5"), "gave no chat completion: it is not a JSON object; is it OpenAI-compatible?"),
-        (always(b'{"choices": []}'), "gave no chat completion: it holds no choice; is it OpenAI-compatible?"),
+        (always(b'{"error": "too long"}', 400), "answered 400 (too long); fix what its message reports"),
+        (always(b"<h1>\x00oops</h1>", 500), "answered 500 (<h1> oops</h1>); check the server log"),
+        (always(b"", 302, Location="http://127.0.0.1:1/"), "answered 302; fix what its message reports"),
+        (always(b"{"), "did not return a chat completion: it is broken JSON: '{'; is it OpenAI-compatible?"),
+        (
+            always(b"[" * 100_000),
+            f"did not return a chat completion: it is broken JSON: '{'[' * 80}'; is it OpenAI-compatible?",
+        ),
+        (always(b"5"), "did not return a chat completion: it is not a JSON object; is it OpenAI-compatible?"),
+        (always(b'{"choices": []}'), "did not return a chat completion: it has no choices; is it OpenAI-compatible?"),
         (
             always(b'{"choices": [{}]}'),
-            "gave no chat completion: its choice holds no message; is it OpenAI-compatible?",
+            "did not return a chat completion: its choice has no message; is it OpenAI-compatible?",
         ),
-        (always(b'{"error": "busy"}'), "gave no chat completion: it is an error: busy; is it OpenAI-compatible?"),
+        (
+            always(b'{"error": "busy"}'),
+            "did not return a chat completion: it is an error: busy; is it OpenAI-compatible?",
+        ),
     ],
 )
 def test_what_a_server_does_wrong_is_told(respond: Respond, message: str) -> None:
@@ -186,7 +192,7 @@ def test_a_drip_is_cut_off_in_time(stream: bool) -> None:
     sent = [b"data: {}\n" if stream else b" "] * 6000
     with serving(always(sent, Content_Type="text/event-stream")) as (url, _):
         started = time.perf_counter()
-        with pytest.raises(ServerError, match=r"gave no answer within 0\.3 s; raise timeout_seconds"):
+        with pytest.raises(ServerError, match=r"did not answer within 0\.3 s; raise timeout_seconds"):
             client(url, timeout=0.3).answer(HI, max_tokens=2, stream=stream)
         assert time.perf_counter() - started < 60
 
@@ -198,7 +204,7 @@ def test_a_silent_server_is_too_slow() -> None:
         time.sleep(1)
         return 200, {}, b""
 
-    with serving(sleeps) as (url, _), pytest.raises(ServerError, match=r"gave no answer within 0\.2 s"):
+    with serving(sleeps) as (url, _), pytest.raises(ServerError, match=r"did not answer within 0\.2 s"):
         client(url, timeout=0.2).answer(HI, max_tokens=2)
 
 

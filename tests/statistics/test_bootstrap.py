@@ -48,7 +48,7 @@ def test_31_of_31_is_no_proof_whatever_the_method() -> None:
     """A percentile bootstrap gives [1, 1] here and BCa NaN; a pass of 98% would be a false proof."""
     spotless = [1.0] * 31
     found = mean_interval(spotless, 0.95, "lower", 0)
-    reason = "0 examples differ from the most common one, a bootstrap needs 5"
+    reason = "0 examples differ from the most common value; a bootstrap needs 5"
     assert found == Interval(1.0, -math.inf, math.inf, 0.95, "none", reason)
     assert found.refused
     assert mean_interval(spotless, 0.95, "lower", 0, bounds=(0, 1)).lower < 0.98
@@ -79,7 +79,7 @@ def test_too_few_values_are_refused(n: int, refused: bool) -> None:
     """A bootstrap of a handful errs several times as often as it says, so it is not offered."""
     found = mean_interval(scores(n), 0.95, "upper", 0)
     assert found.refused == refused == math.isinf(found.upper)
-    assert not refused or found.refusal == f"{n} independent examples, a bootstrap needs 20"
+    assert not refused or found.refusal == f"{n} independent examples; a bootstrap needs 20"
 
 
 @pytest.mark.parametrize(("unlike", "refused"), [(4, True), (5, False)])

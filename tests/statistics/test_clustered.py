@@ -145,7 +145,7 @@ def test_one_cluster_allows_no_bound() -> None:
     """A thousand rows of one user say nothing about the next user; a criterion on them is inconclusive."""
     share = clustered_proportion([1] * 9, ["a"] * 9, 0.95, "lower")
     gain = clustered_difference([1] * 9, [0] * 9, ["a"] * 9, 0.95, "lower")
-    reason = "all 9 examples are one cluster, a bound needs two"
+    reason = "all 9 examples are in one cluster; a bound needs at least two"
     assert (share.refused, share.lower, share.upper, share.refusal) == (True, 0.0, 1.0, reason)
     assert (gain.refused, gain.lower, gain.upper, gain.refusal) == (True, -1.0, 1.0, reason)
 

@@ -35,7 +35,7 @@ def test_newest_complete_checkpoint_is_found_and_bad_ones_set_aside(
     assert store.newest() == store.path(3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad-checkpoint-6", "bad-checkpoint-9", "checkpoint-3"]
     told = capsys.readouterr().out
-    assert "checkpoint-9 is not a usable checkpoint and was set aside as bad-checkpoint-9: it was not finished" in told
+    assert ("checkpoint-9 is not a usable checkpoint and was renamed to bad-checkpoint-9: it is incomplete") in told
     assert "checkpoint-6/weights: is not the file that was published" in told
 
 
@@ -48,7 +48,7 @@ def test_a_checkpoint_whose_best_one_is_bad_is_not_used(tmp_path: Path, capsys: 
     spoil(store.path(6))
     assert store.newest() == store.path(3)
     assert (
-        "checkpoint-9 is not a usable checkpoint and was set aside as bad-checkpoint-9: its best"
+        "checkpoint-9 is not a usable checkpoint and was renamed to bad-checkpoint-9: its best"
         in capsys.readouterr().out
     )
     assert store.steps() == [3]  # several processes take the newest one left
@@ -66,7 +66,7 @@ def test_a_manifest_without_a_best_step_is_set_aside(
     content = json.loads(manifest.read_text(encoding="utf-8")) | {"best_step": best}
     manifest.write_text(json.dumps(content), encoding="utf-8")
     assert store.newest() == store.path(3)
-    assert "manifest.json names no step as its best one" in capsys.readouterr().out
+    assert "manifest.json does not name the best step" in capsys.readouterr().out
 
 
 def test_the_best_and_the_newest_checkpoint_are_kept(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_full_disk_is_detected_before_writing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(MachineError) as raised:
         store.begin(10**9)
     assert str(raised.value) == (
-        f"{tmp_path}: 0.02 GB are free, 1.02 GB are needed for a checkpoint; the checkpoint of step 3 is kept; "
+        f"{tmp_path}: 0.02 GB are free, but 1.02 GB are needed for a checkpoint; the checkpoint of step 3 is kept; "
         "free disk space (unfinished runs with other params are in the same folder), then run it again"
     )
     assert store.steps() == [3]

@@ -19,9 +19,9 @@ def test_a_non_finite_loss_names_the_examples() -> None:
     with pytest.raises(ConfigError) as raised:
         require_finite("loss", math.inf, 7, 1e-3, [f"row-{number}" for number in range(10)])
     assert str(raised.value) == (
-        "params.yaml: train.learning_rate: the loss after step 7 is inf on the examples row-0, row-1, row-2, row-3, "
-        "row-4, row-5, row-6, row-7 and 2 more; that step was not taken, and earlier checkpoints are kept; use "
-        "less than 0.001, or look at these examples"
+        "params.yaml: train.learning_rate: the loss after step 7 is inf on the examples row-0, "
+        "row-1, row-2, row-3, row-4, row-5, row-6, row-7 and 2 more; that step was not taken, "
+        "and earlier checkpoints are kept; use less than 0.001, or check these examples"
     )
 
 

@@ -54,7 +54,7 @@ def test_missing_devices_are_reported(change: Callable[..., Config], monkeypatch
     monkeypatch.setattr(preflight, "count_devices", lambda _: 4)
     launch.require_devices(cuda)
     monkeypatch.setattr(preflight, "count_devices", lambda _: 1)
-    with pytest.raises(MachineError, match=r"devices: 4 devices a node are asked for, 1 found; use 2 with train"):
+    with pytest.raises(MachineError, match=r"devices: 4 devices per node are required, but 1 found; use 2 with train"):
         launch.require_devices(cuda)
     monkeypatch.setattr(preflight, "find_spec", lambda _: None)
     with pytest.raises(MachineError, match=r"strategy: zero2 needs the package deepspeed, which is not installed"):

@@ -304,7 +304,7 @@ def test_only_a_configured_tracker_gets_the_curves(ready: Path, tmp_path: Path) 
 def test_a_tracker_that_is_not_installed_stops_the_run_at_once(ready: Path, tmp_path: Path) -> None:
     """The run stops before anything is loaded; the library would fail at its import."""
     config, paths = enter(copy_of(ready, tmp_path / "run"), train__report_to=["mlflow"])
-    with pytest.raises(ConfigError, match=r"train.report_to: mlflow is not installed here; pip install mlflow, or"):
+    with pytest.raises(ConfigError, match=r"train.report_to: mlflow is not installed; pip install mlflow, or"):
         stage.run(params_of("train", config), paths)
 
 
@@ -423,5 +423,5 @@ def test_a_substituted_attention_implementation_is_refused(ready: Path, monkeypa
     base = load_base(config.model, "cpu")
     base.config._attn_implementation = "kernels-community/flash-attn2"
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: base)
-    with pytest.raises(ConfigError, match=r"model.attention: sdpa was asked for, and transformers took kernels-commun"):
+    with pytest.raises(ConfigError, match=r"model.attention: sdpa was requested, but transformers used kernels-commun"):
         load_base(config.model, "cpu")

@@ -47,7 +47,7 @@ def test_a_signal_saves_at_the_end_of_the_step(workshop: Workshop, name: str) ->
     assert running.wait(PATIENCE) == STOPPED
     step, output = newest_step(folder), (folder / "train.log").read_text(encoding="utf-8")
     assert f"{name}: the run is saved at the end of this step and stops" in output
-    assert f"train was stopped by {name} and saved at step {step} of 80; the same command resumes from there" in output
+    assert f"train was stopped by {name} and saved at step {step} of 80; run the same command again to resume" in output
     assert 4 <= step < 80
     assert read_json(folder / "work/status.json")["ended"] == "interrupted"
     assert_resumes(workshop, folder, "long")
@@ -61,7 +61,9 @@ def test_a_signal_interrupts_an_evaluation(workshop: Workshop, step: int) -> Non
     assert workshop.start(folder, f"evaluation {step}", send="SIGTERM") == STOPPED
     assert newest_step(folder) == step
     kept = (
-        f"and saved at step {step} of 15" if step else "; no checkpoint has been written yet, the same command resumes"
+        f"and saved at step {step} of 15"
+        if step
+        else "; no checkpoint has been written yet; run the same command again to resume"
     )
     assert f"train was stopped by SIGTERM{' ' * (step > 0)}{kept}" in workshop.start.output(folder)
     assert_resumes(workshop, folder, "dropout")
@@ -173,7 +175,7 @@ def test_changed_params_start_a_new_run(workshop: Workshop) -> None:
 @pytest.mark.parametrize(
     ("trouble", "kept", "told"),
     [
-        ("disk 6", 3, "needed for a checkpoint; the checkpoint of step 3 is kept; free some space"),
+        ("disk 6", 3, "needed for a checkpoint; the checkpoint of step 3 is kept; free disk space"),
         ("writes 6 60", 3, "a checkpoint could not be written (free disk space: dvc gc -w)"),  # the optimizer has 70 kB
         ("writes 6 20", 3, "File too large"),  # the adapter has 35 kB
     ],

@@ -120,7 +120,7 @@ def test_early_stopping_that_can_never_stop_is_a_warning(check: Check) -> None:
     assert check(early_stopping_patience=1) == []
     assert codes(check(early_stopping_patience=2)) == ["early-stopping-never"]
     (finding,) = check(early_stopping_patience=3)
-    text = "3 can't be used up before the run's end by its 3 evaluations; use a smaller patience, null, or eval_steps 3"
+    text = "3 can't be used up by the 3 evaluations of the run; use a smaller patience, null, or eval_steps 3"
     assert told(finding, "early-stopping-never") == f"params.yaml: train.early_stopping_patience: {text}"
     assert check(early_stopping_patience=3, eval_steps=3) == []
 

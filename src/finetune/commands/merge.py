@@ -86,7 +86,7 @@ def read_rows(paths: Paths, manifest: dict[str, Any], count: int = COMPARED) -> 
     validated = read_manifest(paths.validated)
     if {name: file["sha256"] for name, file in validated["files"].items()} != manifest["data_sha256"]:
         raise DataError(
-            paths.validated, f"is not the base that {paths.adapter} was trained on", "train again (dvc repro)"
+            paths.validated, f"is not the data that {paths.adapter} was trained on", "train again (dvc repro)"
         )
     from datasets import Dataset
 

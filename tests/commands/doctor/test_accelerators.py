@@ -72,9 +72,9 @@ def test_a_24_gb_gpu_limits_the_recipes(machine: Machine, gpu: Callable[..., Non
     )
     assert report["best"] == "fits"
     reasons = {fit["recipe"]: fit["why_not"] for fit in report["recipes"]}
-    assert reasons["large"] == ["predicted peak memory 40.0 GB, and there are 24.0 GB"]
+    assert reasons["large"] == ["predicted peak memory 40.0 GB, available 24.0 GB"]
     assert machine.report("large")["code"] == 4
-    assert reasons["four"] == ["4 devices a node are asked for, 1 found"]
+    assert reasons["four"] == ["4 devices per node are required, but 1 found"]
 
 
 def test_an_old_and_busy_gpu_is_reported(machine: Machine, gpu: Callable[..., None]) -> None:
@@ -94,7 +94,7 @@ def test_a_gpu_that_torch_cannot_use_is_reported(machine: Machine, monkeypatch: 
     machine.add(big=CUDA)
     report = machine.report("big")
     assert report["code"] == 4
-    assert report["by"]["CUDA"]["found"] == "the driver (570.1) shows 1, and torch can use none"
+    assert report["by"]["CUDA"]["found"] == "the driver (570.1) lists 1, but torch can't use any of them"
     assert report["by"]["CUDA"]["remedy"] == "make setup ENVIRONMENT=cuda"
     assert machine.report("big", quick=True)["code"] == 0
     monkeypatch.setattr("torch.version.cuda", "13.0")

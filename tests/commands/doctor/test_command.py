@@ -32,7 +32,7 @@ def test_a_machine_without_a_gpu_runs_cpu_recipes_only(machine: Machine) -> None
     assert report["by"]["CUDA"] == {"what": "CUDA", "found": "no NVIDIA GPU found", "status": "ok", "remedy": ""}
     by_recipe = {fit["recipe"]: fit for fit in report["recipes"]}
     assert by_recipe["gpu"]["why_not"] == ["torch found no usable CUDA device"]
-    assert by_recipe["huge"]["why_not"][0].startswith("predicted peak memory 1000000.0 GB, and there are ")
+    assert by_recipe["huge"]["why_not"][0].startswith("predicted peak memory 1000000.0 GB, available ")
     assert by_recipe["unknown"]["can_run"]
     assert by_recipe["unknown"]["unknown"] == "no config.json"
     report = machine.report("gpu")
@@ -49,7 +49,7 @@ def test_the_text_report_ends_with_next_steps(machine: Machine) -> None:
     assert lines[1].strip() == "doctor"
     assert lines[-2].startswith("recipe tiny can run here: predicted peak memory 1.00 GB of ")
     assert lines[-1] == (
-        "the largest base that fits here is that of recipe tiny (models/tiny-base, 2,000,000 parameters)"
+        "the recipe with the largest base that fits this machine: tiny (models/tiny-base, 2,000,000 parameters)"
     )
     machine.predict()
     lines = machine.lines("tiny")
@@ -62,7 +62,9 @@ def test_a_missing_base_is_reported_without_failing(machine: Machine) -> None:
     machine.predict(hub=(GB, GB))
     machine.add(hub={"model": HUB})
     said = machine.lines("hub")[-2]
-    assert "its base model is not there yet (org/name at 000000000000: not in the cache): hf download org/name " in said
+    assert (
+        "its base model has not been downloaded yet (org/name at 000000000000: not in the cache): hf download org/name "
+    ) in said
 
 
 def test_each_line_has_the_same_columns_and_problems_a_remedy(machine: Machine) -> None:

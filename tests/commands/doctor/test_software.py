@@ -77,7 +77,7 @@ def test_python_is_compared_with_the_projects_range(tmp_path: Path, asked: str, 
 def test_a_missing_avx2_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without AVX2 everything runs, but slowly; if the system does not report it, the doctor does not either."""
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    for flags, lines in [({"avx2", "amx_bf16"}, [("avx2, amx_bf16; without avx512f, avx512_bf16", "ok")]), (set(), [])]:
+    for flags, lines in [({"avx2", "amx_bf16"}, [("avx2, amx_bf16; lacks avx512f, avx512_bf16", "ok")]), (set(), [])]:
         monkeypatch.setattr(host, "instruction_sets", lambda flags=flags: flags)
         assert [(check.found, check.status) for check in host.check_instructions()] == lines
     monkeypatch.setattr(host, "instruction_sets", lambda: {"sse"})
@@ -108,7 +108,7 @@ def test_installed_packages_are_compared_with_the_lock(machine: Machine) -> None
     found = software.check_packages("cpu", root)
     assert found == Check(
         "packages",
-        "2 of 3 not as in requirements/cpu.lock: no-such-thing not installed (locked 3.1), "
+        "2 of 3 differ from requirements/cpu.lock: no-such-thing not installed (locked 3.1), "
         f"numpy {metadata.version('numpy')} (locked 2.0)",
         "missing",
         "rm -f .venv/installed-*; make setup ENVIRONMENT=cpu",
@@ -122,7 +122,7 @@ def test_installed_packages_are_compared_with_the_lock(machine: Machine) -> None
     [
         ({}, "docker, podman and buildah are not installed", "missing"),
         ({"podman": "exit 0", "buildah": "exit 0"}, "podman, buildah", "ok"),
-        ({"docker": "echo 28.1"}, "docker; docker's daemon 28.1 answers", "ok"),
+        ({"docker": "echo 28.1"}, "docker; docker daemon 28.1 is running", "ok"),
         ({"docker": "exit 1"}, "docker; the docker daemon is not running", "warning"),
     ],
 )
@@ -141,7 +141,7 @@ def test_the_configured_container_runtime_is_checked(
     """If stages run in containers, the configured engine and the image of these locks are checked."""
     monkeypatch.setenv("PATH", str(tmp_path))
     check = software.check_runtime(change(runtime="podman"), ROOT)
-    assert (check.status, check.found) == ("missing", "runtime: podman is not installed here")
+    assert (check.status, check.found) == ("missing", "runtime: podman is not installed")
     assert check.remedy.startswith("install it (https://podman.io")
 
 
@@ -172,7 +172,7 @@ def test_an_incomplete_base_in_the_cache_is_reported(machine: Machine, change: C
         save_file({"w": np.zeros(64)}, folder / name)
     assert trouble() == ": complete in the cache"
     (folder / names[1]).write_bytes((folder / names[1]).read_bytes()[:-1])
-    assert trouble() == f": {names[1]} is cut off or damaged"
+    assert trouble() == f": {names[1]} is truncated or damaged"
     (folder / "model.safetensors.index.json").write_text("[]", encoding="utf-8")
     assert trouble() == ": model.safetensors.index.json is damaged"
 

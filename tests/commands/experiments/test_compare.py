@@ -92,8 +92,9 @@ def test_another_test_set_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         compare_sides(A, side("b", [1.0] * 40, test_sha256="u" * 64), 0.95, 0, LOOKS)
     assert str(caught.value) == (
-        "compare: a was measured on test set tttttttttttt, b on uuuuuuuuuuuu; answers to different questions can't be "
-        "paired. Another seed, data or data section draws different splits: run both on the same split"
+        "compare: a was measured on test set tttttttttttt, b on uuuuuuuuuuuu; answers to "
+        "different questions can't be paired. A change of seed, data files or data section draws "
+        "different splits: run both on the same split"
     )
 
 
@@ -106,11 +107,13 @@ def test_weak_points_of_a_comparison_are_reported() -> None:
     other = side("b", [1.0] * 40, scorers=scorers, generation={"max_new_tokens": 32}, adapter_sha256="a" * 64)
     found = compare_sides(A, other, 0.95, 0, LOOKS)
     assert found.warnings == [
-        "the answers were not generated alike, so a difference is not the adapters' alone "
-        "(generation.max_new_tokens: 16 in A, 32 in B)",
+        (
+            "answers were generated with different settings, so a difference may not come from the "
+            "adapters (generation.max_new_tokens: 16 in A, 32 in B)"
+        ),
         "both runs have the same adapter",
-        "left out: the scorer exact_match is configured differently in B",
-        "left out: the scorer chrf is used in one run only",
+        "not compared: the scorer exact_match is configured differently in B",
+        "not compared: the scorer chrf is used in one run only",
     ]
     assert {item.metric.name for item in found.found} == {"loss", "perplexity"}
 
@@ -126,7 +129,7 @@ def test_a_missing_score_is_reported() -> None:
     rows = [*A.predictions[:3], broken, *A.predictions[4:]]
     found = compare_sides(A, replace(B, predictions=rows), 0.95, 0, LOOKS).found
     assert [item.why_not for item in found if item.why_not] == [
-        "exact_match has no score of the candidate's answer to row3"
+        "exact_match has no score for the candidate's answer to row3"
     ]
 
 
@@ -145,7 +148,7 @@ def test_the_text_report_explains_the_intervals(capsys: pytest.CaptureFixture[st
     assert "no interval distinguishes the two" in told
     assert "| train.learning_rate | 0.1 | 0.2 |" in told
     assert look_sentence(LOOKS) in told
-    assert look_sentence(LOOKS).startswith("looks at this test set: 3, 5 are declared (decide.looks); A was look 1, B")
+    assert look_sentence(LOOKS).startswith("looks at this test set: 3 of 5 declared (decide.looks); A was look 1, B")
 
 
 # ---------------------------------------------------------------------------------- through git and DVC
@@ -182,7 +185,7 @@ def test_experiments_branches_and_the_workspace_are_found(repository: Path, name
             "error: 'nowhere' is not an experiment, branch, tag or commit of this repository; ./finetune exps",
         ),
         (("main", "elsewhere"), 3, "error: compare: main was measured on test set"),
-        (("main~1", "main"), 3, "error: main~1: has no reports/evaluation.json: its pipeline did not run to its end"),
+        (("main~1", "main"), 3, "error: main~1: has no reports/evaluation.json: its pipeline did not finish"),
     ],
 )
 def test_missing_runs_are_reported(
@@ -204,9 +207,11 @@ def test_a_missing_artefact_names_the_pull_command(repository: Path, tmp_path: P
     run(copy, "rm", "-rf", ".dvc/cache/files")
     assert (
         "error: better: params.yaml" not in (told := finetune(copy, "compare", "workspace", "better", code=3))
-        and "is not in DVC's cache here; download it if a remote has it (dvc fetch --all-commits; of an experiment: "
-        "dvc exp pull origin better), or make it again (dvc exp apply better, of a commit git checkout better; then "
-        "make repro)"
+        and (
+            "is not in DVC's cache here; download it if a remote has it (dvc fetch --all-commits; "
+            "for an experiment: dvc exp pull origin better), or reproduce it (dvc exp apply better "
+            "(for a commit: git checkout better), then make repro)"
+        )
         in told
     )
 

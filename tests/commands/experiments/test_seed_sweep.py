@@ -177,14 +177,15 @@ def test_more_test_set_uses_than_declared_need_force(
     with pytest.raises(ConfigError) as caught:
         check_looks(series, [1, 2, 3], force=False)
     assert str(caught.value) == (
-        "seeds: this takes 3 new looks at the test set after 3, 5 are declared (decide.looks): past them no verdict "
-        "can be deploy; declare more (decide.looks: 6, which asks for more evidence at each), run fewer, use a fresh "
-        "test set, or --force"
+        "seeds: this needs 3 new evaluations on this test set after 3; 5 are declared "
+        "(decide.looks): beyond that, no verdict can be deploy; declare more (decide.looks: 6, "
+        "which requires more evidence at each), run fewer seeds, use a fresh test set, or pass "
+        "--force"
     )
     check_looks(series, [1, 2, 3], force=True)
     check_looks(series, [1, 2], force=False)
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "looks: 2 new looks at the test set after 3, 5 are declared (decide.looks)"
+        "looks: 2 new evaluations on this test set after 3; 5 are declared (decide.looks)"
     )
 
 

@@ -228,7 +228,7 @@ def test_a_warmup_longer_than_the_run_fails_the_rehearsal(tree: Path, capsys: py
     """Of 43 steps, 50 are warmup: this alone is reported, so the other checks hold."""
     assert main(["rehearse", QUICK]) == 2
     told = capsys.readouterr().err
-    assert "1 of 7 did not hold" in told
+    assert "1 of 7 checks failed" in told
     assert "43 steps replayed: the learning rate peaks at 0.000168" in told
 
 

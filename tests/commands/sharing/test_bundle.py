@@ -107,7 +107,7 @@ def test_output_may_be_a_folder_but_not_inside_an_output_of_dvc(copy: Path, tmp_
     """A bundle inside out/adapter would change the adapter."""
     bundle.run(copy, None, tmp_path)
     assert list(tmp_path.glob("finetune-tiny-*.tar.gz"))
-    with pytest.raises(ConfigError, match=r"is in out/adapter, which is an output of DVC; choose another place"):
+    with pytest.raises(ConfigError, match=r"is inside out/adapter, an output of DVC; choose another place"):
         bundle.run(copy, None, copy / "out/adapter/x.tar.gz")
 
 
@@ -121,7 +121,7 @@ SUMMARY, LOCK, DVC = "reports/summary.md", "requirements/cpu.lock", "dvc.yaml"
     ("name", "before", "after", "told"),
     [
         ("params.yaml", "confidence: 0.95", "confidence: 0.9", "was made with another section decide of params.yaml"),
-        ("params.yaml", "learning_rate: 2.0e-3", "learning_rate: 1.0e-3", "train is not what dvc.lock names"),
+        ("params.yaml", "learning_rate: 2.0e-3", "learning_rate: 1.0e-3", "train differs from dvc.lock"),
         (SUMMARY, "of the adapter", "of an adapter", f"{SUMMARY}: differs from dvc.lock"),
         (LOCK, "made up", "changed", f"{LOCK}: differs from dvc.lock"),
         ("out/adapter/adapter_config.json", "tiny-base", "huge-base", "is not the file that was published"),
@@ -229,7 +229,9 @@ def test_a_version_missing_from_the_lock_is_reported(run: Path, capsys: pytest.C
     packages = [Package("torch", "2.0", ("0" * 64,)), Package("regex", "1", ("0" * 64,))]
     used = materials.as_used(packages, {"versions": {"torch": "2.1"}})
     assert used == [Package("torch", "2.1", ()), packages[1]]
-    assert "warning: the run used torch 2.1, its lock has 2.0; no hash proves it" in capsys.readouterr().out
+    assert (
+        "warning: the run used torch 2.1, but its lock has 2.0; no hash is recorded for it" in capsys.readouterr().out
+    )
 
 
 def test_a_missing_bundle_is_wrong_use() -> None:

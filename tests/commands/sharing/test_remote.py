@@ -301,7 +301,7 @@ def test_an_interrupted_pull_can_be_repeated(place: Path, number: signal.Signals
             text=True,
         )
         assert process.stdout is not None
-        assert process.stdout.readline() == "pull: asking the remote store\n"
+        assert process.stdout.readline() == "pull: fetching from the remote store\n"
         time.sleep(moment)
         process.send_signal(number)
         told, _ = process.communicate(timeout=120)

@@ -60,12 +60,10 @@ def test_a_signature_proves_the_author(
 def test_invalid_signatures_are_refused(copy: Path, made: Path, tmp_path: Path, keys: dict[str, Path]) -> None:
     """Refused: an unknown key, other bytes, another purpose, another person, no signature."""
     target = Path(shutil.copy(made, tmp_path / "x.tar.gz"))
-    with pytest.raises(
-        DataError, match=r"x\.tar\.gz\.sig: is missing, so x\.tar\.gz can't be distinguished from a forgery"
-    ):
+    with pytest.raises(DataError, match=r"x\.tar\.gz\.sig: is missing, so x\.tar\.gz can't be verified"):
         check(target, keys["signers"])
     signing.sign(target, keys["mallory"])
-    with pytest.raises(DataError, match=r"is by nobody whom .* allows"):
+    with pytest.raises(DataError, match=r"was not signed by anyone that .* allows"):
         check(target, keys["signers"])
     signing.sign(target, keys["anna"])
     with pytest.raises(DataError, match=r"is not what bob@example\.org signed"):

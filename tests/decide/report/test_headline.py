@@ -22,8 +22,11 @@ def test_the_verdict_is_one_sentence_with_who_what_and_how_sure(run: MadeUp) -> 
     """A manager reads this and nothing else."""
     text = ": ".join(headline(run.verdict, run.outcomes, run.run))
     assert re.fullmatch(
-        r"Deploy: the fine-tuned model answers \d\d\.\d% of 249 held-out examples of exception-namer exactly right "
-        r"\(at least \d\d\.\d% with 99% confidence, 55% was asked\); the base model \d\.\d%; all 6 criteria pass\.",
+        (
+            r"Deploy: the fine-tuned model answers \d\d\.\d% of 249 held-out examples of "
+            r"exception-namer exactly right \(at least \d\d\.\d% with 99% confidence, 55% was "
+            r"asked\); the base model \d\.\d%; all 6 criteria pass\."
+        ),
         text,
     ), text
 
@@ -79,7 +82,7 @@ def test_spent_looks_stand_in_the_sentence(run: MadeUp) -> None:
     """Every criterion passes and yet it is no deploy: the reader must learn why."""
     run.reports["look"] = 6
     text = ": ".join(headline(Verdict("iterate", "Spent.", (), ()), run.outcomes, run.run))
-    assert text.endswith("all 6 criteria pass, but this test set has been looked at 6 times where 5 were declared.")
+    assert text.endswith("all 6 criteria pass, but this is look 6 at a test set with 5 declared looks.")
 
 
 def test_provisos_name_all_that_weakens_the_verdict(undecided: MadeUp, change: Change) -> None:
@@ -98,7 +101,7 @@ def test_a_served_candidate_is_not_taken_for_the_adapter(run: MadeUp) -> None:
     """What a server serves may be another model: said first in all three, and nowhere is it this adapter to deploy."""
     evaluation = run.reports["evaluation"]
     evaluation["candidate"] = {"form": "server", "name": "qwen2", "url": "http://gpu-7.intern:8000/v1"}
-    warning = "The figures are of the served model qwen2: nobody checked that it is this adapter."
+    warning = "The results are those of the served model qwen2. Whether it serves this adapter was not checked."
     assert provisos(run.run)[0] == warning
     for text in (run.html(), run.summary(), run.card()):
         assert warning in text and "deploy this adapter" not in text and "gpu-7" not in text

@@ -74,7 +74,7 @@ def test_the_card_tells_of_decoding_what_is_known(run: MadeUp) -> None:
     assert "the baseline's was another (max new tokens: 32)" in run.card()
     evaluation["baseline_generation"] = None
     text = run.card()
-    assert "of the baseline's nothing is known" in text and "the same for both" not in text
+    assert "the baseline's settings are not known" in text and "the same for both" not in text
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])

@@ -70,7 +70,7 @@ def test_class_labels_come_out_as_their_names(tmp_path: Path, name: str) -> None
         Row(1, {"label": "yes", "tags": ["q", "p"], "deep": [{"tag": "p", "text": "0"}], "tools": [{"b": 1}]}),
         Row(2, {"label": None, "tags": None, "deep": [], "tools": []}),
         Row(3, {"label": None, "tags": [], "deep": None, "tools": None}),
-        BadRow(4, "contains a value that can't be read: label 2 is none of the 2 that have names"),
+        BadRow(4, "contains a value that can't be read: label 2 is not one of the 2 named labels"),
     ]
     assert isinstance(found[4], BadRow)
 
@@ -104,7 +104,10 @@ def test_a_row_too_large_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "why"),
     [
-        (pa.record_batch([[1], [2]], names=["a", "a"]), "two columns are named 'a'; give each its own name"),
+        (
+            pa.record_batch([[1], [2]], names=["a", "a"]),
+            "two columns have the name 'a'; give each column a unique name",
+        ),
         (pa.record_batch({"a": VIEWS}), "column 'a' is of type list_view<item: string>; write it as a list or text"),
     ],
 )
@@ -120,7 +123,7 @@ def test_a_damaged_arrow_file_is_an_error_and_no_crash(tmp_path: Path) -> None:
     at = content.index((50).to_bytes(4, "little") + (100).to_bytes(4, "little"))
     content[at : at + 4] = (2**30).to_bytes(4, "little")
     (tmp_path / "rows.arrow").write_bytes(content)
-    assert error_of(tmp_path / "rows.arrow").startswith("rows.arrow: is cut off or damaged (")
+    assert error_of(tmp_path / "rows.arrow").startswith("rows.arrow: is truncated or damaged (")
 
 
 # ---- Folders of datasets
@@ -155,13 +158,17 @@ def test_a_datasets_folder_gives_the_rows_of_its_shards(folders: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "part", "why"),
     [
-        ("both", None, "both: holds the parts train, test and it names none; set `part` of its source to one of them"),
+        ("both", None, ("both: has the parts train, test, and it names none; set `part` of its source to one of them")),
         (
             "both",
             "dev",
-            "both: holds the parts train, test and there is no 'dev'; set `part` of its source to one of them",
+            ("both: has the parts train, test, and it has no 'dev'; set `part` of its source to one of them"),
         ),
-        ("one", "train", "one: is one dataset, so it has no part 'train'; remove `part` from its source"),
+        (
+            "one",
+            "train",
+            ("one: is a single dataset without parts, so it has no part 'train'; remove `part` from its source"),
+        ),
     ],
 )
 def test_a_part_must_be_one_that_is_there(folders: Path, folder: str, part: str | None, why: str) -> None:
@@ -173,7 +180,7 @@ def test_a_damaged_datasets_folder_is_an_error(folders: Path) -> None:
     """A shard that is missing or lies elsewhere is told by its name."""
     state = folders / "one/state.json"
     (folders / "one/data-00001-of-00002.arrow").unlink()
-    assert error_of(folders / "one") == "one/data-00001-of-00002.arrow: is gone; put it back and start again"
+    assert error_of(folders / "one") == "one/data-00001-of-00002.arrow: is gone; restore it and start again"
     state.write_text('{"_data_files": [{"filename": "../both/test/data-00000-of-00002.arrow"}]}', encoding="utf-8")
     why = "its rows are not stored in order in data files of the same folder"
     assert error_of(folders / "one") == f"one/state.json: is broken ({why}); save the dataset again (save_to_disk)"

@@ -39,7 +39,7 @@ def test_a_bad_record_costs_no_more_than_itself(tmp_path: Path) -> None:
     [
         (b"\n\n", ": has no header; the first line must name the columns"),
         (b"a,,c\n", ":1: column 2 has no name; the first line must name all columns"),
-        (b"\na,b,a\n", ":2: two columns are named 'a'; give each its own name"),
+        (b"\na,b,a\n", ":2: two columns have the name 'a'; give each column a unique name"),
         (b"a,\xff\n", ":1: the header is not UTF-8; save the file as UTF-8"),
         (b'a,b\n1,2\n1,"2\n3,4\n', ":3: a quote opened in this record is never closed; close it"),
         (b'a,b\n1,"2\n3,"4\n', ":2: is broken, at line 3 (',' expected after '\"'); quote its fields and double"),

@@ -95,7 +95,7 @@ def test_a_compressed_file_that_was_cut_off_is_an_error(tmp_path: Path, name: st
     path.write_bytes(SQUEEZE[suffix](WRITERS[name](ROWS))[:-lost])
     with pytest.raises(DataError) as caught:
         read(path)
-    why = "is cut off or damaged (Truncated compressed stream); fetch it or write it again"
+    why = "is truncated or damaged (Truncated compressed stream); download or write it again"
     assert str(caught.value) == f"{path}: {why}"
 
 
@@ -105,7 +105,7 @@ def test_a_binary_file_that_was_cut_off_is_an_error(tmp_path: Path, name: str, s
     """An Arrow stream that lacks its end reads without a word in pyarrow."""
     content = WRITERS[name](ROWS)
     (tmp_path / name).write_bytes(content[: int(len(content) * share)])
-    assert error_of(tmp_path / name).startswith(f"{name}: is cut off or damaged (")
+    assert error_of(tmp_path / name).startswith(f"{name}: is truncated or damaged (")
 
 
 def test_an_arrow_stream_without_its_end_mark_is_an_error(tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_an_unknown_file_is_told_what_is_known(tmp_path: Path, name: str) -> Non
     """Guessing at content would read some files wrongly; the name is one `mv` away."""
     (tmp_path / name).write_bytes(b'{"a": 1}\n')
     assert error_of(tmp_path / name) == (
-        f"{name}: has an unsupported format; known are .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow "
-        "(each also with .gz or .zst after it) and folders that datasets' save_to_disk wrote"
+        f"{name}: has an unsupported format; supported: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow "
+        "(each optionally followed by .gz or .zst) and folders that datasets' save_to_disk wrote"
     )
 
 
@@ -193,7 +193,7 @@ def test_a_compressed_file_with_a_plain_name_says_so(tmp_path: Path, suffix: str
 def test_a_file_that_cannot_be_read_is_an_error_in_one_line(tmp_path: Path, name: str) -> None:
     """It may go between the look at it and the reading; nobody wants a traceback for that."""
     container = Container(detect.KINDS[Path(name).suffix])
-    with pytest.raises(DataError, match=r"is gone; put it back and start again$"):
+    with pytest.raises(DataError, match=r"is gone; restore it and start again$"):
         list(read_batches(tmp_path / name, container, LARGEST))
     (tmp_path / name).mkdir()
     with pytest.raises(DataError, match=r"(can't be read|is cut off or damaged) \(.*\); "):
@@ -204,7 +204,7 @@ def test_a_file_has_no_parts(tmp_path: Path) -> None:
     """`part` would be ignored, and someone would train on the test split."""
     (tmp_path / "rows.jsonl").write_bytes(b"{}\n")
     assert error_of(tmp_path / "rows.jsonl", "train") == (
-        "rows.jsonl: is one file, so it has no part 'train'; remove `part` from its source"
+        "rows.jsonl: is a single file, so it has no part 'train'; remove `part` from its source"
     )
 
 
@@ -319,10 +319,14 @@ def test_memory_does_not_grow_with_the_file(hard_files: Path) -> None:
     *told, grown = done.stdout.splitlines()
     assert told == [
         "a.jsonl.gz 1",
-        "b.json.gz:1: the file ends in or after element 1, before `]`; what follows can't be read, so fix it, or "
-        "write the file as JSON lines",
-        "c.csv.gz:2: the record that starts here is larger than data.max_row_size: 12 MB, or a quote in it never "
-        "closes; fix it, or write the file as JSON lines",
+        (
+            "b.json.gz:1: the file ends in or after element 1, before `]`; the rest of the file "
+            "can't be read: fix it, or write the file as JSON lines"
+        ),
+        (
+            "c.csv.gz:2: the record starting here is larger than data.max_row_size: 12 MB, or has an "
+            "unclosed quote; fix it, or write the file as JSON lines"
+        ),
         "d.arrow 20",
         "line.jsonl 3",
     ]

@@ -64,9 +64,9 @@ def test_layers_without_an_adapter_are_a_note(adapter: Check) -> None:
     """QLoRA found that all linear layers matter; by hand 2 x (128 x 64 x 2 + 128 x 256 x 3) of 500,000 parameters."""
     (finding,) = adapter({"adapter.target_modules": ["q_proj", "o_proj"]})
     assert told(finding, "target-modules-partial") == (
-        "params.yaml: adapter.target_modules: down_proj, gate_proj, k_proj, up_proj, v_proj get no adapter: 46% of "
-        "LlamaForCausalLM; use all of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, where the "
-        "validation loss stays high"
+        "params.yaml: adapter.target_modules: down_proj, gate_proj, k_proj, up_proj, v_proj get "
+        "no adapter: 46% of LlamaForCausalLM; use all of down_proj, gate_proj, k_proj, o_proj, "
+        "q_proj, up_proj, v_projif the validation loss stays high"
     )
 
 
@@ -109,6 +109,6 @@ def test_a_low_learning_rate_is_a_warning(adapter: Check) -> None:
     assert adapter({"train.learning_rate": 3e-5}) == []
     (finding,) = adapter({"train.learning_rate": 2e-5})
     assert told(finding, "learning-rate-low") == (
-        "params.yaml: train.learning_rate: 2e-05 is below 3e-05: a rate for training all weights, not for adapters; "
-        "use 0.00018"
+        "params.yaml: train.learning_rate: 2e-05 is below 3e-05: a learning rate for full "
+        "fine-tuning, not for adapters; use 0.00018"
     )

@@ -19,8 +19,8 @@ def test_an_agent_tested_and_not_trained_is_an_error(splits: Splits, quiet: Conf
     splits["test"] += [example(f"odd {at}", agent="nmaer") for at in range(2)]
     (finding,) = check_data(quiet, splits)
     assert told(finding, "agent-missing") == (
-        "data/prepared/train.jsonl: 'nmaer' has 2 test examples and none in train; "
-        "name it 'namer' (agent of its source), or add rows"
+        "data/prepared/train.jsonl: 'nmaer' has 2 test examples but none in train; rename it to "
+        "'namer' (agent of its source), or add rows"
     )
     splits["train"].append(example("odd", agent="nmaer"))
     assert "agent-missing" not in codes(check_data(quiet, splits))
@@ -69,8 +69,9 @@ def test_a_label_that_is_tested_and_not_trained_is_an_error(splits: Splits, quie
     splits["test"] = labelled(splits["test"], [*"123456789"])
     (finding,) = check_data(quiet, splits)
     assert told(finding, "label-missing-in-train") == (
-        "data/prepared/train.jsonl: 7 labels (3, 4, 5, 6, 7 and 2 more) of 'namer' in test, 22 examples, and none in "
-        "train; add rows of them to train, or set data.split.stratify_by: label"
+        "data/prepared/train.jsonl: 7 labels (3, 4, 5, 6, 7 and 2 more) of 'namer' in test, with "
+        "22 examples, but not in train; add rows of them to train, or set "
+        "data.split.stratify_by: label"
     )
 
 
@@ -80,8 +81,8 @@ def test_a_label_that_is_never_tested_is_a_warning(splits: Splits, quiet: Config
     splits["test"] = labelled(splits["test"], ["1", "2"])
     (finding,) = check_data(quiet, splits)
     assert told(finding, "label-missing-in-test") == (
-        "data/prepared/test.jsonl: 1 label (3) of 'namer' in train, 13 examples, and none in test; "
-        "add test rows of them, or set data.split.stratify_by: label"
+        "data/prepared/test.jsonl: 1 label (3) of 'namer' in train, with 13 examples, but not in "
+        "test; add test rows of them, or set data.split.stratify_by: label"
     )
 
 
@@ -98,8 +99,9 @@ def test_a_label_twenty_times_as_frequent_is_a_warning(splits: Splits, quiet: Co
     splits["train"] = rows(100, 42, 2)
     (finding,) = check_data(quiet, splits)
     assert told(finding, "labels-imbalanced") == (
-        "data/prepared/train.jsonl: of 'namer' the label 'a' has 42 train examples, up to 21 times as many as 1 label "
-        "(b) (2 at the least); add rows of the rare labels, or judge this agent by macro_f1 of a classification scorer"
+        "data/prepared/train.jsonl: label 'a' of 'namer' has 42 train examples, up to 21 times "
+        "as many as 1 label (b) (2 for the rarest); add rows of the rare labels, or judge this "
+        "agent by macro_f1 of a classification scorer"
     )
 
 
@@ -111,8 +113,9 @@ def test_a_constant_answer_is_a_warning(splits: Splits, quiet: Config, example: 
     splits["train"][-1] = example("question 139", "Same")
     (finding,) = check_data(quiet, splits)
     assert told(finding, "answers-constant") == (
-        "data/prepared/train.jsonl: 33 of 40 train answers of 'namer' (82.5%) are 'Same'; always answering it would "
-        "score 0.800 on test; judge 'namer' by a classification scorer's macro_f1, or ask for more than 0.83"
+        "data/prepared/train.jsonl: 33 of 40 train answers of 'namer' (82.5%) are 'Same'; a "
+        "majority-class baseline would score 0.800 on test; judge 'namer' by macro_f1 of a "
+        "classification scorer, or require more than 0.83"
     )
 
 
@@ -153,7 +156,7 @@ def test_a_system_prompt_for_nobody_is_a_warning(splits: Splits, change: Change)
     config = change(**{"decide.criteria": cost, "data.system_prompts": prompts, "evaluate.scorers.exceptions.of": None})
     near, far = check_data(config, splits)
     assert str(near) == (
-        "params.yaml: data.system_prompts.Namer: none of the 90 rows is of agent 'Namer'; did you mean 'namer'?"
+        "params.yaml: data.system_prompts.Namer: none of the 90 rows belongs to agent 'Namer'; did you mean 'namer'?"
     )
     assert far.remedy == "remove it, or name one of the agents: namer"
     assert (near.code, near.severity) == ("system-prompt-unused", "warning")

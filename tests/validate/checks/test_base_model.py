@@ -55,7 +55,7 @@ def test_weights_that_are_cut_off_are_told_by_name(base: Path, size: int) -> Non
     weights.write_bytes(weights.read_bytes()[:size])
     (finding,) = examine().findings
     assert finding.code == "base-incomplete"
-    assert finding.message == "base/model.safetensors: a file that is cut off or damaged"
+    assert finding.message == "base/model.safetensors: a file that is truncated or damaged"
 
 
 def test_every_damaged_shard_is_told(base: Path) -> None:
@@ -88,8 +88,8 @@ def test_pickled_weights_alone_are_refused(base: Path) -> None:
     (base / "model.safetensors").unlink()
     (finding,) = examine().findings
     assert told(finding, "base-unsafe") == (
-        "params.yaml: model.base: base holds only pickled weights (pytorch_model.bin); "
-        "use a revision with safetensors, or convert it once"
+        "params.yaml: model.base: base has only pickled weights (pytorch_model.bin); use a "
+        "revision with safetensors, or convert it once"
     )
     (base / "pytorch_model.bin").unlink()
     (finding,) = examine().findings
@@ -112,12 +112,12 @@ def test_a_link_into_nowhere_and_a_folder_of_that_name_are_no_weights(base: Path
 @pytest.mark.parametrize(
     ("keys", "what"),
     [
-        ({"architectures": ["Qwen2ForNothing"]}, "names the class Qwen2ForNothing, but qwen2 has Qwen2ForCausalLM"),
-        ({"architectures": "Qwen2Model"}, "names the class Qwen2Model, but qwen2 has Qwen2ForCausalLM"),
-        ({"model_type": "qwen99"}, "names the model_type 'qwen99', which no causal language model has"),
-        ({"model_type": "t5"}, "names the model_type 't5', which no causal language model has"),
-        ({"model_type": None}, "names the model_type None, which no causal language model has"),
-        ({"model_type": ["qwen2"]}, "names the model_type ['qwen2'], which no causal language model has"),
+        ({"architectures": ["Qwen2ForNothing"]}, "has the class Qwen2ForNothing, but qwen2 has Qwen2ForCausalLM"),
+        ({"architectures": "Qwen2Model"}, "has the class Qwen2Model, but qwen2 has Qwen2ForCausalLM"),
+        ({"model_type": "qwen99"}, "has the model_type 'qwen99', which is not a causal language model"),
+        ({"model_type": "t5"}, "has the model_type 't5', which is not a causal language model"),
+        ({"model_type": None}, "has the model_type None, which is not a causal language model"),
+        ({"model_type": ["qwen2"]}, "has the model_type ['qwen2'], which is not a causal language model"),
         ({"num_attention_heads": "two"}, "is not one of qwen2: Validation error for field 'num_attention_heads'"),
         ({"num_hidden_layers": 3}, "is not one of qwen2: Class validation error"),
     ],
@@ -152,7 +152,7 @@ def test_a_config_that_makes_no_decoder_is_a_finding(base: Path, keys: dict[str,
     edit(base / "config.json", **keys)
     (finding,) = examine().findings
     assert finding.code == "base-class-unknown"
-    assert finding.message.startswith("no decoder is made of its ")
+    assert finding.message.startswith("no decoder can be built from its ")
 
 
 def test_a_base_without_a_bound_on_positions_is_no_mistake(base: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_missing_config_is_a_finding(base: Path) -> None:
     ("name", "content", "what"),
     [
         *(("generation_config.json", text, "base/generation_config.json can't be read (") for text in ("{", "[]")),
-        *(("tokenizer.json", text, "no tokenizer loads from base: ") for text in ("{", "{}", "[]", NO_MODEL)),
+        *(("tokenizer.json", text, "the tokenizer of base does not load: ") for text in ("{", "{}", "[]", NO_MODEL)),
     ],
 )
 def test_another_broken_file_is_a_finding(base: Path, name: str, content: str, what: str) -> None:
@@ -216,7 +216,7 @@ def test_a_missing_tokenizer_is_a_finding(base: Path) -> None:
         path.unlink()
     (finding,) = examine().findings
     assert finding.code == "base-incomplete"
-    assert finding.message == "no tokenizer loads from base: it has no vocabulary"
+    assert finding.message == "the tokenizer of base does not load: it has no vocabulary"
 
 
 def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
@@ -227,7 +227,8 @@ def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
     edit(base / "config.json", vocab_size=rows - 1)
     (finding,) = examine().findings
     assert told(finding, "tokens-without-embeddings") == (
-        f"params.yaml: model.base: the tokenizer has {rows} tokens, the base's embeddings {rows - 1} rows; "
+        f"params.yaml: model.base: the tokenizer has {rows} tokens, but the embeddings of the base have "
+        f"{rows - 1} rows; "
         "use the tokenizer of the base, or set model.pad_token to one of its tokens"
     )
 
@@ -262,8 +263,8 @@ def test_padding_with_the_end_token_is_a_note(base: Path) -> None:
     """Elsewhere a famous trap; here the labels come from the template."""
     (finding,) = examine(model__pad_token="<|im_end|>").findings
     assert told(finding, "pad-is-end") == (
-        "params.yaml: model.pad_token: padding and end are one token (<|im_end|>); "
-        "answers' end tokens are trained on all the same; nothing to do"
+        "params.yaml: model.pad_token: padding and end of sequence share a token (<|im_end|>); "
+        "end tokens of answers are still trained on; nothing to do"
     )
 
 
@@ -290,5 +291,5 @@ def test_a_padding_token_that_is_none_is_told(base: Path) -> None:
     """Added to the vocabulary it would have no embedding."""
     (finding,) = examine(model__pad_token="[PAD]").findings
     assert told(finding, "pad-missing") == (
-        "params.yaml: model.pad_token: [PAD] is not a token of base; use one it has, like <|im_end|>"
+        "params.yaml: model.pad_token: [PAD] is not a token of base; use one of its tokens, like <|im_end|>"
     )

@@ -107,7 +107,7 @@ def test_a_path_that_is_no_folder_is_told_as_one(cache: Cache, name: str) -> Non
     """A mistyped path is not mended by a pin."""
     (finding,) = examine(model__base=name).findings
     assert str(finding) == (
-        f"params.yaml: model.base: {name}: not a folder, and not a Hub name like org/name; correct the path"
+        f"params.yaml: model.base: {name}: not a folder, and not a Hub name like org/name; fix the path"
     )
 
 
@@ -116,8 +116,9 @@ def test_a_base_of_the_hub_must_be_pinned(whole: Path, cache: Cache) -> None:
     cache(whole, *files_of(whole))
     first, second = examine(model__base="org/name").findings
     assert str(first) == (
-        "params.yaml: model.revision: org/name is not a local folder, and without a revision the same name may be "
-        "another model tomorrow; set it to the 40 hex digits of a commit (./finetune pin)"
+        "params.yaml: model.revision: org/name is not a local folder, and without a revision the "
+        "same name may refer to a different model later; set it to the 40 hex digits of a commit "
+        "(./finetune pin)"
     )
     assert (first.code, second.code) == ("base-unpinned", "base-missing")
 

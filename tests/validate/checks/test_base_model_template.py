@@ -110,7 +110,7 @@ def test_a_template_that_fails_is_a_finding_in_its_own_words(base: Path, text: s
     template(base, text)
     (finding,) = examine().findings
     assert finding.code == "template-broken"
-    start = "the chat template does not render these turns (user, assistant, user, assistant): "
+    start = "the chat template rejects these turns (user, assistant, user, assistant): "
     if why != "Encountered unknown tag":
         assert finding.message.startswith(start + why)
 
@@ -130,8 +130,8 @@ def test_an_end_at_which_generation_does_not_stop_is_a_finding(base: Path) -> No
     template(base, TURNS.replace("<|im_end|>{% endg", "<|endoftext|>{% endg"))
     (finding,) = [finding for finding in examine().findings if finding.code != "tokens-untrained"]  # a row of padding
     assert told(finding, "end-token-unknown") == (
-        "params.yaml: model.chat_template: an answer ends with '<|endoftext|>', but generation stops at '<|im_end|>'; "
-        "use a template that ends answers with one of these"
+        "params.yaml: model.chat_template: answers end with '<|endoftext|>', but generation "
+        "stops at '<|im_end|>'; use a template that ends answers with one of these"
     )
     ends = json.loads((base / "generation_config.json").read_text(encoding="utf-8"))
     edit(base / "generation_config.json", eos_token_id=[ends["eos_token_id"], ends["pad_token_id"]])

@@ -67,8 +67,8 @@ def test_repeated_prompts_are_a_warning_up_to_five_percent(change: Change, examp
     assert check_repeated_prompts(config, test) == []
     (finding,) = check_repeated_prompts(config, [*test, example("test  0", "another")])
     assert told(finding, "test-prompts-repeated") == (
-        "data/prepared/test.jsonl: 1 of 20 test examples (5%) repeat a prompt; intervals take them for independent "
-        "ones; replace them with other test examples"
+        "data/prepared/test.jsonl: 1 of 20 test examples (5%) repeat a prompt, but intervals "
+        "assume independent examples; replace them with other test examples"
     )
     (finding,) = check_repeated_prompts(config, [*test[1:], example("test  1", "another")])
     assert (finding.code, finding.severity) == ("test-prompts-mostly-repeated", "error")

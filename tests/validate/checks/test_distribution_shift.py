@@ -36,8 +36,9 @@ def test_another_script_is_a_warning(written: Write) -> None:
     test = written("test", ENGLISH, 20) + written("test", RUSSIAN, 10)
     (finding,) = check_shift({"train": train, "validation": [], "test": test})
     assert told(finding, "language-shift") == (
-        "data/prepared/test.jsonl: the scripts of the rows differ by 33% (total variation): CYRILLIC 0% of train and "
-        "33% of test, LATIN 100% of train and 67% of test; add train rows that resemble the test rows"
+        "data/prepared/test.jsonl: the scripts of the rows differ by 33% (total variation): "
+        "CYRILLIC 0% of train, 33% of test, LATIN 100% of train, 67% of test; add train rows "
+        "that resemble the test rows"
     )
     mixed = train + written("train", RUSSIAN, 45)
     assert check_shift({"train": mixed, "validation": [], "test": test}) == []
@@ -50,7 +51,7 @@ def test_another_language_of_one_script_is_a_warning(written: Write) -> None:
     assert check_shift({"train": train, "validation": [], "test": written("test", ENGLISH, 40)}) == []
     (finding, *_) = check_shift({"train": train, "validation": [], "test": written("test", GERMAN, 40)})
     assert finding.code == "language-shift"
-    what = "of a test row's words do not occur in one half of train, compared with 0% of the words of a row"
+    what = "of a test row's words do not occur in one half of train, compared with 0% for row"
     assert what in finding.message
     assert finding.remedy == "add train rows that resemble the test rows"
 

@@ -20,8 +20,7 @@ def test_a_tracker_that_is_not_installed_is_told(change: Change, tracker: str) -
     """A run of hours must not end in an import at its first step."""
     (finding,) = check_packages(change(**{"train.report_to": [tracker]}))
     assert (
-        str(finding)
-        == f"params.yaml: train.report_to: {tracker} is not installed here; pip install {tracker}, or take it out"
+        str(finding) == f"params.yaml: train.report_to: {tracker} is not installed; pip install {tracker}, or remove it"
     )
     assert check_packages(change()) == []
 
@@ -87,7 +86,7 @@ def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None],
     machine(devices=2)
     (finding,) = check_machine(config)
     assert told(finding, "devices-missing") == (
-        "params.yaml: train.distributed.devices: 4 devices a node are asked for, 2 found; "
+        "params.yaml: train.distributed.devices: 4 devices per node are required, but 2 found; "
         "use 2 with train.gradient_accumulation_steps: 4, which keeps the effective batch size"
     )
     machine(devices=3)
@@ -184,6 +183,6 @@ def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert check_disk(tmp_path, GB) == []
     (finding,) = check_disk(tmp_path, GB + 10**8)
     assert told(finding, "disk-short") == (
-        f"{tmp_path}: 1.0 GB are free, checkpoints, adapter and data need 1.1 GB; "
+        f"{tmp_path}: 1.0 GB are free, but checkpoints, adapter and data need 1.1 GB; "
         "free disk space (dvc gc -w), or lower train.save_total_limit"
     )

@@ -62,8 +62,8 @@ def test_a_smaller_machine_than_the_recipes_is_a_warning(change: Change, monkeyp
     assert check_this_machine(config, outlook_of(config, 8 * GB, 80 * GB)) == []
     (finding,) = check_this_machine(config, outlook_of(config, 9 * GB, 80 * GB))
     assert told(finding, "this-machine-short") == (
-        "params.yaml: machine: a peak of 9.00 GB is predicted, this machine has 8.00 GB; "
-        "train on NVIDIA H100 80 GB; here, ./finetune rehearse and ./finetune plan"
+        "params.yaml: machine: predicted peak 9.00 GB, but this machine has 8.00 GB; train on "
+        "NVIDIA H100 80 GB; on this machine, use ./finetune rehearse and ./finetune plan"
     )
     here = change()
     assert check_this_machine(here, outlook_of(here, 9 * GB, 8 * GB)) == []  # check_fit's business
@@ -156,8 +156,9 @@ def test_another_batch_size_than_the_recipes_is_told(change: Change, tmp_path: P
     keys = {"train.effective_batch_size": 32, "train.gradient_accumulation_steps": 2}
     (finding,) = check_reference(change(**keys), ROOT / "recipes")
     assert str(finding) == (
-        "params.yaml: train.effective_batch_size: 32 here, 16 in recipes/tiny.yaml, whose learning rate was chosen "
-        "for that; use 16 (with another gradient_accumulation_steps), or another learning_rate"
+        "params.yaml: train.effective_batch_size: 32 here, but 16 in recipes/tiny.yaml, and the "
+        "learning rate was chosen for that; use 16 (adjust gradient_accumulation_steps), or "
+        "adjust learning_rate"
     )
     assert finding.severity == "warning"
     assert check_reference(change(**keys), tmp_path) == []  # a run of no recipe

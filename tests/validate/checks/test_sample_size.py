@@ -49,9 +49,9 @@ def test_a_test_set_that_can_prove_nothing_is_a_warning(gate: Change, tests_of: 
     assert check_test_size(gate(**AT_LEAST), tests_of(149)) == []
     (finding,) = check_test_size(gate(**AT_LEAST), tests_of(148))
     assert told(finding, "test-set-too-small") == (
-        "params.yaml: decide.criteria.0: 148 test examples can't prove exact_match at least 0.98 even with no failure "
-        "(236 with one failure, 313 with two): 149 are needed at 95.0% confidence; add 1 test example, or set "
-        "decide.criteria.0.threshold: 0.97"
+        "params.yaml: decide.criteria.0: 148 test examples can't prove exact_match at least 0.98 "
+        "even with no failure (236 with one failure, 313 with two): 149 are required at 95.0% "
+        "confidence; add 1 test example, or set decide.criteria.0.threshold: 0.97"
     )
 
 
@@ -79,10 +79,9 @@ def test_not_worse_needs_examples_even_without_a_difference(gate: Change, tests_
     assert check_test_size(gate(**NOT_WORSE), tests_of(52)) == []
     (finding,) = check_test_size(gate(**NOT_WORSE), tests_of(51))
     assert str(finding) == (
-        "params.yaml: decide.criteria.0: 51 test examples can't prove exact_match not worse than the baseline by 0.05 "
-        "even if both models are correct on the same examples: 52 are needed at 95.0% confidence; add 1 test "
-        "example, or "
-        "set decide.criteria.0.margin: 0.06"
+        "params.yaml: decide.criteria.0: 51 test examples can't prove exact_match not worse than "
+        "the baseline by 0.05 even if both models are correct on the same examples: 52 are "
+        "required at 95.0% confidence; add 1 test example, or set decide.criteria.0.margin: 0.06"
     )
     assert check_test_size(gate(**NOT_WORSE | {"margin": 0.06}), tests_of(51)) == []
 
@@ -91,8 +90,8 @@ def test_better_needs_as_many_discordant_pairs_as_the_exact_test(gate: Change, t
     """0.5^5 = 0.03 is below 0.05, 0.5^4 is not; five looks ask for 0.01, so for 7."""
     (finding,) = check_test_size(gate(**BETTER), tests_of(4))
     assert finding.message == (
-        "4 test examples can't prove exact_match better than the baseline even if the candidate is right and the "
-        "baseline wrong on each of them: 5 are needed at 95.0% confidence"
+        "4 test examples can't prove exact_match better than the baseline even if the candidate "
+        "is correct and the baseline wrong on each of them: 5 are required at 95.0% confidence"
     )
     assert finding.remedy == "add 1 test example"
     assert codes(check_test_size(gate(**BETTER), tests_of(5))) == ["test-set-tiny"]
@@ -105,8 +104,9 @@ def test_a_bootstrap_needs_twenty_examples(gate: Change, tests_of: MakeTests) ->
     assert check_test_size(gate(**MACRO_F1), tests_of(20)) == []
     (finding,) = check_test_size(gate(**MACRO_F1), tests_of(19))
     assert str(finding) == (
-        "params.yaml: decide.criteria.0: 19 test examples can't prove exceptions.macro_f1 at least 0.5 whatever is "
-        "answered: a bootstrap: 20 are needed at 95.0% confidence; add 1 test example"
+        "params.yaml: decide.criteria.0: 19 test examples can't prove exceptions.macro_f1 at "
+        "least 0.5 whatever the answers are: a bootstrap: 20 are required at 95.0% confidence; "
+        "add 1 test example"
     )
 
 
@@ -127,8 +127,8 @@ def test_latencies_are_taken_of_different_prompts(gate: Change, tests_of: MakeTe
     assert check_test_size(gate(prompts=30, **fast), tests_of(30)) == []
     (finding,) = check_test_size(gate(prompts=31, **fast), tests_of(30))
     assert str(finding) == (
-        "params.yaml: evaluate.latency.prompts: 31 prompts are to be timed, and the test split has 30; "
-        "set evaluate.latency.prompts: 30"
+        "params.yaml: evaluate.latency.prompts: 31 prompts are to be timed, but the test split "
+        "has 30; set evaluate.latency.prompts: 30"
     )
     (finding,) = check_test_size(gate(**fast), tests_of(12))
     assert finding.remedy == "add 8 test examples"
@@ -145,12 +145,14 @@ def test_what_proves_nothing_needs_no_size(gate: Change, tests_of: MakeTests, cr
 def test_more_looks_need_more_examples(gate: Change, tests_of: MakeTests) -> None:
     """Five looks share the 5%: each is taken at 99%, where 149 examples are too few (228 are needed)."""
     assert check_test_size(gate(looks=5, **AT_LEAST), tests_of(228)) == []
-    assert "228 are needed at 99.0% confidence" in check_test_size(gate(looks=5, **AT_LEAST), tests_of(227))[0].message
+    assert (
+        "228 are required at 99.0% confidence" in check_test_size(gate(looks=5, **AT_LEAST), tests_of(227))[0].message
+    )
 
 
 def test_a_group_without_examples_is_an_error(gate: Change, tests_of: MakeTests) -> None:
     """A mistyped agent could never be measured, so the verdict could never be deploy, under any policy."""
     for policy in ("interval", "point"):
         (finding,) = check_test_size(gate(policy, **MACRO_F1 | {"group": "nmaer"}), tests_of(30))
-        text = "group 'nmaer' has no example in the test split; use one of all, namer, rows"
+        text = "group 'nmaer' has no examples in the test split; use one of all, namer, rows"
         assert told(finding, "group-unknown") == f"params.yaml: decide.criteria.0.group: {text}"

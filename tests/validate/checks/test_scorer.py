@@ -105,9 +105,9 @@ def tree(tmp_path: Path) -> Path:
         ("changes", 1.0, None),
         ("raises", None, "KeyError: 'gone'"),
         ("leaves", None, "SystemExit: 1"),
-        ("text", None, "gave str, which is not a number"),
-        ("nan", None, "gave nan, which is not from 0 to 1"),
-        ("high", None, "gave 1.5, which is not from 0 to 1"),
+        ("text", None, "returned str, not a number"),
+        ("nan", None, "returned nan, which is outside 0 to 1"),
+        ("high", None, "returned 1.5, which is outside 0 to 1"),
         ("huge", None, "ValueError: Exceeds the limit"),
         ("deep", None, "RecursionError: maximum recursion depth exceeded"),
     ],
@@ -171,7 +171,7 @@ def test_all_that_is_wrong_is_told_at_once(tree: Path, example: MakeExample, mon
         "e.schema_file: scorers/remote.json refers to 'https://example.com/schema', which is not in it; nothing is f",
         "f.schema_file: scorers/no.json is not JSON",
         "g.schema_file: scorers/missing.json can't be read (No such file or directory)",
-        "h.schema_file: ../pyproject.toml is not in scorers/; name a file there",
+        "h.schema_file: ../pyproject.toml is not in scorers/; put the file there",
         "i.function: scorers.own has no function nothing",
         "j.function: scorers.own has no function NUMBER",
         "k.function: scorers.broken can't be imported (SyntaxError",
@@ -208,7 +208,7 @@ def test_too_many_classes_are_no_classification(example: MakeExample) -> None:
     ("schema", "problem"),
     [
         ({"$ref": "#"}, "refers to itself endlessly"),
-        ({"$ref": "#/$defs/none"}, "refers to '/$defs/none', which is not in it; nothing is fetched"),
+        ({"$ref": "#/$defs/none"}, "refers to '/$defs/none', which it does not contain; references are not downloaded"),
         ({"properties": {"a": {"$ref": "other.json"}}}, "refers to 'other.json', which is not in it"),
         ({"$schema": "http://example.com/mine"}, "has an unsupported $schema: 'http://example.com/mine'"),
         ({"pattern": "("}, r"is not a JSON schema: $.pattern"),
@@ -247,4 +247,4 @@ def test_a_catastrophic_pattern_is_told(tree: Path, example: MakeExample) -> Non
     hostile = json.dumps("a" * 100 + "b")
     scored = ready.score(made, answers("1"), answers(hostile), {})
     assert scored.candidate[0].scores == {"it": None}
-    assert [one.reason for one in scored.problems] == ["a pattern of the schema takes more than 1 s on it"]
+    assert [one.reason for one in scored.problems] == ["a pattern of the schema takes longer than 1 s on it"]

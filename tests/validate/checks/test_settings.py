@@ -55,13 +55,13 @@ def test_settings_that_fit_raise_nothing(settings: Check, environment: str) -> N
         (
             {"train.fp16": True},
             "fp16-needs-cuda",
-            "train.fp16: fp16 needs CUDA's loss scaling, the environment is cpu; set it to false",
+            ("train.fp16: fp16 needs loss scaling, which is CUDA-only, but the environment is cpu; set it to false"),
             CUDA,
         ),
         (
             {"train.tf32": True},
             "tf32-unsupported",
-            "train.tf32: tf32 is a mode of CUDA devices, the environment is cpu; set it to false",
+            "train.tf32: tf32 is a mode of CUDA devices, but the environment is cpu; set it to false",
             CUDA,
         ),
         (
@@ -80,13 +80,13 @@ def test_settings_that_fit_raise_nothing(settings: Check, environment: str) -> N
         (
             {"train.optim": "adamw_8bit"},
             "optimizer-needs-cuda",
-            "train.optim: adamw_8bit needs CUDA, the environment is cpu; use adamw_torch",
+            "train.optim: adamw_8bit needs CUDA, but the environment is cpu; use adamw_torch",
             CUDA,
         ),
         (
             {"environment": "apple", "train.optim": "paged_adamw_8bit"},
             "optimizer-needs-cuda",
-            "train.optim: paged_adamw_8bit needs CUDA, the environment is apple; use adamw_torch",
+            "train.optim: paged_adamw_8bit needs CUDA, but the environment is apple; use adamw_torch",
             CUDA,
         ),
         (
@@ -99,7 +99,7 @@ def test_settings_that_fit_raise_nothing(settings: Check, environment: str) -> N
         (
             FLASH,
             "attention-needs-cuda",
-            "model.attention: flash_attention_2 needs CUDA, the environment is cpu; use sdpa",
+            "model.attention: flash_attention_2 needs CUDA, but the environment is cpu; use sdpa",
             CUDA,
         ),
         (
@@ -133,33 +133,37 @@ def test_settings_that_fit_raise_nothing(settings: Check, environment: str) -> N
         (
             spread("ddp") | {"environment": "apple"},
             "strategy-needs-cuda",
-            "train.distributed.strategy: ddp does not run in the environment apple; use none",
+            "train.distributed.strategy: ddp is not available in the environment apple; use none",
             {"environment": "cpu"},
         ),
         (
             spread("fsdp"),
             "strategy-needs-cuda",
-            "train.distributed.strategy: fsdp does not run in the environment cpu; use ddp or none",
+            ("train.distributed.strategy: fsdp is not available in the environment cpu; use ddp or none"),
             CUDA,
         ),
         (
             spread("ddp", devices=1),
             "strategy-needless",
-            "train.distributed.strategy: ddp spreads a run over devices, and devices is 1; use none",
+            ("train.distributed.strategy: ddp distributes a run over devices, but devices is 1; use none"),
             spread("ddp"),
         ),
         (
             CUDA | spread("zero2", offload_param="cpu"),
             "offload-ignored",
-            "train.distributed.offload_param: offload_param: cpu does nothing with zero2; only zero3 shards and "
-            "offloads parameters; use none, or strategy: zero3",
+            (
+                "train.distributed.offload_param: offload_param: cpu has no effect with zero2; only "
+                "zero3 shards and offloads parameters; use none, or strategy: zero3"
+            ),
             spread("zero3", offload_param="cpu"),
         ),
         (
             CUDA | spread("ddp", offload_optimizer="cpu"),
             "offload-ignored",
-            "train.distributed.offload_optimizer: offload_optimizer: cpu does nothing with ddp; "
-            "use none, or strategy: zero2",
+            (
+                "train.distributed.offload_optimizer: offload_optimizer: cpu has no effect with ddp; use "
+                "none, or strategy: zero2"
+            ),
             spread("zero2", offload_optimizer="cpu"),
         ),
         (

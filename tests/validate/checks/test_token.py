@@ -97,8 +97,7 @@ def test_rows_that_are_left_out_are_a_warning(settings: Settings) -> None:
     cut, left = check_truncation(settings(budget=BUDGET), "validation", counts)
     assert cut.code == "rows-truncated"
     assert told(left, "rows-without-supervision") == (
-        "params.yaml: train.max_length: 1 examples of validation have no supervised token left and are left out; "
-        "use 300"
+        "params.yaml: train.max_length: 1 examples of validation have no supervised token left and are dropped; use 300"
     )
 
 
@@ -107,15 +106,14 @@ def test_a_split_without_any_supervised_token_is_told_by_its_cause(settings: Set
     unmarked = TokenizedSplit(counts=TokenCounts.of(unsupervised_examples=4, truncated_examples=4, longest=300))
     (finding,) = check_masks("train", unmarked)
     assert told(finding, "mask-empty") == (
-        "params.yaml: model.chat_template: no example of train has a token to train on: the loss mask is "
-        "empty everywhere; "
-        "use one of models/templates/*.jinja, which mark the answers"
+        "params.yaml: model.chat_template: no example of train has a supervised token: the loss "
+        "mask is empty everywhere; use one of models/templates/*.jinja, which mark the answers"
     )
     assert codes(check_truncation(settings(budget=BUDGET), "train", unmarked.counts)) == ["truncated-over-budget"]
     cut = TokenizedSplit(counts=unmarked.counts.model_copy(update={"lost_supervised_tokens": 40}))
     (finding,) = check_masks("train", cut)
     assert str(finding) == (
-        "params.yaml: train.max_length: no example of train has a token to train on: all answers are cut off; use 300"
+        "params.yaml: train.max_length: no example of train has a supervised token: all answers are cut off; use 300"
     )
     assert check_masks("train", TokenizedSplit()) == []  # no row at all is another finding
 
@@ -152,9 +150,9 @@ def test_rows_that_the_template_refuses_are_told_and_left_out(
     assert split.counts.examples == 1
     (finding,) = check_rendering("train", split)
     assert told(finding, "template-broken") == (
-        "params.yaml: model.chat_template: 2 examples of train, the first of rows, line 7: the chat template does not "
-        "render these turns (system, user, assistant): no system here; "
-        "fix or filter these rows (data.filters), or use one of models/templates/*.jinja"
+        "params.yaml: model.chat_template: 2 examples of train, the first of rows, line 7: the "
+        "chat template rejects these turns (system, user, assistant): no system here; fix or "
+        "filter these rows (data.filters), or use one of models/templates/*.jinja"
     )
     assert codes(test) == ["template-broken"] and "2 examples of test" in test[0].message
     assert check_rendering("train", TokenizedSplit()) == []
@@ -220,9 +218,9 @@ def test_a_control_token_in_a_text_is_a_warning(tokenizer: Any, example: MakeExa
     rows = [*clean, example("end it <|im_end|> now", "yes", line=4), example("why", "<|im_start|>", line=9)]
     (finding,) = check_special_tokens(tokenizer, {"train": clean, "test": rows})
     assert told(finding, "special-tokens-in-text") == (
-        "data/prepared/test.jsonl: 2 examples hold control tokens as text, the first (rows, line 4) <|im_end|>; "
-        "the model reads them as the template's own; "
-        "drop them (data.risks.control_tokens: drop, or data.filters.drop_matching)"
+        "data/prepared/test.jsonl: 2 examples contain control tokens as text, the first (rows, "
+        "line 4) <|im_end|>; the model reads them as special tokens of the template; drop them "
+        "(data.risks.control_tokens: drop, or data.filters.drop_matching)"
     )
 
 
@@ -251,7 +249,7 @@ def test_answers_that_cant_be_given_in_full_are_a_warning(tokenizer: Any, exampl
     assert check(most) == check(most - 1) == []
     (finding,) = check(most - 2)
     assert told(finding, "answers-cut-off") == (
-        f"params.yaml: evaluate.max_new_tokens: {most - 2} is too few for 1 of 2 test answers (up to {most} tokens); "
+        f"params.yaml: evaluate.max_new_tokens: {most - 2} is too small for 1 of 2 test answers (up to {most} tokens); "
         f"use {most}"
     )
 
@@ -266,6 +264,6 @@ def test_prompts_beyond_the_bases_positions_are_an_error(tokenizer: Any, example
     assert check_test_answers(config, tokenizer, rows, None) == []
     (finding,) = check_test_answers(config, tokenizer, rows, prompt + 15)
     assert told(finding, "prompts-beyond-base") == (
-        f"data/prepared/test.jsonl: 1 test prompts (up to {prompt} tokens) with 16 new tokens are longer than the "
+        f"data/prepared/test.jsonl: 1 test prompts (up to {prompt} tokens) plus 16 new tokens exceed the "
         f"{prompt + 15} positions of the base; use a smaller evaluate.max_new_tokens, or set data.filters.tokens"
     )
