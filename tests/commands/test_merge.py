@@ -97,7 +97,7 @@ def test_merged_model_answers_as_base_and_adapter(trained: Callable[..., Path], 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model__quantization": "nf4"}, "trained and evaluated with the base's weights rounded to NF4"),
+        ({"model__quantization": "nf4"}, "trained and evaluated on base weights rounded to NF4"),
         ({"model__quantization": "nf4", "model__dtype": "float16"}, "the merged model has them in float16"),
         ({}, "evaluated in float32; bfloat16 drops from each sum of weight and adapter what is below 1/256 of it"),
     ],
@@ -184,7 +184,7 @@ def test_changed_adapter_or_rows_are_refused(trained: Callable[..., Path], tmp_p
         merged(root, model__dtype="bfloat16")
     with (root / "out/adapter/adapter_config.json").open("a", encoding="utf-8") as file:
         file.write(" ")
-    with pytest.raises(DataError, match=r"adapter_config.json: is not the file that was published"):
+    with pytest.raises(DataError, match=r"adapter_config.json: differs from the published file"):
         merged(root, model__dtype="bfloat16")
 
 

@@ -221,7 +221,7 @@ def test_probe_is_scaled_to_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     show_plan(ROOT, "h100", 15_000, None, 3.0, probe=True)
     told = capsys.readouterr().out
     assert "time: 3.0 to 4.0 hours" in told
-    assert "from a probe of this machine" in told
+    assert "measured by a probe on this machine" in told
     assert "cost at 3 per device and hour: 9.00 to 12.00" in told
 
 

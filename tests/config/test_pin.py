@@ -143,7 +143,7 @@ def answer_of(status: int) -> Any:
             "(403); check the name; for gated models, accept the licence and set HF_TOKEN",
         ),
         (answer_of(429), MachineError, 4, "the Hub is not answering for Qwen/Qwen2.5-Coder-7B-Instruct (429)"),
-        (answer_of(503), MachineError, 4, "now (503); run ./finetune pin again later"),
+        (answer_of(503), MachineError, 4, "(503); run ./finetune pin again later"),
         (ConnectionError("no route"), MachineError, 4, "(ConnectionError); run ./finetune pin while connected"),
         (OSError("no name service"), MachineError, 4, "can't be asked for Qwen/Qwen2.5-Coder-7B-Instruct (OSError)"),
     ],

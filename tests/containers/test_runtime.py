@@ -46,7 +46,7 @@ def test_a_word_that_is_no_runtime_and_a_mac_are_refused() -> None:
         runtime_of(config(), {"FINETUNE_RUNTIME": "dcoker"})
     with pytest.raises(ConfigError, match=r"params.yaml: runtime: must be 'native', 'docker' or 'podman'"):
         config(runtime="buildah")
-    with pytest.raises(ConfigError, match=r"can't reach its GPU; use native"):
+    with pytest.raises(ConfigError, match=r"can't use its GPU; use native"):
         config(environment="apple")
     with pytest.raises(ConfigError, match=r"RUNTIME=docker: containers on a Mac can't use its GPU; use native"):
         runtime_of(config(environment="apple", runtime="native"), {"FINETUNE_RUNTIME": "docker"})
@@ -168,7 +168,7 @@ MISSING: dict[str, tuple[str, dict[str, Any], str]] = {  # engine, what it answe
     "an image of that name and of other locks": (
         "podman",
         {"labels": {"finetune.locks": "0" * 64}},
-        "runtime: image {name} was built from locks that differ from requirements/; make image-cpu builds it anew",
+        "runtime: image {name} was built from locks that differ from requirements/; make image-cpu rebuilds it",
     ),
     "no daemon": (
         "podman",
@@ -194,7 +194,7 @@ def test_no_engine_no_gpu_and_an_image_from_elsewhere(
     say(engine, labels={"finetune.locks": locks_sha256("cuda", tree)})
     assert "this machine has no NVIDIA driver (nvidia-smi)" in refused(tree, environment="cuda")
     monkeypatch.setenv(runtime.OTHER_IMAGE, "registry.example/ours:1")
-    assert "image registry.example/ours:1 was built from other locks" in refused(tree)
+    assert "image registry.example/ours:1 was built from locks that differ" in refused(tree)
     monkeypatch.setenv("PATH", "")
     assert "podman is not installed; install it (https://podman.io" in refused(tree)
 

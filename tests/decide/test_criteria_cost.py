@@ -105,7 +105,7 @@ def test_a_quantile_needs_enough_prompts(count: int, expected: Status) -> None:
     """Below 59 no order statistic bounds the 0.95 quantile at 95% confidence."""
     found = outcome(quantile(1.0), latency=timings(0.5, count=count))
     assert found.status == expected
-    assert ("59 are needed to bound this quantile" in found.reason) == (count < 59)
+    assert ("an upper bound on this quantile requires 59" in found.reason) == (count < 59)
 
 
 def test_a_quantile_fails_where_its_lower_bound_is_beyond() -> None:
@@ -163,7 +163,7 @@ def test_a_prompt_without_an_answer_leaves_the_latency_unmeasured() -> None:
     cost = Evidence((), timings(0.5), PEAKS, METRICS, unanswered=1)
     for found in [*judge(latency(9.0, 0.1), cost, POINT), *judge(quantile(9.0), cost, POINT)]:
         assert found.status == "unmeasured"
-        assert found.reason == "1 of the timed prompts got no answer of the candidate"
+        assert found.reason == "the candidate failed to answer 1 of the timed prompts"
 
 
 def test_a_baseline_without_times_leaves_the_improvement_unmeasured() -> None:

@@ -107,7 +107,7 @@ def test_an_adapter_that_was_touched_is_refused(sound: Run) -> None:
     """Its manifest holds the hash of every file."""
     path = sound.paths.adapter / "adapter_model.safetensors"
     path.write_bytes(bytes(99) + b"\x01")
-    assert sound.refusal().startswith("ROOT/out/adapter/adapter_model.safetensors: is not the file that was published")
+    assert sound.refusal().startswith("ROOT/out/adapter/adapter_model.safetensors: differs from the published file")
 
 
 def test_a_leaked_prompt_is_refused(sound: Run, example: MakeExample) -> None:
@@ -234,7 +234,7 @@ def locked(run: Run) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        ("damaged", "reports/decision.json: differs from dvc.lock; run make repro, .* dvc repro -f -s decide"),
+        ("damaged", "reports/decision.json: differs from dvc.lock; run make repro; .* dvc repro -f -s decide"),
         ("removed", "reports/evaluation.json: is missing; run make repro"),
         ("stale", "reports/evaluation.json: was changed after decide had used it; run make repro"),
         ("no hash", "dvc.lock: is missing, broken or lists no outputs"),

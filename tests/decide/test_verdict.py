@@ -216,7 +216,7 @@ def test_slow_answers_that_are_long_should_be_shorter(verdict_of: Reach, criteri
     """Where length explains the time; the second half of the criterion is about time too, though a share."""
     found = verdict_of([better(), criterion], pairs(gained=30), latency=timings(0.9), cost=LONG)
     assert codes(found) == ["shorter-answers"]
-    text = "train on shorter answers: its answers have 90 tokens; with 40 tokens/answer would take 0.4 s"
+    text = "train on shorter answers: its answers have 90 tokens; at 40 tokens, it would take 0.4 s"
     assert found.suggestions[0].text == text
 
 
@@ -305,7 +305,9 @@ def test_harm_in_one_group_is_found_and_shares_the_error(verdict_of: Reach) -> N
     many = pairs(gained=30) + pairs(both=5, lost=9, agent="small")
     found = verdict_of([better(), better(group="small")], many)
     assert found.name == "abort"
-    assert found.reasons[0].startswith("worse than the baseline in exact_match of small: of 14, 0 correct only by")
+    assert found.reasons[0].startswith(
+        "worse than the baseline in exact_match of small: of 14, 0 answered correctly only by"
+    )
     few = pairs(gained=30) + pairs(both=5, lost=5, agent="small")
     assert verdict_of([better(), better(group="small")], few).name == "iterate"
     assert verdict_of([better(group="small")], few).name == "abort"

@@ -73,8 +73,8 @@ def test_predictions_of_another_run_will_do(tmp_path: Path, examples: list[Examp
         ([{"id": "a"}], "ROOT/run.jsonl:1: needs id (or prompt) and text, both strings"),
         ([{"text": "a"}], "ROOT/run.jsonl:1: needs id (or prompt) and text, both strings"),
         ([{"id": "a", "text": "x", "seconds": "20 s"}], "ROOT/run.jsonl:1: seconds must be a number of seconds"),
-        ([{"id": "a", "text": "x", "tokens": 1.5}], "ROOT/run.jsonl:1: tokens must be a whole number"),
-        ([{"id": "a", "text": "x", "tokens": -1}], "ROOT/run.jsonl:1: tokens must be a whole number from 0"),
+        ([{"id": "a", "text": "x", "tokens": 1.5}], "ROOT/run.jsonl:1: tokens must be an integer"),
+        ([{"id": "a", "text": "x", "tokens": -1}], "ROOT/run.jsonl:1: tokens must be an integer from 0"),
         ([{"id": "a", "text": "x", "failed": True}], "ROOT/run.jsonl:1: failed must be a string with the reason"),
         ([{"id": "a", "text": "x", "finished": 1}], "ROOT/run.jsonl:1: finished must be true or false"),
         (
@@ -99,7 +99,7 @@ def test_a_prompt_that_means_several_examples_is_refused(tmp_path: Path, example
 def test_a_changed_file_is_another_baseline(tmp_path: Path, examples: list[Example]) -> None:
     """DVC watches params.yaml, and the hash stands there: a file that changes in silence would not be seen."""
     text = refusal(tmp_path, [{"id": "a", "text": "x"}], examples, sha256="0" * 64)
-    assert "evaluate.baseline.sha256 says 0000" in text
+    assert "evaluate.baseline.sha256 is 0000" in text
     assert refusal(tmp_path, [], examples, path="none.jsonl") == (
         "ROOT/none.jsonl: no such file; evaluate.baseline.path names it"
     )

@@ -238,7 +238,7 @@ def test_a_manifest_detects_one_changed_byte(published: Path) -> None:
 def test_a_manifest_detects_truncation(published: Path) -> None:
     """A disk that filled up while the folder was copied."""
     os.truncate(published / "weights", 50)
-    with pytest.raises(DataError, match="weights: is not the file that was published"):
+    with pytest.raises(DataError, match="weights: differs from the published file"):
         read_manifest(published)
 
 

@@ -71,7 +71,7 @@ class OutOfMemoryError(RuntimeError):
     """As torch's own, whose text may change."""
 
 
-MEMORY = "no memory left (use a smaller batch size"
+MEMORY = "out of memory (use a smaller batch size"
 NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
@@ -85,11 +85,11 @@ NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
         (OutOfMemoryError("tried to allocate 2 GiB"), MEMORY),
         (MemoryError(), MEMORY),
         (OSError(12, "Cannot allocate memory"), MEMORY),
-        (OSError(28, "No space left on device", "out of memory"), "out of memory: No space left on device (free some"),
+        (OSError(28, "No space left on device", "out of memory"), "out of memory: No space left on device (free disk"),
         *((OSError(number, "no", "x"), "x: no (free disk space") for number in NO_PLACE),
         *((OSError(number, "no", "x"), "x: no") for number in (errno.ECONNREFUSED, errno.ENOENT, errno.EMFILE)),
         (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
-        (RuntimeError("[enforce fail at inline_container.cc:672]"), "a checkpoint could not be written (free some"),
+        (RuntimeError("[enforce fail at inline_container.cc:672]"), "a checkpoint could not be written (free disk"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
         (RuntimeError("DataLoader worker is killed by signal: Bus error, out of shared memory"), None),
         (RuntimeError("shape mismatch"), None),
@@ -102,7 +102,7 @@ def test_what_the_machine_lacks_is_told(error: Exception, told: str | None) -> N
     """
     found = failures.find_machine_problem(error)
     assert (found or "").startswith(told or "") and (found is None) == (told is None)
-    assert ("(free some" in (found or "")) == ("(free some" in (told or ""))
+    assert ("(free disk" in (found or "")) == ("(free disk" in (told or ""))
     assert failures.is_out_of_memory(error) == (told == MEMORY)
 
 

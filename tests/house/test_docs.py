@@ -229,7 +229,7 @@ def test_the_page_of_errors_is_what_the_sources_raise() -> None:
 
 def test_an_invented_error_is_noticed() -> None:
     """Also one that is nearly right."""
-    assert is_raised("a peak of 26.6 GB is predicted, 25.8 GB are there")
+    assert is_raised("predicted peak 26.6 GB, available 25.8 GB")
     assert not is_raised("a peak of 26.6 GB is foreseen, 25.8 GB are there")
     assert not is_raised("the adapter has gone out for lunch")
 

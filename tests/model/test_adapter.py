@@ -224,7 +224,7 @@ def test_rewriting_start_on_nf4_is_refused(settings: Callable[..., Config], init
 
 def test_orthogonal_start_needs_floats_and_an_even_rank(settings: Callable[..., Config]) -> None:
     """PEFT ends in a RuntimeError and a ValueError of its own after the base was loaded."""
-    with pytest.raises(ConfigError, match=r"init_lora_weights: orthogonal is made .* nf4 holds whole numbers"):
+    with pytest.raises(ConfigError, match=r"init_lora_weights: orthogonal is computed by PEFT .* nf4 stores integers"):
         start(settings("orthogonal", model__quantization="nf4"))
     with pytest.raises(
         ConfigError, match=r"adapter.r: 3 is odd, but init_lora_weights: orthogonal halves the rank; use 4"

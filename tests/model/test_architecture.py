@@ -122,7 +122,7 @@ def test_the_cache_comes_before_shipped_facts(tmp_path: Path, monkeypatch: pytes
     ("content", "what"),
     [
         ("{", "can't be read as JSON"),
-        ("[]", "holds not a JSON object"),
+        ("[]", "is not a JSON object"),
         ("{}", "model_type None"),
         (json.dumps({"model_type": "nope"}), "model_type 'nope'"),
         (json.dumps({"model_type": "bert_x"}), "model_type 'bert_x'"),

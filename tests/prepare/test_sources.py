@@ -107,7 +107,7 @@ def test_a_file_is_no_folder(tmp_path: Path, find: Callable[[str], Path]) -> Non
 def test_links_in_a_circle_are_told_in_one_line(tmp_path: Path, find: Callable[[str], Path], dataset: Path) -> None:
     """In a folder they are met while it is searched, where Python has its own error for them."""
     (dataset / "loop").symlink_to("loop")
-    with pytest.raises(DataError, match=r"^[^\n]*raw: the path 'both' in it can't be looked at \(Symlink loop from "):
+    with pytest.raises(DataError, match=r"^[^\n]*raw: the path 'both' in it can't be checked \(Symlink loop from "):
         find("both")
 
 
@@ -140,7 +140,7 @@ def test_a_path_out_of_the_data_folder_is_refused(tmp_path: Path, find: Callable
     with pytest.raises(DataError) as caught:
         find("../rows.jsonl")
     where = f"{tmp_path}/raw/../rows.jsonl: is outside {tmp_path}/raw"
-    assert str(caught.value) == f"{where}, where DVC does not watch it; move it in"
+    assert str(caught.value) == f"{where}, where DVC does not track it; move it in"
 
 
 @pytest.mark.parametrize("way", ["absolute", "symlink", "symlinked folder"])
@@ -164,7 +164,7 @@ def test_no_link_in_a_folder_leads_out(tmp_path: Path, find: Callable[[str], Pat
     with pytest.raises(DataError) as caught:
         find("both")
     where = f"{dataset / linked}: is outside {tmp_path}/raw"
-    assert str(caught.value) == f"{where}, where DVC does not watch it; move it in"
+    assert str(caught.value) == f"{where}, where DVC does not track it; move it in"
 
 
 def test_a_folder_holds_no_link_to_a_folder(tmp_path: Path, find: Callable[[str], Path], dataset: Path) -> None:

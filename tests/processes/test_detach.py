@@ -259,7 +259,7 @@ def test_a_stage_that_was_started_by_hand_is_stopped_too(folder: Path) -> None:
     holder = hold(folder, "-m", "finetune", "prepare", "5")
     stopped = finetune(folder, "stop")
     assert stopped.stdout.splitlines()[-1] == (
-        "prepare has ended; nothing half-done is left, and running the same command again resumes"
+        "prepare has stopped; completed stages are kept, and running the same command again resumes"
     )
     assert holder.wait(timeout=PATIENCE) == 5
 

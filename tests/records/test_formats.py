@@ -255,7 +255,7 @@ def test_an_odd_row_does_not_hide_the_format() -> None:
 def test_a_column_that_is_nowhere_is_told() -> None:
     """A spelling mistake in a mapping would otherwise leave every row without its group, and say nothing."""
     check_columns([{"a": 1}, {"user": 2}], {"group": "user"})
-    with pytest.raises(ValueError, match=r"^has no column 'usr', which is mapped to group \(columns: a, user\); cor"):
+    with pytest.raises(ValueError, match=r"^has no column 'usr', which is mapped to group \(columns: a, user\); fix"):
         check_columns([{"a": 1}, {"user": 2}], {"group": "usr"})
 
 

@@ -152,8 +152,8 @@ def test_nulls_in_json_text_were_written_by_someone() -> None:
         (said("user", " \n"), ".content is empty"),
         (said("user", []), ".content is empty"),
         (said("user", "\ud83d"), ".content contains an unpaired surrogate, which is not valid text"),
-        (said("user", ["Hi"]), ".content[0] is not a text part; only text can be trained on"),
-        (said("user", [{"type": "text"}]), ".content[0] is not a text part; only text can be trained on"),
+        (said("user", ["Hi"]), ".content[0] is not a text part; only text is supported"),
+        (said("user", [{"type": "text"}]), ".content[0] is not a text part; only text is supported"),
         (
             said("user", [{"type": "text", "text": "a"}, {"type": "image_url"}]),
             ".content[1] is not a text part but 'image_url'; only text is supported",
@@ -403,7 +403,7 @@ def test_any_chat_comes_through_unchanged(system: str | None, talk: list[Any], i
 def test_a_turn_that_must_not_be_trained_on_is_refused() -> None:
     """`weight: 0` is some APIs' mark for it; every turn of the assistant is trained on here."""
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Go away.", "weight": 0}]
-    with pytest.raises(ValueError, match=r"^messages\[1\]\.weight is 0, but every turn of the assistant is trained on"):
+    with pytest.raises(ValueError, match=r"^messages\[1\]\.weight is 0, but every assistant turn is trained on"):
         read_messages(turns, "messages")
     turns[1]["weight"] = 1
     assert read_messages(turns, "messages")[1].content == "Go away."

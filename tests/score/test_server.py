@@ -139,7 +139,7 @@ def test_a_server_that_does_not_stream_is_read_all_the_same() -> None:
     [
         (
             always(b'{"error": {"message": "no\\nmodel"}}', 404),
-            "answered 404 (no model); correct url (it usually ends in ",
+            "answered 404 (no model); fix url (it usually ends in ",
         ),
         (always(b'{"error": "too long"}', 400), "answered 400 (too long); fix what its message reports"),
         (always(b"<h1>\x00oops</h1>", 500), "answered 500 (<h1> oops</h1>); check the server log"),
@@ -233,7 +233,10 @@ def test_a_busy_server_is_asked_again(monkeypatch: Any) -> None:
     with serving(busy) as (url, seen):
         assert client(url).answer(HI, max_tokens=2).text == "Hello"
     assert (waits, len(seen)) == ([7.0, 30.0, 8.0], 4)
-    with serving(always(b"", 429)) as (url, seen), pytest.raises(ServerError, match="answered 429; it is still busy"):
+    with (
+        serving(always(b"", 429)) as (url, seen),
+        pytest.raises(ServerError, match="answered 429; the server is still busy"),
+    ):
         client(url).answer(HI, max_tokens=2)
     assert len(seen) == 4
 
@@ -253,7 +256,7 @@ def test_the_key_is_sent_and_never_told(monkeypatch: Any, caplog: Any) -> None:
 
 def test_a_password_in_the_address_is_refused() -> None:
     """It would stand in params.yaml, in git and in every log of an address."""
-    with pytest.raises(ConfigError, match=r"evaluate\.candidate\.url: holds a user or password") as caught:
+    with pytest.raises(ConfigError, match=r"evaluate\.candidate\.url: contains a user or password") as caught:
         client("http://user:hunter2@localhost/v1")
     assert "hunter2" not in str(caught.value)
 

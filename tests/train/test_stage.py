@@ -163,7 +163,7 @@ def test_changed_validated_data_is_refused(ready: Path, tmp_path: Path) -> None:
     config, paths = enter(root)
     path = paths.validated / "train.arrow"
     path.write_bytes(path.read_bytes()[:-8] + b"\0" * 8)
-    with pytest.raises(DataError, match=r"train.arrow: is not the file that was published"):
+    with pytest.raises(DataError, match=r"train.arrow: differs from the published file"):
         stage.run(params_of("train", config), paths)
 
 
@@ -404,7 +404,7 @@ def test_a_lack_of_learning_is_reported_early(ready: Path, capsys: pytest.Captur
     root = copy_of(ready, tmp_path / "run")
     train(root, train__learning_rate=1.0e-7)
     told = capsys.readouterr().out
-    assert "warning: nothing is learnt so far: the validation loss is" in told.split("adapter ")[0]
+    assert "warning: no progress so far: the validation loss is" in told.split("adapter ")[0]
 
 
 def test_only_one_process_writes_a_checkpoints_weights(ready: Path, tmp_path: Path) -> None:

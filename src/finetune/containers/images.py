@@ -123,7 +123,7 @@ def ask(engine: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run([engine, *arguments], capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
-        raise MachineError("", f"{engine} is not installed here", "install it, or choose another runtime") from None
+        raise MachineError("", f"{engine} is not installed", "install it, or choose another runtime") from None
     except subprocess.TimeoutExpired:
         raise MachineError("", f"{engine} did not answer within a minute", f"look at `{engine} info`") from None
 

@@ -97,7 +97,7 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
         instead = f"use RUNTIME={others[0]}, which is installed" if others else f"install it ({INSTALL[engine]})"
         raise MachineError(
             "runtime",
-            f"{engine} is not installed here",
+            f"{engine} is not installed",
             f"{instead}, or run natively: make ... RUNTIME=native, ./finetune --runtime native ...",
         )
     if not os.access(root, os.W_OK):

@@ -110,7 +110,7 @@ def advise_latency(slow: Sequence[Outcome], latency: LatencyReport) -> Suggestio
     same, candidate = latency.same_length, latency.candidate
     tokens = candidate.mean_tokens if candidate else None
     if same and candidate and tokens and tokens > same.tokens and same.candidate_seconds < candidate.mean_seconds:
-        text = f"its answers have {tokens:.0f} tokens; with {same.tokens:.0f} tokens an answer would take"
+        text = f"its answers have {tokens:.0f} tokens; at {same.tokens:.0f} tokens, it would take"
         return Suggestion("shorter-answers", f"train on shorter answers: {text} {same.candidate_seconds:.3g} s")
     return Suggestion("faster-base", "choose a smaller base or a faster server: LoRA does not speed up inference")
 

@@ -145,7 +145,7 @@ def test_the_text_report_explains_the_intervals(capsys: pytest.CaptureFixture[st
     print_comparison(compare_sides(A, B, 0.95, 0, LOOKS), as_markdown=True)
     told = capsys.readouterr().out
     assert "| all | exact_match | 40 | 0.5000 | 0.6750 | +0.1750 | -0.0286 … +0.3661 | 15 | 5 | 12 | 8 | 0.14 |" in told
-    assert "no interval distinguishes the two" in told
+    assert "no difference is established" in told
     assert "| train.learning_rate | 0.1 | 0.2 |" in told
     assert look_sentence(LOOKS) in told
     assert look_sentence(LOOKS).startswith("looks at this test set: 3 of 5 declared (decide.looks); A was look 1, B")
@@ -238,7 +238,7 @@ def test_changed_answers_are_refused(repository: Path, tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     path.unlink()
     path.write_text(text.replace("TypeError", "KeyError", 1), encoding="utf-8")
-    with pytest.raises(DataError, match=r"predictions\.jsonl is not the file that evaluation\.json names"):
+    with pytest.raises(DataError, match=r"predictions\.jsonl differs from the file that evaluation\.json records"):
         read_run("workspace", copy)
 
 

@@ -154,7 +154,7 @@ def test_seeds_are_given_or_counted_from_the_current_one() -> None:
     assert choose_seeds(7, None, [3, 1]) == [3, 1]
     for count, named, told in (
         (2, [1], "not both"),
-        (None, [1, 1], "names one twice"),
+        (None, [1, 1], "contains a seed twice"),
         (None, [2**32], "not a valid seed"),
     ):
         with pytest.raises(ConfigError, match=told):
@@ -260,7 +260,7 @@ def test_a_failed_seed_keeps_earlier_results(repository: Path, tmp_path: Path) -
     root = copy_of(repository, tmp_path / "copy")
     before = (root / "params.yaml").read_bytes(), (root / "out/adapter/weights").read_bytes()
     told = finetune(root, "seeds", "--seeds", "12,13,14", code=3)
-    assert "error: seed 13: its run failed; the reason is printed above; the seeds before it are recorded" in told
+    assert "error: seed 13: its run failed; the reason is printed above; earlier seeds are recorded" in told
     (results,) = read_json(root / "data/seeds.json").values()
     assert list(results) == ["12"]
     assert ((root / "params.yaml").read_bytes(), (root / "out/adapter/weights").read_bytes()) == before

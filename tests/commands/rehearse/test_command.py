@@ -101,7 +101,7 @@ def test_long_rows_are_used_if_there_are_no_others(example: Callable[..., Exampl
     chosen, longest = choose_rows(Words(), rows, 4, 1024)
     assert len(chosen) == 4
     assert 600 <= longest < 700
-    with pytest.raises(DataError, match="nothing to rehearse with"):
+    with pytest.raises(DataError, match="nothing to rehearse"):
         choose_rows(Words(), [], 4, 1024)
 
 
@@ -156,7 +156,7 @@ def test_rows_are_prepared_again_after_a_change(
     assert (paths.prepared / "train.jsonl").stat().st_ino == before, "nothing changed, nothing is written"
     source = Path("data/raw/cpython/interactions.jsonl")
     source.write_text("".join(source.read_text(encoding="utf-8").splitlines(keepends=True)[:-9]), encoding="utf-8")
-    assert find_stale_rows(config, Path()) == "of another data/raw/cpython/interactions.jsonl than is there now"
+    assert find_stale_rows(config, Path()) == "from a different version of data/raw/cpython/interactions.jsonl"
     with pipeline_lock(paths.work / "pipeline.lock", "train"), pytest.raises(ConfigError, match="stage train"):
         prepare_rows(config, Path())
     assert read_json(paths.reports / "prepare.json") == first

@@ -63,7 +63,7 @@ def test_check_reports_the_content(made: Path, capsys: pytest.CaptureFixture[str
     """The check reports a complete, unsigned bundle and its verdict."""
     check(made)
     told = capsys.readouterr().out
-    assert "whole; 26 files, all of one run" in told
+    assert "intact; 26 files of one run" in told
     assert "not signed: the bundle is intact, but its author is not verified" in told
     assert "verdict deploy: All of it passes." in told
 
@@ -99,7 +99,9 @@ def test_a_failure_keeps_the_old_bundle(copy: Path, tmp_path: Path, monkeypatch:
 
 def test_a_file_that_changes_during_packing_is_detected(copy: Path, tmp_path: Path) -> None:
     """The manifest must not list a hash of other bytes than were packed."""
-    with pytest.raises(DataError, match=r"a: changed while it was being bundled; wait for what writes it, then bundle"):
+    with pytest.raises(
+        DataError, match=r"a: changed while it was being bundled; wait until nothing writes to it, then bundle"
+    ):
         archive.write_archive(tmp_path / "x", "t", {"files": {"a": bundle.entry_of(b"one")}}, {"a": b"two"})
 
 
@@ -120,17 +122,22 @@ SUMMARY, LOCK, DVC = "reports/summary.md", "requirements/cpu.lock", "dvc.yaml"
 @pytest.mark.parametrize(
     ("name", "before", "after", "told"),
     [
-        ("params.yaml", "confidence: 0.95", "confidence: 0.9", "was made with another section decide of params.yaml"),
+        (
+            "params.yaml",
+            "confidence: 0.95",
+            "confidence: 0.9",
+            "was made with a different section decide of params.yaml",
+        ),
         ("params.yaml", "learning_rate: 2.0e-3", "learning_rate: 1.0e-3", "train differs from dvc.lock"),
         (SUMMARY, "of the adapter", "of an adapter", f"{SUMMARY}: differs from dvc.lock"),
         (LOCK, "made up", "changed", f"{LOCK}: differs from dvc.lock"),
-        ("out/adapter/adapter_config.json", "tiny-base", "huge-base", "is not the file that was published"),
+        ("out/adapter/adapter_config.json", "tiny-base", "huge-base", "differs from the published file"),
         ("data/prepared/test.jsonl", "test", "tests", "test.jsonl: is not the evaluated test set"),
         ("out/predictions.jsonl", "1", "2", "predictions.jsonl: is not the file that evaluate wrote"),
         ("reports/decision.json", None, None, "decision.json: no such file; run the stage that writes it (dvc repro)"),
         ("out/adapter/notes.txt", None, "mine", "notes.txt: is not part of the published adapter"),
         # a token in a tokenizer's config, or in any other member; and a folder name, which reveals the author
-        (DVC, "prepare has", "hf_verysecretindeed", f"{DVC}: holds the value of the environment variable HF_TOKEN"),
+        (DVC, "prepare has", "hf_verysecretindeed", f"{DVC}: contains the value of the environment variable HF_TOKEN"),
         (DVC, "prepare has", "{root}/data", f"{DVC}: names this repository's folder"),
     ],
 )

@@ -163,7 +163,7 @@ def test_push_uploads_no_damaged_file(place: Path) -> None:
     damage(root / WEIGHTS)
     run(root, "dvc", "commit", "-q", "--force")
     told = finetune(root, "push", code=3)
-    assert "adapter_model.safetensors: is not the file that was published" in told
+    assert "adapter_model.safetensors: differs from the published file" in told
     assert not (place / "store").exists()
 
 

@@ -149,7 +149,7 @@ def test_an_unknown_file_is_told_what_is_known(tmp_path: Path, name: str) -> Non
     (tmp_path / name).write_bytes(b'{"a": 1}\n')
     assert error_of(tmp_path / name) == (
         f"{name}: has an unsupported format; supported: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow "
-        "(each optionally followed by .gz or .zst) and folders that datasets' save_to_disk wrote"
+        "(each optionally followed by .gz or .zst), and folders written by datasets' save_to_disk"
     )
 
 
@@ -196,7 +196,7 @@ def test_a_file_that_cannot_be_read_is_an_error_in_one_line(tmp_path: Path, name
     with pytest.raises(DataError, match=r"is gone; restore it and start again$"):
         list(read_batches(tmp_path / name, container, LARGEST))
     (tmp_path / name).mkdir()
-    with pytest.raises(DataError, match=r"(can't be read|is cut off or damaged) \(.*\); "):
+    with pytest.raises(DataError, match=r"(can't be read|is truncated or damaged) \(.*\); "):
         list(read_batches(tmp_path / name, container, LARGEST))
 
 

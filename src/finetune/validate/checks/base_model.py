@@ -100,7 +100,7 @@ def check_weights(folder: Path, *, complete: bool) -> list[Finding]:
         shown = ", ".join(missing[:3])
         return [_incomplete(folder, f"{len(missing)} of {len(names)} weight files missing ({shown})")]
     damaged = [name for name in names if name not in missing and not is_whole(folder / name)]
-    return [_incomplete(folder / name, "a file that is cut off or damaged") for name in damaged]
+    return [_incomplete(folder / name, "a file that is truncated or damaged") for name in damaged]
 
 
 def _incomplete(path: Path, what: str) -> Finding:
