@@ -74,7 +74,7 @@ def test_both_answers_are_shown(session: Session, capsys: pytest.CaptureFixture[
     assert "cut off at 4 (--max-new-tokens)" in lines[0] and "cut off" not in lines[2]
     assert lines[1::2] == ["  base", "  key"]
     answer(session, "x" * 61)
-    assert "the prompt has 61 tokens: prompt and answer may pass what was trained on, 64" in capsys.readouterr().out
+    assert "the prompt has 61 tokens: with the answer it may exceed the 64 tokens trained on" in capsys.readouterr().out
 
 
 def test_escape_sequences_in_an_answer_are_not_printed() -> None:
@@ -99,7 +99,7 @@ def test_a_session_continues_after_a_stopped_answer(
     talk(session)
     told = capsys.readouterr().out
     assert "stopped" in told
-    assert "no agent 'nobody' here; known agents: namer, other; none uses no system prompt" in told
+    assert "no agent is named 'nobody'; known agents: namer, other; none uses no system prompt" in told
     assert "agent other, system prompt: none; others: namer" in told
     assert told.endswith("  on\n")
     assert next(given) == "never"
@@ -135,7 +135,7 @@ def test_an_unknown_agent_is_reported_before_loading_the_model(config: Config, t
     """The agent is checked first, because loading a large base takes minutes."""
     assert choose_agent({"a": "x", "b": None}, None) == "a"
     assert choose_agent({"a": "x"}, "none") == "none"
-    with pytest.raises(ConfigError, match="no agent 'nobody' here"):
+    with pytest.raises(ConfigError, match="no agent is named 'nobody'"):
         chat.run(config, Paths(tmp_path), "hello", "nobody", None)
 
 

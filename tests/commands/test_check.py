@@ -119,7 +119,7 @@ def test_an_experiment_needs_an_author(
     monkeypatch.delenv("GIT_COMMITTER_EMAIL")
     assert main(["check", "tiny"]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("error: git: user.email is not set, and an experiment is kept as a commit; nothing was")
+    assert told.startswith("error: git: user.email is not set, but experiments are stored as commits; nothing was")
     assert main(["check"]) == 0, "make repro keeps no experiment"
     Path("gitconfig").write_text("[user]\nname = Me\nemail = me@example.org\n", encoding="utf-8")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "gitconfig")

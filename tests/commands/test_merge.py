@@ -98,8 +98,8 @@ def test_merged_model_answers_as_base_and_adapter(trained: Callable[..., Path], 
     ("changes", "told"),
     [
         ({"model__quantization": "nf4"}, "trained and evaluated on base weights rounded to NF4"),
-        ({"model__quantization": "nf4", "model__dtype": "float16"}, "the merged model has them in float16"),
-        ({}, "evaluated in float32; bfloat16 drops from each sum of weight and adapter what is below 1/256 of it"),
+        ({"model__quantization": "nf4", "model__dtype": "float16"}, "the merged model has float16 weights"),
+        ({}, "evaluated in float32; bfloat16 rounds each merged weight to a relative precision of 1/256"),
     ],
     ids=["nf4", "nf4-float16", "float32"],
 )
@@ -160,7 +160,9 @@ def test_missing_or_outdated_adapter_is_refused(trained: Callable[..., Path], tm
     """Only the adapter that train published for the current params is merged."""
     root = copy_of(trained(model__dtype="bfloat16"), tmp_path / "run")
     shutil.rmtree(Paths(root).merged, ignore_errors=True)
-    with pytest.raises(DataError, match=r"was trained with model.quantization: none, but params.yaml has nf4; put its"):
+    with pytest.raises(
+        DataError, match=r"was trained with model.quantization: none, but params.yaml has nf4; restore its"
+    ):
         merged(root, model__dtype="bfloat16", model__quantization="nf4")
     (root / "base/config.json").write_text((root / "base/config.json").read_text() + "\n", encoding="utf-8")
     with pytest.raises(

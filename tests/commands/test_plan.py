@@ -119,8 +119,8 @@ def test_missing_prepared_rows_are_reported_with_a_remedy(config: Config, tmp_pa
     with pytest.raises(DataError) as caught:
         look_ahead(config, tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}/data/prepared: no prepared rows; run dvc repro prepare, or say how many there will "
-        "be: ./finetune plan --examples 15000"
+        f"{tmp_path}/data/prepared: no prepared rows; run dvc repro prepare, or give the number of "
+        "rows: ./finetune plan --examples 15000"
     )
 
 
@@ -135,7 +135,7 @@ def test_the_plan_of_prepared_rows_equals_the_count_of_validate(
     assert preview.source == "36 prepared rows, in tokens of base"
     assert preview.outlook.schedule.to_json() == report["schedule"]
     assert preview.outlook.report().to_json() == report["plan"]
-    assert "made with other settings" not in capsys.readouterr().out
+    assert "made with different settings" not in capsys.readouterr().out
     other = parse_config(params(data__on_bad_row="skip"), "params.yaml")
     find_workload(other, Path(), None)
     assert "note: data/prepared was made with different settings in the section data" in capsys.readouterr().out

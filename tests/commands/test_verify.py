@@ -45,9 +45,9 @@ def test_a_run_and_its_first_steps_are_reproduced(
     before = read_manifest(root / "out/adapter")
     (root / "params.yaml").write_text(json.dumps(params(train__learning_rate=0.5)), encoding="utf-8")  # changed since
     verify.run(Path(), None, 1)
-    assert "the whole run is identical bit for bit (tier bitwise)" in capsys.readouterr().out
+    assert "the whole run: identical bit for bit (tier bitwise)" in capsys.readouterr().out
     verify.run(Path(), 2, 1)
-    assert "the first 3 steps came out the same, bit for bit" in capsys.readouterr().out
+    assert "the first 3 steps: identical bit for bit" in capsys.readouterr().out
     assert read_manifest(root / "out/adapter") == before
     assert not (root / "work/verify").exists()
 
@@ -60,12 +60,12 @@ def test_other_bits_are_an_error_or_a_spread(
     root = copy_of(finished, tmp_path / "run")
     monkeypatch.chdir(root)
     rewrite(root, checkpoints=SAVES, adapter_sha256="0")
-    with pytest.raises(DataError, match=r"the whole run differs, although its tier is bitwise; validation"):
+    with pytest.raises(DataError, match=r"the whole run: different, although its tier is bitwise; validation"):
         verify.run(Path(), None, 1)
     rewrite(root, tier="statistical")
     verify.run(Path(), None, 1)
     told = capsys.readouterr().out
-    assert "as the tier statistical allows; validation losses lie between" in told
+    assert "as the tier statistical allows; validation losses range from" in told
     assert "differs" in told
 
 
@@ -80,7 +80,9 @@ def test_a_stop_is_reported_without_leftovers(finished: Path, tmp_path: Path, mo
         raise InterruptedRunError("", "train stopped", "the same command resumes")
 
     monkeypatch.setattr(run, "train", train)
-    with pytest.raises(InterruptedRunError, match=r"verify was stopped by SIGTERM; .*the same command starts anew$"):
+    with pytest.raises(
+        InterruptedRunError, match=r"verify was stopped by SIGTERM; .*run the same command again to restart$"
+    ):
         verify.run(Path(), None, 1)
     assert not (root / "work/verify").exists()
 
@@ -118,10 +120,10 @@ def test_different_arithmetic_is_reported_before_the_run(
     named = f"threads was 96, is {there}"
     verify.run(Path(), 2, 1)
     told = capsys.readouterr().out
-    assert f"warning: numbers may round otherwise here than where the run was made: {named}; bits may differ" in told
+    assert f"warning: rounding may differ from the machine of the original run: {named}" in told
     rewrite(root, checkpoints=SAVES)
     monkeypatch.setattr(verify, "repeat", lambda *_: read_manifest(root / "out/adapter") | {"checkpoints": []})
-    with pytest.raises(DataError, match=f"came out differently, though its tier is bitwise; the likely cause: {named}"):
+    with pytest.raises(DataError, match=f"different, although its tier is bitwise; the likely cause: {named}"):
         verify.run(Path(), 2, 1)
     report.unlink()
     with pytest.raises(DataError, match=r"was the run made on another machine\?"):
@@ -134,10 +136,10 @@ def test_changes_since_the_run_are_reported(finished: Path, tmp_path: Path, monk
     monkeypatch.chdir(root)
     versions = read_manifest(root / "out/adapter")["versions"]
     rewrite(root, versions=versions | {"torch": "2.12.0"}, fingerprint="0" * 64)
-    with pytest.raises(DataError, match=r"has changed since: versions: torch was 2.12.0, is 2.13.0"):
+    with pytest.raises(DataError, match=r"have changed since: versions: torch was 2.12.0, is 2.13.0"):
         verify.run(Path(), None, 1)
     rewrite(root, versions=versions)
-    with pytest.raises(DataError, match=r"has changed since: the code; go back"):
+    with pytest.raises(DataError, match=r"have changed since: the code; restore"):
         verify.run(Path(), None, 1)
 
 

@@ -76,8 +76,8 @@ EXACT = {"metric": "exact_match", "group": "all"}
         ),
         (
             [{"rule": "better_than_baseline", "metric": "exact_mach", "group": "all"}],
-            "decide.criteria.0.metric: no scorer gives 'exact_mach'; use one of exact_match, exceptions.accuracy, "
-            "exceptions.macro_f1, exceptions.weighted_f1, loss, perplexity, or add to evaluate.scorers",
+            "decide.criteria.0.metric: no scorer provides 'exact_mach'; use one of exact_match, exceptions.accuracy, "
+            "exceptions.macro_f1, exceptions.weighted_f1, loss, perplexity, or add a scorer to evaluate.scorers",
         ),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_scorer_and_a_side_are_sections_of_their_kind(params: dict[str, Any]) 
 def test_a_scorer_takes_no_name_that_is_taken(params: dict[str, Any], name: str) -> None:
     """A metric's name says one thing."""
     params["evaluate"]["scorers"] |= {name: {"scorer": "exact_match", "of": None}}
-    assert error_of(params).startswith(f"params.yaml: evaluate.scorers: {name!r} can't name a scorer")
+    assert error_of(params).startswith(f"params.yaml: evaluate.scorers: {name!r} can't be the name of a scorer")
 
 
 # ---- Criteria

@@ -145,7 +145,7 @@ def answer_of(status: int) -> Any:
         (answer_of(429), MachineError, 4, "the Hub is not answering for Qwen/Qwen2.5-Coder-7B-Instruct (429)"),
         (answer_of(503), MachineError, 4, "(503); run ./finetune pin again later"),
         (ConnectionError("no route"), MachineError, 4, "(ConnectionError); run ./finetune pin while connected"),
-        (OSError("no name service"), MachineError, 4, "can't be asked for Qwen/Qwen2.5-Coder-7B-Instruct (OSError)"),
+        (OSError("no name service"), MachineError, 4, "can't be reached for Qwen/Qwen2.5-Coder-7B-Instruct (OSError)"),
     ],
 )
 def test_a_hub_that_does_not_answer_changes_nothing(
@@ -183,5 +183,5 @@ def test_a_revision_without_a_line_of_its_own_is_told() -> None:
     assert with_revision("model:\n  revision: 'a'\nother:\n  revision: 1\n", "b") == (
         "model:\n  revision: b\nother:\n  revision: 1\n"
     )
-    with pytest.raises(ConfigError, match="has no line of its own"):
+    with pytest.raises(ConfigError, match="has no separate line"):
         with_revision("model: {revision: null}\n", COMMIT)

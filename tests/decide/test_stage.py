@@ -59,7 +59,7 @@ AGAIN = "run evaluate again"
 OTHER_SCORERS = {"exact_match": {"scorer": "contains", "of": None, "ignore_case": True}}
 OTHER_TEST = f"ROOT/data/prepared/test.jsonl: is not the evaluated test set; {AGAIN}"
 OTHER_ADAPTER = f"ROOT/out/adapter: is not the evaluated adapter; {AGAIN}"
-ERRORS = "reports/validation.json: holds errors, like test rows that are trained on, or more lost tokens than the "
+ERRORS = "reports/validation.json: contains errors, such as test rows in train or more lost tokens than the "
 ERRORS += "budget allows; run validate again"
 
 
@@ -71,8 +71,8 @@ ERRORS += "budget allows; run validate again"
         (("train", "adapter_sha256"), "b" * 64, OTHER_ADAPTER),
         (("evaluation", "adapter_sha256"), "b" * 64, OTHER_ADAPTER),
         (("validation", "errors"), 1, ERRORS),
-        (("validation", "prepared_sha256", "test"), "0" * 64, "ROOT/out/adapter: was trained on other splits"),
-        (("evaluation", "scorers"), OTHER_SCORERS, "reports/evaluation.json: was made with other scorers (exact"),
+        (("validation", "prepared_sha256", "test"), "0" * 64, "ROOT/out/adapter: was trained on different splits"),
+        (("evaluation", "scorers"), OTHER_SCORERS, "reports/evaluation.json: was made with different scorers (exact"),
     ],
 )
 def test_reports_of_another_run_are_refused(sound: Run, keys: tuple[str, ...], value: Any, refusal: str) -> None:
@@ -216,7 +216,7 @@ def test_an_old_verdict_opens_no_gate(sound: Run, changed: str) -> None:
         sound.edit("prepare", "prepared_sha256", "test", value="0" * 64)
     else:
         sound.config = sound.change(decide={**sound.config.decide.model_dump(mode="json"), "confidence": 0.99})
-    with pytest.raises(DataError, match=f"was made with another {changed}; run make repro"):
+    with pytest.raises(DataError, match=f"was made with a different {changed}; run make repro"):
         show_decision(sound.paths, sound.config)
     assert show_decision(sound.paths, None) == 0  # finetune report tells what lies there
 

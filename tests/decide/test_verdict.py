@@ -128,7 +128,7 @@ def test_the_examples_that_are_asked_for_are_enough(verdict_of: Reach) -> None:
     """Advice that would fail again is worse than none: with as many as it says, the criterion passes."""
     criteria = [at_least(0.9)]
     found = verdict_of(criteria, pairs(gained=57, neither=3))
-    numbers = re.search(r"at this rate (\d+) test examples with at most (\d+) failures", found.suggestions[0].text)
+    numbers = re.search(r"at the same rate, (\d+) test examples with at most (\d+) failures", found.suggestions[0].text)
     assert numbers
     needed, failures = int(numbers[1]), int(numbers[2])
     assert failures == round(needed * 3 / 60)

@@ -74,5 +74,5 @@ def test_both_sides_are_asked_the_same_documents(tmp_path: Path, monkeypatch: py
 
     missing = parse_config(params(evaluate__forgetting=asked | {"tasks": ["wrods"]}), "params.yaml")
     examples = read_examples(paths.prepared / "test.jsonl")
-    with pytest.raises(ConfigError, match=r"evaluate.forgetting.tasks: no task wrods"):
+    with pytest.raises(ConfigError, match=r"evaluate.forgetting.tasks: unknown task wrods"):
         measure_forgetting(missing, open_sides(config, paths, "cpu", examples), Path())

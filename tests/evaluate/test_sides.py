@@ -217,5 +217,5 @@ def test_a_server_that_is_not_there_is_told(run: Any, server: dict[str, Any]) ->
 def test_forgetting_needs_models_of_this_process(run: Any, server: dict[str, Any]) -> None:
     """The harness asks for likelihoods, which a server does not tell."""
     asked = {"tasks": ["words"], "folder": None, "limit": None}
-    with pytest.raises(ConfigError, match=r"evaluate.forgetting: asks both sides for the likelihood"):
+    with pytest.raises(ConfigError, match=r"evaluate.forgetting: needs likelihoods of texts"):
         run(**{"evaluate.candidate": server, "evaluate.forgetting": asked})

@@ -313,7 +313,7 @@ def test_a_truncated_tensor_file_is_bad_data(tmp_path: Path) -> None:
     path = write_tensors(tmp_path / "one", {"a": A, "b": B}, DATA[:-1])
     with pytest.raises(DataError) as caught:
         sha256_tensors(path)
-    assert str(caught.value).startswith(f"{path}: not a whole safetensors file (")
+    assert str(caught.value).startswith(f"{path}: not a complete safetensors file (")
 
 
 # ---- The lock

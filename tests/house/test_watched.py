@@ -54,7 +54,7 @@ def test_what_dvc_never_watches_is_no_source(tmp_path: Path, config: Config, hid
     file = tmp_path / config.data.directory / "x" / hidden / "rows.jsonl"
     file.parent.mkdir(parents=True)
     file.write_text("{}\n", encoding="utf-8")
-    with pytest.raises(DataError, match="DVC watches nothing below a folder named"):
+    with pytest.raises(DataError, match="DVC does not track anything in a folder named"):
         source_path(config.data, Source(name="x", path=f"x/{hidden}/rows.jsonl"), tmp_path)
 
 

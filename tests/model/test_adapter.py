@@ -215,8 +215,8 @@ def test_rewriting_start_on_nf4_is_refused(settings: Callable[..., Config], init
     with pytest.raises(ConfigError) as caught:
         start(config)
     told = (
-        f"adapter.init_lora_weights: {init} rewrites the base's weights, which can't be quantized again without "
-        "becoming another base; use default or gaussian, or model.quantization: none"
+        f"adapter.init_lora_weights: {init} changes the base weights, and quantizing them again would "
+        "change the base; use default or gaussian, or model.quantization: none"
     )
     assert str(caught.value) == f"params.yaml: {told}"
     assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {told}"

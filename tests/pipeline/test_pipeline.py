@@ -73,7 +73,7 @@ def test_the_run_goes_to_another_clone(repository: Path, tmp_path: Path) -> None
     finetune(repository, "push")
     run(tmp_path, "git", "clone", "-q", str(repository), "B")
     there = tmp_path / "B"
-    assert "are in place, as their manifests say" in finetune(there, "pull")
+    assert "are in place and verified" in finetune(there, "pull")
     assert outputs(there) == outputs(repository)
     assert "Data and pipelines are up to date." in run(there, "dvc", "repro")
     for place in (repository, there):

@@ -165,7 +165,10 @@ def test_a_balanced_ledger_passes() -> None:
     ("break_it", "text"),
     [
         (lambda accounts, splits, written: setattr(accounts[0], "read", 6), "the ledger of rows.jsonl does not "),
-        (lambda accounts, splits, written: accounts[0].splits.update(train=1), "rows kept are not those in the splits"),
+        (
+            lambda accounts, splits, written: accounts[0].splits.update(train=1),
+            "kept rows and rows in the splits differ",
+        ),
         (lambda accounts, splits, written: splits.update(test=splits["train"]), "test: sources do not add up"),
         (
             lambda accounts, splits, written: splits["train"].by_agent.update(b=1),

@@ -352,8 +352,8 @@ def test_a_dataset_that_lies_here_is_not_of_the_hub(tmp_path: Path, hub: Hub, op
     with pytest.raises(DataError) as caught:
         open_hub()
     assert str(caught.value) == (
-        f"hub: org/rows is also a local {kind}, which would be read instead of the Hub; name it under path, inside "
-        "data.directory, so that DVC watches it, or move it away"
+        f"hub: org/rows is also a local {kind}, which would be read instead of the Hub; move it into "
+        "data.directory and use path, so that DVC tracks it, or move it away"
     )
     assert not hub.calls
 

@@ -63,8 +63,7 @@ def test_too_many_bad_rows_stop_all_the_same(prepare: Run) -> None:
     text = prepare.error(lines, on_bad_row="skip", max_bad_fraction=0.19)
     first = "RAW/0.jsonl:9: broken JSON: Expecting property name enclosed in double quotes at character 1"
     assert (
-        text
-        == f"RAW/0.jsonl: 2 of 10 rows are bad, which exceeds data.max_bad_fraction: 0.19; the first reason: {first}"
+        text == f"RAW/0.jsonl: 2 of 10 rows are bad, which exceeds data.max_bad_fraction: 0.19; the first one: {first}"
     )
 
 
@@ -131,16 +130,21 @@ def test_duplicates_are_kept_where_that_is_asked_for(prepare: Run) -> None:
 @pytest.mark.parametrize(
     ("lines", "split", "left", "dropped"),
     [
-        ([row("failed", success=False)], "train", "0 examples were left, 0 that", "1 not_successful"),
-        ([b"{", row("one"), row("one ")], "train", "1 examples were left, 1 that", "1 bad_row, 1 exact_duplicate"),
-        ([row("one"), row("two")], "validation", "2 examples were left, 2 that", "none"),
-        ([row("one"), row("one", "other")], "validation", "2 examples were left, 1 that", "none"),
+        ([row("failed", success=False)], "train", "0 examples remain, in 0 independent", "1 not_successful"),
+        (
+            [b"{", row("one"), row("one ")],
+            "train",
+            "1 examples remain, in 1 independent",
+            "1 bad_row, 1 exact_duplicate",
+        ),
+        ([row("one"), row("two")], "validation", "2 examples remain, in 2 independent", "none"),
+        ([row("one"), row("one", "other")], "validation", "2 examples remain, in 1 independent", "none"),
     ],
 )
 def test_an_empty_split_is_told(prepare: Run, lines: list[bytes], split: str, left: str, dropped: str) -> None:
     """A run without test examples can reach no verdict, so it must not start; the drops say which filter did it."""
     text = prepare.error(lines, on_bad_row="skip")
-    advice = f"may be apart (dropped: {dropped}); loosen the filters, add rows or change data.split"
+    advice = f"groups (dropped: {dropped}); loosen the filters, add rows or change data.split"
     assert text == f"params.yaml: data: the {split} split is empty: {left} {advice}"
 
 

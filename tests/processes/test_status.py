@@ -20,8 +20,8 @@ TOLD |= {"tokens_per_second": None, "memory_bytes": None, "seconds_left": 59.0, 
 def test_news_that_are_old_are_called_old() -> None:
     """A run that hangs looks like one that runs, but for the age of its last word."""
     fresh, old = describe_progress(TOLD, 1000 + SILENT), describe_progress(TOLD, 1001 + SILENT)
-    assert fresh == ["step 40 of 450 (9%), validation loss 2.0000, about 59 s left", "told 3 min ago"]
-    assert old[1].startswith("told 3 min ago: it evaluates, saves, or is stuck;")
+    assert fresh == ["step 40 of 450 (9%), validation loss 2.0000, about 59 s left", "updated 3 min ago"]
+    assert old[1].startswith("updated 3 min ago: it is evaluating, saving, or stuck;")
 
 
 def test_a_file_of_an_earlier_run_is_not_believed(folder: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_verdict_that_is_newer_than_the_training_is_the_end(tmp_path: Path) ->
     (tmp_path / "work/status.json").write_text(json.dumps(TOLD | {"ended": "finished"}), encoding="utf-8")
     assert how_it_ended(Paths(tmp_path)) == ["the verdict is iterate: Too little evidence."]
     os.utime(decision, (900, 900))
-    assert how_it_ended(Paths(tmp_path))[0].startswith("train finished with step 40")
+    assert how_it_ended(Paths(tmp_path))[0].startswith("train finished at step 40")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"step": "x"}', "null"])

@@ -120,7 +120,7 @@ def test_a_row_of_another_version_is_refused(read: Callable[[Path], list[Any]], 
     path.write_text('{"id": "one", "messages": []}\n', encoding="utf-8")
     with pytest.raises(DataError) as caught:
         read(path)
-    assert str(caught.value).startswith(f"{path}:1: not of this version's form (")
+    assert str(caught.value).startswith(f"{path}:1: not in the format of this version (")
     assert str(caught.value).endswith("; run the stage that writes it again")
 
 

@@ -122,7 +122,7 @@ def test_unfinished_runs_are_reported_and_published_runs_removed(
     two.finish()
     clear_others(tmp_path, "two")
     assert (tmp_path / "two" / FINISHED).exists()
-    assert "holds 0.00 GB of 1 unfinished runs with other params" in capsys.readouterr().out
+    assert "contains 0.00 GB from 1 unfinished runs with other params" in capsys.readouterr().out
     clear_others(tmp_path, "one")
     assert not (tmp_path / "two").exists()
     assert capsys.readouterr().out == ""

@@ -71,5 +71,5 @@ def test_spikes_and_a_lack_of_learning_are_described() -> None:
     calm = [(step, 2.0) for step in range(30)]
     assert describe_health(calm, 2.0, 1.0) == []
     assert describe_health(calm, None, 1.0) == []
-    assert "nothing was learnt: the validation loss is 1.9990, and was 2.0000" in describe_health(calm, 2.0, 1.999)[0]
+    assert "no progress: the validation loss is 1.9990, compared with 2.0000" in describe_health(calm, 2.0, 1.999)[0]
     assert "jumped 1 times, most at step 30 (4.000, 2.000 before)" in describe_health([*calm, (30, 4.0)], 2.0, 1.0)[0]

@@ -46,7 +46,7 @@ def test_a_signal_saves_at_the_end_of_the_step(workshop: Workshop, name: str) ->
     running.send_signal(signal.Signals[name])
     assert running.wait(PATIENCE) == STOPPED
     step, output = newest_step(folder), (folder / "train.log").read_text(encoding="utf-8")
-    assert f"{name}: the run is saved at the end of this step and stops" in output
+    assert f"{name}: saving at the end of this step, then stopping" in output
     assert f"train was stopped by {name} and saved at step {step} of 80; run the same command again to resume" in output
     assert 4 <= step < 80
     assert read_json(folder / "work/status.json")["ended"] == "interrupted"
@@ -137,7 +137,7 @@ def test_a_broken_checkpoint_is_skipped(workshop: Workshop) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     assert_resumes(workshop, folder, "dropout")
     output = workshop.start.output(folder)
-    assert "checkpoint-9 is not a usable checkpoint and was set aside as bad-checkpoint-9" in output
+    assert "checkpoint-9 is not a usable checkpoint and was renamed to bad-checkpoint-9" in output
     assert read_json(folder / "reports/train_cost.json")["resumed_from_step"] == 6
 
 

@@ -151,16 +151,16 @@ def conclude(tier: str, until: int | None, losses: list[float], report: TrainRep
     """Print the conclusion. Raise DataError if bits differ that should not. `other` names differences in rounding."""
     what = "the whole run" if until is None else f"the first {until} steps"
     if same:
-        say(f"{what} is identical bit for bit (tier {tier})")
+        say(f"{what}: identical bit for bit (tier {tier})")
         return
     spread = [*losses, report.validation_loss] if losses else []
     told = f"; validation losses range from {min(spread):.6f} to {max(spread):.6f}" if spread else ""
     if tier == "statistical":
-        say(f"{what} differs, as the tier {tier} allows{told}")
+        say(f"{what}: different, as the tier {tier} allows{told}")
         return
     why = f"the likely cause: {other}" if other else "was the run made on another machine?"
     raise DataError(
         "out/adapter",
-        f"{what} differs, although its tier is {tier}{told}",
+        f"{what}: different, although its tier is {tier}{told}",
         f"{why} (other GPUs, CPU instructions or thread counts round differently)",
     )

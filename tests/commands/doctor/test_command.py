@@ -54,7 +54,7 @@ def test_the_text_report_ends_with_next_steps(machine: Machine) -> None:
     machine.predict()
     lines = machine.lines("tiny")
     assert lines[-2].endswith("can probably run here; its memory is unknown (no config.json)")
-    assert lines[-1].startswith("no recipe is known to fit here")
+    assert lines[-1].startswith("no recipe is known to fit this machine")
 
 
 def test_a_missing_base_is_reported_without_failing(machine: Machine) -> None:

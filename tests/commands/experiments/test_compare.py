@@ -83,7 +83,7 @@ def test_clusters_are_resampled_as_units() -> None:
     wide = compare_answers(EXACT, (grouped[0], "candidate"), (grouped[1], "candidate"), 0.95, 0)
     assert wide.crossed is not None and wide.crossed.p is None
     assert wide.clusters == 30
-    assert wide.interval.method.startswith("Tango score of clusters")
+    assert wide.interval.method.startswith("Tango score, effective sample size")
     assert wide.interval.upper - wide.interval.lower > 1.5 * (single.interval.upper - single.interval.lower)
 
 

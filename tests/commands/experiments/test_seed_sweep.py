@@ -102,7 +102,7 @@ def test_the_deviation_has_its_own_interval() -> None:
             "the gain (+0.0300) is within the variation between seeds (0.0400 between 3",
         ),
         ([0.50, 0.54, 0.52], 0.47, True, None),
-        ([0.50, 0.54, 0.52], 0.51, True, "1 of 3 seeds gain nothing; the mean gain is +0.0100"),
+        ([0.50, 0.54, 0.52], 0.51, True, "1 of 3 seeds show no gain; the mean gain is +0.0100"),
         ([0.50, 0.54, 0.52], 0.60, True, "no gain in the mean of 3 seeds (-0.0800)"),
         ([0.50, 0.54, 0.52], 0.60, False, None),
         (
@@ -212,8 +212,8 @@ def test_results_of_several_test_sets_or_codes_are_reported() -> None:
     """The spread then includes more than the effect of the seed."""
     results = {"1": {"test_sha256": "s", "made_of_sha256": "x"}, "2": {"test_sha256": "t", "made_of_sha256": "y"}}
     told = list(warnings_of(results))
-    assert told[0].startswith("the seeds were run on different data or code")
-    assert told[1].startswith("2 test sets: the spread holds their luck too")
+    assert told[0].startswith("the seeds were run with different data or code")
+    assert told[1].startswith("2 test sets: the spread includes differences between test sets")
 
 
 # ---------------------------------------------------------------------------------- through DVC

@@ -161,7 +161,7 @@ def test_rows_are_prepared_again_after_a_change(
         prepare_rows(config, Path())
     assert read_json(paths.reports / "prepare.json") == first
     prepare_rows(config, Path())
-    assert "it is made anew, as dvc repro prepare does" in capsys.readouterr().out
+    assert "it is rebuilt, as dvc repro prepare would" in capsys.readouterr().out
     assert read_json(paths.reports / "prepare.json")["sources"]["cpython"]["read"] == 3756 - 9
     other = change(**{"data.max_bad_fraction": 0.5})
     assert find_stale_rows(other, Path()) == "with different settings in the section data"
@@ -254,4 +254,4 @@ def test_a_recipe_that_loses_its_answers_fails_the_rehearsal(tree: Path, capsys:
     assert main(["rehearse", "tiny"]) == 2
     told = capsys.readouterr().err
     assert "did not hold" in told
-    assert "is trained on for the answer" in told
+    assert "but the answer is" in told

@@ -137,7 +137,7 @@ def test_unsafe_names_in_the_manifest_are_refused(tmp_path: Path, name: str) -> 
     """Paths outside and names that some disks cannot store are refused: the receiver may unpack with plain tar."""
     text = json.dumps({"files": {name: ENTRY}}).encode()
     told = refused(hostile(lambda tar: None, tmp_path, text))
-    assert "which could lead out of its folder or can't be stored everywhere; do not use it" in told
+    assert "which could escape its folder or is not a portable name; do not use it" in told
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ CHANGES = [
     # members that do not belong together
     (swap("reports/decision.json", b'"deploy"', b'"abort"'), "manifest.json: its verdict is not the one in the bundle"),
     (swap("out/model_card.md", b"adapter ", b"adapter 0"), "out/model_card.md: differs from dvc.lock"),
-    (swap("reports/train.json", b'sha256": "', b'sha256": "0'), "reports/train.json: names another adapter"),
+    (swap("reports/train.json", b'sha256": "', b'sha256": "0'), "reports/train.json: names a different adapter"),
     (swap("reports/summary.md", b"adapter", b"bdapter"), "reports/summary.md: differs from dvc.lock"),
     (swap("out/adapter/adapter_config.json", b"tiny", b"huge"), "adapter_config.json: is not the file that was publ"),
     (swap("params.yaml", b"seed: 42 ", b"seed: 43 "), "params.yaml: data differs from dvc.lock"),
@@ -259,8 +259,8 @@ CHANGES = [
     (put("dvc.lock", b"? " * 60), "dvc.lock: line 1: is nested too deeply"),
     (put("params.yaml", b"a: [" + b"x," * 26_000 + b"]"), "params.yaml: line 1: has more than 25000 parts"),
     (put("params.yaml", b"#" * (600 << 10)), "params.yaml: is larger than 524288 bytes"),
-    (put("params.yaml", b"%YAML 1.1\n---\na: " + b"1:" * 99_999 + b"1"), "asks for another YAML than 1.2"),
-    (put("params.yaml", b'"\\UFFFFFFFF"'), "params.yaml: is not YAML that can be read"),
+    (put("params.yaml", b"%YAML 1.1\n---\na: " + b"1:" * 99_999 + b"1"), "requires a YAML version other than 1.2"),
+    (put("params.yaml", b'"\\UFFFFFFFF"'), "params.yaml: is not readable YAML"),
     (put("params.yaml", b"\xff"), "params.yaml: is not UTF-8"),
     (put("out/adapter/manifest.json", DEEP.encode()), "manifest.json: broken JSON (nested too deeply)"),
     (put("reports/prepare.json", DEEP.encode()), "prepare.json: broken JSON (nested too deeply)"),
@@ -270,9 +270,9 @@ CHANGES = [
         "a file in it is nested too deeply",
     ),
     # files of the reader, which would be hashed, or a device that is read without end
-    (name_outside("/dev/zero"), "out/adapter: names a member '/dev/zero', which could lead out"),
-    (name_outside("../../../../mine"), "out/adapter: names a member '../../../../mine', which could lead out"),
-    (name_outside("a/../../mine"), "out/adapter: names a member 'a/../../mine', which could lead out"),
+    (name_outside("/dev/zero"), "out/adapter: contains a member '/dev/zero', which could escape"),
+    (name_outside("../../../../mine"), "out/adapter: contains a member '../../../../mine', which could escape"),
+    (name_outside("a/../../mine"), "out/adapter: contains a member 'a/../../mine', which could escape"),
 ]
 
 
@@ -287,5 +287,7 @@ def test_contents_of_different_runs_are_refused(
 def test_anchors_are_refused_when_bundling(copy: Path) -> None:
     """Anchors are reported before packing: the receiver would refuse them."""
     rewrite(copy / "params.yaml", "confidence: 0.95", "confidence: &c 0.95")
-    with pytest.raises(DataError, match=rf"^params\.yaml: line \d+: {ANCHOR}; where the run is, write the value out"):
+    with pytest.raises(
+        DataError, match=rf"^params\.yaml: line \d+: {ANCHOR}; on the machine that has the run, write the value out"
+    ):
         bundle.run(copy, None, None)

@@ -85,11 +85,11 @@ def damage(path: Path) -> None:
 def test_a_run_is_pushed_and_pulled_into_another_clone(place: Path) -> None:
     """After push, clone and pull, the bytes are the same, the manifests agree, and no stage needs to run."""
     told = finetune(place / "A", "push")
-    assert "push: done; the remote store has the run" in told
-    assert "there: git pull, then ./finetune pull" in told
+    assert "push: done; the run is on the remote store" in told
+    assert "on the other machine: git pull, then ./finetune pull" in told
     there = clone(place)
     told = finetune(there, "pull")
-    assert "are in place, as their manifests say" in told
+    assert "are in place and verified" in told
     assert outputs(there) == outputs(place / "A")
     before = {path: (there / path).stat().st_mtime_ns for path in outputs(there)}
     assert "Data and pipelines are up to date." in run(there, "dvc", "repro")
@@ -125,7 +125,7 @@ def test_push_reports_missing_prerequisites(place: Path) -> None:
     root = place / "A"
     run(root, "dvc", "remote", "remove", "-q", "store")
     told = finetune(root, "push", code=2)
-    assert "error: no DVC remote is set up; dvc remote add -d store URL names one" in told
+    assert "error: no DVC remote is set up; add one with dvc remote add -d store URL" in told
     assert "no DVC remote is set up" in finetune(root, "pull", code=2)
     run(root, "git", "checkout", "-q", ".dvc/config")
 
@@ -221,9 +221,9 @@ NOT_FETCHED = "could not be fetched from the remote store"
     [
         (
             damage_weights,
-            [f"error: {WEIGHTS}: damaged in the remote store ({{where}} there); nothing was put in place"],
+            [f"error: {WEIGHTS}: damaged in the remote store ({{where}} there); no file was replaced"],
         ),
-        (damage_lists, [".dir is corrupted", NOT_FETCHED, "what DVC calls corrupted, delete there first"]),
+        (damage_lists, [".dir is corrupted", NOT_FETCHED, "first delete there what DVC calls corrupted"]),
         (lose_weights, ["{where}", f"error: pull: out/adapter {NOT_FETCHED}", "push on the machine that has the run"]),
     ],
 )
@@ -280,7 +280,7 @@ def test_local_changes_are_never_overwritten(place: Path) -> None:
     assert "reports/summary.md" in told
     assert "out/adapter/mine.txt" in told
     assert "--force" not in told
-    assert "were changed here and are kept nowhere else, so they were left as they are" in told
+    assert "were changed here and exist nowhere else, so they were not overwritten" in told
     assert (there / "reports/summary.md").read_text(encoding="utf-8") == "my notes"
     assert (there / "out/adapter/mine.txt").read_text(encoding="utf-8") == "mine"
 

@@ -35,7 +35,7 @@ def test_a_verdict_short_of_deploy_says_what_stands_in_its_way(undecided: MadeUp
     """Not the criterion that passed best, but the one that did not."""
     text = ": ".join(headline(undecided.verdict, undecided.outcomes, undecided.run))
     assert text.startswith("Iterate: the fine-tuned model answers 59.0% of 249 held-out examples")
-    assert "(between 48.2% and 69.0% with 99% confidence, 55% was asked)" in text
+    assert "(between 48.2% and 69.0% with 99% confidence; required: 55%)" in text
     assert text.endswith("3 of 6 criteria pass.")
 
 
@@ -44,9 +44,9 @@ def test_a_verdict_short_of_deploy_says_what_stands_in_its_way(undecided: MadeUp
     [
         (1, "points more (at least"),
         (2, "reaches exceptions.macro_f1 0."),
-        (3, "answers in 0.047 s on average (at most 0.055 s with 99% confidence, 1 s was asked)"),
+        (3, "answers in 0.047 s on average (at most 0.055 s with 99% confidence; required: 1 s)"),
         (4, "answers in 55.8% less time than the base model (at least 49.0%"),
-        (5, "needs 0.56 GB of memory at its peak (2 GB was asked)"),
+        (5, "peaks at 0.56 GB of memory (required: 2 GB)"),
     ],
 )
 def test_every_kind_of_criterion_can_be_told(run: MadeUp, at: int, told: str) -> None:
@@ -67,7 +67,7 @@ def test_what_has_no_interval_is_told_and_drawn_without(run: MadeUp) -> None:
     run.verdict = replace(run.verdict, name="iterate")
     html = run.html()
     assert html.count('class="interval"') == 1 + 1 and "open to 0.055 s" in html and "estimate 2, no interval" in html
-    assert "+51.2 points (more than 0 points was asked); 1 of 4 criteria pass." in html
+    assert "+51.2 points (required: more than 0 points); 1 of 4 criteria pass." in html
 
 
 def test_harm_is_said_first(run: MadeUp) -> None:
@@ -88,13 +88,13 @@ def test_spent_looks_stand_in_the_sentence(run: MadeUp) -> None:
 def test_provisos_name_all_that_weakens_the_verdict(undecided: MadeUp, change: Change) -> None:
     """Recorded baseline, sampling, clusters, failures, accepted findings, scorers, warnings of the training."""
     told = "\n".join(provisos(undecided.run))
-    for part in ("recorded elsewhere", "Look 2 of 5", "sampled", "cluster", "failed", "cut off", "accepted by hand"):
+    for part in ("recorded earlier", "Look 2 of 5", "sampled", "cluster", "failed", "cut off", "accepted by hand"):
         assert part in told, part
     assert "could not be scored" in told and "Training:" in told and "agreed with itself in only 50.0%" in told
     undecided.reports["decide"] = change(**{"decide.policy": "point"}).decide
     undecided.reports["look"] = 9
     told = "\n".join(provisos(undecided.run))
-    assert "“point”" in told and "look 9 at a test set for which 5 were declared" in told
+    assert "“point”" in told and "look 9 at a test set with 5 declared looks" in told
 
 
 def test_a_served_candidate_is_not_taken_for_the_adapter(run: MadeUp) -> None:
@@ -107,7 +107,7 @@ def test_a_served_candidate_is_not_taken_for_the_adapter(run: MadeUp) -> None:
         assert warning in text and "deploy this adapter" not in text and "gpu-7" not in text
         assert "he served model qwen2 answers" in text
     card = load_card(run.card())
-    assert "```" not in card.text and "Nobody checked that it serves this adapter" in card.text
+    assert "```" not in card.text and "Whether it serves this adapter was not checked" in card.text
     assert card.data.eval_results is None
     alone = ": ".join(headline(run.verdict, [], run.run))
     assert alone == "Deploy: all 6 outcomes pass: deploy what the server serves."
@@ -120,6 +120,6 @@ def test_prompts_without_a_time_are_counted(run: MadeUp) -> None:
     run.reports["timings"] = [replace(row, baseline_seconds=None) for row in run.reports["timings"]]
     html = Page(run.html())
     assert html.text.count("4 of 64 sampled prompts could not be timed") == 2
-    assert "Of the 60 timed prompts the candidate answered 98.3%" in html.text
+    assert "On 98.3% of the 60 timed prompts, the candidate gave the same answer" in html.text
     for text in (run.summary(), run.card()):
         assert "4 of 64 sampled prompts could not be timed" in text

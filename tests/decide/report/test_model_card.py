@@ -71,7 +71,7 @@ def test_the_card_tells_of_decoding_what_is_known(run: MadeUp) -> None:
     evaluation = run.reports["evaluation"]
     assert "Decoding: greedy, at most 16 new tokens, the same for both sides." in run.card()
     evaluation["baseline_generation"] = {**evaluation["generation"], "max_new_tokens": 32}
-    assert "the baseline's was another (max new tokens: 32)" in run.card()
+    assert "the baseline used different settings (max new tokens: 32)" in run.card()
     evaluation["baseline_generation"] = None
     text = run.card()
     assert "the baseline's settings are not known" in text and "the same for both" not in text
@@ -93,7 +93,7 @@ def test_figures_without_an_interval_say_where_it_is(run: MadeUp) -> None:
     starts = ("| loss", "| closeness", "| exceptions.macro")
     rows = [line for line in run.card().splitlines() if line.startswith(starts)]
     assert len(rows) == 7 and all(row.endswith("| \u2014 |") for row in rows)
-    assert "intervals of these are in the criteria" in run.card()
+    assert "no interval here; the criteria have one" in run.card()
 
 
 def test_what_is_told_of_changes_fits_the_verdict(run: MadeUp) -> None:

@@ -44,9 +44,9 @@ def test_a_bad_record_costs_no_more_than_itself(tmp_path: Path) -> None:
         (b'a,b\n1,2\n1,"2\n3,4\n', ":3: a quote opened in this record is never closed; close it"),
         (b'a,b\n1,"2\n3,"4\n', ":2: is broken, at line 3 (',' expected after '\"'); quote its fields and double"),
         (b"a\r1\r2\r", ":1: is broken, at line 1 (new-line character seen in unquoted field); quote its fields"),
-        (b'a,b\n1,"' + b"2\n" * 6_000, ":2: the record that starts here is larger than data.max_row_size: 0.01 MB, or"),
-        (b"a,b\n1,2\n1," + b"2" * 10_000, ":3: the record that starts here is larger than data.max_row_size: 0.01 MB"),
-        (b"a,b\n" + b'"1\n",' * 3_000, ":2: the record that starts here is larger than data.max_row_size: 0.01 MB"),
+        (b'a,b\n1,"' + b"2\n" * 6_000, ":2: the record starting here is larger than data.max_row_size: 0.01 MB, or"),
+        (b"a,b\n1,2\n1," + b"2" * 10_000, ":3: the record starting here is larger than data.max_row_size: 0.01 MB"),
+        (b"a,b\n" + b'"1\n",' * 3_000, ":2: the record starting here is larger than data.max_row_size: 0.01 MB"),
     ],
 )
 def test_a_broken_table_names_the_line(tmp_path: Path, content: bytes, why: str) -> None:

@@ -20,7 +20,7 @@ def test_an_adapter_that_cannot_start_on_this_base_is_told(change: Change) -> No
     found = check_adapter(change(**{"model.quantization": "nf4", "adapter.init_lora_weights": "pissa"}), None)
     (finding,) = [finding for finding in found if finding.code == "adapter-impossible"]
     assert finding.place == "params.yaml: adapter.init_lora_weights"
-    assert finding.message.startswith("pissa rewrites the base's weights")
+    assert finding.message.startswith("pissa changes the base weights")
     assert finding.remedy == "use default or gaussian, or model.quantization: none"
     assert "adapter-impossible" not in codes(check_adapter(change(), None))
 

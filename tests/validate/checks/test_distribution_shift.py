@@ -70,7 +70,7 @@ def test_other_lengths_are_a_warning(written: Write) -> None:
     (finding,) = check_shift({"train": train, "validation": [], "test": written("test", ENGLISH, 40, length=16)})
     assert (finding.code, finding.severity) == ("length-shift", "warning")
     assert finding.message.startswith("test rows have 1")
-    assert finding.message.endswith("the distributions are 100% apart (Kolmogorov-Smirnov)")
+    assert finding.message.endswith("the Kolmogorov-Smirnov distance is 100%")
     assert finding.remedy == "split both from the same rows (data.split), or add train rows of these lengths"
 
 

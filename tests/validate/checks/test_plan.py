@@ -38,12 +38,12 @@ def test_a_peak_beyond_the_memory_is_an_error_and_near_it_a_warning(config: Conf
     assert check_fit(outlook_of(config, 90 * GB, None)) == []
     (tight,) = check_fit(outlook_of(config, 100 * GB, 100 * GB))
     assert told(tight, "memory-tight") == (
-        "params.yaml: train: a peak of 100.0 GB is predicted, 100.0 GB are there; "
+        "params.yaml: train: predicted peak 100.0 GB, available 100.0 GB; "
         "use per_device_train_batch_size 2 or max_length 128"
     )
     (short,) = check_fit(outlook_of(config, 101 * GB, 100 * GB, fits=(0, 0)))
     assert (short.code, short.severity) == ("memory-short", "error")
-    assert short.remedy.startswith("use a smaller micro-batch (with more accumulation) or max_length, or nf4")
+    assert short.remedy.startswith("use a smaller micro-batch (with more accumulation), a smaller max_length or nf4")
 
 
 @pytest.mark.parametrize(("fits", "fix"), [((2, 0), "batch_size 2"), ((0, 64), "max_length 64")])

@@ -165,10 +165,11 @@ def test_all_that_is_wrong_is_told_at_once(tree: Path, example: MakeExample, mon
     lines = str(caught.value).splitlines()
     starts = [
         "a.pattern: missing ): (a",
-        "b: the pattern is not found in the reference",
+        "b: the pattern does not match the reference",
         "c: the reference contains no number, in any of 2 test examples; fix it, or name other agents in `of`",
         "d.schema_file: scorers/bad.json is not a JSON schema: $.type: 'foo'",
-        "e.schema_file: scorers/remote.json refers to 'https://example.com/schema', which is not in it; nothing is f",
+        "e.schema_file: scorers/remote.json refers to 'https://example.com/schema', which it does not "
+        "contain; references are not d",
         "f.schema_file: scorers/no.json is not JSON",
         "g.schema_file: scorers/missing.json can't be read (No such file or directory)",
         "h.schema_file: ../pyproject.toml is not in scorers/; put the file there",
@@ -177,9 +178,9 @@ def test_all_that_is_wrong_is_told_at_once(tree: Path, example: MakeExample, mon
         "k.function: scorers.broken can't be imported (SyntaxError",
         "l.function: scorers.leaves can't be imported (SystemExit: 3)",
         "m.function: scorers.missing can't be imported (ModuleNotFoundError",
-        "n: has 1 classes, where 2 to 1,000 are a classification; list the labels, or list in `of` the "
+        "n: has 1 classes; a classification needs 2 to 1,000; list the labels, or list in `of` the "
         "agents that classify",
-        "o.labels: lacks 'ValueError', which is the reference of a test example",
+        "o.labels: lacks 'ValueError', the reference of a test example",
         "p.api_key_variable: the environment variable NO_SUCH_KEY is not set",
     ]
     for line, start in zip(lines, starts, strict=True):

@@ -177,7 +177,8 @@ def test_a_row_whose_mask_is_not_its_answer_is_told(
     (finding,) = check_split(config, "train", split)
     assert finding.code == "mask-wrong"
     assert finding.message == (
-        "1 examples of train, the first of rows, line 4: 'TypeError<|im_end|>' is trained on for the answer 'typeerror'"
+        "1 examples of train, the first of rows, line 4: the supervised text is 'TypeError<|im_end|>', but "
+        "the answer is 'typeerror'"
     )
 
 

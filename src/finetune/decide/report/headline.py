@@ -87,7 +87,7 @@ def achieves(item: Reading, figure: str) -> str:
 
 
 def evidence(item: Reading, confidence: float, policy: str) -> str:
-    """How sure, and what was asked: `at least 59.5% with 99% confidence, 55% was asked`."""
+    """How sure, and what was asked: `at least 59.5% with 99% confidence; required: 55%`."""
     outcome, asked = item.outcome, f"required: {item.limit}"
     if policy == "point":
         return f"an estimate without proof; {asked}"
