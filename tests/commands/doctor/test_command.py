@@ -72,7 +72,7 @@ def test_each_line_has_the_same_columns_and_problems_a_remedy(machine: Machine) 
     (machine.programs / "git").unlink()
     machine.add(hub={"model": HUB, "environment": "cuda"})
     report = machine.report("hub")
-    assert {tuple(check) for check in report["checks"]} == {("check", "result", "status", "fix")}
+    assert {tuple(check) for check in report["checks"]} == {("what", "found", "status", "remedy")}
     assert len(report["by"]) == len(report["checks"]) > 15
     for check in report["checks"]:
         assert bool(check["remedy"]) == (check["status"] != "ok"), check
