@@ -1,1 +1,1 @@
-"""decide: the gate over the evidence, and the verdict."""
+"""decide: judge the evidence by the gate's criteria and reach the verdict."""

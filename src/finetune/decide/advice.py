@@ -1,4 +1,4 @@
-"""What to do next, the most telling first, and what would change the verdict: from outcomes, curves and costs."""
+"""Next steps, the most important first, and what would change the verdict, from outcomes, curves and costs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ from finetune.score.metrics import UnmeasuredError, counted, scores_of
 from finetune.statistics.decision import Gate
 from finetune.statistics.proportions import clopper_pearson, examples_needed, tango
 
-LARGEST_SEARCH = 100_000  # test examples beyond which "more test examples" is no advice
-ROSE = 1.02  # times the best validation loss: the last one is then more than noise above it
-STAYED_HIGH = 0.8  # of the training loss at the start: an adapter that learns takes more than a fifth off it
-TENTH = 0.1  # of the run's logged losses, at either end
+LARGEST_SEARCH = 100_000  # test examples beyond which "more test examples" is not useful advice
+ROSE = 1.02  # times the best validation loss: a final loss above that has risen by more than noise
+STAYED_HIGH = 0.8  # of the initial training loss: an adapter that learns reduces it by more than a fifth
+TENTH = 0.1  # of the run's logged losses, at the start and at the end
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 
 
@@ -34,7 +34,7 @@ def suggest(
     reports: RunReports,
     curves: Curves,
 ) -> tuple[Suggestion, ...]:
-    """What to do next where the verdict is not deploy."""
+    """Suggest next steps if the verdict is not deploy."""
     found = []
     if look > config.looks:
         found.append(Suggestion("fresh-test-set", "collect a fresh test set: this one has been evaluated on too often"))
@@ -50,7 +50,7 @@ def suggest(
 
 
 def advise_training(trained: TrainReport, curves: Curves) -> list[Suggestion]:
-    """What the curves say about epochs, learning rate and rank."""
+    """Interpret the curves with regard to epochs, learning rate and rank."""
     found = []
     best, last = trained.validation_loss, trained.last_validation_loss
     if trained.kept_step == trained.steps:
@@ -68,7 +68,7 @@ def advise_training(trained: TrainReport, curves: Curves) -> list[Suggestion]:
 
 
 def more_data(missed: Sequence[Outcome], evidence: Evidence) -> Suggestion:
-    """Of which group to add training examples: the one that misses a target most often of all its answers."""
+    """Name the group that needs more training examples: the one whose answers most often miss a target."""
     agents = sorted({item.agent for item in evidence.predictions})
     right = {agent: share_right(missed[0].metric, agent, evidence) for agent in agents}
     known = {agent: share for agent, share in right.items() if share is not None}
@@ -77,7 +77,7 @@ def more_data(missed: Sequence[Outcome], evidence: Evidence) -> Suggestion:
 
 
 def share_right(name: str | None, agent: str, evidence: Evidence) -> float | None:
-    """The mean score of an agent's answers in a metric that is a mean; None where there is none."""
+    """Return the mean score of an agent's answers in a metric that is a mean, or None."""
     metric = evidence.metrics.get(name or "")
     if metric is None or metric.kind not in ("binary", "mean"):
         metric = next((item for item in evidence.metrics.values() if item.kind in ("binary", "mean")), None)
@@ -89,7 +89,7 @@ def share_right(name: str | None, agent: str, evidence: Evidence) -> float | Non
 
 
 def advise_cost(outcomes: Sequence[Outcome], cost: CostReport) -> list[Suggestion]:
-    """What makes answers faster or smaller, by what was measured."""
+    """Suggest how to make answers faster or smaller, based on the measurements."""
     found = []
     slow = [item for item in outcomes if item.about == "latency" and item.status in ("fail", "inconclusive")]
     if slow:
@@ -104,7 +104,7 @@ def advise_cost(outcomes: Sequence[Outcome], cost: CostReport) -> list[Suggestio
 
 
 def advise_latency(slow: Sequence[Outcome], latency: LatencyReport) -> Suggestion:
-    """Shorter answers where their length explains the time, more prompts where too few were timed."""
+    """Suggest shorter answers if their length explains the time, and more prompts if too few were timed."""
     if all(item.status == "inconclusive" for item in slow):
         return Suggestion("more-latency-prompts", "time more prompts (evaluate.latency.prompts), on an idle machine")
     same, candidate = latency.same_length, latency.candidate
@@ -116,16 +116,16 @@ def advise_latency(slow: Sequence[Outcome], latency: LatencyReport) -> Suggestio
 
 
 def examples_wanted(config: DecideConfig, outcomes: Sequence[Outcome], evidence: Evidence, gate: Gate) -> list[str]:
-    """For each criterion that too few examples leave open, how many would decide it: exactly where that is known."""
+    """Return how many examples would decide each criterion left open, exactly if that can be computed."""
     exact = {item.describe(): text for item in config.criteria if (text := more_examples(item, evidence, gate))}
     rough = {item.criterion: text for item in outcomes if (text := about_so_many(item, evidence, gate))}
     return [{**rough, **exact}[name] for name in dict.fromkeys([*exact, *rough])]
 
 
 def about_so_many(item: Outcome, evidence: Evidence, gate: Gate) -> str | None:
-    """About how many examples would show what an inconclusive outcome's estimate says.
+    """Estimate how many examples would confirm the estimate of an inconclusive outcome.
 
-    A bound comes nearer to its estimate with the square root of the number of examples; so it does for clusters.
+    The distance between bound and estimate shrinks with the square root of the number of examples (or clusters).
     """
     if item.status != "inconclusive" or item.metric is None or item.group is None or gate.policy == "point":
         return None
@@ -144,7 +144,7 @@ def about_so_many(item: Outcome, evidence: Evidence, gate: Gate) -> str | None:
 
 
 def more_examples(criterion: object, evidence: Evidence, gate: Gate) -> str | None:
-    """How many test examples would show what the estimates already say, were the rates to stay as they are."""
+    """Compute how many test examples would confirm the current estimates if the rates stayed the same."""
     if not isinstance(criterion, AtLeast | NotWorseThanBaseline) or gate.policy == "point":
         return None
     metric = evidence.metrics[criterion.metric]
@@ -176,7 +176,7 @@ def _more_for_threshold(criterion: AtLeast, scores: Sequence[float], gate: Gate)
                 "test examples "
                 f"with at most {failures:,} failures would prove it"
             )
-        needed = max(wanted, math.ceil(1.01 * needed))  # found to a hundredth
+        needed = max(wanted, math.ceil(1.01 * needed))  # determined to within 1%
     return None
 
 
@@ -200,8 +200,10 @@ def _more_for_margin(
 
 
 def what_would_change(config: DecideConfig, outcomes: Sequence[Outcome], evidence: Evidence, gate: Gate) -> list[str]:
-    """Of each criterion on right answers, how far it is from another status: in answers, which people can count; and
-    how many examples would decide what is open."""
+    """State for each criterion on right answers the distance to another status, in answers.
+
+    Also state how many examples would decide a criterion that is open.
+    """
     found = []
     for criterion in config.criteria:
         if isinstance(criterion, AtLeast) and evidence.metrics[criterion.metric].kind == "binary":
@@ -211,7 +213,7 @@ def what_would_change(config: DecideConfig, outcomes: Sequence[Outcome], evidenc
 
 
 def _distance(criterion: QualityCriterion, metric: Metric, evidence: Evidence, gate: Gate) -> str | None:
-    """How many right answers fewer or more would change the status of a threshold."""
+    """Return how many right answers fewer or more would change the status of a threshold."""
     assert isinstance(criterion, AtLeast)
     members = counted(metric, evidence.predictions, criterion.group)
     if not members or repeated(members) or gate.policy == "point":

@@ -1,8 +1,8 @@
-"""One criterion of the gate against the evidence: pass, fail, inconclusive or unmeasured.
+"""Judge one criterion of the gate on the evidence: pass, fail, inconclusive or unmeasured.
 
-Under the policy `interval` the burden of proof lies on the candidate: it passes when the whole interval is on the good
-side of the target, fails when the whole interval is on the bad side, and is inconclusive in between. Under `point` the
-estimate alone is compared, which proves nothing.
+Under the policy `interval` the burden of proof is on the candidate: it passes if the entire interval is on the good
+side of the target, fails if the entire interval is on the bad side, and is inconclusive otherwise. Under `point` only
+the estimate is compared, which proves nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,19 @@ from finetune.statistics.interval import Interval
 from finetune.statistics.proportions import examples_needed_quantile, quantile_upper
 from finetune.statistics.skewed_means import relative_improvement, skewed_mean_interval
 
-ENOUGH_PEAKS = 3  # fresh processes, the largest of which is taken
+ENOUGH_PEAKS = 3  # fresh processes, of which the largest peak is used
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the gate judges; `recorded` names a baseline that was not measured in this session.
+    """The evidence that the gate judges; `recorded` names a baseline that was not measured in the same session.
 
-    `unanswered` counts the prompts of the latency pass to which the candidate gave no answer: the slowest of all.
+    `unanswered` counts latency prompts that the candidate did not answer; they rank as the slowest.
     """
 
     predictions: Sequence[Prediction]
     latency: Sequence[Timing]
-    memory_bytes: Sequence[int]  # one peak a fresh process
+    memory_bytes: Sequence[int]  # one peak per fresh process
     metrics: Mapping[str, Metric]
     recorded: str | None = None
     unanswered: int = 0
@@ -41,13 +41,13 @@ class Evidence:
         return [row.candidate_seconds for row in self.latency]
 
     def baseline_seconds(self) -> list[float] | None:
-        """The baseline's, paired with the candidate's by prompt; None where they are not known per prompt."""
+        """The baseline's latencies, paired with the candidate's by prompt; None unless all are known."""
         known = [row.baseline_seconds for row in self.latency if row.baseline_seconds is not None]
         return known if len(known) == len(self.latency) else None
 
 
 def judge(criterion: Criterion, evidence: Evidence, gate: Gate) -> list[Outcome]:
-    """The outcomes of one criterion; a latency criterion with an asked improvement has two."""
+    """Return the outcomes of one criterion; a latency criterion with a required improvement has two."""
     if isinstance(criterion, LatencyAtMost | LatencyQuantileAtMost):
         trouble = find_latency_problem(evidence)
         if trouble:
@@ -62,7 +62,7 @@ def judge(criterion: Criterion, evidence: Evidence, gate: Gate) -> list[Outcome]
 
 
 def find_latency_problem(evidence: Evidence) -> str | None:
-    """Why the times mean nothing; None where they do."""
+    """Return why the latencies are invalid, or None if they are valid."""
     if evidence.unanswered:
         return f"the candidate failed to answer {evidence.unanswered} of the timed prompts"
     if len(evidence.latency) < 2:
@@ -73,7 +73,7 @@ def find_latency_problem(evidence: Evidence) -> str | None:
 
 
 def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> list[Outcome]:
-    """The mean against the limit, and the paired improvement on the baseline where one is asked for."""
+    """Compare the mean with the limit, and judge the paired improvement on the baseline if one is required."""
     candidate, baseline = evidence.seconds(), evidence.baseline_seconds()
     lower, upper = (skewed_mean_interval(candidate, gate.confidence, side, gate.seed) for side in BOUNDS)
     where = (
@@ -99,7 +99,7 @@ def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> l
 
 
 def judge_quantile(criterion: LatencyQuantileAtMost, evidence: Evidence, gate: Gate) -> Outcome:
-    """A quantile against the limit, by bounds that hold for every distribution."""
+    """Compare a quantile with the limit, using distribution-free bounds."""
     import numpy as np
 
     candidate = evidence.seconds()
@@ -119,7 +119,7 @@ def judge_quantile(criterion: LatencyQuantileAtMost, evidence: Evidence, gate: G
 
 
 def judge_memory(criterion: MemoryAtMost, evidence: Evidence) -> Outcome:
-    """The largest of at least three fresh processes; zero or absent is unmeasured and never passes."""
+    """Judge the largest peak of at least three fresh processes; zero or missing values are unmeasured, never a pass."""
     peaks, limit = evidence.memory_bytes, criterion.limit_bytes
     if len(peaks) < ENOUGH_PEAKS or min(peaks) <= 0:
         reason = (
@@ -134,10 +134,10 @@ def judge_memory(criterion: MemoryAtMost, evidence: Evidence) -> Outcome:
 def judge_seeds(
     asked: int, seed: int, recorded: Mapping[str, Any], same: Mapping[str, Any], mine: Sequence[Outcome]
 ) -> Outcome:
-    """Whether so many seeds of this recipe pass every criterion, this run among them.
+    """Check whether enough seeds of this recipe, including this run's, pass every criterion.
 
-    `recorded` is by seed what `finetune seeds` wrote into data/seeds.json; those count that agree with this run in
-    `same`: test set, what the adapter was made of, and how strictly it was judged.
+    `recorded` holds the records of `finetune seeds` in data/seeds.json by seed. Only those that agree with this run in
+    `same` are used: test set, inputs of the adapter, and strictness of the gate.
     """
     names = [item.criterion for item in mine]
     runs = {int(name): run for name, run in recorded.items() if int(name) != seed}

@@ -1,6 +1,6 @@
-"""Whether the evidence may be judged at all: all of it of one run, nothing tested that was trained on.
+"""Check that the evidence is sound: it belongs to one run, and no test example was used for training.
 
-A verdict on unsound evidence is refused, whatever the figures say.
+No verdict is reached on unsound evidence, whatever the numbers are.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,11 +18,11 @@ from finetune.reports.decision import DecisionReport
 from finetune.reports.evaluation import EvaluationReport
 from finetune.reports.prepare import PrepareReport
 
-DECODING = ("do_sample", "temperature", "top_p", "num_beams", "max_new_tokens")  # what must not tell the sides apart
+DECODING = ("do_sample", "temperature", "top_p", "num_beams", "max_new_tokens")  # must not differ between the sides
 
 
 def check_evidence(params: DecideParams, paths: Paths, reports: RunReports, predictions: Sequence[Prediction]) -> None:
-    """DataError unless adapter, test set, predictions and reports all speak of the same run, and nothing leaks."""
+    """Raise DataError unless adapter, test set, predictions and reports belong to the same run and nothing leaks."""
     test = read_examples(paths.prepared / "test.jsonl")
     check_hashes(paths, reports)
     check_scorers(params, reports.evaluation)
@@ -39,13 +39,13 @@ def check_evidence(params: DecideParams, paths: Paths, reports: RunReports, pred
 
 
 def leaked(train: Iterable[Example], held_out: Iterable[Example]) -> list[str]:
-    """Ids of the held-out examples whose prompt stands in train too."""
+    """Return the ids of held-out examples whose prompt is also in train."""
     known = {text_key(example.prompt) for example in train}
     return [example.id for example in held_out if text_key(example.prompt) in known]
 
 
 def check_hashes(paths: Paths, reports: RunReports) -> None:
-    """DataError unless every hash that a report names is that of what lies there."""
+    """Raise DataError unless every hash in the reports matches the current file."""
     evaluation, ledger, cost = reports.evaluation, reports.prepare, reports.cost
     manifest = read_manifest(paths.adapter)
     test = paths.prepared / "test.jsonl"
@@ -62,7 +62,7 @@ def check_hashes(paths: Paths, reports: RunReports) -> None:
 
 
 def check_scorers(params: DecideParams, evaluation: EvaluationReport) -> None:
-    """DataError unless the answers were scored by the scorers that params.yaml names now."""
+    """Raise DataError unless the answers were scored with the current scorers of params.yaml."""
     asked = {name: scorer.model_dump(mode="json") for name, scorer in params.evaluate.scorers.items()}
     if asked != evaluation.scorers:
         names = sorted({*asked, *evaluation.scorers})
@@ -71,7 +71,7 @@ def check_scorers(params: DecideParams, evaluation: EvaluationReport) -> None:
 
 
 def check_decoding(evaluation: EvaluationReport) -> None:
-    """DataError where the two sides were asked with other settings; a recorded side's are not known."""
+    """Raise DataError if the sides were decoded with different settings; those of a recorded side are unknown."""
     mine, theirs = evaluation.generation, evaluation.baseline_generation
     if theirs is None:
         return
@@ -81,7 +81,7 @@ def check_decoding(evaluation: EvaluationReport) -> None:
 
 
 def require_current(decision: DecisionReport, paths: Paths, decide: DecideConfig) -> None:
-    """DataError where adapter, test set or gate are others than those that were decided on."""
+    """Raise DataError if adapter, test set or gate differ from those of the decision."""
     now = {
         "adapter_sha256": read_manifest(paths.adapter)["adapter_sha256"],
         "test_sha256": read_report(paths.reports / "prepare.json", PrepareReport).prepared_sha256["test"],

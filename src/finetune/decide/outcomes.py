@@ -1,4 +1,4 @@
-"""What a criterion comes to: its status, its bounds, and why."""
+"""The outcome of a criterion: its status, its bounds and the reason."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -14,10 +14,10 @@ About = Literal["quality", "latency", "memory", "seeds"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One line of the gate. `lower` and `upper` are one-sided bounds, each at the stated confidence."""
+    """One row of the gate. `lower` and `upper` are one-sided bounds, each at the stated confidence."""
 
     criterion: str
-    rule: str  # the criterion's kind, a key of RULES; "seeds" of all of them under other seeds
+    rule: str  # the criterion's kind, a key of RULES; "seeds" for all criteria under other seeds
     about: About
     status: Status
     target: float
@@ -29,10 +29,10 @@ class Outcome:
     reason: str
     group: str | None = None
     metric: str | None = None
-    higher_is_better: bool = True  # of what is measured; of a comparison, the gain
+    higher_is_better: bool = True  # of the measured value; of a comparison, the gain
 
     def report(self) -> CriterionReport:
-        """For the report; a bound that is not finite is None."""
+        """Convert to the report's form; a bound that is not finite becomes None."""
         fields = asdict(self).items()
         endless = {name: None for name, value in fields if isinstance(value, float) and not math.isfinite(value)}
         return CriterionReport(**(dict(fields) | endless))
@@ -48,7 +48,7 @@ def conclude(
     reason: str,
     unit: str = "",
 ) -> Outcome:
-    """An Outcome from its two one-sided bounds; a bound that was refused says why."""
+    """Build an Outcome from two one-sided bounds, with the reason if a bound was refused."""
     if refusal := lower.refusal or upper.refusal:
         reason = f"{reason}; {refusal}"
     figures = (lower.estimate, lower.lower, upper.upper, unit, lower.method)
@@ -56,7 +56,7 @@ def conclude(
 
 
 def unmeasured(criterion: Criterion, about: About, target: float, reason: str, unit: str = "") -> Outcome:
-    """No figure, so no verdict on it; it never passes."""
+    """Build the outcome of a criterion without a measured value; it never passes."""
     return new_outcome(criterion, about, "unmeasured", target, (None, None, None, unit, "none"), reason)
 
 
@@ -68,7 +68,7 @@ def new_outcome(
     figures: tuple[float | None, float | None, float | None, str, str],
     reason: str,
 ) -> Outcome:
-    """An Outcome with what follows from its criterion; `figures`: estimate, bounds, unit and method."""
+    """Build an Outcome and derive fields from its criterion; `figures`: estimate, bounds, unit and method."""
     group, metric = (criterion.group, criterion.metric) if isinstance(criterion, QualityCriterion) else (None, None)
     estimate, lower, upper, unit, method = figures
     return Outcome(

@@ -1,8 +1,8 @@
-"""A criterion on the answers: which interval or test fits its metric, its rule, and whether examples repeat.
+"""Judge a criterion on the answers: choose the interval or test by metric, rule and whether examples repeat.
 
-Right-or-wrong scores get exact and score intervals and McNemar's test; means and figures of the whole set a bootstrap
-that draws both sides of an example together. Rows of one conversation and repeats of one prompt are drawn, flipped and
-counted as one cluster: they are no new evidence.
+Right-or-wrong scores get exact intervals, score intervals and McNemar's test. Means and metrics of the complete set get
+a bootstrap that resamples both sides of an example together. Rows of one conversation and repetitions of one prompt are
+not independent, so they are resampled, permuted and counted as one cluster.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from finetune.statistics.decision import Gate, Measurement
 from finetune.statistics.proportions import mcnemar_exact
 
 BOUNDS: tuple[Literal["lower"], Literal["upper"]] = ("lower", "upper")
-ONE_WILL_DO = 1  # of examples unlike the most common: enough for a metric of one model (see `resample`)
+ONE_WILL_DO = 1  # examples that differ from the most common value; enough for a metric of one model (see `resample`)
 
 
 def judge_quality(
     criterion: QualityCriterion, metric: Metric, predictions: Sequence[Prediction], gate: Gate
 ) -> Outcome:
-    """The outcome of a criterion on a metric of a group; unmeasured where no example counts or a score is missing."""
+    """Judge a criterion on a metric of a group; unmeasured without scored examples or if a score is missing."""
     members = counted(metric, predictions, criterion.group)
     if not members:
         scored = any(item.in_group(criterion.group) for item in predictions)
@@ -46,7 +46,7 @@ def judge_quality(
 
 
 def measure(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Measurement:
-    """The bounds of the candidate's metric, or (not `alone`) of its gain on the baseline, in which more is better."""
+    """Bound the candidate's metric or (not `alone`) its gain on the baseline, in which higher is better."""
     if metric.kind == "binary":
         return measure_right(metric, members, gate, alone=alone)
     if metric.kind == "mean":
@@ -55,7 +55,7 @@ def measure(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone:
 
 
 def measure_right(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Measurement:
-    """A share of right answers: exact interval, paired score interval, exact McNemar test."""
+    """Bound a proportion of right answers: exact interval, paired score interval, exact McNemar test."""
     n, clusters = len(members), labels_of(members)
     candidate = [score > 0 for score in scores_of(metric, members, "candidate")]
     if alone:
@@ -79,7 +79,7 @@ def measure_right(metric: Metric, members: Sequence[Prediction], gate: Gate, *, 
 
 
 def measure_mean(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Measurement:
-    """A mean of scores between bounds, or its paired difference, with a permutation test."""
+    """Bound a mean of scores, or its paired difference with a permutation test."""
     clusters = labels_of(members) if repeated(members) else None
     candidate = scores_of(metric, members, "candidate")
     mean = float(np.mean(candidate))
@@ -99,7 +99,7 @@ def measure_mean(metric: Metric, members: Sequence[Prediction], gate: Gate, *, a
 
 
 def measure_whole(metric: Metric, members: Sequence[Prediction], gate: Gate, *, alone: bool) -> Measurement:
-    """A figure of the whole set or the candidate's gain in it: a bootstrap of examples, stratified by agent."""
+    """Bound a metric of the complete set, or the candidate's gain in it, by a bootstrap stratified by agent."""
     candidate = statistic_of(metric, members, "candidate")
     baseline = None if alone else statistic_of(metric, members, "baseline")
     sign = 1.0 if metric.higher_is_better else -1.0
@@ -130,12 +130,12 @@ def measure_whole(metric: Metric, members: Sequence[Prediction], gate: Gate, *, 
 
 
 def labels_of(members: Sequence[Prediction]) -> list[str]:
-    """The cluster of each example."""
+    """Return the cluster of each example."""
     return [item.cluster for item in members]
 
 
 def strata_of(members: Sequence[Prediction]) -> list[str] | None:
-    """The agent of each example; None where a cluster has several, since it is drawn as a whole."""
+    """Return the agent of each example; None if a cluster has several, because it is resampled as a unit."""
     agents: dict[str, set[str]] = {}
     for item in members:
         agents.setdefault(item.cluster, set()).add(item.agent)
@@ -143,19 +143,19 @@ def strata_of(members: Sequence[Prediction]) -> list[str] | None:
 
 
 def repeated(members: Sequence[Prediction]) -> bool:
-    """Whether some examples belong to one cluster."""
+    """Return whether some examples belong to the same cluster."""
     return len(set(labels_of(members))) < len(members)
 
 
 def in_clusters(members: Sequence[Prediction]) -> str:
-    """How many independent pieces of evidence there are, where that is not the number of examples."""
+    """State the number of independent clusters if it differs from the number of examples."""
     return f" in {len(set(labels_of(members)))} clusters" if repeated(members) else ""
 
 
 def is_significant(
     metric: Metric, members: Sequence[Prediction], gate: Gate, direction: Literal["better", "worse"]
 ) -> str | None:
-    """What shows that the candidate is better or worse than the baseline, in words; None where nothing does."""
+    """Describe the evidence that the candidate is better or worse than the baseline; None if there is none."""
     if not members:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The reports of one finished run, which the gate judges and the report, the summary and the card are filled with."""
+"""The reports of one finished run: the input of the gate, the report, the summary and the model card."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ AGAIN = "run train again (dvc repro -f -s train)"
 
 @dataclass(frozen=True)
 class RunReports:
-    """What the stages before decide wrote."""
+    """The reports of the stages before decide."""
 
     prepare: PrepareReport
     validation: ValidationReport
@@ -33,14 +33,14 @@ class RunReports:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The reports in a folder; DataError where one is missing, broken or of another version."""
+        """Read the reports in a folder. Raise DataError if one is missing, malformed or of another version."""
         kinds = get_type_hints(cls)
         return cls(**{name: read_report(folder / f"{name}.json", kind) for name, kind in kinds.items()})
 
 
 @dataclass(frozen=True)
 class Decided:
-    """A run with what decide adds: the gate, the use of the test set, and what would change the verdict."""
+    """A run with the results of decide: the gate, the use of the test set, and what would change the verdict."""
 
     reports: RunReports
     decide: DecideConfig
@@ -49,12 +49,12 @@ class Decided:
     look: int
     confidence: float  # of each bound
     changes: Sequence[str] = ()
-    seeds: Mapping[str, Mapping[str, Any]] | None = None  # outcomes by seed, as data/seeds.json holds them
+    seeds: Mapping[str, Mapping[str, Any]] | None = None  # outcomes by seed, as in data/seeds.json
     timings: Sequence[Timing] = ()
 
 
 def read_curves(reports: Path) -> Curves:
-    """The curves that train wrote, as (step, value) pairs by column; DataError where they can't be read."""
+    """Read the curves of train as (step, value) pairs by column. Raise DataError if they cannot be read."""
     return {**_read_table(reports / "curves.tsv"), **_read_table(reports / "validation_curve.tsv")}
 
 

@@ -27,8 +27,8 @@ from finetune.statistics.decision import Gate
 
 
 def run(params: DecideParams, paths: Paths) -> None:
-    """Refuse unsound evidence, judge every criterion, reach the verdict, and write it for people and machines."""
-    (paths.reports / "decision.json").unlink(missing_ok=True)  # a refusal below must not leave an old verdict standing
+    """Check the evidence, judge every criterion, reach the verdict, and write it for readers and programs."""
+    (paths.reports / "decision.json").unlink(missing_ok=True)  # a failure below must not leave an old verdict in place
     reports = RunReports.read(paths.reports)
     predictions, timings = read_predictions(paths.predictions), read_timings(paths.latency)
     check_evidence(params, paths, reports, predictions)
@@ -61,7 +61,7 @@ def run(params: DecideParams, paths: Paths) -> None:
 def evidence_of(
     params: DecideParams, predictions: list[Prediction], timings: list[Timing], reports: RunReports
 ) -> Evidence:
-    """What the gate judges, from what evaluate wrote."""
+    """Collect the evidence from the outputs of evaluate."""
     baseline, cost = reports.evaluation.baseline, reports.cost
     return Evidence(
         predictions,
@@ -74,7 +74,7 @@ def evidence_of(
 
 
 def report_of(verdict: Verdict, outcomes: list[Outcome], gate: Gate, run: Decided) -> DecisionReport:
-    """The decision for machines."""
+    """Build the machine-readable decision."""
     return DecisionReport(
         verdict=verdict.name,
         sentence=verdict.sentence,
@@ -95,7 +95,7 @@ def report_of(verdict: Verdict, outcomes: list[Outcome], gate: Gate, run: Decide
 
 
 def show(verdict: Verdict, outcomes: list[Outcome], changes: Sequence[str]) -> None:
-    """The verdict as a table, for the person who watches."""
+    """Print the verdict as a table."""
     rows = []
     for item in outcomes:
         estimate, lower, upper = (amount(value, item.unit) for value in (item.estimate, item.lower, item.upper))

@@ -1,7 +1,7 @@
-"""From the outcomes to the verdict: deploy, iterate or abort, with reasons.
+"""Reach the verdict from the outcomes: deploy, iterate or abort, with reasons.
 
-`deploy` needs every criterion to pass: an intersection-union test, whose error probability is no more than one
-criterion's, so the confidence is not split among them (Berger, Technometrics 24 (1982), 295-300).
+`deploy` requires every criterion to pass: an intersection-union test, whose error probability is at most that of one
+criterion, so the confidence is not split among them (Berger, Technometrics 24 (1982), 295-300).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from finetune.statistics.skewed_means import relative_improvement
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One thing to do next, with a code for machines and a sentence for people."""
+    """One next step, with a code for programs and a sentence for readers."""
 
     code: str
     text: str
@@ -30,19 +30,19 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The end of the pipeline."""
+    """The result of the pipeline."""
 
     name: VerdictName
     sentence: str
     reasons: tuple[str, ...]
     suggestions: tuple[Suggestion, ...] = ()
-    harm: str | None = None  # in what the candidate is worse than the baseline, and how far
+    harm: str | None = None  # in what the candidate is worse than the baseline, and by how much
 
 
 def reach_verdict(
     config: DecideConfig, outcomes: Sequence[Outcome], evidence: Evidence, gate: Gate, look: int
 ) -> Verdict:
-    """The verdict over all outcomes; past the declared looks nothing can be proven on this test set any more."""
+    """Reach the verdict over all outcomes. Beyond the declared looks, nothing more can be proven on this test set."""
     reasons = tuple(f"{item.status}: {item.criterion} ({item.reason})" for item in outcomes if item.status != "pass")
     if look > config.looks:
         reasons += (f"look {look} at this test set, but {config.looks} were declared: a fresh test set is required",)
@@ -65,7 +65,7 @@ def reach_verdict(
 
 
 def compared(config: DecideConfig, evidence: Evidence) -> list[tuple[Metric, str]]:
-    """The metrics and groups on which harm and improvement are looked for: those of the criteria, else the first."""
+    """Return the metrics and groups to test for harm and improvement: those of the criteria, else the first."""
     quality = [item for item in config.criteria if isinstance(item, QualityCriterion)]
     return list(dict.fromkeys((evidence.metrics[item.metric], item.group) for item in quality)) or [
         (next(iter(evidence.metrics.values())), ALL)
@@ -73,9 +73,10 @@ def compared(config: DecideConfig, evidence: Evidence) -> list[tuple[Metric, str
 
 
 def found_harm(config: DecideConfig, evidence: Evidence, gate: Gate) -> str | None:
-    """Why the candidate is significantly worse than the baseline, or None.
+    """Return why the candidate is significantly worse than the baseline, or None.
 
-    Each comparison gets its share of the error probability, so that many of them cry no louder than one (Bonferroni).
+    Each comparison gets its share of the error probability, so that many comparisons do not raise more false alarms
+    than one (Bonferroni).
     """
     places = compared(config, evidence)
     strict = replace(gate, confidence=1 - (1 - gate.confidence) / len(places))
@@ -88,9 +89,9 @@ def found_harm(config: DecideConfig, evidence: Evidence, gate: Gate) -> str | No
 
 
 def improved(config: DecideConfig, evidence: Evidence, gate: Gate) -> bool:
-    """Whether quality or latency is shown to be better than the baseline's.
+    """Return whether quality or latency is shown to be better than the baseline's.
 
-    Here many comparisons don't share the error probability: a false hope costs one more iteration, no deployment.
+    The comparisons do not share the error probability here: a false positive costs another iteration, not a deployment.
     """
     for metric, group in compared(config, evidence):
         if is_significant(metric, counted(metric, evidence.predictions, group), gate, "better"):

@@ -1,1 +1,1 @@
-"""train: TRL's SFTTrainer and PEFT on what validate wrote."""
+"""train: run TRL's SFTTrainer and PEFT on the data of validate."""

@@ -1,4 +1,4 @@
-"""What happens between the trainer's steps: a run begins, goes on where it was, and stops when it is asked to."""
+"""Actions between the trainer's steps: start or resume a run, and stop it on request."""
 
 import math
 from pathlib import Path
@@ -13,21 +13,21 @@ from finetune.train.trainer import Trainer
 
 
 class Steps(TrainerCallback):  # type: ignore[misc]
-    """The trainer's callback; what it kept beside the library's own state is read back on a resume."""
+    """The trainer's callback; on a resume it restores the state that the library does not save."""
 
     def __init__(self, trainer: Trainer, resumed: Path | None, *, until: int | None) -> None:
         self.trainer, self.resumed, self.until = trainer, resumed, until
         self.stopping = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Find memory; then go on as the last process would have, or look at the loss before the first step."""
+        """Check memory; then restore the state of a resumed run, or compute the loss before the first step."""
         trainer = self.trainer
-        # Sharded, no process holds yet what it will hold; and a CPU's system promises memory that it does not have.
+        # A sharded process does not hold its later state yet, and a CPU's system overcommits memory.
         if args.device.type != "cpu" and not trainer.shards_state:
             require_memory(trainer)
         if self.resumed is None:
             trainer.evaluate()
-            control.should_training_stop = False  # no patience is used up by what was not trained
+            control.should_training_stop = False  # the untrained model's loss must not affect early stopping
         else:
             progress = read_progress(self.resumed)
             trainer._tr_loss += progress.unlogged_loss
@@ -49,7 +49,7 @@ class Steps(TrainerCallback):  # type: ignore[misc]
         self.trainer.begin_epoch(sampler, epoch, steps_done * args.gradient_accumulation_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Save and stop where a signal came, or where a repetition has gone as far as it was meant to."""
+        """Save and stop if a signal arrived, or if a repetition has reached its last step."""
         self.stopping = self.trainer.asked_to_stop()
         if self.stopping or state.global_step == self.until:
             control.should_save = True
@@ -57,6 +57,6 @@ class Steps(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Called when a checkpoint lies in its place."""
+        """Called when a checkpoint is complete and in place."""
         if self.stopping:
             self.trainer.print_ending()

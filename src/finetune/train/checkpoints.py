@@ -1,6 +1,6 @@
-"""Checkpoints that can be trusted: keyed by the run's fingerprint, whole or not there, verified before a resume.
+"""Reliable checkpoints: identified by the run's fingerprint, written atomically, verified before a resume.
 
-They lie in `work/checkpoints/<fingerprint>`, outside DVC's outs, which `dvc repro` deletes before a stage runs. Each is
+They are in `work/checkpoints/<fingerprint>`, outside DVC's outs, which `dvc repro` deletes before a stage runs. Each is
 written into a temporary folder, synced, hashed in a manifest, and renamed.
 """
 
@@ -25,22 +25,22 @@ from finetune.paths import FINISHED
 
 PROGRESS = "progress.json"
 
-SPARE = 16 * 2**20  # bytes beside the weights: tokenizer, curves, reports
+SPARE = 16 * 2**20  # bytes besides the weights: tokenizer, curves, reports
 
 
 @dataclass
 class Progress:
-    """What the Trainer forgets between two processes, kept beside each checkpoint so that the curves go on too."""
+    """State that the Trainer does not save, kept beside each checkpoint so that the curves continue as well."""
 
     unlogged_loss: float  # sum of the losses since the last log
     logged_step: int
-    patience_used: int  # evaluations without progress
+    patience_used: int  # evaluations without improvement
     evaluation_pending: bool  # the run was stopped while it evaluated this step
-    micro_batch: int  # rows a process and pass, which no memory may have made smaller than params.yaml says
+    micro_batch: int  # rows per process and pass; a lack of memory may have reduced it below params.yaml's value
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """What was written beside a checkpoint."""
+    """Read the progress saved with a checkpoint."""
     return Progress(**read_json(checkpoint / PROGRESS))
 
 
@@ -49,31 +49,31 @@ class Checkpoints:
     """The checkpoints of one run."""
 
     folder: Path
-    limit: int  # how many are kept; the best one is always among them
+    limit: int  # number of checkpoints kept; the best one is always among them
 
     @property
     def partial(self) -> Path:
-        """Where the next one is written."""
+        """The folder in which the next checkpoint is written."""
         return self.folder / ".partial"
 
     def path(self, step: int) -> Path:
-        """Where the one of a step lies."""
+        """Return the folder of a step's checkpoint."""
         return self.folder / f"checkpoint-{step}"
 
     def steps(self) -> list[int]:
-        """The steps that have one, the newest first."""
+        """Return the steps that have a checkpoint, the newest first."""
         found = [path.name.removeprefix("checkpoint-") for path in self.folder.glob("checkpoint-*") if path.is_dir()]
         return sorted((int(step) for step in found if step.isdigit()), reverse=True)
 
     def begin(self, size: int) -> None:
-        """Make room for one of about `size` bytes; MachineError where the disk has none."""
+        """Prepare for a checkpoint of about `size` bytes. Raise MachineError if the disk is too full."""
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.partial, ignore_errors=True)
         require_space(self.folder, size, f"a checkpoint; {self.what_is_kept()}")
         self.partial.mkdir()
 
     def publish(self, step: int, best: int | None, content: Mapping[str, Any]) -> Path:
-        """Seal what was written, put it in its place, and remove the oldest beyond the limit, never the best."""
+        """Seal and publish a checkpoint, and remove the oldest beyond the limit except the best."""
         write_manifest(self.partial, {**content, "step": step, "best_step": best})
         sync_files(self.partial)
         shutil.rmtree(self.path(step), ignore_errors=True)
@@ -85,7 +85,7 @@ class Checkpoints:
         return self.path(step)
 
     def newest(self) -> Path | None:
-        """The newest one that verifies, and whose best one does; those that don't are set aside, aloud."""
+        """Return the newest checkpoint that verifies along with its best one; others are set aside with a warning."""
         shutil.rmtree(self.partial, ignore_errors=True)
         for step in self.steps():
             best = self._verified(step)
@@ -96,7 +96,7 @@ class Checkpoints:
         return None
 
     def _verified(self, step: int) -> int | None:
-        """The best step (0: none yet) of a checkpoint that is whole, else None; a bad one is renamed."""
+        """Return the best step (0: none yet) of an intact checkpoint, else None; a bad one is renamed."""
         path = self.path(step)
         try:
             best = read_manifest(path).get("best_step") or 0
@@ -117,17 +117,17 @@ class Checkpoints:
         say(f"warning: {path} is not a usable checkpoint and was renamed to {aside.name}: {why}")
 
     def finish(self) -> None:
-        """Mark the run as published; its checkpoints stay until evaluate begins, when DVC has taken the outputs."""
+        """Mark the run as published. Its checkpoints are kept until evaluate begins, when DVC has the outputs."""
         (self.folder / FINISHED).touch()
 
     def what_is_kept(self) -> str:
-        """The state that a stop now would leave, in words."""
+        """Describe the state that would be kept if the run stopped now."""
         steps = self.steps()
         return f"the checkpoint of step {steps[0]} is kept" if steps else "no checkpoint has been written yet"
 
 
 def require_space(folder: Path, size: int, what: str) -> None:
-    """MachineError unless the disk of a folder has `size` bytes and some spare ones free."""
+    """Raise MachineError unless the disk of a folder has `size` bytes and a margin free."""
     free, needed = shutil.disk_usage(folder).free, size + SPARE
     if free < needed:
         raise MachineError(
@@ -138,7 +138,7 @@ def require_space(folder: Path, size: int, what: str) -> None:
 
 
 def clear_others(folder: Path, mine: str) -> None:
-    """Remove what published runs have left, and say how much the checkpoints of unfinished ones take up."""
+    """Remove checkpoints of published runs, and print the size of those of unfinished ones."""
     others = [path for path in folder.glob("*") if path.is_dir() and path.name != mine]
     for path in others:
         if (path / FINISHED).exists():
@@ -153,7 +153,7 @@ def clear_others(folder: Path, mine: str) -> None:
 
 
 def wait_for_files(paths: Sequence[Path], seconds: float = 60.0) -> None:
-    """Wait until the files that other processes wrote are seen here too: a shared disk may show them late."""
+    """Wait until files of other processes are visible here too: a shared disk may show them with a delay."""
     end = time.monotonic() + seconds
     while missing := [path.name for path in paths if not path.exists()]:
         if time.monotonic() > end:
@@ -164,7 +164,7 @@ def wait_for_files(paths: Sequence[Path], seconds: float = 60.0) -> None:
 
 
 def hash_state(step: int, folder: Path, optimizer: Any) -> dict[str, Any]:
-    """The canonical hashes of adapter and optimizer at a step, which `finetune verify` compares."""
+    """Return the canonical hashes of adapter and optimizer at a step, which `finetune verify` compares."""
     return {
         "step": step,
         "adapter_sha256": sha256_tensors(folder / WEIGHTS),
@@ -173,7 +173,7 @@ def hash_state(step: int, folder: Path, optimizer: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON, its tensors as dtype, shape and hash."""
+    """Convert a value to JSON, with tensors as dtype, shape and hash."""
     if isinstance(value, torch.Tensor):
         content = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         return [str(value.dtype), list(value.shape), hashlib.sha256(content).hexdigest()]

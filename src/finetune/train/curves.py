@@ -1,4 +1,4 @@
-"""What the user watches while the run goes on: a progress bar, the curves in `reports/`, and `work/status.json`."""
+"""Progress of a run for the user: a progress bar, the curves in `reports/`, and `work/status.json`."""
 
 import os
 import time
@@ -15,7 +15,8 @@ from finetune.files.atomic import write_json, write_lines
 from finetune.paths import Paths
 from finetune.train.health import LEAST_GAIN, WINDOW, find_spikes
 
-# The Trainer's names, ours, and the file; a file holds only rows without a gap, which DVC's plots would draw as breaks.
+# The Trainer's names, ours, and the file. A file holds only rows without missing values, which DVC's plots would draw
+# as gaps.
 TRAINING = {
     "epoch": "epoch",
     "loss": "loss",
@@ -29,9 +30,9 @@ STATUS_SECONDS = 5.0  # between two writes of the status
 
 
 def curve_rows(log_history: list[dict[str, Any]], columns: dict[str, str]) -> list[dict[str, float]]:
-    """The logged steps that have all of the columns, in order, as one row a step.
+    """Return the logged steps that have all of the columns, in order, as one row per step.
 
-    `log_history` is the Trainer's own and survives a resume, so the curve of a resumed run has no gap and no copy.
+    `log_history` belongs to the Trainer and survives a resume, so the curve of a resumed run has no gaps or duplicates.
     """
     rows = {
         int(entry["step"]): {name: float(entry[key]) for key, name in columns.items()}
@@ -42,15 +43,15 @@ def curve_rows(log_history: list[dict[str, Any]], columns: dict[str, str]) -> li
 
 
 def to_tsv(rows: list[dict[str, float]], columns: dict[str, str]) -> list[str]:
-    """The curve as lines of a table with tabs."""
+    """Format the curve as lines of a tab-separated table."""
     names = ["step", *columns.values()]
     return ["\t".join(names) + "\n"] + ["\t".join(f"{row[name]:.6g}" for name in names) + "\n" for row in rows]
 
 
 class Curve:
-    """One table that grows by a line a logged step; written anew from the history when a run goes on or ends.
+    """One table that grows by a line per logged step and is rewritten from the history when a run resumes or ends.
 
-    A line that can't be written is told once and does not end the run: the disk may have room again.
+    If a line cannot be written, a warning is printed once and the run continues: the disk may have space again later.
     """
 
     def __init__(self, path: Path, columns: dict[str, str], history: list[dict[str, Any]]) -> None:
@@ -60,11 +61,11 @@ class Curve:
         self.latest: dict[str, float] = rows[-1] if rows else {}
 
     def write_anew(self, history: list[dict[str, Any]]) -> None:
-        """The whole table, in the place of what is there."""
+        """Replace the file by the complete table."""
         write_lines(self.path, to_tsv(curve_rows(history, self.columns), self.columns))
 
     def add(self, entry: dict[str, Any]) -> bool:
-        """Add what was just logged, if it is this curve's."""
+        """Add a log entry if it belongs to this curve."""
         rows = curve_rows([entry], self.columns)
         if rows:
             self.latest = rows[0]
@@ -82,10 +83,10 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self.curves: dict[str, Curve] = {}
         self.first_step, self.started, self.told = 0, 0.0, 0.0
         self.losses: list[tuple[int, float]] = []
-        self.worried: set[str] = set()  # what was said already
+        self.worried: set[str] = set()  # warnings printed so far
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Open bar and curves, at the step where a resumed run goes on."""
+        """Open bar and curves, at the current step if the run is resumed."""
         self.bar = tqdm(
             total=state.max_steps, initial=state.global_step, desc="train", unit="step", mininterval=0.5, disable=None
         )
@@ -96,13 +97,13 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self.tell(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Move the bar."""
+        """Advance the bar."""
         self.bar.update(state.global_step - self.bar.n)
         if time.monotonic() - self.told > STATUS_SECONDS:
             self.tell(state)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Add what was logged to its curve."""
+        """Add a log entry to its curve."""
         entry = state.log_history[-1]
         with self.spared():
             added = [curve.add(entry) for curve in self.curves.values()]
@@ -115,14 +116,14 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         if training:
             shown |= {"tokens/s": f"{training['tokens_per_second']:,.0f}", "GB": f"{training['memory_gigabytes']:.1f}"}
         self.bar.set_postfix(shown, refresh=False)
-        if self.bar.disable and "eval_loss" in entry:  # no terminal: a line for the log
+        if self.bar.disable and "eval_loss" in entry:  # not on a terminal: print a line for the log
             told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in latest.items() if value)
             say(f"step {state.global_step} of {state.max_steps}: {told}")
         if time.monotonic() - self.told > STATUS_SECONDS:
             self.tell(state)
 
     def seconds_left(self, state: Any) -> float | None:
-        """By the pace of this process, evaluations and saves included; None before its first step."""
+        """Estimate from this process's pace, including evaluations and saves; None before its first step."""
         done = state.global_step - self.first_step
         if not done:
             return None
@@ -135,7 +136,7 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self.told = time.monotonic()
 
     def write_status(self, state: Any, ended: str | None) -> None:
-        """Step, losses, pace, memory and time left, as one JSON object."""
+        """Write step, losses, pace, memory and time left as one JSON object."""
         training, validation = (self.curves[name].latest for name in ("curves", "validation_curve"))
         left = self.seconds_left(state)
         write_json(
@@ -157,7 +158,7 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         )
 
     def close(self, state: Any, ended: str) -> None:
-        """Close bar and curves, however the run ended."""
+        """Close bar and curves, whether or not the run succeeded."""
         if self.bar is None:
             return
         self.bar.close()
@@ -168,7 +169,7 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     @contextmanager
     def spared(self) -> Iterator[None]:
-        """What can't be written is told once, and costs no run: the checkpoints have their own, hard errors."""
+        """Turn write errors into a warning printed once; checkpoints have separate, fatal errors."""
         try:
             yield
         except OSError as error:
@@ -178,13 +179,13 @@ class CurvesCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             )
 
     def print_once(self, what: str, text: str) -> None:
-        """A warning, the first time."""
+        """Print a warning the first time it occurs."""
         if what not in self.worried:
             self.worried.add(what)
             say(text)
 
     def worry(self, state: Any, entry: dict[str, Any]) -> None:
-        """Tell of a loss that jumped when it jumps, and of nothing learnt while there is time to stop."""
+        """Warn when the loss jumps, and when nothing is learnt while there is still time to stop."""
         if "loss" in entry:
             self.losses.append((state.global_step, float(entry["loss"])))
             if spikes := find_spikes(self.losses[-2 * WINDOW :]):

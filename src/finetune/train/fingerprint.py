@@ -1,4 +1,4 @@
-"""Which run this is: where its checkpoints lie, and what its adapter is made of and will be known by."""
+"""The identity of a run: where its checkpoints are, what its adapter is made of, and the adapter's manifest."""
 
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from finetune.model.base import attention_used, identify_base
 from finetune.paths import Paths
 from finetune.train.checkpoints import Checkpoints
 
-ROOT = Path(__file__).resolve().parents[3]  # of the working tree, which holds dvc.yaml
+ROOT = Path(__file__).resolve().parents[3]  # of the working tree, which contains dvc.yaml
 CHANGES_NOTHING = {"budget", "effective_batch_size", "dataloader_num_workers", "save_total_limit", "report_to"}
 TIERS: dict[Environment, str] = {"cpu": "bitwise", "cuda": "same-device", "apple": "statistical"}
 
 
 def find_run(params: TrainParams, paths: Paths) -> tuple[Checkpoints, dict[str, Any]]:
-    """Where the run's checkpoints lie, and what its adapter's manifest says of it; DataError where validate's data are
-    not those of these params."""
+    """Return the run's checkpoints and its adapter's manifest. Raise DataError if validate used other params."""
     validated, base = read_manifest(paths.validated), identify_base(params.model)
     if validated["max_length"] != params.train.max_length:
         raise DataError(
@@ -50,7 +49,7 @@ def find_run(params: TrainParams, paths: Paths) -> tuple[Checkpoints, dict[str, 
 
 
 def code_hashes() -> dict[str, str]:
-    """SHA-256 of each source file that dvc.yaml lists for train: the code that determines the adapter."""
+    """Return the SHA-256 of each source file that dvc.yaml lists for train: the code that determines the adapter."""
     dependencies = read_yaml(ROOT / "dvc.yaml")["stages"]["train"]["deps"]
     watched = [ROOT / name for name in dependencies if name.startswith("src/")]
     files = sorted(path for place in watched for path in (place.rglob("*.py") if place.is_dir() else [place]))
@@ -58,9 +57,9 @@ def code_hashes() -> dict[str, str]:
 
 
 def fingerprint(params: TrainParams, data_sha256: dict[str, str], base: dict[str, str], attention: str) -> str:
-    """The hash of all that determines the adapter: params, data, base, library versions and this package's code.
+    """Hash everything that determines the adapter: params, data, base, library versions and this package's code.
 
-    `attention` is the implementation that is really used, which `model.attention: auto` leaves open.
+    `attention` is the implementation in use, which `model.attention: auto` does not specify.
     """
     return sha256_json(
         {

@@ -1,4 +1,4 @@
-"""What stops a run, or is told about it: numbers that are not finite, no memory, a loss that jumps, nothing learnt."""
+"""Detect training problems: non-finite numbers, lack of memory, a jump of the loss, or no learning."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from finetune.console import say, short
 from finetune.errors import ConfigError, MachineError
 
 NAMED = 8  # example ids in an error
-WINDOW, JUMP = 20, 1.5  # a spike is a logged loss above 1.5 times the median of the 20 before it
-LEAST_GAIN = 0.01  # of the validation loss before the first step; less is told as nothing learnt
+WINDOW, JUMP = 20, 1.5  # a spike is a logged loss above 1.5 times the median of the previous 20
+LEAST_GAIN = 0.01  # of the validation loss before the first step; a smaller reduction is reported as no learning
 
 
 def require_finite(what: str, value: float, step: int, learning_rate: float, ids: Sequence[str]) -> None:
-    """ConfigError, which names the examples, where a number that the next step would be taken on is not finite."""
+    """Raise ConfigError, naming the examples, if a number on which the next step depends is not finite."""
     if math.isfinite(value):
         return
     named = ", ".join(short(name, 40) for name in ids[:NAMED]) + (f" and {len(ids) - NAMED} more" * (len(ids) > NAMED))
@@ -27,10 +27,10 @@ def require_finite(what: str, value: float, step: int, learning_rate: float, ids
 
 
 def smaller_micro_batch(params: TrainParams) -> TrainParams:
-    """The same run with a smaller micro-batch and as much more accumulation: the effective batch size stays.
+    """Return the same run with a smaller micro-batch and more accumulation, so the effective batch size is unchanged.
 
-    The half where the size is even, else its largest divisor below; evaluations take no more rows at once. MachineError
-    where both are 1 already.
+    The size is halved if it is even, and otherwise reduced to its largest divisor; evaluations use no more rows at
+    once. Raises MachineError if both are already 1.
     """
     train = params.train
     micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
@@ -51,7 +51,7 @@ def smaller_micro_batch(params: TrainParams) -> TrainParams:
 
 
 def warn_of_smaller_batch(params: TrainParams) -> None:
-    """Say what a shortage of memory has changed, and what not."""
+    """Print what a lack of memory has changed and what it has not."""
     train = params.train
     say(
         "warning: the largest micro-batch does not fit in memory, so it is reduced to "
@@ -62,7 +62,7 @@ def warn_of_smaller_batch(params: TrainParams) -> None:
 
 
 def find_spikes(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float, float]]:
-    """The logged steps whose loss jumped: (step, loss, median of the losses before it)."""
+    """Return the logged steps whose loss jumped: (step, loss, median of the previous losses)."""
     found = []
     for at, (step, loss) in enumerate(losses):
         before = [value for _, value in losses[max(at - WINDOW, 0) : at]]
@@ -72,9 +72,10 @@ def find_spikes(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float, f
 
 
 def describe_health(losses: Sequence[tuple[int, float]], first: float | None, best: float) -> list[str]:
-    """Sentences about a run that finished but does not look well; none where it does.
+    """Describe problems of a finished run in sentences; empty if there are none.
 
-    `losses` are (step, training loss) as logged; `first` is the validation loss before the first step, `best` the kept.
+    `losses` are (step, training loss) as logged; `first` is the validation loss before the first step, `best` that of
+    the kept checkpoint.
     """
     told = []
     spikes = find_spikes(losses)

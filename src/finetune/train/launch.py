@@ -1,4 +1,4 @@
-"""Several processes of one run: torchrun starts them, signals reach them, and their errors come back as our own."""
+"""Run several processes with torchrun, forward signals to them, and re-raise their errors as our own."""
 
 import logging
 import os
@@ -29,9 +29,9 @@ PORT = "29500"  # torchrun's own default
 
 
 def launch(params: TrainParams, paths: Paths) -> None:
-    """Run this node's processes to their end; raises what the first of them raised.
+    """Run this node's processes to their end; re-raise the first error among them.
 
-    On several nodes, NODE_RANK, MASTER_ADDR and MASTER_PORT say which one this is, and where the first one is.
+    On several nodes, NODE_RANK, MASTER_ADDR and MASTER_PORT identify this node and the address of the first one.
     """
     require_devices(params)
     if os.environ.get("NODE_RANK", "0") == "0":
@@ -41,14 +41,14 @@ def launch(params: TrainParams, paths: Paths) -> None:
         command(params),
         pass_on,
         env={"OMP_NUM_THREADS": str(threads(params)), **os.environ},
-        start_new_session=True,  # a Ctrl-C in the terminal reaches the processes through us alone
+        start_new_session=True,  # Ctrl-C in the terminal reaches the processes only through us
     )
     if code:
         raise_what_failed(paths, asked)
 
 
 def join(params: TrainParams, paths: Paths) -> None:
-    """Train along on a node that is not the first: wait until the first one trains, and end as it ends."""
+    """Take part in training on a node other than the first: wait until the first one trains, and end with it."""
     address, port = os.environ.get("MASTER_ADDR"), int(os.environ.get("MASTER_PORT", PORT))
     if not address or os.environ.get("NODE_RANK", "0") == "0":
         raise ConfigError("join", "set MASTER_ADDR, MASTER_PORT and a NODE_RANK above 0, as jobs/ does")
@@ -63,7 +63,7 @@ def join(params: TrainParams, paths: Paths) -> None:
 
 
 def listens(address: str, port: int) -> bool:
-    """Whether something answers there."""
+    """Return whether a server is listening at this address."""
     try:
         with socket.create_connection((address, port), timeout=5):
             return True
@@ -72,7 +72,7 @@ def listens(address: str, port: int) -> bool:
 
 
 def require_devices(params: TrainParams) -> None:
-    """MachineError unless this node has the devices and the package that the processes need."""
+    """Raise MachineError unless this node has the devices and the package that the processes need."""
     packages = find_package_problems(params.environment, params.model, params.train)
     problems = [problem for problem in packages if problem.code == "strategy-missing"]
     device = find_device_problem(params.environment, params.train)
@@ -84,17 +84,17 @@ def require_devices(params: TrainParams) -> None:
 
 
 def per_node(params: TrainParams) -> int:
-    """Processes, one a device, that each node runs."""
+    """Return the number of processes per node, one per device."""
     return params.train.distributed.devices // params.train.distributed.nodes
 
 
 def threads(params: TrainParams) -> int:
-    """Threads of one process, so that together they have as many as there are cores."""
+    """Return the threads per process, so that together they use as many as there are cores."""
     return max(usable_cores() // per_node(params), 1)
 
 
 def command(params: TrainParams) -> list[str]:
-    """torchrun's command line for this node."""
+    """Return torchrun's command line for this node."""
     nodes, environment = params.train.distributed.nodes, os.environ
     place = ["--standalone", "--nnodes", "1"]
     if nodes > 1:
@@ -106,8 +106,8 @@ def command(params: TrainParams) -> list[str]:
 
 
 def pass_on(process: "subprocess.Popen[bytes]", number: int) -> None:
-    """Give a signal to the workers, which save at their step's end and end by themselves; to torchrun before that."""
-    with suppress(psutil.Error):  # what ended just now
+    """Forward a signal to the workers, which save at the end of their step, or to torchrun if there are none yet."""
+    with suppress(psutil.Error):  # it may have just ended
         found = workers(process.pid)
         for worker in found:
             worker.send_signal(number)
@@ -116,12 +116,12 @@ def pass_on(process: "subprocess.Popen[bytes]", number: int) -> None:
 
 
 def workers(pid: int) -> list[Any]:
-    """The processes below torchrun that train; a data loader's workers are below these."""
+    """Return the training processes below torchrun; a data loader's workers are below these."""
     return [child for child in psutil.Process(pid).children() if WORKER in child.cmdline()]
 
 
 def raise_what_failed(paths: Paths, asked: str | None) -> None:
-    """The error of the first process that left one, with its exit code; `asked` is the signal that ended them."""
+    """Raise the first process's recorded error, with its exit code; `asked` is the signal that ended them."""
     errors = [read_json(path) for path in left_errors(paths)]
     if not errors and asked:
         raise InterruptedRunError(
@@ -141,12 +141,12 @@ def raise_what_failed(paths: Paths, asked: str | None) -> None:
 
 
 def left_errors(paths: Paths) -> list[Path]:
-    """The error files of the processes, in their order."""
+    """Return the error files of the processes, in their order."""
     return sorted(paths.work.glob("worker-*.json"))
 
 
 def torchrun() -> int:
-    """torchrun itself, without its traceback where a worker fails, which has left its error, or where it is ended."""
+    """Run torchrun without its traceback when a worker fails (which records its own error) or it is terminated."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main

@@ -1,4 +1,4 @@
-"""Memory is looked for before the first step, with the largest micro-batch that the whole run will have."""
+"""Check memory before the first step with the largest micro-batch of the complete run."""
 
 import gc
 import math
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 class MemoryShortageError(Exception):
-    """The largest micro-batch of the run finds no memory; raised before the first step."""
+    """The largest micro-batch of the run does not fit into memory; raised before the first step."""
 
 
 def require_memory(trainer: "Trainer") -> None:
-    """MemoryShortageError unless the largest micro-batch goes forward and backward beside the optimizer's moments.
+    """Raise MemoryShortageError unless the largest micro-batch fits forward and backward beside the optimizer's
+    moments.
 
-    Leaves no trace: gradients and random states are as before. Several processes agree on the answer.
+    Restores gradients and random states. All processes agree on the result.
     """
     device = trainer.args.device.type
     before, short = random_states(device), False
@@ -32,7 +33,7 @@ def require_memory(trainer: "Trainer") -> None:
         if not is_out_of_memory(error):
             raise
         short = True
-    trainer.model.zero_grad(set_to_none=True)  # out here nothing holds the pass's own tensors any more
+    trainer.model.zero_grad(set_to_none=True)  # here, nothing holds the tensors of the pass any more
     restore_random_states(device, before)
     if short:
         empty_cache(device)
@@ -41,20 +42,21 @@ def require_memory(trainer: "Trainer") -> None:
 
 
 def forward_and_backward(trainer: "Trainer", rows: Sequence[int]) -> None:
-    """The pass of a training step over these rows, with as much beside it as the optimizer will hold."""
+    """Run the pass of a training step over these rows, beside as much memory as the optimizer will use."""
     trainable = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     moments = [torch.zeros_like(parameter) for parameter in trainable for _ in range(2)]
     columns = trainer._remove_unused_columns(trainer.train_dataset)
     inputs = trainer._prepare_inputs(trainer.data_collator([columns[row] for row in rows]))
     trainer.model.train()
-    # as in SFTTrainer.compute_loss, but for its sums over all processes, which one without memory would not reach
+    # as in SFTTrainer.compute_loss, but without its sums over all processes, which a process out of memory would not
+    # reach
     outputs = trainer.model(**inputs, use_cache=False, fused_lm_head=True)
     (-outputs.log_probs.sum()).backward()
     del moments
 
 
 def empty_cache(device: str) -> None:
-    """Give back to the device what nothing holds any more."""
+    """Return unused memory to the device."""
     if device == "cuda":
         torch.cuda.empty_cache()
     elif device == "mps":
@@ -62,7 +64,7 @@ def empty_cache(device: str) -> None:
 
 
 def forget_peak(environment: Environment) -> None:
-    """Count the peak anew: what did not fit is no part of the run that does."""
+    """Reset the peak: a failed attempt must not count towards the run that fits."""
     gc.collect()
     empty_cache(DEVICES[environment])
     if environment == "cuda":
@@ -70,7 +72,7 @@ def forget_peak(environment: Environment) -> None:
 
 
 def largest_micro_batch(trainer: "Trainer") -> list[int]:
-    """The rows of the micro-batch with the most positions, of all epochs of this process."""
+    """Return the rows of this process's micro-batch with the most positions over all epochs."""
     sampler, lengths, padded = trainer.batches(), trainer.lengths, not trainer.args.packing
     epochs = range(math.ceil(trainer.args.num_train_epochs))
     every = (batch for epoch in epochs for batch in sampler.batches(epoch))
@@ -78,12 +80,12 @@ def largest_micro_batch(trainer: "Trainer") -> list[int]:
 
 
 def positions(lengths: Sequence[int], *, padded: bool) -> int:
-    """What a micro-batch of rows of these lengths computes, in tokens with padding."""
+    """Return the number of positions, including padding, of a micro-batch with rows of these lengths."""
     return max(lengths) * len(lengths) if padded else sum(lengths)
 
 
 def random_states(device: str) -> dict[str, Any]:
-    """The random states that dropout draws from."""
+    """Return the random states that dropout uses."""
     states = {"cpu": torch.get_rng_state()}
     if device == "cuda":
         states["cuda"] = torch.cuda.get_rng_state()
@@ -93,7 +95,7 @@ def random_states(device: str) -> dict[str, Any]:
 
 
 def restore_random_states(device: str, states: dict[str, Any]) -> None:
-    """Put back what `random_states` gave."""
+    """Restore the states that `random_states` returned."""
     torch.set_rng_state(states["cpu"])
     if device == "cuda":
         torch.cuda.set_rng_state(states["cuda"])

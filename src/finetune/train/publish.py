@@ -1,4 +1,4 @@
-"""What a finished run leaves: the adapter's folder, two reports, and a few lines for the person who watches."""
+"""Publish a finished run: the adapter's folder, two reports, and a short summary on the terminal."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def publish(
     trainer: "Trainer", tokenizer: Any, state: Any, identity: dict[str, Any], measured: dict[str, Any], paths: Paths
 ) -> None:
-    """Write the adapter's folder and the reports, each whole or not there."""
+    """Write the adapter's folder and the reports, each atomically."""
     results = summarize(trainer)
     batch = {
         "micro_batch": trainer.args.per_device_train_batch_size,
@@ -37,7 +37,7 @@ def publish(
 
 
 def summarize(trainer: "Trainer") -> dict[str, Any]:
-    """What came out, the same for every repetition: steps, losses, the checkpoint that was kept, what looks unwell."""
+    """Return the reproducible results: steps, losses, the kept checkpoint, and warnings."""
     from finetune.train.curves import TRAINING, VALIDATION, curve_rows
     from finetune.train.health import describe_health
 
@@ -61,7 +61,7 @@ def summarize(trainer: "Trainer") -> dict[str, Any]:
 
 
 def show(report: TrainReport, cost: TrainCostReport, paths: Paths) -> None:
-    """A few lines for the person who watches."""
+    """Print a short summary."""
     trainable, total = report.parameters.trainable or 0, report.parameters.total
     say(
         f"{report.steps} steps of {trainable:,} parameters ({trainable / total:.1%}) in {cost.wall_seconds:.0f} s; "

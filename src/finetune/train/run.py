@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 
 def train(params: TrainParams, paths: Paths, stop: StopRequest, until: int | None = None) -> None:
-    """One process of the run, the only one or one of several; the first of them publishes.
+    """Run one process, the only one or one of several; the first of them publishes.
 
-    With `until` it stops after that step as if the run ended there. InterruptedRunError when `stop` was asked.
+    With `until`, it stops after that step as if the run ended there. Raises InterruptedRunError if `stop` was
+    requested.
     """
     require_trackers(params)
     first = os.environ.get("RANK", "0") == "0"
@@ -59,7 +60,7 @@ def train(params: TrainParams, paths: Paths, stop: StopRequest, until: int | Non
 
 
 def require_trackers(params: TrainParams) -> None:
-    """ConfigError where a tracker that was asked for is not installed: a run of hours must not end in its import."""
+    """Raise ConfigError if a configured tracker is not installed, before hours of training."""
     missing = list(find_tracker_problems(params.train))
     if missing:
         raise ConfigError.of(missing)
@@ -68,9 +69,9 @@ def require_trackers(params: TrainParams) -> None:
 def fit(
     params: TrainParams, paths: Paths, store: Checkpoints, tokenizer: Any, stop: StopRequest, until: int | None
 ) -> "tuple[Trainer, dict[str, Any]]":
-    """Run the training loop; gives the trainer and what was measured: seconds, steps/s, peak memory.
+    """Run the training loop; return the trainer and the measurements: seconds, steps/s, peak memory.
 
-    Where memory runs out it begins again from the newest checkpoint with a smaller micro-batch.
+    If memory runs out, it restarts from the newest checkpoint with a smaller micro-batch.
     """
     tokens = read_manifest(paths.validated)["tokens"]
     started, first, trainer = time.perf_counter(), None, None
@@ -84,7 +85,7 @@ def fit(
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
             break
         except MemoryShortageError:
-            pass  # outside this clause nothing holds what it held
+            pass  # outside this clause, its memory is released
         trainer = None
         params = smaller_micro_batch(params)
         warn_of_smaller_batch(params)
@@ -99,9 +100,9 @@ def fit(
 
 
 def choose_checkpoint(params: TrainParams, store: Checkpoints) -> tuple[TrainParams, Path | None]:
-    """The checkpoint to go on from, or None; and the config with the micro-batch that memory allowed there.
+    """Return the checkpoint to resume from, or None, and the config with the micro-batch that fitted there.
 
-    Of several processes the one that started them has set bad ones aside, and they agree on the newest that is left.
+    With several processes, the parent has set bad checkpoints aside, and all agree on the newest remaining one.
     """
     steps = store.steps()
     resumed = (store.newest() if "RANK" not in os.environ else store.path(steps[0])) if steps else None
@@ -114,14 +115,14 @@ def choose_checkpoint(params: TrainParams, store: Checkpoints) -> tuple[TrainPar
 
 
 def step_of(checkpoint: Path | None) -> int:
-    """The step that a checkpoint was written at; 0 for none."""
+    """Return the step of a checkpoint; 0 for None."""
     return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
 
 
 def begin(
     trainer: "Trainer", params: TrainParams, resumed: Path | None, until: int | None, tokens: dict[str, Any]
 ) -> None:
-    """What must be right before the trainer is let go: its rows, its random state, and one checkpoint for all."""
+    """Prepare the trainer to start: verify its rows, set its random state, and load the same checkpoint everywhere."""
     from transformers import set_seed
 
     from finetune.train.callbacks import Steps
@@ -129,7 +130,7 @@ def begin(
     check_rows(trainer, tokens)
     trainer.saved = read_manifest(resumed)["saved"] if resumed else []
     trainer.add_callback(Steps(trainer, resumed, until=until))
-    if trainer.args.process_index:  # each process drops out its own; the adapters began alike
+    if trainer.args.process_index:  # each process has its own dropout; the adapters start equal
         set_seed(params.seed + trainer.args.process_index)
     step = float(step_of(resumed))
     if float(trainer.sum_of_processes(torch.tensor([step]))[0]) != step * trainer.args.world_size:
@@ -141,7 +142,7 @@ def begin(
 
 
 def warn_of_other_arithmetic(checkpoint: dict[str, Any], environment: Environment) -> None:
-    """Say that a checkpoint comes from where the same operations round otherwise: the run goes on, its bits do not."""
+    """Warn that a checkpoint was written where operations round differently: the run resumes, but not bit for bit."""
     then, now = checkpoint["arithmetic"], arithmetic(environment)
     other = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if now[name] != then.get(name)]
     if other:
@@ -153,7 +154,7 @@ def warn_of_other_arithmetic(checkpoint: dict[str, Any], environment: Environmen
 
 @contextmanager
 def telling(trainer: "Trainer") -> Iterator[None]:
-    """Close the curves and tell `finetune status` how the run ended; a stop without a checkpoint of its own says so."""
+    """Close the curves and record for `finetune status` how the run ended, also if it stopped without a checkpoint."""
     from finetune.train.trainer import StoppedInEvaluationError
 
     ended = "failed"

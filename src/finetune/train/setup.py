@@ -1,4 +1,4 @@
-"""From params and validated rows to what trains: the device, the base with its adapter, the trainer over them."""
+"""Build what trains from params and validated rows: the device, the base with its adapter, and the trainer."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def process_device(params: TrainParams) -> str:
-    """The torch device that this process loads the base to: of several on CUDA, the one of its own number.
+    """Return the torch device of this process; with several on CUDA, the one with its own index.
 
-    Strategies that shard the base take it from the host's memory, where it is whole in every process.
+    Strategies that shard the base load it from host memory, which holds a complete copy in every process.
     """
     device = require_device(params.environment)
     if device != "cuda" or "LOCAL_RANK" not in os.environ:
@@ -32,13 +32,15 @@ def process_device(params: TrainParams) -> str:
 
 
 def build_model(params: TrainParams, device: str) -> Any:
-    """The base with a fresh adapter, the same for the same seed."""
+    """Build the base with a new adapter, which is the same for the same seed."""
     from transformers import set_seed
 
     set_seed(params.seed)
-    # Metal has no deterministic form of some operations: there it is a warning, and the tier promises no bits.
+    # Some operations have no deterministic form on Metal: there it is a warning, and the tier does not promise equal
+    # bits.
     torch.use_deterministic_algorithms(params.train.deterministic, warn_only=params.environment == "apple")
-    # Deterministic mode also overwrites fresh memory, which no operation here reads: a third of the time on a CPU.
+    # Deterministic mode also overwrites fresh memory, which no operation here reads; this costs a third of the time on
+    # a CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return add_adapter(load_base(params.model, device), params.adapter)
 
@@ -46,7 +48,7 @@ def build_model(params: TrainParams, device: str) -> Any:
 def build_trainer(
     params: TrainParams, paths: Paths, model: Any, tokenizer: Any, store: Checkpoints, stop: StopRequest
 ) -> "Trainer":
-    """The trainer over the validated data, with curves, checkpoints and early stopping where asked."""
+    """Build the trainer over the validated data, with curves, checkpoints and early stopping if configured."""
     from datasets import Dataset
 
     from finetune.train.batches import with_blank
@@ -73,7 +75,7 @@ def build_trainer(
 
 
 def add_callbacks(trainer: "Trainer", params: TrainParams, paths: Paths) -> None:
-    """Curves in place of printed logs, by the process that speaks, and early stopping where asked."""
+    """Add curves in place of printed logs, in the process that prints, and early stopping if configured."""
     from transformers import EarlyStoppingCallback, PrinterCallback
 
     from finetune.train.curves import CurvesCallback
@@ -89,7 +91,7 @@ def add_callbacks(trainer: "Trainer", params: TrainParams, paths: Paths) -> None
 
 
 def check_rows(trainer: "Trainer", tokens: dict[str, dict[str, int]]) -> None:
-    """DataError unless the trainer holds exactly the tokens that validate counted."""
+    """Raise DataError unless the trainer holds exactly the tokens that validate counted."""
     from finetune.train.batches import count_supervised
 
     blanks = int(trainer.args.world_size > 1)

@@ -1,4 +1,4 @@
-"""Params to library options: what params.yaml says, and what it does not say switched off, in one place."""
+"""Map params.yaml to library options in one place; options that it does not set are switched off."""
 
 from pathlib import Path
 from typing import Any
@@ -9,26 +9,26 @@ from finetune.config.train import TrainConfig, TrainParams
 
 
 def sft_config(params: TrainParams, output_dir: Path) -> SFTConfig:
-    """TRL's SFTConfig. What params.yaml does not say is switched off here, never left to a library's default."""
+    """Return TRL's SFTConfig. Options absent from params.yaml are switched off here, never left to a default."""
     train = params.train
     return SFTConfig(
         output_dir=str(output_dir),
         seed=params.seed,
         use_cpu=params.environment == "cpu",
-        # the data come tokenized, masked and cut from validate
+        # the data from validate are tokenized, masked and truncated
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
-        packing=train.packing,  # validate has packed the rows; this chooses the collator that keeps them apart
+        packing=train.packing,  # validate has packed the rows; this selects the collator that keeps them separate
         assistant_only_loss=False,
         remove_unused_columns=True,
-        train_sampling_strategy=train.train_sampling_strategy,  # EpochBatches reads it
+        train_sampling_strategy=train.train_sampling_strategy,  # read by EpochBatches
         dataloader_num_workers=train.dataloader_num_workers,
         dataloader_pin_memory=params.environment == "cuda",
         num_train_epochs=train.num_train_epochs,
         per_device_train_batch_size=train.per_device_train_batch_size,
         per_device_eval_batch_size=train.per_device_eval_batch_size,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
-        average_tokens_across_devices=True,  # every supervised token of a step weighs the same, on however many devices
+        average_tokens_across_devices=True,  # all supervised tokens of a step weigh the same on any number of devices
         optim=train.optim,
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.lr_scheduler_type,
@@ -46,10 +46,10 @@ def sft_config(params: TrainParams, output_dir: Path) -> SFTConfig:
         torch_compile=train.torch_compile,
         logging_strategy="steps",
         logging_steps=train.logging_steps,
-        logging_nan_inf_filter=False,  # it would replace a NaN by the mean of the losses before
+        logging_nan_inf_filter=False,  # it would replace a NaN by the mean of the previous losses
         eval_strategy="steps",
         eval_steps=train.eval_steps,
-        prediction_loss_only=True,  # no logits are kept, which TRL would need a second forward pass for
+        prediction_loss_only=True,  # keeps no logits, for which TRL would need a second forward pass
         save_strategy="steps",
         save_steps=train.save_steps,
         save_total_limit=train.save_total_limit,
@@ -65,7 +65,7 @@ def sft_config(params: TrainParams, output_dir: Path) -> SFTConfig:
 
 
 def strategy_options(params: TrainParams) -> dict[str, Any]:
-    """What spreads a run over several devices, in the Trainer's spelling."""
+    """Return the options that distribute a run over several devices, in the Trainer's terms."""
     strategy = params.train.distributed.strategy
     if strategy == "fsdp":
         return {"fsdp": True, "fsdp_config": fsdp_options(params.train)}
@@ -77,7 +77,7 @@ def strategy_options(params: TrainParams) -> dict[str, Any]:
 
 
 def fsdp_options(train: TrainConfig) -> dict[str, Any]:
-    """PyTorch's FSDP2: each transformer layer is sharded over all devices, gathered for its own pass, and let go."""
+    """Return the options of PyTorch's FSDP2: each layer is sharded over all devices and gathered for its own pass."""
     return {
         "version": 2,
         "reshard_after_forward": True,
@@ -90,7 +90,7 @@ def fsdp_options(train: TrainConfig) -> dict[str, Any]:
 
 
 def deepspeed_options(train: TrainConfig) -> dict[str, Any]:
-    """DeepSpeed's ZeRO (arXiv 1910.02054): stage 2 shards gradients and optimizer, stage 3 the parameters too."""
+    """Return DeepSpeed's ZeRO options (arXiv 1910.02054): stage 2 shards gradients and optimizer, 3 also parameters."""
     stage = 2 if train.distributed.strategy == "zero2" else 3
     zero: dict[str, Any] = {
         "stage": stage,
@@ -101,7 +101,7 @@ def deepspeed_options(train: TrainConfig) -> dict[str, Any]:
     if train.distributed.offload_optimizer == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if stage == 3:
-        # with any kept whole, the float32 adapter and a 16-bit base would be gathered as one type
+        # if any parameters stayed unsharded, the float32 adapter and a 16-bit base would be gathered as one type
         zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": 0}
         zero["stage3_gather_16bit_weights_on_model_save"] = True
         if train.distributed.offload_param == "cpu":

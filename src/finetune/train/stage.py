@@ -1,4 +1,4 @@
-"""The train stage: `data/validated` and the base -> `out/adapter`, `reports/train.json` and the curves."""
+"""The train stage: `data/validated` and the base model -> `out/adapter`, `reports/train.json` and the curves."""
 
 import os
 import shutil
@@ -12,11 +12,11 @@ from finetune.paths import Paths
 from finetune.processes.signals import stop_on_signals
 from finetune.train.launch import launch
 
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # of torchrun, or left over in a job's environment
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # of torchrun, or left in a job's environment
 
 
 def run(params: TrainParams, paths: Paths) -> None:
-    """Train on what validate wrote, from the newest good checkpoint if there is one, and publish the best adapter."""
+    """Train on the data of validate, resuming from the newest valid checkpoint, and publish the best adapter."""
     spread = params.train.distributed
     keep_awake()
     set_device_environment(params.environment, spread.devices, deterministic=params.train.deterministic)
@@ -41,7 +41,7 @@ def run(params: TrainParams, paths: Paths) -> None:
 
 
 def keep_awake() -> None:
-    """On a Mac, keep the system from sleeping as long as this process lives: the run takes a night."""
+    """On a Mac, keep the system from sleeping while this process runs: training may take a night."""
     tool = shutil.which("caffeinate")
     if tool:
         subprocess.Popen([tool, "-i", "-w", str(os.getpid())])

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, with micro-batches, checkpoints and stops that make a killed run and a whole one the same run."""
+"""TRL's SFTTrainer with micro-batches, checkpoints and stops that make a resumed run equal to an uninterrupted one."""
 
 import math
 from collections.abc import Iterator
@@ -28,36 +28,37 @@ if TYPE_CHECKING:
 
 
 def score_supervised_positions() -> None:
-    """Make TRL's loss head skip the positions that no loss is taken on, on every device.
+    """Make TRL's loss head skip unsupervised positions on every device.
 
-    TRL does so on Triton devices only; elsewhere it projects every position onto the vocabulary, for the sake of
-    compilers that want constant shapes. On a CPU that is 30% of the time where 5% of the tokens are supervised.
+    TRL does so on Triton devices only; elsewhere it projects every position onto the vocabulary, because compilers need
+    constant shapes. On a CPU that takes 30% of the time if 5% of the tokens are supervised.
     """
     from trl.trainer import utils
 
-    assert hasattr(utils, "_use_triton"), "this TRL version names its switch differently"
-    utils._use_triton = lambda _: True  # in that module it decides this and nothing else
+    assert hasattr(utils, "_use_triton"), "this TRL names its switch otherwise"
+    utils._use_triton = lambda _: True  # in that module this controls nothing else
 
 
-MOST_SKIPPED = 50  # steps in a row that fp16's scaler may skip: it halves its scale each time, from 2^16
+MOST_SKIPPED = 50  # consecutive steps that fp16's scaler may skip: it halves its scale each time, from 2^16
 
 
 class StoppedInEvaluationError(Exception):
-    """A signal came while the validation loss was computed."""
+    """A signal arrived while the validation loss was computed."""
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with an order of examples that is a function of seed and epoch, every micro-batch held to validate's
-    count, a stop before a step that is not finite, checkpoints that are whole, and a validation loss by token."""
+    """SFTTrainer with a deterministic order of examples, token counts checked against validate's, a stop before a step
+    that is not finite, atomic checkpoints, and a validation loss by token.
+    """
 
     def __init__(self, *, store: Checkpoints, stop: StopRequest, **kwargs: Any) -> None:
         self.store, self.stop = store, stop
         self.saved: list[dict[str, Any]] = []  # hashes of the state at each checkpoint
         self.lengths: list[int] = list(kwargs["train_dataset"]["length"])
-        self.expected: Iterator[list[int]] = iter(())  # the rows of the micro-batches to come in this epoch
+        self.expected: Iterator[list[int]] = iter(())  # the rows of the remaining micro-batches of this epoch
         self.rows: list[int] = []  # of the step's micro-batches so far
-        self.early_stopping: Any = None  # the callback, where the run has one
-        self.curves: CurvesCallback | None = None  # the callback of the process that speaks
+        self.early_stopping: Any = None  # the callback, if the run has one
+        self.curves: CurvesCallback | None = None  # the callback, in the process that prints
         self.evaluation_pending, self.skipped = False, 0
         self.control: Any = None
         self.tokens, self.since, self.paused = 0, perf_counter(), 0.0
@@ -67,7 +68,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     # ---------------------------------------------------------------------------------------------- what it reads
 
     def batches(self) -> EpochBatches:
-        """The micro-batches of this process; a blank row at the end of the rows is not one of them."""
+        """The micro-batches of this process; a blank row after the last row is not among them."""
         args = self.args
         return EpochBatches(
             self.lengths[: len(self.lengths) - (args.world_size > 1)],
@@ -80,11 +81,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Our own loader: accelerate's would share out the batches otherwise, and draw from the global random state."""
+        """Return our own loader: accelerate's would distribute batches differently and use the global random state."""
         return self._loader(self.train_dataset, self.batches(), self.args.dataloader_num_workers)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:  # noqa: ARG002
-        """The validation rows of this process, those of like length together."""
+        """Return the validation rows of this process, with rows of similar length together."""
         args, rows = self.args, self.eval_dataset
         order = longest_first(rows["length"][: len(rows) - (args.world_size > 1)])
         mine = share(order, args.per_device_eval_batch_size, args.process_index, args.world_size)
@@ -103,19 +104,20 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     @property
     def shards_state(self) -> bool:
-        """Whether no process holds the whole of model and optimizer (FSDP, ZeRO)."""
+        """Whether model and optimizer are sharded, so that no process holds all of them (FSDP, ZeRO)."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def begin_epoch(self, sampler: EpochBatches, epoch: int, done: int) -> None:
-        """Turn the sampler to an epoch and look up its rows, from the micro-batch after `done` on."""
+        """Set the sampler to an epoch and look up its rows, after the first `done` micro-batches."""
         sampler.set_epoch(epoch)
         self.expected = iter(sampler.batches(epoch)[done:])
 
     # ----------------------------------------------------------------------------------------------- what it does
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch; DataError where it does not hold the supervised tokens that validate counted in its rows,
-        ConfigError where its loss is not finite."""
+        """Train on one micro-batch. Raise DataError unless its rows hold the supervised tokens that validate counted,
+        ConfigError if its loss is not finite.
+        """
         inputs = args[1] if len(args) > 1 else kwargs["inputs"]
         rows = next(self.expected)
         self.rows.extend(rows)
@@ -135,7 +137,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called between the last backward pass and the optimizer step.
 
-        With fp16 an infinite norm is how the loss scale is found: the scaler skips that step by itself.
+        With fp16, an infinite norm is part of finding the loss scale: the scaler skips that step by itself.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self.skipped = 0 if math.isfinite(float(norm)) else self.skipped + 1
@@ -150,7 +152,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             require_finite(what, value, self.state.global_step, self.args.learning_rate, ids)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002
-        """The validation loss in nats a supervised token, over all of them alike, whatever the batches."""
+        """Compute the validation loss in nats per supervised token, with equal weights whatever the batches."""
         started = perf_counter()
         sums = torch.zeros(2, dtype=torch.float64)
         model = self.model_wrapped if self.shards_state else self.model
@@ -172,19 +174,19 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         return metrics
 
     def sum_of_processes(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of these values over all processes, on the CPU."""
+        """Return the sum of these values over all processes, on the CPU."""
         if self.args.world_size > 1:
             values = values.to(self.args.device)
             torch.distributed.all_reduce(values)
         return values.cpu()
 
     def asked_to_stop(self) -> bool:
-        """Whether a signal reached any of the processes."""
+        """Return whether a signal reached any of the processes."""
         asked = self.stop.by is not None
         return bool(self.sum_of_processes(torch.tensor([float(asked)]))[0]) if self.args.world_size > 1 else asked
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add tokens a second (all of them, padding not counted) and memory to what is logged of the training."""
+        """Add tokens per second (all but padding) and memory to the training log."""
         if "loss" in logs:
             seconds = perf_counter() - self.since - self.paused
             tokens = float(self.sum_of_processes(torch.tensor([float(self.tokens)]))[0])
@@ -196,13 +198,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------- what it begins and goes on
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if not self.control.should_training_stop:  # a run that had stopped early when it was killed stays stopped
+        if not self.control.should_training_stop:  # a run that had stopped early before it was killed stays stopped
             super()._run_epoch(*args, **kwargs)
 
     # ----------------------------------------------------------------------------------------------- what it keeps
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
-        """Where the best is what is published, a better one is saved at once: it may come between two saves."""
+        """Save a better checkpoint at once if the best is published: it may fall between two regular saves."""
         better: bool = super()._determine_best_metric(*args, **kwargs)
         self.control.should_save |= better and self.args.load_best_model_at_end
         return better
@@ -216,7 +218,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             self.print_ending()
 
     def print_ending(self) -> None:
-        """InterruptedRunError: the state of this step is saved."""
+        """Raise InterruptedRunError: the state of this step is saved."""
         raise InterruptedRunError(
             "",
             f"train was stopped{f' by {self.stop.by}' if self.stop.by else ''} and saved at step "
@@ -225,7 +227,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
-        """One checkpoint, whole or not there: adapter, optimizer, scheduler, random states, and our own progress."""
+        """Write one checkpoint atomically: adapter, optimizer, scheduler, random states, and our own progress."""
         started, step, first = perf_counter(), self.state.global_step, self.is_world_process_zero()
         if first:
             trainable = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
@@ -249,12 +251,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.paused += perf_counter() - started
 
     def _rng_files(self) -> list[Path]:
-        """The random states of all processes, which the library would do without in silence."""
+        """Return the random states of all processes, whose absence the library would ignore silently."""
         several = [f"rng_state_{rank}.pth" for rank in range(self.args.world_size)]
         return [self.store.partial / name for name in (several if len(several) > 1 else ["rng_state.pth"])]
 
     def _seal(self, step: int, unlogged: float) -> None:
-        """Write what belongs beside the weights, and publish the checkpoint."""
+        """Write the additional files of a checkpoint, and publish it."""
         partial = self.store.partial
         self.state.save_to_json(str(partial / "trainer_state.json"))
         used = self.early_stopping.early_stopping_patience_counter if self.early_stopping else 0
@@ -262,27 +264,27 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             unlogged, self._globalstep_last_logged, used, self.evaluation_pending, self.args.per_device_train_batch_size
         )
         write_json(partial / PROGRESS, asdict(progress))
-        scheduled = step % self.args.save_steps == 0 or step == self.state.max_steps  # not where a signal came
+        scheduled = step % self.args.save_steps == 0 or step == self.state.max_steps  # not after a signal
         if scheduled and not self.shards_state:
             self.saved.append(hash_state(step, partial, self.optimizer))
         environment = environment_of(self.args.device.type)
-        best = self.state.best_global_step if self.args.load_best_model_at_end else None  # else nobody needs it
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None  # otherwise it is not needed
         self.store.publish(step, best, {"saved": self.saved, "arithmetic": arithmetic(environment)})
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The adapter alone: no pickled arguments, no tokenizer, no card, and no question to the Hub."""
+        """Save only the adapter: no pickled arguments, tokenizer or card, and no request to the Hub."""
         if not self.args.should_save:  # one process writes for all
             return
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         try:
             model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
-        except SafetensorError as error:  # a full disk's, which is no OSError here
-            message = f"{error} (free disk space: dvc gc -w)"
+        except SafetensorError as error:  # raised for a full disk, but not an OSError here
+            message = f"{error} (free some space: dvc gc -w)"
             raise MachineError(str(output_dir), message, self.store.what_is_kept()) from None
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        if self.args.device.type == "mps":  # which the library leaves out
+        if self.args.device.type == "mps":  # which the library omits
             torch.save(torch.mps.get_rng_state(), Path(output_dir) / "rng_state_mps.pth")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -291,7 +293,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             torch.mps.set_rng_state(torch.load(Path(checkpoint) / "rng_state_mps.pth", weights_only=True))
 
     def _load_best_model(self) -> None:
-        """As the library does, which only warns where the best checkpoint is gone; DataError here."""
+        """Load the best checkpoint; raise DataError if it is gone, where the library only warns."""
         self.accelerator.wait_for_everyone()
         read_manifest(Path(self.state.best_model_checkpoint))
         super()._load_best_model()

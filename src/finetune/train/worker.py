@@ -16,13 +16,13 @@ from finetune.hardware.host import calm_threads
 from finetune.paths import Paths
 from finetune.processes.signals import die_with_parent, stop_on_signals
 
-# What gloo and NCCL say in the processes that are left when one of them has died.
+# The errors of gloo and NCCL in the remaining processes when one of them has died.
 PEER_LOST = ("Connection reset by peer", "Connection closed by peer", "remote process exited")
 
 
 def main() -> int:
-    """Train along; an error is left in a file for the process that started all, and gives its exit code."""
-    die_with_parent()  # a killed torchrun must not leave processes that train on beside the next start
+    """Run one training process; write an error to a file for the parent process, and return its exit code."""
+    die_with_parent()  # a killed torchrun must not leave processes that train beside the next run
     calm_threads()
     quiet_libraries()
     params, paths = load_params(Path("params.yaml"), TrainParams), Paths()
@@ -30,7 +30,7 @@ def main() -> int:
         params.environment, params.train.distributed.devices, deterministic=params.train.deterministic
     )
     if os.environ["RANK"] != "0":
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - the first process speaks for all
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - only the first process prints
     try:
         with stop_on_signals() as stop:  # before torch is imported, which takes seconds
             from finetune.train.run import train
@@ -40,7 +40,7 @@ def main() -> int:
         return leave(paths, error)
     except (OSError, MemoryError, RuntimeError) as error:
         if any(words in str(error) for words in PEER_LOST):
-            return MachineError.exit_code  # the other one has left its error, if it could
+            return MachineError.exit_code  # the failed process has recorded its error, if it could
         trouble = find_machine_problem(error)
         if trouble is None:
             traceback.print_exc()
@@ -50,12 +50,12 @@ def main() -> int:
 
 
 def error_file(work: Path, rank: str) -> Path:
-    """Where a process leaves its error for the one that started it."""
+    """Return the path where a process leaves its error for the parent."""
     return work / f"worker-{int(rank):04}.json"
 
 
 def leave(paths: Paths, error: FinetuneError) -> int:
-    """Write the error down; gives its exit code."""
+    """Write the error down; return its exit code."""
     problems = [problem.to_json() for problem in error.problems]
     write_json(error_file(paths.work, os.environ["RANK"]), {"exit_code": error.exit_code, "problems": problems})
     return error.exit_code

@@ -1,1 +1,1 @@
-"""What people read at the end: the HTML report, the summary and the model card."""
+"""The documents for readers: the HTML report, the summary and the model card."""

@@ -1,4 +1,4 @@
-"""The report's section on classification: figures a class, and the confusion matrix as a heat map."""
+"""The report's section on classification: metrics per class, and the confusion matrix as a heat map."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from finetune.decide.report.formatting import counted, name, percent
 from finetune.reports.evaluation import ClassesReport, ClassFigures
 
-MOST_CLASSES = 20  # beyond that the matrix can't be read: the worst classes are shown
-LEVELS = 10  # of heat
+MOST_CLASSES = 20  # a larger matrix is unreadable, so only the worst classes are shown
+LEVELS = 10  # colour levels
 
 
 def show_classes(classes: Mapping[str, ClassesReport]) -> list[dict[str, Any]]:
-    """For each classification scorer: its classes with both sides' figures, and a matrix a side."""
+    """Return for each classification scorer its classes with the metrics and the matrix of both sides."""
     return [_show(scorer, found) for scorer, found in classes.items() if found.labels]
 
 
@@ -46,7 +46,7 @@ def _figures(measured: ClassFigures) -> dict[str, str]:
 
 
 def worst_classes(labels: Sequence[str], per_class: Mapping[str, ClassFigures]) -> list[str]:
-    """All labels in their order, or of many those that have examples and the lowest F1."""
+    """Return all labels in their order or, if there are too many, those with examples and the lowest F1."""
     if len(labels) <= MOST_CLASSES:
         return list(labels)
 
@@ -58,9 +58,9 @@ def worst_classes(labels: Sequence[str], per_class: Mapping[str, ClassFigures]) 
 
 
 def heat(labels: Sequence[str], shown: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The matrix with a row a reference and a column an answer; each cell a count, coloured by its share of the row.
+    """Build the matrix with references as rows and answers as columns; cells are counts, coloured by share of the row.
 
-    Answers that name a class which is not shown are summed up in a column of their own.
+    Answers in classes that are not shown are counted in an extra column.
     """
     place = {label: at for at, label in enumerate(labels)}
     kept = [place[label] for label in shown]
@@ -85,7 +85,7 @@ def heat(labels: Sequence[str], shown: Sequence[str], confusion: Sequence[Sequen
 
 
 def most_confused(labels: Sequence[str], confusion: Sequence[Sequence[int]], most: int = 5) -> list[str]:
-    """The most frequent mistakes in words."""
+    """Describe the most frequent confusions in words."""
     answers = [*labels, None]
     pairs = [
         (count, labels[row], answers[column])

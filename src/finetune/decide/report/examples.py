@@ -1,6 +1,6 @@
-"""Which of the test examples the report shows, and how: both sides' answers beside the reference.
+"""Choose the test examples that the report shows, and present both sides' answers beside the reference.
 
-Not all of them: a page of ten thousand examples is read by nobody. What is shown is chosen by rule, which is told.
+Nobody reads a page of ten thousand examples, so a subset is chosen by a rule that the page states.
 """
 
 from collections import Counter, defaultdict
@@ -26,7 +26,7 @@ KINDS = {
     "both-right": "Both right",
     "unscored": "Not scored",
 }
-# So many of each at most, in this order; what room is left goes to the rest in the same order.
+# The maximum of each kind, in this order; remaining space is filled with more examples in the same order.
 QUOTAS = {"failed": 20, "regression": 60, "both-wrong": 50, "cut": 15, "fix": 35, "longest": 10, "both-right": 10}
 RULE = (
     "failed answers, regressions (the baseline correct or better, the candidate not), both wrong, cut off, fixes, the "
@@ -38,16 +38,16 @@ RULE = (
 
 @dataclass(frozen=True)
 class Row:
-    """One example with what it shows: its kind, and the tags that it is filtered by."""
+    """One example for display: its kind, and the tags to filter it by."""
 
     prediction: Prediction
     kind: str
     tags: frozenset[str]
-    surprise: float  # nats a token of the reference, by the candidate
+    surprise: float  # nats per token of the reference, under the candidate
 
 
 def tag_predictions(predictions: Sequence[Prediction], metrics: Mapping[str, Metric]) -> list[Row]:
-    """Every prediction with its kind: which side was right, by the first scorer that scored this example."""
+    """Classify every prediction by which side was right, according to the first scorer that scored it."""
     scored = {metric.scored_as: (metric.lowest, metric.highest) for metric in metrics.values() if metric.scored_as}
 
     def rank(item: Prediction) -> tuple[int, str]:
@@ -70,7 +70,7 @@ def _tag(item: Prediction, scored: Mapping[str, tuple[float, float]], is_long: b
 
 
 def kind_of(item: Prediction, scored: Mapping[str, tuple[float, float]]) -> str:
-    """regression, fix, both-wrong, both-right, or unscored, by the scores' bounds; without a score it is the lowest."""
+    """Return regression, fix, both-wrong, both-right or unscored; a missing score counts as the lowest one."""
     key = next((key for key in scored if key in item.candidate.scores or key in item.baseline.scores), None)
     if key is None:
         return "unscored"
@@ -83,7 +83,7 @@ def kind_of(item: Prediction, scored: Mapping[str, tuple[float, float]]) -> str:
 
 
 def choose_rows(rows: Sequence[Row], limit: int = SHOWN) -> list[Row]:
-    """The rows to show, in the order of KINDS, at most `limit`."""
+    """Choose at most `limit` rows to show, in the order of KINDS."""
     chosen: dict[str, Row] = {}
     for everything in (False, True):
         for tag in KINDS:
@@ -101,7 +101,7 @@ def _rank(row: Row) -> tuple[float, str]:
 
 
 def _in_turns(rows: Iterable[Row]) -> list[Row]:
-    """The agents in turns, each with its most surprising first, so that a large agent does not hide a small one."""
+    """Interleave the agents, each from its most surprising row on, so that a large agent does not hide a small one."""
     by_agent: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=_rank):
         by_agent[row.prediction.agent].append(row)
@@ -110,7 +110,7 @@ def _in_turns(rows: Iterable[Row]) -> list[Row]:
 
 
 def show_examples(predictions: Sequence[Prediction], metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """What the template shows: the rows, and how many of how many of each kind."""
+    """Return the template's data: the rows, and how many of each kind are shown out of how many."""
     rows = tag_predictions(predictions, metrics)
     chosen = choose_rows(rows)
     total = Counter(tag for row in rows for tag in row.tags)

@@ -1,9 +1,10 @@
-"""How figures, names and foreign texts read on the report, in the summary and on the model card.
+"""Format numbers, names and untrusted text for the report, the summary and the model card.
 
-Texts of the data and of models may hold anything: control characters, letters that turn the writing direction,
-megabytes. Nothing of it may act on a page, a terminal or a table; what can't be seen is shown by its code.
+Text from data and models may contain anything: control characters, characters that change the writing direction,
+megabytes of text. None of it may affect a page, a terminal or a table; invisible characters are shown by their code.
 
-All three are passed on, so nobody hands them a place: of a base's folder the last part alone, of a server the model.
+All three documents are published, so they contain no local paths: of a base model's folder only the last part, of a
+server only the model.
 """
 
 import math
@@ -15,10 +16,10 @@ from markupsafe import Markup
 
 Kind = Literal["share", "points", "gain", "number", "difference", "seconds", "bytes", "count"]
 
-MINUS = "\u2212"  # as wide as a plus, which a hyphen is not
+MINUS = "\u2212"  # as wide as a plus, unlike a hyphen
 
-# Control characters, line separators, marks of writing direction, invisible letters, lone surrogates; tab and line feed
-# may stay, and so may the joiners that emoji, Persian and Indic scripts are written with.
+# Control characters, line separators, direction marks, invisible letters and lone surrogates. Tab and line feed are
+# kept, and so are the joiners used by emoji, Persian and Indic scripts.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff"
     "\ufeff\uffa0\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f]"
@@ -28,51 +29,51 @@ _MARKS = re.compile(r"([\\|\[\]`*~$!]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 def visible(text: str) -> str:
-    """The text with everything that can't be seen shown by its code, which acts on nothing."""
+    """Replace all invisible characters by their codes."""
     return _HIDDEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def shortened(text: str, limit: int) -> str:
-    """At most so many characters, and how many more there are."""
+    """Return at most `limit` characters, followed by the number of omitted ones."""
     return text if len(text) <= limit else f"{text[:limit]}… [{len(text) - limit:,} more characters]"
 
 
 def name(text: object, limit: int = 80) -> str:
-    """A name out of a file, fit for one line."""
+    """Format a name from a file so that it fits on one line."""
     plain = " ".join(visible(str(text)).split())
     return plain if len(plain) <= limit else f"{plain[:limit]}…"
 
 
 def plain_name(text: str, revision: str | None = None) -> str:
-    """The name of a model: of a local folder (pinned by its hash) the last part alone, not its place."""
+    """Return the name of a model; of a local folder (pinned by its hash), only the last part of its path."""
     if _PATH.match(text) or (revision or "").startswith("sha256:"):
         return name(re.split(r"[/\\]", text.rstrip("/\\"))[-1] or "base")
     return name(text)
 
 
 def plain_markdown(value: Any) -> Any:
-    """Text that can't leave its table cell, bring HTML, a link or an image along, or call a person by @."""
+    """Escape text so that it cannot leave its table cell, add HTML, a link or an image, or mention a person by @."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     text = " ".join(visible(value).split())
     text = _MARKS.sub(r"\\\1", text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # A word joiner keeps GitHub from reading a mention, a reference to an issue or a bare address.
+    # A word joiner keeps GitHub from recognizing a mention, a reference to an issue or a bare address.
     return re.sub(r"(@|#|://|www\.)(?=\w)", "\\1\u2060", text)
 
 
 def code_markdown(value: object) -> Markup:
-    """A hash, revision or name as a span of code, which nothing in it can end."""
+    """Format a hash, revision or name as a code span that its content cannot close."""
     return Markup(f"`{name(value, 200).replace('`', chr(0x2CB)).replace('|', chr(0xA6))}`")  # noqa: S704 - no mark is left
 
 
 def printable(value: Any) -> Any:
-    """What a template puts into HTML: text with nothing hidden in it; safe HTML and other values as they are."""
+    """Make a template value safe for HTML: show invisible characters of text, keep safe HTML and other values."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def amount(value: float | None, unit: str = "") -> str:
-    """A figure for people: bytes as GB, seconds as s, shares with three digits, n/a where there is none."""
+    """Format a number for readers: bytes as GB, seconds as s, proportions with three digits, n/a for None."""
     if value is None or not math.isfinite(value):
         return "n/a"
     if unit == "bytes":
@@ -81,7 +82,7 @@ def amount(value: float | None, unit: str = "") -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share with one decimal; what is neither none nor all never reads as 0.0% or 100.0%."""
+    """Format a proportion with one decimal; only exact 0 and 1 are shown as 0.0% and 100.0%."""
     if value is None or not math.isfinite(value):
         return "n/a"
     if 0 < value < 0.0005:
@@ -90,14 +91,14 @@ def percent(value: float | None) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A number with about four significant digits and three decimals."""
+    """Format a number with about four significant digits and three decimals."""
     if value is None or not math.isfinite(value):
         return "n/a"
     return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.4g}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def format_value(value: float | None, kind: Kind) -> str:
-    """A figure of a kind: `66.9%`, `+53.7 points`, `0.305`, `0.047 s`, `0.56 GB`."""
+    """Format a value by its kind: `66.9%`, `+53.7 points`, `0.305`, `0.047 s`, `0.56 GB`."""
     if value is None or not math.isfinite(value):
         return "n/a"
     if kind in ("share", "gain"):
@@ -113,7 +114,7 @@ def format_value(value: float | None, kind: Kind) -> str:
 
 
 def format_short(value: float, kind: Kind) -> str:
-    """The same without needless zeros, for scales and targets: `55%`, `1 s`, `2 GB`."""
+    """Format a value without trailing zeros, for scales and targets: `55%`, `1 s`, `2 GB`."""
     if kind in ("share", "gain", "points"):
         shown = f"{100 * value:.4g}".replace("-", MINUS)
         return shown if kind == "points" else f"{shown}%"
@@ -123,12 +124,12 @@ def format_short(value: float, kind: Kind) -> str:
 
 
 def format_count(value: float | None) -> str:
-    """A mean count, such as tokens an answer: `14.3`."""
+    """Format a mean count, such as tokens per answer: `14.3`."""
     return "n/a" if value is None or not math.isfinite(value) else f"{value:,.1f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person says them."""
+    """Format a duration for readers."""
     if seconds is None or not math.isfinite(seconds):
         return "n/a"
     if seconds < 120:
@@ -143,7 +144,7 @@ def counted(count: int, what: str) -> str:
 
 
 def spaced(key: str) -> str:
-    """A key as words."""
+    """Return a key as words."""
     return key.replace("_", " ")
 
 

@@ -1,4 +1,4 @@
-"""The verdict in one sentence that needs no statistics to read, and the provisos that belong to it."""
+"""The verdict in one sentence that requires no knowledge of statistics, and its caveats."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +15,7 @@ LEADS = {"deploy": "Deploy", "deploy-unproven": "Deploy, but unproven", "iterate
 
 
 def headline(verdict: Verdict, outcomes: Sequence[Any], run: Decided) -> tuple[str, str]:
-    """The verdict's name for people, and who wins by how much on what, with how much evidence; of a verdict short of
-    deploy, what stands in its way."""
+    """Return the verdict's title, and a sentence on what was or was not achieved, by how much, on what evidence."""
     return LEADS.get(verdict.name, verdict.name), _sentence(verdict, outcomes, run)
 
 
@@ -42,7 +41,7 @@ def _sentence(verdict: Verdict, outcomes: Sequence[Any], run: Decided) -> str:
 
 
 def leading(readings: Sequence[Reading], verdict: Verdict) -> Reading | None:
-    """The outcome that the sentence is about: what was reached, or what was not; quality first."""
+    """Choose the outcome for the sentence: one that was reached, or one that was missed; quality first."""
     short = [item for item in readings if item.outcome.status != "pass"]
     wanted = short if short and not verdict.name.startswith("deploy") else list(readings)
     order = {"fail": 0, "inconclusive": 1, "unmeasured": 2, "pass": 3}
@@ -54,7 +53,7 @@ def leading(readings: Sequence[Reading], verdict: Verdict) -> Reading | None:
 
 
 def clause(item: Reading, sides: Mapping[str, str], confidence: float, policy: str) -> str:
-    """One outcome as a clause, e.g. `the base model answers …`."""
+    """Phrase one outcome as a clause, e.g. `the base model answers …`."""
     if item.outcome.estimate is None:
         return f"{item.outcome.criterion} could not be measured ({item.outcome.reason})"
     proof = evidence(item, confidence, policy)
@@ -77,7 +76,7 @@ def clause(item: Reading, sides: Mapping[str, str], confidence: float, policy: s
 
 
 def achieves(item: Reading, figure: str) -> str:
-    """`answers 66.9% of 242 held-out examples exactly right`, or `reaches a loss of 0.7 on …`."""
+    """Return `answers 66.9% of 242 held-out examples exactly right`, or `reaches a loss of 0.7 on …`."""
     metric = name(item.outcome.metric)
     if item.kind not in ("share", "points"):
         return f"reaches {metric} {figure} on {item.where}"
@@ -87,8 +86,8 @@ def achieves(item: Reading, figure: str) -> str:
 
 
 def evidence(item: Reading, confidence: float, policy: str) -> str:
-    """How sure, and what was asked: `at least 59.5% with 99% confidence; required: 55%`."""
-    outcome, asked = item.outcome, f"required: {item.limit}"
+    """State confidence and requirement: `at least 59.5% with 99% confidence, 55% was asked`."""
+    outcome, asked = item.outcome, f"{item.limit} was asked"
     if policy == "point":
         return f"an estimate without proof; {asked}"
     if item.kind == "bytes" or item.bounds == NO_INTERVAL:
@@ -101,18 +100,18 @@ def evidence(item: Reading, confidence: float, policy: str) -> str:
 
 
 def is_served(run: Decided) -> bool:
-    """Whether the candidate answered from behind a server, which may serve anything."""
+    """Return whether the candidate ran behind a server, which may serve any model."""
     return run.reports.evaluation.candidate.form == "server"
 
 
 def left_out(latency: LatencyReport) -> str | None:
-    """How many of the sampled prompts have no time: they may be the slowest; None where all have one."""
+    """State how many sampled prompts were not timed (they may be the slowest); None if all were."""
     count = latency.left_out
     return f"{count} of {latency.prompts + count} sampled prompts could not be timed" if count else None
 
 
 def provisos(run: Decided) -> list[str]:
-    """What a reader must know before relying on the verdict, the gravest first."""
+    """List the caveats of the verdict, the most serious first."""
     evaluation, decide, found = run.reports.evaluation, run.decide, []
     if is_served(run):
         served = side_names(evaluation)["candidate"]
@@ -141,7 +140,7 @@ def provisos(run: Decided) -> list[str]:
 
 
 def _doubts(evaluation: EvaluationReport) -> list[str]:
-    """Where examples are no independent evidence, answers are missing, or a guess would do as well."""
+    """List examples that are not independent, missing answers, and baselines that a guess would match."""
     whole, found = evaluation.groups[ALL], []
     if whole.clusters < whole.examples:
         found.append(
@@ -162,7 +161,7 @@ def _doubts(evaluation: EvaluationReport) -> list[str]:
 
 
 def _known_faults(run: Decided) -> list[str]:
-    """Findings that were accepted, warnings of the training, and answers that a scorer could not score."""
+    """List accepted findings, warnings of the training, and answers that a scorer could not score."""
     accepted = [name(item.code) for item in run.reports.validation.findings if item.accepted]
     found = []
     if accepted:

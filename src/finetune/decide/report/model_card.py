@@ -1,7 +1,7 @@
-"""The metadata of the model card, as the Hub reads it: only what is known and was measured on the test set.
+"""The model card's metadata in the Hub's format: only what is known and was measured on the test set.
 
-The licence is the one of params.yaml, and none is stated without: base and data have theirs, which the card says. No
-local path is told: a local base is named by its folder and pinned by its hash.
+The licence is that of params.yaml, and is omitted if it is not set; the card's text states that base model and data
+have their own. Local paths are not included: a local base model appears by its folder's name and its hash.
 """
 
 import re
@@ -17,18 +17,18 @@ from finetune.reports.base import BaseIdentity
 from finetune.reports.evaluation import EvaluationReport
 from finetune.reports.prepare import PrepareReport
 
-# Metrics that the Hub knows by a name of its own; the others keep ours.
+# Metrics that have their own name on the Hub; the others keep ours.
 HUB_METRICS = {"binary": "accuracy", "macro_f1": "f1", "weighted_f1": "f1", "bleu": "bleu", "perplexity": "perplexity"}
 
 
 def card_data(run: Decided) -> Any:
-    """The front matter: a `huggingface_hub.ModelCardData`."""
+    """Return the front matter, a `huggingface_hub.ModelCardData`."""
     from huggingface_hub import ModelCardData
 
     evaluation = run.reports.evaluation
     base = evaluation.base
     hub = hub_names(run.reports.prepare)
-    # What a server serves may be another model: such figures are told in the text, with their proviso, alone.
+    # A server may serve another model: its results appear only in the text, with a caveat.
     results = [] if is_served(run) else eval_results(run)
     return ModelCardData(
         base_model=plain_name(base.name, base.revision),
@@ -43,15 +43,15 @@ def card_data(run: Decided) -> Any:
 
 
 def hub_names(prepare: PrepareReport) -> list[str]:
-    """The datasets of the Hub among the sources; local ones are no dataset that a reader could open."""
+    """Return the Hub datasets among the sources; local ones are omitted because a reader could not open them."""
     given = prepare.settings.get("sources", [])
     return [source["hub"] for source in given if source.get("hub")]
 
 
 def eval_results(run: Decided) -> list[Any]:
-    """A result for each metric of each group, of the candidate, with the examples it rests on.
+    """Return the candidate's result for each metric of each group, with the number of examples.
 
-    The Hub tells data sets apart by their configuration, so the group stands there.
+    The Hub distinguishes data sets by their configuration, so that field holds the group.
     """
     from huggingface_hub import EvalResult
 
@@ -84,12 +84,12 @@ def eval_results(run: Decided) -> list[Any]:
 
 
 def slug(text: str) -> str:
-    """A name of letters, digits, dots and dashes."""
+    """Reduce a name to letters, digits, dots and dashes."""
     return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-") or "dataset"
 
 
 def decoding(evaluation: EvaluationReport) -> str:
-    """How the answers were decoded, and whether the baseline's were too, as far as that is known."""
+    """Describe how the answers were decoded, and whether the baseline's settings are known to be the same."""
     mine, theirs = evaluation.generation, evaluation.baseline_generation
     how = "sampled" if mine.get("do_sample") else "greedy"
     told = f"{how}, at most {mine.get('max_new_tokens', 'an unknown number of')} new tokens"
@@ -101,5 +101,5 @@ def decoding(evaluation: EvaluationReport) -> str:
 
 
 def loading_name(base: BaseIdentity) -> str:
-    """The base's name for a line of Python, with nothing that could end its quotes or its block."""
+    """Return the base's name for use in a line of Python, without characters that could end its quotes or block."""
     return re.sub(r"[^\w./-]", "_", plain_name(base.name, base.revision), flags=re.ASCII)

@@ -1,4 +1,4 @@
-"""The report's account of what went in: rows and tokens, risks in the data, findings, and hashes down to the base."""
+"""The report's provenance: rows and tokens, risks in the data, findings, and hashes down to the base model."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from finetune.reports.evaluation import SideReport
 from finetune.reports.prepare import PrepareReport
 
 SPLITS = ("train", "validation", "test")
-# Of the machine, these alone: a report is passed on, and whose machine it was made on is nobody's business.
+# The only machine properties to include: the report is published and must not identify the machine's owner.
 MACHINE = (
     "system",
     "processor",
@@ -27,7 +27,7 @@ MACHINE = (
 
 
 def show_ledger(run: Decided) -> dict[str, Any]:
-    """Rows by source, and tokens by split."""
+    """Return rows by source and tokens by split."""
     sources = [
         {
             "name": name(source),
@@ -44,7 +44,7 @@ def show_ledger(run: Decided) -> dict[str, Any]:
 
 
 def show_risks(prepare: PrepareReport) -> list[dict[str, Any]]:
-    """How many rows hold what kind of risk: counts alone, never the rows."""
+    """Return how many rows contain each kind of risk: only counts, never the rows."""
     totals: Counter[str] = Counter()
     for account in prepare.sources.values():
         for kind, found in account.risks.items():
@@ -53,7 +53,7 @@ def show_risks(prepare: PrepareReport) -> list[dict[str, Any]]:
 
 
 def show_provenance(run: Decided) -> list[tuple[str, str, str | None]]:
-    """What it all was made from, as (what, text, hash or None)."""
+    """Return everything that the result was made from, as (what, text, hash or None)."""
     evaluation, train, cost = run.reports.evaluation, run.reports.train, run.reports.cost
     base, prepared = evaluation.base, run.reports.prepare.prepared_sha256
     rows: list[tuple[str, str, str | None]] = [
@@ -88,7 +88,7 @@ def _side(side: SideReport, base: BaseIdentity) -> str:
 
 
 def _settings(kept: Mapping[str, Any]) -> str:
-    """Of a scorer or a judge, all but where it runs and what failed there."""
+    """Format the settings of a scorer or a judge, without its address and its failures."""
     shown = {key: value for key, value in kept.items() if key not in ("url", "first_failure")}
     models = {"model": plain_name(shown["model"])} if "model" in shown else {}
     served = {"served": [plain_name(model) for model in shown["served"]]} if "served" in shown else {}
@@ -96,7 +96,7 @@ def _settings(kept: Mapping[str, Any]) -> str:
 
 
 def describe_machine(machine: MachineReport) -> str:
-    """Processor, cores, memory, device; no host name and no path."""
+    """Describe processor, cores, memory and device, without host name or paths."""
     found = []
     for key in MACHINE:
         value = getattr(machine, key)

@@ -1,6 +1,7 @@
-"""What an outcome of the gate is about, in a form that can be told and drawn: its rule, its kind of figure, its scale.
+"""Interpret an outcome of the gate for text and drawings: its rule, the kind of its values, its scale.
 
-An Outcome holds bare numbers; whether 0.67 is a share, an F1 or seconds follows from its criterion and the scorers.
+An Outcome holds plain numbers; whether 0.67 is a proportion, an F1 or seconds follows from its criterion and the
+scorers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +15,14 @@ from finetune.decide.report.formatting import Kind, format_short, format_value, 
 from finetune.records.examples import ALL
 from finetune.reports.evaluation import EvaluationReport
 
-ANSWER_FACTS = ("mean_tokens", "cut_off", "failed")  # of a group: about its answers, not about their quality
+ANSWER_FACTS = ("mean_tokens", "cut_off", "failed")  # properties of a group's answers other than their quality
 ICONS = {"pass": "✓", "fail": "✕", "inconclusive": "?", "unmeasured": "\u2013"}
 
 NO_INTERVAL = "no interval"
 
 
 def known_metrics(scorers: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]:
-    """All metrics by name, from the scorers' settings in the evaluation report."""
+    """Return all metrics by name, from the scorers' settings in the evaluation report."""
     found = [LOSS, PERPLEXITY]
     for scorer, settings in scorers.items():
         if (of_kind := SCORERS.get(settings.get("scorer", ""))) is not None:
@@ -30,7 +31,7 @@ def known_metrics(scorers: Mapping[str, Mapping[str, Any]]) -> dict[str, Metric]
 
 
 def side_names(evaluation: EvaluationReport) -> dict[str, str]:
-    """What the two sides are called in a sentence."""
+    """Return the names of the two sides for use in a sentence."""
     baseline, candidate = evaluation.baseline, evaluation.candidate
     old, new = (name(plain_name(side.name), 40) for side in (baseline, candidate))
     baselines = {
@@ -50,7 +51,7 @@ def side_names(evaluation: EvaluationReport) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Reading:
-    """One outcome with what is needed to tell it; `base` and `candidate` are both sides' metric, if it has one."""
+    """One outcome with the data to present it; `base` and `candidate` are the metric's values of the sides, if any."""
 
     outcome: Outcome
     kind: Kind
@@ -60,7 +61,7 @@ class Reading:
 
     @property
     def limit(self) -> str:
-        """The target, e.g. `55%`, or `more than 0 points` of a comparison."""
+        """The target, e.g. `55%`, or `more than 0 points` for a comparison."""
         if self.outcome.target is None or self.outcome.target != self.outcome.target:
             return "nothing"
         bound = format_short(self.outcome.target, self.kind)
@@ -79,12 +80,12 @@ class Reading:
 
     @property
     def direction(self) -> str:
-        """`at least` where more is better, else `at most`."""
+        """`at least` if higher is better, else `at most`."""
         return "at least" if self.outcome.higher_is_better else "at most"
 
     @property
     def is_comparison(self) -> bool:
-        """Whether the target is a distance from the baseline."""
+        """Whether the target is a difference from the baseline."""
         return self.outcome.rule in RULES and RULES[self.outcome.rule].compared
 
     @property
@@ -94,7 +95,7 @@ class Reading:
 
     @property
     def bounds(self) -> str:
-        """Both bounds as text; of one that is open, the other."""
+        """Both bounds as text; if one is open, only the other."""
         lower, upper = (format_value(value, self.kind) for value in (self.outcome.lower, self.outcome.upper))
         if lower == upper == "n/a":
             return NO_INTERVAL
@@ -109,7 +110,7 @@ class Reading:
 
 
 def read_outcomes(outcomes: Sequence[Outcome], evaluation: EvaluationReport) -> list[Reading]:
-    """The outcomes in their order, each with its figures of both sides."""
+    """Return the outcomes in their order, each with the values of both sides."""
     metrics = known_metrics(evaluation.scorers)
     return [_read(item, metrics, evaluation) for item in outcomes]
 
@@ -133,7 +134,7 @@ def _kind(item: Outcome, metric: Metric | None) -> Kind:
 
 
 def examples_counted(metric: str | None, group: str | None, evaluation: EvaluationReport) -> int | None:
-    """How many examples of a group a metric counts: those that its scorer was asked to score; None if not known."""
+    """Return how many examples of a group a metric covers: those assigned to its scorer; None if unknown."""
     groups, scorers = evaluation.groups, evaluation.scorers
     if group not in groups or metric is None:
         return None

@@ -1,7 +1,7 @@
-"""What people read at the end: `reports/report.html`, `reports/summary.md` and the model card, filled from the reports.
+"""Render `reports/report.html`, `reports/summary.md` and the model card from the reports.
 
-The page is one file that opens offline. Its policy lets run and style only what was written here: everything else,
-also a text of the data that looks like a script, is text.
+The page is a single file that works offline. Its content policy allows only its own scripts and styles; everything
+else, including text of the data that looks like a script, is treated as text.
 """
 
 import base64
@@ -40,13 +40,13 @@ from finetune.decide.verdict import Verdict
 from finetune.records.examples import Prediction
 
 TEMPLATES = Path(__file__).parent / "templates"
-CHANGES = {True: "How far the verdict is from changing", False: "What would change the verdict"}  # by: is it deploy
+CHANGES = {True: "How far the verdict is from changing", False: "What would change the verdict"}  # key: is it deploy
 FILTERS: dict[str, Callable[..., Any]] = {"code": code_markdown, "count": format_count}
 FILTERS |= {show.__name__: show for show in (amount, counted, duration, figure, listed, name, percent, format_value)}
 
 
 def render(template: str, **content: Any) -> str:
-    """A template of this folder, filled; everything put into HTML or Markdown is escaped."""
+    """Fill a template of this folder; all values put into HTML or Markdown are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -63,14 +63,14 @@ def render(template: str, **content: Any) -> str:
 
 
 def read_asset(file: str) -> tuple[Markup, str]:
-    """A file of this folder to stand in the page, and its hash as a content policy names it."""
+    """Read a file of this folder to embed in the page, with its hash for the content policy."""
     text = (TEMPLATES / file).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return Markup(text), f"'sha256-{digest}'"  # noqa: S704 - written here, and holds no text of the run
+    return Markup(text), f"'sha256-{digest}'"  # noqa: S704 - our own file, without text of the run
 
 
 def content_policy(style: str, script: str) -> str:
-    """Nothing is loaded from anywhere; only the page's own style and script, known by their hashes, act."""
+    """Return a policy that loads nothing and allows only the page's own style and script, by their hashes."""
     sources = f"style-src {style}; script-src {script}"
     return f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'"
 
@@ -78,7 +78,7 @@ def content_policy(style: str, script: str) -> str:
 def render_report(
     verdict: Verdict, outcomes: Sequence[Outcome], predictions: Sequence[Prediction], run: Decided, curves: Curves
 ) -> str:
-    """The page: the verdict in one sentence first, then its evidence, down to the hashes."""
+    """Render the page: first the verdict in one sentence, then its evidence, down to the hashes."""
     evaluation = run.reports.evaluation
     readings, groups = read_outcomes(outcomes, evaluation), sections.show_groups(evaluation, predictions)
     (style, style_hash), (script, script_hash) = read_asset("report.css"), read_asset("report.js")
@@ -106,7 +106,7 @@ def render_report(
 
 
 def render_summary(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> str:
-    """The same in a screenful of Markdown, for a pull request."""
+    """Render a one-screen summary in Markdown, for a pull request."""
     return render(
         "summary.md.j2",
         readings=read_outcomes(outcomes, run.reports.evaluation),
@@ -116,7 +116,7 @@ def render_summary(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) 
 
 
 def render_card(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> str:
-    """The model card: metadata as the Hub reads it, then what the adapter is good for, and how that is known."""
+    """Render the model card: metadata for the Hub, then the adapter's purpose and the evidence for it."""
     evaluation = run.reports.evaluation
     base, candidate, groups = evaluation.base, evaluation.candidate, sections.show_groups(evaluation, ())
     return render(
@@ -136,7 +136,7 @@ def render_card(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> 
 
 
 def shared(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> dict[str, Any]:
-    """What all three tell: the sentence, the provisos, what would change the verdict, and the reports."""
+    """Return what all three documents contain: sentence, caveats, what would change the verdict, and the reports."""
     lead, sentence = headline(verdict, outcomes, run)
     base = run.reports.evaluation.base
     return {

@@ -1,4 +1,4 @@
-"""The sections of `reports/report.html` as plain data: what was measured, in the words and drawings of the page."""
+"""The sections of `reports/report.html` as plain data: the measurements, as text and drawings."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ PANELS = (
 
 
 def show_criteria(readings: Sequence[Reading]) -> list[dict[str, Any]]:
-    """Each criterion with its figures as text and its drawing."""
+    """Return each criterion with its values as text and its drawing."""
     return [
         {
             "status": item.outcome.status,
@@ -58,7 +58,7 @@ def show_criteria(readings: Sequence[Reading]) -> list[dict[str, Any]]:
 
 
 def show_key_figures(readings: Sequence[Reading], leading: Reading | None, run: Decided) -> list[dict[str, str]]:
-    """Four figures at most: the leading metric, the evidence, the time and the memory of an answer."""
+    """Return at most four key figures: the leading metric, the evidence, and the time and memory of an answer."""
     latency, memory = run.reports.cost.latency, run.reports.cost.memory
     found = []
     if leading is not None and leading.outcome.metric is not None and leading.candidate is not None:
@@ -81,9 +81,9 @@ def show_key_figures(readings: Sequence[Reading], leading: Reading | None, run: 
 
 
 def show_groups(evaluation: EvaluationReport, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Each metric with a row a group: both sides, and of shares their Wilson intervals (two-sided 95%).
+    """Return each metric with one row per group: both sides, with two-sided 95% Wilson intervals for proportions.
 
-    Wilson's takes every example as independent: where they come in clusters it is too narrow, and there is none.
+    Wilson's interval assumes independent examples. It is too narrow for clustered ones, so they have none.
     """
     metrics, groups = known_metrics(evaluation.scorers), evaluation.groups
     names = list(dict.fromkeys(key for group in groups.values() for key in group.candidate if key not in ANSWER_FACTS))
@@ -103,7 +103,7 @@ def show_groups(evaluation: EvaluationReport, predictions: Sequence[Prediction])
 
 
 def is_of_one_group(metric: str, evaluation: EvaluationReport) -> bool:
-    """Whether its scorer scores one group alone, which then says the same as all."""
+    """Return whether the metric's scorer applies to a single group, which then equals the group of all examples."""
     scorers = evaluation.scorers
     of = (scorers.get(metric) or scorers.get(metric.rsplit(".", 1)[0]) or {}).get("of")
     return of is not None and len(of) == 1 and of[0] in evaluation.groups
@@ -112,7 +112,7 @@ def is_of_one_group(metric: str, evaluation: EvaluationReport) -> bool:
 def _examples_of(
     metric: Metric, group: str, evaluation: EvaluationReport, predictions: Sequence[Prediction]
 ) -> int | None:
-    """The examples that a metric counts: by the predictions where they are at hand, else by the scorer's settings."""
+    """Return the number of examples of a metric, from the predictions if available, else from the scorer's settings."""
     if count := len(counted_by(metric, predictions, group)):
         return count
     return examples_counted(metric.name, group, evaluation)
@@ -137,12 +137,12 @@ def _group_row(metric: Metric, group: str, examples: int | None, measured: Group
 
 
 def clustered_note(groups: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why some share has no interval; None where each has one."""
+    """Explain why a proportion has no interval; None if all have one."""
     return CLUSTERED if any(row["clustered"] for metric in groups for row in metric["rows"]) else None
 
 
 def share_interval(share: float | None, examples: int | None) -> tuple[float, float] | None:
-    """The Wilson interval of a share of so many examples, two-sided 95%."""
+    """Return the two-sided 95% Wilson interval of a proportion of `examples` examples."""
     if share is None or not examples:
         return None
     found = wilson(min(round(share * examples), examples), examples, 0.95, "two-sided")
@@ -150,7 +150,7 @@ def share_interval(share: float | None, examples: int | None) -> tuple[float, fl
 
 
 def show_answers(groups: Mapping[str, GroupReport]) -> list[dict[str, Any]]:
-    """What the answers of each group are like, on both sides."""
+    """Describe the answers of each group on both sides."""
     return [
         {
             "group": name(group),
@@ -171,7 +171,7 @@ def show_answers(groups: Mapping[str, GroupReport]) -> list[dict[str, Any]]:
 
 
 def show_curves(curves: Curves) -> list[dict[str, Any]]:
-    """A panel a measure, drawn where it was logged."""
+    """Return one panel per measure, with a drawing if it was logged."""
     found = []
     for names, title in PANELS:
         series = [(spaced(key), curves.get(key, [])) for key in names]
@@ -184,12 +184,12 @@ def show_curves(curves: Curves) -> list[dict[str, Any]]:
 
 
 def tick(value: float) -> str:
-    """A figure beside a line of a chart: `1,500`, `0.002`, `2e-5`."""
+    """Format a tick label of a chart: `1,500`, `0.002`, `2e-5`."""
     return f"{value:,.4g}" if not value or abs(value) >= 1e-4 else f"{value:.3g}".replace("e-0", "e-")
 
 
 def show_latency(latency: LatencyReport, timings: Sequence[Timing]) -> dict[str, Any]:
-    """Both sides' times as text, and every measured time drawn where they are at hand."""
+    """Return the times of both sides as text, with a drawing of every measured time if available."""
     rows = [
         {
             "side": side,
@@ -213,7 +213,7 @@ def show_latency(latency: LatencyReport, timings: Sequence[Timing]) -> dict[str,
 
 
 def show_plan(run: Decided) -> list[dict[str, str]]:
-    """What was planned beside what was measured."""
+    """Return the plan beside the measurements."""
     plan, cost = run.reports.validation.plan, run.reports.train_cost
     planned, peak = (plan.memory_bytes or {}).get("peak"), cost.peak_memory_bytes
     wall, flops = cost.wall_seconds, (plan.flops or 0) + (plan.evaluation_flops or 0)
@@ -227,7 +227,7 @@ def show_plan(run: Decided) -> list[dict[str, str]]:
 
 
 def show_seeds(seeds: Mapping[str, Mapping[str, Any]] | None, readings: Sequence[Reading]) -> dict[str, Any] | None:
-    """A column a seed and a row a criterion, with the lowest and the highest; None where one seed ran."""
+    """Return one column per seed and one row per criterion, with minimum and maximum; None if only one seed ran."""
     if not seeds:
         return None
     kinds = {item.outcome.criterion: item.kind for item in readings}

@@ -1,7 +1,7 @@
-"""The report's drawings, as inline SVG made of numbers: no style attribute, so that a strict page may hold them.
+"""The report's drawings as inline SVG, without style attributes, so that a strict content policy allows them.
 
-Positions are percents of the width, so a drawing fits a phone and a wide screen while its letters keep their size.
-Colours are the page's, by class.
+Positions are percentages of the width, so a drawing fits a phone and a wide screen while its letters keep their size.
+Colours are set by the page's classes.
 """
 
 import math
@@ -13,29 +13,29 @@ from markupsafe import Markup, escape
 from finetune.decide.report.formatting import Kind, format_short
 from finetune.decide.report.readings import NO_INTERVAL, Reading
 
-LOG_FROM = 5.0  # figures this many times apart are drawn on a logarithmic scale, or the smaller ones are one dot
-FEW = 13  # points of a curve below which each is marked
-EDGE = 2.0  # percent of the width left free at both ends, for marks that stand there
+LOG_FROM = 5.0  # a larger ratio of values uses a logarithmic scale; otherwise the smaller ones would be one dot
+FEW = 13  # curves with fewer points mark each of them
+EDGE = 2.0  # percent of the width left free at both ends, for marks at the edge
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From a figure to its place, in percent of the width."""
+    """Maps a value to its position, in percent of the width."""
 
     low: float
     high: float
     log: bool = False
 
     def at(self, value: float) -> float:
-        """The place of a value; one beyond the scale stands at its end."""
+        """Return the position of a value; one outside the scale is placed at its end."""
         low, high, value = self.low, self.high, min(max(value, self.low), self.high)
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return round(EDGE + (100 - 2 * EDGE) * (value - low) / ((high - low) or 1.0), 2)
 
     def ticks(self, count: int = 4) -> list[float]:
-        """Round values of the scale."""
+        """Return round values on the scale."""
         if not self.log:
             return round_ticks(self.low, self.high, count)
         exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -44,7 +44,7 @@ class Scale:
 
 
 def round_ticks(low: float, high: float, count: int) -> list[float]:
-    """About so many multiples of 1, 2 or 5 times a power of ten, from low to high."""
+    """Return about `count` multiples of 1, 2 or 5 times a power of ten, from low to high."""
     raw = (high - low) / max(count, 1) or 1.0
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
@@ -53,7 +53,7 @@ def round_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def scale_of(reading: Reading, values: Sequence[float]) -> Scale:
-    """Shares stand between none and all, differences around 0, seconds and bytes between round figures above 0."""
+    """Choose a scale: 0 to 1 for proportions, around 0 for differences, positive values for seconds and bytes."""
     low, high = min(values), max(values)
     if reading.kind == "share" or (reading.kind == "number" and low >= 0 and high <= 1):
         return Scale(0.0, 1.0)
@@ -67,7 +67,7 @@ def scale_of(reading: Reading, values: Sequence[float]) -> Scale:
 
 
 def draw_criterion(reading: Reading) -> Markup | None:
-    """The interval, the estimate, the target with its good side, and the baseline; None where nothing was measured."""
+    """Draw interval, estimate, target with its good side, and baseline; None if nothing was measured."""
     item = reading.outcome
     if item.estimate is None or not math.isfinite(item.estimate):
         return None
@@ -122,7 +122,7 @@ def _svg(name: str, height: int, about: str, parts: Iterable[str]) -> Markup:
 def draw_pair(
     baseline: tuple[float, float, float], candidate: tuple[float, float, float], scale: Scale, about: str
 ) -> Markup:
-    """Two intervals over each other on one scale, each as (value, lower, upper): the baseline's above."""
+    """Draw two intervals on one scale, each as (value, lower, upper), with the baseline's above."""
     parts = ['<line class="axis" x1="0" x2="100%" y1="16" y2="16"/>']
     for name, y, (value, lower, upper) in (("old", 8, baseline), ("new", 24, candidate)):
         left, right = scale.at(lower), scale.at(upper)
@@ -134,14 +134,14 @@ def draw_pair(
 
 
 def draw_dots(rows: Sequence[tuple[str, Sequence[float]]], about: str) -> Markup:
-    """Every measured time as a dot, a row a side, with a line at the mean; all on one scale from 0."""
+    """Draw every measured time as a dot, one row per side, with a line at the mean, on one scale from 0."""
     scale = Scale(0.0, 1.05 * max(value for _, values in rows for value in values))
     parts: list[str] = []
     for at, (name, values) in enumerate(rows):
         y, side = 34 + 54 * at, int(name == "candidate")
         parts.append(f'<text class="asked" x="0" y="{y - 20}">{escape(name)}</text>')
         parts.append(f'<line class="axis" x1="0" x2="100%" y1="{y}" y2="{y}"/>')
-        # Dots at the same place would hide each other: they stand up and down in turns, the same every time.
+        # Dots at the same position would hide each other, so they alternate up and down, always in the same way.
         parts += [
             f'<circle class="dot side{side}" cx="{scale.at(value)}%" cy="{y + (7 * turn % 11 - 5) * 2}" r="3.2"/>'
             for turn, value in enumerate(values)
@@ -155,7 +155,7 @@ def draw_dots(rows: Sequence[tuple[str, Sequence[float]]], about: str) -> Markup
 
 @dataclass(frozen=True)
 class Frame:
-    """What a chart spans: steps from `first` to `last`, values from `low` to `high`, and the values that get a line."""
+    """The range of a chart: steps from `first` to `last`, values from `low` to `high`, and values with a grid line."""
 
     first: float
     last: float
@@ -164,14 +164,14 @@ class Frame:
     ticks: tuple[float, ...]
 
     def place(self, point: Point) -> Point:
-        """Where a point stands in a field of 1000 by 1000, its origin at the top left."""
+        """Return the position of a point in a field of 1000 by 1000 with its origin at the top left."""
         x = (point[0] - self.first) / ((self.last - self.first) or 1.0)
         y = (point[1] - self.low) / ((self.high - self.low) or 1.0)
         return round(1000 * x, 1), round(1000 * (1 - y), 1)
 
 
 def frame_of(points: Sequence[Point]) -> Frame:
-    """The frame that holds all points, with 0 and with a line above the highest."""
+    """Return the frame that holds all points, with 0 and with a line above the highest."""
     steps, values = [x for x, _ in points], [y for _, y in points]
     low, top = min(0.0, *values), max(values) or 1.0
     ticks = round_ticks(low, top, 3)
@@ -183,7 +183,7 @@ def frame_of(points: Sequence[Point]) -> Frame:
 def draw_lines(
     series: Sequence[tuple[str, Sequence[Point]]], about: str, tell: Callable[[float], str]
 ) -> Markup | None:
-    """Curves over the optimizer steps; None where none has a point. Few points are marked, as a line hides them."""
+    """Draw curves over optimizer steps; None without points. A curve of few points marks them, as a line hides them."""
     known = [[point for point in points if all(map(math.isfinite, point))] for _, points in series]
     drawn = [point for points in known for point in points]
     if not drawn:
