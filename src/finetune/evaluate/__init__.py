@@ -1,1 +1,1 @@
-"""evaluate: base and candidate on the test split, in one load, and what they cost."""
+"""evaluate: run baseline and candidate on the test split in one session, and measure their cost."""

@@ -1,7 +1,8 @@
-"""All answers of one side, kept batch by batch, so that a kill loses one batch and no more.
+"""All answers of one side, stored batch by batch, so that an interruption loses at most one batch.
 
-The spool in `work/evaluate` is named by all that determines the answers; a line is one batch and its hash. A torn or
-damaged one is asked again, and so is one with a failed answer: the next start may have more room.
+The spool in `work/evaluate` is named by everything that determines the answers; each line is one batch with its hash.
+Incomplete or damaged batches are generated again, and so are batches with a failed answer, because the next run may
+have more memory.
 """
 
 import hashlib
@@ -18,33 +19,33 @@ from finetune.records.examples import Answer, Example
 
 
 class Answering(Protocol):
-    """A side that answers when asked: a model of this process, or a server."""
+    """A side that generates answers: a model in this process, or a server."""
 
     @property
     def described(self) -> dict[str, Any]:
-        """What the report says of it."""
+        """The side's entry in the report."""
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What else its answers depend on."""
+        """What its answers depend on in addition."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What it generates with."""
+        """The generation settings."""
 
     def length(self, example: Example) -> int:
-        """How long the prompt is, for batches of like length."""
+        """Return the length of the prompt, for batches of similar length."""
 
     def answer(self, examples: Sequence[Example], seed: int) -> list[Answer]:
-        """The answers to one batch."""
+        """Return the answers to one batch."""
 
 
 def answer_all(
     side: Answering, examples: Sequence[Example], batch_size: int, seed: int, folder: Path, determines: dict[str, Any]
 ) -> list[Answer]:
-    """One side's answers in the order of the examples; longest batches first, so that no memory shows at once.
+    """Return one side's answers in the order of the examples; the longest batches run first, to fail early.
 
-    `determines` is what they depend on beside the side itself: test set, versions and arithmetic.
+    `determines` is what the answers depend on besides the side itself: test set, versions and arithmetic.
     """
     key = {
         **determines,
@@ -66,14 +67,14 @@ def answer_all(
             answers = {examples[at].id: answer for at, answer in zip(batch, found, strict=True)}
             kept = {name: asdict(answer) for name, answer in answers.items()}
             line = json.dumps({"sha256": sha256_answers(kept), "answers": kept})
-            file.write(f"\n{line}\n".encode())  # a torn line before it stays a line of its own
+            file.write(f"\n{line}\n".encode())  # an incomplete line before it stays a separate line
             file.flush()
             done |= answers
     return [done[example.id] for example in examples]
 
 
 def read_spool(path: Path) -> dict[str, Answer]:
-    """The answers that an earlier start has kept, by example id, without lines that are not as they were written."""
+    """Return the answers of an earlier run by example id, ignoring damaged lines."""
     found: dict[str, Answer] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -82,22 +83,22 @@ def read_spool(path: Path) -> dict[str, Answer]:
                 if kept["sha256"] == sha256_answers(kept["answers"]):
                     found |= {name: Answer(**answer) for name, answer in kept["answers"].items()}
             except (ValueError, TypeError, KeyError, AttributeError):
-                continue  # empty, torn by a kill, or damaged
+                continue  # empty, incomplete after a kill, or damaged
     return found
 
 
 def sha256_answers(kept: dict[str, Any]) -> str:
-    """The hash of answers as JSON, which may hold halves of letters."""
+    """Return the hash of answers as JSON, which may contain lone surrogates."""
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 class UnansweredError(Exception):
-    """A prompt of the latency pass that a side gave no answer to; the text says why."""
+    """A side did not answer a prompt of the latency pass; the text gives the reason."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds in all and to the first token, new tokens with the end token, the text; None is not known."""
+    """Total seconds, seconds to the first token, new tokens with the end token, and the text; None means unknown."""
 
     seconds: float
     first: float | None
@@ -106,7 +107,7 @@ class Timed:
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Positions in batches of like length, longest first; ties in their order."""
+    """Yield positions in batches of similar length, longest first, with ties in their original order."""
     order = sorted(range(len(lengths)), key=lambda at: (-lengths[at], at))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""What an answer costs: its latency, measured prompt by prompt in turns, and the peak memory of fresh processes."""
+"""The cost of an answer: its latency, measured with alternating prompts, and the peak memory of fresh processes."""
 
 import json
 import subprocess
@@ -19,8 +19,9 @@ from finetune.records.examples import Example, Timing
 
 @dataclass
 class LatencyPass:
-    """What was measured: times of prompts that both sides answered, the candidate's answers by example, and how many
-    prompts got no answer of a side, which are the slowest of all."""
+    """The results of the latency pass: the times of prompts that both sides answered, the candidate's answers by
+    example, and the number of prompts that a side did not answer, which rank as the slowest.
+    """
 
     timings: list[Timing] = field(default_factory=list)
     answers: dict[str, str] = field(default_factory=dict)
@@ -29,10 +30,10 @@ class LatencyPass:
 
 
 def measure_latency(sides: Sides, examples: Sequence[Example], warmup: int) -> LatencyPass:
-    """Seconds and new tokens of both sides for each prompt, one at a time.
+    """Measure seconds and new tokens of both sides for each prompt, one at a time.
 
-    The two take turns prompt by prompt, and in turns who goes first, so that a busy machine burdens both alike. The
-    first `warmup` answers warm caches up and are not counted. What was recorded elsewhere is taken as it was.
+    The sides alternate prompt by prompt, and so does the one that goes first, so that other load on the machine affects
+    both alike. The first `warmup` answers warm up caches and are not counted. Recorded times are used as they are.
     """
     rounds = [examples[at % len(examples)] for at in range(warmup if examples else 0)] + list(examples)
     measured = LatencyPass()
@@ -44,7 +45,7 @@ def measure_latency(sides: Sides, examples: Sequence[Example], warmup: int) -> L
 
 
 def time_both(sides: Sides, example: Example, *, baseline_first: bool) -> dict[str, Timed | UnansweredError | None]:
-    """Both sides' time for one prompt, or why there is none."""
+    """Measure both sides' time for one prompt, or return why there is none."""
     found: dict[str, Timed | UnansweredError | None] = {}
     for name in ("baseline", "candidate") if baseline_first else ("candidate", "baseline"):
         try:
@@ -55,7 +56,7 @@ def time_both(sides: Sides, example: Example, *, baseline_first: bool) -> dict[s
 
 
 def note_times(measured: LatencyPass, example: Example, found: dict[str, Timed | UnansweredError | None]) -> None:
-    """Keep a prompt that both answered (a recorded baseline may have no time), and count one that a side did not."""
+    """Record a prompt that both sides answered (a recorded baseline may lack times), or count an unanswered one."""
     baseline, candidate = found["baseline"], found["candidate"]
     failed = [name for name, timed in found.items() if isinstance(timed, UnansweredError)]
     measured.unanswered.update(failed)
@@ -77,9 +78,9 @@ def note_times(measured: LatencyPass, example: Example, found: dict[str, Timed |
 
 
 def measure_memory(asked: EvaluateConfig, root: Path) -> list[int]:
-    """Peak bytes of each of `memory.processes` fresh processes that load the candidate and answer one batch.
+    """Return the peak bytes of `memory.processes` fresh processes that load the candidate and answer one batch.
 
-    None of a candidate behind a server: its memory is not this machine's to measure.
+    Empty for a candidate behind a server, whose memory cannot be measured from here.
     """
     if isinstance(asked.candidate, ServerSpec):
         return []
@@ -99,7 +100,7 @@ def measure_memory(asked: EvaluateConfig, root: Path) -> list[int]:
 
 
 def summarize_latency(timings: Sequence[Timing]) -> dict[str, Any]:
-    """Means, percentiles, first tokens and tokens a second of both sides, and both at the same length."""
+    """Return means, percentiles, first tokens and tokens per second of both sides, and both at equal length."""
     sides = {name: _summarize_side(timings, name) for name in ("baseline", "candidate")}
     return {"prompts": len(timings), **sides, "same_length": at_same_length(timings)}
 
@@ -125,11 +126,11 @@ def _summarize_side(timings: Sequence[Timing], name: str) -> dict[str, float | N
 
 
 def at_same_length(timings: Sequence[Timing]) -> dict[str, float] | None:
-    """The mean seconds of both sides were all answers of one length; None where that can't be known.
+    """Estimate the mean seconds of both sides if all answers had the same length; None if that is unknown.
 
-    It tells a candidate that is faster from one that only says less. Analysis of covariance: one slope of seconds over
-    new tokens within the sides, and each side's mean moved along it to the mean length of all (Cochran, Biometrics 13
-    (1957), 261-281). Decoding takes about as long for each token, so a line is what it follows.
+    This distinguishes a faster candidate from one with shorter answers. Analysis of covariance: a common slope of
+    seconds over new tokens within the sides, along which each side's mean is moved to the overall mean length (Cochran,
+    Biometrics 13 (1957), 261-281). A line fits because decoding takes about the same time for each token.
     """
     import numpy as np
 

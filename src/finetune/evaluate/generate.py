@@ -1,4 +1,4 @@
-"""Answers in batches of like length, and how probable a model finds a reference or a label."""
+"""Generate answers in batches of similar length, and compute the likelihood of references and labels."""
 
 import time
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from finetune.evaluate.answers import batches_by_length
 from finetune.hardware.failures import is_out_of_memory
 from finetune.model.tokens import IGNORED, Tokenized
 
-# A base's own generation_config.json says nothing here, but for its end tokens. Whatever else it holds, like a
-# repetition penalty: answers are the most probable tokens, or sampled as params.yaml says, alike on both sides.
+# A base model's generation_config.json is ignored except for its end tokens. Other settings in it, such as a repetition
+# penalty, would affect the sides differently: both use greedy decoding, or sampling as set in params.yaml.
 UNUSED = (
     *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
     *("repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
@@ -28,33 +28,33 @@ PLAIN = {**dict.fromkeys(UNUSED), "num_return_sequences": 1, "return_dict_in_gen
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """The new tokens of one prompt, without the end token; `finished` says that it was reached."""
+    """The new tokens of one prompt, without the end token; `finished` states whether it was reached."""
 
     tokens: list[int]
     finished: bool
 
 
 class FirstToken:
-    """Notes when the first token of an answer is there: transformers hands it the prompt, then each token."""
+    """Records the time of an answer's first token: transformers passes the prompt first, then each token."""
 
     def __init__(self) -> None:
         self.calls = 0
         self.at: float | None = None
 
     def put(self, value: Any) -> None:  # noqa: ARG002
-        """The prompt is the first call, the first new token the second."""
+        """Record the time at the second call; the first one passes the prompt."""
         self.calls += 1
         if self.calls == 2:
             self.at = time.perf_counter()
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Do nothing, since no output is buffered."""
 
 
 def generation_settings(
     model: Any, tokenizer: Any, max_new_tokens: int, sampling: SamplingConfig | None = None
 ) -> dict[str, Any]:
-    """What a side generates with, for `generate` and for the report: up to the template's end tokens, greedy or not."""
+    """Return a side's settings for `generate` and the report: the template's end tokens, greedy or sampled decoding."""
     ends = model.generation_config.eos_token_id
     known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling else {}
@@ -71,7 +71,7 @@ def generation_settings(
 def generate(
     model: Any, prompts: Sequence[list[int]], settings: dict[str, Any], streamer: Any = None
 ) -> list[Generated]:
-    """The answers to one batch of prompts (token ids), padded on the left."""
+    """Generate the answers to one batch of prompts (token ids), padded on the left."""
     input_ids, mask = pad_left(prompts, settings["pad_token_id"], model.device)
     with torch.inference_mode():
         output = model.generate(input_ids=input_ids, attention_mask=mask, streamer=streamer, **{**PLAIN, **settings})
@@ -79,7 +79,7 @@ def generate(
 
 
 def cut_at_end(tokens: list[int], ends: Sequence[int]) -> Generated:
-    """The tokens before the first end token."""
+    """Return the tokens before the first end token."""
     for at, token in enumerate(tokens):
         if token in ends:
             return Generated(tokens[:at], finished=True)
@@ -89,9 +89,9 @@ def cut_at_end(tokens: list[int], ends: Sequence[int]) -> Generated:
 def generate_or_halve(
     model: Any, prompts: Sequence[list[int]], settings: dict[str, Any], seed: int
 ) -> list[Generated | str]:
-    """The answers to a batch; where memory runs out, to its halves; a prompt that has no room alone gets the reason.
+    """Answer a batch, halving it whenever memory runs out; a prompt that does not fit alone gets the reason instead.
 
-    `seed` makes sampled answers repeatable, whatever was answered before.
+    `seed` makes sampled answers repeatable regardless of previous answers.
     """
     torch.manual_seed(seed)
     try:
@@ -110,7 +110,7 @@ def generate_or_halve(
 
 
 def free_memory(model: Any) -> None:
-    """Give back what an attempt left in the device's cache."""
+    """Release what an attempt left in the device's cache."""
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     elif model.device.type == "mps":
@@ -120,9 +120,9 @@ def free_memory(model: Any) -> None:
 def reference_nll(
     model: Any, references: Sequence[Tokenized], pad_token_id: int, batch_size: int
 ) -> list[float | None]:
-    """For each conversation the summed negative log-likelihood, in nats, of its supervised tokens.
+    """Return for each conversation the summed negative log-likelihood, in nats, of its supervised tokens.
 
-    None where one has no room by itself, or no supervised token.
+    None if it does not fit into memory alone or has no supervised token.
     """
     nats: dict[int, float | None] = {}
     room = getattr(model.config, "max_position_embeddings", None)
@@ -135,7 +135,7 @@ def reference_nll(
 
 
 def _batch_nats(model: Any, batch: Sequence[Tokenized], pad_token_id: int) -> list[float | None]:
-    """As `reference_nll`, for one batch, in halves where memory runs out."""
+    """Compute `reference_nll` for one batch, halving it if memory runs out."""
     try:
         return [*_forward_nats(model, batch, pad_token_id)]
     except (RuntimeError, MemoryError) as error:
@@ -152,7 +152,7 @@ def _forward_nats(model: Any, batch: Sequence[Tokenized], pad_token_id: int) -> 
     input_ids, mask = pad_left([row.input_ids for row in batch], pad_token_id, model.device)
     labels, _ = pad_left([row.labels for row in batch], IGNORED, model.device)
     first = int((labels != IGNORED).any(dim=0).nonzero()[0])
-    kept = labels.shape[1] - first + 1  # logits from one place before the first supervised token on
+    kept = labels.shape[1] - first + 1  # logits from one position before the first supervised token on
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     with torch.inference_mode():
         logits = model(input_ids=input_ids, attention_mask=mask, position_ids=positions, logits_to_keep=kept).logits
@@ -163,7 +163,7 @@ def _forward_nats(model: Any, batch: Sequence[Tokenized], pad_token_id: int) -> 
 
 
 def pad_left(rows: Sequence[list[int]], fill: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids as a tensor (rows, longest), padded on the left, and the mask of what is no padding."""
+    """Return ids as a tensor (rows, longest), padded on the left, and the mask of non-padding."""
     longest = max(len(row) for row in rows)
     padded = torch.tensor([[fill] * (longest - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)

@@ -1,4 +1,4 @@
-"""What the answers of a group amount to: all, each agent and each source, side by side.
+"""Summarize the answers of each group (all examples, each agent, each source), with both sides' metrics.
 
 {"examples": 155, "clusters": 150, "majority_share": 0.51,
  "baseline": {"exact_match": 0.0, "loss": 3.1, "mean_tokens": 15.9, "cut_off": 0.97, "failed": 0}, "candidate": {…}}
@@ -15,9 +15,9 @@ from finetune.score.metrics import SIDES, UnmeasuredError, answers_of, counted, 
 
 
 def groups_of(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
-    """All predictions, those of each agent, and those of each source where there are several.
+    """Return all predictions, those of each agent, and those of each source if there are several.
 
-    A source with an agent's name is left out: a group has one name, and `Prediction.in_group` takes both.
+    A source with an agent's name is left out: `Prediction.in_group` would match both under this name.
     """
     agents = sorted({prediction.agent for prediction in predictions})
     sources = sorted({prediction.source for prediction in predictions})
@@ -31,7 +31,7 @@ def groups_of(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
 
 
 def describe_group(predictions: Sequence[Prediction], metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """Examples, clusters (pieces of evidence), the most frequent reference's share, and both sides' metrics."""
+    """Return the numbers of examples and clusters, the most frequent reference's share, and both sides' metrics."""
     return {
         "examples": len(predictions),
         "clusters": len({prediction.cluster for prediction in predictions}),
@@ -41,7 +41,7 @@ def describe_group(predictions: Sequence[Prediction], metrics: Mapping[str, Metr
 
 
 def describe_side(predictions: Sequence[Prediction], side: Role, metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """One side's metrics, None where unmeasured; mean tokens and the share cut off, None where they are not known."""
+    """Return one side's metrics, mean tokens and share of truncated answers; None where unknown."""
     answered = [answer for answer in answers_of(predictions, side) if answer.failed is None]
     tokens = [answer.tokens for answer in answered if answer.tokens is not None]
     finished = [answer.finished for answer in answered if answer.finished is not None]
@@ -55,7 +55,7 @@ def describe_side(predictions: Sequence[Prediction], side: Role, metrics: Mappin
 
 
 def measured(metric: Metric, predictions: Sequence[Prediction], side: Role) -> float | None:
-    """A metric of one side; None where nothing counts, or an answer that counts has no score."""
+    """Return a metric of one side; None without scored examples, or if a score is missing."""
     members = counted(metric, predictions, ALL)
     try:
         return value_of(metric, members, side) if members else None
@@ -64,9 +64,9 @@ def measured(metric: Metric, predictions: Sequence[Prediction], side: Role) -> f
 
 
 def describe_classes(predictions: Sequence[Prediction], scorer: str) -> dict[str, Any]:
-    """Of a classification scorer, each side's precision, recall and F1 by class, and how classes are confused.
+    """Return a classification scorer's precision, recall and F1 by class of each side, and the confusion matrices.
 
-    A row of `confusion` is a reference's class, a column the answer's, the last one for answers that are no class.
+    A row of `confusion` is the reference's class, a column the answer's; the last column holds answers in no class.
     """
     members = [prediction for prediction in predictions if scorer in prediction.candidate.labels]
     references = [prediction.reference.strip() for prediction in members]

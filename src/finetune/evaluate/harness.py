@@ -1,6 +1,6 @@
-"""What the adapter has unlearnt: tasks of the lm-evaluation-harness, answered by both sides and paired by document.
+"""Measure forgetting: both sides run tasks of the lm-evaluation-harness, paired by document.
 
-Off by default (`evaluate.forgetting: null`); the harness is an extra of its own (requirements/forgetting.lock).
+Off by default (`evaluate.forgetting: null`); the harness is a separate extra (requirements/forgetting.lock).
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from finetune.evaluate.local import LocalSide
 from finetune.evaluate.sides import Sides
 from finetune.statistics.bootstrap import paired_mean_difference
 
-CONFIDENCE = 0.95  # of the intervals shown, two-sided; no criterion stands on them
+CONFIDENCE = 0.95  # of the intervals shown, two-sided; no criterion uses them
 INSTALL = "pip install --require-hashes -r requirements/forgetting.lock"
 Scores = dict[str, dict[str, dict[int, float]]]  # task, metric, document: score
 
 
 def measure_forgetting(params: EvaluateParams, sides: Sides, root: Path) -> dict[str, Any] | None:
-    """Each task's metrics of both sides, with the interval of their paired difference; None where none is asked.
+    """Return both sides' metrics of each task with the interval of the paired difference; None if not configured.
 
-    ConfigError where the harness is missing, a side is no model of this process, or a task is unknown.
+    Raises ConfigError if the harness is missing, a side is not a model in this process, or a task is unknown.
     """
     asked = params.evaluate.forgetting
     if asked is None:
@@ -45,7 +45,7 @@ def measure_forgetting(params: EvaluateParams, sides: Sides, root: Path) -> dict
 
 
 def pair(metric: str, baseline: Sequence[float], candidate: Sequence[float], params: EvaluateParams) -> dict[str, Any]:
-    """Both means and the two-sided interval of their difference, document by document."""
+    """Return both means and the two-sided interval of their difference, paired by document."""
     found = paired_mean_difference(candidate, baseline, CONFIDENCE, "two-sided", params.seed, bounds=(-1.0, 1.0))
     return {
         "examples": len(baseline),
@@ -57,7 +57,7 @@ def pair(metric: str, baseline: Sequence[float], candidate: Sequence[float], par
 
 
 def ask_tasks(side: LocalSide, asked: ForgettingConfig, params: EvaluateParams, root: Path) -> Scores:
-    """One side's scores between 0 and 1 of each document, by task and metric."""
+    """Return one side's scores between 0 and 1 of each document, by task and metric."""
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -89,8 +89,10 @@ def ask_tasks(side: LocalSide, asked: ForgettingConfig, params: EvaluateParams, 
 
 
 def scores_of_task(rows: Sequence[dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """By metric (and filter, where a task has several) the score of each document, as far as they are numbers between
-    0 and 1: what is no mean of documents is left out."""
+    """Return the scores of the documents by metric (and filter, if a task has several).
+
+    Metrics whose scores are not numbers between 0 and 1 are omitted: they are not means over documents.
+    """
     found: dict[str, dict[int, float]] = {}
     for row in rows:
         for name in row["metrics"]:

@@ -1,4 +1,4 @@
-"""A side that answers in this process: a model with its tokenizer, and which adapter is on while it answers."""
+"""A side that runs in this process: a model with its tokenizer, and the adapter that is active while it answers."""
 
 import hashlib
 import time
@@ -24,14 +24,14 @@ from finetune.hardware.failures import is_out_of_memory
 from finetune.model.tokens import Tokenized, tokenize, tokenize_prompt
 from finetune.records.examples import Answer, Example, Message
 
-CANDIDATE, EARLIER = "default", "earlier"  # PEFT's names of the adapters on one base
+CANDIDATE, EARLIER = "default", "earlier"  # PEFT's names of the adapters on one base model
 
 
 @dataclass(frozen=True)
 class LocalSide:
-    """One side's model; `described` is what the report says of it, `adapter` is on (None: none) where it has some.
+    """One side's model; `described` is its entry in the report, `adapter` the one to activate (None: none).
 
-    `origin` is all that its answers depend on beside that: how the model is held, and its template.
+    `origin` is everything else that its answers depend on: the model's number format, and the template.
     """
 
     described: dict[str, Any]
@@ -44,7 +44,7 @@ class LocalSide:
 
     @contextmanager
     def active(self) -> Iterator[Any]:
-        """The model with this side's adapter on and no other."""
+        """Yield the model with only this side's adapter active."""
         if not hasattr(self.model, "peft_config"):
             yield self.model
         elif self.adapter is None:
@@ -55,12 +55,12 @@ class LocalSide:
             yield self.model
 
     def length(self, example: Example) -> int:
-        """How long the prompt is, for batches of like length."""
+        """Return the length of the prompt, for batches of similar length."""
         prompt = self.prompt(example)
         return len(prompt) if isinstance(prompt, list) else 0
 
     def prompt(self, example: Example) -> list[int] | str:
-        """The prompt's ids, or why this side can't be asked."""
+        """Return the prompt's ids, or why this side cannot answer it."""
         try:
             ids = tokenize_prompt(self.tokenizer, example.prompt, example.tools)
         except BaseModelError as error:
@@ -72,7 +72,7 @@ class LocalSide:
         )
 
     def answer(self, examples: Sequence[Example], seed: int) -> list[Answer]:
-        """The answers to one batch, with the nats of their references."""
+        """Return the answers to one batch, with the nats of their references."""
         prompts = [self.prompt(example) for example in examples]
         able = [at for at, prompt in enumerate(prompts) if isinstance(prompt, list)]
         with self.active() as model:
@@ -87,7 +87,7 @@ class LocalSide:
         return [{**answers, **failed}[at] for at in range(len(examples))]
 
     def _reference(self, example: Example) -> Tokenized:
-        """The whole conversation; without a supervised token where the template does not render it."""
+        """Return the complete conversation; without supervised tokens if the template does not render it."""
         try:
             return tokenize(self.tokenizer, example.messages, example.tools)
         except BaseModelError:
@@ -99,7 +99,7 @@ class LocalSide:
         return Answer(self.tokenizer.decode(found.tokens, skip_special_tokens=True), len(found.tokens), found.finished)
 
     def likeliest(self, example: Example, labels: Sequence[str], batch_size: int) -> str | None:
-        """The label that the model finds likeliest as the whole answer, end token included; None: can't be asked."""
+        """Return the most likely label as a complete answer with end token; None if there is no valid prompt."""
         if isinstance(self.prompt(example), str):
             return None
         talks = [(*example.prompt, Message("assistant", label)) for label in labels]
@@ -110,7 +110,7 @@ class LocalSide:
         return labels[nats.index(min(nats))] if len(nats) == len(labels) else None
 
     def time(self, example: Example) -> Timed:
-        """One answer by itself; the device is waited for before and after. UnansweredError where there is none."""
+        """Time a single answer, synchronizing the device before and after. Raise UnansweredError if there is none."""
         prompt = self.prompt(example)
         if isinstance(prompt, str):
             raise UnansweredError(prompt)
@@ -139,7 +139,7 @@ def open_local(
     adapter: str | None = None,
     held: ModelConfig | None = None,
 ) -> LocalSide:
-    """A side of this process, with the settings that both sides share; `held`: another model than the run's base."""
+    """Build a side of this process with the settings that both sides share; `held` is a model other than the base."""
     settings = generation_settings(model, tokenizer, params.evaluate.max_new_tokens, params.evaluate.sampling)
     template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
     origin = {"model": (held or params.model).model_dump(mode="json"), "template_sha256": template}

@@ -1,6 +1,6 @@
 """A fresh process that loads the candidate, answers one batch of the longest test prompts, and prints its peak memory.
 
-Run by `evaluate` in the working tree: `python -m finetune.evaluate.memory_probe`.
+`evaluate` runs it in the working tree: `python -m finetune.evaluate.memory_probe`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Both sides' scored answers as predictions, and which examples are one piece of evidence."""
+"""Pair both sides' scored answers as predictions, and cluster examples that are not independent."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def reference_tokens(sides: "Sides", examples: Sequence[Example], params: EvaluateParams) -> list[int]:
-    """How many tokens of each reference a loss is taken on, by the tokenizer of the candidate where it is here."""
+    """Count the supervised tokens of each reference, with the candidate's tokenizer if it is available."""
     from finetune.evaluate.local import LocalSide
     from finetune.model.tokens import load_tokenizer, tokenize
 
@@ -22,7 +22,7 @@ def reference_tokens(sides: "Sides", examples: Sequence[Example], params: Evalua
 
 
 def pair_answers(examples: Sequence[Example], scored: Scored, tokens: Sequence[int]) -> list[Prediction]:
-    """Both sides' answers to each example."""
+    """Pair both sides' answers to each example."""
     return [
         Prediction(
             id=example.id,
@@ -42,8 +42,9 @@ def pair_answers(examples: Sequence[Example], scored: Scored, tokens: Sequence[i
 
 
 def clusters_of(examples: Sequence[Example]) -> list[str]:
-    """The cluster of each example: rows of one group (a user, a conversation) or of one prompt are one, and what they
-    link is one too."""
+    """Return the cluster of each example; a shared group (a user, a conversation) or prompt links examples, also
+    indirectly.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -1,10 +1,10 @@
 """A side whose answers were recorded elsewhere: read once, and paired with the test set.
 
-One row of the file; `prompt` may stand in place of `id`, `first_seconds`, `tokens` and `finished` may be left out:
+One row of the file; `prompt` may replace `id`, and `first_seconds`, `tokens` and `finished` are optional:
 
     {"id": "9f2c01…", "text": "ValueError", "seconds": 20.1, "first_seconds": 0.6, "tokens": 3, "finished": true}
 
-`out/predictions.jsonl` of another run of this repository will do too: its candidate is taken.
+`out/predictions.jsonl` of another run of this repository is accepted as well: its candidate is used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,24 +20,24 @@ from finetune.files.hashing import sha256_file
 from finetune.records.examples import Answer, Example, text_key
 from finetune.records.io import read_jsonl
 
-LARGEST = 10**9  # seconds or tokens of one answer; beyond it a number is a mistake
+LARGEST = 10**9  # seconds or tokens of one answer; a larger number is a mistake
 
 
 @dataclass(frozen=True)
 class RecordedSide:
-    """Answers by example id, and their seconds where they were recorded."""
+    """Answers by example id, and their seconds if recorded."""
 
     described: dict[str, Any]
     answers: dict[str, Answer]
     timed: dict[str, Timed]
 
     def time(self, example: Example) -> Timed | None:
-        """What was recorded of this answer's time; None where nothing was."""
+        """Return the recorded time of this answer, or None."""
         return self.timed.get(example.id)
 
 
 def open_recorded(form: RecordedSpec, root: Path, examples: Sequence[Example]) -> RecordedSide:
-    """The recorded answers to all test examples; DataError where the file is another one, or lacks an answer."""
+    """Read the recorded answers to all test examples. Raise DataError if the file differs or lacks an answer."""
     path = check_recorded(form, root)
     rows = {}
     for number, row in enumerate(read_jsonl(path), start=1):
@@ -60,7 +60,7 @@ def open_recorded(form: RecordedSpec, root: Path, examples: Sequence[Example]) -
 
 
 def check_pairing(rows: Mapping[str, Any], examples: Sequence[Example], path: Path) -> None:
-    """DataError where one row, named by its prompt, would stand for several prompts that end in the same words."""
+    """Raise DataError if a row, identified by its prompt, would match several prompts that end in the same text."""
     claimed: dict[str, set[bytes]] = {}
     for example in examples:
         if example.id not in rows:
@@ -73,7 +73,7 @@ def check_pairing(rows: Mapping[str, Any], examples: Sequence[Example], path: Pa
 
 
 def check_recorded(form: RecordedSpec, root: Path) -> Path:
-    """The file; DataError where it is not there, or not the one that params.yaml names by its hash."""
+    """Return the file. Raise DataError if it is missing, or does not match the hash in params.yaml."""
     path = root / form.path
     if not path.is_file():
         raise DataError(path, "no such file", "evaluate.baseline.path names it")
@@ -99,7 +99,7 @@ def _find(rows: dict[str, tuple[Answer, Timed | None]], example: Example, path: 
 
 
 def _read_row(where: str, row: dict[str, Any]) -> tuple[str, Answer, Timed | None]:
-    """The example's id or prompt, the answer, and its time if there is one."""
+    """Return the example's id or prompt, the answer, and its time if there is one."""
     if isinstance(row.get("candidate"), dict):
         row = {**row["candidate"], "id": row.get("id")}
     key, text, tokens, finished = (row.get(name) for name in ("id", "text", "tokens", "finished"))

@@ -1,4 +1,4 @@
-"""A side behind an OpenAI-compatible server: what ships with vLLM, llama.cpp or Ollama is asked as its users ask it."""
+"""A side behind an OpenAI-compatible server (vLLM, llama.cpp, Ollama), queried in the same way as its users do."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from finetune.score.server import AT_ONCE, ChatServer, ServerError
 
 @dataclass(frozen=True)
 class RemoteSide:
-    """One side's server; it is given the messages, and puts them through the chat template itself."""
+    """One side's server, which receives the messages and applies the chat template itself."""
 
     described: dict[str, Any]
     origin: dict[str, Any]
@@ -22,11 +22,11 @@ class RemoteSide:
     settings: dict[str, Any]
 
     def length(self, example: Example) -> int:
-        """How long the prompt is, for batches of like length: in characters."""
+        """Return the length of the prompt in characters, for batches of similar length."""
         return sum(len(message.text) for message in example.prompt)
 
     def answer(self, examples: Sequence[Example], seed: int) -> list[Answer]:
-        """The answers to one batch; one that a server refuses has failed, one that is not there ends the run."""
+        """Return the answers to one batch. A rejected prompt is a failed answer; an unreachable server ends the run."""
         with ThreadPoolExecutor(min(AT_ONCE, len(examples))) as pool:
             return list(pool.map(lambda example: self._answer(example, seed), examples))
 
@@ -35,12 +35,12 @@ class RemoteSide:
             reply = self.server.answer(example.prompt, example.tools, **self._asked(seed))
         except ServerError as error:
             if not error.reached or error.status in (401, 403, 404):
-                raise  # no other prompt would fare better
+                raise  # other prompts would fail as well
             return Answer("", None, None, failed=str(error))
         return Answer(reply.text, reply.tokens, reply.finished)
 
     def time(self, example: Example) -> Timed:
-        """One answer by itself, streamed; UnansweredError where there is none."""
+        """Time a single streamed answer. Raise UnansweredError if there is none."""
         started = time.perf_counter()
         try:
             reply = self.server.answer(example.prompt, example.tools, stream=True, **self._asked(self.settings["seed"]))
@@ -61,7 +61,7 @@ class RemoteSide:
 
 
 def open_remote(form: ServerSpec, params: EvaluateParams, place: str) -> RemoteSide:
-    """A side behind a server; `place` is its key in params.yaml. ConfigError where its key is missing."""
+    """Build a side behind a server; `place` is its key in params.yaml. Raise ConfigError if its API key is missing."""
     server = ChatServer(form.url, form.model, form.api_key_variable, form.timeout_seconds, place)
     sampling = params.evaluate.sampling
     how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p} if sampling else {}

@@ -1,4 +1,4 @@
-"""What evaluate reports: who answered, how right, at what cost; as JSON, and in lines for the person who watches."""
+"""The reports of evaluate: the sides, their quality and their cost, as JSON and as a summary on the terminal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from finetune.evaluate.cost import LatencyPass
     from finetune.evaluate.sides import Sides
 
-REPORTED = {"latency", "memory", "batch_size", "max_new_tokens"}  # of the settings: no address and no path
+REPORTED = {"latency", "memory", "batch_size", "max_new_tokens"}  # reported settings: no address, no path
 
 
 def describe_sides(sides: "Sides", adapter_sha256: str) -> dict[str, Any]:
-    """Who answered, what each was asked with (None: not known), and what a look at the test set is counted by.
+    """Return the sides, their settings (None: unknown), and the hash by which looks at the test set are counted.
 
-    That is the adapter's hash where it answers greedily on its base; of anything else that could be tried many times
-    with one adapter (a merged form, another sampling, a server), the hash of all that tells it apart.
+    That is the adapter's hash if it decodes greedily on its base model. For anything that could be tried many times
+    with one adapter (a merged form, other sampling, a server), it is the hash of everything that identifies it.
     """
     candidate = sides.candidate
     plain = candidate.described["form"] == "adapter" and not candidate.settings["do_sample"]
@@ -42,7 +42,7 @@ def describe_sides(sides: "Sides", adapter_sha256: str) -> dict[str, Any]:
 
 
 def describe_answers(predictions: Sequence[Prediction], scored: Scored, params: EvaluateParams) -> dict[str, Any]:
-    """The metrics of every group, the classes of every classification, and what could not be scored."""
+    """Return the metrics of every group, the classes of every classification, and what could not be scored."""
     metrics, scorers = params.evaluate.metrics, params.evaluate.scorers
     named = [name for name, scorer in scorers.items() if isinstance(scorer, Classification)]
     return {
@@ -62,7 +62,7 @@ def describe_cost(
     evidence: Mapping[str, Any],
     latency_sha256: str,
 ) -> CostReport:
-    """What was measured, on what, and of which adapter."""
+    """Return the cost measurements, with the setup and the adapter that they belong to."""
     from finetune.evaluate.cost import summarize_latency
 
     batched = {item.id: item.candidate.text for item in predictions}
@@ -85,7 +85,7 @@ def describe_cost(
 
 
 def show(evaluation: EvaluationReport, cost: CostReport, look: int) -> None:
-    """A few lines for the person who watches."""
+    """Print a short summary."""
     rows = []
     for name, group in evaluation.groups.items():
         known = [metric for metric in group.candidate if group.candidate[metric] is not None]
@@ -104,7 +104,7 @@ def show(evaluation: EvaluationReport, cost: CostReport, look: int) -> None:
 
 
 def show_cost(cost: CostReport) -> None:
-    """Latency and memory in a line each, as far as they were measured."""
+    """Print latency and memory in one line each, if measured."""
     latency, memory = cost.latency, cost.memory
     if latency.candidate:
         candidate = latency.candidate.mean_seconds

@@ -1,6 +1,6 @@
-"""The two sides of an evaluation, as `evaluate.baseline` and `evaluate.candidate` name them: opened, described, closed.
+"""Open, describe and close the sides of an evaluation, as `evaluate.baseline` and `evaluate.candidate` name them.
 
-What a side's `described` holds is what the report says of it, and what its kept answers are known by.
+A side's `described` is its entry in the report, and identifies its stored answers.
 """
 
 from collections.abc import Sequence
@@ -38,14 +38,14 @@ AnsweringModel = LocalSide | RemoteSide | RecordedSide
 
 @dataclass
 class Sides:
-    """Baseline and candidate; on one base they share a model."""
+    """Baseline and candidate; on the same base they share a model."""
 
     baseline: AnsweringModel
     candidate: LocalSide | RemoteSide
 
 
 def open_sides(params: EvaluateParams, paths: Paths, device: str, examples: Sequence[Example]) -> Sides:
-    """Load both sides; the errors of the cheap ones come before a model is loaded."""
+    """Load both sides; errors that are cheap to detect are raised before a model is loaded."""
     asked = params.evaluate.baseline
     if isinstance(asked, RecordedSpec):
         recorded = open_recorded(asked, paths.root, examples)
@@ -60,7 +60,7 @@ def open_sides(params: EvaluateParams, paths: Paths, device: str, examples: Sequ
 
 
 def open_candidate(params: EvaluateParams, paths: Paths, device: str) -> LocalSide | RemoteSide:
-    """The side that ships, in the form in which it ships."""
+    """Open the side to be deployed, in the form in which it is deployed."""
     asked, adapter = params.evaluate.candidate, read_manifest(paths.adapter)["adapter_sha256"]
     if isinstance(asked, ServerSpec):
         return open_remote(asked, params, "evaluate.candidate")
@@ -84,14 +84,14 @@ def open_on_base(
     device: str,
     candidate: LocalSide | RemoteSide,
 ) -> LocalSide:
-    """The base, or an earlier adapter on it; the candidate's own base where that is loaded as it was trained on."""
+    """Open the base model or an earlier adapter on it, sharing the candidate's base if that is as in training."""
     base = {"name": short_name(params.model.base), "revision": identify_base(params.model)["revision"]}
     described = {"form": asked.form, "name": base["name"], "recorded": False, "base": base}
     shared = isinstance(candidate, LocalSide) and candidate.adapter is not None
     model = candidate.model if shared and isinstance(candidate, LocalSide) else load_base(params.model, device).eval()
     if earlier is None or isinstance(asked, BaseSpec):
         return open_local(described, model, load_tokenizer(params.model, paths.adapter), params)
-    tokenizer = load_tokenizer(params.model, earlier)  # its own: it learnt another template, if that has changed
+    tokenizer = load_tokenizer(params.model, earlier)  # its own: it may have been trained with another template
     adapter = read_manifest(earlier)["adapter_sha256"]
     described |= {"name": f"adapter {adapter[:8]} of {asked.revision}", "adapter_sha256": adapter}
     if shared:
@@ -101,7 +101,7 @@ def open_on_base(
 
 
 def load_second_adapter(model: Any, folder: Path) -> None:
-    """Put an earlier adapter beside the candidate's; DataError where it does not fit."""
+    """Load an earlier adapter beside the candidate's. Raise DataError if it does not fit."""
     try:
         model.load_adapter(str(folder), adapter_name=EARLIER, is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -111,7 +111,7 @@ def load_second_adapter(model: Any, folder: Path) -> None:
 
 
 def fetch_earlier(asked: EarlierAdapterSpec, params: EvaluateParams, paths: Paths) -> Path:
-    """The folder of an earlier run's adapter; DataError unless it was trained on this base."""
+    """Return the folder of an earlier run's adapter. Raise DataError unless it was trained on this base."""
     folder = paths.evaluation / "earlier"
     fetch_directory(paths.root, asked.revision, Path("out/adapter"), folder)
     manifest = read_manifest(folder)
@@ -125,7 +125,7 @@ def fetch_earlier(asked: EarlierAdapterSpec, params: EvaluateParams, paths: Path
 
 
 def open_model(model: ModelConfig, params: EvaluateParams, device: str) -> LocalSide:
-    """Another model with its own tokenizer."""
+    """Open another model with its own tokenizer."""
     identity = identify_base(model)
     described = {"form": "model", "name": short_name(model.base), "recorded": False, "base": identity}
     described["base"] = {**identity, "name": short_name(model.base)}
@@ -133,7 +133,7 @@ def open_model(model: ModelConfig, params: EvaluateParams, device: str) -> Local
 
 
 def merged_model(params: EvaluateParams, paths: Paths, device: str, asked: MergedSpec) -> ModelConfig:
-    """Where base and adapter lie as one model, as a model section: `finetune merge`'s, if it is of this adapter."""
+    """Return a model section for the merged model of `finetune merge`, if it belongs to this adapter."""
     adapter = read_manifest(paths.adapter)["adapter_sha256"]
     whole = sixteen_bit(params.model)
     for folder in (paths.merged, paths.evaluation / "merged"):
@@ -150,5 +150,5 @@ def merged_model(params: EvaluateParams, paths: Paths, device: str, asked: Merge
 
 
 def short_name(base: str) -> str:
-    """The base's name without the way to a local folder, which tells nobody else anything."""
+    """Return the base's name; of a local folder, without the path to it."""
     return Path(base).name if Path(base).is_dir() else base

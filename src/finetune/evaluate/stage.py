@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 
 def run(params: EvaluateParams, paths: Paths) -> None:
-    """Answer every test prompt with both sides, score the answers, measure the cost."""
+    """Answer every test prompt with both sides, score the answers, and measure the cost."""
     set_device_environment(params.environment, 1, deterministic=False)
     device = require_device(params.environment)
     evidence = check_evidence(params, paths)
     examples = read_test(paths)
     labels = read_report(paths.reports / "prepare.json", PrepareReport).labels
     scorers = build_scorers(params.evaluate.scorers, labels, examples, paths.root)
-    remove_finished(paths.checkpoints)  # not before: a train that has to be run again would start from nothing
+    remove_finished(paths.checkpoints)  # not earlier: a repeated train would start from scratch
 
     from finetune.evaluate.cost import measure_latency, measure_memory
     from finetune.evaluate.harness import measure_forgetting
@@ -57,7 +57,7 @@ def run(params: EvaluateParams, paths: Paths) -> None:
     described = describe_sides(sides, evidence["adapter_sha256"])
     del sides
     memory = measure_memory(params.evaluate, paths.root)
-    scored = scorers.score(examples, *asked)  # a judge, who costs money, last: nothing that fails comes after it
+    scored = scorers.score(examples, *asked)  # the judge costs money, so it runs after everything that may fail
     predictions = pair_answers(examples, scored, tokens)
 
     look = count_look(paths.looks, evidence["test_sha256"], described["look_key"])
@@ -78,7 +78,7 @@ def run(params: EvaluateParams, paths: Paths) -> None:
 
 
 def read_test(paths: Paths) -> list[Example]:
-    """The test split; DataError where it is empty."""
+    """Read the test split. Raise DataError if it is empty."""
     examples = read_examples(paths.prepared / "test.jsonl")
     if not examples:
         raise DataError(f"{paths.prepared / 'test.jsonl'}", "has no examples", "set data.split.test above 0")
@@ -92,7 +92,7 @@ def remove_finished(checkpoints: Path) -> None:
 
 
 def check_evidence(params: EvaluateParams, paths: Paths) -> dict[str, Any]:
-    """Hashes of what is evaluated; DataError unless it is the adapter that train published and prepare's test set."""
+    """Return the hashes of the inputs. Raise DataError unless the adapter is train's and the test set prepare's."""
     manifest, trained = read_manifest(paths.adapter), read_report(paths.reports / "train.json", TrainReport)
     adapter = sha256_tensors(paths.adapter / WEIGHTS)
     if not adapter == manifest["adapter_sha256"] == trained.adapter_sha256:
@@ -122,7 +122,7 @@ def ask_sides(
     paths: Paths,
     evidence: Mapping[str, Any],
 ) -> Asked:
-    """Both sides' answers in the order of the test set, and the labels that each finds likeliest."""
+    """Return both sides' answers in the order of the test set, and the most likely labels of each side."""
     from finetune.evaluate.answers import answer_all
     from finetune.evaluate.local import LocalSide
     from finetune.evaluate.recorded import RecordedSide
@@ -148,5 +148,5 @@ def ask_sides(
 
 
 def choose_prompts(examples: Sequence[Example], count: int) -> list[Example]:
-    """So many examples, the same ones every time, in no order of the data."""
+    """Choose `count` examples deterministically, independent of the order of the data."""
     return sorted(examples, key=lambda example: hashlib.sha256(example.id.encode()).digest())[:count]

@@ -1,1 +1,1 @@
-"""validate: everything that can be known before the expensive machine is touched."""
+"""validate: find everything that can be known before the expensive hardware is used."""

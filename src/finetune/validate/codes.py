@@ -1,7 +1,7 @@
-"""Every finding that validate can make: its code, how severe it is, what it costs when nobody acts, what it means.
+"""Every finding of validate: its code, its severity, the cost of ignoring it, and its meaning.
 
-`docs/findings.md` is this table as a page (`finetune findings` prints it). A code never changes its meaning:
-params.yaml names codes in `findings.accept`.
+`docs/findings.md` shows this table (`finetune findings` prints it). The meaning of a code never changes, because
+params.yaml lists codes in `findings.accept`.
 """
 
 import pkgutil
@@ -25,24 +25,20 @@ COSTS: dict[Cost, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """What one code stands for; `binding` ones can't be accepted, for no run could follow."""
+    """The meaning of one code; `binding` ones cannot be accepted, because the run would fail."""
 
     severity: Severity
     cost: Cost
     meaning: str
     binding: bool = False
-    in_params: bool = True  # a key of params.yaml is at fault; else the rows, or the disk
+    in_params: bool = True  # a key of params.yaml is at fault; otherwise the rows or the disk
 
 
-CODES: dict[str, Code] = {  # of problems that several modules find; each module in `checks` adds those of its own
-    "tf32-unsupported": Code(
-        "error", "run", "tf32 requires a CUDA device of the Ampere generation or newer.", binding=True
-    ),
-    "base-missing": Code("error", "run", "The base is neither a local folder nor in the cache.", binding=True),
-    "base-unpinned": Code(
-        "error", "run", "Without a revision, the same name may refer to a different model later.", binding=True
-    ),
-    "base-class-unknown": Code("error", "run", "No model can be built from the config of the base.", binding=True),
+CODES: dict[str, Code] = {  # of problems that several modules find; each module in `checks` adds its own
+    "tf32-unsupported": Code("error", "run", "tf32 exists on CUDA devices from Ampere on.", binding=True),
+    "base-missing": Code("error", "run", "Neither a local folder nor the cache holds the base.", binding=True),
+    "base-unpinned": Code("error", "run", "The same name may be another model tomorrow.", binding=True),
+    "base-class-unknown": Code("error", "run", "The base's config describes no model that can be built.", binding=True),
     "base-incomplete": Code("error", "run", "A file of the base is missing, cut off or damaged.", binding=True),
     "template-missing": Code("error", "run", "Without a chat template, messages can't be tokenized.", binding=True),
     "template-broken": Code("error", "run", "The template does not render these messages.", binding=True),
@@ -63,7 +59,7 @@ CODES: dict[str, Code] = {  # of problems that several modules find; each module
 
 
 def all_codes() -> dict[str, Code]:
-    """Every code, those of all modules in `checks` included."""
+    """Return every code, including those of all modules in `checks`."""
     from finetune.validate import checks
 
     for module in pkgutil.iter_modules(checks.__path__):
@@ -72,7 +68,7 @@ def all_codes() -> dict[str, Code]:
 
 
 def to_reference() -> str:
-    """The reference page of all codes, as Markdown."""
+    """Return the reference page of all codes as Markdown."""
     lines = [
         "# Findings of validate",
         "",

@@ -1,4 +1,4 @@
-"""A finding: the result of one check, with the place, the numbers and the line to change."""
+"""A finding: the result of one check, with the location, the numbers and the setting to change."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from finetune.validate.codes import CODES, COSTS, SEVERITIES, Severity, all_code
 
 @dataclass(frozen=True, slots=True)
 class Finding(Problem):
-    """The result of a check; severity and cost are its code's."""
+    """The result of a check; severity and cost are those of its code."""
 
-    accepted: str | None = None  # the reason, where params.yaml accepts it
+    accepted: str | None = None  # the reason, if params.yaml accepts it
 
     @classmethod
     def of(cls, problem: Problem, code: str | None = None) -> Self:
-        """A problem that a stage would stop at, as a finding that is reported with all the others."""
+        """Convert a problem that would stop a later stage to a finding, reported with all the others."""
         return cls(code or problem.code, problem.place, problem.message, problem.remedy)
 
     def __post_init__(self) -> None:
@@ -27,21 +27,21 @@ class Finding(Problem):
 
     @property
     def severity(self) -> Severity:
-        """How bad it is."""
+        """The severity of its code."""
         return CODES[self.code].severity
 
     @property
     def stops(self) -> bool:
-        """Whether the run stops at it."""
+        """Whether the finding stops the run."""
         return self.severity == "error" and self.accepted is None
 
     def report(self) -> FindingReport:
-        """For the report."""
+        """Convert to the report's form."""
         return FindingReport(**asdict(self), severity=self.severity, cost=CODES[self.code].cost)
 
 
 def by_cost(findings: Sequence[Finding]) -> list[Finding]:
-    """What stops the run first, then by severity, then by what it costs; accepted ones after all others."""
+    """Sort: findings that stop the run first, then by severity, then by cost; accepted ones last."""
 
     def rank(finding: Finding) -> tuple[bool, int, int]:
         cost = list(COSTS).index(CODES[finding.code].cost)
@@ -51,7 +51,7 @@ def by_cost(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Finding]:
-    """The findings, those that params.yaml accepts with the reason; and what is wrong with `findings.accept` itself."""
+    """Mark accepted findings with their reason, and add findings about `findings.accept` itself."""
     found = {finding.code for finding in findings}
     given = [
         finding if CODES[finding.code].binding else replace(finding, accepted=accepted.get(finding.code))
@@ -73,7 +73,7 @@ def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Fin
 
 
 def to_markdown(findings: Sequence[Finding], tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """The report that a person reads: the findings, then each table of `tables` (title -> row -> value or cells)."""
+    """Write the readable report: the findings, then each table of `tables` (title -> row -> value or cells)."""
     stopping, accepted = sum(f.stops for f in findings), sum(f.accepted is not None for f in findings)
     summary = f"{counted(findings)}, {stopping} of them errors" + (f", {accepted} accepted" if accepted else "")
     lines = ["# Validation", "", f"{summary}."]
@@ -90,7 +90,7 @@ def to_markdown(findings: Sequence[Finding], tables: Mapping[str, Mapping[str, A
 
 
 def _table(rows: Mapping[str, Any]) -> list[str]:
-    """One line a row: a value, or one cell for each name of a mapping."""
+    """Format one line per row: a value, or one cell for each name of a mapping."""
     first = next(iter(rows.values()), 0)
     columns = list(first) if isinstance(first, Mapping) else ["value"]
     lines = []
@@ -102,18 +102,18 @@ def _table(rows: Mapping[str, Any]) -> list[str]:
 
 
 def counted(findings: Sequence[Finding]) -> str:
-    """How many findings, in words."""
+    """Return the number of findings in words."""
     return "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
 
 
 def format_finding(finding: Finding) -> str:
-    """A finding in one line; an accepted one with the reason in place of the fix."""
+    """Format a finding in one line; an accepted one with its reason in place of the fix."""
     if finding.accepted is None:
         return str(finding)
     return f"{finding.place}: {finding.message} (accepted: {finding.accepted})"
 
 
 def show_findings(findings: Sequence[Finding]) -> None:
-    """The findings as a table, in order of cost."""
+    """Print the findings as a table, in order of cost."""
     rows = [[finding.severity, finding.code, format_finding(finding)] for finding in findings]
     table("findings", ["severity", "code", "place, problem, fix"], rows)

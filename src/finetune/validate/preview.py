@@ -1,4 +1,4 @@
-"""What is known of a run from its config: the plan, and every finding that needs neither its rows nor its base."""
+"""What a config alone determines: the plan, and every finding that needs neither rows nor base model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ from finetune.reports.base import read_report
 from finetune.reports.prepare import PrepareReport
 from finetune.validate.findings import Finding, accept
 
-ELSEWHERE = frozenset({"device-missing", "this-machine-short"})  # a plan is made where the run is not
+ELSEWHERE = frozenset({"device-missing", "this-machine-short"})  # a plan is often made elsewhere than the run
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A recipe's config, its outlook and its findings; `source` says where the workload was taken from."""
+    """A recipe's config, its plan and its findings; `source` names the origin of the workload."""
 
     config: ValidateParams
     outlook: RunPlan
@@ -29,7 +29,7 @@ class Preview:
 
 
 def look_ahead(params: ValidateParams, root: Path, examples: int | None = None, length: int | None = None) -> Preview:
-    """Everything that can be known of a run from its config: with the prepared rows where they are at hand."""
+    """Predict a run from its config, using the prepared rows if available."""
     from finetune.validate.checks.base_model import examine_base
     from finetune.validate.checks.config import check_config
     from finetune.validate.checks.machine import check_machine
@@ -40,16 +40,16 @@ def look_ahead(params: ValidateParams, root: Path, examples: int | None = None, 
     findings = check_config(params, root, base, outlook)
     if params.machine not in MACHINES:
         findings += check_machine(params)
-    hidden = ELSEWHERE | ({"base-missing"} if base.architecture is not None else set())  # its facts are enough here
+    hidden = ELSEWHERE | ({"base-missing"} if base.architecture is not None else set())  # its metadata suffice here
     told = accept([finding for finding in findings if finding.code not in hidden], params.findings.accept)
-    # what was not found here may be a finding about the rows, which validate alone looks for
+    # an accepted code that was not found may be about the rows, which only validate checks
     return Preview(params, outlook, [finding for finding in told if finding.code != "accepted-unused"], source)
 
 
 def find_workload(
     params: ValidateParams, root: Path, examples: int | None, length: int | None = None
 ) -> tuple[Workload, str]:
-    """The rows of the run, and where that is known from; DataError where nothing tells how many there are."""
+    """Return the rows of the run and the origin of their number. Raise DataError if the number is unknown."""
     if examples is not None:
         validation = round(examples * params.data.split.validation / (params.data.split.train or 1))
         workload = Workload.at_most(params.train, examples, validation, length)
@@ -66,13 +66,13 @@ def find_workload(
 
 
 def find_stale_rows(params: ValidateParams, root: Path) -> str | None:
-    """What `data/prepared` was made of that is another now, settings or a file of rows; None where nothing is."""
+    """Return which input of `data/prepared`, a setting or a file of rows, has changed since; None if none has."""
     report = read_report(Paths(root).reports / "prepare.json", PrepareReport)
     if report.settings != params.data.model_dump(mode="json", exclude_unset=True):
         return "with different settings in the section data"
     for account in report.sources.values():
         place = root / account.place
-        if not account.sha256 or not place.exists():  # a dataset of the Hub; or prepare will tell
+        if not account.sha256 or not place.exists():  # a dataset of the Hub, or a missing file that prepare will report
             continue
         if account.sha256 != (sha256_folder(place) if place.is_dir() else sha256_file(place)):
             return f"from a different version of {account.place}"
@@ -80,7 +80,7 @@ def find_stale_rows(params: ValidateParams, root: Path) -> str | None:
 
 
 def count_workload(params: ValidateParams, root: Path) -> tuple[Workload, str]:
-    """The prepared training rows in tokens: the base's own where its tokenizer is at hand, else the embedded one's."""
+    """Count the prepared training rows in tokens, with the base's tokenizer if available, else the embedded one."""
     from finetune.model.shrink import rehearsal_tokenizer
     from finetune.records.io import read_examples
     from finetune.validate.tokenized import tokenize_split, workload_of
@@ -88,10 +88,8 @@ def count_workload(params: ValidateParams, root: Path) -> tuple[Workload, str]:
     examples = read_examples(Paths(root).prepared / "train.jsonl")
     try:
         tokenizer, own = rehearsal_tokenizer(params.model, root)
-    except BaseModelError:  # the findings tell
-        source = (
-            f"{len(examples):,} prepared rows, assumed to be max_length tokens long because no tokenizer is available"
-        )
+    except BaseModelError:  # reported as a finding
+        source = f"{len(examples):,} prepared rows, each taken as long as max_length, as no tokenizer serves"
         return Workload.at_most(params.train, len(examples)), source
     split = tokenize_split(tokenizer, examples, params.train, params.seed)
     held_out = read_examples(Paths(root).prepared / "validation.jsonl")

@@ -33,7 +33,7 @@ Tokens = dict[Split, TokenizedSplit]
 
 
 def run(params: ValidateParams, paths: Paths) -> None:
-    """Tokenize once, run every check, report all findings, and stop if one of them is an error that nobody accepted."""
+    """Tokenize once, run every check, report all findings, and stop at errors that are not accepted."""
     ledger = check_prepared(paths)
     splits: Splits = {name: read_examples(paths.prepared / f"{name}.jsonl") for name in SPLITS}
     base = examine_base(params, paths.root)
@@ -66,7 +66,7 @@ def run(params: ValidateParams, paths: Paths) -> None:
 
 
 def check_prepared(paths: Paths) -> PrepareReport:
-    """Prepare's ledger; DataError unless the prepared splits are the files that it speaks of."""
+    """Return prepare's ledger. Raise DataError unless it matches the prepared splits."""
     ledger = read_report(paths.reports / "prepare.json", PrepareReport)
     for name in SPLITS:
         path = paths.prepared / f"{name}.jsonl"
@@ -76,14 +76,14 @@ def check_prepared(paths: Paths) -> PrepareReport:
 
 
 def tokenize_splits(params: ValidateParams, base: Base, splits: Splits) -> Tokens:
-    """The splits that are trained on, as tokens; empty where no tokenizer or template serves, which findings tell."""
+    """Tokenize the splits used in training; empty if tokenizer or template is unusable, which findings report."""
     if base.tokenizer is None or any(finding.code == "template-broken" for finding in base.findings):
         return {}
     return {name: tokenize_split(base.tokenizer, splits[name], params.train, params.seed) for name in TRAINED_ON}
 
 
 def plan_run(params: ValidateParams, base: Base, splits: Splits, tokens: Tokens) -> RunPlan:
-    """Schedule, parameters and memory, from what was counted, or from the most that max_length allows."""
+    """Plan schedule, parameters and memory from the counts, or from the maximum that max_length allows."""
     if "train" not in tokens or not tokens["train"].rows:
         workload = Workload.at_most(params.train, len(splits["train"]), len(splits["validation"]))
     else:
@@ -94,7 +94,7 @@ def plan_run(params: ValidateParams, base: Base, splits: Splits, tokens: Tokens)
 def find_all(
     params: ValidateParams, root: Path, splits: Splits, base: Base, tokens: Tokens, outlook: RunPlan
 ) -> list[Finding]:
-    """The findings of every check; none of them stops another."""
+    """Return the findings of all checks; none of them stops another."""
     findings = [*check_config(params, root, base, outlook), *check_machine(params)]
     findings += [*check_disk(root, outlook.disk_bytes), *check_data(params, splits)]
     for name, split in tokens.items():
@@ -108,7 +108,7 @@ def find_all(
 
 
 def publish(folder_: Path, params: ValidateParams, tokens: Tokens, report: ValidationReport) -> None:
-    """Write what train reads, and the account that it is held to."""
+    """Write the input of train, and the counts that it is checked against."""
     with publish_directory(folder_) as folder:
         for name, split in tokens.items():
             write_arrow(folder / f"{name}.arrow", split.rows, packed=params.train.packing)
@@ -118,20 +118,20 @@ def publish(folder_: Path, params: ValidateParams, tokens: Tokens, report: Valid
 
 
 def by_measure(tokens: dict[Split, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The account with a line a measure and a column a split, which fits on a page."""
+    """Return the counts with one row per measure and one column per split, to fit on a page."""
     measures = list(next(iter(tokens.values()), {}))
     return {measure: {name: counts[measure] for name, counts in tokens.items()} for measure in measures}
 
 
 def stop_at_errors(findings: list[Finding]) -> None:
-    """One error that lists every finding that stops: a ConfigError if all of them are about params.yaml."""
+    """Raise one error for all findings that stop the run: a ConfigError if all of them are about params.yaml."""
     errors = [finding for finding in findings if finding.stops]
     if errors:
         raise (ConfigError if all(CODES[finding.code].in_params for finding in errors) else DataError).of(errors)
 
 
 def show(findings: list[Finding], outlook: RunPlan) -> None:
-    """What the person who watches should know before the run."""
+    """Print what the user should know before the run."""
     if findings:
         show_findings(findings)
     for line in outlook.lines():

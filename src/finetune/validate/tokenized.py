@@ -1,4 +1,4 @@
-"""Tokenizes once: the rows that train reads, cut or packed, and the account of every token."""
+"""Tokenize once: the rows that train reads, truncated or packed, and the counts of all tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from finetune.validate.checks.mask import frames_of, wrong_answers
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """What train reads as one row: one example, or several of them packed one behind the other."""
+    """One row of train's input: one example, or several examples packed one after another."""
 
     ids: tuple[str, ...]  # of the examples
     tokenized: Tokenized
@@ -27,7 +27,7 @@ class TokenRow:
 
 @dataclass
 class TokenizedSplit:
-    """A split as rows of tokens, its account, and what was found on the way."""
+    """A split as rows of tokens, its counts, and the problems found."""
 
     rows: list[TokenRow] = field(default_factory=list)
     counts: TokenCounts = field(default_factory=TokenCounts.of)
@@ -36,7 +36,7 @@ class TokenizedSplit:
 
 
 def tokenize_split(tokenizer: Any, examples: Sequence[Example], train: TrainConfig, seed: int) -> TokenizedSplit:
-    """Every example as train will read it, at most `train.max_length` tokens long, packed where params.yaml says so."""
+    """Tokenize every example as train will read it: at most `train.max_length` tokens, packed if configured."""
     split = TokenizedSplit()
     frames = frames_of(tokenizer)
     for example in progress(examples, "tokens"):
@@ -58,7 +58,7 @@ def tokenize_split(tokenizer: Any, examples: Sequence[Example], train: TrainConf
 
 
 def workload_of(train: TokenCounts, validation: TokenCounts) -> Workload:
-    """What the plan reckons with, from what was counted."""
+    """Return the plan's workload from the counts."""
     return Workload(
         rows=train.rows,
         tokens=train.tokens,
@@ -70,7 +70,7 @@ def workload_of(train: TokenCounts, validation: TokenCounts) -> Workload:
 
 
 def count_example(counts: TokenCounts, whole: Tokenized, kept: Tokenized) -> None:
-    """Add one example to the account."""
+    """Add one example to the counts."""
     counts.longest = max(counts.longest, len(whole.input_ids))
     lost = len(whole.input_ids) - len(kept.input_ids)
     if lost:
@@ -88,19 +88,19 @@ def count_example(counts: TokenCounts, whole: Tokenized, kept: Tokenized) -> Non
 
 
 def last_supervised(tokenized: Tokenized) -> int:
-    """The position of the last supervised token (the answer's end), or -1."""
+    """Return the position of the last supervised token (the answer's end), or -1."""
     return max((at for at, label in enumerate(tokenized.labels) if label != IGNORED), default=-1)
 
 
 def pack(rows: Sequence[TokenRow], max_length: int) -> list[TokenRow]:
-    """The examples in as few rows of `max_length` tokens as best-fit-decreasing finds (TRL's `bfd`), none cut."""
+    """Pack examples into as few rows of `max_length` tokens as best-fit-decreasing finds (TRL's `bfd`), uncut."""
     from datasets import Dataset
     from trl import pack_dataset
 
     columns = {
         "input_ids": [row.tokenized.input_ids for row in rows],
         "labels": [row.tokenized.labels for row in rows],
-        "number": [[at] * len(row.tokenized.input_ids) for at, row in enumerate(rows)],  # which example a token is of
+        "number": [[at] * len(row.tokenized.input_ids) for at, row in enumerate(rows)],  # the example of each token
     }
     packed = []
     for row in pack_dataset(Dataset.from_dict(columns), max_length, "bfd"):
@@ -111,7 +111,7 @@ def pack(rows: Sequence[TokenRow], max_length: int) -> list[TokenRow]:
 
 
 def count_rows(split: TokenizedSplit, train: TrainConfig, seed: int) -> None:
-    """Add what the first epoch's micro-batches will hold to the account, padding included."""
+    """Add the positions of the first epoch's micro-batches, including padding, to the counts."""
     micro = train.per_device_train_batch_size
     lengths = [len(row.tokenized.input_ids) for row in split.rows]
     supervised = [row.tokenized.supervised for row in split.rows]
@@ -124,7 +124,7 @@ def count_rows(split: TokenizedSplit, train: TrainConfig, seed: int) -> None:
 
 
 def write_arrow(path: Path, rows: Sequence[TokenRow], *, packed: bool) -> None:
-    """One Arrow stream with the columns that train reads: ids, input_ids, labels, length; seq_lengths where packed."""
+    """Write one Arrow stream with the columns ids, input_ids, labels, length and, if packed, seq_lengths."""
     import pyarrow
 
     integers = pyarrow.list_(pyarrow.int32())
@@ -134,7 +134,7 @@ def write_arrow(path: Path, rows: Sequence[TokenRow], *, packed: bool) -> None:
         "labels": pyarrow.array([row.tokenized.labels for row in rows], integers),
         "length": pyarrow.array([len(row.tokenized.input_ids) for row in rows], pyarrow.int32()),
     }
-    if packed:  # where each example of a row begins, so that none sees its neighbours
+    if packed:  # where each example of a row begins, so that none attends to its neighbours
         columns["seq_lengths"] = pyarrow.array([row.lengths for row in rows], integers)
     table = pyarrow.table(columns)
     with path.open("wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:

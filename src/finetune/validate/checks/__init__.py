@@ -1,1 +1,1 @@
-"""The checks: each module looks at one thing and gives findings."""
+"""The checks: each module examines one subject and returns findings."""

@@ -1,4 +1,4 @@
-"""Checks of the adapter and its optimization against the architecture and against what is known to train well."""
+"""Check the adapter and its optimization against the architecture and against values that are known to train well."""
 
 import math
 
@@ -9,14 +9,15 @@ from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 # Learning rates of published LoRA runs with Adam: 1e-4 and 2e-4 for 7 to 65 billion parameters (QLoRA, arXiv
-# 2305.14314, table 9), 1e-4 to 5e-4 for RoBERTa, DeBERTa, GPT-2 and GPT-3 (LoRA, arXiv 2106.09685, appendix D). A
-# factor of two or three on either side is left; below a hundred million parameters, ten times more is still usual.
+# 2305.14314, table 9), 1e-4 to 5e-4 for RoBERTa, DeBERTa, GPT-2 and GPT-3 (LoRA, arXiv 2106.09685, appendix D). The
+# limits allow a factor of two or three on either side; below a hundred million parameters, ten times more is still
+# usual.
 RATES = (3.0e-5, 1.0e-3)
 SMALL_BASE, SMALL_FACTOR = 100_000_000, 10
 ADAM = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor")
-# alpha / r of the same papers lies between 0.25 (QLoRA: 16 / 64) and 8 (LoRA, GPT-2: 32 / 4).
+# alpha / r in the same papers is between 0.25 (QLoRA: 16 / 64) and 8 (LoRA, GPT-2: 32 / 4).
 SCALES = (0.25, 8.0)
-EMBEDDINGS = "embed_tokens"  # no linear layer, but PEFT adapts it too
+EMBEDDINGS = "embed_tokens"  # not a linear layer, but PEFT adapts it too
 
 CODES |= {
     "target-modules-missing": Code("error", "run", "A target module does not exist in the architecture.", binding=True),
@@ -28,19 +29,19 @@ CODES |= {
 
 
 def check_adapter(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
-    """All findings about target modules, scale and learning rate."""
+    """Return all findings about target modules, scale and learning rate."""
     findings = check_start(params) + check_scale(params) + check_learning_rate(params, architecture)
     return findings + (check_target_modules(params, architecture) if architecture else [])
 
 
 def check_start(params: ValidateParams) -> list[Finding]:
-    """Whether an adapter that starts so can be trained on a base that is held so."""
+    """Check that the base model's number format supports this initialization of the adapter."""
     problem = find_adapter_problem(params.adapter, params.model)
     return [] if problem is None else [Finding.of(problem)]
 
 
 def check_target_modules(params: ValidateParams, architecture: Architecture) -> list[Finding]:
-    """Each target module is a linear layer of the architecture; a note where some layers get no adapter."""
+    """Check that each target module is a linear layer of the architecture; note layers without an adapter."""
     where, targets = "params.yaml: adapter.target_modules", params.adapter.target_modules
     known = sorted({linear.name for linear in architecture.linears})
     missing = [name for name in targets if name not in (*known, EMBEDDINGS)]
@@ -58,7 +59,7 @@ def check_target_modules(params: ValidateParams, architecture: Architecture) -> 
 
 
 def check_scale(params: ValidateParams) -> list[Finding]:
-    """alpha / r, by which the adapter's output is multiplied; rsLoRA divides by the root of r."""
+    """Check alpha / r, by which the adapter's output is multiplied; rsLoRA divides by the root of r."""
     adapter = params.adapter
     scale = adapter.lora_alpha / (math.sqrt(adapter.r) if adapter.use_rslora else adapter.r)
     if SCALES[0] <= scale <= SCALES[1]:
@@ -68,7 +69,7 @@ def check_scale(params: ValidateParams) -> list[Finding]:
 
 
 def check_learning_rate(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
-    """The learning rate within what LoRA runs with this kind of optimizer used."""
+    """Check that the learning rate is within the range of published LoRA runs with this kind of optimizer."""
     train = params.train
     if train.optim not in ADAM:
         return []

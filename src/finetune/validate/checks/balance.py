@@ -1,4 +1,4 @@
-"""Checks of what the splits are made of: agents, labels, and answers that a model could give without reading."""
+"""Check the composition of the splits: agents, labels, and answers that a model could give without reading."""
 
 import math
 from collections import Counter
@@ -13,14 +13,14 @@ from finetune.records.near_duplicates import words_of
 from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
-# Not a share: of fifty agents that are equally frequent each has 2%, which is as balanced as can be. Beyond 20:1 the
-# rare one is seen in less than one of its rival's batches of 16, and its gradients drown in those of the others.
+# Not a share: each of fifty equally frequent agents has 2%, which is perfectly balanced. Beyond 20:1, the rare one
+# occurs in less than one of the other's batches of 16, and its gradients are outweighed by the other's.
 MOST_TIMES = 20
-CONSTANT = 0.8  # the share of an agent's answers from which on one of them is as good as constant
-FEW_ROWS = 20  # of so few rows, all may have one answer by chance
-LONG_ANSWER = 8  # words; shorter ones are often names and labels, which repeat by nature
+CONSTANT = 0.8  # the share of an agent's answers from which on a single one is nearly constant
+FEW_ROWS = 20  # with fewer rows, all may have one answer by chance
+LONG_ANSWER = 8  # words; shorter ones are often names and labels, which naturally repeat
 REPEATED = 0.05
-NAMED = 5  # so many labels are named, the rest are counted
+NAMED = 5  # labels listed by name; the others are counted
 
 Splits = Mapping[Split, Sequence[Example]]
 
@@ -37,7 +37,7 @@ CODES |= {
 
 
 def check_balance(params: ValidateParams, splits: Splits) -> list[Finding]:
-    """All findings about how often agents, labels and answers stand in the splits."""
+    """Return all findings about the frequency of agents, labels and answers in the splits."""
     constant = constant_answers(splits["train"])
     return [
         *_missing_agents(splits),
@@ -51,7 +51,7 @@ def check_balance(params: ValidateParams, splits: Splits) -> list[Finding]:
 
 def _missing_agents(splits: Splits) -> Iterator[Finding]:
     if not splits["train"]:
-        return  # which is said already
+        return  # reported already
     trained = {example.agent for example in splits["train"]}
     for agent, count in _sorted(Counter(example.agent for example in splits["test"])):
         if agent not in trained:
@@ -74,14 +74,14 @@ def _imbalanced_agents(params: ValidateParams, splits: Splits) -> Iterator[Findi
     names = [source.name for source in params.data.sources]
     largest = min(sources[most], key=lambda name: (-sources[most][name], name))
     fix = f"add rows of {least!r}"
-    if largest in names and largest not in sources[least]:  # else a cap would take rows of both
+    if largest in names and largest not in sources[least]:  # otherwise a cap would remove rows of both
         rows = sum(example.agent == least for name in SPLITS for example in splits[name])
         fix += f", or set data.sources.{names.index(largest)}.cap: {MOST_TIMES * rows}"
     yield Finding("agents-imbalanced", "data/prepared/train.jsonl", what, fix)
 
 
 def _labels(splits: Splits) -> Iterator[Finding]:
-    """Agent by agent, the labels of train beside those of test; rows without a label have no part in it."""
+    """Compare the labels of train and test by agent; rows without a label are ignored."""
     train, test = (_labels_by_agent(splits[name]) for name in ("train", "test"))
     for agent in sorted(train.keys() & test.keys()):
         new = {label: count for label, count in test[agent].items() if label not in train[agent]}
@@ -124,7 +124,7 @@ def _labels_named(labels: Mapping[str, int]) -> str:
 
 
 def constant_answers(train: Sequence[Example]) -> dict[tuple[str, str], tuple[int, int]]:
-    """For each agent with one answer that nearly always is the right one: how often it is, and of how many rows."""
+    """Return for each agent with a nearly constant answer how often it occurs, and in how many rows."""
     answers: dict[str, Counter[str]] = {}
     for example in train:
         answers.setdefault(example.agent, Counter())[example.completion.strip()] += 1
@@ -149,7 +149,7 @@ def _constant(found: Mapping[tuple[str, str], tuple[int, int]], test: Sequence[E
 
 
 def _repeated(train: Sequence[Example], constant: set[str]) -> Iterator[Finding]:
-    """Long answers that stand in many rows; what is found to be constant needs no second finding."""
+    """Find long answers that occur in many rows, except those already reported as constant."""
     counts = Counter(example.completion.strip() for example in train)
     limit = max(REPEATED * len(train), REPEATED * FEW_ROWS)
     often = [(answer, count) for answer, count in _sorted(counts) if count > limit and answer not in constant]
@@ -174,5 +174,5 @@ def _unused_prompts(params: ValidateParams, splits: Splits) -> Iterator[Finding]
 
 
 def _sorted(counts: Counter[str]) -> list[tuple[str, int]]:
-    """The most frequent first; equally frequent ones by name, whatever the order of the rows."""
+    """Sort by frequency, then by name, regardless of the order of the rows."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -1,4 +1,4 @@
-"""Checks of the base model: is it there, whole, safe and pinned, and do its parts belong together."""
+"""Check that the base model is present, complete, safe and pinned, and that its parts are consistent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 WHERE = "params.yaml: model.base"
-UNTRAINED = 0.05  # of the median row's norm; embeddings that were trained lie within a factor of a few of each other
+UNTRAINED = 0.05  # of the median row's norm; trained embeddings are within a small factor of each other
 
 CODES |= {
     "base-unsafe": Code(
@@ -37,7 +37,7 @@ CODES |= {
 
 @dataclass
 class Base:
-    """What could be found out about the base; what could not is None, and a finding says why."""
+    """What is known about the base model; unknown values are None, with a finding that gives the reason."""
 
     identity: dict[str, str] | None = None
     architecture: Architecture | None = None
@@ -46,10 +46,10 @@ class Base:
 
 
 def examine_base(params: ValidateParams, root: Path, *, fetch: bool = True) -> Base:
-    """Everything that the later checks and the tokenization need of the base, and all findings about it.
+    """Collect what later checks and the tokenization need of the base model, and all findings about it.
 
-    Without `fetch` the network is left alone, as a plan does. With it, config and tokenizer of a pinned base are
-    fetched where the Hub answers; where it does not, the weights, which train would fetch, must be in the cache.
+    Without `fetch`, as in a plan, no network requests are made. With it, config and tokenizer of a pinned base are
+    fetched if the Hub responds; otherwise the weights, which train would fetch, must be in the cache.
     """
     base = Base()
     model = params.model
@@ -73,19 +73,19 @@ def examine_base(params: ValidateParams, root: Path, *, fetch: bool = True) -> B
 
 
 def _attempt(base: Base, step: Callable[[], Any]) -> Any:
-    """What a step gives; where the base can't serve, None and its finding (once, however many steps meet it)."""
+    """Run a step; if the base is unusable, add its finding (once, even if several steps fail) and return None."""
     try:
         return step()
     except BaseModelError as error:
         finding = Finding.of(error.problem)
-        several = finding.code == "base-incomplete"  # each file is told
+        several = finding.code == "base-incomplete"  # report each file
         if not any(known == finding if several else known.code == finding.code for known in base.findings):
             base.findings.append(finding)
         return None
 
 
 def check_weights(folder: Path, *, complete: bool) -> list[Finding]:
-    """The folder's weight files: safetensors, each whole; all of them, where `complete` says that none can come."""
+    """Check that the weight files are intact safetensors and, with `complete` (no more can be fetched), all present."""
     if not (folder / INDEX).is_file() and not (folder / SINGLE).exists():
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         if pickled:
@@ -108,7 +108,7 @@ def _incomplete(path: Path, what: str) -> Finding:
 
 
 def check_length(params: ValidateParams, architecture: Architecture) -> list[Finding]:
-    """Rows no longer than the base was made for."""
+    """Check that rows are no longer than the base model supports."""
     length, limit = params.train.max_length, architecture.max_positions
     if length <= limit:
         return []
@@ -117,7 +117,7 @@ def check_length(params: ValidateParams, architecture: Architecture) -> list[Fin
 
 
 def check_tokenizer(model: ModelConfig, tokenizer: Any, architecture: Architecture | None) -> list[Finding]:
-    """Tokenizer, template and embeddings together."""
+    """Check that tokenizer, template and embeddings are consistent."""
     findings = check_template(tokenizer, end_tokens(model, tokenizer))
     rows, tokens = architecture.vocabulary if architecture else None, len(tokenizer)
     if rows is not None and tokens > rows:
@@ -139,7 +139,7 @@ def check_tokenizer(model: ModelConfig, tokenizer: Any, architecture: Architectu
 
 
 def check_embeddings(folder: Path, tokenizer: Any) -> list[Finding]:
-    """The template's control tokens have embeddings that were trained: neither zero nor copies of each other."""
+    """Check that the control tokens of the template have trained embeddings: neither zero nor copies of each other."""
     import torch
     from safetensors import SafetensorError, safe_open
 

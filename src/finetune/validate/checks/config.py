@@ -1,4 +1,4 @@
-"""All checks that need no row and no device: what validate and a plan both ask of a config."""
+"""All checks that need neither rows nor a device; validate and plan run them on a config."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ CODES |= {
 
 
 def check_config(params: ValidateParams, root: Path, base: Base, outlook: RunPlan) -> list[Finding]:
-    """The findings about base, settings, adapter, schedule, plan, and the recipe that the config names."""
+    """Return the findings about base, settings, adapter, schedule, plan, and the recipe that the config names."""
     return [
         *base.findings,
         *check_watched(params, root),
@@ -34,11 +34,11 @@ def check_config(params: ValidateParams, root: Path, base: Base, outlook: RunPla
 
 
 def check_reference(params: ValidateParams, recipes: Path) -> list[Finding]:
-    """The effective batch size against the recipe's own, which its learning rate was chosen with."""
+    """Compare the effective batch size with the recipe's own, for which its learning rate was chosen."""
     path = recipes / f"{params.recipe}.yaml"
     try:
         reference = read_yaml(path)["train"]["effective_batch_size"]
-    except (ConfigError, KeyError, TypeError):  # a run of the user's own, of no recipe
+    except (ConfigError, KeyError, TypeError):  # the user's own run without a recipe
         return []
     asked = params.train.effective_batch_size
     if asked == reference:

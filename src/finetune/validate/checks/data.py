@@ -1,7 +1,7 @@
-"""Checks of the splits: against each other, against the gate, and of what they are made of.
+"""Check the splits: against each other, against the gate, and for their composition.
 
-None of the findings depends on the order of the rows. The modules `overlap`, `sample_size`, `balance` and
-`distribution_shift` describe what is compared, and from which limit on it is reported.
+No finding depends on the order of the rows. The modules `overlap`, `sample_size`, `balance` and `distribution_shift`
+describe what is compared, and the limits for a finding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from finetune.validate.checks.sample_size import check_test_size
 from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
-MOST_REPEATED = 0.05  # of the test examples; from there on intervals are too narrow by more than rounding
+MOST_REPEATED = 0.05  # of the test examples; beyond it, intervals are noticeably too narrow
 
 CODES |= {
     "split-empty": Code("error", "run", "A split has no rows left.", binding=True, in_params=False),
@@ -26,7 +26,7 @@ CODES |= {
 
 
 def check_data(params: ValidateParams, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
-    """All findings about the splits."""
+    """Return all findings about the splits."""
     return [
         *check_empty(splits),
         *check_overlap(params, splits),
@@ -38,7 +38,7 @@ def check_data(params: ValidateParams, splits: Mapping[Split, Sequence[Example]]
 
 
 def check_empty(splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
-    """A split without a row: there is nothing to train on, to choose a checkpoint by, or to judge."""
+    """Find empty splits: without rows there is nothing to train on, to choose a checkpoint by, or to evaluate on."""
     have = ", ".join(f"{name} {len(splits[name]):,}" for name in SPLITS)
     return [
         Finding(
@@ -53,7 +53,7 @@ def check_empty(splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
 
 
 def check_repeated_prompts(params: ValidateParams, test: Sequence[Example]) -> list[Finding]:
-    """Copies of one prompt are not new evidence: the intervals of the gate take each example for an independent one."""
+    """Find copies of a prompt: they are not new evidence, but the gate's intervals assume independent examples."""
     repeated = len(test) - len({text_key(example.prompt) for example in test})
     if not repeated:
         return []

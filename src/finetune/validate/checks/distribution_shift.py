@@ -1,7 +1,7 @@
-"""Checks whether the test rows are of the kind that is trained on: their scripts, their words, their lengths.
+"""Check that test rows resemble training rows in script, vocabulary and length.
 
-A shift is told where it is large and where chance can't be the reason: each measure has a least effect, and a p-value
-that lets 1 in 1,000 test sets of the same kind through.
+A shift is reported if it is large and cannot be due to chance: each measure has a minimum effect, and a p-value that 1
+in 1,000 test sets of the same kind would reach.
 """
 
 import unicodedata
@@ -21,12 +21,12 @@ from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 CHANCE = 0.001
-LEAST_SCRIPTS = 0.1  # total variation: so large a part of the test rows is in a script that train has less of
-# Measured on four sources of English rows: the share of unknown words of a random test set differs by 0.01 at most, of
-# rows about something else by 0.17 to 0.88, of the same sentences in German by 0.6.
+LEAST_SCRIPTS = 0.1  # total variation: the share of test rows in a script that is rarer in train
+# Measured on four sources of English rows: the share of unknown words differs by at most 0.01 for a random test set, by
+# 0.17 to 0.88 for rows on another subject, by 0.6 for the same sentences in German.
 LEAST_WORDS = 0.2
-LEAST_LENGTHS = 0.2  # Kolmogorov and Smirnov's D; of two of those sources it is 0.28 to 0.8
-LETTERS_READ = 2000  # of a row, for its script and its words
+LEAST_LENGTHS = 0.2  # Kolmogorov-Smirnov D; between two of those sources it is 0.28 to 0.8
+LETTERS_READ = 2000  # of a row, to determine its script and its words
 
 LETTERS = regex.compile(rf"(?V1)[{SPACELESS}]|[\p{{L}}--[{SPACELESS}]]+")
 
@@ -37,17 +37,17 @@ CODES |= {
 
 
 def check_shift(splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
-    """Where test rows are of another kind than train rows."""
+    """Find differences in kind between test rows and training rows."""
     if not splits["train"] or not splits["test"]:
         return []
     train, test = ([spoken_text(example.messages) for example in splits[name]] for name in ("train", "test"))
     halves = [int.from_bytes(text_key(example.messages)[:1]) % 2 == 0 for example in splits["train"]]
-    language = [*_scripts(train, test)] or [*_words(train, halves, test)]  # another script has other words
+    language = [*_scripts(train, test)] or [*_words(train, halves, test)]  # another script implies other words
     return [*language, *_lengths(train, test)]
 
 
 def _scripts(train: Sequence[str], test: Sequence[str]) -> Iterator[Finding]:
-    """One script a row, so that a long row counts once; total variation for the effect, chi-square for chance."""
+    """Compare the script of each row, so that long rows count once; effect: total variation, chance: chi-square."""
     from scipy.stats import chi2_contingency
 
     known, tested = (Counter(script_of(text) for text in texts) for texts in (train, test))
@@ -67,7 +67,7 @@ def _scripts(train: Sequence[str], test: Sequence[str]) -> Iterator[Finding]:
 
 
 def script_of(text: str) -> str:
-    """The script of most of its letters, in Unicode's words (LATIN, CYRILLIC, CJK); `none` where it has no letter."""
+    """Return the script of most letters in Unicode's terms (LATIN, CYRILLIC, CJK), or `none` without letters."""
     if text.isascii():
         return "LATIN" if any(map(str.isalpha, text[:LETTERS_READ])) else "none"
     found = Counter(_script(letter) for letter in text[:LETTERS_READ] if letter.isalpha())
@@ -80,9 +80,9 @@ def _script(letter: str) -> str:
 
 
 def _words(train: Sequence[str], halves: Sequence[bool], test: Sequence[str]) -> Iterator[Finding]:
-    """How many words of a row are new to one half of train: of test rows, beside rows of the other half.
+    """Compare the share of words unknown to one half of train between test rows and rows of the other half.
 
-    The other half says how many are new among rows of the same kind, which with names and numbers may be most.
+    The other half shows how many words are new even in similar rows: with names and numbers, possibly most of them.
     """
     from scipy.stats import mannwhitneyu
 
@@ -104,12 +104,12 @@ def _words(train: Sequence[str], halves: Sequence[bool], test: Sequence[str]) ->
 
 
 def words_in(text: str) -> set[str]:
-    """Its different words of letters, in lower case."""
+    """Return the distinct words of letters, in lower case."""
     return set(LETTERS.findall(text[:LETTERS_READ].lower()))
 
 
 def _unknown(rows: Sequence[set[str]], known: set[str]) -> list[float]:
-    """Of each row with words, the share that is not known."""
+    """Return the share of unknown words of each row that has words."""
     return sorted(len(words - known) / len(words) for words in rows if words)
 
 
@@ -118,7 +118,7 @@ def _lengths(train: Sequence[str], test: Sequence[str]) -> Iterator[Finding]:
 
     before, after = (sorted(map(len, texts)) for texts in (train, test))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy tells where it approximates
+        warnings.simplefilter("ignore")  # scipy warns when it approximates
         found = ks_2samp(before, after)
     if found.statistic < LEAST_LENGTHS or found.pvalue > CHANCE:
         return

@@ -1,4 +1,4 @@
-"""Checks of the settings against this machine: its device, memory and disk."""
+"""Check the settings against this machine: its device, memory and disk."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ CODES |= {
 
 
 def check_machine(params: ValidateParams) -> list[Finding]:
-    """All findings about the device of this machine; those of its kind stand in settings."""
+    """Return all findings about this machine's device; the `settings` module covers its kind of device."""
     device = find_device_problem(params.environment, params.train)
     found = [] if device is None else [Finding.of(device)]
     if device is not None and device.code == "device-missing":
@@ -29,7 +29,7 @@ def check_machine(params: ValidateParams) -> list[Finding]:
 
 
 def check_number_formats(params: ValidateParams) -> list[Finding]:
-    """bfloat16 and tf32 against this device."""
+    """Check that this device supports bfloat16 and tf32."""
     findings, environment = [], params.environment
     in_bf16 = params.train.bf16 or params.model.dtype == "bfloat16"
     where = "params.yaml: train.bf16" if params.train.bf16 else "params.yaml: model.dtype"
@@ -47,7 +47,7 @@ def check_number_formats(params: ValidateParams) -> list[Finding]:
 
 
 def check_packages(params: ValidateParams) -> list[Finding]:
-    """What is not in the lock and only some recipes need."""
+    """Check for packages that are not in the lock and that only some recipes need."""
     model, environment = params.model, params.environment
     findings = [Finding.of(problem) for problem in find_package_problems(environment, model, params.train)]
     if model.attention == "auto" and environment == "cuda" and attention_used(model, "cuda") == "sdpa":
@@ -58,7 +58,7 @@ def check_packages(params: ValidateParams) -> list[Finding]:
 
 
 def check_disk(root: Path, needed: int) -> list[Finding]:
-    """The bytes that checkpoints, the adapter and the tokenized data will take, against what is free."""
+    """Compare the bytes needed for checkpoints, adapter and tokenized data with the free space."""
     free = shutil.disk_usage(root).free
     if free >= needed:
         return []

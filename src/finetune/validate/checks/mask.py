@@ -1,7 +1,7 @@
-"""Does the mask decode to exactly what the assistant wrote, and its end token? Asked of the template, and of real rows.
+"""Check that the mask decodes to exactly the assistant's text and its end token, for the template and for real rows.
 
-What a template puts around an answer is known from a conversation made up for the purpose; each answer of the data,
-decoded from its supervised tokens, must then be the same around its own text, and nothing else.
+A made-up conversation shows what a template puts around an answer. Each answer of the data, decoded from its supervised
+tokens, must then consist of the same frame around its own text, and nothing else.
 """
 
 import json
@@ -34,20 +34,20 @@ CODES |= {
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a template writes around an answer, of what is supervised."""
+    """The supervised text that a template puts around an answer."""
 
     before: str
     after: str
 
 
 def supervised_texts(tokenizer: Any, tokenized: Tokenized) -> list[str]:
-    """The supervised stretches of a conversation as text."""
+    """Return the supervised spans of a conversation as text."""
     kept = [label != IGNORED for label in tokenized.labels]
     return [tokenizer.decode(tokenized.input_ids[begin:end]) for begin, end in runs(kept)]
 
 
 def frames_of(tokenizer: Any) -> set[Frame]:
-    """What the template puts around the two answers of the made-up conversation; empty where it loses one."""
+    """Return the frames of both answers in the made-up conversation; empty if the template drops one."""
     answers = [message.content for message in ASKED if message.role == "assistant"]
     texts = supervised_texts(tokenizer, tokenize(tokenizer, ASKED))
     if len(texts) != len(answers) or any(answer not in text for answer, text in zip(answers, texts, strict=True)):
@@ -56,7 +56,7 @@ def frames_of(tokenizer: Any) -> set[Frame]:
 
 
 def check_template(tokenizer: Any, ends: Sequence[int]) -> list[Finding]:
-    """The template by itself: answers whole, their end token among those that stop generation, marks known."""
+    """Check the template alone: complete answers, end tokens that stop generation, known control tokens."""
     if not render(tokenizer, ASKED, (), tokenize=False).strip():
         return [Finding("template-broken", WHERE, "the chat template renders a conversation as empty text", FIX)]
     frames = frames_of(tokenizer)
@@ -77,7 +77,7 @@ def check_template(tokenizer: Any, ends: Sequence[int]) -> list[Finding]:
 
 
 def wrong_answers(tokenizer: Any, example: Example, whole: Tokenized, frames: set[Frame]) -> str | None:
-    """What is wrong with the supervised text of one untruncated example, or None."""
+    """Return what is wrong with the supervised text of one untruncated example, or None."""
     turns = [message for message in example.messages if message.role == "assistant"]
     texts = supervised_texts(tokenizer, whole)
     if len(texts) != len(turns):
@@ -92,23 +92,23 @@ def wrong_answers(tokenizer: Any, example: Example, whole: Tokenized, frames: se
 
 
 def _framed(tokenizer: Any, answer: str, text: str, frame: Frame) -> bool:
-    """Whether a text is an answer in its frame, up to blanks at the seams and what the tokenizer itself changes."""
+    """Return whether a text is a framed answer, apart from blanks at the edges and the tokenizer's own changes."""
     before, after = frame.before.strip(), frame.after.strip()
     said = text.strip()
     if not said.endswith(after):
         return False
     said = said[: len(said) - len(after)]
-    if "</think>" in answer:  # a template writes a row's own thoughts in its own way, or leaves them out
+    if "</think>" in answer:  # a template reformats or omits a row's own thoughts
         return said.strip().endswith(answer.rsplit("</think>", 1)[1].strip())
     inner = said.removeprefix(before).strip()
     if inner == answer.strip():
         return True
-    # As it comes back from tokens: some tokenizers normalize Unicode or blanks.
+    # Compare after a round trip through tokens: some tokenizers normalize Unicode or blanks.
     return inner == str(tokenizer.decode(tokenizer.encode(answer.strip(), add_special_tokens=False))).strip()
 
 
 def _holds_calls(turn: Message, text: str) -> bool:
-    """Whether every called name and every argument stands in the supervised text, in one of the ways of writing it."""
+    """Return whether the supervised text contains every called name and every argument, in any notation."""
     for call in turn.tool_calls or ():
         arguments = call["function"]["arguments"]
         values = json.loads(arguments) if isinstance(arguments, str) else arguments
@@ -119,7 +119,7 @@ def _holds_calls(turn: Message, text: str) -> bool:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """The values of an argument that hold no others."""
+    """Yield the values of an argument that contain no other values."""
     if isinstance(value, dict):
         for inner in value.values():
             yield from _leaves(inner)
@@ -131,7 +131,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _ways_to_write(value: Any) -> set[str]:
-    """As text, as JSON (with and without quotes and escapes), as Python: templates write arguments in their own way."""
+    """Return a value as text, as JSON (with and without quotes and escapes) and as Python: notations of templates."""
     plain, escaped = json.dumps(value, ensure_ascii=False), json.dumps(value)
     inner = {form[1:-1] for form in (plain, escaped) if form.startswith('"')}
     html = {json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")}

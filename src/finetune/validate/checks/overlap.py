@@ -1,4 +1,4 @@
-"""Checks of the splits against each other: rows that are trained on and tested, letter by letter or nearly."""
+"""Check the splits against each other: rows in both train and a held-out split, identical or nearly so."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -21,8 +21,8 @@ NEAR_CODES = {"validation": "split-near-overlap", "test": "test-near-overlap"}
 AGAIN = "run prepare again (dvc repro -f -s prepare)"
 OTHER_ANSWER = "have a prompt that also occurs in train with a different answer"
 TEXTS_AT_ONCE = 2000  # whose shingles are in memory at a time
-# So many of a row's proposals are measured, those with the most bands in common first. Where nearly all rows are one
-# long template, whole buckets would be measured for nothing.
+# Measure only this many of a row's candidates, those that share the most bands with it. If nearly all rows follow one
+# long template, complete buckets would otherwise be measured in vain.
 MOST_PROPOSALS = 20
 
 Counts = npt.NDArray[np.int64]
@@ -38,7 +38,7 @@ CODES |= {
 
 
 def check_overlap(params: ValidateParams, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
-    """Rows of a held-out split whose prompt, or nearly whose whole text, is trained on."""
+    """Find rows of a held-out split whose prompt, or nearly the same complete text, is also in train."""
     answers: dict[bytes, set[str]] = {}
     for example in splits["train"]:
         answers.setdefault(prompt_key(example), set()).add(plain_turn(example.messages[-1]))
@@ -66,17 +66,17 @@ def check_overlap(params: ValidateParams, splits: Mapping[Split, Sequence[Exampl
 
 
 def prompt_key(example: Example) -> bytes:
-    """A hash of what was said before the answer, whatever the system prompt: the same question stays the same."""
+    """Hash the turns before the answer without the system prompt: the same question has the same hash."""
     spoken = [message for message in example.prompt if message.role != "system"]
     return text_key(spoken or example.prompt)
 
 
 def _near(settings: DuplicateConfig) -> tuple[str, str]:
-    """What near copies are, and the setting that keeps them apart."""
+    """Return a description of near copies, and the setting that separates them."""
     what = f"share {settings.threshold:.0%} or more of their word shingles with a row of train"
     if settings.near == "ignore":
         return what, "set data.duplicates.near: group to keep near copies in one split, or drop"
-    # prepare looked for them, and its buckets hid these
+    # prepare looked for them, but its buckets missed these
     return what, f"set data.duplicates.permutations: {2 * settings.permutations}, so that prepare finds more of them"
 
 
@@ -85,17 +85,18 @@ def _share(found: Sequence[Example], split: Sequence[Example]) -> str:
 
 
 def some_ids(examples: Sequence[Example]) -> str:
-    """Up to three of their ids, whatever the order of the rows."""
+    """Return up to three ids, independent of the order of the rows."""
     more = ", …" if len(examples) > 3 else ""
     return f"ids {', '.join(nsmallest(3, (example.id for example in examples)))}{more}"
 
 
 def near_copies(held_out: Sequence[str], known: Sequence[str], settings: DuplicateConfig) -> list[int]:
-    """Which texts of `held_out` have a similarity of at least the threshold to one of `known`.
+    """Return the indices of `held_out` texts whose similarity to one of `known` is at least the threshold.
 
-    As in prepare, bands propose and the exact similarity decides, so no text is named wrongly and few are missed.
+    As in prepare, bands propose candidates and the exact similarity decides, so that there are no false positives and
+    few misses.
     """
-    known = sorted(set(known))  # an order of their own: which of many proposals are measured must not hang on the rows'
+    known = sorted(set(known))  # a fixed order: the choice of measured pairs must not depend on the rows' order
 
     @lru_cache(maxsize=1000)
     def shingles_of(at: int) -> set[str]:
@@ -116,7 +117,7 @@ def _bands(texts: Sequence[str], settings: DuplicateConfig) -> BandHashes:
 
 
 def propose(held_out: BandHashes, known: BandHashes) -> Iterator[tuple[int, list[int]]]:
-    """For each row of `held_out` that shares a band with rows of `known`, the likeliest of these, best first."""
+    """Yield for each row of `held_out` the most similar candidates in `known` that share a band with it, best first."""
     pairs = np.concatenate([_in_one_bucket(held_out[:, at], known[:, at]) for at in range(known.shape[1])])
     pairs, bands = np.unique(pairs, axis=0, return_counts=True)
     pairs = pairs[np.lexsort((pairs[:, 1], -bands, pairs[:, 0]))]
@@ -126,7 +127,7 @@ def propose(held_out: BandHashes, known: BandHashes) -> Iterator[tuple[int, list
 
 
 def _in_one_bucket(held_out: npt.NDArray[Any], known: npt.NDArray[Any]) -> Counts:
-    """(row of held_out, row of known) that have the same hash; of a large bucket, some from all over it."""
+    """Count pairs (row of held_out, row of known) with equal hashes; of a large bucket, only a spread-out sample."""
     order = np.argsort(known, kind="stable")
     first, end = (np.searchsorted(known[order], held_out, side) for side in ("left", "right"))
     taken = np.minimum(end - first, MOST_PROPOSALS)

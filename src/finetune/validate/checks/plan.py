@@ -1,4 +1,4 @@
-"""Checks of the plan against the memory there is: does the run fit, and does it pay for room that it has anyway."""
+"""Check the plan against the available memory: whether the run fits, and whether it saves memory needlessly."""
 
 import math
 
@@ -10,11 +10,9 @@ from finetune.plan.outlook import FITTING, RunPlan, peak_memory
 from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
-COSTLY = 0.25  # evaluations, of the work of the training steps
-ROOMY = 0.7  # of the memory that another setting would need at most, to be worth naming
-ADVICE = (
-    "use a smaller micro-batch (with more accumulation), a smaller max_length or nf4; ./finetune plan shows what fits"
-)
+COSTLY = 0.25  # evaluations, relative to the work of the training steps
+ROOMY = 0.7  # of the memory that another setting may need at most to be suggested
+ADVICE = "use a smaller micro-batch (with more accumulation) or max_length, or nf4; ./finetune plan shows what fits"
 
 CODES |= {
     "memory-short": Code("error", "run", "The predicted peak exceeds the memory of this machine."),
@@ -27,7 +25,7 @@ CODES |= {
 
 
 def check_plan(params: ValidateParams, outlook: RunPlan) -> list[Finding]:
-    """All findings about memory; none where the architecture is not known."""
+    """Return all findings about memory; none if the architecture is unknown."""
     if outlook.memory is None:
         return []
     here = [*check_fit(outlook), *check_this_machine(params, outlook)]
@@ -35,11 +33,11 @@ def check_plan(params: ValidateParams, outlook: RunPlan) -> list[Finding]:
 
 
 def check_evaluations(outlook: RunPlan) -> list[Finding]:
-    """Evaluations during training that cost a good part of what the training itself costs."""
+    """Find evaluations during training that cost a large part of the training itself."""
     work, evaluations = outlook.evaluation_flops, outlook.schedule.evaluations
     if not outlook.flops or work <= COSTLY * outlook.flops:
         return []
-    share, first = work / outlook.flops, 1  # the one before the first step
+    share, first = work / outlook.flops, 1  # the evaluation before the first step
     enough = max(math.floor((evaluations + first) * COSTLY * outlook.flops / work) - first, 1)
     what = f"{evaluations} evaluations and the one before the first step take {share:.0%} of the training compute"
     fix = f"use {math.ceil(outlook.schedule.steps / enough)} (and save_steps a multiple of it), or less validation data"
@@ -47,7 +45,7 @@ def check_evaluations(outlook: RunPlan) -> list[Finding]:
 
 
 def check_fit(outlook: RunPlan) -> list[Finding]:
-    """The predicted peak against the machine that the recipe is for."""
+    """Compare the predicted peak with the machine that the recipe is for."""
     assert outlook.memory is not None
     peak, available, where = outlook.memory.peak, outlook.available, "params.yaml: train"
     if available is None or peak <= FITTING * available:
@@ -60,7 +58,7 @@ def check_fit(outlook: RunPlan) -> list[Finding]:
 
 
 def check_this_machine(params: ValidateParams, outlook: RunPlan) -> list[Finding]:
-    """The predicted peak against this machine, where the recipe is for another one of its kind."""
+    """Compare the predicted peak with this machine if the recipe is for another one of its kind."""
     assert outlook.memory is not None
     if params.machine not in MACHINES or find_missing_device(params.environment):
         return []
@@ -73,7 +71,7 @@ def check_this_machine(params: ValidateParams, outlook: RunPlan) -> list[Finding
 
 
 def check_room(params: ValidateParams, outlook: RunPlan) -> list[Finding]:
-    """Checkpointing or 4-bit weights where the run would fit with room to spare without them."""
+    """Find checkpointing or 4-bit weights in runs that would easily fit without them."""
     findings: list[Finding] = []
     if outlook.available is None or outlook.architecture is None:
         return findings

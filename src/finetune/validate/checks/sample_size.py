@@ -1,4 +1,4 @@
-"""Checks of the test set against the gate: what could not pass if every answer were right is known before the run."""
+"""Check the test set against the gate: find criteria that could not pass even if every answer were right."""
 
 from collections.abc import Iterator, Sequence
 
@@ -23,14 +23,14 @@ CODES |= {
 
 
 def check_test_size(params: ValidateParams, test: Sequence[Example]) -> list[Finding]:
-    """Criteria on groups that are not there, or that have fewer examples than any proof needs.
+    """Find criteria on groups that do not exist, or that have fewer examples than any proof needs.
 
-    The policy `point` proves nothing, so it needs no number of examples.
+    The policy `point` proves nothing, so it needs no minimum of examples.
     """
     if not test:
         return []
     findings: list[Finding] = []
-    told = set()  # groups of which a criterion has said that they are too small
+    told = set()  # groups already reported as too small
     for at, criterion in enumerate(params.decide.criteria):
         if isinstance(criterion, LatencyQuantileAtMost) and params.decide.policy == "interval":
             findings += _few_for_quantile(params, at, criterion)
@@ -50,7 +50,7 @@ def check_test_size(params: ValidateParams, test: Sequence[Example]) -> list[Fin
 
 
 def _examples_of(params: ValidateParams, test: Sequence[Example], criterion: QualityCriterion) -> int:
-    """How many test examples a criterion is judged on: those of its group that its scorer scores."""
+    """Count the test examples of a criterion: those of its group that its scorer applies to."""
     of_metric = {
         metric.name: scorer.of for name, scorer in params.evaluate.scorers.items() for metric in scorer.metrics(name)
     }
@@ -60,7 +60,7 @@ def _examples_of(params: ValidateParams, test: Sequence[Example], criterion: Qua
 
 
 def _unknown_scored(params: ValidateParams, test: Sequence[Example]) -> Iterator[Finding]:
-    """Scorers of agents or sources that no test example is of."""
+    """Find scorers of agents or sources without test examples."""
     known = {name for example in test for name in (example.agent, example.source)}
     for name, scorer in params.evaluate.scorers.items():
         unknown = sorted(set(scorer.of or ()) - known)
@@ -71,7 +71,7 @@ def _unknown_scored(params: ValidateParams, test: Sequence[Example]) -> Iterator
 
 
 def _ambiguous(params: ValidateParams, test: Sequence[Example]) -> Iterator[Finding]:
-    """Groups that criteria or scorers name and that mean an agent's examples as well as another source's."""
+    """Find group names in criteria or scorers that match both an agent and another source."""
     asked = {item.group for item in params.decide.criteria if isinstance(item, QualityCriterion)}
     asked |= {name for scorer in params.evaluate.scorers.values() for name in scorer.of or ()}
     for name in sorted(asked):
@@ -82,7 +82,7 @@ def _ambiguous(params: ValidateParams, test: Sequence[Example]) -> Iterator[Find
 
 
 def _few_for_quantile(params: ValidateParams, at: int, criterion: LatencyQuantileAtMost) -> list[Finding]:
-    """A quantile has an upper bound only where so many prompts were timed that one of them lies beyond it."""
+    """Find quantiles without an upper bound: too few prompts are timed for one of them to exceed the quantile."""
     needed = examples_needed_quantile(criterion.quantile, params.decide.confidence_of_a_look)
     asked = params.evaluate.latency.prompts
     if asked >= needed:
@@ -101,7 +101,7 @@ def _unknown_group(at: int, criterion: QualityCriterion, test: Sequence[Example]
 
 
 def _too_small(params: ValidateParams, at: int, criterion: QualityCriterion, have: int) -> list[Finding]:
-    """At most one finding: what this criterion needs at the least, beside what there is."""
+    """Return at most one finding: the minimum that this criterion needs, beside the actual number."""
     confidence = params.decide.confidence_of_a_look
     needed, condition, way_out = MINIMUM_UNITS, "whatever the answers are: a bootstrap", ""
     if params.evaluate.metrics[criterion.metric].kind == "binary":
@@ -124,7 +124,7 @@ def _examples(count: int, group: str) -> str:
 
 
 def _tiny_groups(params: ValidateParams, test: Sequence[Example], told: set[str]) -> Iterator[Finding]:
-    """Groups of criteria that may pass, but on so few examples that each of them moves the score by over 5 points."""
+    """Find groups that may pass, but are so small that each example changes the score by over 5 points."""
     asked = [(at, item) for at, item in enumerate(params.decide.criteria) if isinstance(item, QualityCriterion)]
     for group in dict.fromkeys(item.group for _, item in asked):
         first, criterion = next((at, item) for at, item in asked if item.group == group)
@@ -136,7 +136,7 @@ def _tiny_groups(params: ValidateParams, test: Sequence[Example], told: set[str]
 
 
 def _few_latencies(params: ValidateParams, have: int) -> list[Finding]:
-    """Each prompt is timed once, so there are no more latencies than test examples."""
+    """Compare latency criteria with the test set: each prompt is timed once, so latencies are limited by it."""
     asked = params.evaluate.latency.prompts
     if asked <= have or not any(
         isinstance(item, LatencyAtMost | LatencyQuantileAtMost) for item in params.decide.criteria

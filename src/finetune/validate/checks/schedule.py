@@ -1,4 +1,4 @@
-"""Checks of the run's settings against its number of steps."""
+"""Check the run's settings against its number of steps."""
 
 import math
 
@@ -24,7 +24,7 @@ CODES |= {
 
 
 def check_run(train: TrainConfig, schedule: Schedule) -> list[Finding]:
-    """All findings about warmup, logs, evaluations, saves, best checkpoint and early stopping."""
+    """Return all findings about warmup, logs, evaluations, saves, best checkpoint and early stopping."""
     return [
         *check_warmup(train, schedule),
         *check_events(train, schedule),
@@ -35,7 +35,7 @@ def check_run(train: TrainConfig, schedule: Schedule) -> list[Finding]:
 
 
 def check_warmup(train: TrainConfig, schedule: Schedule) -> list[Finding]:
-    """A warmup as long as the run never reaches the learning rate; a long one wastes much of it."""
+    """Find a warmup that is as long as the run (the learning rate is never reached) or takes a large part of it."""
     where, warmup, steps = "params.yaml: train.warmup_steps", schedule.warmup_steps, schedule.steps
     advice = f"use {math.ceil(steps / 10)} or train longer"
     if train.lr_scheduler_type == "constant":
@@ -53,7 +53,7 @@ def check_warmup(train: TrainConfig, schedule: Schedule) -> list[Finding]:
 
 
 def check_events(train: TrainConfig, schedule: Schedule) -> list[Finding]:
-    """Logs, evaluations and saves that never happen because their interval is longer than the run."""
+    """Find logs, evaluations and saves that never happen because their interval exceeds the run."""
     findings = []
     for code, key, interval, lost in (
         ("logging-never", "logging_steps", train.logging_steps, "no training curve is recorded"),
@@ -68,7 +68,7 @@ def check_events(train: TrainConfig, schedule: Schedule) -> list[Finding]:
 
 
 def check_best_checkpoint(train: TrainConfig) -> list[Finding]:
-    """The best checkpoint can be kept only where every save comes with an evaluation."""
+    """Check that every save coincides with an evaluation, as the best checkpoint requires."""
     if train.load_best_model_at_end and train.save_steps % train.eval_steps:
         what = (
             f"{train.save_steps} is not a multiple of eval_steps {train.eval_steps}; the best checkpoint "
@@ -80,7 +80,7 @@ def check_best_checkpoint(train: TrainConfig) -> list[Finding]:
 
 
 def check_early_stopping(train: TrainConfig, schedule: Schedule) -> list[Finding]:
-    """Early stopping needs more evaluations than its patience, and the best checkpoint to go back to."""
+    """Check that early stopping has more evaluations than its patience, and a best checkpoint to return to."""
     patience = train.early_stopping_patience
     if patience is None:
         return []
@@ -88,15 +88,15 @@ def check_early_stopping(train: TrainConfig, schedule: Schedule) -> list[Finding
     if not train.load_best_model_at_end:
         what = "early stopping without load_best_model_at_end keeps the worse, last checkpoint"
         return [Finding("early-stopping-keeps-last", where, what, "set train.load_best_model_at_end: true")]
-    if schedule.evaluations <= patience + 1:  # the last one is the run's end
-        what = f"{patience} can't be used up by the {schedule.evaluations} evaluations of the run"
+    if schedule.evaluations <= patience + 1:  # the last one is the end of the run
+        what = f"{patience} can't be used up before the run's end by its {schedule.evaluations} evaluations"
         fix = f"use a smaller patience, null, or eval_steps {max(schedule.steps // (patience * 4), 1)}"
         return [Finding("early-stopping-never", where, what, fix)]
     return []
 
 
 def check_last_accumulation(schedule: Schedule) -> list[Finding]:
-    """The last step of an epoch averages over what is left: a note where that is less than a full batch."""
+    """Note if the last step of an epoch averages over less than a full batch."""
     rest = schedule.examples % schedule.effective_batch_size
     if rest == 0 or schedule.examples < schedule.effective_batch_size:
         return []

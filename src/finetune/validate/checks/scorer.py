@@ -1,4 +1,4 @@
-"""Checks of evaluate's scorers on the real test rows: what could score nothing is told before the training."""
+"""Check evaluate's scorers on the real test rows, so that unusable ones are reported before training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ CODES |= {
 def check_scorers(
     params: ValidateParams, test: Sequence[Example], labels: Mapping[str, Sequence[str]], root: Path
 ) -> list[Finding]:
-    """One finding a scorer that can't be built for these rows; `labels` are the classes by agent, by prepare."""
+    """Return a finding for each scorer that cannot be built for these rows; `labels` are prepare's classes by agent."""
     if not test:
         return []
     if params.evaluate.forgetting is not None and find_spec("lm_eval") is None:

@@ -1,4 +1,4 @@
-"""Checks of the settings against each other and against the kind of device: what no machine of that kind could do."""
+"""Check the settings against each other and against what any machine of this kind of device supports."""
 
 from finetune.config.validate import ValidateParams
 from finetune.model.architecture import HEAD, Architecture
@@ -9,7 +9,7 @@ from finetune.validate.findings import Finding
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
 TWICE = "the frozen weights take twice the memory in 32 bits; only the adapter needs 32 bits"
 DEEPSPEED = ("zero2", "zero3")
-NF4_CPU_INPUTS, NF4_CPU_OUTPUTS = 64, 32  # multiples that bitsandbytes' CPU kernels need (0.50: gemv_4bit, dequantize)
+NF4_CPU_INPUTS, NF4_CPU_OUTPUTS = 64, 32  # multiples for bitsandbytes' CPU kernels (0.50: gemv_4bit, dequantize)
 
 CODES |= {
     "quantization-shape": Code(
@@ -38,7 +38,7 @@ CODES |= {
 
 
 def check_settings(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
-    """All findings that follow from params.yaml and the architecture alone."""
+    """Return all findings that follow from only params.yaml and the architecture."""
     return [
         *check_precision(params),
         *check_optimizer(params),
@@ -52,7 +52,7 @@ def check_settings(params: ValidateParams, architecture: Architecture | None) ->
 
 
 def check_precision(params: ValidateParams) -> list[Finding]:
-    """fp16, tf32 and the weights' dtype against the kind of device."""
+    """Check fp16, tf32 and the weights' dtype against the kind of device."""
     findings, environment = [], params.environment
     if environment != "cuda" and params.train.fp16:
         what = f"fp16 needs loss scaling, which is CUDA-only, but the environment is {environment}"
@@ -76,7 +76,7 @@ def check_precision(params: ValidateParams) -> list[Finding]:
 
 
 def check_optimizer(params: ValidateParams) -> list[Finding]:
-    """8-bit optimizers run on CUDA alone; DeepSpeed offloads none but its own."""
+    """Check the optimizer: 8-bit ones run only on CUDA, and DeepSpeed offloads only its own."""
     where, optimizer, environment = "params.yaml: train.optim", params.train.optim, params.environment
     if environment != "cuda" and optimizer in EIGHT_BIT:
         what = f"{optimizer} needs CUDA, but the environment is {environment}"
@@ -89,7 +89,7 @@ def check_optimizer(params: ValidateParams) -> list[Finding]:
 
 
 def check_attention(params: ValidateParams) -> list[Finding]:
-    """flash_attention_2 against device and precision; packing against attention and sampling."""
+    """Check flash_attention_2 against device and precision, and packing against attention and sampling."""
     findings, model, train = [], params.model, params.train
     if model.attention == "flash_attention_2":
         where = "params.yaml: model.attention"
@@ -112,7 +112,7 @@ def check_attention(params: ValidateParams) -> list[Finding]:
 
 
 def check_quantization(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
-    """4-bit weights against device, sharding and the shapes that a CPU kernel takes."""
+    """Check 4-bit weights against device, sharding and the shapes that CPU kernels support."""
     where, findings = "params.yaml: model.quantization", []
     if params.model.quantization == "none":
         return []
@@ -137,7 +137,7 @@ def check_quantization(params: ValidateParams, architecture: Architecture | None
 
 
 def check_kernels(params: ValidateParams) -> list[Finding]:
-    """Liger's fused kernels against the kind of device."""
+    """Check Liger's fused kernels against the kind of device."""
     if not params.train.use_liger_kernel or params.environment == "cuda":
         return []
     what = f"Liger's kernels need CUDA, but the environment is {params.environment}"
@@ -145,7 +145,7 @@ def check_kernels(params: ValidateParams) -> list[Finding]:
 
 
 def check_strategy(params: ValidateParams) -> list[Finding]:
-    """The strategy against the number and the kind of devices."""
+    """Check the strategy against the number and the kind of devices."""
     where, distributed = "params.yaml: train.distributed.strategy", params.train.distributed
     strategy, devices = distributed.strategy, distributed.devices
     if strategy == "none":
@@ -163,7 +163,7 @@ def check_strategy(params: ValidateParams) -> list[Finding]:
 
 
 def check_offload(params: ValidateParams) -> list[Finding]:
-    """Offload options that the strategy does not read."""
+    """Find offload options that the strategy does not use."""
     distributed, findings = params.train.distributed, []
     where = "params.yaml: train.distributed"
     if distributed.offload_param == "cpu" and distributed.strategy != "zero3":
@@ -178,7 +178,7 @@ def check_offload(params: ValidateParams) -> list[Finding]:
 
 
 def check_effective_batch(params: ValidateParams) -> list[Finding]:
-    """Micro-batch x accumulation x devices is the effective batch size that the recipe was tuned for."""
+    """Check that micro-batch x accumulation x devices equals the effective batch size that the recipe was tuned for."""
     train = params.train
     micro, devices, asked = train.per_device_train_batch_size, train.distributed.devices, train.effective_batch_size
     made = micro * train.gradient_accumulation_steps * devices

@@ -1,4 +1,4 @@
-"""Checks of the tokens: is the mask right, what was cut, what is padding, do the test answers fit."""
+"""Check the tokens: the mask, truncation, padding, and whether test answers fit."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -33,13 +33,13 @@ CODES |= {
 
 
 def check_split(params: ValidateParams, name: str, split: TokenizedSplit) -> list[Finding]:
-    """All findings about one tokenized split that is trained on."""
+    """Return all findings about one tokenized split used in training."""
     mask = [*check_rendering(name, split), *check_masks(name, split)]
     return mask + check_truncation(params.train, name, split.counts)
 
 
 def check_rendering(name: str, split: TokenizedSplit) -> list[Finding]:
-    """Rows that the chat template refuses, by the reason of the first."""
+    """Find rows that the chat template rejects, with the reason of the first."""
     if not split.refused:
         return []
     example, why = split.refused[0]
@@ -49,7 +49,7 @@ def check_rendering(name: str, split: TokenizedSplit) -> list[Finding]:
 
 
 def check_masks(name: str, split: TokenizedSplit) -> list[Finding]:
-    """Each mask decodes to the answers of its example and their end tokens."""
+    """Check that each mask decodes to the answers of its example and their end tokens."""
     findings = []
     if split.counts.supervised_tokens == 0 and split.counts.all_examples and not split.refused:
         what = f"no example of {name} has a supervised token: "
@@ -68,7 +68,7 @@ def check_masks(name: str, split: TokenizedSplit) -> list[Finding]:
 
 
 def check_truncation(train: TrainConfig, name: str, counts: TokenCounts) -> list[Finding]:
-    """What max_length cuts, against the budget."""
+    """Compare what max_length truncates with the budget."""
     findings = []
     if counts.truncated_examples:
         supervised = counts.supervised_tokens + counts.lost_supervised_tokens
@@ -91,14 +91,14 @@ def check_truncation(train: TrainConfig, name: str, counts: TokenCounts) -> list
                 f"{counts.lost_end_tokens} of them before their end token; the longest has {counts.longest} tokens"
             )
             findings.append(Finding("rows-truncated", LENGTH, what, f"use {counts.longest}"))
-    if counts.unsupervised_examples and counts.examples:  # where none is left, the mask is empty
-        what = f"{counts.unsupervised_examples} examples of {name} have no supervised token left and are dropped"
+    if counts.unsupervised_examples and counts.examples:  # if none is left, the mask is empty
+        what = f"{counts.unsupervised_examples} examples of {name} have no supervised token left and are left out"
         findings.append(Finding("rows-without-supervision", LENGTH, what, f"use {counts.longest}"))
     return findings
 
 
 def check_padding(train: TrainConfig, counts: TokenCounts) -> list[Finding]:
-    """Padding of the training split, against the budget."""
+    """Compare the padding of the training split with the budget."""
     if counts.padding <= train.budget.padding:
         return []
     what = (
@@ -110,7 +110,7 @@ def check_padding(train: TrainConfig, counts: TokenCounts) -> list[Finding]:
 
 
 def check_special_tokens(tokenizer: Any, splits: Mapping[Split, Sequence[Example]]) -> list[Finding]:
-    """Texts that hold a control token of this tokenizer, letter by letter: it is encoded as the token itself."""
+    """Find texts that contain a control token of this tokenizer literally: it is encoded as the token itself."""
     marks = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special}, key=len)
     if not marks:
         return []
@@ -138,9 +138,9 @@ def _first_mark(pattern: re.Pattern[str], example: Example) -> str | None:
 def check_test_answers(
     params: ValidateParams, tokenizer: Any, test: Sequence[Example], positions: int | None
 ) -> list[Finding]:
-    """Test answers that a candidate can't give in full: they count as wrong whatever it has learnt.
+    """Find test answers that a candidate cannot give in full, so that they always count as wrong.
 
-    `positions` is how many the base has, where that is known. Rows that the template refuses are told, and left out.
+    `positions` is the base model's limit, if known. Rows that the template rejects are reported and left out.
     """
     asked, answers, prompts, split = params.evaluate.max_new_tokens, [], [], TokenizedSplit()
     for example in test:
@@ -153,7 +153,7 @@ def check_test_answers(
         answers.append(end - begin)
         prompts.append(begin)
     findings = check_rendering("test", split)
-    longer = sum(length > asked + 1 for length in answers)  # the end token comes on top
+    longer = sum(length > asked + 1 for length in answers)  # the end token is additional
     if longer:
         where, most = "params.yaml: evaluate.max_new_tokens", max(answers)
         what = f"{asked} is too small for {longer} of {len(answers)} test answers (up to {most} tokens)"

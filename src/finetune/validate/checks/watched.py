@@ -1,6 +1,7 @@
-"""Checks that DVC notices a change of every file that params.yaml names: else a stale result would pass as a new one.
+"""Check that DVC tracks every file that params.yaml names; otherwise an outdated result would pass as a new one.
 
-Data are watched below `data.directory`, functions and schemas below `scorers/`, bases and templates below `models/`.
+Data are tracked below `data.directory`, functions and schemas below `scorers/`, base models and templates below
+`models/`.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from finetune.config.validate import ValidateParams
 from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
-FOLDER = "models"  # a dependency of every stage that loads a base
+FOLDER = "models"  # a dependency of every stage that loads a base model
 NOT_WATCHED = ("__pycache__", ".git", ".hg", ".dvc")
 
 CODES |= {
@@ -21,7 +22,7 @@ CODES |= {
 
 
 def check_watched(params: ValidateParams, root: Path) -> list[Finding]:
-    """A finding for each base or template that DVC does not watch; none outside of a tree that DVC runs."""
+    """Return a finding for each base or template that DVC does not track; none outside a DVC repository."""
     if not (root / "dvc.yaml").is_file():
         return []
     remedy = f"move or copy it into {FOLDER}/, or accept the finding if it never changes"
@@ -33,7 +34,7 @@ def check_watched(params: ValidateParams, root: Path) -> list[Finding]:
 
 
 def named_files(params: ValidateParams) -> Iterator[tuple[str, str]]:
-    """The keys that may name a file or folder, with what they name."""
+    """Yield the keys that may name a file or folder, with their values."""
     models: list[tuple[str, ModelConfig]] = [("model", params.model)]
     if isinstance(params.evaluate.baseline, ModelSpec):
         models.append(("evaluate.baseline.model", params.evaluate.baseline.model))
@@ -44,7 +45,7 @@ def named_files(params: ValidateParams) -> Iterator[tuple[str, str]]:
 
 
 def find_reason(name: str, root: Path) -> str | None:
-    """Why DVC would not notice a change of a file or folder; None if it would."""
+    """Return why DVC would not notice a change of a file or folder; None if it would."""
     path, folder = root / name, (root / FOLDER).resolve()
     real = path.resolve()
     if not real.is_relative_to(folder) or (root / FOLDER).is_symlink():
