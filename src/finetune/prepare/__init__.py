@@ -1,1 +1,1 @@
-"""prepare: source files -> three splits of examples and the ledger of every row."""
+"""prepare: turn source files into three splits of examples and a ledger of all rows."""

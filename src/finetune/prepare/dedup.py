@@ -1,7 +1,7 @@
-"""Copies among the rows of the table: exact ones by hash, near ones proposed by their bands and then measured.
+"""Find copies among the rows of the table: exact ones by hash, near ones proposed by their bands and then measured.
 
-Of copies the first row in the order of the sources survives. Rows of the user's own validation and test files are never
-dropped here; what repeats them leaves when the splits are made.
+Of copies, the first row in the order of the sources is kept. Rows of the user's own validation and test files are never
+dropped here; rows that repeat them are removed when the splits are made.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,13 +23,13 @@ BYTES_AT_ONCE = 4_000_000  # of rows that one worker holds to measure their pair
 
 
 def drop_exact(table: Table, rows: Column) -> None:
-    """Of these rows, drop those that repeat an earlier one of the same agent up to white space."""
+    """Of these rows, drop those that repeat an earlier one of the same agent, ignoring white space."""
     found = copies(table.copy[rows])
     table.drop(rows[found[:, 1]], EXACT_DUPLICATE, like=rows[found[:, 0]])
 
 
 def find_near(table: Table, settings: DuplicateConfig, workers: Workers) -> Pairs:
-    """All pairs of rows in the table that are near-duplicates of each other, each once."""
+    """Return all pairs of rows in the table that are near-duplicates of each other, each once."""
     pairs = propose_pairs(table.band, table.bands, table.kept)
     same = list(workers(measure, _chunks(table, pairs, settings)))
     found: Pairs = pairs[np.concatenate([np.empty(0, bool), *same])]
@@ -37,9 +37,9 @@ def find_near(table: Table, settings: DuplicateConfig, workers: Workers) -> Pair
 
 
 def drop_near(table: Table, pairs: Pairs, may_go: npt.NDArray[np.bool_]) -> None:
-    """Drop every row that is similar to an earlier one of the same agent which itself survives.
+    """Drop every row that is similar to an earlier one of the same agent that is kept.
 
-    Two agents may do different things with one text, so their rows are no copies of each other.
+    Two agents may process the same text differently, so their rows are not copies of each other.
     """
     same_agent = table.agent[pairs[:, 0]] == table.agent[pairs[:, 1]]
     found = near_copies(pairs[may_go[pairs].all(axis=1) & same_agent])
@@ -48,7 +48,7 @@ def drop_near(table: Table, pairs: Pairs, may_go: npt.NDArray[np.bool_]) -> None
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some pairs, and where their rows' text lies."""
+    """Some pairs, and the location of their rows' text."""
 
     file: Path
     starts: list[int]
@@ -58,7 +58,7 @@ class Chunk:
 
 
 def _chunks(table: Table, pairs: Pairs, settings: DuplicateConfig) -> Iterator[Chunk]:
-    """Pairs in their order, cut so that the rows of a chunk take some MB, or are the two of one pair."""
+    """Yield pairs in their order, in chunks whose rows take a few MB, or that consist of a single pair."""
     end = np.cumsum(table.size[pairs].sum(axis=1)) // BYTES_AT_ONCE
     for piece in np.split(pairs, np.flatnonzero(np.diff(end)) + 1) if len(pairs) else ():
         rows, where = np.unique(piece, return_inverse=True)
@@ -67,7 +67,7 @@ def _chunks(table: Table, pairs: Pairs, settings: DuplicateConfig) -> Iterator[C
 
 
 def measure(chunk: Chunk) -> npt.NDArray[np.bool_]:
-    """Which of the pairs are near-duplicates, counted exactly."""
+    """Return which of the pairs are near-duplicates, computed exactly."""
     sets = []
     for line in read_pieces(chunk.file, chunk.starts, chunk.sizes):
         messages = [to_message(message) for message in orjson.loads(line)["messages"]]
@@ -77,11 +77,12 @@ def measure(chunk: Chunk) -> npt.NDArray[np.bool_]:
 
 
 def propose_pairs(band: Callable[[int], Keys], bands: int, rows: npt.NDArray[np.int64]) -> Pairs:
-    """The pairs among `rows` that share a band, each once: every row with the first of its bucket and with the one
-    before it, so that a bucket of a thousand rows gives two thousand pairs and no million.
+    """Return the pairs among `rows` that share a band, each once.
 
-    That is all but lossless while a bucket holds like rows. Where most rows are one long template, its words fill the
-    buckets with unlike ones, and no index short of comparing all pairs can tell them apart: some pairs are missed.
+    Every row is paired with the first and the previous one of its bucket, so that a bucket of a thousand rows gives two
+    thousand pairs instead of half a million. This loses almost nothing if the rows of a bucket are alike. If most rows
+    follow one long template, its words fill the buckets with unlike rows, which no index can separate without comparing
+    all pairs: some pairs are missed.
     """
     found = [np.empty((0, 2), np.int64)]
     for at in range(bands):
@@ -91,7 +92,7 @@ def propose_pairs(band: Callable[[int], Keys], bands: int, rows: npt.NDArray[np.
 
 
 def copies(keys: Keys) -> Pairs:
-    """(survivor, copy) for every row that repeats an earlier one's key."""
+    """Return (survivor, copy) for every row that repeats an earlier one's key."""
     _, first, which = np.unique(keys, return_index=True, return_inverse=True)
     survivor = first[which]
     copy = np.flatnonzero(survivor != np.arange(len(keys)))
@@ -99,8 +100,11 @@ def copies(keys: Keys) -> Pairs:
 
 
 def continued_pairs(table: Table) -> Pairs:
-    """(row, row that goes on with it) for every kept row whose conversation opens a longer one, as in logs that are
-    written after every answer: in two splits, the shorter one's answer would be trained on and tested."""
+    """Return (row, continuation) for every kept row whose conversation begins a longer one.
+
+    Logs that are written after every answer contain such rows. In two splits, the shorter one's answer would be in both
+    training and test data.
+    """
     kept = table.kept
     order = kept[np.argsort(table.spoken[kept], kind="stable")]
     rows, openings = table.openings[:, 0].astype(np.int64), table.openings[:, 1]
@@ -111,7 +115,7 @@ def continued_pairs(table: Table) -> Pairs:
 
 
 def near_copies(pairs: Pairs) -> Pairs:
-    """(survivor, copy) for every row that is similar to an earlier one which itself survives."""
+    """Return (survivor, copy) for every row that is similar to an earlier one that is kept."""
     dropped: dict[int, int] = {}
     order = np.lexsort((pairs[:, 0], pairs[:, 1]))
     for one, other in pairs[order].tolist():

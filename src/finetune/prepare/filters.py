@@ -1,4 +1,4 @@
-"""What is done to a conversation after it was read, and which ones are kept: each drop has a reason code."""
+"""Process a conversation after reading, and decide whether it is kept: each drop has a reason code."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,14 +13,15 @@ from finetune.errors import ConfigError
 from finetune.records.examples import Message
 from finetune.records.formats import Conversation
 
-PATTERN_SECONDS = 1.0  # a regular expression that takes longer on one row is caught in backtracking
+PATTERN_SECONDS = 1.0  # a regular expression that takes longer on one row is backtracking
 
 TokenCounter = Callable[[str], int]
 
 
 def give_form(conversation: Conversation, source: Source, data: DataConfig, labels: Sequence[str]) -> None:
-    """Normalize the text, name the agent, and put the system prompt in front: the row's own one, else the agent's, the
-    source's or the default one; `labels` are told in it, if any."""
+    """Normalize the text, set the agent, and prepend the system prompt: the row's own one, else the agent's, the
+    source's or the default one. It lists `labels`, if any.
+    """
     if data.unicode != "none":
         conversation.messages = [
             replace(message, content=normalize(data.unicode, message.content)) for message in conversation.messages
@@ -42,9 +43,10 @@ def give_form(conversation: Conversation, source: Source, data: DataConfig, labe
 def reason_to_drop(
     conversation: Conversation, text: str, filters: FilterConfig, count_tokens: TokenCounter | None
 ) -> str | None:
-    """The reason code of the first filter that the conversation fails, or None; `text` is all of it but the system's.
+    """Return the reason code of the first filter that the conversation fails, or None; `text` excludes its system
+    prompt.
 
-    ValueError where a regular expression does not come to an end on this row.
+    Raises ValueError if a regular expression does not terminate on this row.
     """
     if filters.only_successful and not conversation.success:
         return "not_successful"
@@ -71,7 +73,7 @@ def _out_of(bounds: Bounds, found: int, unit: str) -> str | None:
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Whether the pattern is found anywhere in the text; ValueError where that takes longer than a second."""
+    """Return whether the pattern occurs in the text. Raise ValueError if that takes longer than a second."""
     try:
         return regex.search(pattern, text, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
@@ -80,17 +82,17 @@ def matches(pattern: str, text: str) -> bool:
 
 @cache
 def token_counter(base: str, revision: str | None) -> TokenCounter:
-    """How many tokens the base's tokenizer makes of a text, without what the chat template adds."""
+    """Return a function that counts the tokens of a text with the base's tokenizer, without the chat template."""
     from tokenizers import Tokenizer
 
     file = Path(base) / "tokenizer.json"
     try:
         local = Path(base).is_dir()
         tokenizer = Tokenizer.from_file(str(file)) if local else Tokenizer.from_pretrained(base, revision or "main")
-    except Exception as error:  # tokenizers raises nothing more special
+    except Exception as error:  # tokenizers raises nothing more specific
         reason = " ".join(str(error).split())[:200]
         what = f"has no tokenizer.json for data.filters.tokens ({reason})"
-        raise ConfigError(base, what, "remove its bounds") from None
-    tokenizer.no_truncation()  # which a file may ask for, and every long text would count as short
+        raise ConfigError(base, what, "unset its bounds") from None
+    tokenizer.no_truncation()  # a file may enable it, and every long text would count as short
     tokenizer.no_padding()
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

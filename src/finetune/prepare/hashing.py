@@ -1,6 +1,7 @@
-"""Hashes of 64 bits that stand for rows: what is the same, which rows belong together, in which order to choose.
+"""64-bit hashes that represent rows: to find equal rows and groups, and to choose rows in a fixed random order.
 
-Two of a million different rows share one with a chance of 3 in 100 million, so a hash is taken for what it stands for.
+In a million different rows, two share a hash with a probability of 3 in 100 million, so equal hashes are treated as
+equal values.
 """
 
 import hashlib
@@ -14,27 +15,27 @@ import orjson
 from finetune.records.examples import Message, Tool, plain_turn
 
 Keys = npt.NDArray[np.uint64]
-Pairs = npt.NDArray[np.int64]  # (pairs, 2), each the earlier row first
+Pairs = npt.NDArray[np.int64]  # (pairs, 2), with the earlier row first
 
 
 def text_hash(text: str | bytes) -> int:
-    """A hash of one text."""
+    """Return a hash of one text."""
     raw = text.encode() if isinstance(text, str) else text
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True, slots=True)
 class ConversationKeys:
-    """Hashes of one conversation, in which white space does not count."""
+    """Hashes of one conversation, ignoring white space."""
 
-    copy: int  # of agent, tools and all turns: copies share it
-    spoken: int  # of all turns but the system's
-    prompt: int  # the same without the last turn: leaks share it
-    openings: list[int]  # of what was spoken up to each earlier answer: a row that is one of these is continued here
+    copy: int  # of agent, tools and all turns: equal for copies
+    spoken: int  # of all turns except the system prompt
+    prompt: int  # the same without the last turn: equal for leaks
+    openings: list[int]  # of the turns up to each earlier answer: a row with such a hash is continued here
 
 
 def conversation_keys(agent: str, messages: Sequence[Message], tools: Sequence[Tool]) -> ConversationKeys:
-    """The hashes by which copies, equal prompts and continued conversations are found."""
+    """Return the hashes that identify copies, equal prompts and continued conversations."""
     turns = [plain_turn(message) for message in messages]
     start = messages[0].role == "system"
     spoken, roles = turns[start:], [message.role for message in messages[start:]]
@@ -48,8 +49,11 @@ def conversation_keys(agent: str, messages: Sequence[Message], tools: Sequence[T
 
 
 def shuffled(keys: Keys, seed: int, purpose: str) -> Keys:
-    """For each key a number that looks random and depends on key, seed and purpose alone (SplitMix64's finalizer,
-    Steele, Lea and Flood 2014): sorted by it, rows are in an order that no other row has a say in."""
+    """Return for each key a pseudorandom number that depends only on key, seed and purpose.
+
+    Uses SplitMix64's finalizer (Steele, Lea and Flood 2014). Sorted by it, the order of two rows does not depend on
+    other rows.
+    """
     mixed = keys ^ np.uint64(text_hash(f"{seed}/{purpose}"))
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -57,7 +61,7 @@ def shuffled(keys: Keys, seed: int, purpose: str) -> Keys:
 
 
 def equal_pairs(keys: Keys) -> Pairs:
-    """Positions of equal keys: each with the first one and with the one before it."""
+    """Return pairs of positions with equal keys: each with the first one and with the previous one."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     new = np.ones(len(keys), bool)
@@ -69,7 +73,7 @@ def equal_pairs(keys: Keys) -> Pairs:
 
 
 def clusters(size: int, pairs: Pairs) -> npt.NDArray[np.int64]:
-    """For each of `size` rows the number of the connected component that the pairs put it into."""
+    """Return for each of `size` rows the number of its connected component in the graph of the pairs."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

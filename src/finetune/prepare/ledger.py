@@ -1,4 +1,4 @@
-"""The account of every row: read, dropped and why, kept, and where it went. Its sums must balance."""
+"""The ledger of all rows: read, dropped with the reason, kept, and in which split. Its sums must balance."""
 
 import re
 from collections import Counter
@@ -13,12 +13,12 @@ from finetune.prepare.row_table import REASONS, Column, Table
 from finetune.prepare.split import Places
 from finetune.reports.prepare import PrepareReport, RiskReport, SourceReport, SplitReport
 
-SHOWN = 20  # rows of a kind that are named in the ledger; data/prepared/{dropped,risks}.jsonl name them all
+SHOWN = 20  # rows of a kind that the ledger lists; data/prepared/{dropped,risks}.jsonl list all
 
 
 @dataclass
 class Risk:
-    """How many rows hold one kind of risk, and the lines of the first few."""
+    """The number of rows with one kind of risk, and the lines of the first few."""
 
     rows: int = 0
     first_lines: list[int] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Risk:
 
 @dataclass
 class SourceAccount:
-    """The account of one source."""
+    """The counts of one source."""
 
     place: str
     format: str
@@ -47,17 +47,17 @@ class SourceAccount:
     risks: dict[str, Risk] = field(default_factory=dict)  # by kind
     kept: int = 0
     splits: dict[str, int] = field(default_factory=dict)
-    groups: int = 0  # of kept rows that stay together: by group, or where there is none by prompt and likeness
+    groups: int = 0  # of kept rows that stay together: by group, or without groups by prompt and similarity
     labels: dict[str, int] = field(default_factory=dict)
 
     def report(self) -> SourceReport:
-        """For the report; reasons and kinds in order of their names."""
+        """Convert to the report's form, with reasons and kinds sorted by name."""
         risks = {kind: RiskReport(**vars(risk)) for kind, risk in sorted(self.risks.items())}
         return SourceReport(**(vars(self) | {"dropped": dict(sorted(self.dropped.items())), "risks": risks}))
 
 
 def account_table(accounts: Sequence[SourceAccount], table: Table, places: Places, cluster: Column) -> None:
-    """Add to the accounts what was dropped after reading, and in which split, group and label the rest is."""
+    """Add the rows dropped after reading to the counts, and split, group and label of the other rows."""
     for at, account in enumerate(accounts):
         rows = np.flatnonzero(table.source == at)
         reasons = np.bincount(table.reason[rows], minlength=len(REASONS))
@@ -71,7 +71,7 @@ def account_table(accounts: Sequence[SourceAccount], table: Table, places: Place
 
 
 def account_splits(table: Table, places: Places, cluster: Column, sources: Sequence[str]) -> dict[str, SplitReport]:
-    """For each split: examples, groups of rows that stay together, and examples by agent, source and label."""
+    """Return for each split: examples, groups of rows that stay together, and examples by agent, source and label."""
     found: dict[str, SplitReport] = {}
     for at, name in enumerate(SPLITS):
         rows = np.flatnonzero((table.reason == 0) & (places == at))
@@ -98,7 +98,7 @@ def _count(numbers: Column, names: Sequence[str]) -> dict[str, int]:
 def check_balance(
     accounts: Sequence[SourceAccount], splits: Mapping[str, SplitReport], written: Mapping[str, int]
 ) -> None:
-    """AssertionError unless every row read was dropped for a reason, or is in exactly one split and was written."""
+    """Raise AssertionError unless every row was dropped with a reason, or written to exactly one split."""
     for account in accounts:
         dropped = sum(account.dropped.values())
         assert account.read == account.kept + dropped, f"the ledger of {account.place} does not add up"
@@ -112,7 +112,7 @@ def check_balance(
 
 
 def to_markdown(report: PrepareReport) -> str:
-    """The ledger that a person reads."""
+    """Format the ledger as Markdown."""
     sources = report.sources
     lines = [
         "# Rows",
@@ -164,16 +164,16 @@ def _about(name: str, account: SourceReport) -> list[str]:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table that holds no HTML, link or mark, whatever a file may call its agents."""
+    """Format a table without HTML, links or markup, whatever names a file gives its agents."""
     plain = [[re.sub(r"([\\<>\[\]`*])", r"\\\1", short(cell, 300)) for cell in row] for row in rows]
     return markdown_table(columns, plain)
 
 
 def format_of(account: SourceReport) -> str:
-    """The source's format, and whether it was detected."""
+    """Return the source's format, and whether it was detected."""
     return f"{account.format}{' (detected)' if account.detected else ''}"
 
 
 def drops(dropped: Mapping[str, int]) -> str:
-    """`12 exact_duplicate, 3 bad_row`, or `none`."""
+    """Format drops as `12 exact_duplicate, 3 bad_row`, or `none`."""
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()) if count) or "none"

@@ -1,7 +1,7 @@
-"""How much of each source is taken: a fraction, a cap or a weight, by a stream of each source's own.
+"""Select how much of each source is used: a fraction, a cap or a weight, with a separate random stream per source.
 
-Which rows are taken depends on the seed, the source's name and the rows themselves, so that another source, or rows in
-another order, leave the choice untouched; a smaller share is always a part of a larger one.
+The choice depends on the seed, the source's name and the rows themselves, so that adding another source or reordering
+rows does not change it; a smaller share is always a subset of a larger one.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from finetune.prepare.row_table import NOT_SAMPLED, Table
 
 
 def sample(table: Table, sources: Sequence[Source], seed: int) -> None:
-    """Drop the rows that the sources' fractions, caps and weights leave out."""
+    """Drop the rows that the sources' fractions, caps and weights exclude."""
     kept = table.kept
     rows = [kept[table.source[kept] == at] for at in range(len(sources))]
     for source, members, size in zip(sources, rows, sizes_taken(sources, list(map(len, rows))), strict=True):
@@ -23,8 +23,9 @@ def sample(table: Table, sources: Sequence[Source], seed: int) -> None:
 
 
 def sizes_taken(sources: Sequence[Source], kept: Sequence[int]) -> list[int]:
-    """How many of each source's kept rows are taken; weighted sources keep their proportions, and the scarcest of them
-    is taken whole."""
+    """Return how many kept rows each source contributes; weighted sources keep their proportions, and all rows of the
+    scarcest are used.
+    """
     scale = min((n / source.weight for source, n in zip(sources, kept, strict=True) if source.weight), default=0.0)
     return [_size(source, n, scale) for source, n in zip(sources, kept, strict=True)]
 
@@ -40,7 +41,7 @@ def _size(source: Source, kept: int, scale: float) -> int:
 
 
 def left_out(ids: Keys, size: int, seed: int, name: str) -> npt.NDArray[np.int64]:
-    """The positions of the rows that are not among the `size` taken ones."""
+    """Return the positions of the rows that are not among the `size` selected ones."""
     if size >= len(ids):
         return np.empty(0, np.int64)
     order = np.argsort(shuffled(ids, seed, f"sample/{name}"), kind="stable")

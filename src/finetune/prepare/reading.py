@@ -1,4 +1,4 @@
-"""All sources to one table: format detected, rows read in parallel, every row accounted for."""
+"""Read all sources into one table: detect formats, read rows in parallel, and account for every row."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,29 +20,29 @@ from finetune.prepare.sources import Opened, open_source
 from finetune.prepare.workers import Workers
 from finetune.records.formats import SHOWN_NAMES, check_columns, detect_format, parse_row, unused_columns
 
-ROWS_LOOKED_AT = 100  # rows that a format is detected by
+ROWS_LOOKED_AT = 100  # rows used to detect a format
 
 
 class Notes:
-    """The files that name every dropped and every risky row."""
+    """The files that list every dropped and every risky row."""
 
     def __init__(self, dropped: IO[bytes], risks: IO[bytes]) -> None:
         self._dropped, self._risks = dropped, risks
 
     def dropped(self, source: str, line: int, reason: str, like: str | None = None) -> None:
-        """One dropped row; `like` names the row that it repeats."""
+        """Write one dropped row; `like` names the row that it repeats."""
         row = {"source": source, "line": line, "reason": reason} | ({"like": like} if like else {})
         self._dropped.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 
     def risk(self, source: str, line: int, example_id: str, kind: str) -> None:
-        """One kind of risk in one row; what was found is not written."""
+        """Write one kind of risk in one row, without the risky text itself."""
         row = {"source": source, "line": line, "kind": kind} | ({"id": example_id} if example_id else {})
         self._risks.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 
 
 @contextmanager
 def open_notes(folder: Path) -> Iterator[Notes]:
-    """Both files in a folder."""
+    """Open both files in a folder."""
     with (folder / "dropped.jsonl").open("wb") as dropped, (folder / "risks.jsonl").open("wb") as risks:
         yield Notes(dropped, risks)
 
@@ -56,7 +56,7 @@ def read_source(
     spool: Spool,
     notes: Notes,
 ) -> SourceAccount:
-    """Read one source into the spool; gives its account. DataError as `data.on_bad_row` and `data.risks` say."""
+    """Read one source into the spool; return its counts. Raise DataError according to `on_bad_row` and `risks`."""
     data, source = params.data, params.data.sources[at]
     opened = open_source(data, source, root)
     format_, unused, batches = know_format(opened, source)
@@ -76,7 +76,7 @@ def read_source(
 
 
 def know_format(opened: Opened, source: Source) -> tuple[str, list[str], Iterator[Batch]]:
-    """The format (named or detected), the columns that it does not read, and all batches, the first one included."""
+    """Return the format (named or detected), the columns that it ignores, and all batches, including the first."""
     first = next(opened.batches, None)
     rows = first.rows()[:ROWS_LOOKED_AT] if first else []
     good = [row.fields for row in rows if isinstance(row, Row)]
@@ -100,7 +100,7 @@ def know_format(opened: Opened, source: Source) -> tuple[str, list[str], Iterato
 def account_batch(
     found: ReadRows, account: SourceAccount, opened: Opened, source: Source, data: DataConfig, notes: Notes
 ) -> None:
-    """Count a batch's rows, or stop at the first bad or risky one where the config says so."""
+    """Count a batch's rows, or stop at the first bad or risky one if so configured."""
     if found.bad and data.on_bad_row == "stop":
         bad = found.bad[0]
         raise DataError(opened.at(bad.line), bad.why, "fix the row, or set data.on_bad_row: skip")
@@ -121,7 +121,7 @@ def account_batch(
 
 
 def check_bad_fraction(data: DataConfig, account: SourceAccount) -> None:
-    """DataError where more of the source is bad than `data.max_bad_fraction` allows, or where it holds no row."""
+    """Raise DataError if more of the source is bad than `data.max_bad_fraction` allows, or if it has no rows."""
     if not account.read:
         raise DataError(account.place, "has no rows", "add rows to it or remove it from data.sources")
     bad = account.dropped[BAD_ROW]
@@ -131,9 +131,9 @@ def check_bad_fraction(data: DataConfig, account: SourceAccount) -> None:
 
 
 def read_labels(data: DataConfig, root: Path) -> dict[str, list[str]]:
-    """By agent, the labels of all classification sources, where `data.labels_in_prompt` asks for them.
+    """Return the labels of all classification sources by agent, if `data.labels_in_prompt` is set.
 
-    ConfigError where a test or validation file names an agent that nothing is trained on: its prompts would differ.
+    Raises ConfigError if a test or validation file names an agent without training data: its prompts would differ.
     """
     found: dict[str, set[str]] = {}
     trained: set[str] = set()
@@ -151,7 +151,7 @@ def read_labels(data: DataConfig, root: Path) -> dict[str, list[str]]:
 
 
 def collect_labels(batches: Iterator[Batch], source: Source, found: dict[str, set[str]]) -> set[str]:
-    """Add one source's labels, and give its agents; bad rows are told of when they are read."""
+    """Add one source's labels and return its agents; bad rows are ignored here and reported when they are read."""
     agents = set()
     for row in chain.from_iterable(batch.rows() for batch in batches):
         try:

@@ -1,11 +1,12 @@
-"""Hostile or risky content in a text: named by kind, never shown.
+"""Find hostile or risky content in a text; report its kind, never the content.
 
 Kinds are `category/kind`, as in `secrets/github_token`; the categories are the keys of `data.risks`.
 
-One RE2 set reads each text once, for all kinds together; only what it points at is looked at more closely. What decides
-is kept by others where others keep it well: detect-secrets, phonenumbers, python-stdnum. Of detect-secrets all plugins
-are used that know a token by its form. Its entropy plugins are not: they flag a third of ordinary prose. Nor is its
-keyword plugin: it costs 1.5 ms a row. Nor are public IP addresses: no secrets, and version numbers look the same.
+One RE2 set searches each text once for all kinds; only its matches are examined further. Well-maintained libraries make
+the decisions where they exist: detect-secrets, phonenumbers, python-stdnum. All plugins of detect-secrets that
+recognize a token by its form are used. Its entropy plugins are not, because they flag a third of ordinary prose, nor
+its keyword plugin, which costs 1.5 ms per row. Public IP addresses are not reported: they are not secret, and version
+numbers look the same.
 """
 
 import re
@@ -17,14 +18,14 @@ from typing import Any, Literal, NamedTuple, get_args
 Category = Literal["control_tokens", "control_characters", "secrets", "personal_data"]
 RISK_CATEGORIES: tuple[Category, ...] = get_args(Category)
 
-# What chat templates read as structure. Not here: <think>, <tool_call> and their like, which are proper content of many
-# data sets; [ARGS] and [IMG], which are help texts and BBCode.
+# Strings that chat templates treat as structure. Omitted: <think>, <tool_call> and similar ones, which are legitimate
+# content of many data sets; [ARGS] and [IMG], which occur in help texts and BBCode.
 CONTROL_TOKENS = (
     r"<\|[\w.:-]{1,40}\|>",  # ChatML (Qwen, Yi, InternLM2), Llama 3 and 4, Phi, gpt-oss, Command R, GLM, Kimi, Granite
     r"<｜[^\s<>｜]{1,40}｜>",  # DeepSeek: fullwidth bars, and U+2581 for spaces  # noqa: RUF001
-    r"\[/?INST\]|<</?SYS>>",  # Llama 2; the former Mistral too
+    r"\[/?INST\]|<</?SYS>>",  # Llama 2; earlier Mistral too
     r"\[/?(?:AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYSTEM_PROMPT)\]",  # Mistral
-    r"</?s>",  # Llama 2, Mistral: begin and end of text. Struck-out HTML too, which their tokenizers take for the same
+    r"</?s>",  # Llama 2, Mistral: begin and end of text. Also struck-out HTML, which their tokenizers treat alike
     r"<(?:start|end)_of_turn>|<[be]os>",  # Gemma to 3
     r"<\|(?:turn|channel|tool|tool_call|tool_response)>",  # Gemma 4, which closes them as in the next line
     r'<(?:turn|channel|tool|tool_call|tool_response|\|")\|>',  # and puts strings between <|"|>
@@ -34,19 +35,19 @@ CONTROL_TOKENS = (
 )
 CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x{80}-\x{9f}]"
 BIDIRECTIONAL = r"[\x{61c}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
-# Not here: the joiners U+200C and U+200D, which Persian, Indic scripts and emoji need; the soft hyphen, which is a mere
-# hyphen of the web. One variation selector belongs to an emoji and careless programs double it; a run hides bytes.
+# Omitted: the joiners U+200C and U+200D, which Persian, Indic scripts and emoji need; the soft hyphen, a common hyphen
+# on the web. One variation selector belongs to an emoji and careless programs double it; a longer run hides bytes.
 INVISIBLE = (
     r"[\x{200b}\x{2060}-\x{2064}\x{206a}-\x{206f}\x{feff}]|\x{1f3f4}?[\x{e0000}-\x{e007f}]+"
     r"|[\x{fe00}-\x{fe0f}\x{e0100}-\x{e01ef}]{4}"
 )
-# The three flags that are spelled in tag characters: a black flag, the region, an end.
+# The three flags that are encoded with tag characters: a black flag, the region, an end.
 FLAGS = {f"\U0001f3f4{''.join(chr(0xE0000 + ord(letter)) for letter in region)}\U000e007f"
          for region in ("gbeng", "gbsct", "gbwls")}  # fmt: skip
 
 EMAIL = r"[\pL\pN_.%+'-]+@(?:[\pL\pN-]+\.)+[A-Za-z]{2,}"
-# International numbers alone: without a country, a national one is a number like any other. E.164 allows 15 digits;
-# thirty characters hold them with all their separators.
+# Only international numbers: without a country code, a national one looks like any other number. E.164 allows 15
+# digits; thirty characters can hold them with all their separators.
 PHONE = r"[+\x{ff0b}][ (]{0,2}[0-9][0-9 ()./\x{a0}\x{2010}-\x{2015}-]{6,30}"
 PAYMENT_CARD = (
     r"\b[2-6](?:[0-9]{13,18}|[0-9]{3}[ -][0-9]{4}[ -][0-9]{4}[ -][0-9]{4,7}|[0-9]{3}[ -][0-9]{6}[ -][0-9]{4,5})\b"
@@ -54,22 +55,22 @@ PAYMENT_CARD = (
 IBAN = r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"
 US_SSN = r"\b[0-9]{3}-[0-9]{2}-[0-9]{4}\b"
 
-# The endings that all but a few mail addresses have, next to those of countries. With any ending allowed,
-# `matrix@layer.weight` and `name@property.setter` would be addresses.
+# Common endings of mail addresses, in addition to those of countries. If any ending were allowed, `matrix@layer.weight`
+# and `name@property.setter` would be addresses.
 ENDINGS = {
     *("com", "net", "org", "edu", "gov", "mil", "int", "info", "biz", "name", "pro", "mobi", "email", "dev", "app"),
     *("cloud", "online", "site", "tech", "store", "shop", "xyz", "eu", "uk"),
 }
-RESERVED = re.compile(r"(?:^|\.)example\.(?:com|net|org)$")  # RFC 2606: they stand for no one, in every manual
-IN_ADDRESS = re.compile(r"//[^\s/]*$")  # https://name:word@host is basic_auth_credentials, or nothing
-# Visa (its 13 digits died out, and EAN codes look the same), Mastercard, American Express, Diners, Discover, JCB, and
-# UnionPay.
+RESERVED = re.compile(r"(?:^|\.)example\.(?:com|net|org)$")  # RFC 2606: examples in manuals, not real addresses
+IN_ADDRESS = re.compile(r"//[^\s/]*$")  # https://name:word@host is basic_auth_credentials, or harmless
+# Visa (without its obsolete 13 digits, which look like EAN codes), Mastercard, American Express, Diners, Discover, JCB
+# and UnionPay.
 ISSUERS = re.compile(
     r"4\d{15}(?:\d{3})?|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}"
     r"|(?:6011|64[4-9]\d|65\d\d|35(?:2[89]|[3-8]\d))\d{12,15}|62\d{14,17}"
 )
 
-# What RE2 can't do or reads more narrowly than Python's re: it takes \s, \d and \w as ASCII.
+# Syntax that RE2 lacks or interprets more narrowly than Python's re: it takes \s, \d and \w as ASCII.
 LOOKAROUND = re.compile(r"\(\?<?[=!][^()]*\)")
 COUNT = re.compile(r"\{(\d+)(?:,\d*)?\}\??")
 OPTIONAL_TAILS = (r"""(?:"|\'|)""", r'(?:\s|"|$)')
@@ -82,14 +83,14 @@ WIDER = (
     (r"[\w", r"[\pL\pN_"),
 )
 
-MARGIN = 64  # bytes on either side of a candidate; what decides asks for one letter, or the head of a URL
-MAX_CANDIDATES = 1000  # a text with more that all prove to be nothing is made to keep us busy, or a table of numbers
-SET_MEMORY = 64 << 20  # bytes of RE2's states; with its own 8 MiB the worst texts take four times as long
+MARGIN = 64  # bytes on either side of a candidate, for checks that need one letter or the head of a URL
+MAX_CANDIDATES = 1000  # a text with more candidates that all prove harmless is an attack or a table of numbers
+SET_MEMORY = 64 << 20  # bytes of RE2's states; with its default of 8 MiB the worst texts take four times as long
 LONGEST_LOCAL = 64  # letters before the @, RFC 5321
 
 
 class Candidate(NamedTuple):
-    """What a pattern matched, with a margin on both sides."""
+    """The match of a pattern, with a margin on both sides."""
 
     before: str
     found: str
@@ -98,7 +99,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """One pattern of a kind; `net` matches at least wherever `exact` does, and `decide` has the last word."""
+    """One pattern of a kind; `net` matches at least wherever `exact` does, and `decide` makes the final decision."""
 
     kind: str
     net: str
@@ -107,9 +108,9 @@ class Detector:
 
 
 def find_risks(text: str) -> list[str]:
-    """The kinds of risks that the text holds, each once and sorted; nothing of the text, and nothing is raised."""
+    """Return the kinds of risks in the text, sorted and without duplicates; never raises, and never returns text."""
     detectors, net, patterns = _net()
-    data = text.encode("utf-8", "replace")  # half a surrogate pair becomes a question mark
+    data = text.encode("utf-8", "replace")  # lone surrogates become question marks
     found: set[str] = set()
     for at in net.Match(data) or ():
         detector = detectors[at]
@@ -119,7 +120,7 @@ def find_risks(text: str) -> list[str]:
 
 
 def category_of(kind: str) -> Category:
-    """The category of one of the kinds; ValueError for anything else."""
+    """Return the category of a kind. Raise ValueError for an unknown one."""
     name = kind.partition("/")[0]
     for category in RISK_CATEGORIES:
         if name == category:
@@ -128,7 +129,7 @@ def category_of(kind: str) -> Category:
 
 
 def _holds(pattern: Any, decide: Callable[[Candidate], bool], data: bytes) -> bool:
-    """Whether a candidate in the data is what it looks like; with too many candidates, it is taken for granted."""
+    """Return whether a candidate in the data is confirmed; if there are too many, it is assumed."""
     for number, match in enumerate(pattern.finditer(data), start=1):
         if number > MAX_CANDIDATES:
             return True
@@ -141,7 +142,7 @@ def _holds(pattern: Any, decide: Callable[[Candidate], bool], data: bytes) -> bo
 
 @cache
 def _net() -> tuple[tuple[Detector, ...], Any, tuple[Any, ...]]:
-    """The detectors, the set of their nets, and their exact patterns, all in one order; once a process."""
+    """Return the detectors, the set of their nets, and their exact patterns, in the same order; cached per process."""
     import re2
 
     options = re2.Options()
@@ -166,7 +167,7 @@ def _control_detectors() -> Iterator[Detector]:
 
 
 def _secret_detectors() -> Iterator[Detector]:
-    """One detector for each pattern of the plugins."""
+    """Yield one detector for each pattern of the plugins."""
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
     from detect_secrets.plugins.base import RegexBasedDetector
     from detect_secrets.plugins.ip_public import IPPublicDetector
@@ -181,10 +182,10 @@ def _secret_detectors() -> Iterator[Detector]:
 
 
 def _for_re2(pattern: re.Pattern[str]) -> tuple[str, str]:
-    """A net and an exact pattern for RE2 that match wherever a plugin's pattern does.
+    """Return a net and an exact pattern for RE2 that match wherever a plugin's pattern does.
 
-    The net counts to 2 where the pattern counts to 40. RE2 makes a state of every set of places that a text can be at
-    in all patterns; with full counts, Base64 makes millions of them and takes two hundred times as long as prose.
+    The net counts to 2 where the pattern counts to 40. RE2 makes a state for every set of positions that a text can
+    have in all patterns; with full counts, Base64 makes millions of them and takes two hundred times as long as prose.
     """
     exact = LOOKAROUND.sub("", pattern.pattern)
     net = exact
@@ -201,14 +202,14 @@ def _short_count(match: re.Match[str]) -> str:
     least = min(2, int(match[1]))
     if least == 0:
         return "*"
-    ends = not match.string[match.end() :].strip(")")  # nothing follows, so there is nothing to go on for
+    ends = not match.string[match.end() :].strip(")")  # at the end, more repetitions change nothing
     return f"{{{least}}}" if ends else f"{{{least},}}"
 
 
 def _is_secret(plugin: Any, candidate: Candidate) -> bool:
     try:
         return any(plugin.analyze_string("".join(candidate)))
-    except RecursionError:  # a web token of JSON that is nested a thousand deep, which no honest one is
+    except RecursionError:  # a JSON web token nested a thousand levels deep, which no legitimate one is
         return True
 
 
@@ -224,7 +225,7 @@ def _personal_detectors() -> Iterator[Detector]:
 
 
 def _is_email(candidate: Candidate) -> bool:
-    """Whether it is the address of someone; not `git@` hosts, `a@b.to(device)` and torch's `a@b.mT`."""
+    """Return whether it is a mail address; not `git@` hosts, `a@b.to(device)` and torch's `a@b.mT`."""
     local, _, domain = candidate.found.rpartition("@")
     ending = domain.rpartition(".")[2]
     return (
@@ -252,7 +253,7 @@ def _is_phone(candidate: Candidate) -> bool:
 
 
 def _is_sum(candidate: Candidate) -> bool:
-    """Whether the + behind it adds."""
+    """Return whether the preceding + is an addition."""
     return candidate.before[-1:].isalnum() or candidate.before[-1:] in tuple("_)]")
 
 
@@ -266,9 +267,9 @@ def _is_payment_card(candidate: Candidate) -> bool:
 
 
 def _is_iban(candidate: Candidate) -> bool:
-    """Whether it is one, if need be without the last words: a bank's name in capitals looks like more of it.
+    """Return whether it is an IBAN, possibly without the last words: a bank's name in capitals looks like a part of it.
 
-    Length, form and check digits decide; lists of a country's banks, which stdnum could ask too, grow old.
+    Length, form and check digits decide; lists of a country's banks, which stdnum could use as well, become outdated.
     """
     from stdnum import iban
 
@@ -285,5 +286,5 @@ def _is_us_ssn(candidate: Candidate) -> bool:
 
 
 def _stands_alone(candidate: Candidate) -> bool:
-    """Whether a number is no part of a longer one, such as a fraction, a UUID or a serial number."""
+    """Return whether a number is not part of a longer one, such as a fraction, a UUID or a serial number."""
     return candidate.before[-1:] not in tuple(".-+/_") and not re.match(r"[-_/]|[.,]\d", candidate.after)

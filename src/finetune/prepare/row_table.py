@@ -1,6 +1,7 @@
-"""All kept rows of all sources as columns, some 120 bytes a row; their text and band hashes wait on disk.
+"""All kept rows of all sources as columns, about 120 bytes per row; their text and band hashes are stored on disk.
 
-The text is written once, in the order of the sources, and read again to compare near-duplicates and to fill the splits.
+The text is written once, in the order of the sources, and read again to compare near-duplicates and to write the
+splits.
 """
 
 import shutil
@@ -18,34 +19,34 @@ from finetune.prepare.rows import ReadRows
 
 Column = npt.NDArray[np.int64]
 
-# Why a row that was read is in no split; its place in this tuple stands in the table.
+# Why a row is in no split; the table stores the position in this tuple.
 NOT_SAMPLED, EXACT_DUPLICATE, NEAR_DUPLICATE = "not_sampled", "exact_duplicate", "near_duplicate"
 IN_VALIDATION, IN_TEST = "stands_in_validation", "stands_in_test"
 REASONS = ("", NOT_SAMPLED, EXACT_DUPLICATE, NEAR_DUPLICATE, IN_VALIDATION, IN_TEST)
 
-BANDS_AT_ONCE = 1 << 16  # rows of the band file that are read in one piece
+BANDS_AT_ONCE = 1 << 16  # rows of the band file that are read at once
 
 
 @dataclass
 class Table:
-    """One entry a row in every column, in the order of the sources and of their lines."""
+    """One entry per row in every column, in the order of the sources and of their lines."""
 
     source: Column  # position in data.sources
     line: Column
-    start: Column  # where the row's JSON begins in the spool, in bytes
+    start: Column  # offset of the row's JSON in the spool, in bytes
     size: Column
     agent: Column  # position in `agents`
-    label: Column  # position in `labels`; -1 without one
+    label: Column  # position in `labels`; -1 without a label
     id: Keys
     copy: Keys  # hash of agent, tools and conversation
     spoken: Keys  # hash of the conversation without the system prompt
     prompt: Keys  # the same without the last turn
-    group: Keys  # 0 without one
-    reason: Column  # position in REASONS; 0 while the row is in
-    like: Column  # the row that this one was dropped for, or -1
+    group: Keys  # 0 without a group
+    reason: Column  # position in REASONS; 0 if the row is kept
+    like: Column  # the row because of which this one was dropped, or -1
     agents: list[str]
     labels: list[str]
-    openings: npt.NDArray[np.uint64]  # (openings, 2): a row, and the hash of what was spoken up to an earlier answer
+    openings: npt.NDArray[np.uint64]  # (openings, 2): a row, and the hash of its turns up to an earlier answer
     folder: Path
     bands: int
 
@@ -58,13 +59,13 @@ class Table:
         return np.flatnonzero(self.reason == 0)
 
     def drop(self, rows: Column, reason: str, like: Column | None = None) -> None:
-        """Take rows out, for a reason, and for which other rows if there are any."""
+        """Drop rows for a reason, and because of other rows if given."""
         self.reason[rows] = REASONS.index(reason)
         if like is not None:
             self.like[rows] = like
 
     def band(self, at: int) -> Keys:
-        """One band's hash of every row, from disk."""
+        """Read one band's hash of every row from disk."""
         with (self.folder / "bands").open("rb") as file:
             pieces = [np.empty(0, np.uint64)]
             while (piece := np.fromfile(file, np.uint64, BANDS_AT_ONCE * self.bands)).size:
@@ -73,16 +74,16 @@ class Table:
 
     @property
     def file(self) -> Path:
-        """The rows' JSON, one after the other."""
+        """The rows' JSON, one after another."""
         return self.folder / "rows"
 
     def lines(self, rows: Column) -> Iterator[bytes]:
-        """The JSON lines of these rows, from disk."""
+        """Read the JSON lines of these rows from disk."""
         return read_pieces(self.file, self.start[rows].tolist(), self.size[rows].tolist())
 
 
 def read_pieces(file: Path, starts: Sequence[int], sizes: Sequence[int]) -> Iterator[bytes]:
-    """Pieces of a file, in ascending order."""
+    """Read pieces of a file, in ascending order."""
     with file.open("rb") as pieces:
         end = 0
         for start, size in zip(starts, sizes, strict=True):
@@ -93,7 +94,7 @@ def read_pieces(file: Path, starts: Sequence[int], sizes: Sequence[int]) -> Iter
 
 
 class Spool:
-    """Fills a table: text and band hashes go to disk, the rest is kept as columns."""
+    """Fills a table: text and band hashes are written to disk, the rest is kept as columns."""
 
     def __init__(self, folder: Path, rows: BinaryIO, bands: BinaryIO) -> None:
         self.folder, self._rows, self._bands = folder, rows, bands
@@ -127,7 +128,7 @@ class Spool:
             found.bands.tofile(self._bands)
 
     def table(self) -> Table:
-        """The table of all rows added."""
+        """Return the table of all rows added."""
         self._rows.flush()
         self._bands.flush()
         numbers = np.concatenate([np.empty((6, 0), np.int64), *self._numbers], axis=1)
@@ -149,7 +150,7 @@ class Spool:
 
 @contextmanager
 def open_spool(folder: Path) -> Iterator[Spool]:
-    """A spool in a folder of its own, which is removed afterwards; what a killed run left there is removed first."""
+    """Yield a spool in a temporary folder; remnants of a killed run are removed first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:

@@ -1,4 +1,4 @@
-"""One batch of a source's rows, from raw to examples: what a worker does, and the columns that it gives back."""
+"""Turn one batch of a source's rows into examples: the work of a worker, and the columns that it returns."""
 
 from dataclasses import dataclass, field
 
@@ -18,18 +18,18 @@ BAD_ROW = "bad_row"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All that a worker must know about a source."""
+    """Everything that a worker must know about a source."""
 
     source: Source
     format: str
     data: DataConfig
-    labels: dict[str, list[str]]  # by agent, told in the system prompt where there are any
-    tokenizer: tuple[str, str | None] | None  # base and revision, where tokens are bounded
+    labels: dict[str, list[str]]  # by agent, listed in the system prompt if there are any
+    tokenizer: tuple[str, str | None] | None  # base and revision, if tokens are limited
 
 
 @dataclass
 class ReadRows:
-    """A batch after reading. Of all rows: line and drop reason (None: kept). Of the kept ones: their JSON and keys."""
+    """A batch after reading. For all rows: line and drop reason (None: kept). For kept ones: their JSON and keys."""
 
     read_bytes: int
     lines: list[int] = field(default_factory=list)
@@ -46,13 +46,13 @@ class ReadRows:
     bands: Keys | None = None
 
     def drop(self, line: int, reason: str) -> None:
-        """Account for a row that is not kept."""
+        """Record a row that is not kept."""
         self.lines.append(line)
         self.reasons.append(reason)
 
 
 def read_batch(work: tuple[Reading, Batch]) -> ReadRows:
-    """The rows of one batch, parsed, formed and filtered, with the hashes that duplicates and splits are found by."""
+    """Parse, normalize and filter the rows of one batch, and compute the hashes for duplicates and splits."""
     reading, batch = work
     found = ReadRows(batch.read_bytes)
     spoken: list[str] = []
@@ -77,7 +77,7 @@ def read_batch(work: tuple[Reading, Batch]) -> ReadRows:
 
 
 def read_row(row: Row, reading: Reading, counter: TokenCounter | None, found: ReadRows) -> str | None:
-    """Add one row to the batch; gives what was spoken in it, or None where it was dropped; ValueError if it is bad."""
+    """Add one row to the batch; return what was spoken in it, or None if dropped. Raise ValueError if it is bad."""
     data = reading.data
     conversation = parse_row(row.fields, reading.format, reading.source.columns)
     labels = reading.labels.get(conversation.agent or reading.source.default_agent, [])
@@ -102,14 +102,14 @@ def read_row(row: Row, reading: Reading, counter: TokenCounter | None, found: Re
 
 
 def all_text(conversation: Conversation) -> str:
-    """Every text that the chat template will put before the model: what is said, names, and tools."""
+    """Return all text that the chat template passes to the model: messages, names and tools."""
     names = [name for message in conversation.messages for name in (message.name, message.tool_call_id) if name]
     tools = [orjson.dumps(conversation.tools).decode()] if conversation.tools else []
     return "\n".join([*(message.text for message in conversation.messages), *names, *tools])
 
 
 def keep(conversation: Conversation, line: int, source: str, found: ReadRows) -> str:
-    """Add the conversation as an example; gives its id, which stands for source, agent and content."""
+    """Add the conversation as an example; return its id, which represents source, agent and content."""
     agent, messages = conversation.agent or source, conversation.messages
     content = [source, agent, [message.to_json() for message in messages], conversation.tools]
     number = text_hash(orjson.dumps(content))

@@ -1,4 +1,4 @@
-"""Sources: where the rows are, what identifies them, and their batches; nothing is read that DVC does not watch."""
+"""Sources: where the rows are, what identifies them, and their batches. Only data that DVC tracks is read."""
 
 import os
 from collections.abc import Iterator
@@ -17,30 +17,30 @@ from finetune.prepare.readers.compression import COMPRESSIONS
 from finetune.prepare.readers.datasets_folder import is_dataset_folder
 from finetune.prepare.readers.detect import detect_container, disk_bytes, read_batches
 
-HUB_ROWS = 1_000  # read at once
-HUB_BYTES = 10**9  # taken for the size of a dataset of the Hub, which is unknown before it is fetched
-NEVER_WATCHED = (".git", ".hg", ".dvc")  # folders that DVC ignores wherever they are
+HUB_ROWS = 1_000  # rows read at once
+HUB_BYTES = 10**9  # assumed size of a Hub dataset, which is unknown before it is fetched
+NEVER_WATCHED = (".git", ".hg", ".dvc")  # folders that DVC always ignores
 USUAL_EXPANSION = 5  # of compressed text
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A source that can be read: what it is, and its batches, once."""
+    """An opened source: its identity, and its batches, which can be read once."""
 
     where: str  # the path, or hub:org/name@revision
-    sha256: str | None  # of the file or folder; a dataset of the Hub is told by its revision
+    sha256: str | None  # of the file or folder; a Hub dataset is identified by its revision
     revision: str | None
-    bytes: int  # on disk: what the last batch's `read_bytes` comes to
+    bytes: int  # on disk: the final value of the batches' `read_bytes`
     by_line: bool  # whether rows are identified by their lines, not by their numbers
     batches: Iterator[Batch]
 
     def at(self, line: int) -> str:
-        """The place of a row, for people: `path:LINE` where lines identify rows, else `path: row N`."""
+        """Return the place of a row for messages: `path:LINE` if lines identify rows, else `path: row N`."""
         return f"{self.where}:{line}" if self.by_line else f"{self.where}: row {line}"
 
 
 def open_source(data: DataConfig, source: Source, root: Path) -> Opened:
-    """The source, opened; DataError where it is missing, outside the data folder, or nothing that can be read."""
+    """Open the source. Raise DataError if it is missing, outside the data folder, or of no known format."""
     if source.hub is not None:
         return _open_hub(source, data.max_row_bytes)
     path = source_path(data, source, root)
@@ -55,19 +55,19 @@ def open_source(data: DataConfig, source: Source, root: Path) -> Opened:
 
 
 def source_path(data: DataConfig, source: Source, root: Path) -> Path:
-    """The source's file or `datasets` folder; DataError where it is missing, neither, or outside the data folder."""
+    """Return the source's file or `datasets` folder. Raise DataError if it is invalid or outside the data folder."""
     assert source.path is not None, f"{source.name} is not a file"
     folder = root / data.directory
     try:
         return _checked(folder / source.path, folder, source.name)
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, NUL in it, no rights, links in a circle
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, NUL in it, no rights, a cycle of links
         reason = (isinstance(error, OSError) and error.strerror) or error
         what = f"{folder}: the path {source.path[:80]!r} in it can't be checked ({reason})"
         raise DataError("", what, f"data.sources names it as {source.name!r}") from None
 
 
 def _checked(path: Path, folder: Path, name: str) -> Path:
-    """The path; DataError where no source may be there, and whatever the system raises where it can't tell."""
+    """Return the path. Raise DataError if it is not allowed, and the system's error if that cannot be determined."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -95,9 +95,9 @@ def _checked(path: Path, folder: Path, name: str) -> Path:
 
 
 def work_bytes(data: DataConfig, root: Path) -> int:
-    """About how many bytes of rows all sources hold; one that can't be looked at counts 0, and its reading tells why.
+    """Estimate the bytes of all sources; an unreadable one counts 0, and reading it reports the reason.
 
-    It says whether worker processes are worth their start, so that what is unknown counts as large.
+    Decides whether starting worker processes pays off, so that unknown sizes count as large.
     """
     return sum(HUB_BYTES if item.path is None else _work(root / data.directory / item.path) for item in data.sources)
 
@@ -116,8 +116,8 @@ def _open_hub(source: Source, max_row_bytes: int) -> Opened:
     where = f"hub:{source.hub}@{source.revision}"
     dataset = _load_hub(source, where)
     files = [Path(file["filename"]) for file in dataset.cache_files]
-    # `datasets` keeps each revision in a folder of its name. Without the Hub it gives what was fetched last, and for a
-    # name like `json`, which is a reader to it, the files that lie here.
+    # `datasets` keeps each revision in a folder of its name. Without the Hub it returns the last fetched one, and for a
+    # name such as `json`, which is one of its readers, local files.
     if any(source.revision not in file.parts for file in files):
         raise DataError(
             where,
@@ -130,7 +130,7 @@ def _open_hub(source: Source, max_row_bytes: int) -> Opened:
 
 
 def _load_hub(source: Source, where: str) -> Any:
-    """The dataset, from the Hub or from what was fetched before. It has files with rows alone, never a program."""
+    """Load the dataset from the Hub or from the cache. Only data files are accepted, never a program."""
     import datasets  # takes seconds, which a source on disk need not wait for
 
     assert source.hub is not None, f"{source.name} is a file"
@@ -141,7 +141,7 @@ def _load_hub(source: Source, where: str) -> Any:
         raise DataError("hub", what, remedy)
     try:
         return datasets.load_dataset(source.hub, name=source.subset, split=source.part, revision=source.revision)
-    except Exception as error:  # whatever network, Hub, files and dataset may raise
+    except Exception as error:  # errors of network, Hub, files and dataset have no common class
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         part = f"part {source.part!r}" + (f" of subset {source.subset!r}" if source.subset else "")
         advice = "check its name, revision, subset and part, and the connection (private datasets need HF_TOKEN)"

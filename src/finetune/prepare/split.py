@@ -1,8 +1,8 @@
-"""Which split a row goes to: `exact` shares, stratified, or `stable` ones that tomorrow's rows can't move.
+"""Assign rows to splits: `exact` shares, stratified, or `stable` ones that rows added later do not change.
 
-Rows of one group (a user, a conversation) go together; without groups, rows with one prompt and near-duplicates do.
-What would still straddle two splits (a prompt that two users share, or that stands in the user's own test file) leaves
-the less protected one: test is kept before validation, validation before train.
+Rows of one group (a user, a conversation) stay together; without groups, rows with the same prompt and near-duplicates
+do. Rows that would still straddle two splits (a prompt of two users, or one in the user's own test file) are dropped
+from the less protected one: test has priority over validation, validation over train.
 """
 
 import math
@@ -16,11 +16,11 @@ from finetune.config.types import SPLITS, Split
 from finetune.prepare.hashing import Keys, Pairs, clusters, shuffled
 from finetune.prepare.row_table import IN_TEST, IN_VALIDATION, Column, Table
 
-Places = npt.NDArray[np.int8]  # for each row the index of its split in SPLITS; the greater one is better protected
+Places = npt.NDArray[np.int8]  # for each row the index of its split in SPLITS; a greater one is better protected
 
 
 def split_stable(units: Keys, shares: SplitConfig, seed: int) -> Places:
-    """By each unit's own hash: a row is where it was, whatever else was added; the shares hold on average."""
+    """Assign each unit by its own hash: added rows never move it, and the shares hold on average."""
     edges = np.cumsum([shares.test, shares.validation])
     where = shuffled(units, seed, "split") / 2.0**64
     # Test first, then validation: a smaller share of train moves no row out of test.
@@ -28,9 +28,9 @@ def split_stable(units: Keys, shares: SplitConfig, seed: int) -> Places:
 
 
 def split_exact(units: Keys, strata: npt.NDArray[np.int64], shares: SplitConfig, seed: int) -> Places:
-    """As many rows as the shares say, in all and (up to one row) in each stratum, as far as whole units allow it.
+    """Assign rows by the shares, in total and (up to one row) in each stratum, as far as indivisible units allow.
 
-    `units` and `strata` are one key a row; a unit belongs to the stratum of its first row.
+    `units` and `strata` have one key per row; a unit belongs to the stratum of its first row.
     """
     _, first, unit, size = np.unique(units, return_index=True, return_inverse=True, return_counts=True)
     stratum = strata[first]
@@ -45,8 +45,10 @@ def split_exact(units: Keys, strata: npt.NDArray[np.int64], shares: SplitConfig,
 
 
 def _cut(order: Keys, size: Column, target: Sequence[int]) -> Places:
-    """Units in their order, cut where the sums of their sizes come nearest to the targets; those that are larger than a
-    held-out split are trained on, since one of them would be its whole evidence."""
+    """Cut the ordered units where the sums of their sizes are closest to the targets.
+
+    Units larger than a held-out split go to train, since one of them would be all of its evidence.
+    """
     smallest = min((rows for rows in target[1:] if rows), default=0)
     places = np.zeros(len(order), np.int8)
     rest = np.flatnonzero(size <= smallest) if smallest else np.arange(len(order))
@@ -58,8 +60,10 @@ def _cut(order: Keys, size: Column, target: Sequence[int]) -> Places:
 
 
 def split_sizes(rows: int, shares: SplitConfig) -> list[int]:
-    """Rows of train, validation and test: shares rounded down, and what is over goes to the last split with a share,
-    the test set in most cases, since evidence is scarcest (298 rows at 80, 10 and 10% are 238, 29 and 31)."""
+    """Return the rows of train, validation and test: shares rounded down, the rest in the last split with a share.
+
+    That is usually test, where evidence is scarcest (298 rows at 80, 10 and 10% are 238, 29 and 31).
+    """
     asked = [getattr(shares, name) for name in SPLITS]
     sizes = [math.floor(share * rows + 1e-9) for share in asked]
     last = max(at for at, share in enumerate(asked) if share)
@@ -68,8 +72,11 @@ def split_sizes(rows: int, shares: SplitConfig) -> list[int]:
 
 
 def allocate(strata: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
-    """For each stratum its rows in every split: row sums are `strata`, column sums `sizes`, each cell its proportional
-    share up to rounding (by largest remainder, split after split)."""
+    """Return for each stratum its rows in every split.
+
+    Row sums are `strata`, column sums `sizes`, each cell its proportional share up to rounding (largest remainder,
+    split after split).
+    """
     left = list(strata)
     columns = []
     for size in sizes[:-1]:
@@ -92,15 +99,15 @@ def _share_out(size: int, exact: Sequence[float], room: Sequence[int]) -> list[i
 def place_rows(
     table: Table, links: Pairs, fixed: Sequence[Split | None], settings: SplitConfig, seed: int
 ) -> tuple[Places, Column]:
-    """The split of every row in the table (of dropped rows it means nothing), and its cluster; `fixed` is the split of
-    each source that has one, `links` are pairs of rows that belong together.
+    """Return the split of every row in the table (undefined for dropped rows), and its cluster.
 
-    Rows that would straddle two splits are dropped from the less protected one.
+    `fixed` is the split of each source that has one, `links` are pairs of rows that belong together. Rows that would
+    straddle two splits are dropped from the less protected one.
     """
     cluster = clusters(len(table), links)
     places = np.array([0 if name is None else SPLITS.index(name) for name in fixed], np.int8)[table.source]
     held_out = np.array([name in ("validation", "test") for name in fixed])[table.source]
-    drop_repeated(table, places, held_out, links)  # what stands in a file of the user's own has no say in the shares
+    drop_repeated(table, places, held_out, links)  # the user's own files must not affect the shares
     keep_groups_apart(table, places)
     kept = table.kept
     free = kept[np.array([name is None for name in fixed])[table.source[kept]]]
@@ -116,7 +123,7 @@ def place_rows(
 
 
 def drop_repeated(table: Table, places: Places, held_out: npt.NDArray[np.bool_], links: Pairs) -> None:
-    """Drop the rows that repeat one of a file of the user's own: linked to it themselves, not by way of a third row."""
+    """Drop the rows that repeat one of the user's own files: those linked to it directly, not through a third row."""
     kept = table.kept
     own = kept[held_out[kept]]
     order = own[np.lexsort((-places[own], table.prompt[own]))]
@@ -132,13 +139,13 @@ def drop_repeated(table: Table, places: Places, held_out: npt.NDArray[np.bool_],
 
 
 def keep_groups_apart(table: Table, places: Places) -> None:
-    """Drop rows until no group stands in two splits."""
+    """Drop rows until no group is in two splits."""
     grouped = table.kept[table.group[table.kept] != 0]
     drop_straddling(table, places, grouped, np.unique(table.group[grouped], return_inverse=True)[1])
 
 
 def strata(table: Table, settings: SplitConfig) -> Column:
-    """The number of each row's stratum."""
+    """Return the number of each row's stratum."""
     if settings.stratify_by is None:
         return np.zeros(len(table), np.int64)
     column: Column = getattr(table, settings.stratify_by).copy()
@@ -147,14 +154,14 @@ def strata(table: Table, settings: SplitConfig) -> Column:
 
 
 def smallest(keys: Keys, cluster: Column) -> Keys:
-    """For each row the smallest key of its cluster: a name that does not depend on the order of the rows."""
+    """Return for each row the smallest key of its cluster, which identifies it regardless of the order of the rows."""
     found = np.full(int(cluster.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(found, cluster, keys)
     return found[cluster]
 
 
 def drop_straddling(table: Table, places: Places, rows: Column, unit: Column) -> None:
-    """Of rows that share a unit, keep those in the best protected split that any of them is in."""
+    """Of rows that share a unit, keep those in the best protected split among theirs."""
     best = np.full(int(unit.max(initial=-1)) + 1, -1, np.int8)
     np.maximum.at(best, unit, places[rows])
     for place, reason in ((1, IN_VALIDATION), (2, IN_TEST)):

@@ -34,7 +34,7 @@ from finetune.reports.prepare import PrepareReport, SplitReport
 
 
 def run(params: PrepareParams, paths: Paths) -> None:
-    """Read every source, keep what the config keeps, split it, and account for the rest."""
+    """Read all sources, select rows as configured, split them, and account for the others."""
     data, root = params.data, paths.root
     labels = read_labels(data, root)
     with (
@@ -68,8 +68,9 @@ def run(params: PrepareParams, paths: Paths) -> None:
 
 
 def drop_duplicates(rows: Table, params: PrepareParams, workers: Workers) -> Pairs:
-    """Drop copies as the config says; gives the pairs of rows that belong together: one prompt, near-duplicates, a
-    conversation and its continuation."""
+    """Drop copies as configured; return the pairs of rows that belong together: by prompt, near-duplicates, or a
+    conversation and its continuation.
+    """
     settings = params.data.duplicates
     held_out = np.array([source.held_out for source in params.data.sources])
     may_go = ~held_out[rows.source]
@@ -85,7 +86,7 @@ def drop_duplicates(rows: Table, params: PrepareParams, workers: Workers) -> Pai
 
 
 def check_filled(splits: Mapping[str, SplitReport], accounts: Sequence[SourceAccount]) -> None:
-    """DataError where a split is empty, with what became of the rows."""
+    """Raise DataError if a split is empty, with the fate of the rows."""
     dropped = sum((account.dropped for account in accounts), start=Counter[str]())
     for name in SPLITS:
         if not splits[name].examples:
@@ -96,7 +97,7 @@ def check_filled(splits: Mapping[str, SplitReport], accounts: Sequence[SourceAcc
 
 
 def write_splits(folder: Path, rows: Table, places: Places) -> dict[str, int]:
-    """Write the splits, each in the order of the sources; gives how many lines each has."""
+    """Write the splits, each in the order of the sources; return the number of lines of each."""
     written: dict[str, int] = {}
     for at, name in enumerate(SPLITS):
         members = np.flatnonzero((rows.reason == 0) & (places == at))
@@ -106,7 +107,7 @@ def write_splits(folder: Path, rows: Table, places: Places) -> dict[str, int]:
 
 
 def note_dropped(rows: Table, params: PrepareParams, notes: Notes) -> None:
-    """Name the rows that were dropped after reading."""
+    """List the rows that were dropped after reading."""
     names = [source.name for source in params.data.sources]
     dropped = np.flatnonzero(rows.reason)
     like = np.where(rows.like[dropped] < 0, dropped, rows.like[dropped])
@@ -118,7 +119,7 @@ def note_dropped(rows: Table, params: PrepareParams, notes: Notes) -> None:
 
 
 def label_sets(rows: Table) -> dict[str, list[str]]:
-    """By agent, the labels of its kept rows."""
+    """Return the labels of the kept rows by agent."""
     found: dict[str, set[str]] = {}
     kept = rows.kept[rows.label[rows.kept] >= 0]
     for agent, label in np.unique(np.stack([rows.agent[kept], rows.label[kept]], axis=1), axis=0).tolist():
@@ -127,7 +128,7 @@ def label_sets(rows: Table) -> dict[str, list[str]]:
 
 
 def show(report: PrepareReport, data: DataConfig) -> None:
-    """A few lines for the person who watches."""
+    """Print a short summary."""
     cells = []
     for name, account in report.sources.items():
         cells.append([name, format_of(account), f"{account.read:,}", drops(account.dropped), f"{account.kept:,}"])

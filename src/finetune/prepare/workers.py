@@ -1,4 +1,4 @@
-"""Work spread over this machine's cores: results in the order of the work, and only a few items in memory."""
+"""Distribute work over this machine's cores: results in the order of the work, with only a few items in memory."""
 
 import gc
 import multiprocessing
@@ -19,23 +19,23 @@ from finetune.hardware.host import usable_cores
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-WORTH_A_POOL = 16_000_000  # bytes of input: starting processes takes a second, in which one reads about as much
+WORTH_A_POOL = 16_000_000  # bytes of input: starting processes takes a second, enough to read about as much
 
 
 class Workers(Protocol):
-    """Applies a function to items; results come in the items' order."""
+    """Applies a function to items and yields results in the items' order."""
 
     def __call__(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]: ...
 
 
 @contextmanager
 def open_workers(work_bytes: int) -> Iterator[Workers]:
-    """Processes for so much work, one a core; little work is done in this process."""
+    """Start one process per core for this amount of work; small amounts are processed in this process."""
     count = usable_cores()
     if work_bytes < WORTH_A_POOL or count == 1:
         yield lambda function, items: map(function, items)
         return
-    # Spawned, not forked: what runs here has threads (Arrow's), and a fork of them can hang.
+    # Spawned, not forked: this process has threads (Arrow's), and a fork with threads can hang.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(count, mp_context=context, initializer=_start)
     try:
@@ -61,8 +61,8 @@ def _in_order(
 
 
 def _start() -> None:
-    """Interrupts are the parent's to handle; and a worker whose parent was killed ends instead of waiting for ever."""
-    gc.disable()  # rows hold no circles, and looking for some takes a third of the time
+    """Leave interrupts to the parent, and end this worker if its parent is killed instead of waiting forever."""
+    gc.disable()  # rows contain no cycles, and searching for some takes a third of the time
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

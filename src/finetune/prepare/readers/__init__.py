@@ -1,1 +1,1 @@
-"""Readers of files: compressed or not, rows of every container as a stream of batches."""
+"""Readers of files, compressed or not: the rows of every container as a stream of batches."""

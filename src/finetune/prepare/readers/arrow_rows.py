@@ -1,4 +1,4 @@
-"""Arrow and Parquet: files of record batches, cut to small batches of rows, with the names of their class labels."""
+"""Arrow and Parquet: cut record batches into small batches of rows, with the names of their class labels."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from finetune.files.strict_json import parse_json
 from finetune.prepare.readers.batches import BATCH_BYTES, BATCH_ROWS, BadRow, Batch, Row, too_large
 from finetune.prepare.readers.compression import BUFFER, Compression, expanded, read_errors_at
 
-HELD = 1 << 28  # bytes that may be decoded at once, where values are shared between rows
+HELD = 1 << 28  # bytes that may be decoded at once if rows share values
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
-# What turns a column's numbers into names: a ClassLabel's names, `json`, or the same for the fields of a struct.
+# How to turn a column's numbers into names: a ClassLabel's names, `json`, or the same for the fields of a struct.
 Names = tuple[str, ...] | Literal["json"] | dict[str, "Names"]
-# Gives the record batches of a file and the share of it that was read.
+# Yields the record batches of a file, and the fraction of the file read so far.
 Opener = Callable[[Path, str], Iterator[tuple[pa.RecordBatch, float]]]
 
 
@@ -33,7 +33,7 @@ class ArrowBatch:
     names: Names | None
 
     def rows(self) -> list[Row | BadRow]:
-        """Rows of Python values; one that has no such form (broken UTF-8, an impossible date) is a BadRow."""
+        """Return rows of Python values; one that cannot be converted (broken UTF-8, an impossible date) is a BadRow."""
         batch = pa.ipc.open_stream(self.stream).read_next_batch()
         try:
             values = batch.to_pylist()
@@ -55,18 +55,18 @@ class ArrowBatch:
 
 @dataclass(frozen=True, slots=True)
 class TooLargeBatch:
-    """One row that is too large."""
+    """A single row that is too large."""
 
     read_bytes: int
     bad: BadRow
 
     def rows(self) -> list[Row | BadRow]:
-        """The one."""
+        """Return a BadRow for it."""
         return [self.bad]
 
 
 def file_batches(path: Path, compression: Compression | None, read: Opener, max_row_bytes: int) -> Iterator[Batch]:
-    """Batches of a Parquet or Arrow file."""
+    """Yield batches of a Parquet or Arrow file."""
     with read_errors_at(str(path)), expanded(path, compression) as file:
         size = path.stat().st_size
         found = ((batch, int(size * share)) for batch, share in read(file, str(path)))
@@ -74,7 +74,7 @@ def file_batches(path: Path, compression: Compression | None, read: Opener, max_
 
 
 def arrow_batches(found: Iterable[tuple[pa.RecordBatch, int]], where: str, max_row_bytes: int) -> Iterator[Batch]:
-    """Small batches of record batches, each given with what was read up to its end; DataError for odd columns."""
+    """Cut record batches, each with the bytes read up to its end, into small ones. Raise DataError for bad columns."""
     first, names, schema = 1, None, None
     with read_errors_at(where):
         for batch, read_bytes in found:
@@ -98,7 +98,7 @@ def _to_bytes(batch: pa.RecordBatch) -> bytes:
 
 
 def _small(batch: pa.RecordBatch, plain: pa.Schema, size: int) -> Iterator[pa.RecordBatch]:
-    """The batch in pieces of this size or one row, without dictionaries, where few bytes may stand for any number."""
+    """Cut the batch into pieces of this size, or single rows, and expand dictionaries (few bytes may encode many)."""
     rows = BATCH_ROWS
     if batch.num_rows and not plain.equals(batch.schema):
         rows = max(1, min(BATCH_ROWS, HELD // max(1, batch.slice(0, 1).nbytes)))
@@ -117,7 +117,7 @@ def _halves(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
 
 
 def _plain_schema(schema: pa.Schema, where: str) -> pa.Schema:
-    """The schema with every value in its own place; DataError for a name that stands twice or a type with no rows."""
+    """Return the schema without shared values. Raise DataError for duplicate names or types that cannot form rows."""
     names = schema.names
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise DataError(where, f"two columns have the name {twice!r}", "give each column a unique name")
@@ -139,7 +139,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     if types.is_binary_view(kind):
         return pa.large_binary()
     if types.is_run_end_encoded(kind) or types.is_list_view(kind) or types.is_large_list_view(kind):
-        raise TypeError(str(kind)[:80])  # pyarrow can't expand the one, and does it wrongly for the others
+        raise TypeError(str(kind)[:80])  # pyarrow cannot expand the former and expands the latter wrongly
     if types.is_struct(kind):
         return pa.struct([pa.field(field.name, _plain(field.type), field.nullable) for field in kind])
     if types.is_map(kind):
@@ -151,7 +151,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _feature_names(metadata: dict[bytes, bytes] | None) -> Names | None:
-    """The names that `datasets` wrote into the schema; none where it wrote nothing or something else."""
+    """Return the names that `datasets` wrote into the schema, or None if there are none that are valid."""
     try:
         features = parse_json((metadata or {})[b"huggingface"].decode("utf-8"))["info"]["features"]
         return _names_of(features)
@@ -176,7 +176,7 @@ def _names_of(feature: Any) -> Names | None:
 
 
 def _put_names(value: Any, names: Names) -> Any:
-    """The value with names for numbers; -1 stands for no label. ValueError where a number has no name."""
+    """Replace numbers by names; -1 means no label. Raise ValueError if a number has no name."""
     if value is None:
         return None
     if isinstance(value, list):
@@ -195,9 +195,9 @@ def _put_names(value: Any, names: Names) -> Any:
 
 
 def arrow_file(path: Path, where: str) -> Iterator[tuple[pa.RecordBatch, float]]:
-    """Record batches of a file in Arrow's file or stream format, and the share of the file that was read.
+    """Yield record batches of a file in Arrow's file or stream format, with the fraction of the file read so far.
 
-    The file is mapped, so that a record batch of any size takes no memory that could not be given back.
+    The file is memory-mapped, so that the memory of a record batch of any size can be reclaimed.
     """
     options = pa.ipc.IpcReadOptions(use_threads=False)
     with pa.memory_map(str(path)) as file:
@@ -212,19 +212,19 @@ def arrow_file(path: Path, where: str) -> Iterator[tuple[pa.RecordBatch, float]]
             for batch in stream:
                 yield _checked(batch), file.tell() / size
         file.seek(max(0, file.tell() - len(END_OF_STREAM)))
-        if file.read(len(END_OF_STREAM)) != END_OF_STREAM:  # it was cut off between two batches
-            raise DataError(where, "is truncated or damaged (no end mark)", "download or write it again")
+        if file.read(len(END_OF_STREAM)) != END_OF_STREAM:  # it was truncated between two batches
+            raise DataError(where, "is cut off or damaged (no end mark)", "fetch it or write it again")
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch after its offsets were checked: pyarrow would follow wrong ones out of its memory."""
+    """Return the batch after checking its offsets: pyarrow would follow invalid ones out of bounds."""
     batch.validate(full=True)
     return batch
 
 
 def parquet_file(path: Path, where: str) -> Iterator[tuple[pa.RecordBatch, float]]:
-    """Record batches of a Parquet file and the share of the rows that was read."""
-    # Without the first two options a whole row group is held, however large it is.
+    """Yield record batches of a Parquet file, with the fraction of the rows read so far."""
+    # Without the first two options, a complete row group is held in memory, however large it is.
     options = {"pre_buffer": False, "buffer_size": BUFFER, "page_checksum_verification": True}
     with pa.parquet.ParquetFile(path, **options) as file:
         rows, groups, done = file.metadata.num_rows, range(file.num_row_groups), 0

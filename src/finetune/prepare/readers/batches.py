@@ -1,7 +1,6 @@
-"""Rows, and the batches in which they travel: at most about 2 MB or 2,000 rows.
+"""Rows, and the batches in which they are passed on: at most about 2 MB or 2,000 rows.
 
-The main process cuts batches out of a file, which is cheap; `rows()` turns one into rows, in whichever process it was
-sent to.
+The main process cuts batches out of a file, which is cheap; `rows()` parses them in whichever process receives them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,8 +16,8 @@ Item = TypeVar("Item")
 class Row:
     """One row: what identifies it in its file, and its fields.
 
-    `line` is the line of the file where it starts, or its number (from 1) where lines don't tell rows apart: in JSON
-    arrays, whose elements may all stand on one line, and in Parquet, Arrow and `datasets`, which have no lines.
+    `line` is the line of the file where it starts. It is the row's number (from 1) where lines do not identify rows: in
+    JSON arrays, whose elements may share a line, and in Parquet, Arrow and `datasets`, which have no lines.
     """
 
     line: int
@@ -28,9 +27,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A place that holds no row, and why."""
+    """A position without a valid row, and the reason."""
 
-    line: int  # as of a Row
+    line: int  # as in a Row
     why: str
 
 
@@ -39,14 +38,14 @@ class Batch(Protocol):
 
     @property
     def read_bytes(self) -> int:
-        """How many bytes of the source on disk were read up to the end of this batch."""
+        """The bytes of the source on disk read up to the end of this batch."""
 
     def rows(self) -> list[Row | BadRow]:
-        """The rows in order; this is the heavy work."""
+        """Return the rows in order; this is the expensive part."""
 
 
 def grouped(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """The items in groups, each as small as a batch must be."""
+    """Yield the items in groups of the size of a batch."""
     held: list[Item] = []
     total = 0
     for item in items:
@@ -60,5 +59,5 @@ def grouped(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list
 
 
 def too_large(max_row_bytes: int) -> str:
-    """What is wrong with a row of more bytes than these."""
+    """Describe the problem of a row with more bytes than this."""
     return f"larger than data.max_row_size: {max_row_bytes / 10**6:g} MB"

@@ -1,4 +1,4 @@
-"""Opening files, compressed or not; each failure is reported in one line."""
+"""Open files, compressed or not; each failure is reported in one line."""
 
 import codecs
 import io
@@ -18,14 +18,14 @@ from finetune.errors import DataError
 Compression = Literal["gzip", "zstd"]
 
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
-STARTS = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}  # how such files start
+STARTS = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}  # the first bytes of compressed files
 MARK = codecs.BOM_UTF8
-BUFFER = 1 << 18  # read at once from a file
+BUFFER = 1 << 18  # bytes read from a file at once
 
 
 @contextmanager
 def read_errors_at(where: str) -> Iterator[None]:
-    """Turn what the system and pyarrow raise into one line."""
+    """Turn errors of the system and of pyarrow into one line."""
     try:
         yield
     except FileNotFoundError:
@@ -33,8 +33,8 @@ def read_errors_at(where: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             reason = error.strerror or os.strerror(error.errno)
-            raise DataError(where, f"can't be read ({reason})", "check its permissions and its disk") from None
-        # Without a number it comes from pyarrow, about the file's content.
+            raise DataError(where, f"can't be read ({reason})", "see its rights and its disk") from None
+        # Without an error number, it is an error of pyarrow about the file's content.
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(where, f"is truncated or damaged ({reason})", "download or write it again") from None
 
@@ -44,19 +44,19 @@ class OpenText:
     """An open text file without its byte order mark."""
 
     where: str
-    file: BinaryIO  # as it is on disk
-    stream: BinaryIO  # its bytes after expansion
+    file: BinaryIO  # as on disk
+    stream: BinaryIO  # decompressed
     start: int  # bytes of the mark
 
     @property
     def read_bytes(self) -> int:
-        """How much of the file on disk was read."""
+        """The bytes of the file on disk read so far."""
         return self.file.tell()
 
 
 @contextmanager
 def open_text(path: Path, compression: Compression | None) -> Iterator[OpenText]:
-    """A text file after its byte order mark; DataError where it is compressed and its name does not say so."""
+    """Open a text file after its byte order mark. Raise DataError if it is compressed and its name does not say so."""
     with read_errors_at(str(path)), path.open("rb", buffering=0) as file:
         stream = io.BufferedReader(pa.CompressedInputStream(file, compression) if compression else file, BUFFER)
         head = stream.peek(4)
@@ -70,7 +70,7 @@ def open_text(path: Path, compression: Compression | None) -> Iterator[OpenText]
 
 @contextmanager
 def expanded(path: Path, compression: Compression | None) -> Iterator[Path]:
-    """The file itself, or a copy of it without compression for as long as it is needed: these are read by seeking."""
+    """Yield the file, or a temporary decompressed copy of it, for formats that need to seek."""
     if compression is None:
         yield path
         return

@@ -1,4 +1,4 @@
-"""CSV and TSV: a header, then records as RFC 4180 has them, where a quoted text may go over several lines."""
+"""CSV and TSV: a header, then records as in RFC 4180, in which quoted text may span several lines."""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ class RecordsBatch:
     records: tuple[tuple[int, list[str]], ...]
 
     def rows(self) -> list[Row | BadRow]:
-        """Every value is text."""
+        """Return the rows; every value is text."""
         return [self._row(line, values) for line, values in self.records]
 
     def _row(self, line: int, values: list[str]) -> Row | BadRow:
@@ -32,7 +32,7 @@ class RecordsBatch:
 
 
 def _not_utf8(header: Iterable[str], values: list[str]) -> str | None:
-    """The first field that holds a byte which is none of UTF-8's; these were kept as lone surrogates."""
+    """Return the first field with a byte that is not UTF-8; such bytes were kept as lone surrogates."""
     if "".join(values).isascii():
         return None
     for name, value in zip(header, values, strict=True):
@@ -44,7 +44,7 @@ def _not_utf8(header: Iterable[str], values: list[str]) -> str | None:
 
 
 class _RecordLines:
-    """The lines of a CSV file as its parser asks for them; DataError once a record is too large."""
+    """The lines of a CSV file for its parser; raises DataError once a record is too large."""
 
     def __init__(self, source: OpenText, max_row_bytes: int) -> None:
         self._source, self._max = source, max_row_bytes
@@ -52,7 +52,7 @@ class _RecordLines:
         self.start = 1
 
     def start_record(self) -> None:
-        """What is read from here on is another record."""
+        """Start a new record."""
         self.size, self.start = 0, self.line + 1
 
     def __iter__(self) -> Iterator[str]:
@@ -67,7 +67,7 @@ class _RecordLines:
 
 
 def read_table(path: Path, compression: Compression | None, delimiter: str, max_row_bytes: int) -> Iterator[Batch]:
-    """Batches of a file with a header."""
+    """Yield batches of a file with a header."""
     with open_text(path, compression) as source:
         lines = _RecordLines(source, max_row_bytes)
         records = _records(source.where, lines, delimiter, max_row_bytes)
@@ -77,7 +77,7 @@ def read_table(path: Path, compression: Compression | None, delimiter: str, max_
 
 
 def _records(where: str, lines: _RecordLines, delimiter: str, max_row_bytes: int) -> Iterator[tuple[int, list[str]]]:
-    """Each record and the line where it starts; empty lines are passed over."""
+    """Yield each record with the line where it starts; empty lines are skipped."""
     csv.field_size_limit(max_row_bytes)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:

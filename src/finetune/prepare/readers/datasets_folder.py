@@ -1,4 +1,4 @@
-"""Folders that `save_to_disk` of `datasets` wrote: one dataset, or several splits, in shards of Arrow files."""
+"""Folders written by `save_to_disk` of `datasets`: one dataset or several splits, in shards of Arrow files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +11,16 @@ from finetune.prepare.readers.arrow_rows import arrow_batches, arrow_file
 from finetune.prepare.readers.batches import Batch
 from finetune.prepare.readers.compression import read_errors_at
 
-DATASET, DATASETS = "state.json", "dataset_dict.json"  # what makes a folder one dataset, or one of several splits
+DATASET, DATASETS = "state.json", "dataset_dict.json"  # the file that marks one dataset, or one with several splits
 
 
 def is_dataset_folder(path: Path) -> bool:
-    """Whether `save_to_disk` of `datasets` wrote it."""
+    """Return whether a folder was written by `save_to_disk` of `datasets`."""
     return (path / DATASET).is_file() or (path / DATASETS).is_file()
 
 
 def read_folder(path: Path, part: str | None, max_row_bytes: int) -> Iterator[Batch]:
-    """Batches of all shards in order."""
+    """Yield batches of all shards in order."""
     with read_errors_at(str(path)):
         yield from arrow_batches(_shard_batches(shards(path, part)), str(path), max_row_bytes)
 
@@ -36,7 +36,7 @@ def _shard_batches(files: list[Path]) -> Iterator[tuple[pa.RecordBatch, int]]:
 
 
 def shards(path: Path, part: str | None) -> list[Path]:
-    """The files of a `datasets` folder, or of one split in it; DataError where there are no such."""
+    """Return the files of a `datasets` folder, or of one split in it. Raise DataError if there are none."""
     folder = path
     if (path / DATASETS).is_file():
         splits = _listed(path / DATASETS, "splits")
@@ -54,7 +54,7 @@ def shards(path: Path, part: str | None) -> list[Path]:
 
 
 def _listed(path: Path, key: str) -> list[str]:
-    """The names that one of the folder's own files lists."""
+    """Return the names listed in one of the folder's metadata files."""
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
         names = [item if isinstance(item, str) else item["filename"] for item in content[key]]

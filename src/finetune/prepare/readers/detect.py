@@ -1,6 +1,6 @@
 """Containers of rows, read as a stream: JSON lines, JSON arrays, CSV, TSV, Parquet, Arrow and `datasets` folders.
 
-Memory does not grow with the file.
+Memory use does not depend on the size of the file.
 """
 
 from collections.abc import Iterator
@@ -31,19 +31,19 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """What a file is, and what it is compressed with."""
+    """The type of a file, and its compression."""
 
     kind: Kind
     compression: Compression | None = None
 
     @property
     def by_line(self) -> bool:
-        """Whether rows are identified by their lines; otherwise it is by their numbers."""
+        """Whether rows are identified by their lines; otherwise by their numbers."""
         return self.kind in ("jsonl", "csv", "tsv")
 
 
 def detect_container(path: Path) -> Container:
-    """What the file is by its name (and of .json by how it starts); DataError where that is nothing known."""
+    """Determine the type of a file by its name (for .json also by its beginning). Raise DataError if it is unknown."""
     if is_dataset_folder(path):
         return Container("folder")
     suffix = path.suffix.lower()
@@ -57,16 +57,16 @@ def detect_container(path: Path) -> Container:
 
 
 def disk_bytes(path: Path, container: Container, part: str | None = None) -> int:
-    """How many bytes there are on disk: what the last batch's `read_bytes` comes to, but for an end mark."""
+    """Return the bytes on disk, which the last batch's `read_bytes` reaches apart from an end marker."""
     with read_errors_at(str(path)):
         files = shards(path, part) if container.kind == "folder" else [path]
         return sum(file.stat().st_size for file in files)
 
 
 def read_batches(path: Path, container: Container, max_row_bytes: int, part: str | None = None) -> Iterator[Batch]:
-    """The batches of a file in order; DataError where it can't be read or nothing after some point makes sense.
+    """Yield the batches of a file in order. Raise DataError if it cannot be read or is malformed from some point on.
 
-    A row that is broken by itself is no error here: it comes out as a BadRow.
+    A single malformed row is not an error here: it is returned as a BadRow.
     """
     if part is not None and container.kind != "folder":
         raise DataError(path, f"is a single file, so it has no part {part!r}", "remove `part` from its source")

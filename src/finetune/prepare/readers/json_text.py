@@ -1,4 +1,4 @@
-"""JSON: one object a line, or an array of objects that is read as a stream, element by element."""
+"""JSON: one object per line, or an array of objects that is read as a stream, element by element."""
 
 import codecs
 import json
@@ -13,20 +13,20 @@ from finetune.files.strict_json import parse_json
 from finetune.prepare.readers.batches import BadRow, Batch, Row, grouped, too_large
 from finetune.prepare.readers.compression import Compression, OpenText, open_text
 
-PIECE = 1 << 18  # read at once from a file
+PIECE = 1 << 18  # bytes read from a file at once
 MOST_READ = 1 << 24  # at once, however large a row may be
 
-# Finds where an element ends and nothing else: keys that stand twice, NaN and numbers are for parse_json to judge.
+# Finds only the end of an element; duplicate keys, NaN and numbers are checked by parse_json.
 ENDS = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
 SPACE = re.compile(r"[ \t\n\r]*")
-# Letters. An error this near to the end of what was read may be a token cut in two; only strings are longer than the
-# longest of the others, which is an escaped pair like `\ud83d\ude00`.
+# Characters. An error this close to the end of the buffer may be a token cut in two; only strings can be longer than
+# the longest other token, an escaped pair such as `\ud83d\ude00`.
 LONGEST_TOKEN = 16
 ADVICE = "the rest of the file can't be read: fix it, or write the file as JSON lines"
 
 
 def _parse_object(line: int, text: bytes | str) -> Row | BadRow:
-    """The row that a line or an element holds; `line` is the number that identifies it."""
+    """Parse the row in a line or an element; `line` is the number that identifies it."""
     try:
         fields = parse_json(text.decode("utf-8") if isinstance(text, bytes) else text)
     except UnicodeDecodeError as error:
@@ -42,7 +42,7 @@ def _parse_object(line: int, text: bytes | str) -> Row | BadRow:
 
 @dataclass(frozen=True, slots=True)
 class LinesBatch:
-    """Some lines of a file, as their bytes; in place of one that is too large stands an empty one."""
+    """Some lines of a file as bytes; a line that is too large is replaced by an empty one."""
 
     read_bytes: int
     first: int
@@ -50,7 +50,7 @@ class LinesBatch:
     bad: tuple[BadRow, ...]
 
     def rows(self) -> list[Row | BadRow]:
-        """An object a line; empty lines are passed over."""
+        """Parse one object per line; empty lines are skipped."""
         bad = {row.line: row for row in self.bad}
         found: list[Row | BadRow] = []
         for line, text in enumerate(self.lines.split(b"\n"), self.first):
@@ -62,7 +62,7 @@ class LinesBatch:
 
 
 def read_lines(path: Path, compression: Compression | None, max_row_bytes: int) -> Iterator[Batch]:
-    """Batches of a file with one object a line."""
+    """Yield batches of a file with one object per line."""
     with open_text(path, compression) as source:
         first = 1
         for lines in grouped(_lines(source.stream, max_row_bytes), lambda line: len(line or b"")):
@@ -73,7 +73,7 @@ def read_lines(path: Path, compression: Compression | None, max_row_bytes: int) 
 
 
 def _lines(stream: BinaryIO, max_row_bytes: int) -> Iterator[bytes | None]:
-    """Each line with its end, or None for one that is too large; such a line is never held as a whole."""
+    """Yield each line with its end, or None for one that is too large, which is never held completely."""
     while line := stream.readline(max_row_bytes + 2):
         if len(line) <= max_row_bytes or len(line.rstrip(b"\r\n")) <= max_row_bytes:
             yield line
@@ -88,11 +88,11 @@ class ElementsBatch:
     """Some elements of a JSON array, each with the line where it starts."""
 
     read_bytes: int
-    first: int  # number of the first
+    first: int  # number of the first element
     elements: tuple[tuple[int, str], ...]
 
     def rows(self) -> list[Row | BadRow]:
-        """An object an element, identified by its number; its line goes along for people."""
+        """Parse one object per element, identified by its number; its line is kept for messages."""
         found: list[Row | BadRow] = []
         for number, (line, text) in enumerate(self.elements, self.first):
             row = _parse_object(number, text)
@@ -104,7 +104,7 @@ class ElementsBatch:
 
 
 class _Window:
-    """The part of a text that is held at present."""
+    """The part of a text that is currently in memory."""
 
     def __init__(self, source: OpenText) -> None:
         self.where, self._stream = source.where, source.stream
@@ -113,7 +113,7 @@ class _Window:
         self.text, self.at, self.line, self.ended = "", 0, 1, False
 
     def fill(self, size: int) -> None:
-        """Hold at least so many letters from `at` on, or all that are left."""
+        """Read until at least `size` characters from `at` on, or all that are left, are in memory."""
         while len(self.text) - self.at < size and not self.ended:
             start = self._read - len(self._decoder.getstate()[0])
             read = self._stream.read(max(PIECE, min(size, MOST_READ)))
@@ -125,16 +125,16 @@ class _Window:
             self.text, self.at, self.ended = self.text[self.at :] + more, 0, not read
 
     def move(self, to: int) -> None:
-        """Pass over the text up to `to`."""
+        """Skip the text up to `to`."""
         self.line += self.text.count("\n", self.at, to)
         self.at = to
 
     def place(self, at: int | None = None) -> str:
-        """File and line of the present place, or of another one that is held."""
+        """Return file and line of the current position, or of another one in memory."""
         return f"{self.where}:{self.line + (0 if at is None else self.text.count(chr(10), self.at, at))}"
 
     def next_letter(self) -> str:
-        """The next letter that is no space, or nothing at the end."""
+        """Return the next character that is not white space, or an empty string at the end."""
         while True:
             self.move(SPACE.match(self.text, self.at).end())  # type: ignore[union-attr]
             if self.at < len(self.text):
@@ -145,7 +145,7 @@ class _Window:
 
 
 def read_array(path: Path, compression: Compression | None, max_row_bytes: int) -> Iterator[Batch]:
-    """Batches of a file that is one array."""
+    """Yield batches of a file that contains one array."""
     with open_text(path, compression) as source:
         first = 1
         for elements in grouped(_elements(_Window(source), max_row_bytes), lambda element: len(element[1])):
@@ -154,7 +154,7 @@ def read_array(path: Path, compression: Compression | None, max_row_bytes: int) 
 
 
 def _elements(window: _Window, max_row_bytes: int) -> Iterator[tuple[int, str]]:
-    """Line and text of each element; DataError where the array is broken."""
+    """Yield line and text of each element. Raise DataError if the array is malformed."""
     if window.next_letter() != "[":
         raise DataError(window.place(), "no JSON array starts here", ADVICE)
     window.move(window.at + 1)
@@ -178,7 +178,7 @@ def _elements(window: _Window, max_row_bytes: int) -> Iterator[tuple[int, str]]:
 
 
 def _element_end(window: _Window, number: int, max_row_bytes: int) -> int:
-    """Where the element at `window.at` ends; more is held than it may be long, so it ends there or is too large."""
+    """Return the end of the element at `window.at`; more than its limit is held, so it ends there or is too large."""
     window.fill(max_row_bytes + LONGEST_TOKEN + 1)
     element = f"element {number} of the array"
     try:
@@ -193,7 +193,7 @@ def _element_end(window: _Window, number: int, max_row_bytes: int) -> int:
         if window.ended:
             raise _cut_off(window, number) from None
     size = end - window.at
-    if 4 * size > max_row_bytes:  # a letter takes up to four bytes
+    if 4 * size > max_row_bytes:  # a character takes up to four bytes
         size = len(window.text[window.at : end].encode("utf-8"))
     if size > max_row_bytes:
         raise DataError(window.place(), f"{element} is {too_large(max_row_bytes)}, or is not closed", ADVICE)
@@ -206,7 +206,7 @@ def _cut_off(window: _Window, number: int) -> DataError:
 
 
 def kind_of_json(path: Path, compression: Compression | None) -> Literal["jsonl", "json_array"]:
-    """Whether a .json file is an array or lines of objects; DataError where it is neither."""
+    """Return whether a .json file is an array or lines of objects. Raise DataError if it is neither."""
     with open_text(path, compression) as source:
         while not (line := source.stream.readline(PIECE)).strip():
             if not line:
@@ -219,10 +219,10 @@ def kind_of_json(path: Path, compression: Compression | None) -> Literal["jsonl"
         try:
             ENDS.decode(text)
         except json.JSONDecodeError as error:
-            # An object that is still open where the line ends: the file was laid out for people.
+            # An object that is still open at the end of the line: the file is pretty-printed.
             if error.pos >= len(text) and line.endswith(b"\n") and source.stream.read(PIECE).strip():
                 remedy = "write an array of objects or one object per line"
                 raise DataError(path, "is a single JSON object over several lines", remedy) from None
         except RecursionError:
-            pass  # the line's own defect, which costs no more than the line
+            pass  # an error in this line, which affects only this line
     return "jsonl"
