@@ -1,1 +1,1 @@
-"""params.yaml and the recipes, typed and strict."""
+"""Typed and strict models of params.yaml and the recipes."""

@@ -1,4 +1,4 @@
-"""The criteria of the gate: one class for each rule, with its keys and how it decides."""
+"""The criteria of the gate: one class for each rule, with its keys and its decision."""
 
 import math
 from functools import cached_property
@@ -15,64 +15,64 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Criterion(Section):
-    """What every line of the gate has: its rule, also in words."""
+    """What all criteria of the gate have in common: the rule, also in words."""
 
-    compared: ClassVar[bool] = False  # whether what is measured is the candidate's gain on the baseline
-    ceiling: ClassVar[bool] = False  # whether its target is a limit from above
+    compared: ClassVar[bool] = False  # whether the candidate's gain on the baseline is measured
+    ceiling: ClassVar[bool] = False  # whether its target is an upper limit
     rule: str
 
     def describe(self) -> str:
-        """The rule in words, e.g. `exact_match of exception-namer at least 0.6`."""
+        """Return the rule in words, e.g. `exact_match of exception-namer at least 0.6`."""
         raise NotImplementedError
 
     @property
     def about(self) -> str:
-        """What is judged, and in which direction: no two criteria may be about the same."""
+        """Return the subject and the direction; no two criteria may share both."""
         return self.describe()
 
 
 class QualityCriterion(Criterion):
-    """A criterion on the answers: of all test examples, or of one agent's or source's."""
+    """A criterion on the answers to all test examples, or to those of one agent or source."""
 
     compared = True
-    by_test: ClassVar[bool] = False  # a paired test decides, where there is one for the metric
+    by_test: ClassVar[bool] = False  # a paired test decides, if there is one for the metric
     metric: Text
     group: Text
 
     @property
     def subject(self) -> str:
-        """What is measured, in words."""
+        """The measured quantity in words."""
         return self.metric if self.group == ALL else f"{self.metric} of {self.group}"
 
     @property
     def target(self) -> float:
-        """Where the line lies on the criterion's own scale: of a comparison, the candidate's gain."""
+        """The target on the criterion's own scale; for a comparison, of the candidate's gain."""
         return 0.0
 
     def status(self, found: Measurement, gate: Gate) -> Status:
-        """Whether what was measured meets the rule."""
+        """Return whether the measurement meets the rule."""
         if self.by_test and found.better is not None and gate.policy == "interval":
             return "pass" if found.is_better(gate) else "fail" if found.is_worse(gate) else "inconclusive"
         return above(found.lower, found.upper, self.target, gate, strict=self.compared)
 
     def misfit(self, metric: Metric) -> str:  # noqa: ARG002
-        """Why the rule can't be asked of this metric, as `key: problem`; empty where it can."""
+        """Return why the rule does not suit this metric, as `key: problem`; empty if it does."""
         return ""
 
     def least_examples(self, confidence: float) -> tuple[int, str] | None:  # noqa: ARG002
-        """The fewest examples, right or wrong, that could prove it, and what must be true then; None: a bootstrap's."""
+        """Return the fewest examples that could prove it and the condition for that; None if a bootstrap decides."""
         return None
 
     def reachable(self, have: int, confidence: float) -> str:  # noqa: ARG002
-        """A softer rule that so many examples, each right or wrong, could prove, as `key: value`; empty if none."""
+        """Return a weaker rule that `have` right-or-wrong examples could prove, as `key: value`; empty if none."""
         return ""
 
 
 class ThresholdCriterion(QualityCriterion):
-    """A criterion on the candidate's metric alone: it keeps to one side of `threshold`."""
+    """A criterion on the candidate's metric alone, which must stay on one side of `threshold`."""
 
     compared = False
-    side: ClassVar[str]  # in words, as the rule has it
+    side: ClassVar[str]  # in words, as in the rule
     threshold: Number
 
     def describe(self) -> str:
@@ -115,7 +115,7 @@ class AtLeast(ThresholdCriterion):
 
 
 class AtMost(ThresholdCriterion):
-    """The candidate's metric is at most `threshold`: of loss and perplexity, where less is better."""
+    """The candidate's metric is at most `threshold`: for loss and perplexity, where lower is better."""
 
     side = "at most"
     ceiling = True
@@ -176,7 +176,7 @@ class NotWorseThanBaseline(QualityCriterion):
 
 
 class LatencyAtMost(Criterion):
-    """Mean seconds an answer, and optionally the share that it must be shorter than the baseline's."""
+    """Mean seconds per answer, and optionally the fraction by which it must be shorter than the baseline's."""
 
     ceiling = True
     rule: Literal["latency_at_most"]
@@ -187,7 +187,7 @@ class LatencyAtMost(Criterion):
         return f"mean latency under {self.seconds:g} s"
 
     def describe_improvement(self) -> str:
-        """The second half, where one is asked for."""
+        """Describe the required improvement, if there is one."""
         return f"mean latency {self.improvement or 0:.0%} under the baseline"
 
     @property
@@ -196,7 +196,7 @@ class LatencyAtMost(Criterion):
 
 
 class LatencyQuantileAtMost(Criterion):
-    """A quantile of the seconds an answer: nineteen of twenty answers come within so many."""
+    """A quantile of the seconds per answer: e.g. 95% of the answers take at most this long."""
 
     ceiling = True
     rule: Literal["latency_quantile_at_most"]
@@ -212,7 +212,7 @@ class LatencyQuantileAtMost(Criterion):
 
 
 class MemoryAtMost(Criterion):
-    """Peak memory of a fresh process; the limit names its unit."""
+    """Peak memory of a fresh process; the limit includes its unit."""
 
     ceiling = True
     rule: Literal["memory_at_most"]

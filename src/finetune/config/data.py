@@ -1,4 +1,4 @@
-"""The section `data` of params.yaml: where rows come from, and what is done to them up to the three splits."""
+"""The section `data` of params.yaml: the sources of rows, and how they are processed up to the three splits."""
 
 import difflib
 import re
@@ -36,7 +36,7 @@ RoleName = Literal["system", "user", "assistant", "tool"]
 class Source(Section):
     """One input of the mixture: a file or folder in `data.directory`, or a dataset of the Hub.
 
-    Only the name and the place must be given. A key that is left out does nothing: all rows are taken, none is renamed.
+    Only name and place are required. An omitted key has no effect: all rows are used, none is renamed.
     """
 
     name: Text
@@ -45,18 +45,18 @@ class Source(Section):
     revision: Revision | None = None  # of the Hub dataset
     subset: Text | None = None  # of the Hub dataset (its configuration)
     part: Text | None = None  # of a Hub dataset or a datasets folder: its own split, like `train`
-    format: FormatName | None = None  # detected and reported where it is left out
-    columns: dict[str, Text] = Field(default_factory=dict)  # our field name: theirs
-    agent: Text | None = None  # of rows that name none; the source's name where this is left out
+    format: FormatName | None = None  # default: detected and reported
+    columns: dict[str, Text] = Field(default_factory=dict)  # our field name: the source's
+    agent: Text | None = None  # of rows that name none; default: the source's name
     system_prompt: Text | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     cap: PositiveInt | None = None
     weight: PositiveFloat | None = None
-    split: Split | None = None  # all of it goes there
+    split: Split | None = None  # assigns all of its rows there
 
     @property
     def held_out(self) -> bool:
-        """Whether it is a validation or test file of the user's own, which is taken as it is."""
+        """Whether it is the user's own validation or test file, which is used unchanged."""
         return self.split in ("validation", "test")
 
     @property
@@ -111,7 +111,7 @@ class Source(Section):
 
 
 class Bounds(Section):
-    """The least and the most that is kept; null is no bound."""
+    """The minimum and maximum that are kept; null means no limit."""
 
     min: Count | None
     max: PositiveInt | None
@@ -129,11 +129,11 @@ class Bounds(Section):
 
 
 class FilterConfig(Section):
-    """Which rows are kept; each drop has a reason code in the ledger."""
+    """The rows to keep; each drop has a reason code in the ledger."""
 
     only_successful: bool
-    characters: Bounds  # of all messages but the system's
-    tokens: Bounds  # the same, by the tokenizer of model.base, without what the chat template adds
+    characters: Bounds  # of all messages except the system prompt
+    tokens: Bounds  # the same, by the tokenizer of model.base, without the tokens of the chat template
     keep_matching: tuple[Text, ...]  # regular expressions; a row must match all of them
     drop_matching: tuple[Text, ...]  # a row must match none of them
     roles: Annotated[tuple[RoleName, ...], Field(min_length=1)]
@@ -150,7 +150,7 @@ class FilterConfig(Section):
 
 
 class DuplicateConfig(Section):
-    """What counts as a copy, and what happens to copies. Of copies, the first in the order of the sources survives."""
+    """What counts as a copy, and what happens to copies. The first one in the order of the sources is kept."""
 
     exact: Literal["drop", "keep"]
     near: Literal["drop", "group", "ignore"]
@@ -166,7 +166,7 @@ class DuplicateConfig(Section):
 
 
 class RiskConfig(Section):
-    """What happens to a row that holds one of these; all are counted, and none is ever printed."""
+    """What happens to a row that contains such content; all are counted, and none is ever printed."""
 
     control_tokens: Policy
     control_characters: Policy
@@ -175,7 +175,7 @@ class RiskConfig(Section):
 
 
 class SplitConfig(Section):
-    """How many of the kept examples go to each split, and how they are chosen."""
+    """The share of the kept examples in each split, and how they are assigned."""
 
     method: Literal["exact", "stable"]
     train: Share
@@ -194,10 +194,10 @@ class SplitConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the rows come from and what is done to them before and in the split."""
+    """The sources of the rows and how they are processed before and in the split."""
 
     directory: Text
-    seed: Seed  # of what prepare draws: fractions of sources, splits; another run's seed moves no row
+    seed: Seed  # of prepare's random choices (fractions, splits); the seed of training does not affect rows
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     on_bad_row: Literal["stop", "skip"]
     max_bad_fraction: Share
@@ -240,14 +240,14 @@ class DataConfig(Section):
 
 
 class BaseName(Section):
-    """Which base model is meant: prepare asks its tokenizer where a filter counts tokens."""
+    """The base model: prepare uses its tokenizer if a filter counts tokens."""
 
     base: Text
     revision: Revision | None
 
 
 class PrepareParams(Section):
-    """What prepare is given of params.yaml."""
+    """The parameters of prepare."""
 
     data: DataConfig
     model: BaseName

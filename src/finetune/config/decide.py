@@ -1,4 +1,4 @@
-"""The section `decide` of params.yaml: the criteria of the gate, and how sure it must be."""
+"""The section `decide` of params.yaml: the criteria of the gate, and the required confidence."""
 
 from typing import Annotated, Literal
 
@@ -18,18 +18,18 @@ class DecideConfig(Section):
     policy: Literal["interval", "point"]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     looks: PositiveInt
-    seeds: PositiveInt  # runs of this recipe that must all pass; 1 is this one alone
-    license: Text | None  # of the adapter, for its card, as the Hub spells it; null: not stated
+    seeds: PositiveInt  # runs of this recipe that must all pass; 1 means only this one
+    license: Text | None  # of the adapter, for its card, in the Hub's spelling; null: not stated
     criteria: Annotated[tuple[AnyCriterion, ...], Field(min_length=1)]
 
     @property
     def confidence_of_a_look(self) -> float:
-        """The confidence of one look when `looks` of them share the error probability (Bonferroni)."""
+        """The confidence of one look if `looks` of them share the error probability (Bonferroni)."""
         return 1 - (1 - self.confidence) / self.looks
 
 
 class DecideParams(Section):
-    """What decide is given of params.yaml: the gate, and all that makes another run another recipe's, not a seed's."""
+    """The parameters of decide: the gate, and everything that distinguishes recipes, as opposed to seeds."""
 
     recipe: Text
     environment: Environment

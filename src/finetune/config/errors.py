@@ -1,4 +1,4 @@
-"""Pydantic's errors in the words of this tool: key, what is wrong, what was found, what to write."""
+"""Translate pydantic's errors to this tool's form: key, problem, value found, and what to write."""
 
 import difflib
 import re
@@ -15,14 +15,14 @@ Location = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Tagged:
-    """A place in params.yaml where one key, the tag, says which of several kinds of section stands there."""
+    """A place in params.yaml where one key, the tag, selects one of several kinds of section."""
 
     place: tuple[str | None, ...]  # None is any key or position
     tag: str
     kinds: Mapping[str, type[BaseModel]]
 
     def holds(self, place: Location) -> bool:
-        """Whether a place lies at or under this one."""
+        """Return whether a place is at or under this one."""
         parts = zip(self.place, place, strict=False)
         return len(place) >= len(self.place) and all(mine in (None, other) for mine, other in parts)
 
@@ -30,9 +30,9 @@ class Tagged:
 def describe_errors(
     error: ValidationError, model: type[BaseModel], where: str, tagged: Sequence[Tagged]
 ) -> list[Problem]:
-    """One problem a mistake, in the file `where`; of tagged sections pydantic puts the kind's name into the place."""
+    """Return one problem per mistake in the file `where`; pydantic adds the kind to the places of tagged sections."""
     items = error.errors(include_url=False)
-    # A list with a wrong item counts as too short as well: the item's own error says what is wrong.
+    # A list with an invalid item is also reported as too short; only the item's own error is useful.
     wrong_inside = {item["loc"][:at] for item in items for at in range(len(item["loc"]))}
     kept = [item for item in items if item["type"] != "too_short" or item["loc"] not in wrong_inside]
     return [_describe(dict(item), model, where, tagged) for item in kept]
@@ -65,7 +65,7 @@ def _describe(item: dict[str, Any], model: type[BaseModel], where: str, tagged: 
 
 
 def _known_keys(model: type[BaseModel], location: Location) -> list[str]:
-    """The keys of the section at `location`."""
+    """Return the keys of the section at `location`."""
     current = model
     for part in location:
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""The section `evaluate` of params.yaml: which two sides answer, how, and what scores their answers."""
+"""The section `evaluate` of params.yaml: the two sides, their settings, and the scorers of their answers."""
 
 from typing import Annotated, Literal
 
@@ -12,13 +12,13 @@ from finetune.config.types import Count, PositiveFloat, PositiveInt, Section, Se
 
 
 class BaseSpec(Section):
-    """The base model without adapter."""
+    """The base model without an adapter."""
 
     form: Literal["base"]
 
 
 class EarlierAdapterSpec(Section):
-    """An earlier adapter on the same base: `out/adapter` of a git revision or of an experiment of DVC."""
+    """An earlier adapter on the same base: `out/adapter` of a git revision or of a DVC experiment."""
 
     form: Literal["adapter"]
     revision: Text
@@ -32,10 +32,10 @@ class ModelSpec(Section):
 
 
 class RecordedSpec(Section):
-    """Answers that were recorded elsewhere, with their latencies; the verdict says so."""
+    """Answers that were recorded elsewhere, with their latencies; the verdict mentions it."""
 
     form: Literal["recorded"]
-    name: Text  # what the report calls it
+    name: Text  # its name in the report
     path: Text  # JSON lines: id (or prompt), text, seconds, tokens
     sha256: Sha256
 
@@ -51,13 +51,13 @@ class ServerSpec(Section):
 
 
 class AdapterSpec(Section):
-    """The published adapter on its base, as it was trained."""
+    """The published adapter on its base model, as in training."""
 
     form: Literal["adapter"]
 
 
 class MergedSpec(Section):
-    """Base and adapter merged to one 16-bit model, and quantized again where asked."""
+    """Base and adapter merged to one 16-bit model, optionally quantized again."""
 
     form: Literal["merged"]
     quantization: Literal["none", "nf4"]
@@ -86,29 +86,29 @@ class SamplingConfig(Section):
 
 
 class LatencyConfig(Section):
-    """The latency pass: so many prompts, after so many that are not counted. Below 20 no interval can be trusted."""
+    """The latency pass: the number of prompts, after warmup ones. Below 20 prompts, intervals are unreliable."""
 
     prompts: Annotated[int, Field(ge=20)]
     warmup: Count
 
 
 class MemoryConfig(Section):
-    """The memory pass: peak memory of so many fresh processes, `batch_size` prompts each."""
+    """The memory pass: peak memory of several fresh processes, with `batch_size` prompts each."""
 
     processes: Annotated[int, Field(ge=3)]
     batch_size: PositiveInt
 
 
 class ForgettingConfig(Section):
-    """Tasks of the lm-evaluation-harness, answered by both sides: what the adapter has unlearnt."""
+    """Tasks of the lm-evaluation-harness for both sides, to measure what the adapter has forgotten."""
 
     tasks: Annotated[tuple[Text, ...], Field(min_length=1)]
-    folder: Text | None  # of tasks of your own, in scorers/
-    limit: PositiveInt | None  # examples of a task; null is all
+    folder: Text | None  # of your own tasks, in scorers/
+    limit: PositiveInt | None  # examples per task; null is all
 
 
 class EvaluateConfig(Section):
-    """Answers to the test split by the candidate and by what it must beat."""
+    """The two sides whose answers to the test split are compared, and how they are produced and scored."""
 
     baseline: Baseline
     candidate: Candidate
@@ -137,7 +137,7 @@ class EvaluateConfig(Section):
 
 
 class EvaluateParams(Section):
-    """What evaluate is given of params.yaml."""
+    """The parameters of evaluate."""
 
     environment: Environment
     seed: Seed

@@ -1,4 +1,4 @@
-"""YAML 1.2 read strictly, and sections made of it, with every mistake as a ConfigError."""
+"""Read YAML 1.2 strictly and build sections from it, with every mistake as a ConfigError."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from finetune.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
 
-MOST_VALUES = 100_000  # in one file: a dozen lines of aliases can stand for billions
+MOST_VALUES = 100_000  # in one file: a dozen lines of aliases can expand to billions
 
 
 def read_yaml(path: Path) -> Any:
-    """The file's content as plain Python objects, by the rules of YAML 1.2; ConfigError where it can't be read."""
+    """Read a file as plain Python objects by the rules of YAML 1.2. Raise ConfigError if it cannot be read."""
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
         if _size(content, {}) > MOST_VALUES:
@@ -37,13 +37,13 @@ def read_yaml(path: Path) -> Any:
         where = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError(path, f"{where}not valid YAML: {getattr(error, 'problem', None) or error}") from None
     except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        # ruamel lets these out, of escapes, numbers, dates and tags that stand for nothing
+        # ruamel raises these for invalid escapes, numbers, dates and tags
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
         raise ConfigError(path, f"not valid YAML: {why}") from None
 
 
 def _size(value: Any, known: dict[int, int]) -> int:
-    """How many values there are, an alias counted as all that it stands for; RecursionError where it holds itself."""
+    """Count values, with aliases expanded. Raise RecursionError if a value contains itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
@@ -53,7 +53,7 @@ def _size(value: Any, known: dict[int, int]) -> int:
 
 
 def _lists_to_tuples(value: Any) -> Any:
-    """Strict pydantic takes no list for a tuple, and only tuples stay frozen."""
+    """Convert lists to tuples: strict pydantic accepts no list for a tuple, and only tuples are immutable."""
     if isinstance(value, dict):
         return {key: _lists_to_tuples(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -62,7 +62,7 @@ def _lists_to_tuples(value: Any) -> Any:
 
 
 def parse_section(content: Any, kind: type[S], where: str, tagged: Sequence[Tagged] = ()) -> S:
-    """A section from plain objects; one ConfigError that names every mistake, `where` being the name of their file."""
+    """Build a section from plain objects of the file `where`. Raise one ConfigError that lists every mistake."""
     if not isinstance(content, dict):
         raise ConfigError(
             f"{where}", "is empty or not a mapping", f"it must have the sections {', '.join(kind.model_fields)}"
@@ -74,6 +74,6 @@ def parse_section(content: Any, kind: type[S], where: str, tagged: Sequence[Tagg
 
 
 def load_params(path: Path, kind: type[S]) -> S:
-    """What a process of a stage is given of params.yaml, which the command that started it has checked as a whole."""
+    """Load a stage's part of params.yaml, of which the parent command has checked the complete content."""
     content = read_yaml(path)
     return parse_section({name: content[name] for name in kind.model_fields if name in content}, kind, str(path))

@@ -1,4 +1,4 @@
-"""The sections `model` and `adapter` of params.yaml: the frozen base, and the weights that are trained on it."""
+"""The sections `model` and `adapter` of params.yaml: the frozen base model, and the weights trained on it."""
 
 from typing import Annotated, Literal
 
@@ -10,21 +10,19 @@ Environment = Literal["cpu", "cuda", "apple"]
 
 
 class ModelConfig(Section):
-    """The frozen base model and how it is held in memory."""
+    """The frozen base model and its number format in memory."""
 
     base: Text
     revision: Revision | None
-    chat_template: Text | None  # a file in the repository, in place of the base's own
-    pad_token: Text | None  # a token of the base's vocabulary, in place of the base's own
+    chat_template: Text | None  # a file in the repository that replaces the base's own
+    pad_token: Text | None  # a token of the base's vocabulary that replaces the base's own
     dtype: Literal["float32", "bfloat16", "float16"]
     quantization: Literal["none", "nf4"]
-    attention: Literal[
-        "auto", "sdpa", "eager", "flash_attention_2"
-    ]  # auto: flash_attention_2 where it can run, else sdpa
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: flash_attention_2 if supported, else sdpa
 
 
 class AdapterConfig(Section):
-    """The LoRA weights; keys in PEFT's spelling."""
+    """The LoRA weights; keys have PEFT's names."""
 
     r: PositiveInt
     lora_alpha: PositiveInt

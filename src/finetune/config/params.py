@@ -1,8 +1,8 @@
-"""The run's parameters, typed, frozen and strict.
+"""The run's parameters, typed, immutable and strict.
 
-Reads `params.yaml` (YAML 1.2) and gives a `Config`, or one `ConfigError` that lists every mistake with its full key,
-what was found, what is allowed and, for an unknown key, the nearest known one. No value that changes a result has a
-default here: a key that is missing is an error.
+Reads `params.yaml` (YAML 1.2) and returns a `Config`, or raises one `ConfigError` that lists every mistake with its
+full key, the value found, the allowed values and, for an unknown key, the most similar known one. No value that changes
+a result has a default here: a missing key is an error.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ TAGGED = (
 
 
 class Config(ValidateParams):
-    """The whole of params.yaml."""
+    """The complete params.yaml."""
 
     runtime: Runtime  # where the stages run
 
@@ -63,7 +63,7 @@ class Config(ValidateParams):
         return self
 
     def _check_metric(self, key: str, criterion: QualityCriterion) -> None:
-        """ValueError unless the scorers give the metric, and the rule suits it."""
+        """Raise ValueError unless the scorers produce the metric and the rule suits it."""
         metric = self.evaluate.metrics.get(criterion.metric)
         if metric is None:
             known = ", ".join(self.evaluate.metrics)
@@ -76,15 +76,15 @@ class Config(ValidateParams):
 
 
 def load_config(path: Path) -> Config:
-    """`params.yaml` as a Config; one ConfigError that names every mistake in it."""
+    """Load `params.yaml` as a Config. Raise one ConfigError that lists every mistake in it."""
     return parse_config(read_yaml(path), str(path))
 
 
 def parse_config(content: Any, where: str) -> Config:
-    """A Config from plain objects; `where` names their file in errors."""
+    """Build a Config from plain objects; `where` names their file in errors."""
     return parse_section(content, Config, where, TAGGED)
 
 
 def params_of(stage: str, config: Config) -> Section:
-    """What a stage is given of the whole: exactly the keys that dvc.yaml declares for it."""
+    """Return the parameters of a stage: exactly the keys that dvc.yaml declares for it."""
     return STAGE_PARAMS[stage].select_from(config)

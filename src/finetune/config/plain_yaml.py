@@ -1,6 +1,6 @@
-"""A stranger's YAML, looked through before it is loaded: a few lines of it can stand for gigabytes or end the stack.
+"""Check untrusted YAML before it is loaded: a few lines can expand to gigabytes or exhaust the stack.
 
-The parser's events come one by one from a flat loop, so nothing of the file is built, nested or repeated here.
+The parser's events are read one by one in a flat loop, so nothing of the file is built, nested or repeated here.
 """
 
 from pathlib import Path
@@ -14,21 +14,21 @@ from finetune.config.loading import read_yaml
 from finetune.errors import DataError
 
 MOST_BYTES = 512 << 10  # our dvc.lock has 30 kB
-MOST_EVENTS = 25_000  # scalars, brackets and the like: about a second of parsing; our dvc.lock has 2600
+MOST_EVENTS = 25_000  # scalars, brackets and so on: about a second of parsing; our dvc.lock has 2600
 MOST_DEPTH = 50
 
 
 def read_plain(path: Path, name: str) -> Any:
-    """The file's content, as `read_yaml` has it; DataError, which calls the file by `name`, where it is not plain."""
-    if path.is_file():  # where it is not, read_yaml says so
+    """Read a file like `read_yaml`. Raise DataError, naming the file as `name`, if it is not plain."""
+    if path.is_file():  # if it does not exist, read_yaml reports it
         require_plain(path, name)
     return read_yaml(path)
 
 
 def require_plain(path: Path, name: str) -> None:
-    """DataError unless loading and comparing a YAML file takes about as long as reading it.
+    """Raise DataError unless loading and comparing a YAML file takes about as long as reading it.
 
-    Of broken YAML what comes before the fault is looked at, which is as far as loading gets.
+    Malformed YAML is checked up to the error, which is as far as loading gets.
     """
     if path.stat().st_size > MOST_BYTES:
         raise DataError(name, f"is larger than {MOST_BYTES} bytes, the limit for params and lock files")
@@ -42,13 +42,13 @@ def require_plain(path: Path, name: str) -> None:
                 raise DataError(name, f"line {line_of(event)}: has more than {MOST_EVENTS} parts")
             require_literal(event, name)
     except (YAMLError, UnicodeDecodeError):
-        return  # read_yaml says where it is broken
-    except (ValueError, ArithmeticError, LookupError) as error:  # the parser lets these out, of escapes and the like
-        raise DataError(name, f"is not readable YAML ({type(error).__name__})") from None
+        return  # read_yaml reports the error
+    except (ValueError, ArithmeticError, LookupError) as error:  # raised by the parser for invalid escapes and the like
+        raise DataError(name, f"is not YAML that can be read ({type(error).__name__})") from None
 
 
 def require_literal(event: Any, name: str) -> None:
-    """DataError for what makes a short text a large value: aliases, and the base-60 numbers of YAML 1.1."""
+    """Raise DataError for short text with a large value: aliases, and the base-60 numbers of YAML 1.1."""
     if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
         raise DataError(
             name,
@@ -62,5 +62,5 @@ def require_literal(event: Any, name: str) -> None:
 
 
 def line_of(event: Any) -> int:
-    """The line that an event begins in, for a person."""
+    """Return the line where an event begins, counted from 1."""
     return int(event.start_mark.line) + 1

@@ -1,7 +1,7 @@
-"""Recipes: files with complete sections that replace those of params.yaml and leave the others as they are.
+"""Recipes: files with complete sections that replace those of params.yaml and leave the others unchanged.
 
-There is no inheritance and no merge inside a section, so what stands in a recipe is what runs. The replacement works on
-the text, so that comments on both sides survive.
+There is no inheritance and no merging inside a section, so the run uses exactly what the recipe contains. Sections are
+replaced in the text, so that comments on both sides are kept.
 """
 
 import difflib
@@ -22,7 +22,7 @@ TOP_LEVEL_KEY = re.compile(r"^(\w+):")
 
 
 def recipe_path(folder: Path, name: str) -> Path:
-    """The recipe's file; ConfigError with the nearest name where there is none."""
+    """Return the recipe's file. Raise ConfigError with the most similar name if it does not exist."""
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name in known:
         return folder / f"{name}.yaml"
@@ -32,7 +32,7 @@ def recipe_path(folder: Path, name: str) -> Path:
 
 
 def use(folder: Path, name: str, params: Path) -> None:
-    """Replace in `params` exactly the sections that the recipe holds, after checking that the result is valid."""
+    """Replace in `params` exactly the sections of the recipe, after checking that the result is valid."""
     path = recipe_path(folder, name)
     composed = composed_text(path, params)
     parse_config(YAML(typ="safe", pure=True).load(composed), f"{params} with {path}")
@@ -42,7 +42,7 @@ def use(folder: Path, name: str, params: Path) -> None:
 
 
 def with_recipe(folder: Path, name: str, params: Path) -> Config:
-    """The Config that `use` would make of `params`, which stays as it is."""
+    """Return the Config that `use` would produce, without changing `params`."""
     path = recipe_path(folder, name)
     content = read_yaml(params)
     if not isinstance(content, dict):
@@ -51,22 +51,22 @@ def with_recipe(folder: Path, name: str, params: Path) -> Config:
 
 
 def read_recipe(name: str | None, root: Path) -> Config:
-    """The run of a recipe with the user's own sections; that of params.yaml as it is where none is named."""
+    """Return the Config of a recipe with the user's own sections; without a name, that of params.yaml."""
     params = root / "params.yaml"
     return load_config(params) if name is None else with_recipe(root / "recipes", name, params)
 
 
 def composed_text(recipe: Path, params: Path) -> str:
-    """The text of `params` with the recipe's sections; ConfigError that names line and file where either is broken."""
+    """Return the text of `params` with the recipe's sections. Raise ConfigError with file and line of a mistake."""
     for file in (params, recipe):
         read_yaml(file)
     return compose(_read(params), _read(recipe), str(recipe))
 
 
 def pin(folder: Path, name: str, params: Path) -> None:
-    """Write the commit that the base's name stands for today into the recipe, and into `params` where it runs it.
+    """Write the current commit of the base model into the recipe, and into `params` if it uses the recipe.
 
-    MachineError where the Hub can't be asked; ConfigError where it does not know the base.
+    Raises MachineError if the Hub cannot be reached, ConfigError if it does not have the base model.
     """
     path = recipe_path(folder, name)
     base = str(load_recipe(path)["model"]["base"])
@@ -84,7 +84,7 @@ def pin(folder: Path, name: str, params: Path) -> None:
 
 
 def resolve_revision(base: str) -> str:
-    """The commit that a base's name stands for today, by the Hub."""
+    """Return the commit to which a base model's name currently refers on the Hub."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -112,7 +112,7 @@ def resolve_revision(base: str) -> str:
 
 
 def with_revision(text: str, revision: str) -> str:
-    """The text with `revision` of its section `model` replaced, comments and all else as they were."""
+    """Replace `revision` in the section `model` of the text; comments and everything else are kept."""
     sections = split_sections(text)
     sections["model"], found = re.subn(r"(?m)^(  revision:) +\S+", rf"\1 {revision}", sections["model"], count=1)
     if not found:
@@ -121,7 +121,7 @@ def with_revision(text: str, revision: str) -> str:
 
 
 def compose(params: str, recipe: str, recipe_name: str) -> str:
-    """The text of params.yaml with the recipe's sections in place of its own; everything else to the letter."""
+    """Replace sections of params.yaml's text by the recipe's; everything else is kept byte for byte."""
     own, new = split_sections(params), split_sections(recipe)
     held = set(new) - {""}
     check_sections(held, recipe_name)
@@ -134,7 +134,7 @@ def compose(params: str, recipe: str, recipe_name: str) -> str:
 
 
 def split_sections(text: str) -> dict[str, str]:
-    """The text cut before each top-level key and the comments right above it; the preamble's key is ''."""
+    """Split the text before each top-level key and the comments directly above it; the preamble has the key ''."""
     parts: dict[str, list[str]] = {"": []}
     current = parts[""]
     pending: list[str] = []
@@ -154,7 +154,7 @@ def split_sections(text: str) -> dict[str, str]:
 
 
 def _with_gap(block: str, replaced: str) -> str:
-    """The block with as many empty lines after it as the one that it replaces had."""
+    """Return the block with as many trailing empty lines as the one that it replaces."""
     gap = len(replaced) - len(replaced.rstrip("\n"))
     return block.rstrip("\n") + "\n" * gap
 
@@ -167,7 +167,7 @@ def _read(path: Path) -> str:
 
 
 def show(folder: Path, params: Path) -> dict[str, Any]:
-    """Print the table of recipes and what params.yaml changes in its own, which is marked; returns both."""
+    """Print the table of recipes and what params.yaml changes in its own, which is marked; return both."""
     current = read_yaml(params) or {}
     rows, changed = [], []
     for path in sorted(folder.glob("*.yaml")):
@@ -186,14 +186,14 @@ def show(folder: Path, params: Path) -> dict[str, Any]:
 
 
 def load_recipe(path: Path) -> dict[str, Any]:
-    """A recipe's sections; ConfigError where one is missing or too many."""
+    """Return a recipe's sections. Raise ConfigError if one is missing or superfluous."""
     recipe = read_yaml(path)
     check_sections(set(recipe) if isinstance(recipe, dict) else set(), str(path))
     return dict(recipe)
 
 
 def check_sections(held: set[str], name: str) -> None:
-    """ConfigError unless a recipe holds exactly the sections that a recipe holds."""
+    """Raise ConfigError unless a recipe has exactly the sections of a recipe."""
     if held != RECIPE_SECTIONS:
         wrong = ", ".join(sorted(held ^ RECIPE_SECTIONS))
         raise ConfigError(
@@ -202,13 +202,13 @@ def check_sections(held: set[str], name: str) -> None:
 
 
 def summary_of(path: Path) -> str:
-    """The first comment line of a recipe says what it is for."""
+    """Return the first comment line of a recipe, which states its purpose."""
     first = _read(path).splitlines()[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def differences(recipe: dict[str, Any], params: dict[str, Any]) -> list[str]:
-    """Keys of the recipe's sections whose value in params is another, as `key: recipe -> params`."""
+    """Return the keys in the recipe's sections that differ in params, as `key: recipe -> params`."""
     found = []
     for section in (name for name in Config.model_fields if name in recipe):
         old, new = recipe[section], params.get(section)

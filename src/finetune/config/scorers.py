@@ -1,9 +1,9 @@
-"""The scorers of params.yaml (`evaluate.scorers`): a class each, with its keys, its metrics and how it scores.
+"""The scorers of params.yaml (`evaluate.scorers`): one class each, with its keys, its metrics and its scoring rule.
 
     {scorer: exact_match, of: null}     answer " ValueError", reference "ValueError" -> 1.0
 
-A score is of one example, a metric of many. `metrics_of` names the metrics that the scorers of a run give, which are
-what the gate's criteria may ask for.
+A score belongs to one example, a metric to many. `metrics_of` lists the metrics that a run's scorers produce, which the
+gate's criteria may use.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,10 +26,10 @@ MetricKind = Literal["binary", "mean", "macro_f1", "weighted_f1", "bleu", "loss"
 
 @dataclass(frozen=True)
 class Metric:
-    """What a set of answers amounts to, and how: its kind decides how its interval is found.
+    """A summary of a set of answers; its kind determines how its interval is computed.
 
-    `binary` is the mean of scores of 0 or 1, `mean` that of scores between the bounds; the others are figures of all
-    answers together that are no mean. `scored_as` is the key of an answer's score, which an answer has that counts.
+    `binary` is the mean of scores of 0 or 1, `mean` that of scores between the bounds; the others are computed from all
+    answers together and are not means. `scored_as` is the key of an answer's score; answers without it are not counted.
     """
 
     name: str
@@ -41,29 +41,29 @@ class Metric:
 
 
 class Scorer(Section):
-    """What every scorer has: the agents or sources whose answers it scores; null is all."""
+    """What all scorers have in common: the agents or sources whose answers are scored; null is all."""
 
     of: tuple[Text, ...] | None
-    reads_references: ClassVar[bool] = False  # a reference may be of no use to it: then its example can't be scored
+    reads_references: ClassVar[bool] = False  # some references may be unusable, so that their examples cannot be scored
 
     def metrics(self, name: str) -> list[Metric]:
-        """The metrics of this scorer under its name in params.yaml."""
+        """Return the metrics of this scorer under its name in params.yaml."""
         return [Metric(name, "binary", name)]
 
     def score(self, answer: str, reference: str) -> float:
-        """What an answer is worth beside the reference; any text is taken, in linear time."""
+        """Score an answer against the reference; accepts any text, in linear time."""
         raise NotImplementedError
 
     def build(self, place: str, root: Path) -> Score:  # noqa: ARG002
-        """How answers are scored, once what it takes is made ready; ConfigError, at the key `place`, without that.
+        """Return the scoring function after loading what it needs. Raise ConfigError at the key `place` if that fails.
 
-        `root` is the working tree, which holds `scorers/`.
+        `root` is the working tree, which contains `scorers/`.
         """
         return lambda answer, example: float(self.score(answer, example.completion))
 
 
 class ExactMatch(Scorer):
-    """The answer is the reference, white space at the ends apart."""
+    """The answer equals the reference, ignoring leading and trailing white space."""
 
     scorer: Literal["exact_match"]
 
@@ -72,7 +72,7 @@ class ExactMatch(Scorer):
 
 
 class NormalizedMatch(Scorer):
-    """The answer is the reference, runs of white space and what `ignore` names apart."""
+    """The answer equals the reference, ignoring runs of white space and what `ignore` lists."""
 
     scorer: Literal["normalized_match"]
     ignore: tuple[Literal["case", "punctuation", "articles", "accents"], ...]
@@ -82,7 +82,7 @@ class NormalizedMatch(Scorer):
 
 
 class Contains(Scorer):
-    """The reference stands in the answer."""
+    """The answer contains the reference."""
 
     scorer: Literal["contains"]
     ignore_case: bool
@@ -92,7 +92,7 @@ class Contains(Scorer):
 
 
 class RegularExpression(Scorer):
-    """The answer matches the pattern (RE2); a group of it must be what it is in the reference."""
+    """The answer matches the pattern (RE2); a group in it must have the same text as in the reference."""
 
     scorer: Literal["regular_expression"]
     reads_references: ClassVar[bool] = True
@@ -107,7 +107,7 @@ class RegularExpression(Scorer):
 
 
 class Numeric(Scorer):
-    """The last number of the answer is that of the reference, within the larger tolerance; 50% is 0.5 and 50."""
+    """The last number of the answer equals the reference's, within the larger tolerance; 50% is 0.5 and 50."""
 
     scorer: Literal["numeric"]
     reads_references: ClassVar[bool] = True
@@ -124,7 +124,7 @@ class Numeric(Scorer):
 
 
 class JsonValid(Scorer):
-    """The answer is JSON, and valid against a JSON schema where one is named."""
+    """The answer is JSON, and valid against a JSON schema if one is given."""
 
     scorer: Literal["json_valid"]
     schema_file: Text | None  # a file of scorers/, by its path there
@@ -135,7 +135,7 @@ class JsonValid(Scorer):
 
 
 class PythonParses(Scorer):
-    """The answer (or its first fenced block of code) is Python by its grammar; it is never run."""
+    """The answer (or its first fenced code block) is syntactically valid Python; it is never run."""
 
     scorer: Literal["python_parses"]
 
@@ -144,7 +144,7 @@ class PythonParses(Scorer):
 
 
 class ToolCalls(Scorer):
-    """The answer calls the reference's tools, with the same arguments; of several calls, in the same order."""
+    """The answer calls the reference's tools with the same arguments, in the same order."""
 
     scorer: Literal["tool_calls"]
 
@@ -153,14 +153,14 @@ class ToolCalls(Scorer):
 
 
 class Classification(Scorer):
-    """The answer names the reference's class: as generated, or the label that the model finds most likely."""
+    """The answer names the reference's class: as generated text, or as the model's most likely label."""
 
     scorer: Literal["classification"]
     by: Literal["generation", "likelihood"]
-    labels: Annotated[tuple[Text, ...], Field(min_length=2)] | None  # null: those of the training and test split
+    labels: Annotated[tuple[Text, ...], Field(min_length=2)] | None  # null: those of the training and test splits
 
     def metrics(self, name: str) -> list[Metric]:
-        """Accuracy, and F1 as a plain and as a weighted mean over the classes."""
+        """Return accuracy, and F1 as an unweighted and as a weighted mean over the classes."""
         return [
             Metric(f"{name}.accuracy", "binary", f"{name}.accuracy"),
             Metric(f"{name}.macro_f1", "macro_f1", f"{name}.accuracy"),
@@ -169,12 +169,12 @@ class Classification(Scorer):
 
 
 class Bleu(Scorer):
-    """BLEU of the whole set, 0 to 1 (sacrebleu)."""
+    """BLEU of all answers together, 0 to 1 (sacrebleu)."""
 
     scorer: Literal["bleu"]
 
     def metrics(self, name: str) -> list[Metric]:
-        """One figure of all answers."""
+        """Return one metric of all answers together."""
         return [Metric(name, "bleu", name)]
 
     def score(self, answer: str, reference: str) -> float:
@@ -187,7 +187,7 @@ class Chrf(Scorer):
     scorer: Literal["chrf"]
 
     def metrics(self, name: str) -> list[Metric]:
-        """The mean of the examples' scores."""
+        """Return the mean of the examples' scores."""
         return [Metric(name, "mean", name)]
 
     def score(self, answer: str, reference: str) -> float:
@@ -195,12 +195,12 @@ class Chrf(Scorer):
 
 
 class RougeL(Scorer):
-    """ROUGE-L of each answer, 0 to 1: rouge-score's figure, with words of any alphabet."""
+    """ROUGE-L of each answer, 0 to 1, as in rouge-score, but with words of any alphabet."""
 
     scorer: Literal["rouge_l"]
 
     def metrics(self, name: str) -> list[Metric]:
-        """The mean of the examples' scores."""
+        """Return the mean of the examples' scores."""
         return [Metric(name, "mean", name)]
 
     def score(self, answer: str, reference: str) -> float:
@@ -208,7 +208,7 @@ class RougeL(Scorer):
 
 
 class Function(Scorer):
-    """A function of your own in `scorers/`: `function(answer, reference, example)` gives a number in the bounds."""
+    """A user-defined function in `scorers/`: `function(answer, reference, example)` returns a number in the bounds."""
 
     scorer: Literal["function"]
     function: Annotated[str, Field(pattern=r"^scorers(\.[A-Za-z_]\w*)+\.[A-Za-z_]\w*$")]
@@ -222,7 +222,7 @@ class Function(Scorer):
         return self
 
     def metrics(self, name: str) -> list[Metric]:
-        """The mean of the examples' scores."""
+        """Return the mean of the examples' scores."""
         return [Metric(name, "mean", name, self.lowest, self.highest)]
 
     def build(self, place: str, root: Path) -> Score:
@@ -231,9 +231,9 @@ class Function(Scorer):
 
 
 class Judge(Scorer):
-    """A model behind an OpenAI-compatible server that prefers one of the two answers, asked in both orders.
+    """A model behind an OpenAI-compatible server that chooses the better of two answers, in both orders.
 
-    A side's score is 1 where both orders prefer it, 0.5 where they don't agree, 0 where they prefer the other.
+    A side's score is 1 if both orders prefer it, 0.5 if they disagree, 0 if they prefer the other.
     """
 
     scorer: Literal["judge"]
@@ -241,10 +241,10 @@ class Judge(Scorer):
     model: Text
     api_key_variable: Text | None
     timeout_seconds: PositiveFloat
-    instructions: Text  # what makes an answer the better one
+    instructions: Text  # criteria for the better answer
 
     def metrics(self, name: str) -> list[Metric]:
-        """The mean of the examples' scores: 0.5 is a draw."""
+        """Return the mean of the examples' scores: 0.5 is a draw."""
         return [Metric(name, "mean", name)]
 
 
@@ -258,12 +258,12 @@ if TYPE_CHECKING:
 else:
     AnyScorer = Annotated[Union[CLASSES], Field(discriminator="scorer")]  # noqa: UP007
 
-# Of the reference, by the model itself: nats a token, and their exponential.
+# Of the reference, by the model itself: nats per token, and their exponential.
 LOSS = Metric("loss", "loss", highest=float("inf"), higher_is_better=False)
 PERPLEXITY = Metric("perplexity", "perplexity", lowest=1.0, highest=float("inf"), higher_is_better=False)
 
 
 def metrics_of(scorers: Mapping[str, Any]) -> dict[str, Metric]:
-    """All metrics of a run by name: those of its scorers, and loss and perplexity of the reference."""
+    """Return all metrics of a run by name: those of its scorers, and loss and perplexity of the reference."""
     found = [metric for name, scorer in scorers.items() for metric in scorer.metrics(name)]
     return {metric.name: metric for metric in [*found, LOSS, PERPLEXITY]}

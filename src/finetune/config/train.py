@@ -11,7 +11,7 @@ from finetune.config.types import Count, NonNegative, OpenShare, PositiveFloat, 
 
 
 class BudgetConfig(Section):
-    """Shares that truncation and padding may cost; validate makes an error of more."""
+    """Fractions that truncation and padding may cost; validate reports an error above them."""
 
     truncated_examples: Share
     lost_end_tokens: Share  # of the examples
@@ -20,10 +20,10 @@ class BudgetConfig(Section):
 
 
 class DistributedConfig(Section):
-    """On how many devices a run is spread, and how; offload keys in DeepSpeed's spelling."""
+    """The number of devices and how the run is distributed; offload keys have DeepSpeed's names."""
 
     nodes: PositiveInt  # machines that share the devices evenly
-    devices: PositiveInt  # of all nodes together; on a CPU, processes
+    devices: PositiveInt  # on all nodes together; on a CPU, processes
     strategy: Literal["none", "ddp", "fsdp", "zero2", "zero3"]
     offload_optimizer: Literal["none", "cpu"]
     offload_param: Literal["none", "cpu"]
@@ -38,7 +38,7 @@ class DistributedConfig(Section):
 
 
 class TrainConfig(Section):
-    """The optimization; keys in the spelling of TRL and transformers."""
+    """The optimization; keys have the names of TRL and transformers."""
 
     max_length: Annotated[int, Field(ge=8)]
     budget: BudgetConfig
@@ -48,7 +48,7 @@ class TrainConfig(Section):
     per_device_train_batch_size: PositiveInt
     per_device_eval_batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt
-    effective_batch_size: PositiveInt  # what the three numbers above must make
+    effective_batch_size: PositiveInt  # must be the product of the three numbers above
     distributed: DistributedConfig
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
@@ -91,7 +91,7 @@ class TrainConfig(Section):
 
 
 class TrainParams(Section):
-    """What train is given of params.yaml: all that determines the adapter, beside data and code."""
+    """The parameters of train: everything that determines the adapter besides data and code."""
 
     environment: Environment
     seed: Seed

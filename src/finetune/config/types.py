@@ -1,4 +1,4 @@
-"""What every section of params.yaml is made of: strict and frozen models, numbers with bounds, amounts of memory."""
+"""The types of the sections of params.yaml: strict, immutable models, bounded numbers, amounts of memory."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -29,25 +29,25 @@ Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-# Without user, password and query: what is secret goes into an environment variable, not into params and reports.
+# Without user, password and query: secrets belong in environment variables, not in params and reports.
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 
 
 class Section(BaseModel):
-    """A part of params.yaml: strict types, no unknown key, nothing changed after loading."""
+    """A part of params.yaml: strict types, no unknown keys, immutable after loading."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     @classmethod
     def select_from(cls, whole: BaseModel) -> Self:
-        """The same values out of a model that has more of them: what one stage is given of all params."""
+        """Select the same values from a larger model: the parameters of one stage from all parameters."""
         return cls.model_validate(whole, from_attributes=True)
 
 
 def parse_bytes(text: str) -> int:
-    """`10 GB` -> 10e9, `10 GiB` -> 10 x 2^30; ValueError where number or unit is missing."""
+    """Parse `10 GB` as 10e9 and `10 GiB` as 10 x 2^30. Raise ValueError if number or unit is missing."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MB|GB|MiB|GiB)", text)
     if not match or float(match[1]) == 0:
         raise ValueError(f"{text!r} is not an amount of memory; write a number and its unit, like '10 GB' or '10 GiB'")

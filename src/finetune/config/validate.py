@@ -1,4 +1,4 @@
-"""What validate and the plan are given of params.yaml: all but where the stages run."""
+"""The parameters of validate and plan: all except where the stages run."""
 
 from typing import Annotated, Literal
 
@@ -15,16 +15,16 @@ Machine = Literal["this", "h200", "h100", "a100-80gb", "gpu-24gb", "mac-32gb", "
 
 
 class FindingsConfig(Section):
-    """Which of validate's findings are known and accepted, by code, each with its reason."""
+    """The findings of validate that are accepted, by code, each with its reason."""
 
     accept: dict[Text, Annotated[str, Field(pattern=r"\S")]]
 
 
 class ValidateParams(Section):
-    """The sections that validate checks, against each other, the data and the machine."""
+    """The sections that validate checks against each other, the data and the machine."""
 
     recipe: Text
-    machine: Machine  # what the plan reckons with
+    machine: Machine  # the machine that the plan assumes
     environment: Environment
     seed: Seed
     data: DataConfig

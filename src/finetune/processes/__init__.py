@@ -1,1 +1,1 @@
-"""Processes of a run: signals, what is running, status, background runs."""
+"""Processes of a run: signals, running stages, status, background runs."""

@@ -1,7 +1,7 @@
-"""`make ... DETACH=1` and `finetune stop`: a run that outlives its terminal, and an end that loses nothing.
+"""`make ... DETACH=1` and `finetune stop`: start a run that outlives its terminal, and stop one without data loss.
 
-Writes `work/detached.json`, the newest detached start (running.py), and its log `work/<target>.log`, to which
-later starts append. How it ended is in `work/detached_end.json`.
+Writes `work/detached.json`, the record of the newest detached start (running.py), and its log `work/<target>.log`, to
+which later starts append. The record of its end is `work/detached_end.json`.
 """
 
 import os
@@ -26,14 +26,14 @@ from finetune.processes.status import how_it_ended, how_training_ended, read_sta
 
 TARGETS = re.compile(r"repro|train-[A-Za-z0-9][\w.-]*")
 MAKES_OWN = ("DETACH", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")  # of the make that calls us
-GRACE = 2.0  # seconds in which a start that can't work has failed
+GRACE = 2.0  # seconds in which an invalid start fails
 LAST_LINES = 15
-PATIENCE = 20.0  # seconds for DVC and make to end by themselves after their stage did
-PROGRESS = 10.0  # seconds between two lines while a stop waits
+PATIENCE = 20.0  # seconds for DVC and make to end by themselves after their stage has ended
+PROGRESS = 10.0  # seconds between two progress lines of a stop
 
 
 def start(paths: Paths, target: str) -> int:
-    """Start `make <target>` in a session of its own and return; ConfigError where a run is under way already."""
+    """Start `make <target>` in a new session and return. Raise ConfigError if a run is in progress already."""
     if not TARGETS.fullmatch(target):
         raise ConfigError("detach", f"make {target} can't be started in the background", "repro and train-RECIPE can")
     paths.work.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,10 @@ def start(paths: Paths, target: str) -> int:
 
 
 def launch(paths: Paths, target: str) -> tuple[Detached, subprocess.Popen[bytes]]:
-    """Start it with its output going to the log, and write down what was started."""
+    """Start it with its output redirected to the log, and record the start."""
     log, started = paths.work / f"{target}.log", time.time()
     environment = {key: value for key, value in os.environ.items() if key not in MAKES_OWN}
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background; the run must hear `interrupt`
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background; `interrupt` must reach it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -79,7 +79,7 @@ def launch(paths: Paths, target: str) -> tuple[Detached, subprocess.Popen[bytes]
 
 
 def print_failure(paths: Paths, detached: Detached) -> NoReturn:
-    """Show the last lines of a start that failed at once, and raise ConfigError."""
+    """Print the last lines of a start that failed at once, and raise ConfigError."""
     log = paths.root / detached.log
     text = log.read_text(encoding="utf-8", errors="replace").rsplit(f"== make {detached.target}, started ", 1)[-1]
     for line in text.splitlines()[1:][-LAST_LINES:]:
@@ -89,9 +89,9 @@ def print_failure(paths: Paths, detached: Detached) -> NoReturn:
 
 
 def stop(paths: Paths) -> int:
-    """End what runs in this folder as a scheduler would, wait until it has, and tell what is kept; gives 0.
+    """Stop the run of this folder as a scheduler would, wait for its end, and print what is kept; return 0.
 
-    MachineError where its process is another user's, or on another machine.
+    Raises MachineError if its process belongs to another user or runs on another machine.
     """
     run, began = find_run(paths), time.time()
     if run is None:
@@ -103,7 +103,7 @@ def stop(paths: Paths) -> int:
 
 
 def wait_for_end(paths: Paths, run: Run) -> list[Stage]:
-    """Ask each stage that still comes to end, and wait until nothing is left; gives the stages that were asked."""
+    """Ask every stage to end, also later ones, and wait until nothing is left; return these stages."""
     parent = find_dvc(run)
     asked: list[Stage] = []
     began = quiet_since = next_line = time.monotonic()
@@ -128,8 +128,8 @@ def wait_for_end(paths: Paths, run: Run) -> list[Stage]:
 
 
 def ask_to_end(stage: Stage) -> None:
-    """Send SIGTERM: train saves at its step's end, the others drop what they were writing. Both end with code 5."""
-    advice = "stop it on the machine where it runs (scancel, sky jobs cancel, docker stop), or ask its owner"
+    """Send SIGTERM: train saves at its step's end, other stages discard unfinished output. Both end with code 5."""
+    advice = "stop it where it runs (scancel, sky jobs cancel, docker stop), or ask its owner"
     if stage.process is None:
         raise MachineError(f"stage {stage.name} can't be stopped from here", stage.why_not, advice)
     try:
@@ -142,7 +142,7 @@ def ask_to_end(stage: Stage) -> None:
 
 
 def interrupt(detached: Detached, number: signal.Signals) -> None:
-    """Signal make, DVC and all below them, of a detached start between two stages."""
+    """Signal make, DVC and all their descendants, for a detached start between two stages."""
     try:
         os.killpg(detached.pid, number)
     except ProcessLookupError:
@@ -152,7 +152,7 @@ def interrupt(detached: Detached, number: signal.Signals) -> None:
 
 
 def find_dvc(run: Run) -> Any | None:
-    """The DVC process above a stage, which ends when its stage failed; None where the stage was started by hand."""
+    """Return the DVC process above a stage, which ends if its stage fails; None if the stage was started by hand."""
     try:
         above = run.stage.process.parents() if run.stage and run.stage.process else []
         # `dvc repro` by its script, or `python -m dvc`
@@ -162,7 +162,7 @@ def find_dvc(run: Run) -> Any | None:
 
 
 def is_running(process: Any | None) -> bool:
-    """Whether a process is still there and no zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except (*GONE, psutil.AccessDenied):
@@ -170,7 +170,7 @@ def is_running(process: Any | None) -> bool:
 
 
 def closing_line(paths: Paths, run: Run, stopped: list[Stage], began: float) -> str:
-    """What is kept, and what resumes from there; `began` is when the stop was asked for, in Unix seconds."""
+    """State what is kept and how to resume; `began` is the time of the request, in Unix seconds."""
     if run.detached is not None:
         return how_it_ended(paths)[0]
     name = stopped[-1].name if stopped else "it"

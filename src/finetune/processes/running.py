@@ -1,9 +1,9 @@
-"""What runs in this folder: the stage that holds the pipeline's lock, and the newest detached start above it.
+"""Find what runs in this folder: the stage that holds the pipeline's lock, and the newest detached start above it.
 
 Reads `work/pipeline.lock` and `work/pipeline.holder`, which a stage holds while it runs (finetune.files.run_lock),
 `work/detached.json`, which `make ... DETACH=1` writes (detach.py), and `work/detached_end.json`, which its first
-process writes when make has ended. Files alone are not believed: a process must be alive, be in this folder, and run
-what the file says.
+process writes when make has ended. Files alone are not trusted: the process must be alive, in this folder, and running
+the command in the file.
 """
 
 import json
@@ -22,8 +22,8 @@ from finetune.paths import Paths
 
 Record = TypeVar("Record")
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess, FileNotFoundError)
-# sh stays above make to record how it ended: its exit code, and whether a signal asked it to, which the code does not
-# tell (make ends by the signal, or with "No child processes", as it happens). The trap lets sh outlive the signal.
+# sh stays above make to record how it ended: its exit code, and whether a signal requested it, which the code does not
+# show (make ends by the signal, or with "No child processes"). The trap lets sh survive the signal.
 SCRIPT = """stopped=false
 trap 'stopped=true' HUP INT TERM
 printf '\\n== make %s, started %s\\n' "$1" "$(date)"
@@ -38,7 +38,7 @@ exit $code
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage that holds the lock; `process` is None where it can't be reached from here, and `why_not` says why."""
+    """A stage that holds the lock; `process` is None if it cannot be reached from here, for the reason `why_not`."""
 
     name: str
     pid: int | None
@@ -48,7 +48,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Detached:
-    """The newest detached start: make target, first process of its session, log, when (Unix seconds) and where."""
+    """The newest detached start: make target, first process of its session, log, time (Unix seconds) and place."""
 
     target: str
     pid: int
@@ -59,7 +59,7 @@ class Detached:
 
 @dataclass(frozen=True, slots=True)
 class DetachedEnd:
-    """How a detached start ended: its process, make's exit code, and whether a signal had asked it to end."""
+    """The end of a detached start: its process, make's exit code, and whether a signal had requested the end."""
 
     pid: int
     exit_code: int
@@ -74,7 +74,7 @@ class Run:
     detached: Detached | None
 
     def sentence(self) -> str:
-        """Who runs, in a few words."""
+        """Describe in a few words what runs."""
         if self.stage is None:
             assert self.detached is not None
             return f"make {self.detached.target} (process {self.detached.pid}) is between two stages"
@@ -83,12 +83,12 @@ class Run:
 
 
 def command_of(target: str) -> list[str]:
-    """The command line of a detached start's first process, by which it is known."""
+    """Return the command line of a detached start's first process, which identifies it."""
     return ["/bin/sh", "-c", SCRIPT, "sh", target]
 
 
 def find_run(paths: Paths) -> Run | None:
-    """What runs in this folder now; None where nothing does. A foreground run between two stages is not seen."""
+    """Return what runs in this folder, or None. A foreground run between two stages is not detected."""
     stage, detached = find_stage(paths), read_detached(paths)
     if detached is not None and not is_alive(detached, paths):
         detached = None
@@ -96,7 +96,7 @@ def find_run(paths: Paths) -> Run | None:
 
 
 def require_idle(paths: Paths) -> None:
-    """ConfigError where a run is under way in this folder, unless this process is a part of it."""
+    """Raise ConfigError if a run is in progress in this folder, unless this process is part of it."""
     run = find_run(paths)
     if run is not None and not (run.detached and run.detached.pid == os.getsid(0)):
         raise ConfigError(
@@ -105,10 +105,10 @@ def require_idle(paths: Paths) -> None:
 
 
 def find_stage(paths: Paths) -> Stage | None:
-    """The stage that holds the lock; None where nobody does, whatever files a killed one left."""
+    """Return the stage that holds the lock, or None, regardless of files that a killed stage left."""
     lock = paths.work / "pipeline.lock"
     if not lock.with_suffix(".holder").exists():
-        return None  # so the lock is tried, and held for a moment, only where a stage may have died
+        return None  # so the lock is tried, and held for a moment, only if a stage may have died
     holder = read_holder(lock)
     name, pid = (holder.stage, holder.process) if holder else ("unknown", None)
     process, why_not = find_process(name, pid, paths)
@@ -118,8 +118,8 @@ def find_stage(paths: Paths) -> Stage | None:
 
 
 def find_process(name: str, pid: int | None, paths: Paths) -> tuple[Any | None, str]:
-    """(the process that runs this stage in this folder, ''), or (None, why it can't be reached from here)."""
-    elsewhere = "its process is not visible here: it runs in a container or on another machine"
+    """Return (the process that runs this stage in this folder, ''), or (None, why it cannot be reached from here)."""
+    elsewhere = "its process is not seen from here: it runs in a container or on another machine"
     if pid is None:
         return None, elsewhere
     try:
@@ -134,10 +134,10 @@ def find_process(name: str, pid: int | None, paths: Paths) -> tuple[Any | None, 
 
 
 def runs_stage(process: Any, name: str, root: Path) -> bool:
-    """Whether a process is a Python that runs this stage in this folder: a reused number is never taken for it."""
+    """Return whether a process is a Python that runs this stage in this folder: its number may have been reused."""
     words = process.cmdline()
     ours = [at for at in range(1, len(words)) if words[at - 1 : at + 1] == ["-m", "finetune"]]
-    if len(words) > 1 and Path(words[1]).name == "finetune":  # a script of that name, as pip makes one
+    if len(words) > 1 and Path(words[1]).name == "finetune":  # a script of that name, as installed by pip
         ours.append(1)
     if "python" not in Path(words[0] if words else "").name.lower() or not any(name in words[at + 1 :] for at in ours):
         return False
@@ -145,12 +145,12 @@ def runs_stage(process: Any, name: str, root: Path) -> bool:
 
 
 def is_in(process: Any, folder: Path) -> bool:
-    """Whether a process was started in a folder."""
+    """Return whether a process was started in a folder."""
     return Path(process.cwd()).resolve() == folder.resolve()
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process holds the lock; it is taken and let go again where none does."""
+    """Return whether another process holds the lock; if none does, it is acquired and released again."""
     if not path.exists():
         return False
     try:
@@ -161,18 +161,18 @@ def is_locked(path: Path) -> bool:
 
 
 def read_detached(paths: Paths) -> Detached | None:
-    """The newest detached start, whether it still runs or not; None where there was none, or its file is broken."""
+    """Return the newest detached start, running or not; None if there was none or its file is malformed."""
     return read_as(Detached, paths.work / "detached.json")
 
 
 def read_end(detached: Detached, paths: Paths) -> DetachedEnd | None:
-    """How a detached start ended; None where its first process was killed before it could record that."""
+    """Return how a detached start ended; None if its first process was killed before it could record that."""
     end = read_as(DetachedEnd, paths.work / "detached_end.json")
     return end if end is not None and end.pid == detached.pid else None
 
 
 def is_alive(detached: Detached, paths: Paths) -> bool:
-    """Whether a detached start still runs, on this machine and in this folder."""
+    """Return whether a detached start still runs, on this machine and in this folder."""
     if detached.host != platform.node():
         return False
     try:
@@ -183,7 +183,7 @@ def is_alive(detached: Detached, paths: Paths) -> bool:
 
 
 def read_as(kind: type[Record], path: Path) -> Record | None:
-    """A record of this kind; None where its file is missing or broken."""
+    """Read a record of this kind; None if its file is missing or malformed."""
     try:
         return kind(**read_object(path) or {})
     except TypeError:
@@ -191,7 +191,7 @@ def read_as(kind: type[Record], path: Path) -> Record | None:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """A small JSON object that another process may be replacing; None where it is missing or broken."""
+    """Read a small JSON object that another process may be replacing; None if it is missing or malformed."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Stopping from outside: a signal ends the run at the end of its step.
+"""Stop requests by signal: a signal ends the run at the end of its step.
 
 SIGTERM (./finetune stop, spot machines), SIGINT (Ctrl-C), SIGUSR1 (Slurm) and SIGHUP (a lost terminal).
 """
@@ -13,38 +13,36 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
-    """Whether a signal has asked the run to stop; the run looks at it when its state can be saved."""
+    """Whether a signal has requested a stop; the run checks it when its state can be saved."""
 
     def __init__(self) -> None:
         self.by: str | None = None
 
     def ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Take a signal; the second Ctrl-C stops at once, without a save."""
+        """Record a signal; the second Ctrl-C stops at once, without saving."""
         if self.by is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.by is None:
             self.by = signal.Signals(number).name
-            told = (
-                f"{self.by}: saving at the end of this step, then stopping (press Ctrl-C again to stop immediately)\n"
-            )
-            os.write(sys.stderr.fileno(), told.encode())  # not print, which may be what was interrupted
+            told = f"{self.by}: the run is saved at the end of this step and stops (Ctrl-C again: at once)\n"
+            os.write(sys.stderr.fileno(), told.encode())  # not print, which the signal may have interrupted
 
 
 def leave_signals_to_the_run(worker: int) -> None:  # noqa: ARG001
-    """In a data loader's worker: a signal to the whole group is for the run, which ends its workers itself."""
+    """In a data loader's worker, ignore signals to the process group: the run handles them and ends its workers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
 def die_with_parent() -> None:
-    """Get SIGTERM when the parent is killed, which could not tell: torchrun then ends its processes, a worker saves.
+    """Request SIGTERM for this process when its parent is killed: torchrun then ends its processes, a worker saves.
 
-    Linux alone has this; nothing else has several GPUs.
+    Only Linux supports this; no other system has several GPUs.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
@@ -52,7 +50,7 @@ def die_with_parent() -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """A StopRequest that the signals are wired to; what handled them before is put back."""
+    """Yield a StopRequest connected to the signals; restore their previous handlers afterwards."""
     request = StopRequest()
     with signals_to(request.ask):
         yield request
@@ -60,8 +58,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 @contextmanager
 def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """The signals that ask for a stop go to a handler; what handled them before is put back."""
-    # nohup has asked that a lost terminal be ignored
+    """Send stop signals to a handler; restore the previous handlers afterwards."""
+    # nohup has requested that a lost terminal be ignored
     heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in heard}
     try:
@@ -74,9 +72,9 @@ def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 def run_and_forward(
     line: Sequence[str], forward: Callable[["subprocess.Popen[bytes]", int], None], **options: Any
 ) -> tuple[int, str | None]:
-    """Run a program to its end; gives its exit code, and the first signal that reached us.
+    """Run a program to its end; return its exit code, and the first signal that arrived.
 
-    Every signal is passed to `forward`; one that comes before there is a process, as soon as there is.
+    Every signal is passed to `forward`; one that arrives before the process exists is passed once it does.
     """
     asked: list[int] = []
     process: subprocess.Popen[bytes] | None = None

@@ -1,7 +1,7 @@
-"""`finetune status`: what runs in this folder and how far it is, or how the last run ended.
+"""`finetune status`: show what runs in this folder and its progress, or how the last run ended.
 
-Reads `work/status.json`, which the train stage keeps (step, losses, tokens a second, bytes, seconds left, Unix time),
-the records of the newest detached start and of its newest stage, and `reports/decision.json`.
+Reads `work/status.json`, which the train stage updates (step, losses, tokens per second, bytes, seconds left, Unix
+time), the records of the newest detached start and of its newest stage, and `reports/decision.json`.
 """
 
 import json
@@ -15,12 +15,12 @@ from finetune.files.run_lock import StageRecord, read_record
 from finetune.paths import Paths
 from finetune.processes.running import Detached, Run, find_run, is_alive, read_detached, read_end, read_object
 
-SILENT = 180.0  # seconds without news after which they are called old; a save or an evaluation may take as long
+SILENT = 180.0  # seconds after which a status is reported as stale; a save or an evaluation may take as long
 TAIL, LAST_LINES = 20_000, 5  # bytes and lines of a log that are shown
 
 
 def show(paths: Paths, as_json: bool) -> int:
-    """Tell a person, or a program, what runs or how the last run ended; gives 0."""
+    """Print, as text or JSON, what runs or how the last run ended; return 0."""
     run = find_run(paths)
     told = read_progress(paths, run) if run else None
     lines = describe_run(run, told) if run else ["nothing is running in this folder", *how_it_ended(paths)]
@@ -44,7 +44,7 @@ def show(paths: Paths, as_json: bool) -> int:
 
 
 def read_progress(paths: Paths, run: Run) -> dict[str, Any] | None:
-    """What the stage that runs now last wrote; None for another stage, or where the file is of an earlier run."""
+    """Return the progress of the running stage; None for another stage, or if the file belongs to an earlier run."""
     told = read_status(paths)
     if told is None or run.stage is None or told.get("stage") != run.stage.name or told.get("ended"):
         return None
@@ -53,14 +53,14 @@ def read_progress(paths: Paths, run: Run) -> dict[str, Any] | None:
 
 
 def read_status(paths: Paths) -> dict[str, Any] | None:
-    """`work/status.json`; None where there is none, or it is no such file."""
+    """Read `work/status.json`; None if it is missing or not a status."""
     told = read_object(paths.work / "status.json")
     whole = told is not None and all(isinstance(told.get(key), int | float) for key in ("updated", "step", "steps"))
     return told if whole else None
 
 
 def describe_run(run: Run, told: dict[str, Any] | None) -> list[str]:
-    """What runs and how far it is, in a line or three."""
+    """Describe what runs and its progress, in one to three lines."""
     lines = [run.sentence() + (f"; log: {run.detached.log}" if run.detached else "")]
     if run.stage is not None and run.stage.process is None:
         lines.append(f"it can't be stopped from here: {run.stage.why_not}")
@@ -72,7 +72,7 @@ def describe_run(run: Run, told: dict[str, Any] | None) -> list[str]:
 
 
 def describe_progress(told: dict[str, Any], now: float) -> list[str]:
-    """Step, losses, speed, memory and time left; `now` in Unix seconds."""
+    """Describe step, losses, speed, memory and time left; `now` is in Unix seconds."""
     share = told["step"] / told["steps"] if told["steps"] else 0.0
     parts = [f"step {told['step']} of {told['steps']} ({share:.0%})"]
     texts: dict[str, Callable[[float], str]] = {
@@ -91,7 +91,7 @@ def describe_progress(told: dict[str, Any], now: float) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them."""
+    """Format a duration for readers."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -99,9 +99,9 @@ def duration(seconds: float) -> str:
 
 
 def how_it_ended(paths: Paths) -> list[str]:
-    """The end of the newest run: its verdict, the step where it stopped, or why it failed, in a sentence.
+    """Describe the end of the newest run in a sentence: its verdict, the step where it stopped, or why it failed.
 
-    After a failure outside of any stage, of which nothing else is recorded, the last lines of its log follow.
+    After a failure outside of any stage, of which there is no other record, the last lines of its log follow.
     """
     detached, told = read_detached(paths), read_status(paths)
     verdict_at = _changed(paths.reports / "decision.json")
@@ -116,7 +116,7 @@ def how_it_ended(paths: Paths) -> list[str]:
 
 
 def how_detached_ended(detached: Detached, paths: Paths, told: dict[str, Any] | None) -> list[str]:
-    """From the record of its exit code, that of its newest stage, and the step where the training stopped."""
+    """Describe the end from the records of its exit code and its newest stage, and the step where training stopped."""
     name, again = f"make {detached.target}", f"make {detached.target} DETACH=1"
     end, stage = read_end(detached, paths), read_record(paths.work / "pipeline.lock")
     if stage is not None and stage.at < detached.started:
@@ -138,14 +138,14 @@ def how_detached_ended(detached: Detached, paths: Paths, told: dict[str, Any] | 
 
 
 def failure_reason(stage: StageRecord) -> str:
-    """The problem of a stage that did not come to its end; one that is still "running" was killed."""
+    """Return the problem of a stage that did not finish; one that is still "running" was killed."""
     if stage.problem is not None:
         return printable(str(stage.problem))
     return f"stage {stage.stage} {'was killed' if stage.outcome == 'running' else 'failed'}"
 
 
 def last_lines(log: Path) -> list[str]:
-    """The end of a log, to the letter."""
+    """Return the end of a log, unchanged."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - TAIL))
@@ -156,7 +156,7 @@ def last_lines(log: Path) -> list[str]:
 
 
 def how_training_ended(told: dict[str, Any], paths: Paths, again: str = "") -> str:
-    """The step where the training stands, and what resumes from there."""
+    """Return the last step of the training, and how to resume from there."""
     where = f"step {told['step']} of {told['steps']}"
     if told.get("ended") == "finished":
         return f"train finished at {where}, but the stages after it did not: {goes_on(again)}"
@@ -167,19 +167,19 @@ def how_training_ended(told: dict[str, Any], paths: Paths, again: str = "") -> s
 
 
 def goes_on(again: str) -> str:
-    """What to do after a stop; `again` is the command where it is known."""
+    """Return what to do after a stop; `again` is the command, if known."""
     return f"the same command resumes{': ' + again if again else ''}"
 
 
 def what_is_kept(paths: Paths) -> str:
-    """The checkpoint that was written last, of whatever run, in words."""
+    """Describe the newest checkpoint of any run."""
     found = [path for path in paths.checkpoints.glob("*/checkpoint-*") if path.name[11:].isdigit()]
     newest = max(found, key=_changed, default=None)
     return f"the checkpoint of step {newest.name[11:]} is kept" if newest else "no checkpoint has been written yet"
 
 
 def verdict(paths: Paths) -> str | None:
-    """The verdict that stands; None where there is none."""
+    """Return the current verdict, or None."""
     decision = read_object(paths.reports / "decision.json")
     if decision is None or "verdict" not in decision:
         return None
@@ -187,7 +187,7 @@ def verdict(paths: Paths) -> str | None:
 
 
 def _changed(path: Path) -> float:
-    """When a file was changed last, in Unix seconds; 0 where there is none."""
+    """Return when a file was last changed, in Unix seconds; 0 if it does not exist."""
     try:
         return path.stat().st_mtime
     except OSError:
