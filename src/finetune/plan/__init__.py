@@ -1,1 +1,1 @@
-"""The planning wing: what a run will do, worked out before it starts."""
+"""plan: predict the properties of a run before it starts."""

@@ -1,8 +1,8 @@
-"""What a training step keeps and needs in passing, in bytes, worked out from an architecture's numbers.
+"""The bytes that a training step keeps and temporarily needs, computed from an architecture's dimensions.
 
 What autograd keeps for the backward pass is counted tensor by tensor, as torch's saved-tensor hooks show it
-(tests/plan/test_memory.py holds the two together). Frozen linear layers keep nothing of their own: no gradient of their
-weights is asked for. What does keep is norms, attention, the products of the MLP, and every adapter its own input.
+(tests/plan/test_memory.py compares the two). Frozen linear layers keep nothing, because no gradient of their weights is
+needed. Norms, attention and the products of the MLP keep tensors, and every adapter keeps its own input.
 """
 
 from dataclasses import dataclass, replace
@@ -12,13 +12,13 @@ from finetune.config.train import TrainConfig
 from finetune.model.architecture import HEAD, Architecture, LinearLayers
 
 WIDE, NARROW = 4, 2  # bytes of a float32, of a bfloat16 or float16
-MAPPED = 32 * 2**20  # bytes from which glibc always maps (DEFAULT_MMAP_THRESHOLD_MAX, malloc/malloc.c)
+MAPPED = 32 * 2**20  # bytes from which glibc always uses mmap (DEFAULT_MMAP_THRESHOLD_MAX, malloc/malloc.c)
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768  # of TRL's chunked loss head (trl.kernels.chunked_logprob, trainer.utils)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the arithmetic below looks at."""
+    """The inputs of the computations below."""
 
     architecture: Architecture
     model: ModelConfig
@@ -32,46 +32,46 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """Positions that a micro-batch computes, padding included."""
+        """The positions that a micro-batch computes, including padding."""
         return self.batch * self.length
 
     @property
     def row(self) -> int:
-        """Positions that attend to each other: packing makes one row of the whole micro-batch."""
+        """The positions that attend to each other: packing turns the entire micro-batch into one row."""
         return self.tokens if self.train.packing else self.length
 
     @property
     def masked(self) -> bool:
-        """Whether attention needs a mask: several rows are padded, packed ones must not see each other."""
+        """Whether attention needs a mask: for several padded rows, or to separate packed ones."""
         return self.batch > 1 or self.train.packing
 
     @property
     def autocast(self) -> bool:
-        """Mixed precision: matrix products in 16 bits whatever the weights are."""
+        """Whether matrix products use 16 bits regardless of the weights' format (mixed precision)."""
         return self.train.bf16 or self.train.fp16
 
     @property
     def weight_size(self) -> int:
-        """Bytes of an unquantized weight."""
+        """The bytes of an unquantized weight."""
         return WIDE if self.model.dtype == "float32" else NARROW
 
     @property
     def size(self) -> int:
-        """Bytes of an activation inside a layer."""
+        """The bytes of an activation inside a layer."""
         return NARROW if self.autocast else self.weight_size
 
     @property
     def lora_size(self) -> int:
-        """Bytes of what enters an adapter, whose weights are float32: PEFT casts it up, autocast down again."""
+        """The bytes of an adapter's input; its weights are float32: PEFT casts the input up, autocast down again."""
         return NARROW if self.autocast else WIDE
 
     @property
     def layer_linears(self) -> tuple[LinearLayers, ...]:
-        """The linear layers that every decoder layer has."""
+        """The linear layers of every decoder layer."""
         return tuple(linear for linear in self.architecture.linears if linear.name != HEAD)
 
     def targets(self, linear: LinearLayers) -> bool:
-        """Whether the adapter sits on it."""
+        """Return whether the layer has an adapter."""
         return linear.name in self.adapter.target_modules
 
 
@@ -79,24 +79,24 @@ class Run:
 
 
 def attention_saved(run: Run) -> int:
-    """Bytes a token that attention keeps: queries, keys, values, its output or its probabilities, and its mask."""
+    """Return the bytes per token that attention keeps: queries, keys, values, output or probabilities, mask."""
     shape = run.architecture
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     if run.model.attention == "eager":  # keys and values for all heads, the float32 softmax and its 16-bit copy
         probabilities = shape.heads * run.row * (WIDE + (NARROW if run.size == NARROW else 0))
         return 3 * queries * run.size + probabilities
     repeated = run.masked and run.model.attention == "sdpa"  # with a mask, sdpa repeats keys and values for all heads
-    kept = (2 * queries + 2 * (queries if repeated else keys)) * run.size + shape.heads * WIDE  # and a log-sum a head
-    return kept + (run.row * run.size if repeated else 0)  # the mask, made anew in every layer as numbers to add
+    kept = (2 * queries + 2 * (queries if repeated else keys)) * run.size + shape.heads * WIDE  # and a log-sum per head
+    return kept + (run.row * run.size if repeated else 0)  # the additive mask, created anew in every layer
 
 
 def lora_saved(run: Run, linear: LinearLayers) -> int:
-    """Bytes a token that one adapter keeps: its input after dropout, the mask, its middle; DoRA's outputs."""
+    """Return the bytes per token that an adapter keeps: its input after dropout, mask, middle; DoRA's outputs."""
     if not run.targets(linear):
         return 0
     kept = linear.inputs * run.lora_size + run.adapter.r * run.lora_size
     if run.adapter.lora_dropout:
-        kept += linear.inputs * (1 if run.environment == "cuda" else WIDE)  # CUDA keeps booleans, others numbers
+        kept += linear.inputs * (1 if run.environment == "cuda" else WIDE)  # CUDA keeps booleans, other devices numbers
     elif run.size == WIDE:
         kept -= linear.inputs * WIDE  # nothing was cast or dropped: all adapters share the layer's own tensor
     if run.adapter.use_dora:
@@ -105,12 +105,12 @@ def lora_saved(run: Run, linear: LinearLayers) -> int:
 
 
 def token_saved(run: Run) -> tuple[int, int]:
-    """Bytes a token that one decoder layer keeps, in tensors of the MLP's width, and in others."""
+    """Return the bytes per token that one decoder layer keeps, in tensors of the MLP's width and in others."""
     shape, targets = run.architecture, set(run.adapter.target_modules)
     others = 2 * (shape.hidden + 1) * WIDE  # two norms: their input in float32 and the reciprocal root
     others += attention_saved(run)
     wide = 3 * shape.intermediate * run.size  # gate, its activation, up
-    if not run.adapter.lora_dropout and run.size == WIDE:  # the tensors that the adapters share, once each
+    if not run.adapter.lora_dropout and run.size == WIDE:  # the tensors that the adapters share are counted once
         shared = bool(targets & {"q_proj", "k_proj", "v_proj"}) + bool(targets & {"gate_proj", "up_proj"})
         heads = shape.heads * shape.head_dim * ("o_proj" in targets and run.model.attention == "eager")
         others += (shape.hidden * shared + heads) * WIDE
@@ -124,15 +124,15 @@ def token_saved(run: Run) -> tuple[int, int]:
 
 
 def layer_saved(run: Run) -> int:
-    """Bytes that one decoder layer keeps for its backward pass."""
+    """Return the bytes that one decoder layer keeps for its backward pass."""
     return run.tokens * sum(token_saved(run)) + weights_saved(run)
 
 
 def weights_saved(run: Run) -> int:
-    """Bytes of weights that one layer's graph holds beside the base and the adapter.
+    """Return the bytes of weights that one layer's graph holds in addition to the base and the adapter.
 
-    Autocast makes a 16-bit copy of every float32 weight, and the graph keeps it, for a frozen weight is never in its
-    cache. DoRA with dropout multiplies by a float32 copy of each target's weight.
+    Autocast makes a 16-bit copy of every float32 weight, and the graph keeps it, because autocast does not cache frozen
+    weights. DoRA with dropout multiplies by a float32 copy of each target's weight.
     """
     held = 0
     plain = run.model.dtype == "float32" and run.model.quantization == "none"
@@ -144,28 +144,28 @@ def weights_saved(run: Run) -> int:
             held += run.adapter.r * (linear.inputs + linear.outputs) * NARROW * run.autocast
             dora = run.adapter.use_dora and run.adapter.lora_dropout > 0
             held += size * run.lora_size * (dora and (run.autocast or not plain))
-            held += 3 * linear.outputs * WIDE * run.adapter.use_dora  # norm, its quotient and that less one
+            held += 3 * linear.outputs * WIDE * run.adapter.use_dora  # norm, quotient, quotient minus 1
     return held
 
 
 def saved_bytes(run: Run) -> int:
-    """What autograd holds when the backward pass begins."""
+    """Return the bytes that autograd holds when the backward pass begins."""
     shape = run.architecture
     end = run.tokens * shape.hidden * (WIDE + run.size)  # the last norm's input, and the hidden states
     if not run.train.activation_checkpointing:
         return shape.layers * layer_saved(run) + end
     stream = WIDE if run.autocast and run.weight_size == WIDE else run.size
-    return shape.layers * run.tokens * shape.hidden * stream + end  # each layer's input, nothing of its inside
+    return shape.layers * run.tokens * shape.hidden * stream + end  # each layer's input, but no tensors inside
 
 
 # ------------------------------------------------------------------------------------------------- what comes and goes
 
 
 def loss_head_bytes(run: Run, supervised: int, *, backward: bool) -> int:
-    """TRL's chunked loss head: a tile of logits and what is worked out from it.
+    """Return the bytes of TRL's chunked loss head: a tile of logits and the values computed from it.
 
-    Triton folds a tile in place on CUDA. Elsewhere torch does it with whole tiles in float32: three live at once in the
-    forward pass, in the backward pass seven and a boolean one (`_backward_tile`: y, z, log p, p, grad and two terms).
+    Triton computes a tile in place on CUDA. Elsewhere torch uses complete tiles in float32: three at once in the
+    forward pass, seven and a boolean one in the backward pass (`_backward_tile`: y, z, log p, p, grad and two terms).
     """
     shape = run.architecture
     rows, columns = min(supervised, TILE_TOKENS), min(shape.vocabulary, TILE_VOCABULARY)
@@ -180,7 +180,7 @@ def loss_head_bytes(run: Run, supervised: int, *, backward: bool) -> int:
 
 
 def backward_bytes(run: Run) -> int:
-    """What a layer's backward pass needs beside what was kept: gradients of the widest, a whole weight."""
+    """Return the additional bytes of a layer's backward pass: gradients of the widest tensor, and a complete weight."""
     shape = run.architecture
     needed = run.tokens * shape.intermediate * (run.lora_size + run.size)
     if run.model.attention == "eager":
@@ -191,14 +191,14 @@ def backward_bytes(run: Run) -> int:
 
 
 def dora_bytes(run: Run) -> int:
-    """DoRA's norm of one layer: an identity matrix, the product of A and B, the same scaled, its sum."""
+    """Return the bytes of DoRA's norm in one layer: an identity matrix, the product A B, its scaled copy, the sum."""
     if not run.adapter.use_dora:
         return 0
     return max((x.inputs**2 + 3 * x.inputs * x.outputs) * WIDE for x in run.layer_linears)
 
 
 def forward_bytes(run: Run) -> int:
-    """A forward pass that keeps nothing: the widest moment of the MLP (four of its tensors) or of attention."""
+    """Return the bytes of a forward pass that keeps nothing: peak of the MLP (four of its tensors) or of attention."""
     shape = run.architecture
     wide = shape.intermediate * (2 * run.size + 2 * run.lora_size) + 4 * shape.hidden * run.size
     scores = shape.heads * run.row * 3 * WIDE if run.model.attention == "eager" else 0
@@ -210,21 +210,22 @@ def forward_bytes(run: Run) -> int:
 
 
 def heap_slack(run: Run) -> int:
-    """Bytes of the C library's heap that a CPU run holds and can't use, on Linux.
+    """Return the bytes of the C library's heap that a CPU run holds but cannot use, on Linux.
 
-    glibc's heap keeps tensors under 32 MiB (larger ones are mapped, and given back at once). Aligned requests of equal
-    size don't fit into each other's holes once a small object has settled there (glibc 2.36, _int_memalign), so what
-    comes and goes in a forward pass leaves holes, in proportion to what passes through all layers: what they keep, or
-    would keep with dropout. Measured on bases of 8, 12 and 18 layers: 0.43 to 0.56 of that; with activation
-    checkpointing, which frees it and runs every layer twice, 0.27 to 0.85, in two runs of one case 0.50 and 0.63. With
-    every tensor mapped (MALLOC_MMAP_THRESHOLD_=1048576) it is nothing, and steps take a fifth to four fifths longer.
+    glibc's heap holds tensors under 32 MiB (larger ones are mapped, and returned at once). Aligned requests of equal
+    size do not fit into each other's holes once a small object occupies part of them (glibc 2.36, _int_memalign), so
+    temporary tensors of a forward pass leave holes, in proportion to the memory that passes through all layers: what
+    they keep, or would keep with dropout. Measured on base models of 8, 12 and 18 layers: 0.43 to 0.56 of that; with
+    activation checkpointing, which frees it and runs every layer twice, 0.27 to 0.85, and 0.50 and 0.63 in two runs of
+    one case. With every tensor mapped (MALLOC_MMAP_THRESHOLD_=1048576) there is no such loss, but steps take 20% to 80%
+    longer.
     """
     shape = run.architecture
     dropping = run.adapter.model_copy(update={"lora_dropout": run.adapter.lora_dropout or 0.05})
     wide, others = token_saved(replace(run, adapter=dropping))
-    if run.model.quantization == "nf4":  # PEFT copies what a 4-bit layer gives
+    if run.model.quantization == "nf4":  # PEFT copies the output of a 4-bit layer
         others += sum(linear.outputs for linear in run.layer_linears if run.targets(linear)) * run.size
-    # With more tokens they are mapped; what was on the heap until then stays as a bound, which was not measured.
+    # With more tokens they are mapped; the previous size of the heap is kept as an unmeasured bound.
     widest, usual = (MAPPED // (width * WIDE) for width in (shape.intermediate, shape.hidden))
     passing = wide * min(run.tokens, widest) + others * min(run.tokens, usual)
     share = 0.62 if run.train.activation_checkpointing else 0.48

@@ -1,4 +1,4 @@
-"""Whether this machine can run a recipe: its device, its packages, and the predicted peak memory."""
+"""Whether this machine can run a recipe: its device, its packages and the predicted peak memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ QUICK = "not predicted with --quick"
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What one recipe would be on this machine; peak and parameters are None where they are not known."""
+    """The result for one recipe on this machine; peak and parameters are None if unknown."""
 
     recipe: str
     environment: str
@@ -35,10 +35,10 @@ class Fit:
     peak_bytes: int | None = None
     available_bytes: int | None = None
     unknown: str | None = None  # why no memory is predicted
-    meant: bool = True  # whether this machine is about what the recipe is made for, or more
+    meant: bool = True  # whether this machine is about as large as the recipe's, or larger
 
     def sentence(self) -> str:
-        """Whether it can run here, and why not."""
+        """State whether the recipe can run here, and why not."""
         if not self.can_run:
             return f"recipe {self.recipe} can't run here: {'; '.join(self.why_not)}"
         if self.peak_bytes is None or self.available_bytes is None:
@@ -48,7 +48,7 @@ class Fit:
 
 
 def judge_all(root: Path, found: Accelerators, predictor: "Predictor") -> Iterator[Fit]:
-    """Every recipe of the folder; one that can't be read is unknown."""
+    """Yield the result for every recipe of the folder; for one that cannot be read, it is unknown."""
     for path in sorted((root / "recipes").glob("*.yaml")):
         try:
             yield judge(read_recipe(path.stem, root), found, predictor)
@@ -57,11 +57,11 @@ def judge_all(root: Path, found: Accelerators, predictor: "Predictor") -> Iterat
 
 
 def judge(config: Config, found: Accelerators, predictor: "Predictor | None") -> Fit:
-    """Device, packages and memory of one run against what is here; the base may still be fetched."""
+    """Compare device, packages and memory of one run with this machine; the base need not be downloaded yet."""
     reasons = (*missing_devices(config, found), *missing_packages(config))
     name, environment, base = config.recipe, config.environment, config.model.base
-    if reasons:  # another device's memory says nothing
-        return Fit(name, environment, base, False, reasons, unknown="not predicted, because it can't run here")
+    if reasons:  # memory of another kind of device is irrelevant
+        return Fit(name, environment, base, False, reasons, unknown="not predicted, as it can't run here anyway")
     available = usable_memory()
     if environment == "cuda":
         available = min(gpu.memory_bytes for gpu in found.gpus[: config.train.distributed.devices])
@@ -73,7 +73,7 @@ def judge(config: Config, found: Accelerators, predictor: "Predictor | None") ->
 
 
 def missing_devices(config: Config, found: Accelerators) -> Iterator[str]:
-    """What the run's device lacks."""
+    """Yield what the run's device lacks."""
     if config.environment == "cuda" and not found.gpus:
         yield "torch found no usable CUDA device"
     elif config.environment == "apple" and not found.apple:
@@ -87,9 +87,9 @@ def missing_devices(config: Config, found: Accelerators) -> Iterator[str]:
 
 
 def missing_packages(config: Config) -> Iterator[str]:
-    """Packages that this run needs and that are not installed."""
+    """Yield the packages that this run needs and that are not installed."""
     if runtime_of(config) != "native":
-        return  # the image has what is locked
+        return  # the image contains the locked packages
     needed = ["torch", "transformers", "peft", "trl"]
     needed += ["bitsandbytes"] if needs_bitsandbytes(config.model, config.train) else []
     missing = [name for name in needed if not find_spec(name)]
@@ -101,7 +101,7 @@ def missing_packages(config: Config) -> Iterator[str]:
 
 
 def best_of(fits: list[Fit]) -> Fit | None:
-    """The largest base whose predicted peak fits, of the recipes made for a machine no larger; ties by name."""
+    """Return the largest base whose predicted peak fits, among recipes for machines no larger; ties by name."""
     known = [
         fit for fit in fits if fit.can_run and fit.meant and fit.parameters is not None and fit.peak_bytes is not None
     ]
@@ -109,14 +109,14 @@ def best_of(fits: list[Fit]) -> Fit | None:
 
 
 class Predictor:
-    """Peak memory of runs; each base is measured once, which takes seconds for billions of parameters."""
+    """Predicts the peak memory of runs; each base is measured once, which takes seconds for billions of parameters."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._known: dict[tuple[str, str | None], Any] = {}
 
     def predict(self, config: Config) -> tuple[int | None, int | None, str | None]:
-        """(parameters, peak bytes, None), or (None, None, why not)."""
+        """Return (parameters, peak bytes, None), or (None, None, why not)."""
         try:
             from finetune.model.architecture import find_architecture, measure_architecture
             from finetune.plan.memory import plan_memory

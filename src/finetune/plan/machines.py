@@ -1,4 +1,4 @@
-"""The machines that recipes are made for: what one device has, by its maker's data sheet."""
+"""The machines that recipes target: properties of one device, from the manufacturer's data sheet."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from finetune.config.validate import Machine
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """Memory of one device in bytes, and its dense 16-bit matrix throughput in floating-point operations a second.
+    """Memory of one device in bytes, and its dense 16-bit matrix throughput in floating-point operations per second.
 
-    `peak_flops` is None where the maker publishes none for this kind of work; then only a probe on it tells the time.
+    `peak_flops` is None if no figure is published for this kind of work; then only a probe can predict the time.
     """
 
     title: str
@@ -18,9 +18,9 @@ class MachineFacts:
 
 
 # Sources: NVIDIA H200 and H100 data sheets (SXM: 1,979 TFLOPS bfloat16 with sparsity, half of it dense); A100 data
-# sheet (312); RTX 4090: Ada architecture white paper (165 with float32 accumulation), the fastest usual card of 24 GB.
-# Memory of a GPU is what its driver reports (nvidia-smi, MiB), of a server the whole machine's, of a Mac what Metal
-# recommends at most (recommendedMaxWorkingSetSize, as llama.cpp logs it: github.com/ollama/ollama/issues/434).
+# sheet (312); RTX 4090: Ada architecture white paper (165 with float32 accumulation), the fastest common card with 24
+# GB. A GPU's memory is what its driver reports (nvidia-smi, MiB), a server's that of the complete machine, a Mac's what
+# Metal recommends at most (recommendedMaxWorkingSetSize, as llama.cpp logs it: github.com/ollama/ollama/issues/434).
 MACHINES: dict[Machine, MachineFacts] = {
     "h200": MachineFacts("NVIDIA H200 141 GB", 143_771 * 2**20, 989e12),
     "h100": MachineFacts("NVIDIA H100 80 GB", 81_559 * 2**20, 989e12),

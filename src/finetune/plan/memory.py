@@ -1,7 +1,7 @@
-"""How much memory a training run will need at its peak, by part, worked out before anything is loaded.
+"""Predict the peak memory of a training run by part, before anything is loaded.
 
-Pure arithmetic over an architecture's numbers and params.yaml. A run passes through phases, each with a need of its
-own; the peak is the phase that needs most. What a step keeps and needs in passing is in activations.py.
+The result is computed from an architecture's dimensions and params.yaml. A run passes through phases with different
+needs; the peak is that of the largest phase. activations.py computes what a step keeps and temporarily needs.
 """
 
 import math
@@ -28,15 +28,16 @@ from finetune.plan.activations import (
 Phase = Literal["loading", "loss", "backward", "optimizer", "evaluation"]
 MIB = 2**20
 LARGEST_BATCH = 1024
-# What a process holds before its first step: interpreter, torch, transformers, TRL. CPU: measured, 604 MiB with torch
-# 2.13 on Linux, of which a few are the base's small tensors. CUDA: the context, cuBLAS's workspaces (32 MiB on Hopper)
-# and kernels, which nvidia-smi shows and torch's counter does not; assumed. Apple: the CPU's, and Metal's; assumed.
+# The memory of a process before its first step: interpreter, torch, transformers, TRL. CPU: measured, 604 MiB with
+# torch 2.13 on Linux, including a few for the base's small tensors. CUDA: the context, cuBLAS's workspaces (32 MiB on
+# Hopper) and kernels, which nvidia-smi shows and torch's counter does not; assumed. Apple: the CPU's, and Metal's;
+# assumed.
 RUNTIME: dict[Environment, int] = {"cpu": 600 * MIB, "cuda": 700 * MIB, "apple": 900 * MIB}
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one device at the peak, by part, in one phase of the run; `host` is what was moved off the device."""
+    """Bytes on one device at the peak, by part, in one phase of the run; `host` is what was offloaded."""
 
     phase: Phase
     runtime: int = 0
@@ -57,7 +58,7 @@ class MemoryPlan:
         return sum(getattr(self, name) for name in parts)
 
     def to_json(self) -> dict[str, int]:
-        """The bytes as a plain mapping, for reports."""
+        """Return the bytes as a plain mapping, for reports."""
         return {**{field.name: getattr(self, field.name) for field in fields(self)[1:]}, "peak": self.peak}
 
 
@@ -65,11 +66,11 @@ class MemoryPlan:
 
 
 def base_bytes(run: Run) -> tuple[int, int]:
-    """The frozen weights and, under NF4, its scales.
+    """Return the bytes of the frozen weights and, under NF4, of the scales.
 
-    NF4 takes half a byte a weight of every linear layer but the loss head; embeddings, norms and biases stay 16 bits. A
-    block of 64 weights has a scale of one byte, 256 scales one float32 (double quantization, arXiv 2305.14314,
-    section 3), a matrix two code books of 256 and 16 float32.
+    NF4 uses half a byte per weight in every linear layer except the loss head; embeddings, norms and biases keep 16
+    bits. A block of 64 weights has a one-byte scale, 256 scales share one float32 (double quantization, arXiv
+    2305.14314, section 3), and a matrix has two code books of 256 and 16 float32.
     """
     parameters = run.architecture.parameters
     if run.model.quantization == "none":
@@ -81,14 +82,14 @@ def base_bytes(run: Run) -> tuple[int, int]:
 
 
 def optimizer_bytes(run: Run) -> tuple[int, int]:
-    """The optimizer's state on the device and on the host (paged state is managed memory, which can move there)."""
+    """Return the optimizer's bytes on the device and on the host (paged state is managed memory, which can move)."""
     trained = trainable_parameters(run.architecture, run.adapter)
     if run.train.optim in ("adamw_torch", "adamw_torch_fused"):
         return 2 * WIDE * trained, 0
-    if run.train.optim in ("adamw_8bit", "paged_adamw_8bit"):  # a byte and, for every 256, a float32 scale; twice
+    if run.train.optim in ("adamw_8bit", "paged_adamw_8bit"):  # one byte and, for every 256, a float32 scale; twice
         state = 2 * trained + 2 * trained // 256 * WIDE
         return (0, state) if run.train.optim.startswith("paged") and run.environment == "cuda" else (state, 0)
-    if run.train.optim == "adafactor":  # a row and a column of second moments for each of the two LoRA matrices
+    if run.train.optim == "adafactor":  # one row and one column of second moments for each of the two LoRA matrices
         rank = run.adapter.r
         sides = sum((x.inputs + x.outputs + 2 * rank) * x.count for x in run.layer_linears if run.targets(x))
         return sides * WIDE, 0
@@ -96,11 +97,11 @@ def optimizer_bytes(run: Run) -> tuple[int, int]:
 
 
 def loading_bytes(run: Run) -> int:
-    """What loading takes beside the weights.
+    """Return the additional bytes needed while loading.
 
-    On a CPU, weights of the file's own dtype are its mapped pages themselves; others are read in full and stay mapped
-    until the last is converted. NF4 makes a copy of each matrix in the model's dtype, which leaves a hole in the heap
-    (heap_slack) that the next one seldom fits: measured 0.36 and 0.94 of the copies in two loads of 0.4 billion
+    On a CPU, weights in the file's own dtype are its mapped pages themselves; others are read in full and stay mapped
+    until the last is converted. NF4 copies each matrix in the model's dtype, which leaves a hole in the heap
+    (heap_slack) that the next one rarely fits: measured 0.36 and 0.94 of the copies in two loads of 0.4 billion
     parameters. A GPU reads one tensor after another.
     """
     size = WIDE if run.architecture.stored == "float32" else NARROW
@@ -114,7 +115,7 @@ def loading_bytes(run: Run) -> int:
 
 
 def slack_bytes(run: Run, moving: int) -> int:
-    """What the allocator holds beside what is in use; on a GPU, gaps between torch's blocks, an assumption."""
+    """Return the bytes that the allocator holds but does not use; on a GPU, gaps between torch's blocks (assumed)."""
     return heap_slack(run) if run.environment == "cpu" else moving // 20
 
 
@@ -122,7 +123,7 @@ def slack_bytes(run: Run, moving: int) -> int:
 
 
 def spread(run: Run, plan: MemoryPlan) -> MemoryPlan:
-    """The standing parts on one of several devices: what the strategy shards, and what offloading moves to the host."""
+    """Distribute the constant parts over several devices: the strategy shards some, offloading moves some to hosts."""
     asked = run.train.distributed
     names = {"zero2": ["gradients", "optimizer"], "fsdp": SHARDED, "zero3": SHARDED}.get(asked.strategy, [])
     parts = {name: -(-getattr(plan, name) // (run.ranks if name in names else 1)) for name in SHARDED}
@@ -141,7 +142,7 @@ SHARDED = ["weights", "quantization", "adapter", "gradients", "optimizer"]
 
 
 def communication_bytes(run: Run) -> int:
-    """Buffers of the strategy: DDP copies the gradients; FSDP and ZeRO-3 gather two layers and the loss head."""
+    """Return the strategy's buffers: DDP copies the gradients; FSDP and ZeRO-3 gather two layers and the loss head."""
     strategy, shape = run.train.distributed.strategy, run.architecture
     if strategy == "ddp":
         return trainable_parameters(run.architecture, run.adapter) * WIDE
@@ -149,7 +150,7 @@ def communication_bytes(run: Run) -> int:
         weights, scales = base_bytes(run)
         outside = (1 if shape.tied else 2) * shape.vocabulary * shape.hidden * run.weight_size
         return 2 * max(weights + scales - outside, 0) // shape.layers + outside
-    return 2 * shape.hidden**2 * WIDE if strategy == "zero2" else 0  # the reduce bucket that transformers asks for
+    return 2 * shape.hidden**2 * WIDE if strategy == "zero2" else 0  # the reduce bucket that transformers configures
 
 
 # ---------------------------------------------------------------------------------------------------------- the whole
@@ -166,7 +167,7 @@ def plan_memory(
     supervised: int,
     ranks: int = 1,
 ) -> MemoryPlan:
-    """The memory of a run on one device: `length` padded positions a row, `supervised` tokens a micro-batch."""
+    """Predict a run's memory on one device: `length` padded positions per row, `supervised` tokens per micro-batch."""
     batch = train.per_device_train_batch_size
     run = Run(architecture, model, adapter, train, environment, batch, length, supervised, ranks)
     weights, scales = base_bytes(run)
@@ -177,13 +178,13 @@ def plan_memory(
 
 
 def phases(run: Run, standing: MemoryPlan) -> list[MemoryPlan]:
-    """The need of each phase of a run; between two micro-batches of one step the gradients stay."""
+    """Return the needs of each phase of a run; between two micro-batches of a step, the gradients are kept."""
     layers, between = run.architecture.layers, run.train.gradient_accumulation_steps > 1
     saved, layer = saved_bytes(run), layer_saved(run)
     inside = layer if run.train.activation_checkpointing else 0
     early = standing.gradients if between else standing.gradients // layers
     head = loss_head_bytes(run, run.supervised, backward=True)
-    # evaluation sees rows as long and as supervised as training's
+    # evaluation rows are as long and as supervised as training rows
     evaluated = run.train.per_device_eval_batch_size
     idle = replace(run, batch=evaluated)
     judged = loss_head_bytes(idle, -(-run.supervised * evaluated // run.batch), backward=False)
@@ -202,7 +203,7 @@ def phases(run: Run, standing: MemoryPlan) -> list[MemoryPlan]:
 
 
 def with_slack(run: Run, plan: MemoryPlan) -> MemoryPlan:
-    """The plan with the allocator's slack in its workspace."""
+    """Add the allocator's slack to the plan's workspace."""
     if plan.phase in ("loading", "optimizer"):
         return plan
     moving = plan.activations + plan.logits + plan.workspace
@@ -213,7 +214,7 @@ def with_slack(run: Run, plan: MemoryPlan) -> MemoryPlan:
 
 
 def largest_that_fits(peak: Callable[[int], int], available: int, most: int) -> int:
-    """The largest whole number up to `most` whose peak fits, by bisection; 0 where not even 1 does."""
+    """Return the largest integer up to `most` whose peak fits, by bisection; 0 if not even 1 does."""
     fits, fails = 0, most + 1
     while fails - fits > 1:
         middle = (fits + fails) // 2
@@ -233,7 +234,7 @@ def largest_micro_batch(
     supervised_share: float,
     ranks: int = 1,
 ) -> int:
-    """The largest micro-batch of rows of this length that fits in `available` bytes; 0 where not even one row does."""
+    """Return the largest micro-batch with rows of this length that fits in `available` bytes; 0 if no row fits."""
 
     def peak(batch: int) -> int:
         changed = train.model_copy(update={"per_device_train_batch_size": batch})
@@ -255,7 +256,7 @@ def largest_length(
     supervised_share: float,
     ranks: int = 1,
 ) -> int:
-    """The longest rows of this micro-batch that fit in `available` bytes, up to the base's positions; 0 if none do."""
+    """Return the longest rows of this micro-batch that fit in `available` bytes, up to the base's positions, or 0."""
 
     def peak(length: int) -> int:
         scored = math.ceil(supervised_share * train.per_device_train_batch_size * length)

@@ -1,7 +1,7 @@
-"""The order of the examples in each epoch, and its micro-batches: a function of seed and epoch alone.
+"""The order of the examples in each epoch, and its micro-batches, as a function of only seed and epoch.
 
-train draws its rows in this order, so validate can count exactly what it will compute. (The Trainer's own sampler by
-length draws from the global random state, which a resumed run no longer has.)
+train reads its rows in this order, so validate can count exactly what it will compute. (The Trainer's own sampler by
+length uses the global random state, which differs in a resumed run.)
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Batches:
-    """What the micro-batches of one epoch hold, padding included; all rows of one are as long as its longest."""
+    """The contents of one epoch's micro-batches, including padding; all rows of one are padded to its longest."""
 
     positions: int  # all tokens that the device computes
     longest: int  # tokens of the longest row
@@ -19,7 +19,7 @@ class Batches:
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, strategy: str, epoch: int) -> list[int]:
-    """The rows' numbers in the order of one epoch; `batch_size` is one device's micro-batch times the accumulation."""
+    """Return the row indices in the order of one epoch; `batch_size` is one device's micro-batch times accumulation."""
     import torch
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -34,7 +34,7 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, strategy: st
 def measure_batches(
     order: Sequence[int], lengths: Sequence[int], supervised: Sequence[int], micro: int, *, padded: bool = True
 ) -> Batches:
-    """What the micro-batches of `micro` rows in this order hold; packed rows lie one behind the other, not padded."""
+    """Measure the micro-batches of `micro` rows in this order; packed rows are concatenated, not padded."""
     batches = [order[start : start + micro] for start in range(0, len(order), micro)]
     held = [[lengths[at] for at in batch] for batch in batches]
     sizes = [max(batch) * len(batch) if padded else sum(batch) for batch in held]

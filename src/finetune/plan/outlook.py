@@ -1,6 +1,7 @@
-"""What a run will be, before it is one: steps, parameters, memory by part, what would fit, how much work it is.
+"""Predict a run: steps, parameters, memory by part, settings that would fit, and the amount of computation.
 
-Everything follows from params.yaml, the architecture and the workload (how many rows, how long), with no weight loaded.
+Everything follows from params.yaml, the architecture and the workload (number and length of rows), without loading
+weights.
 """
 
 from collections.abc import Mapping
@@ -18,26 +19,26 @@ from finetune.plan.schedule import plan_schedule
 from finetune.plan.time import Range, assumed_time, evaluation_flops, run_flops
 from finetune.reports.validation import ParameterCounts, PlanReport, Schedule
 
-CHECKPOINT_BYTES = 12  # a trainable parameter in a checkpoint: itself and two moments of Adam, in float32
+CHECKPOINT_BYTES = 12  # per trainable parameter: itself and two moments of Adam, in float32
 RANKS = (1, 2, 4, 8)
-FITTING = 0.9  # of the memory there is: the prediction is good to a tenth
+FITTING = 0.9  # of the available memory: the prediction is accurate to 10%
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What the run will read: rows, their tokens and computed positions an epoch, and its heaviest micro-batch."""
+    """The rows of a run: their tokens and computed positions per epoch, and the largest micro-batch."""
 
     rows: int
     tokens: int
     positions: int
     longest_row: int
-    supervised: int  # tokens of a micro-batch that a loss is taken on
+    supervised: int  # supervised tokens per micro-batch
     validation: int = 0  # positions of the validation split
-    counted: bool = True  # False where it is the most that so many rows can be
+    counted: bool = True  # False if it is an upper bound for this number of rows
 
     @classmethod
     def at_most(cls, train: TrainConfig, rows: int, validation: int = 0, length: int | None = None) -> "Workload":
-        """The most that so many rows can be: each of `length` tokens (or max_length), half answers."""
+        """Return an upper bound for this number of rows: each has `length` tokens (or max_length), half in answers."""
         each = min(length or train.max_length, train.max_length)
         supervised = train.per_device_train_batch_size * each // 2
         return cls(rows, rows * each, rows * each, each, supervised, validation * each, counted=False)
@@ -45,7 +46,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The plan of one run; memory and work are None where the architecture is not known."""
+    """The plan of one run; memory and work are None if the architecture is unknown."""
 
     config: ValidateParams
     workload: Workload
@@ -53,27 +54,27 @@ class RunPlan:
     architecture: Architecture | None = None
     trainable: int = 0
     memory: MemoryPlan | None = None
-    by_ranks: Mapping[int, int] = field(default_factory=dict)  # peak bytes a device
-    available: int | None = None  # bytes of a device; None where this machine is not the recipe's
+    by_ranks: Mapping[int, int] = field(default_factory=dict)  # peak bytes per device
+    available: int | None = None  # bytes of a device; None if this is not the recipe's machine
     flops: float | None = None  # of the training steps
     evaluation_flops: float = 0.0  # of all evaluations during training
 
     @property
     def disk_bytes(self) -> int:
-        """What checkpoints, adapter and tokens take: as many checkpoints as are kept, and the one being written."""
+        """The bytes of all kept checkpoints, the one being written, the adapter and the tokens."""
         kept = self.config.train.save_total_limit + 1
         rows = self.workload.tokens * 2 * 4
         return self.trainable * (CHECKPOINT_BYTES * kept + 4) + rows + 100_000_000
 
     def time(self) -> Range | None:
-        """Seconds by the machine's data sheet; None where it has none."""
+        """The seconds according to the machine's data sheet; None if it has none."""
         peak = MACHINES[self.config.machine].peak_flops if self.config.machine in MACHINES else None
         if self.flops is None or peak is None:
             return None
         return assumed_time(self.flops + self.evaluation_flops, peak, self.config.train.distributed.devices)
 
     def what_fits(self) -> tuple[int, int]:
-        """The largest micro-batch at this length, and the longest rows at this micro-batch; 0 where none fits."""
+        """The largest micro-batch at this length, and the longest rows at this micro-batch; 0 if none fits."""
         if self.architecture is None or self.available is None:
             return 0, 0
         config, work, room = self.config, self.workload, int(FITTING * self.available)
@@ -86,7 +87,7 @@ class RunPlan:
         return batch, largest_length(*asked, available=room, supervised_share=share, ranks=ranks)
 
     def report(self) -> PlanReport:
-        """For the report: what is the same on every machine."""
+        """Return the report, with only what is equal on every machine."""
         known = self.architecture
         return PlanReport(
             machine=self.config.machine,
@@ -99,7 +100,7 @@ class RunPlan:
         )
 
     def table(self) -> dict[str, Any]:
-        """What a person reads of it in the report, by name."""
+        """Return the readable entries of the report, by name."""
         rows: dict[str, Any] = {"rows per epoch": self.workload.rows, "tokens per epoch": self.workload.tokens}
         if self.architecture and self.memory:
             rows |= {"trainable parameters": self.trainable, "all parameters": self.architecture.parameters}
@@ -107,7 +108,7 @@ class RunPlan:
         return rows
 
     def lines(self) -> list[str]:
-        """The plan in a few sentences."""
+        """Describe the plan in a few sentences."""
         schedule, work = self.schedule, self.workload
         counted = "" if work.counted else " at most"
         told = [
@@ -127,7 +128,7 @@ class RunPlan:
 
 
 def make_plan(params: ValidateParams, architecture: Architecture | None, workload: Workload) -> RunPlan:
-    """The outlook of a run over this workload."""
+    """Predict a run over this workload."""
     schedule = plan_schedule(params.train, workload.rows, params.train.distributed.devices)
     if architecture is None:
         return RunPlan(params, workload, schedule)
@@ -147,18 +148,18 @@ def make_plan(params: ValidateParams, architecture: Architecture | None, workloa
         {ranks: peak_memory(params, architecture, workload, ranks).peak for ranks in RANKS},
         available_bytes(params),
         flops,
-        (schedule.evaluations + 1) * a_pass,  # the first one before the first step
+        (schedule.evaluations + 1) * a_pass,  # including one before the first step
     )
 
 
 def peak_memory(params: ValidateParams, architecture: Architecture, workload: Workload, ranks: int) -> MemoryPlan:
-    """The memory of one of so many devices (several without a strategy are reckoned as ddp)."""
+    """Predict the memory of one of `ranks` devices (several without a strategy are treated as ddp)."""
     train, distributed = params.train, params.train.distributed
     if ranks > 1 and distributed.strategy == "none":
         several = distributed.model_copy(update={"devices": ranks, "strategy": "ddp"})
         train = train.model_copy(update={"distributed": several})
     model = params.model
-    if model.attention == "auto":  # sdpa needs more, and auto may mean it
+    if model.attention == "auto":  # sdpa needs more, and auto may select it
         model = model.model_copy(update={"attention": "sdpa"})
     return plan_memory(
         architecture,
@@ -173,7 +174,7 @@ def peak_memory(params: ValidateParams, architecture: Architecture, workload: Wo
 
 
 def available_bytes(params: ValidateParams) -> int | None:
-    """What one device of the machine has that the recipe names, or of this one where it is meant and has it."""
+    """Return the bytes of one device of the machine that the recipe names, or of this machine if that is the target."""
     if params.machine in MACHINES:
         return MACHINES[params.machine].memory_bytes
     return None if find_missing_device(params.environment) else memory_bytes(params.environment)

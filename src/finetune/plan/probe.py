@@ -1,7 +1,7 @@
-"""A short probe of this machine: real layers of the architecture with random weights, trained for a few micro-batches.
+"""A short probe of this machine: train real layers of the architecture with random weights for a few micro-batches.
 
-Two layers of full width tell what the device does a second, for the layers are all alike; the real weights are not
-needed. The micro-batch grows until it takes a second or is the run's own.
+All layers are alike, so two layers of full width are enough to measure the device's speed, without the real weights.
+The micro-batch grows until it takes a second or reaches the run's own size.
 """
 
 import copy
@@ -18,22 +18,22 @@ from finetune.model.architecture import find_architecture, measure_architecture
 from finetune.model.base import load_base
 from finetune.plan.time import flops_per_position
 
-LAYERS, VOCABULARY = 2, 1024  # the head is left out: its share of the work is counted apart
+LAYERS, VOCABULARY = 2, 1024  # the head is left out: its share of the work is computed separately
 REPETITIONS = 5
 ENOUGH_SECONDS = 1.0
 SHORTEST = 32  # tokens
 
 
 def measure_throughput(params: TrainParams, root: Path, length: int) -> tuple[float, float]:
-    """Floating-point operations a second of one device in training: the slowest and the fastest repetition.
+    """Return the slowest and fastest training throughput of one device in floating-point operations per second.
 
-    `length` is the tokens of a usual row. MachineError where this machine has not the recipe's device.
+    `length` is the number of tokens of a typical row. Raises MachineError if this machine lacks the recipe's device.
     """
     device = require_device(params.environment)
     with TemporaryDirectory(dir=_scratch(root)) as folder:
         layers, model = _build(params, root, Path(folder), device)
     micro, tokens = params.train.per_device_train_batch_size, min(SHORTEST, length)
-    _step(model, micro, tokens, params)  # caches, kernels
+    _step(model, micro, tokens, params)  # warms up caches and kernels
     while tokens < length and _step(model, micro, tokens, params) < ENOUGH_SECONDS:
         tokens = min(2 * tokens, length)
     work = micro * tokens * flops_per_position(layers, params.train, tokens)
@@ -48,7 +48,7 @@ def _scratch(root: Path) -> Path:
 
 
 def _build(params: TrainParams, root: Path, folder: Path, device: str) -> tuple[Any, Any]:
-    """The layers with their adapter on the device, as train would build them; and their architecture."""
+    """Build the layers with their adapter on the device, as train would; also return their architecture."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -74,7 +74,7 @@ def _build(params: TrainParams, root: Path, folder: Path, device: str) -> tuple[
 
 
 def _step(model: Any, micro: int, tokens: int, params: TrainParams) -> float:
-    """Seconds of one micro-batch, forward and backward."""
+    """Return the seconds of one micro-batch, forward and backward."""
     import torch
 
     ids = torch.randint(2, VOCABULARY, (micro, tokens), device=next(model.parameters()).device)

@@ -1,1 +1,1 @@
-"""What crosses between stages."""
+"""The records exchanged between stages."""

@@ -1,4 +1,4 @@
-"""What crosses between stages: messages, examples and predictions, as JSON lines.
+"""The records exchanged between stages: messages, examples and predictions, as JSON lines.
 
 One example of `data/prepared/train.jsonl`, shortened:
 
@@ -6,8 +6,8 @@ One example of `data/prepared/train.jsonl`, shortened:
      "messages": [{"role": "system", "content": "…"}, {"role": "user", "content": "…"},
                   {"role": "assistant", "content": "ValueError"}]}
 
-Where a row has them, also `label` (of a classification), `tools` (what the assistant may call, as JSON schemas) and
-`group` (whose rows stay in one split).
+Rows may also have `label` (of a classification), `tools` (that the assistant may call, as JSON schemas) and `group`
+(whose rows stay in one split).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Tool = dict[str, Any]  # the JSON schema of a function that the assistant may ca
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `tool_calls` are the assistant's, `name` and `tool_call_id` a tool's."""
+    """One turn of a conversation; `tool_calls` belong to the assistant, `name` and `tool_call_id` to a tool."""
 
     role: Role
     content: str
@@ -32,7 +32,7 @@ class Message:
     tool_call_id: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What a chat template reads: no key without a value."""
+        """Return the message in the form of chat templates, without empty keys."""
         fields: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.tool_calls:
             fields["tool_calls"] = list(self.tool_calls)
@@ -44,7 +44,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """All that was written in this turn: the content, and the tool calls as JSON."""
+        """The complete text of this turn: the content, and the tool calls as JSON."""
         if not self.tool_calls:
             return self.content
         calls = json.dumps([call["function"] for call in self.tool_calls], ensure_ascii=False, sort_keys=True)
@@ -62,10 +62,10 @@ class Example:
     messages: tuple[Message, ...]
     label: str | None = None
     tools: tuple[Tool, ...] = ()
-    group: str | None = None  # a hash of the user's or conversation's name; its examples are one piece of evidence
+    group: str | None = None  # a hash of the user's or conversation's name; its examples are not independent
 
     def to_json(self) -> dict[str, Any]:
-        """One line of a split: no key without a value."""
+        """Return one line of a split, without empty keys."""
         fields: dict[str, Any] = {"id": self.id, "source": self.source, "line": self.line, "agent": self.agent}
         if self.label is not None:
             fields["label"] = self.label
@@ -78,31 +78,31 @@ class Example:
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """The messages that the model is given."""
+        """The messages given to the model."""
         return self.messages[:-1]
 
     @property
     def completion(self) -> str:
-        """The answer that it should give; of an answer that only calls tools, the calls as JSON."""
+        """The expected answer; if it only calls tools, the calls as JSON."""
         return self.messages[-1].text
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one side answered to one prompt, and how it was scored; None where that can't be known of this side."""
+    """One side's answer to a prompt, with its scores; None is a value that is unknown for this side."""
 
     text: str
     tokens: int | None
     finished: bool | None  # ended by the template's end token, not by the limit
     reference_nll: float | None = None  # summed negative log-likelihood of the reference's tokens
     failed: str | None = None  # why there is no answer
-    scores: dict[str, float | None] = field(default_factory=dict)  # by scorer; None: it could not score this answer
+    scores: dict[str, float | None] = field(default_factory=dict)  # by scorer; None: could not be scored
     labels: dict[str, str | None] = field(default_factory=dict)  # by classification scorer; None: none of its classes
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Both sides' answers to one test example; examples of one `cluster` (a group, one prompt) are no new evidence."""
+    """Both sides' answers to one test example; examples of one `cluster` (a group, one prompt) are not independent."""
 
     id: str
     agent: str
@@ -115,13 +115,13 @@ class Prediction:
     candidate: Answer
 
     def in_group(self, group: str) -> bool:
-        """Whether it belongs to a group: all, an agent or a source."""
+        """Return whether it belongs to a group: all, an agent or a source."""
         return group in (ALL, self.agent, self.source)
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds and new tokens of both sides' answers to one prompt, given one at a time; first: to the first token."""
+    """Seconds and new tokens of both sides' answers to one prompt, run alone; `first`: to the first token."""
 
     id: str
     baseline_seconds: float | None  # None: recorded elsewhere, without times
@@ -133,18 +133,18 @@ class Timing:
 
 
 def to_message(row: dict[str, Any]) -> Message:
-    """A message from what `Message.to_json` gave."""
+    """Build a message from the result of `Message.to_json`."""
     return Message(**{**row, "tool_calls": tuple(row["tool_calls"])} if "tool_calls" in row else row)
 
 
 def text_key(messages: Sequence[Message]) -> bytes:
-    """A hash that two conversations share when they differ in white space alone; of prompts, it tells leaks."""
+    """Return a hash that ignores white space, so that conversations or prompts that leak can be found."""
     text = "\x1f".join(map(plain_turn, messages))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def plain_turn(message: Message) -> str:
-    """Who spoke and what, with every run of white space as one space: what tells turns apart."""
+    """Return role and text with every run of white space as one space: the basis for comparing turns."""
     return f"{message.role}\x1e{' '.join(message.text.split())}"
 
 

@@ -1,4 +1,4 @@
-"""Rows of each format to conversations: a class a format, with the fields it reads, its signs and its parser.
+"""Convert rows of each format to conversations: one class per format, with its fields, its signs and its parser.
 
 One example line of each:
 
@@ -10,8 +10,8 @@ One example line of each:
     question_answer    {"question": "Who wrote Emma?", "answer": "Jane Austen"}
     classification     {"text": "My card was stolen", "label": "lost_card"}
 
-`data.sources.N.columns` gives other names to these fields; fields that no format knows are left alone and named in the
-ledger. Every format may have `agent` and, where `columns` names it, `group` (rows of one group stay in one split).
+`data.sources.N.columns` maps other names to these fields; unknown fields are ignored and listed in the ledger. Every
+format may have `agent` and, if `columns` names it, `group` (rows of one group stay in one split).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,14 @@ from finetune.console import short
 from finetune.records.examples import ALL, Message
 from finetune.records.turns import check_order, read_messages, read_sharegpt, read_tools, readable, unread_keys
 
-SHOWN_NAMES = 50  # columns of a file that a text names
+SHOWN_NAMES = 50  # columns of a file listed in a message
 
 FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(slots=True)
 class Conversation:
-    """A row after its fields were checked: what is said, and what is known about it."""
+    """A row after its fields were checked: the messages and their metadata."""
 
     messages: list[Message]
     agent: str | None = None
@@ -37,32 +37,32 @@ class Conversation:
     label: str | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
     success: bool = True
-    own_system: bool = True  # whether a system message in it came with the row
+    own_system: bool = True  # whether a system message in it belongs to the row
 
 
 class Fields:
-    """A row's fields by our names; ValueError says what is wrong with one, by the name that stands in the file."""
+    """A row's fields by our names; ValueError describes a problem with the field's name in the file."""
 
     def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
         self._row, self._columns = row, columns
 
     def place(self, name: str) -> str:
-        """What the field is called in the file."""
+        """Return the field's name in the file."""
         return self._columns.get(name, name)
 
     def has(self, name: str) -> bool:
-        """Whether the row has the field; not where `columns` gives the column of its name to another field."""
+        """Return whether the row has the field, unless `columns` assigns the column of this name to another field."""
         return is_free(name, self._columns) and self.place(name) in self._row
 
     def value(self, name: str) -> Any:
-        """The field's value, or None where it is missing, null or blank text."""
+        """Return the field's value, or None if it is missing, null or blank text."""
         found = self._row[self.place(name)] if self.has(name) else None
         return None if isinstance(found, str) and not found.strip() else found
 
     def given(self, *names: str) -> tuple[Any, str]:
-        """The value of the one of these fields that the row has, and its name in the file.
+        """Return the value of whichever of these fields the row has, and its name in the file.
 
-        Columnar files have the others too, as nulls.
+        In columnar files, the other fields exist as well, as nulls.
         """
         there = {place: self._row[place] for name in names if self.has(name) and (place := self.place(name))}
         found = [place for place, value in there.items() if value is not None] or list(there)[:1]
@@ -74,23 +74,23 @@ class Fields:
         return there[found[0]], found[0]
 
     def text(self, *names: str) -> str:
-        """The text of the one of these fields that the row has."""
+        """Return the text of whichever of these fields the row has."""
         return readable(*self.given(*names))
 
     def optional_text(self, name: str) -> str | None:
-        """The text of a field, or None where it is missing, null or blank."""
+        """Return the text of a field, or None if it is missing, null or blank."""
         found = self.value(name)
         return None if found is None else readable(found, self.place(name))
 
     def name(self, name: str) -> str:
-        """A short text, or a whole number or truth value as JSON writes it: a label, a user's id."""
+        """Return a short text, or an integer or boolean as in JSON: a label, a user's id."""
         found, place = self.given(name)
-        if isinstance(found, float) and found.is_integer():  # what tables make of whole numbers beside nulls
+        if isinstance(found, float) and found.is_integer():  # tables turn integers into floats beside nulls
             found = int(found)
         return readable(str(found).lower() if isinstance(found, int) else found, place)
 
     def flag(self, name: str) -> bool:
-        """A truth value; tables hold it as text or number."""
+        """Return a boolean; tables store it as text or number."""
         found, place = self.given(name)
         known = FLAGS.get(str(found).strip().lower()) if isinstance(found, str | int) else None
         if known is None:
@@ -99,34 +99,34 @@ class Fields:
 
 
 def is_free(name: str, columns: Mapping[str, str]) -> bool:
-    """Whether a field may be looked for: not where `columns` gives the column of its name to another field."""
+    """Return whether a field is available: `columns` does not assign the column of its name to another field."""
     return name in columns or name not in columns.values()
 
 
 class Format:
-    """A kind of row. A subclass says by which fields it is recognised, which others it reads, and what they mean."""
+    """A kind of row. A subclass defines the fields that identify it, the others that it reads, and their meaning."""
 
     name: ClassVar[str]
-    signs: ClassVar[tuple[tuple[str, ...], ...]]  # of each group of fields, one must be there
+    signs: ClassVar[tuple[tuple[str, ...], ...]]  # at least one field of each group must exist
     also_reads: ClassVar[tuple[str, ...]] = ()
-    turns: ClassVar[tuple[str, ...]] = ()  # the fields that hold turns
+    turns: ClassVar[tuple[str, ...]] = ()  # the fields that contain turns
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Every field of its own that the format reads."""
+        """All fields specific to this format."""
         return (*(name for names in self.signs for name in names), *self.also_reads)
 
     def fits(self, fields: Fields) -> bool:
-        """Whether a row has the signs of this format."""
+        """Return whether a row has the signs of this format."""
         return all(any(map(fields.has, names)) for names in self.signs)
 
     def parse(self, fields: Fields) -> Conversation:
-        """The row as a conversation; ValueError says what is wrong with it."""
+        """Convert the row to a conversation. Raise ValueError with the problem."""
         raise NotImplementedError
 
 
 class Interactions(Format):
-    """What an agent was asked and did, and whether that was a success."""
+    """An agent's task and output, and whether it succeeded."""
 
     name = "interactions"
     signs = (("agent",), ("task", "prompt"), ("output", "response"))
@@ -177,7 +177,7 @@ class Alpaca(Format):
 
 
 class PromptCompletion(Format):
-    """A prompt and its completion, as texts or as turns."""
+    """A prompt and its completion, as text or as turns."""
 
     name = "prompt_completion"
     signs = (("prompt",), ("completion",))
@@ -214,12 +214,12 @@ class Classification(Format):
 
 CLASSES = (Interactions, Chat, ShareGpt, Alpaca, PromptCompletion, QuestionAnswer, Classification)
 FORMATS: dict[str, Format] = {kind.name: kind() for kind in CLASSES}
-# What a mapping of columns may name: the fields of any format, and the two that every format may have.
+# The names allowed in a mapping of columns: the fields of all formats, and the two common ones.
 FIELDS = tuple(dict.fromkeys(("agent", "group", *(name for kind in FORMATS.values() for name in kind.fields))))
 
 
 def parse_row(row: Mapping[str, Any], format_: str, columns: Mapping[str, str]) -> Conversation:
-    """The row as a conversation whose last turn is the assistant's; ValueError says what is wrong with it."""
+    """Convert the row to a conversation that ends with the assistant. Raise ValueError with the problem."""
     fields = Fields(row, columns)
     conversation = FORMATS[format_].parse(fields)
     conversation.agent = fields.optional_text("agent")
@@ -245,14 +245,16 @@ def _tools(fields: Fields) -> list[dict[str, Any]]:
 
 
 def detect_format(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """The one format whose fields most of the rows have; ValueError names the columns where none or several do.
+    """Return the format whose fields most of the rows have. Raise ValueError with the columns if there is not exactly
+    one.
 
-    The odd row that has other fields is told, with its line, when it is read.
+    Single rows with other fields are reported with their line when they are read.
     """
     counts = {name: sum(kind.fits(Fields(row, columns)) for row in rows) for name, kind in FORMATS.items()}
     most = max(counts.values())
     fitting = [name for name in FORMATS if most and counts[name] == most]
-    # A Hub export of chat rows may carry `prompt` beside `messages`: the fuller form wins, other doubts are the user's.
+    # A Hub export of chat rows may contain `prompt` besides `messages`: the more complete form is used; the user must
+    # resolve any other ambiguity.
     if len(fitting) > 1 and "chat" in fitting and set(fitting) <= {"chat", "prompt_completion"}:
         return "chat"
     if len(fitting) == 1:
@@ -263,7 +265,7 @@ def detect_format(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
 
 
 def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-    """ValueError where a column that was named stands in none of these rows."""
+    """Raise ValueError if a named column is in none of these rows."""
     there = _names(rows)
     for ours, theirs in columns.items():
         if theirs not in there:
@@ -276,13 +278,13 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names out of a file for one line of a text."""
+    """Format names from a file for a one-line message."""
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     return ", ".join(map(short, names[:SHOWN_NAMES])) + more
 
 
 def unused_columns(rows: Sequence[Mapping[str, Any]], format_: str, columns: Mapping[str, str]) -> list[str]:
-    """The columns of these rows that the format does not read, and the keys of their turns that it does not."""
+    """Return the columns of these rows, and the keys of their turns, that the format does not read."""
     read = {*FORMATS[format_].fields, "agent"}
     read |= {"group"} if "group" in columns else set()
     places = {columns.get(name, name) for name in read if is_free(name, columns)}

@@ -1,4 +1,4 @@
-"""Examples, predictions and timings as JSON lines, written and read back."""
+"""Write and read examples, predictions and timings as JSON lines."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ AGAIN = "run the stage that writes it again"
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file that an earlier stage wrote, one a line; DataError names file and line."""
+    """Yield the objects of an earlier stage's file, one per line. Raise DataError with file and line."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -33,25 +33,25 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def to_json_lines(rows: Iterable[Any]) -> Iterator[str]:
-    """Dataclass instances as JSON lines; ValueError for NaN or infinity."""
+    """Format dataclass instances as JSON lines. Raise ValueError for NaN or infinity."""
     for row in rows:
         content = row.to_json() if isinstance(row, Example) else asdict(row)
         yield json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_examples(path: Path) -> list[Example]:
-    """The examples of one split; DataError where a line is not one."""
+    """Read the examples of one split. Raise DataError for an invalid line."""
     return list(_parse(path, _example))
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """The predictions that evaluate wrote; DataError where a line is not one."""
+    """Read evaluate's predictions. Raise DataError for an invalid line."""
     sides = ("baseline", "candidate")
     return list(_parse(path, lambda row: Prediction(**(row | {side: Answer(**row[side]) for side in sides}))))
 
 
 def read_timings(path: Path) -> list[Timing]:
-    """The raw latencies that evaluate wrote; DataError where a line is not one."""
+    """Read evaluate's raw latencies. Raise DataError for an invalid line."""
     return list(_parse(path, lambda row: Timing(**row)))
 
 

@@ -1,8 +1,8 @@
 """Near-duplicates of texts: word shingles, MinHash signatures in bands, and the similarity that decides.
 
-Two texts are near-duplicates when their sets of word shingles (runs of `shingle_words` words, in lower case) have a
-Jaccard similarity of at least `threshold`. MinHash (rensa) proposes pairs, and lets one at the threshold pass
-with a chance below 1%; the similarity that decides is counted on the shingles: no row is dropped by an estimate.
+Two texts are near-duplicates if their sets of word shingles (runs of `shingle_words` words, in lower case) have a
+Jaccard similarity of at least `threshold`. MinHash (rensa) proposes pairs, and misses one at the threshold with a
+probability below 1%; the exact similarity of the shingles decides, so no row is dropped by an estimate.
 """
 
 from collections.abc import Sequence
@@ -17,41 +17,41 @@ from finetune.records.examples import Message
 BandHashes = npt.NDArray[np.uint64]  # (texts, bands)
 
 MISSED_AT_THRESHOLD = 0.01
-SEED = 20240229  # of the permutations: any number; another one proposes other pairs, the exact measure decides alike
+SEED = 20240229  # of the permutations, arbitrary: it changes the proposed pairs, not the exact measure
 
-# Scripts that put no space between words: each of their letters counts as a word.
+# Scripts without spaces between words: each letter counts as a word.
 SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORDS = regex.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
 
 
 class NearSettings(Protocol):
-    """What counts as near: the section `data.duplicates` of params.yaml."""
+    """The definition of near-duplicates: the section `data.duplicates` of params.yaml."""
 
     @property
     def threshold(self) -> float:
-        """The least Jaccard similarity of two near-duplicates."""
+        """The minimum Jaccard similarity of two near-duplicates."""
 
     @property
     def shingle_words(self) -> int:
-        """Words of a shingle."""
+        """The words per shingle."""
 
     @property
     def permutations(self) -> int:
-        """Of MinHash."""
+        """The number of MinHash permutations."""
 
 
 def spoken_text(messages: Sequence[Message]) -> str:
-    """What user, assistant and tools wrote: what filters and near-duplicates look at."""
+    """Return the text of user, assistant and tools, which filters and near-duplicates examine."""
     return "\n".join(message.text for message in messages if message.role != "system")
 
 
 def words_of(text: str) -> list[str]:
-    """The words in lower case; of scripts that put no space between them, the letters."""
+    """Return the words in lower case; in scripts without spaces, the letters."""
     return text.lower().split() if text.isascii() else WORDS.findall(text.lower())
 
 
 def shingles(text: str, words: int) -> list[str]:
-    """The runs of so many words; of a text with fewer, the text itself."""
+    """Return all runs of `words` words; for a shorter text, the text itself."""
     found = words_of(text)
     if len(found) <= words:
         return [" ".join(found)]
@@ -59,10 +59,10 @@ def shingles(text: str, words: int) -> list[str]:
 
 
 def bands_of(settings: NearSettings) -> tuple[int, int]:
-    """(bands, rows a band) of the index: the longest bands that still miss less than 1% of the pairs at the threshold.
+    """Return (bands, rows per band) of the index: the longest bands that miss less than 1% of pairs at the threshold.
 
-    A pair of similarity s shares a band of r rows with chance s^r (Leskovec, Rajaraman and Ullman, Mining of Massive
-    Datasets, 3.4.2); longer bands propose fewer pairs that are none.
+    A pair of similarity s shares a band of r rows with probability s^r (Leskovec, Rajaraman and Ullman, Mining of
+    Massive Datasets, 3.4.2); longer bands propose fewer false pairs.
     """
     for rows in range(settings.permutations, 1, -1):
         bands = settings.permutations // rows
@@ -72,7 +72,7 @@ def bands_of(settings: NearSettings) -> tuple[int, int]:
 
 
 def band_hashes(texts: Sequence[str], settings: NearSettings) -> BandHashes:
-    """For each text one hash a band, (texts, bands); texts that share one in the same band are proposed as a pair."""
+    """Return one hash per text and band, (texts, bands); texts that share one in a band are proposed as a pair."""
     from rensa import RMinHash
 
     bands, rows = bands_of(settings)
@@ -89,6 +89,6 @@ def band_hashes(texts: Sequence[str], settings: NearSettings) -> BandHashes:
 
 
 def similarity(one: set[str], other: set[str]) -> float:
-    """The Jaccard similarity of two sets of shingles."""
+    """Return the Jaccard similarity of two sets of shingles."""
     both = len(one & other)
     return both / (len(one) + len(other) - both)

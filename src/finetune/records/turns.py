@@ -38,7 +38,7 @@ DEEPEST = 100  # levels of objects and lists in a tool's arguments; beyond some 
 
 
 def read_messages(value: Any, name: str) -> list[Message]:
-    """Chat messages (a list, or its JSON in a table's cell); ValueError says which one is wrong and why."""
+    """Read chat messages (a list, or its JSON in a table's cell). Raise ValueError with the invalid one and why."""
     return [_message(turn, f"{name}[{at}]") for at, turn in enumerate(_list(value, name))]
 
 
@@ -49,12 +49,12 @@ def _message(turn: Any, place: str) -> Message:
     calls = None
     if given := _from_json(turn.get("tool_calls") or None, f"{place}.tool_calls"):
         calls = _tool_calls(given, f"{place}.tool_calls")
-    elif turn.get("function_call"):  # as it was called before there were several
+    elif turn.get("function_call"):  # the former name, when only one call was possible
         calls = (_tool_call(turn["function_call"], f"{place}.function_call"),)
     if calls and role != "assistant":
         raise ValueError(f"{place} calls a tool, but its role is {role}")
-    if turn.get("weight") == 0:  # some APIs' mark for turns that must not be trained on
-        raise ValueError(f"{place}.weight is 0, but every assistant turn is trained on; remove such turns")
+    if turn.get("weight") == 0:  # marks turns that must not be trained on in some APIs
+        raise ValueError(f"{place}.weight is 0, but every turn of the assistant is trained on; take such turns out")
     return Message(
         role=role,
         content=_content(turn.get("content"), f"{place}.content", may_be_empty=bool(calls) or role == "tool"),
@@ -65,7 +65,7 @@ def _message(turn: Any, place: str) -> Message:
 
 
 def unread_keys(value: Any) -> list[str]:
-    """The keys of a row's turns that are not read, such as `reasoning_content`; nothing where there are no turns."""
+    """Return the keys of a row's turns that are ignored, such as `reasoning_content`; empty if there are no turns."""
     try:
         turns = _from_json(value, "turns")
     except ValueError:
@@ -75,9 +75,9 @@ def unread_keys(value: Any) -> list[str]:
 
 
 def read_sharegpt(value: Any, name: str) -> list[Message]:
-    """ShareGPT's turns (`from`, `value`) as messages; ValueError says which one is wrong and why.
+    """Read ShareGPT's turns (`from`, `value`) as messages. Raise ValueError with the invalid one and the reason.
 
-    Many files call chat's turns (`role`, `content`) conversations; such turns are read as those of chat.
+    Many files call chat's turns (`role`, `content`) conversations; such turns are read as chat messages.
     """
     return [_turn(turn, f"{name}[{at}]") for at, turn in enumerate(_list(value, name))]
 
@@ -112,7 +112,7 @@ def _role(value: Any, known: Mapping[str, Role], place: str) -> Role:
 
 
 def _content(value: Any, place: str, *, may_be_empty: bool) -> str:
-    if isinstance(value, list):  # content in parts, as some servers' logs have it
+    if isinstance(value, list):  # content in parts, as in logs of some servers
         value = "".join(_part(part, f"{place}[{at}]") for at, part in enumerate(value))
     if may_be_empty and (value is None or (isinstance(value, str) and not value.strip())):
         return value or ""
@@ -128,7 +128,7 @@ def _part(part: Any, place: str) -> str:
 
 
 def _tool_calls(calls: Any, place: str) -> tuple[dict[str, Any], ...]:
-    """Calls in the form that chat templates read: arguments are an object, not its JSON."""
+    """Return calls in the form of chat templates: arguments are an object, not its JSON."""
     if not isinstance(calls, list):
         raise ValueError(f"{place} must be a list, not {kind_of(calls)}")
     if not calls:
@@ -155,7 +155,7 @@ def _object(value: Any, place: str) -> dict[str, Any]:
 
 
 def read_tools(value: Any, name: str) -> list[dict[str, Any]]:
-    """The functions that the assistant may call, as JSON schemas; ValueError where they are none."""
+    """Return the functions that the assistant may call, as JSON schemas. Raise ValueError if they are invalid."""
     found = _from_json(value, name)
     if found is None:
         return []
@@ -169,8 +169,11 @@ def read_tools(value: Any, name: str) -> list[dict[str, Any]]:
 
 
 def check_order(messages: Sequence[Message]) -> None:
-    """ValueError unless system comes first if at all, user and assistant take turns, tools answer calls, and the last
-    turn is the assistant's: chat templates refuse other orders, or render them into something no server will send."""
+    """Raise ValueError unless system comes first if present, user and assistant alternate, tools answer calls, and the
+    last turn is the assistant's.
+
+    Chat templates reject other orders, or render them into text that no server will produce.
+    """
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if not turns or turns[-1].role != "assistant":
         last = f"the last turn has the role {turns[-1].role}" if turns else "there are no turns"
@@ -192,7 +195,7 @@ FOLLOWERS: dict[str, tuple[Role, ...]] = {
 
 
 def _from_json(value: Any, place: str) -> Any:
-    """The value, or what its text holds as JSON, as tables have it; an empty cell is None."""
+    """Return the value, or the parsed JSON of a text, as used in tables; an empty cell is None."""
     try:
         return (parse_json(value) if value.strip() else None) if isinstance(value, str) else value
     except ValueError as error:
@@ -208,7 +211,7 @@ def _optional(value: Any, place: str) -> str | None:
 
 
 def readable(value: Any, place: str) -> str:
-    """The value, if it is text that can be trained on."""
+    """Return the value if it is text that can be trained on."""
     if not isinstance(value, str):
         raise ValueError(f"{place} must be a string, not {kind_of(value)}")
     if not value.strip():
@@ -217,7 +220,7 @@ def readable(value: Any, place: str) -> str:
 
 
 def sound_text(value: str, place: str) -> str:
-    """The value, unless it holds half of a surrogate pair, which no tokenizer takes."""
+    """Return the value unless it contains a lone surrogate, which no tokenizer accepts."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -226,14 +229,14 @@ def sound_text(value: str, place: str) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    """The value without the nulls that columnar files put where a key is missing; JSON in a text has none of these."""
+    """Remove the nulls that columnar files insert for missing keys; JSON in a text has none of these."""
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_sound(value: Any, place: str, depth: int = 0) -> None:
-    """ValueError where the value could not be written as JSON that every program reads."""
+    """Raise ValueError if the value cannot be written as JSON that every program reads."""
     if depth > DEEPEST:
         raise ValueError(f"{place} is nested more than {DEEPEST} levels deep")
     if isinstance(value, dict):
@@ -254,5 +257,5 @@ def _check_sound(value: Any, place: str, depth: int = 0) -> None:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, for a text about what it should be."""
+    """Return the kind of a value for an error message."""
     return "null" if value is None else type(value).__name__

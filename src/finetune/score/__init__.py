@@ -1,1 +1,1 @@
-"""score: what an answer is worth: the scorers of params.yaml, and the servers that judge or answer."""
+"""score: rate answers with the scorers of params.yaml, and query servers that judge or answer."""

@@ -1,10 +1,10 @@
-"""A model as the judge of two answers, asked twice: once with the candidate's answer as A, once as B.
+"""A model as the judge of two answers, queried twice: with the candidate's answer as A, then as B.
 
     first order "A" (the candidate), second order "B" (the candidate)   -> candidate 1, baseline 0
     first order "A" (the candidate), second order "A" (the baseline)    -> 0.5 and 0.5: it prefers what it reads first
 
-The answers are data of a stranger. Each stands between marks that hold a hash of all of them, which no answer can
-contain, and the judge is told that nothing between the marks speaks to it.
+The answers are untrusted data. Each is enclosed in marks that contain a hash of all of them, which no answer can
+contain, and the judge is instructed to treat text between the marks as data.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from finetune.score.replies import Reply
 from finetune.score.server import AT_ONCE, ChatServer, ServerError, without_secrets
 
 Choice = Literal["A", "B", "tie"]
-GIVE_UP = 10  # failures without one success: the server is not there
-MAX_TOKENS = 2_048  # room for a judge that reasons before it answers; one that does not stops after a word
+GIVE_UP = 10  # failures without a single success: the server is unavailable
+MAX_TOKENS = 2_048  # enough for a judge that reasons before it answers; others stop after a word
 LEAD = r"(?:final |the |my )?(?:answer|verdict|choice|winner)(?: is)?"
 CHOICE = re.compile(rf"\W*(?:{LEAD}\W+)?(a|b|tie)\W*", re.IGNORECASE)
 
@@ -41,7 +41,7 @@ Reply with one word: A if answer A is better, B if answer B is better, tie if ne
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judge said in both orders, each as the side that it prefers; None where nothing could be read."""
+    """The judge's choice in both orders, as the preferred side; None if the reply could not be parsed."""
 
     first: str | None  # candidate, baseline or tie
     second: str | None
@@ -50,7 +50,7 @@ class Judgement:
 
     @property
     def candidate(self) -> float | None:
-        """The candidate's score; the baseline's is what is left to 1."""
+        """The candidate's score; the baseline's is 1 minus it."""
         if self.first is None or self.second is None:
             return None
         return {"candidate": 1.0, "baseline": 0.0, "tie": 0.5}[self.first] if self.first == self.second else 0.5
@@ -64,9 +64,9 @@ def judge_answers(
     examples: Sequence[Example],
     answers: Mapping[Role, list[Answer]],
 ) -> dict[str, Any]:
-    """Add the judge's scores under `key` to both sides' answers at the places `counted`; gives the report's account.
+    """Add the judge's scores under `key` to both sides' answers at the indices `counted`; return the report's entry.
 
-    Not asked: equal answers are a tie; a candidate without answer loses; a baseline without one leaves both unscored.
+    Decided without the judge: equal answers tie; a failed candidate loses; a failed baseline leaves both unscored.
     """
     baseline, candidate = answers["baseline"], answers["candidate"]
     scores: dict[int, tuple[float | None, float | None]] = {}
@@ -90,8 +90,8 @@ def judge_answers(
 
 
 def ask_all(server: ChatServer, instructions: str, pairs: Sequence[tuple[Example, str, str]]) -> list[Judgement]:
-    """The judgements of (example, baseline, candidate), in their order, some asked for at once."""
-    tally = {"failed": 0, "judged": 0}  # a count that is off by one among threads does no harm
+    """Return the judgements of (example, baseline, candidate) in their order, with several requests in parallel."""
+    tally = {"failed": 0, "judged": 0}  # an unsynchronized count that is off by one is harmless
 
     def ask(pair: tuple[Example, str, str]) -> Judgement:
         if tally["failed"] >= GIVE_UP and not tally["judged"]:
@@ -104,13 +104,13 @@ def ask_all(server: ChatServer, instructions: str, pairs: Sequence[tuple[Example
         asked = [pool.submit(ask, pair) for pair in pairs]
         try:
             return [question.result() for question in progress(asked, f"judge {server.model}")]
-        except BaseException:  # an interrupt must not wait for a thousand questions
+        except BaseException:  # an interrupt must not wait for a thousand requests
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def judge(server: ChatServer, instructions: str, example: Example, baseline: str, candidate: str) -> Judgement:
-    """One example's judgement, asked in both orders."""
+    """Judge one example in both orders."""
     try:
         first = ask_once(server, instructions, example, candidate, baseline)
         second = ask_once(server, instructions, example, baseline, candidate)
@@ -122,12 +122,12 @@ def judge(server: ChatServer, instructions: str, example: Example, baseline: str
 
 
 def ask_once(server: ChatServer, instructions: str, example: Example, first: str, second: str) -> Reply:
-    """The judge's reply to two answers in this order."""
+    """Return the judge's reply to two answers in this order."""
     return server.answer(question(instructions, example, first, second), max_tokens=MAX_TOKENS, temperature=0.0)
 
 
 def question(instructions: str, example: Example, first: str, second: str) -> list[Message]:
-    """What the judge is asked: the rules from us, and the data between marks."""
+    """Build the judge's prompt: our rules, and the data between marks."""
     task = "\n\n".join(f"{message.role}: {message.text}" for message in example.prompt)
     parts = {"task": task, "reference": example.completion, "answer A": first, "answer B": second}
     text = "\x1f".join(parts.values()).encode("utf-8", "surrogatepass")
@@ -139,9 +139,9 @@ def question(instructions: str, example: Example, first: str, second: str) -> li
 
 
 def read_choice(text: str) -> Choice | None:
-    """The judge's choice: its whole reply, or the last line of a longer one; None where that is no choice.
+    """Parse the judge's choice: its complete reply, or the last line of a longer one; None if it is not a choice.
 
-    "A", "**B**", "[[tie]]" and "Verdict: A" are choices; "A is better than B" and "both" are none.
+    "A", "**B**", "[[tie]]" and "Verdict: A" are choices; "A is better than B" and "both" are not.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     found = CHOICE.fullmatch(lines[-1][:200]) if lines else None
@@ -152,7 +152,7 @@ def read_choice(text: str) -> Choice | None:
 
 
 def describe(asked: Judge, judged: Sequence[Judgement], counted: int) -> dict[str, Any]:
-    """Who judged, how many examples it was asked of, how often it agreed with itself, and what failed."""
+    """Return the judge's identity, the number of examples, its consistency between orders, and its failures."""
     clear = [(one.first, one.second) for one in judged if one.candidate is not None]
     failures = [judgement.failure for judgement in judged if judgement.failure]
     unclear = len(judged) - len(clear) - len(failures)
@@ -171,7 +171,7 @@ def describe(asked: Judge, judged: Sequence[Judgement], counted: int) -> dict[st
 
 
 def first_preferred(clear: Sequence[tuple[str | None, str | None]]) -> float | None:
-    """The share of choices, ties apart, for the answer that was read first: 0.5 without a bias of place."""
+    """Return the share of choices, without ties, for the answer read first: 0.5 without position bias."""
     choices = [(first == "candidate") for first, _ in clear if first != "tie"]
     choices += [(second == "baseline") for _, second in clear if second != "tie"]
     return sum(choices) / len(choices) if choices else None

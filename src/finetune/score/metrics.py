@@ -1,7 +1,7 @@
-"""Metrics: what a set of answers amounts to. A score is of one example, a metric of many.
+"""Metrics: summaries of a set of answers. A score belongs to one example, a metric to many.
 
-Every metric is a function of weights, which count each example so many times: with ones it is the figure itself, and a
-bootstrap draws other weights.
+Every metric is a function of weights, the number of times that each example counts: weights of one give the metric
+itself, and a bootstrap draws other weights.
 """
 
 import math
@@ -19,26 +19,26 @@ from finetune.reports.evaluation import Role
 SIDES: tuple[Role, Role] = ("baseline", "candidate")
 Weights = NDArray[np.float64]
 Statistic = Callable[[Weights], float]
-LARGEST_EXPONENT = 700.0  # beyond that a float is infinite, which is not JSON
+LARGEST_EXPONENT = 700.0  # beyond it a float becomes infinite, which JSON does not allow
 
 
 class UnmeasuredError(Exception):
-    """A metric that can't be known of these answers; the text says why."""
+    """A metric that has no value for these answers; the text gives the reason."""
 
 
 def counted(metric: Metric, predictions: Sequence[Prediction], group: str) -> list[Prediction]:
-    """The predictions of a group that the metric counts: those that its scorer was asked to score."""
+    """Return the predictions of a group that the metric covers: those assigned to its scorer."""
     key = metric.scored_as
     return [item for item in predictions if item.in_group(group) and (key is None or key in item.candidate.scores)]
 
 
 def answers_of(predictions: Sequence[Prediction], side: Role) -> list[Answer]:
-    """One side's answers."""
+    """Return one side's answers."""
     return [getattr(prediction, side) for prediction in predictions]
 
 
 def scores_of(metric: Metric, predictions: Sequence[Prediction], side: Role) -> list[float]:
-    """The scores that a metric of the kinds `right` and `mean` is the mean of; UnmeasuredError where one is missing."""
+    """Return the scores whose mean is a metric of kind `right` or `mean`. Raise UnmeasuredError if one is missing."""
     assert metric.scored_as is not None, metric
     found = []
     for prediction, answer in zip(predictions, answers_of(predictions, side), strict=True):
@@ -51,7 +51,7 @@ def scores_of(metric: Metric, predictions: Sequence[Prediction], side: Role) -> 
 
 
 def statistic_of(metric: Metric, predictions: Sequence[Prediction], side: Role) -> Statistic:
-    """The metric of one side as a function of weights (examples,); UnmeasuredError where it can't be known."""
+    """Return the metric of one side as a function of weights (examples,). Raise UnmeasuredError if it is unknown."""
     if metric.kind in ("loss", "perplexity"):
         return _loss(metric, predictions, side)
     scores = np.array(scores_of(metric, predictions, side))
@@ -67,16 +67,16 @@ def statistic_of(metric: Metric, predictions: Sequence[Prediction], side: Role) 
 
 
 def value_of(metric: Metric, predictions: Sequence[Prediction], side: Role) -> float:
-    """The metric of one side's answers, none of which is missing."""
+    """Return the metric of one side's answers; none may be missing."""
     return statistic_of(metric, predictions, side)(np.ones(len(predictions)))
 
 
 def f1_of_weights(references: Sequence[str], answers: Sequence[str | None], *, weighted: bool) -> Statistic:
-    """F1 over the classes that stand in the references, as their plain mean or weighted by their examples.
+    """Return F1 over the classes in the references, as their unweighted mean or weighted by their examples.
 
-    A class that is never answered has F1 0; an answer outside the classes (None) is an error of the class that was due.
-    The same figure as scikit-learn's `f1_score(average=..., zero_division=0)` over the classes that are left, a hundred
-    times faster: a bootstrap takes it thousands of times.
+    A class that is never answered has F1 0; an answer outside the classes (None) is an error of the reference's class.
+    Equal to scikit-learn's `f1_score(average=..., zero_division=0)` over these classes, but a hundred times faster,
+    because a bootstrap computes it thousands of times.
     """
     classes = {name: code for code, name in enumerate(sorted(set(references)))}
     true = np.array([classes[name] for name in references])
@@ -96,7 +96,7 @@ def f1_of_weights(references: Sequence[str], answers: Sequence[str | None], *, w
 
 
 def _loss(metric: Metric, predictions: Sequence[Prediction], side: Role) -> Statistic:
-    """Nats a token of the references, all tokens alike, or their exponential."""
+    """Return nats per token over all tokens of the references, or their exponential."""
     known = [answer.reference_nll for answer in answers_of(predictions, side)]
     if None in known:
         raise UnmeasuredError(f"the {side} has no likelihoods of the references")
@@ -111,7 +111,7 @@ def _loss(metric: Metric, predictions: Sequence[Prediction], side: Role) -> Stat
 
 
 def _bleu(predictions: Sequence[Prediction], side: Role) -> Statistic:
-    """BLEU (sacrebleu's defaults) of all answers, 0 to 1, from each answer's counts of n-grams."""
+    """Return BLEU (sacrebleu's defaults) of all answers, 0 to 1, from each answer's counts of n-grams."""
     from sacrebleu.metrics.bleu import BLEU
 
     found = [
@@ -122,7 +122,7 @@ def _bleu(predictions: Sequence[Prediction], side: Role) -> Statistic:
 
     def value(weights: Weights) -> float:
         sums: list[Any] = (weights @ counts).tolist()
-        lengths = round(sums[8]), round(sums[9])  # sacrebleu prints them as whole numbers
+        lengths = round(sums[8]), round(sums[9])  # sacrebleu prints them as integers
         score = BLEU.compute_bleu(sums[:4], sums[4:8], *lengths, smooth_method="exp")
         return float(score.score) / 100
 
@@ -130,5 +130,5 @@ def _bleu(predictions: Sequence[Prediction], side: Role) -> Statistic:
 
 
 def majority_share(references: Sequence[str]) -> float:
-    """The share that always giving the most frequent reference would get right."""
+    """Return the accuracy of always giving the most frequent reference."""
     return Counter(references).most_common(1)[0][1] / len(references)

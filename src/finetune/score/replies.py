@@ -1,8 +1,8 @@
-"""What goes to an OpenAI-compatible chat server, and what its replies hold.
+"""The requests to an OpenAI-compatible chat server, and its replies.
 
     {"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 2}}
 
-Streamed, each event brings a piece, and the last one the usage:
+When streamed, each event contains a piece, and the last one the usage:
 
     data: {"choices": [{"delta": {"content": "Hel"}}]}
     data: {"choices": [], "usage": {"completion_tokens": 2}}
@@ -21,30 +21,30 @@ from finetune.records.examples import Message
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer; `first_seconds` is the time to its first token where it was streamed."""
+    """An answer; `first_seconds` is the time to its first token, if streamed."""
 
     text: str
     tokens: int | None  # as the server counts them
     finished: bool  # not cut off by max_tokens
     seconds: float
     first_seconds: float | None
-    model: str | None  # the server's name for what answered
+    model: str | None  # the server's name for the model
 
 
 def server_message(content: str) -> str:
-    """What a server says of an error, as one line of 200 signs at most."""
+    """Return a server's error message as one line of at most 200 characters."""
     try:
         error = json.loads(content)
         error = error.get("error", error)
         content = error if isinstance(error, str) else str(error["message"])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass  # no JSON of the usual form: the text itself
+        pass  # not JSON of the usual form: use the text itself
     line = " ".join("".join(sign if sign.isprintable() else " " for sign in content[:2000]).split())
     return line[:200]
 
 
 def to_wire(message: Message) -> dict[str, Any]:
-    """A message as the API takes it: a tool's arguments as JSON in a text, and every call with an id."""
+    """Convert a message to the API's form: a tool's arguments as JSON text, and every call with an id."""
     fields = message.to_json()
     if message.tool_calls:
         fields["tool_calls"] = [
@@ -62,7 +62,7 @@ def to_wire(message: Message) -> dict[str, Any]:
 
 
 def read_reply(content: str, started: float) -> Reply:
-    """The answer in a JSON response; ValueError where there is none."""
+    """Read the answer in a JSON response. Raise ValueError if there is none."""
     found = read_object(content)
     choice = first_choice(found)
     if choice is None:
@@ -83,7 +83,7 @@ def read_reply(content: str, started: float) -> Reply:
 
 
 def read_stream(lines: Iterator[str], started: float) -> Reply:
-    """The answer in a stream of server-sent events; ValueError where it breaks off."""
+    """Read the answer in a stream of server-sent events. Raise ValueError if the stream is incomplete."""
     parts: list[str] = []
     calls: dict[Any, dict[str, Any]] = {}
     first, tokens, reason, model, done = None, None, None, None, False
@@ -99,7 +99,7 @@ def read_stream(lines: Iterator[str], started: float) -> Reply:
         model = event["model"] if isinstance(event.get("model"), str) else model
         choice = first_choice(event)
         if choice is None:
-            continue  # the last event holds the usage alone
+            continue  # the last event contains only the usage
         delta = choice.get("delta") if isinstance(choice.get("delta"), dict) else {}
         assert isinstance(delta, dict)
         if first is None and any(delta.get(key) for key in ("content", "tool_calls", "reasoning_content")):
@@ -114,7 +114,7 @@ def read_stream(lines: Iterator[str], started: float) -> Reply:
 
 
 def gather_calls(deltas: Any, calls: dict[Any, dict[str, Any]]) -> None:
-    """Put the pieces of tool calls together, by the place that each names."""
+    """Merge the pieces of tool calls by the index in each."""
     for at, delta in enumerate(deltas if isinstance(deltas, list) else []):
         function = delta.get("function") if isinstance(delta, dict) else None
         if isinstance(function, dict):
@@ -125,7 +125,7 @@ def gather_calls(deltas: Any, calls: dict[Any, dict[str, Any]]) -> None:
 
 
 def read_object(content: str) -> dict[str, Any]:
-    """A JSON object that is no error message; ValueError otherwise."""
+    """Parse a JSON object that is not an error message. Raise ValueError otherwise."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
@@ -138,27 +138,27 @@ def read_object(content: str) -> dict[str, Any]:
 
 
 def first_choice(found: dict[str, Any]) -> dict[str, Any] | None:
-    """The first of the choices, or None."""
+    """Return the first of the choices, or None."""
     choices = found.get("choices")
     return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
 
 
 def tokens_of(found: dict[str, Any]) -> int | None:
-    """The new tokens that the server has counted."""
+    """Return the server's count of new tokens."""
     usage = found.get("usage")
     count = usage.get("completion_tokens") if isinstance(usage, dict) else None
     return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
 
 
 def text_of(content: Any) -> str:
-    """A message's content: a text, its parts, or nothing."""
+    """Return a message's content: a text, its parts, or nothing."""
     if isinstance(content, list):
         return "".join(text_of(part.get("text")) for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
 
 
 def rendered(content: str, calls: Any) -> str:
-    """Content and calls as `Message.text` writes them; a lone surrogate, which no file can hold, becomes "?"."""
+    """Format content and calls like `Message.text`; lone surrogates, which no file can contain, become "?"."""
     found = []
     for call in calls if isinstance(calls, list) else []:
         function = call.get("function") if isinstance(call, dict) else None
@@ -168,7 +168,7 @@ def rendered(content: str, calls: Any) -> str:
 
 
 def unpacked(arguments: Any) -> Any:
-    """A call's arguments as the value that they are; the text itself where it is broken JSON."""
+    """Return a call's arguments as a value, or the text itself if it is malformed JSON."""
     if not isinstance(arguments, str):
         return arguments or {}
     try:

@@ -1,8 +1,8 @@
-"""The scorers of params.yaml made ready for a run's test examples, before any model is loaded.
+"""Build the scorers of params.yaml for a run's test examples, before any model is loaded.
 
     words: {scorer: function, of: null, function: scorers.example.share_of_words, lowest: 0.0, highest: 1.0}
 
-Each becomes a `BuiltScorer`; all that is wrong with any of them is told together.
+Each becomes a `BuiltScorer`; the problems of all scorers are reported together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ from finetune.score.server import ChatServer
 def build_scorers(
     scorers: Mapping[str, kinds.Scorer], labels: Mapping[str, Sequence[str]], examples: Sequence[Example], root: Path
 ) -> Scorers:
-    """All scorers of a run, ready for its test examples; ConfigError tells all that is wrong with them at once.
+    """Build all scorers of a run for its test examples. Raise one ConfigError with all problems.
 
-    `labels` are the known classes by agent, `root` is the working tree, which holds `scorers/`.
+    `labels` are the known classes by agent, `root` is the working tree, which contains `scorers/`.
     """
     built: dict[str, BuiltScorer] = {}
     wrong: list[Problem] = []
@@ -41,7 +41,7 @@ def build_scorers(
 def _build(
     name: str, asked: kinds.Scorer, labels: Mapping[str, Sequence[str]], examples: Sequence[Example], root: Path
 ) -> BuiltScorer:
-    """One scorer; ConfigError where it can't be used."""
+    """Build one scorer. Raise ConfigError if it cannot be used."""
     metric = asked.metrics(name)[0]
     assert metric.scored_as is not None
     ready = BuiltScorer(name, asked, metric.scored_as, metric.lowest, metric.highest)
@@ -59,7 +59,7 @@ def _build(
 
 
 def _check_references(score: kinds.Score, place: str, examples: Sequence[Example]) -> None:
-    """ConfigError where no reference at all can be compared with: the pattern or the agents must be wrong."""
+    """Raise ConfigError if no reference is comparable at all: the pattern or the agents must be wrong."""
     reason = None
     for example in examples:
         try:

@@ -1,10 +1,10 @@
-"""The scores of both sides' answers.
+"""Compute the scores of both sides' answers.
 
     exact_match: {scorer: exact_match, of: null}      answer "ValueError" -> scores {"exact_match": 1.0}
     exceptions: {scorer: classification, of: [a], …}  answer of agent a   -> scores {"exceptions.accuracy": 1.0},
                                                                              labels {"exceptions": "ValueError"}
 
-What can't be scored has the score None, and a problem that is told; a model's answer never stops a run.
+An answer that cannot be scored has the score None and a reported problem; no answer of a model stops a run.
 """
 
 import math
@@ -21,13 +21,13 @@ from finetune.score.judge import judge_answers
 from finetune.score.metrics import SIDES
 from finetune.score.server import ChatServer
 
-MOST_CLASSES = 1_000  # likelihood asks for each of them; and what has more is no classification
+MOST_CLASSES = 1_000  # the likelihood of each is computed; data with more classes are not a classification
 Labels = Sequence[str | None]
 
 
 @dataclass(frozen=True)
 class BuiltScorer:
-    """A scorer that is ready: `score` rates an answer, `classes` are a classification's, `server` is a judge's."""
+    """A scorer ready for use: `score` rates an answer, `classes` belong to a classification, `server` to a judge."""
 
     name: str
     asked: kinds.Scorer
@@ -39,13 +39,13 @@ class BuiltScorer:
     server: ChatServer | None = None
 
     def counts(self, example: Example) -> bool:
-        """Whether it scores this example: all, or those of the agents or sources in `of`."""
+        """Return whether it scores this example: all, or those of the agents or sources in `of`."""
         return self.asked.of is None or example.agent in self.asked.of or example.source in self.asked.of
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Answers of one side that a scorer could not score: how many, and why the first one."""
+    """Answers of one side that a scorer could not score: their number, and the reason of the first."""
 
     scorer: str
     side: Role
@@ -56,23 +56,23 @@ class Problem:
 
 @dataclass(frozen=True)
 class Scored:
-    """Both sides' answers with scores and labels, in the order of the examples, and what the report tells."""
+    """Both sides' answers with scores and labels, in the order of the examples, and the data for the report."""
 
     baseline: list[Answer]
     candidate: list[Answer]
     problems: list[Problem]
-    judges: dict[str, dict[str, Any]]  # by scorer: who judged, agreement with itself, failures
+    judges: dict[str, dict[str, Any]]  # by scorer: judge, consistency between orders, failures
 
 
 @dataclass(frozen=True)
 class Scorers:
-    """A run's scorers, ready."""
+    """All scorers of a run, ready for use."""
 
     built: Mapping[str, BuiltScorer]
 
     @property
     def by_likelihood(self) -> dict[str, BuiltScorer]:
-        """Those that want to be told the label that the model finds likeliest, out of their `classes`."""
+        """The scorers that need the model's most likely label among their `classes`."""
         return {
             name: one
             for name, one in self.built.items()
@@ -86,10 +86,10 @@ class Scorers:
         candidate: Sequence[Answer],
         likeliest: Mapping[str, Mapping[str, Labels]],
     ) -> Scored:
-        """Both sides' answers with scores and labels.
+        """Return both sides' answers with scores and labels.
 
-        `likeliest` holds, by side and scorer of `by_likelihood`, each example's likeliest label; None, or a scorer that
-        is left out, is a side that could not be asked.
+        `likeliest` holds each example's most likely label, by side and scorer of `by_likelihood`; None or a missing
+        scorer means that the side cannot compute it.
         """
         given = {"baseline": baseline, "candidate": candidate}
         problems: list[Problem] = []
@@ -112,10 +112,10 @@ def score_answers(
     side: Role,
     likeliest: Mapping[str, Labels],
 ) -> tuple[list[Answer], list[Problem]]:
-    """One side's answers with the scores and labels of all scorers but judges, and what could not be scored.
+    """Score one side's answers with all scorers except judges; also return what could not be scored.
 
-    Where there is no answer, the candidate has the lowest score, and the baseline none: its failures are no evidence
-    for the candidate.
+    A failed answer of the candidate has the lowest score, one of the baseline none: the baseline's failures are not
+    evidence for the candidate.
     """
     scored = list(answers)
     problems = []
@@ -138,7 +138,7 @@ def score_answers(
 def _with_score(
     scorer: BuiltScorer, example: Example, answer: Answer, side: Role, likeliest: str | None, *, asked: bool
 ) -> tuple[Answer, str | None]:
-    """The answer with this scorer's score, and the reason where it has none."""
+    """Return the answer with this scorer's score, and the reason if it has none."""
     labels = answer.labels
     reason = None
     try:
@@ -158,7 +158,7 @@ def _with_score(
             score = scorer.score(answer.text, example)
             if not math.isfinite(score):
                 raise UnscorableError(f"the score is {score}")
-    except Exception as error:  # a defect of one scorer on one answer is told, and costs no run of hours
+    except Exception as error:  # an error of one scorer on one answer is reported, but does not end a run of hours
         score = None
         reason = str(error) if isinstance(error, UnscorableError) else f"{type(error).__name__}: {error!s:.200}"
     return replace(answer, scores=answer.scores | {scorer.key: score}, labels=labels), reason
@@ -167,9 +167,9 @@ def _with_score(
 def classes_of(
     asked: kinds.Classification, examples: Sequence[Example], labels: Mapping[str, Sequence[str]], place: str
 ) -> list[str]:
-    """The scorer's classes, sorted; ConfigError, at the key `place`, where they can't be those of the references.
+    """Return the scorer's classes, sorted. Raise ConfigError, at the key `place`, if they do not fit the references.
 
-    Without `labels` of its own: those of its agents (by agent, as prepare counted them) and of the test examples.
+    Without its own `labels`: those of its agents (by agent, as counted by prepare) and of the test examples.
     """
     references = {example.completion.strip() for example in examples}
     if asked.labels is not None:
@@ -187,6 +187,6 @@ def classes_of(
 
 
 def class_in(answer: str, classes: Sequence[str] | frozenset[str]) -> str | None:
-    """The class that the answer is, white space at the ends apart; None where it is none of them."""
+    """Return the class that the answer names, ignoring surrounding white space; None if it is none of them."""
     text = answer.strip()
     return text if text in classes else None

@@ -2,9 +2,9 @@
 
     POST {url}/chat/completions {"model": "…", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16, …}
 
-It speaks HTTP by itself and not through huggingface_hub's InferenceClient: that one refuses every address, localhost
-too, under HF_HUB_OFFLINE=1, and sends the user's Hugging Face token to a server for which no key is given. No key and
-no address gets into a text: not into an error, a report or a log; an error names the key of params.yaml.
+It uses HTTP directly instead of huggingface_hub's InferenceClient, which rejects every address, even localhost, under
+HF_HUB_OFFLINE=1, and sends the user's Hugging Face token to a server for which no key is given. Keys and addresses
+never appear in an error, a report or a log; an error names the key of params.yaml.
 """
 
 import json
@@ -20,15 +20,15 @@ from finetune.score.replies import Reply, read_reply, read_stream, server_messag
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 TRIES = 4
-AT_ONCE = 8  # requests: enough for a server to batch, and no flood
-LONGEST_WAIT = 30.0  # seconds before a server that is busy is asked again
-LARGEST_REPLY = 64 * 10**6  # bytes; no answer of max_tokens comes near
+AT_ONCE = 8  # requests: enough for a server to batch without overloading it
+LONGEST_WAIT = 30.0  # seconds before a busy server is queried again
+LARGEST_REPLY = 64 * 10**6  # bytes; far above any answer of max_tokens
 
 
 class ServerError(MachineError):
-    """A server gave no answer: unreachable, too slow, refusing, or not speaking as it should.
+    """A server gave no answer: it is unreachable, too slow, refuses, or does not follow the protocol.
 
-    `status` is HTTP's where it refused; `reached` is False where nobody was there, and no other prompt fares better.
+    `status` is the HTTP status of a refusal; `reached` is False if the server is unreachable, also for other prompts.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class ServerError(MachineError):
 
 
 class ChatServer:
-    """A server and its model. `place` is the key of params.yaml that errors name; ConfigError where the key is missing.
+    """A server and its model. `place` is the key of params.yaml for errors; ConfigError if its API key is missing.
 
-    May be asked from several threads at once.
+    May be used from several threads at once.
     """
 
     def __init__(self, url: str, model: str, api_key_variable: str | None, timeout_seconds: float, place: str) -> None:
@@ -65,7 +65,7 @@ class ChatServer:
         self._client = httpx2.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=timeout_seconds,
-            follow_redirects=False,  # it would carry the key to where nobody wanted it
+            follow_redirects=False,  # it would send the key to an unknown address
             trust_env=urlsplit(self.url).hostname not in LOCAL_HOSTS,  # no proxy leads to this machine
         )
 
@@ -80,9 +80,10 @@ class ChatServer:
         seed: int | None = None,
         stream: bool = False,
     ) -> Reply:
-        """The answer to a conversation; streamed, it tells when the first token came. ServerError where there is none.
+        """Return the answer to a conversation; if streamed, with the time of the first token. Raise ServerError on
+        failure.
 
-        A busy server (429, 503) is asked again after a while, a few times; nothing else is tried twice.
+        Requests to a busy server (429, 503) are repeated a few times after a delay; other failures are not retried.
         """
         asked = {"temperature": temperature, "top_p": top_p, "seed": seed, "tools": list(tools) or None}
         body = {
@@ -106,7 +107,7 @@ class ChatServer:
 
         started = time.perf_counter()
         try:
-            content = json.dumps(body).encode()  # ASCII, so that no lone surrogate is in the way
+            content = json.dumps(body).encode()  # ASCII, so that lone surrogates cause no errors
             headers = {"Content-Type": "application/json"}
             with self._client.stream("POST", self.url, content=content, headers=headers) as response:
                 lines = self._lines(response, started)
@@ -126,7 +127,7 @@ class ChatServer:
             raise self._error(f"did not return a chat completion: {error}", "is it OpenAI-compatible?") from None
 
     def _lines(self, response: Any, started: float) -> Iterator[str]:
-        """The lines of a response as they come, until the time is up or the largest size is reached."""
+        """Yield the lines of a response as they arrive, up to the time limit or the maximum size."""
         size, kept = 0, []
         for chunk in response.iter_bytes():
             size += len(chunk)
@@ -167,12 +168,12 @@ FIXES = {
 
 
 def too_slow(seconds: float) -> tuple[str, str]:
-    """What happened, and what to do."""
-    return f"did not answer within {seconds:g} s", "raise timeout_seconds, or reduce the load on the server"
+    """Return the problem and the remedy."""
+    return f"gave no answer within {seconds:g} s", "raise timeout_seconds, or give the server more room"
 
 
 def chat_url(url: str) -> str:
-    """Where a server's chat completions are; of a bare host, under /v1."""
+    """Return the address of a server's chat completions; for a bare host, under /v1."""
     parts = urlsplit(url)
     path = parts.path.rstrip("/") or "/v1"
     path = path if path.endswith("/chat/completions") else f"{path}/chat/completions"
@@ -180,13 +181,13 @@ def chat_url(url: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """The address without what may be a secret: user, password and query."""
+    """Return the address without what may be secret: user, password and query."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def read_key(variable: str | None, place: str) -> str | None:
-    """The key in an environment variable; ConfigError, which does not tell it, where it is none."""
+    """Read the key in an environment variable. Raise ConfigError, without the value, if it is invalid."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()

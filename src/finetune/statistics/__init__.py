@@ -1,1 +1,1 @@
-"""Intervals, tests and sample sizes: what the verdict rests on, no surer than the data allows."""
+"""Intervals, tests and sample sizes for the verdict, valid for the sample sizes at which they are used."""

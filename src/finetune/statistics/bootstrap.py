@@ -1,6 +1,6 @@
-"""Bootstrap intervals of means, ratios of means and metrics of the whole set, alone or paired with the baseline.
+"""Bootstrap intervals of means, ratios of means and metrics of the complete set, alone or paired with the baseline.
 
-Reads and writes nothing. Where too little varies for a bootstrap, the interval is refused and says why
+Reads and writes no files. If too little varies for a bootstrap, the interval is refused with the reason
 (`Interval.refused`). scipy is imported on first use, as in `proportions`.
 """
 
@@ -33,12 +33,12 @@ from finetune.statistics.proportions import clopper_pearson
 Statistic = Callable[[Floats], float]
 UnitStatistic = Callable[[NDArray[Any]], float]  # of how often each unit is drawn
 
-RESAMPLES = 5000  # the error rate of a 95% bound then moves by 0.003 (one standard deviation) with the seed
-# Measured: a one-sided 95% BCa bound of a mean should err 0.05 of the time. With 5, 10, 20 and 30 normal
-# values it errs 0.11, 0.08, 0.06, 0.06; with lognormal ones (sigma 0.5) 0.17, 0.12, 0.08, 0.08.
+RESAMPLES = 5000  # the error rate of a 95% bound then varies by 0.003 (one standard deviation) with the seed
+# Measured: a one-sided 95% BCa bound of a mean should have an error rate of 0.05. With 5, 10, 20 and 30 normal values
+# the rate is 0.11, 0.08, 0.06, 0.06; with lognormal ones (sigma 0.5) 0.17, 0.12, 0.08, 0.08.
 MINIMUM_UNITS = 20
-# Measured: a candidate worse by 0.05 on 52 right-or-wrong pairs is shown "not worse by 0.05" by BCa at 95%
-# up to 0.09 of the time where one discordant pair is enough to use it, 0.07 with three, 0.06 with five.
+# Measured: BCa at 95% accepts a candidate that is worse by 0.05 on 52 right-or-wrong pairs as "not worse by 0.05" up to
+# 0.09 of the time if one discordant pair is enough to use it, 0.07 with three, 0.06 with five.
 MINIMUM_UNLIKE = 5
 
 
@@ -51,12 +51,12 @@ def mean_interval(
     bounds: Range = REALS,
     n_resamples: int = RESAMPLES,
 ) -> Interval:
-    """BCa bootstrap interval of the mean of `values` (shape `(n,)`, any unit); options as in `resample`.
+    """Return the BCa bootstrap interval of the mean of `values` (shape `(n,)`, any unit); options as in `resample`.
 
-    Where too little varies for a bootstrap, finite `bounds` (the least and greatest value possible) still give
-    one, unless there are clusters: at most a Clopper-Pearson share of all examples differs from the most
-    common value, at worst by the whole range. 31 scores of 1 within (0, 1) give what `clopper_pearson` does.
-    Raises ValueError for no value, one that is not finite or out of bounds, or labels of another length.
+    If too little varies for a bootstrap, finite `bounds` (the smallest and largest possible value) still give one,
+    unless there are clusters: at most a Clopper-Pearson share of all examples differs from the most common value, at
+    worst by the full range. 31 scores of 1 within (0, 1) give the result of `clopper_pearson`.
+    Raises ValueError without values, or if one is not finite or out of bounds, or the labels have another length.
     """
     x = as_finite("values", values)
     if x.min() < bounds[0] or x.max() > bounds[1]:
@@ -85,9 +85,10 @@ def paired_mean_difference(
     bounds: Range = REALS,
     n_resamples: int = RESAMPLES,
 ) -> Interval:
-    """`mean_interval` of candidate - baseline, example by example (both `(n,)`); `bounds` are those of it.
+    """Return `mean_interval` of candidate - baseline, example by example (both `(n,)`), with `bounds` of the
+    difference.
 
-    Raises ValueError as it does, and where the lengths differ.
+    Raises ValueError in the same cases, and if the lengths differ.
     """
     new, old = as_pairs(candidate, baseline)
     return mean_interval(new - old, confidence, side, seed, clusters, bounds, n_resamples)
@@ -105,17 +106,17 @@ def resample(
     n_resamples: int = RESAMPLES,
     minimum_unlike: int = MINIMUM_UNLIKE,
 ) -> Interval:
-    """BCa bootstrap interval of `statistic(weights)`; `weights`, `(n,)`, is how often each example was drawn.
+    """Return the BCa bootstrap interval of `statistic(weights)`; `weights`, `(n,)`, is how often each example is drawn.
 
-    `clusters` labels examples that are drawn together (rows of one conversation, repeats of one prompt); each
-    of the `strata` keeps its number of draws. `bounds` is the statistic's range. It is called `n_resamples`
-    times (more where the confidence needs it) and once for each unit. Refused below MINIMUM_UNITS units, or
-    where fewer than `minimum_unlike` move the statistic otherwise than the most common unit of their stratum:
-    what never happened in the sample is unseen. 1 will do for a metric of one model that is nearly perfect
-    (macro-F1 with 3 to 5 errors, measured at 95%: errs 0.04 to 0.085), not for a difference of two (to 0.14).
-    Efron, JASA 82 (1987), 171-185. Not the percentile method: measured with rare failures it errs 0.026 of
-    the time at 99.5%, BCa 0.003. Raises ValueError for labels of another length, a cluster in two strata, or
-    a statistic that is not finite.
+    `clusters` labels examples that are drawn together (rows of one conversation, repetitions of one prompt); each of
+    the `strata` keeps its number of draws. `bounds` is the statistic's range. It is called `n_resamples` times (more if
+    the confidence requires it) and once for each unit. Refused below MINIMUM_UNITS units, or if fewer than
+    `minimum_unlike` units move the statistic otherwise than the most common unit of their stratum: a bootstrap cannot
+    represent what never occurred in the sample. 1 is enough for a metric of one nearly perfect model (macro-F1 with 3
+    to 5 errors, measured at 95%: error rate 0.04 to 0.085), not for a difference of two (to 0.14).
+    Efron, JASA 82 (1987), 171-185. Not the percentile method: with rare failures its measured error rate at 99.5% is
+    0.026, that of BCa 0.003. Raises ValueError for labels of another length, a cluster in two strata, or a statistic
+    that is not finite.
     """
     check_counts(n=n)
     tail_error(confidence, side)
@@ -142,7 +143,7 @@ def _bca_or_refusal(
     n_resamples: int,
     minimum_unlike: int,
 ) -> tuple[Range, str]:
-    """Bounds, or open ones and the reason why a bootstrap would feign certainty."""
+    """Return bounds, or open ones and the reason why a bootstrap would be overconfident."""
     units = len(stratum)
     if units < MINIMUM_UNITS:
         return REALS, too_little(units, 0, 0)
@@ -155,7 +156,7 @@ def _bca_or_refusal(
 
 
 def too_little(units: int, unlike: int, minimum_unlike: int) -> str:
-    """Why so few units, or so few that differ, would let a bootstrap feign certainty; empty where they are enough."""
+    """Return why a bootstrap with so few units, or so little variation, would be overconfident; empty if not."""
     if units < MINIMUM_UNITS:
         return f"{units} independent examples; a bootstrap needs {MINIMUM_UNITS}"
     if unlike < minimum_unlike:
@@ -172,7 +173,7 @@ def _bca_bounds(
     seed: int,
     n_resamples: int,
 ) -> Range:
-    """BCa bounds of `value(draws of each unit)`, NaN where undefined; `without[i]` is it without unit i."""
+    """Return BCa bounds of `value(draws of each unit)`, NaN if undefined; `without[i]` is its value without unit i."""
     from scipy.stats import bootstrap
 
     def drawn(*units: Indices) -> float:
@@ -183,7 +184,7 @@ def _bca_bounds(
 
     enough = math.ceil(10 / tail_error(confidence, side))  # ten resamples beyond a bound
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # that BCa is undefined shows as NaN
+        warnings.simplefilter("ignore")  # an undefined BCa bound is NaN
         found = bootstrap(
             [np.flatnonzero(stratum == label) for label in np.unique(stratum)],
             drawn,
@@ -199,9 +200,9 @@ def _bca_bounds(
 
 
 def draw_units(n: int, strata: Labels | None, clusters: Labels | None) -> tuple[Indices, Indices]:
-    """The unit of each example and the stratum of each unit.
+    """Return the unit of each example and the stratum of each unit.
 
-    A unit alone in its stratum would be drawn every time and so feign certainty: it joins the next smallest.
+    A single unit in its stratum would be drawn every time, without any variance: it joins the next smallest stratum.
     """
     unit = np.arange(n) if clusters is None else as_codes("clusters", clusters, n)
     of_example = np.zeros(n, dtype=np.intp) if strata is None else as_codes("strata", strata, n)
@@ -218,7 +219,7 @@ def draw_units(n: int, strata: Labels | None, clusters: Labels | None) -> tuple[
 
 
 def most_common(values: Floats) -> tuple[float, int]:
-    """The most common value and how many values differ from it by more than rounding."""
+    """Return the most common value, and how many values differ from it by more than rounding."""
     ordered = np.sort(values)
     steps = np.diff(ordered) > 1e-10 * np.abs(ordered).max()
     group = np.concatenate([[0], np.cumsum(steps)])

@@ -1,7 +1,7 @@
-"""Intervals, paired tests and sample sizes: what the verdict rests on, no surer than the data allows.
+"""The form of intervals, and checks of the arguments of all intervals and tests.
 
-Reads and writes nothing. Where the data allows no bound, the interval is open and says why
-(`Interval.refused`). scipy is imported on first use: it takes 0.8 s, and light commands stay light.
+Reads and writes no files. If the data allow no bound, the interval is open and gives the reason (`Interval.refused`).
+scipy is imported on first use: it takes 0.8 s, which light commands should not spend.
 """
 
 import math
@@ -42,21 +42,21 @@ class Interval:
     upper: float
     confidence: float
     method: str
-    refusal: str = ""  # why the data allows no bound; the method is none then, and a criterion inconclusive
+    refusal: str = ""  # why the data allow no bound; there is no method then, and a criterion is inconclusive
 
     @property
     def refused(self) -> bool:
-        """Whether the data allows no bound."""
+        """Whether the data allow no bound."""
         return bool(self.refusal)
 
     def as_record(self) -> dict[str, float | str | None]:
-        """The fields for a JSON report; an infinite bound is None, as JSON has no infinity."""
+        """Return the fields for a JSON report; an infinite bound is None, because JSON has no infinity."""
         fields = asdict(self).items()
         return {name: None if value in REALS else value for name, value in fields}
 
 
 def _smallest(is_enough: Callable[[int], bool], least: int) -> int:
-    """The smallest n from `least` on that is enough, where every larger one is too."""
+    """Return the smallest n from `least` on that is enough, given that all larger ones are too."""
     low = high = least
     while not is_enough(high):
         low, high = high + 1, 2 * high
@@ -64,7 +64,7 @@ def _smallest(is_enough: Callable[[int], bool], least: int) -> int:
 
 
 def tail_error(confidence: float, side: Bound) -> float:
-    """The error probability of one bound. A confidence under 0.5 is most likely an alpha given by mistake."""
+    """Return the error probability of one bound. A confidence below 0.5 is most likely an alpha passed by mistake."""
     if side not in get_args(Bound):
         raise ValueError(f"side is {side!r}; it is one of {', '.join(get_args(Bound))}")
     if not 0.5 < confidence < 1:
@@ -85,7 +85,7 @@ def _check_share(name: str, share: float) -> None:
 
 
 def check_counts(**counts: int) -> None:
-    """ValueError for a count that is none; the one named n is at least 1."""
+    """Raise ValueError for an invalid count; the one named n must be at least 1."""
     for name, count in counts.items():
         if not isinstance(count, Integral) or count < 0:
             raise ValueError(f"{name} is {count}; a count is a whole number of 0 or more")
@@ -94,13 +94,13 @@ def check_counts(**counts: int) -> None:
 
 
 def check_alternative(alternative: Alternative) -> None:
-    """ValueError for a question that no test here answers."""
+    """Raise ValueError for an unknown alternative."""
     if alternative not in get_args(Alternative):
         raise ValueError(f"alternative is {alternative!r}; it is one of {', '.join(get_args(Alternative))}")
 
 
 def as_finite(name: str, values: Values) -> Floats:
-    """The values as `(n,)` floats; ValueError for no value, another shape, or one that is not finite."""
+    """Return the values as `(n,)` floats. Raise ValueError if there are none, for another shape, or if not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
         raise ValueError(f"{name} has shape {array.shape}; at least one number in one row is needed")
@@ -111,11 +111,11 @@ def as_finite(name: str, values: Values) -> Floats:
 
 
 def as_codes(name: str, labels: Labels, n: int) -> Indices:
-    """Labels as numbers from 0 on, `(n,)`; ValueError for another shape, or an example without a label."""
+    """Return labels as numbers from 0 on, `(n,)`. Raise ValueError for another shape or a missing label."""
     array = np.asarray(labels)
     if array.shape != (n,):
         raise ValueError(f"{name} has shape {array.shape}; it needs one label for each of {n} examples")
-    # Examples without a label would otherwise share one, or be strangers to each other: nobody knows which.
+    # Examples without a label could belong to one cluster or to different ones; this is unknown.
     lacking = [at for at, label in enumerate(labels) if label is None or label != label]
     if lacking:
         raise ValueError(f"{name}[{lacking[0]}] is {labels[lacking[0]]}; every example needs a label")
@@ -123,7 +123,7 @@ def as_codes(name: str, labels: Labels, n: int) -> Indices:
 
 
 def as_pairs(candidate: Values, baseline: Values) -> tuple[Floats, Floats]:
-    """Both as `as_finite`, of one length; else ValueError."""
+    """Return both through `as_finite`. Raise ValueError if their lengths differ."""
     new, old = as_finite("candidate", candidate), as_finite("baseline", baseline)
     if len(new) != len(old):
         raise ValueError(f"candidate has {len(new)} values and baseline {len(old)}; each example needs both")

@@ -22,25 +22,25 @@ from finetune.statistics.interval import (
 
 
 def clopper_pearson(successes: int, n: int, confidence: float, side: Bound) -> Interval:
-    """Exact interval of a proportion, which never errs more often than it says; the one to gate on.
+    """Return the exact interval of a proportion, whose error rate never exceeds the nominal one; used by the gate.
 
-    Clopper and Pearson, Biometrika 26 (1934). Raises ValueError where n is 0 or less than `successes`.
+    Clopper and Pearson, Biometrika 26 (1934). Raises ValueError if n is 0 or less than `successes`.
     """
     return _proportion(successes, n, confidence, side, "exact", "Clopper-Pearson")
 
 
 def wilson(successes: int, n: int, confidence: float, side: Bound) -> Interval:
-    """Score interval of a proportion, right on average and narrower than the exact one; the one to show.
+    """Return the score interval of a proportion, accurate on average and narrower than the exact one; used for display.
 
-    Wilson, JASA 22 (1927). Raises ValueError where n is 0 or less than `successes`.
+    Wilson, JASA 22 (1927). Raises ValueError if n is 0 or less than `successes`.
     """
     return _proportion(successes, n, confidence, side, "wilson", "Wilson")
 
 
 def examples_needed(threshold: float, failures: int, confidence: float, side: Bound = "lower") -> int:
-    """Smallest n with that many failures at which the Clopper-Pearson lower bound reaches `threshold`.
+    """Return the smallest n with `failures` failures whose Clopper-Pearson lower bound reaches `threshold`.
 
-    Raises ValueError where `threshold` is not within (0, 1), or `side` has no lower bound.
+    Raises ValueError if `threshold` is not within (0, 1), or `side` has no lower bound.
     """
     _check_lower("threshold", threshold, confidence, side)
     check_counts(failures=failures)
@@ -52,12 +52,12 @@ def examples_needed(threshold: float, failures: int, confidence: float, side: Bo
 
 
 def tango(candidate_only: int, baseline_only: int, n: int, confidence: float, side: Bound) -> Interval:
-    """Score interval of the paired difference of success rates, candidate - baseline (-1 to 1).
+    """Return the score interval of the paired difference of success rates, candidate - baseline (-1 to 1).
 
-    `candidate_only` and `baseline_only` count the pairs that only that one got right; `n` counts all pairs.
-    Tango, Statistics in Medicine 17 (1998), 891-908. In a corner it errs more often than it says: at 95% and
-    n = 52, a true difference of -0.05 made of losses alone is "not worse by 0.05" 0.069 of the time.
-    Raises ValueError where n is 0 or less than the discordant pairs.
+    `candidate_only` and `baseline_only` count the pairs that only this side got right; `n` counts all pairs. Tango,
+    Statistics in Medicine 17 (1998), 891-908. In one corner case its error rate exceeds the nominal one: at 95% and n =
+    52, a true difference of -0.05 that consists only of losses is "not worse by 0.05" 0.069 of the time. Raises
+    ValueError if n is 0 or less than the discordant pairs.
     """
     check_counts(candidate_only=candidate_only, baseline_only=baseline_only, n=n)
     if candidate_only + baseline_only > n:
@@ -69,29 +69,29 @@ def tango(candidate_only: int, baseline_only: int, n: int, confidence: float, si
 
 
 def examples_needed_not_worse(margin: float, confidence: float, side: Bound = "lower") -> int:
-    """Smallest n at which `tango` of no discordant pair shows a candidate that is not worse by `margin`.
+    """Return the smallest n at which `tango` without discordant pairs shows that a candidate is not worse by `margin`.
 
-    Raises ValueError where `margin` is not within (0, 1), or `side` has no lower bound.
+    Raises ValueError if `margin` is not within (0, 1), or `side` has no lower bound.
     """
     _check_lower("margin", margin, confidence, side)
     return _smallest(lambda n: tango(0, 0, n, confidence, side).lower > -margin, 1)
 
 
 def margin_shown(n: int, confidence: float) -> float | None:
-    """Smallest margin in hundredths that `n` pairs without a discordant one show; None where there is none below 1."""
+    """Return the smallest margin in hundredths that `n` pairs without a discordant one show; None if not below 1."""
     lower = tango(0, 0, n, confidence, "lower").lower
     return next((hundredths / 100 for hundredths in range(1, 100) if lower > -hundredths / 100), None)
 
 
 def examples_needed_better(confidence: float) -> int:
-    """Smallest n, all right by the candidate alone, at which `mcnemar_exact` shows that it is better."""
+    """Return the smallest n, all right only for the candidate, at which `mcnemar_exact` shows that it is better."""
     return _smallest(lambda n: mcnemar_exact(n, 0, "greater") < 1 - confidence, 1)
 
 
 def mcnemar_exact(candidate_only: int, baseline_only: int, alternative: Alternative) -> float:
-    """Exact p-value of paired right-or-wrong scores; "greater" asks whether the candidate is better.
+    """Return the exact p-value of paired right-or-wrong scores; "greater" tests whether the candidate is better.
 
-    McNemar, Psychometrika 12 (1947). No discordant pair is no evidence: 1. ValueError for negative counts.
+    McNemar, Psychometrika 12 (1947). 1 without discordant pairs. Raises ValueError for negative counts.
     """
     from scipy.stats import binomtest
 
@@ -100,10 +100,10 @@ def mcnemar_exact(candidate_only: int, baseline_only: int, alternative: Alternat
 
 
 def quantile_upper(values: Values, q: float, confidence: float) -> float | None:
-    """Upper bound of the q-quantile, whatever the distribution: one of the values; None where n is too small.
+    """Return a distribution-free upper bound of the q-quantile: one of the values; None if n is too small.
 
-    It is the smallest order statistic k with P(Binomial(n, q) < k) >= confidence: David and Nagaraja, Order
-    Statistics (2003), 7.1. Raises ValueError for no value, one that is not finite, or q not within (0, 1).
+    It is the smallest order statistic k with P(Binomial(n, q) < k) >= confidence: David and Nagaraja, Order Statistics
+    (2003), 7.1. Raises ValueError without values, if one is not finite, or for q not within (0, 1).
     """
     x = np.sort(as_finite("values", values))
     rank = _quantile_rank(len(x), q, confidence)
@@ -111,7 +111,7 @@ def quantile_upper(values: Values, q: float, confidence: float) -> float | None:
 
 
 def examples_needed_quantile(q: float, confidence: float) -> int:
-    """Smallest n for which `quantile_upper` gives a bound, the greatest value. Raises as it does."""
+    """Return the smallest n for which `quantile_upper` gives a bound, the largest value. Raises in the same cases."""
     return _smallest(lambda n: _quantile_rank(n, q, confidence) <= n, 1)
 
 
@@ -136,7 +136,7 @@ def _proportion(successes: int, n: int, confidence: float, side: Bound, method: 
 
 
 def tango_lower(gained: float, lost: float, n: float, z: float) -> float:
-    """Where, below the estimate, the score of the difference is z; the counts may be fractions of examples."""
+    """Return where, below the estimate, the score of the difference is z; the counts may be fractions of examples."""
     from scipy.optimize import brentq
 
     estimate = (gained - lost) / n
@@ -146,7 +146,7 @@ def tango_lower(gained: float, lost: float, n: float, z: float) -> float:
     def excess(difference: float) -> float:
         if difference >= estimate:  # the score is 0 there, and its variance may be too
             return -z
-        # The likeliest chance of a lost pair under this difference: the root of Tango's quadratic.
+        # The most likely probability of a lost pair under this difference: the root of Tango's quadratic.
         linear = (2 * n - gained + lost) * difference - gained - lost
         root = math.sqrt(max(linear**2 + 8 * n * lost * difference * (1 - difference), 0.0))
         variance = n * ((root - linear) / (2 * n) + difference * (1 - difference))

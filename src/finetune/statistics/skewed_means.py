@@ -1,4 +1,4 @@
-"""Intervals of means that are skewed to the right, as latencies are: the wider of bootstrap-t and log-normal."""
+"""Intervals of means that are skewed to the right, such as latencies: the wider of bootstrap-t and log-normal."""
 
 import math
 from dataclasses import replace
@@ -14,17 +14,17 @@ LOG_T = "bootstrap-t and log-normal"
 def skewed_mean_interval(
     values: Values, confidence: float, side: Bound, seed: int, n_resamples: int = RESAMPLES
 ) -> Interval:
-    """Interval of the mean of values above 0 that are skewed to the right, as latencies are; see `_log_t_bounds`.
+    """Return the interval of the mean of positive values skewed to the right, such as latencies; see `_log_t_bounds`.
 
-    Measured with 1,000 to 2,000 studies each. An upper bound that should err 0.05 of the time errs 0.051, 0.053, 0.051,
-    0.050 of it for log-normal values with sigma 1 and n = 20, 30, 60, 150 (BCa of `mean_interval`: 0.13 and 0.09 at
-    n = 20 and 60), 0.044 with sigma 0.5 and 0.3, 0.011 to 0.028 for gamma ones (shape 1 and 3). One of 0.01: 0.010 to
-    0.013, 0.005 to 0.009, 0.001 to 0.003. Lower bounds: 0.051 and 0.010 at most. The price: with sigma 1 and 60 values
-    the bound lies 1.40 times the mean high (BCa 1.29), with sigma 0.5 1.14 times (1.12).
-    Where it still errs: what is slow and rare and not in the sample is invisible to every method. If one answer in
-    twenty takes five times as long, no such answer is among 20 (30, 60, 150) in 0.36 (0.21, 0.046, 0.0005) of all
-    samples, and in those the bound is too low. A quantile (`proportions.quantile_upper`) errs in no such case.
-    Refused as `resample` is. Raises ValueError for no value, or one that is not finite or not above 0.
+    Measured with 1,000 to 2,000 studies each. The error rate of an upper bound with a nominal rate of 0.05 is 0.051,
+    0.053, 0.051, 0.050 for log-normal values with sigma 1 and n = 20, 30, 60, 150 (BCa of `mean_interval`: 0.13 and
+    0.09 at n = 20 and 60), 0.044 with sigma 0.5 and 0.3, 0.011 to 0.028 for gamma ones (shape 1 and 3). With a nominal
+    0.01: 0.010 to 0.013, 0.005 to 0.009, 0.001 to 0.003. Lower bounds: at most 0.051 and 0.010. The cost: with sigma 1
+    and 60 values the bound is 1.40 times the mean (BCa 1.29), with sigma 0.5 1.14 times (1.12).
+    Limitation: slow, rare answers that are not in the sample are invisible to every method. If one answer in twenty
+    takes five times as long, no such answer is among 20 (30, 60, 150) in 0.36 (0.21, 0.046, 0.0005) of all samples, and
+    in those the bound is too low. A quantile (`proportions.quantile_upper`) is not affected.
+    Refused in the same cases as `resample`. Raises ValueError without values, or if one is not finite or not above 0.
     """
     x = as_finite("values", values)
     if x.min() <= 0:
@@ -46,14 +46,14 @@ def relative_improvement(
     clusters: Labels | None = None,
     n_resamples: int = RESAMPLES,
 ) -> Interval:
-    """Paired interval of 1 - mean(candidate) / mean(baseline), for latencies: 0.2 is a fifth less time.
+    """Return the paired interval of 1 - mean(candidate) / mean(baseline), for latencies: 0.2 is a fifth less time.
 
     Both are `(n,)`, above 0, in one unit, of the same requests; method: see `_log_t_bounds`; refused as `resample` is.
-    Measured for log-normal pairs (600 to 1,000 studies, n = 20 and 60): a bound on either side that should err 0.05 of
-    the time does so 0.040 to 0.054 of it with sigma 1 and a correlation of 0 or 0.7, one of 0.01 does 0.003 to 0.015;
-    where one side has sigma 1 and the other 0.5, at most 0.058 and 0.011. BCa errs up to 0.10 and 0.04 in the first
+    Measured for log-normal pairs (600 to 1,000 studies, n = 20 and 60): the error rate of a bound on either side with a
+    nominal rate of 0.05 is 0.040 to 0.054 with sigma 1 and a correlation of 0 or 0.7, with a nominal 0.01 0.003 to
+    0.015; if one side has sigma 1 and the other 0.5, at most 0.058 and 0.011. BCa has up to 0.10 and 0.04 in the first
     case, 0.16 and 0.09 in the second.
-    Raises ValueError where the lengths differ, or a value is not finite or not above 0.
+    Raises ValueError if the lengths differ, or a value is not finite or not above 0.
     """
     new, old = as_pairs(candidate, baseline)
     if min(new.min(), old.min()) <= 0:
@@ -70,7 +70,7 @@ def relative_improvement(
 
 
 def _one_sided(found: Interval, side: Bound, bounds: Range) -> Interval:
-    """The interval, open to the end of the range on the side that is not asked for."""
+    """Return the interval, open to the end of the range on the side that is not requested."""
     lower = bounds[0] if side == "upper" else found.lower
     upper = bounds[1] if side == "lower" else found.upper
     return replace(found, lower=lower, upper=upper)
@@ -79,7 +79,7 @@ def _one_sided(found: Interval, side: Bound, bounds: Range) -> Interval:
 def _log_t_or_refusal(
     x: Floats, confidence: float, side: Bound, seed: int, n_resamples: int
 ) -> tuple[tuple[float, float], str]:
-    """`_log_t_bounds`, or (0, inf) and the reason of a refusal."""
+    """Return `_log_t_bounds`, or (0, inf) and the reason of a refusal."""
     tail = tail_error(confidence, side)
     rest = x.sum(axis=1, keepdims=True) - x  # the sums without each unit
     without = rest[0] / (rest[1] if len(x) > 1 else 1.0)
@@ -90,12 +90,12 @@ def _log_t_or_refusal(
 
 
 def _log_t_bounds(x: Floats, tail: float, rng: np.random.Generator, resamples: int) -> tuple[float, float]:
-    """Bounds of mean(x[0]), or of mean(x[0]) / mean(x[1]), each erring `tail` of the time; `x` is `(1 or 2, n)`.
+    """Return bounds of mean(x[0]), or of mean(x[0]) / mean(x[1]), each with error rate `tail`; `x` is `(1 or 2, n)`.
 
-    The pivot is t = (log of the estimate - log of the truth) / standard error by the delta method. How it is
-    distributed is asked twice: of resamples of the data (bootstrap-t, Efron and Tibshirani 1993, 12.5) and of
-    log-normal samples with the covariance of log(x), which is itself drawn from its fiducial distribution, an inverse
-    Wishart one. The wider bound counts: the data shows its own shape, but not the tail that so few values lack.
+    The pivot is t = (log of the estimate - log of the truth) / standard error by the delta method. Its distribution is
+    estimated twice: from resamples of the data (bootstrap-t, Efron and Tibshirani 1993, 12.5) and from log-normal
+    samples with the covariance of log(x), which is itself drawn from its fiducial distribution, an inverse Wishart one.
+    The wider bound is used: the data show their own shape, but few values do not show the tail.
     """
     units = x.shape[1]
     estimate, error = _log_and_error(x[:, None])
@@ -115,7 +115,7 @@ def _log_t_bounds(x: Floats, tail: float, rng: np.random.Generator, resamples: i
 
 
 def _log_normal_pivots(x: Floats, count: int, rng: np.random.Generator) -> Floats:
-    """The pivot of so many log-normal samples, each of another covariance that log(x) is compatible with."""
+    """Return the pivot of `count` log-normal samples, each with another covariance that is compatible with log(x)."""
     k, n = x.shape
     variance = np.atleast_2d(np.cov(np.log(x)))
     root = np.linalg.cholesky(variance + 1e-12 * np.trace(variance) * np.eye(k))
@@ -131,7 +131,7 @@ def _log_normal_pivots(x: Floats, count: int, rng: np.random.Generator) -> Float
 
 
 def _log_and_error(x: Floats) -> tuple[Floats, Floats]:
-    """log(mean(x[0]) / mean(x[1])), or log(mean(x[0])) of one row, over the last axis, and its standard error."""
+    """Return log(mean(x[0]) / mean(x[1])), or log(mean(x[0])) of one row, over the last axis, with standard error."""
     means = x.mean(axis=-1, keepdims=True)
     shares = x / means
     values, offsets = np.log(means[..., 0]), shares[0] if len(x) == 1 else shares[0] - shares[1]
@@ -140,6 +140,6 @@ def _log_and_error(x: Floats) -> tuple[Floats, Floats]:
 
 
 def _pivot(off: Floats, error: Floats) -> Floats:
-    """off / error; infinitely far where a resample without variance feigns certainty."""
+    """Return off / error; infinite if a resample without variance would be overconfident."""
     with np.errstate(all="ignore"):
         return np.where(error > 1e-10, off / error, np.copysign(np.inf, off))
