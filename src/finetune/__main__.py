@@ -1,4 +1,4 @@
-"""`python -m finetune COMMAND`, which is what `finetune COMMAND` runs."""
+"""`python -m finetune COMMAND`, which `finetune COMMAND` runs."""
 
 from finetune.cli.main import run_and_exit
 

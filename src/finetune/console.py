@@ -1,4 +1,4 @@
-"""What a person sees: lines, tables, progress; and the third-party noise that would drown it, turned down."""
+"""Terminal output: lines, tables, progress; and suppression of irrelevant messages of third-party libraries."""
 
 import logging
 import os
@@ -18,39 +18,39 @@ STYLES |= {"inconclusive": "yellow", "unmeasured": "magenta", "error": "red", "w
 
 
 def console() -> Console:
-    """The terminal, or a pipe, where lines are not folded at 80 columns."""
+    """Return the terminal, or a pipe, on which lines are not folded at 80 columns."""
     terminal = Console(highlight=False)
     return terminal if terminal.is_terminal else Console(highlight=False, width=140)
 
 
 def printable(text: str) -> str:
-    """Text that moves no cursor and can be written as UTF-8; line ends stay."""
+    """Make text safe to print: no cursor movement, valid UTF-8; line ends are kept."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
 
 
 def short(name: str, limit: int = 80) -> str:
-    """A name out of a file, fit for one line of a text: printable and not too long."""
+    """Format a name from a file for one line of text: printable and not too long."""
     plain = printable(name).replace("\n", "\ufffd")
     return plain if len(plain) <= limit else f"{plain[:limit]}…"
 
 
 def harmless(text: str) -> str:
-    """Text that is no markup and moves no cursor."""
+    """Return text without markup or cursor movement."""
     return escape(printable(text))
 
 
 def gigabytes(size: float) -> str:
-    """Bytes as a person reads them."""
+    """Format bytes for readers."""
     return f"{size / 1e9:.2f} GB" if size < 10e9 else f"{size / 1e9:.1f} GB"
 
 
 def say(text: str) -> None:
-    """One line to the person who watches."""
+    """Print one line for the user."""
     console().print(harmless(text), soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table; words that name a status are coloured."""
+    """Print a table; words that name a status are coloured."""
     drawn = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     for column in columns:
         drawn.add_column(column, overflow="fold")
@@ -61,13 +61,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table; no text ends its cell."""
+    """Return the lines of a Markdown table; cell text is escaped."""
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(row)} |" for row in cells)]
 
 
 def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
-    """The same items, with a bar on standard error while they are worked through, if that is a terminal."""
+    """Return the same items, with a progress bar on standard error if that is a terminal."""
     from tqdm import tqdm
 
     return tqdm(items, desc=what, leave=False, mininterval=0.5, disable=None)  # type: ignore[no-any-return]
@@ -75,7 +75,7 @@ def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
 
 @contextmanager
 def byte_progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A function that is told how many of `total` bytes are done, and draws a bar on standard error, if a terminal."""
+    """Yield a function that advances a bar of `total` bytes on standard error, if that is a terminal."""
     from tqdm import tqdm
 
     with tqdm(total=total, desc=what, unit="B", unit_scale=True, leave=False, mininterval=0.5, disable=None) as bar:
@@ -83,7 +83,7 @@ def byte_progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
 
 
 def quiet_libraries() -> None:
-    """Turn down load bars and warnings that say nothing about this run; `--debug` leaves them as they are.
+    """Suppress progress bars and warnings of libraries that do not concern this run, except with `--debug`.
 
     Must run before transformers, datasets or bitsandbytes are imported: they read the environment at import.
     """

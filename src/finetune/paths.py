@@ -1,30 +1,30 @@
-"""Where the stages meet: every file and folder that crosses from one to another, as dvc.yaml names them too."""
+"""The files and folders exchanged between stages, which dvc.yaml lists as well."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-FINISHED = "finished"  # the mark of a run whose checkpoints nobody needs once DVC has stored its outputs
+FINISHED = "finished"  # marks a run whose checkpoints are obsolete once DVC has stored its outputs
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the stages meet, relative to the working tree's root (dvc.yaml names the same places)."""
+    """The paths of the stages' files, relative to the root of the working tree (as in dvc.yaml)."""
 
     root: Path = Path()
 
     @property
     def prepared(self) -> Path:
-        """The three splits, one JSON line an example."""
+        """The three splits, one JSON line per example."""
         return self.root / "data/prepared"
 
     @property
     def spool(self) -> Path:
-        """Where prepare keeps rows between reading and writing."""
+        """Temporary storage for rows between reading and writing in prepare."""
         return self.root / "work/prepare"
 
     @property
     def validated(self) -> Path:
-        """Token ids and labels, what train reads."""
+        """Token ids and labels, the input of train."""
         return self.root / "data/validated"
 
     @property
@@ -34,55 +34,55 @@ class Paths:
 
     @property
     def merged(self) -> Path:
-        """Base and adapter as one model, where `finetune merge` wrote it."""
+        """Base and adapter as one model, written by `finetune merge`."""
         return self.root / "out/merged"
 
     @property
     def predictions(self) -> Path:
-        """What base and candidate answered, one JSON line a test example."""
+        """The answers of base and candidate, one JSON line per test example."""
         return self.root / "out/predictions.jsonl"
 
     @property
     def latency(self) -> Path:
-        """Seconds and tokens of both sides, one JSON line a prompt."""
+        """Seconds and tokens of both sides, one JSON line per prompt."""
         return self.root / "out/latency.jsonl"
 
     @property
     def model_card(self) -> Path:
-        """The adapter's card, beside the adapter: DVC keeps the folder as train published it."""
+        """The adapter's card, outside the adapter's folder, which DVC stores as published by train."""
         return self.root / "out/model_card.md"
 
     @property
     def reports(self) -> Path:
-        """One JSON report a stage, the curves and the page."""
+        """One JSON report per stage, the curves and the page."""
         return self.root / "reports"
 
     @property
     def looks(self) -> Path:
-        """Which candidates were evaluated on which test set; in git."""
+        """The candidates evaluated on each test set; in git."""
         return self.root / "data/looks.json"
 
     @property
     def work(self) -> Path:
-        """Scratch that is neither in git nor in DVC: checkpoints and locks."""
+        """Temporary files that are neither in git nor in DVC: checkpoints and locks."""
         return self.root / "work"
 
     @property
     def checkpoints(self) -> Path:
-        """One folder a run, named by its fingerprint; outside DVC's outs, which a new start deletes."""
+        """One folder per run, named by its fingerprint; outside DVC's outs, which a new run deletes."""
         return self.work / "checkpoints"
 
     @property
     def evaluation(self) -> Path:
-        """What evaluate keeps of an interrupted run: answers by then, adapters fetched, a merged model."""
+        """Partial results of evaluate: answers so far, fetched adapters, a merged model."""
         return self.work / "evaluate"
 
     @property
     def seeds(self) -> Path:
-        """What the runs of one recipe under several seeds came to; in git."""
+        """The results of one recipe's runs with several seeds; in git."""
         return self.root / "data/seeds.json"
 
     @property
     def status(self) -> Path:
-        """How far the training is, for `finetune status`."""
+        """The progress of the training, for `finetune status`."""
         return self.work / "status.json"

@@ -1,1 +1,1 @@
-"""What an answer is beside its reference: pure functions that scorers are made of."""
+"""Compare an answer with its reference: pure functions that scorers use."""

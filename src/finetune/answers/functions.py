@@ -1,8 +1,8 @@
-"""A function of the user's own in `scorers/` as a scorer: found and imported once, called for every answer.
+"""A user-defined function in `scorers/` as a scorer: imported once, called for every answer.
 
     scorers.example.share_of_words("KeyError raised", "KeyError", {"id": "9f2c…", "messages": […], …}) -> 0.5
 
-The code is the user's own and runs with the user's rights, as the rest of the working tree does.
+The code belongs to the user and runs with the user's rights, like the rest of the working tree.
 """
 
 import importlib
@@ -23,12 +23,12 @@ FOLDER = "scorers"
 
 
 def load_function(dotted: str, place: str, root: Path) -> Callable[..., Any]:
-    """The function `scorers.module.name` of the working tree at `root`; ConfigError at the key `place` without it."""
+    """Load the function `scorers.module.name` of the tree at `root`. Raise ConfigError at `place` if it fails."""
     name, _, attribute = dotted.rpartition(".")
     with _importing_from(root):
         try:
             module = importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # the file is the user's: whatever it raises is told
+        except (Exception, SystemExit) as error:  # the user's file may raise anything; it is reported
             raise ConfigError(place, f"{name} can't be imported ({type(error).__name__}: {error})") from None
     if not _lies_in(module, root / FOLDER):
         raise ConfigError(
@@ -43,7 +43,7 @@ def load_function(dotted: str, place: str, root: Path) -> Callable[..., Any]:
 
 @contextmanager
 def _importing_from(root: Path) -> Iterator[None]:
-    """Modules are looked for in `root` first, and not taken from an import of another tree."""
+    """Import modules from `root` first, ignoring those already imported from another tree."""
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == FOLDER and not _lies_in(module, root / FOLDER):
             del sys.modules[name]
@@ -61,7 +61,7 @@ def _lies_in(module: ModuleType, folder: Path) -> bool:
 
 
 def call_function(function: Callable[..., Any], lowest: float, highest: float, answer: str, example: Example) -> float:
-    """The function's score; UnscorableError where it raises, or gives no number from lowest to highest."""
+    """Return the function's score. Raise UnscorableError if it raises or returns no number between the bounds."""
     try:
         found = function(answer, example.completion, deepcopy(example.to_json()))
     except (Exception, SystemExit) as error:

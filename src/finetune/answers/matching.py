@@ -1,4 +1,4 @@
-"""Scores of 0 or 1 by comparing the answer's text with the reference's, which is all of the assistant's last turn.
+"""Scores of 0 or 1 by comparing the answer's text with the reference's, which is the assistant's complete last turn.
 
     exact_match         "ValueError"  is  " ValueError\\n"              and not  "ValueError."
     normalized_match    "The cafe"    is  "the  café!"                  where all is ignored
@@ -6,7 +6,7 @@
     regular_expression  "Answer: 42"  as  "So. Answer:  42"             by  Answer:\\s*(\\d+)
     numeric             "1234.5"      is  "about $1,234.50", "50%" is "0.5" and "50"
 
-Each takes any text, whatever its length, without a slow path: a model may answer anything.
+Each accepts text of any content and length without slow special cases, because a model may answer anything.
 """
 
 import re
@@ -20,28 +20,28 @@ Match = Callable[[str, str], bool]  # answer, reference
 
 MARKS = 30  # combining marks in a row: Unicode's stream-safe form (UAX 15); sorting 100,000 of them takes ten seconds
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-ASCII_PUNCTUATION = frozenset(string.punctuation)  # some of it, as $ and +, is not punctuation to Unicode
+ASCII_PUNCTUATION = frozenset(string.punctuation)  # some of it, e.g. $ and +, is not punctuation in Unicode
 SEPARATORS = ",'_\u2019\u00a0\u202f"  # of thousands; a plain space would join "in 2020 100 people"
 NO_SEPARATORS = dict.fromkeys(map(ord, SEPARATORS))
 NUMBER = re.compile(
-    r"(?<!\w)(?<!\d\.)[-+]?"  # so that "5-3" holds no -3, "v2" no 2 and "1.2.3" no 3
+    r"(?<!\w)(?<!\d\.)[-+]?"  # so that "5-3" contains no -3, "v2" no 2 and "1.2.3" no 3
     rf"(?:(?:\d{{1,3}}(?P<mark>[{SEPARATORS}])\d{{3}}(?:(?P=mark)\d{{3}})*(?!\d)|\d+)(?:\.\d+)?|(?<!\.)\.\d+)"
     r"(?:[eE][-+]?\d+)?(?P<percent>\s?%)?"
 )
-ARITHMETIC = Context(prec=50, traps=[])  # nothing traps: what can't be reckoned with is NaN, which equals nothing
+ARITHMETIC = Context(prec=50, traps=[])  # no traps: what cannot be computed is NaN, which equals nothing
 
 
 class UnscorableError(Exception):
-    """An example that can't be scored, for a reason that lies in its reference; the text says why."""
+    """An example that cannot be scored because of its reference; the text gives the reason."""
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Whether answer and reference are the same text, white space at the ends apart."""
+    """Return whether answer and reference are equal, ignoring leading and trailing white space."""
     return answer.strip() == reference.strip()
 
 
 def contains(answer: str, reference: str, *, ignore_case: bool) -> bool:
-    """Whether the reference stands in the answer; an empty one stands in an empty answer alone."""
+    """Return whether the answer contains the reference; only an empty answer contains an empty one."""
     answer, reference = answer.strip(), reference.strip()
     if ignore_case:
         answer, reference = answer.casefold(), reference.casefold()
@@ -49,9 +49,11 @@ def contains(answer: str, reference: str, *, ignore_case: bool) -> bool:
 
 
 def normalized_match(answer: str, reference: str, ignore: Collection[str]) -> bool:
-    """Whether they are the same text but for white space and what `ignore` names: case, punctuation, articles, accents.
+    """Return whether both are equal, ignoring white space and what `ignore` lists: case, punctuation, articles,
+    accents.
 
-    What would leave nothing of the reference is not ignored: of the choice "A" the article, of "!?" the punctuation.
+    If ignoring something would leave the reference empty, it is kept: the article in the choice "A", the punctuation in
+    "!?".
     """
     for kept in ((), ("articles",), ("articles", "punctuation")):
         left = [name for name in ignore if name not in kept]
@@ -62,7 +64,7 @@ def normalized_match(answer: str, reference: str, ignore: Collection[str]) -> bo
 
 
 def normalized(text: str, ignore: Collection[str]) -> str:
-    """The text in Unicode's composed form, runs of white space as one space, without what is to be ignored.
+    """Return the text in Unicode's composed form, with single spaces and without what is to be ignored.
 
     The steps for English are those of SQuAD's official evaluation (lower case, punctuation, articles, white space).
     """
@@ -80,7 +82,7 @@ def normalized(text: str, ignore: Collection[str]) -> str:
 
 
 def stream_safe(text: str) -> str:
-    """The text with no more than MARKS combining marks in a row; what normalizes it then takes no hostile time."""
+    """Limit the text to MARKS consecutive combining marks, so that hostile text cannot slow down normalization."""
     if text.isascii():
         return text
     import regex
@@ -89,9 +91,9 @@ def stream_safe(text: str) -> str:
 
 
 def compile_pattern(pattern: str) -> Match:
-    """Whether the pattern is found in the answer, and its groups catch what they catch in the reference.
+    """Return a function that checks that the pattern matches the answer with the same groups as in the reference.
 
-    RE2 takes time linear in the text, which a pattern of Python's `re` need not. ValueError for a bad pattern.
+    RE2's time is linear in the text, unlike that of Python's `re`. Raises ValueError for an invalid pattern.
     """
     import re2
 
@@ -115,15 +117,15 @@ def compile_pattern(pattern: str) -> Match:
 
 
 def sound(text: str) -> str:
-    """The text without lone surrogates, which no UTF-8 has and C++ libraries refuse."""
+    """Remove lone surrogates, which UTF-8 cannot encode and C++ libraries reject."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def numeric(answer: str, reference: str, absolute_tolerance: float, relative_tolerance: float) -> bool:
-    """Whether the last numbers of both differ by no more than the larger tolerance, the relative one of the reference.
+    """Return whether the last numbers of both differ by at most the larger tolerance (relative: to the reference).
 
-    A percent sign divides by 100, or by nothing where only one of the two has it: 50% is 0.5, and 50.
-    UnscorableError where the reference contains no number.
+    A percent sign divides by 100; if only one of the two has it, either reading may match: 50% is 0.5, and 50. Raises
+    UnscorableError if the reference contains no number.
     """
     wanted, given = last_number(reference), last_number(answer)
     if wanted is None:
@@ -137,7 +139,7 @@ def numeric(answer: str, reference: str, absolute_tolerance: float, relative_tol
 
 
 def last_number(text: str) -> tuple[Decimal, bool] | None:
-    """The last number of a text (NaN where it is beyond reckoning), and whether a percent sign follows."""
+    """Return the last number of a text (NaN if it cannot be computed), and whether a percent sign follows."""
     last = deque(NUMBER.finditer(text.replace("\u2212", "-")), maxlen=1)
     if not last:
         return None

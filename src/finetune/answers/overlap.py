@@ -1,9 +1,9 @@
-"""Scores between 0 and 1 by the words and letters that an answer shares with the reference: chrF, BLEU, ROUGE-L.
+"""Scores between 0 and 1 by the words and letters shared by answer and reference: chrF, BLEU, ROUGE-L.
 
     reference "the cat sat on the mat"   answer "the cat on the mat" -> chrF 0.74, BLEU 0.41, ROUGE-L 0.91
 
-The same text is 1 in all of them, also where it has no word. BLEU is a figure of a whole set
-(`finetune.score.metrics`); that of one answer is for looking at answers.
+Equal texts have 1 in all of them, even without words. BLEU is a metric of a complete set (`finetune.score.metrics`);
+that of one answer is only for inspecting answers.
 """
 
 from functools import cache
@@ -11,18 +11,18 @@ from typing import Any
 
 
 def chrf(answer: str, reference: str) -> float:
-    """chrF with sacrebleu's defaults: letters up to six in a row, recall twice as heavy (Popović 2015)."""
+    """Return chrF with sacrebleu's defaults: up to six letters in a row, recall with double weight (Popović 2015)."""
     if answer.strip() == reference.strip():
         return 1.0
     return float(_sacrebleu("CHRF").sentence_score(answer, [reference]).score) / 100
 
 
 def bleu(answer: str, reference: str) -> float:
-    """BLEU of one answer with sacrebleu's defaults, orders of n-grams that a short text can't have left out."""
+    """Return BLEU of one answer with sacrebleu's defaults, without n-gram orders that a short text cannot have."""
     if answer.strip() == reference.strip():
         return 1.0
     score = _sacrebleu("BLEU", effective_order=True).sentence_score(answer, [reference]).score
-    return min(float(score) / 100, 1.0)  # 100.00000000000004 is as far as floats go
+    return min(float(score) / 100, 1.0)  # floating point gives up to 100.00000000000004
 
 
 @cache
@@ -33,11 +33,11 @@ def _sacrebleu(name: str, **settings: Any) -> Any:
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """The F-measure of the longest common subsequence of words (Lin 2004), as rouge-score's `rougeL` has it.
+    """Return the F-measure of the longest common subsequence of words (Lin 2004), like rouge-score's `rougeL`.
 
-    The same figure for English text, which a test compares. Two things differ: a word may have letters of any alphabet,
-    where rouge-score sees no word at all in Russian or Chinese; and rouge-score's table of words by words takes minutes
-    for a thousand long answers.
+    Equal to it for English text, which a test compares. There are two differences: words may have letters of any
+    alphabet, whereas rouge-score finds no words in Russian or Chinese; and rouge-score's table of word pairs takes
+    minutes for a thousand long answers.
     """
     from rapidfuzz.distance import LCSseq
 
@@ -49,7 +49,7 @@ def rouge_l(answer: str, reference: str) -> float:
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case: runs of letters and digits; of scripts without spaces, each sign by itself."""
+    """Return words in lower case: runs of letters and digits; in scripts without spaces, each character."""
     found: list[str] = _word_pattern().findall(text.lower())
     return found
 

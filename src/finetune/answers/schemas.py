@@ -1,8 +1,9 @@
-"""Whether an answer is JSON, and valid by a JSON schema of `scorers/`.
+"""Check that an answer is JSON, and valid against a JSON schema in `scorers/`.
 
     '{"city": "Bern"}' against {"type": "object", "required": ["city"]} -> 1   '{"city": "Bern"' -> 0
 
-`format` is a note, as the standard has it, and no check. Nothing is ever fetched: a `$ref` points into the file.
+As in the standard, `format` is an annotation and is not checked. Nothing is ever fetched: a `$ref` must refer to the
+same file.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,12 +15,12 @@ from finetune.answers.matching import UnscorableError
 from finetune.errors import ConfigError
 from finetune.files.strict_json import parse_json
 
-PROBES: tuple[Any, ...] = (None, {}, [], "", 0)  # a schema that refers to itself endlessly fails on any
-PATTERN_SECONDS = 1.0  # a schema's pattern that takes longer is caught in backtracking
+PROBES: tuple[Any, ...] = (None, {}, [], "", 0)  # a schema with infinite recursion fails on any of them
+PATTERN_SECONDS = 1.0  # a schema's pattern that takes longer is backtracking
 
 
 def schema_file(name: str, place: str, root: Path) -> Callable[[str], bool]:
-    """`compile_schema` of a file in `scorers/`, by its path there; ConfigError, at the key `place`, without it."""
+    """Compile a schema file in `scorers/`, by its path there. Raise ConfigError at the key `place` on failure."""
     folder = (root / FOLDER).resolve()
     path = (folder / name).resolve()
     if not path.is_relative_to(folder):
@@ -31,7 +32,7 @@ def schema_file(name: str, place: str, root: Path) -> Callable[[str], bool]:
 
 
 def compile_schema(path: Path | None) -> Callable[[str], bool]:
-    """Whether an answer is JSON, and valid by the file's schema (None: any JSON); ValueError for a bad schema."""
+    """Return a function that validates answers by the file's schema (None: any JSON). Raise ValueError if bad."""
     validator = None if path is None else read_validator(path)
 
     def is_valid(answer: str) -> bool:
@@ -47,7 +48,7 @@ def compile_schema(path: Path | None) -> Callable[[str], bool]:
 
 
 def read_validator(path: Path) -> Any:
-    """The validator of a schema file; ValueError where it is no schema, or needs another file."""
+    """Return the validator of a schema file. Raise ValueError if it is not a schema or refers to another file."""
     try:
         schema = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -58,7 +59,7 @@ def read_validator(path: Path) -> Any:
 
 
 def make_validator(schema: Any) -> Any:
-    """jsonschema's validator of the schema's own draft (2020-12 where it names none); ValueError for a bad schema."""
+    """Return jsonschema's validator for the schema's draft (default: 2020-12). Raise ValueError for a bad schema."""
     import regex
     from jsonschema import Draft202012Validator, validators
     from jsonschema.exceptions import SchemaError
@@ -91,7 +92,7 @@ def make_validator(schema: Any) -> Any:
 
 
 def check_references(schema: Any, registry: Any) -> None:
-    """Look up every $ref and compile every pattern: Unresolvable for what is not in the schema, or regex.error."""
+    """Resolve every $ref and compile every pattern. Raise Unresolvable for a $ref to another file, or regex.error."""
     import regex
     from referencing import Resource
     from referencing.jsonschema import DRAFT202012
@@ -110,7 +111,7 @@ def check_references(schema: Any, registry: Any) -> None:
         todo += [(sub, resolver.in_subresource(sub)) for sub in resource.subresources()]
 
 
-# The keywords that match patterns: jsonschema takes Python's `re`, which need not come to an end on a hostile answer.
+# Keywords with patterns: jsonschema uses Python's `re`, which may not terminate on a hostile answer.
 
 
 def _found(pattern: str, text: str) -> bool:

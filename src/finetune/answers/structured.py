@@ -1,9 +1,9 @@
-"""Scores of 0 or 1 by what an answer is to a program: Python by its grammar, and calls of tools.
+"""Scores of 0 or 1 by the structure of an answer: valid Python syntax, and tool calls.
 
     python_parses  "```python\\nprint(1)\\n```", which is read and never run
     tool_calls     '<tool_call>{"name": "weather", "arguments": {"city": "Bern"}}</tool_call>'
 
-An answer is data of a stranger: deep nesting, huge numbers and megabytes of brackets are wrong, not an error.
+An answer is untrusted: deep nesting, huge numbers and megabytes of brackets count as wrong, not as an error.
 """
 
 import ast
@@ -17,20 +17,20 @@ from typing import Any
 from finetune.answers.matching import stream_safe
 from finetune.records.examples import Message
 
-LONGEST_SOURCE = 200_000  # characters of Python; the parser takes time quadratic in a hostile text, a second for these
-WORK = 20  # characters that the search for calls may read in vain, in lengths of the answer
+LONGEST_SOURCE = 200_000  # characters of Python; hostile text takes the parser quadratic time, a second at this size
+WORK = 20  # characters that the search for calls may read in vain, as a multiple of the answer's length
 MAY_BE_CALL = re.compile(r'\{\s*"|\[\s*[{\[]')
 
 # ----------------------------------------------------------------------------------------------------------- Python
 
 
 def python_parses(answer: str) -> bool:
-    """Whether the answer, or its first fenced block, is Python with at least one statement."""
+    """Return whether the answer, or its first fenced block, is Python with at least one statement."""
     source = stream_safe(textwrap.dedent(fenced(answer)).strip())  # the parser normalizes names
     if len(source) > LONGEST_SOURCE:
         return False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an invalid escape sequence is a warning, and still Python
+        warnings.simplefilter("ignore")  # an invalid escape sequence is only a warning
         try:
             return bool(ast.parse(source).body)
         except (SyntaxError, ValueError, RecursionError, MemoryError):  # MemoryError: the parser's stack, not the RAM
@@ -38,7 +38,7 @@ def python_parses(answer: str) -> bool:
 
 
 def fenced(text: str) -> str:
-    """What stands in the first fenced block of a Markdown text, to its end where it is not closed; else all of it."""
+    """Return the first fenced block of a Markdown text, even if it is not closed; without one, the complete text."""
     lines = text.splitlines(keepends=True)
     opening = next((at for at, line in enumerate(lines) if line.lstrip().startswith(("```", "~~~"))), None)
     if opening is None:
@@ -51,11 +51,11 @@ def fenced(text: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------- tool calls
 
-_DECODER = json.JSONDecoder(parse_int=Decimal)  # int() refuses 5,000 digits and takes quadratic time below that
+_DECODER = json.JSONDecoder(parse_int=Decimal)  # int() rejects 5,000 digits and takes quadratic time below that
 
 
 def same_calls(answer: str, reference: Message) -> bool:
-    """Whether the answer calls what the reference calls, in its order and with equal arguments; else text, both."""
+    """Return whether the answer makes the reference's calls, in order and with equal arguments; else text, both."""
     wanted = [call for given in reference.tool_calls or () for call in _calls_in(given)]
     found = find_calls(answer)
     try:
@@ -65,10 +65,10 @@ def same_calls(answer: str, reference: Message) -> bool:
 
 
 def find_calls(text: str) -> list[dict[str, Any]]:
-    """The calls in a text, as name and arguments: JSON objects that have both, alone or in lists, in any wrapping.
+    """Return the calls in a text, as name and arguments: JSON objects that have both, in any wrapping.
 
-    So are <tool_call> tags (Qwen, Hermes), [TOOL_CALLS] lists (Mistral), `parameters` (Llama) and OpenAI's own form
-    read alike. Reads each place about once: after WORK lengths of what is no JSON, the rest is taken for text.
+    This covers <tool_call> tags (Qwen, Hermes), [TOOL_CALLS] lists (Mistral), `parameters` (Llama) and OpenAI's own
+    form. Each position is read about once: after WORK lengths of text that is not JSON, the rest is treated as text.
     """
     found: list[dict[str, Any]] = []
     at, budget = 0, WORK * len(text) + 1000
@@ -77,8 +77,8 @@ def find_calls(text: str) -> list[dict[str, Any]]:
             value, at = _DECODER.raw_decode(text, start.start())
         except json.JSONDecodeError as error:
             at = start.start() + 1
-            budget -= error.pos - at + error.pos // 64  # the error itself counts the lines up to its place
-        except RecursionError:  # no call is nested a thousand deep
+            budget -= error.pos - at + error.pos // 64  # the error itself counts the lines up to its position
+        except RecursionError:  # no call is nested a thousand levels deep
             break
         else:
             found += _calls_in(value)
@@ -103,7 +103,7 @@ def _calls_in(value: Any) -> list[dict[str, Any]]:
 
 
 def _unpacked(arguments: Any) -> Any:
-    """Arguments as the value that they are: OpenAI's form has them as JSON in a text."""
+    """Return arguments as a value: OpenAI's form contains them as JSON text."""
     if not isinstance(arguments, str):
         return arguments
     try:
@@ -113,7 +113,7 @@ def _unpacked(arguments: Any) -> Any:
 
 
 def same_json(first: Any, second: Any) -> bool:
-    """Whether two JSON values are equal: 1 is 1.0 but not true, and the order of keys says nothing."""
+    """Return whether two JSON values are equal: 1 equals 1.0 but not true, and the order of keys is ignored."""
     if isinstance(first, dict) and isinstance(second, dict):
         return first.keys() == second.keys() and all(same_json(first[key], second[key]) for key in first)
     if isinstance(first, list) and isinstance(second, list):

@@ -1,7 +1,7 @@
-"""The images that stages run in: one an environment, named by the locks that it was built from.
+"""The container images of the stages: one per environment, named by the locks that it was built from.
 
-An image is known by its label: the hash of the locks in requirements/ that its packages were installed from. Another
-lock is another name, so an image that does not fit is never started by mistake.
+An image's label is the hash of the locks in requirements/ from which its packages were installed. Another lock gives
+another name, so an unsuitable image is never started by mistake.
 """
 
 import json
@@ -24,19 +24,19 @@ from finetune.errors import ConfigError, MachineError
 from finetune.hardware.locks import locks_sha256
 from finetune.pipeline.revisions import git_state
 
-LOCK_LABEL = "finetune.locks"  # of an image: locks_sha256 of what it was built from
-INSIDE = "FINETUNE_IMAGE"  # set in every image, to its name
+LOCK_LABEL = "finetune.locks"  # of an image: locks_sha256 of its build
+INSIDE = "FINETUNE_IMAGE"  # set to the image's name in every image
 
-# Who builds, by what a run's runtime is: podman and buildah share their images, docker's are its own.
+# The programs that can build for a runtime: podman and buildah share their images, docker's are separate.
 BUILDERS = {"docker": ("docker",), "podman": ("podman", "buildah")}
 ANY_BUILDER = ("docker", "podman", "buildah")
-ARGUMENTS = {  # of the Dockerfiles: those that the caller's environment may set
+ARGUMENTS = {  # of the Dockerfiles, if the caller's environment sets them
     "cpu": ("BASE_IMAGE", "TORCH_INDEX"),
     "cuda": ("BASE_IMAGE", "FLASH_ATTN", "FLASH_ATTN_CUDA_ARCHS", "MAX_JOBS"),
 }
-# What a failed build's log holds, and what is told then.
-KNOWN_FAILURES = {  # what is wrong, and what to do about it
-    "no space left on device|disk quota exceeded": ("no space is left", "`{engine} images` lists the sizes of images"),
+# Text in the log of a failed build, and the corresponding message.
+KNOWN_FAILURES = {  # the problem and the remedy
+    "no space left on device|disk quota exceeded": ("no space is left", "`{engine} images` shows what images take"),
     "set TORCH_INDEX to": (
         "none of the package indexes tried has PyTorch's CPU build",
         "set one that does: make image-{environment} TORCH_INDEX=https://...",
@@ -56,13 +56,13 @@ NO_BASE = (
 )
 SECRETS = {"pip_conf": "PIP_CONF", "ca": "CA_FILE"}  # the Dockerfiles' secrets, by the variables that name their files
 
-# What an engine answers when there is no such image; everything else that it complains of is trouble.
+# An engine's messages if an image does not exist; all other messages are failures.
 ABSENT = ("no such image", "no such object", "image not known", "unable to find image")
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image that an engine holds: its content's id, its labels and its bytes on disk."""
+    """An image in an engine's storage: its content's id, its labels and its bytes on disk."""
 
     id: str
     labels: Mapping[str, str]
@@ -71,7 +71,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What runs containers here: its program, whether that is podman (docker may be its shim), whether without root."""
+    """The engine that runs containers: its program, whether it is podman (maybe as docker's shim), whether rootless."""
 
     program: str
     is_podman: bool
@@ -79,21 +79,21 @@ class Engine:
 
 
 def find_engine(program: str) -> Engine:
-    """The engine behind docker or podman; MachineError where it can't be asked."""
+    """Return the engine behind docker or podman. Raise MachineError if it does not respond."""
     if program == "podman" or "podman" in ask(program, "--version").stdout.lower():
         return Engine(program, True, os.getuid() != 0)
     return Engine(program, False, "rootless" in ask(program, "info", "--format", "{{.SecurityOptions}}").stdout)
 
 
 def image_name(environment: Environment, root: Path) -> str:
-    """The name and tag of the image that this tree's stages run in."""
+    """Return name and tag of the image for this tree's stages."""
     return f"finetune-{environment}:{locks_sha256(environment, root)[:12]}"
 
 
 def find_image(engine: str, name: str) -> Image | None:
-    """The image of that name that the engine (docker, podman or buildah) holds; None where it holds none.
+    """Return the image of that name in the engine (docker, podman or buildah), or None.
 
-    Raises MachineError where the engine can't be asked: it is not there, or its daemon does not answer.
+    Raises MachineError if the engine is not installed or its daemon does not respond.
     """
     kind = ["inspect", "--type", "image"] if engine == "buildah" else ["image", "inspect"]
     answer = ask(engine, *kind, name)
@@ -106,9 +106,9 @@ def find_image(engine: str, name: str) -> Image | None:
 
 
 def other_images(engine: str, environment: Environment) -> list[str]:
-    """The names of all images of an environment that the engine holds, whatever locks they were built from.
+    """Return the names of all images of an environment in the engine, for any locks.
 
-    Raises MachineError where the engine can't be asked.
+    Raises MachineError if the engine does not respond.
     """
     form = "{{.Name}}:{{.Tag}}" if engine == "buildah" else "{{.Repository}}:{{.Tag}}"
     answer = ask(engine, "images", "--format", form)
@@ -119,7 +119,7 @@ def other_images(engine: str, environment: Environment) -> list[str]:
 
 
 def ask(engine: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """What an engine answers; raises MachineError where it is not installed or does not answer within a minute."""
+    """Run an engine's command. Raise MachineError if it is not installed or does not respond within a minute."""
     try:
         return subprocess.run([engine, *arguments], capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
@@ -129,7 +129,7 @@ def ask(engine: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def unreachable(engine: str, complaint: str) -> MachineError:
-    """The error for an engine that is installed and does not serve, by what it complains of."""
+    """Build the error for an installed engine that does not work, from its message."""
     low = complaint.lower()
     last = last_line(complaint)
     if "permission denied" in low:
@@ -147,7 +147,7 @@ def unreachable(engine: str, complaint: str) -> MachineError:
 
 
 def last_line(text: str) -> str:
-    """The last line that says something."""
+    """Return the last non-empty line."""
     return (text.strip() or "no reason given").splitlines()[-1].strip()
 
 
@@ -158,7 +158,7 @@ def _read_inspect(told: Mapping[str, Any]) -> Image:
 
 def _read_buildah(told: Mapping[str, Any]) -> Image:
     docker = told["Docker"]
-    layers = json.loads(told["Manifest"])["layers"]  # in local storage these are the sizes of the unpacked layers
+    layers = json.loads(told["Manifest"])["layers"]  # in local storage, these are the sizes of the unpacked layers
     size = sum(int(layer["size"]) for layer in layers)
     return Image(told["FromImageID"], docker.get("config", {}).get("Labels") or {}, size)
 
@@ -167,11 +167,11 @@ def _read_buildah(told: Mapping[str, Any]) -> Image:
 
 
 def run(root: Path, environment: Environment, preferred: str | None = None) -> None:
-    """Build the image that this tree's stages run in, showing the engine's words; tell its name, size and time.
+    """Build the image for this tree's stages, showing the engine's output; print its name, size and time.
 
-    The engine is docker, podman or buildah, the first that works; where the runtime `preferred` is docker or
-    podman, one whose images it can start. The name is given when all is done, so a failure leaves what had it before.
-    Raises MachineError (no engine, no base, no space, a failed step) and ConfigError (a variable that can't be right).
+    The engine is the first of docker, podman and buildah that works; if the runtime `preferred` is docker or podman,
+    one whose images it can start. The name is assigned at the end, so a failure keeps the previous image of this name.
+    Raises MachineError (no engine, no base, no space, a failed step) and ConfigError (an invalid variable).
     """
     began = time.monotonic()
     engine, name = choose_engine(preferred), image_name(environment, root)
@@ -186,7 +186,7 @@ def run(root: Path, environment: Environment, preferred: str | None = None) -> N
 
 
 def follow(line: list[str]) -> tuple[int, list[str]]:
-    """Run an engine and show its words on standard error; gives its exit code and the last of its words."""
+    """Run an engine and show its output on standard error; return its exit code and the last lines."""
     surroundings = os.environ | {"BUILDKIT_PROGRESS": "plain", "DOCKER_BUILDKIT": "1"}
     process = subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=surroundings
@@ -198,7 +198,7 @@ def follow(line: list[str]) -> tuple[int, list[str]]:
             sys.stderr.write(text)
         return process.wait(), list(tail)
     finally:
-        if process.poll() is None:  # interrupted: an engine takes its unfinished containers away when it is told
+        if process.poll() is None:  # interrupted: an engine that receives a signal removes its unfinished containers
             process.terminate()
             try:
                 process.wait(timeout=30)
@@ -207,7 +207,7 @@ def follow(line: list[str]) -> tuple[int, list[str]]:
 
 
 def choose_engine(preferred: str | None = None) -> str:
-    """The first engine that is here and works; MachineError that says why the first one does not, or how to get one."""
+    """Return the first engine that works. Raise MachineError with the first one's failure, or how to install one."""
     wanted = BUILDERS.get(preferred or "", ANY_BUILDER)
     here = [engine for engine in wanted if which(engine)]
     if not here:
@@ -224,9 +224,9 @@ def choose_engine(preferred: str | None = None) -> str:
 
 
 def build_command(engine: str, environment: Environment, root: Path, variables: Mapping[str, str]) -> list[str]:
-    """The engine's command line that builds an image; BUILD_OPTIONS of the caller's environment come last and win.
+    """Return the engine's build command; BUILD_OPTIONS of the caller's environment come last and take precedence.
 
-    Raises ConfigError where a secret's file is missing or BUILD_OPTIONS has an open quote.
+    Raises ConfigError if a secret's file is missing or BUILD_OPTIONS has an unclosed quote.
     """
     given = {key: variables[key] for key in ARGUMENTS[environment] if variables.get(key)}
     given |= {
@@ -235,7 +235,7 @@ def build_command(engine: str, environment: Environment, root: Path, variables: 
         "REVISION": revision(root),
     }
     line = [engine, "build", "--file", str(root / f"Dockerfile.{environment}"), "--tag", given["NAME"]]
-    line += ["--layers", "--force-rm"] if engine == "buildah" else []  # the others do so unasked
+    line += ["--layers", "--force-rm"] if engine == "buildah" else []  # the defaults of the other engines
     line += [part for key, value in given.items() for part in ("--build-arg", f"{key}={value}")]
     for secret, variable in SECRETS.items():
         if variables.get(variable):
@@ -251,13 +251,13 @@ def build_command(engine: str, environment: Environment, root: Path, variables: 
 
 
 def revision(root: Path) -> str:
-    """The commit that is built, with -dirty where files differ from it; "unknown" outside of git."""
+    """Return the commit, with -dirty if files differ from it; "unknown" outside of git."""
     commit, clean = git_state(root, untracked=True)
     return "unknown" if commit is None else commit if clean else f"{commit}-dirty"
 
 
 def failure(engine: str, environment: Environment, base: str | None, log: Sequence[str]) -> MachineError:
-    """The error for a build that failed, by the last lines of its log; `base` is BASE_IMAGE where the caller set it."""
+    """Build the error for a failed build from the end of its log; `base` is BASE_IMAGE if the caller set it."""
     text = "\n".join(log)
     for pattern, parts in KNOWN_FAILURES.items():
         if re.search(pattern, text, re.IGNORECASE):
@@ -274,7 +274,7 @@ def failure(engine: str, environment: Environment, base: str | None, log: Sequen
 
 
 def failed_step(log: Sequence[str]) -> str:
-    """The step that failed: the last one of buildah and podman, the one that BuildKit quotes."""
+    """Return the step that failed: the last one of buildah and podman, or the one that BuildKit quotes."""
     for line in reversed(log):
         step = re.match(r"(?:\[\d+/\d+\] )?(STEP \d+/\d+: .*)| *> (\[.*?\] .*?):?$", line)
         if step:

@@ -1,7 +1,7 @@
-"""Where a command runs: natively, or in a container of docker or podman.
+"""Run a command natively, or in a container of docker or podman.
 
-DVC and the small commands stay on the host, and each stage goes into the image of its environment by itself: the
-command in dvc.yaml is the same everywhere, `finetune STAGE`, and comes here first.
+DVC and the small commands run on the host, and each stage runs in its own container of the environment's image: the
+command in dvc.yaml is always `finetune STAGE`, and this module redirects it.
 """
 
 import os
@@ -36,9 +36,9 @@ INSTALL = {"docker": "https://docs.docker.com/engine/install", "podman": "https:
 
 
 def runtime_of(config: Config, environment: Mapping[str, str] = os.environ) -> Runtime:
-    """Where a run's stages run: what RUNTIME= says, else params.yaml; inside one of our images, there.
+    """Return a run's runtime: from RUNTIME=, else from params.yaml; inside one of our images, native.
 
-    ConfigError for a word that is no runtime.
+    Raises ConfigError for an unknown runtime.
     """
     if INSIDE in environment:
         return "native"
@@ -51,12 +51,12 @@ def runtime_of(config: Config, environment: Mapping[str, str] = os.environ) -> R
 
 
 def has_packages() -> bool:
-    """Whether the packages of the stages are installed here, and not only what a host needs."""
+    """Return whether the packages of the stages are installed here, and not only those of a host."""
     return find_spec("torch") is not None
 
 
 def engine_for(command: str, config: Config) -> str | None:
-    """The engine whose container a command of this run goes into; None for native. MachineError where none can."""
+    """Return the engine for a command of this run; None for native. Raise MachineError if none can be used."""
     runtime = runtime_of(config)
     if runtime != "native":
         return runtime
@@ -66,10 +66,10 @@ def engine_for(command: str, config: Config) -> str | None:
 
 
 def run(name: str, command: str, words: list[str], config: Config, root: Path) -> int:
-    """Run `finetune WORDS`, which hold the command, in a container; gives its exit code, the command's own.
+    """Run `finetune WORDS`, which include the command, in a container; return the command's exit code.
 
-    Signals go on to the command, so that an interrupted training saves. MachineError where the container can't be
-    started or was killed, InterruptedRunError where a signal ended it before the command could say so itself.
+    Signals are forwarded to the command, so that an interrupted training saves. Raises MachineError if the container
+    could not be started or was killed, InterruptedRunError if a signal ended it before the command could report it.
     """
     root = root.resolve()
     image = require_ready(name, config, root)
@@ -80,18 +80,18 @@ def run(name: str, command: str, words: list[str], config: Config, root: Path) -
         if os.getuid() == 0:
             for folder in (root / "work", scratch):
                 os.chown(folder, *user_of(root))
-        # the engine passes signals on to the command
+        # the engine forwards signals to the command
         line, apart = command_line(order, Path(scratch)), not terminal
         code, asked = run_and_forward(line, subprocess.Popen.send_signal, start_new_session=apart)
         if asked and not Path(scratch, STARTED).exists():
-            # too early for the command to hear it: an engine that is still starting says whatever, 0 too
+            # too early for the command to receive it: an engine that is still starting may exit with any code, even 0
             ask(order.engine.program, "rm", "--force", order.name)
             raise InterruptedRunError(command, f"was stopped by {asked} before it started", "run it again")
     return command_code(code, name, command)
 
 
 def require_ready(engine: str, config: Config, root: Path) -> str:
-    """The id of the image to start; MachineError that says what is missing: engine, daemon, image, driver, rights."""
+    """Return the id of the image to start. Raise MachineError for a missing engine, daemon, image, driver or right."""
     if which(engine) is None:
         others = [name for name in INSTALL if which(name)]
         instead = f"use RUNTIME={others[0]}, which is installed" if others else f"install it ({INSTALL[engine]})"
@@ -121,8 +121,8 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
 
 
 def command_code(code: int, engine: str, command: str) -> int:
-    """The command's own exit code; an error of ours where the engine or a signal made it."""
-    again = "run the same command again to resume"
+    """Return the command's own exit code; raise our own error if the engine or a signal caused it."""
+    again = "the same command resumes from what is kept"
     if code == 125:
         raise MachineError(
             command, f"{engine} could not start the container; its messages are above", "see docs/containers.md"

@@ -1,1 +1,1 @@
-"""Files: atomic, hashed, manifested and locked."""
+"""Files: atomic writes, hashes, manifests and locks."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes and published folders.
+"""Atomic writes of files and folders: either the old content or the complete new one exists.
 
 Every stage writes beside its target, syncs, then renames, so that a killed stage leaves the old output or the new one.
 """
@@ -15,7 +15,7 @@ from finetune.files.hashing import files_in
 
 
 def write_lines(path: Path, lines: Iterable[str], *, durable: bool = True) -> None:
-    """Write a text file atomically, line by line; what may be lost with the machine need not be `durable`."""
+    """Write a text file atomically, line by line; files that may be lost in a crash need not be `durable`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -32,7 +32,7 @@ def write_lines(path: Path, lines: Iterable[str], *, durable: bool = True) -> No
 
 
 def sync_directory(folder: Path) -> None:
-    """Make the names in a folder durable: a rename is on the disk only when its folder is."""
+    """Make the names in a folder durable: a rename is on disk only once its folder is synced."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -41,7 +41,7 @@ def sync_directory(folder: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Make the contents of all files below a folder durable, and their names."""
+    """Make the contents and names of all files below a folder durable."""
     for path in files_in(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -49,16 +49,16 @@ def sync_files(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Write indented JSON atomically; ValueError for NaN or infinity, which are no JSON."""
+    """Write indented JSON atomically. Raise ValueError for NaN or infinity, which JSON does not allow."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_lines(path, [text], durable=durable)
 
 
 @contextmanager
 def publish_directory(target: Path) -> Iterator[Path]:
-    """A fresh sibling folder to write into; on success it is synced and takes the target's place.
+    """Yield a new sibling folder to write into; on success it is synced and replaces the target.
 
-    A kill between the two renames leaves the old folder under its `.replaced` name; the next call puts it back first.
+    A kill between the two renames leaves the old folder under its `.replaced` name; the next call restores it first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced = (target.with_name(f".{target.name}.{state}") for state in ("partial", "replaced"))

@@ -1,4 +1,4 @@
-"""Manifests: what a published folder holds, and whether it still holds exactly that."""
+"""Manifests: list the contents of a published folder, and verify them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a published folder, after its files were checked against it; DataError where they differ."""
+    """Return the manifest of a published folder after verifying its files. Raise DataError if they differ."""
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest.get("files"), dict):
         raise DataError(f"{folder / MANIFEST}", "lists no files", "run the stage that writes it again")

@@ -1,7 +1,7 @@
-"""The lock that keeps a second run out of a working tree, who holds it, and the record of how its newest holder ended.
+"""The lock that prevents two runs in one working tree, its holder, and the record of how its newest holder ended.
 
-`work/pipeline.holder` is there while a stage runs: `{"stage": "train", "process": 4321}`.
-`work/pipeline.record.json` is read by `finetune status` and `finetune stop`:
+`work/pipeline.holder` exists while a stage runs: `{"stage": "train", "process": 4321}`. `work/pipeline.record.json` is
+read by `finetune status` and `finetune stop`:
 
     {"stage": "prepare", "outcome": "interrupted", "problem": null, "at": 1764516000.1}
 """
@@ -29,24 +29,24 @@ class StageRecord:
 
     stage: str
     outcome: Outcome
-    problem: Problem | None  # of a failure that has one
+    problem: Problem | None  # of a failure, if known
     at: float  # Unix seconds of the last change
 
 
 def record_path(lock: Path) -> Path:
-    """Where the record of a lock's holders is."""
+    """Return the path of the record of a lock's holders."""
     return lock.with_suffix(".record.json")
 
 
 def write_record(lock: Path, stage: str, outcome: Outcome, problem: Problem | None = None) -> None:
-    """Replace the record. A disk that is full must not hide the error that is recorded, so a failure is passed over."""
+    """Replace the record. Failures are ignored, because a full disk must not hide the error that is recorded."""
     with suppress(OSError):
         content = asdict(StageRecord(stage, outcome, problem, time.time()))
         write_json(record_path(lock), content, durable=False)
 
 
 def read_record(lock: Path) -> StageRecord | None:
-    """The record of the newest holder; None where there is none, or its file is broken."""
+    """Return the record of the newest holder; None if there is none or its file is malformed."""
     try:
         content: dict[str, Any] = read_json(record_path(lock))
         problem = content.pop("problem")
@@ -58,14 +58,14 @@ def read_record(lock: Path) -> StageRecord | None:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The stage that holds the lock, and its process; in a container, the process on the host that waits for it."""
+    """The stage that holds the lock, and its process; for a container, the process on the host that waits for it."""
 
     stage: str
     process: int
 
 
 def read_holder(lock: Path) -> Holder | None:
-    """Who wrote last that it holds the lock; None where nobody did, or the file is broken."""
+    """Return the last recorded holder of the lock; None if there is none or the file is malformed."""
     try:
         holder = Holder(**read_json(lock.with_suffix(".holder")))
     except (FinetuneError, OSError, TypeError):
@@ -75,9 +75,10 @@ def read_holder(lock: Path) -> Holder | None:
 
 @contextmanager
 def pipeline_lock(path: Path, stage: str) -> Iterator[None]:
-    """Hold the working tree for one stage; ConfigError at once where another process holds it.
+    """Lock the working tree for one stage. Raise ConfigError at once if another process holds the lock.
 
-    An `fcntl` lock: the kernel drops it when the process dies, and an orphan of a killed DVC keeps it while it lives.
+    An `fcntl` lock: the kernel releases it when the process dies, and an orphan of a killed DVC keeps it while it
+    lives.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, timeout=0)

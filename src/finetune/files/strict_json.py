@@ -1,4 +1,4 @@
-"""JSON by the letter of RFC 8259: no NaN, no infinity, no key twice."""
+"""Strict JSON as in RFC 8259: no NaN, no infinity, no duplicate keys."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from finetune.errors import DataError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A report of an earlier stage; DataError where it is missing or broken."""
+    """Read a report of an earlier stage. Raise DataError if it is missing or malformed."""
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -23,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """One JSON value by the letter of RFC 8259: no NaN, no infinity, no key twice; ValueError otherwise."""
+    """Parse one JSON value strictly by RFC 8259. Raise ValueError for NaN, infinity or duplicate keys."""
     try:
         return _JSON.decode(text)
     except RecursionError:
@@ -49,5 +49,5 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-# Made once: json.loads would build such a decoder anew for every line.
+# Created once: json.loads would build such a decoder for every line.
 _JSON = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_each_key_once)

@@ -1,1 +1,1 @@
-"""What this machine is and can do."""
+"""The hardware of this machine and its capabilities."""

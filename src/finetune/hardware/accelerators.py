@@ -1,6 +1,6 @@
-"""The accelerators of this machine: the GPUs that torch can use or the driver shows, and Apple's.
+"""The accelerators of this machine: the GPUs that torch can use or the driver lists, and Apple's.
 
-With `quick`, only what answers without torch: nvidia-smi.
+With `quick`, torch is not imported: only nvidia-smi is used.
 """
 
 import platform
@@ -28,16 +28,16 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Accelerators:
-    """What is there: the GPUs that torch can use (with `quick`: that the driver shows), and Apple's."""
+    """The accelerators: the GPUs that torch can use (with `quick`: that the driver lists), and Apple's."""
 
     gpus: tuple[Gpu, ...]
     apple: bool
     driver: str | None  # NVIDIA's
-    shown: int  # GPUs that the driver shows, whatever torch can use
+    shown: int  # number of GPUs that the driver lists, usable by torch or not
 
 
 def find_accelerators(quick: bool) -> Accelerators:
-    """Ask the driver, and torch unless `quick`."""
+    """Query the driver and, unless `quick`, torch."""
     shown, driver = ask_driver(timeout=0.5 if quick else 20)
     is_apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
     if quick or not find_spec("torch"):
@@ -48,7 +48,7 @@ def find_accelerators(quick: bool) -> Accelerators:
 
 
 def ask_driver(timeout: float) -> tuple[tuple[Gpu, ...], str | None]:
-    """The GPUs that nvidia-smi lists, and the driver's version."""
+    """Return the GPUs that nvidia-smi lists, and the driver's version."""
     gpus, driver = [], None
     for line in (ask(*QUERY, timeout=timeout) or "").splitlines():
         cells = [cell.strip() for cell in line.split(",")]
@@ -59,7 +59,7 @@ def ask_driver(timeout: float) -> tuple[tuple[Gpu, ...], str | None]:
 
 
 def _mebibytes(text: str) -> int:
-    return int(text) * 2**20 if text.isdigit() else 0  # `[N/A]` where memory is shared with the processor
+    return int(text) * 2**20 if text.isdigit() else 0  # `[N/A]` if memory is shared with the processor
 
 
 def _capability(text: str) -> tuple[int, int]:
@@ -68,7 +68,7 @@ def _capability(text: str) -> tuple[int, int]:
 
 
 def ask_torch() -> tuple[Gpu, ...]:
-    """The GPUs that torch can use."""
+    """Return the GPUs that torch can use."""
     import torch
 
     found = []

@@ -1,4 +1,4 @@
-"""Devices that train: CPU, CUDA and Apple's GPU; what they support and how much memory they have."""
+"""Training devices: CPU, CUDA and Apple's GPU; what they support and how much memory they have."""
 
 import os
 import platform
@@ -15,18 +15,18 @@ from finetune.reports.base import MachineReport
 
 DEVICES: dict[Environment, str] = {"cpu": "cpu", "cuda": "cuda", "apple": "mps"}
 
-FLASH_KERNELS = "*--kernels-community--flash-attn2"  # in the Hub's cache: what transformers takes for it
-AMPERE = (8, 0)  # compute capability from which on GPUs compute bfloat16 and tf32
+FLASH_KERNELS = "*--kernels-community--flash-attn2"  # in the Hub's cache: the kernels that transformers uses instead
+AMPERE = (8, 0)  # minimum compute capability for bfloat16 and tf32
 
 
 def set_device_environment(environment: Environment, devices: int, *, deterministic: bool) -> None:
-    """What the device's libraries read from the environment; call before torch is imported.
+    """Set the environment variables of the device's libraries; call before torch is imported.
 
-    CUDA: workspaces and a backward pass of flash attention that repeat their bits (docs.nvidia.com/cuda/cublas, section
-    on reproducibility), and for a run on one device one visible GPU, or the Trainer would split each micro-batch over
-    all. Apple: operations that Metal lacks run on the CPU instead of ending the run, and memory ends at what Metal
-    recommends, with an error before the Mac swaps (the default goes to 1.7 times of it). What is set already stays;
-    where that is a high watermark, the low one must not lie above it, as torch's default of 1.4 would.
+    CUDA: reproducible workspaces and backward pass of flash attention (docs.nvidia.com/cuda/cublas, section on
+    reproducibility), and for a run on one device only one visible GPU, because the Trainer would otherwise split each
+    micro-batch over all. Apple: operations that Metal lacks run on the CPU instead of ending the run, and memory is
+    limited to what Metal recommends, with an error before the Mac swaps (the default limit is 1.7 times that). Existing
+    settings are kept; if one is a high watermark, the low one must not exceed it, as torch's default of 1.4 would.
     """
     if environment == "cuda":
         if deterministic:
@@ -39,12 +39,12 @@ def set_device_environment(environment: Environment, devices: int, *, determinis
         high, low = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO"
         if high not in os.environ and low not in os.environ:
             os.environ.update({high: "1.0", low: "0.9"})
-        elif os.environ.get(high, "0.0") not in ("0", "0.0"):  # 0 is no limit at all
+        elif os.environ.get(high, "0.0") not in ("0", "0.0"):  # 0 means no limit at all
             os.environ.setdefault(low, os.environ[high])
 
 
 def describe_machine(environment: Environment) -> MachineReport:
-    """Processor, cores, memory, accelerator and arithmetic, for the reports of what was measured."""
+    """Return processor, cores, memory, accelerator and arithmetic, for reports of measurements."""
     import psutil
     import torch
 
@@ -55,7 +55,7 @@ def describe_machine(environment: Environment) -> MachineReport:
         "memory_bytes": psutil.virtual_memory().total,
         "device": DEVICES[environment],
         "arithmetic": arithmetic(environment),
-        "image": os.environ.get("FINETUNE_IMAGE"),  # of the container that this runs in; None for none
+        "image": os.environ.get("FINETUNE_IMAGE"),  # of the container of this process, or None
     }
     if environment == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -64,7 +64,7 @@ def describe_machine(environment: Environment) -> MachineReport:
 
 
 def arithmetic(environment: Environment) -> dict[str, Any]:
-    """What decides how sums round on this machine, beside the libraries: the same here, the same bits."""
+    """Return what determines rounding on this machine besides the libraries: equal values give equal bits."""
     import torch
 
     if environment == "cuda":
@@ -75,7 +75,7 @@ def arithmetic(environment: Environment) -> dict[str, Any]:
 
 
 def find_missing_device(environment: Environment) -> str | None:
-    """None where this machine has the environment's device, else what is missing."""
+    """Return what is missing if this machine lacks the environment's device, else None."""
     if environment == "cpu":
         return None
     if environment == "apple" and platform.system() != "Darwin":
@@ -91,14 +91,14 @@ def find_missing_device(environment: Environment) -> str | None:
 
 
 def count_devices(environment: Environment) -> int:
-    """How many devices of this kind there are; a CPU is one, however many processes share it."""
+    """Return the number of devices of this kind; a CPU is one, regardless of the number of processes on it."""
     import torch
 
     return int(torch.cuda.device_count()) if environment == "cuda" else 1
 
 
 def device_supports(number_format: Literal["bfloat16", "tf32"], environment: Environment) -> bool:
-    """Whether the device computes a number format at all: from Ampere on, and Apple's from macOS 14 on."""
+    """Return whether the device supports a number format: from Ampere on, and Apple's from macOS 14 on."""
     import torch
 
     if environment == "cuda":
@@ -109,7 +109,7 @@ def device_supports(number_format: Literal["bfloat16", "tf32"], environment: Env
 
 
 def memory_bytes(environment: Environment) -> int:
-    """What one device may use: the GPU's own memory, of a Mac's what Metal recommends at most, else the machine's."""
+    """Return the memory of one device: the GPU's own, on a Mac what Metal recommends at most, else the machine's."""
     if environment == "cuda":
         import torch
 
@@ -122,7 +122,7 @@ def memory_bytes(environment: Environment) -> int:
 
 
 def require_device(environment: Environment) -> str:
-    """The torch device of an environment (`cpu`, `cuda`, `mps`); MachineError where this machine lacks it."""
+    """Return the torch device of an environment (`cpu`, `cuda`, `mps`). Raise MachineError if it is missing."""
     missing = find_missing_device(environment)
     if missing:
         advice = "use a recipe for this machine (./finetune recipes lists them)"
@@ -131,13 +131,13 @@ def require_device(environment: Environment) -> str:
 
 
 def peak_memory_bytes(environment: Environment) -> int | None:
-    """The process's peak memory so far: allocated on the GPU, else resident; None where nothing counts it."""
+    """Return the process's peak memory so far: allocated on the GPU, else resident; None if it is not measured."""
     if environment == "cuda":
         import torch
 
         return int(torch.cuda.max_memory_allocated())
     if environment == "apple":
-        return None  # no peak counter there, and a present figure would be a lower bound that passes
+        return None  # no peak counter there, and the current value would be a lower bound that could pass
     if sys.platform == "linux":  # ru_maxrss would do, but a new process inherits its parent's
         with open("/proc/self/status", encoding="ascii") as lines:  # noqa: PTH123
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
@@ -145,7 +145,7 @@ def peak_memory_bytes(environment: Environment) -> int | None:
 
 
 def used_memory_bytes(device: str) -> int:
-    """What the process holds by now on a torch device: the GPU's peak so far, Metal's present pool, else resident."""
+    """Return the memory of the process on a torch device: the GPU's peak, Metal's current pool, else resident."""
     import psutil
     import torch
 
@@ -157,7 +157,7 @@ def used_memory_bytes(device: str) -> int:
 
 
 def synchronize(environment: Environment) -> None:
-    """Wait until the device has done all that it was given, so that a clock read next means something."""
+    """Wait until the device has finished all its work, so that a time measured next is correct."""
     import torch
 
     if environment == "cuda":
@@ -167,7 +167,7 @@ def synchronize(environment: Environment) -> None:
 
 
 def flash_attention_found() -> bool:
-    """Whether flash attention can be loaded here without a network: the package, or its kernels fetched before."""
+    """Return whether flash attention can be loaded without a network: the package, or its cached kernels."""
     if find_spec("flash_attn"):
         return True
     from huggingface_hub import constants

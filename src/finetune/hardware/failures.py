@@ -1,4 +1,4 @@
-"""Errors that are the hardware's: memory or disk that ran out."""
+"""Errors caused by the hardware: out of memory or disk space."""
 
 import errno
 
@@ -8,7 +8,7 @@ NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the machine or on its device: each allocator says it in its own words."""
+    """Return whether memory ran out, on the machine or its device: each allocator has its own message."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -18,7 +18,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def find_machine_problem(error: Exception) -> str | None:
-    """What the machine lacks, in words, where an error is not the program's fault; None otherwise."""
+    """Describe what the machine lacks if that caused an error; None otherwise."""
     if is_out_of_memory(error):
         return "out of memory (use a smaller batch size or length, a smaller base, or nf4)"
     if isinstance(error, OSError) and error.errno is not None:

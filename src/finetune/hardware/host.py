@@ -10,21 +10,21 @@ import psutil
 
 CGROUPS = Path("/sys/fs/cgroup")
 
-NO_LIMIT = 2**60  # bytes; what version 1 of cgroups says where there is none is beyond it
+NO_LIMIT = 2**60  # bytes; version 1 of cgroups reports a larger number if there is no limit
 
 
 def calm_threads() -> None:
     """Let torch's CPU threads sleep while they wait for each other; call before torch is imported.
 
-    GNU OpenMP spins by default, and where another process wants a core too, a spinning thread holds up the one that it
-    waits for. Measured on two cores, 30 training steps: 22 s spinning and 12 s not beside a busy process, 7.8 and 6.8
+    GNU OpenMP spins by default. If another process needs a core as well, a spinning thread delays the one that it waits
+    for. Measured on two cores, 30 training steps: 22 s spinning and 12 s not, beside a busy process; 7.8 and 6.8 s
     alone; the same bits.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def processor_name() -> str:
-    """The processor's name as the system tells it."""
+    """Return the processor's name as reported by the system."""
     if sys.platform == "linux":
         with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
             for line in lines:
@@ -34,12 +34,12 @@ def processor_name() -> str:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16; without them each product goes through float32."""
+    """Return whether this processor has bfloat16 instructions; without them each product is computed in float32."""
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & instruction_sets())
 
 
 def instruction_sets() -> set[str]:
-    """The processor's flags as Linux tells them; empty elsewhere."""
+    """Return the processor's flags as reported by Linux; empty on other systems."""
     if sys.platform != "linux":
         return set()
     with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
@@ -50,25 +50,25 @@ def instruction_sets() -> set[str]:
 
 
 def usable_memory() -> int:
-    """Bytes that this machine has, or its container allows."""
+    """Return the bytes of this machine, or of its container's limit."""
 
     total, (_, limit) = int(psutil.virtual_memory().total), cgroup_limits()
     return total if limit is None else min(total, limit)
 
 
 def allowed_cores() -> int:
-    """Cores that this process may run on, by its affinity."""
+    """Return the number of cores that this process may run on, by its affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usable_cores() -> int:
-    """Cores that this process may keep busy: by its affinity and its container's quota, one at least."""
+    """Return the cores that this process may use, by its affinity and its container's quota; at least one."""
     allowed, (quota, _) = allowed_cores(), cgroup_limits()
     return allowed if quota is None else max(min(allowed, int(quota)), 1)
 
 
 def cgroup_limits(root: Path = CGROUPS) -> tuple[float | None, int | None]:
-    """(cores, bytes) that the container allows, by version 2 or 1 of cgroups; None where it sets no limit."""
+    """Return the container's limits (cores, bytes) from version 2 or 1 of cgroups; None for no limit."""
     quota, period, memory = _number(root / "cpu/cpu.cfs_quota_us"), _number(root / "cpu/cpu.cfs_period_us"), None
     if (root / "cpu.max").is_file():
         asked, of = (root / "cpu.max").read_text(encoding="ascii").split()
@@ -82,12 +82,12 @@ def cgroup_limits(root: Path = CGROUPS) -> tuple[float | None, int | None]:
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # not there, or `max`
+    except (OSError, ValueError):  # missing, or `max`
         return None
 
 
 def ask(*command: str, timeout: float) -> str | None:
-    """What a command prints; None where there is no such command, it fails, or it takes too long."""
+    """Return a command's output; None if it does not exist, fails, or takes too long."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):

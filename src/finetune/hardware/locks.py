@@ -14,7 +14,7 @@ from finetune.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package of a lock, with the SHA-256 of each of its files."""
+    """A locked package, with the SHA-256 of each of its files."""
 
     name: str
     version: str
@@ -22,20 +22,20 @@ class Package:
 
 
 def lock_files(environment: Environment, root: Path) -> list[Path]:
-    """The locks that an environment is installed from, in the order of their installation."""
+    """Return the locks that an environment is installed from, in the order of their installation."""
     names = ["torch-cpu", "cpu"] if environment == "cpu" else [environment]
     return [root / f"requirements/{name}.lock" for name in names]
 
 
 def locks_sha256(environment: Environment, root: Path) -> str:
-    """One hash of an environment's locks: of their bytes, one after the other (as `cat LOCKS | sha256sum` has it)."""
+    """Return one hash of an environment's locks: of their concatenated bytes (as in `cat LOCKS | sha256sum`)."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in lock_files(environment, root))).hexdigest()
 
 
 def locked_packages(locks: Sequence[Path], markers: Mapping[str, str] | None = None) -> list[Package]:
-    """The packages that pip installs from these locks, in the order of their names; DataError where one is not pinned.
+    """Return the packages that pip installs from these locks, by name. Raise DataError if one is not pinned.
 
-    `markers` replace what this Python and machine say of themselves (PEP 508).
+    `markers` override the values of this Python and machine (PEP 508).
     """
     found: dict[str, Package] = {}
     for lock in locks:
@@ -49,7 +49,7 @@ def locked_packages(locks: Sequence[Path], markers: Mapping[str, str] | None = N
 
 
 def requirements_in(lock: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each requirement of a hashed lock (`name==1.0 ; marker \\` and lines of `--hash=sha256:...`) and its hashes."""
+    """Yield each requirement of a lock (`name==1.0 ; marker \\` and lines of `--hash=sha256:...`), with hashes."""
     for line in lock.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
             continue

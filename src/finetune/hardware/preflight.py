@@ -1,6 +1,6 @@
 """The devices and packages that a run needs and this machine lacks: one list of problems for every command.
 
-check and train stop at them, validate reports them as findings, doctor and plan name them.
+check and train stop on them, validate reports them as findings, doctor and plan list them.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from finetune.config.train import TrainConfig
 from finetune.errors import Problem
 from finetune.hardware.devices import count_devices, find_missing_device, flash_attention_found
 
-TRACKERS = {  # of train.report_to: the modules that serve, one is enough
+TRACKERS = {  # of train.report_to: alternative modules, of which one is enough
     "tensorboard": ("tensorboard", "tensorboardX"),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
@@ -20,7 +20,7 @@ TRACKERS = {  # of train.report_to: the modules that serve, one is enough
 
 
 def find_device_problem(environment: Environment, train: TrainConfig) -> Problem | None:
-    """The device that is missing, or too few of them for one node of the run."""
+    """Return the problem of a missing device, or of too few devices for one node of the run."""
     missing = find_missing_device(environment)
     if missing:
         remedy = "use a recipe for this machine (./finetune doctor lists one), or run this one on its target machine"
@@ -29,7 +29,7 @@ def find_device_problem(environment: Environment, train: TrainConfig) -> Problem
 
 
 def find_count_problem(train: TrainConfig, found: int) -> Problem | None:
-    """Fewer devices than one node needs, with what keeps the effective batch size where whole numbers can."""
+    """Return the problem of too few devices for one node, with settings that keep the effective batch size."""
     asked = train.distributed.devices // train.distributed.nodes
     if found >= asked:
         return None
@@ -41,7 +41,7 @@ def find_count_problem(train: TrainConfig, found: int) -> Problem | None:
 
 
 def find_package_problems(environment: Environment, model: ModelConfig, train: TrainConfig) -> Iterator[Problem]:
-    """Packages that only some recipes need, so that no lock has them, and that are not installed."""
+    """Yield problems of missing packages that only some recipes need, so that no lock contains them."""
     if model.attention == "flash_attention_2" and not flash_attention_found():
         message = "neither flash_attn nor its kernels from the Hub are installed"
         remedy = (
@@ -64,12 +64,12 @@ def find_package_problems(environment: Environment, model: ModelConfig, train: T
 
 
 def needs_bitsandbytes(model: ModelConfig, train: TrainConfig) -> bool:
-    """Whether the run computes with 4-bit weights or an 8-bit optimizer."""
+    """Return whether the run uses 4-bit weights or an 8-bit optimizer."""
     return model.quantization == "nf4" or train.optim.endswith("8bit")
 
 
 def find_tracker_problems(train: TrainConfig) -> Iterator[Problem]:
-    """The trackers of `train.report_to` that are not installed."""
+    """Yield problems of trackers in `train.report_to` that are not installed."""
     for name in train.report_to:
         if not any(find_spec(module) for module in TRACKERS[name]):
             message, remedy = f"{name} is not installed", f"pip install {name}, or remove it"

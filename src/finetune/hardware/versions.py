@@ -1,14 +1,14 @@
-"""The installed versions of what determines a result."""
+"""The installed versions of the libraries that determine a result."""
 
 import platform
 from importlib import metadata
 
 VERSIONS_THAT_MATTER = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers", "datasets")
-OPTIONAL_VERSIONS = ("flash-attn", "kernels", "liger-kernel", "deepspeed", "triton")  # told where they are installed
+OPTIONAL_VERSIONS = ("flash-attn", "kernels", "liger-kernel", "deepspeed", "triton")  # included if installed
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of the libraries that determine a result, and Python's."""
+    """Return the installed versions of the libraries that determine a result, and Python's."""
     found = {"python": platform.python_version()}
     for name in (*VERSIONS_THAT_MATTER, *OPTIONAL_VERSIONS):
         try:

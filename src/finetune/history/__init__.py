@@ -1,1 +1,1 @@
-"""The two JSON files that git keeps: uses of the test set, and results by seed."""
+"""The two JSON files in git: uses of the test set, and results by seed."""

@@ -1,8 +1,8 @@
-"""Which candidates were evaluated on which test set: each look at it uses up a share of the error probability.
+"""The candidates that were evaluated on each test set: each look at it uses a share of the error probability.
 
-`data/looks.json` is in git and maps the test set's hash to the candidates, in the order of their evaluation. Going back
-to an earlier commit or experiment takes the file back too, and must not take back the looks: what this clone has seen
-stands beside git's own files as well, and the two are one list.
+`data/looks.json` is in git and maps the test set's hash to the candidates, in the order of their evaluation. Checking
+out an earlier commit or experiment also restores an earlier file, but must not undo the looks: this clone's looks are
+recorded beside git's own files as well, and both lists are merged.
 """
 
 from pathlib import Path
@@ -14,15 +14,15 @@ from finetune.errors import DataError
 from finetune.files.atomic import write_json
 from finetune.files.strict_json import read_json
 
-COPIES = (".dvc", "tmp", "exps")  # where DVC keeps the copies in which queued experiments run
-MEMORY = Path("finetune")  # in git's folder, which no checkout touches
+COPIES = (".dvc", "tmp", "exps")  # where DVC keeps the copies that queued experiments run in
+MEMORY = Path("finetune")  # in git's folder, which no checkout changes
 
 
 def count_look(path: Path, test_sha256: str, candidate: str) -> int:
-    """Record the look unless it is there already; gives its number, from 1. The same candidate again is no new look.
+    """Record the look unless it is already there; return its number, from 1. A repeated candidate is not a new look.
 
-    A queued experiment counts in the working tree that queued it: were each copy to count for itself, a sweep of fifty
-    would be fifty first looks.
+    A queued experiment is recorded in the working tree that queued it: if each copy were counted separately, a sweep of
+    fifty would consist of fifty first looks.
     """
     path = in_owning_tree(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,8 +42,8 @@ def count_look(path: Path, test_sha256: str, candidate: str) -> int:
         return known.index(candidate) + 1
 
 
-def read_looks(path: Path, remedy: str = "restore the file from git") -> dict[str, list[str]]:
-    """The candidates by test set; none where there is not a file, DataError with the remedy where it can't be read."""
+def read_looks(path: Path, remedy: str = "take the file back from git") -> dict[str, list[str]]:
+    """Return the candidates by test set; empty without a file. Raise DataError with the remedy if it is unreadable."""
     try:
         looks: dict[str, list[str]] = read_json(path) if path.exists() else {}
     except DataError as error:
@@ -55,12 +55,12 @@ def read_looks(path: Path, remedy: str = "restore the file from git") -> dict[st
 
 
 def beside_git(path: Path) -> Path | None:
-    """Where this clone remembers what the file held: in git's folder, which worktrees share; None outside of git."""
+    """Return this clone's own copy of the file, in git's folder, which worktrees share; None outside of git."""
     for parent in path.absolute().parents:
         git = parent / ".git"
         if git.is_dir():
             return git / MEMORY / path.name
-        if git.is_file():  # of a worktree: `gitdir: …`, and there the way to the common folder
+        if git.is_file():  # of a worktree: `gitdir: …`, and there the path of the common folder
             own = parent / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
             common = own / "commondir"
             shared = own / common.read_text(encoding="utf-8").strip() if common.is_file() else own
@@ -69,13 +69,13 @@ def beside_git(path: Path) -> Path | None:
 
 
 def in_owning_tree(path: Path) -> Path:
-    """The same file in the working tree that a copy of DVC's belongs to; elsewhere the path as it is."""
+    """Return the same file in the working tree that owns a DVC copy; elsewhere the unchanged path."""
     owner = owning_tree(path)
     return owner / path if owner is not None else path
 
 
 def owning_tree(path: Path) -> Path | None:
-    """The working tree whose copy, made by DVC for a queued experiment, a path lies in; None elsewhere."""
+    """Return the working tree for which DVC made the copy that contains a path; None elsewhere."""
     parts = path.absolute().parts
     for at in range(len(parts) - len(COPIES)):
         if parts[at : at + len(COPIES)] == COPIES:

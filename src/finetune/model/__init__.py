@@ -1,1 +1,1 @@
-"""The model wing: messages to token ids, the frozen base, the adapter."""
+"""Models: messages to token ids, the frozen base model, and the adapter."""

@@ -1,4 +1,4 @@
-"""The LoRA adapter: put on a base, published in plain PEFT form, loaded again."""
+"""The LoRA adapter: add it to a base model, publish it in plain PEFT form, load it again."""
 
 import json
 from pathlib import Path
@@ -10,18 +10,18 @@ from finetune.files.hashing import sha256_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-HEAD = "lm_head"  # the loss head, as most bases call it
-# These take a part out of the base's weights and start the adapter with it: the base is another one while they train.
+HEAD = "lm_head"  # the loss head's name in most base models
+# These move a part of the base's weights into the adapter, so that the base is a different one during training.
 REWRITING = ("pissa", "pissa_niter_16", "olora")
-START = "adapter_at_start"  # the attribute of such a model that holds its first matrices, {name in the file: tensor}
+START = "adapter_at_start"  # the attribute of such a model with its initial matrices, {name in the file: tensor}
 
 
 def lora_config(adapter: AdapterConfig) -> Any:
-    """PEFT's LoraConfig for a causal language model.
+    """Return PEFT's LoraConfig for a causal language model.
 
-    PEFT 0.21 can start an adapter in more ways than `adapter.init_lora_weights` takes. Left out are those that need
-    the data first (eva, corda: activations; lora_ga: gradients), loftq, which corrects the rounding of one NF4 base
-    and so is wrong on the same base in 16 bit, mica, which freezes half of the adapter, and no start at all (false).
+    PEFT 0.21 supports more initializations than `adapter.init_lora_weights` accepts. Excluded are those that need the
+    data first (eva, corda: activations; lora_ga: gradients), loftq, which corrects the rounding of one NF4 base and so
+    is wrong for the same base in 16 bits, mica, which freezes half of the adapter, and none at all (false).
     """
     from peft import LoraConfig
 
@@ -40,7 +40,7 @@ def lora_config(adapter: AdapterConfig) -> Any:
 
 
 def find_adapter_problem(adapter: AdapterConfig, model: ModelConfig) -> Problem | None:
-    """Why this adapter can't be trained on this base, with the key and the way out; None where it can."""
+    """Return why this adapter cannot be trained on this base, with the key and the remedy; None if it can."""
     if HEAD in adapter.target_modules:
         return _head_problem(HEAD)
     return _init_problem(adapter, quantized=model.quantization != "none")
@@ -56,12 +56,12 @@ def _head_problem(name: str) -> Problem:
 
 
 def _init_problem(adapter: AdapterConfig, *, quantized: bool) -> Problem | None:
-    """What can't work, of what is known without the base's weights."""
+    """Return what cannot work, as far as that is known without the base's weights."""
     init = adapter.init_lora_weights
     if init in REWRITING and quantized:
-        # PEFT refuses PiSSA there and lets OLoRA through. Measured on a small base: quantizing the rest again moved the
-        # logits by 0.33 before any step, where NF4 itself moves them by 0.10.
-        why = "changes the base weights, and quantizing them again would change the base"
+        # PEFT rejects PiSSA there and accepts OLoRA. Measured on a small base: quantizing the rest again changed the
+        # logits by 0.33 before any step, whereas NF4 itself changes them by 0.10.
+        why = "rewrites the base's weights, which can't be quantized again without becoming another base"
         return _problem("init_lora_weights", f"{init} {why}", "use default or gaussian, or model.quantization: none")
     if init == "orthogonal" and quantized:
         why = "is computed by PEFT in the number format of the base, and nf4 stores integers"
@@ -73,17 +73,17 @@ def _init_problem(adapter: AdapterConfig, *, quantized: bool) -> Problem | None:
 
 
 def add_adapter(base: Any, adapter: AdapterConfig) -> Any:
-    """The base with a fresh adapter, the only part with gradients; ConfigError where a target module hits nothing.
+    """Add a new adapter, the only part with gradients, to the base. Raise ConfigError if a target module is not found.
 
-    Also where the adapter can't start so on this base (`find_adapter_problem`, and what only its weights tell). An
-    adapter that rewrites the base keeps its first matrices, in memory and on the CPU, for `save_adapter`.
+    It is also raised if the initialization does not work on this base (`find_adapter_problem`, and problems of its
+    weights). An adapter that rewrites the base keeps its initial matrices in CPU memory for `save_adapter`.
     """
     from peft import get_peft_model, get_peft_model_state_dict
 
     check_targets(base, adapter)
     rewrites, place = adapter.init_lora_weights in REWRITING, base.device
     if rewrites and place.type == "mps":
-        base.to("cpu")  # torch has no QR of its own there
+        base.to("cpu")  # torch lacks QR there
     model = get_peft_model(base, lora_config(adapter))
     if rewrites:
         start = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -94,7 +94,7 @@ def add_adapter(base: Any, adapter: AdapterConfig) -> Any:
 
 
 def check_targets(base: Any, adapter: AdapterConfig) -> None:
-    """ConfigError unless every target module is in the base and can be started as asked."""
+    """Raise ConfigError unless every target module is in the base and supports the initialization."""
     leaves = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
     missing = [name for name in adapter.target_modules if name not in leaves]
     if missing:
@@ -114,12 +114,12 @@ def check_targets(base: Any, adapter: AdapterConfig) -> None:
 
 
 def _rewriting_problem(base: Any, adapter: AdapterConfig) -> Problem | None:
-    """Why a start that takes a part out of the base's weights can't work with these weights; None where it can."""
+    """Return why an initialization from the base's weights cannot work with these weights; None if it can."""
     init, embeddings = adapter.init_lora_weights, base.get_input_embeddings()
     for name, module in base.named_modules():
         weight = getattr(module, "weight", None)
         if name.rsplit(".", 1)[-1] not in adapter.target_modules or module is embeddings or weight is None:
-            continue  # PEFT starts an adapter of the embeddings in its default way
+            continue  # PEFT initializes an adapter of the embeddings in its default way
         if min(weight.shape) < adapter.r:
             sides = " x ".join(map(str, weight.shape))
             message = f"{adapter.r} is larger than {init} can extract from {name} ({sides})"
@@ -130,8 +130,8 @@ def _rewriting_problem(base: Any, adapter: AdapterConfig) -> Problem | None:
 def keep_float32(model: Any) -> Any:
     """Cast every trainable parameter to float32.
 
-    TRL turns the adapter of a quantized base into bfloat16, and PEFT's loading turns it back: a resumed run would be
-    another run. In float32 throughout, both give the same bits, at the same speed.
+    TRL converts the adapter of a quantized base to bfloat16, and PEFT's loading converts it back, so that a resumed run
+    would differ. With float32 throughout, both give the same bits, at the same speed.
     """
     import torch
 
@@ -142,7 +142,7 @@ def keep_float32(model: Any) -> Any:
 
 
 def count_parameters(model: Any) -> dict[str, int]:
-    """Trainable and total parameters."""
+    """Count trainable and total parameters."""
     from peft import PeftModel
 
     assert isinstance(model, PeftModel)
@@ -151,18 +151,17 @@ def count_parameters(model: Any) -> dict[str, int]:
 
 
 def save_adapter(model: Any, base_name: str, folder: Path, state: dict[str, Any] | None = None) -> str:
-    """Write the adapter in plain PEFT form, for the base as it was published, and give its canonical hash.
+    """Write the adapter in plain PEFT form, for the base as it was published, and return its canonical hash.
 
-    PEFT writes the base's local path and sets in random order; the published config names the base as params.yaml does,
-    with sorted keys and lists, so that the same run writes the same bytes. How the adapter was started is no business
-    of whoever loads it: PEFT would start so again, on that base. `state` holds the weights where `model` has only a
-    part of them.
+    PEFT writes the base's local path, and sets in random order; the published config names the base as params.yaml
+    does, with sorted keys and lists, so that the same run writes the same bytes. It omits the initialization, which
+    PEFT would repeat on loading. `state` holds the weights if `model` has only a part of them.
     """
     from safetensors import SafetensorError
 
     try:
-        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)  # these are the base's own
-    except SafetensorError as error:  # a full disk's, which is no OSError here
+        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)  # these belong to the base
+    except SafetensorError as error:  # raised for a full disk, but not an OSError here
         raise MachineError(
             f"{folder}", f"{error} (free disk space: dvc gc -w)", "earlier complete files are kept"
         ) from None
@@ -172,8 +171,8 @@ def save_adapter(model: Any, base_name: str, folder: Path, state: dict[str, Any]
     if content["init_lora_weights"] in REWRITING:
         subtract_start(folder / WEIGHTS, getattr(model, START))
         content["r"] *= 2
-        content["lora_alpha"] *= 2**0.5 if content["use_rslora"] else 2  # so that the scale stays as it was
-    (folder / WEIGHTS).chmod(0o644)  # safetensors writes it for the owner alone
+        content["lora_alpha"] *= 2**0.5 if content["use_rslora"] else 2  # so that the scale is unchanged
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable only for the owner
     content["init_lora_weights"] = True
     content["base_model_name_or_path"] = base_name
     content["target_modules"] = sorted(content["target_modules"])
@@ -182,16 +181,16 @@ def save_adapter(model: Any, base_name: str, folder: Path, state: dict[str, Any]
 
 
 def subtract_start(path: Path, start: dict[str, Any]) -> None:
-    """Turn an adapter that took `start` out of the base into one for the whole base, of twice its rank.
+    """Convert an adapter that took `start` out of the base into one for the original base, with twice its rank.
 
     With B A trained and B0 A0 at the start, (W - B0 A0) + B A = W + [B, -B0] [A; A0] (PiSSA, arXiv 2404.02948). PEFT
-    does so too (`path_initial_model_for_weight_conversion`), but loses the magnitudes of DoRA, which stay as they are
-    since they scale the same sum, and adapters of embeddings.
+    can do this too (`path_initial_model_for_weight_conversion`), but loses adapters of embeddings and the magnitudes of
+    DoRA, which are unchanged because they scale the same sum.
     """
     import torch
     from safetensors.torch import load, save_file
 
-    whole = load(path.read_bytes())  # no view of the file, which is written anew
+    whole = load(path.read_bytes())  # not a view of the file, which is rewritten
     for name, trained in whole.items():
         first = start[name].to(trained.dtype)
         if "_A" in name.rsplit("lora", 1)[-1]:
@@ -202,7 +201,7 @@ def subtract_start(path: Path, start: dict[str, Any]) -> None:
 
 
 def load_adapter(base: Any, folder: Path) -> Any:
-    """The base with a published adapter on it, for inference; DataError where it does not fit."""
+    """Load a published adapter onto the base, for inference. Raise DataError if it does not fit."""
     from peft import PeftModel
 
     try:

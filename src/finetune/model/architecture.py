@@ -1,8 +1,7 @@
-"""What a base is made of, before anything of it is loaded: layers, widths, parameters, from `config.json` alone.
+"""The structure of a base model (layers, widths, parameters), from `config.json` alone, before it is loaded.
 
-`config.json` is looked for in the base's folder, in the Hugging Face cache at the pinned revision, and among the facts
-that this repository ships (`models/architectures`). The network is never asked, and no code that comes with a
-model runs.
+`config.json` is searched in the base's folder, in the Hugging Face cache at the pinned revision, and in the metadata
+that this repository contains (`models/architectures`). No network is used, and no code of a model is run.
 """
 
 import json
@@ -16,9 +15,9 @@ from finetune.errors import BaseModelError
 
 FACTS = Path("models/architectures")  # <organization>/<name>/config.json
 HEAD = "lm_head"  # the loss head, which bitsandbytes leaves unquantized
-BOUNDLESS = 2**20  # positions of a base whose config sets no limit, as with ALiBi
-OTHER = "use a base that transformers supports, or fix that file"
-AGAIN = "fix it or download it again"
+BOUNDLESS = 2**20  # positions of a base whose config sets no limit, e.g. with ALiBi
+OTHER = "use a base that transformers knows, or fix that file"
+AGAIN = "fix it or fetch it again"
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,13 @@ class LinearLayers:
 
     @property
     def parameters(self) -> int:
-        """Their weights, without biases."""
+        """The number of their weights, without biases."""
         return self.inputs * self.outputs * self.count
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The numbers that planning needs, of a decoder-only language model."""
+    """The dimensions of a decoder-only language model that planning needs."""
 
     model_type: str
     class_name: str
@@ -49,15 +48,15 @@ class Architecture:
     kv_heads: int
     head_dim: int
     vocabulary: int
-    tied: bool  # the loss head and the input embeddings are one matrix
+    tied: bool  # loss head and input embeddings share one matrix
     max_positions: int
     parameters: int
-    stored: str  # the dtype of the files, as config.json tells it
+    stored: str  # the dtype of the files, according to config.json
     linears: tuple[LinearLayers, ...]
 
 
 def find_architecture(model: ModelConfig, root: Path) -> Any:
-    """The transformers config of the base; BaseModelError where no `config.json` is at hand or it describes none."""
+    """Return the transformers config of the base. Raise BaseModelError if no valid `config.json` is available."""
     content = read_facts(model, root)
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -71,17 +70,17 @@ def find_architecture(model: ModelConfig, root: Path) -> Any:
         raise unknown_class(model, f"has the class {unknown[0]}, but {model_type} has {' and '.join(known)}")
     try:
         return AutoConfig.for_model(model_type, **content)
-    except Exception as error:  # each kind of check in transformers raises a kind of its own
+    except Exception as error:  # the checks in transformers raise various classes
         raise unknown_class(model, f"is not one of {model_type}: {_in_a_line(error)}") from None
 
 
 def as_names(known: Any) -> tuple[str, ...]:
-    """The class names of a model type, which has one or several."""
+    """Return the class names of a model type, which may be one or several."""
     return (known,) if isinstance(known, str) else tuple(known)
 
 
 def read_facts(model: ModelConfig, root: Path) -> dict[str, Any]:
-    """The content of the first `config.json` found: the base's folder, the cache, the facts shipped here."""
+    """Read the first `config.json` found: in the base's folder, in the cache, in this repository's metadata."""
     path = find_config_file(model, root)
     if path is None:
         what = f"no config.json in the folder {model.base}, in the Hugging Face cache at this revision, or in "
@@ -98,8 +97,8 @@ def read_facts(model: ModelConfig, root: Path) -> dict[str, Any]:
 
 
 def find_config_file(model: ModelConfig, root: Path) -> Path | None:
-    """Where the base's `config.json` lies, or None."""
-    local = root / model.base / "config.json"  # an absolute model.base stays as it is
+    """Return the path of the base's `config.json`, or None."""
+    local = root / model.base / "config.json"  # an absolute model.base is unchanged
     if local.is_file():
         return local
     if model.revision is not None:
@@ -108,7 +107,7 @@ def find_config_file(model: ModelConfig, root: Path) -> Path | None:
 
         try:
             cached = try_to_load_from_cache(model.base, "config.json", revision=model.revision)
-        except HFValidationError:  # a path, which is no name on the Hub
+        except HFValidationError:  # a path, which is not a name on the Hub
             cached = None
         if isinstance(cached, str):
             return Path(cached)
@@ -117,7 +116,7 @@ def find_config_file(model: ModelConfig, root: Path) -> Path | None:
 
 
 def unknown_class(model: ModelConfig, what: str) -> BaseModelError:
-    """A `config.json` of which no model can be made."""
+    """Build the error for a `config.json` that no model can be built from."""
     return BaseModelError("base-class-unknown", "base", f"{model.base}: its config.json {what}", OTHER)
 
 
@@ -126,9 +125,9 @@ def _in_a_line(error: Exception) -> str:
 
 
 def measure_architecture(config: Any) -> Architecture:
-    """Build the model on torch's meta device, which holds no memory, and count; seconds even for a large one.
+    """Build the model on torch's meta device, which uses no memory, and count; takes seconds even for a large one.
 
-    BaseModelError where no decoder-only transformer can be built of the config.
+    Raises BaseModelError if the config does not describe a decoder-only transformer.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -137,8 +136,8 @@ def measure_architecture(config: Any) -> Architecture:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         return _count_parts(config, model)
-    except Exception as error:  # a width of zero, an activation that no one knows, no attention: each has its own
-        what = f"no decoder can be built from its {type(config).__name__} ({type(error).__name__}: {_in_a_line(error)})"
+    except Exception as error:  # a width of zero, an unknown activation, no attention: various classes
+        what = f"no decoder is made of its {type(config).__name__} ({type(error).__name__}: {_in_a_line(error)})"
         raise BaseModelError("base-class-unknown", "base", what, OTHER) from None
 
 
@@ -171,7 +170,7 @@ def _count_parts(config: Any, model: Any) -> Architecture:
 
 
 def trainable_parameters(architecture: Architecture, adapter: AdapterConfig) -> int:
-    """What PEFT trains: two matrices of rank r beside each target layer, and with DoRA a magnitude an output."""
+    """Count the parameters that PEFT trains: two matrices of rank r per target layer; for DoRA, also magnitudes."""
     count = 0
     for linear in architecture.linears:
         if linear.name in adapter.target_modules:

@@ -1,4 +1,4 @@
-"""The frozen base model: loaded from safetensors at a pinned revision, quantized where asked, on its device."""
+"""The frozen base model: loaded from safetensors at a pinned revision, optionally quantized, onto its device."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,11 @@ from finetune.hardware.devices import device_supports, find_missing_device, flas
 from finetune.model.tokens import first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-LOADED_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}  # what transformers reads; no README, no script
+LOADED_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}  # read by transformers; no README, no script
 
 
 def quantization_config(model: ModelConfig) -> Any:
-    """bitsandbytes' NF4 with double quantization (QLoRA, arXiv 2305.14314, section 3), or None."""
+    """Return bitsandbytes' NF4 with double quantization (QLoRA, arXiv 2305.14314, section 3), or None."""
     if model.quantization == "none":
         return None
     import torch
@@ -30,14 +30,14 @@ def quantization_config(model: ModelConfig) -> Any:
 
 
 def runs_flash_attention() -> bool:
-    """Whether the CUDA device is one that flash attention has kernels for, from Ampere on; True where there is none."""
+    """Return whether flash attention supports the CUDA device, from Ampere on; True if there is none."""
     return find_missing_device("cuda") is not None or device_supports("bfloat16", "cuda")
 
 
 def attention_used(model: ModelConfig, environment: Environment) -> str:
-    """The attention that `model.attention` means on this machine, in transformers' spelling.
+    """Resolve `model.attention` for this machine, in transformers' spelling.
 
-    `auto` is flash_attention_2 on a CUDA device in 16 bit where it is installed or was fetched, else sdpa.
+    `auto` is flash_attention_2 on a CUDA device in 16 bits if it is installed or cached, else sdpa.
     """
     if model.attention != "auto":
         return model.attention
@@ -46,7 +46,7 @@ def attention_used(model: ModelConfig, environment: Environment) -> str:
 
 
 def load_base(model: ModelConfig, device: str) -> Any:
-    """The base on `device` (`cpu`, `cuda`, `cuda:1`, `mps`), without gradients; ConfigError where it does not load."""
+    """Load the base on `device` (`cpu`, `cuda`, `cuda:1`, `mps`), without gradients. Raise ConfigError on failure."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -71,24 +71,24 @@ def load_base(model: ModelConfig, device: str) -> Any:
         first = str(error).strip().split("\n", 1)[0]
         raise ConfigError("params.yaml: model.base", f"{model.base} does not load: {first}") from None
     used = str(base.config._attn_implementation)
-    if (asked == "flash_attention_2") != ("flash" in used):  # the report would name another one
-        raise ConfigError("params.yaml: model.attention", f"{asked} was requested, but transformers used {used}")
+    if (asked == "flash_attention_2") != ("flash" in used):  # otherwise the report would name the wrong one
+        raise ConfigError("params.yaml: model.attention", f"{asked} was asked for, and transformers took {used}")
     base.requires_grad_(False)
     return keep_quantized_weights(base)
 
 
 def environment_of(device: str) -> Environment:
-    """The environment whose device this is: `cuda:1` is CUDA's."""
+    """Return the environment of a device: for `cuda:1`, CUDA's."""
     kind = device.split(":", 1)[0]
     return "cuda" if kind == "cuda" else "apple" if kind == "mps" else "cpu"
 
 
 def keep_quantized_weights(base: Any) -> Any:
-    """Forbid bitsandbytes to repack 4-bit weights on a CPU.
+    """Prevent bitsandbytes from repacking 4-bit weights on a CPU.
 
-    On processors with AVX512-BF16 the first forward pass in evaluation mode rewrites the frozen weights for good, with
-    scales rounded to bfloat16 (bitsandbytes 0.50, Linear4bit.forward): every evaluation would change the training after
-    it, and a resumed run would be another one.
+    On processors with AVX512-BF16, the first forward pass in evaluation mode permanently rewrites the frozen weights
+    with scales rounded to bfloat16 (bitsandbytes 0.50, Linear4bit.forward): every evaluation would change the training
+    after it, and a resumed run would differ.
     """
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -97,9 +97,9 @@ def keep_quantized_weights(base: Any) -> Any:
 
 
 def identify_base(model: ModelConfig) -> dict[str, str]:
-    """Which base it is: its name, and the revision of the Hub or the hash of a local folder's files.
+    """Return the identity of the base: its name, and the Hub revision or the hash of a local folder's files.
 
-    BaseModelError where a base of the Hub is not pinned.
+    Raises BaseModelError if a base on the Hub is not pinned.
     """
     folder = Path(model.base)
     if folder.is_dir():
@@ -121,7 +121,7 @@ def identify_base(model: ModelConfig) -> dict[str, str]:
 
 
 def base_folder(model: ModelConfig) -> Path | None:
-    """Where the base's files lie: a local folder, or the Hub's cache at this revision; None where neither is."""
+    """Return the folder of the base's files: a local one, or the Hub's cache at this revision; None without either."""
     if Path(model.base).is_dir():
         return Path(model.base)
     if model.revision is None:
@@ -136,7 +136,7 @@ def base_folder(model: ModelConfig) -> Path | None:
 
 
 def hub_answers() -> bool:
-    """Whether the Hub can be asked, found out in seconds: its library by itself tries for most of a minute."""
+    """Check within seconds whether the Hub responds: its library would try for most of a minute."""
     from huggingface_hub import constants
     from huggingface_hub.utils._http import get_session
 
@@ -150,13 +150,13 @@ def hub_answers() -> bool:
 
 
 def fetch_config(model: ModelConfig) -> None:
-    """Bring the pinned base's `config.json` into the cache; BaseModelError where the Hub does not give it."""
+    """Download the pinned base's `config.json` into the cache. Raise BaseModelError if the Hub does not provide it."""
     from huggingface_hub import hf_hub_download
 
     try:
         hf_hub_download(model.base, "config.json", revision=model.revision)
-    except Exception as error:  # not found, gated, no licence accepted, a broken connection
-        what = f"the Hub does not provide {model.base} at {model.revision}: {str(error).strip().splitlines()[0]}"
+    except Exception as error:  # not found, gated, licence not accepted, a broken connection
+        what = f"the Hub does not give {model.base} at {model.revision}: {str(error).strip().splitlines()[0]}"
         raise BaseModelError(
             "base-missing",
             "base",
@@ -166,9 +166,9 @@ def fetch_config(model: ModelConfig) -> None:
 
 
 def end_tokens(model: ModelConfig, tokenizer: Any) -> list[int]:
-    """The tokens at which generation stops: the tokenizer's own, and those of the base's generation config.
+    """Return the tokens that end generation: the tokenizer's own, and those of the base's generation config.
 
-    BaseModelError where that config is broken.
+    Raises BaseModelError if that config is malformed.
     """
     from transformers import GenerationConfig
 

@@ -1,4 +1,4 @@
-"""Where a base model's files are on this machine: in a folder, or in the cache of the Hugging Face libraries."""
+"""The location of a base model's files on this machine: a folder, or the cache of the Hugging Face libraries."""
 
 import json
 from pathlib import Path
@@ -9,32 +9,32 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def model_cache() -> Path:
-    """Where the Hugging Face libraries keep models."""
+    """Return the folder where the Hugging Face libraries keep models."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def token_file() -> Path:
-    """Where these libraries keep the user's token, which need not be there."""
+    """Return the path of these libraries' file with the user's token, which may not exist."""
     from huggingface_hub import constants
 
     return Path(constants.HF_TOKEN_PATH)
 
 
 def snapshot(model: ModelConfig) -> Path:
-    """Where the cache has, or would have, the pinned revision of a base from the Hub."""
+    """Return the folder of a base's pinned revision in the cache, whether or not it exists."""
     return model_cache() / f"models--{model.base.replace('/', '--')}" / "snapshots" / str(model.revision)
 
 
 def is_here(model: ModelConfig, root: Path) -> bool:
-    """Whether the base can be loaded without a network."""
+    """Return whether the base can be loaded without a network."""
     folder = root / model.base
     return folder.is_dir() or find_missing_weights(snapshot(model)) is None
 
 
 def find_missing_weights(folder: Path) -> str | None:
-    """What is missing or cut off among config and safetensors files; None where the base is whole."""
+    """Return what is missing or truncated among config and safetensors files; None if the base is complete."""
     if not (folder / "config.json").is_file():
         return "no config.json"
     names = weight_files(folder)
@@ -48,9 +48,9 @@ def find_missing_weights(folder: Path) -> str | None:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The names of a base's safetensors files: the single one, or the shards of an index; none that it can't tell.
+    """Return the names of a base's safetensors files: the single one, or the shards of an index; empty if unknown.
 
-    transformers looks for them in this order.
+    transformers searches for them in this order.
     """
     index = folder / INDEX
     if (folder / SINGLE).exists() or not index.is_file():
@@ -63,7 +63,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a safetensors file can be read and is as long as its header says."""
+    """Return whether a safetensors file is readable and as long as its header states."""
     from safetensors import SafetensorError, safe_open
 
     try:

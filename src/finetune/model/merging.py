@@ -1,4 +1,4 @@
-"""Base and adapter as one plain model in 16 bit: what `finetune merge` publishes and evaluate asks where that ships."""
+"""Base and adapter as one plain 16-bit model: `finetune merge` publishes it, and evaluate runs it if it is deployed."""
 
 import shutil
 from pathlib import Path
@@ -10,13 +10,13 @@ from finetune.errors import DataError, MachineError
 
 
 def sixteen_bit(model: ModelConfig) -> ModelConfig:
-    """The base unquantized in 16 bit: in float16 where the run was, else in bfloat16."""
+    """Return the unquantized base in 16 bits: in float16 if the run was, else in bfloat16."""
     dtype = "float16" if model.dtype == "float16" else "bfloat16"
     return model.model_copy(update={"dtype": dtype, "quantization": "none"})
 
 
 def untie(base: Any, manifest: dict[str, Any]) -> Any:
-    """The base with a loss head of its own, where it shares one with embeddings that have an adapter."""
+    """Give the base a separate loss head if it shares one with embeddings that have an adapter."""
     import torch
 
     embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
@@ -29,7 +29,7 @@ def untie(base: Any, manifest: dict[str, Any]) -> Any:
 
 
 def merge(model: Any) -> Any:
-    """The base with the adapter's sum in its weights; DataError where that is not finite."""
+    """Add the adapter to the base's weights. Raise DataError if the sum is not finite."""
     try:
         return model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # PEFT's own check
@@ -38,7 +38,7 @@ def merge(model: Any) -> Any:
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Write weights (safetensors) and configs; MachineError where the disk has no room for them."""
+    """Write weights (safetensors) and configs. Raise MachineError if the disk is full."""
     needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -49,7 +49,7 @@ def save_model(model: Any, folder: Path) -> None:
         )
     settings = model.generation_config
     if not settings.do_sample and {settings.temperature, settings.top_p} - {None, 1.0}:
-        settings.do_sample = True  # settings for sampling with sampling switched off: transformers refuses to save them
+        settings.do_sample = True  # transformers refuses to save sampling settings while sampling is off
     model.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
-        path.chmod(0o644)  # safetensors writes it for the owner alone
+        path.chmod(0o644)  # safetensors makes it readable only for the owner

@@ -1,4 +1,4 @@
-"""The published adapter and the params that it was trained with."""
+"""The published adapter and its training params."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from finetune.files.manifests import read_manifest
 from finetune.model.base import identify_base
 from finetune.paths import Paths
 
-HELD = ("dtype", "quantization", "chat_template", "pad_token")  # what of the model section says what was evaluated
+HELD = ("dtype", "quantization", "chat_template", "pad_token")  # the model's keys that identify what was evaluated
 
 
 def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
-    """The published adapter's manifest; DataError unless it is whole and params.yaml is the run that it came from."""
+    """Return the published adapter's manifest. Raise DataError unless it is intact and matches params.yaml."""
     manifest = read_manifest(paths.adapter)
     found, named = manifest["base"], identify_base(config.model)
     if found != named:

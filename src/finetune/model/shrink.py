@@ -1,8 +1,8 @@
-"""A base of the same architecture, cut to a size that any laptop trains in seconds, with random weights.
+"""A base model of the same architecture with random weights, small enough to train on any laptop in seconds.
 
-Layers and widths are cut; what makes the architecture what it is stays: its classes, its biases, norms and activations,
-grouped attention, rotary embeddings, tied or untied head. The tokenizer and the template are the real ones where they
-are at hand, else the embedded tokenizer with the template's marks added.
+Layers and widths are reduced; the characteristics of the architecture are kept: its classes, its biases, norms and
+activations, grouped attention, rotary embeddings, tied or untied head. Tokenizer and template are the real ones if
+available, else the embedded tokenizer with the template's marks added.
 """
 
 import copy
@@ -15,14 +15,14 @@ from finetune.model.tokens import load_tokenizer, render, set_template, template
 from finetune.records.examples import Message
 
 EMBEDDED = Path("models/tiny-base")
-LAYERS, HIDDEN, INTERMEDIATE, HEADS = 2, 128, 256, 4  # multiples of what nf4 needs on a CPU (64 in, 32 out)
+LAYERS, HIDDEN, INTERMEDIATE, HEADS = 2, 128, 256, 4  # multiples required by nf4 on a CPU (64 in, 32 out)
 
 
 def shrink_config(config: Any, tokenizer: Any, layers: int = LAYERS) -> Any:
-    """The transformers config of the small base, as wide as it must be and as deep as asked."""
+    """Return the transformers config of the small base, with the minimum width and the given depth."""
     small = copy.deepcopy(config)
     heads = config.num_attention_heads
-    shared = heads // (getattr(config, "num_key_value_heads", None) or heads)  # query heads a key head
+    shared = heads // (getattr(config, "num_key_value_heads", None) or heads)  # query heads per key head
     cut = {
         "num_hidden_layers": layers,
         "hidden_size": HIDDEN,
@@ -45,9 +45,9 @@ def shrink_config(config: Any, tokenizer: Any, layers: int = LAYERS) -> Any:
 
 
 def build_small_base(config: Any, tokenizer: Any, folder: Path, seed: int, layers: int = LAYERS) -> Any:
-    """Write the small base with random weights and its tokenizer into a folder; gives its transformers config.
+    """Write the small base with random weights and its tokenizer into a folder; return its transformers config.
 
-    BaseModelError where the architecture can't be cut this way.
+    Raises BaseModelError if the architecture cannot be reduced in this way.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -69,10 +69,10 @@ def build_small_base(config: Any, tokenizer: Any, folder: Path, seed: int, layer
 
 
 def rehearsal_tokenizer(model: ModelConfig, root: Path) -> tuple[Any, bool]:
-    """The base's own tokenizer and True; where it is not at hand, a stand-in and False.
+    """Return the base's own tokenizer and True; if it is not available, a substitute and False.
 
-    The stand-in is the embedded tokenizer with this recipe's template: the template's marks and the padding token
-    become tokens of their own, and the mark that ends an answer becomes the end token, as in the real one.
+    The substitute is the embedded tokenizer with this recipe's template: the template's marks and the padding token
+    become separate tokens, and the mark that ends an answer becomes the end token, as in the real one.
     """
     try:
         return load_tokenizer(model, fetch=False), True
@@ -93,7 +93,7 @@ def rehearsal_tokenizer(model: ModelConfig, root: Path) -> tuple[Any, bool]:
 
 
 def _end_mark(tokenizer: Any) -> str | None:
-    """The control token that an answer ends with, where the template writes one of its own."""
+    """Return the control token that ends an answer, if the template has a special one."""
     turns = [Message("user", "asked"), Message("assistant", "answered")]
     rendered = render(tokenizer, turns, (), tokenize=False)
     after = rendered.rsplit("answered", 1)[-1].strip()

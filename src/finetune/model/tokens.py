@@ -1,7 +1,7 @@
-"""Messages to token ids, and which of them the loss is taken on.
+"""Convert messages to token ids, and determine which of them are supervised.
 
-The chat template decides both: it renders the conversation, and its `{% generation %}` marks say which part the
-assistant wrote. Tried with the embedded base, supervised tokens in brackets:
+The chat template determines both: it renders the conversation, and its `{% generation %}` marks show the assistant's
+text. Example with the embedded base, supervised tokens in brackets:
 
     <|im_start|>user ⏎ Which class? <|im_end|> ⏎ <|im_start|>assistant ⏎ [ValueError <|im_end|>] ⏎
 """
@@ -21,31 +21,31 @@ from finetune.records.examples import Message, Tool
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # ASCII bars, and DeepSeek's full-width ones (U+FF5C)
 CONTROL_MARK = re.compile(r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|<(?:start|end)_of_\w+>|</?s>|\[/?INST\]")
-OPENED_THOUGHT = 8  # tokens: some prompts end in the beginning of a thought (`<think>`), which the rows have not
+OPENED_THOUGHT = 8  # tokens: some prompts end with the beginning of a thought (`<think>`), which the rows lack
 TEMPLATES = "models/templates/*.jinja"
-FETCH = "download it while connected (hf download {base}); ./finetune rehearse does not need the base"
-COPY = "download the base again (hf download), or copy it completely"
-IGNORED = -100  # the label that cross-entropy leaves out (torch.nn.CrossEntropyLoss, ignore_index)
+FETCH = "fetch it once where a network is (hf download {base}); ./finetune rehearse needs no base"
+COPY = "fetch the base again (hf download), or copy it whole"
+IGNORED = -100  # the label that cross-entropy ignores (torch.nn.CrossEntropyLoss, ignore_index)
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """Token ids of one conversation and the labels that train reads, both of length `tokens`."""
+    """Token ids of one conversation and the labels for train, both of length `tokens`."""
 
     input_ids: list[int]
     labels: list[int]
 
     @property
     def supervised(self) -> int:
-        """How many tokens the loss is taken on."""
+        """The number of supervised tokens."""
         return sum(label != IGNORED for label in self.labels)
 
 
 def load_tokenizer(model: ModelConfig, folder: Path | None = None, *, fetch: bool = True) -> Any:
-    """The base's tokenizer (or the one in `folder`), padding on the left; BaseModelError where it can't serve.
+    """Load the base's tokenizer (or the one in `folder`), padding on the left. Raise BaseModelError if it is unusable.
 
-    Left padding is what batched generation needs; training pads on the right in its own collator. Without `fetch` only
-    the disk is asked: where no network is, the Hub's library tries for most of a minute.
+    Batched generation needs left padding; training pads on the right in its own collator. Without `fetch`, only local
+    files are used: without a network, the Hub's library tries for most of a minute.
     """
     from transformers import AutoTokenizer
 
@@ -58,11 +58,11 @@ def load_tokenizer(model: ModelConfig, folder: Path | None = None, *, fetch: boo
             padding_side="left",
             local_files_only=folder is not None or not fetch,
         )
-    except Exception as error:  # a missing file, broken JSON, tokenizers' own: each library layer has its own kind
+    except Exception as error:  # a missing file, invalid JSON, tokenizers' own: each library layer has its own
         raise _no_tokenizer(model, source, first_line(error)) from None
-    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # what transformers makes of a folder without its files
-        raise _no_tokenizer(model, source, "it has no vocabulary")
-    if folder is None:  # a folder of ours holds the tokenizer as it was trained with
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # transformers' result without tokenizer files
+        raise _no_tokenizer(model, source, "it holds no vocabulary")
+    if folder is None:  # a folder of ours contains the tokenizer as it was in training
         set_template(tokenizer, model)
         set_padding(tokenizer, model)
     return tokenizer
@@ -76,7 +76,7 @@ def _no_tokenizer(model: ModelConfig, source: str, why: str) -> BaseModelError:
 
 
 def set_template(tokenizer: Any, model: ModelConfig) -> None:
-    """Give the tokenizer a chat template that marks the assistant's turns; BaseModelError where there is none."""
+    """Set a chat template that marks the assistant's turns. Raise BaseModelError if there is none."""
     if model.chat_template is not None:
         path = Path(model.chat_template)
         if not path.is_file():
@@ -93,23 +93,23 @@ def set_template(tokenizer: Any, model: ModelConfig) -> None:
     if not template:
         what = f"{model.base} has no chat template"
         raise BaseModelError("template-missing", "chat_template", what, f"use an instruct model, or one of {TEMPLATES}")
-    if isinstance(template, dict):  # named variants; the one that apply_chat_template takes
+    if isinstance(template, dict):  # named variants; use the one that apply_chat_template uses
         template = tokenizer.chat_template = template.get("default") or next(iter(template.values()))
     if not GENERATION_MARK.search(template):
         tokenizer.chat_template = _marked_template(tokenizer, model.base)
 
 
 def template_marks(tokenizer: Any) -> list[str]:
-    """The control marks that stand in a rendered conversation: `<|im_start|>`, `<end_of_turn>`, `[INST]` and the like.
+    """Return the control marks in a rendered conversation: `<|im_start|>`, `<end_of_turn>`, `[INST]` and similar ones.
 
-    A mark that is not a token of its own is cut into pieces, and the base, which knows the mark, sees other text.
+    A mark that is not a single token is split into pieces, which the base, trained with the mark, does not recognize.
     """
     turns = [Message("user", "a text"), Message("assistant", "a text"), Message("user", "a text")]
     return sorted(set(CONTROL_MARK.findall(render(tokenizer, turns, (), tokenize=False, add_generation_prompt=True))))
 
 
 def set_padding(tokenizer: Any, model: ModelConfig) -> None:
-    """Give the tokenizer the padding token of params.yaml, if any; BaseModelError where it is left without one."""
+    """Set the padding token of params.yaml, if any. Raise BaseModelError if there is still none."""
     if model.pad_token is not None:
         if model.pad_token not in tokenizer.get_vocab():
             what = f"{model.pad_token} is not a token of {model.base}"
@@ -121,7 +121,7 @@ def set_padding(tokenizer: Any, model: ModelConfig) -> None:
 
 
 def _marked_template(tokenizer: Any, source: str) -> str:
-    """TRL's training version of a stock template that has no generation marks; BaseModelError where TRL knows none."""
+    """Return TRL's training version of a stock template without generation marks. Raise BaseModelError if unknown."""
     from trl.chat_template_utils import get_training_chat_template
 
     try:
@@ -139,10 +139,10 @@ def _marked_template(tokenizer: Any, source: str) -> str:
 
 
 def tokenize(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Tokenized:
-    """Ids of the whole conversation, and labels that keep exactly what the assistant must write.
+    """Return ids of the complete conversation, and labels of exactly what the assistant must write.
 
-    That is from where its prompt ends up to its end token. Some templates mark more: the turn's own header (Qwen 2.5,
-    DeepSeek, gpt-oss), the line end after the end token (Qwen 3, Gemma); no model is asked to write those.
+    That is everything from the end of its prompt to its end token. Some templates mark more: the turn's own header
+    (Qwen 2.5, DeepSeek, gpt-oss), or the line end after the end token (Qwen 3, Gemma), which no model has to generate.
     """
     encoded = render(tokenizer, messages, tools, return_assistant_tokens_mask=True)
     ids, mask = encoded["input_ids"], list(encoded["assistant_masks"])
@@ -156,13 +156,13 @@ def tokenize(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool] 
 
 
 def runs(mask: Sequence[int]) -> list[tuple[int, int]]:
-    """Where the mask is set, as (begin, end) without the end."""
+    """Return the runs of set values in the mask, as (begin, end) with the end excluded."""
     edges = [at for at in range(len(mask) + 1) if bool(mask[at : at + 1] and mask[at]) != bool(at and mask[at - 1])]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _prompt_lengths(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool], ids: list[int]) -> list[int]:
-    """Where the assistant's turns begin: the lengths of their prompts, of those that the conversation begins with."""
+    """Return where the assistant's turns begin: the lengths of those prompts that are prefixes of the conversation."""
     turns = [at for at, message in enumerate(messages) if message.role == "assistant" and at]
     prompts = [tokenize_prompt(tokenizer, messages[:at], tools) for at in turns]
     shared = [sum(takewhile(bool, map(eq, ids, prompt))) for prompt in prompts]
@@ -170,7 +170,7 @@ def _prompt_lengths(tokenizer: Any, messages: Sequence[Message], tools: Sequence
 
 
 def _without_line_end(tokenizer: Any, ids: list[int], first: int, end: int) -> int:
-    """The end of a turn without the blank text after its end token; as it was, where it ends in no such token."""
+    """Return the end of a turn without blank text after its end token; unchanged if there is no such token."""
     last = end
     while last > first and not tokenizer.decode([ids[last - 1]]).strip():
         last -= 1
@@ -178,16 +178,16 @@ def _without_line_end(tokenizer: Any, ids: list[int], first: int, end: int) -> i
 
 
 def tokenize_prompt(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
-    """Ids of the prompt, up to where the assistant begins to write."""
+    """Return the ids of the prompt, up to where the assistant begins to write."""
     return list(render(tokenizer, messages, tools, add_generation_prompt=True)["input_ids"])
 
 
 def render(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool], **options: Any) -> Any:
-    """The conversation through the chat template; BaseModelError with the template's own words where it refuses."""
+    """Render the conversation with the chat template. Raise BaseModelError with the template's message on failure."""
     from jinja2 import TemplateError
 
     turns = [message.to_json() for message in messages]
-    whole = options.get("tokenize", True)  # a rendered text comes alone
+    whole = options.get("tokenize", True)  # without tokenization, only the text is returned
     try:
         return tokenizer.apply_chat_template(turns, tools=list(tools) or None, return_dict=whole, **options)
     except (
@@ -206,5 +206,5 @@ def render(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool], *
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text: libraries' messages go on for pages."""
+    """Return the first line of an error's text: messages of libraries can be very long."""
     return str(error).strip().split("\n", 1)[0]

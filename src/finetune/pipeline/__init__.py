@@ -1,1 +1,1 @@
-"""What DVC and git know of a run."""
+"""Information on a run from DVC and git."""

@@ -1,4 +1,4 @@
-"""DVC run from the inside: a command to its end, a stop that loses nothing, and what dvc.lock says of the last run."""
+"""Run DVC from within: a command to its end, a stop without data loss, and the contents of dvc.lock."""
 
 import os
 import subprocess
@@ -16,11 +16,11 @@ from finetune.files.nested import dig
 from finetune.paths import Paths
 from finetune.processes.detach import stop
 
-PATIENCE = 30.0  # seconds for DVC to end by itself after Ctrl-C, which its stage has got too
+PATIENCE = 30.0  # seconds for DVC to end by itself after Ctrl-C, which its stage has also received
 
 
 def run_dvc(root: Path, arguments: Sequence[str]) -> int:
-    """Run DVC to its end; where we are interrupted, wait until its stage has saved its state and ended."""
+    """Run DVC to its end; if interrupted, wait until its stage has saved its state and ended."""
     process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], cwd=root)
     try:
         return process.wait()
@@ -37,7 +37,7 @@ def run_dvc(root: Path, arguments: Sequence[str]) -> int:
 
 
 def require_identity(root: Path) -> None:
-    """ConfigError where git knows no author: DVC keeps an experiment as a commit, and asks when it has begun."""
+    """Raise ConfigError if git has no author: DVC stores an experiment as a commit, and would fail after the start."""
     for key in ("name", "email"):
         line = ["git", "-C", str(root), "config", f"user.{key}"]
         known = subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
@@ -50,9 +50,9 @@ def require_identity(root: Path) -> None:
 
 
 def inputs_hash(root: Path) -> str | None:
-    """A hash of the data and code that DVC's last run saw, decide's own apart; None where nothing was run.
+    """Return a hash of the data and code of DVC's last run, except decide's; None if nothing was run.
 
-    Of dvc.lock, the dependencies of the stages up to evaluate that no stage has made.
+    It covers the dependencies in dvc.lock of the stages up to evaluate that are not outputs of stages.
     """
     lock = read_lock(root)
     if lock is None:
@@ -70,22 +70,22 @@ def inputs_hash(root: Path) -> str | None:
 
 
 def quiet_dvc(root: Path, *arguments: str) -> None:
-    """Run DVC, which tells only what goes wrong."""
+    """Run DVC with only its error messages."""
     subprocess.run([sys.executable, "-m", "dvc", *arguments, "--quiet"], cwd=root, check=False)
 
 
 def read_lock(root: Path) -> str | None:
-    """The text of dvc.lock; None where nothing was run."""
+    """Return the text of dvc.lock; None if nothing was run."""
     path = root / "dvc.lock"
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 def seed_of(lock: str) -> Any:
-    """The seed that the adapter of a dvc.lock was trained with."""
+    """Return the training seed of the adapter in a dvc.lock."""
     content = read_yaml_text(lock)
     return dig(content, ("stages", "train", "params", "params.yaml", "seed"))
 
 
 def read_yaml_text(text: str) -> Any:
-    """The content of a YAML text, as plain objects."""
+    """Parse a YAML text to plain objects."""
     return YAML(typ="safe", pure=True).load(text)

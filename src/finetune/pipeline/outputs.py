@@ -1,6 +1,6 @@
-"""The outputs of a run against dvc.lock: whether all files are of one finished run.
+"""Compare the outputs of a run with dvc.lock: all files must belong to one finished run.
 
-Reads dvc.lock and the files that it names.
+Reads dvc.lock and the files that it lists.
 """
 
 import hashlib
@@ -16,25 +16,25 @@ from finetune.files.nested import dig
 
 
 def read_lock(root: Path) -> dict[str, Any]:
-    """The stages in dvc.lock; DataError where nothing was run, or the file is of another form."""
+    """Return the stages in dvc.lock. Raise DataError if nothing was run or the file is malformed."""
     try:
         stages = read_plain(root / "dvc.lock", "dvc.lock")["stages"]
         found = {name: stage for name, stage in stages.items() if stage.get("outs") is not None}
         for stage in found.values():
             for item in [*stage["outs"], *stage.get("deps", [])]:
-                str.lower(item["path"]), str.lower(item["md5"])  # TypeError where one is no text
+                str.lower(item["path"]), str.lower(item["md5"])  # TypeError if one is not text
         return found
     except (ConfigError, KeyError, TypeError, AttributeError):
         raise DataError("dvc.lock", "is missing, broken or lists no outputs", "run make repro") from None
 
 
 def outs_of(stages: dict[str, Any]) -> dict[str, str]:
-    """Every output of these stages and its MD5."""
+    """Return every output of these stages with its MD5."""
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
 
 
 def require_recorded(root: Path, files: Mapping[str, Path]) -> None:
-    """DataError where a file, or a parameter, is not the one that dvc.lock names: then all is not of one run."""
+    """Raise DataError if a file or a parameter differs from dvc.lock, and so belongs to another run."""
     stages = read_lock(root)
     named = {
         item["path"]: item["md5"] for stage in stages.values() for item in [*stage["outs"], *stage.get("deps", [])]
@@ -43,7 +43,7 @@ def require_recorded(root: Path, files: Mapping[str, Path]) -> None:
         inside = {file: path for file, path in files.items() if file.startswith(f"{name}/")}
         if name in files:
             found = md5(files[name])
-        elif inside and name == "out/adapter":  # the one folder that is bundled whole
+        elif inside and name == "out/adapter":  # the only folder that is bundled completely
             found = md5_of_folder(name, inside)
         else:
             continue
@@ -61,7 +61,7 @@ def require_recorded(root: Path, files: Mapping[str, Path]) -> None:
 
 
 def require_outputs(root: Path) -> None:
-    """DataError where an output is not here as dvc.lock names it, or a stage ran on others: damaged, or of two runs."""
+    """Raise DataError if an output differs from dvc.lock, or a stage ran on others: damaged, or of two runs."""
     stages = read_lock(root)
     for stage, named in stages.items():
         for out in named["outs"]:
@@ -83,13 +83,13 @@ def require_outputs(root: Path) -> None:
 
 
 def md5(path: Path) -> str:
-    """DVC's name of a file's content."""
+    """Return DVC's hash of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def md5_of_folder(out: str, inside: Mapping[str, Path]) -> str:
-    """DVC's name of a folder's content: the MD5 of the list of its files."""
+    """Return DVC's hash of a folder's content: the MD5 of the list of its files."""
     listed = [{"md5": md5(path), "relpath": name[len(out) + 1 :]} for name, path in inside.items()]
     text = json.dumps(sorted(listed, key=lambda item: item["relpath"]), sort_keys=True)
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"

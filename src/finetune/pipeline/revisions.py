@@ -1,6 +1,6 @@
-"""What an earlier run left: files of a git revision or of one of DVC's experiments, out of git and DVC's cache.
+"""Files of an earlier run, from a git revision or a DVC experiment, via git and DVC's cache.
 
-`dvc.api.DVCFileSystem` knows experiments by their names too, and asks a remote where one is set up.
+`dvc.api.DVCFileSystem` accepts names of experiments too, and queries a remote if one is configured.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from finetune.hardware.host import ask
 
 @contextmanager
 def files_of(root: Path, revision: str) -> Iterator[Any]:
-    """The files of a revision as a file system; ConfigError where there is none of this name."""
+    """Open the files of a revision as a file system. Raise ConfigError if it does not exist."""
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -35,7 +35,7 @@ def files_of(root: Path, revision: str) -> Iterator[Any]:
 
 
 def is_written(files: Any, path: Path) -> bool:
-    """Whether a revision has the file: in git, or as an output whose hash dvc.lock names."""
+    """Return whether a revision has the file: in git, or as an output with a hash in dvc.lock."""
     if not files.exists(path.as_posix()):
         return False
     known = files.info(path.as_posix())
@@ -43,11 +43,11 @@ def is_written(files: Any, path: Path) -> bool:
 
 
 def copy_file(files: Any, revision: str, path: Path, target: Path) -> None:
-    """Copy one file of a revision; DataError where neither cache nor remote has it."""
+    """Copy one file of a revision. Raise DataError if neither cache nor remote has it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         files.get_file(path.as_posix(), str(target))
-    except FileNotFoundError:  # git names it, and its content is nowhere
+    except FileNotFoundError:  # git lists it, but its content is missing everywhere
         raise DataError(
             revision,
             f"{path} is not in DVC's cache here; download it if a remote has it (dvc fetch "
@@ -56,12 +56,12 @@ def copy_file(files: Any, revision: str, path: Path, target: Path) -> None:
 
 
 def again(revision: str) -> str:
-    """The commands that put a revision's results into the working tree."""
-    return f"dvc exp apply {revision} (or git checkout {revision} for a commit), then make repro"
+    """Return the commands that restore a revision's results in the working tree."""
+    return f"dvc exp apply {revision}, of a commit git checkout {revision}; then make repro"
 
 
 def fetch_directory(root: Path, revision: str, path: Path, target: Path) -> None:
-    """Copy a folder as it was at a revision to `target`; DataError where it had none, or it is not kept."""
+    """Copy a folder of a revision to `target`. Raise DataError if it did not exist or is not stored."""
     with files_of(root, revision) as files, publish_directory(target) as folder:
         found = files.find(path.as_posix()) if is_written(files, path) else []
         for name in found:
@@ -72,7 +72,7 @@ def fetch_directory(root: Path, revision: str, path: Path, target: Path) -> None
 
 
 def git_state(root: Path, *, untracked: bool) -> tuple[str | None, bool]:
-    """(the commit, whether the files are as committed: the tracked ones, or all); (None, False) outside of git."""
+    """Return (commit, whether tracked or all files are as committed); (None, False) outside of git."""
     git = ("git", "-C", str(root))
     commit = ask(*git, "rev-parse", "HEAD", timeout=60)
     changes = ask(*git, "status", "--porcelain", f"--untracked-files={'normal' if untracked else 'no'}", timeout=60)

@@ -1,1 +1,1 @@
-"""The stages' JSON reports, typed: what crosses between stages beside rows and weights."""
+"""The stages' typed JSON reports, which later stages read in addition to rows and weights."""

@@ -1,4 +1,4 @@
-"""What every report is made of: a frozen model, read from its file or refused with the field that does not fit."""
+"""The base of every report: an immutable model, read from its file or rejected with the invalid field."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,12 +10,12 @@ from finetune.files.strict_json import read_json
 
 
 class Report(BaseModel):
-    """A part of a report: no unknown field, nothing changed after reading."""
+    """A part of a report: no unknown fields, immutable after reading."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain objects, as the file holds them."""
+        """Return plain objects, as in the file."""
         return self.model_dump(mode="json")
 
 
@@ -23,12 +23,12 @@ R = TypeVar("R", bound=Report)
 
 
 def read_report(path: Path, kind: type[R]) -> R:
-    """The report in a file; DataError where it is missing, broken, or of another version, which names the field."""
+    """Read a report. Raise DataError, naming the field, if it is missing, malformed, or of another version."""
     return parse_report(read_json(path), kind, str(path))
 
 
 def parse_report(content: Any, kind: type[R], place: str) -> R:
-    """A report from plain objects; `place` names their file in errors."""
+    """Build a report from plain objects; `place` names their file in errors."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -47,14 +47,14 @@ class BaseIdentity(Report):
 
 
 class MachineReport(Report):
-    """What a measurement was made on."""
+    """The machine of a measurement."""
 
     system: str
     processor: str
     cores: int | None
     memory_bytes: int
     device: str
-    arithmetic: dict[str, Any]  # what decides how sums round
+    arithmetic: dict[str, Any]  # what determines rounding
     image: str | None
     gpu: str | None = None
     gpu_memory_bytes: int | None = None

@@ -1,4 +1,4 @@
-"""`reports/cost.json`: what an answer costs, as it was measured."""
+"""`reports/cost.json`: the measured cost of an answer."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from finetune.reports.evaluation import Role
 
 
 class TimesReport(Report):
-    """One side's times, in seconds and tokens per second; None where a recorded side has none."""
+    """One side's times, in seconds and tokens per second; None if a recorded side has none."""
 
     mean_seconds: float
     p50_seconds: float
@@ -18,7 +18,7 @@ class TimesReport(Report):
 
 
 class SameLengthReport(Report):
-    """Both sides' mean seconds were all answers of one length."""
+    """Both sides' mean seconds if all answers had the same length."""
 
     tokens: float
     baseline_seconds: float
@@ -37,7 +37,7 @@ class LatencyReport(Report):
     identical_answers: float | None
 
     def side(self, role: Role) -> TimesReport | None:
-        """One side's times."""
+        """Return one side's times."""
         return self.baseline if role == "baseline" else self.candidate
 
 
@@ -50,7 +50,7 @@ class MemoryReport(Report):
 
 
 class CostReport(Report):
-    """Latency and memory, on what, and of which adapter."""
+    """Latency and memory, with their setup and adapter."""
 
     latency: LatencyReport
     memory: MemoryReport

@@ -8,7 +8,7 @@ VerdictName = Literal["deploy", "deploy-unproven", "iterate", "abort"]
 
 
 class CriterionReport(Report):
-    """One line of the gate; a bound that is not finite is None."""
+    """One row of the gate; a bound that is not finite is None."""
 
     criterion: str
     rule: str
@@ -27,14 +27,14 @@ class CriterionReport(Report):
 
 
 class SuggestionReport(Report):
-    """One thing to do next."""
+    """One next step."""
 
     code: str
     text: str
 
 
 class DecisionReport(Report):
-    """The verdict, its reasons, and what it was reached on."""
+    """The verdict, its reasons, and its basis."""
 
     verdict: VerdictName
     sentence: str

@@ -1,4 +1,4 @@
-"""`reports/evaluation.json`: who answered, and how right the answers are."""
+"""`reports/evaluation.json`: the two sides, and the quality of their answers."""
 
 from typing import Any, Literal
 
@@ -7,11 +7,11 @@ from pydantic import Field
 from finetune.reports.base import BaseIdentity, Report
 
 Role = Literal["baseline", "candidate"]
-Figures = dict[str, float | None]  # metrics by name, and facts about the answers; None: unmeasured
+Figures = dict[str, float | None]  # metrics and properties of the answers, by name; None: unmeasured
 
 
 class SideReport(Report):
-    """Who answered."""
+    """One side of the evaluation."""
 
     form: str
     name: str
@@ -24,16 +24,16 @@ class SideReport(Report):
 
 
 class GroupReport(Report):
-    """The figures of a group: all test examples, an agent's or a source's."""
+    """The results of a group: all test examples, an agent's or a source's."""
 
     examples: int
-    clusters: int  # pieces of evidence
+    clusters: int  # groups of examples that are not independent
     majority_share: float
     baseline: Figures
     candidate: Figures
 
     def figures(self, role: Role) -> Figures:
-        """Those of one side."""
+        """Return the results of one side."""
         return self.baseline if role == "baseline" else self.candidate
 
 
@@ -47,7 +47,7 @@ class ClassFigures(Report):
 
 
 class ConfusionReport(Report):
-    """One side's classes; a row of `confusion` is a reference's class, the last column is answers of no class."""
+    """One side's classes; rows of `confusion` are references' classes, the last column is answers in no class."""
 
     per_class: dict[str, ClassFigures]
     confusion: list[list[int]]
@@ -61,12 +61,12 @@ class ClassesReport(Report):
     candidate: ConfusionReport
 
     def side(self, role: Role) -> ConfusionReport:
-        """One of them."""
+        """Return one of them."""
         return self.baseline if role == "baseline" else self.candidate
 
 
 class UnscoredReport(Report):
-    """Answers of one side that a scorer could not score: how many, and why the first one."""
+    """Answers of one side that a scorer could not score: their number, and the reason of the first."""
 
     scorer: str
     side: Role
@@ -87,13 +87,13 @@ class TaskReport(Report):
 
 
 class ForgettingReport(Report):
-    """What the adapter has unlearnt."""
+    """What the adapter has forgotten."""
 
     tasks: dict[str, TaskReport]
 
 
 class EvaluationReport(Report):
-    """All that evaluate found, the same for every repetition."""
+    """All results of evaluate, equal for every repetition."""
 
     adapter_sha256: str
     test_sha256: str
@@ -102,9 +102,9 @@ class EvaluationReport(Report):
     candidate: SideReport
     look_key: str
     generation: dict[str, Any] = Field(default_factory=dict)
-    baseline_generation: dict[str, Any] | None  # None: not known
+    baseline_generation: dict[str, Any] | None  # None: unknown
     predictions_sha256: str
-    scorers: dict[str, dict[str, Any]]  # as params.yaml names them
+    scorers: dict[str, dict[str, Any]]  # as in params.yaml
     groups: dict[str, GroupReport]
     classes: dict[str, ClassesReport]
     problems: list[UnscoredReport]
@@ -112,5 +112,5 @@ class EvaluationReport(Report):
     forgetting: ForgettingReport | None
 
     def side(self, role: Role) -> SideReport:
-        """Who answered in a role."""
+        """Return the side in a role."""
         return self.baseline if role == "baseline" else self.candidate

@@ -1,4 +1,4 @@
-"""`reports/prepare.json`: the ledger of every row."""
+"""`reports/prepare.json`: the ledger of all rows."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from finetune.reports.base import Report
 
 
 class RiskReport(Report):
-    """How many rows hold one kind of risk, and the lines of the first few."""
+    """The number of rows with one kind of risk, and the lines of the first few."""
 
     rows: int
     first_lines: list[int]
 
 
 class SourceReport(Report):
-    """The account of one source: what was read is what was dropped and what was kept."""
+    """The counts of one source: the rows read are those dropped and those kept."""
 
     place: str
     format: str
@@ -33,7 +33,7 @@ class SourceReport(Report):
 
 
 class SplitReport(Report):
-    """What a split is made of."""
+    """The composition of a split."""
 
     examples: int
     groups: int
@@ -43,7 +43,7 @@ class SplitReport(Report):
 
 
 class PrepareReport(Report):
-    """The whole ledger; `labels` are those of kept rows, by agent."""
+    """The complete ledger; `labels` are those of kept rows, by agent."""
 
     settings: dict[str, Any]  # the section `data` of params.yaml
     sources: dict[str, SourceReport]

@@ -1,11 +1,11 @@
-"""`reports/train.json`, the same for every repetition, and `reports/train_cost.json`, which was measured."""
+"""`reports/train.json`, equal for every repetition, and `reports/train_cost.json`, which is measured."""
 
 from finetune.reports.base import MachineReport, Report
 from finetune.reports.validation import ParameterCounts
 
 
 class TrainReport(Report):
-    """What came out of the training."""
+    """The results of the training."""
 
     adapter_sha256: str
     fingerprint: str
@@ -25,7 +25,7 @@ class TrainReport(Report):
 
 
 class TrainCostReport(Report):
-    """What the training took."""
+    """The cost of the training."""
 
     wall_seconds: float
     steps_per_second: float

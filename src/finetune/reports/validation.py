@@ -1,4 +1,4 @@
-"""`reports/validation.json`: every finding, the plan, and the account of every token."""
+"""`reports/validation.json`: every finding, the plan, and the counts of all tokens."""
 
 from typing import Self
 
@@ -6,7 +6,7 @@ from finetune.reports.base import BaseIdentity, Report
 
 
 class FindingReport(Report):
-    """One finding; `accepted` is the reason, where params.yaml accepts it."""
+    """One finding; `accepted` is the reason, if params.yaml accepts it."""
 
     code: str
     severity: str
@@ -18,7 +18,7 @@ class FindingReport(Report):
 
 
 class Schedule(Report):
-    """The run's arithmetic, in optimizer steps."""
+    """The schedule of a run, in optimizer steps."""
 
     examples: int
     effective_batch_size: int
@@ -31,14 +31,14 @@ class Schedule(Report):
 
 
 class ParameterCounts(Report):
-    """Parameters that are trained, and all."""
+    """The numbers of trained and of all parameters."""
 
     trainable: int | None
     total: int
 
 
 class PlanReport(Report):
-    """What the run was predicted to need; None where the architecture is not known."""
+    """The predicted needs of the run; None if the architecture is unknown."""
 
     machine: str
     parameters: ParameterCounts | None
@@ -50,10 +50,10 @@ class PlanReport(Report):
 
 
 class TokenCounts(Report, frozen=False):
-    """The token account of one split; what is not `lost` is in the validated data."""
+    """The token counts of one split; tokens that are not `lost` are in the validated data."""
 
     examples: int
-    rows: int  # as many, or fewer where examples are packed
+    rows: int  # as many as examples, or fewer if packed
     tokens: int
     supervised_tokens: int
     positions: int  # tokens and padding of the first epoch's micro-batches
@@ -62,34 +62,34 @@ class TokenCounts(Report, frozen=False):
     lost_tokens: int
     lost_supervised_tokens: int
     lost_end_tokens: int
-    unsupervised_examples: int  # no token of theirs is trained on; left out
+    unsupervised_examples: int  # without supervised tokens; left out
     largest_batch: int  # positions of the largest micro-batch
-    longest_row: int  # after cutting and packing
+    longest_row: int  # after truncation and packing
     most_supervised: int  # supervised tokens of the micro-batch that has most
 
     @classmethod
     def of(cls, **counts: int) -> Self:
-        """These counts, and 0 for all others."""
+        """Build counts with these values, and 0 for all others."""
         return cls(**dict.fromkeys(cls.model_fields, 0) | counts)
 
     @property
     def all_examples(self) -> int:
-        """Those trained on, and those left out."""
+        """The examples in training and those left out."""
         return self.examples + self.unsupervised_examples
 
     @property
     def padding(self) -> float:
-        """The share of the computed positions that hold no token."""
+        """The share of the computed positions that are padding."""
         return 1 - self.tokens / self.positions if self.positions else 0.0
 
     def shares(self, max_length: int) -> dict[str, str]:
-        """Padding, and how full the rows are of what they may hold, for the report."""
+        """Return padding, and how full the rows are, for the report."""
         full = self.tokens / (self.rows * max_length) if self.rows else 0.0
         return {"padding": f"{self.padding:.1%}", "rows_filled": f"{full:.1%}"}
 
 
 class ValidationReport(Report):
-    """What validate found, counted and predicted."""
+    """The findings, counts and predictions of validate."""
 
     base: BaseIdentity | None
     max_length: int
