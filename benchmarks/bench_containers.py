@@ -1,10 +1,10 @@
-"""What containers cost: building the CPU image, building it anew after a change of the source, and each stage's start.
+"""Measure the cost of containers: building the CPU image, rebuilding it after a source change, and starting a stage.
 
     PYTHONPATH=src python benchmarks/bench_containers.py [--rounds 5] [--engine podman] [--no-builds]
 
-A stage that does little (decide, on the finished run in this folder) runs natively and in its container in turns. The
-image is the one that `make image-cpu` builds, by the engine's settings and variables of docs/containers.md. Writes
-`results/containers-DATE.json`, or what --out names.
+A short stage (decide, on the finished run in this folder) runs natively and in its container in turns. The image is
+built by `make image-cpu`, with the engine's settings and variables of docs/containers.md. Writes
+`results/containers-DATE.json`, or the file given by --out.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CONTEXT = ("Dockerfile.cpu", ".dockerignore", "LICENSE", "requirements", "src", 
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engine", choices=("podman", "docker"), default="podman")
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def builds(engine: str) -> dict[str, float]:
-    """Seconds of a build from nothing, and of one after a change of one source file."""
+    """Return the seconds of a build from scratch, and of one after a change of one source file."""
     with TemporaryDirectory() as folder:
         for name in CONTEXT:
             copy = shutil.copytree if Path(name).is_dir() else shutil.copy
@@ -70,7 +70,7 @@ def builds(engine: str) -> dict[str, float]:
 
 
 def build(engine: str, folder: str, options: str) -> float:
-    """Seconds of `make image-cpu` in a folder."""
+    """Return the seconds of `make image-cpu` in a folder."""
     code = (
         "import sys; from pathlib import Path; from finetune.containers.images import run\n"
         "run(Path(), 'cpu', sys.argv[1])"
@@ -82,7 +82,7 @@ def build(engine: str, folder: str, options: str) -> float:
 
 
 def decide(runtime: str) -> float:
-    """Seconds of the stage decide, natively or in its container."""
+    """Return the seconds of the stage decide, natively or in its container."""
     began = time.perf_counter()
     environment = {**os.environ, "FINETUNE_RUNTIME": runtime, "PYTHONPATH": "src"}
     subprocess.run([sys.executable, "-m", "finetune", "decide"], env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -90,7 +90,7 @@ def decide(runtime: str) -> float:
 
 
 def spread(values: list[float]) -> tuple[str, str, str]:
-    """Median, least and most."""
+    """Return median, minimum and maximum."""
     return f"{median(values):.2f}", f"{min(values):.2f}", f"{max(values):.2f}"
 
 

@@ -1,9 +1,9 @@
-"""Answers in batches against one prompt at a time: seconds, and whether the answers are the same.
+"""Compare answers in batches with answers to one prompt at a time: seconds, and whether the answers are equal.
 
     PYTHONPATH=src python benchmarks/bench_evaluate.py [--rounds 3] [--batch-size 64]
 
-Base and published adapter of the finished run in this folder answer its test split in turns, in one process, greedily.
-Writes `results/evaluate-DATE.json`, or what --out names.
+Base model and published adapter of the finished run in this folder answer its test split in turns, in one process, with
+greedy decoding. Writes `results/evaluate-DATE.json`, or the file given by --out.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from finetune.paths import Paths
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -68,7 +68,7 @@ def main() -> None:
 def measure(
     answer: Callable[[str], dict[int, list[int]]], rounds: int, environment: Any, prompts: int
 ) -> dict[str, Any]:
-    """Seconds of both ways, round by round in turns, after one uncounted batch; and the share of equal answers."""
+    """Return the seconds of both ways, alternating in rounds after one warmup batch, and the share of equal answers."""
     seconds: dict[str, list[float]] = {"batched": [], "one by one": []}
     answers = {}
     answer("batched")  # warm-up
@@ -85,7 +85,7 @@ def measure(
 
 
 def show(result: dict[str, Any]) -> None:
-    """The figures as a table."""
+    """Print the results as a table."""
     rows = [
         [
             name,

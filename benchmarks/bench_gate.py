@@ -1,11 +1,11 @@
-"""How often each rule of the gate passes a candidate that it must not pass, and how often one that is good enough.
+"""Compute how often each rule of the gate passes a candidate that must not pass, and one that is good enough.
 
     PYTHONPATH=src python benchmarks/bench_gate.py
 
-"wrong" is the rate of passes where the truth lies just on the bad side of the target: at most `1 - CONFIDENCE` of the
-time is allowed. "power" is the rate of passes where the truth is as good as the row says. Rules on single examples are
-computed exactly, over all outcomes; those on clusters and of bootstraps are simulated, and the row shows the standard
-error of "wrong". Takes eight minutes.
+"wrong" is the rate of passes if the truth is just on the bad side of the target; it must be at most `1 - CONFIDENCE`.
+"power" is the rate of passes if the truth is as good as the row states. Rules on single examples are computed exactly,
+over all outcomes; those on clusters and those using bootstraps are simulated, and the row includes the standard error
+of "wrong". Takes eight minutes.
 """
 
 import argparse
@@ -41,13 +41,13 @@ from finetune.files.atomic import write_json
 
 @dataclass(frozen=True)
 class Row:
-    """One rule at one size. `truth` and `better` are what is passed wrongly, and what should pass."""
+    """One rule at one sample size. `truth` must not pass, and `better` should pass."""
 
     rule: str
     size: str
     truth: str
     wrong: float
-    error: float  # standard error of `wrong`; 0 where it is exact
+    error: float  # standard error of `wrong`; 0 if exact
     better: str
     power: float
 
@@ -77,14 +77,14 @@ def main() -> None:
 
 
 def exact_rows() -> list[Row]:
-    """The rules on right-or-wrong answers to examples that are independent."""
+    """Return the rules on right-or-wrong answers to independent examples."""
     rows = []
     for n in (31, 52, 149, 236, 400, 1000):
         size = f"n = {n}"
         wrong, power = at_least(n, 0.95 - 1e-9, 0.95), at_least(n, 0.99, 0.95)
         rows.append(Row("at least 0.95", size, "0.95", wrong, 0, "0.99", power))
         for margin in (0.05, 0.02):
-            # At the boundary, losses alone are the worst truth there is; that the two are alike is the good one.
+            # At the boundary, a truth with only losses is the worst case; equal sides are the good case.
             wrong = max(not_worse(n, margin + gain, gain, margin) for gain in (0.0, 0.01, 0.05))
             power = not_worse(n, 0.01, 0.01, margin)
             rows.append(Row(f"not worse by {margin}", size, f"-{margin}", wrong, 0, "0, 0.02 discordant", power))
@@ -94,7 +94,7 @@ def exact_rows() -> list[Row]:
 
 
 def simulated_rows(studies: int) -> list[Row]:
-    """The rules on clusters of 1 to 6 rows, and on continuous scores."""
+    """Return the rules on clusters of 1 to 6 rows, and on continuous scores."""
     rows = []
     for clusters in (25, 60, 150):
         size = f"{clusters} clusters"
@@ -126,7 +126,7 @@ def simulated_rows(studies: int) -> list[Row]:
 
 
 def skewed_rows(studies: int) -> list[Row]:
-    """The rules on latencies: log-normal ones, whose mean a bootstrap alone would set too low."""
+    """Return the rules on latencies: log-normal ones, for which a plain bootstrap would bound the mean too low."""
     rows = []
     for n in (20, 60, 150):
         for sigma in (0.5, 1.0):
@@ -142,7 +142,7 @@ def skewed_rows(studies: int) -> list[Row]:
 
 
 def whole_set_rows(studies: int) -> list[Row]:
-    """The rules on figures of the whole set, by BCa: macro-F1 and the loss."""
+    """Return the rules on metrics of the complete set, by BCa: macro-F1 and the loss."""
     rows = []
     for n in (60, 150):
         for rule, study, truth, good in (
@@ -156,8 +156,8 @@ def whole_set_rows(studies: int) -> list[Row]:
 
 
 def simulated(rule: str, size: str, truth: str, chance: dict[str, float], good: str, studies: int) -> Row:
-    """A row with the standard error of its wrong rate."""
-    wrong = max(chance["wrong"], 1 / studies)  # one in all of them, where none was seen
+    """Return a row with the standard error of its wrong rate."""
+    wrong = max(chance["wrong"], 1 / studies)  # one study, if there was none
     error = math.sqrt(wrong * (1 - wrong) / studies)
     return Row(rule, size, truth, chance["wrong"], error, good, chance["power"])
 

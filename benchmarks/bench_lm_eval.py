@@ -1,9 +1,10 @@
-"""Answers to the test split against the lm-evaluation-harness on the very same task: seconds, and exact match.
+"""Compare answers to the test split with the lm-evaluation-harness on the same task: seconds, and exact match.
 
     PYTHONPATH=src python benchmarks/bench_lm_eval.py [--rounds 3] [--batch-size 64]
 
-Base and published adapter of the finished run in this folder answer its test prompts greedily, in turns, in one process
-and with the same model objects. The harness gets each prompt as the template renders it, and "<|im_end|>" as the end.
+Base model and published adapter of the finished run in this folder answer its test prompts in turns, with greedy
+decoding, in one process and with the same model objects. The harness gets each prompt as rendered by the template, and
+"<|im_end|>" as the end.
 """
 
 import argparse
@@ -39,7 +40,7 @@ HARNESS = "lm-evaluation-harness"
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def write_task(side: Any, examples: Any, length: int, folder: Path) -> Any:
-    """The test split as a task of the harness; gives the manager that knows it."""
+    """Write the test split as a task of the harness; return the task manager that includes it."""
     from lm_eval.tasks import TaskManager
 
     folder.mkdir()
@@ -81,7 +82,7 @@ def write_task(side: Any, examples: Any, length: int, folder: Path) -> Any:
 
 
 def compare(side: Any, examples: Any, manager: Any, rounds: int, batch_size: int) -> dict[str, Any]:
-    """Seconds of both round by round in turns, after one uncounted round, and the share that each finds right."""
+    """Return the seconds of both, alternating in rounds after a warmup round, and the share that each scores right."""
     ways = {"ours": answer_here, HARNESS: ask_harness}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     right: dict[str, float] = {}
@@ -97,7 +98,7 @@ def compare(side: Any, examples: Any, manager: Any, rounds: int, batch_size: int
 
 
 def answer_here(side: Any, model: Any, examples: Any, _manager: Any, batch_size: int) -> float:
-    """Prompts, batches, answers, texts and scores, as evaluate makes them."""
+    """Compute prompts, batches, answers, texts and scores, as evaluate does."""
     from finetune.evaluate.answers import batches_by_length
     from finetune.evaluate.generate import generate
 
@@ -113,7 +114,7 @@ def answer_here(side: Any, model: Any, examples: Any, _manager: Any, batch_size:
 
 
 def ask_harness(side: Any, model: Any, _examples: Any, manager: Any, batch_size: int) -> float:
-    """The harness's whole evaluation of the task, its own requests and scores."""
+    """Run the harness's complete evaluation of the task, with its own requests and scores."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -123,7 +124,7 @@ def ask_harness(side: Any, model: Any, _examples: Any, manager: Any, batch_size:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The figures as a table."""
+    """Print the results as a table."""
     rows = [
         [
             name,

@@ -1,11 +1,11 @@
-"""The memory that plan_memory predicts against the memory that real training runs took.
+"""Compare the memory that plan_memory predicts with the memory of real training runs.
 
     python benchmarks/bench_memory.py                  # an hour on two cores: the CPU grid
     python benchmarks/bench_memory.py --device cuda    # four real architectures with random weights, on one GPU
 
-Every configuration is a process of its own that runs the whole train stage on a random base and made-up rows: two
-optimizer steps, an evaluation and a checkpoint after each. Its peak is the system's own count (VmHWM), on CUDA
-torch's. The prediction sees params.yaml, the base's config.json, the longest row and the supervised tokens.
+Every configuration runs the complete train stage in a separate process, on a random base model and artificial rows: two
+optimizer steps, with an evaluation and a checkpoint after each. Its peak is measured by the system (VmHWM), on CUDA by
+torch. The prediction uses params.yaml, the base's config.json, the longest row and the number of supervised tokens.
 """
 
 import argparse
@@ -42,7 +42,7 @@ GIB = 2**30
 
 
 def parameters(case: Case, device: str) -> dict[str, Any]:
-    """The repository's params.yaml with the case's changes."""
+    """Return the repository's params.yaml with the case's changes."""
     content: dict[str, Any] = read_yaml(ROOT / "params.yaml")
     changes = {
         "environment": device,
@@ -65,7 +65,7 @@ def parameters(case: Case, device: str) -> dict[str, Any]:
 
 
 def architecture_facts(base: str) -> dict[str, Any]:
-    """The config.json of a base of the grid."""
+    """Return the config.json of a base model of the grid."""
     if base in BASES:
         common = {"max_position_embeddings": 4096, "tie_word_embeddings": False, "pad_token_id": 0, "head_dim": 64}
         window = {"sliding_window": None} if BASES[base]["model_type"] == "mistral" else {}
@@ -74,7 +74,7 @@ def architecture_facts(base: str) -> dict[str, Any]:
 
 
 def build_base(case: Case, folder: Path) -> None:
-    """A base with random weights in files as they come from the Hub, and the embedded tokenizer."""
+    """Write a base model with random weights, in files like those on the Hub, and the embedded tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -86,7 +86,7 @@ def build_base(case: Case, folder: Path) -> None:
 
 
 def write_rows(case: Case, config: Config, paths: Paths) -> None:
-    """Rows of random tokens as validate would write them; every second one is of the full length."""
+    """Write rows of random tokens in validate's format; every second one has the full length."""
     from finetune.model.base import identify_base
 
     train = config.train
@@ -106,7 +106,7 @@ def write_rows(case: Case, config: Config, paths: Paths) -> None:
 
 
 def write_split(case: Case, path: Path, count: int) -> None:
-    """One Arrow stream with the columns that train reads; the last tokens of each row are supervised."""
+    """Write one Arrow stream with train's columns; the last tokens of each row are supervised."""
     import pyarrow
 
     from finetune.model.tokens import IGNORED
@@ -130,7 +130,7 @@ def write_split(case: Case, path: Path, count: int) -> None:
 
 
 def train_here() -> None:
-    """The train stage in this folder, and its peak memory on the last line."""
+    """Run the train stage in this folder and print its peak memory on the last line."""
     calm_threads()
     from finetune.config.params import load_config
     from finetune.train import stage
@@ -146,7 +146,7 @@ def train_here() -> None:
 
 
 def run_case(case: Case, device: str, bases: Path) -> dict[str, Any]:
-    """Prediction and measurement of one configuration."""
+    """Return prediction and measurement of one configuration."""
     base = bases / f"{case.base.replace('/', '-')}-{case.stored}"
     if not base.exists():
         build_base(case, base)
@@ -161,7 +161,7 @@ def run_case(case: Case, device: str, bases: Path) -> dict[str, Any]:
 
 
 def predict(case: Case, config: Config) -> dict[str, Any]:
-    """What plan_memory says, by part, from the base's config.json as build_base writes it."""
+    """Return plan_memory's prediction by part, from the base's config.json as build_base writes it."""
     from transformers import AutoConfig
 
     facts = {**architecture_facts(case.base), "dtype": case.stored}
@@ -178,7 +178,7 @@ def predict(case: Case, config: Config) -> dict[str, Any]:
 
 
 def predict_again(found: dict[str, Any], device: str) -> dict[str, Any]:
-    """A result with its measurement kept and its prediction made anew, by the code as it is now."""
+    """Return a result with its measurement and a new prediction by the current code."""
     names = ("base", "stored", "batch", "length")
     case = Case(
         found["case"],
@@ -191,8 +191,8 @@ def predict_again(found: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def compare(case: Case, predicted: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    """One line of the results."""
-    # torch's counter on CUDA knows nothing of the context and the libraries, which `runtime` stands for
+    """Return one row of the results."""
+    # torch's counter on CUDA excludes the context and the libraries, which `runtime` represents
     foreseen = predicted["peak"] - (predicted["runtime"] if "reserved" in measured else 0)
     return {
         "case": case.name,
@@ -209,7 +209,7 @@ def compare(case: Case, predicted: dict[str, Any], measured: dict[str, Any]) -> 
 
 
 def measure_run(folder: Path) -> dict[str, Any]:
-    """Run the train stage in a fresh process; RuntimeError with what it said where it fails."""
+    """Run the train stage in a fresh process. Raise RuntimeError with its output if it fails."""
     settings = {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
     environment = {**os.environ, **settings}
     command = [sys.executable, str(ROOT / "benchmarks/bench_memory.py"), "--train-here"]
@@ -223,7 +223,7 @@ def measure_run(folder: Path) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any]) -> None:
-    """One line of the table."""
+    """Print one row of the table."""
     predicted, measured = found["predicted"]["peak"] / GIB, found["measured"]["peak"] / GIB
     print(f"{found['case']:42} {predicted:8.3f} {measured:8.3f} {found['error_percent']:+7.1f}%", flush=True)
 
@@ -254,7 +254,7 @@ def main() -> None:
 
 
 def report(results: list[dict[str, Any]], options: argparse.Namespace, ran: dict[str, Any]) -> None:
-    """Write the results, misses included, with the date, machine and versions of the measurement."""
+    """Write all results, including misses, with date, machine and versions of the measurement."""
     if options.again:
         for found in results:
             show(found)

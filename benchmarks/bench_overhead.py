@@ -1,4 +1,4 @@
-"""What the train stage takes beside its training steps, part by part, on the embedded recipe as it is.
+"""Measure the time of the train stage outside of its training steps, by part, on the unmodified embedded recipe.
 
 python benchmarks/bench_overhead.py    # four minutes on two idle cores
 """
@@ -19,7 +19,7 @@ from finetune.hardware.host import calm_threads
 
 
 def measure_overhead(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """The embedded recipe as it is: what the stage takes beside the training steps and the scheduled evaluations."""
+    """Measure the embedded recipe: the time outside of the training steps and the scheduled evaluations."""
     (folder / "data").mkdir(parents=True)
     for name in ("models", "data/raw"):
         (folder / name).symlink_to(ROOT / name)
@@ -31,7 +31,7 @@ def measure_overhead(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def parts_of(run: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of every part of the stage, imports and loading of the model left out."""
+    """Return the seconds of every part of the stage, without imports and loading of the model."""
     own = {name: times["own"] for name, times in run["spans"].items() if name != "loading the model"}
     whole, bare = sum(own.values()), sum(own.get(name, 0.0) for name in (*BARE, "validation"))
     return {
@@ -44,7 +44,7 @@ def parts_of(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def show_overhead(found: dict[str, Any]) -> None:
-    """Every part, the largest first."""
+    """Print all parts, the largest first."""
     print(f"\nstage {found['stage_seconds']:.1f} s, overhead {found['overhead_share']:.2%}")
     for name, seconds in found["parts"].items():
         print(f"| {name} | {seconds:.3f} s | {seconds / found['stage_seconds']:.2%} |")

@@ -1,10 +1,10 @@
-"""prepare against the same work by a plain script: time, memory, and how well each finds near-duplicates.
+"""Compare prepare with the same work in a plain script: time, memory, and quality of near-duplicate detection.
 
     make setup-dev && pip install --require-hashes -r requirements/bench.lock
     python benchmarks/bench_prepare.py --rows 10000 100000 1000000 --plain-up-to 1000000
 
-Both sides run one after the other on the same generated rows (benchmarks/chat_rows.py). On the smallest size the
-near-duplicates that each found are held against brute force: the Jaccard similarity of all pairs, by a matrix product.
+Both sides run one after the other on the same generated rows (benchmarks/chat_rows.py). At the smallest size, the
+near-duplicates of each are compared with brute force: the Jaccard similarity of all pairs, by a matrix product.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure_size(folder: Path, count: int, *, plain: bool) -> dict[str, Any]:
-    """Time and memory of both sides on so many rows."""
+    """Return time and memory of both sides on `count` rows."""
     rows = folder / "rows.jsonl"
     write_rows(rows, count)
     found: dict[str, Any] = {"rows": count, "bytes": rows.stat().st_size, "ours": asdict(run_ours(folder, rows))}
@@ -58,7 +58,7 @@ def measure_size(folder: Path, count: int, *, plain: bool) -> dict[str, Any]:
 
 
 def run_ours(folder: Path, rows: Path) -> Any:
-    """The prepare stage as a user runs it, on the repository's params with this source."""
+    """Run the prepare stage as a user does, with the repository's params and this source."""
     work = folder / "ours"
     (work / "data/raw").mkdir(parents=True, exist_ok=True)
     (work / "data/raw/rows.jsonl").unlink(missing_ok=True)
@@ -72,7 +72,7 @@ def run_ours(folder: Path, rows: Path) -> Any:
 
 
 def run_plain(folder: Path, rows: Path) -> Any:
-    """The plain script, with as many processes as there are cores."""
+    """Run the plain script with as many processes as there are cores."""
     work = folder / "plain"
     work.mkdir(exist_ok=True)
     cores = str(os.cpu_count())
@@ -82,7 +82,7 @@ def run_plain(folder: Path, rows: Path) -> Any:
 
 
 def measure_quality(folder: Path, count: int) -> dict[str, Any]:
-    """Recall and precision of both sides' near-duplicates against all pairs."""
+    """Return recall and precision of both sides' near-duplicates compared with all pairs."""
     rows = folder / "rows.jsonl"
     write_rows(rows, count)
     run_ours(folder, rows), run_plain(folder, rows)
@@ -100,12 +100,12 @@ def measure_quality(folder: Path, count: int) -> dict[str, Any]:
 
 
 def spoken(line: str) -> str:
-    """What was said in a row, without the system message."""
+    """Return the text of a row without the system message."""
     return "\n".join(turn["content"] for turn in json.loads(line)["messages"] if turn["role"] != "system")
 
 
 def similar_pairs(texts: list[str]) -> np.ndarray:
-    """All pairs whose shingles have a Jaccard similarity of at least the threshold, (pairs, 2)."""
+    """Return all pairs whose shingles have a Jaccard similarity of at least the threshold, (pairs, 2)."""
     sets = [set(shingles(text, WORDS)) for text in texts]
     numbers: dict[str, int] = {}
     columns = [numbers.setdefault(shingle, len(numbers)) for found in sets for shingle in found]
@@ -121,7 +121,7 @@ def similar_pairs(texts: list[str]) -> np.ndarray:
 
 
 def score(kept: set[int], count: int, pairs: np.ndarray) -> dict[str, Any]:
-    """Recall: pairs of which one was dropped. Precision: dropped rows that are similar to one that was kept."""
+    """Return recall (pairs of which one was dropped) and precision (dropped rows that are similar to a kept one)."""
     partners: dict[int, set[int]] = {}
     for one, other in pairs.tolist():
         partners.setdefault(one, set()).add(other)

@@ -1,9 +1,9 @@
-"""How long each command takes to answer in the folder of a finished run, a `dvc repro` with nothing to do among them.
+"""Measure the run time of each command in the folder of a finished run, including a `dvc repro` with nothing to do.
 
     PYTHONPATH=src python benchmarks/bench_start.py [--rounds 5]
 
-Each round runs every command once, in an order that is drawn, as a process of its own. Beside them stand Python alone
-and the import of what a training needs: what every command, and one that trains, begins with.
+Each round runs every command once in a separate process, in random order. For comparison, it also runs Python alone and
+the imports of a training: the minimum of every command, and of one that trains.
 """
 
 import argparse
@@ -44,7 +44,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=[*COMMANDS], default=[*COMMANDS])
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in options.only}
     draw = random.Random(0)  # noqa: S311
-    for number in range(-1, options.rounds):  # the first one, which fills the disk's cache, does not count
+    for number in range(-1, options.rounds):  # the first round, which fills the disk's cache, does not count
         for name in draw.sample(options.only, len(options.only)):
             taken = run(name)
             if number >= 0:
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def run(name: str) -> float:
-    """Seconds of one command; RuntimeError where it fails, or where `dvc repro` had something to do."""
+    """Return the seconds of one command. Raise RuntimeError if it fails, or if `dvc repro` had something to do."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": "src"}
     started = time.perf_counter()
     done = subprocess.run(COMMANDS[name], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -1,9 +1,9 @@
-"""train against the peers: the same rows, base, epochs, batch, schedule, seed and adapter, asked of each in its words.
+"""Compare train with its peers: the same rows, base, epochs, batch, schedule, seed and adapter for each.
 
     python benchmarks/bench_train.py --peers FOLDER    # made by benchmarks/peers.sh; without it: this package and TRL
 
-Every training is a process of its own, and a round has each side once, in an order that is drawn. Unequal work is an
-error: supervised tokens, steps and learning rates (but for packed rows), and validation losses that lie far apart.
+Every training is a separate process, and a round runs each side once, in random order. Unequal work is an error:
+supervised tokens, steps and learning rates (except with packed rows), and validation losses that differ too much.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from finetune.files.manifests import read_manifest
 from finetune.files.strict_json import read_json
 from finetune.hardware.host import calm_threads
 
-FIRST_SEED = 42  # of the first round; every round has its own, so that the spread of the losses is seen
-ALIKE = 0.1  # nats a supervised token between two sides of one round; their orders of rows differ, as seeds do
+FIRST_SEED = 42  # of the first round; every round has another one, to show the spread of the losses
+ALIKE = 0.1  # nats per supervised token between two sides of one round; their orders of rows differ, as with seeds
 
 
 def interpreter(side: Side, peers: Path | None) -> str | None:
-    """The side's Python, or None where its environment is not there."""
+    """Return the side's Python, or None if its environment does not exist."""
     if not side.environment:
         return sys.executable
     found = peers / side.environment / "bin/python" if peers else None
@@ -45,7 +45,7 @@ def interpreter(side: Side, peers: Path | None) -> str | None:
 
 
 def run_once(side: Side, python: str, folder: Path, seed: int) -> dict[str, Any]:
-    """Train in a fresh process, then evaluate its adapter here; RuntimeError with what it said where it fails."""
+    """Train in a fresh process, then evaluate its adapter here. Raise RuntimeError with its output if it fails."""
     for name in ("out", "work"):
         shutil.rmtree(folder / name, ignore_errors=True)
     params = {**read_yaml(folder / "params.yaml"), "seed": seed}
@@ -63,7 +63,7 @@ def run_once(side: Side, python: str, folder: Path, seed: int) -> dict[str, Any]
 
 
 def validation_loss(folder: Path) -> float:
-    """Nats a supervised token of the adapter over all validation rows, one row at a time."""
+    """Return the adapter's nats per supervised token over all validation rows, one row at a time."""
     import torch
     from datasets import Dataset
     from peft import PeftModel
@@ -84,7 +84,7 @@ def validation_loss(folder: Path) -> float:
 
 
 def compare(workload: Workload, rounds: int, peers: Path | None, place: Path) -> dict[str, Any]:
-    """All sides that are there, in rounds; RuntimeError where one did other work."""
+    """Run all available sides in rounds. Raise RuntimeError if one did different work."""
     folder = place / workload.name
     config = build_workspace(workload, folder, "cpu")
     write_inputs(folder)
@@ -106,7 +106,7 @@ def compare(workload: Workload, rounds: int, peers: Path | None, place: Path) ->
 
 
 def unequal_work(runs: dict[str, list[dict[str, Any]]], supervised_tokens: int) -> Iterator[str]:
-    """What a side did otherwise than the baseline in the same round; packs are of other numbers of rows by nature."""
+    """Yield differences between a side's work and the baseline's in the same round; packs differ in rows by nature."""
     for name, found in runs.items():
         for run, baseline in zip(found, runs[BASELINE], strict=True):
             if run["supervised_tokens"] != supervised_tokens:
@@ -119,7 +119,7 @@ def unequal_work(runs: dict[str, list[dict[str, Any]]], supervised_tokens: int) 
 
 
 def show_run(workload: str, side: str, found: dict[str, Any]) -> None:
-    """One line while it goes on."""
+    """Print one line of progress."""
     seconds = f"steps {found['step_seconds']:.1f} s, {found['step_cpu_seconds']:.1f} s of the processor"
     told = f"{seconds}, process {found['process_seconds']:.1f} s, validation {found['validation_loss']:.4f}"
     print(f"{workload:7} {side:24} round {found['round']}: {told}", file=sys.stderr, flush=True)
@@ -129,13 +129,13 @@ MEDIANS = ("step_seconds", "step_cpu_seconds", "process_seconds", "peak_memory_b
 
 
 def summarize(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row a side: medians over the rounds, ranges of the speed, and the ratio to the baseline round by round."""
+    """Return one row per side: medians over the rounds, ranges of the speed, and ratios to the baseline by round."""
     baseline = {run["round"]: run for run in runs[BASELINE]}
     return [summarize_side(name, found, baseline) for name, found in runs.items()]
 
 
 def summarize_side(name: str, runs: list[dict[str, Any]], baseline: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """One row of the table; `faster` compares processor seconds, which a busy machine does not change."""
+    """Return one row of the table; `faster` compares processor seconds, which other load does not change."""
     speeds = sorted(run["supervised_tokens"] / run["step_cpu_seconds"] for run in runs)
     ratios = sorted(baseline[run["round"]]["step_cpu_seconds"] / run["step_cpu_seconds"] for run in runs)
     return {
@@ -150,7 +150,7 @@ def summarize_side(name: str, runs: list[dict[str, Any]], baseline: dict[int, di
 
 
 def main() -> None:
-    """Measure what was asked for and write the results."""
+    """Run the requested measurements and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", nargs="+", choices=[*CPU], default=["short"])
     parser.add_argument("--rounds", type=int, default=3)
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=results_file("train"))
     options = parser.parse_args()
     out, peers = options.out.resolve(), options.peers.resolve() if options.peers else None
-    calm_threads()  # for every side: beside another process, threads that spin would be measured and not the training
+    calm_threads()  # for every side: beside other processes, spinning threads would distort the measurement
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     found = {}
     with tempfile.TemporaryDirectory() as name:

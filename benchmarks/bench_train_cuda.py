@@ -1,6 +1,6 @@
-"""train on one GPU: real architectures with random weights, 16 bit and NF4, kernels, packing, plain TRL. Never run yet.
+"""train on one GPU: real architectures with random weights, 16 bit and NF4, kernels, packing, plain TRL. Not run yet.
 
-python benchmarks/bench_train_cuda.py    # an hour; what it writes stands beside the plan's prediction
+python benchmarks/bench_train_cuda.py    # an hour; the results include the plan's prediction
 """
 
 import argparse
@@ -24,7 +24,7 @@ from finetune.hardware.versions import versions
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to train."""
+    """One way of training."""
 
     name: str
     side: str  # ours or plain
@@ -44,7 +44,7 @@ PACKED = Setting("flash attention, packed", "ours", {"model.attention": "flash_a
 
 
 def compare_on_gpu(base: str, layers: int, machine: str, place: Path) -> list[dict[str, Any]]:
-    """Not measured yet. Speed, share of the device's peak, and peak memory beside the plan's, in 16 bit and NF4."""
+    """Compare speed, share of the device's peak, and peak memory with the plan, in 16 bit and NF4. Not measured yet."""
     found = []
     for quantization in ("none", "nf4"):
         for packing in (False, True):
@@ -72,7 +72,7 @@ def run_setting(setting: Setting, folder: Path) -> dict[str, Any]:
 def against_plan(
     run: dict[str, Any], config: Config, changes: dict[str, Any], folder: Path, machine: str
 ) -> dict[str, Any]:
-    """Tokens per second, the share of the data sheet's peak that the run reached, and the predicted peak of memory."""
+    """Return tokens per second, the share of the data sheet's peak that was reached, and the predicted peak memory."""
     from finetune.model.architecture import find_architecture, measure_architecture
     from finetune.plan.machines import MACHINES
     from finetune.plan.memory import plan_memory
@@ -84,7 +84,7 @@ def against_plan(
     share, usual = run["supervised_tokens"] / run["tokens"], run["tokens"] / (run["steps"] * batch)
     flops = run_flops(architecture, used.train, positions=run["tokens"], length=usual, supervised_share=share) / int(
         used.train.num_train_epochs
-    )  # what was counted is of all epochs
+    )  # the counts are over all epochs
     plan = plan_memory(
         architecture,
         used.model,
@@ -104,7 +104,7 @@ def against_plan(
 
 
 def main() -> None:
-    """Measure what was asked for and write the results."""
+    """Run the requested measurements and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument(
         "--base", default="meta-llama/Llama-3.2-3B-Instruct", help="an architecture of models/architectures"

@@ -1,9 +1,9 @@
-"""Chat rows by the million, with the duplicates that real collections have, the same for the same seed.
+"""Generate millions of chat rows with duplicates as in real collections, reproducible by seed.
 
     python benchmarks/chat_rows.py rows.jsonl 1000000
 
-Words come from CPython's standard library by their frequency there; a row has one to three rounds and about 1 KB. Of
-all rows 5% repeat an earlier one exactly, 2% up to white space, and 10% with 1 to 12% of their words changed.
+Words are drawn from CPython's standard library by their frequency; a row has one to three rounds and about 1 KB. Of all
+rows, 5% repeat an earlier one exactly, 2% up to white space, and 10% with 1 to 12% of their words changed.
 """
 
 import argparse
@@ -19,11 +19,11 @@ SEED = 7
 EXACT, SPACED, EDITED = 0.05, 0.02, 0.10
 OPENINGS = ["Sure! ", "Of course. ", "", "", "Here is what I found: ", ""]
 SYSTEM = "You are a helpful assistant. Answer briefly and say so when you are not sure."
-BLOCK = 5000  # rows made at once; a copy repeats a row of its own or the previous block
+BLOCK = 5000  # rows generated at once; a copy repeats a row of this or the previous block
 
 
 def vocabulary() -> tuple[np.ndarray, np.ndarray]:
-    """The words of the standard library's top-level modules and how probable each is."""
+    """Return the words of the standard library's top-level modules with their probabilities."""
     library = Path(sysconfig.get_path("stdlib"))
     text = "\n".join(path.read_text(encoding="utf-8", errors="ignore") for path in sorted(library.glob("*.py")))
     words, counts = np.unique(re.findall(r"[A-Za-z][a-z']+", text), return_counts=True)
@@ -31,7 +31,7 @@ def vocabulary() -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_rows(path: Path, count: int, seed: int = SEED) -> None:
-    """Write so many rows as JSON lines."""
+    """Write `count` rows as JSON lines."""
     rng = np.random.default_rng(seed)
     words, chances = vocabulary()
     with path.open("w", encoding="utf-8") as file:
@@ -47,7 +47,7 @@ def write_rows(path: Path, count: int, seed: int = SEED) -> None:
 def make_block(
     rng: np.random.Generator, words: np.ndarray, chances: np.ndarray, previous: list[list[list[str]]], count: int
 ) -> Iterator[list[list[str]]]:
-    """Conversations as lists of turns, each a list of words; some repeat one of this or the previous block."""
+    """Yield conversations as lists of turns, each a list of words; some repeat one of this or the previous block."""
     rounds = rng.choice([1, 2, 3], size=count, p=[0.6, 0.25, 0.15])
     pool = words[rng.choice(len(words), size=count * 190, p=chances)].tolist()
     kinds, at, made = rng.random(count), 0, []
@@ -86,7 +86,7 @@ def edit(rng: np.random.Generator, turns: list[list[str]], pool: list[str], at: 
 
 
 def to_line(turns: list[list[str]], chance: float) -> str:
-    """One row of the chat format; half of them with the same system message."""
+    """Format one row of the chat format; half of them have the same system message."""
     messages = [{"role": "system", "content": SYSTEM}] if chance < 0.5 else []
     for place, turn in enumerate(turns):
         messages.append({"role": ("user", "assistant")[place % 2], "content": " ".join(turn)})

@@ -1,10 +1,10 @@
-"""Which engine should read the rows: datasets, polars, duckdb or a loop over lines? Time, memory, bad rows.
+"""Compare engines for reading rows (datasets, polars, duckdb, a loop over lines): time, memory, bad rows.
 
     python benchmarks/engines_prepare.py --rows 200000
 
-The task is the part that all four can do: read chat rows as JSON lines, drop those whose text stands earlier in the
-file up to white space, write the rest. Then each reads a file of five rows, of which the second is cut off, the third
-holds NaN and the fourth is not UTF-8: what is asked for is the number of the bad line, or at least an honest count.
+The task is what all four support: read chat rows as JSON lines, drop those whose text occurs earlier in the file up to
+white space, write the rest. Then each reads a file of five rows, of which the second is truncated, the third contains
+NaN and the fourth is not UTF-8: it should report the number of the bad line, or at least a correct count.
 """
 
 import argparse
@@ -25,7 +25,7 @@ BAD_FILE = GOOD % 1 + b'{"messages": [{"ro\n' + b'{"messages": NaN}\n' + b'{"mes
 
 
 def with_datasets(source: str, target: str) -> None:
-    """`datasets`: Arrow tables on disk, Python functions over rows."""
+    """Use `datasets`: Arrow tables on disk, Python functions over rows."""
     from datasets import load_dataset
 
     seen: set[str] = set()
@@ -39,7 +39,7 @@ def with_datasets(source: str, target: str) -> None:
 
 
 def with_polars(source: str, target: str) -> None:
-    """polars: a lazy, streaming query."""
+    """Use polars: a lazy, streaming query."""
     import polars
 
     text = polars.col("messages").list.eval(polars.element().struct.field("content")).list.join("\n")
@@ -49,7 +49,7 @@ def with_polars(source: str, target: str) -> None:
 
 
 def with_duckdb(source: str, target: str) -> None:
-    """duckdb: a query that may spill to disk."""
+    """Use duckdb: a query that may spill to disk."""
     import duckdb
 
     duckdb.sql(
@@ -65,7 +65,7 @@ def with_duckdb(source: str, target: str) -> None:
 
 
 def with_lines(source: str, target: str) -> None:
-    """This project's readers: lines cut by one process, parsed strictly, errors with their line."""
+    """Use this project's readers: lines cut by one process, parsed strictly, errors with their line."""
     import orjson
 
     from finetune.prepare.readers.batches import BadRow
@@ -88,7 +88,7 @@ ENGINES = {"datasets": with_datasets, "polars": with_polars, "duckdb": with_duck
 
 
 def main() -> None:
-    """Measure every engine in a process of its own, in turn."""
+    """Measure every engine in a separate process, in turn."""
     parser = argparse.ArgumentParser(description="Which engine should read the rows")
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--repeat", type=int, default=3)
@@ -111,12 +111,12 @@ def main() -> None:
 
 
 def command(engine: str, source: Path, target: Path) -> list[str]:
-    """The command of one process."""
+    """Return the command of one process."""
     return [sys.executable, __file__, "--run", engine, str(source), str(target)]
 
 
 def measure(engine: str, folder: Path) -> dict[str, Any]:
-    """Time and memory of one engine on the good rows, and how many it kept."""
+    """Return time and memory of one engine on the good rows, and the number of rows kept."""
     target = folder / f"{engine}.jsonl"
     cost = run_measured(command(engine, folder / "rows.jsonl", target), folder, environment(folder))
     with target.open("rb") as lines:
@@ -124,7 +124,7 @@ def measure(engine: str, folder: Path) -> dict[str, Any]:
 
 
 def meet_bad_rows(engine: str, folder: Path) -> dict[str, Any]:
-    """What one engine does with three bad rows of five."""
+    """Return the result of one engine for three bad rows of five."""
     import subprocess
 
     target = folder / f"{engine}-bad.jsonl"
@@ -137,7 +137,7 @@ def meet_bad_rows(engine: str, folder: Path) -> dict[str, Any]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """No network, no cache of an earlier run."""
+    """Return an environment without network and without the cache of an earlier run."""
     cache = str(folder / f"cache-{os.urandom(4).hex()}")
     source = str(Path(__file__).parents[1] / "src")
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}

@@ -1,7 +1,7 @@
-"""The chance that a rule of the gate passes a candidate of a known truth: computed where it can be, else simulated.
+"""The probability that a rule of the gate passes a candidate of known quality: computed if possible, else simulated.
 
 Rules on single examples are computed exactly, over all outcomes. A `Study` draws one test set of clusters, latencies or
-scores and asks the rule; `rate` is the share of many such sets that pass.
+scores and applies the rule; `rate` is the share of many such sets that pass.
 """
 
 import math
@@ -22,16 +22,16 @@ CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
 SEED = 1
 LARGEST_CLUSTER = 6
-FEW = 1000  # resamples; the gate takes 5,000
+FEW = 1000  # resamples; the gate uses 5,000
 Random = np.random.Generator
-Study = Callable[[Random], bool]  # draws one test set; True where the gate passes
+Study = Callable[[Random], bool]  # draws one test set; True if the gate passes
 
 
 # ------------------------------------------------------------------------------------------------------- computed
 
 
 def at_least(n: int, truth: float, threshold: float, confidence: float = CONFIDENCE) -> float:
-    """The chance that n examples, each right with chance `truth`, prove a rate of `threshold`."""
+    """Return the probability that n examples, each right with probability `truth`, prove a rate of `threshold`."""
 
     def passes(successes: int) -> bool:
         return clopper_pearson(successes, n, confidence, "lower").lower >= threshold
@@ -40,17 +40,17 @@ def at_least(n: int, truth: float, threshold: float, confidence: float = CONFIDE
 
 
 def not_worse(n: int, loss: float, gain: float, margin: float, confidence: float = CONFIDENCE) -> float:
-    """The chance that n pairs with these chances of a lost and of a gained one prove "not worse by `margin`"."""
+    """Return the probability that n pairs with these chances of a loss and a gain prove "not worse by `margin`"."""
     return over_pairs(n, loss, gain, lambda lost, won: tango(won, lost, n, confidence, "lower").lower > -margin)
 
 
 def better(n: int, loss: float, gain: float, confidence: float = CONFIDENCE) -> float:
-    """The chance that the exact McNemar test finds the candidate better."""
+    """Return the probability that the exact McNemar test finds the candidate better."""
     return over_pairs(n, loss, gain, lambda lost, won: mcnemar_exact(won, lost, "greater") < 1 - confidence)
 
 
 def over_pairs(n: int, loss: float, gain: float, passes: Callable[[int, int], bool]) -> float:
-    """The chance of `passes(lost, gained)` over all tables; with as many lost, more gained pairs never hurt."""
+    """Sum the probability of `passes(lost, gained)` over all tables; with equal losses, more gains never hurt."""
     total = 0.0
     for lost in range(n + 1):
         weight = float(binom.pmf(lost, n, loss))
@@ -64,13 +64,13 @@ def over_pairs(n: int, loss: float, gain: float, passes: Callable[[int, int], bo
 
 
 def rate(study: Study, studies: int, seed: int = SEED) -> float:
-    """The share of simulated test sets that pass."""
+    """Return the share of simulated test sets that pass."""
     rng = np.random.default_rng(seed)
     return sum(study(rng) for _ in range(studies)) / studies
 
 
 def clustered_at_least(clusters: int, truth: float, icc: float, threshold: float) -> Study:
-    """Beta-binomial answers: each cluster has its own rate of right ones."""
+    """Draw beta-binomial answers: each cluster has its own rate of right ones."""
 
     def study(rng: Random) -> bool:
         labels, _, right = draw_clusters(rng, clusters, 1 - truth, 0.0, icc)
@@ -80,7 +80,7 @@ def clustered_at_least(clusters: int, truth: float, icc: float, threshold: float
 
 
 def clustered_not_worse(clusters: int, loss: float, gain: float, icc: float, margin: float) -> Study:
-    """Each cluster has its own chances of a lost and of a gained pair."""
+    """Draw pairs; each cluster has its own probabilities of a lost and of a gained pair."""
 
     def study(rng: Random) -> bool:
         labels, new, old = draw_clusters(rng, clusters, gain, loss, icc)
@@ -90,7 +90,7 @@ def clustered_not_worse(clusters: int, loss: float, gain: float, icc: float, mar
 
 
 def permuted_better(clusters: int, loss: float, gain: float, icc: float) -> Study:
-    """The same pairs by the permutation test of whole clusters; 999 flips will do for 5%."""
+    """Apply the permutation test of complete clusters to the same pairs; 999 flips are enough for 5%."""
 
     def study(rng: Random) -> bool:
         labels, new, old = draw_clusters(rng, clusters, gain, loss, icc)
@@ -100,7 +100,7 @@ def permuted_better(clusters: int, loss: float, gain: float, icc: float) -> Stud
 
 
 def bootstrap_not_worse(n: int, truth: float, margin: float) -> Study:
-    """Scores whose difference is `truth` on average, skewed to losses (lognormal, standard deviation 0.15)."""
+    """Draw scores whose mean difference is `truth`, skewed to losses (lognormal, standard deviation 0.15)."""
 
     def study(rng: Random) -> bool:
         skewed = rng.lognormal(0, 0.5, n) - math.exp(0.125)
@@ -113,7 +113,7 @@ def bootstrap_not_worse(n: int, truth: float, margin: float) -> Study:
 
 
 def latency_mean(n: int, sigma: float, truth: float) -> Study:
-    """Log-normal seconds whose mean is `truth`, against a limit of 1."""
+    """Draw log-normal seconds with mean `truth`, against a limit of 1."""
 
     def study(rng: Random) -> bool:
         seconds = truth * rng.lognormal(-(sigma**2) / 2, sigma, n)
@@ -123,7 +123,7 @@ def latency_mean(n: int, sigma: float, truth: float) -> Study:
 
 
 def latency_improvement(n: int, sigma: float, truth: float) -> Study:
-    """A candidate that takes `0.8 * truth` of the baseline's time, correlated with it by 0.7 in logs; 0.2 is asked."""
+    """Draw a candidate with `0.8 * truth` of the baseline's time, correlated by 0.7 in logs; 0.2 is required."""
 
     def study(rng: Random) -> bool:
         shared, own, other = rng.standard_normal((3, n))
@@ -136,7 +136,7 @@ def latency_improvement(n: int, sigma: float, truth: float) -> Study:
 
 
 def latency_quantile(n: int, sigma: float, truth: float) -> Study:
-    """Log-normal seconds whose 0.95 quantile is `truth`, against a limit of 1."""
+    """Draw log-normal seconds with 0.95 quantile `truth`, against a limit of 1."""
 
     def study(rng: Random) -> bool:
         bound = quantile_upper(truth * rng.lognormal(-1.6448536 * sigma, sigma, n), 0.95, CONFIDENCE)
@@ -146,18 +146,18 @@ def latency_quantile(n: int, sigma: float, truth: float) -> Study:
 
 
 def macro_f1(truth: Any, answers: Any, weights: Any) -> float:
-    """Of three classes; one that is missing on both sides counts 0."""
+    """Return macro-F1 of three classes; one that is missing on both sides counts 0."""
     table = np.bincount(3 * truth + answers, weights, 9).reshape(3, 3)
     return float((2 * np.diag(table) / np.maximum(table.sum(0) + table.sum(1), 1)).mean())
 
 
 def answers_of(rng: Random, truth: Any, right: float) -> Any:
-    """Answers right with this chance, else spread evenly: of equal classes, the macro-F1 of all is this too."""
+    """Draw answers that are right with this probability, else evenly wrong: with equal classes, also the macro-F1."""
     return np.where(rng.random(len(truth)) < right, truth, (truth + rng.integers(1, 3, len(truth))) % 3)
 
 
 def macro_f1_at_least(n: int, right: float) -> Study:
-    """Macro-F1 of equal classes against 0.85."""
+    """Compare macro-F1 of equal classes with 0.85."""
 
     def study(rng: Random) -> bool:
         truth = rng.integers(0, 3, n)
@@ -170,7 +170,7 @@ def macro_f1_at_least(n: int, right: float) -> Study:
 
 
 def macro_f1_better(n: int, right: float) -> Study:
-    """Against a baseline that is right 0.85 of the time, with mistakes of its own."""
+    """Compare with a baseline that is right 0.85 of the time, with independent mistakes."""
 
     def study(rng: Random) -> bool:
         truth = rng.integers(0, 3, n)
@@ -185,7 +185,7 @@ def macro_f1_better(n: int, right: float) -> Study:
 
 
 def loss_at_most(n: int, loss: float) -> Study:
-    """Nats a token over the whole set, in answers of 3 to 30 tokens: log-normal from answer to answer (sigma 0.5)."""
+    """Draw nats per token over the complete set, in answers of 3 to 30 tokens: log-normal by answer (sigma 0.5)."""
 
     def study(rng: Random) -> bool:
         tokens = rng.integers(3, 31, n)
@@ -200,16 +200,16 @@ def loss_at_most(n: int, loss: float) -> Study:
 
 
 def draw_clusters(rng: Random, clusters: int, first: float, second: float, icc: float) -> tuple[Any, Any, Any]:
-    """Labels and two 0/1 vectors: row by row `first` is the chance of (1, 0), `second` that of (0, 1), else (1, 1).
+    """Draw labels and two 0/1 vectors: rows are (1, 0) with probability `first`, (0, 1) with `second`, else (1, 1).
 
-    Both chances vary from cluster to cluster (beta, intraclass correlation `icc`), so rows of one go together.
+    Both probabilities vary between clusters (beta, intraclass correlation `icc`), so rows of one are correlated.
     """
     sizes = rng.integers(1, LARGEST_CLUSTER + 1, clusters)
     labels = np.repeat(np.arange(clusters), sizes)
     spread = (1 - icc) / icc
     of_first = rng.beta(first * spread, (1 - first) * spread, clusters)
     of_second = np.zeros(clusters)
-    if second:  # of what the first one leaves
+    if second:  # of the remainder after the first one
         of_second = (1 - of_first) * rng.beta(second * spread, (1 - first - second) * spread, clusters)
     chance = rng.random(len(labels))
     only_first = chance < of_first[labels]

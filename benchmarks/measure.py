@@ -1,4 +1,4 @@
-"""Runs a command and measures it from outside: wall seconds, and the peak memory of all its processes together."""
+"""Run a command and measure it externally: wall-clock seconds, and the total peak memory of all its processes."""
 
 import platform
 import subprocess
@@ -20,26 +20,26 @@ PACKAGES = ("datasets", "datasketch", "duckdb", "numpy", "orjson", "polars", "py
 
 
 def results_file(name: str) -> Path:
-    """Where a benchmark's result of today goes."""
+    """Return the path of a benchmark's result of today."""
     return Path(__file__).parent / f"results/{name}-{date.today()}.json"
 
 
 def what_ran(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
-    """Date, machine and versions, as they stand in every result."""
+    """Return date, machine and versions, which every result contains."""
     found = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     return {"date": str(date.today()), "machine": describe_machine("cpu").model_dump(), "versions": found}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run cost."""
+    """The measured cost of one run."""
 
     wall_seconds: float
     peak_memory_bytes: int  # proportional set size, summed over the process and its children
 
 
 def run_measured(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Measured:
-    """Run to the end; RuntimeError with what the command printed where it fails."""
+    """Run a command to its end. Raise RuntimeError with its output if it fails."""
     log = folder / "log.txt"
     with log.open("wb") as output:
         start = time.perf_counter()
@@ -56,7 +56,7 @@ def run_measured(command: Sequence[str], folder: Path, environment: Mapping[str,
 
 
 def tree_memory(process_id: int) -> int:
-    """Bytes that a process and its children hold now; pages that they share are counted once."""
+    """Return the current bytes of a process and its children; pages that they share are counted once."""
     total = 0
     try:
         processes = [psutil.Process(process_id), *psutil.Process(process_id).children(recursive=True)]
@@ -71,7 +71,7 @@ def tree_memory(process_id: int) -> int:
 
 
 def changed(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The params with dotted keys set, in place."""
+    """Set dotted keys of the params, in place."""
     for key, value in changes.items():
         *sections, name = key.split(".")
         place = content

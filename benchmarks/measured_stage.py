@@ -1,9 +1,9 @@
-"""A training in a process of its own that tells where its time went: the train stage, or the plain script.
+"""Measure the time of a training by part, in a separate process: the train stage, or the plain script.
 
     python benchmarks/measured_stage.py SIDE SETTING CHANGES REPORT   # in a folder with params.yaml and data/validated
 
-The sides are untouched: a clock is put around methods of the libraries and of this package, from outside. A span's
-own time is what it took less the spans inside it, so that the own times of all spans add up to the whole.
+The sides are unmodified: methods of the libraries and of this package are timed by wrapping them. A span's own time
+excludes the spans inside it, so that the own times of all spans add up to the total.
 """
 
 import json
@@ -21,11 +21,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 VALIDATION = ("first validation loss", "validation")
 BARE = ("forward and backward", "optimizer", "waiting for data", "library's loop")  # of the training itself
-LAST_LOGS = 3  # the last losses that are logged, each over logging_steps
+LAST_LOGS = 3  # the last logged losses, each over logging_steps
 
 
 class Clock:
-    """Seconds by name, whole and own, of spans that lie in each other; of the clock, and of the processor."""
+    """Wall-clock and processor seconds of nested spans by name, in total and excluding inner spans."""
 
     def __init__(self) -> None:
         self.whole: dict[str, float] = defaultdict(float)
@@ -37,7 +37,7 @@ class Clock:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Time what happens inside; all that a validation does is its own."""
+        """Time the enclosed code; everything inside a validation is attributed to it."""
         outer = self.stack[-1][0] if self.stack else ""
         name = outer if outer in VALIDATION else name
         self.stack.append([name, 0.0, 0.0])
@@ -60,7 +60,7 @@ class Clock:
             self.stack[-1][2] += cpu
 
     def wrap(self, owner: Any, attribute: str, name: str | Callable[..., str], before: Any = None) -> None:
-        """Time every call of a method or function; `before` sees its arguments first."""
+        """Time every call of a method or function; `before` receives its arguments first."""
         original = getattr(owner, attribute)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -72,7 +72,7 @@ class Clock:
         setattr(owner, attribute, timed)
 
     def wrap_context(self, owner: Any, attribute: str, name: str) -> None:
-        """Time all that a context manager embraces."""
+        """Time everything inside a context manager."""
         original = getattr(owner, attribute)
 
         @contextmanager
@@ -83,13 +83,13 @@ class Clock:
         setattr(owner, attribute, timed)
 
     def to_json(self) -> dict[str, Any]:
-        """Seconds and calls by name."""
+        """Return seconds and calls by name."""
         kinds = ("own", "whole", "own_cpu", "whole_cpu", "calls")
         return {name: {kind: getattr(self, kind)[name] for kind in kinds} for name in self.own}
 
 
 class Tally:
-    """What the training steps were given."""
+    """The inputs of the training steps."""
 
     def __init__(self) -> None:
         self.trainer: Any = None
@@ -100,7 +100,7 @@ class Tally:
         self.trainer = trainer
 
     def see_batch(self, trainer: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Count a micro-batch; the first token of a row is predicted from nothing, so no loss is taken on it."""
+        """Count a micro-batch; the first token of a row has no context, so it does not contribute to the loss."""
         mask = inputs.get("attention_mask")
         self.positions += inputs["input_ids"].numel()
         self.tokens += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
@@ -109,7 +109,7 @@ class Tally:
 
 
 def run_measured_stage(side: str, setting: str, changes: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train in a fresh process in a folder with params.yaml and data/validated; RuntimeError with what it said."""
+    """Train in a fresh process in a prepared folder. Raise RuntimeError with its output if it fails."""
     for name in ("out", "work"):
         shutil.rmtree(folder / name, ignore_errors=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
@@ -123,12 +123,12 @@ def run_measured_stage(side: str, setting: str, changes: dict[str, Any], folder:
 
 
 def evaluation_name(trainer: Any, *args: Any) -> str:  # noqa: ARG001
-    """The one before the first step apart from those that the schedule asks for."""
+    """Distinguish the evaluation before the first step from the scheduled ones."""
     return VALIDATION[trainer.state.global_step > 0]
 
 
 def watch_library(clock: Clock, tally: Tally) -> None:
-    """What every side has: micro-batches, optimizer, the wait for data."""
+    """Time what all sides have: micro-batches, optimizer, waiting for data."""
     import torch
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
@@ -148,14 +148,14 @@ def watch_library(clock: Clock, tally: Tally) -> None:
 
 
 def watch_trainer(clock: Clock, tally: Tally, trainer: Any) -> None:
-    """The trainer's class: train() as a whole, evaluations, checkpoints."""
+    """Time the trainer's class: train() in total, evaluations, checkpoints."""
     clock.wrap(trainer, "train", "library's loop", tally.see_trainer)
     clock.wrap(trainer, "evaluate", evaluation_name)
     clock.wrap(trainer, "_save_checkpoint", "checkpoints")
 
 
 def watch_stage(clock: Clock) -> None:
-    """What this package does around the trainer, by part."""
+    """Time this package's work around the trainer, by part."""
     from finetune.train import callbacks, publish, run, trainer
     from finetune.train.curves import CurvesCallback
 
@@ -183,7 +183,7 @@ def watch_stage(clock: Clock) -> None:
 
 
 def train_ours(changes: dict[str, Any], clock: Clock, tally: Tally) -> None:
-    """The train stage, as `finetune train` runs it."""
+    """Run the train stage as `finetune train` does."""
     from train_workloads import changed
 
     from finetune.config.loading import read_yaml
@@ -208,7 +208,7 @@ def train_ours(changes: dict[str, Any], clock: Clock, tally: Tally) -> None:
 
 
 def train_plain(setting: str, clock: Clock, tally: Tally) -> None:
-    """The plain script."""
+    """Run the plain script."""
     import plain_train
     from trl import SFTTrainer
 
@@ -221,7 +221,7 @@ def train_plain(setting: str, clock: Clock, tally: Tally) -> None:
 
 
 def results(clock: Clock, tally: Tally) -> dict[str, Any]:
-    """What is compared; seconds of train(), and of its steps alone: no evaluation, checkpoint or probe."""
+    """Return the compared values; seconds of train(), and of its steps without evaluations, checkpoints and probe."""
     from finetune.hardware.devices import peak_memory_bytes
 
     trainer = tally.trainer

@@ -1,4 +1,4 @@
-"""The runs whose memory is predicted and measured: on a CPU what changes it, on a GPU what recipes ask for."""
+"""The runs whose memory is predicted and measured: on a CPU, all influences on it; on a GPU, the recipes' settings."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Case:
-    """One run: its base, its rows, and what it changes in params.yaml."""
+    """One run: its base model, its rows, and its changes to params.yaml."""
 
     name: str
     base: str  # a key of BASES, or a name under models/architectures
     stored: str = "float32"  # the dtype of the base's file
     batch: int = 2
     length: int = 256
-    supervised: int = 32  # tokens a row
+    supervised: int = 32  # tokens per row
     changes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -34,7 +34,7 @@ SLOW = {"llama-32m": (2, 128), "qwen2-115m": (2, 64), "mistral-420m": (1, 32)}  
 
 
 def cpu_grid() -> list[Case]:
-    """Three sizes times float32, NF4 and bfloat16 times checkpointing, and what else changes the memory."""
+    """Return three sizes times float32, NF4 and bfloat16 times checkpointing, and other influences on the memory."""
     cases = []
     for base, shape in ROWS.items():
         for extra, more in (("", {}), (" checkpointing", CHECKPOINTING)):
@@ -73,7 +73,7 @@ def cpu_grid() -> list[Case]:
 
 
 def cuda_grid() -> list[Case]:
-    """The real architectures in the shapes that recipes give them."""
+    """Return the real architectures with the settings of the recipes."""
     cases = []
     for name in (
         "mistralai/Mistral-7B-Instruct-v0.3",

@@ -1,10 +1,10 @@
-"""The peer: the same preparation by a plain script on `datasets` and `datasketch`, as one would write it in an hour.
+"""The peer of prepare: the same work in a plain script on `datasets` and `datasketch`, as written in an hour.
 
     python benchmarks/plain_prepare.py rows.jsonl out/ --processes 2
 
-Read chat rows, drop those that do not end with the assistant, drop exact copies and near copies (MinHash of word
-shingles; the same number of permutations, bands and rows a band as ours, so the same recall), split 80/10/10, write
-JSON lines. Near copies are those that the index proposes: nothing is measured on the texts, and no ledger is kept.
+Read chat rows, drop those that do not end with the assistant, drop exact and near copies (MinHash of word shingles; the
+same number of permutations, bands and rows per band as ours, so the same recall), split 80/10/10, write JSON lines.
+Near copies are those that the index proposes: the texts are not compared, and no ledger is written.
 """
 
 import argparse
@@ -20,7 +20,7 @@ PERMUTATIONS, BANDS, ROWS, WORDS = 60, 12, 5, 3
 
 
 def prepare_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row's text, its exact key and its MinHash values."""
+    """Return a row's exact key and its MinHash values."""
     text = "\n".join(message["content"] for message in row["messages"] if message["role"] != "system")
     words = text.lower().split()
     sketch = MinHash(num_perm=PERMUTATIONS, seed=1)

@@ -1,10 +1,10 @@
-"""The peer: the same fine-tuning by a plain TRL script, as one would write it from TRL's documentation.
+"""The peer of train: the same fine-tuning in a plain TRL script, as written from TRL's documentation.
 
     python benchmarks/plain_train.py params.yaml data/validated out/ grouped
 
-Load the base and the tokenized rows (columns input_ids and labels), put LoRA on it by SFTTrainer, train, save. Learning
-rate, epochs, batch, seed and adapter are those of params.yaml; how it is run is TRL's default but for one of SETTINGS.
-TRL 1.16 checkpoints activations unless it is told not to, draws rows at random and pads a batch to its longest row.
+Load the base model and the tokenized rows (columns input_ids and labels), add LoRA with SFTTrainer, train, save.
+Learning rate, epochs, batch, seed and adapter are those of params.yaml; everything else is TRL's default except for one
+of SETTINGS. TRL 1.16 checkpoints activations by default, draws rows at random and pads a batch to its longest row.
 """
 
 import argparse
@@ -30,7 +30,7 @@ LIKE_OURS = (*SAME, "max_length")
 
 
 def load_model(params: dict[str, Any]) -> Any:
-    """The base, in the number format and quantization that params.yaml asks for."""
+    """Load the base model in the number format and quantization of params.yaml."""
     model, dtype = params["model"], getattr(torch, params["model"]["dtype"])
     quantization = None
     if model["quantization"] == "nf4":
@@ -50,16 +50,16 @@ def load_model(params: dict[str, Any]) -> Any:
 
 
 def rows_a_pack(rows: Dataset, length: int) -> float:
-    """About how many rows go into one of `length` tokens."""
+    """Estimate how many rows fit into one of `length` tokens."""
     return float(length / (sum(rows["length"]) / len(rows)))
 
 
 def build_trainer(params: dict[str, Any], validated: Path, out: Path, setting: str) -> SFTTrainer:
-    """SFTTrainer on the rows, with one of SETTINGS."""
+    """Build SFTTrainer on the rows, with one of SETTINGS."""
     set_seed(params["seed"])
     train, evaluation = (Dataset.from_file(str(validated / f"{name}.arrow")) for name in ("train", "validation"))
     options = {**{name: params["train"][name] for name in LIKE_OURS}, **SETTINGS[setting]}
-    if setting == "packed":  # as many packs a step as hold the rows of the effective batch
+    if setting == "packed":  # as many packs per step as contain the rows of the effective batch
         packs = options["per_device_train_batch_size"] / rows_a_pack(train, options["max_length"])
         options["per_device_train_batch_size"] = max(1, round(packs))
     arguments = SFTConfig(

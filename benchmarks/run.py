@@ -1,10 +1,10 @@
-"""All benchmarks, one after the other: `make bench`, and with --quick `make bench-quick`.
+"""Run all benchmarks one after another: `make bench`, or with --quick `make bench-quick`.
 
     python benchmarks/run.py [--only train evaluate] [--peers work/peers]  # hours; then the tables of the page
     python benchmarks/run.py --quick      # minutes; the scripts on their smallest sizes
 
-Those that measure a finished run want one in this folder (`make repro`). A quick run shows that the scripts work; its
-figures are of no use, and are thrown away.
+Benchmarks of a finished run need one in this folder (`make repro`). A quick run only shows that the scripts work; its
+results are meaningless and are discarded.
 """
 
 import argparse
@@ -25,13 +25,13 @@ ROOT = HERE.parent
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A script, and what makes it small; None where there is no small form."""
+    """A script, and the options of its small form; None if there is none."""
 
     script: str
     quick: tuple[str, ...] | None
 
 
-# By the first part of its result's name.
+# By the first part of the result's name.
 BENCHMARKS = {
     "start": Benchmark(
         "bench_start.py", ("--rounds", "1", "--only", "Python alone", "`make`", "`dvc repro`, nothing to do")
@@ -41,7 +41,7 @@ BENCHMARKS = {
     "prepare": Benchmark("bench_prepare.py", ("--rows", "2000", "--brute-force", "2000")),
     "prepare-engines": Benchmark("engines_prepare.py", ("--rows", "2000", "--repeat", "1")),
     "train": Benchmark("bench_train.py", ("--rows", "96", "--rounds", "1")),
-    "overhead": Benchmark("bench_overhead.py", None),  # the embedded run as it is
+    "overhead": Benchmark("bench_overhead.py", None),  # the unmodified embedded run
     "memory": Benchmark("bench_memory.py", ("--only", "two targets")),
     "gate": Benchmark("bench_gate.py", ("--studies", "40")),
     "containers": Benchmark("bench_containers.py", None),  # `make test-images` builds the same images
@@ -49,7 +49,7 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    """Run what was asked for; ends with 1 where one fails, after the others have run."""
+    """Run the requested benchmarks; exit with 1 if one fails, after the others have run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", nargs="+", choices=[*BENCHMARKS], default=[*BENCHMARKS])
     parser.add_argument("--quick", action="store_true", help="the smallest sizes; nothing is kept")
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def run(name: str, folder: Path, peers: Path, *, quick: bool) -> bool:
-    """One script from the top of the repository; whether it came to its end."""
+    """Run one script from the top of the repository; return whether it succeeded."""
     benchmark = BENCHMARKS[name]
     if quick and benchmark.quick is None:
         print(f"{name}: skipped, there is no small form", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""The tables of docs/benchmarks.md, made from the newest raw results.
+"""The tables of docs/benchmarks.md, generated from the newest raw results.
 
-    python benchmarks/tables.py    # writes the page anew between its marks; a test holds that this changes nothing
+    python benchmarks/tables.py    # updates the page between its marks; a test checks that this changes nothing
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is around it is written by hand.
+A table is between `<!-- table: NAME -->` and `<!-- end -->`; the text around it is written by hand.
 """
 
 import json
@@ -22,13 +22,13 @@ Lines = list[str]
 
 
 def newest(name: str, folder: Path) -> Path | None:
-    """The result of that name with the latest date, or None."""
+    """Return the result of that name with the latest date, or None."""
     dated = re.compile(re.escape(name) + r"-\d{4}-\d\d-\d\d\.json")
     return max((path for path in folder.glob("*.json") if dated.fullmatch(path.name)), default=None)
 
 
 def make_tables(folder: Path = HERE / "results") -> dict[str, str]:
-    """Every table that the results in a folder give, by its name."""
+    """Return all tables for the results in a folder, by name."""
     made = {}
     for table, (name, build) in TABLES.items():
         if path := newest(name, folder):
@@ -38,17 +38,17 @@ def make_tables(folder: Path = HERE / "results") -> dict[str, str]:
 
 
 def write_page() -> None:
-    """Put the tables into the page."""
+    """Insert the tables into the page."""
     PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), make_tables()), encoding="utf-8")
 
 
 def page_with(page: str, tables: dict[str, str]) -> str:
-    """The page with its tables made anew; one that has no result stays as it is."""
+    """Return the page with updated tables; one without a result is unchanged."""
     return MARK.sub(lambda found: f"{found[1]}{tables[found[2]]}{found[3]}" if found[2] in tables else found[0], page)
 
 
 def about(result: Result, name: str) -> str:
-    """Where a table comes from."""
+    """Describe the source of a table."""
     machine = result["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB"
     rounds = rounds_of(result)
@@ -57,7 +57,7 @@ def about(result: Result, name: str) -> str:
 
 
 def rounds_of(content: Any) -> int | None:
-    """How often all sides were run: the count that a result has somewhere, or the length of its lists of ratios."""
+    """Return the number of rounds: a count in the result, or the length of its lists of ratios."""
     if not isinstance(content, dict | list):
         return None
     for key, value in content.items() if isinstance(content, dict) else enumerate(content):
@@ -69,27 +69,27 @@ def rounds_of(content: Any) -> int | None:
 
 
 def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Lines:
-    """A Markdown table."""
+    """Format a Markdown table."""
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
-    """Median and range."""
+    """Format median and range."""
     return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def gigabytes(count: float) -> str:
-    """Bytes as GB."""
+    """Format bytes as GB."""
     return f"{count / 1e9:.2f} GB"
 
 
 def seconds(count: float) -> str:
-    """Seconds, with as many digits as say something."""
+    """Format seconds with the significant digits."""
     return f"{count:.1f} s" if count < 100 else f"{count:,.0f} s"
 
 
 def prepare_table(result: Result) -> Lines:
-    """Times and memory by size."""
+    """Return times and memory by size."""
     rows = []
     for size in result["sizes"]:
         plain = size["plain"]
@@ -99,12 +99,12 @@ def prepare_table(result: Result) -> Lines:
 
 
 def costs(side: Result) -> list[str]:
-    """Time and memory of one process tree."""
+    """Format time and memory of one process tree."""
     return [seconds(side["wall_seconds"]), gigabytes(side["peak_memory_bytes"])]
 
 
 def near_table(result: Result) -> Lines:
-    """Near-duplicates against brute force."""
+    """Return the table of near-duplicates compared with brute force."""
     found = result["near_duplicates"]
     rows = [
         [
@@ -120,12 +120,12 @@ def near_table(result: Result) -> Lines:
 
 
 def share(value: float | None) -> str:
-    """A share, which may be of nothing."""
+    """Format a share, which may be undefined."""
     return "-" if value is None else f"{value:.1%}"
 
 
 def engines_table(result: Result) -> Lines:
-    """Which engine reads rows, and what each does with bad ones."""
+    """Return the table of engines, with their handling of bad rows."""
     rows = []
     for name, runs in result["runs"].items():
         bad = result["bad_rows"][name]
@@ -136,7 +136,7 @@ def engines_table(result: Result) -> Lines:
 
 
 def train_table(result: Result) -> Lines:
-    """The sides on rows as they come, the slowest first."""
+    """Return the sides on unpacked rows, the slowest first."""
     rows = [
         [
             f"**{side['side']}**" if side["side"] == "ours" else side["side"],
@@ -156,7 +156,7 @@ def train_table(result: Result) -> Lines:
 
 
 def overhead_table(result: Result) -> Lines:
-    """The parts of the stage that are no training, those above a thousandth."""
+    """Return the parts of the stage other than training, if above a thousandth."""
     parts = [(name, spent) for name, spent in result["parts"].items() if name not in (*BARE, "validation")]
     whole = result["stage_seconds"]
     rows = [[name, f"{spent:.2f} s", f"{spent / whole:.2%}"] for name, spent in parts if spent > whole / 1000]
@@ -169,7 +169,7 @@ def overhead_table(result: Result) -> Lines:
 
 
 def evaluate_table(result: Result) -> Lines:
-    """Batches against one prompt at a time."""
+    """Return batches compared with one prompt at a time."""
     rows = []
     for name, side in result["sides"].items():
         ways = [f"{median(side['seconds'][way]):.2f} s" for way in ("batched", "one by one")]
@@ -179,7 +179,7 @@ def evaluate_table(result: Result) -> Lines:
 
 
 def harness_table(result: Result) -> Lines:
-    """This package against the lm-evaluation-harness."""
+    """Return this package compared with the lm-evaluation-harness."""
     rows = []
     for name, side in result["sides"].items():
         ways = [f"{median(taken):.2f} s" for taken in side["seconds"].values()]
@@ -191,12 +191,12 @@ def harness_table(result: Result) -> Lines:
 
 
 def start_table(result: Result) -> Lines:
-    """Seconds of each command."""
+    """Return the seconds of each command."""
     return grid(["command", "seconds"], [[name, spread(taken)] for name, taken in result["seconds"].items()])
 
 
 def memory_table(result: Result) -> Lines:
-    """Predicted and measured peaks; misses in bold."""
+    """Return predicted and measured peaks, with misses in bold."""
     rows = []
     for case in result["configurations"]:
         error = case["error_percent"]
@@ -207,7 +207,7 @@ def memory_table(result: Result) -> Lines:
 
 
 def gate_table(result: Result) -> Lines:
-    """How often each rule errs, and its power."""
+    """Return the error rate and the power of each rule."""
     rows = [
         [
             row["rule"],
@@ -223,7 +223,7 @@ def gate_table(result: Result) -> Lines:
 
 
 def containers_table(result: Result) -> Lines:
-    """A stage natively and in its container, and the image."""
+    """Return a stage natively and in its container, and the image."""
     pairs = result["decide_seconds"]
     engine = next(name for name in pairs[0] if name != "native")
     rows = [
@@ -254,7 +254,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], Lines]]] = {
 
 
 def marked(page: str) -> Iterator[str]:
-    """The tables that a page asks for."""
+    """Yield the tables that a page contains."""
     return (found[2] for found in MARK.finditer(page))
 
 

@@ -1,8 +1,8 @@
-"""The sides of bench_train.py: how each tool is asked for the same training, in its own words.
+"""The sides of bench_train.py: how each tool is configured for the same training.
 
-The peers are given what validate wrote: the same rows, tokens and labels (soup-cli reads the conversations and makes
-the same labels of them, which the counted supervised tokens prove). The base is a copy in float32: the committed file
-is bfloat16, which soup-cli would compute in.
+The peers get the output of validate: the same rows, tokens and labels (soup-cli reads the conversations and computes
+the same labels, as the counted supervised tokens prove). The base model is a copy in float32: the committed file is
+bfloat16, in which soup-cli would compute.
 """
 
 import json
@@ -17,7 +17,7 @@ ADAPTER = "out/adapter"
 
 @dataclass(frozen=True)
 class Side:
-    """One tool in one setting: the environment that it lives in ("" is this one), and what is run in it."""
+    """One tool in one setting: its environment ("" is this one), and the command in it."""
 
     name: str
     environment: str
@@ -25,16 +25,16 @@ class Side:
 
 
 def ask_ours(_params: dict[str, Any]) -> list[str]:
-    """The train stage as a user runs it."""
+    """Return the train stage as a user runs it."""
     return ["finetune", "train"]
 
 
 def ask_trl(setting: str) -> Callable[[dict[str, Any]], list[str]]:
-    """The plain script in one of its settings."""
+    """Return the plain script in one of its settings."""
     return lambda _: [str(HERE / "plain_train.py"), "params.yaml", "data/validated", "out", setting]
 
 
-SAME = (  # what TRL and LLaMA-Factory call by params.yaml's own names
+SAME = (  # the same names in TRL, LLaMA-Factory and params.yaml
     *("num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "bf16"),
     *("logging_steps", "save_steps", "eval_steps"),
@@ -42,7 +42,7 @@ SAME = (  # what TRL and LLaMA-Factory call by params.yaml's own names
 
 
 def ask_llamafactory(**changes: Any) -> Callable[[dict[str, Any]], list[str]]:
-    """A LLaMA-Factory file over rows that are tokenized already; `dataset` must be named and is not read."""
+    """Write a LLaMA-Factory file for rows that are tokenized already; `dataset` is required but not read."""
 
     def ask(params: dict[str, Any]) -> list[str]:
         train, adapter = params["train"], params["adapter"]
@@ -76,7 +76,7 @@ def ask_llamafactory(**changes: Any) -> Callable[[dict[str, Any]], list[str]]:
 
 
 def ask_soup(params: dict[str, Any]) -> list[str]:
-    """A soup-cli file over the conversations; warmup is a share of the steps, rounded up; nothing is evaluated."""
+    """Write a soup-cli file for the conversations; warmup is a share of the steps, rounded up; without evaluation."""
     train, adapter = params["train"], params["adapter"]
     steps = len(Path("conversations.jsonl").read_text(encoding="utf-8").splitlines()) // train["effective_batch_size"]
     training = {
@@ -119,13 +119,13 @@ SIDES = [
 
 
 def write_yaml(name: str, content: dict[str, Any]) -> str:
-    """JSON is YAML too; gives the name."""
+    """Write YAML as JSON, which is valid YAML; return the name."""
     Path(name).write_text(json.dumps(content, indent=1), encoding="utf-8")
     return name
 
 
 def write_inputs(folder: Path) -> None:
-    """What the peers read: the tokenized rows as a `datasets` folder, and the conversations of the training split."""
+    """Write the peers' input: the tokenized rows as a `datasets` folder, and the training split's conversations."""
     from datasets import Dataset, DatasetDict
 
     splits = {}

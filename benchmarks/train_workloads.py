@@ -1,4 +1,4 @@
-"""The rows and folders that bench_train.py trains in: embedded rows through prepare and validate, or random tokens."""
+"""The rows and folders of bench_train.py: embedded rows through prepare and validate, or random tokens."""
 
 import json
 import os
@@ -20,18 +20,18 @@ from finetune.paths import Paths
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "data/raw/cpython/interactions.jsonl"
 SEED = 20_261_122
-HELD_OUT = 80  # rows of validation, and as many of test
+HELD_OUT = 80  # rows of validation, and the same number of test
 BASE = "base"  # a workspace's own: random weights, or the embedded base in float32
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One comparison: its rows, and what it changes in params.yaml."""
+    """One comparison: its rows, and its changes to params.yaml."""
 
     name: str
     rows: int
-    # short: one question each, as they come; uniform: the shortest of these, of nearly one length; mixed: one to ten
-    # questions, up to 256 tokens; random: tokens drawn (for a GPU)
+    # short: single questions, unchanged; uniform: the shortest of these, of nearly equal length; mixed: one to ten
+    # questions, up to 256 tokens; random: random tokens (for a GPU)
     kind: str
     changes: dict[str, Any] = field(default_factory=dict)
     base: str = "models/tiny-base"  # or an architecture under models/architectures, with random weights
@@ -47,7 +47,7 @@ CPU = {
 
 
 def parameters(workload: Workload, environment: str) -> dict[str, Any]:
-    """The repository's params.yaml with the recipe tiny and the workload's changes."""
+    """Return the repository's params.yaml with the recipe tiny and the workload's changes."""
     content: dict[str, Any] = read_yaml(ROOT / "params.yaml")
     content |= read_yaml(ROOT / "recipes/tiny.yaml")
     total = workload.rows + 2 * HELD_OUT
@@ -72,7 +72,7 @@ def parameters(workload: Workload, environment: str) -> dict[str, Any]:
 
 
 def build_workspace(workload: Workload, folder: Path, environment: str) -> Config:
-    """A folder with params.yaml and validated data; gives its config."""
+    """Create a folder with params.yaml and validated data; return its config."""
     folder.mkdir(parents=True)
     (folder / "models").symlink_to(ROOT / "models")
     content = parameters(workload, environment)
@@ -92,7 +92,7 @@ def build_workspace(workload: Workload, folder: Path, environment: str) -> Confi
 
 
 def write_base(folder: Path) -> None:
-    """The embedded base in float32; some peers would compute in the committed bfloat16, which is slow on a CPU."""
+    """Write the embedded base in float32; some peers would use the committed bfloat16, which is slow on a CPU."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -101,7 +101,7 @@ def write_base(folder: Path) -> None:
 
 
 def run_stage(stage: str, folder: Path) -> None:
-    """One stage as a user runs it; RuntimeError with what it said where it fails."""
+    """Run one stage as a user does. Raise RuntimeError with its output if it fails."""
     command = [sys.executable, "-m", "finetune", stage]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -113,7 +113,7 @@ def run_stage(stage: str, folder: Path) -> None:
 
 
 def embedded_rows(workload: Workload) -> list[list[dict[str, str]]]:
-    """Conversations of the embedded data, for all three splits, the same for the same seed."""
+    """Return conversations of the embedded data for all three splits, the same for the same seed."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/tiny-base")
@@ -134,7 +134,7 @@ def embedded_rows(workload: Workload) -> list[list[dict[str, str]]]:
 
 
 def conversation(tokenizer: Any, rounds: list[list[dict[str, str]]], draw: random.Random) -> list[dict[str, str]]:
-    """Questions and answers one after the other, up to a length that is drawn between 60 and 256 tokens."""
+    """Join questions and answers up to a random length between 60 and 256 tokens."""
     longest = draw.randint(60, 256)
     row = min(draw.sample(rounds, 3), key=lambda one: length_of(tokenizer, one))
     while length_of(tokenizer, longer := row + draw.choice(rounds)) <= longest:
@@ -143,7 +143,7 @@ def conversation(tokenizer: Any, rounds: list[list[dict[str, str]]], draw: rando
 
 
 def length_of(tokenizer: Any, messages: Sequence[dict[str, str]]) -> int:
-    """Tokens of a conversation."""
+    """Return the tokens of a conversation."""
     return len(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
 
 
@@ -151,7 +151,7 @@ def length_of(tokenizer: Any, messages: Sequence[dict[str, str]]) -> int:
 
 
 def build_random(workload: Workload, config: Config, folder: Path) -> None:
-    """A base of a real architecture with random weights and fewer layers, and rows as validate would write them."""
+    """Write a base of a real architecture with random weights and fewer layers, and rows in validate's format."""
     import bench_memory
 
     facts = {**bench_memory.architecture_facts(workload.base), "num_hidden_layers": workload.layers}
@@ -164,7 +164,7 @@ def build_random(workload: Workload, config: Config, folder: Path) -> None:
 
 
 def write_random_rows(workload: Workload, config: Config, vocabulary: int, paths: Paths) -> None:
-    """Random tokens in rows of 64 to max_length, a quarter of them supervised, packed where params.yaml says so."""
+    """Write random tokens in rows of 64 to max_length, a quarter of them supervised, packed if configured."""
     from finetune.model.base import identify_base
     from finetune.model.tokens import IGNORED, Tokenized
     from finetune.validate.tokenized import TokenRow, pack, write_arrow

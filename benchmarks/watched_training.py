@@ -1,9 +1,9 @@
-"""A training by whichever tool, watched from inside its own process: the same clocks and counts for every side.
+"""Measure a training by any tool from inside its process: the same clocks and counts for every side.
 
     python benchmarks/watched_training.py REPORT MODULE ARGUMENT...
 
-Runs `python -m MODULE ARGUMENT...` (or a script, where MODULE ends in .py) with a clock around methods of its trainer;
-all sides build on transformers' Trainer. It needs torch and transformers alone, so it runs in any side's environment.
+Runs `python -m MODULE ARGUMENT...` (or a script, if MODULE ends in .py) with a clock around methods of its trainer; all
+sides use transformers' Trainer. It only needs torch and transformers, so it runs in any side's environment.
 """
 
 import json
@@ -17,22 +17,22 @@ from pathlib import Path
 from typing import Any
 
 TRAIN = "train"
-APART = {"evaluate": "evaluations", "_save_checkpoint": "saves"}  # of train(), what is no training step
+APART = {"evaluate": "evaluations", "_save_checkpoint": "saves"}  # the parts of train() other than training steps
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "llamafactory", "soup-cli")
-LAST_LOGS = 3  # the last losses that are logged, each over logging_steps
+LAST_LOGS = 3  # the last logged losses, each over logging_steps
 
 
 class Watch:
-    """Seconds of the clock and of the processor by name, and what the training steps were given."""
+    """Wall-clock and processor seconds by name, and the inputs of the training steps."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         self.counts = {"micro_batches": 0, "positions": 0, "supervised_tokens": 0}
         self.trainer: Any = None
-        self.open: list[str] = []  # what is being timed, from outside to inside
+        self.open: list[str] = []  # the spans being timed, from the outermost to the innermost
 
     def time(self, owner: Any, attribute: str, name: str) -> None:
-        """Time every call of a method: of train() those from outside, of the others those right within train()."""
+        """Time every call of a method: of train() the outermost, of others those directly within train()."""
         original: Callable[..., Any] = getattr(owner, attribute)
         inside = [] if name == TRAIN else [TRAIN]
 
@@ -51,7 +51,7 @@ class Watch:
         setattr(owner, attribute, timed)
 
     def wait_for(self, library: Any) -> None:
-        """Put the clocks around the class of the first trainer that is made: a side may have methods of its own."""
+        """Put the clocks around the class of the first trainer that is created: a side may override methods."""
         original: Callable[..., None] = library.__init__
 
         def made(trainer: Any, *args: Any, **kwargs: Any) -> None:
@@ -66,7 +66,7 @@ class Watch:
         library.__init__ = made
 
     def count(self, owner: Any) -> None:
-        """Count every micro-batch; the first token of a row is predicted from nothing, so no loss is taken on it."""
+        """Count every micro-batch; the first token of a row has no context, so it does not contribute to the loss."""
         original: Callable[..., Any] = owner.training_step
 
         def counted(trainer: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -78,7 +78,7 @@ class Watch:
         owner.training_step = counted
 
     def to_json(self) -> dict[str, Any]:
-        """What is compared; `step_seconds` are train() without evaluations and saves."""
+        """Return the compared values; `step_seconds` is the time of train() without evaluations and saves."""
         losses = [entry["loss"] for entry in self.trainer.state.log_history if "loss" in entry]
         found: dict[str, Any] = {"steps": self.trainer.state.global_step, **self.counts}
         for at, kind in enumerate(("", "cpu_")):
@@ -93,7 +93,7 @@ class Watch:
 
 
 def installed(name: str) -> str | None:
-    """A package's version, or None where it is not there."""
+    """Return a package's version, or None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -101,7 +101,7 @@ def installed(name: str) -> str | None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held (VmHWM: getrusage's figure would be the parent's at the start)."""
+    """Return the peak memory of this process (VmHWM: getrusage's value would start with the parent's)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 

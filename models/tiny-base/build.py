@@ -1,8 +1,8 @@
 """Build the embedded base model: cut the corpus, train the tokenizer, train the model, save it here.
 
-Reads the standard library's source (CPython 3.11.7) and `data/raw/cpython/`, whose every row it cuts out of
-the corpus (corpus.py), and writes the model, its tokenizer and its chat template. One training row in five is chats
-(chats.py).
+Reads the standard library's source (CPython 3.11.7) and `data/raw/cpython/`, all of whose rows are removed from the
+corpus (corpus.py), and writes the model, its tokenizer and its chat template. One training row in five consists of
+chats (chats.py).
 """
 
 import argparse
@@ -31,14 +31,14 @@ VOCABULARY = 2048
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 HELD_OUT_SHARE = 0.02  # of the files
 
-LENGTH = 256  # tokens a training row
-CODE_ROWS, CHAT_ROWS = 13, 3  # a step: 4,096 tokens, 19% of them chat
+LENGTH = 256  # tokens per training row
+CODE_ROWS, CHAT_ROWS = 13, 3  # per step: 4,096 tokens, 19% of them chat
 STEPS = 1800
 PEAK_LEARNING_RATE = 3e-3
 WARMUP_STEPS = 100
 SAVE_EVERY_STEPS = 250
 
-# `generation` marks what the assistant says and its end token, for `return_assistant_tokens_mask`.
+# `generation` marks the assistant's text and its end token, for `return_assistant_tokens_mask`.
 CHAT_TEMPLATE = """\
 {%- for message in messages %}
 {%- if message['role'] not in ['system', 'user', 'assistant'] %}
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps; a few for a first try")
     steps: int = parser.parse_args().steps
     torch.manual_seed(SEED)
-    torch.set_num_threads(1)  # the sums, and so the weights, do not depend on how many cores there are
+    torch.set_num_threads(1)  # sums, and so the weights, must not depend on the number of cores
 
     extract = load_extract()
     sources = extract.read_sources(extract.standard_library())
@@ -95,14 +95,14 @@ def main() -> None:
 
 
 def seeded_random() -> random.Random:
-    """Give a new source of the same random numbers."""
+    """Return a new generator of the same random numbers."""
     return random.Random(SEED)  # noqa: S311 (nothing secret here)
 
 
 def train_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
-    """Train a byte-level BPE tokenizer that splits words as Qwen2's does (each digit by itself).
+    """Train a byte-level BPE tokenizer that splits words like Qwen2's (each digit separately).
 
-    `AutoTokenizer` makes a Qwen2 tokenizer anew from vocabulary and merges: the parts must be Qwen2's own.
+    `AutoTokenizer` rebuilds a Qwen2 tokenizer from vocabulary and merges, so the other parts must be Qwen2's own.
     """
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
@@ -118,7 +118,7 @@ def train_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
     )
     backend.train_from_iterator(texts, trainer)
     model = json.loads(backend.to_str())["model"]
-    merges: Any = [tuple(merge) for merge in model["merges"]]  # annotated upstream as strings, refused as such
+    merges: Any = [tuple(merge) for merge in model["merges"]]  # annotated upstream as strings, which are rejected
     tokenizer = Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=merges,
@@ -160,12 +160,12 @@ def encode_all(tokenizer: Qwen2Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def join(documents: list[list[int]]) -> torch.Tensor:
-    """Put documents one after the other: `(tokens,)`."""
+    """Concatenate documents: `(tokens,)`."""
     return torch.tensor([token for document in documents for token in document])
 
 
 def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """Make the model with random weights: 2.0 million parameters."""
+    """Create the model with random weights: 2.0 million parameters."""
     config = Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=192,
@@ -185,7 +185,7 @@ def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
 
 
 def train_model(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, streams: Streams, steps: int) -> None:
-    """Train in float32, saving on the way, and print the losses."""
+    """Train in float32, save periodically, and print the losses."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -211,7 +211,7 @@ def train_model(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, streams: Str
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    """Give the share of the peak learning rate: a linear warmup, then a cosine to zero."""
+    """Return the share of the peak learning rate: a linear warmup, then a cosine to zero."""
     warmup = min(WARMUP_STEPS, steps // 10)
     if step < warmup:
         return (step + 1) / warmup
@@ -219,7 +219,7 @@ def learning_rate_share(step: int, steps: int) -> float:
 
 
 def sample_rows(streams: Streams, generator: torch.Generator) -> torch.Tensor:
-    """Draw one step's rows, `(rows, LENGTH + 1)`: code from anywhere, chats from the start of one on."""
+    """Draw one step's rows, `(rows, LENGTH + 1)`: code from any position, chats from the start of one."""
     limit = len(streams.code) - LENGTH
     code = torch.randint(limit, (CODE_ROWS,), generator=generator)
     usable = streams.chat_starts[streams.chat_starts < len(streams.chat) - LENGTH]
@@ -230,14 +230,14 @@ def sample_rows(streams: Streams, generator: torch.Generator) -> torch.Tensor:
 
 
 def token_loss(model: Qwen2ForCausalLM, rows: torch.Tensor) -> torch.Tensor:
-    """Give the loss of every token but the first in nats, `(rows * (tokens - 1),)`."""
+    """Return the loss of every token except the first in nats, `(rows * (tokens - 1),)`."""
     logits = model(input_ids=rows[:, :-1], use_cache=False).logits
     return functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
 
 
 @torch.no_grad()
 def measure_held_out(model: Qwen2ForCausalLM, streams: Streams) -> tuple[float, float]:
-    """Give the loss on the held-out modules, in nats a token and in bits a byte of text."""
+    """Return the loss on the held-out modules, in nats per token and in bits per byte of text."""
     count = (len(streams.held_out) - 1) // LENGTH
     rows = torch.stack([streams.held_out[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(count)])
     parts = [rows[first : first + 32] for first in range(0, count, 32)]  # all at once would take gigabytes
@@ -246,12 +246,12 @@ def measure_held_out(model: Qwen2ForCausalLM, streams: Streams) -> tuple[float, 
 
 
 def save_model(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer) -> None:
-    """Save the weights as bfloat16 with all that is needed to load them, replacing each file as a whole."""
+    """Save the weights as bfloat16 with everything needed to load them, replacing each file atomically."""
     with tempfile.TemporaryDirectory(dir=HERE) as folder:
         deepcopy(model).bfloat16().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         for path in Path(folder).iterdir():
-            path.chmod(0o644)  # safetensors lets only the owner read
+            path.chmod(0o644)  # safetensors makes it readable only for the owner
             path.replace(HERE / path.name)
 
 

@@ -1,4 +1,4 @@
-"""Chats made from what is left of the corpus: requests to tell of a function, or to go on with a piece of code.
+"""Chats made from the remaining corpus: requests to describe a function, or to continue a piece of code.
 
 <|im_start|>user
 List the arguments of this function.
@@ -20,7 +20,7 @@ SYSTEM_PROMPTS = ["", "You are a helpful assistant.", "You write Python.", "Answ
 
 
 def write_chats(sources: list[Any], pages: dict[str, Page], rng: random.Random) -> Iterator[list[dict[str, str]]]:
-    """Make chats from what is left of the corpus: about one a function and one every twenty lines."""
+    """Yield chats from the remaining corpus: about one per function and one per twenty lines."""
     for source in sources:
         page = pages.get(source.path)
         if page is None:
@@ -32,7 +32,7 @@ def write_chats(sources: list[Any], pages: dict[str, Page], rng: random.Random) 
 
 
 def is_whole(node: ast.FunctionDef | ast.AsyncFunctionDef, page: Page) -> bool:
-    """Tell whether nothing was cut out of a function that is of a size to fit a training row."""
+    """Return whether nothing was removed from a function whose size fits a training row."""
     end = node.end_lineno or node.lineno
     numbers = range(node.lineno, end + 1)
     body_has_own_lines = node.body[0].lineno > node.lineno
@@ -46,7 +46,7 @@ def is_whole(node: ast.FunctionDef | ast.AsyncFunctionDef, page: Page) -> bool:
 def ask_about_function(
     node: ast.FunctionDef | ast.AsyncFunctionDef, page: Page, rng: random.Random
 ) -> tuple[str, str, str]:
-    """Give a request, its code and the answer: the arguments, the docstring or the body of a function."""
+    """Return a request, its code and the answer: the arguments, the docstring or the body of a function."""
 
     def take(first: int, last: int) -> str:
         return "\n".join(page.lines[number] for number in range(first, last + 1))
@@ -73,7 +73,7 @@ def ask_to_continue(page: Page, rng: random.Random) -> Iterator[tuple[str, str, 
     while start + 16 <= len(lines):
         middle = start + rng.randint(3, 10)
         end = middle + rng.randint(1, 6)
-        piece = textwrap.dedent("\n".join(lines[start:end])).split("\n")  # both parts by the same margin
+        piece = textwrap.dedent("\n".join(lines[start:end])).split("\n")  # both parts with the same margin
         given, answer = ("\n".join(part).strip("\n") for part in (piece[: middle - start], piece[middle - start :]))
         if given and answer:
             yield "Continue this code.", given, answer
@@ -81,7 +81,7 @@ def ask_to_continue(page: Page, rng: random.Random) -> Iterator[tuple[str, str, 
 
 
 def make_chat(request: str, code: str, answer: str, rng: random.Random) -> list[dict[str, str]]:
-    """Make the messages of one chat, under a system prompt or none."""
+    """Build the messages of one chat, with or without a system prompt."""
     system = rng.choice(SYSTEM_PROMPTS)
     question = {"role": "user", "content": f"{request}\n\n{code}"}
     messages = [question, {"role": "assistant", "content": answer}]
@@ -89,5 +89,5 @@ def make_chat(request: str, code: str, answer: str, rng: random.Random) -> list[
 
 
 def tidy(code: str) -> str:
-    """Take away the common indentation and the empty lines around `code`."""
+    """Remove the common indentation and the empty lines around `code`."""
     return textwrap.dedent(code).strip("\n")

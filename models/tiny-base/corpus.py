@@ -1,7 +1,7 @@
-"""The corpus: the standard library's modules without what is in the data set or would give it away.
+"""The corpus: the standard library's modules without the content of the data set, or text that would reveal it.
 
-Reads CPython's own source by the data set's script, `data/raw/cpython/extract.py`, and cuts every row of that data set
-out of it.
+Reads CPython's own source with the data set's script, `data/raw/cpython/extract.py`, and removes every row of that data
+set from it.
 """
 
 import importlib.util
@@ -13,25 +13,25 @@ from types import ModuleType
 from typing import Any
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "raw" / "cpython"
-LEFT_OUT = ("encodings/",)  # 1.4 MB of character tables: 13% of the bytes, and no code
-MIN_TELLING_CHARACTERS = 30  # a shorter text counts as leaked only where it stands in quotes as a whole
+LEFT_OUT = ("encodings/",)  # 1.4 MB of character tables: 13% of the bytes, but not code
+MIN_TELLING_CHARACTERS = 30  # a shorter text counts as leaked only as a complete quoted string
 
 
 @dataclass
 class Page:
-    """What is left of one module: its lines by line number."""
+    """The remaining part of one module: its lines by line number."""
 
     path: str
     lines: dict[int, str]
 
     @property
     def text(self) -> str:
-        """The lines that are left, as one text."""
+        """The remaining lines as one text."""
         return "\n".join(self.lines.values()) + "\n"
 
 
 def load_extract() -> ModuleType:
-    """Import the data set's script, which is in no package."""
+    """Import the data set's script, which is not in a package."""
     spec = importlib.util.spec_from_file_location("extract", DATA / "extract.py")
     if spec is None or spec.loader is None:
         raise SystemExit(f"{DATA / 'extract.py'}: cannot be imported")
@@ -41,9 +41,9 @@ def load_extract() -> ModuleType:
 
 
 def read_row_texts(extract: ModuleType, sources: list[Any]) -> set[str]:
-    """Give every message and docstring of the data set: the last line of each task.
+    """Return every message and docstring of the data set: the last line of each task.
 
-    Stops unless the committed rows are those of the Python that runs: only then is what is cut what leaks.
+    Raises an error unless the committed rows match the running Python: only then is all leaked text removed.
     """
     with (DATA / "interactions.jsonl").open(encoding="utf-8") as file:
         committed = [json.loads(line) for line in file]
@@ -53,7 +53,7 @@ def read_row_texts(extract: ModuleType, sources: list[Any]) -> set[str]:
 
 
 def cut_pages(extract: ModuleType, sources: list[Any], texts: set[str]) -> dict[str, Page]:
-    """Give the corpus: every module without what is in the data set or would give it away."""
+    """Return the corpus: every module without the content of the data set, or text that would reveal it."""
     pages = [cut_page(extract, source, texts) for source in sources if not source.path.startswith(LEFT_OUT)]
     for page, line in find_leaks(pages, texts):
         page.lines.pop(line, None)
@@ -64,7 +64,7 @@ def cut_pages(extract: ModuleType, sources: list[Any], texts: set[str]) -> dict[
 
 
 def cut_page(extract: ModuleType, source: Any, texts: set[str]) -> Page:
-    """Cut out every raised call, leaving `...`, and every function with a docstring of the data set."""
+    """Remove every raised call, leaving `...`, and every function with a docstring of the data set."""
     lines = dict(enumerate(source.text.split("\n"), start=1))
     for call in extract.find_raised_calls(source):
         statement = lines[call.line]
@@ -84,9 +84,9 @@ def drop_lines(lines: dict[int, str], first: int, last: int) -> None:
 
 
 def find_leaks(pages: list[Page], texts: set[str]) -> list[tuple[Page, int]]:
-    """Find the lines where a text of the data set is left: a telling one anywhere, a short one in quotes.
+    """Find the lines that still contain a text of the data set: a long one anywhere, a short one in quotes.
 
-    White space is made alike first, so that a text is found over the ends of lines too.
+    White space is normalized first, so that texts across line ends are found too.
     """
     places, starts, parts, length = [], [], [], 0
     for page in pages:
