@@ -219,7 +219,7 @@ def measure_run(folder: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-# ---------------------------------------------------------------------------------------------------------- the whole
+# ------------------------------------------------------------------------------------------------- all configurations
 
 
 def show(found: dict[str, Any]) -> None:

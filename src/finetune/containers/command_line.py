@@ -108,7 +108,7 @@ def user_of(root: Path) -> tuple[int, int]:
     return os.getuid(), os.getgid()
 
 
-# ------------------------------------------------------------------------------------------------- what it sees
+# --------------------------------------------------------------------------------------- mounts and environment
 
 
 def mounts(config: Config, root: Path, *, network: bool) -> list[Mount]:

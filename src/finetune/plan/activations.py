@@ -75,7 +75,7 @@ class Run:
         return linear.name in self.adapter.target_modules
 
 
-# -------------------------------------------------------------------------------------------------- what autograd keeps
+# ------------------------------------------------------------------------------------------- kept for the backward pass
 
 
 def attention_saved(run: Run) -> int:
@@ -158,7 +158,7 @@ def saved_bytes(run: Run) -> int:
     return shape.layers * run.tokens * shape.hidden * stream + end  # each layer's input, but no tensors inside
 
 
-# ------------------------------------------------------------------------------------------------- what comes and goes
+# ---------------------------------------------------------------------------------------------------- temporary memory
 
 
 def loss_head_bytes(run: Run, supervised: int, *, backward: bool) -> int:

@@ -62,7 +62,7 @@ class MemoryPlan:
         return {**{field.name: getattr(self, field.name) for field in fields(self)[1:]}, "peak": self.peak}
 
 
-# ------------------------------------------------------------------------------------------- what stays all the time
+# ---------------------------------------------------------------------------------------------------- constant parts
 
 
 def base_bytes(run: Run) -> tuple[int, int]:
@@ -153,7 +153,7 @@ def communication_bytes(run: Run) -> int:
     return 2 * shape.hidden**2 * WIDE if strategy == "zero2" else 0  # the reduce bucket that transformers configures
 
 
-# ---------------------------------------------------------------------------------------------------------- the whole
+# -------------------------------------------------------------------------------------------------- the complete plan
 
 
 def plan_memory(
@@ -210,7 +210,7 @@ def with_slack(run: Run, plan: MemoryPlan) -> MemoryPlan:
     return replace(plan, workspace=plan.workspace + slack_bytes(run, moving))
 
 
-# ------------------------------------------------------------------------------------------------------- what would fit
+# ---------------------------------------------------------------------------------------------------- settings that fit
 
 
 def largest_that_fits(peak: Callable[[int], int], available: int, most: int) -> int:

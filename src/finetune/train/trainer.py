@@ -65,7 +65,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.supervised = count_supervised(self.train_dataset)  # of each row, as the library holds it
 
-    # ---------------------------------------------------------------------------------------------- what it reads
+    # ------------------------------------------------------------------------------------------------------- data
 
     def batches(self) -> EpochBatches:
         """The micro-batches of this process; a blank row after the last row is not among them."""
@@ -112,7 +112,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         sampler.set_epoch(epoch)
         self.expected = iter(sampler.batches(epoch)[done:])
 
-    # ----------------------------------------------------------------------------------------------- what it does
+    # ------------------------------------------------------------------------------------------------------ steps
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on one micro-batch. Raise DataError unless its rows hold the supervised tokens that validate counted,
@@ -195,13 +195,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             self.tokens, self.since, self.paused = 0, perf_counter(), 0.0
         super().log(logs, start_time)
 
-    # ------------------------------------------------------------------------------------- what it begins and goes on
+    # ------------------------------------------------------------------------------------------------------- resuming
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if not self.control.should_training_stop:  # a run that had stopped early before it was killed stays stopped
             super()._run_epoch(*args, **kwargs)
 
-    # ----------------------------------------------------------------------------------------------- what it keeps
+    # ------------------------------------------------------------------------------------------------- checkpoints
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
         """Save a better checkpoint at once if the best is published: it may fall between two regular saves."""
