@@ -1,7 +1,7 @@
 """Problems, and the errors that a user can cause, each with its exit code.
 
-A problem has the same form in findings, errors and JSON: a stable code for programs, the location, what is wrong there,
-and what to do about it.
+A problem has one shape everywhere, in findings, errors and JSON: a stable code for programs, the location, what is
+wrong there, and what to do about it.
 """
 
 from collections.abc import Iterable

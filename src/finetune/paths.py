@@ -1,4 +1,4 @@
-"""The files and folders exchanged between stages, which dvc.yaml lists as well."""
+"""Where the stages meet: the files and folders exchanged between them, which dvc.yaml lists as well."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Extract the embedded data set, interactions of two imaginary agents, from Python's standard library.
 
 Reads the source of the standard library of the Python that runs it (the committed output: CPython 3.11.7)
-and writes `interactions.jsonl`, one JSON object a line, the same bytes every time:
+and writes `interactions.jsonl`, one JSON object per line, always the same bytes:
 
     {"id": "cab3c7d1ae4c", "agent": "exception-namer", "task": "function: seek\\nmessage: cannot seek",
      "output": "OSError", "success": true, "origin": "chunk.py:111"}

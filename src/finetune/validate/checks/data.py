@@ -16,7 +16,7 @@ from finetune.validate.checks.sample_size import check_test_size
 from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
-MOST_REPEATED = 0.05  # of the test examples; beyond it, intervals are noticeably too narrow
+MOST_REPEATED = 0.05  # of the test examples; from there on intervals are too narrow by more than rounding
 
 CODES |= {
     "split-empty": Code("error", "run", "A split has no rows left.", binding=True, in_params=False),
