@@ -1,4 +1,4 @@
-"""One criterion against right or wrong answers: what passes, what fails, what is not known, at every edge."""
+"""Criteria on binary answers: pass, fail and inconclusive results, and every boundary."""
 
 import json
 import math
@@ -48,13 +48,13 @@ from tests.builders.gates import (
         (0, 1, "fail"),
     ],
 )
-def test_98_percent_at_95_percent_confidence(right: int, n: int, expected: Status) -> None:
-    """31 of 31 proves nothing about 98%; 149 with no failure do, or 236 with one; three failures of 31 refute it."""
+def test_evidence_needed_for_98_percent_at_95_percent_confidence(right: int, n: int, expected: Status) -> None:
+    """31 of 31 does not prove 98%; 149 without a failure do, or 236 with one; three failures of 31 refute it."""
     assert status(at_least(0.98), pairs(gained=right, neither=n - right)) == expected
 
 
 def test_a_bound_on_the_threshold_passes_and_one_below_does_not() -> None:
-    """The edge itself: `at least` includes it, and a fail needs the whole interval below."""
+    """`at_least` includes the boundary, and a fail needs the complete interval below it."""
     lower = clopper_pearson(30, 31, 0.95, "lower").lower
     upper = clopper_pearson(30, 31, 0.95, "upper").upper
     predictions = pairs(both=30, neither=1)
@@ -65,7 +65,7 @@ def test_a_bound_on_the_threshold_passes_and_one_below_does_not() -> None:
 
 
 def test_an_outcome_shows_its_interval_and_its_counts() -> None:
-    """What a person checks the status by: both bounds are one-sided at the stated confidence."""
+    """The outcome shows what its status rests on: both bounds are one-sided at the stated confidence."""
     (found,) = judge(at_least(0.98), evidence(pairs(both=30, neither=1)), GATE)
     assert found.estimate == pytest.approx(30 / 31)
     assert (found.lower, found.upper) == pytest.approx((0.8559, 0.9983), abs=5e-5)
@@ -74,8 +74,8 @@ def test_an_outcome_shows_its_interval_and_its_counts() -> None:
 
 
 @pytest.mark.parametrize(("right", "expected"), [(3, "pass"), (4, "pass"), (2, "fail")])
-def test_points_compare_the_estimate_alone(right: int, expected: Status) -> None:
-    """3 of 4 is 75%: at the threshold it passes under `point`, where nothing is ever inconclusive."""
+def test_the_point_policy_compares_the_estimate(right: int, expected: Status) -> None:
+    """3 of 4 is 75%: at the threshold it passes under `point`, which is never inconclusive."""
     assert status(at_least(0.75), pairs(both=right, neither=4 - right), POINT) == expected
 
 
@@ -100,8 +100,8 @@ def test_better_than_the_baseline(gained: int, lost: int, expected: Status) -> N
     assert status(better(), pairs(both=40, gained=gained, lost=lost, neither=3)) == expected
 
 
-def test_a_p_value_on_the_edge_does_not_pass() -> None:
-    """4 to 0 is p = 0.0625; asked for less than exactly that, it is not less."""
+def test_a_p_value_at_the_level_does_not_pass() -> None:
+    """4 to 0 gives p = 0.0625, which is not less than a level of exactly that."""
     on_the_edge = Gate("interval", 0.9375, seed=1)
     assert status(better(), pairs(gained=4), on_the_edge) == "inconclusive"
     assert status(better(), pairs(gained=4), Gate("interval", 0.937, seed=1)) == "pass"
@@ -110,8 +110,8 @@ def test_a_p_value_on_the_edge_does_not_pass() -> None:
 @pytest.mark.parametrize(
     ("gained", "lost", "expected"), [(1, 0, "pass"), (2, 2, "fail"), (0, 0, "fail"), (0, 1, "fail")]
 )
-def test_better_under_points_needs_one_more(gained: int, lost: int, expected: Status) -> None:
-    """A tie is not better, even where nothing is proven."""
+def test_better_under_the_point_policy_needs_one_more(gained: int, lost: int, expected: Status) -> None:
+    """A tie is not better, even without a test."""
     assert status(better(), pairs(both=5, gained=gained, lost=lost), POINT) == expected
 
 
@@ -119,26 +119,26 @@ def test_better_under_points_needs_one_more(gained: int, lost: int, expected: St
     ("both", "lost", "expected"), [(52, 0, "pass"), (51, 0, "inconclusive"), (90, 1, "pass"), (80, 20, "fail")]
 )
 def test_not_worse_than_the_baseline(both: int, lost: int, expected: Status) -> None:
-    """Equal answers on 51 examples don't show that no more than 5% was lost; on 52 they do."""
+    """Equal answers on 51 examples do not prove that at most 5% was lost; on 52 they do."""
     assert status(not_worse(0.05), pairs(both=both, lost=lost)) == expected
 
 
-def test_a_bound_on_the_margin_is_worse() -> None:
-    """The edge itself: a candidate may be worse by less than the margin, not by the margin."""
+def test_a_bound_at_the_margin_is_worse() -> None:
+    """A candidate may be worse by less than the margin, but not by exactly the margin."""
     margin = -tango(0, 0, 52, 0.95, "lower").lower
     assert status(not_worse(margin), pairs(both=52)) == "inconclusive"
     assert status(not_worse(math.nextafter(margin, 1)), pairs(both=52)) == "pass"
 
 
 @pytest.mark.parametrize(("lost", "expected"), [(4, "pass"), (5, "fail"), (6, "fail")])
-def test_the_margin_itself_is_worse(lost: int, expected: Status) -> None:
-    """Worse by exactly the margin is worse by the margin: 5 of 100 against 0.05, compared as points."""
+def test_a_loss_of_exactly_the_margin_is_worse(lost: int, expected: Status) -> None:
+    """A loss of exactly the margin fails: 5 of 100 against 0.05, compared as points."""
     assert status(not_worse(0.05), pairs(both=100 - lost, lost=lost), POINT) == expected
 
 
 @pytest.mark.parametrize("criterion", [at_least(0.98), better(), not_worse(0.05)])
 def test_a_perfect_single_example_proves_nothing(criterion: Criterion) -> None:
-    """n = 1, right against wrong: the best result there is, and no evidence."""
+    """n = 1, right against wrong: the best possible result is no evidence."""
     assert status(criterion, pairs(gained=1)) == "inconclusive"
 
 
@@ -147,14 +147,14 @@ def test_a_perfect_single_example_proves_nothing(criterion: Criterion) -> None:
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.6, "pass"), (0.8, "inconclusive"), (0.95, "fail")])
 def test_macro_f1_at_least(threshold: float, expected: Status) -> None:
-    """About 0.8 on 60 answers: sure of more than 0.6, of less than 0.95, and of nothing about 0.8."""
+    """About 0.8 on 60 answers: certainly above 0.6 and below 0.95, but inconclusive about 0.8."""
     assert status(at_least(threshold, "classes.macro_f1"), classes(60, 12, 30)) == expected
 
 
 @pytest.mark.parametrize("criterion", [better("classes.macro_f1"), not_worse(0.05, "classes.macro_f1")])
 @pytest.mark.parametrize(("candidate", "expected"), [(6, "pass"), (30, "fail"), (15, "inconclusive")])
 def test_macro_f1_against_the_baseline(criterion: Criterion, candidate: int, expected: Status) -> None:
-    """Paired by example: both sides are drawn together, and a margin is on the difference of the two metrics."""
+    """Both sides are resampled together, and a margin applies to the difference of the two metrics."""
     baseline = {"pass": 30, "fail": 6, "inconclusive": 15}[expected]
     assert status(criterion, classes(60, candidate, baseline)) == expected
 
@@ -164,7 +164,7 @@ def test_macro_f1_against_the_baseline(criterion: Criterion, candidate: int, exp
     "criterion", [at_least(0.5, "classes.macro_f1"), better("classes.macro_f1"), not_worse(0.01, "classes.macro_f1")]
 )
 def test_a_bootstrap_without_variance_never_passes(n: int, criterion: Criterion) -> None:
-    """All right, or all alike: a percentile bootstrap would give an interval of no width and pass."""
+    """If all answers are right, or all alike, a percentile bootstrap would give an interval of width 0 and pass."""
     predictions = pairs(both=n) if isinstance(criterion, NotWorseThanBaseline) else pairs(gained=n)
     (found,) = judge(criterion, evidence(predictions), GATE)
     assert found.status == "inconclusive"
@@ -176,7 +176,7 @@ def test_a_bootstrap_without_variance_never_passes(n: int, criterion: Criterion)
 
 
 def test_a_group_is_judged_on_its_own_examples() -> None:
-    """An agent that fails must not be carried by another that is easy."""
+    """A failing agent is not compensated by an easy one."""
     predictions = pairs(gained=149) + pairs(neither=31, agent="hard")
     assert status(at_least(0.98, group="namer"), predictions) == "pass"
     assert status(at_least(0.98, group="hard"), predictions) == "fail"
@@ -187,7 +187,7 @@ def test_a_group_is_judged_on_its_own_examples() -> None:
 @pytest.mark.parametrize("metric", ["exact_match", "classes.macro_f1", "overlap", "loss"])
 @pytest.mark.parametrize("gate", [GATE, POINT])
 def test_a_group_without_examples_is_unmeasured(metric: str, gate: Gate) -> None:
-    """No example is no failure, and that must never be a pass; the record is JSON all the same."""
+    """A group without examples is not a failure and never a pass; the record is valid JSON."""
     (found,) = judge(at_least(0.5, metric, "nobody"), evidence(pairs(gained=149)), gate)
     assert (found.status, found.reason) == ("unmeasured", "no test example belongs to nobody")
     json.dumps(found.report().to_json(), allow_nan=False)
@@ -200,7 +200,7 @@ def test_a_group_without_examples_is_unmeasured(metric: str, gate: Gate) -> None
     seconds=st.lists(st.floats(-1, 2), max_size=4),
 )
 def test_every_outcome_is_json(right: list[tuple[bool, bool]], peaks: list[int], seconds: list[float]) -> None:
-    """Infinite and missing bounds are null: decision.json must be read by anything that reads JSON."""
+    """Infinite and missing bounds are null, so that any JSON parser can read decision.json."""
     words = {True: "ValueError", False: "wrong"}
     predictions = [predicted(words[mine], words[theirs], id=str(at)) for at, (mine, theirs) in enumerate(right)]
     rows = [Timing(str(at), 1.0, None, 1, value, None, 1) for at, value in enumerate(seconds)]

@@ -28,32 +28,32 @@ from tests.builders.gates import (
 
 @pytest.mark.parametrize(("limit", "expected"), [(0.6, "pass"), (0.5, "inconclusive"), (0.4, "fail")])
 def test_latency_against_its_limit(limit: float, expected: Status) -> None:
-    """A mean of 0.5 s, 10% up and down: the upper bound must be under the limit."""
+    """A mean of 0.5 s ± 10%: the upper bound must be below the limit."""
     assert status(latency(limit), latency=timings(0.5)) == expected
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(0.51, "pass"), (0.49, "fail")])
-def test_latency_under_points(limit: float, expected: Status) -> None:
-    """The mean alone."""
+def test_latency_under_the_point_policy(limit: float, expected: Status) -> None:
+    """Under `point`, only the mean is compared with the limit."""
     assert status(latency(limit), gate=POINT, latency=timings(0.5)) == expected
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(0.0, "pass"), (0.3, "pass"), (0.4, "inconclusive"), (0.5, "fail")])
-def test_the_improvement_on_the_baselines_latency(asked: float, expected: Status) -> None:
-    """40% less than the baseline, in pairs; the limit of seconds is an outcome of its own."""
+def test_improvement_over_the_baselines_latency(asked: float, expected: Status) -> None:
+    """The latency must be 40% below the baseline's, in pairs; the limit in seconds is a separate outcome."""
     found = judge(latency(0.7, asked), evidence(latency=timings(0.6)), GATE)
     assert [item.status for item in found] == ["pass", expected]
     assert found[1].estimate == pytest.approx(0.4)
 
 
 def test_a_slower_candidate_fails_an_improvement_of_zero() -> None:
-    """Zero asks for at least as fast as the baseline."""
+    """An improvement of zero requires that the candidate is at least as fast as the baseline."""
     assert judge(latency(9, 0.0), evidence(latency=timings(1.2)), GATE)[1].status == "fail"
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_latency_that_was_not_measured_is_unmeasured(count: int) -> None:
-    """An empty list has no mean, and one answer has no spread; with an asked improvement too."""
+def test_missing_latency_is_unmeasured(count: int) -> None:
+    """An empty list has no mean and a single answer has no spread; a required improvement does not change this."""
     for criterion in (latency(100), latency(100, 0.0)):
         (found,) = judge(criterion, evidence(latency=timings(0.5)[:count]), POINT)
         assert (found.status, found.reason) == ("unmeasured", "no latency was measured")
@@ -61,8 +61,8 @@ def test_latency_that_was_not_measured_is_unmeasured(count: int) -> None:
 
 @pytest.mark.parametrize("side", ["candidate_seconds", "baseline_seconds"])
 @pytest.mark.parametrize("seconds", [0.0, -0.1])
-def test_a_clock_that_went_backwards_measured_nothing(side: str, seconds: float) -> None:
-    """One impossible time makes the others doubtful; leaving it in would make the mean shorter."""
+def test_an_impossible_time_leaves_the_latency_unmeasured(side: str, seconds: float) -> None:
+    """An impossible time makes the others doubtful; including it would lower the mean."""
     broken = {"baseline_seconds": 1.0, "baseline_first": None, "baseline_tokens": 3}
     broken |= {"candidate_seconds": 0.5, "candidate_first": None, "candidate_tokens": 3}
     rows = [*timings(0.5), Timing("broken", **{**broken, side: seconds})]  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def test_a_clock_that_went_backwards_measured_nothing(side: str, seconds: float)
 
 @pytest.mark.parametrize("count", [2, 3, 19])
 def test_too_few_latencies_never_pass(count: int) -> None:
-    """A bound on a mean of which so little was seen would be a guess."""
+    """A bound on a mean of too few values would be a guess."""
     found = judge(latency(100, 0.0), evidence(latency=timings(0.5)[:count]), GATE)
     assert [item.status for item in found] == ["inconclusive", "inconclusive"]
 
@@ -92,7 +92,7 @@ def test_too_few_latencies_never_pass(count: int) -> None:
     ],
 )
 def test_memory_is_the_largest_of_three_peaks(peaks: tuple[int, ...], expected: Status) -> None:
-    """At the limit passes, a byte above fails; zero is what a counter says that counts nothing: no small peak."""
+    """At the limit it passes, a byte above it fails; a peak of zero means that nothing was measured."""
     for gate in (GATE, POINT):
         assert status(memory("2 GB"), memory=peaks, gate=gate) == expected
 
@@ -102,21 +102,21 @@ def test_memory_is_the_largest_of_three_peaks(peaks: tuple[int, ...], expected: 
 
 @pytest.mark.parametrize(("count", "expected"), [(58, "inconclusive"), (59, "pass")])
 def test_a_quantile_needs_enough_prompts(count: int, expected: Status) -> None:
-    """Below 59 no order statistic bounds the 0.95 quantile at 95% confidence."""
+    """Below 59 prompts, no order statistic bounds the 0.95 quantile at 95% confidence."""
     found = outcome(quantile(1.0), latency=timings(0.5, count=count))
     assert found.status == expected
     assert ("an upper bound on this quantile requires 59" in found.reason) == (count < 59)
 
 
-def test_a_quantile_fails_where_its_lower_bound_is_beyond() -> None:
-    """All answers of about 0.5 s against 0.4; and against a limit among them, nothing is known."""
+def test_a_quantile_fails_if_its_lower_bound_exceeds_the_limit() -> None:
+    """Answers of about 0.5 s fail a limit of 0.4 s; a limit within their range is inconclusive."""
     assert status(quantile(0.4), latency=timings(0.5, count=80)) == "fail"
     assert status(quantile(0.545), latency=timings(0.5, count=80)) == "inconclusive"
     assert status(quantile(0.56), gate=POINT, latency=timings(0.5, count=10)) == "pass"
 
 
-def test_a_recorded_baseline_is_named_as_such() -> None:
-    """Times of another day and machine are no pairs in the strict sense: the reader is told."""
+def test_a_recorded_baseline_is_mentioned() -> None:
+    """Times of another day and machine are not strictly paired, so the report mentions it."""
     found = judge(latency(1.0, 0.1), evidence(latency=timings(0.5), recorded="last year's run"), GATE)
     assert all("recorded as last year's run" in item.reason for item in found)
     assert not any("recorded" in item.reason for item in judge(latency(1.0, 0.1), evidence(latency=timings(0.5)), GATE))
@@ -126,7 +126,7 @@ SAME = {"test_sha256": "t", "makings_sha256": "m", "policy": "interval", "confid
 
 
 def seed_run(status: str = "pass", criterion: str = "c0", **other: Any) -> dict[str, Any]:
-    """What `finetune seeds` records of one seed."""
+    """Return what `finetune seeds` records of one seed."""
     return {**SAME, **other, "criteria": {criterion: {"status": status, "estimate": 0.5}}}
 
 
@@ -147,9 +147,9 @@ def seed_run(status: str = "pass", criterion: str = "c0", **other: Any) -> dict[
     ],
 )
 def test_the_worst_seed_decides(others: list[dict[str, Any]], mine: Any, expected: Status) -> None:
-    """Three seeds must pass, this one among them, judged alike on the same evidence; none is chosen."""
+    """Three seeds must pass, including this one, judged alike on the same evidence; none is selected."""
     own = Outcome("c0", "at_least", "quality", mine, 0, 0, 0, 0, "", "", "why")
-    older = {"42": seed_run("fail")}  # of this seed
+    older = {"42": seed_run("fail")}  # a run of the current seed
     recorded = {str(at + 9): run for at, run in enumerate(others)} | older
     found = judge_seeds(3, 42, recorded, SAME, [own])
     assert found.status == expected
@@ -159,7 +159,7 @@ def test_the_worst_seed_decides(others: list[dict[str, Any]], mine: Any, expecte
 
 
 def test_a_prompt_without_an_answer_leaves_the_latency_unmeasured() -> None:
-    """It was the slowest of all: the mean of the others would be a better one than any user sees."""
+    """The failed prompt may be the slowest: the mean of the others would be too good."""
     cost = Evidence((), timings(0.5), PEAKS, METRICS, unanswered=1)
     for found in [*judge(latency(9.0, 0.1), cost, POINT), *judge(quantile(9.0), cost, POINT)]:
         assert found.status == "unmeasured"
@@ -167,7 +167,7 @@ def test_a_prompt_without_an_answer_leaves_the_latency_unmeasured() -> None:
 
 
 def test_a_baseline_without_times_leaves_the_improvement_unmeasured() -> None:
-    """The candidate's own limit can be judged all the same."""
+    """The candidate's own limit can still be judged."""
     rows = [Timing(row.id, None, None, None, row.candidate_seconds, None, 3) for row in timings(0.5)]
     found = judge(latency(1.0, 0.1), evidence(latency=rows, recorded="old"), GATE)
     assert [item.status for item in found] == ["pass", "unmeasured"]

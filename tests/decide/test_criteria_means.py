@@ -1,4 +1,4 @@
-"""Criteria of mean scores and of figures of the whole set, and examples in clusters."""
+"""Criteria of mean scores and of set-level figures, and clustered examples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,11 +23,11 @@ from tests.builders.gates import (
     status,
 )
 
-# ---- Metrics that are means, and figures of the whole set
+# ---- Metrics that are means, and set-level figures
 
 
 def scored(values: Sequence[tuple[float, float]], **fields: Any) -> list[Prediction]:
-    """Examples whose overlap is, of candidate and baseline, as told."""
+    """Return examples whose overlap scores, candidate's and baseline's, are the given ones."""
     return [
         predicted("a", "b", id=f"{at}", of_candidate={"overlap": mine}, of_baseline={"overlap": theirs}, **fields)
         for at, (mine, theirs) in enumerate(values)
@@ -39,12 +39,12 @@ SPREAD = [(0.6 + 0.01 * (at % 21), 0.5 + 0.01 * (at % 13)) for at in range(60)] 
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.65, "pass"), (0.70, "inconclusive"), (0.75, "fail")])
 def test_a_mean_score_at_least(threshold: float, expected: Status) -> None:
-    """The interval of a mean, about 0.70 give or take 0.013."""
+    """The interval of a mean is about 0.70 ± 0.013."""
     assert status(at_least(threshold, "overlap"), scored(SPREAD)) == expected
 
 
 def test_a_mean_score_against_the_baseline() -> None:
-    """Paired by example; a tie is not better, and a smaller loss than the margin is not worse."""
+    """Scores are paired by example; a tie is not better, and a loss smaller than the margin is not worse."""
     worse = [(theirs, mine) for mine, theirs in SPREAD]
     assert status(better("overlap"), scored(SPREAD)) == "pass"
     assert status(better("overlap"), scored(worse)) == "fail"
@@ -55,7 +55,7 @@ def test_a_mean_score_against_the_baseline() -> None:
 
 
 def by_loss(candidate: float, baseline: float) -> list[Prediction]:
-    """Forty references that the sides find so likely, in nats of 3 tokens, more or less."""
+    """Return forty examples with about this loss of the references, in nats for 3 tokens."""
     nats = [({"nats": candidate + 0.05 * (at % 5)}, {"nats": baseline + 0.05 * (at % 7)}) for at in range(40)]
     return [
         predicted("a", "a", id=f"{at}", of_candidate=mine, of_baseline=theirs) for at, (mine, theirs) in enumerate(nats)
@@ -63,7 +63,7 @@ def by_loss(candidate: float, baseline: float) -> list[Prediction]:
 
 
 def test_less_loss_is_better() -> None:
-    """The direction of a metric is its own: 0.7 nats a token against 1.05."""
+    """Each metric has its direction: 0.7 nats per token is better than 1.05."""
     assert status(at_most(0.8), by_loss(2.0, 3.0)) == "pass"
     assert status(at_most(0.6), by_loss(2.0, 3.0)) == "fail"
     assert status(at_most(2.3, "perplexity"), by_loss(2.0, 3.0)) == "pass"
@@ -74,8 +74,8 @@ def test_less_loss_is_better() -> None:
     assert outcome(better("loss"), by_loss(2.0, 3.0)).estimate == pytest.approx(0.35, abs=0.02)  # a gain
 
 
-def test_what_a_side_was_not_asked_is_unmeasured() -> None:
-    """A recorded run or a server tells no likelihood: no loss of it is known, and none may pass."""
+def test_a_metric_missing_on_one_side_is_unmeasured() -> None:
+    """Recorded runs and servers give no likelihoods: their loss is unknown and never passes."""
     predictions = by_loss(2.0, 3.0)
     predictions[7] = predicted("a", "a", id="7", of_baseline={"nats": None})
     assert status(at_most(0.9), predictions) == "pass"
@@ -86,8 +86,8 @@ def test_what_a_side_was_not_asked_is_unmeasured() -> None:
 
 @pytest.mark.parametrize("metric", ["exact_match", "overlap"])
 @pytest.mark.parametrize("gate", [GATE, POINT])
-def test_a_score_that_is_missing_is_never_a_pass(metric: str, gate: Gate) -> None:
-    """One answer that the scorer could not score: the mean of the others would be another metric."""
+def test_a_missing_score_is_never_a_pass(metric: str, gate: Gate) -> None:
+    """One answer without a score leaves the criterion unmeasured: the mean of the rest would be another metric."""
     predictions = pairs(gained=200)
     predictions[3].candidate.scores[metric] = None
     for criterion in (at_least(0.5, metric), better(metric), not_worse(0.1, metric)):
@@ -96,8 +96,8 @@ def test_a_score_that_is_missing_is_never_a_pass(metric: str, gate: Gate) -> Non
         assert found.reason == f"{metric} has no score for the candidate's answer to namer-3"
 
 
-def test_a_metric_is_judged_on_what_its_scorer_scores() -> None:
-    """An agent whose answers a scorer leaves out counts neither way; a group of them alone is unmeasured."""
+def test_a_metric_is_judged_on_scored_examples() -> None:
+    """Agents that a scorer does not cover do not count; a group of only these is unmeasured."""
     predictions = pairs(gained=149) + pairs(neither=31, agent="prose")
     for item in predictions[149:]:
         del item.candidate.scores["exact_match"]
@@ -110,15 +110,15 @@ def test_a_metric_is_judged_on_what_its_scorer_scores() -> None:
 
 
 def in_clusters(predictions: list[Prediction], size: int) -> list[Prediction]:
-    """The same examples, so many of each cluster."""
+    """Return the same examples in clusters of this size."""
     return [
         Prediction(**{name: getattr(item, name) for name in item.__slots__} | {"cluster": f"c{at // size}"})
         for at, item in enumerate(predictions)
     ]
 
 
-def test_repeats_of_one_prompt_are_no_new_evidence() -> None:
-    """149 right answers prove 98%; the same 149 from 30 conversations, five of each, do not."""
+def test_repeated_prompts_add_no_evidence() -> None:
+    """149 right answers prove 98%; the same number from 30 conversations of five does not."""
     assert status(at_least(0.98), pairs(gained=149)) == "pass"
     found = outcome(at_least(0.98), in_clusters(pairs(gained=149), 5))
     assert found.status == "inconclusive"
@@ -128,15 +128,15 @@ def test_repeats_of_one_prompt_are_no_new_evidence() -> None:
 
 @pytest.mark.parametrize("criterion", [better(), better("overlap"), not_worse(0.05), not_worse(0.05, "overlap")])
 def test_a_comparison_in_clusters_needs_as_many_clusters(criterion: Criterion) -> None:
-    """Six gained answers are p = 0.016; six that are all of one conversation are one."""
+    """Six gained answers give p = 0.016; six from one conversation count as one."""
     alone = pairs(both=120, gained=6)
     assert status(criterion, alone) == "pass"
     together = [*in_clusters(alone[:120], 60), *in_clusters(alone[120:], 6)]
     assert status(criterion, together) == "inconclusive"
 
 
-def test_a_figure_of_the_whole_set_draws_clusters_whole() -> None:
-    """The interval of F1 is wider where answers come in conversations."""
+def test_a_set_level_figure_resamples_clusters() -> None:
+    """The interval of F1 is wider if answers come from conversations."""
     predictions = classes(60, 12, 30)
     single = outcome(at_least(0.6, "classes.macro_f1"), predictions)
     grouped = outcome(at_least(0.6, "classes.macro_f1"), in_clusters(sorted(predictions, key=right_first), 2))
@@ -146,5 +146,5 @@ def test_a_figure_of_the_whole_set_draws_clusters_whole() -> None:
 
 
 def right_first(item: Prediction) -> float:
-    """Orders right answers before wrong ones, so that clusters of neighbours are alike."""
+    """Sort right answers before wrong ones, so that clusters of neighbours are alike."""
     return -(item.candidate.scores["exact_match"] or 0)

@@ -1,7 +1,6 @@
-"""How often each rule of the gate errs, at the truth that is hardest to tell from a good one, and what it can find.
+"""Error rates of each rule of the gate at the least favourable truth, and its power.
 
-The whole table is `benchmarks/bench_gate.py`'s.
-"""
+`benchmarks/bench_gate.py` gives the complete table."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from finetune.statistics.proportions import mcnemar_exact
 
 @pytest.mark.parametrize("n", [31, 59, 60, 149, 236, 400])
 def test_at_least_errs_within_alpha(n: int) -> None:
-    """Exact: the chance to pass is summed over all outcomes. At 59 a spotless set is the only proof."""
+    """Exact: the probability to pass is summed over all outcomes. At 59 only a perfect set is a proof."""
     wrong = gate_rules.at_least(n, 0.95 - 1e-9, 0.95)
     assert wrong <= 0.05
     assert n != 59 or wrong == pytest.approx(0.95**59, rel=1e-6)
@@ -25,7 +24,7 @@ def test_at_least_errs_within_alpha(n: int) -> None:
 @pytest.mark.parametrize("n", [31, 149, 400])
 @pytest.mark.parametrize("discordant", [0.02, 0.2, 0.8])
 def test_better_errs_within_alpha(n: int, discordant: float) -> None:
-    """Exact: two models that are alike, and differ on few or on most answers."""
+    """Exact, for two equal models that differ on few or on most answers."""
     assert gate_rules.better(n, discordant / 2, discordant / 2) <= 0.05
 
 
@@ -33,7 +32,8 @@ def test_better_errs_within_alpha(n: int, discordant: float) -> None:
 @pytest.mark.parametrize("gain", [0.0, 0.01, 0.05])
 @pytest.mark.parametrize("margin", [0.05, 0.02])
 def test_not_worse_errs_little_more_than_alpha(n: int, gain: float, margin: float) -> None:
-    """Exact. The score interval is approximate: 0.069 at n = 52 is its known corner, 0.058 the most of these else."""
+    """Exact. The score interval is approximate: 0.069 at n = 52 is its known worst case, 0.058 the maximum
+    elsewhere."""
     wrong = gate_rules.not_worse(n, margin + gain, gain, margin)
     assert wrong <= (0.0695 if (n, gain, margin) == (52, 0.0, 0.05) else 0.058)
 
@@ -49,12 +49,12 @@ def test_not_worse_errs_little_more_than_alpha(n: int, gain: float, margin: floa
     ],
 )
 def test_single_examples_have_power(power: Callable[[], float], floor: float) -> None:
-    """A gate that never passes never errs; the table of bench_gate.py has these and more."""
+    """A gate that never passes never errs, so the power is tested too; bench_gate.py has the complete table."""
     assert power() >= floor
 
 
 def allowed(studies: int) -> float:
-    """The rate that a rule which errs 0.05 of the time exceeds once in 700 simulations."""
+    """Return the rate that a rule with an error rate of 0.05 exceeds once in 700 simulations."""
     return 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
 
 
@@ -77,7 +77,7 @@ def test_clustered_at_least_errs_within_alpha(count: int, truth: float, icc: flo
 @pytest.mark.parametrize("count", [25, 60, 150])
 @pytest.mark.parametrize("margin", [0.05, 0.02])
 def test_clustered_not_worse_errs_within_alpha(count: int, margin: float, icc: float, studies: int) -> None:
-    """Losses twice as frequent as gains. A cluster bootstrap errs 0.13 of the time at (60, 0.02, 0.5)."""
+    """Losses are twice as frequent as gains. A cluster bootstrap has an error rate of 0.13 at (60, 0.02, 0.5)."""
     study = gate_rules.clustered_not_worse(count, 2 * margin, margin, icc, margin)
     assert gate_rules.rate(study, studies) <= allowed(studies)
 
@@ -87,12 +87,12 @@ def test_clustered_not_worse_errs_within_alpha(count: int, margin: float, icc: f
 @pytest.mark.parametrize("icc", [0.1, 0.5])
 @pytest.mark.parametrize("count", [12, 60])
 def test_permutation_errs_within_alpha(count: int, icc: float, studies: int) -> None:
-    """Models that are alike, rows that are not independent; with all flips (12 clusters) and with random ones."""
+    """The models are equal, the rows dependent; with all sign flips (12 clusters) and with random ones."""
     assert gate_rules.rate(gate_rules.permuted_better(count, 0.1, 0.1, icc), studies) <= allowed(studies)
 
 
-def test_pairs_as_if_there_were_no_clusters_would_err() -> None:
-    """Why all this is here: McNemar's test of the rows calls equal models different far too often."""
+def test_a_test_that_ignores_clusters_errs() -> None:
+    """McNemar's test on dependent rows calls equal models different far too often; hence the cluster methods."""
 
     def study(rng: np.random.Generator) -> bool:
         _, new, old = gate_rules.draw_clusters(rng, 60, 0.1, 0.1, 0.5)
@@ -101,8 +101,8 @@ def test_pairs_as_if_there_were_no_clusters_would_err() -> None:
     assert gate_rules.rate(study, 1000) > 0.10
 
 
-def test_permutation_of_lopsided_clusters_errs_and_the_interval_does_not() -> None:
-    """What the docstring warns of: rare whole losses that are not seen. The bound above 0 is what guards it."""
+def test_the_interval_is_valid_where_the_permutation_test_errs() -> None:
+    """Rare total losses may go unseen, as the docstring warns; the required bound above 0 protects against it."""
     rng = np.random.default_rng(3)
     labels, better, above = np.repeat(np.arange(60), 6), 0, 0
     for _ in range(400):
@@ -127,5 +127,5 @@ def test_permutation_of_lopsided_clusters_errs_and_the_interval_does_not() -> No
     ],
 )
 def test_clusters_have_power(study: gate_rules.Study, floor: float) -> None:
-    """Caution has a price, which is known: a floor some three standard errors below the rates of the table."""
+    """The floors are about three standard errors below the rates of the table."""
     assert gate_rules.rate(study, 500) >= floor

@@ -1,4 +1,4 @@
-"""The decide stage: it judges sound evidence, tells it, and refuses what is not of one run."""
+"""The decide stage judges valid evidence, reports it, and refuses evidence that is not of one run."""
 
 import json
 from pathlib import Path
@@ -27,8 +27,8 @@ from tests.builders.whole_reports import whole
 # ---- The stage
 
 
-def test_sound_evidence_is_decided_and_told(sound: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """The counterpart of all refusals below; the page, the card and the gate say the same word, twice alike."""
+def test_valid_evidence_is_decided_and_reported(sound: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Valid evidence passes; page, card and gate give the same verdict, and a second run the same bytes."""
     decision = sound.decide()
     assert (decision["verdict"], decision["passed"], decision["look"]) == ("deploy", 3, 1)
     assert [item["status"] for item in decision["criteria"]] == ["pass"] * 3
@@ -50,7 +50,7 @@ def test_sound_evidence_is_decided_and_told(sound: Run, capsys: pytest.CaptureFi
 
 
 def test_a_changed_test_set_is_refused(sound: Run) -> None:
-    """A hard example taken out after the evaluation would raise every score."""
+    """Removing a hard example after the evaluation would raise every score."""
     write_lines(sound.paths.prepared / "test.jsonl", to_json_lines(sound.test[1:]))
     assert sound.refusal() == OTHER_TEST
 
@@ -76,13 +76,13 @@ ERRORS += "budget allows; run validate again"
     ],
 )
 def test_reports_of_another_run_are_refused(sound: Run, keys: tuple[str, ...], value: Any, refusal: str) -> None:
-    """The files are right and a report speaks of others: a stage ran on something else, or found errors."""
+    """The files are right but a report is about other files: a stage used other inputs, or found errors."""
     sound.edit(*keys, value=value)
     assert sound.refusal().startswith(refusal)
 
 
 def test_changed_predictions_are_refused(sound: Run) -> None:
-    """One answer made right by hand."""
+    """A single answer corrected by hand is detected."""
     predictions = sound.predict()
     mended = predicted("ValueError", "wrong", id=predictions[-1].id)
     write_lines(sound.paths.predictions, to_json_lines([*predictions[:-1], mended]))
@@ -90,28 +90,28 @@ def test_changed_predictions_are_refused(sound: Run) -> None:
 
 
 def test_answers_to_another_test_set_are_refused(sound: Run) -> None:
-    """The hash is right, but an example was never answered: a score of the rest is a score of a choice."""
+    """The hash is right, but one example has no answer: a score of the rest would be a selection."""
     sound.write(sound.predict()[:-1])
     assert sound.refusal() == "ROOT/out/predictions.jsonl: contains answers to a different test set; run evaluate again"
 
 
-def test_an_adapter_published_anew_is_refused(sound: Run) -> None:
-    """The folder is whole and its manifest is right: of another adapter than the one in the reports."""
+def test_a_republished_adapter_is_refused(sound: Run) -> None:
+    """The folder is complete and its manifest valid, but the reports are about another adapter."""
     with publish_directory(sound.paths.adapter) as folder:
         (folder / "adapter_model.safetensors").write_bytes(bytes(200))
         write_manifest(folder, {"adapter_sha256": "b" * 64})
     assert sound.refusal() == OTHER_ADAPTER
 
 
-def test_an_adapter_that_was_touched_is_refused(sound: Run) -> None:
-    """Its manifest holds the hash of every file."""
+def test_a_modified_adapter_is_refused(sound: Run) -> None:
+    """The manifest contains the hash of every file."""
     path = sound.paths.adapter / "adapter_model.safetensors"
     path.write_bytes(bytes(99) + b"\x01")
     assert sound.refusal().startswith("ROOT/out/adapter/adapter_model.safetensors: differs from the published file")
 
 
 def test_a_leaked_prompt_is_refused(sound: Run, example: MakeExample) -> None:
-    """In white space and answer it may differ: it was trained on all the same."""
+    """The copy may differ in white space and answer: it was still trained on."""
     sound.train.append(example(" test  3\n", "another answer"))
     sound.write(sound.predict())
     leak = sound.test[3].id
@@ -119,8 +119,8 @@ def test_a_leaked_prompt_is_refused(sound: Run, example: MakeExample) -> None:
 
 
 @pytest.mark.parametrize("key", ["do_sample", "max_new_tokens", "temperature"])
-def test_sides_that_were_asked_otherwise_are_refused(sound: Run, key: str) -> None:
-    """A baseline that may say less, or guesses, is no baseline; of a recorded one nothing is known."""
+def test_sides_with_different_decoding_are_refused(sound: Run, key: str) -> None:
+    """A baseline with fewer tokens or with sampling is not comparable; a recorded one is accepted."""
     sound.edit("evaluation", "baseline_generation", key, value=9)
     assert sound.refusal() == (
         f"reports/evaluation.json: baseline and candidate used different generation settings ({key}); run "
@@ -131,7 +131,7 @@ def test_sides_that_were_asked_otherwise_are_refused(sound: Run, key: str) -> No
 
 
 def test_a_latency_of_another_adapter_is_refused(sound: Run) -> None:
-    """What was measured on another adapter, or times that were touched."""
+    """Latencies of another adapter and edited times are refused."""
     sound.edit("cost", "adapter_sha256", value="b" * 64)
     assert "was not measured with the evaluated adapter" in sound.refusal()
     sound.edit("cost", "adapter_sha256", value="a" * 64)
@@ -139,8 +139,8 @@ def test_a_latency_of_another_adapter_is_refused(sound: Run) -> None:
     assert "was not measured with the evaluated adapter" in sound.refusal()
 
 
-def test_the_worst_seed_is_asked_for(sound: Run) -> None:
-    """Two seeds must pass: until the other one is on record the verdict is iterate, then deploy."""
+def test_the_required_number_of_seeds_is_enforced(sound: Run) -> None:
+    """Two seeds must pass: without the other one on record the verdict is iterate, with it deploy."""
     sound.config = sound.change(decide={**sound.config.decide.model_dump(mode="json"), "seeds": 2})
     decision = sound.decide()
     assert (decision["verdict"], decision["criteria"][-1]["status"]) == ("iterate", "unmeasured")
@@ -154,8 +154,8 @@ def test_the_worst_seed_is_asked_for(sound: Run) -> None:
     assert sound.decide()["verdict"] == "deploy"
 
 
-def test_too_little_evidence_tells_what_would_do(sound: Run) -> None:
-    """The advice stands in the decision, for machines too."""
+def test_too_little_evidence_names_the_required_size(sound: Run) -> None:
+    """The advice is part of the decision, so that programs can read it."""
     sound.write([predicted("ValueError", "ValueError", id=one.id) for one in sound.test])
     decision = sound.decide()
     assert decision["verdict"] == "iterate"
@@ -172,14 +172,14 @@ def test_too_little_evidence_tells_what_would_do(sound: Run) -> None:
         *("out/adapter/manifest.json", "data/prepared/train.jsonl", "data/prepared/test.jsonl"),
     ],
 )
-def test_missing_evidence_is_told_and_not_judged(sound: Run, name: str) -> None:
-    """Nothing is decided on half the evidence, and the missing file is named without a traceback."""
+def test_missing_evidence_is_reported_and_not_judged(sound: Run, name: str) -> None:
+    """Incomplete evidence is not judged, and the missing file is named without a traceback."""
     (sound.paths.root / name).unlink()
     assert sound.refusal().startswith(f"ROOT/{name}: ")
 
 
-def test_a_second_candidate_is_a_second_look(sound: Run) -> None:
-    """One look was declared: the next adapter on this test set needs a fresh one, however good it is."""
+def test_a_second_candidate_is_a_second_test_set_use(sound: Run) -> None:
+    """One use was declared: the next adapter needs a fresh test set, however good it is."""
     write_json(sound.paths.looks, {sha256_file(sound.paths.prepared / "test.jsonl"): ["b" * 64]})
     decision = sound.decide()
     assert (decision["verdict"], decision["look"], decision["passed"]) == ("iterate", 2, 3)
@@ -187,7 +187,7 @@ def test_a_second_candidate_is_a_second_look(sound: Run) -> None:
 
 
 def test_an_adapter_of_other_splits_is_refused(sound: Run) -> None:
-    """Prepared anew under another seed, the test set holds what this adapter was trained on."""
+    """With rows prepared under another seed, the test set contains examples the adapter was trained on."""
     with publish_directory(sound.paths.adapter) as folder:
         write_manifest(folder, {"adapter_sha256": "a" * 64, "prepared_sha256": {"test": "another"}})
     assert sound.refusal() == "ROOT/out/adapter: was trained on different splits; run train again (dvc repro)"
@@ -198,7 +198,7 @@ def test_an_adapter_of_other_splits_is_refused(sound: Run) -> None:
 
 @pytest.mark.parametrize(("verdict", "code"), [("deploy", 0), ("iterate", 10), ("deploy-unproven", 10), ("abort", 20)])
 def test_the_gate_is_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str], verdict: str, code: int) -> None:
-    """CI ships on 0 alone, and what is unproven is no 0."""
+    """Only deploy exits with 0, so that CI ships nothing unproven."""
     content = {"verdict": verdict, "sentence": "A sentence.", "reasons": ["fail: a [bold] reason"]}
     write_json(tmp_path / "reports/decision.json", whole("decision", content))
     assert show_decision(Paths(tmp_path), None) == code
@@ -206,8 +206,8 @@ def test_the_gate_is_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("changed", ["adapter", "test set", "section decide of params.yaml"])
-def test_an_old_verdict_opens_no_gate(sound: Run, changed: str) -> None:
-    """Trained anew, prepared anew or asked otherwise since: the deploy that lies there is of something else."""
+def test_an_outdated_verdict_does_not_pass_the_gate(sound: Run, changed: str) -> None:
+    """After new training, new rows or a changed gate, the old deploy verdict no longer applies."""
     assert sound.decide()["verdict"] == "deploy"
     if changed == "adapter":
         with publish_directory(sound.paths.adapter) as folder:
@@ -218,11 +218,11 @@ def test_an_old_verdict_opens_no_gate(sound: Run, changed: str) -> None:
         sound.config = sound.change(decide={**sound.config.decide.model_dump(mode="json"), "confidence": 0.99})
     with pytest.raises(DataError, match=f"was made with a different {changed}; run make repro"):
         show_decision(sound.paths, sound.config)
-    assert show_decision(sound.paths, None) == 0  # finetune report tells what lies there
+    assert show_decision(sound.paths, None) == 0  # finetune report still shows it
 
 
 def locked(run: Run) -> dict[str, Any]:
-    """What DVC would write of a finished decide that depends on what evaluate made; gives it, to be changed."""
+    """Return the dvc.lock that DVC would write after decide, ready to be changed."""
     made = {"evaluate": ["reports/evaluation.json"], "decide": ["reports/decision.json"]}
     root = run.paths.root
     hashes = {stage: [{"path": name, "md5": md5(root / name)} for name in names] for stage, names in made.items()}
@@ -241,8 +241,8 @@ def locked(run: Run) -> dict[str, Any]:
         ("no list", "dvc.lock: is missing, broken or lists no outputs"),
     ],
 )
-def test_what_is_not_of_this_run_opens_no_gate(sound: Run, harm: str, told: str) -> None:
-    """DVC puts a damaged object of its cache in place and calls it up to date; the gate hashes what lies here."""
+def test_files_of_another_run_do_not_pass_the_gate(sound: Run, harm: str, told: str) -> None:
+    """DVC checks out damaged objects of its cache as up to date; the gate hashes the files itself."""
     sound.decide()
     report, evaluation = (sound.paths.reports / name for name in ("decision.json", "evaluation.json"))
     lock, path = locked(sound), sound.paths.root / "dvc.lock"
@@ -263,8 +263,8 @@ def test_what_is_not_of_this_run_opens_no_gate(sound: Run, harm: str, told: str)
         show_decision(sound.paths, sound.config)
 
 
-def test_what_is_no_decision_is_told(tmp_path: Path) -> None:
-    """One flipped bit in the verdict's name: an error, and no crash."""
+def test_an_invalid_decision_is_reported(tmp_path: Path) -> None:
+    """A flipped bit in the verdict's name gives an error, not a crash."""
     write_json(tmp_path / "reports/decision.json", whole("decision", {"verdict": "deplox"}))
     told = r"decision.json: verdict: input should be 'deploy'.*; run its stage again"
     with pytest.raises(DataError, match=told) as caught:
@@ -272,8 +272,8 @@ def test_what_is_no_decision_is_told(tmp_path: Path) -> None:
     assert caught.value.problem.code == "report-version"
 
 
-def test_a_refusal_leaves_no_old_verdict_standing(sound: Run) -> None:
-    """Decided once, then the evidence is touched: what is refused must not be read as yesterday's deploy."""
+def test_a_refusal_removes_the_old_verdict(sound: Run) -> None:
+    """If the evidence changes after a decision, the refusal removes the old decision."""
     sound.decide()
     sound.edit("validation", "errors", value=1)
     with pytest.raises(DataError):
@@ -281,7 +281,7 @@ def test_a_refusal_leaves_no_old_verdict_standing(sound: Run) -> None:
     assert not (sound.paths.reports / "decision.json").exists()
 
 
-def test_without_a_decision_there_is_no_gate(tmp_path: Path) -> None:
-    """An exit code of 0 for nothing decided would ship anything."""
+def test_the_gate_fails_without_a_decision(tmp_path: Path) -> None:
+    """Without a decision the gate fails; otherwise anything could ship."""
     with pytest.raises(DataError, match=r"decision.json: no such file; run the stage that writes it"):
         show_decision(Paths(tmp_path), None)

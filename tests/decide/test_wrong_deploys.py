@@ -1,10 +1,9 @@
-"""The gate as a whole, from the evidence to the verdict: how often it deploys what it must not, and what it should.
+"""The complete gate, from evidence to verdict: how often it deploys wrongly, and how often rightly.
 
-PYTHONPATH=src:. python -m tests.decide.test_wrong_deploys     prints the rates (three minutes)
+PYTHONPATH=src:. python -m tests.decide.test_wrong_deploys prints the rates (three minutes)
 
-Right-or-wrong answers are computed exactly, over all tables of outcomes; the others are simulated, with resamples
-enough for these rates (FEW instead of 5,000).
-"""
+Binary answers are computed exactly, over all tables of outcomes; the others are simulated with enough resamples for
+these rates (FEW instead of 5,000)."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -35,14 +34,14 @@ from tests.builders.gates import at_least, better, evidence, latency, not_worse,
 pytestmark = pytest.mark.slow
 
 LEVEL = 0.95
-COVERED = 0.998  # of the chance of all tables; what is left counts against the gate
+COVERED = 0.998  # of the probability of all tables; the rest counts against the gate
 FEW = 500
 Random = np.random.Generator
 Truth = tuple[float, float, float, float]  # chances that both are right, only the candidate, only the baseline, neither
 
 
 def verdict(criteria: Sequence[AnyCriterion], found: Evidence, looks: int = 1, policy: str = "interval") -> str:
-    """How a study ends whose gate has these criteria, at 95% over all looks."""
+    """Return the verdict of a study with these criteria, at 95% over all uses."""
     config = DecideConfig(
         policy=policy,  # type: ignore[arg-type]
         confidence=LEVEL,
@@ -56,11 +55,11 @@ def verdict(criteria: Sequence[AnyCriterion], found: Evidence, looks: int = 1, p
     return reach_verdict(config, outcomes, found, gate, 1).name
 
 
-# ---- Right or wrong: exact.
+# ---- Binary answers: exact.
 
 
 def likely_tables(truth: Truth, n: int) -> Iterator[tuple[tuple[int, ...], float]]:
-    """The likeliest counts (both, gained, lost, neither) and their chances, until COVERED is reached."""
+    """Yield the likeliest counts (both, gained, lost, neither) with their probabilities, until COVERED is reached."""
     kinds = [at for at, chance in enumerate(truth) if chance]
     cuts = np.array(list(combinations(range(n + len(kinds) - 1), len(kinds) - 1)), dtype=int)
     edges = np.column_stack([np.full(len(cuts), -1), cuts, np.full(len(cuts), n + len(kinds) - 1)])
@@ -77,11 +76,11 @@ def likely_tables(truth: Truth, n: int) -> Iterator[tuple[tuple[int, ...], float
 def chance(
     criteria: tuple[AnyCriterion, ...], truth: Truth, n: int, looks: int = 1, policy: str = "interval"
 ) -> tuple[float, float]:
-    """The chance of a deploy, at least and at most; with several looks, of a search that stops at the first one.
+    """Return the least and the greatest probability of a deploy; with several uses, of a search that stops at the first
+    one.
 
-    Each look is another candidate, as good as the others, on test examples of its own draw: what they share of a test
-    set in truth makes the errors fewer, not more.
-    """
+    Each use is another equally good candidate on an independent draw of test examples: actually sharing a test set
+    makes errors fewer, not more."""
     deployed = seen = 0.0
     for counts, weight in likely_tables(truth, n):
         seen += weight
@@ -93,7 +92,7 @@ THRESHOLD = (at_least(0.8),)
 ALL_THREE: tuple[AnyCriterion, ...] = (at_least(0.8), better(), not_worse(0.05))
 Exact = tuple[tuple[AnyCriterion, ...], Truth, int, int]
 JUST_MISSED: Truth = (0.0, 0.8 - 1e-9, 0.0, 0.2 + 1e-9)
-# Truths just on the wrong side of one target, with all others far on the good side.
+# Truths just on the wrong side of one target, and far on the right side of all others.
 BOUNDARIES: dict[str, Exact] = {
     "right in 80%, 60 examples": (THRESHOLD, JUST_MISSED, 60, 1),
     "right in 80%, 250 examples": (THRESHOLD, JUST_MISSED, 250, 1),
@@ -102,7 +101,7 @@ BOUNDARIES: dict[str, Exact] = {
     "three criteria, no better than the baseline": (ALL_THREE, (0.9, 0.05, 0.05, 0.0), 120, 1),
     "not better at all": ((better(),), (0.8, 0.1, 0.1, 0.0), 60, 1),
 }
-# Tango's score interval is approximate: it errs a little more than it says, and most where there are losses alone.
+# Tango's score interval is approximate: its error rate is slightly too high, most of all if there are only losses.
 CORNERS: dict[str, tuple[Exact, float]] = {
     "worse by the margin, half as many gains": (((not_worse(0.05),), (0.85, 0.05, 0.1, 0.0), 60, 1), 0.051),
     "worse by the margin, losses only, 52 examples": (((not_worse(0.05),), (0.95, 0.0, 0.05, 0.0), 52, 1), 0.0694),
@@ -116,28 +115,28 @@ GOOD: dict[str, tuple[Exact, float]] = {
 
 
 @pytest.mark.parametrize("name", BOUNDARIES)
-def test_a_candidate_that_is_not_good_enough_is_rarely_deployed(name: str) -> None:
-    """At most one in twenty, whatever the number of criteria and of looks."""
+def test_a_bad_candidate_is_rarely_deployed(name: str) -> None:
+    """The rate is at most 0.05, for any number of criteria and of uses."""
     assert chance(*BOUNDARIES[name])[1] <= 1 - LEVEL + (1 - COVERED)
 
 
 @pytest.mark.parametrize("name", CORNERS)
-def test_the_corner_of_the_score_interval_is_what_the_docs_say(name: str) -> None:
-    """The documented exceptions where 0.05 is asked: no more, and if they were less the docs would be wrong."""
+def test_the_documented_error_rates_of_the_score_interval_hold(name: str) -> None:
+    """The documented exceptions to 0.05 are exact: neither higher nor lower."""
     case, documented = CORNERS[name]
     least, most = chance(*case)
     assert least - 0.001 <= documented <= most + 0.001
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_good_candidate_is_mostly_deployed(name: str) -> None:
-    """A gate that deploys nothing would never be wrong."""
+def test_a_good_candidate_is_usually_deployed(name: str) -> None:
+    """A gate that never deploys would never be wrong, so the power is tested too."""
     case, least = GOOD[name]
     assert chance(*case)[0] >= least
 
 
-def test_a_rule_of_points_would_be_wrong_half_of_the_time() -> None:
-    """That these sums can see a wrong gate: comparing estimates deploys what just misses its target."""
+def test_the_point_policy_is_wrong_half_of_the_time() -> None:
+    """The computation detects a wrong gate: comparing estimates often deploys candidates just below the target."""
     least, most = chance(THRESHOLD, JUST_MISSED, 60, policy="point")
     assert 0.4 < least <= most < 0.7
 
@@ -149,7 +148,7 @@ Draw = Callable[[Random], Evidence]
 
 @dataclass(frozen=True)
 class Simulated:
-    """A case whose truth lies on the boundary, and the rate that the docs name where it is more than 0.05."""
+    """A case whose truth is on the boundary, with the documented rate if that exceeds 0.05."""
 
     criterion: AnyCriterion
     draw: Draw
@@ -157,13 +156,13 @@ class Simulated:
     documented: float = 0.05
 
     def allowed(self) -> float:
-        """What a rule that errs as documented exceeds once in 700 simulations."""
+        """Return the rate that a rule with the documented error rate exceeds once in 700 simulations."""
         return self.documented + 3 * math.sqrt(self.documented * (1 - self.documented) / self.studies)
 
 
 @contextmanager
 def few_resamples() -> Iterator[None]:
-    """Bootstraps and permutations of FEW draws."""
+    """Use only FEW draws for bootstraps and permutations."""
     with ExitStack() as stack:
         for place, method in (
             (judging, skewed_mean_interval),
@@ -177,14 +176,14 @@ def few_resamples() -> Iterator[None]:
 
 
 def rate(case: Simulated, seed: int = 0) -> float:
-    """The share of simulated studies that deploy."""
+    """Return the share of simulated studies that deploy."""
     rng = np.random.default_rng(seed)
     with few_resamples():
         return sum(verdict([case.criterion], case.draw(rng)) == "deploy" for _ in range(case.studies)) / case.studies
 
 
 def skewed_times(rng: Random, n: int, sigma: float, ratio: float = 1.0) -> Evidence:
-    """Log-normal seconds, 1 on average times `ratio`, and a baseline of 1 that goes along with them (0.7)."""
+    """Return log-normal seconds with mean `ratio`, and a baseline with mean 1 correlated with them (0.7)."""
     shared, own, other = rng.standard_normal((3, n))
     mine, theirs = (np.exp(sigma * (0.7**0.5 * shared + 0.3**0.5 * one) - sigma**2 / 2) for one in (own, other))
     pairs = enumerate(zip(ratio * mine, theirs, strict=True))
@@ -193,11 +192,11 @@ def skewed_times(rng: Random, n: int, sigma: float, ratio: float = 1.0) -> Evide
 
 
 NAMES = ("KeyError", "TypeError", "ValueError")
-RIGHT = 0.85  # equal classes, wrong answers spread evenly: the macro-F1 of all that could be asked is this too
+RIGHT = 0.85  # classes of equal size with evenly spread errors: macro-F1 of the population has this value too
 
 
 def labelled(rng: Random, n: int) -> Evidence:
-    """Classes that both sides name with the same chance, each with mistakes of its own."""
+    """Return class labels that both sides predict with the same probability and independent errors."""
     truth = rng.integers(0, 3, n)
     sides = [np.where(rng.random(n) < RIGHT, truth, (truth + rng.integers(1, 3, n)) % 3) for _ in range(2)]
     rows = zip(truth, *sides, strict=True)
@@ -207,10 +206,9 @@ def labelled(rng: Random, n: int) -> Evidence:
 
 
 def scored(rng: Random, n: int) -> Evidence:
-    """Scores that are 0.05 worse on average: most better, few a lot worse (0.2 less a beta with a mean of 0.25).
+    """Return scores that are 0.05 worse on average: most better, few much worse (0.2 less a beta with a mean of 0.25).
 
-    Were all worse, the gate would see harm and abort whatever the margin, and this would prove nothing.
-    """
+    If all were worse, the gate would detect harm and abort at any margin, and the test would prove nothing."""
     found: list[Prediction] = []
     for at, loss in enumerate(rng.beta(0.5, 1.5, n).tolist()):
         sides: dict[str, Any] = {"of_candidate": {"overlap": 1.0 - loss}, "of_baseline": {"overlap": 0.8}}
@@ -239,25 +237,25 @@ SIMULATED: dict[str, Simulated] = {
 
 
 @pytest.mark.parametrize("name", SIMULATED)
-def test_simulated_studies_rarely_deploy_what_is_not_good_enough(name: str) -> None:
-    """Against the level, or the documented rate where the method is known to err more."""
+def test_simulated_studies_rarely_deploy_bad_candidates(name: str) -> None:
+    """The rate is compared with the level, or with the documented rate if the method is known to err more."""
     assert rate(SIMULATED[name]) <= SIMULATED[name].allowed()
 
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("name", SIMULATED)
-def test_many_simulated_studies_rarely_deploy_what_is_not_good_enough(name: str) -> None:
-    """The same with ten times as many."""
+def test_many_simulated_studies_rarely_deploy_bad_candidates(name: str) -> None:
+    """The same with ten times as many studies."""
     assert rate(many := more(SIMULATED[name]), seed=1) <= many.allowed()
 
 
 def more(case: Simulated) -> Simulated:
-    """The same case with ten times the studies."""
+    """Return the same case with ten times the studies."""
     return Simulated(case.criterion, case.draw, 10 * case.studies, case.documented)
 
 
-def test_skewed_times_that_keep_the_limit_are_deployed() -> None:
-    """Honesty on skewed times must leave power: three quarters of the limit on 60 prompts, sigma 0.5."""
+def test_skewed_times_within_the_limit_are_deployed() -> None:
+    """The rule must keep its power on skewed times: mean at 75% of the limit, 60 prompts, sigma 0.5."""
     case = Simulated(latency(1.0), partial(skewed_times, n=60, sigma=0.5, ratio=0.75), 60)
     assert rate(case) >= 0.9
 

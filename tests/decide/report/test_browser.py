@@ -1,4 +1,4 @@
-"""The page in a real browser: it fits, it is legible, it fetches nothing, its filters work, and no text of it acts."""
+"""The page in a browser fits, is legible, loads nothing, has working filters, and executes no text from the data."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ WATCH = """
 window.violations = [];
 document.addEventListener("securitypolicyviolation", event => window.violations.push(event.violatedDirective));
 """
-# Every element with a text of its own, its colour against the first background under it, as WCAG defines contrast.
+# Contrast of every element with text of its own against the first background below it, as WCAG defines it.
 CONTRASTS = """
 () => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
@@ -56,8 +56,8 @@ CONTRASTS = """
 """
 
 
-def missing(what: str) -> NoReturn:
-    """Where CI runs there must be a browser; elsewhere its absence is told, loudly."""
+def fail_or_skip(what: str) -> NoReturn:
+    """Fail in CI if there is no browser; elsewhere skip with a warning."""
     if os.environ.get("CI"):
         pytest.fail(f"{what}: CI must look at the page; install chromium (apt-get install chromium) and playwright")
     pytest.skip(f"NOBODY LOOKED AT THE PAGE: {what}; install chromium (apt-get install chromium) and playwright")
@@ -65,13 +65,13 @@ def missing(what: str) -> NoReturn:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium, without a window and without its own network traffic."""
+    """Start Chromium headless and without network traffic of its own."""
     if not CHROMIUM.exists():
-        missing(f"{CHROMIUM} is not there")
+        fail_or_skip(f"{CHROMIUM} is not there")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        missing("the package playwright is not installed")
+        fail_or_skip("the package playwright is not installed")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=QUIET.split())
         yield started
@@ -80,7 +80,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, change: Change) -> dict[str, Path]:
-    """The page of a good run and of one that is full of hostile texts, as files."""
+    """Write the pages of a good run and of a run full of hostile texts."""
     folder = tmp_path_factory.mktemp("report")
     for name, made in (("deploy", make_run(change)), ("iterate", make_undecided(change))):
         (folder / f"{name}.html").write_text(made.html(), encoding="utf-8")
@@ -88,7 +88,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, change: Change) -> dict[str,
 
 
 class Opened:
-    """A page that is open, with what it complained of and asked for."""
+    """An open page, with its console errors and its network requests."""
 
     def __init__(self, browser: Any, path: Path, size: tuple[int, int], scheme: str, **options: Any) -> None:
         self.context = browser.new_context(
@@ -105,7 +105,7 @@ class Opened:
         self.page.goto(path.as_uri())
 
     def shown(self) -> int:
-        """How many examples can be seen."""
+        """Return the number of visible examples."""
         return int(
             self.page.evaluate("[...document.querySelectorAll('.example')].filter(row => row.checkVisibility()).length")
         )
@@ -113,7 +113,7 @@ class Opened:
 
 @pytest.fixture
 def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Opened]]:
-    """`opened("deploy", size=(390, 844), scheme="dark")`: the page in the browser, closed after the test."""
+    """`opened("deploy", size=(390, 844), scheme="dark")`: open the page in the browser, and close it after the test."""
     made: list[Opened] = []
 
     def open_one(name: str, size: tuple[int, int] = SIZES[0], scheme: str = "light", **options: Any) -> Opened:
@@ -128,10 +128,10 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Opene
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}px")
 @pytest.mark.parametrize("name", ["deploy", "iterate"])
-def test_it_fits_is_legible_and_fetches_nothing(
+def test_the_page_fits_is_legible_and_fetches_nothing(
     opened: Callable[..., Opened], name: str, size: tuple[int, int], scheme: str
 ) -> None:
-    """On a phone and on a desk, by day and by night, whatever the data holds; also with everything opened."""
+    """The page fits phone and desktop, light and dark, whatever the data contain, also with every detail opened."""
     one = opened(name, size, scheme)
     one.page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
     wide = one.page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
@@ -143,8 +143,8 @@ def test_it_fits_is_legible_and_fetches_nothing(
     assert len(measured) > 300 and not weak, weak[:5]
 
 
-def test_hostile_texts_are_shown_and_not_run(opened: Callable[..., Opened]) -> None:
-    """A model's output that looks like a script, turns the writing direction or is two megabytes long is text."""
+def test_hostile_texts_are_shown_and_not_executed(opened: Callable[..., Opened]) -> None:
+    """Model output that looks like a script, reverses the writing direction or has two megabytes is shown as text."""
     one = opened("iterate")
     one.page.wait_for_timeout(200)
     assert one.page.title() == "Iterate \u2013 tiny: # no ---"
@@ -155,7 +155,7 @@ def test_hostile_texts_are_shown_and_not_run(opened: Callable[..., Opened]) -> N
 
 
 def test_filters_work_by_mouse(opened: Callable[..., Opened]) -> None:
-    """Kinds, agents and words narrow the rows together; what does not fit is said to be nothing."""
+    """Filters for kind, agent and words combine; if no row matches, the page says so."""
     one = opened("deploy")
     page = one.page
     assert one.shown() == 30 and page.locator("[data-count]").text_content() == "200 of 200 examples shown"
@@ -178,7 +178,7 @@ def test_filters_work_by_mouse(opened: Callable[..., Opened]) -> None:
 
 
 def test_filters_work_by_keyboard(opened: Callable[..., Opened]) -> None:
-    """Every control is reached by Tab, in the order of the page, and acts on the usual keys."""
+    """Tab reaches every control in page order, and each reacts to the usual keys."""
     one = opened("deploy")
     keys = one.page.keyboard
     one.page.locator("button[data-tag='']").focus()
@@ -200,8 +200,8 @@ def test_filters_work_by_keyboard(opened: Callable[..., Opened]) -> None:
     assert outline == "solid"
 
 
-def test_it_can_be_read_without_scripts_and_on_paper(opened: Callable[..., Opened]) -> None:
-    """The script only filters; on paper what would be clicked is gone and what is folded is open."""
+def test_the_page_is_readable_without_scripts_and_in_print(opened: Callable[..., Opened]) -> None:
+    """The script only filters; in print, controls are hidden and folded sections are open."""
     one = opened("deploy", java_script_enabled=False)
     assert not one.page.locator(".filters").is_visible()
     assert one.page.locator(".example").count() == 200

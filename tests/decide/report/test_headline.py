@@ -1,4 +1,4 @@
-"""The sentence that people read first: the verdict, of a run made up in memory."""
+"""The headline with the verdict, for a run created in memory."""
 
 import math
 import re
@@ -18,8 +18,8 @@ from tests.builders.report_run import undecided as undecided
 # ---- The sentence
 
 
-def test_the_verdict_is_one_sentence_with_who_what_and_how_sure(run: MadeUp) -> None:
-    """A manager reads this and nothing else."""
+def test_the_headline_has_model_verdict_and_confidence(run: MadeUp) -> None:
+    """The headline suffices for a reader who reads nothing else."""
     text = ": ".join(headline(run.verdict, run.outcomes, run.run))
     assert re.fullmatch(
         (
@@ -31,8 +31,8 @@ def test_the_verdict_is_one_sentence_with_who_what_and_how_sure(run: MadeUp) -> 
     ), text
 
 
-def test_a_verdict_short_of_deploy_says_what_stands_in_its_way(undecided: MadeUp) -> None:
-    """Not the criterion that passed best, but the one that did not."""
+def test_a_verdict_other_than_deploy_names_the_obstacle(undecided: MadeUp) -> None:
+    """The headline names the criterion that did not pass, not the one that passed best."""
     text = ": ".join(headline(undecided.verdict, undecided.outcomes, undecided.run))
     assert text.startswith("Iterate: the fine-tuned model answers 59.0% of 249 held-out examples")
     assert "(between 48.2% and 69.0% with 99% confidence; required: 55%)" in text
@@ -49,14 +49,14 @@ def test_a_verdict_short_of_deploy_says_what_stands_in_its_way(undecided: MadeUp
         (5, "peaks at 0.56 GB of memory (required: 2 GB)"),
     ],
 )
-def test_every_kind_of_criterion_can_be_told(run: MadeUp, at: int, told: str) -> None:
-    """Whatever is judged alone leads the sentence."""
+def test_every_kind_of_criterion_is_described(run: MadeUp, at: int, told: str) -> None:
+    """A criterion that is the only one appears in the headline."""
     text = ": ".join(headline(run.verdict, [run.outcomes[at]], run.run))
     assert told.replace("points more", "a difference of +" if at == 1 else told).split(" (")[0][:20] in text
 
 
-def test_what_has_no_interval_is_told_and_drawn_without(run: MadeUp) -> None:
-    """A bootstrap may refuse, and a count of seeds has none: nothing is made up in its place."""
+def test_figures_without_an_interval_are_shown_without_one(run: MadeUp) -> None:
+    """A bootstrap may give no interval, and a count of seeds has none: no interval is invented."""
     refused = replace(run.outcomes[1], status="inconclusive", lower=-math.inf, upper=math.inf)
     seeds = Outcome(
         "all of 3 seeds pass", "seeds", "seeds", "inconclusive", 3, 2, None, None, "", "none", "2 of 3 seeds pass"
@@ -70,23 +70,23 @@ def test_what_has_no_interval_is_told_and_drawn_without(run: MadeUp) -> None:
     assert "+51.2 points (required: more than 0 points); 1 of 4 criteria pass." in html
 
 
-def test_harm_is_said_first(run: MadeUp) -> None:
-    """Whatever passed, answers were lost."""
+def test_harm_is_reported_first(run: MadeUp) -> None:
+    """Lost answers come first in the headline, whichever criteria passed."""
     harm = "worse than the baseline: 60 answers lost, 0 gained (p = 1e-9)"
     verdict = Verdict("abort", "Do not go on.", (harm,), (), harm)
     text = ": ".join(headline(verdict, run.outcomes, run.run))
     assert text == "Abort: the fine-tuned model is worse than the baseline: 60 answers lost, 0 gained (p = 1e-9)."
 
 
-def test_spent_looks_stand_in_the_sentence(run: MadeUp) -> None:
-    """Every criterion passes and yet it is no deploy: the reader must learn why."""
+def test_used_up_test_set_uses_are_in_the_headline(run: MadeUp) -> None:
+    """Every criterion passes but the verdict is not deploy, so the headline gives the reason."""
     run.reports["look"] = 6
     text = ": ".join(headline(Verdict("iterate", "Spent.", (), ()), run.outcomes, run.run))
     assert text.endswith("all 6 criteria pass, but this is look 6 at a test set with 5 declared looks.")
 
 
-def test_provisos_name_all_that_weakens_the_verdict(undecided: MadeUp, change: Change) -> None:
-    """Recorded baseline, sampling, clusters, failures, accepted findings, scorers, warnings of the training."""
+def test_caveats_list_every_weakness_of_the_verdict(undecided: MadeUp, change: Change) -> None:
+    """Cases: recorded baseline, sampling, clusters, failures, accepted findings, scorers, warnings of the training."""
     told = "\n".join(provisos(undecided.run))
     for part in ("recorded earlier", "Look 2 of 5", "sampled", "cluster", "failed", "cut off", "accepted by hand"):
         assert part in told, part
@@ -97,8 +97,8 @@ def test_provisos_name_all_that_weakens_the_verdict(undecided: MadeUp, change: C
     assert "“point”" in told and "look 9 at a test set with 5 declared looks" in told
 
 
-def test_a_served_candidate_is_not_taken_for_the_adapter(run: MadeUp) -> None:
-    """What a server serves may be another model: said first in all three, and nowhere is it this adapter to deploy."""
+def test_a_served_candidate_is_not_presented_as_the_adapter(run: MadeUp) -> None:
+    """A server may serve another model: all three texts start with this, and none recommends to deploy the adapter."""
     evaluation = run.reports["evaluation"]
     evaluation["candidate"] = {"form": "server", "name": "qwen2", "url": "http://gpu-7.intern:8000/v1"}
     warning = "The results are those of the served model qwen2. Whether it serves this adapter was not checked."
@@ -114,7 +114,7 @@ def test_a_served_candidate_is_not_taken_for_the_adapter(run: MadeUp) -> None:
 
 
 def test_prompts_without_a_time_are_counted(run: MadeUp) -> None:
-    """They may be the slowest, so the mean may be better than it is; of all timed none is said."""
+    """Prompts without a time may be the slowest, so their number is stated; if there are none, nothing is."""
     assert "could not be timed" not in run.html() + run.card()
     run.reports["cost"]["latency"] |= {"left_out": 4, "baseline": None}
     run.reports["timings"] = [replace(row, baseline_seconds=None) for row in run.reports["timings"]]

@@ -1,4 +1,4 @@
-"""The summary and the model card, of a run made up in memory."""
+"""The summary and the model card, for a run created in memory."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from tests.builders.report_run import undecided as undecided
 
 
 def test_the_summary_fits_a_pull_request(run: MadeUp, undecided: MadeUp) -> None:
-    """Sixty lines, the sentence first, the hashes last, and nothing in it that acts."""
+    """The summary has at most 60 lines, the headline first, the hashes last, and no active content."""
     for made in (run, undecided):
         text = made.summary()
         assert len(text.splitlines()) <= 60, len(text.splitlines())
@@ -30,8 +30,8 @@ def test_the_summary_fits_a_pull_request(run: MadeUp, undecided: MadeUp) -> None
     assert {line.count("|") for line in tables} == {6}
 
 
-def test_the_card_is_metadata_that_the_hub_reads(run: MadeUp) -> None:
-    """base_model, library and results, each with the examples it rests on; no licence, as none is known."""
+def test_the_card_has_valid_hub_metadata(run: MadeUp) -> None:
+    """It has base_model, library and results with their number of examples; no licence, as none is known."""
     data = load_card(run.card()).data
     assert (data.base_model, data.library_name, data.pipeline_tag) == ("tiny-base", "peft", "text-generation")
     assert data.license is None and data.datasets is None and data.model_name == "tiny"
@@ -44,8 +44,8 @@ def test_the_card_is_metadata_that_the_hub_reads(run: MadeUp) -> None:
     assert not [key for key, _ in found if key in ("mean_tokens", "cut_off", "failed")]
 
 
-def test_the_card_names_datasets_of_the_hub_alone(run: MadeUp) -> None:
-    """A reader can open those; a path of the author's is of no use to anybody."""
+def test_the_card_lists_only_datasets_of_the_hub(run: MadeUp) -> None:
+    """Readers can open datasets of the Hub; a local path of the author is of no use to them."""
     run.reports["prepare"]["settings"]["sources"].append({"name": "squad", "hub": "org/squad"})
     run.reports["evaluation"]["base"] = {"name": "Qwen/Qwen2-7B", "revision": "c" * 40}
     text = run.card()
@@ -54,8 +54,8 @@ def test_the_card_names_datasets_of_the_hub_alone(run: MadeUp) -> None:
     assert f'from_pretrained("Qwen/Qwen2-7B", revision="{"c" * 40}")' in text
 
 
-def test_the_card_tells_the_verdict_its_limits_and_its_hashes(run: MadeUp) -> None:
-    """What the adapter is good for, and how that is known."""
+def test_the_card_has_verdict_limits_and_hashes(run: MadeUp) -> None:
+    """The card states the verdict, its limits, and the hashes of the evidence."""
     text = load_card(run.card()).text
     parts = ("**Deploy: the fine-tuned model", "## Limits", "licences", "look 2 of 5", "Clopper-Pearson", "Decoding: g")
     assert [part for part in parts if part not in text] == []
@@ -66,8 +66,8 @@ def test_the_card_tells_the_verdict_its_limits_and_its_hashes(run: MadeUp) -> No
     assert {line.count("|") for line in tables} == {8, 7}
 
 
-def test_the_card_tells_of_decoding_what_is_known(run: MadeUp) -> None:
-    """Of recorded answers nobody knows how they were decoded."""
+def test_the_card_describes_the_known_decoding(run: MadeUp) -> None:
+    """The decoding of recorded answers is unknown, and stated as such."""
     evaluation = run.reports["evaluation"]
     assert "Decoding: greedy, at most 16 new tokens, the same for both sides." in run.card()
     evaluation["baseline_generation"] = {**evaluation["generation"], "max_new_tokens": 32}
@@ -78,8 +78,8 @@ def test_the_card_tells_of_decoding_what_is_known(run: MadeUp) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_a_merged_candidate_is_loaded_as_it_was_evaluated(run: MadeUp, quantization: str) -> None:
-    """Without PEFT, and in 4 bit where that was asked."""
+def test_the_card_loads_a_merged_candidate_as_evaluated(run: MadeUp, quantization: str) -> None:
+    """The example loads the model without PEFT, and in 4 bit if it was evaluated so."""
     run.reports["evaluation"]["candidate"] |= {"form": "merged", "quantization": quantization}
     text = run.card()
     code = re.search(r"```python\n(.*?)```", text, re.S)
@@ -88,16 +88,16 @@ def test_a_merged_candidate_is_loaded_as_it_was_evaluated(run: MadeUp, quantizat
     assert "import AutoModelForCausalLM, AutoTokenizer\n" in code[1] or quantization == "nf4"
 
 
-def test_figures_without_an_interval_say_where_it_is(run: MadeUp) -> None:
-    """An empty cell would read as forgotten."""
+def test_figures_without_an_interval_refer_to_it(run: MadeUp) -> None:
+    """An empty cell would look like a mistake."""
     starts = ("| loss", "| closeness", "| exceptions.macro")
     rows = [line for line in run.card().splitlines() if line.startswith(starts)]
     assert len(rows) == 7 and all(row.endswith("| \u2014 |") for row in rows)
     assert "no interval here; the criteria have one" in run.card()
 
 
-def test_what_is_told_of_changes_fits_the_verdict(run: MadeUp) -> None:
-    """A deploy is not said to need something that would change it."""
+def test_suggested_changes_fit_the_verdict(run: MadeUp) -> None:
+    """A deploy verdict does not list changes that would be needed."""
     for text in (run.html(), run.summary()):
         assert "How far the verdict is from changing" in text and "What would change" not in text
     run.verdict = replace(run.verdict, name="iterate")
@@ -105,8 +105,8 @@ def test_what_is_told_of_changes_fits_the_verdict(run: MadeUp) -> None:
         assert "What would change the verdict" in text and "How far" not in text
 
 
-def test_the_card_is_not_broken_by_what_it_tells(undecided: MadeUp) -> None:
-    """Names go through a YAML library; texts can't leave their cell, and the code can't be ended."""
+def test_text_does_not_break_the_card(undecided: MadeUp) -> None:
+    """Names are written by a YAML library; texts cannot leave their cell or end the code block."""
     undecided.reports["evaluation"]["base"] = {"name": 'x"); import os  # ```\n<b>', "revision": "c" * 40}
     text = undecided.card()
     data = load_card(text).data
@@ -118,8 +118,8 @@ def test_the_card_is_not_broken_by_what_it_tells(undecided: MadeUp) -> None:
     assert not re.search(r"<[a-z/]|@someone|[\x00\x1b\u202e\u2028]", spans.sub("", body))
 
 
-def test_reports_are_left_as_they_were(run: MadeUp) -> None:
-    """What is written to decision.json afterwards must not depend on what was drawn."""
+def test_reports_are_not_modified(run: MadeUp) -> None:
+    """Drawing must not change the reports that are written to decision.json afterwards."""
     reports = {key: value for key, value in run.reports.items() if key not in OBJECTS}
     before = json.dumps(reports, sort_keys=True)
     run.html(), run.summary(), run.card()

@@ -1,4 +1,4 @@
-"""The page that people read at the end, of a run made up in memory."""
+"""The report page, for a run created in memory."""
 
 import re
 from dataclasses import replace
@@ -18,8 +18,8 @@ from tests.builders.report_run import undecided as undecided
 # ---- The page
 
 
-def test_the_page_stands_alone_and_is_the_same_every_time(run: MadeUp) -> None:
-    """One file: nothing is fetched, nothing inline escapes the policy, and the same run gives the same bytes."""
+def test_the_page_is_self_contained_and_reproducible(run: MadeUp) -> None:
+    """The page is one file: it loads nothing, inline code obeys the policy, and the same run gives the same bytes."""
     html = run.html()
     page = Page(html)
     assert html == run.html()
@@ -34,7 +34,7 @@ def test_the_page_stands_alone_and_is_the_same_every_time(run: MadeUp) -> None:
 
 
 def test_the_page_has_every_section(run: MadeUp) -> None:
-    """In the order in which a reader asks."""
+    """Sections are in the order in which readers need them."""
     page = Page(run.html())
     sections = [value for value in page.values("id") if f"{value}-title" in page.values("id")]
     order = "criteria groups classes training examples cost ledger plan findings forgetting seeds provenance"
@@ -43,8 +43,8 @@ def test_the_page_has_every_section(run: MadeUp) -> None:
     assert [text for text in found if text not in page.text] == []
 
 
-def test_no_place_and_no_host_is_told(run: MadeUp) -> None:
-    """A report is passed on: whose folder and machine it was is nobody's business."""
+def test_the_page_contains_no_path_or_host(run: MadeUp) -> None:
+    """A report may be passed on, so it contains neither paths nor host names."""
     evaluation, url, failure = run.reports["evaluation"], "https://judge.corp/v1", "no answer of /home/me"
     evaluation["base"]["name"] = "/home/me/models/tiny-base/"
     evaluation["candidate"]["name"] = "/home/me/out/adapter"
@@ -56,8 +56,8 @@ def test_no_place_and_no_host_is_told(run: MadeUp) -> None:
 
 
 def test_shares_of_clustered_examples_have_no_wilson_interval(run: MadeUp) -> None:
-    """It takes every example as independent, so it would be too narrow; page and card say why it is missing."""
-    why = "no interval here: examples come in clusters, which the intervals of the criteria take into account"
+    """Wilson's interval assumes independent examples and would be too narrow; page and card explain its absence."""
+    why = "no interval: examples come in clusters; the criteria's intervals take that into account"
     groups = run.reports["evaluation"]["groups"]
     groups[AGENT]["clusters"], groups[OTHER]["clusters"] = groups[AGENT]["examples"] - 1, groups[OTHER]["examples"]
     for predictions in (run.predictions, []):
@@ -71,7 +71,7 @@ def test_shares_of_clustered_examples_have_no_wilson_interval(run: MadeUp) -> No
 
 
 def test_hostile_texts_stay_text(undecided: MadeUp) -> None:
-    """They come from the data and from models: no tag, no script, no hidden letter of them may act."""
+    """Texts of the data and of models add no tag, no script and no hidden character."""
     html = undecided.html()
     page = Page(html)
     assert page.tags.count("script") == 1 and "img" not in page.tags
@@ -82,8 +82,8 @@ def test_hostile_texts_stay_text(undecided: MadeUp) -> None:
     assert "gpu-7.intern" not in html
 
 
-def test_a_run_with_the_least_in_it_is_shown(run: MadeUp) -> None:
-    """No classes, no forgetting, one seed, nothing drawn, no plan: every part that may be absent is."""
+def test_a_minimal_run_is_shown(run: MadeUp) -> None:
+    """The page can be drawn without any optional part: classes, forgetting, seeds, drawings, plan."""
     evaluation, cost = run.reports["evaluation"], run.reports["cost"]
     evaluation |= {"classes": {}, "forgetting": None, "problems": [], "judges": {}}
     run.reports |= {"seeds": None, "changes": []}
@@ -100,8 +100,8 @@ def test_a_run_with_the_least_in_it_is_shown(run: MadeUp) -> None:
     assert run.card() and run.summary()
 
 
-def test_point_policy_is_told_as_unproven(run: MadeUp, change: Change) -> None:
-    """Its intervals are drawn, and nobody may take them for proof."""
+def test_the_point_policy_is_marked_as_unproven(run: MadeUp, change: Change) -> None:
+    """The intervals are drawn, but the page says that the verdict does not rest on them."""
     keys = {"evaluate.scorers": SCORERS, "decide.criteria": CRITERIA, "decide.policy": "point"}
     run.reports["decide"] = change(**keys).decide
     run.verdict = replace(run.verdict, name="deploy-unproven")
@@ -112,13 +112,13 @@ def test_point_policy_is_told_as_unproven(run: MadeUp, change: Change) -> None:
 # ---- The examples
 
 
-def kinds(run: MadeUp) -> dict[str, str]:
-    """The kind of each prediction by its id."""
+def kind_of_each(run: MadeUp) -> dict[str, str]:
+    """Return the kind of each prediction by its id."""
     return {row.prediction.id: row.kind for row in tag_predictions(run.predictions, known_metrics(SCORERS))}
 
 
-def test_regressions_and_fixes_are_told_apart(run: MadeUp) -> None:
-    """By the first scorer that scored the example; a failed answer is worse than any other."""
+def test_regressions_and_fixes_are_distinguished(run: MadeUp) -> None:
+    """The first scorer that scored the example decides; a failed answer is worse than any other."""
     scored = {"exact_match": (0.0, 1.0)}
     one = run.predictions[0]
     right, wrong = answer(one.reference, one.reference), answer("no", one.reference)
@@ -133,31 +133,31 @@ def test_regressions_and_fixes_are_told_apart(run: MadeUp) -> None:
     assert kind_of(replace(one, baseline=bare, candidate=bare), scored) == "unscored"
 
 
-def test_rows_are_chosen_by_rule(run: MadeUp) -> None:
-    """At most so many, none twice, every kind and every agent among them, failures and regressions before all."""
+def test_shown_rows_are_selected_by_rule(run: MadeUp) -> None:
+    """The number of rows is limited and none is repeated; every kind and agent is included, failures first."""
     rows = choose_rows(tag_predictions(run.predictions, known_metrics(SCORERS)))
     ids = [row.prediction.id for row in rows]
     assert len(ids) == len(set(ids)) == SHOWN
     shown = {tag for row in rows for tag in row.tags}
     assert shown == {"failed", "regression", "both-wrong", "cut", "fix", "longest", "both-right"}
-    lost = [item for item, kind in kinds(run).items() if kind == "regression"]
+    lost = [item for item, kind in kind_of_each(run).items() if kind == "regression"]
     assert 0 < len(lost) <= 60 and set(lost) <= set(ids)
     assert {row.prediction.agent for row in rows} == {AGENT, OTHER}
 
 
 def test_few_examples_are_all_shown(run: MadeUp) -> None:
-    """No rule is needed where everything fits."""
+    """If all examples fit, all are shown."""
     shown = show_examples(run.predictions[:20], known_metrics(SCORERS))
     assert len(shown["rows"]) == shown["total"] == 20
-    kinds = ("regression", "fix", "both-wrong", "both-right")
-    assert sum(item["total"] for item in shown["filters"] if item["tag"] in kinds) == 20
+    kind_of_each = ("regression", "fix", "both-wrong", "both-right")
+    assert sum(item["total"] for item in shown["filters"] if item["tag"] in kind_of_each) == 20
 
 
 # ---- Classes
 
 
 def test_many_classes_collapse_to_the_worst() -> None:
-    """A matrix of a hundred rows is read by nobody; the answers outside the shown classes are counted all the same."""
+    """A matrix of a hundred rows is unreadable; answers outside the shown classes are still counted."""
     labels = [f"c{at:03}" for at in range(100)]
     half = {"precision": 0.5, "recall": 0.5, "examples": 5}
     per_class = {label: ClassFigures(f1=at / 100, **half) for at, label in enumerate(labels)}
@@ -174,7 +174,7 @@ def test_many_classes_collapse_to_the_worst() -> None:
 
 
 def test_the_spread_of_seeds_is_in_the_unit_of_the_criterion(run: MadeUp) -> None:
-    """As data/seeds.json holds the runs."""
+    """The runs are those in data/seeds.json."""
     readings = read_outcomes(run.outcomes, run.run.reports.evaluation)
     names = [item.criterion for item in run.outcomes]
     seeds: dict[str, Any] = {
