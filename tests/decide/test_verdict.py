@@ -182,9 +182,7 @@ def test_too_little_evidence_never_leads_to_abort(verdict_of: Reach) -> None:
         ({"kept_step": 50, "last_validation_loss": 1.01}, None),
     ],
 )
-def test_the_validation_curve_decides_the_suggestion(
-    verdict_of: Reach, trained: dict[str, Any], expected: str | None
-) -> None:
+def test_the_curve_decides_the_suggestion(verdict_of: Reach, trained: dict[str, Any], expected: str | None) -> None:
     """Cases: the loss still falls at the end, has risen by more than 2%, or neither."""
     found = codes_of(verdict_of([better()], pairs(both=5, gained=2, neither=1), **trained))
     told = [code for code in found if code in ("more-epochs", "lower-learning-rate")]

@@ -1,4 +1,4 @@
-"""The rows of tokens: what max_length cuts, what is packed, what is padding, and the account of all of it."""
+"""Tokenized rows: truncation, packing, padding, and the counts of all of it."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -36,34 +36,34 @@ Settings = Callable[..., TrainConfig]
 
 
 def conversation(prompt: int, answer: int, more: int = 0) -> Tokenized:
-    """Tokens of which `answer` are supervised, the first after `prompt` others and before `more`."""
+    """Return tokens of which `answer` are supervised, the first after `prompt` others and before `more`."""
     ids = list(range(100, 100 + prompt + answer + more))
     return Tokenized(ids, [IGNORED] * prompt + ids[prompt : prompt + answer] + [IGNORED] * more)
 
 
 def row(length: int, name: str = "one", supervised: int = 1) -> TokenRow:
-    """A row of one example, all its tokens of one id that the name determines."""
+    """Return a row of one example whose tokens all have one id, derived from the name."""
     ids = [sum(name.encode()) % 1000 + 5] * length
     return TokenRow((name,), Tokenized(ids, [IGNORED] * (length - supervised) + ids[:supervised]), (length,))
 
 
 NONE = {"unsupervised_examples": 1, "examples": 0, "tokens": 0, "supervised_tokens": 0}
 
-# ---- What is cut
+# ---- Truncation
 
 
 @pytest.mark.parametrize(
     ("max_length", "told"),
     [
         (13, {}),
-        (12, {"truncated_examples": 1, "lost_tokens": 1}),  # the line end after the end token
+        (12, {"truncated_examples": 1, "lost_tokens": 1}),  # the newline after the end token
         (11, {"truncated_examples": 1, "lost_tokens": 2, "lost_supervised_tokens": 1, "lost_end_tokens": 1}),
         (9, {"truncated_examples": 1, "lost_tokens": 4, "lost_supervised_tokens": 3, "lost_end_tokens": 1}),
         (8, {"truncated_examples": 1, "lost_tokens": 13, "lost_supervised_tokens": 4, "lost_end_tokens": 1} | NONE),
     ],
 )
-def test_the_account_of_one_example(max_length: int, told: dict[str, int]) -> None:
-    """By hand, 8 tokens of prompt, an answer of 3 and its end token, and a line end: each length at its edge."""
+def test_truncation_counts_of_one_example(max_length: int, told: dict[str, int]) -> None:
+    """By hand: 8 prompt tokens, an answer of 3 with its end token, and a newline; max_length at each boundary."""
     whole, counts = conversation(8, 4, 1), TokenCounts.of()
     kept = Tokenized(whole.input_ids[:max_length], whole.labels[:max_length])
     count_example(counts, whole, kept)
@@ -74,8 +74,8 @@ def test_the_account_of_one_example(max_length: int, told: dict[str, int]) -> No
     assert counts.all_examples == 1
 
 
-def test_a_row_without_an_answer_has_lost_no_end() -> None:
-    """It never had one; it is left out and counted as such."""
+def test_a_row_without_an_answer_loses_no_end_token() -> None:
+    """It never had an end token; it is left out and counted as such."""
     whole, counts = conversation(8, 0), TokenCounts.of()
     assert (last_supervised(whole), last_supervised(conversation(8, 2))) == (-1, 9)
     count_example(counts, whole, whole)
@@ -87,7 +87,7 @@ def test_a_row_without_an_answer_has_lost_no_end() -> None:
     max_length=st.integers(8, 20),
 )
 def test_nothing_is_lost_without_being_counted(turns: list[tuple[int, int, int]], max_length: int) -> None:
-    """Every token of every example is trained on, or in the account of what is not."""
+    """Every token of every example is either trained on or counted as lost."""
     counts, examples = TokenCounts.of(), [conversation(*turn) for turn in turns]
     for whole in examples:
         count_example(counts, whole, Tokenized(whole.input_ids[:max_length], whole.labels[:max_length]))
@@ -101,7 +101,7 @@ def test_nothing_is_lost_without_being_counted(turns: list[tuple[int, int, int]]
 def test_rows_are_cut_at_max_length_and_empty_ones_are_left_out(
     tokenizer: Any, example: MakeExample, settings: Settings
 ) -> None:
-    """What is trained on is the beginning of what the template renders, to the token."""
+    """The rows are the first tokens of what the template renders."""
     examples = [example("a b c", "ValueError"), example("a longer task than the other one", "TypeError")]
     whole = [tokenize(tokenizer, one.messages) for one in examples]
     edge = len(whole[0].input_ids)
@@ -121,8 +121,8 @@ def test_rows_are_cut_at_max_length_and_empty_ones_are_left_out(
 # ---- Packing
 
 
-def test_packing_by_hand() -> None:
-    """Best fit, longest first: 6 + 4 and 5 + 3 + 2 fill two rows of ten exactly."""
+def test_packing_fills_rows_best_fit_first() -> None:
+    """Best fit, longest first: 6 + 4 and 5 + 3 + 2 exactly fill two rows of ten."""
     rows = [row(3, "c"), row(6, "a"), row(2, "e"), row(5, "b"), row(4, "d")]
     packed = pack(rows, 10)
     assert sorted(one.lengths for one in packed) == [(5, 3, 2), (6, 4)]
@@ -132,7 +132,7 @@ def test_packing_by_hand() -> None:
 @profile(max_examples=40)
 @given(lengths=st.lists(st.integers(1, 24), min_size=1, max_size=40), spare=st.integers(0, 12))
 def test_packing_cuts_nothing_and_loses_nothing(lengths: list[int], spare: int) -> None:
-    """The multiset of examples is the same, each in one piece with its own labels; no row is too long."""
+    """All examples are kept in one piece with their labels; no row is too long."""
     limit = max(lengths) + spare
     rows = []
     for number, length in enumerate(lengths):
@@ -151,7 +151,7 @@ def test_packing_cuts_nothing_and_loses_nothing(lengths: list[int], spare: int) 
 
 
 def test_packed_rows_are_counted_without_padding(tokenizer: Any, example: MakeExample, settings: Settings) -> None:
-    """Fewer rows, the same tokens; what train reads says where each example begins."""
+    """There are fewer rows with the same tokens, and the rows contain the start of each example."""
     examples = [example(f"task {at}" * (1 + at % 3), "ValueError") for at in range(12)]
     plain = tokenize_split(tokenizer, examples, settings(packing=False), seed=1).counts
     split = tokenize_split(tokenizer, examples, settings(packing=True), seed=1)
@@ -164,8 +164,8 @@ def test_packed_rows_are_counted_without_padding(tokenizer: Any, example: MakeEx
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_what_train_reads_is_what_was_counted(tmp_path: Path, packed: bool) -> None:
-    """One Arrow stream; where examples are packed, with their lengths."""
+def test_written_rows_equal_the_counted_ones(tmp_path: Path, packed: bool) -> None:
+    """The rows are one Arrow stream; packed rows include the lengths of their examples."""
     from datasets import Dataset
 
     rows = [row(3, "a"), TokenRow(("b", "c"), conversation(4, 2), (4, 2))]
@@ -183,8 +183,8 @@ def test_what_train_reads_is_what_was_counted(tmp_path: Path, packed: bool) -> N
 # ---- Order and padding
 
 
-def test_micro_batches_by_hand() -> None:
-    """Rows of 5, 9, 2, 7 and 4 tokens in twos: 9 + 9, 7 + 7 and 4 are computed."""
+def test_padded_positions_of_micro_batches() -> None:
+    """For rows of 5, 9, 2, 7 and 4 tokens in pairs, 9 + 9, 7 + 7 and 4 positions are computed."""
     found = measure_batches([0, 1, 2, 3, 4], [5, 9, 2, 7, 4], [1, 2, 2, 6, 3], 2)
     assert (found.positions, found.longest, found.largest, found.most_supervised) == (36, 9, 18, 8)
     found = measure_batches([1, 3, 0, 4, 2], [5, 9, 2, 7, 4], [1, 2, 2, 6, 3], 2)
@@ -195,8 +195,8 @@ def test_micro_batches_by_hand() -> None:
     assert (nothing.positions, nothing.longest, nothing.largest, nothing.most_supervised) == (0, 0, 0, 0)
 
 
-def test_the_account_of_the_micro_batches_by_hand(settings: Settings) -> None:
-    """Sequential: what the heaviest micro-batch holds decides on the memory."""
+def test_micro_batch_counts_and_the_heaviest_batch(settings: Settings) -> None:
+    """Rows are sequential: the heaviest micro-batch determines the memory."""
     train = settings(per_device_train_batch_size=2, train_sampling_strategy="sequential")
     split = TokenizedSplit(rows=[row(5), row(9, supervised=4), row(2), row(7, supervised=6), row(4)])
     split.counts.tokens = 27
@@ -208,7 +208,7 @@ def test_the_account_of_the_micro_batches_by_hand(settings: Settings) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_order_is_a_function_of_seed_and_epoch(strategy: str) -> None:
-    """A resumed run must draw the same rows, whatever was drawn before; and each epoch all rows once."""
+    """A resumed run draws the same rows whatever was drawn before, and each epoch has all rows once."""
     import torch
 
     lengths = [(at * 37) % 50 + 1 for at in range(60)]
@@ -221,15 +221,15 @@ def test_the_order_is_a_function_of_seed_and_epoch(strategy: str) -> None:
     assert all((other == first) == (strategy == "sequential") for other in others)
 
 
-def test_the_order_of_the_largest_seed_and_of_one_row() -> None:
-    """A seed has 32 bits, a generator's 64; and the grouping of few rows must not divide by zero."""
+def test_the_order_works_for_the_largest_seed_and_one_row() -> None:
+    """A seed has 32 bits, a generator's 64; and grouping few rows must not divide by zero."""
     assert sorted(epoch_order([3, 1, 2], 2, 2**32 - 1, "random", 999)) == [0, 1, 2]
     for strategy in STRATEGIES:
         assert epoch_order([3], 64, 1, strategy, 0) == [0]
 
 
 def test_grouping_by_length_pads_less() -> None:
-    """That is all it is for."""
+    """Grouping by length serves only to reduce padding."""
     lengths = [(at * 37) % 200 + 1 for at in range(400)]
 
     def positions(strategy: str) -> int:
@@ -245,7 +245,7 @@ def test_grouping_by_length_pads_less() -> None:
 def test_the_trainer_pads_what_was_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, packing: bool
 ) -> None:
-    """The real data loader with TRL's collator, over the first epoch: to the position and to the heaviest batch."""
+    """The real data loader with TRL's collator over the first epoch: positions and heaviest batch are equal."""
     monkeypatch.chdir(tmp_path)
     config, paths = validated(tmp_path / "run", train__train_sampling_strategy=strategy, train__packing=packing)
     counts = read_json(paths.reports / "validation.json")["tokens"]["train"]
@@ -260,4 +260,4 @@ def test_the_trainer_pads_what_was_counted(
         kept = sum(int(batch["attention_mask"].sum()) for batch in batches)
         assert kept == counts["tokens"]
         assert max(batch["input_ids"].shape[1] for batch in batches) == counts["longest_row"]
-        assert all(batch["attention_mask"][:, 0].all() for batch in batches)  # padded on the right
+        assert all(batch["attention_mask"][:, 0].all() for batch in batches)  # padding is on the right

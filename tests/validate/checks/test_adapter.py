@@ -1,4 +1,4 @@
-"""The adapter against base and learning rate: what raises a finding, and what does not."""
+"""The adapter settings against base and learning rate: which cause findings, and which do not."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,8 +15,8 @@ from tests.builders.kinds import Change
 Check = Callable[..., list[Finding]]
 
 
-def test_an_adapter_that_cannot_start_on_this_base_is_told(change: Change) -> None:
-    """PiSSA takes a part out of the weights, which 4-bit weights do not allow."""
+def test_an_initialization_unsuited_to_the_base_is_reported(change: Change) -> None:
+    """PiSSA modifies the base weights, which 4-bit weights do not allow."""
     found = check_adapter(change(**{"model.quantization": "nf4", "adapter.init_lora_weights": "pissa"}), None)
     (finding,) = [finding for finding in found if finding.code == "adapter-impossible"]
     assert finding.place == "params.yaml: adapter.init_lora_weights"
@@ -30,7 +30,7 @@ def test_an_adapter_that_cannot_start_on_this_base_is_told(change: Change) -> No
 
 @pytest.fixture
 def adapter(change: Change) -> Check:
-    """`adapter({"adapter.r": 8})`: the findings of check_adapter on params.yaml with keys changed."""
+    """`adapter({"adapter.r": 8})`: return the findings of check_adapter on params.yaml with keys changed."""
 
     def checked(keys: dict[str, Any], architecture: Architecture | None = LLAMA) -> list[Finding]:
         return check_adapter(change(**keys), architecture)
@@ -38,8 +38,8 @@ def adapter(change: Change) -> Check:
     return checked
 
 
-def test_a_target_module_that_is_nowhere_is_an_error(adapter: Check) -> None:
-    """Names of another architecture: PEFT would say so after the base was loaded."""
+def test_a_target_module_without_a_match_is_an_error(adapter: Check) -> None:
+    """The module names are those of another architecture: PEFT would fail only after the base was loaded."""
     assert adapter({}) == []
     assert adapter({"adapter.target_modules": ["c_attn"], "train.learning_rate": 2e-4}, None) == []
     (finding,) = adapter({"adapter.target_modules": ["q_proj", "c_attn", "c_proj"]})
@@ -49,19 +49,19 @@ def test_a_target_module_that_is_nowhere_is_an_error(adapter: Check) -> None:
     )
 
 
-def test_a_path_is_no_name_of_a_module(adapter: Check) -> None:
-    """train takes names alone, so what it refuses is refused here."""
+def test_a_path_is_not_a_module_name(adapter: Check) -> None:
+    """train accepts names only, so a path is refused here as well."""
     assert codes(adapter({"adapter.target_modules": ["self_attn.q_proj"]})) == ["target-modules-missing"]
 
 
-def test_embeddings_can_be_adapted_and_the_head_can_not(adapter: Check) -> None:
-    """PEFT knows both, so neither is missing; but the loss multiplies with the head's own weights, past its adapter."""
+def test_embeddings_can_be_adapted_but_the_head_cannot(adapter: Check) -> None:
+    """PEFT supports both; but the loss uses the head's own weights directly, bypassing its adapter."""
     assert adapter({"adapter.target_modules": [*SEVEN, "embed_tokens"]}) == []
     assert codes(adapter({"adapter.target_modules": [*SEVEN, "lm_head"]})) == ["adapter-impossible"]
 
 
 def test_layers_without_an_adapter_are_a_note(adapter: Check) -> None:
-    """QLoRA found that all linear layers matter; by hand 2 x (128 x 64 x 2 + 128 x 256 x 3) of 500,000 parameters."""
+    """QLoRA found that all linear layers matter. By hand: 2 x (128 x 64 x 2 + 128 x 256 x 3) of 500,000 parameters."""
     (finding,) = adapter({"adapter.target_modules": ["q_proj", "o_proj"]})
     assert told(finding, "target-modules-partial") == (
         "params.yaml: adapter.target_modules: down_proj, gate_proj, k_proj, up_proj, v_proj get "
@@ -72,7 +72,7 @@ def test_layers_without_an_adapter_are_a_note(adapter: Check) -> None:
 
 @pytest.mark.parametrize("alpha", [3, 129])
 def test_an_unusual_scale_is_a_warning(adapter: Check, alpha: int) -> None:
-    """At a quarter and at eight it is still what papers used; rsLoRA divides by the root."""
+    """Scales from a quarter to eight occur in papers and cause no warning; rsLoRA divides by the root."""
     for usual in (4, 128):
         assert adapter({"adapter.r": 16, "adapter.lora_alpha": usual}) == []
     (finding,) = adapter({"adapter.r": 16, "adapter.lora_alpha": alpha})
@@ -97,7 +97,7 @@ SMALL, LARGE = replace(LLAMA, parameters=99_999_999), replace(LLAMA, parameters=
 def test_a_high_learning_rate_is_a_warning(
     adapter: Check, architecture: Architecture | None, edge: float, above: float, text: str
 ) -> None:
-    """Ten times more is usual for a tiny base; SGD's rates are others altogether."""
+    """A tenfold rate is usual for a tiny base; rates of SGD are on another scale."""
     assert adapter({"train.learning_rate": edge}, architecture) == []
     (finding,) = adapter({"train.learning_rate": above}, architecture)
     assert told(finding, "learning-rate-high") == f"params.yaml: train.learning_rate: {text}"
@@ -105,7 +105,7 @@ def test_a_high_learning_rate_is_a_warning(
 
 
 def test_a_low_learning_rate_is_a_warning(adapter: Check) -> None:
-    """2e-5 is what full fine-tuning takes, and the commonest value that is copied from it."""
+    """2e-5 is usual for full fine-tuning, and often copied from there."""
     assert adapter({"train.learning_rate": 3e-5}) == []
     (finding,) = adapter({"train.learning_rate": 2e-5})
     assert told(finding, "learning-rate-low") == (

@@ -15,7 +15,7 @@ from tests.builders.kinds import Change, MakeExample
 
 
 def test_an_agent_tested_and_not_trained_is_an_error(splits: Splits, quiet: Config, example: MakeExample) -> None:
-    """Two sources that call one agent by two names are the usual reason."""
+    """The usual cause is that two sources name the same agent differently."""
     splits["test"] += [example(f"odd {at}", agent="nmaer") for at in range(2)]
     (finding,) = check_data(quiet, splits)
     assert told(finding, "agent-missing") == (
@@ -27,7 +27,7 @@ def test_an_agent_tested_and_not_trained_is_an_error(splits: Splits, quiet: Conf
 
 
 def test_an_agent_of_one_row_in_twenty_is_enough(splits: Splits, quiet: Config, example: MakeExample) -> None:
-    """40 to 2 is 20 to 1, the most that is silent."""
+    """40 to 2 is 20 to 1, the largest ratio without a warning."""
     splits["train"] += [example(f"rare {at}", agent="rare") for at in range(2)]
     assert check_data(quiet, splits) == []
     splits["train"].pop()
@@ -38,23 +38,23 @@ def test_an_agent_of_one_row_in_twenty_is_enough(splits: Splits, quiet: Config, 
     )
 
 
-def test_the_source_to_cap_is_named(splits: Splits, quiet: Config, example: MakeExample) -> None:
-    """Where the rare agent has a source of its own, a cap on the other's makes them even."""
+def test_the_source_to_limit_is_named(splits: Splits, quiet: Config, example: MakeExample) -> None:
+    """If the rare agent has its own source, a cap on the other source balances them."""
     splits["train"] = [replace(row, source="cpython") for row in splits["train"]] + [example("one", agent="rare")]
     (finding,) = check_data(quiet, splits)
     assert finding.remedy == "add rows of 'rare', or set data.sources.0.cap: 20"
 
 
 def labelled(rows: list[Example], names: list[str]) -> list[Example]:
-    """The rows with these labels in turn, which are their answers too."""
+    """Return the rows with these labels in turn, which are also their answers."""
     return [
         replace(row, label=name, messages=(*row.prompt, Message("assistant", name)))
         for row, name in zip(rows, names * len(rows), strict=False)
     ]
 
 
-def test_labels_of_both_splits_raise_nothing(splits: Splits, quiet: Config) -> None:
-    """Four labels, each in both; and rows that have no label at all have no part in it."""
+def test_labels_of_both_splits_cause_no_finding(splits: Splits, quiet: Config) -> None:
+    """Four labels in both splits cause no finding; rows without a label are ignored."""
     names = ["1", "2", "3", "4"]
     splits["train"], splits["test"] = labelled(splits["train"], names), labelled(splits["test"], names)
     assert check_data(quiet, splits) == []
@@ -64,7 +64,7 @@ def test_labels_of_both_splits_raise_nothing(splits: Splits, quiet: Config) -> N
 
 
 def test_a_label_that_is_tested_and_not_trained_is_an_error(splits: Splits, quiet: Config) -> None:
-    """Seven labels are new: five are named, the rest are counted."""
+    """Of seven new labels, five are named and the rest are counted."""
     splits["train"] = labelled(splits["train"], ["1", "2"])
     splits["test"] = labelled(splits["test"], [*"123456789"])
     (finding,) = check_data(quiet, splits)
@@ -76,7 +76,7 @@ def test_a_label_that_is_tested_and_not_trained_is_an_error(splits: Splits, quie
 
 
 def test_a_label_that_is_never_tested_is_a_warning(splits: Splits, quiet: Config) -> None:
-    """What it scores is not known."""
+    """The score of such a label is unknown."""
     splits["train"] = labelled(splits["train"], ["1", "2", "3"])
     splits["test"] = labelled(splits["test"], ["1", "2"])
     (finding,) = check_data(quiet, splits)
@@ -87,7 +87,7 @@ def test_a_label_that_is_never_tested_is_a_warning(splits: Splits, quiet: Config
 
 
 def test_a_label_twenty_times_as_frequent_is_a_warning(splits: Splits, quiet: Config, example: MakeExample) -> None:
-    """42 to 2 is over 20 to 1, 40 to 2 is not; the answers are sentences, so that no answer is constant."""
+    """42 to 2 is above 20 to 1, 40 to 2 is not; the answers are sentences, so no answer is constant."""
 
     def rows(first: int, a: int, b: int) -> list[Example]:
         made = [example(f"question {first + at}", f"Because {at % 5}") for at in range(a + b)]
@@ -106,7 +106,7 @@ def test_a_label_twenty_times_as_frequent_is_a_warning(splits: Splits, quiet: Co
 
 
 def test_a_constant_answer_is_a_warning(splits: Splits, quiet: Config, example: MakeExample) -> None:
-    """33 of 40 are over 80%, 32 are not: a model that reads nothing would score that."""
+    """33 of 40 are above 80%, 32 are not: a model that ignores its input would reach that score."""
     splits["test"] = [example(f"question {300 + at}", "Same" if at < 24 else "Other") for at in range(30)]
     splits["train"] = [example(f"question {100 + at}", "Same" if at < 32 else f"Other{at}") for at in range(40)]
     assert check_data(quiet, splits) == []
@@ -119,14 +119,14 @@ def test_a_constant_answer_is_a_warning(splits: Splits, quiet: Config, example: 
     )
 
 
-def test_a_few_rows_with_one_answer_are_no_finding(splits: Splits, quiet: Config, example: MakeExample) -> None:
-    """19 rows of a second agent, all alike, may be so by chance."""
+def test_a_few_rows_with_one_answer_cause_no_finding(splits: Splits, quiet: Config, example: MakeExample) -> None:
+    """19 equal rows of a second agent may be coincidence."""
     splits["train"] += [example(f"second {at}", "Same", agent="second") for at in range(19)]
     assert check_data(quiet, splits) == []
 
 
 def test_long_answers_in_many_rows_are_a_note(splits: Splits, quiet: Config, example: MakeExample) -> None:
-    """A refusal in three of 40 rows is what the model will say; two of 40 are 5%, and eight words are a name."""
+    """A refusal in three of 40 rows would be learnt; two of 40 are 5%, and answers of eight words count as labels."""
     refusal = "I am sorry but I can not help you with that"
 
     def with_answer(answer: str, times: int) -> Splits:
@@ -142,15 +142,15 @@ def test_long_answers_in_many_rows_are_a_note(splits: Splits, quiet: Config, exa
     )
 
 
-def test_a_constant_long_answer_is_told_once(splits: Splits, quiet: Config, example: MakeExample) -> None:
-    """It is repeated too, which goes without saying."""
+def test_a_constant_long_answer_is_reported_once(splits: Splits, quiet: Config, example: MakeExample) -> None:
+    """A constant answer is also a repeated one, so the latter is not reported."""
     splits["train"] = [example(f"question {100 + at}", "no " * 10) for at in range(40)]
     splits["test"] = [example(f"question {300 + at}", "no " * 10) for at in range(30)]
     assert codes(check_data(quiet, splits)) == ["answers-constant"]
 
 
 def test_a_system_prompt_for_nobody_is_a_warning(splits: Splits, change: Change) -> None:
-    """Mostly a mistyped name, and then an agent runs without its prompt."""
+    """The usual cause is a mistyped name: the agent then has no system prompt."""
     cost = [{"rule": "memory_at_most", "limit": "2 GB"}]
     prompts = {"namer": "Name it.", "Namer": "Name it.", "xyz": "?"}
     config = change(**{"decide.criteria": cost, "data.system_prompts": prompts, "evaluate.scorers.exceptions.of": None})

@@ -1,4 +1,4 @@
-"""The base: whole or not, its parts made for each other or not. Whatever is wrong is a finding, never a traceback."""
+"""The base is complete and its parts fit together; every defect is a finding, never a traceback."""
 
 import json
 import shutil
@@ -16,8 +16,8 @@ INDEX = "model.safetensors.index.json"
 NO_MODEL = '{"version": "1.0", "model": {"type": "Nope"}}'
 
 
-def test_a_whole_base_has_no_finding(base: Path) -> None:
-    """The counterpart of all tests below; and everything that the later checks need is known."""
+def test_a_complete_base_has_no_finding(base: Path) -> None:
+    """A complete base passes all checks below, and provides everything that later checks need."""
     known = examine()
     assert known.findings == []
     assert known.identity is not None and known.identity["revision"].startswith("sha256:")
@@ -29,15 +29,15 @@ def test_a_whole_base_has_no_finding(base: Path) -> None:
 
 
 def split_in_two(base: Path) -> None:
-    """The weights under the names of two shards, as the index tells."""
+    """Move the weights to two shards, as listed in the index."""
     names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     shutil.copy(base / "model.safetensors", base / names[1])
     (base / "model.safetensors").rename(base / names[0])
     (base / INDEX).write_text(json.dumps({"weight_map": dict(zip("abc", [*names, names[0]], strict=True))}))
 
 
-def test_a_missing_shard_is_told_by_name(base: Path) -> None:
-    """A download that ended early; transformers would tell after the first shard was loaded."""
+def test_a_missing_shard_is_reported_by_name(base: Path) -> None:
+    """A download was interrupted; transformers would fail only after loading the first shard."""
     split_in_two(base)
     assert found() == []
     (base / "model-00002-of-00002.safetensors").unlink()
@@ -49,8 +49,8 @@ def test_a_missing_shard_is_told_by_name(base: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [-100, 0, 5])
-def test_weights_that_are_cut_off_are_told_by_name(base: Path, size: int) -> None:
-    """The commonest broken download: the header speaks of more bytes than there are, or is not there itself."""
+def test_truncated_weights_are_reported_by_name(base: Path, size: int) -> None:
+    """The usual broken download: the header announces more bytes than exist, or is itself truncated."""
     weights = base / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:size])
     (finding,) = examine().findings
@@ -58,8 +58,8 @@ def test_weights_that_are_cut_off_are_told_by_name(base: Path, size: int) -> Non
     assert finding.message == "base/model.safetensors: a file that is truncated or damaged"
 
 
-def test_every_damaged_shard_is_told(base: Path) -> None:
-    """Fetching one again and failing at the next would take a night each."""
+def test_every_damaged_shard_is_reported(base: Path) -> None:
+    """All damaged shards are reported at once, so that one download fixes them."""
     split_in_two(base)
     for path in base.glob("*.safetensors"):
         path.write_bytes(b"no tensors")
@@ -67,22 +67,22 @@ def test_every_damaged_shard_is_told(base: Path) -> None:
 
 
 @pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
-def test_an_index_that_names_no_shard_is_told(base: Path, index: str) -> None:
-    """Broken JSON in any form is a finding about that file."""
+def test_an_index_without_shards_is_reported(base: Path, index: str) -> None:
+    """An invalid index is a finding about that file."""
     (base / "model.safetensors").unlink()
     (base / INDEX).write_text(index, encoding="utf-8")
     (finding,) = examine().findings
     assert finding.message == f"base/{INDEX}: an index that lists no shards"
 
 
-def test_the_one_file_goes_before_an_index(base: Path) -> None:
-    """transformers looks for it first, so an index left from another conversion is no matter."""
+def test_a_single_file_takes_precedence_over_an_index(base: Path) -> None:
+    """transformers prefers the single file, so a leftover index has no effect."""
     (base / INDEX).write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}), encoding="utf-8")
     assert found() == []
 
 
-def test_pickled_weights_alone_are_refused(base: Path) -> None:
-    """A pickle runs code when it is loaded; beside safetensors it is left alone."""
+def test_pickled_weights_are_refused(base: Path) -> None:
+    """Loading a pickle can run code; a pickle beside safetensors is ignored."""
     shutil.copy(base / "model.safetensors", base / "pytorch_model.bin")
     assert found() == []
     (base / "model.safetensors").unlink()
@@ -96,8 +96,8 @@ def test_pickled_weights_alone_are_refused(base: Path) -> None:
     assert finding.message == "base: no weights"
 
 
-def test_a_link_into_nowhere_and_a_folder_of_that_name_are_no_weights(base: Path) -> None:
-    """A copy of the Hub's cache holds links; both were a traceback when the files were hashed."""
+def test_a_broken_link_or_a_folder_is_not_a_weights_file(base: Path) -> None:
+    """The Hub's cache contains links, so a broken link is a finding and not a traceback."""
     (base / "model.safetensors").unlink()
     (base / "model.safetensors").symlink_to("../blobs/nothing")
     assert found() == ["base-incomplete"]
@@ -122,8 +122,8 @@ def test_a_link_into_nowhere_and_a_folder_of_that_name_are_no_weights(base: Path
         ({"num_hidden_layers": 3}, "is not one of qwen2: Class validation error"),
     ],
 )
-def test_a_config_that_names_no_model_is_a_finding(base: Path, keys: dict[str, Any], what: str) -> None:
-    """The rest of the base is examined all the same."""
+def test_a_config_without_a_known_model_is_a_finding(base: Path, keys: dict[str, Any], what: str) -> None:
+    """The rest of the base is still checked."""
     edit(base / "config.json", **keys)
     known = examine()
     (finding, *others) = known.findings
@@ -132,7 +132,7 @@ def test_a_config_that_names_no_model_is_a_finding(base: Path, keys: dict[str, A
     assert finding.remedy == "use a base that transformers supports, or fix that file"
     assert "\n" not in finding.message
     assert known.architecture is None
-    assert {other.code for other in others} <= {"base-incomplete"}  # of some such configs no tokenizer is made either
+    assert {other.code for other in others} <= {"base-incomplete"}  # some prevent the tokenizer, too
 
 
 NO_LAYERS = {"layer_types": None, "num_attention_heads": None}
@@ -147,16 +147,16 @@ NO_LAYERS = {"layer_types": None, "num_attention_heads": None}
         {"model_type": "mamba", "architectures": ["MambaForCausalLM"]} | NO_LAYERS,
     ],
 )
-def test_a_config_that_makes_no_decoder_is_a_finding(base: Path, keys: dict[str, Any]) -> None:
-    """Each breaks in another line of transformers."""
+def test_a_config_without_a_decoder_is_a_finding(base: Path, keys: dict[str, Any]) -> None:
+    """Each of these configs fails in a different place of transformers."""
     edit(base / "config.json", **keys)
     (finding,) = examine().findings
     assert finding.code == "base-class-unknown"
     assert finding.message.startswith("no decoder can be built from its ")
 
 
-def test_a_base_without_a_bound_on_positions_is_no_mistake(base: Path) -> None:
-    """BLOOM's ALiBi knows none, so no length is beyond it."""
+def test_a_base_without_a_position_limit_is_accepted(base: Path) -> None:
+    """BLOOM's ALiBi has no limit of positions, so every length is allowed."""
     bloom = {"model_type": "bloom", "hidden_size": 64, "n_head": 4, "n_layer": 2, "vocab_size": 5000}
     (base / "config.json").write_text(json.dumps(bloom), encoding="utf-8")
     assert found(train__max_length=100_000) == []
@@ -164,7 +164,7 @@ def test_a_base_without_a_bound_on_positions_is_no_mistake(base: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", "[]", "\udcff"])
 def test_a_broken_config_is_a_finding(base: Path, content: str) -> None:
-    """Cut off, no object, no UTF-8."""
+    """Cases: truncated, not an object, not UTF-8."""
     (base / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     known = examine()
     assert {finding.code for finding in known.findings} == {"base-incomplete"}
@@ -173,7 +173,7 @@ def test_a_broken_config_is_a_finding(base: Path, content: str) -> None:
 
 
 def test_a_missing_config_is_a_finding(base: Path) -> None:
-    """With the three places where one was looked for."""
+    """The finding names the three places that were searched."""
     (base / "config.json").unlink()
     (finding,) = examine().findings
     assert told(finding, "base-missing") == (
@@ -190,15 +190,15 @@ def test_a_missing_config_is_a_finding(base: Path) -> None:
     ],
 )
 def test_another_broken_file_is_a_finding(base: Path, name: str, content: str, what: str) -> None:
-    """The one says where generation stops; of the other, each of the libraries below has its own kind of error."""
+    """One file defines where generation stops; for the other, each library raises its own kind of error."""
     (base / name).write_text(content, encoding="utf-8")
     (finding,) = examine().findings
     assert finding.code == "base-incomplete"
     assert finding.message.startswith(what)
 
 
-def test_rows_longer_than_the_base_was_made_for(base: Path) -> None:
-    """At the limit nothing is wrong; past it the base has never seen such positions."""
+def test_rows_beyond_the_position_limit_are_a_finding(base: Path) -> None:
+    """At the limit there is no finding; beyond it are positions that the base was not trained on."""
     edit(base / "config.json", max_position_embeddings=64)
     assert found(train__max_length=64) == []
     (finding,) = examine(train__max_length=65).findings
@@ -211,7 +211,7 @@ def test_rows_longer_than_the_base_was_made_for(base: Path) -> None:
 
 
 def test_a_missing_tokenizer_is_a_finding(base: Path) -> None:
-    """Of a folder without one, transformers makes a tokenizer without a vocabulary and says nothing."""
+    """From a folder without one, transformers silently makes a tokenizer without a vocabulary."""
     for path in base.glob("tokenizer*"):
         path.unlink()
     (finding,) = examine().findings
@@ -220,7 +220,7 @@ def test_a_missing_tokenizer_is_a_finding(base: Path) -> None:
 
 
 def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
-    """An index out of range, on a GPU with no word of where; more rows than tokens are usual and harmless."""
+    """On a GPU, the index error would not name the cause; more embedding rows than tokens are usual and harmless."""
     rows = json.loads((base / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     edit(base / "config.json", vocab_size=rows + 8)
     assert found() == []
@@ -234,8 +234,8 @@ def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
 
 
 @pytest.mark.parametrize("poor", ["zero", "copied"])
-def test_a_mark_that_was_never_trained_is_a_finding(base: Path, poor: str) -> None:
-    """Zero rows, and rows copied from each other, are how tokens are added to a finished base."""
+def test_an_untrained_control_token_is_a_finding(base: Path, poor: str) -> None:
+    """Rows of zeros and copied rows are typical of tokens that were added to a trained base."""
     from safetensors.torch import load_file, save_file
     from transformers import AutoTokenizer
 
@@ -260,7 +260,7 @@ def test_a_mark_that_was_never_trained_is_a_finding(base: Path, poor: str) -> No
 
 
 def test_padding_with_the_end_token_is_a_note(base: Path) -> None:
-    """Elsewhere a famous trap; here the labels come from the template."""
+    """Padding with the end token is harmless here, because the labels come from the template."""
     (finding,) = examine(model__pad_token="<|im_end|>").findings
     assert told(finding, "pad-is-end") == (
         "params.yaml: model.pad_token: padding and end of sequence share a token (<|im_end|>); "
@@ -268,8 +268,8 @@ def test_padding_with_the_end_token_is_a_note(base: Path) -> None:
     )
 
 
-def test_a_base_without_a_padding_token_is_told_what_to_write(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Llama's and Mistral's have none; with the advice taken, the finding is gone."""
+def test_a_missing_padding_token_is_reported_with_a_remedy(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bases of Llama and Mistral have none; the advised setting removes the finding."""
     from transformers import AutoTokenizer
 
     load = AutoTokenizer.from_pretrained
@@ -287,8 +287,8 @@ def test_a_base_without_a_padding_token_is_told_what_to_write(base: Path, monkey
     assert found(model__pad_token="<|endoftext|>") == []
 
 
-def test_a_padding_token_that_is_none_is_told(base: Path) -> None:
-    """Added to the vocabulary it would have no embedding."""
+def test_an_invalid_padding_token_is_reported(base: Path) -> None:
+    """Adding the token to the vocabulary would give it no embedding."""
     (finding,) = examine(model__pad_token="[PAD]").findings
     assert told(finding, "pad-missing") == (
         "params.yaml: model.pad_token: [PAD] is not a token of base; use one of its tokens, like <|im_end|>"

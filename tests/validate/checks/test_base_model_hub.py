@@ -1,4 +1,4 @@
-"""A base of the Hub: in the cache, half of it or nowhere, and what validate then does."""
+"""A base of the Hub that is cached, partly cached or missing, and validate's reaction."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from finetune.cli.main import main
 from finetune.config.params import params_of, parse_config
 from finetune.validate.checks.base_model import examine_base
 from tests.builders.checked_base import examine
-from tests.builders.checked_base import whole as whole
+from tests.builders.checked_base import whole as complete
 from tests.builders.small_run import params, workspace
 
 COMMIT = "a1" * 20
@@ -25,7 +25,7 @@ Cache = Callable[..., Path]
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
-    """`cache("config.json")`: a Hugging Face cache that holds these files of `org/name` at COMMIT, and no other."""
+    """`cache("config.json")`: make a Hugging Face cache with only these files of `org/name` at COMMIT."""
     import huggingface_hub.constants
     from transformers.utils import hub
 
@@ -54,13 +54,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
 
 
 def files_of(whole: Path) -> set[str]:
-    """All files of the base."""
+    """Return all files of the base."""
     return {path.name for path in whole.iterdir()}
 
 
-def test_a_base_in_the_cache_is_as_good_as_a_folder(whole: Path, cache: Cache) -> None:
-    """The counterpart of the next; its identity is the commit."""
-    cache(whole, *files_of(whole))
+def test_a_cached_base_is_equivalent_to_a_folder(whole: Path, cache: Cache) -> None:
+    """A cached base has no finding; its identity is the commit."""
+    cache(whole, *files_of(complete))
     known = examine(model__base="org/name", model__revision=COMMIT)
     assert known.findings == []
     assert known.identity == {"name": "org/name", "revision": COMMIT}
@@ -76,17 +76,17 @@ def test_a_base_in_the_cache_is_as_good_as_a_folder(whole: Path, cache: Cache) -
         ("chat_template.jinja", "org/name has no chat template"),
     ],
 )
-def test_half_a_cache_is_a_finding(whole: Path, cache: Cache, missing: str, what: str) -> None:
-    """A download that was stopped; offline nothing can come any more."""
-    cache(whole, *(files_of(whole) - {missing}))
+def test_a_partly_cached_base_is_a_finding(whole: Path, cache: Cache, missing: str, what: str) -> None:
+    """A download was interrupted, and offline it cannot be completed."""
+    cache(whole, *(files_of(complete) - {missing}))
     known = examine(model__base="org/name", model__revision=COMMIT)
     assert any(what in finding.message for finding in known.findings), known.findings
     assert {finding.code for finding in known.findings} <= {"base-missing", "base-incomplete", "template-missing"}
 
 
-def test_weights_that_can_still_come_are_no_finding(whole: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan is made before the base is fetched; online, train fetches what is missing."""
-    cache(whole, *(files_of(whole) - {"model.safetensors"}))
+def test_downloadable_weights_cause_no_finding(whole: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan may precede the download of the base; online, train fetches missing files."""
+    cache(whole, *(files_of(complete) - {"model.safetensors"}))
     config = parse_config(params(model__base="org/name", model__revision=COMMIT), "params.yaml")
     assert examine_base(config, Path(), fetch=False).findings == []
     assert [finding.code for finding in examine_base(config, Path()).findings] == ["base-incomplete"]
@@ -95,16 +95,16 @@ def test_weights_that_can_still_come_are_no_finding(whole: Path, cache: Cache, m
 
 
 @pytest.mark.parametrize("name", ["org/name", "name", "base.safetensors"])
-def test_a_base_that_is_nowhere_is_one_finding(cache: Cache, name: str) -> None:
-    """No folder, no cache, no network: whatever is written there, and however many steps need it."""
+def test_a_missing_base_is_one_finding(cache: Cache, name: str) -> None:
+    """Without folder, cache and network there is exactly one finding, although many checks need the base."""
     (finding,) = examine(model__base=name, model__revision=COMMIT).findings
     assert finding.code == "base-missing"
     assert finding.message.startswith(f"{name}: no config.json in the folder {name}")
 
 
 @pytest.mark.parametrize("name", ["models/org/name", "../x y", "/nowhere/base"])
-def test_a_path_that_is_no_folder_is_told_as_one(cache: Cache, name: str) -> None:
-    """A mistyped path is not mended by a pin."""
+def test_a_path_that_is_not_a_folder_is_reported_as_such(cache: Cache, name: str) -> None:
+    """A mistyped path cannot be fixed by a pin."""
     (finding,) = examine(model__base=name).findings
     assert str(finding) == (
         f"params.yaml: model.base: {name}: not a folder, and not a Hub name like org/name; fix the path"
@@ -112,8 +112,8 @@ def test_a_path_that_is_no_folder_is_told_as_one(cache: Cache, name: str) -> Non
 
 
 def test_a_base_of_the_hub_must_be_pinned(whole: Path, cache: Cache) -> None:
-    """The cache holds it, but tomorrow's download of the same name may be another model."""
-    cache(whole, *files_of(whole))
+    """The base is cached, but a later download of the same name may be another model."""
+    cache(whole, *files_of(complete))
     first, second = examine(model__base="org/name").findings
     assert str(first) == (
         "params.yaml: model.revision: org/name is not a local folder, and without a revision the "
@@ -130,7 +130,7 @@ def test_a_base_of_the_hub_must_be_pinned(whole: Path, cache: Cache) -> None:
 def test_validate_runs_every_check_and_then_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Mistakes of the base, the settings, the steps and the rows in one go, so that they are mended in one go."""
+    """Problems of base, settings, steps and rows are reported together, so that they can be fixed together."""
     from finetune.prepare import stage as prepare
 
     monkeypatch.chdir(tmp_path)
@@ -157,10 +157,10 @@ def test_validate_runs_every_check_and_then_stops(
 
 
 @pytest.mark.slow
-def test_a_base_that_serves_nothing_stops_validate_with_its_findings(
+def test_an_unusable_base_stops_validate_with_its_findings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither config nor tokenizer: the other checks are made all the same."""
+    """The other checks still run without config and tokenizer."""
     from finetune.prepare import stage as prepare
 
     monkeypatch.chdir(tmp_path)
@@ -174,8 +174,8 @@ def test_a_base_that_serves_nothing_stops_validate_with_its_findings(
     assert "Traceback" not in told
 
 
-def test_where_the_hub_answers_config_and_tokenizer_are_fetched(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first validate of a base that is not in the cache, on a machine with a network; the weights are train's."""
+def test_config_and_tokenizer_are_fetched_from_the_hub(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """validate fetches config and tokenizer of a base that is not cached; train fetches the weights."""
     from finetune.validate.checks import base_model
 
     asked: list[Any] = []
@@ -185,18 +185,18 @@ def test_where_the_hub_answers_config_and_tokenizer_are_fetched(cache: Cache, mo
     examine(model__base="org/name", model__revision=COMMIT)
     assert asked == [("config", "org/name"), ("tokenizer", True)]
     asked.clear()
-    examine(model__base="org/name")  # unpinned: nothing to ask for
+    examine(model__base="org/name")  # unpinned, so nothing is fetched
     assert asked == [("tokenizer", False)]
 
 
-def test_a_network_that_is_not_there_is_found_out_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Hub's library tries six times, for most of a minute, before it says the same."""
+def test_a_missing_network_is_detected_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's library alone would retry six times for most of a minute before it gives up."""
     from huggingface_hub import constants
 
     from finetune.model.base import hub_answers
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the port of discard, where nobody listens
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port, where no server listens
     started = time.monotonic()
     assert not hub_answers()
     assert time.monotonic() - started < 30

@@ -1,4 +1,4 @@
-"""The base's chat template: whatever is wrong with it is a finding, never a traceback."""
+"""The base's chat template: every defect is a finding, never a traceback."""
 
 import json
 from pathlib import Path
@@ -18,22 +18,22 @@ TURNS = (
 
 
 def template(base: Path, text: str) -> None:
-    """Give the base another chat template."""
+    """Set the chat template of the base."""
     (base / "chat_template.jinja").write_text(text, encoding="utf-8")
 
 
 # ---- The template
 
 
-def test_our_own_template_is_right(base: Path) -> None:
-    """The counterpart of the next tests: each changes one thing in it."""
+def test_the_shipped_template_has_no_finding(base: Path) -> None:
+    """The shipped template has no finding; each of the next tests changes one thing in it."""
     template(base, TURNS)
     assert found() == []
 
 
 @pytest.mark.parametrize("text", [None, ""])
 def test_a_base_without_a_template_is_a_finding(base: Path, text: str | None) -> None:
-    """A base model that was never tuned to talk."""
+    """The base model was never tuned for chat."""
     if text is None:
         (base / "chat_template.jinja").unlink()
     else:
@@ -46,14 +46,14 @@ def test_a_base_without_a_template_is_a_finding(base: Path, text: str | None) ->
 
 
 @pytest.mark.parametrize("name", ["nowhere.jinja", "base"])
-def test_a_template_file_that_is_none_is_a_finding(base: Path, name: str) -> None:
-    """A name mistyped, or a folder."""
+def test_an_unusable_template_file_is_a_finding(base: Path, name: str) -> None:
+    """Cases: a mistyped name, and a folder."""
     (finding,) = examine(model__chat_template=name).findings
     assert (finding.code, finding.message) == ("template-missing", f"{name}: no such file")
 
 
 def test_a_template_that_is_not_utf_8_is_a_finding(base: Path) -> None:
-    """Whoever's file it is: the user's or the base's."""
+    """The finding names the file, whether it belongs to the user or to the base."""
     Path("own.jinja").write_bytes(b"\xff\xfe")
     (finding,) = examine(model__chat_template="own.jinja").findings
     assert str(finding) == "params.yaml: model.chat_template: own.jinja is not UTF-8; save it as UTF-8"
@@ -71,19 +71,19 @@ ONE_LOST = "in a conversation with two answers, the two are not supervised as se
 @pytest.mark.parametrize(
     ("text", "code", "what"),
     [
-        # Every token would be masked; TRL has marked versions of the stock templates alone.
-        (UNMARKED, "template-unmarked", "the chat template of base does not mark assistant turns"),
+        # Every token would be masked; TRL has marked versions only of common templates.
+        (UNMARKED, "template-unmarked", "the chat template of base does not mark the assistant's turns"),
         # transformers fails at an empty text with a negative number, or not at all.
         ("{% generation %}{% endgeneration %}", "template-broken", NOTHING),
         ("{# {% generation %} #}\n", "template-broken", NOTHING),
-        # A model that was never taught to stop writes on to the limit.
-        (ENDLESS, "end-token-unsupervised", "the last supervised token of an answer is "),
-        # Marks around the first answer alone, as in templates that keep the rest for the reasoning.
+        # A model that was never taught to stop writes up to the limit.
+        (ENDLESS, "end-token-unsupervised", "an answer's last supervised token is "),
+        # Only the first answer is marked, as in templates that keep the rest for the reasoning.
         (FIRST_ALONE, "mask-wrong", ONE_LOST),
     ],
 )
-def test_a_template_that_teaches_something_else_is_a_finding(base: Path, text: str, code: str, what: str) -> None:
-    """What is supervised is an answer and its end, of each answer."""
+def test_a_template_with_wrong_supervision_is_a_finding(base: Path, text: str, code: str, what: str) -> None:
+    """Every answer must be supervised with its end token, and nothing else."""
     template(base, text)
     (finding,) = examine().findings
     assert (finding.code, finding.place) == (code, "params.yaml: model.chat_template")
@@ -105,8 +105,8 @@ def test_a_template_that_teaches_something_else_is_a_finding(base: Path, text: s
         ("{% generation %}{{ messages[9].content }}{% endgeneration %}", "list object has no element 9"),
     ],
 )
-def test_a_template_that_fails_is_a_finding_in_its_own_words(base: Path, text: str, why: str) -> None:
-    """Jinja runs a small program, which may fail like any other."""
+def test_a_failing_template_is_reported_with_its_error(base: Path, text: str, why: str) -> None:
+    """A Jinja template is a program and may raise any error."""
     template(base, text)
     (finding,) = examine().findings
     assert finding.code == "template-broken"
@@ -115,8 +115,8 @@ def test_a_template_that_fails_is_a_finding_in_its_own_words(base: Path, text: s
         assert finding.message.startswith(start + why)
 
 
-def test_marks_that_are_no_tokens_are_a_finding(base: Path) -> None:
-    """Another model's template: its marks fall to pieces, which the base has never seen and never stops at."""
+def test_marks_that_are_not_single_tokens_are_a_finding(base: Path) -> None:
+    """Marks of another model's template are split into pieces that the base does not know and never stops at."""
     template(base, TURNS.replace("<|im_start|>", "<|begin|>"))
     (finding,) = examine().findings
     assert told(finding, "template-foreign") == (
@@ -126,9 +126,9 @@ def test_marks_that_are_no_tokens_are_a_finding(base: Path) -> None:
 
 
 def test_an_end_at_which_generation_does_not_stop_is_a_finding(base: Path) -> None:
-    """The answer would be right and then go on; the base's generation config may name the end as well."""
+    """The model would continue after its answer; the base's generation config may also define the end token."""
     template(base, TURNS.replace("<|im_end|>{% endg", "<|endoftext|>{% endg"))
-    (finding,) = [finding for finding in examine().findings if finding.code != "tokens-untrained"]  # a row of padding
+    (finding,) = [finding for finding in examine().findings if finding.code != "tokens-untrained"]  # with padding
     assert told(finding, "end-token-unknown") == (
         "params.yaml: model.chat_template: answers end with '<|endoftext|>', but generation "
         "stops at '<|im_end|>'; use a template that ends answers with one of these"

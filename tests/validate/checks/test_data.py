@@ -1,4 +1,4 @@
-"""Findings about the splits as a whole: what raises each, what it says, and the case next to it that raises nothing."""
+"""Findings about whole splits: the cause of each, its text, and the nearest case without a finding."""
 
 import random
 import time
@@ -23,8 +23,8 @@ from tests.conftest import ROOT
 # ---- The embedded data
 
 
-def test_the_embedded_data_raises_nothing(config: Config) -> None:
-    """A check that always warns is a check that nobody reads."""
+def test_the_embedded_data_causes_no_finding(config: Config) -> None:
+    """The shipped data cause no finding: users ignore checks that always warn."""
     folder = ROOT / "data/prepared"
     if not (folder / "test.jsonl").exists():
         pytest.skip("data/prepared is not made yet (dvc repro prepare)")
@@ -36,7 +36,7 @@ def test_the_embedded_data_raises_nothing(config: Config) -> None:
 
 @pytest.mark.parametrize("name", SPLITS)
 def test_an_empty_split_is_an_error(splits: Splits, name: Split) -> None:
-    """prepare refuses them, a hand that edits the files does not."""
+    """prepare refuses empty splits, but the files may be edited by hand."""
     assert check_empty(splits) == []
     splits[name] = []
     (finding,) = check_empty(splits)
@@ -45,8 +45,8 @@ def test_an_empty_split_is_an_error(splits: Splits, name: Split) -> None:
     assert finding.remedy == f"set a larger data.split.{name}, or loosen data.filters"
 
 
-def test_empty_splits_are_told_once(splits: Splits, quiet: Config) -> None:
-    """What is not there can't be compared, so nothing else is said of it."""
+def test_empty_splits_are_reported_once(splits: Splits, quiet: Config) -> None:
+    """An empty split cannot be compared, so no other finding mentions it."""
     assert codes(check_data(quiet, splits)) == []
     splits["test"] = []
     (finding,) = check_data(quiet, splits)
@@ -61,7 +61,7 @@ def test_empty_splits_are_told_once(splits: Splits, quiet: Config) -> None:
 
 
 def test_repeated_prompts_are_a_warning_up_to_five_percent(change: Change, example: MakeExample) -> None:
-    """Intervals take every example for an independent one."""
+    """Confidence intervals assume independent examples."""
     config = change(**{"data.duplicates.near": "drop"})
     test = [example(f"test {at}") for at in range(19)]
     assert check_repeated_prompts(config, test) == []
@@ -82,14 +82,16 @@ def test_repeated_prompts_are_a_warning_up_to_five_percent(change: Change, examp
         ("drop", "ignore", ", or set data.duplicates.near: drop"),
     ],
 )
-def test_what_drops_repeated_prompts(change: Change, example: MakeExample, exact: str, near: str, fix: str) -> None:
-    """Where the config keeps copies, that is the line to change."""
+def test_the_setting_to_drop_repeats_is_named(
+    change: Change, example: MakeExample, exact: str, near: str, fix: str
+) -> None:
+    """If the config keeps copies, the finding names that setting."""
     config = change(**{"data.duplicates.exact": exact, "data.duplicates.near": near})
     (finding,) = check_repeated_prompts(config, [example("one"), example("one")])
     assert finding.remedy.endswith(fix)
 
 
-# ---- All of them
+# ---- All checks
 
 
 PROMPTS = ["one two three four", "один два", "一二三", "", "x " * 40, "one two three four five six seven"]
@@ -99,7 +101,7 @@ ROWS: Any = st.lists(st.tuples(*map(st.sampled_from, PARTS)), max_size=60)
 
 
 def made_of(rows: list[tuple[str, str, str, str | None]], name: str) -> list[Example]:
-    """Examples of these agents, prompts, answers and labels."""
+    """Return examples with these agents, prompts, answers and labels."""
     return [
         Example(f"{name}{at:03}", "rows", at, agent, (Message("user", prompt), Message("assistant", answer)), label)
         for at, (agent, prompt, answer, label) in enumerate(rows)
@@ -107,10 +109,10 @@ def made_of(rows: list[tuple[str, str, str, str | None]], name: str) -> list[Exa
 
 
 @given(train=ROWS, validation=ROWS, test=ROWS, order=st.randoms())
-def test_findings_hang_on_no_order_of_the_rows(
+def test_findings_do_not_depend_on_the_order_of_rows(
     config: Config, train: Any, validation: Any, test: Any, order: random.Random
 ) -> None:
-    """Whatever the rows are, nothing crashes, and shuffled files say the same."""
+    """No rows cause a crash, and shuffled rows give the same findings."""
     splits: Splits = {"train": made_of(train, "r"), "validation": made_of(validation, "v"), "test": made_of(test, "t")}
     shuffled: Splits = {name: order.sample(rows, len(rows)) for name, rows in splits.items()}
     found = check_data(config, splits)
@@ -119,7 +121,7 @@ def test_findings_hang_on_no_order_of_the_rows(
 
 
 def test_a_large_split_is_checked_in_seconds(config: Config, example: MakeExample) -> None:
-    """20,000 x 2,000 rows: a check that takes minutes is one that is switched off."""
+    """20,000 x 2,000 rows: users disable checks that take minutes."""
     rng = random.Random(2)
     words = [f"w{at}" for at in range(3000)]
 

@@ -1,4 +1,4 @@
-"""Splits of other languages, scripts or lengths than each other."""
+"""Splits whose languages, scripts or lengths differ."""
 
 import random
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Write = Callable[..., list[Example]]
 
 @pytest.fixture
 def written(example: MakeExample) -> Write:
-    """`written("train", ENGLISH, 40)`: so many rows of eight of these words."""
+    """`written("train", ENGLISH, 40)`: return this many rows of eight of these words."""
 
     def made(name: str, words: str, count: int, length: int = 8) -> list[Example]:
         rng = random.Random(name)
@@ -31,7 +31,7 @@ def written(example: MakeExample) -> Write:
 
 
 def test_another_script_is_a_warning(written: Write) -> None:
-    """A third of the test rows is in Russian, and not one of train; one in ten by chance is none."""
+    """A third of the test rows is Russian and no train row is; one in ten may be chance."""
     train = written("train", ENGLISH, 90)
     test = written("test", ENGLISH, 20) + written("test", RUSSIAN, 10)
     (finding,) = check_shift({"train": train, "validation": [], "test": test})
@@ -46,7 +46,7 @@ def test_another_script_is_a_warning(written: Write) -> None:
 
 
 def test_another_language_of_one_script_is_a_warning(written: Write) -> None:
-    """All but the words that both have are new, though half of train knows the words of the other half."""
+    """Most words are new, although half of train has the words of the other half."""
     train = written("train", ENGLISH, 80)
     assert check_shift({"train": train, "validation": [], "test": written("test", ENGLISH, 40)}) == []
     (finding, *_) = check_shift({"train": train, "validation": [], "test": written("test", GERMAN, 40)})
@@ -56,16 +56,16 @@ def test_another_language_of_one_script_is_a_warning(written: Write) -> None:
     assert finding.remedy == "add train rows that resemble the test rows"
 
 
-def test_names_that_are_always_new_are_no_shift(example: MakeExample) -> None:
-    """Where each row has words of its own, test rows are like train rows in just that."""
+def test_names_unique_to_each_row_are_no_shift(example: MakeExample) -> None:
+    """If every row has its own words, new words are normal in test rows."""
     rng = random.Random(1)
     rows = [" ".join("".join(rng.choices("abcdefghij", k=9)) for _ in range(8)) for _ in range(120)]
     examples = [example(row) for row in rows]
     assert check_shift({"train": examples[:80], "validation": [], "test": examples[80:]}) == []
 
 
-def test_other_lengths_are_a_warning(written: Write) -> None:
-    """Twice as long; and of the same lengths with other words, nothing."""
+def test_different_lengths_are_a_warning(written: Write) -> None:
+    """Twice the length is a warning; the same lengths with other words are not."""
     train = written("train", ENGLISH, 80)
     (finding,) = check_shift({"train": train, "validation": [], "test": written("test", ENGLISH, 40, length=16)})
     assert (finding.code, finding.severity) == ("length-shift", "warning")
@@ -74,8 +74,8 @@ def test_other_lengths_are_a_warning(written: Write) -> None:
     assert finding.remedy == "split both from the same rows (data.split), or add train rows of these lengths"
 
 
-def test_a_few_rows_shift_nothing(written: Write) -> None:
-    """Three rows say little about what the next ones are like."""
+def test_a_few_rows_cause_no_warning(written: Write) -> None:
+    """Three rows are not representative of later ones."""
     train, test = written("train", ENGLISH, 4), written("test", RUSSIAN, 3, 16)
     assert check_shift({"train": train, "validation": [], "test": test}) == []
 
@@ -84,6 +84,6 @@ def test_a_few_rows_shift_nothing(written: Write) -> None:
     ("text", "script"),
     [("Hello", "LATIN"), ("123 !?", "none"), ("", "none"), ("привет, Bob", "CYRILLIC"), ("你好", "CJK")],
 )
-def test_a_row_has_the_script_of_most_letters(text: str, script: str) -> None:
-    """Digits and signs are of no script."""
+def test_a_row_has_the_script_of_most_of_its_letters(text: str, script: str) -> None:
+    """Digits and punctuation belong to no script."""
     assert script_of(text) == script

@@ -16,8 +16,8 @@ from tests.builders.kinds import Change
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "mlflow", "trackio"])
-def test_a_tracker_that_is_not_installed_is_told(change: Change, tracker: str) -> None:
-    """A run of hours must not end in an import at its first step."""
+def test_a_missing_tracker_package_is_reported(change: Change, tracker: str) -> None:
+    """Otherwise a run of hours could fail with an import at its first step."""
     (finding,) = check_packages(change(**{"train.report_to": [tracker]}))
     assert (
         str(finding) == f"params.yaml: train.report_to: {tracker} is not installed; pip install {tracker}, or remove it"
@@ -25,8 +25,8 @@ def test_a_tracker_that_is_not_installed_is_told(change: Change, tracker: str) -
     assert check_packages(change()) == []
 
 
-def test_auto_attention_says_what_it_means(change: Change) -> None:
-    """The choice is never silent: on CUDA without flash attention it is sdpa, and said."""
+def test_the_choice_of_auto_attention_is_reported(change: Change) -> None:
+    """The choice is always reported: on CUDA without flash attention it is sdpa."""
     assert codes(check_packages(change(**CUDA | {"model.attention": "auto"}))) == ["attention-fallback"]
     assert check_packages(change(**{"model.attention": "auto"})) == []
 
@@ -38,7 +38,7 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`machine(devices=2)`: this machine, as the checks see it; with all that there is, if nothing is said."""
+    """`machine(devices=2)`: simulate this machine for the checks; by default it has everything."""
 
     def seen(
         *,
@@ -60,17 +60,17 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return seen
 
 
-def test_a_machine_that_has_all_raises_nothing(machine: Callable[..., None], change: Change) -> None:
-    """The counterpart of the tests below."""
+def test_a_fully_equipped_machine_causes_no_finding(machine: Callable[..., None], change: Change) -> None:
+    """A machine with everything causes no finding."""
     machine()
     for environment in ("cpu", "cuda", "apple"):
         keys = {"environment": environment, "train.bf16": True, "train.tf32": environment == "cuda"} | FLASH
         assert check_machine(change(**keys)) == []
 
 
-def test_a_missing_device_is_a_warning_and_the_only_one(machine: Callable[..., None], change: Change) -> None:
-    """Validate is run on a laptop before the machine is rented; what that one has, nobody can ask here."""
-    machine(missing="no CUDA device found", devices=0, supports=(), packages=())
+def test_a_missing_device_is_the_only_warning(machine: Callable[..., None], change: Change) -> None:
+    """validate may run on a laptop before the machine is rented, so other properties are not checked."""
+    machine(missing="no CUDA device answers", devices=0, supports=(), packages=())
     (finding,) = check_machine(change(**CUDA | FLASH | spread("zero2", devices=4)))
     assert told(finding, "device-missing") == (
         "params.yaml: environment: no CUDA device found; "
@@ -78,8 +78,8 @@ def test_a_missing_device_is_a_warning_and_the_only_one(machine: Callable[..., N
     )
 
 
-def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None], change: Change) -> None:
-    """The advice keeps the effective batch size, where whole numbers can; processes share a CPU as they like."""
+def test_too_few_devices_are_a_warning(machine: Callable[..., None], change: Change) -> None:
+    """The advice keeps the effective batch size if possible in whole numbers; processes on a CPU have no limit."""
     config = change(**CUDA | spread("ddp", devices=4) | {"train.gradient_accumulation_steps": 2})
     machine(devices=4)
     assert check_machine(config) == []
@@ -100,7 +100,7 @@ def test_fewer_devices_than_asked_for_is_a_warning(machine: Callable[..., None],
 def test_a_device_without_bfloat16_is_an_error(
     machine: Callable[..., None], change: Change, key: str, value: Any
 ) -> None:
-    """A V100 or a T4: the first kernel would fail, or be emulated for hours."""
+    """On a V100 or a T4, the first kernel would fail or be emulated for hours."""
     machine(supports=("tf32",))
     assert check_machine(change(environment="cuda")) == []
     (finding,) = check_machine(change(**{"environment": "cuda", key: value}))
@@ -111,7 +111,7 @@ def test_a_device_without_bfloat16_is_an_error(
 
 
 def test_an_old_processor_emulates_bfloat16(machine: Callable[..., None], change: Change) -> None:
-    """Right and slow, so a warning; on a GPU the processor does not matter."""
+    """Emulation is correct but slow, so it is a warning; with a GPU the processor does not matter."""
     machine(fast=False)
     assert check_machine(change()) == []
     assert check_machine(change(**{"environment": "cuda", "train.bf16": True})) == []
@@ -123,7 +123,7 @@ def test_an_old_processor_emulates_bfloat16(machine: Callable[..., None], change
 
 
 def test_a_device_without_tf32_is_an_error(machine: Callable[..., None], change: Change) -> None:
-    """transformers refuses it after the base is loaded."""
+    """transformers refuses it, but only after the base is loaded."""
     machine(supports=("bfloat16",))
     assert check_machine(change(environment="cuda")) == []
     (finding,) = check_machine(change(**{"environment": "cuda", "train.tf32": True}))
@@ -133,8 +133,8 @@ def test_a_device_without_tf32_is_an_error(machine: Callable[..., None], change:
     )
 
 
-def test_packages_that_only_some_recipes_need(machine: Callable[..., None], change: Change) -> None:
-    """They are not in the lock, so they may be missing."""
+def test_missing_optional_packages_are_reported(machine: Callable[..., None], change: Change) -> None:
+    """The packages are not in the lock, so they may be missing."""
     machine(packages=())
     attention, strategy = check_machine(change(**CUDA | FLASH | spread("zero3")))
     assert str(attention) == (
@@ -154,10 +154,10 @@ def test_packages_that_only_some_recipes_need(machine: Callable[..., None], chan
     assert check_machine(change(**CUDA | FLASH | spread("fsdp"))) == []
 
 
-def test_flash_attention_is_its_package_or_its_kernels_fetched_before(
+def test_flash_attention_needs_its_package_or_cached_kernels(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Change
 ) -> None:
-    """The package `kernels` alone would fetch them from the Hub when the run begins, where no network may be."""
+    """With the package `kernels` alone, the run would download them at its start, possibly without a network."""
     packages: set[str] = set()
     monkeypatch.setattr(devices, "find_spec", lambda name: name if name in packages else None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -178,7 +178,7 @@ def test_flash_attention_is_its_package_or_its_kernels_fetched_before(
 
 
 def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A run that ends at its first checkpoint has cost all its hours; at the byte there is room."""
+    """Otherwise the run fails at its first checkpoint; with exactly the needed bytes there is no finding."""
     monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda root: Usage(9 * GB, 8 * GB, GB))
     assert check_disk(tmp_path, GB) == []
     (finding,) = check_disk(tmp_path, GB + 10**8)

@@ -1,4 +1,4 @@
-"""What stands in two splits: rows, prompts and near copies."""
+"""Overlap of two splits: rows, prompts and near duplicates."""
 
 import random
 import time
@@ -23,7 +23,7 @@ from tests.builders.kinds import Change, MakeExample
 def test_a_row_in_train_and_held_out_is_an_error(
     splits: Splits, quiet: Config, example: MakeExample, name: Split
 ) -> None:
-    """Whoever edits a split by hand must not get a score for what was learnt by heart."""
+    """Manually edited splits must not give a score for memorised rows."""
     assert check_overlap(quiet, splits) == []
     leak = example(" question  103\n", "Answer3 ", system="Another system prompt, the same question.")
     splits[name].append(leak)
@@ -36,7 +36,7 @@ def test_a_row_in_train_and_held_out_is_an_error(
 
 
 def test_a_prompt_with_another_answer_is_another_error(splits: Splits, quiet: Config, example: MakeExample) -> None:
-    """The model has read the question, and which of its answers is right is anybody's guess."""
+    """The model was trained on the question, and which of its answers is right is unknown."""
     splits["test"] += [example("question 103", "Answer3"), example("question 104", "Another")]
     copy, prompt = check_overlap(quiet, splits)
     assert (copy.code, prompt.code) == ("split-overlap", "split-same-prompt")
@@ -49,8 +49,8 @@ def test_a_prompt_with_another_answer_is_another_error(splits: Splits, quiet: Co
     assert prompt.severity == "error"
 
 
-def test_three_ids_stand_for_all(splits: Splits, quiet: Config) -> None:
-    """A hundred thousand ids are no report."""
+def test_at_most_three_ids_are_listed(splits: Splits, quiet: Config) -> None:
+    """A report of a hundred thousand ids would be unreadable."""
     splits["test"] = splits["train"][:5]
     (finding,) = check_overlap(quiet, splits)
     assert "5 of 5 rows (100%)" in finding.message
@@ -59,13 +59,13 @@ def test_three_ids_stand_for_all(splits: Splits, quiet: Config) -> None:
 
 
 def test_validation_and_test_may_share_a_prompt(splits: Splits, quiet: Config, example: MakeExample) -> None:
-    """Neither is trained on; prepare keeps even these apart."""
+    """Neither split is trained on; prepare separates even these."""
     splits["validation"].append(example("question 300"))
     assert check_overlap(quiet, splits) == []
 
 
-def test_answers_without_a_question_are_told_apart_by_the_system_prompt(quiet: Config) -> None:
-    """Texts to go on with: all would share the empty question otherwise."""
+def test_the_system_prompt_distinguishes_answers_without_a_question(quiet: Config) -> None:
+    """Texts to continue would otherwise all share the empty question."""
 
     def row(system: str, answer: str) -> Example:
         return Example(system, "rows", 1, "a", (Message("system", system), Message("assistant", answer)))
@@ -85,10 +85,10 @@ LONG = "the quick brown fox jumps over the lazy dog and runs away from the old g
         ("drop", "set data.duplicates.permutations: 128, so that prepare finds more of them"),
     ],
 )
-def test_near_copies_in_the_test_set_stop_the_run(
+def test_near_duplicates_in_the_test_set_stop_the_run(
     splits: Splits, change: Change, example: MakeExample, near: str, fix: str
 ) -> None:
-    """Also where prepare was told to ignore them: what a score is worth does not hang on that."""
+    """They are detected even if prepare ignored them: the score is affected in any case."""
     config = change(**{"data.duplicates.near": near})
     splits["train"].append(example(LONG, "fox"))
     splits["test"].append(example(f"{LONG} bank", "fox"))
@@ -101,8 +101,8 @@ def test_near_copies_in_the_test_set_stop_the_run(
     assert check_overlap(config, splits) == []
 
 
-def test_near_copies_are_found_as_brute_force_finds_them(config: Config) -> None:
-    """Recall at least 99%, precision 1, in texts of 60 words with one to four of them changed."""
+def test_near_duplicates_agree_with_brute_force(config: Config) -> None:
+    """Recall is at least 99% and precision 1 for texts of 60 words with one to four of them changed."""
     rng = random.Random(3)
     words = [f"w{at}" for at in range(4000)]
     known = [rng.choices(words, k=60) for _ in range(300)]
@@ -124,8 +124,8 @@ def test_near_copies_are_found_as_brute_force_finds_them(config: Config) -> None
     assert len(found) >= 0.99 * len(true)
 
 
-def test_a_shared_template_does_not_make_every_pair_be_measured(config: Config) -> None:
-    """1,000 x 1,000 rows whose bands are nearly all alike: a million measures would take half a minute."""
+def test_a_shared_template_does_not_compare_every_pair(config: Config) -> None:
+    """1,000 x 1,000 rows whose bands are nearly all equal: a million comparisons would take half a minute."""
     rng = random.Random(3)
     template = " ".join(f"t{at}" for at in range(70))
     rows = [f"{template} {' '.join(str(rng.randrange(10**6)) for _ in range(30))}" for _ in range(2000)]

@@ -1,4 +1,4 @@
-"""Settings against the plan: memory, steps, evaluations, and the recipe that they began from."""
+"""Settings against the plan: memory, steps, evaluations, and the recipe they are based on."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.builders.small_run import ROOT
 
 
 def outlook_of(config: Config, peak: int, available: int | None, fits: tuple[int, int] = (2, 128)) -> Any:
-    """An outlook with this peak on a machine of this memory."""
+    """Return an outlook with this peak on a machine with this memory."""
     schedule, workload = plan_schedule(config.train, 100), Workload.at_most(config.train, 100)
     plan: Any = SimpleNamespace(peak=peak)
     outlook = RunPlan(config, workload, schedule, LLAMA, memory=plan, available=available)
@@ -33,7 +33,7 @@ def outlook_of(config: Config, peak: int, available: int | None, fits: tuple[int
 
 
 def test_a_peak_beyond_the_memory_is_an_error_and_near_it_a_warning(config: Config) -> None:
-    """The prediction is good to a tenth: up to nine tenths is room, up to all of it a risk, above it no run."""
+    """The prediction is good to a tenth: no finding up to 90% of the memory, a warning up to 100%, then an error."""
     assert check_fit(outlook_of(config, 90 * GB, 100 * GB)) == []
     assert check_fit(outlook_of(config, 90 * GB, None)) == []
     (tight,) = check_fit(outlook_of(config, 100 * GB, 100 * GB))
@@ -48,14 +48,14 @@ def test_a_peak_beyond_the_memory_is_an_error_and_near_it_a_warning(config: Conf
 
 @pytest.mark.parametrize(("fits", "fix"), [((2, 0), "batch_size 2"), ((0, 64), "max_length 64")])
 def test_advice_names_only_what_fits(config: Config, fits: tuple[int, int], fix: str) -> None:
-    """`use per_device_train_batch_size 0` would be refused in turn."""
+    """`use per_device_train_batch_size 0` would be an invalid setting."""
     (finding,) = check_fit(outlook_of(config, 2 * GB, GB, fits))
     assert finding.remedy.endswith(fix)
     assert " 0" not in finding.remedy
 
 
 def test_a_smaller_machine_than_the_recipes_is_a_warning(change: Change, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A laptop with a GPU runs the rehearsal; the run itself needs the machine that was named."""
+    """A laptop with a GPU runs the rehearsal; the run itself needs the machine of the recipe."""
     monkeypatch.setattr(plan, "find_missing_device", lambda environment: None)
     monkeypatch.setattr(plan, "memory_bytes", lambda environment: 8 * GB)
     config = change(**CUDA)
@@ -66,14 +66,14 @@ def test_a_smaller_machine_than_the_recipes_is_a_warning(change: Change, monkeyp
         "NVIDIA H100 80 GB; on this machine, use ./finetune rehearse and ./finetune plan"
     )
     here = change()
-    assert check_this_machine(here, outlook_of(here, 9 * GB, 8 * GB)) == []  # check_fit's business
-    monkeypatch.setattr(plan, "find_missing_device", lambda environment: "no CUDA device found")
+    assert check_this_machine(here, outlook_of(here, 9 * GB, 8 * GB)) == []  # check_fit reports that
+    monkeypatch.setattr(plan, "find_missing_device", lambda environment: "no CUDA device answers")
     assert check_this_machine(config, outlook_of(config, 9 * GB, 80 * GB)) == []
 
 
 @pytest.fixture
 def peaks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """`peaks(60, 50)`: what the plan predicts without checkpointing, and without quantization, in GB."""
+    """`peaks(60, 50)`: set the peaks in GB that the plan predicts without checkpointing and without quantization."""
 
     def predicted(unchecked: int, unquantized: int) -> None:
         def peak(config: Config, architecture: Architecture, workload: Workload, ranks: int) -> MemoryPlan:
@@ -86,8 +86,8 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return predicted
 
 
-def test_what_is_saved_for_nothing_is_told(change: Change, peaks: Callable[[int, int], None]) -> None:
-    """Up to seven tenths of the memory there would be room to spare, which is a third of the work."""
+def test_unnecessary_memory_savings_are_reported(change: Change, peaks: Callable[[int, int], None]) -> None:
+    """Up to 70% of the memory, checkpointing is unnecessary and costs a third more work."""
     config = change(**CUDA | NF4 | {"train.activation_checkpointing": True})
     peaks(71, 71)
     assert check_room(config, outlook_of(config, 30 * GB, 100 * GB)) == []
@@ -109,13 +109,13 @@ def test_what_is_saved_for_nothing_is_told(change: Change, peaks: Callable[[int,
 
 
 def test_an_unknown_architecture_has_no_plan(config: Config) -> None:
-    """The base's own finding says why."""
+    """The finding of the base gives the reason."""
     outlook = make_plan(config, None, Workload.at_most(config.train, 100))
     assert check_plan(config, outlook) == []
 
 
-def test_the_advice_of_a_real_plan_is_taken(change: Change) -> None:
-    """With real predictions: too large is an error that names a micro-batch, and with that one it is gone."""
+def test_the_advised_micro_batch_resolves_the_finding(change: Change) -> None:
+    """With real predictions, the error for a too large micro-batch names one that fits."""
     keys = {"machine": "gpu-24gb", "environment": "cuda", "train.max_length": 512}
     config = change(**keys | {"train.per_device_train_batch_size": 65536})
     (finding,) = check_fit(make_plan(config, LLAMA, Workload.at_most(config.train, 100_000)))
@@ -128,8 +128,8 @@ def test_the_advice_of_a_real_plan_is_taken(change: Change) -> None:
 # ---- The run on several devices, and packed
 
 
-def test_a_run_over_devices_is_judged_by_its_own_steps(change: Change) -> None:
-    """Four devices take a fourth of the steps, so a warmup that was right on one is too long."""
+def test_a_distributed_run_is_judged_by_its_own_steps(change: Change) -> None:
+    """Four devices need a fourth of the steps, so a warmup suitable for one is too long."""
     keys = {"train.warmup_steps": 10, "train.eval_steps": 5, "train.save_steps": 5, "train.logging_steps": 1}
     train = change(**keys).train
     assert check_run(train, plan_schedule(train, 640, devices=1)) == []
@@ -140,7 +140,7 @@ def test_a_run_over_devices_is_judged_by_its_own_steps(change: Change) -> None:
 
 
 def test_a_packed_run_is_judged_by_its_rows(change: Change) -> None:
-    """1,600 examples in 160 rows are 10 steps an epoch, not 100: the intervals of the plain run are too long."""
+    """1,600 examples in 160 rows are 10 steps per epoch, not 100: the unpacked run's intervals are too long."""
     keys = {"train.warmup_steps": 0, "train.eval_steps": 50, "train.save_steps": 50, "train.packing": True}
     train = change(**keys).train
     assert check_run(train, plan_schedule(train, 1600)) == []
@@ -150,8 +150,8 @@ def test_a_packed_run_is_judged_by_its_rows(change: Change) -> None:
 # ---- The recipe
 
 
-def test_another_batch_size_than_the_recipes_is_told(change: Change, tmp_path: Path) -> None:
-    """Learning rates are chosen for a batch size; params.yaml alone can't tell that it was changed."""
+def test_a_batch_size_other_than_the_recipes_is_reported(change: Change, tmp_path: Path) -> None:
+    """Learning rates depend on the batch size, and params.yaml alone does not show that it was changed."""
     assert check_reference(change(), ROOT / "recipes") == []
     keys = {"train.effective_batch_size": 32, "train.gradient_accumulation_steps": 2}
     (finding,) = check_reference(change(**keys), ROOT / "recipes")
@@ -161,14 +161,14 @@ def test_another_batch_size_than_the_recipes_is_told(change: Change, tmp_path: P
         "adjust learning_rate"
     )
     assert finding.severity == "warning"
-    assert check_reference(change(**keys), tmp_path) == []  # a run of no recipe
+    assert check_reference(change(**keys), tmp_path) == []  # a run without a recipe
 
 
-# ---- What evaluations cost
+# ---- Cost of evaluations
 
 
 def test_costly_evaluations_are_a_warning(change: Change) -> None:
-    """188 evaluations of a validation split as large as a tenth of the rows would double the run."""
+    """188 evaluations on a validation split of a tenth of the rows would double the run time."""
     config = change(**{"train.eval_steps": 15, "train.save_steps": 15})
     outlook = make_plan(config, LLAMA, Workload.at_most(config.train, 15_000, validation=1_300))
     (finding,) = check_evaluations(outlook)

@@ -1,4 +1,4 @@
-"""The size of the test set against what its criteria can prove with it."""
+"""The size of the test set against what its criteria can prove."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ MakeTests = Callable[..., list[Example]]
 
 @pytest.fixture
 def gate(change: Change) -> Change:
-    """A config with one criterion and one look at 95%."""
+    """Return a config with one criterion and one use of the test set at 95%."""
 
     def made(policy: str = "interval", looks: int = 1, prompts: int = 20, **criterion: Any) -> Config:
         keys = {"decide.confidence": 0.95, "decide.looks": looks, "decide.policy": policy}
@@ -36,7 +36,7 @@ MACRO_F1 = {"rule": "at_least", "metric": "exceptions.macro_f1", "group": "all",
 
 @pytest.fixture
 def tests_of(example: MakeExample) -> MakeTests:
-    """So many test examples of an agent."""
+    """Return this number of test examples of an agent."""
 
     def made(count: int, agent: str = "namer") -> list[Example]:
         return [example(f"{agent} {at}", agent=agent) for at in range(count)]
@@ -45,7 +45,7 @@ def tests_of(example: MakeExample) -> MakeTests:
 
 
 def test_a_test_set_that_can_prove_nothing_is_a_warning(gate: Change, tests_of: MakeTests) -> None:
-    """At 148 examples even a perfect score fails the gate, at 149 it passes: known before the run, not after."""
+    """With 148 examples even a perfect score fails the gate, with 149 it passes: this is known before the run."""
     assert check_test_size(gate(**AT_LEAST), tests_of(149)) == []
     (finding,) = check_test_size(gate(**AT_LEAST), tests_of(148))
     assert told(finding, "test-set-too-small") == (
@@ -56,7 +56,7 @@ def test_a_test_set_that_can_prove_nothing_is_a_warning(gate: Change, tests_of: 
 
 
 def test_the_advised_threshold_can_be_proved(gate: Change, tests_of: MakeTests) -> None:
-    """Advice that raises the same finding again is no advice."""
+    """The advised threshold does not cause the same finding again."""
     for count in (20, 31, 59, 100):
         (finding,) = check_test_size(gate(**AT_LEAST), tests_of(count))
         advised = float(finding.remedy.rsplit(" ", 1)[1])
@@ -66,7 +66,7 @@ def test_the_advised_threshold_can_be_proved(gate: Change, tests_of: MakeTests) 
 
 
 def test_the_size_is_that_of_the_group(gate: Change, tests_of: MakeTests) -> None:
-    """148 examples of one agent are not saved by the hundreds of another."""
+    """148 examples of one agent are too few, regardless of hundreds of another."""
     test = tests_of(148) + tests_of(300, "other")
     assert check_test_size(gate(**AT_LEAST), test) == []
     (finding,) = check_test_size(gate(**AT_LEAST | {"group": "namer"}), test)
@@ -75,7 +75,7 @@ def test_the_size_is_that_of_the_group(gate: Change, tests_of: MakeTests) -> Non
 
 
 def test_not_worse_needs_examples_even_without_a_difference(gate: Change, tests_of: MakeTests) -> None:
-    """52 examples without a discordant pair show a margin of 5 points, 51 do not."""
+    """52 examples without a discordant pair prove a margin of 5 points, 51 do not."""
     assert check_test_size(gate(**NOT_WORSE), tests_of(52)) == []
     (finding,) = check_test_size(gate(**NOT_WORSE), tests_of(51))
     assert str(finding) == (
@@ -87,7 +87,7 @@ def test_not_worse_needs_examples_even_without_a_difference(gate: Change, tests_
 
 
 def test_better_needs_as_many_discordant_pairs_as_the_exact_test(gate: Change, tests_of: MakeTests) -> None:
-    """0.5^5 = 0.03 is below 0.05, 0.5^4 is not; five looks ask for 0.01, so for 7."""
+    """0.5^5 = 0.03 is below 0.05, 0.5^4 is not; five uses require 0.01, so 7 pairs."""
     (finding,) = check_test_size(gate(**BETTER), tests_of(4))
     assert finding.message == (
         "4 test examples can't prove exact_match better than the baseline even if the candidate "
@@ -100,7 +100,7 @@ def test_better_needs_as_many_discordant_pairs_as_the_exact_test(gate: Change, t
 
 
 def test_a_bootstrap_needs_twenty_examples(gate: Change, tests_of: MakeTests) -> None:
-    """Below, the gate gives no interval at all."""
+    """With fewer examples the gate gives no interval."""
     assert check_test_size(gate(**MACRO_F1), tests_of(20)) == []
     (finding,) = check_test_size(gate(**MACRO_F1), tests_of(19))
     assert str(finding) == (
@@ -111,7 +111,7 @@ def test_a_bootstrap_needs_twenty_examples(gate: Change, tests_of: MakeTests) ->
 
 
 def test_a_tiny_group_is_a_warning(gate: Change, tests_of: MakeTests) -> None:
-    """The gate can be passed, and one answer more or less turns it."""
+    """The gate can be passed, but a single answer would change the result."""
     easy = gate(**AT_LEAST | {"threshold": 0.5, "group": "namer"})
     assert check_test_size(easy, tests_of(20)) == []
     (finding,) = check_test_size(easy, tests_of(19))
@@ -121,8 +121,8 @@ def test_a_tiny_group_is_a_warning(gate: Change, tests_of: MakeTests) -> None:
     )
 
 
-def test_latencies_are_taken_of_different_prompts(gate: Change, tests_of: MakeTests) -> None:
-    """The latency pass takes what is there, and says nothing."""
+def test_latency_needs_enough_different_prompts(gate: Change, tests_of: MakeTests) -> None:
+    """The latency measurement uses the available prompts without a warning of its own."""
     fast = {"rule": "latency_at_most", "seconds": 1.0, "improvement": None}
     assert check_test_size(gate(prompts=30, **fast), tests_of(30)) == []
     (finding,) = check_test_size(gate(prompts=31, **fast), tests_of(30))
@@ -136,14 +136,14 @@ def test_latencies_are_taken_of_different_prompts(gate: Change, tests_of: MakeTe
 
 
 @pytest.mark.parametrize("criterion", [AT_LEAST, NOT_WORSE, BETTER, MACRO_F1])
-def test_what_proves_nothing_needs_no_size(gate: Change, tests_of: MakeTests, criterion: dict[str, Any]) -> None:
-    """The policy `point` compares estimates, of however few examples."""
+def test_the_point_policy_needs_no_sample_size(gate: Change, tests_of: MakeTests, criterion: dict[str, Any]) -> None:
+    """The policy `point` compares estimates of any number of examples."""
     assert check_test_size(gate("point", **criterion), tests_of(1)) == []
     assert codes(check_test_size(gate(**criterion), tests_of(1))) == ["test-set-too-small"]
 
 
-def test_more_looks_need_more_examples(gate: Change, tests_of: MakeTests) -> None:
-    """Five looks share the 5%: each is taken at 99%, where 149 examples are too few (228 are needed)."""
+def test_more_test_set_uses_need_more_examples(gate: Change, tests_of: MakeTests) -> None:
+    """Five uses share the 5%: each has 99% confidence, for which 149 examples are too few (228 are needed)."""
     assert check_test_size(gate(looks=5, **AT_LEAST), tests_of(228)) == []
     assert (
         "228 are required at 99.0% confidence" in check_test_size(gate(looks=5, **AT_LEAST), tests_of(227))[0].message
@@ -151,7 +151,7 @@ def test_more_looks_need_more_examples(gate: Change, tests_of: MakeTests) -> Non
 
 
 def test_a_group_without_examples_is_an_error(gate: Change, tests_of: MakeTests) -> None:
-    """A mistyped agent could never be measured, so the verdict could never be deploy, under any policy."""
+    """A mistyped agent is never measured, so no policy could reach deploy."""
     for policy in ("interval", "point"):
         (finding,) = check_test_size(gate(policy, **MACRO_F1 | {"group": "nmaer"}), tests_of(30))
         text = "group 'nmaer' has no examples in the test split; use one of all, namer, rows"

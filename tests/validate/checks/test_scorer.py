@@ -1,4 +1,4 @@
-"""What a scorer is asked of, and what is told of it before a model is loaded."""
+"""Which examples a scorer covers, and the problems reported before a model is loaded."""
 
 import importlib.util
 import json
@@ -18,8 +18,8 @@ from tests.builders.asked_scorers import ROOT, MakeExample, answers, asked, buil
 # --------------------------------------------------------------------------------------------------- keys and failures
 
 
-def test_only_what_of_names_gets_the_key(example: MakeExample) -> None:
-    """By agent or by source; the metric counts the examples with its key."""
+def test_only_selected_examples_get_the_key(example: MakeExample) -> None:
+    """Examples are selected by agent or source; the metric counts the examples with its key."""
     made = [example(agent="a"), example(agent="b", source="more"), example(agent="c", answer="KeyError")]
     scorers = built(made, some=asked("exact_match", of=["a", "more"]), classes=asked("classification", of=["a", "c"]))
     told = answers("ValueError", "x", "ValueError")
@@ -33,8 +33,8 @@ def test_only_what_of_names_gets_the_key(example: MakeExample) -> None:
     assert {key for answer in scored for key in answer.scores} == wanted - {None}
 
 
-def test_a_failure_never_flatters_the_candidate(example: MakeExample) -> None:
-    """The candidate's is the lowest score, the baseline's none, which leaves the comparison unmeasured."""
+def test_a_failure_never_favours_the_candidate(example: MakeExample) -> None:
+    """A failure gives the candidate the lowest score, and the baseline none, so the comparison is unmeasured."""
     made = [example(), example(answer="KeyError")]
     scorers = built(made, it=asked("function", lowest=-1.0), classes=asked("classification"))
     failed = [replace(answer, failed="timeout") for answer in answers("", "")]
@@ -49,7 +49,7 @@ def test_a_failure_never_flatters_the_candidate(example: MakeExample) -> None:
 
 
 def test_likeliest_labels_come_from_the_model(example: MakeExample) -> None:
-    """The text says nothing then; a side that can't be asked has no score."""
+    """The label comes from likelihoods and not from the text; a side without likelihoods has no score."""
     made = [example(), example(answer="KeyError")]
     scorers = built(made, it=asked("classification", by="likelihood"))
     assert scorers.by_likelihood["it"].classes == ("KeyError", "ValueError")
@@ -60,20 +60,20 @@ def test_likeliest_labels_come_from_the_model(example: MakeExample) -> None:
     assert scored.problems[0].reason == "this side has no class likelihoods"
 
 
-def test_a_reference_that_can_t_be_scored_is_told(example: MakeExample) -> None:
-    """One row without a number does not stop the run; it is no zero either."""
+def test_a_reference_without_a_score_is_reported(example: MakeExample) -> None:
+    """A row without a number does not stop the run, and does not count as zero."""
     made = [example(answer="12"), example(answer="none")]
     scored = built(made, it=asked("numeric")).score(made, answers("12", "12"), answers("12", "12"), {})
     assert [answer.scores["it"] for answer in scored.candidate] == [1.0, None]
     assert (scored.problems[1].count, scored.problems[1].reason) == (1, "the reference contains no number")
 
 
-# ---------------------------------------------------------------------------------------------- a function of one's own
+# ---------------------------------------------------------------------------------------------- user-defined functions
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A working tree with scorers of its own."""
+    """Create a working tree with its own scorers."""
     (tmp_path / "scorers").mkdir()
     (tmp_path / "scorers/__init__.py").touch()
     (tmp_path / "scorers/own.py").write_text(
@@ -112,10 +112,10 @@ def tree(tmp_path: Path) -> Path:
         ("deep", None, "RecursionError: maximum recursion depth exceeded"),
     ],
 )
-def test_what_a_function_gives(
+def test_only_numbers_within_bounds_are_scores(
     name: str, value: float | None, reason: str | None, tree: Path, example: MakeExample
 ) -> None:
-    """A number in the bounds is the score; anything else is told, and stops nothing."""
+    """A number within the bounds is the score; anything else is reported and does not stop the run."""
     made = [example()]
     ready = built(made, tree, own=asked("function", function=f"scorers.own.{name}"))
     scored = ready.score(made, answers("ValueError"), answers("ValueError"), {})
@@ -124,8 +124,8 @@ def test_what_a_function_gives(
     assert len(made[0].messages) == 3
 
 
-def test_functions_are_of_this_tree(tree: Path, example: MakeExample) -> None:
-    """Not of another tree's `scorers` that the same process has imported; and sys.path is as it was."""
+def test_functions_are_loaded_from_this_tree(tree: Path, example: MakeExample) -> None:
+    """They do not come from another imported `scorers` package, and sys.path is restored."""
     made, before = [example()], list(sys.path)
     built(made, it=asked("function"))
     built(made, tree, it=asked("function", function="scorers.own.half"))
@@ -134,8 +134,8 @@ def test_functions_are_of_this_tree(tree: Path, example: MakeExample) -> None:
     assert importlib.util.find_spec("scorers") is not None
 
 
-def test_all_that_is_wrong_is_told_at_once(tree: Path, example: MakeExample, monkeypatch: Any) -> None:
-    """Before a model is loaded, each with its key."""
+def test_all_problems_are_reported_at_once(tree: Path, example: MakeExample, monkeypatch: Any) -> None:
+    """All problems are reported before a model is loaded, each with its key."""
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     (tree / "scorers/bad.json").write_text('{"type": "foo"}', encoding="utf-8")
     (tree / "scorers/remote.json").write_text('{"$ref": "https://example.com/schema"}', encoding="utf-8")
@@ -188,15 +188,15 @@ def test_all_that_is_wrong_is_told_at_once(tree: Path, example: MakeExample, mon
 
 
 def test_classes_are_those_of_the_agents_and_the_test_split(example: MakeExample) -> None:
-    """What prepare has counted for an agent that the scorer is not of is no class of it."""
+    """Labels that prepare counted for other agents are not classes of the scorer."""
     made = [example(agent="a"), example(agent="b", answer="close")]
     known = {"a": ["KeyError"], "b": ["open"]}
     ready = build_scorers({"it": asked("classification", of=["a"])}, known, made, ROOT)
     assert ready.built["it"].classes == ("KeyError", "ValueError")
 
 
-def test_too_many_classes_are_no_classification(example: MakeExample) -> None:
-    """A likelihood for each of them would take the day; and nobody reads such a table."""
+def test_too_many_classes_are_refused(example: MakeExample) -> None:
+    """Likelihoods of all labels would take too long, and the table would be unreadable."""
     known = {"namer": [f"Error{number}" for number in range(1_000)]}
     with pytest.raises(ConfigError, match="has 1,001 classes"):
         build_scorers({"it": asked("classification")}, known, [example()], ROOT)
@@ -216,8 +216,8 @@ def test_too_many_classes_are_no_classification(example: MakeExample) -> None:
         ([], "is not a JSON schema: it must be an object"),
     ],
 )
-def test_bad_schemas_are_told(schema: Any, problem: str) -> None:
-    """When the run starts, not by an answer that happens to reach the bad part."""
+def test_invalid_schemas_are_reported(schema: Any, problem: str) -> None:
+    """Invalid schemas are reported at the start, not by the first answer that reaches the invalid part."""
     with pytest.raises(ValueError, match=r".") as caught:
         make_validator(schema)
     assert str(caught.value).startswith(problem)
@@ -235,13 +235,13 @@ def test_bad_schemas_are_told(schema: Any, problem: str) -> None:
         ({"pattern": "^(?=a)"}, "ab", True),
     ],
 )
-def test_schemas_of_several_drafts(schema: Any, value: Any, valid: bool) -> None:
-    """The standard's own schemas are at hand without the network; patterns are matched as jsonschema does."""
+def test_schemas_of_several_drafts_are_supported(schema: Any, value: Any, valid: bool) -> None:
+    """The standard's own schemas are available offline; patterns are matched as in jsonschema."""
     assert make_validator(schema).is_valid(value) is valid
 
 
-def test_a_catastrophic_pattern_is_told(tree: Path, example: MakeExample) -> None:
-    """The answer is one that Python's `re` would be at for centuries."""
+def test_a_catastrophic_pattern_is_reported(tree: Path, example: MakeExample) -> None:
+    """Python's `re` would need centuries for this answer."""
     (tree / "scorers/slow.json").write_text('{"pattern": "^(a|aa)+$"}', encoding="utf-8")
     made = [example()]
     ready = built(made, tree, it=asked("json_valid", schema_file="slow.json"))

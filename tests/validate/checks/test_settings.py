@@ -1,4 +1,4 @@
-"""Settings against each other and the kind of device: what raises a finding, and what does not."""
+"""Settings against each other and the kind of device: which cause findings, and which do not."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,7 @@ Check = Callable[..., list[Finding]]
 
 @pytest.fixture
 def settings(change: Change) -> Check:
-    """`settings({"train.fp16": True})`: the findings of check_settings on params.yaml with keys changed."""
+    """`settings({"train.fp16": True})`: return the findings of check_settings on params.yaml with keys changed."""
 
     def checked(keys: dict[str, Any], architecture: Architecture | None = LLAMA) -> list[Finding]:
         return check_settings(change(**keys), architecture)
@@ -26,13 +26,13 @@ def settings(change: Change) -> Check:
 
 
 def test_liger_needs_cuda(settings: Check) -> None:
-    """Its kernels are Triton's: on a CPU the import alone would fail, after everything was loaded."""
+    """Its kernels need Triton: on a CPU the import would fail after everything was loaded."""
     assert "liger-needs-cuda" in codes(settings({"train.use_liger_kernel": True}))
     assert "liger-needs-cuda" not in codes(settings(CUDA | {"train.use_liger_kernel": True}))
 
 
 def test_float16_weights_need_loss_scaling(settings: Check) -> None:
-    """Gradients below 6e-8 are zero in float16; only fp16's scaling lifts them over that."""
+    """Gradients below 6e-8 are zero in float16; only fp16's loss scaling prevents this."""
     keys = CUDA | {"model.dtype": "float16"}
     for bf16 in (False, True):
         assert codes(settings(keys | {"train.bf16": bf16, "train.fp16": False})) == ["dtype-unscaled"]
@@ -43,8 +43,8 @@ def test_float16_weights_need_loss_scaling(settings: Check) -> None:
 
 
 @pytest.mark.parametrize("environment", ["cpu", "cuda", "apple"])
-def test_settings_that_fit_raise_nothing(settings: Check, environment: str) -> None:
-    """A check that always warns is a check that nobody reads."""
+def test_valid_settings_cause_no_finding(settings: Check, environment: str) -> None:
+    """Valid settings cause no finding: users ignore checks that always warn."""
     assert settings({"environment": environment, "model.dtype": "bfloat16"}) == []
     assert settings({"environment": environment, "model.dtype": "bfloat16"}, None) == []
 
@@ -182,17 +182,17 @@ def test_settings_that_fit_raise_nothing(settings: Check, environment: str) -> N
         ),
     ],
 )
-def test_each_setting_and_its_neighbour(
+def test_each_invalid_setting_is_a_finding_and_its_neighbour_is_not(
     settings: Check, keys: dict[str, Any], code: str, text: str, neighbour: dict[str, Any]
 ) -> None:
-    """Each would be found out only after the base was loaded, on a machine that is paid by the hour."""
+    """Without the finding, each problem would show only after the base was loaded, on expensive hardware."""
     (finding,) = settings(keys)
     assert told(finding, code) == f"params.yaml: {text}"
     assert settings(keys | neighbour) == []
 
 
-def test_flash_attention_computes_in_16_bit(settings: Check) -> None:
-    """Weights may be kept in 32 bit, at a price; what is computed may not."""
+def test_flash_attention_needs_16_bit_computation(settings: Check) -> None:
+    """Weights may be stored in 32 bit at a cost, but computation must be in 16 bit."""
     found = settings(CUDA | FLASH | {"model.dtype": "float32"})
     assert codes(found) == ["float32-weights-large", "attention-dtype"]
     assert str(found[1]) == (
@@ -205,7 +205,7 @@ def test_flash_attention_computes_in_16_bit(settings: Check) -> None:
 
 
 def test_nf4_on_a_cpu_needs_whole_blocks(settings: Check) -> None:
-    """bitsandbytes' CPU kernels read 64 inputs and 32 outputs at a time; the loss head is never quantized."""
+    """bitsandbytes' CPU kernels process 64 inputs and 32 outputs at a time; the loss head is never quantized."""
     odd_head = replace(LLAMA, linears=(*LLAMA.linears[:-1], LinearLayers("lm_head", 100, 1001, 1)))
     assert settings(NF4) == settings(NF4, odd_head) == settings(NF4, None) == []
     odd = replace(LLAMA, linears=(LinearLayers("q_proj", 96, 128, 2), LinearLayers("k_proj", 128, 48, 2)))
@@ -216,7 +216,7 @@ def test_nf4_on_a_cpu_needs_whole_blocks(settings: Check) -> None:
     assert settings(NF4 | CUDA, odd) == []
 
 
-def test_offloading_deepspeed_on_one_device_is_no_needless_strategy(settings: Check) -> None:
-    """The one reason to take it there."""
+def test_deepspeed_offloading_on_one_device_is_accepted(settings: Check) -> None:
+    """Offloading is the only reason to use DeepSpeed on one device."""
     assert settings(CUDA | spread("zero3", devices=1, offload_param="cpu")) == []
     assert codes(settings(CUDA | spread("zero3", devices=1))) == ["strategy-needless"]

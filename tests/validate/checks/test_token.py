@@ -1,4 +1,4 @@
-"""Findings about the tokens: budgets, rows that the template refuses, control tokens, answers that can't be given."""
+"""Findings about tokens: budgets, rows that the template refuses, control tokens, answers that exceed the limit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ Settings = Callable[..., TrainConfig]
 
 
 def lossy(**counts: int) -> TokenCounts:
-    """A split of 100 examples with 1,000 supervised tokens, as a whole."""
+    """Return the counts of a split of 100 examples with 1,000 supervised tokens."""
     return TokenCounts.of(**{"examples": 100, "supervised_tokens": 1000, "longest": 300} | counts)
 
 
@@ -72,7 +72,7 @@ BUDGET = {"truncated_examples": 0.05, "lost_end_tokens": 0.03, "lost_supervised_
 def test_each_budget_at_its_edge(
     settings: Settings, code: str, key: str, at_edge: dict[str, int], past: dict[str, int], what: str
 ) -> None:
-    """Exactly the budget is allowed and told as a warning; one more is an error that names the key."""
+    """Exactly the budget is allowed with a warning; one more is an error that names the key."""
     train = settings(budget=BUDGET)
     assert codes(check_truncation(train, "train", lossy(**at_edge))) == ["rows-truncated"]
     (finding,) = check_truncation(train, "train", lossy(**past))
@@ -80,8 +80,8 @@ def test_each_budget_at_its_edge(
     assert str(finding) == f"params.yaml: train.max_length: {what}; use 300, or raise train.budget.{key}"
 
 
-def test_what_is_cut_within_the_budget_is_a_warning(settings: Settings) -> None:
-    """Whoever allows a share still wants to know which."""
+def test_truncation_within_the_budget_is_a_warning(settings: Settings) -> None:
+    """Even an allowed share is listed."""
     train = settings(budget=BUDGET)
     assert check_truncation(train, "train", lossy()) == []
     (finding,) = check_truncation(train, "train", lossy(truncated_examples=2, lost_end_tokens=1))
@@ -92,7 +92,7 @@ def test_what_is_cut_within_the_budget_is_a_warning(settings: Settings) -> None:
 
 
 def test_rows_that_are_left_out_are_a_warning(settings: Settings) -> None:
-    """They count among the truncated, and are gone besides."""
+    """They count as truncated and are left out as well."""
     counts = lossy(examples=99, truncated_examples=1, unsupervised_examples=1)
     cut, left = check_truncation(settings(budget=BUDGET), "validation", counts)
     assert cut.code == "rows-truncated"
@@ -101,8 +101,8 @@ def test_rows_that_are_left_out_are_a_warning(settings: Settings) -> None:
     )
 
 
-def test_a_split_without_any_supervised_token_is_told_by_its_cause(settings: Settings) -> None:
-    """The template marks nothing, or max_length cuts everything; either way no share of nothing is computed."""
+def test_a_split_without_supervised_tokens_is_reported_with_its_cause(settings: Settings) -> None:
+    """Either the template marks nothing or max_length cuts everything; no share of zero is computed."""
     unmarked = TokenizedSplit(counts=TokenCounts.of(unsupervised_examples=4, truncated_examples=4, longest=300))
     (finding,) = check_masks("train", unmarked)
     assert told(finding, "mask-empty") == (
@@ -115,11 +115,11 @@ def test_a_split_without_any_supervised_token_is_told_by_its_cause(settings: Set
     assert str(finding) == (
         "params.yaml: train.max_length: no example of train has a supervised token: all answers are cut off; use 300"
     )
-    assert check_masks("train", TokenizedSplit()) == []  # no row at all is another finding
+    assert check_masks("train", TokenizedSplit()) == []  # a split without rows is another finding
 
 
 def test_padding_over_the_budget_is_an_error(settings: Settings) -> None:
-    """The device computes it like any other position."""
+    """The device computes padding like any other position."""
     train = settings(budget=BUDGET)
     assert check_padding(train, TokenCounts.of(tokens=7500, positions=10_000)) == []
     (finding,) = check_padding(train, TokenCounts.of(tokens=7400, positions=10_000))
@@ -130,13 +130,13 @@ def test_padding_over_the_budget_is_an_error(settings: Settings) -> None:
     assert check_padding(train, TokenCounts.of()) == []
 
 
-# ---- Rows that the template refuses or masks in another way
+# ---- Rows that the template refuses or masks differently
 
 
-def test_rows_that_the_template_refuses_are_told_and_left_out(
+def test_rows_refused_by_the_template_are_reported_and_left_out(
     tokenizer: Any, example: MakeExample, config: Config, settings: Settings
 ) -> None:
-    """By the first of them with its line, in the template's words; the others are tokenized."""
+    """The first refused row is shown with its line and the template's message; the others are tokenized."""
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
     kept = tokenizer.chat_template
     tokenizer.chat_template = strict + kept
@@ -158,10 +158,10 @@ def test_rows_that_the_template_refuses_are_told_and_left_out(
     assert check_rendering("train", TokenizedSplit()) == []
 
 
-def test_a_row_whose_mask_is_not_its_answer_is_told(
+def test_a_row_whose_mask_differs_from_its_answer_is_reported(
     tokenizer: Any, example: MakeExample, config: Config, settings: Settings
 ) -> None:
-    """A template that changes what the assistant wrote teaches something else."""
+    """A template that changes the assistant's text teaches something else."""
     kept = tokenizer.chat_template
     rows = [example("a", "ValueError"), example("b", "typeerror", line=4)]
     assert check_split(config, "train", tokenize_split(tokenizer, rows, settings(), seed=1)) == []
@@ -187,7 +187,7 @@ def test_a_row_whose_mask_is_not_its_answer_is_told(
 def test_a_template_that_refuses_every_row_stops_validate_with_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
 ) -> None:
-    """It renders the made-up conversation, so only the rows tell; nothing is left to plan, pack or measure."""
+    """The template renders the test conversation, so only the rows reveal it; nothing is left to plan or pack."""
     from finetune.errors import ConfigError
     from finetune.prepare import stage as prepare
     from finetune.validate import stage as validate
@@ -205,7 +205,7 @@ def test_a_template_that_refuses_every_row_stops_validate_with_a_report(
     told = [finding["message"].split(",")[0] for finding in refused]
     assert told == ["36 examples of train", "12 examples of validation", "12 examples of test"]
     assert report["tokens"]["train"]["rows"] == 0
-    assert report["schedule"]["examples"] == 36  # the run that is meant, not one of nothing
+    assert report["schedule"]["examples"] == 36  # the planned run, not one without rows
     assert not paths.validated.exists()
 
 
@@ -213,7 +213,7 @@ def test_a_template_that_refuses_every_row_stops_validate_with_a_report(
 
 
 def test_a_control_token_in_a_text_is_a_warning(tokenizer: Any, example: MakeExample) -> None:
-    """The tokenizer makes the control token of it: whoever writes the prompt can end the turn and speak as another."""
+    """The tokenizer turns the text into a control token: a prompt could end its turn and impersonate another role."""
     clean = [example("what is <b>im_end</b>, or <|im end|>?", "nothing")]
     assert check_special_tokens(tokenizer, {"train": clean, "validation": [], "test": clean}) == []
     rows = [*clean, example("end it <|im_end|> now", "yes", line=4), example("why", "<|im_start|>", line=9)]
@@ -226,7 +226,7 @@ def test_a_control_token_in_a_text_is_a_warning(tokenizer: Any, example: MakeExa
 
 
 def test_control_tokens_in_tool_calls_and_system_prompts_are_found(tokenizer: Any) -> None:
-    """They go through the same template."""
+    """Tool calls and system prompts go through the same template."""
     call = {"type": "function", "function": {"name": "say", "arguments": {"text": "<|im_end|>"}}}
     turns = [Message("user", "say it"), Message("assistant", "", tool_calls=(call,))]
     called = Example("one", "rows", 1, "a", tuple(turns))
@@ -238,8 +238,8 @@ def test_control_tokens_in_tool_calls_and_system_prompts_are_found(tokenizer: An
 # ---- Test answers
 
 
-def test_answers_that_cant_be_given_in_full_are_a_warning(tokenizer: Any, example: MakeExample, change: Change) -> None:
-    """They count as wrong whatever was learnt; the end token itself is not needed for an exact match."""
+def test_answers_beyond_the_token_limit_are_a_warning(tokenizer: Any, example: MakeExample, change: Change) -> None:
+    """They count as wrong whatever was learnt; an exact match does not need the end token."""
     rows = [example("a", "ValueError"), example("b", "UnicodeDecodeError is a subclass of ValueError")]
     whole = [tokenize(tokenizer, one.messages) for one in rows]
     most = max(one.supervised for one in whole)
@@ -256,7 +256,7 @@ def test_answers_that_cant_be_given_in_full_are_a_warning(tokenizer: Any, exampl
 
 
 def test_prompts_beyond_the_bases_positions_are_an_error(tokenizer: Any, example: MakeExample, change: Change) -> None:
-    """Prompt and answer share the positions; at the last one nothing is wrong, and an unknown base says nothing."""
+    """Prompt and answer share the positions; at the last one there is no finding, nor for an unknown base."""
     rows = [example("a", "ValueError"), example("a longer prompt than the other", "TypeError")]
     supervised = [[label != IGNORED for label in tokenize(tokenizer, one.messages).labels] for one in rows]
     prompt = max(labels.index(True) for labels in supervised)

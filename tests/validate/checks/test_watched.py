@@ -1,4 +1,4 @@
-"""Bases and templates that DVC does not watch."""
+"""Bases and templates that DVC does not track."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.builders.kinds import Change
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A tree that DVC runs, with a base and a template in models/ and outside of it."""
+    """Create a tree run by DVC, with a base and a template inside and outside of models/."""
     for folder in ("models/mine", "elsewhere/base"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.json").write_text("{}", encoding="utf-8")
@@ -21,28 +21,28 @@ def tree(tmp_path: Path) -> Path:
 
 
 def keys(tree: Path, config: Config) -> list[str]:
-    """The keys that are found fault with."""
+    """Return the keys with a finding."""
     found = check_watched(config, tree)
     assert {finding.code for finding in found} <= {"file-unwatched"}
     return [finding.place.removeprefix("params.yaml: ") for finding in found]
 
 
-def test_what_is_in_models_is_watched(tree: Path, change: Change) -> None:
-    """And a base of the Hub is pinned by its commit."""
+def test_files_in_models_are_tracked(tree: Path, change: Change) -> None:
+    """A base of the Hub is pinned by its commit."""
     config = change(**{"model.base": "models/mine", "model.chat_template": "models/mine/chat.jinja"})
     assert keys(tree, config) == []
     assert keys(tree, change(**{"model.base": "org/model", "model.revision": "0" * 40})) == []
 
 
-def test_what_is_elsewhere_is_found(tree: Path, change: Change) -> None:
-    """A changed template outside of models/ would leave yesterday's adapter standing."""
+def test_untracked_files_elsewhere_are_reported(tree: Path, change: Change) -> None:
+    """After a change of a template outside of models/, DVC would not run the stages again."""
     config = change(**{"model.base": "elsewhere/base", "model.chat_template": "elsewhere/base/chat.jinja"})
     assert keys(tree, config) == ["model.base", "model.chat_template"]
     assert keys(tree, change(**{"model.base": str(tree / "elsewhere/base")})) == ["model.base"]
 
 
-def test_the_models_of_the_baseline_are_looked_at(tree: Path, change: Change) -> None:
-    """They decide what the candidate must beat."""
+def test_the_models_of_the_baseline_are_checked(tree: Path, change: Change) -> None:
+    """They determine the baseline that the candidate is compared with."""
     model = change(**{"model.base": "elsewhere/base"}).model.model_dump(mode="json")
     config = change(**{"model.base": "models/mine", "evaluate.baseline": {"form": "model", "model": model}})
     assert keys(tree, config) == ["evaluate.baseline.model.base"]
@@ -50,13 +50,13 @@ def test_the_models_of_the_baseline_are_looked_at(tree: Path, change: Change) ->
 
 @pytest.mark.parametrize("link", ["models/linked", "models/mine/weights"])
 def test_links_are_not_followed(tree: Path, change: Change, link: str) -> None:
-    """DVC hashes the link, not what it leads to."""
+    """DVC hashes the link, not its target."""
     (tree / link).symlink_to(tree / "elsewhere/base")
     base = "models/linked" if link.endswith("linked") else "models/mine"
     assert keys(tree, change(**{"model.base": base})) == ["model.base"]
 
 
-def test_outside_of_a_pipeline_nothing_is_asked(tree: Path, change: Change) -> None:
-    """Who runs a stage by hand runs it when they want."""
+def test_outside_of_a_pipeline_nothing_is_checked(tree: Path, change: Change) -> None:
+    """Users who run a stage without DVC decide themselves when to run it."""
     (tree / "dvc.yaml").unlink()
     assert keys(tree, change(**{"model.base": "elsewhere/base"})) == []
