@@ -13,7 +13,7 @@ from finetune.cli.main import main
 from finetune.config.params import params_of, parse_config
 from finetune.validate.checks.base_model import examine_base
 from tests.builders.checked_base import examine
-from tests.builders.checked_base import whole as complete
+from tests.builders.checked_base import whole as whole
 from tests.builders.small_run import params, workspace
 
 COMMIT = "a1" * 20
@@ -60,7 +60,7 @@ def files_of(whole: Path) -> set[str]:
 
 def test_a_cached_base_is_equivalent_to_a_folder(whole: Path, cache: Cache) -> None:
     """A cached base has no finding; its identity is the commit."""
-    cache(whole, *files_of(complete))
+    cache(whole, *files_of(whole))
     known = examine(model__base="org/name", model__revision=COMMIT)
     assert known.findings == []
     assert known.identity == {"name": "org/name", "revision": COMMIT}
@@ -78,7 +78,7 @@ def test_a_cached_base_is_equivalent_to_a_folder(whole: Path, cache: Cache) -> N
 )
 def test_a_partly_cached_base_is_a_finding(whole: Path, cache: Cache, missing: str, what: str) -> None:
     """A download was interrupted, and offline it cannot be completed."""
-    cache(whole, *(files_of(complete) - {missing}))
+    cache(whole, *(files_of(whole) - {missing}))
     known = examine(model__base="org/name", model__revision=COMMIT)
     assert any(what in finding.message for finding in known.findings), known.findings
     assert {finding.code for finding in known.findings} <= {"base-missing", "base-incomplete", "template-missing"}
@@ -86,7 +86,7 @@ def test_a_partly_cached_base_is_a_finding(whole: Path, cache: Cache, missing: s
 
 def test_downloadable_weights_cause_no_finding(whole: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan may precede the download of the base; online, train fetches missing files."""
-    cache(whole, *(files_of(complete) - {"model.safetensors"}))
+    cache(whole, *(files_of(whole) - {"model.safetensors"}))
     config = parse_config(params(model__base="org/name", model__revision=COMMIT), "params.yaml")
     assert examine_base(config, Path(), fetch=False).findings == []
     assert [finding.code for finding in examine_base(config, Path()).findings] == ["base-incomplete"]
@@ -113,7 +113,7 @@ def test_a_path_that_is_not_a_folder_is_reported_as_such(cache: Cache, name: str
 
 def test_a_base_of_the_hub_must_be_pinned(whole: Path, cache: Cache) -> None:
     """The base is cached, but a later download of the same name may be another model."""
-    cache(whole, *files_of(complete))
+    cache(whole, *files_of(whole))
     first, second = examine(model__base="org/name").findings
     assert str(first) == (
         "params.yaml: model.revision: org/name is not a local folder, and without a revision the "
