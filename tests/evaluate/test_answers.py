@@ -1,4 +1,4 @@
-"""All answers of a side: batches by length, kept as they come, and not asked twice after a kill."""
+"""Answers of a side: batched by length, stored as they come, and not generated again after a kill."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Scripted:
-    """A side that answers with the prompt's length, and notes what it was asked."""
+    """A side that answers with the prompt's length and records its requests."""
 
     def __init__(self, fail_at: int | None = None, failed: frozenset[str] = frozenset()) -> None:
         self.described: dict[str, Any] = {"name": "scripted"}
@@ -46,12 +46,12 @@ class Scripted:
 
 @pytest.fixture
 def examples(example: Callable[..., Example]) -> list[Example]:
-    """Seven examples of different lengths."""
+    """Return seven examples of different lengths."""
     return [example("x" * (1 + at * 3 % 7)) for at in range(7)]
 
 
 def test_answers_come_in_the_order_of_the_examples(examples: list[Example], tmp_path: Path) -> None:
-    """Asked longest first, so that what does not fit into memory shows at once."""
+    """The longest prompts come first, so that a lack of memory shows at once."""
     side = Scripted()
     found = answer_all(side, examples, 3, 42, tmp_path, {})
     assert [answer.text.split()[0] for answer in found] == [str(side.length(item)) for item in examples]
@@ -60,20 +60,20 @@ def test_answers_come_in_the_order_of_the_examples(examples: list[Example], tmp_
     assert side.seeds == [42, 43, 44]
 
 
-def test_an_interrupted_side_goes_on_where_it_was(examples: list[Example], tmp_path: Path) -> None:
-    """Two batches were answered; the second start asks the third alone, and gives what a whole run gives."""
+def test_an_interrupted_side_resumes(examples: list[Example], tmp_path: Path) -> None:
+    """After two answered batches, the second start answers only the third; the result equals a complete run."""
     whole = answer_all(Scripted(), examples, 3, 42, tmp_path / "whole", {})
     with pytest.raises(KeyboardInterrupt):
         answer_all(Scripted(fail_at=2), examples, 3, 42, tmp_path / "cut", {})
     again = Scripted()
     assert answer_all(again, examples, 3, 42, tmp_path / "cut", {}) == whole
     assert len(again.asked) == 1
-    assert again.seeds == [44]  # a sampled answer is the same whether or not others were asked before it
+    assert again.seeds == [44]  # a sampled answer does not depend on earlier ones
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
-def test_a_torn_line_is_asked_again(examples: list[Example], tmp_path: Path, cut: int) -> None:
-    """A kill in the middle of a write leaves half a line: it counts for nothing, and what follows is whole."""
+def test_a_partial_line_is_generated_again(examples: list[Example], tmp_path: Path, cut: int) -> None:
+    """A kill during a write leaves a partial line: it is ignored, and later lines are intact."""
     whole = answer_all(Scripted(), examples, 3, 42, tmp_path, {})
     (spool,) = tmp_path.iterdir()
     spool.write_bytes(spool.read_bytes()[:-cut])
@@ -83,8 +83,8 @@ def test_a_torn_line_is_asked_again(examples: list[Example], tmp_path: Path, cut
     assert answer_all(Scripted(fail_at=0), examples, 3, 42, tmp_path, {}) == whole
 
 
-def test_a_damaged_line_is_asked_again(examples: list[Example], tmp_path: Path) -> None:
-    """A flipped bit in a kept answer is still JSON: believed, it would be scored as the model's own words."""
+def test_a_damaged_line_is_generated_again(examples: list[Example], tmp_path: Path) -> None:
+    """A flipped bit in a stored answer may still be JSON; it must not be scored as the model's answer."""
     whole = answer_all(Scripted(), examples, 3, 42, tmp_path, {})
     (spool,) = tmp_path.iterdir()
     content = spool.read_bytes()
@@ -95,8 +95,8 @@ def test_a_damaged_line_is_asked_again(examples: list[Example], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("changed", ["determines", "seed", "size", "settings", "described", "origin"])
-def test_what_determines_the_answers_names_the_spool(examples: list[Example], tmp_path: Path, changed: str) -> None:
-    """Answers of another adapter, version, seed or batch size are other answers."""
+def test_the_spools_name_depends_on_all_settings(examples: list[Example], tmp_path: Path, changed: str) -> None:
+    """Another adapter, version, seed or batch size gives other answers."""
     answer_all(Scripted(), examples, 3, 42, tmp_path, {"versions": "1"})
     side = Scripted()
     size, seed, determines = 3, 42, {"versions": "1"}
@@ -116,8 +116,8 @@ def test_what_determines_the_answers_names_the_spool(examples: list[Example], tm
     assert sum(len(batch) for batch in side.asked) == len(examples)
 
 
-def test_a_failed_answer_is_kept_and_asked_again_by_the_next_start(examples: list[Example], tmp_path: Path) -> None:
-    """One prompt without room does not end the run; with more room the next start answers it."""
+def test_a_failed_answer_is_stored_and_retried_at_the_next_start(examples: list[Example], tmp_path: Path) -> None:
+    """A prompt that does not fit into memory does not end the run; the next start tries it again."""
     bad = examples[2].id
     found = answer_all(Scripted(failed=frozenset({bad})), examples, 3, 42, tmp_path, {})
     assert [answer.failed for answer in found].count("no memory") == 1
@@ -126,8 +126,8 @@ def test_a_failed_answer_is_kept_and_asked_again_by_the_next_start(examples: lis
     assert [bad in batch for batch in side.asked] == [True]
 
 
-def test_a_spool_of_rubbish_is_no_answer(tmp_path: Path) -> None:
-    """Whatever lies there: other JSON, other fields, no text at all."""
+def test_invalid_spool_content_is_ignored(tmp_path: Path) -> None:
+    """Cases: other JSON, other fields, and bytes that are not text."""
     path = tmp_path / "spool"
     path.write_bytes(b'[1]\n{"a": {"text": 1, "what": 2}}\n\xff\xfe\n{"b": 3}\n' + json.dumps({"c": {}}).encode())
     assert read_spool(path) == {}
@@ -156,7 +156,7 @@ print(len(side.asked))
 
 @pytest.mark.slow
 def test_a_killed_process_loses_one_batch_at_most(tmp_path: Path) -> None:
-    """SIGKILL, for real; the second process asks what is missing and no more."""
+    """After a SIGKILL, the second process generates only the missing answers."""
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     first = subprocess.Popen([*command, "10"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None

@@ -1,4 +1,4 @@
-"""The figures of a group are of its members alone, and say null where nothing is known."""
+"""The figures of a group cover only its members, and are null if unknown."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +14,7 @@ METRICS = {"exact_match": Metric("exact_match", "binary", "exact_match"), "loss"
 
 
 def test_groups_are_all_each_agent_and_each_of_several_sources(prediction: Make) -> None:
-    """One source is all again, so it is no group of its own."""
+    """A single source equals the total, so it is not a separate group."""
     one, two = prediction(agent="b"), prediction(agent="a")
     assert list(groups_of([one, two])) == ["all", "a", "b"]
     assert groups_of([one, two])["b"] == [one]
@@ -23,14 +23,14 @@ def test_groups_are_all_each_agent_and_each_of_several_sources(prediction: Make)
     assert groups["rows"] == [one]
 
 
-def test_a_source_with_an_agents_name_is_no_second_group(prediction: Make) -> None:
-    """A criterion names a group by one name, and must not mean two."""
+def test_a_source_with_an_agents_name_is_not_a_second_group(prediction: Make) -> None:
+    """A criterion names a group by one name, which must be unambiguous."""
     made = [prediction(agent="a", source="a"), prediction(agent="b", source="c")]
     assert list(groups_of(made)) == ["all", "a", "b", "c"]
 
 
-def test_figures_are_of_the_members(prediction: Make) -> None:
-    """Mean, loss a token, the share of the most frequent reference, and clusters counted once."""
+def test_figures_cover_the_members(prediction: Make) -> None:
+    """The figures are mean, loss per token, share of the most frequent reference, and number of clusters."""
     made = [
         prediction(True, False, id="1", cluster="x"),
         prediction(False, False, id="2", cluster="x", reference="KeyError", nats=6.0),
@@ -47,8 +47,8 @@ def test_figures_are_of_the_members(prediction: Make) -> None:
     assert described["baseline"]["exact_match"] == 0.0
 
 
-def test_what_is_not_known_is_null(prediction: Make) -> None:
-    """Recorded answers without token counts, a side without loss, a scorer of other agents: no zero in their place."""
+def test_unknown_figures_are_null(prediction: Make) -> None:
+    """Unknown are token counts of recorded answers, a missing loss, and scores for other agents; none is zero."""
     made = prediction(nats=None)
     unknown = replace(made.baseline, tokens=None, finished=None, scores={"exact_match": None})
     described = describe_group([replace(made, baseline=unknown)], METRICS)["baseline"]
@@ -57,8 +57,8 @@ def test_what_is_not_known_is_null(prediction: Make) -> None:
     assert describe_group([other], METRICS)["candidate"]["exact_match"] is None
 
 
-def test_failed_answers_are_counted_and_have_no_length(prediction: Make) -> None:
-    """An answer that never came was not short, and not cut off."""
+def test_failed_answers_are_counted_without_a_length(prediction: Make) -> None:
+    """A missing answer counts neither as short nor as cut off."""
     made = prediction(id="1")
     failed = replace(made.candidate, text="", tokens=None, finished=None, failed="timeout")
     cut = replace(made.candidate, finished=False)
@@ -67,12 +67,12 @@ def test_failed_answers_are_counted_and_have_no_length(prediction: Make) -> None
 
 
 def labelled(made: Prediction, label: str | None) -> Prediction:
-    """The prediction with this class found in the candidate's answer."""
+    """Return the prediction with this class in the candidate's answer."""
     return replace(made, candidate=replace(made.candidate, labels={"exceptions": label}))
 
 
-def test_classes_are_confused_by_reference_and_answer(prediction: Make) -> None:
-    """Rows sum to the class's examples; an answer that is no class has a column of its own."""
+def test_confusion_is_counted_by_reference_and_answer(prediction: Make) -> None:
+    """Rows sum to the class's examples; answers outside the classes have their own column."""
     made = [
         labelled(prediction(reference="A", id="1"), "A"),
         labelled(prediction(reference="A", id="2"), "B"),

@@ -1,4 +1,4 @@
-"""What an adapter has unlearnt, asked by the lm-evaluation-harness itself, on a task of our own."""
+"""Forgetting, measured by the lm-evaluation-harness on a custom task."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 
 
 def test_only_scores_between_0_and_1_are_means() -> None:
-    """What a task reports as a pair, a perplexity or of some documents only is no mean of documents."""
+    """Pairs, perplexities and scores of some documents only are not means over documents."""
     rows: list[dict[str, Any]] = [
         {"doc_id": 0, "metrics": ["acc", "ppl", "pair"], "acc": 1.0, "ppl": 12.0, "pair": (1, 2)},
         {"doc_id": 1, "metrics": ["acc", "some"], "acc": True, "some": 0.5},
@@ -37,8 +37,8 @@ def test_only_scores_between_0_and_1_are_means() -> None:
     assert scores_of_task(rows) == {"acc": {0: 1.0, 1: 1.0}}
 
 
-def test_filters_of_one_task_are_told_apart() -> None:
-    """The same document under two filters is scored twice, and not the second time in place of the first."""
+def test_filters_of_one_task_are_distinguished() -> None:
+    """A document under two filters has two scores; the second does not replace the first."""
     rows = [
         {"doc_id": 0, "metrics": ["match"], "match": score, "filter": name}
         for name, score in (("none", 0.5), ("strict", 0.0), ("lenient", 1.0))
@@ -47,15 +47,15 @@ def test_filters_of_one_task_are_told_apart() -> None:
 
 
 def test_the_difference_has_an_interval(config: Config) -> None:
-    """Ten of sixty documents lost: the whole interval lies below zero."""
+    """With ten of sixty documents lost, the interval is completely below zero."""
     found = pair("acc", [1.0] * 60, [0.0] * 10 + [1.0] * 50, config)
     assert (found["examples"], found["baseline"]) == (60, 1.0)
     assert found["lower"] < found["candidate"] - found["baseline"] < found["upper"] < 0
 
 
 @pytest.mark.slow
-def test_both_sides_are_asked_the_same_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real task of the harness, on base and adapter; an unknown task is told before anything is asked."""
+def test_both_sides_get_the_same_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of the harness runs on base and adapter; an unknown task is reported before anything runs."""
     config, paths = validated(tmp_path / "work")
     train_stage.run(params_of("train", config), paths)
     rows = Path("words.jsonl").absolute()

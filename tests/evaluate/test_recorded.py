@@ -1,4 +1,4 @@
-"""A recorded baseline: paired with the test set by id or by prompt, refused where it is of another one."""
+"""A recorded baseline is paired with the test set by id or prompt, and refused if it is of another test set."""
 
 import json
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from finetune.records.examples import Example
 
 @pytest.fixture
 def examples(example: Callable[..., Example]) -> list[Example]:
-    """Two examples."""
+    """Return two examples."""
     return [example("one"), example("two", "KeyError")]
 
 
 def opened(root: Path, rows: list[Any], examples: list[Example], **changed: str) -> RecordedSide:
-    """The side of a file with these rows."""
+    """Return the side of a file with these rows."""
     path = root / "run.jsonl"
     path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     fields = {"form": "recorded", "name": "v1", "path": "run.jsonl", "sha256": sha256_file(path)} | changed
@@ -29,14 +29,14 @@ def opened(root: Path, rows: list[Any], examples: list[Example], **changed: str)
 
 
 def refusal(root: Path, rows: list[Any], examples: list[Example], **changed: str) -> str:
-    """The text of the DataError, with ROOT for the folder."""
+    """Return the text of the DataError, with ROOT for the folder."""
     with pytest.raises(DataError) as caught:
         opened(root, rows, examples, **changed)
     return str(caught.value).replace(str(root), "ROOT")
 
 
 def test_answers_are_paired_by_id_or_by_prompt(tmp_path: Path, examples: list[Example]) -> None:
-    """In whatever order; what was not recorded is not known, and rows of other examples don't matter."""
+    """The order does not matter; unrecorded figures are unknown, and rows of other examples are ignored."""
     rows = [
         {"prompt": " two\n", "text": "KeyError", "seconds": 19},
         {"id": examples[0].id, "text": "No", "seconds": 20, "first_seconds": 0.5, "tokens": 2, "finished": True},
@@ -53,8 +53,8 @@ def test_answers_are_paired_by_id_or_by_prompt(tmp_path: Path, examples: list[Ex
     assert side.described["recorded"] and side.described["name"] == "v1"
 
 
-def test_predictions_of_another_run_will_do(tmp_path: Path, examples: list[Example]) -> None:
-    """`out/predictions.jsonl`: the candidate's answers, without its scores, which may be of other scorers."""
+def test_predictions_of_another_run_are_accepted(tmp_path: Path, examples: list[Example]) -> None:
+    """`out/predictions.jsonl` is accepted: the candidate's answers are used without their scores."""
     answer = {"text": "KeyError", "tokens": 3, "finished": True, "failed": None, "scores": {"old": 1.0}, "labels": {}}
     rows = [{"id": item.id, "candidate": answer, "baseline": answer, "reference": "x"} for item in examples]
     side = opened(tmp_path, rows, examples)
@@ -84,20 +84,20 @@ def test_predictions_of_another_run_will_do(tmp_path: Path, examples: list[Examp
         (["{broken\n"], "ROOT/run.jsonl:1: broken JSON"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, examples: list[Example], rows: list[Any], text: str) -> None:
-    """Answers to another test set are no baseline, however many of them there are."""
+def test_unfitting_rows_are_refused(tmp_path: Path, examples: list[Example], rows: list[Any], text: str) -> None:
+    """Answers to another test set are not a baseline, however many there are."""
     assert refusal(tmp_path, rows, examples).startswith(text)
 
 
-def test_a_prompt_that_means_several_examples_is_refused(tmp_path: Path, example: Callable[..., Example]) -> None:
-    """Two conversations that end in the same words are two questions."""
+def test_an_ambiguous_prompt_is_refused(tmp_path: Path, example: Callable[..., Example]) -> None:
+    """Two conversations that end in the same words are different questions."""
     examples = [example("continue", system="You write."), example("continue", system="You count.")]
     text = refusal(tmp_path, [{"prompt": "continue", "text": "x"}], examples)
     assert text == "ROOT/run.jsonl: 2 test prompts end in 'continue'; identify these rows by id"
 
 
-def test_a_changed_file_is_another_baseline(tmp_path: Path, examples: list[Example]) -> None:
-    """DVC watches params.yaml, and the hash stands there: a file that changes in silence would not be seen."""
+def test_a_changed_file_is_refused(tmp_path: Path, examples: list[Example]) -> None:
+    """params.yaml contains the hash, so that a change of the file is noticed."""
     text = refusal(tmp_path, [{"id": "a", "text": "x"}], examples, sha256="0" * 64)
     assert "evaluate.baseline.sha256 is 0000" in text
     assert refusal(tmp_path, [], examples, path="none.jsonl") == (

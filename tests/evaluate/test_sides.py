@@ -1,4 +1,4 @@
-"""Whatever baseline and candidate are: opened, asked the same, and paired; what can't be known is left open."""
+"""Every kind of baseline and candidate is opened, gets the same prompts, and is paired; unknown figures stay empty."""
 
 import json
 import os
@@ -31,7 +31,7 @@ BY_LIKELIHOOD = {"scorer": "classification", "of": ["last"], "by": "likelihood",
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with an adapter."""
+    """Return a workspace with an adapter."""
     root = tmp_path_factory.mktemp("sides") / "work"
     config, paths = validated(root)
     train_stage.run(params_of("train", config), paths)
@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`run(**{"evaluate.baseline": …})`: evaluate in a copy; gives evaluation, cost and predictions."""
+    """`run(**{"evaluate.baseline": …})`: evaluate in a copy and return evaluation, cost and predictions."""
     root = copy_of(trained, tmp_path / "run")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
 
@@ -52,7 +52,7 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             monkeypatch.setattr("finetune.evaluate.cost.measure_memory", lambda *_: [10**8] * 3)
         paths = stage.Paths()
         stage.run(params_of("evaluate", config_of(content)), paths)
-        assert not paths.evaluation.exists()  # nothing is left of what was kept for an interrupted run
+        assert not paths.evaluation.exists()  # stored partial results are removed
         reports = (read_json(paths.reports / f"{name}.json") for name in ("evaluation", "cost"))
         return *reports, read_predictions(paths.predictions)
 
@@ -60,12 +60,12 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def config_of(content: dict[str, Any]) -> Config:
-    """A config from plain objects."""
+    """Return a config from plain objects."""
     return parse_config(content, "params.yaml")
 
 
 def test_a_merged_candidate_answers_as_base_and_adapter(run: Any) -> None:
-    """In 16 bit, from its own files, in fresh processes too; the base beside it is the one that was trained on."""
+    """The merged model runs in 16 bit from its own files, also in fresh processes, against the base of the training."""
     evaluation, cost, predictions = run(
         memory=True, **{"evaluate.candidate": {"form": "merged", "quantization": "none"}}
     )
@@ -80,16 +80,16 @@ def test_a_merged_candidate_answers_as_base_and_adapter(run: Any) -> None:
     assert len(predictions) == len(before)
 
 
-def test_a_merged_and_quantized_candidate_is_another_model(run: Any) -> None:
-    """NF4 of the merged weights, which no training has seen: that is what would ship, so that is what is judged."""
+def test_a_merged_and_quantized_candidate_is_evaluated_as_such(run: Any) -> None:
+    """Quantized merged weights were never seen in training; as they would be deployed, they are evaluated."""
     evaluation, _, _ = run(**{"evaluate.candidate": {"form": "merged", "quantization": "nf4"}})
     plain, _, _ = run()
     assert evaluation["candidate"]["quantization"] == "nf4"
     assert evaluation["groups"]["all"]["candidate"]["loss"] != plain["groups"]["all"]["candidate"]["loss"]
 
 
-def test_another_model_is_asked_through_its_own_template(run: Any) -> None:
-    """The same base under another name stands for another model: it answers as the base does."""
+def test_another_model_uses_its_own_template(run: Any) -> None:
+    """The same base under another name stands in for another model and gives the base's answers."""
     model = params()["model"] | {"base": str(ROOT / "models/tiny-base")}
     evaluation, _, _ = run(**{"evaluate.baseline": {"form": "model", "model": model}})
     assert (evaluation["baseline"]["form"], evaluation["baseline"]["name"]) == ("model", "tiny-base")
@@ -99,8 +99,8 @@ def test_another_model_is_asked_through_its_own_template(run: Any) -> None:
     assert same["groups"]["all"]["baseline"] == base["groups"]["all"]["baseline"]
 
 
-def test_an_earlier_adapter_of_a_revision(run: Any, tmp_path: Path) -> None:
-    """Out of DVC's cache by its revision, on the base that both share; here it is the candidate itself."""
+def test_an_adapter_of_a_revision_can_be_the_baseline(run: Any, tmp_path: Path) -> None:
+    """The adapter comes from DVC's cache by its revision, on the same base; in this test it equals the candidate."""
     run()
     commands = [
         ["git", "init", "-q"],
@@ -122,7 +122,7 @@ def test_an_earlier_adapter_of_a_revision(run: Any, tmp_path: Path) -> None:
 
 
 def test_a_recorded_baseline_brings_its_own_latency(run: Any) -> None:
-    """20 seconds an answer, as recorded; likelihoods of it are not known, and no figure stands for them."""
+    """The recorded latency is 20 seconds per answer; likelihoods are unknown and have no figures."""
     run()
     rows = [
         {"id": item.id, "text": item.completion, "seconds": 20.0}
@@ -140,8 +140,8 @@ def test_a_recorded_baseline_brings_its_own_latency(run: Any) -> None:
     assert cost["latency"]["baseline"]["mean_tokens"] is None and cost["latency"]["same_length"] is None
 
 
-def test_labels_are_named_by_likelihood(run: Any) -> None:
-    """Each side names one of the labels for each example of the agent, and for no other."""
+def test_labels_are_chosen_by_likelihood(run: Any) -> None:
+    """Each side names one of the labels for each example of the agent, and for no other example."""
     scorers = {"exact_match": {"scorer": "exact_match", "of": None}, "last": BY_LIKELIHOOD}
     evaluation, _, predictions = run(**{"evaluate.scorers": scorers})
     for item in predictions:
@@ -153,7 +153,7 @@ def test_labels_are_named_by_likelihood(run: Any) -> None:
 
 
 class Upper(BaseHTTPRequestHandler):
-    """A chat server whose answer is the last message in capitals; streamed where that is asked."""
+    """A chat server whose answer is the last message in capitals, streamed on request."""
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -174,12 +174,12 @@ class Upper(BaseHTTPRequestHandler):
         self.wfile.write(body.encode())
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def server() -> Iterator[dict[str, Any]]:
-    """A running server, as a form."""
+    """Yield the settings of a running server."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Upper) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{running.server_port}/v1"
@@ -187,8 +187,8 @@ def server() -> Iterator[dict[str, Any]]:
         running.shutdown()
 
 
-def test_a_server_is_asked_as_its_users_ask_it(run: Any, server: dict[str, Any]) -> None:
-    """Answers, tokens and times come from it; its memory is not this machine's to measure, and its losses unknown."""
+def test_a_server_is_used_through_its_chat_endpoint(run: Any, server: dict[str, Any]) -> None:
+    """Answers, tokens and times come from the server; its memory and its losses are unknown."""
     evaluation, cost, _ = run(memory=True, **{"evaluate.candidate": server})
     whole = evaluation["groups"]
     assert whole["upper"]["candidate"]["exact_match"] == 1.0
@@ -199,23 +199,23 @@ def test_a_server_is_asked_as_its_users_ask_it(run: Any, server: dict[str, Any])
     assert cost["latency"]["identical_answers"] == 1.0
 
 
-def test_two_servers_need_no_model_here(run: Any, server: dict[str, Any]) -> None:
-    """Both sides behind the same server: nothing tells them apart."""
+def test_two_servers_need_no_local_model(run: Any, server: dict[str, Any]) -> None:
+    """Both sides use the same server and are indistinguishable."""
     evaluation, _, predictions = run(**{"evaluate.candidate": server, "evaluate.baseline": server})
     assert all(item.baseline == item.candidate for item in predictions)
     assert len(read_timings(Path("out/latency.jsonl"))) == len(predictions)
     assert evaluation["generation"]["max_new_tokens"] == evaluation["baseline_generation"]["max_new_tokens"]
 
 
-def test_a_server_that_is_not_there_is_told(run: Any, server: dict[str, Any]) -> None:
-    """And not mistaken for a thousand wrong answers."""
+def test_an_unreachable_server_is_reported(run: Any, server: dict[str, Any]) -> None:
+    """An unreachable server is an error, not a thousand wrong answers."""
     gone = server | {"url": "http://127.0.0.1:9/v1"}
     with pytest.raises(FinetuneError, match=r"evaluate.candidate: the server can't be reached"):
         run(**{"evaluate.candidate": gone})
 
 
-def test_forgetting_needs_models_of_this_process(run: Any, server: dict[str, Any]) -> None:
-    """The harness asks for likelihoods, which a server does not tell."""
+def test_forgetting_needs_local_models(run: Any, server: dict[str, Any]) -> None:
+    """The harness needs likelihoods, which a server does not return."""
     asked = {"tasks": ["words"], "folder": None, "limit": None}
     with pytest.raises(ConfigError, match=r"evaluate.forgetting: needs likelihoods of texts"):
         run(**{"evaluate.candidate": server, "evaluate.forgetting": asked})

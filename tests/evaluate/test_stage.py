@@ -1,4 +1,4 @@
-"""evaluate: batched answers are the answers one by one, losses are the model's own, evidence is checked."""
+"""evaluate: batched answers equal single ones, losses equal the model's own, and evidence is checked."""
 
 import json
 import os
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A workspace with an adapter, and its config."""
+    """Return a workspace with an adapter, and its config."""
     root = tmp_path_factory.mktemp("trained") / "work"
     config, paths = validated(root)
     train_stage.run(params_of("train", config), paths)
@@ -53,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 @pytest.fixture(scope="module")
 def embedded() -> tuple[Any, Any, list[Any]]:
-    """The embedded base, its tokenizer, and conversations of many lengths."""
+    """Return the embedded base, its tokenizer, and conversations of many lengths."""
     from finetune.config.params import load_config
 
     os.chdir(ROOT)
@@ -64,7 +64,7 @@ def embedded() -> tuple[Any, Any, list[Any]]:
 
 
 def test_batched_answers_equal_those_one_by_one(embedded: tuple[Any, Any, list[Any]]) -> None:
-    """Padding and batching are for speed alone; the answers must not know of them."""
+    """Padding and batching affect only the speed, not the answers."""
     model, tokenizer, talks = embedded
     settings = generation_settings(model, tokenizer, 12)
     prompts = [tokenize_prompt(tokenizer, talk[:-1]) for talk in talks]
@@ -96,10 +96,10 @@ HOSTILE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_a_base_says_of_decoding_moves_no_answer(
+def test_decoding_settings_of_a_base_are_ignored(
     embedded: tuple[Any, Any, list[Any]], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Some bases ship a repetition penalty: labels that stand in the prompt would be held against the model."""
+    """Some bases ship a repetition penalty, which would penalise labels that appear in the prompt."""
     model, tokenizer, talks = embedded
     prompts = [tokenize_prompt(tokenizer, talk[:-1]) for talk in talks]
     plain = generate(model, prompts, generation_settings(model, tokenizer, 12))
@@ -107,12 +107,12 @@ def test_what_a_base_says_of_decoding_moves_no_answer(
     assert generate(model, prompts, generation_settings(model, tokenizer, 12)) == plain
 
 
-def test_every_setting_of_decoding_is_known(embedded: tuple[Any, Any, list[Any]]) -> None:
-    """A setting that a new version of transformers brings must not slip from a base's file into the answers."""
+def test_every_decoding_setting_is_known(embedded: tuple[Any, Any, list[Any]]) -> None:
+    """A new setting of transformers must not reach the answers from a base's file unnoticed."""
     model, tokenizer, _ = embedded
     sampled = generation_settings(model, tokenizer, 12, SamplingConfig(temperature=1.0, top_p=1.0))
     harmless = {
-        *("max_length", "early_stopping", "length_penalty", "bos_token_id", "decoder_start_token_id"),  # overruled, or
+        *("max_length", "early_stopping", "length_penalty", "bos_token_id", "decoder_start_token_id"),  # overridden, or
         *(
             "use_cache",
             "cache_implementation",
@@ -122,16 +122,16 @@ def test_every_setting_of_decoding_is_known(embedded: tuple[Any, Any, list[Any]]
         ),  # for beams; speed
         *("compile_config", "disable_compile", "continuous_batching_config", "low_memory", "remove_invalid_values"),
         *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "transformers_version"),
-        *("num_beam_groups", "diversity_penalty", "constraints", "force_words_ids"),  # for beams, or gone to the Hub
+        *("num_beam_groups", "diversity_penalty", "constraints", "force_words_ids"),  # for beams, or now on the Hub
         *("penalty_alpha", "dola_layers"),
     }
     helpers = {name for name in vars(GenerationConfig()) if name.startswith(("assistant", "num_assistant", "_"))}
-    helpers |= {"is_assistant", "max_matching_ngram_size", "target_lookbehind", "speculation_type"}  # of a second model
+    helpers |= {"is_assistant", "max_matching_ngram_size", "target_lookbehind", "speculation_type"}  # assisted decoding
     assert {*vars(GenerationConfig())} - {*PLAIN, *sampled} - harmless - helpers == set()
 
 
-def test_sampled_answers_repeat_with_their_seed(embedded: tuple[Any, Any, list[Any]]) -> None:
-    """Whatever was sampled before: an interrupted evaluation gives what a whole one gives."""
+def test_sampled_answers_are_reproducible_from_their_seed(embedded: tuple[Any, Any, list[Any]]) -> None:
+    """Earlier samples have no effect: an interrupted evaluation gives the result of a complete one."""
     model, tokenizer, talks = embedded
     sampling = SamplingConfig(temperature=1.5, top_p=0.9)
     settings = generation_settings(model, tokenizer, 12, sampling)
@@ -142,8 +142,8 @@ def test_sampled_answers_repeat_with_their_seed(embedded: tuple[Any, Any, list[A
     assert generate_or_halve(model, prompts, settings, 7) == first != other
 
 
-def test_without_memory_a_batch_is_halved(embedded: tuple[Any, Any, list[Any]], monkeypatch: Any) -> None:
-    """Down to the one prompt that has no room, which gets the reason; another error is not mistaken for it."""
+def test_a_batch_without_memory_is_halved(embedded: tuple[Any, Any, list[Any]], monkeypatch: Any) -> None:
+    """Halving continues down to one prompt, which then gets the reason; other errors are not treated this way."""
     model, tokenizer, talks = embedded
     settings = generation_settings(model, tokenizer, 4)
     prompts = [tokenize_prompt(tokenizer, talk[:-1]) for talk in talks]
@@ -168,7 +168,7 @@ def test_without_memory_a_batch_is_halved(embedded: tuple[Any, Any, list[Any]], 
 
 
 def test_reference_loss_is_the_models_own(embedded: tuple[Any, Any, list[Any]]) -> None:
-    """Summed over the supervised tokens alone, whatever the batch and its padding: as one plain forward pass says."""
+    """The sum over the supervised tokens equals that of one plain forward pass, whatever the batch and padding."""
     model, tokenizer, talks = embedded
     references = [tokenize(tokenizer, talk) for talk in talks]
     found = reference_nll(model, references, tokenizer.pad_token_id, 4)
@@ -178,8 +178,8 @@ def test_reference_loss_is_the_models_own(embedded: tuple[Any, Any, list[Any]]) 
         assert nats == pytest.approx(float(loss) * sum(label != IGNORED for label in row.labels), rel=1e-4)
 
 
-def test_the_likeliest_label_is_the_one_of_least_loss(embedded: tuple[Any, Any, list[Any]], config: Config) -> None:
-    """Each label is read as the whole answer, end token included; a prompt that is too long is not asked."""
+def test_the_likeliest_label_has_the_least_loss(embedded: tuple[Any, Any, list[Any]], config: Config) -> None:
+    """Each label is scored as the complete answer with its end token; a prompt that is too long is not scored."""
     model, tokenizer, talks = embedded
     side = open_local({"name": "base"}, model, tokenizer, config)
     labels = ["ValueError", "x", "import os"]
@@ -189,7 +189,7 @@ def test_the_likeliest_label_is_the_one_of_least_loss(embedded: tuple[Any, Any, 
         nats = reference_nll(model, whole, tokenizer.pad_token_id, 1)
         assert side.likeliest(example, labels, 2) == labels[nats.index(min(nats))]
     unread = Example("unread", "s", 1, "a", (Message("user", "a"), Message("assistant", "word " * 9000)))
-    (answer,) = side.answer([unread], 1)  # a reference that has no room costs its likelihood, and not the run
+    (answer,) = side.answer([unread], 1)  # a reference that does not fit costs its likelihood, not the run
     assert answer.failed is None and answer.reference_nll is None
     long = Example("long", "s", 1, "a", (Message("user", "word " * 9000), Message("assistant", "x")))
     assert side.likeliest(long, labels, 2) is None
@@ -197,8 +197,8 @@ def test_the_likeliest_label_is_the_one_of_least_loss(embedded: tuple[Any, Any, 
     assert answer.failed is not None and "positions" in answer.failed
 
 
-def test_a_timed_answer_tells_its_first_token(embedded: tuple[Any, Any, list[Any]], config: Config) -> None:
-    """Which comes before the last, and is a part of the whole."""
+def test_a_timed_answer_has_the_time_of_its_first_token(embedded: tuple[Any, Any, list[Any]], config: Config) -> None:
+    """The first token comes before the last, and its time is part of the total."""
     model, tokenizer, talks = embedded
     side = open_local({"name": "base"}, model, tokenizer, config)
     timed = side.time(Example("1", "s", 1, "a", talks[0]))
@@ -208,21 +208,21 @@ def test_a_timed_answer_tells_its_first_token(embedded: tuple[Any, Any, list[Any
 
 
 def test_answer_ends_at_the_first_end_token() -> None:
-    """What a batch-mate's length adds after the end is no part of the answer; an answer without end is cut off."""
+    """Padding after the end token is not part of the answer; an answer without end token is cut off."""
     assert cut_at_end([5, 6, 2, 0, 0], [2, 9]).tokens == [5, 6]
     assert cut_at_end([5, 6, 2], [2, 9]).finished
     assert not cut_at_end([5, 6, 7], [2, 9]).finished
     assert cut_at_end([2], [2]).tokens == []
 
 
-def test_batches_hold_every_position_once_longest_first() -> None:
-    """The longest batch first shows at once whether memory is enough."""
+def test_batches_cover_every_prompt_once_longest_first() -> None:
+    """The longest batch comes first, so that a lack of memory shows at once."""
     lengths = [3, 9, 1, 9, 4]
     assert list(batches_by_length(lengths, 2)) == [[1, 3], [4, 0], [2]]
 
 
-def test_latency_takes_turns_and_leaves_the_warmup_out(trained: tuple[Path, Any]) -> None:
-    """Every prompt is timed once with each side, the warm-up ones not at all."""
+def test_latency_alternates_sides_and_excludes_the_warmup(trained: tuple[Path, Any]) -> None:
+    """Every prompt is timed once with each side; warm-up prompts are not timed."""
     root, config = trained
     os.chdir(root)
     paths = stage.Paths()
@@ -239,7 +239,7 @@ def test_latency_takes_turns_and_leaves_the_warmup_out(trained: tuple[Path, Any]
 
 
 class Failing:
-    """A side that answers some prompts and not others."""
+    """A side that answers only some prompts."""
 
     def __init__(self, seconds: float | None, bad: str) -> None:
         self.seconds, self.bad = seconds, bad
@@ -251,7 +251,7 @@ class Failing:
 
 
 def test_prompts_without_an_answer_are_counted(example: Any) -> None:
-    """Neither timed nor forgotten; the others go on, and a baseline without recorded times takes none away."""
+    """Failed prompts are counted without a time; a baseline without recorded times removes none."""
     examples = [example(f"task {at}") for at in range(4)]
     sides = Sides(Failing(1.0, examples[1].id), Failing(0.5, examples[2].id))  # type: ignore[arg-type]
     found = measure_latency(sides, examples, 0)
@@ -264,8 +264,8 @@ def test_prompts_without_an_answer_are_counted(example: Any) -> None:
     assert summarize_latency(found.timings)["baseline"] is None
 
 
-def test_groups_and_prompts_make_clusters(example: Any) -> None:
-    """Rows of one user, rows of one prompt, and what they link, are one piece of evidence."""
+def test_groups_and_prompts_form_clusters(example: Any) -> None:
+    """Rows of one user, rows of one prompt, and rows linked through both form one cluster."""
     rows = [
         replace(example("one"), group="g"),
         replace(example("two"), group="g"),
@@ -278,12 +278,12 @@ def test_groups_and_prompts_make_clusters(example: Any) -> None:
 
 
 def timing(name: str, baseline: tuple[float, int | None], candidate: tuple[float, int | None]) -> Timing:
-    """Seconds and tokens of both sides."""
+    """Return seconds and tokens of both sides."""
     return Timing(name, baseline[0], None, baseline[1], candidate[0], None, candidate[1])
 
 
-def test_at_the_same_length_short_answers_are_no_speed() -> None:
-    """Both take 0.1 s a token and 0.05 s to begin: the candidate's answers are short, and that is all."""
+def test_short_answers_do_not_count_as_speed() -> None:
+    """Both need 0.1 s per token and 0.05 s to start: the candidate is faster only because its answers are short."""
     rows = [
         timing(f"{at}", (0.05 + 0.1 * (10 + at), 10 + at), (0.05 + 0.1 * (2 + at % 3), 2 + at % 3)) for at in range(9)
     ]
@@ -305,15 +305,15 @@ def test_at_the_same_length_short_answers_are_no_speed() -> None:
     assert found["baseline_seconds"] - found["candidate_seconds"] == pytest.approx(0.04)
 
 
-def test_a_length_that_never_varies_or_is_not_known_controls_nothing() -> None:
-    """No line goes through one length; what a server does not count can't be taken into account."""
+def test_constant_or_unknown_lengths_are_not_controlled_for() -> None:
+    """No regression line exists for a single length; lengths that a server does not count are unknown."""
     assert at_same_length([]) is None
     assert at_same_length([timing("a", (1.0, 5), (0.5, 5)), timing("b", (1.1, 5), (0.6, 5))]) is None
     assert at_same_length([timing("a", (1.0, 5), (0.5, None)), timing("b", (1.1, 6), (0.6, 5))]) is None
 
 
-def test_stage_writes_repeatable_figures(trained: tuple[Path, Any], tmp_path: Path, monkeypatch: Any) -> None:
-    """Answers and evaluation.json are the same for every repetition; what was measured stands in cost.json alone."""
+def test_stage_writes_reproducible_figures(trained: tuple[Path, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    """Answers and evaluation.json are equal for every repetition; only cost.json contains measurements."""
     root, config = trained
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     kept = []
@@ -321,19 +321,19 @@ def test_stage_writes_repeatable_figures(trained: tuple[Path, Any], tmp_path: Pa
         os.chdir(copy_of(root, tmp_path / name))
         paths = stage.Paths()
         stage.run(params_of("evaluate", config), paths)
-        monkeypatch.setattr("finetune.evaluate.cost.measure_memory", lambda *_: [2 * 10**8] * 3)  # once is enough
+        monkeypatch.setattr("finetune.evaluate.cost.measure_memory", lambda *_: [2 * 10**8] * 3)  # once suffices
         kept.append([path.read_bytes() for path in (paths.predictions, paths.reports / "evaluation.json")])
         cost = read_json(paths.reports / "cost.json")
         assert len(cost["memory"]["bytes"]) == 3
         assert min(cost["memory"]["bytes"]) > 10**8
-        assert len(read_timings(paths.latency)) == 12  # the whole test split is smaller than the 20 asked for
+        assert len(read_timings(paths.latency)) == 12  # the test split is smaller than the requested 20
         assert len(read_predictions(paths.predictions)) == len(read_examples(paths.prepared / "test.jsonl"))
     assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize("changed", ["adapter", "manifest", "test", "base", "splits"])
 def test_changed_evidence_is_refused(trained: tuple[Path, Any], tmp_path: Path, changed: str) -> None:
-    """A score on another test set, adapter or base than the run's is no evidence; nothing is evaluated."""
+    """A score on another test set, adapter or base is not evidence, so nothing is evaluated."""
     root, config = trained
     os.chdir(copy_of(root, tmp_path / "run"))
     paths = stage.Paths()
@@ -359,7 +359,7 @@ def test_changed_evidence_is_refused(trained: tuple[Path, Any], tmp_path: Path, 
 
 
 def test_checkpoints_of_finished_runs_are_removed(tmp_path: Path) -> None:
-    """Those that train marked; a run that is still to go on keeps its own."""
+    """Only checkpoints that train marked as finished are removed; unfinished runs keep theirs."""
     for name in ("finished-run/checkpoint-3", "other-run/checkpoint-6"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "finished-run" / FINISHED).touch()
@@ -368,8 +368,8 @@ def test_checkpoints_of_finished_runs_are_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other-run"]
 
 
-def test_failed_memory_probe_is_told(trained: tuple[Path, Any], tmp_path: Path, monkeypatch: Any) -> None:
-    """A probe that dies is no measurement of zero bytes."""
+def test_failed_memory_probe_is_reported(trained: tuple[Path, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    """A probe that dies is not a measurement of zero bytes."""
     from finetune.errors import MachineError
     from finetune.evaluate.cost import measure_memory
 

@@ -1,4 +1,4 @@
-"""Form and filters: the right system prompt in front of every row, and a reason for every row that is dropped."""
+"""Form and filters: every row gets the right system prompt, and every dropped row a reason."""
 
 import re
 import time
@@ -22,12 +22,12 @@ TURNS = [Message("user", "Hi"), Message("assistant", "Hello.")]
 
 
 def source(**keys: Any) -> Source:
-    """A source named rows."""
+    """Return a source named rows."""
     return Source(name="rows", path="rows.jsonl", **keys)
 
 
 def formed(conversation: Conversation, config: Config, labels: tuple[str, ...] = (), **keys: Any) -> Conversation:
-    """The conversation after it was given its form."""
+    """Return the conversation in its final form."""
     give_form(conversation, source(**keys), config.data, labels)
     return conversation
 
@@ -40,7 +40,7 @@ def reason(
     count: Callable[[str], int] | None = None,
     **filters: Any,
 ) -> str | None:
-    """Why these messages are dropped, with no filter set but these."""
+    """Return why these messages are dropped, with only these filters."""
     none = Bounds(min=None, max=None)
     every: dict[str, Any] = {"only_successful": False, "characters": none, "tokens": none}
     every |= {"keep_matching": (), "drop_matching": (), "roles": ("system", "user", "assistant", "tool")}
@@ -62,10 +62,10 @@ def reason(
         (None, "", "source's", "default", None),
     ],
 )
-def test_the_system_prompt_is_the_nearest_one(
+def test_the_most_specific_system_prompt_is_used(
     change: Change, own: str | None, agents: str | None, sources: str | None, default: str | None, system: str | None
 ) -> None:
-    """The wrong prompt in training is another task at inference; an empty one means none, also against the default."""
+    """A wrong prompt in training is another task; an empty one means no prompt, also if there is a default."""
     prompts = {} if agents is None else {"namer": agents}
     config = change(**{"data.system_prompts": prompts, "data.default_system_prompt": default})
     turns = [Message("system", own), *TURNS] if own else TURNS
@@ -77,13 +77,13 @@ def test_the_system_prompt_is_the_nearest_one(
 @pytest.mark.parametrize(
     ("own", "sources", "agent"), [("a", "b", "a"), (None, "b", "b"), (None, None, "rows"), ("a", None, "a")]
 )
-def test_the_agent_is_the_rows_or_its_sources(config: Config, own: str | None, sources: str | None, agent: str) -> None:
-    """Results are told by agent, and the system prompt is chosen by it."""
+def test_the_agent_is_that_of_row_or_source(config: Config, own: str | None, sources: str | None, agent: str) -> None:
+    """Results are grouped by agent, and the agent determines the system prompt."""
     assert formed(Conversation(TURNS, agent=own), config, agent=sources).agent == agent
 
 
-def test_labels_are_told_in_the_system_prompt(change: Change) -> None:
-    """Of a classification alone: after what stands there already, or as all of it."""
+def test_labels_are_listed_in_the_system_prompt(change: Change) -> None:
+    """Labels are added for classification only, after an existing prompt or as the complete prompt."""
     told = "Answer with exactly one of these labels: no, yes."
     for default, system in ((None, told), ("Sort it.", f"Sort it.\n{told}")):
         config = change(**{"data.default_system_prompt": default})
@@ -94,8 +94,8 @@ def test_labels_are_told_in_the_system_prompt(change: Change) -> None:
 
 
 @pytest.mark.parametrize(("form", "text"), [("none", "e\u0301 \ufb01"), ("NFC", "é \ufb01"), ("NFKC", "é fi")])
-def test_unicode_is_normalized_as_told_and_alike(change: Change, form: str, text: str) -> None:
-    """Answer, label and the labels told must stay the same text, or the right answer is none of those told."""
+def test_unicode_is_normalized_consistently(change: Change, form: str, text: str) -> None:
+    """Answer, label and the labels in the prompt must stay equal, or the right answer would not be among them."""
     raw = "e\u0301 \ufb01"
     config = change(**{"data.unicode": form, "data.default_system_prompt": None})
     conversation = Conversation([Message("user", "ASCII"), Message("assistant", raw, name=raw)], label=raw)
@@ -108,8 +108,8 @@ def test_unicode_is_normalized_as_told_and_alike(change: Change, form: str, text
     assert found.label == text
 
 
-def test_labels_that_become_one_are_told_once(change: Change) -> None:
-    """Two spellings of one letter are one label after normalizing."""
+def test_labels_equal_after_normalizing_are_listed_once(change: Change) -> None:
+    """Two spellings of one letter give one label after normalizing."""
     found = formed(Conversation(TURNS, label="é"), change(**{"data.unicode": "NFC"}), ("e\u0301", "é"))
     assert found.messages[0].content == "Answer with exactly one of these labels: é."
 
@@ -117,15 +117,15 @@ def test_labels_that_become_one_are_told_once(change: Change) -> None:
 # ---- Filters
 
 
-def test_rows_without_success_are_dropped_where_asked() -> None:
-    """A log's failures would be taught as answers."""
-    assert reason() is reason(success=False) is None  # a filter that nobody set drops nothing
+def test_rows_without_success_are_dropped_if_configured() -> None:
+    """Failed answers of a log must not be trained on."""
+    assert reason() is reason(success=False) is None  # without a filter nothing is dropped
     assert reason(success=False, only_successful=True) == "not_successful"
     assert reason(success=True, only_successful=True) is None
 
 
-def test_roles_are_those_that_came_with_the_row() -> None:
-    """The system prompt that the config puts in front is no reason to drop every row."""
+def test_roles_are_those_of_the_original_row() -> None:
+    """The system prompt from the config does not count as a role of the row."""
     messages = [Message("system", "S"), *TURNS]
     roles = ("user", "assistant")
     assert reason(roles=roles) is None
@@ -138,8 +138,8 @@ def test_roles_are_those_that_came_with_the_row() -> None:
     ("least", "most", "why"),
     [(9, 9, None), (10, None, "too_few_{}"), (None, 8, "too_many_{}"), (None, 9, None), (9, None, None), (0, 10, None)],
 )
-def test_bounds_belong_to_what_is_kept(least: int | None, most: int | None, why: str | None) -> None:
-    """The text is `Hi`, a line break and `Hello.`: nine characters, without the system's."""
+def test_bounds_are_inclusive(least: int | None, most: int | None, why: str | None) -> None:
+    """The text is `Hi`, a newline and `Hello.`: nine characters, without the system prompt."""
     messages = [Message("system", "long " * 100), *TURNS]
     bounds = Bounds(min=least, max=most)
     assert reason(messages, characters=bounds) == (why and why.format("characters"))
@@ -159,22 +159,22 @@ def test_bounds_belong_to_what_is_kept(least: int | None, most: int | None, why:
         ([], ["System prompt"], None),
     ],
 )
-def test_patterns_are_looked_for_in_all_that_was_spoken(keep: list[str], drop: list[str], why: str | None) -> None:
-    """All of the one list must be found, none of the other; the system prompt is the config's own."""
+def test_patterns_are_searched_in_all_turns(keep: list[str], drop: list[str], why: str | None) -> None:
+    """All patterns of `keep` must match, none of `drop`; the system prompt from the config is not searched."""
     messages = [Message("system", "System prompt"), *TURNS]
     assert reason(messages, keep_matching=tuple(keep), drop_matching=tuple(drop)) == why
 
 
-def test_calls_and_results_are_spoken_too() -> None:
-    """A row's length and its twins are seen with them."""
+def test_calls_and_results_belong_to_the_text() -> None:
+    """They count for a row's length and its duplicates."""
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": "ü"}}}
     messages = [TURNS[0], Message("assistant", "", (call,)), Message("tool", "12"), TURNS[1]]
     assert spoken_text(messages) == "Hi\n{}\n12\nHello.".format('[{"arguments": {"a": "ü"}, "name": "f"}]')
 
 
 @pytest.mark.parametrize(("pattern", "ends"), [("(a+)+$", True), ("(a|a)+$", False), ("(a|b|ab)+$", False)])
-def test_a_pattern_that_backtracks_for_ever_is_told(pattern: str, ends: bool) -> None:
-    """One hostile row would stop the run for years without a word; of some patterns the matcher sees it by itself."""
+def test_a_catastrophic_pattern_is_an_error(pattern: str, ends: bool) -> None:
+    """One hostile row could block the run for years; some such patterns are detected by the matcher itself."""
     start, row = time.monotonic(), "a" * 60 + "b" + "ab" * 60 + "!"
     if ends:
         assert not matches(pattern, row)
@@ -187,8 +187,8 @@ def test_a_pattern_that_backtracks_for_ever_is_told(pattern: str, ends: bool) ->
 # ---- Tokens
 
 
-def test_tokens_are_those_of_the_base() -> None:
-    """Counted without the marks that a template or the tokenizer itself would add."""
+def test_tokens_are_counted_with_the_bases_tokenizer() -> None:
+    """Special tokens of a template or of the tokenizer are not counted."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(f"{TINY}/tokenizer.json")
@@ -197,8 +197,8 @@ def test_tokens_are_those_of_the_base() -> None:
     assert token_counter(TINY, None)("") == 0
 
 
-def test_long_texts_are_counted_to_their_end(tmp_path: Path) -> None:
-    """Some tokenizer files cut every text at 512 tokens: no row would ever be too long."""
+def test_long_texts_are_counted_completely(tmp_path: Path) -> None:
+    """Some tokenizer files truncate every text to 512 tokens: no row would ever be too long."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(f"{TINY}/tokenizer.json")
@@ -209,8 +209,8 @@ def test_long_texts_are_counted_to_their_end(tmp_path: Path) -> None:
         assert token_counter(str(tmp_path), None)(text) == token_counter(TINY, None)(text)
 
 
-def test_a_base_without_a_tokenizer_file_is_told(tmp_path: Path) -> None:
-    """It is found when the first row is read, by a worker."""
+def test_a_base_without_a_tokenizer_file_is_reported(tmp_path: Path) -> None:
+    """The error occurs in a worker when the first row is read."""
     with pytest.raises(ConfigError) as caught:
         token_counter(str(tmp_path), None)
     assert str(caught.value) == (

@@ -1,4 +1,4 @@
-"""The ledger: no row is lost in silence, whatever the rows are, and a ledger that does not balance is a defect."""
+"""The ledger: no row is lost silently, and a ledger that does not balance is an internal error."""
 
 import json
 from collections import Counter
@@ -24,13 +24,13 @@ from finetune.reports.prepare import PrepareReport, SplitReport
 from tests.builders.kinds import Change
 from tests.builders.tables import table_of
 
-# One line of a source: good, failed, blank or broken; few tasks, so that lines repeat, exactly and nearly.
+# One line of a source: good, failed, blank or broken; few tasks, so that there are exact and near duplicates.
 WORDS = [f"word{at}" for at in range(12)]
 SPACES = ["", " ", "\n"]
 
 
 def task(number: int, ends: int, space: str) -> str:
-    """A text of twelve words; one of them holds a control token."""
+    """Return a text of twelve words, one of which contains a control token."""
     return " ".join([*(f"{word}{number}" for word in WORDS), "end" * ends, "<|im_end|>" * (number == 7)]) + space
 
 
@@ -71,7 +71,7 @@ def test_every_row_is_in_a_split_or_dropped_for_a_reason(
     method: str,
     keys: dict[str, Any],
 ) -> None:
-    """Through the whole stage, with whatever filters, mixtures, groups and files of the user's own."""
+    """This holds for the complete stage, with any filters, mixtures, groups and user-provided files."""
     paths = Paths(tmp_path_factory.mktemp("run"))
     (paths.root / "raw").mkdir()
     named = {f"s{at}": rows for at, (rows, _, _) in enumerate(sources)}
@@ -100,7 +100,7 @@ def test_every_row_is_in_a_split_or_dropped_for_a_reason(
 
 
 def check_files(paths: Paths, named: dict[str, list[str]], config: Config) -> None:
-    """Hold what was written against the source's lines and the ledger."""
+    """Compare the written files with the source's lines and the ledger."""
     ledger = read_json(paths.reports / "prepare.json")
     splits = {name: read_examples(paths.prepared / f"{name}.jsonl") for name in SPLITS}
     placed = [(name, one) for name in SPLITS for one in splits[name]]
@@ -110,14 +110,14 @@ def check_files(paths: Paths, named: dict[str, list[str]], config: Config) -> No
         there = {at for at, row in enumerate(rows, start=1) if row.strip()}
         kept = [one.line for _, one in placed if one.source == name]
         gone = [row["line"] for row in dropped if row["source"] == name]
-        assert sorted(kept + gone) == sorted(there)  # each line once: in a split, or dropped
+        assert sorted(kept + gone) == sorted(there)  # each line is in a split or dropped, exactly once
         assert account["read"] == len(there)
         assert account["kept"] == len(kept)
         assert account["dropped"] == Counter(row["reason"] for row in dropped if row["source"] == name)
         assert account["splits"] == {split: sum(one.source == name for one in splits[split]) for split in SPLITS}
     for split in SPLITS:
         assert ledger["splits"][split]["by_agent"] == Counter(one.agent for one in splits[split])
-    # What is written is what was read, and no prompt and no user is in two splits.
+    # The rows are those of the source, and no prompt and no user is in two splits.
     prompts, users = {}, {}
     for name, one in placed:
         row = json.loads(named[one.source][one.line - 1])
@@ -135,12 +135,12 @@ def check_files(paths: Paths, named: dict[str, list[str]], config: Config) -> No
 
 
 def account(read: int, **dropped: int) -> SourceAccount:
-    """An account of the source `rows`."""
+    """Return an account of the source `rows`."""
     return SourceAccount("rows.jsonl", "chat", False, "abc", None, 100, [], read=read, dropped=Counter(dropped))
 
 
 def balanced() -> tuple[list[SourceAccount], dict[str, Any], dict[str, int]]:
-    """Five rows read, one bad, one a copy, three in the splits."""
+    """Return counts of five rows read, one bad, one a duplicate, three in the splits."""
     table = table_of(prompts=range(4), agents=[0, 0, 1, 1])
     table.reason[3] = 2
     places = np.array([0, 0, 2, 0], np.int8)
@@ -151,7 +151,7 @@ def balanced() -> tuple[list[SourceAccount], dict[str, Any], dict[str, int]]:
 
 
 def test_a_balanced_ledger_passes() -> None:
-    """The counterpart of the next test; and the counts by hand."""
+    """A balanced ledger passes, and its counts equal those computed by hand."""
     accounts, splits, written = balanced()
     check_balance(accounts, splits, written)
     assert accounts[0].dropped == {"bad_row": 1, "exact_duplicate": 1}
@@ -177,8 +177,8 @@ def test_a_balanced_ledger_passes() -> None:
         (lambda accounts, splits, written: written.update(test=0), "test: 1 examples accounted for, 0 written"),
     ],
 )
-def test_a_ledger_that_does_not_balance_is_a_defect(break_it: Callable[..., Any], text: str) -> None:
-    """A row that nothing accounts for must stop the stage before anything is published."""
+def test_an_unbalanced_ledger_is_an_internal_error(break_it: Callable[..., Any], text: str) -> None:
+    """An unaccounted row must stop the stage before anything is published."""
     accounts, splits, written = deepcopy(balanced())
     break_it(accounts, splits, written)
     with pytest.raises(AssertionError, match=text):
@@ -186,13 +186,13 @@ def test_a_ledger_that_does_not_balance_is_a_defect(break_it: Callable[..., Any]
 
 
 def test_an_account_is_written_in_a_fixed_order() -> None:
-    """The report is hashed: the order in which reasons were met must not change it."""
+    """The report is hashed, so the order of reasons must not affect it."""
     one, other = account(5, a=1, b=1).report().to_json(), account(5, b=1, a=1).report().to_json()
     assert json.dumps(one) == json.dumps(other)
 
 
-def test_the_readable_ledger_is_a_table_whatever_the_names_are() -> None:
-    """A source or a label may be called anything; it must not break the page or add to it."""
+def test_the_markdown_ledger_is_a_table_for_any_names() -> None:
+    """Names of sources and labels must not break the page or add to it."""
     accounts, splits, _ = balanced()
     accounts[0].bad_rows = ["rows.jsonl:2: has no `task`"]
     accounts[0].unused_columns = ["<b>", "x" * 999]

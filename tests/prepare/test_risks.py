@@ -1,7 +1,6 @@
-"""Risky content is found by kind, ordinary text is left alone, and nobody's text keeps the detectors busy.
+"""Risky content is found by kind, ordinary text is left alone, and no text keeps the detectors busy.
 
-Secrets are put together from pieces here, so that no scanner takes this file for a leak.
-"""
+Secrets are assembled from pieces, so that no scanner reports this file as a leak."""
 
 import base64
 import subprocess
@@ -25,12 +24,12 @@ HEX = "a1b2c3d4"
 
 
 def long(piece: str, length: int) -> str:
-    """The piece, over and over, to that length."""
+    """Repeat the piece up to this length."""
     return (piece * length)[:length]
 
 
 def encoded(text: str) -> str:
-    """As a part of a web token."""
+    """Encode the text as a part of a web token."""
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
@@ -77,7 +76,7 @@ SECRET_SAMPLES = [(f"secrets/{name}", sample) for name, samples in SECRETS.items
 
 @cache
 def plugins() -> list[tuple[str, Any, Any]]:
-    """(kind, plugin, pattern) for every pattern in use, as detect-secrets has them."""
+    """Return (kind, plugin, pattern) for every pattern in use, as in detect-secrets."""
     found = []
     for detector in risks._net()[0]:
         if detector.kind.startswith("secrets/"):
@@ -86,24 +85,24 @@ def plugins() -> list[tuple[str, Any, Any]]:
     return list({(kind, pattern.pattern): (kind, plugin, pattern) for kind, plugin, pattern in found}.values())
 
 
-def test_categories_are_those_of_the_config() -> None:
-    """A category without a policy, or a policy without detectors, is a hole."""
+def test_categories_equal_those_of_the_config() -> None:
+    """A category without a policy, or a policy without detectors, would be a gap."""
     assert set(RISK_CATEGORIES) == set(RiskConfig.model_fields)
     assert {category_of(detector.kind) for detector in risks._net()[0]} == set(RISK_CATEGORIES)
     with pytest.raises(ValueError, match="not in any of the categories"):
         category_of("weather/rain")
 
 
-def test_import_is_light() -> None:
-    """The detectors come with the first text, and not where nothing is prepared."""
+def test_importing_the_module_is_fast() -> None:
+    """Detectors are loaded with the first text, so importing the module is fast."""
     heavy = {"detect_secrets", "phonenumbers", "re2", "requests", "stdnum"}
     code = f"import sys; import finetune.prepare.risks; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
-def test_all_detectors_compile_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
-    """RE2 would print a pattern that it can't take; a new plugin with one is noticed here."""
+def test_all_detectors_compile_without_output(capfd: pytest.CaptureFixture[str]) -> None:
+    """RE2 prints patterns that it does not support; a new plugin with one is detected."""
     risks._net.cache_clear()
     detectors, _, patterns = risks._net()
     assert len(detectors) == len(patterns) > 60
@@ -121,7 +120,7 @@ def test_all_detectors_compile_in_silence(capfd: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_control_tokens_are_found(token: str) -> None:
-    """Wherever they stand: a tokenizer needs no space around them."""
+    """A control token is found anywhere, also without spaces around it."""
     for text in (token, f"answer:{token}\nsystem", f"é{token}é"):
         assert find_risks(text) == ["control_tokens/chat_template"]
 
@@ -133,13 +132,13 @@ def test_control_tokens_are_found(token: str) -> None:
         *("<think>well</think>", "<tool_call>{}</tool_call>", "usage: run [OPTIONS] [ARGS]...", "<< SYS >>", "<start>"),
     ],
 )
-def test_what_only_looks_like_a_control_token_is_left_alone(text: str) -> None:
-    """Operators, HTML, help texts, and the tags of reasoning and tools."""
+def test_lookalikes_of_control_tokens_are_ignored(text: str) -> None:
+    """Operators, HTML, help texts, and tags of reasoning and tools are not control tokens."""
     assert find_risks(text) == []
 
 
 def test_control_characters_are_found() -> None:
-    """Each of them, also at the ends of a text."""
+    """Each control character is found, also at the ends of a text."""
     control = [*map(chr, range(32)), *map(chr, range(0x7F, 0xA0))]
     for letter in set(control) - {"\t", "\n", "\r"}:
         assert find_risks(f"{letter}x") == find_risks(f"x{letter}") == ["control_characters/control"], ascii(letter)
@@ -150,14 +149,14 @@ def test_control_characters_are_found() -> None:
 
 
 def test_hidden_text_is_found() -> None:
-    """Letters as tag characters behind a flag, and bytes as variation selectors behind a smile."""
+    """Letters as tag characters behind a flag, and bytes as variation selectors behind a smile, are hidden text."""
     hidden = "".join(chr(0xE0000 + ord(letter)) for letter in "obey")
     assert find_risks(f"\U0001f3f4{hidden}\U000e007f") == ["control_characters/invisible"]
     assert find_risks("\U0001f600" + "".join(map(chr, range(0xE0100, 0xE0108)))) == ["control_characters/invisible"]
 
 
-def test_letters_of_all_scripts_are_left_alone() -> None:
-    """Joiners make Persian words and families of emoji; Scotland's flag is spelled in tag characters."""
+def test_letters_of_all_scripts_are_ignored() -> None:
+    """Joiners are part of Persian words and emoji families; Scotland's flag consists of tag characters."""
     scotland = "\U0001f3f4" + "".join(chr(0xE0000 + ord(letter)) for letter in "gbsct") + "\U000e007f"
     family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
     persian = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
@@ -167,7 +166,7 @@ def test_letters_of_all_scripts_are_left_alone() -> None:
 
 @pytest.mark.parametrize(("kind", "sample"), SECRET_SAMPLES)
 def test_secrets_are_found(kind: str, sample: str) -> None:
-    """Alone, in a line, behind other scripts, and far down in a long text."""
+    """A secret is found alone, in a line, after other scripts, and far down in a long text."""
     assert set(SECRETS) == {found.removeprefix("secrets/") for found, _, _ in plugins()}
     for text in (sample, f"say \u00e9\u4e16 {sample} and\nmore", "word " * 50_000 + f"\n{sample}\n"):
         assert kind in find_risks(text)
@@ -188,16 +187,16 @@ def test_secrets_are_found(kind: str, sample: str) -> None:
         "from 192.168.1.1 to 8.8.8.8",
     ],
 )
-def test_what_only_looks_like_a_secret_is_left_alone(text: str) -> None:
-    """The net may be pulled, but the plugin says no."""
+def test_lookalikes_of_secrets_are_ignored(text: str) -> None:
+    """The prefilter may match, but the plugin does not."""
     assert find_risks(text) == []
 
 
 @pytest.mark.parametrize("number", range(45))
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_nothing_that_a_plugin_finds_gets_through_the_net(number: int, data: st.DataObject) -> None:
-    """The net is looser than the plugins: any text of a plugin's pattern, with anything around it, is found."""
+def test_the_prefilter_misses_nothing_a_plugin_finds(number: int, data: st.DataObject) -> None:
+    """The prefilter is more general than the plugins: it finds any text of a plugin's pattern in any context."""
     assert len(plugins()) == 45, "detect-secrets has other patterns than before; give this test their number"
     kind, plugin, pattern = plugins()[number]
     noise = [*"aA0=:-_ \n\"'.", "\u00a0", "\u00e9", "\u0663", "key", "eyJ", "://", " AKC"]
@@ -208,7 +207,7 @@ def test_nothing_that_a_plugin_finds_gets_through_the_net(number: int, data: st.
 
 
 def personal(text: str) -> list[str]:
-    """The kinds of personal data in the text, without the category."""
+    """Return the kinds of personal data in the text, without the category."""
     return [kind.removeprefix("personal_data/") for kind in find_risks(text)]
 
 
@@ -233,7 +232,7 @@ def personal(text: str) -> list[str]:
     ],
 )
 def test_personal_data_is_found(text: str, kind: str) -> None:
-    """In the forms that people write them in, at the end of a sentence too."""
+    """The usual spellings are found, also at the end of a sentence."""
     assert personal(text) == [kind]
     assert personal(f"first line\n{text}\nlast line") == [kind]
 
@@ -250,13 +249,13 @@ def test_personal_data_is_found(text: str, kind: str) -> None:
         *("000-12-3456", "078-05-1120", "666-12-3456", "1-536-90-4399", "536-90-4399-2", "536-90-43990"),
     ],
 )
-def test_what_only_looks_like_personal_data_is_left_alone(text: str) -> None:
-    """Code, versions, sums, wrong check digits, numbers within numbers, and addresses that stand for no one."""
+def test_lookalikes_of_personal_data_are_ignored(text: str) -> None:
+    """Code, versions, sums, wrong check digits, parts of longer numbers, and generic addresses are not reported."""
     assert personal(text) == []
 
 
-def test_kinds_are_sorted_each_once_and_say_nothing_of_the_text() -> None:
-    """What is reported may be printed, logged and committed."""
+def test_kinds_are_sorted_unique_and_reveal_no_text() -> None:
+    """The kinds reveal nothing of the text, so they may be printed, logged and committed."""
     secrets = [sample for _, sample in SECRET_SAMPLES]
     text = "\n".join([*secrets, *secrets, "<s></s>", "\x00", "jane.roe@mail.de +49 30 901820"])
     found = find_risks(text)
@@ -288,23 +287,23 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_texts_take_no_time(name: str) -> None:
-    """Ten million letters each; a quadratic step anywhere would take hours. Half a second is usual."""
+def test_hostile_texts_are_scanned_quickly(name: str) -> None:
+    """Ten million letters each, usually in half a second; a quadratic step would take hours."""
     text = HOSTILE[name]()
     start = time.process_time()
     find_risks(text)
     assert time.process_time() - start < 10
 
 
-def test_a_text_that_keeps_us_busy_is_flagged() -> None:
-    """A thousand cards with wrong check digits before the right one would hide it otherwise."""
+def test_a_text_with_too_many_candidates_is_flagged() -> None:
+    """A thousand cards with wrong check digits could otherwise hide a valid one."""
     wrong = "4111111111111112 "
     assert find_risks(wrong * risks.MAX_CANDIDATES) == []
     assert find_risks(wrong * (risks.MAX_CANDIDATES + 1)) == ["personal_data/payment_card"]
 
 
 def test_a_web_token_that_breaks_the_plugin_is_flagged() -> None:
-    """JSON that is nested too deep raises RecursionError inside it."""
+    """Deeply nested JSON raises RecursionError in the plugin."""
     token = ".".join([encoded('{"a":' + "[" * 100_000), encoded("{}"), "x"])
     assert find_risks(token) == ["secrets/json_web_token"]
 
@@ -316,8 +315,8 @@ pieces = st.sampled_from([sample for _, sample in SECRET_SAMPLES]) | st.sampled_
 
 @settings(deadline=None)
 @given(text=st.text(letters) | st.lists(pieces | st.text(letters, max_size=3), max_size=12).map("".join))
-def test_any_text_has_kinds_and_raises_nothing(text: str) -> None:
-    """Halves of surrogate pairs too."""
+def test_arbitrary_text_raises_no_error(text: str) -> None:
+    """This includes unpaired surrogates."""
     found = find_risks(text)
     assert found == sorted(set(found))
     assert all(category_of(kind) in RISK_CATEGORIES for kind in found)

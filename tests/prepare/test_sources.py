@@ -1,4 +1,4 @@
-"""Sources: nothing is read that DVC does not watch or a revision does not fix, and all of it is identified."""
+"""Sources: only inputs tracked by DVC or fixed by a revision are read, and all are identified."""
 
 import hashlib
 import json
@@ -21,31 +21,31 @@ OpenHub = Callable[..., Opened]
 
 
 def rows_of(opened: Opened) -> list[Row | BadRow]:
-    """All rows of an opened source."""
+    """Return all rows of an opened source."""
     return [row for batch in opened.batches for row in batch.rows()]
 
 
 def section(**keys: Any) -> DataConfig:
-    """The section `data` with raw as its folder and these keys, without the others."""
+    """Return a section `data` with folder raw and these keys."""
     return DataConfig.model_construct(None, directory="raw", **keys)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> DataConfig:
-    """What is read of the section `data`, with tmp_path/raw as its folder."""
+    """Return a section `data` with tmp_path/raw as its folder."""
     (tmp_path / "raw").mkdir()
     return section(max_row_size="1 MB")
 
 
 @pytest.fixture
 def find(tmp_path: Path, data: DataConfig) -> Callable[[str], Path]:
-    """`source_path` of a path within tmp_path/raw."""
+    """Return `source_path` for a path inside tmp_path/raw."""
     return lambda path: source_path(data, Source(name="rows", path=path), tmp_path)
 
 
 @pytest.fixture
 def dataset(tmp_path: Path, data: DataConfig) -> Path:
-    """raw/both, a folder of two splits as `save_to_disk` lays it out."""
+    """Create raw/both, a folder of two splits in the layout of `save_to_disk`."""
     folder = tmp_path / "raw/both"
     for part, text in {"train": "x", "test": "y"}.items():
         (folder / part).mkdir(parents=True)
@@ -57,11 +57,11 @@ def dataset(tmp_path: Path, data: DataConfig) -> Path:
     return folder
 
 
-# ---- Where the file is
+# ---- Location of the file
 
 
 def test_a_file_within_the_data_folder_is_found(tmp_path: Path, find: Callable[[str], Path]) -> None:
-    """Folders below it and links that stay inside are no way out."""
+    """Subfolders and links that stay inside the folder are allowed."""
     (tmp_path / "raw/deep").mkdir()
     (tmp_path / "raw/deep/rows.jsonl").write_text("{}\n", encoding="utf-8")
     (tmp_path / "raw/link.jsonl").symlink_to(tmp_path / "raw/deep/rows.jsonl")
@@ -70,8 +70,8 @@ def test_a_file_within_the_data_folder_is_found(tmp_path: Path, find: Callable[[
     assert find("link.jsonl").samefile(tmp_path / "raw/deep/rows.jsonl")
 
 
-def test_a_missing_file_is_told_with_its_source(tmp_path: Path, find: Callable[[str], Path]) -> None:
-    """The name says which line of params.yaml to mend."""
+def test_a_missing_file_is_reported_with_its_source(tmp_path: Path, find: Callable[[str], Path]) -> None:
+    """The name identifies the line of params.yaml to fix."""
     with pytest.raises(DataError) as caught:
         find("rows.jsonl")
     assert str(caught.value) == f"{tmp_path}/raw/rows.jsonl: no such file; data.sources names it as 'rows'"
@@ -85,10 +85,10 @@ def test_a_missing_file_is_told_with_its_source(tmp_path: Path, find: Callable[[
         ("loop/rows.jsonl", "loop/rows.jsonl", "Too many levels of symbolic links"),
     ],
 )
-def test_what_the_system_refuses_to_look_at_is_told_like_a_missing_file(
+def test_an_inaccessible_path_is_reported_like_a_missing_file(
     tmp_path: Path, find: Callable[[str], Path], path: str, shown: str, reason: str
 ) -> None:
-    """A slip of the pen in params.yaml is no reason for a traceback, or for a terminal that gets a NUL byte."""
+    """A typing error in params.yaml must cause neither a traceback nor a NUL byte on the terminal."""
     (tmp_path / "raw/loop").symlink_to("loop")
     with pytest.raises(DataError) as caught:
         find(path)
@@ -97,22 +97,22 @@ def test_what_the_system_refuses_to_look_at_is_told_like_a_missing_file(
     )
 
 
-def test_a_file_is_no_folder(tmp_path: Path, find: Callable[[str], Path]) -> None:
-    """The system calls that another error than a missing file; for people it is the same."""
+def test_a_path_below_a_file_is_reported_like_a_missing_file(tmp_path: Path, find: Callable[[str], Path]) -> None:
+    """The system raises another error for it than for a missing file; the message is the same."""
     (tmp_path / "raw/rows.jsonl").write_text("{}\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"rows.jsonl/x: no such file; data.sources names it as 'rows'$"):
         find("rows.jsonl/x")
 
 
-def test_links_in_a_circle_are_told_in_one_line(tmp_path: Path, find: Callable[[str], Path], dataset: Path) -> None:
-    """In a folder they are met while it is searched, where Python has its own error for them."""
+def test_circular_links_are_a_one_line_error(tmp_path: Path, find: Callable[[str], Path], dataset: Path) -> None:
+    """In a folder, Python raises its own error for circular links during the search."""
     (dataset / "loop").symlink_to("loop")
     with pytest.raises(DataError, match=r"^[^\n]*raw: the path 'both' in it can't be checked \(Symlink loop from "):
         find("both")
 
 
 def test_an_empty_file_is_refused(tmp_path: Path, find: Callable[[str], Path]) -> None:
-    """An export that failed leaves an empty file; training on the other sources alone would hide it."""
+    """A failed export leaves an empty file; training on the other sources alone would hide it."""
     (tmp_path / "raw/rows.jsonl").touch()
     with pytest.raises(DataError) as caught:
         find("rows.jsonl")
@@ -120,21 +120,21 @@ def test_an_empty_file_is_refused(tmp_path: Path, find: Callable[[str], Path]) -
     assert str(caught.value) == f"{tmp_path}/raw/rows.jsonl: {text}"
 
 
-def test_a_folder_is_no_source(tmp_path: Path, find: Callable[[str], Path]) -> None:
-    """One account a file: a folder would be read in an order that depends on the disk."""
+def test_a_folder_is_refused_as_a_source(tmp_path: Path, find: Callable[[str], Path]) -> None:
+    """A source is one file: the order of files in a folder depends on the disk."""
     with pytest.raises(DataError) as caught:
         find(".")
     assert str(caught.value) == f"{tmp_path}/raw: is not a file; each entry of data.sources must name one file"
 
 
-def test_a_folder_of_datasets_is_one(find: Callable[[str], Path], dataset: Path) -> None:
-    """Its own state.json says which files it has, and in which order."""
+def test_a_datasets_folder_is_accepted_as_a_source(find: Callable[[str], Path], dataset: Path) -> None:
+    """Its state.json lists its files in order."""
     assert find("both") == dataset
     assert find("both/train") == dataset / "train"
 
 
-def test_a_path_out_of_the_data_folder_is_refused(tmp_path: Path, find: Callable[[str], Path]) -> None:
-    """DVC hashes the data folder alone: a change outside would leave a stale result standing as current."""
+def test_a_path_outside_the_data_folder_is_refused(tmp_path: Path, find: Callable[[str], Path]) -> None:
+    """DVC hashes only the data folder: after a change outside, stale results would count as current."""
     outside = tmp_path / "rows.jsonl"
     outside.write_text("{}\n", encoding="utf-8")
     with pytest.raises(DataError) as caught:
@@ -144,8 +144,8 @@ def test_a_path_out_of_the_data_folder_is_refused(tmp_path: Path, find: Callable
 
 
 @pytest.mark.parametrize("way", ["absolute", "symlink", "symlinked folder"])
-def test_no_way_leads_out_of_the_data_folder(tmp_path: Path, find: Callable[[str], Path], way: str) -> None:
-    """An absolute path and a link, to the file or to its folder, lead out as well as `..` does."""
+def test_other_ways_out_of_the_data_folder_are_refused(tmp_path: Path, find: Callable[[str], Path], way: str) -> None:
+    """Absolute paths and links, to the file or its folder, are refused like `..`."""
     outside = tmp_path / "elsewhere/rows.jsonl"
     outside.parent.mkdir()
     outside.write_text("{}\n", encoding="utf-8")
@@ -157,8 +157,10 @@ def test_no_way_leads_out_of_the_data_folder(tmp_path: Path, find: Callable[[str
 
 
 @pytest.mark.parametrize("linked", ["train/data.arrow", "train", "train/state.json"])
-def test_no_link_in_a_folder_leads_out(tmp_path: Path, find: Callable[[str], Path], dataset: Path, linked: str) -> None:
-    """A shard that lies elsewhere can change without DVC noticing, as a whole file can."""
+def test_links_out_of_a_folder_are_refused(
+    tmp_path: Path, find: Callable[[str], Path], dataset: Path, linked: str
+) -> None:
+    """A shard outside could change without DVC noticing, as a file outside could."""
     (dataset / linked).rename(tmp_path / "elsewhere")
     (dataset / linked).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError) as caught:
@@ -167,19 +169,19 @@ def test_no_link_in_a_folder_leads_out(tmp_path: Path, find: Callable[[str], Pat
     assert str(caught.value) == f"{where}, where DVC does not track it; move it in"
 
 
-def test_a_folder_holds_no_link_to_a_folder(tmp_path: Path, find: Callable[[str], Path], dataset: Path) -> None:
-    """Python walks past such links, so the hash of the whole would not change with the files behind one."""
+def test_links_to_folders_in_a_folder_are_refused(tmp_path: Path, find: Callable[[str], Path], dataset: Path) -> None:
+    """Python does not follow such links, so the folder's hash would not change with the linked files."""
     (dataset / "train").rename(tmp_path / "raw/train")
     (dataset / "train").symlink_to(tmp_path / "raw/train")
     with pytest.raises(DataError, match=r"both/train: is a link to a folder; DVC would not hash its files; put"):
         find("both")
 
 
-# ---- What is opened
+# ---- Opened sources
 
 
-def test_a_file_comes_with_its_hash_and_size(tmp_path: Path, data: DataConfig) -> None:
-    """Both stand in the report: they say which rows a model was trained on."""
+def test_a_file_has_its_hash_and_size(tmp_path: Path, data: DataConfig) -> None:
+    """The report contains both to identify the training rows."""
     content = b'{"a": 1}\n{\n{"a": 3}\n'
     (tmp_path / "raw/rows.jsonl").write_bytes(content)
     opened = open_source(data, Source(name="rows", path="rows.jsonl"), tmp_path)
@@ -191,14 +193,14 @@ def test_a_file_comes_with_its_hash_and_size(tmp_path: Path, data: DataConfig) -
 
 
 def test_a_row_may_be_as_large_as_params_allow(tmp_path: Path, data: DataConfig) -> None:
-    """The bound is the one that its text names."""
+    """The limit is the one named in the error."""
     (tmp_path / "raw/rows.jsonl").write_text(json.dumps({"a": "x" * 10**6}), encoding="utf-8")
     opened = open_source(data, Source(name="rows", path="rows.jsonl"), tmp_path)
     assert rows_of(opened) == [BadRow(1, "is larger than data.max_row_size: 1 MB")]
 
 
-def test_a_folder_comes_with_the_hash_of_all_of_it(tmp_path: Path, data: DataConfig, dataset: Path) -> None:
-    """And with the size of the part that is read, which is what progress is measured against."""
+def test_a_folder_has_the_hash_of_all_its_files(tmp_path: Path, data: DataConfig, dataset: Path) -> None:
+    """Its size is that of the part that is read, for the progress bar."""
     opened = open_source(data, Source(name="rows", path="both", part="test"), tmp_path)
     assert opened.sha256 == sha256_folder(dataset)
     assert opened.bytes == (dataset / "test/data.arrow").stat().st_size
@@ -217,10 +219,10 @@ def test_a_folder_comes_with_the_hash_of_all_of_it(tmp_path: Path, data: DataCon
         ("both/test/data.arrow", None, "{path}: row 1"),
     ],
 )
-def test_the_place_of_a_row_is_its_line_where_lines_identify_rows(
+def test_a_row_is_located_by_line_or_number(
     tmp_path: Path, data: DataConfig, dataset: Path, name: str, content: bytes | None, place: str
 ) -> None:
-    """`path:N` opens in an editor at line N: a row's number in that form would lead to another row."""
+    """`path:N` means line N in an editor, so it is not used if N is a row number."""
     path = tmp_path / "raw" / name
     if content is not None:
         path.write_bytes(content)
@@ -244,21 +246,21 @@ def test_the_place_of_a_row_is_its_line_where_lines_identify_rows(
         ("rows.csv", "train", r"rows.csv: is a single file, so it has no part 'train'; remove `part` from its source$"),
     ],
 )
-def test_what_cannot_be_opened_says_so_at_once(
+def test_an_unreadable_source_is_reported_at_once(
     tmp_path: Path, data: DataConfig, dataset: Path, path: str, part: str | None, why: str
 ) -> None:
-    """Before any row is read, not after an hour."""
+    """The error occurs before any row is read."""
     for name in ("rows.txt", "rows.csv"):
         (tmp_path / "raw" / name).write_bytes(b"a\n1\n")
     with pytest.raises(DataError, match=why):
         open_source(data, Source(name="rows", path=path, part=part), tmp_path)
 
 
-# ---- How much work there is
+# ---- Amount of work
 
 
-def test_work_is_what_the_sources_hold(tmp_path: Path, dataset: Path) -> None:
-    """Workers that start for nothing cost a second; where they are missing, hours. The unknown is taken for much."""
+def test_the_amount_of_work_comes_from_the_sources(tmp_path: Path, dataset: Path) -> None:
+    """Unneeded workers cost a second, missing ones hours; an unknown amount counts as large."""
     folder = tmp_path / "raw"
     for name, size in {"a.jsonl": 100, "b.jsonl.gz": 10, "c.csv.ZST": 7}.items():
         (folder / name).write_bytes(b"x" * size)
@@ -281,7 +283,7 @@ def test_work_is_what_the_sources_hold(tmp_path: Path, dataset: Path) -> None:
 
 
 class Hub:
-    """Stands in for the Hub: `datasets.load_dataset` reads folders, as it would what was fetched from there."""
+    """A stand-in for the Hub: `datasets.load_dataset` reads folders as if they were downloaded."""
 
     def __init__(self, folder: Path, load: Callable[..., Any]) -> None:
         self.folder, self.cached, self.failure = folder, REVISION, ""
@@ -289,7 +291,7 @@ class Hub:
         self._load = load
 
     def load_dataset(self, *args: Any, **options: Any) -> Any:
-        """What the real one gives for a folder; where it caches is named after a revision, as for the Hub."""
+        """Return what the real function gives for a folder; the cache is named after a revision."""
         self.calls.append((args, options))
         if self.failure:
             raise ConnectionError(self.failure)
@@ -298,7 +300,7 @@ class Hub:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """A Hub with the dataset org/rows, and a working folder that holds nothing."""
+    """Create a Hub with the dataset org/rows, and an empty working folder."""
     datasets = pytest.importorskip("datasets")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -312,7 +314,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 @pytest.fixture
 def open_hub(tmp_path: Path, data: DataConfig, hub: Hub) -> OpenHub:
-    """`open_source` of a dataset of the Hub."""
+    """Return `open_source` for a dataset of the Hub."""
 
     def opened(name: str = "org/rows", part: str = "train", **more: Any) -> Opened:
         return open_source(data, Source(name="rows", hub=name, revision=REVISION, part=part, **more), tmp_path)
@@ -321,7 +323,7 @@ def open_hub(tmp_path: Path, data: DataConfig, hub: Hub) -> OpenHub:
 
 
 def test_a_dataset_of_the_hub_is_read_like_a_file(open_hub: OpenHub) -> None:
-    """Its revision identifies it, so no hash is made."""
+    """Its revision identifies it, so it has no hash."""
     opened = open_hub()
     assert opened.where == f"hub:org/rows@{REVISION}"
     assert (opened.sha256, opened.revision) == (None, REVISION)
@@ -333,17 +335,15 @@ def test_a_dataset_of_the_hub_is_read_like_a_file(open_hub: OpenHub) -> None:
 
 
 @pytest.mark.parametrize("subset", [None, "default"])
-def test_the_hub_is_asked_for_what_the_source_names_and_nothing_else(
-    hub: Hub, open_hub: OpenHub, subset: str | None
-) -> None:
-    """Without the revision it would give what is newest, and with trust_remote_code run programs of strangers."""
+def test_the_hub_gets_exactly_the_arguments_of_the_source(hub: Hub, open_hub: OpenHub, subset: str | None) -> None:
+    """Without the revision the newest data would be read, and trust_remote_code would run foreign programs."""
     open_hub(subset=subset)
     assert hub.calls == [(("org/rows",), {"name": subset, "split": "train", "revision": REVISION})]
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_a_dataset_that_lies_here_is_not_of_the_hub(tmp_path: Path, hub: Hub, open_hub: OpenHub, kind: str) -> None:
-    """`datasets` would read the folder: no revision fixes what is in it, and DVC does not watch it."""
+def test_a_local_folder_is_not_taken_for_a_hub_dataset(tmp_path: Path, hub: Hub, open_hub: OpenHub, kind: str) -> None:
+    """`datasets` would read the local folder, which no revision fixes and DVC does not track."""
     here = tmp_path / "here/org/rows"
     here.mkdir(parents=True)
     if kind == "file":
@@ -358,8 +358,8 @@ def test_a_dataset_that_lies_here_is_not_of_the_hub(tmp_path: Path, hub: Hub, op
     assert not hub.calls
 
 
-def test_another_revision_is_not_taken_for_the_one_that_is_named(hub: Hub, open_hub: OpenHub) -> None:
-    """Without a connection `datasets` gives what was fetched last, whatever its revision, with a warning at most."""
+def test_another_cached_revision_is_refused(hub: Hub, open_hub: OpenHub) -> None:
+    """Offline, `datasets` returns the data downloaded last, whatever their revision, with at most a warning."""
     hub.cached = "9" * 40
     with pytest.raises(DataError) as caught:
         open_hub()
@@ -376,10 +376,10 @@ def test_another_revision_is_not_taken_for_the_one_that_is_named(hub: Hub, open_
         ({}, "no way\n  to the Hub", "part 'train' can't be loaded (no way to the Hub); "),
     ],
 )
-def test_what_the_hub_does_not_give_is_an_error_in_one_line(
+def test_errors_of_the_hub_are_one_line(
     hub: Hub, open_hub: OpenHub, keys: dict[str, str], failure: str, why: str
 ) -> None:
-    """A traceback of ten libraries hides the misspelt name."""
+    """A traceback through ten libraries would hide the misspelt name."""
     hub.failure = failure
     with pytest.raises(DataError) as caught:
         open_hub(**keys)
@@ -391,8 +391,8 @@ def test_what_the_hub_does_not_give_is_an_error_in_one_line(
     assert "\n" not in told
 
 
-def test_no_program_of_a_dataset_is_ever_run(tmp_path: Path, hub: Hub, open_hub: OpenHub) -> None:
-    """A dataset that brings a script could do anything on this machine."""
+def test_the_script_of_a_dataset_is_never_run(tmp_path: Path, hub: Hub, open_hub: OpenHub) -> None:
+    """The script of a dataset could do anything on the machine."""
     (hub.folder / "org/rows/rows.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
     with pytest.raises(DataError, match=r"can't be loaded \(Dataset scripts are no longer supported"):
         open_hub()

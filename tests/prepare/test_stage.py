@@ -1,4 +1,4 @@
-"""The prepare stage on small files: what stops it, what it passes over, and what it leaves on disk."""
+"""The prepare stage on small files: what stops it, what it skips, and what it writes."""
 
 import json
 
@@ -23,7 +23,7 @@ BAD = [
 
 @pytest.mark.parametrize(("line", "why"), BAD)
 def test_a_bad_row_stops_with_file_and_line(prepare: Run, line: bytes, why: str) -> None:
-    """The default: one unexpected row may mean that the whole export went wrong. An editor opens `file:line`."""
+    """By default one bad row stops the stage, as the export may be wrong. Editors can open `file:line`."""
     text = prepare.error([*rows(8), line, *rows(1)])
     assert text == f"RAW/0.jsonl:9: {why}; fix the row, or set data.on_bad_row: skip"
     assert not prepare.paths.prepared.exists()
@@ -31,7 +31,7 @@ def test_a_bad_row_stops_with_file_and_line(prepare: Run, line: bytes, why: str)
 
 @pytest.mark.parametrize(("line", "why"), BAD)
 def test_a_bad_row_is_skipped_counted_and_named(prepare: Run, line: bytes, why: str) -> None:
-    """Skipped is not silent: the ledger has its number, its place and its reason."""
+    """The ledger has the number, location and reason of each skipped row."""
     account = prepare([*rows(8), line, row("last")], on_bad_row="skip")["sources"]["s0"]
     assert (account["read"], account["dropped"], account["kept"]) == (10, {"bad_row": 1}, 9)
     (named,) = account["bad_rows"]
@@ -39,8 +39,8 @@ def test_a_bad_row_is_skipped_counted_and_named(prepare: Run, line: bytes, why: 
 
 
 @pytest.mark.parametrize("field", ["agent", "task", "output"])
-def test_half_a_surrogate_pair_is_a_bad_row(prepare: Run, field: str) -> None:
-    r"""JSON may hold "\ud83d" alone, a text cut within an emoji: UTF-8 can't, so it must be told as any bad row is."""
+def test_an_unpaired_surrogate_is_a_bad_row(prepare: Run, field: str) -> None:
+    r"""JSON allows "\ud83d" alone, a text cut within an emoji, but UTF-8 does not, so it is a bad row."""
     fields = {"agent": "a", "task": "t", "output": "o", "success": True} | {field: "cut \ud83d"}
     text = prepare.error([*rows(8), json.dumps(fields).encode()])
     assert text.startswith("RAW/0.jsonl:9: ")
@@ -48,7 +48,7 @@ def test_half_a_surrogate_pair_is_a_bad_row(prepare: Run, field: str) -> None:
 
 
 def test_only_the_first_few_bad_rows_are_named(prepare: Run) -> None:
-    """A million bad rows must not make a report of a million lines; the count is still whole."""
+    """A report does not list a million bad rows, but the count is complete."""
     account = prepare([*rows(8), *[b"[]"] * 27], on_bad_row="skip")["sources"]["s0"]
     assert account["dropped"] == {"bad_row": 27}
     assert [named.rsplit(":", 2)[1] for named in account["bad_rows"]] == [str(line) for line in range(9, 29)]
@@ -56,8 +56,8 @@ def test_only_the_first_few_bad_rows_are_named(prepare: Run) -> None:
     assert dropped == [{"source": "s0", "line": line, "reason": "bad_row"} for line in range(9, 36)]
 
 
-def test_too_many_bad_rows_stop_all_the_same(prepare: Run) -> None:
-    """Skipping is for the odd broken row; at a greater share the source itself is in doubt."""
+def test_too_many_bad_rows_stop_the_stage(prepare: Run) -> None:
+    """Skipping is meant for occasional bad rows; a larger share puts the source in doubt."""
     lines = [*rows(8), b"{", b"["]
     prepare(lines, on_bad_row="skip", max_bad_fraction=0.2)
     text = prepare.error(lines, on_bad_row="skip", max_bad_fraction=0.19)
@@ -67,14 +67,14 @@ def test_too_many_bad_rows_stop_all_the_same(prepare: Run) -> None:
     )
 
 
-def test_the_share_of_bad_rows_is_taken_a_source(prepare: Run) -> None:
-    """A large good source must not hide a small one that is all broken."""
+def test_the_share_of_bad_rows_is_per_source(prepare: Run) -> None:
+    """A large good source must not hide a small broken one."""
     text = prepare.error(rows(96), [b"{"] * 4, on_bad_row="skip", max_bad_fraction=0.05)
     assert text.startswith("RAW/1.jsonl: 4 of 4 rows are bad")
 
 
 def test_a_missing_source_stops_before_anything_is_written(prepare: Run) -> None:
-    """The first of two sources alone would be another mixture than the one asked for."""
+    """One of two sources alone would be another mixture than configured."""
     missing = {"name": "gone", "path": "gone.jsonl", "format": "interactions"}
     there = {"name": "s0", "path": "0.jsonl", "format": "interactions"}
     text = prepare.error(rows(8), sources=[there, missing])
@@ -83,7 +83,7 @@ def test_a_missing_source_stops_before_anything_is_written(prepare: Run) -> None
 
 
 def test_a_byte_order_mark_and_crlf_change_nothing(prepare: Run) -> None:
-    """The same rows saved on Windows are the same examples, to the letter."""
+    """The same rows saved on Windows give identical examples."""
     prepare(rows(8))
     there = prepare.examples()
     prepare([b"\xef\xbb\xbf" + rows(8)[0] + b"\r", *[line + b"\r" for line in rows(8)[1:]]])
@@ -91,7 +91,7 @@ def test_a_byte_order_mark_and_crlf_change_nothing(prepare: Run) -> None:
 
 
 def test_only_successful_rows_are_trained_on(prepare: Run) -> None:
-    """A failed answer teaches to fail; the ledger says how many there were."""
+    """Failed answers are not trained on; the ledger has their number."""
     lines = [*rows(8), row("failed one", success=False), row("failed two", success=False)]
     account = prepare(lines)["sources"]["s0"]
     assert (account["dropped"], account["kept"]) == ({"not_successful": 2}, 8)
@@ -101,7 +101,7 @@ def test_only_successful_rows_are_trained_on(prepare: Run) -> None:
 
 
 def test_exact_duplicates_are_dropped_up_to_white_space(prepare: Run) -> None:
-    """The first one survives as it was written, also against another source; another answer is no duplicate."""
+    """The first copy survives unchanged, also across sources; another answer is not a duplicate."""
     first = [row("task  0"), *rows(8)[1:], row("task 0 "), row("task 1", "KeyError")]
     second = [row("task 2"), row("task\n3"), row("new")]
     sources = prepare(first, second)["sources"]
@@ -112,14 +112,14 @@ def test_exact_duplicates_are_dropped_up_to_white_space(prepare: Run) -> None:
     assert kept[-1] == ("s1", 3, "new")
 
 
-def test_a_failed_row_makes_no_duplicate_of_a_good_one(prepare: Run) -> None:
-    """A first try that failed and a second that succeeded, with one answer: the good row must stay."""
+def test_a_failed_row_does_not_replace_a_good_one(prepare: Run) -> None:
+    """If a failed and a successful row have the same answer, the successful one stays."""
     account = prepare([row("again", success=False), row("again"), *rows(8)])["sources"]["s0"]
     assert (account["dropped"], account["kept"]) == ({"not_successful": 1}, 9)
 
 
-def test_duplicates_are_kept_where_that_is_asked_for(prepare: Run) -> None:
-    """`exact: keep` keeps a row that stands twice, both times in one split."""
+def test_duplicates_are_kept_if_configured(prepare: Run) -> None:
+    """`exact: keep` keeps both copies of a row, in the same split."""
     ledger = prepare([*rows(8), rows(8)[0], rows(8)[0]], **{"duplicates.exact": "keep"})
     assert ledger["sources"]["s0"]["kept"] == 10
     holding = [split for split in SPLITS if any("task 0" in str(one) for one in split_of(prepare, split))]
@@ -141,21 +141,21 @@ def test_duplicates_are_kept_where_that_is_asked_for(prepare: Run) -> None:
         ([row("one"), row("one", "other")], "validation", "2 examples remain, in 1 independent", "none"),
     ],
 )
-def test_an_empty_split_is_told(prepare: Run, lines: list[bytes], split: str, left: str, dropped: str) -> None:
-    """A run without test examples can reach no verdict, so it must not start; the drops say which filter did it."""
+def test_an_empty_split_is_reported(prepare: Run, lines: list[bytes], split: str, left: str, dropped: str) -> None:
+    """A run without test examples cannot reach a verdict; the drop counts show which filter caused it."""
     text = prepare.error(lines, on_bad_row="skip")
     advice = f"groups (dropped: {dropped}); loosen the filters, add rows or change data.split"
     assert text == f"params.yaml: data: the {split} split is empty: {left} {advice}"
 
 
 def test_a_source_without_a_row_is_refused(prepare: Run) -> None:
-    """Training on the other sources alone would hide that one of them came empty."""
+    """Training on the other sources alone would hide that one is empty."""
     text = prepare.error(rows(8), [b"  "])
     assert text == "RAW/1.jsonl: has no rows; add rows to it or remove it from data.sources"
 
 
 def test_a_failed_prepare_leaves_the_old_data(prepare: Run) -> None:
-    """The old splits and their ledger belong together; half of each would be found out only stages later."""
+    """The old splits and their ledger belong together; a mixture would be detected only by later stages."""
     prepare(rows(20))
     before = {path: path.read_bytes() for path in (prepare.paths.root).rglob("*") if path.suffix in (".jsonl", ".json")}
     del before[prepare.paths.root / "raw/0.jsonl"]
@@ -163,8 +163,8 @@ def test_a_failed_prepare_leaves_the_old_data(prepare: Run) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_the_ledger_has_the_hashes_of_what_was_read_and_written(prepare: Run) -> None:
-    """evaluate and decide refuse a test set whose hash is not this one."""
+def test_the_ledger_has_the_hashes_of_inputs_and_outputs(prepare: Run) -> None:
+    """evaluate and decide refuse a test set with another hash."""
     ledger, paths = prepare(rows(20)), prepare.paths
     assert ledger["prepared_sha256"] == {name: sha256_file(paths.prepared / f"{name}.jsonl") for name in SPLITS}
     source = paths.root / "raw/0.jsonl"
@@ -173,7 +173,7 @@ def test_the_ledger_has_the_hashes_of_what_was_read_and_written(prepare: Run) ->
 
 
 def test_a_repetition_writes_the_same_bytes(prepare: Run) -> None:
-    """DVC compares hashes: no date, host or order of a set may be in what prepare writes."""
+    """DVC compares hashes: the output contains no date, host or set order."""
     prepare(rows(20), on_bad_row="skip")
     files = [*prepare.paths.prepared.iterdir(), prepare.paths.reports / "prepare.json"]
     first = {path: path.read_bytes() for path in files}
@@ -182,7 +182,7 @@ def test_a_repetition_writes_the_same_bytes(prepare: Run) -> None:
 
 
 def test_many_rows_go_through_processes_to_the_same_bytes(prepare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two cores must not give other splits than one; the pool is what large inputs take."""
+    """The process pool for large inputs gives the same splits on any number of cores."""
     from finetune.prepare import workers
 
     lines = [row(f"task {at} " + "word " * (at % 9)) for at in range(3000)]
@@ -194,8 +194,8 @@ def test_many_rows_go_through_processes_to_the_same_bytes(prepare: Run, monkeypa
     assert not prepare.paths.spool.exists()
 
 
-def test_nothing_is_left_of_a_prepare_that_fails(prepare: Run) -> None:
-    """The spool holds all of the data once more; it must not stay on a disk that may be full."""
+def test_a_failed_prepare_leaves_no_temporary_files(prepare: Run) -> None:
+    """The spool is as large as the data, so it is removed from a possibly full disk."""
     prepare.error([*rows(8), b"{"])
     assert not prepare.paths.spool.exists()
     assert not list(prepare.paths.prepared.parent.glob(".*"))

@@ -1,4 +1,4 @@
-"""Work on several cores: the results' order, what happens to a worker that dies, and to workers whose parent does."""
+"""Work on several cores: the order of results, dead workers, and workers whose parent died."""
 
 import json
 import os
@@ -21,31 +21,31 @@ from tests.builders.waiting import PATIENCE, wait_for
 
 
 def negative(number: int) -> int:
-    """Work that is done sooner the later it was given."""
+    """Return the negative number; later items finish sooner."""
     time.sleep(0.02 if number < 4 else 0.0)
     return -number
 
 
 def die(number: int) -> int:
-    """A worker that the kernel kills for memory."""
+    """Kill the worker, as the kernel does when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
 def fail(number: int) -> int:
-    """A defect in a worker."""
+    """Raise an error in a worker."""
     raise KeyError(number)
 
 
 @pytest.mark.parametrize("work_bytes", [0, 10**9])
-def test_results_come_in_the_order_of_the_work(work_bytes: int) -> None:
-    """Rows keep their order on any number of cores, or no two runs would write the same bytes."""
+def test_results_are_in_the_order_of_the_work(work_bytes: int) -> None:
+    """The order must not depend on the number of cores, so that two runs write the same bytes."""
     with open_workers(work_bytes) as work:
         assert list(work(negative, range(12))) == [-number for number in range(12)]
 
 
-def test_only_a_few_items_are_under_way() -> None:
-    """Items are drawn as results are taken: a slow consumer must not find all of the data in memory."""
+def test_only_a_few_items_are_in_progress() -> None:
+    """Items are drawn as results are taken: a slow consumer must not load all data into memory."""
     drawn: list[int] = []
 
     def items() -> Iterator[int]:
@@ -59,15 +59,15 @@ def test_only_a_few_items_are_under_way() -> None:
         assert len(drawn) <= 2 * (os.cpu_count() or 1) + 2
 
 
-def test_a_killed_worker_is_the_machines_trouble() -> None:
-    """No traceback of a broken pool: the likely cause, and what to do."""
+def test_a_killed_worker_is_a_machine_error() -> None:
+    """The error gives the likely cause and the remedy, not the traceback of a broken pool."""
     with open_workers(10**9) as work, pytest.raises(MachineError) as caught:
         list(work(die, range(3)))
     assert str(caught.value).startswith("prepare: a worker process was killed, most likely because memory ran out; ")
 
 
 def test_an_error_in_a_worker_is_not_swallowed() -> None:
-    """It comes out where the result was due."""
+    """It is raised in place of the result."""
     with open_workers(10**9) as work, pytest.raises(KeyError):
         list(work(fail, range(3)))
 
@@ -88,7 +88,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with 20,000 rows, and a script that prepares them with processes."""
+    """Create a folder with 20,000 rows and a script that prepares them with processes."""
     (tmp_path / "data/raw").mkdir(parents=True)
     with (tmp_path / "data/raw/rows.jsonl").open("w", encoding="utf-8") as file:
         for number in range(20_000):
@@ -100,14 +100,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def start(folder: Path, **options: Any) -> "subprocess.Popen[bytes]":
-    """prepare in a process of its own."""
+    """Start prepare in its own process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     return subprocess.Popen([sys.executable, "run.py"], cwd=folder, env=environment, **options)
 
 
 @pytest.mark.slow
 def test_a_killed_prepare_leaves_no_worker_and_no_half_result(folder: Path) -> None:
-    """Killed in the middle: the workers end by themselves, and the next run cleans up and writes what it should."""
+    """After a kill, the workers end on their own, and the next run cleans up and writes the correct output."""
     process = start(folder)
     spool = folder / "work/prepare/rows"
     wait_for(lambda: spool.exists() and spool.stat().st_size > 100_000, process)
@@ -127,7 +127,7 @@ def test_a_killed_prepare_leaves_no_worker_and_no_half_result(folder: Path) -> N
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
 def test_an_interrupted_prepare_cleans_up(folder: Path, number: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM: exit code 5, one line, the old output as it was, and no worker."""
+    """Ctrl-C and SIGTERM give exit code 5 and one line; the old output stays and no worker remains."""
     (folder / "data/prepared").mkdir()
     (folder / "data/prepared/train.jsonl").write_text("old")
     script = RUN.replace(
@@ -149,8 +149,8 @@ def test_an_interrupted_prepare_cleans_up(folder: Path, number: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_leaves_nothing(folder: Path) -> None:
-    """A file that may not grow stands for a disk that is full: exit code 4, the place, and the space given back."""
+def test_a_full_disk_is_reported_and_leaves_no_files(folder: Path) -> None:
+    """A file size limit simulates a full disk: exit code 4, the path, and the space is freed."""
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({10**6}, {10**6})); "
     code = limited + "import sys; from finetune.cli.main import main; sys.exit(main(['prepare']))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -163,7 +163,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(folder: Path) -> None:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether a process is there and no zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -171,7 +171,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def test_little_work_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedded data must not wait a second for processes to start."""
+    """Small inputs must not wait a second for processes to start."""
     monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
     with open_workers(1000) as work:
         assert list(work(negative, [7])) == [-7]

@@ -1,4 +1,4 @@
-"""Parquet, Arrow and the folders of datasets: values as Python has them, and files that are damaged."""
+"""Parquet, Arrow and dataset folders: values become Python objects, and damaged files are reported."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,8 @@ VIEWS = pa.array([["x"]], pa.list_view(pa.string()))
 # ---- Parquet and Arrow
 
 
-def test_types_come_out_as_python_has_them(tmp_path: Path) -> None:
-    """Nested rows, nulls, columns of nothing and numbers of rows; views and dictionaries hide nothing of this."""
+def test_types_become_python_types(tmp_path: Path) -> None:
+    """Nested rows, nulls, empty columns and numbers are kept; views and dictionaries are resolved."""
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None}]
     table = pa.table(
         {
@@ -53,8 +53,8 @@ LABELS = {
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "stream.arrow", "file.arrow"])
-def test_class_labels_come_out_as_their_names(tmp_path: Path, name: str) -> None:
-    """A model that is taught to answer `1` has learnt nothing that anyone can use; JSON columns are read as JSON."""
+def test_class_labels_become_names(tmp_path: Path, name: str) -> None:
+    """Class labels become names, as a number is useless as an answer; JSON columns are parsed."""
     rows = [
         {"label": 1, "tags": [1, 0], "deep": [{"tag": 0, "text": "0"}], "tools": ['{"b": 1}']},
         {"label": None, "tags": None, "deep": [], "tools": []},
@@ -76,15 +76,15 @@ def test_class_labels_come_out_as_their_names(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("metadata", [b"{", b"[]", b'{"info": 1}', b'{"info": {"features": {"a": {"_type": []}}}}'])
-def test_metadata_of_another_form_is_left_alone(tmp_path: Path, metadata: bytes) -> None:
-    """Anyone may write anything under that name."""
+def test_unknown_metadata_is_ignored(tmp_path: Path, metadata: bytes) -> None:
+    """Any program may store other content under that name."""
     table = pa.table({"a": [1]}).replace_schema_metadata({"huggingface": metadata})
     (tmp_path / "rows.parquet").write_bytes(to_parquet(table))
     assert read(tmp_path / "rows.parquet") == [Row(1, {"a": 1})]
 
 
-def test_a_row_that_python_cannot_hold_costs_no_more_than_itself(tmp_path: Path) -> None:
-    """Parquet checks neither its texts' UTF-8 nor that a date is one."""
+def test_an_unrepresentable_row_is_a_single_bad_row(tmp_path: Path) -> None:
+    """Parquet checks neither the UTF-8 of texts nor the validity of dates."""
     texts = pa.array([b"x", b"\xff", b"z"]).view(pa.string())
     days = pa.array([0, 0, 10**9], pa.int32()).view(pa.date32())
     (tmp_path / "rows.parquet").write_bytes(to_parquet(pa.table({"a": texts, "d": days})))
@@ -94,8 +94,8 @@ def test_a_row_that_python_cannot_hold_costs_no_more_than_itself(tmp_path: Path)
     assert isinstance(found[2], BadRow) and found[2].why.startswith("contains a value that can't be read: ")
 
 
-def test_a_row_too_large_is_passed_over(tmp_path: Path) -> None:
-    """The same bound as everywhere, and the rows around it keep their numbers."""
+def test_a_too_large_row_is_skipped(tmp_path: Path) -> None:
+    """The usual size limit applies, and the rows around keep their numbers."""
     (tmp_path / "rows.parquet").write_bytes(to_parquet(pa.table({"a": ["x", "y" * 20_000, "z"]})))
     found = read(tmp_path / "rows.parquet")
     assert found == [Row(1, {"a": "x"}), BadRow(2, "is larger than data.max_row_size: 0.01 MB"), Row(3, {"a": "z"})]
@@ -112,13 +112,13 @@ def test_a_row_too_large_is_passed_over(tmp_path: Path) -> None:
     ],
 )
 def test_odd_columns_are_refused(tmp_path: Path, columns: pa.RecordBatch, why: str) -> None:
-    """Of two columns with one name a row would hold the last; pyarrow's cast of list views loses values."""
+    """Of two columns with one name only the last would remain; pyarrow's cast of list views loses values."""
     (tmp_path / "rows.arrow").write_bytes(to_arrow(pa.Table.from_batches([columns]), pa.ipc.new_stream))
     assert error_of(tmp_path / "rows.arrow") == f"rows.arrow: {why}"
 
 
-def test_a_damaged_arrow_file_is_an_error_and_no_crash(tmp_path: Path) -> None:
-    """pyarrow follows an offset out of its memory without a check, and the process would end there."""
+def test_a_damaged_arrow_file_is_an_error(tmp_path: Path) -> None:
+    """pyarrow follows offsets without bounds checks, which would crash the process."""
     content = bytearray(to_arrow(pa.table({"a": ["x" * 50, "y" * 50]}), pa.ipc.new_stream))
     at = content.index((50).to_bytes(4, "little") + (100).to_bytes(4, "little"))
     content[at : at + 4] = (2**30).to_bytes(4, "little")
@@ -131,7 +131,7 @@ def test_a_damaged_arrow_file_is_an_error_and_no_crash(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """`one`, a dataset of two shards, and `both`, two splits of it, as save_to_disk lays them out."""
+    """Create `one`, a dataset of two shards, and `both`, two of its splits, in the layout of save_to_disk."""
     for name, texts in {"one": "abc", "both/train": "ab", "both/test": "c"}.items():
         (tmp_path / name).mkdir(parents=True)
         shards = [f"data-{at:05}-of-00002.arrow" for at in range(2)]
@@ -147,7 +147,7 @@ def folders(tmp_path: Path) -> Path:
 
 
 def test_a_datasets_folder_gives_the_rows_of_its_shards(folders: Path) -> None:
-    """In their order and numbered through, with labels by name."""
+    """Rows are in order and numbered consecutively, with labels by name."""
     assert read(folders / "one") == [Row(at, {"label": name}) for at, name in enumerate("abc", start=1)]
     assert read(folders / "both", "train") == [Row(1, {"label": "a"}), Row(2, {"label": "b"})]
     assert read(folders / "both", "test") == [Row(1, {"label": "c"})]
@@ -171,13 +171,13 @@ def test_a_datasets_folder_gives_the_rows_of_its_shards(folders: Path) -> None:
         ),
     ],
 )
-def test_a_part_must_be_one_that_is_there(folders: Path, folder: str, part: str | None, why: str) -> None:
-    """Taking the first, or all, would train on the test split."""
+def test_an_unknown_part_is_refused(folders: Path, folder: str, part: str | None, why: str) -> None:
+    """Using the first split, or all of them, would train on the test split."""
     assert error_of(folders / folder, part) == why
 
 
 def test_a_damaged_datasets_folder_is_an_error(folders: Path) -> None:
-    """A shard that is missing or lies elsewhere is told by its name."""
+    """A shard that is missing or outside of the folder is reported by name."""
     state = folders / "one/state.json"
     (folders / "one/data-00001-of-00002.arrow").unlink()
     assert error_of(folders / "one") == "one/data-00001-of-00002.arrow: is gone; restore it and start again"
@@ -188,8 +188,8 @@ def test_a_damaged_datasets_folder_is_an_error(folders: Path) -> None:
     assert error_of(folders / "one").startswith("one/state.json: is broken (Expecting property name")
 
 
-def test_what_datasets_itself_saved_is_read(tmp_path: Path) -> None:
-    """The layout is theirs, and so is the proof that it is read as they mean it."""
+def test_a_folder_saved_by_datasets_is_read(tmp_path: Path) -> None:
+    """The folder is written by the `datasets` library itself, so the layout is the real one."""
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"a": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     rows = datasets.Dataset.from_dict({"a": ["x", "y", "z"], "label": [1, 0, -1]}, features=features)

@@ -1,4 +1,4 @@
-"""CSV and TSV: records with the line where they start, and what is wrong with those that are none."""
+"""CSV and TSV: records with the line where they start, and the reasons for bad records."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from tests.builders.written_rows import error_of, read
 # ---- CSV and TSV
 
 
-def test_records_come_with_the_line_where_they_start(tmp_path: Path) -> None:
-    """A text of several lines moves all that follow; empty lines are no records."""
+def test_records_have_the_line_where_they_start(tmp_path: Path) -> None:
+    """A multi-line text shifts the lines of later records; empty lines are not records."""
     content = b'a,b\r\n\r\n1,"x\r\ny"\r\n\r\n"say ""x""","p,q"\r\n3,\r\n'
     (tmp_path / "rows.csv").write_bytes(content)
     assert read(tmp_path / "rows.csv") == [
@@ -21,8 +21,8 @@ def test_records_come_with_the_line_where_they_start(tmp_path: Path) -> None:
     ]
 
 
-def test_a_bad_record_costs_no_more_than_itself(tmp_path: Path) -> None:
-    """Wrong numbers of fields and broken UTF-8, half a surrogate pair too, leave the records around them alone."""
+def test_a_bad_record_affects_no_other(tmp_path: Path) -> None:
+    """Wrong numbers of fields and invalid UTF-8, such as unpaired surrogates, affect only their own record."""
     (tmp_path / "rows.csv").write_bytes(b"a,b\n1,2\n1\n1,2,3\n1,\xff\n\xed\xa0\x80,1\n\xc3\xbc,2\n")
     assert read(tmp_path / "rows.csv") == [
         Row(2, {"a": "1", "b": "2"}),
@@ -50,6 +50,6 @@ def test_a_bad_record_costs_no_more_than_itself(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_table_names_the_line(tmp_path: Path, content: bytes, why: str) -> None:
-    """A quote that never closes would swallow all that follows as one giant text."""
+    """A quote that never closes would turn the rest of the file into one huge text."""
     (tmp_path / "rows.csv").write_bytes(content)
     assert error_of(tmp_path / "rows.csv").startswith(f"rows.csv{why}")

@@ -1,4 +1,4 @@
-"""Containers: whatever a file is written in, the same rows come out, or its place and what to do about it."""
+"""Containers: every file format gives the same rows, or an error with the place and the remedy."""
 
 import csv
 import gzip
@@ -27,7 +27,7 @@ ROWS = [{"a": "x", "b": "1"}, {"a": 'zwei\nZeilen, "quoted"\tü', "b": ""}, {"a"
 
 
 def to_csv(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
-    """As Python's csv module writes them."""
+    """Return the rows as Python's csv module writes them."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
     writer.writeheader()
@@ -36,7 +36,7 @@ def to_csv(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
 
 
 def to_zstd(content: bytes) -> bytes:
-    """One frame."""
+    """Return the content compressed as one frame."""
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(content)
@@ -59,28 +59,28 @@ TEXT = ("rows.jsonl", "lines.json", "array.json", "rows.csv", "rows.tsv")
 SQUEEZE: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": to_zstd}
 
 
-# ---- All of them
+# ---- All containers
 
 
 @pytest.mark.parametrize("suffix", SQUEEZE)
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_container_gives_the_same_rows(tmp_path: Path, name: str, suffix: str) -> None:
-    """What a file is written in must not change what is trained on."""
+    """The file format must not change the training data."""
     path = tmp_path / (name + suffix)
     path.write_bytes(SQUEEZE[suffix](WRITERS[name](ROWS)))
     assert [row.fields for row in read(path) if isinstance(row, Row)] == ROWS
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_a_byte_order_mark_is_passed_over(tmp_path: Path, name: str) -> None:
-    """What Windows tools write; it would break the first line or become part of the first column's name."""
+def test_a_byte_order_mark_is_skipped(tmp_path: Path, name: str) -> None:
+    """Windows tools write a byte order mark; it must not become part of the first line or column name."""
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + WRITERS[name](ROWS))
     assert [row.fields for row in read(tmp_path / name) if isinstance(row, Row)] == ROWS
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_compressed_files_may_be_put_together(tmp_path: Path, suffix: str) -> None:
-    """`cat a.gz b.gz` is a sound file; a reader that stops after the first part would lose rows in silence."""
+def test_concatenated_compressed_files_are_read(tmp_path: Path, suffix: str) -> None:
+    """`cat a.gz b.gz` is a valid file; a reader that stops after the first part would silently lose rows."""
     path = tmp_path / f"rows.jsonl{suffix}"
     path.write_bytes(SQUEEZE[suffix](b'{"a": 1}\n{"a"') + SQUEEZE[suffix](b": 2}\n"))
     assert read(path) == [Row(1, {"a": 1}), Row(2, {"a": 2})]
@@ -89,8 +89,8 @@ def test_compressed_files_may_be_put_together(tmp_path: Path, suffix: str) -> No
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("lost", [1, 12])
-def test_a_compressed_file_that_was_cut_off_is_an_error(tmp_path: Path, name: str, suffix: str, lost: int) -> None:
-    """A download that broke off holds sound rows up to some point: they must not pass for the whole."""
+def test_a_truncated_compressed_file_is_an_error(tmp_path: Path, name: str, suffix: str, lost: int) -> None:
+    """An interrupted download has valid rows up to some point, but must not pass as complete."""
     path = tmp_path / (name + suffix)
     path.write_bytes(SQUEEZE[suffix](WRITERS[name](ROWS))[:-lost])
     with pytest.raises(DataError) as caught:
@@ -101,22 +101,22 @@ def test_a_compressed_file_that_was_cut_off_is_an_error(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("name", ["rows.parquet", "stream.arrow", "file.arrow"])
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
-def test_a_binary_file_that_was_cut_off_is_an_error(tmp_path: Path, name: str, share: float) -> None:
-    """An Arrow stream that lacks its end reads without a word in pyarrow."""
+def test_a_truncated_binary_file_is_an_error(tmp_path: Path, name: str, share: float) -> None:
+    """pyarrow silently accepts an Arrow stream without its end."""
     content = WRITERS[name](ROWS)
     (tmp_path / name).write_bytes(content[: int(len(content) * share)])
     assert error_of(tmp_path / name).startswith(f"{name}: is truncated or damaged (")
 
 
 def test_an_arrow_stream_without_its_end_mark_is_an_error(tmp_path: Path) -> None:
-    """Cut off right between two batches nothing but the mark is missing."""
+    """A stream that ends right between two batches lacks only the mark."""
     (tmp_path / "rows.arrow").write_bytes(WRITERS["stream.arrow"](ROWS)[:-8])
     assert error_of(tmp_path / "rows.arrow").startswith("rows.arrow: is truncated or damaged (no end mark)")
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_bytes_read_lead_to_the_size_of_the_file(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A progress bar that stands still, goes back or past the end is none."""
+def test_progress_ends_at_the_size_of_the_file(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The progress increases steadily and ends at the file's size."""
     for module in (batches, arrow_rows):
         monkeypatch.setattr(module, "BATCH_ROWS", 10)
     path = tmp_path / name
@@ -130,7 +130,7 @@ def test_bytes_read_lead_to_the_size_of_the_file(tmp_path: Path, name: str, monk
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_batches_are_small(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is sent to another process and held there: its size is what memory is planned with."""
+    """Each batch is sent to another process, so its size affects the planned memory."""
     for module in (batches, arrow_rows):
         monkeypatch.setattr(module, "BATCH_BYTES", 1000)
     path = tmp_path / name
@@ -140,12 +140,12 @@ def test_batches_are_small(tmp_path: Path, name: str, monkeypatch: pytest.Monkey
     assert max(sizes) <= 12
 
 
-# ---- What a file is
+# ---- Detection of formats
 
 
 @pytest.mark.parametrize("name", ["rows.txt", "rows", "rows.gz", "rows.jsonl.bz2", ".jsonl"])
-def test_an_unknown_file_is_told_what_is_known(tmp_path: Path, name: str) -> None:
-    """Guessing at content would read some files wrongly; the name is one `mv` away."""
+def test_an_unknown_file_format_lists_the_known_ones(tmp_path: Path, name: str) -> None:
+    """The format is not guessed from content, which would fail for some files; the user can rename the file."""
     (tmp_path / name).write_bytes(b'{"a": 1}\n')
     assert error_of(tmp_path / name) == (
         f"{name}: has an unsupported format; supported: .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow "
@@ -153,7 +153,7 @@ def test_an_unknown_file_is_told_what_is_known(tmp_path: Path, name: str) -> Non
     )
 
 
-def test_names_are_known_in_capitals_too(tmp_path: Path) -> None:
+def test_upper_case_file_names_are_recognised(tmp_path: Path) -> None:
     """Windows tools write ROWS.CSV."""
     (tmp_path / "ROWS.CSV.GZ").touch()
     assert detect_container(tmp_path / "ROWS.CSV.GZ") == Container("csv", "gzip")
@@ -169,29 +169,29 @@ def test_names_are_known_in_capitals_too(tmp_path: Path) -> None:
         ('{"a": 1}'.encode("utf-16"), "is neither a JSON array of objects nor JSON lines in UTF-8"),
     ],
 )
-def test_a_json_file_of_another_kind_says_so(tmp_path: Path, content: bytes, why: str) -> None:
-    """One object laid out for people would come out as a broken row for each of its lines."""
+def test_an_unsupported_json_file_is_reported(tmp_path: Path, content: bytes, why: str) -> None:
+    """An indented object would otherwise give a broken row for each of its lines."""
     (tmp_path / "rows.json").write_bytes(content)
     assert error_of(tmp_path / "rows.json").endswith(why)
 
 
 @pytest.mark.parametrize("content", [b'{"a": "x\n{"a": 2}', b'{"a": x}\n{"a": 2}', b'{"a":'])
-def test_a_json_file_with_a_broken_first_line_is_still_lines(tmp_path: Path, content: bytes) -> None:
-    """One bad row costs no more than itself in the first line, too."""
+def test_json_lines_may_start_with_a_broken_line(tmp_path: Path, content: bytes) -> None:
+    """A bad first line is a single bad row like any other."""
     (tmp_path / "rows.json").write_bytes(content)
     assert isinstance(read(tmp_path / "rows.json")[0], BadRow)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_compressed_file_with_a_plain_name_says_so(tmp_path: Path, suffix: str) -> None:
-    """Every line of it would be a bad row of its own."""
+def test_a_compressed_file_with_a_plain_name_is_reported(tmp_path: Path, suffix: str) -> None:
+    """Otherwise every line would be a bad row."""
     (tmp_path / "rows.jsonl").write_bytes(SQUEEZE[suffix](b'{"a": 1}\n'))
     assert error_of(tmp_path / "rows.jsonl") == f"rows.jsonl: is compressed; add {suffix} to its name"
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_file_that_cannot_be_read_is_an_error_in_one_line(tmp_path: Path, name: str) -> None:
-    """It may go between the look at it and the reading; nobody wants a traceback for that."""
+def test_an_unreadable_file_is_a_one_line_error(tmp_path: Path, name: str) -> None:
+    """The file may vanish between detection and reading; the error has no traceback."""
     container = Container(detect.KINDS[Path(name).suffix])
     with pytest.raises(DataError, match=r"is gone; restore it and start again$"):
         list(read_batches(tmp_path / name, container, LARGEST))
@@ -201,7 +201,7 @@ def test_a_file_that_cannot_be_read_is_an_error_in_one_line(tmp_path: Path, name
 
 
 def test_a_file_has_no_parts(tmp_path: Path) -> None:
-    """`part` would be ignored, and someone would train on the test split."""
+    """Ignoring `part` could mean training on the test split."""
     (tmp_path / "rows.jsonl").write_bytes(b"{}\n")
     assert error_of(tmp_path / "rows.jsonl", "train") == (
         "rows.jsonl: is a single file, so it has no part 'train'; remove `part` from its source"
@@ -219,7 +219,7 @@ scraps = st.lists(st.sampled_from(SCRAPS) | st.binary(max_size=3), max_size=40).
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A place for one file; hypothesis writes it again and again."""
+    """Return a folder for one file, which hypothesis overwrites repeatedly."""
     return tmp_path_factory.mktemp("any")
 
 
@@ -227,8 +227,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "start"), [("rows.jsonl", b""), ("rows.csv", b"a,b\n"), ("rows.tsv", b""), ("rows.json", b"[")]
 )
 @given(content=scraps)
-def test_any_bytes_are_rows_or_bad_rows_or_one_error(folder: Path, name: str, start: bytes, content: bytes) -> None:
-    """Whatever a file holds, nothing else is raised, and a line without a row is never passed over in silence."""
+def test_arbitrary_bytes_give_rows_bad_rows_or_one_error(folder: Path, name: str, start: bytes, content: bytes) -> None:
+    """No content raises anything else, and a line without a row is never silently skipped."""
     path = folder / name
     path.write_bytes(start + content)
     try:
@@ -249,8 +249,8 @@ def test_any_bytes_are_rows_or_bad_rows_or_one_error(folder: Path, name: str, st
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.ndjson", "array.json"])
 @given(rows=st.lists(st.dictionaries(texts, values, max_size=4), max_size=6), blank=st.integers(0, 3))
-def test_any_objects_come_back_from_json(folder: Path, name: str, rows: list[dict[str, Any]], blank: int) -> None:
-    """Every value as it was written, in JSON lines with the number of the line, in an array with its own."""
+def test_objects_survive_a_json_round_trip(folder: Path, name: str, rows: list[dict[str, Any]], blank: int) -> None:
+    """Every value is preserved; JSON lines have their line number, array elements their position."""
     path = folder / name
     path.write_bytes(b"\n" * blank + (WRITERS[name](rows) if rows or name == "array.json" else b""))
     found = read(path, largest=10**6)
@@ -261,8 +261,8 @@ def test_any_objects_come_back_from_json(folder: Path, name: str, rows: list[dic
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.parquet", "stream.arrow", "file.arrow"])
 @given(rows=st.lists(st.fixed_dictionaries({"a": texts, "b": texts}), min_size=1, max_size=6))
-def test_any_texts_come_back_from_a_table(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    """Commas, quotes, tabs, line breaks and NUL within a value are the value's own."""
+def test_texts_survive_a_table_round_trip(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """Commas, quotes, tabs, line breaks and NUL inside a value are preserved."""
     path = folder / name
     path.write_bytes(WRITERS[name](rows))
     assert [row.fields for row in read(path, largest=10**6) if isinstance(row, Row)] == rows
@@ -272,7 +272,7 @@ def test_any_texts_come_back_from_a_table(folder: Path, name: str, rows: list[di
 
 
 def bomb_line() -> Iterator[bytes]:
-    """60 MB without a line's end, between two rows."""
+    """Yield 60 MB without a newline between two rows."""
     yield b'{"a": 1}\n'
     yield from [b"x" * 10**6] * 60
     yield b'\n{"a": 2}\n'
@@ -280,13 +280,13 @@ def bomb_line() -> Iterator[bytes]:
 
 @pytest.fixture
 def hard_files(tmp_path: Path) -> Path:
-    """Files that would take gigabytes if they were read at once."""
+    """Create files that would take gigabytes if they were read at once."""
     with (tmp_path / "line.jsonl").open("wb") as file:
         file.writelines(bomb_line())
     spaces = gzip.compress(b" " * 10**7) * 15
     for name, start in {"a.jsonl": b"", "b.json": b"[", "c.csv": b"a\n"}.items():
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(start) + spaces)
-    big = pa.array(["x" * 1_000_000], pa.string())  # 3,000 rows share it: 3 GB, and 1 MB on disk
+    big = pa.array(["x" * 1_000_000], pa.string())  # shared by 3,000 rows: 3 GB in memory, 1 MB on disk
     shared = pa.table({"a": pa.DictionaryArray.from_arrays(pa.array([0] * 3_000, pa.int32()), big)})
     (tmp_path / "d.arrow").write_bytes(to_arrow(shared, pa.ipc.new_stream))
     return tmp_path
@@ -312,7 +312,7 @@ print(grown // (1024 if sys.platform == "linux" else 2**20))
 
 
 def test_memory_does_not_grow_with_the_file(hard_files: Path) -> None:
-    """A line of 60 MB, 150 MB of spaces and 3 GB from one shared text: all read below 600 MB more."""
+    """A line of 60 MB, 150 MB of spaces and 3 GB from a shared text are read with less than 600 MB more."""
     source = Path(detect.__file__).parents[3]
     command = [sys.executable, "-c", MEASURE, str(hard_files)]
     done = subprocess.run(command, env={"PYTHONPATH": str(source)}, capture_output=True, text=True, check=True)

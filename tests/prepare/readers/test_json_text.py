@@ -1,4 +1,4 @@
-"""JSON lines and arrays: rows with their places, and what is wrong with those that are none."""
+"""JSON lines and arrays: rows with their positions, and the reasons for bad rows."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ from tests.builders.written_rows import LARGEST, error_of, read
 # ---- JSON lines
 
 
-def test_rows_come_with_their_lines(tmp_path: Path) -> None:
-    """Empty lines hold no row but are lines: the number must be the one that an editor shows."""
+def test_rows_have_their_line_numbers(tmp_path: Path) -> None:
+    """Empty lines have no row but count, so that line numbers match those of an editor."""
     (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n   \r\n{"a": 2}')
     assert read(tmp_path / "rows.jsonl") == [Row(1, {"a": 1}), Row(4, {"a": 2})]
 
@@ -38,8 +38,8 @@ def test_rows_come_with_their_lines(tmp_path: Path) -> None:
         (b"x" * 300_000, "is larger than data.max_row_size: 0.1 MB"),
     ],
 )
-def test_a_line_without_a_row_says_why(tmp_path: Path, line: bytes, why: str) -> None:
-    """One bad line must cost no more than itself: the rows around it are read."""
+def test_a_bad_line_has_a_reason(tmp_path: Path, line: bytes, why: str) -> None:
+    """A bad line is a single bad row: the rows around it are read."""
     (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\r\n{"a": 3}\n')
     assert read(tmp_path / "rows.jsonl", largest=100_000) == [Row(1, {"a": 1}), BadRow(2, why), Row(3, {"a": 3})]
     (tmp_path / "rows.jsonl").write_bytes(line)
@@ -47,8 +47,8 @@ def test_a_line_without_a_row_says_why(tmp_path: Path, line: bytes, why: str) ->
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
-def test_the_largest_row_is_the_one_of_just_that_size(tmp_path: Path, end: bytes) -> None:
-    """The line's end is no part of the row."""
+def test_the_largest_row_has_exactly_the_size_limit(tmp_path: Path, end: bytes) -> None:
+    """The newline does not count towards the size of the row."""
     (tmp_path / "rows.jsonl").write_bytes(b'{"a": "12"}' + end)
     assert read(tmp_path / "rows.jsonl", largest=11) == [Row(1, {"a": "12"})]
     assert read(tmp_path / "rows.jsonl", largest=10) == [BadRow(1, "is larger than data.max_row_size: 1e-05 MB")]
@@ -57,8 +57,8 @@ def test_the_largest_row_is_the_one_of_just_that_size(tmp_path: Path, end: bytes
 # ---- JSON arrays
 
 
-def test_elements_come_with_their_numbers_and_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However little is read at once, and wherever that cuts a number, an escape or a letter of four bytes in two."""
+def test_elements_have_their_numbers_and_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunk size does not matter, even if a chunk ends in a number, an escape or a multi-byte letter."""
     text = '\n[ {"a": 1},\n\n{"a":\n"🙂\\ud83d\\ude42"}, 12,3.5e1 ,{"a": 1, "a": 2},true,\n{"a": NaN}\n,{}]\n'
     (tmp_path / "rows.json").write_text(text, encoding="utf-8")
     for piece in range(1, 12):
@@ -80,7 +80,7 @@ def test_elements_come_with_their_numbers_and_lines(tmp_path: Path, monkeypatch:
 def test_an_elements_number_does_not_depend_on_the_layout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indent: int | None, lines: list[int]
 ) -> None:
-    """`json.dump` puts all on one line: the line would be the same for every row, and identify none. Over batches."""
+    """`json.dump` writes one line, so elements are identified by their number, also across batches."""
     monkeypatch.setattr(batches, "BATCH_ROWS", 2)
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"a": number} for number in range(5)], indent=indent), encoding="utf-8")
@@ -91,7 +91,7 @@ def test_an_elements_number_does_not_depend_on_the_layout(
 
 
 def test_an_empty_array_has_no_rows(tmp_path: Path) -> None:
-    """Nothing is wrong with it as an array."""
+    """An empty array is valid."""
     (tmp_path / "rows.json").write_bytes(b" [ ] ")
     assert read(tmp_path / "rows.json") == []
 
@@ -113,7 +113,7 @@ def test_an_empty_array_has_no_rows(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_array_names_the_element_and_stops(tmp_path: Path, content: bytes, why: str) -> None:
-    """Where one element is broken nobody knows where the next begins: rows would be lost without being counted."""
+    """After a broken element the start of the next is unknown, so reading on could lose rows uncounted."""
     (tmp_path / "rows.json").write_bytes(content)
     told = error_of(tmp_path / "rows.json")
     assert told.startswith(f"rows.json:{why}")
@@ -122,7 +122,7 @@ def test_a_broken_array_names_the_element_and_stops(tmp_path: Path, content: byt
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])
 def test_an_array_that_is_not_utf8_names_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
-    """Counted from the start of the file, the byte order mark included, as a hex editor shows it."""
+    """The byte is counted from the start of the file, with the byte order mark, as in a hex editor."""
     monkeypatch.setattr(json_text, "PIECE", piece)
     (tmp_path / "rows.json").write_bytes(b'\xef\xbb\xbf[{"a": "\xc3\xbc\xf0\x9f\xff"}]')
     with pytest.raises(DataError) as caught:
