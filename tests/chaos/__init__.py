@@ -1,1 +1,1 @@
-"""Faults on purpose: seeded rounds over a tiny pipeline, each judged by the run that nothing disturbed."""
+"""Fault injection: seeded rounds over a tiny pipeline, each compared with an undisturbed run."""

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: rounds of faults over a tiny pipeline, told line by line, and their raw results as JSON."""
+"""`python -m tests.chaos`: run rounds of fault injection over a tiny pipeline, and print and save the results."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ from tests.chaos.tables import table_of, what_ran
 
 
 def main() -> int:
-    """Run the rounds that were asked for; 1 where one of them failed."""
+    """Run the selected rounds; return 1 if one of them failed."""
     options = arguments().parse_args()
     if options.table:
         print("\n".join(table_of(json.loads(options.table.read_text(encoding="utf-8")))))
@@ -39,7 +39,7 @@ def main() -> int:
 
 @contextmanager
 def own_folder() -> Iterator[Path]:
-    """A temporary folder that goes away again, also after a signal; what failed stays, and is named."""
+    """Yield a temporary folder and delete it afterwards, also after a signal; failed rounds are kept and reported."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), leave)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -51,14 +51,14 @@ def own_folder() -> Iterator[Path]:
         stays = False
         raise
     finally:
-        if not stays and not any(folder.glob("round-*")):  # those that survived have gone
+        if not stays and not any(folder.glob("round-*")):  # surviving rounds are deleted
             shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():
             tell(f"what failed has left is in {folder}")
 
 
 def leave(number: int, frame: FrameType | None) -> None:
-    """End by a signal as by an exception, so that mounts, processes and folders are cleared away; once."""
+    """Turn the first signal into an exception, so that mounts, processes and folders are cleaned up."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     tell(f"interrupted by {signal.Signals(number).name}")
@@ -66,14 +66,14 @@ def leave(number: int, frame: FrameType | None) -> None:
 
 
 def results_of(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """The rounds of earlier results that survived, and the numbers of those that did not."""
+    """Return the surviving rounds of earlier results, and the numbers of the failed ones."""
     rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
     survived = [item for item in rounds if item["outcome"] != FAILED]
     return survived, [item["number"] for item in rounds if item["outcome"] == FAILED]
 
 
 def possible(kinds: list[str]) -> list[str]:
-    """The kinds that can be done here; the others are named."""
+    """Return the kinds that can run on this machine; the others are printed."""
     skipped = [kind for kind in kinds if KINDS[kind].mounts]
     if not skipped or can_mount():
         return kinds
@@ -84,7 +84,7 @@ def possible(kinds: list[str]) -> list[str]:
 def run_all(
     chosen: list[Drawn], folder: Path, head: dict[str, Any], kept: list[dict[str, Any]], out: Path | None
 ) -> list[Result]:
-    """The rounds one after the other; the raw results are written after each, beside those that are kept."""
+    """Run the rounds one after the other; raw results are saved after each, together with the kept ones."""
     results: list[Result] = []
     ran = what_ran()
     with Preloaded(folder / "processes") as processes:
@@ -101,7 +101,7 @@ def run_all(
 
 
 def arguments() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=60, help="how many, shared evenly among the kinds")
     parser.add_argument("--seed", type=int, default=1, help="what everything is drawn from")
@@ -116,7 +116,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def show(result: Result) -> None:
-    """One line a round, and why it failed."""
+    """Print one line for the round, and the reasons if it failed."""
     head = f"{result.number:3d} {result.outcome:22s} {result.seconds:5.1f} s  {result.kind}: {result.fault}"
     tell(f"{head}; {result.place}; {result.moment}; codes {[item['code'] for item in result.commands]}")
     if result.said:
@@ -126,7 +126,7 @@ def show(result: Result) -> None:
 
 
 def tell(text: str) -> None:
-    """One line to who watches."""
+    """Print one line at once."""
     print(text, file=sys.stderr, flush=True)
 
 

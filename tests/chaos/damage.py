@@ -1,4 +1,4 @@
-"""What can happen to a file, and what takes it away again."""
+"""Kinds of damage to a file, and the functions that undo them."""
 
 import os
 import shutil
@@ -10,13 +10,13 @@ GARBAGE = b"\x00\xff{]<<<<<<< HEAD\n\x1b[2J"
 
 
 def truncate(path: Path, random: Random) -> None:
-    """Its end is missing."""
+    """Cut off the end."""
     content = path.read_bytes()
     path.write_bytes(content[: random.randrange(len(content))] if content else b"")
 
 
 def flip(path: Path, random: Random) -> None:
-    """One bit is another."""
+    """Flip one bit."""
     content = bytearray(path.read_bytes() or b"\0")
     bit = random.randrange(8 * len(content))
     content[bit // 8] ^= 1 << bit % 8
@@ -24,24 +24,24 @@ def flip(path: Path, random: Random) -> None:
 
 
 def empty(path: Path, random: Random) -> None:
-    """It has no byte."""
+    """Remove all bytes."""
     path.write_bytes(b"")
 
 
 def remove(path: Path, random: Random) -> None:
-    """It is gone."""
+    """Delete the file."""
     path.unlink()
 
 
 def replace_by_folder(path: Path, random: Random) -> None:
-    """A folder has its name."""
+    """Put a folder in place of the file."""
     path.unlink()
     path.mkdir()
     (path / "inside").write_text("not a file\n", encoding="utf-8")
 
 
 def fill_with_garbage(path: Path, random: Random) -> None:
-    """A part of it is something else."""
+    """Overwrite a part with random bytes."""
     content = bytearray(path.read_bytes())
     at = random.randrange(len(content) + 1)
     content[at : at + len(GARBAGE)] = GARBAGE
@@ -59,7 +59,7 @@ DAMAGES: dict[str, Callable[[Path, Random], None]] = {
 
 
 def kept(path: Path, aside: Path) -> Callable[[], None]:
-    """Keep a file or folder aside; gives what puts it back, times included."""
+    """Copy a file or folder aside; return a function that restores it with its times."""
     if path.is_dir():
         shutil.copytree(path, aside, symlinks=True)
     else:
@@ -78,7 +78,7 @@ def kept(path: Path, aside: Path) -> Callable[[], None]:
 
 
 def clear(path: Path) -> None:
-    """Nothing has this name any more."""
+    """Delete whatever has this name."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -86,7 +86,7 @@ def clear(path: Path) -> None:
 
 
 def rot(path: Path, random: Random) -> None:
-    """A bit flips on the disk: size, times and permissions stay, so that only who reads the bytes can know."""
+    """Flip a bit as on a failing disk: size, times and permissions stay, so only reading the bytes reveals it."""
     state = path.stat()
     path.chmod(0o644)
     flip(path, random)

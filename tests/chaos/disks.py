@@ -1,4 +1,4 @@
-"""Faults of the disk: files that may not grow, a disk without room, a folder that can't be written."""
+"""Disk faults: a file size limit, a full disk, a read-only folder."""
 
 import os
 import resource
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tests.chaos.scene import Scene
 
-ROOM = 256 << 20  # of the small disk beyond what lies there: validate and train ask for some to spare
+ROOM = 256 << 20  # free space of the small disk: validate and train need some to spare
 
 
 def can_mount() -> bool:
-    """Whether this process may mount a disk of its own."""
+    """Return whether this process may mount a file system."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False).returncode:
             return False
@@ -23,19 +23,19 @@ def can_mount() -> bool:
 
 
 def mount(*words: str) -> None:
-    """Mount something; an error is one of these rounds, and not of the pipeline."""
+    """Mount something; a failure is an error of the test, not of the pipeline."""
     subprocess.run(["mount", *words], check=True, capture_output=True)
 
 
 def unmount(place: Path) -> None:
-    """Take a mount away, whoever still stands in it."""
+    """Unmount, even if a process still uses the mount."""
     subprocess.run(["umount", "--lazy", str(place)], check=False, capture_output=True)
 
 
 def keep_disk(place: Path) -> list[str]:
-    """Copy what lies on a disk of its own to where it is mounted, before it goes away; why that was impossible."""
+    """Copy a mounted disk's content to its mount point before it is unmounted; return why that failed, if it did."""
     if not place.exists() or place.stat().st_dev == place.parent.stat().st_dev:
-        return []  # a folder that was made read-only stays
+        return []  # a read-only folder stays in place
     aside = place.with_name("kept")
     try:
         shutil.copytree(place, aside, symlinks=True, ignore=shutil.ignore_patterns("ballast"))
@@ -48,7 +48,7 @@ def keep_disk(place: Path) -> list[str]:
 
 
 def limit_files(scene: Scene) -> None:
-    """The system refuses to let a file grow beyond a size, from the start or from a moment on."""
+    """Limit the size of files, from the start or from a certain moment."""
     limit = int(2 ** scene.random.uniform(7, 15))
     by_dvc = scene.random.random() < 0.4
     words = ("dvc", "repro") if by_dvc else (scene.next_stage(),)
@@ -67,7 +67,7 @@ def limit_files(scene: Scene) -> None:
 
 
 def fill_the_disk(scene: Scene) -> None:
-    """The folder lies on a small disk of its own, which is filled up but for a few bytes, at a moment."""
+    """Put the folder on a small disk, and fill that at a certain moment up to a few bytes."""
     left = scene.random.choice((0, 0, int(2 ** scene.random.uniform(9, 16))))
     place = scene.folder
     scene.copying = True
@@ -94,7 +94,7 @@ def fill_the_disk(scene: Scene) -> None:
 
 
 def eat(folder: Path, left: int) -> None:
-    """Take all the room of a disk but for so many bytes."""
+    """Fill a disk, leaving this number of bytes free."""
     path = folder / "work/ballast"
     path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file:
@@ -104,7 +104,7 @@ def eat(folder: Path, left: int) -> None:
 
 
 def make_read_only(scene: Scene) -> None:
-    """A folder can't be written, from the start or from a moment on."""
+    """Make a folder read-only, from the start or from a certain moment."""
     there = [name for name in ("data", "reports", "out", "work", ".dvc", ".") if (scene.folder / name).is_dir()]
     place = scene.folder / scene.random.choice(there)
     by_dvc = scene.random.random() < 0.5
@@ -118,7 +118,7 @@ def make_read_only(scene: Scene) -> None:
         scene.mounts.append(place)
 
     scene.repairs.append(lambda: unmount(place))
-    if early := scene.random.random() < 0.6 or name == ".":  # who stands in a folder stays in what lies below a mount
+    if early := scene.random.random() < 0.6 or name == ".":  # a process inside the folder would bypass a mount
         scene.notes["moment"] = "from the start"
         lock()
     running = scene.start(*(("dvc", "repro") if by_dvc else (scene.next_stage(),)))

@@ -1,4 +1,4 @@
-"""The kinds of faults: each does its harm in a scene's folder, runs commands, and leaves what takes the harm away."""
+"""The kinds of faults: each injects damage into a scene's folder, runs commands, and registers the repairs."""
 
 import os
 import time
@@ -20,7 +20,7 @@ from tests.chaos.scene import STAGES, Scene
 
 
 def set_a_wrong_clock(scene: Scene) -> None:
-    """Files are from another decade, and the clock jumps back and forth by years while the stages run."""
+    """Date files in another decade, and let the clock jump by years in both directions while stages run."""
     years = scene.random.choice((-30, -1, 1, 30))
     then = max(time.time() + years * 31_557_600, 1.0)
     for path in scene.folder.rglob("*"):
@@ -35,7 +35,7 @@ def set_a_wrong_clock(scene: Scene) -> None:
 
 
 def leave_remains(scene: Scene) -> None:
-    """What dead processes may have left: unfinished folders, a holder of the lock, half-written notes."""
+    """Leave what dead processes may leave: unfinished folders, a held lock, partially written notes."""
     remains = {
         "data/.prepared.partial/train.jsonl": "{}\n",
         "data/.validated.partial/manifest.json": "{",
@@ -55,7 +55,7 @@ def leave_remains(scene: Scene) -> None:
         path = scene.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(remains[name], encoding="utf-8")
-    scene.harmed += [*chosen, "out/adapter/manifest.json"]  # what is under its other name is put back, as after a kill
+    scene.harmed += [*chosen, "out/adapter/manifest.json"]  # files moved to another name are restored, as after a kill
     scene.notes |= {"fault": f"{len(chosen)} remains", "place": ", ".join(chosen), "moment": "before the start"}
     scene.run(
         *(("dvc", "repro") if scene.random.random() < 0.5 or scene.state == len(STAGES) else (scene.next_stage(),))
@@ -64,12 +64,12 @@ def leave_remains(scene: Scene) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault, and after how many stages it may begin."""
+    """A kind of fault, and the numbers of finished stages after which it may start."""
 
     act: Callable[[Scene], None]
     states: Sequence[int]
-    mounts: bool = False  # whether it needs the right to mount
-    in_the_midst: bool = False  # it strikes what runs, and may come too late or where nobody is
+    mounts: bool = False  # whether it needs permission to mount
+    in_the_midst: bool = False  # it hits running processes, and may have no effect
 
 
 BEFORE_ANY_STAGE = range(len(STAGES))

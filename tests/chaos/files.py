@@ -1,4 +1,4 @@
-"""Faults of files: inputs, outputs, checkpoints, DVC's cache and its own files are damaged, or go away."""
+"""File faults: inputs, outputs, checkpoints, DVC's cache and DVC's own files are damaged or removed."""
 
 import shutil
 import time
@@ -8,14 +8,14 @@ from tests.chaos.damage import DAMAGES, kept, rot
 from tests.chaos.scene import STAGES, Moment, Scene
 
 BASE = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-# What each stage holds against a hash itself, whatever DVC believes.
+# What each stage checks against a hash itself, independently of DVC.
 HELD = {
     "validate": ("data/prepared/train.jsonl", "data/prepared/validation.jsonl", "data/prepared/test.jsonl"),
     "train": ("data/validated/train.arrow", "data/validated/validation.arrow", "models/small/model.safetensors"),
     "evaluate": ("data/prepared/test.jsonl", "out/adapter/adapter_model.safetensors", "out/adapter/tokenizer.json"),
     "decide": ("data/prepared/test.jsonl", "out/predictions.jsonl", "out/latency.jsonl", "out/adapter/manifest.json"),
 }
-READ = {  # what a stage reads of the stages before it, and finds damaged where it can't be whole
+READ = {  # outputs of earlier stages that a stage reads, and whose damage it detects
     "validate": ("data/prepared/train.jsonl", "reports/prepare.json"),
     "train": ("data/validated/train.arrow", "data/validated/manifest.json"),
     "evaluate": ("data/prepared/test.jsonl", "reports/prepare.json", "reports/train.json", "out/adapter/manifest.json"),
@@ -35,7 +35,7 @@ PRODUCER = {
 
 
 def damage_an_input(scene: Scene) -> None:
-    """The rows or a file of the base are damaged; the run says so, or is openly another one, until they are back."""
+    """Damage the rows or a file of the base; the run reports it, or is visibly another run, until the repair."""
     name = scene.random.choice(("data/raw/rows.jsonl", *(f"models/small/{file}" for file in BASE)))
     scene.repairs.append(kept(scene.folder / name, scene.folder.parent / "aside"))
     damage(scene, name)
@@ -44,7 +44,7 @@ def damage_an_input(scene: Scene) -> None:
 
 
 def damage_an_output(scene: Scene) -> None:
-    """A stage's output is damaged after it; the next stage, or DVC, must notice."""
+    """Damage a stage's output; the next stage, or DVC, must notice."""
     stage = STAGES[scene.state - 1] if scene.state == len(STAGES) else scene.next_stage()
     if scene.random.random() < 0.5:
         damage(scene, scene.random.choice(READ[stage]), but_not=("a bit flipped", "garbage inside"))
@@ -56,13 +56,13 @@ def damage_an_output(scene: Scene) -> None:
 
 
 def files_in(scene: Scene, folders: Sequence[str]) -> list[str]:
-    """Every file in these folders."""
+    """Return all files in these folders."""
     files = [path for name in folders for path in (scene.folder / name).rglob("*") if path.is_file()]
     return sorted(path.relative_to(scene.folder).as_posix() for path in files)
 
 
 def damage_a_checkpoint(scene: Scene) -> None:
-    """Train or evaluate is killed, and what it would go on from is damaged."""
+    """Kill train or evaluate, and damage the files it would resume from."""
     stage = scene.next_stage()
     sights = [f"work/checkpoints/*/checkpoint-{step}" for step in (6, 9, 12)]
     sight = scene.random.choice(sights if stage == "train" else ["work/evaluate/*.jsonl"])
@@ -82,7 +82,7 @@ def damage_a_checkpoint(scene: Scene) -> None:
 
 
 def rot_a_file(scene: Scene) -> None:
-    """A bit flips on the disk without a trace in size or time: DVC can't know, the stage that reads it must."""
+    """Flip a bit without changing size or time: DVC cannot notice it, so the stage that reads the file must."""
     if scene.state == len(STAGES):
         name = scene.random.choice((*HELD["decide"], *HELD["train"][:2], *HELD["validate"]))
         words: tuple[str, ...] = ("gate",)
@@ -96,7 +96,7 @@ def rot_a_file(scene: Scene) -> None:
     else:
         producer = next(stage for place, stage in PRODUCER.items() if name.startswith(place))
         scene.remedies.append(("dvc", "repro", "--force", "--single-item", producer))
-    scene.ask("dvc", "status")  # so that DVC has seen the file, and need not look again
+    scene.ask("dvc", "status")  # so that DVC has hashed the file and does not hash it again
     rot(path, scene.random)
     scene.harmed.append(name)
     scene.notes |= {"fault": "a bit flipped, size and times kept", "place": name, "moment": f"before {' '.join(words)}"}
@@ -105,7 +105,7 @@ def rot_a_file(scene: Scene) -> None:
 
 
 def damage_the_cache(scene: Scene) -> None:
-    """Objects of DVC's cache are damaged, outputs are removed, and DVC is asked for them; then for the verdict."""
+    """Damage objects of DVC's cache, delete outputs, restore them with DVC, then run the gate."""
     objects = sorted(path for path in (scene.folder / ".dvc/cache/files").rglob("*") if path.is_file())
     chosen = scene.random.sample(objects, scene.random.choice((1, 2, 4, len(objects))))
     how = scene.random.choice(("a bit flipped", "truncated", "emptied", "removed"))
@@ -117,7 +117,7 @@ def damage_the_cache(scene: Scene) -> None:
             path.chmod(mode)
     gone = scene.random.choice((("data/prepared",), ("data/validated",), ("out/adapter",), ("out", "reports")))
     scene.notes |= {"fault": f"{len(chosen)} objects: {how}", "place": "DVC's cache", "moment": f"without {gone[0]}"}
-    scene.harmed += OUTPUTS  # DVC believes the names of its objects and of the files in its lists, and puts them there
+    scene.harmed += OUTPUTS  # DVC trusts the names of objects and the files in its lists, and checks them out
     for name in gone:
         shutil.rmtree(scene.folder / name)
     scene.run("dvc", *scene.random.choice((("checkout",), ("repro",))))
@@ -127,7 +127,7 @@ def damage_the_cache(scene: Scene) -> None:
 
 
 def damage_a_file_of_dvc(scene: Scene) -> None:
-    """dvc.lock, dvc.yaml, params.yaml or a count of looks is damaged; the gate and DVC meet it."""
+    """Damage dvc.lock, dvc.yaml, params.yaml or a counter of test-set uses; then run the gate and DVC."""
     there = [name for name in DVC_FILES if (scene.folder / name).exists()]
     name = scene.random.choice(there)
     scene.repairs.append(kept(scene.folder / name, scene.folder.parent / "aside"))
@@ -139,7 +139,7 @@ def damage_a_file_of_dvc(scene: Scene) -> None:
 
 
 def vanish(scene: Scene) -> None:
-    """A file or folder goes away in the midst of a stage."""
+    """Remove a file or folder while a stage runs."""
     stage = scene.next_stage()
     places = {
         "prepare": ("data/raw/rows.jsonl", "data/.prepared.partial", "work/prepare", "params.yaml"),
@@ -149,7 +149,7 @@ def vanish(scene: Scene) -> None:
         "decide": ("out/predictions.jsonl", "reports/train.json", "out/adapter", "data/looks.json", "reports"),
     }
     name = scene.random.choice(places[stage])
-    moment = Moment(stage, None, scene.random.random() ** 3)  # early, as most files are read early
+    moment = Moment(stage, None, scene.random.random() ** 3)  # early, when most files are read
     running = scene.start(*(("dvc", "repro") if scene.random.random() < 0.3 else (stage,)))
     there = scene.wait_for(moment, running)
     path = scene.folder / name
@@ -169,7 +169,7 @@ def vanish(scene: Scene) -> None:
 
 
 def damage(scene: Scene, name: str, but_not: Sequence[str] = ()) -> None:
-    """Draw a damage for a file and do it."""
+    """Draw a kind of damage for a file and apply it."""
     how = scene.random.choice([known for known in DAMAGES if known not in but_not])
     scene.harmed.append(name)
     DAMAGES[how](scene.folder / name, scene.random)

@@ -1,4 +1,4 @@
-"""Whether what lies in a folder is what the undisturbed run left there, and whether commands ended as they may."""
+"""Compares a folder with the undisturbed run, and checks how the commands ended."""
 
 import json
 import re
@@ -26,12 +26,12 @@ CODES = {0: "done", 2: "bad use", 3: "bad data", 4: "the machine", 5: "interrupt
 VERDICTS = {"deploy": 0, "deploy-unproven": 10, "iterate": 10, "abort": 20}  # the gate's exit codes
 DVC_FAILED = (255, 1)
 DVC_YAML_ERROR = re.compile(r"'[^']+' (is invalid|validation failed)")  # dvc/utils/strictyaml.py
-MEASURED_KINDS = ("latency", "memory")  # of criteria
+MEASURED_KINDS = ("latency", "memory")  # kinds of criteria
 MEASURED = re.compile(r"[\d.,]+ (GB|MB|ms|s)\b|0\.\d+ s\b")
 
 
 class Reference:
-    """What the undisturbed run left, in the form in which it is compared."""
+    """The result of the undisturbed run, in comparable form."""
 
     def __init__(self, folder: Path) -> None:
         self.content = {name: comparable(name, (folder / name).read_bytes()) for name in names_in(folder)}
@@ -39,7 +39,7 @@ class Reference:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Everything that lies under a final name."""
+    """Return all files with a final name."""
     inside = [path for name in FOLDERS for path in (folder / name).rglob("*") if path.is_file()]
     return sorted(
         [path.relative_to(folder).as_posix() for path in inside] + [n for n in FILES if (folder / n).exists()]
@@ -47,7 +47,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def comparable(name: str, content: bytes) -> Any:
-    """A file's content without what was measured; ValueError where it is not whole."""
+    """Return a file's content without measurements; raise ValueError if it is incomplete."""
     text = content.decode("utf-8") if name in FILES else ""
     if name == "reports/decision.json":
         decision = json.loads(text)
@@ -71,16 +71,15 @@ def comparable(name: str, content: bytes) -> Any:
 
 
 def without_measured(criterion: dict[str, Any]) -> dict[str, Any]:
-    """A criterion of the decision: all of it, but for the figures where seconds or bytes were measured."""
+    """Return a criterion of the decision without figures of measured seconds or bytes."""
     kept = ("criterion", "about", "status", "target", "method")
     return {key: criterion[key] for key in kept} if criterion["about"] in MEASURED_KINDS else criterion
 
 
 def wrong_in(folder: Path, reference: Reference, exempt: Sequence[str] = (), *, finished: bool = False) -> list[str]:
-    """What lies under a final name and is not the reference's: half-written, damaged, or of another run.
+    """Return files with a final name that differ from the reference: partial, damaged, or of another run.
 
-    DVC's own files on their way to a final name begin with a dot. Until the run is finished curves may be shorter.
-    """
+    Temporary files of DVC begin with a dot. Until the run is finished curves may be shorter."""
     found = []
     for name in names_in(folder):
         if (
@@ -92,15 +91,15 @@ def wrong_in(folder: Path, reference: Reference, exempt: Sequence[str] = (), *, 
         try:
             content = comparable(name, (folder / name).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
-            continue  # replaced at this very moment
+            continue  # replaced at this moment
         except (ValueError, KeyError, TypeError, IsADirectoryError) as error:
             found.append(f"{name}: {type(error).__name__}: {str(error)[:80]}")
             continue
         expected = reference.content.get(name)
         if name.startswith("reports/validation.") and refused(folder):
-            continue  # a whole report of what stops the run
+            continue  # a complete report of why the run stops
         if name == "data/looks.json" and content == {}:
-            continue  # nothing was evaluated yet
+            continue  # nothing has been evaluated yet
         beginning = name in GROWING and not finished and content == (expected or [])[: len(content)]
         if content != expected and not beginning:
             found.append(f"{name}: is not the reference's")
@@ -108,7 +107,7 @@ def wrong_in(folder: Path, reference: Reference, exempt: Sequence[str] = (), *, 
 
 
 def refused(folder: Path) -> bool:
-    """Whether validate's report says that the run must not go on."""
+    """Return whether validate's report stops the run."""
     try:
         return bool(json.loads((folder / "reports/validation.json").read_bytes())["errors"])
     except (OSError, ValueError, KeyError):
@@ -116,7 +115,7 @@ def refused(folder: Path) -> bool:
 
 
 def different(folder: Path, reference: Reference, planted: Sequence[str] = ()) -> list[str]:
-    """Why the finished run here is not the reference; nothing where it is."""
+    """Return how the finished run differs from the reference."""
     missing = sorted(set(reference.content) - set(names_in(folder)))
     found = [f"{name}: is missing" for name in missing] + wrong_in(folder, reference, finished=True)
     try:
@@ -130,12 +129,12 @@ def different(folder: Path, reference: Reference, planted: Sequence[str] = ()) -
 
 
 def bad_endings(scene: Scene) -> list[str]:
-    """The commands of a round that ended as none may: a defect, a hang, a traceback, no clear line."""
+    """Return the commands with an invalid ending: an internal error, a hang, a traceback, or no clear error line."""
     return [f"{ran.shown}: {why}" for ran in scene.ran for why in [why_bad(ran, scene.signals)] if why]
 
 
 def wrong_verdicts(ran: Sequence[Ran], verdict: str) -> list[str]:
-    """Where the gate told another verdict than the reference's, and whether the last two commands end as they must."""
+    """Return wrong verdicts of the gate, and errors of the last two commands."""
     expected = VERDICTS[verdict]
     gates = [one.code for one in ran if one.words == ("gate",)]
     found = [
@@ -152,7 +151,7 @@ def wrong_verdicts(ran: Sequence[Ran], verdict: str) -> list[str]:
 
 
 def why_bad(ran: Ran, signals: set[int]) -> str | None:
-    """Why a command's ending is none that is documented; None where it is."""
+    """Return why a command's ending is invalid; None if it is documented."""
     if ran.hung:
         return "hung"
     if "Traceback (most recent call last)" in ran.said:
@@ -171,7 +170,7 @@ def why_bad(ran: Ran, signals: set[int]) -> str | None:
 
 
 def error_line(ran: Ran) -> str | None:
-    """The first line that says what is wrong: a stage's own, else DVC's, which has another form for its YAML files."""
+    """Return the first error line, of a stage or of DVC, which has another form for its YAML files."""
     lines = ran.said.splitlines()
     ours = [line for line in lines if line.startswith("error: ")]
     dvcs = [line for line in lines if line.startswith("ERROR: ") or DVC_YAML_ERROR.match(line)]
@@ -179,5 +178,5 @@ def error_line(ran: Ran) -> str | None:
 
 
 def last_line(text: str) -> str:
-    """The last line with something in it."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
+    """Return the last line that is not empty."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")

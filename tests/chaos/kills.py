@@ -1,4 +1,4 @@
-"""Faults of processes: signals to a stage, to DVC, to the whole group; and several starts at once."""
+"""Process faults: signals to a stage, to DVC or to the process group, and several starts at once."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 
 
 def signal_the_stage(scene: Scene) -> None:
-    """A signal to the stage's process, at a moment; by DVC or by itself."""
+    """Send a signal to the stage's process at a certain moment; DVC or the test has started it."""
     by_dvc = scene.random.random() < 0.5
     stage = scene.next_stage()
     running = scene.start("dvc", "repro") if by_dvc else scene.start(stage)
@@ -20,17 +20,17 @@ def signal_the_stage(scene: Scene) -> None:
 
 
 def signal_dvc(scene: Scene) -> None:
-    """A signal to DVC alone: the stage goes on as an orphan, and the next start meets it."""
+    """Send a signal to DVC only: the stage continues as an orphan, which the next start finds."""
     running = scene.start("dvc", "repro")
     stage = STAGES[scene.random.randrange(scene.state, len(STAGES))]
     strike(scene, running, stage, lambda name, process: scene.send(name, running.number))
     if "SIGKILL" in scene.notes["fault"] or scene.random.random() < 0.7:
-        scene.run("dvc", "repro")  # the orphan may still be there
+        scene.run("dvc", "repro")  # the orphan may still run
     scene.finish(running)
 
 
 def signal_the_group(scene: Scene) -> None:
-    """A signal to the whole process group, as a terminal or a scheduler sends it; once or twice."""
+    """Send a signal to the process group once or twice, as a terminal or a scheduler does."""
     running = scene.start("dvc", "repro")
     stage = STAGES[scene.random.randrange(scene.state, len(STAGES))]
 
@@ -44,7 +44,7 @@ def signal_the_group(scene: Scene) -> None:
 
 
 def strike(scene: Scene, running: Running, stage: str, send: Callable[[str, int], None]) -> None:
-    """Draw a moment of a stage and a signal, and send it then."""
+    """Draw a moment of a stage and a signal, and send it at that moment."""
     moment, name = scene.draw_moment(stage), scene.random.choice(SIGNALS)
     scene.notes |= {"fault": name, "place": stage, "moment": str(moment)}
     if scene.wait_for(moment, running) and (held := scene.holder()):
@@ -54,7 +54,7 @@ def strike(scene: Scene, running: Running, stage: str, send: Callable[[str, int]
 
 
 def run_two_at_once(scene: Scene) -> None:
-    """Two starts in one folder: two of DVC, a stage beside DVC, two stages."""
+    """Start two processes in one folder: DVC twice, a stage and DVC, or two stages."""
     stage = scene.next_stage()
     dvc, alone = ("dvc", "repro"), (stage,)
     first, second = scene.random.choice(((dvc, dvc), (dvc, alone), (alone, dvc), (alone, alone)))

@@ -1,9 +1,8 @@
-"""Processes of the pipeline that start in a moment: forked from one that has torch and DVC imported already.
+"""Fast starts of pipeline processes: they are forked from a process that has already imported torch and DVC.
 
-`folder/bin` has `python`, `finetune` and `dvc`, small programs that ask that process for a fork: it runs the same
-command with their arguments, directory, environment, limits, open files and process group, so that DVC, a kill and a
-terminal find a stage where they would find it else. Everything but these commands is handed to the real Python.
-"""
+`folder/bin` has small programs `python`, `finetune` and `dvc` that request a fork from this process. The fork runs the
+same command with the same arguments, directory, environment, limits, open files and process group, so that DVC, a kill
+and a terminal find an ordinary stage. All other commands are passed to the real Python."""
 
 import array
 import atexit
@@ -57,7 +56,7 @@ os._exit(code)
 
 
 class Preloaded:
-    """The process to fork from, and the folder whose programs ask it; a context."""
+    """The process to fork from, and the folder of its client programs; a context manager."""
 
     def __init__(self, folder: Path) -> None:
         self.bin, self.socket = folder / "bin", str(folder / "ask")
@@ -78,7 +77,7 @@ class Preloaded:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError("the process to fork from did not start")
                 time.sleep(0.05)
-        except BaseException:  # no `with` ends what it has not entered
+        except BaseException:  # the exit method is not called if the enter method fails
             self.process.kill()
             self.process.wait()
             raise
@@ -89,13 +88,13 @@ class Preloaded:
         self.process.wait()
 
     def environment(self) -> dict[str, str]:
-        """What a command is started with, so that it finds these programs first."""
+        """Return an environment in which commands use these programs."""
         kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONWARNINGS")}
         return {**kept, **quiet(self.bin.parent), "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
 
 
 def quiet(folder: Path) -> dict[str, str]:
-    """No network, one thread, and every cache below one folder."""
+    """Return an environment without network, with one thread, and with all caches in one folder."""
     return {
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "hub"),
@@ -109,7 +108,7 @@ def quiet(folder: Path) -> dict[str, str]:
 
 
 def serve(place: str, executable: str) -> None:
-    """Import what takes long, then fork a process for each that asks."""
+    """Import the slow modules, then fork a process for each request."""
     from finetune.console import quiet_libraries
 
     quiet_libraries()
@@ -132,7 +131,7 @@ def serve(place: str, executable: str) -> None:
 
 
 def wait_for_any() -> bool:
-    """Take note of one child that has ended; False where none has."""
+    """Reap one child that has ended; return False if there is none."""
     try:
         return os.waitpid(-1, os.WNOHANG)[0] != 0
     except ChildProcessError:
@@ -140,7 +139,7 @@ def wait_for_any() -> bool:
 
 
 def answer(link: socket.socket, executable: str) -> None:
-    """Fork the command that is asked for and tell how it ended, a signal as its negative number."""
+    """Fork the requested command and send its exit code; a signal is a negative number."""
     head, extra, _, _ = link.recvmsg(4, socket.CMSG_SPACE(3 * 4))
     files = array.array("i", extra[0][2][:12]).tolist()
     size, body = int.from_bytes(head, "big"), b""
@@ -153,12 +152,12 @@ def answer(link: socket.socket, executable: str) -> None:
     for file in files:
         os.close(file)
     _, status = os.waitpid(child, 0)
-    with suppress(BrokenPipeError):  # who asked was killed
+    with suppress(BrokenPipeError):  # the requesting process was killed
         link.sendall(os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
 
 
 def become(asked: dict[str, Any], files: Sequence[int], executable: str) -> int:
-    """Stand where the asking process stands and run its command; gives the exit code."""
+    """Take over the requesting process's context and run its command; return the exit code."""
     try:
         os.setpgid(0, asked["group"])
     except PermissionError:
@@ -170,7 +169,7 @@ def become(asked: dict[str, Any], files: Sequence[int], executable: str) -> int:
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"])
-    if place := os.environ.pop("CHAOS_PROCESS", None):  # for the command itself, and not for what it starts
+    if place := os.environ.pop("CHAOS_PROCESS", None):  # for the command only, not for its children
         Path(place).write_text(str(os.getpid()), encoding="ascii")
     resource.setrlimit(FSIZE, tuple(asked["limit"]))
     multiprocessing.set_start_method("fork", force=True)
@@ -186,7 +185,7 @@ def become(asked: dict[str, Any], files: Sequence[int], executable: str) -> int:
 
 
 def ended(command: Callable[[], int | None]) -> int:
-    """The exit code that Python would give; it shows what was not caught."""
+    """Return the exit code that Python would give, and print uncaught exceptions."""
     try:
         return command() or 0
     except SystemExit as error:
@@ -197,7 +196,7 @@ def ended(command: Callable[[], int | None]) -> int:
 
 
 def shift_clock(seconds: float) -> None:
-    """Let the clock be wrong by so much, and go back by the same every second time that it is read."""
+    """Shift the clock by this number of seconds, forward and back at alternate readings."""
     true, reads = time.time, [0]
 
     def wrong() -> float:

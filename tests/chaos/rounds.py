@@ -1,4 +1,4 @@
-"""Rounds: drawn from a seed, run in a copy of a tree, repaired, and judged by the run that nothing disturbed."""
+"""Rounds: drawn from a seed, run in a copy of a tree, repaired, and compared with the undisturbed run."""
 
 import shutil
 import subprocess
@@ -19,13 +19,13 @@ from tests.chaos.preloaded import Preloaded
 from tests.chaos.scene import STAGES, Scene, end_group
 
 SAME, TOLD, FAILED = "same", "clear error then same", "FAILED"
-UNHIT = "hit nothing"  # what was to be struck had ended or had no need of it: nobody noticed, nothing was tested
-BETWEEN_LOOKS = 0.1  # seconds in which a wrong artifact may stand unseen
+UNHIT = "hit nothing"  # the fault came too late or did not matter: nothing was tested
+BETWEEN_LOOKS = 0.1  # seconds for which a wrong artifact may stay undetected
 
 
 @dataclass
 class Drawn:
-    """A round before it is run: all that follows from the seed."""
+    """A round before its run, as determined by the seed."""
 
     number: int
     kind: str
@@ -35,7 +35,7 @@ class Drawn:
 
 @dataclass
 class Result:
-    """What became of a round: one line of the raw results."""
+    """The outcome of a round: one line of the raw results."""
 
     number: int
     kind: str
@@ -46,12 +46,12 @@ class Result:
     commands: list[dict[str, object]] = field(default_factory=list)
     said: str | None = None  # the first error line
     outcome: str = FAILED
-    why: list[str] = field(default_factory=list)  # of a failure
+    why: list[str] = field(default_factory=list)  # reasons of a failure
     seconds: float = 0.0
 
 
 def draw(seed: int, count: int, kinds: Sequence[str]) -> list[Drawn]:
-    """So many rounds, every kind equally often; the kinds in an order of the seed."""
+    """Draw this number of rounds with all kinds equally often; the seed determines their order."""
     random, drawn = Random(seed), []
     order = list(kinds)
     for number in range(count):
@@ -64,7 +64,7 @@ def draw(seed: int, count: int, kinds: Sequence[str]) -> list[Drawn]:
 
 
 class Ground:
-    """The trees after each stage of the undisturbed run, and what its stages took."""
+    """The trees after each stage of the undisturbed run, and the run times of its stages."""
 
     def __init__(self, root: Path, processes: Preloaded) -> None:
         self.root, self.environment = root, processes.environment()
@@ -78,7 +78,7 @@ class Ground:
         for number, stage in enumerate(STAGES, start=1):
             start = time.monotonic()
             done = self._run(tree, "dvc", "repro", stage)
-            self.seconds[stage] = max(time.monotonic() - start - 1.5, 0.3)  # without DVC's own
+            self.seconds[stage] = max(time.monotonic() - start - 1.5, 0.3)  # without DVC's own time
             if done.returncode:
                 raise RuntimeError(f"the undisturbed run failed in {stage}:\n{done.stdout}{done.stderr}")
             shutil.copytree(tree, root / f"state-{number}", symlinks=True)
@@ -92,20 +92,20 @@ class Ground:
         ) as process:
             try:
                 said, errors = process.communicate()
-            except BaseException:  # who is interrupted leaves nobody at work
+            except BaseException:  # an interrupted run leaves no process behind
                 end_group(process.pid)
                 raise
         return subprocess.CompletedProcess(words, process.returncode, said, errors)
 
     def scene(self, drawn: Drawn) -> Scene:
-        """A fresh copy of the tree after so many stages."""
+        """Return a fresh copy of the tree after the drawn number of stages."""
         folder = self.root / f"round-{drawn.number}" / "tree"
         shutil.copytree(self.root / f"state-{drawn.state}", folder, symlinks=True)
         return Scene(folder, drawn.state, Random(drawn.seed), self.environment, self.seconds)
 
 
 def run_round(drawn: Drawn, ground: Ground) -> Result:
-    """Do the harm, look at what stands there, take the harm away, go on, and judge."""
+    """Inject the fault, watch the files, repair the damage, resume, and judge the result."""
     started, scene = time.monotonic(), ground.scene(drawn)
     result = Result(drawn.number, drawn.kind, drawn.state)
     try:
@@ -121,7 +121,7 @@ def run_round(drawn: Drawn, ground: Ground) -> Result:
         result.why += [f"in the end: {wrong}" for wrong in different(scene.folder, ground.reference, scene.harmed)]
         result.said = told and told.replace(str(ground.root), "")[:300]
         result.outcome = FAILED if result.why else TOLD if told else UNHIT if unhit else SAME
-    except Exception as error:  # of a round's own making; it counts as a failure all the same
+    except Exception as error:  # an error of the test itself also counts as a failure
         result.why.append(f"{type(error).__name__}: {error}")
     finally:
         scene.end_all()
@@ -137,13 +137,13 @@ def run_round(drawn: Drawn, ground: Ground) -> Result:
 
 
 def recover(scene: Scene) -> None:
-    """Take the trouble away, do what the messages advise, and run the pipeline to its end."""
+    """Undo the fault, apply the remedies from the messages, and run the pipeline to its end."""
     for repair in scene.repairs:
         repair()
     for words in scene.remedies:
         scene.run(*words)
     last = scene.run("dvc", "repro")
-    if last.code and "RWLock-file" in last.said:  # DVC's own, cut off by a full disk; its error names the file
+    if last.code and "RWLock-file" in last.said:  # DVC's own file, truncated by a full disk; the error names it
         (scene.folder / ".dvc/tmp/rwlock").unlink()
         last = scene.run("dvc", "repro")
     if last.code == 0:
@@ -151,7 +151,7 @@ def recover(scene: Scene) -> None:
 
 
 def unnoticed(scene: Scene, reference: Reference, told: str | None) -> list[str]:
-    """What is wrong before the repairs though every command was content."""
+    """Return what is wrong before the repairs although every command succeeded."""
     if scene.others_inputs:
         by_the_run = any(error_line(ran) for ran in scene.ran if ran.words != ("gate",))
         return [] if by_the_run else stale(scene)
@@ -162,7 +162,7 @@ def unnoticed(scene: Scene, reference: Reference, told: str | None) -> list[str]
 
 
 def stale(scene: Scene) -> list[str]:
-    """Where a run on changed inputs went through: whether its records are those of what lies here now."""
+    """Return inconsistent records of a run on changed inputs."""
     from finetune.config.params import DETERMINES_ADAPTER, load_config
     from finetune.files.hashing import sha256_file
     from finetune.files.manifests import read_manifest
@@ -184,7 +184,7 @@ def stale(scene: Scene) -> list[str]:
 
 @contextmanager
 def watched(scene: Scene, reference: Reference) -> Iterator[list[str]]:
-    """Look again and again for a wrong artifact under a final name while stages run; gives what was seen."""
+    """Repeatedly look for a wrong artifact under a final name while stages run; yield the list of those seen."""
     seen: dict[str, None] = {}
     over = threading.Event()
 
@@ -206,5 +206,5 @@ def watched(scene: Scene, reference: Reference) -> Iterator[list[str]]:
 
 
 def to_lines(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Results as JSON."""
+    """Convert results to JSON objects."""
     return [asdict(result) for result in results]

@@ -1,4 +1,4 @@
-"""One round's folder: its commands, what they said, and the moments at which something is done to them."""
+"""The folder of one round: its commands, their output, and the moments at which faults are injected."""
 
 import os
 import resource
@@ -15,10 +15,10 @@ from finetune.files.run_lock import read_holder
 from finetune.processes.running import is_locked
 
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
-LOOK = 0.001  # seconds between two looks for a moment
-LONGEST = 300.0  # seconds that a command may take before it counts as one that hangs
+LOOK = 0.001  # seconds between two checks for a moment
+LONGEST = 300.0  # seconds after which a command counts as hanging
 
-# What appears while a stage works, in this order: the moments around its renames.
+# Files that appear while a stage works, in order: the moments around its renames.
 SIGHTS = {
     "prepare": ("data/.prepared.partial", "data/prepared", "reports/prepare.md", "reports/prepare.json"),
     "validate": ("data/.validated.partial", "data/validated", "reports/validation.md", "reports/validation.json"),
@@ -39,7 +39,7 @@ SIGHTS = {
 
 @dataclass(frozen=True)
 class Moment:
-    """When something is done: a sight in the folder, or a share of a stage's usual time after it began."""
+    """When a fault is injected: at a file's appearance, or at a share of a stage's usual run time."""
 
     stage: str
     sight: str | None
@@ -51,7 +51,7 @@ class Moment:
 
 @dataclass
 class Ran:
-    """A command that has ended: its words, its exit code (a signal's negative number), what it said."""
+    """A finished command: its words, its exit code (negative for a signal), its output."""
 
     words: tuple[str, ...]
     code: int
@@ -60,13 +60,13 @@ class Ran:
 
     @property
     def shown(self) -> str:
-        """The command as one types it."""
+        """Return the command as it is typed."""
         return " ".join(self.words)
 
 
 @dataclass
 class Running:
-    """A command under way."""
+    """A running command."""
 
     words: tuple[str, ...]
     process: "subprocess.Popen[bytes]"
@@ -74,7 +74,7 @@ class Running:
 
     @property
     def number(self) -> int:
-        """The number of the process that does the work; the one that was started only waits for it."""
+        """Return the id of the working process, as the started one only waits for it."""
         return int(self.log.with_suffix(".pid").read_text(encoding="ascii"))
 
 
@@ -86,28 +86,28 @@ def end_group(number: int) -> None:
 
 @dataclass
 class Scene:
-    """A folder in which something goes wrong, and the notes of it."""
+    """A folder in which a fault is injected, with the notes about it."""
 
     folder: Path
-    state: int  # how many stages have run
+    state: int  # number of finished stages
     random: Random
     environment: dict[str, str]
-    seconds: dict[str, float]  # that each stage usually takes
+    seconds: dict[str, float]  # the usual run time of each stage
     ran: list[Ran] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
-    repairs: list[Callable[[], None]] = field(default_factory=list)  # which take the trouble away
-    signals: set[int] = field(default_factory=set)  # that were sent
-    others_inputs: bool = False  # whether what lies here may for now be another run's
-    remedies: list[tuple[str, ...]] = field(default_factory=list)  # commands that come before the last `dvc repro`
+    repairs: list[Callable[[], None]] = field(default_factory=list)  # functions that undo the fault
+    signals: set[int] = field(default_factory=set)  # the signals that were sent
+    others_inputs: bool = False  # whether artifacts may temporarily be another run's
+    remedies: list[tuple[str, ...]] = field(default_factory=list)  # commands to run before the last `dvc repro`
     harmed: list[str] = field(default_factory=list)  # names that may be wrong until the repairs
     mounts: list[Path] = field(default_factory=list)
-    copying: bool = False  # whether the folder is just being moved to another disk
-    must_tell: bool = False  # whether somebody must have said an error before the repairs
+    copying: bool = False  # whether the folder is being moved to another disk
+    must_tell: bool = False  # whether an error must be reported before the repairs
     started: int = 0
     under_way: list[Running] = field(default_factory=list)
 
     def start(self, *words: str, limit: int | None = None, **environment: str) -> Running:
-        """Start a command in a process group of its own; no file may grow beyond `limit` bytes."""
+        """Start a command in its own process group; no file may exceed `limit` bytes."""
         self.started += 1
         log = self.folder.parent / f"command-{self.started}.log"
 
@@ -135,7 +135,7 @@ class Scene:
         return self.under_way[-1]
 
     def finish(self, running: Running) -> Ran:
-        """Wait for a command, and for what it left running; one that hangs is killed."""
+        """Wait for a command and the processes that it left; kill a hanging one."""
         hung = False
         try:
             code = running.process.wait(LONGEST)
@@ -149,7 +149,7 @@ class Scene:
         return ran
 
     def end_all(self) -> None:
-        """Kill what an interrupted round has left running."""
+        """Kill all processes that an interrupted round has left."""
         for running in self.under_way:
             end_group(running.process.pid)
             running.process.wait()
@@ -159,33 +159,33 @@ class Scene:
         return self.finish(self.start(*words, limit=limit, **environment))
 
     def ask(self, *words: str) -> None:
-        """Run a command that is no part of the round."""
+        """Run a command that does not count as part of the round."""
         environment = {**self.environment, "PYTHONPATH": "src"}
         subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, check=True)
 
     def wait_for_orphans(self) -> None:
-        """Wait until no stage holds the folder any more."""
+        """Wait until no stage uses the folder."""
         deadline = time.monotonic() + LONGEST
-        with suppress(OSError):  # of a folder that can't be written: nobody holds a lock there
+        with suppress(OSError):  # no lock can exist in a folder that is not writable
             while is_locked(self.folder / "work/pipeline.lock") and time.monotonic() < deadline:
                 time.sleep(0.05)
 
     def next_stage(self) -> str:
-        """The stage that would run now."""
+        """Return the stage that would run next."""
         return STAGES[self.state]
 
     def holder(self) -> tuple[str, int] | None:
-        """The stage that runs now and its process."""
+        """Return the running stage and its process."""
         held = read_holder(self.folder / "work/pipeline.lock")
         return (held.stage, held.process) if held else None
 
     def draw_moment(self, stage: str) -> Moment:
-        """Anywhere in a stage."""
+        """Draw a moment anywhere in a stage."""
         sight = self.random.choice(SIGHTS[stage]) if self.random.random() < 0.6 else None
         return Moment(stage, sight, self.random.random())
 
     def wait_for(self, moment: Moment, running: Running) -> bool:
-        """Wait for a moment; False where the command ended before."""
+        """Wait for a moment; return False if the command ended before."""
         while (held := self.holder()) is None or held[0] != moment.stage:
             if running.process.poll() is not None:
                 return False
@@ -200,7 +200,7 @@ class Scene:
         return True
 
     def send(self, name: str, target: int, *, group: bool = False) -> None:
-        """Send a signal to a process or to its group, and remember it."""
+        """Send a signal to a process or to its group, and record it."""
         number = signal.Signals[name]
         self.signals.add(int(number))
         with suppress(ProcessLookupError):

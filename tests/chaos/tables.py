@@ -1,4 +1,4 @@
-"""What was run and seen, as it stands in the raw results and on the page."""
+"""The description and the table of the rounds, for the raw results and the page."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from tests.chaos.rounds import FAILED, SAME, TOLD, UNHIT
 
 
 def what_ran() -> dict[str, Any]:
-    """Date, machine and versions."""
+    """Return date, machine and versions."""
     ran = {"date": str(date.today()), "machine": describe_machine("cpu").model_dump()}
     return {**ran, "versions": {**versions(), "dvc": version("dvc")}}
 
 
 def table_of(content: Mapping[str, Any]) -> list[str]:
-    """Rounds and outcomes by kind, in Markdown."""
+    """Return rounds and outcomes by kind as a Markdown table."""
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     for item in content["rounds"]:
         counts[item["kind"]][item["outcome"]] += 1
@@ -33,6 +33,6 @@ def table_of(content: Mapping[str, Any]) -> list[str]:
 
 
 def row(kind: str, found: Counter[str]) -> str:
-    """One kind's line."""
+    """Return the row of one kind."""
     cells = [kind, found.total(), *(found[outcome] for outcome in (SAME, TOLD, UNHIT, FAILED))]
     return f"| {' | '.join(map(str, cells))} |"

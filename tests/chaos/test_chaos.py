@@ -1,4 +1,4 @@
-"""Rounds of faults, one of each kind, and whether their judge would see what is wrong."""
+"""One fault-injection round of each kind, and tests that the judge detects every defect."""
 
 import json
 import shutil
@@ -27,21 +27,21 @@ BEGIN, END = "<!-- made by python -m tests.chaos --table -->", "<!-- end -->"
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    """The undisturbed run, and the process to fork from."""
+    """Yield the undisturbed run and the process to fork from."""
     root = tmp_path_factory.mktemp("chaos")
     with Preloaded(root / "processes") as processes:
         yield Ground(root, processes)
 
 
 def one_of_each() -> list[Drawn]:
-    """The first rounds of a seed, in which every kind comes once."""
+    """Return the first rounds of a seed, which include every kind once."""
     return draw(SEED, len(KINDS), list(KINDS))
 
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("drawn", one_of_each(), ids=lambda drawn: drawn.kind)
-def test_the_pipeline_survives(ground: Ground, drawn: Drawn) -> None:
-    """Whatever happens to it: in the end the undisturbed result, and until then nothing wrong without a word."""
+def test_the_pipeline_survives_every_fault(ground: Ground, drawn: Drawn) -> None:
+    """After any fault the final result is that of the undisturbed run, and every wrong result before is reported."""
     if KINDS[drawn.kind].mounts and not can_mount():
         pytest.skip("nothing may be mounted here")
     result = run_round(drawn, ground)
@@ -49,8 +49,8 @@ def test_the_pipeline_survives(ground: Ground, drawn: Drawn) -> None:
 
 
 @pytest.mark.end_to_end
-def test_the_judge_sees_every_wrong_file(ground: Ground, tmp_path: Path) -> None:
-    """A judge that passes everything proves nothing: each file of the run, cut off and of another run, is found."""
+def test_the_judge_detects_every_wrong_file(ground: Ground, tmp_path: Path) -> None:
+    """The judge detects each file of the run if it is truncated or from another run."""
     folder = ground.scene(Drawn(1000, "none", 5, "judge")).folder
     assert different(folder, ground.reference) == []
     for number, name in enumerate(sorted(ground.reference.content)):
@@ -60,7 +60,7 @@ def test_the_judge_sees_every_wrong_file(ground: Ground, tmp_path: Path) -> None
             before = path.read_bytes()
             DAMAGES[harm](path, Random(number))
             if path.read_bytes() == before:
-                continue  # an empty file can't be cut off
+                continue  # an empty file cannot be truncated
             assert different(folder, ground.reference), f"{harm}: {name}"
             assert name in GROWING or wrong_in(folder, ground.reference)
             assert wrong_in(folder, ground.reference, [name]) == []
@@ -73,8 +73,8 @@ def test_the_judge_sees_every_wrong_file(ground: Ground, tmp_path: Path) -> None
 
 
 @pytest.mark.end_to_end
-def test_the_judge_sees_another_result(ground: Ground) -> None:
-    """A bit of the adapter, a figure of a report: nobody has told, so the round has failed."""
+def test_the_judge_detects_a_different_result(ground: Ground) -> None:
+    """A changed bit of the adapter or a changed figure without an error message fails the round."""
     scene = ground.scene(Drawn(1001, "none", 5, "judge"))
     rot(scene.folder / "out/adapter/adapter_model.safetensors", Random(1))
     report = scene.folder / "reports/decision.json"
@@ -96,8 +96,8 @@ def test_the_judge_sees_another_result(ground: Ground) -> None:
         (Ran(("dvc", "repro"), 70, ""), "exit code 70"),
     ],
 )
-def test_the_judge_sees_every_bad_ending(ran: Ran, why: str) -> None:
-    """A crash, a hang, silence: no command of ours may end like this."""
+def test_the_judge_detects_every_invalid_ending(ran: Ran, why: str) -> None:
+    """A crash, a hang or an ending without a message is never valid."""
     scene = Scene(Path(), 0, Random(0), {}, {}, ran=[ran])
     assert bad_endings(scene) == [f"{ran.shown}: {why}"]
 
@@ -114,8 +114,8 @@ def test_the_judge_sees_every_bad_ending(ran: Ran, why: str) -> None:
         Ran(("dvc", "repro"), 255, "'dvc.lock' validation failed.\n\nextra keys not allowed, in stages -> train"),
     ],
 )
-def test_documented_endings_are_no_failures(ran: Ran) -> None:
-    """A clear error is what is promised, and a signal that was sent ends a process."""
+def test_documented_endings_are_accepted(ran: Ran) -> None:
+    """A clear error is a valid ending, and so is the end by a signal that was sent."""
     assert bad_endings(Scene(Path(), 0, Random(0), {}, {}, ran=[ran], signals={15})) == []
 
 
@@ -138,14 +138,14 @@ NO_GATE = "the round does not end with a gate of exit code 20"
     ],
 )
 def test_a_round_ends_with_the_verdict(ran: list[Ran], found: list[str]) -> None:
-    """The last `dvc repro` is done, the last gate tells what the reference's tells, and none before tells another."""
+    """The last `dvc repro` succeeds, the last gate has the reference's verdict, and no earlier gate another one."""
     assert wrong_verdicts(ran, "abort") == found
 
 
 @pytest.mark.parametrize(("about", "same"), [("quality", False), ("latency", True), ("memory", True)])
 @pytest.mark.parametrize("figure", ["estimate", "lower", "upper"])
-def test_the_judge_compares_what_repeats(about: str, same: bool, figure: str) -> None:
-    """The figures of a criterion on answers are the reference's; those of seconds and bytes are of the day."""
+def test_the_judge_ignores_measured_figures(about: str, same: bool, figure: str) -> None:
+    """Figures of a criterion on answers must equal the reference's; measured seconds and bytes may differ."""
     criterion = dict.fromkeys(("criterion", "status", "target", "method", "estimate", "lower", "upper", "reason"), 0.5)
     ours = {**criterion, "about": about}
     assert (without_measured(ours) == without_measured({**ours, figure: 0.6})) is same
@@ -153,7 +153,7 @@ def test_the_judge_compares_what_repeats(about: str, same: bool, figure: str) ->
 
 
 def test_an_interrupted_run_leaves_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    """A signal is an exception; what a failure leaves is named, and what failed before an interruption too."""
+    """Signals raise an exception; folders of failed rounds are reported, also those from before an interruption."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         with pytest.raises(SystemExit) as ended, own_folder() as folder:
@@ -173,8 +173,8 @@ def test_an_interrupted_run_leaves_no_folder(capsys: pytest.CaptureFixture[str])
         shutil.rmtree(folder)
 
 
-def test_what_a_small_disk_held_is_kept(tmp_path: Path) -> None:
-    """It is copied before the disk goes away, but for what filled it; a folder of the same disk stays as it is."""
+def test_files_on_a_small_disk_are_kept(tmp_path: Path) -> None:
+    """Files on a small disk, except those that fill it, are copied before unmounting; other folders stay in place."""
     if not can_mount():
         pytest.skip("nothing may be mounted here")
     place = tmp_path / "tree"
@@ -191,7 +191,7 @@ def test_what_a_small_disk_held_is_kept(tmp_path: Path) -> None:
     assert keep_disk(place) == []
 
 
-def test_rounds_follow_from_the_seed() -> None:
+def test_rounds_are_determined_by_the_seed() -> None:
     """The same seed draws the same rounds, whatever their number; every kind comes equally often."""
     many, few = draw(7, 48, list(KINDS)), draw(7, 20, list(KINDS))
     assert many[:20] == few
@@ -200,12 +200,12 @@ def test_rounds_follow_from_the_seed() -> None:
 
 
 def newest_results() -> Path:
-    """The raw results that the page speaks of."""
+    """Return the raw results that the page is made from."""
     return max((ROOT / "benchmarks/results").glob("chaos-*.json"))
 
 
-def test_the_page_tells_what_was_run() -> None:
-    """Its table is made of the raw results: at least 50 rounds, and none failed."""
+def test_the_page_is_generated_from_the_results() -> None:
+    """The table is generated from the raw results: at least 50 rounds, and none failed."""
     content = json.loads(newest_results().read_text(encoding="utf-8"))
     page = (ROOT / "docs/faults.md").read_text(encoding="utf-8")
     assert page.split(BEGIN)[1].split(END)[0].strip().splitlines() == table_of(content)
@@ -215,7 +215,7 @@ def test_the_page_tells_what_was_run() -> None:
     assert not [item for item in content["rounds"] if item["outcome"] == FAILED]
 
 
-def test_the_reference_is_of_a_finished_run(tmp_path: Path) -> None:
-    """Compared with nothing, everything would be the same."""
+def test_an_unfinished_run_is_refused_as_reference(tmp_path: Path) -> None:
+    """Without a finished run every comparison would succeed."""
     with pytest.raises(FileNotFoundError):
         Reference(tmp_path)

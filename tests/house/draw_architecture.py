@@ -1,8 +1,7 @@
 """Draws docs/architecture.svg from the imports: `PYTHONPATH=src:. python -m tests.house.draw_architecture`.
 
 Each floor is a row and each room a box with its number of modules. Arrows go from a room to the rooms that it imports.
-Left out, so that the picture stays legible, are arrows that another path implies, and those to what every room may use.
-"""
+To keep the picture legible, it omits arrows implied by another path and arrows to rooms that every room may use."""
 
 from html import escape
 
@@ -25,7 +24,7 @@ STYLE = """
 
 
 def arrows() -> dict[str, set[str]]:
-    """The rooms that each room imports."""
+    """Return the rooms that each room imports."""
     found: dict[str, set[str]] = {room: set() for floor in FLOORS for room in floor}
     for path in modules():
         found[room_of(path)] |= {room_of(other) for other in imports(path)} - {room_of(path)}
@@ -33,7 +32,7 @@ def arrows() -> dict[str, set[str]]:
 
 
 def without_implied(found: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The arrows that no longer path implies."""
+    """Return the arrows that no longer path implies."""
 
     def reach(room: str) -> set[str]:
         seen: set[str] = set()
@@ -52,12 +51,12 @@ def without_implied(found: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def ordered(floor: set[str]) -> list[str]:
-    """The rooms of a floor from left to right: stages as they run, others by name."""
+    """Return the rooms of a floor from left to right: stages in order, others by name."""
     return [stage for stage in STAGES if stage in floor] or sorted(floor)
 
 
 def draw() -> str:
-    """The picture as SVG."""
+    """Return the picture as SVG."""
     counts = {room: sum(room_of(path) == room for path in modules()) for floor in FLOORS for room in floor}
     height = 2 * MARGIN + ROW * (len(FLOORS) - 1) + BOX
     places: dict[str, tuple[float, float]] = {}

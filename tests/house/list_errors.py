@@ -1,7 +1,6 @@
 """Writes the list in docs/troubleshooting.md: every error that the sources raise, with its remedy.
 
-`PYTHONPATH=src:. python -m tests.house.list_errors`
-"""
+`PYTHONPATH=src:. python -m tests.house.list_errors`"""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ CLASSES = {kind.__name__: kind for kind in KINDS} | {"BaseModelError": ConfigErr
 
 
 def text_of(node: ast.expr | None, known: Mapping[str, ast.expr]) -> str:
-    """A text of the sources; `…` stands for each value that is put in but for texts that `known` holds by name."""
+    """Return a text of the sources, with `…` for each inserted value except texts that `known` has by name."""
     if isinstance(node, ast.Name):
         found = known.get(node.id)
         is_text = isinstance(found, ast.JoinedStr) or (isinstance(found, ast.Constant) and isinstance(found.value, str))
@@ -36,7 +35,7 @@ def text_of(node: ast.expr | None, known: Mapping[str, ast.expr]) -> str:
 
 
 def calls_in(tree: ast.Module) -> Iterator[tuple[ast.Call, dict[str, ast.expr]]]:
-    """The calls of a module, each with what was last assigned to each name above it, in its function or outside."""
+    """Yield the calls of a module, each with the values last assigned to each name above it."""
     known: dict[str, ast.expr] = {}
     for node in sorted((node for node in ast.walk(tree) if hasattr(node, "lineno")), key=lambda node: node.lineno):
         if isinstance(node, ast.FunctionDef):
@@ -48,7 +47,7 @@ def calls_in(tree: ast.Module) -> Iterator[tuple[ast.Call, dict[str, ast.expr]]]
 
 
 def raised() -> Iterator[tuple[type[FinetuneError], str, str]]:
-    """The class, message and remedy of each error; without those whose message is a value."""
+    """Yield class, message and remedy of each error whose message is not just a value."""
     for path in (ROOT / "src/finetune").rglob("*.py"):
         for node, known in calls_in(ast.parse(path.read_text(encoding="utf-8"))):
             if not (isinstance(node.func, ast.Name) and node.func.id in CLASSES):
@@ -63,12 +62,12 @@ def raised() -> Iterator[tuple[type[FinetuneError], str, str]]:
 
 
 def plain(text: str) -> str:
-    """A text without repeated white space."""
+    """Return a text without repeated white space."""
     return " ".join(text.split())
 
 
 def to_markdown() -> str:
-    """The generated part of docs/troubleshooting.md."""
+    """Return the generated part of docs/troubleshooting.md."""
     rows = sorted(set(raised()), key=lambda row: (row[1].lstrip("… ").lower(), row[1], row[2]))
     lines = [MARK, ""]
     for kind, title in KINDS.items():

@@ -1,4 +1,4 @@
-"""The page of the benchmarks is made from raw results, and every script is named, listed and asked for equal work."""
+"""The benchmarks page is generated from raw results, and every script is described and compares equal work."""
 
 import importlib
 import json
@@ -39,21 +39,21 @@ PARAMS = {
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module of benchmarks/ as its scripts see each other: beside them."""
+    """Return a module of benchmarks/, imported with that folder on the path, as its scripts do."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
 
 
-def test_the_page_is_what_the_results_say(script: Any) -> None:
-    """A figure that was changed by hand, or a result without its table, shows here."""
+def test_the_page_agrees_with_the_results(script: Any) -> None:
+    """A manually changed figure, or a result without its table, is detected."""
     tables: ModuleType = script("tables")
     page = tables.PAGE.read_text(encoding="utf-8")
     assert set(tables.marked(page)) == set(tables.TABLES)
     assert tables.page_with(page, tables.make_tables()) == page, "run python benchmarks/tables.py"
 
 
-def test_a_changed_figure_is_put_right(script: Any) -> None:
-    """The check above must be able to fail."""
+def test_a_changed_figure_is_corrected(script: Any) -> None:
+    """The check above can fail."""
     tables: ModuleType = script("tables")
     page = tables.PAGE.read_text(encoding="utf-8")
     at = page.index("|", page.index("<!-- table: start -->"))
@@ -61,8 +61,8 @@ def test_a_changed_figure_is_put_right(script: Any) -> None:
     assert tables.page_with(forged, tables.make_tables()) == page
 
 
-def test_the_newest_result_is_taken(script: Any, tmp_path: Path) -> None:
-    """By the date in its name; a longer name is another benchmark."""
+def test_the_newest_result_is_used(script: Any, tmp_path: Path) -> None:
+    """The newest result is chosen by the date in its name; a longer name is another benchmark."""
     for name in ("prepare-2026-01-02.json", "prepare-2026-01-10.json", "prepare-engines-2026-02-01.json"):
         (tmp_path / name).write_text("{}", encoding="utf-8")
     tables: ModuleType = script("tables")
@@ -73,24 +73,24 @@ def test_the_newest_result_is_taken(script: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
-def test_a_result_says_when_and_where(path: Path) -> None:
-    """Date, machine and versions: without them a figure says nothing."""
+def test_a_result_has_date_machine_and_versions(path: Path) -> None:
+    """Every result has date, machine and versions."""
     result = json.loads(path.read_text(encoding="utf-8"))
     assert re.search(r"-\d{4}-\d\d-\d\d$", path.stem)
     assert {"processor", "cores", "memory_bytes"} <= result["machine"].keys()
     assert result["versions"]
 
 
-def test_every_script_is_run_and_described(script: Any) -> None:
-    """`make bench` has all of them but those that need another machine."""
+def test_every_script_is_run_and_documented(script: Any) -> None:
+    """`make bench` runs all scripts except those that need another machine."""
     scripts = {path.name for path in BENCHMARKS.glob("bench_*.py")} | {"engines_prepare.py"}
     assert {benchmark.script for benchmark in script("run").BENCHMARKS.values()} == scripts - APART
     described = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     assert {name for name in scripts if f"`{name}`" not in described} == set()
 
 
-def test_all_sides_are_asked_for_the_same(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each tool's own words for rank, batch, epochs, rate and seed; soup-cli takes warmup as a share, and rounds up."""
+def test_all_sides_get_the_same_settings(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tool has its own names for rank, batch, epochs, rate and seed; soup-cli's warmup is a share, rounded up."""
     monkeypatch.chdir(tmp_path)
     Path("conversations.jsonl").write_text("{}\n" * 40, encoding="utf-8")
     sides = {side.name: side for side in script("train_sides").SIDES}
@@ -107,7 +107,7 @@ def test_all_sides_are_asked_for_the_same(script: Any, tmp_path: Path, monkeypat
 
 
 def test_a_sides_row_compares_round_by_round(script: Any) -> None:
-    """Medians of the rounds; the ratio is taken within each, so a busy round does not favour anyone."""
+    """The row has medians over rounds; the ratio is computed within each, so a busy round favours no side."""
 
     def run(number: int, seconds: float) -> dict[str, Any]:
         same = {"process_seconds": 9.0, "peak_memory_bytes": 1, "train_loss": 1.0, "validation_loss": 2.0}
@@ -124,8 +124,8 @@ def test_a_sides_row_compares_round_by_round(script: Any) -> None:
     assert ours["tokens_per_second"] == [6.0, 12.0, 12.0]
 
 
-def test_other_work_is_no_comparison(script: Any) -> None:
-    """Fewer tokens, other rates, another loss: each side that did less would look faster."""
+def test_unequal_work_is_refused(script: Any) -> None:
+    """Fewer tokens, other rates or another loss would make a side look faster."""
     train: ModuleType = script("bench_train")
     same = {"supervised_tokens": 60, "steps": 3, "learning_rates": [0.1, 0.2], "validation_loss": 1.0}
     assert list(train.unequal_work({train.BASELINE: [same], "ours": [same]}, 60)) == []
@@ -135,8 +135,8 @@ def test_other_work_is_no_comparison(script: Any) -> None:
     assert list(train.unequal_work({train.BASELINE: [same], train.PACKED: [packed]}, 60)) == []
 
 
-def test_only_what_lies_within_training_is_taken_off(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An evaluation after train() is no part of it: taken off, it would make that side faster than it is."""
+def test_only_time_within_training_is_subtracted(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation after train() is not part of it: subtracting it would make that side look faster."""
     watched: ModuleType = script("watched_training")
     now = [0.0]
     monkeypatch.setattr(watched.time, "perf_counter", lambda: now[0])
@@ -155,7 +155,7 @@ def test_only_what_lies_within_training_is_taken_off(script: Any, monkeypatch: p
             now[0] += 1
 
         def training_step(self) -> None:
-            """Not called here."""
+            """Fail if this is called."""
 
     watch = watched.Watch()
     watch.wait_for(Trainer)

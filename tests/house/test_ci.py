@@ -1,4 +1,4 @@
-"""`.ci/run` reports the time of each part at its end, also when a part fails."""
+"""`.ci/run` reports the time of each part at its end, also if a part fails."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import pytest
 
 from tests.builders.small_run import ROOT
 
-# In place of make: every target passes but one.
+# A stand-in for make: all targets pass except one.
 MAKE = """#!/bin/sh
 [ "$1" != "$FAILING" ] || exit 3
 printf '#!/bin/sh\\nexit 10\\n' > finetune  # whose gate says iterate
@@ -19,7 +19,7 @@ TOOLS = ("chromium", "buildah", "podman", "runc", "mmdebstrap")
 
 
 def run_ci(folder: Path, failing: str) -> subprocess.CompletedProcess[str]:
-    """The script in a repository of its own, with stand-ins for make and for all that it would install."""
+    """Run the script in its own repository, with stand-ins for make and for everything that it would install."""
     (folder / "repository/.ci").mkdir(parents=True)
     (folder / "repository/.ci/run").write_text((ROOT / ".ci/run").read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "repository/dvc.lock").write_text("", encoding="utf-8")
@@ -43,7 +43,7 @@ def run_ci(folder: Path, failing: str) -> subprocess.CompletedProcess[str]:
     ("failing", "code", "last"), [("none", 0, "repro-again"), ("test", 3, "test"), ("repro", 3, "repro")]
 )
 def test_each_part_is_listed_with_its_time(tmp_path: Path, failing: str, code: int, last: str) -> None:
-    """A run that fails or takes too long must show where."""
+    """The list shows which part failed or took too long."""
     done = run_ci(tmp_path, failing)
     assert done.returncode == code, done.stderr
     table = done.stdout[done.stdout.rindex("\npart ") :]

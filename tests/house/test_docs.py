@@ -1,4 +1,4 @@
-"""The pages name nothing that does not exist, quote no error that nobody raises, and keep the figures of the plan."""
+"""The pages name only things that exist, quote only errors that the program raises, and show the plan's figures."""
 
 import ast
 import json
@@ -29,22 +29,22 @@ ORIGINS = [ROOT / folder / "README.md" for folder in ("models/tiny-base", "data/
 
 
 def text_of(name: str) -> str:
-    """A page."""
+    """Return the text of a page."""
     return (ROOT / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_what_a_page_names_exists(page: Path) -> None:
-    """Who follows a page step by step must never meet a command, a place or a key that is not there."""
+def test_names_on_a_page_exist(page: Path) -> None:
+    """Every command, path and key on a page exists."""
     text = page.read_text(encoding="utf-8")
     if page.name == "CHANGELOG.md":
-        text = text.partition("\n## [0.1.0]")[0]  # what a past version had may be gone
+        text = text.partition("\n## [0.1.0]")[0]  # past versions may have had other names
     assert complaints(text, page) == []
 
 
 @pytest.mark.parametrize("page", ORIGINS, ids=lambda page: page.parent.name)
-def test_what_a_page_of_origins_runs_and_links_exists(page: Path) -> None:
-    """Commands, options and links; the rest of what these pages show is of another program's source, and of a model."""
+def test_commands_and_links_on_an_origins_page_exist(page: Path) -> None:
+    """Commands, options and links exist; these pages otherwise show another program's source, or a model."""
     text = page.read_text(encoding="utf-8")
     assert [line for check in (wrong_targets, wrong_commands, wrong_scripts) for line in check(text)] == []
     assert list(wrong_links(text, page)) == []
@@ -103,13 +103,13 @@ def test_what_a_page_of_origins_runs_and_links_exists(page: Path) -> None:
         ("[x](README.md#no-such-title)", "(README.md#no-such-title): no such heading"),
     ],
 )
-def test_what_does_not_exist_is_told(text: str, complaint: str) -> None:
-    """A check that finds nothing must not be one that looks for nothing."""
+def test_names_that_do_not_exist_are_reported(text: str, complaint: str) -> None:
+    """The checks detect names that do not exist."""
     assert any(line.startswith(complaint) for line in complaints(text, ROOT / "page.md"))
 
 
-def test_what_exists_is_not_complained_of() -> None:
-    """The same kinds, written rightly; and prose claims nothing."""
+def test_names_that_exist_are_accepted() -> None:
+    """Valid names of the same kinds are accepted, and prose is ignored."""
     text = (
         "`./finetune plan h100 --price 2.5`, `make train-h100 DETACH=1`, `python -m finetune --debug STAGE`, "
         "`./finetune dvc repro -f`, "
@@ -124,50 +124,50 @@ def test_what_exists_is_not_complained_of() -> None:
 
 
 def test_every_page_is_in_the_index_and_every_target_on_a_page() -> None:
-    """What nothing leads to is not found."""
+    """Every page is reachable from the index, and every target is documented."""
     index = text_of("docs/README.md")
     pages = [page.name for page in PAGES if page.parent.name == "docs" and page.name != "README.md"]
     assert [name for name in pages if f"({name})" not in index] == []
     told = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     targets = re.findall(r"^([a-z][a-z-]*):", text_of("Makefile"), flags=re.MULTILINE)
-    assert [name for name in targets if not is_told(name, told)] == []
+    assert [name for name in targets if not is_mentioned(name, told)] == []
 
 
-def is_told(name: str, told: str) -> bool:
-    """Whether a text has this target, and not only a longer one."""
+def is_mentioned(name: str, told: str) -> bool:
+    """Return whether a text has this target, and not only a longer one."""
     return bool(re.search(rf"\bmake\s+{re.escape(name)}(?![\w-])", told))
 
 
-def test_a_longer_target_is_another() -> None:
-    """`make test-fast` says nothing of `make test`."""
-    assert is_told("test", "run `make\ntest` first") and is_told("test-fast", "make test-fast x")
-    assert not is_told("test", "make test-fast, make tests and remake test")
+def test_a_longer_target_is_not_a_mention() -> None:
+    """`make test-fast` is not a mention of `make test`."""
+    assert is_mentioned("test", "run `make\ntest` first") and is_mentioned("test-fast", "make test-fast x")
+    assert not is_mentioned("test", "make test-fast, make tests and remake test")
 
 
-def test_every_scorer_is_explained() -> None:
-    """The table of the verdict page is where a user looks for one."""
+def test_every_scorer_is_documented() -> None:
+    """The table of the verdict page is where users look for scorers."""
     page = text_of("docs/verdict.md")
     assert [name for name in SCORERS if f"\n| `{name}` | " not in page] == []
 
 
-def test_the_readme_fits_its_bounds() -> None:
-    """A few minutes to read; its picture is there, and small enough to load."""
+def test_the_readme_is_within_its_limits() -> None:
+    """The README can be read in a few minutes; its picture exists and is small."""
     assert len(re.findall(r"[A-Za-z][\w'./-]*", text_of("README.md"))) < 900
     assert "](docs/report.png)" in text_of("README.md")
     assert (ROOT / "docs/report.png").stat().st_size < 200_000
 
 
-# ---- Errors that are quoted
+# ---- Quoted errors
 
 OF_OTHERS = {
     "Unable to read RWLock-file",
     "dvc: command not found",
     "finetune: command not found",
-}  # DVC's, the shell's and Python's own
+}  # errors of DVC, the shell and Python
 
 
 def quoted_errors() -> Iterator[str]:
-    """What the pages of trouble and of containers quote as messages, cut where they leave something out."""
+    """Yield the messages quoted on the pages on troubleshooting and containers, cut at ellipses."""
     titles = {
         "docs/troubleshooting.md": "## The most frequent messages",
         "docs/containers.md": "## When it does not start",
@@ -181,7 +181,7 @@ def quoted_errors() -> Iterator[str]:
 
 @cache
 def templates() -> list[list[str | None]]:
-    """Every text of the sources, in pieces; None is where a value is put in."""
+    """Return every text of the sources in pieces; None marks an inserted value."""
     found: list[list[str | None]] = []
     for path in (ROOT / "src/finetune").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -193,13 +193,13 @@ def templates() -> list[list[str | None]]:
 
 
 def literal_letters(text: str, template: list[str | None]) -> int:
-    """How many letters of the text the template's own words account for; 0 where it can't be a part of it."""
+    """Return how many letters of the text are literal in the template; 0 if it does not match."""
     symbols = [letter for part in template for letter in (part if part is not None else [None])]
     states = dict.fromkeys(range(len(symbols)), 0)
     for letter in text:
         reached: dict[int, int] = {}
         for at, count in states.items():
-            while at < len(symbols) and symbols[at] is None:  # a value takes any letter, or nothing
+            while at < len(symbols) and symbols[at] is None:  # a value matches any letters, or none
                 reached[at] = max(reached.get(at, 0), count)
                 at += 1
             if at < len(symbols) and symbols[at] == letter:
@@ -209,7 +209,7 @@ def literal_letters(text: str, template: list[str | None]) -> int:
 
 
 def is_raised(quoted: str) -> bool:
-    """Whether some text of the sources can say this, most of it in its own words; keys before a colon aside."""
+    """Return whether a text of the sources can produce this, mostly literally; keys before a colon are ignored."""
     text = re.sub(r"^(?:[\w.]+: )+", "", quoted)
     words = re.findall(r"[a-z]{3,}", text)
     near = [one for one in templates() if any(word in part for part in one if part for word in words)]
@@ -217,19 +217,19 @@ def is_raised(quoted: str) -> bool:
 
 
 @pytest.mark.parametrize("quoted", sorted(set(quoted_errors()) - OF_OTHERS))
-def test_errors_in_the_pages_are_those_of_the_sources(quoted: str) -> None:
-    """Who searches for a message must find the page, and the page the message."""
+def test_errors_on_the_pages_exist_in_the_sources(quoted: str) -> None:
+    """Quoted messages equal those of the program, so that users can search for them."""
     assert is_raised(quoted)
 
 
-def test_the_page_of_errors_is_what_the_sources_raise() -> None:
-    """Printed by the sources, so that no message is lost: PYTHONPATH=src:. python -m tests.house.list_errors."""
+def test_the_list_of_errors_is_up_to_date() -> None:
+    """The page is generated from the sources by PYTHONPATH=src:. python -m tests.house.list_errors."""
     assert text_of("docs/troubleshooting.md").partition(MARK)[2] == to_markdown().partition(MARK)[2]
 
 
-def test_an_invented_error_is_noticed() -> None:
-    """Also one that is nearly right."""
-    assert is_raised("predicted peak 26.6 GB, available 25.8 GB")
+def test_an_invented_error_is_detected() -> None:
+    """A nearly correct quotation is detected, too."""
+    assert is_raised("a peak of 26.6 GB is predicted, 25.8 GB are there")
     assert not is_raised("a peak of 26.6 GB is foreseen, 25.8 GB are there")
     assert not is_raised("the adapter has gone out for lunch")
 
@@ -239,8 +239,8 @@ def test_an_invented_error_is_noticed() -> None:
 FIGURES = (("estimate", 1), ("lower", 1), ("target", 0))
 
 
-def test_the_worked_steps_are_the_plans() -> None:
-    """docs/recipes.md works them out by hand."""
+def test_the_worked_steps_equal_the_plans() -> None:
+    """The steps worked out in docs/recipes.md equal those of the plan."""
     page = text_of("docs/recipes.md")
     for name, rows in (("cpu", 238), ("h100", 15_000), ("a100x4", 10_000), ("tiny", 2_731)):
         train = read_recipe(name, ROOT).train
@@ -250,8 +250,8 @@ def test_the_worked_steps_are_the_plans() -> None:
 
 
 @pytest.mark.slow
-def test_what_the_pages_show_of_a_plan_is_what_it_prints() -> None:
-    """The same command, letter by letter up to where the page leaves off."""
+def test_the_shown_plan_equals_its_output() -> None:
+    """The shown output equals that of the command up to where the page cuts it."""
     words = ["plan", "h100", "--examples", "15000", "--length", "1500", "--price", "2.5"]
     done = subprocess.run([sys.executable, "-m", "finetune", *words], cwd=ROOT, capture_output=True, text=True)
     shown = text_of("docs/h100.md").partition("    plan of recipe h100")[2].partition("\n\n")[0]
@@ -263,8 +263,8 @@ def test_what_the_pages_show_of_a_plan_is_what_it_prints() -> None:
         assert re.search(rf"^{part} +│ {size} GB", done.stdout, flags=re.MULTILINE), part
 
 
-def test_the_results_on_the_pages_are_those_of_the_run() -> None:
-    """What repeats on every machine: right answers and their bounds. Times and memory are those of the day."""
+def test_the_results_on_the_pages_equal_those_of_the_run() -> None:
+    """Reproducible figures agree: right answers and their bounds, but not times and memory."""
     report = ROOT / "reports/decision.json"
     if not report.exists():
         pytest.skip("no finished run is here (make repro)")
@@ -282,16 +282,16 @@ def test_the_results_on_the_pages_are_those_of_the_run() -> None:
         assert f"{100 * figure:.1f}%" in text_of("docs/verdict.md")
 
 
-# ---- What runs elsewhere
+# ---- Configurations run elsewhere
 
 
 def commands_of(text: str, pattern: str) -> list[str]:
-    """The commands of a file, by the pattern of their line."""
+    """Return the commands of a file by the pattern of their line."""
     return re.findall(pattern, text, flags=re.MULTILINE)
 
 
-def test_the_workflow_runs_our_targets() -> None:
-    """Pinned actions, no right to write, an end to every job, and nothing that a developer could not run."""
+def test_the_workflow_runs_make_targets() -> None:
+    """Actions are pinned and without write permission, jobs have time limits, and developers can run every command."""
     text = text_of(".github/workflows/ci.yml")
     runs = commands_of(text, r"^ +(?:- )?run: (?:sudo env (?:\S+=\S+ )+)?(.*)$")
     assert {"make lint", "make test", "make repro", "make test-end-to-end", "make test-images"} <= set(runs)
@@ -302,16 +302,16 @@ def test_the_workflow_runs_our_targets() -> None:
     assert text.count("runs-on:") == text.count("timeout-minutes:")
 
 
-def test_the_hooks_are_the_locked_tools() -> None:
-    """The same versions before a commit as in the checks."""
+def test_the_hooks_use_the_locked_tools() -> None:
+    """The hooks use the same tool versions as the checks."""
     locked = text_of("requirements/dev.lock")
     for entry in commands_of(text_of(".pre-commit-config.yaml"), r"entry: \.venv/bin/(.*)$"):
         tool = entry.removeprefix("python -m ").split()[0]
         assert re.search(rf"^{tool}==", locked, flags=re.MULTILINE), tool
 
 
-def test_the_licence_and_the_version_are_told_alike() -> None:
-    """pyproject.toml, LICENSE, README and CHANGELOG speak of one thing."""
+def test_licence_and_version_are_consistent() -> None:
+    """pyproject.toml, LICENSE, README and CHANGELOG agree."""
     project = text_of("pyproject.toml")
     assert 'license = "Apache-2.0"' in project and "Apache License" in text_of("LICENSE")
     assert "Licence: Apache-2.0" in text_of("README.md")

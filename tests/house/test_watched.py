@@ -1,4 +1,4 @@
-"""What DVC sees: no input that params.yaml can name is ignored for its name."""
+"""DVC ignores no input that params.yaml can name."""
 
 import re
 from pathlib import Path
@@ -29,28 +29,28 @@ paths = st.lists(names, min_size=1, max_size=5).map("/".join)
 
 @given(paths, st.sampled_from(["data/raw", "models", "scorers", "recipes"]))
 def test_no_input_is_ignored_for_its_name(path: str, folder: str) -> None:
-    """Rows in `data/raw/x/work/rows.jsonl` that changed must run prepare again."""
-    bytecode = "__pycache__" in path.split("/") and folder != "data/raw"  # which check_watched refuses
+    """A change of rows in `data/raw/x/work/rows.jsonl` must rerun prepare."""
+    bytecode = "__pycache__" in path.split("/") and folder != "data/raw"  # check_watched refuses it
     assert bytecode or not IGNORED.match_file(f"{folder}/{path}")
 
 
 @pytest.mark.parametrize("file", [".dvcignore", ".gitignore"])
-def test_patterns_begin_at_the_top(file: str) -> None:
-    """One that matches anywhere hides what a user, or this package, names alike: `reports/` once hid our own code."""
+def test_ignore_patterns_are_anchored(file: str) -> None:
+    """Patterns that match anywhere hide other files too: `reports/` once hid part of the package."""
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     free = {line for line in lines if line and not line.startswith(("#", "/"))}
     assert free <= {"__pycache__/"}
 
 
-def test_every_dependency_is_seen() -> None:
-    """What dvc.yaml names is nothing that DVC ignores."""
+def test_every_dependency_is_tracked() -> None:
+    """DVC ignores no dependency in dvc.yaml."""
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     assert not [dep for stage in stages.values() for dep in stage["deps"] if IGNORED.match_file(dep)]
 
 
 @pytest.mark.parametrize("hidden", NEVER_WATCHED)
-def test_what_dvc_never_watches_is_no_source(tmp_path: Path, config: Config, hidden: str) -> None:
-    """DVC ignores these folders wherever they are."""
+def test_untracked_folders_are_refused_as_sources(tmp_path: Path, config: Config, hidden: str) -> None:
+    """DVC ignores these folders everywhere."""
     file = tmp_path / config.data.directory / "x" / hidden / "rows.jsonl"
     file.parent.mkdir(parents=True)
     file.write_text("{}\n", encoding="utf-8")
@@ -59,7 +59,7 @@ def test_what_dvc_never_watches_is_no_source(tmp_path: Path, config: Config, hid
 
 
 def test_a_nested_ignore_file_is_refused(tmp_path: Path, config: Config) -> None:
-    """It could hide the rows beside it."""
+    """It could hide rows next to it."""
     file = tmp_path / config.data.directory / "x/rows.jsonl"
     file.parent.mkdir(parents=True)
     file.write_text("{}\n", encoding="utf-8")
