@@ -1,4 +1,4 @@
-"""Scorers of any kind, built as params.yaml would ask for them."""
+"""Scorers of any kind, built from sections like those of params.yaml."""
 
 import json
 from collections.abc import Callable
@@ -32,16 +32,16 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def asked(kind: str, of: list[str] | None = None, **changes: Any) -> Any:
-    """A scorer's section as params.yaml gives it."""
+    """Return a scorer's section of params.yaml."""
     section = {"scorer": kind, "of": of, **KINDS.get(kind, {}), **changes}
     return TypeAdapter(AnyScorer).validate_json(json.dumps(section))
 
 
 def built(examples: list[Example], root: Path = ROOT, **scorers: Any) -> Scorers:
-    """The scorers, ready; each under its name."""
+    """Return the scorers under their names, ready for use."""
     return build_scorers(scorers, {}, examples, root)
 
 
 def answers(*texts: str) -> list[Answer]:
-    """Answers of these texts."""
+    """Return answers with these texts."""
     return [Answer(text, tokens=1, finished=True) for text in texts]

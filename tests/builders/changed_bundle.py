@@ -1,4 +1,4 @@
-"""A finished run, its bundle, and bundles of another hand."""
+"""A finished run, its bundle, and manipulated bundles."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ Names = dict[str, bytes]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
+    """Create a finished run."""
     root = finished(tmp_path_factory.mktemp("run") / "repository")
     lock(root)
     return root
@@ -27,37 +27,37 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(run: Path) -> Path:
-    """Its bundle."""
+    """Return the run's bundle."""
     bundle.run(run, None, None)
     return next((run / "out/bundle").glob("*.tar.gz"))
 
 
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
-    """A copy of the run to change."""
+    """Return a copy of the run that may be changed."""
     return Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("bundle")))
 
 
 def check(path: Path, signers: Path | None = None, identity: str | None = None) -> None:
-    """As the command does."""
+    """Check a bundle as the command does."""
     check_bundle.run(path, signers, identity)
 
 
 def contents(path: Path) -> Names:
-    """The members of a bundle and their bytes, in their order."""
+    """Return the members of a bundle with their bytes, in order."""
     with tarfile.open(path) as tar:
         return {info.name.partition("/")[2]: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
 
 
 def squeeze(target: Path, content: bytes) -> Path:
-    """Bytes as the bundle's gzip."""
+    """Write the content with gzip, as in a bundle."""
     with target.open("wb") as file, gzip.GzipFile("", "wb", archive.LEVEL, file, 0) as packed:
         packed.write(content)
     return target
 
 
 def member(name: str, content: bytes = b"", **others: Any) -> tuple[tarfile.TarInfo, BytesIO]:
-    """A member of a tar."""
+    """Return a member of a tar archive."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     for key, value in others.items():
@@ -66,7 +66,7 @@ def member(name: str, content: bytes = b"", **others: Any) -> tuple[tarfile.TarI
 
 
 def rebuilt(path: Path, target: Path, change: Callable[[Names], None]) -> Path:
-    """The bundle with its members changed and a manifest that fits them: what a forger would write."""
+    """Write the bundle with changed members and a matching manifest, as a forger would."""
     files = contents(path)
     manifest = json.loads(files.pop("manifest.json"))
     change(files)
@@ -77,7 +77,7 @@ def rebuilt(path: Path, target: Path, change: Callable[[Names], None]) -> Path:
 
 
 def hostile(change: Callable[[tarfile.TarFile], None], place: Path, first: bytes | None = None) -> Path:
-    """An archive of another hand, which begins with a manifest and goes on with something else."""
+    """Write an archive that begins with a manifest and continues with other content."""
     top = "finetune-x-0123456789ab"
     text = first or json.dumps({"files": {"a": {"bytes": 1, "sha256": "0" * 64}}}).encode()
 
@@ -89,7 +89,7 @@ def hostile(change: Callable[[tarfile.TarFile], None], place: Path, first: bytes
 
 
 def swap(name: str, before: bytes, after: bytes) -> Callable[[Names], None]:
-    """A change of one member."""
+    """Return a change of one member."""
 
     def change(files: Names) -> None:
         assert before in files[name]
@@ -99,6 +99,6 @@ def swap(name: str, before: bytes, after: bytes) -> Callable[[Names], None]:
 
 
 def bomb(levels: int = 10) -> str:
-    """YAML of some hundred bytes that stands for 9 ** levels values."""
+    """Return YAML of some hundred bytes that expands to 9 ** levels values."""
     lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
     return "\n".join(lines + [f"a{at}: &a{at} [{','.join([f'*a{at - 1}'] * 9)}]" for at in range(1, levels)])

@@ -1,4 +1,4 @@
-"""A chat server on this machine that answers as it is told, and a client of it."""
+"""A local chat server with configurable answers, and a client of it."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ Respond = Callable[[dict[str, Any]], tuple[int, dict[str, str], bytes | list[byt
 
 @contextmanager
 def serving(respond: Respond) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server that answers by `respond` (status, headers, body or its pieces), its URL, and what it was asked."""
+    """Run a server that answers by `respond` (status, headers, body or pieces); yield its URL and its requests."""
     seen: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -34,10 +34,10 @@ def serving(respond: Respond) -> Iterator[tuple[str, list[dict[str, Any]]]]:
                     if isinstance(content, list):
                         time.sleep(0.05)
             except OSError:
-                pass  # the client has gone
+                pass  # the client has disconnected
 
         def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -51,17 +51,17 @@ def serving(respond: Respond) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def completion(message: dict[str, Any], **fields: Any) -> bytes:
-    """A chat completion of one message."""
+    """Return a chat completion with one message."""
     choice = {"message": message, "finish_reason": fields.pop("finish_reason", "stop")}
     return json.dumps({"choices": [choice], "usage": {"completion_tokens": 2}, "model": "m-1", **fields}).encode()
 
 
 def always(content: bytes | list[bytes], status: int = 200, **headers: str) -> Respond:
-    """The same answer to everything."""
+    """Return the same answer to every request."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda _: (status, named, content)
 
 
 def client(url: str, timeout: float = 60.0, variable: str | None = None) -> ChatServer:
-    """A client of the server at `url`."""
+    """Return a client of the server at `url`."""
     return ChatServer(url, "m", variable, timeout, "evaluate.candidate")

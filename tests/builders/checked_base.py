@@ -1,4 +1,4 @@
-"""A base to check, and what is found in it."""
+"""A base to check, and the findings about it."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tests.builders.small_run import build_base, params
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base with nothing wrong."""
+    """Create a base without defects."""
     folder = tmp_path_factory.mktemp("whole") / "base"
     build_base(folder)
     return folder
@@ -22,22 +22,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def base(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to break, in the present directory under the name `base`."""
+    """Return a copy that tests may damage, named `base` in the working directory."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(whole, tmp_path / "base"))
 
 
 def examine(**changes: Any) -> Base:
-    """What is found out about the base of the small run, with keys changed."""
+    """Check the base of the small run, with keys changed."""
     return examine_base(parse_config(params(**changes), "params.yaml"), Path())
 
 
 def found(**changes: Any) -> list[str]:
-    """The codes of the findings."""
+    """Return the codes of the findings."""
     return [finding.code for finding in examine(**changes).findings]
 
 
 def edit(path: Path, **keys: Any) -> None:
-    """Change keys of a JSON file; None takes one out."""
+    """Change keys of a JSON file; None removes one."""
     content = json.loads(path.read_text(encoding="utf-8")) | keys
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""An architecture and settings to check: what the tests of settings, adapter, machine and plan change."""
+"""An architecture and settings for the tests of settings, adapter, machine and plan."""
 
 from typing import Any
 
@@ -33,18 +33,18 @@ LLAMA = Architecture(
 
 
 def codes(findings: list[Finding]) -> list[str]:
-    """The codes alone."""
+    """Return the codes of the findings."""
     return [finding.code for finding in findings]
 
 
 def told(finding: Finding, code: str) -> str:
-    """What a finding of this code says; how severe it is follows from the code."""
+    """Return the text of a finding with this code; the code determines its severity."""
     assert finding.code == code
     return str(finding)
 
 
 def spread(strategy: str = "ddp", devices: int = 2, **offload: str) -> dict[str, Any]:
-    """A run over so many devices, with the effective batch size that follows."""
+    """Return the keys of a run on this number of devices, with the resulting effective batch size."""
     distributed = {"nodes": 1, "devices": devices, "strategy": strategy}
     distributed |= {"offload_optimizer": "none", "offload_param": "none"} | offload
     return {"train.distributed": distributed, "train.effective_batch_size": 16 * devices}

@@ -1,4 +1,4 @@
-"""Splits to check, and what is found in them."""
+"""Splits to check, and the findings about them."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,8 @@ Splits = dict[Split, list[Example]]
 
 @pytest.fixture
 def splits(example: Callable[..., Example]) -> Splits:
-    """Splits that share no prompt and give nothing to find: questions 100 to 139 to train on, 200 to 219 and 300 to 329
-    held out, and four answers."""
+    """Return splits without a common prompt and without findings: questions 100 to 139 for training, 200 to 219 and 300
+    to 329 held out, and four answers."""
 
     def rows(first: int, count: int) -> list[Example]:
         return [example(f"question {first + at}", f"Answer{at % 4}") for at in range(count)]
@@ -24,7 +24,7 @@ def splits(example: Callable[..., Example]) -> Splits:
 
 @pytest.fixture
 def quiet(change: Callable[..., Config]) -> Config:
-    """A config whose gate and system prompts ask for nothing."""
+    """Return a config whose gate and system prompts cause no findings."""
     cost = [{"rule": "memory_at_most", "limit": "2 GB"}]
     changes = {"decide.criteria": cost, "data.system_prompts": {}, "data.duplicates.near": "drop"}
     return change(**changes, **{"evaluate.scorers.exceptions.of": None})

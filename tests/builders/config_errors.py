@@ -1,4 +1,4 @@
-"""What a ConfigError of params says, to the letter."""
+"""The exact text of a ConfigError about params."""
 
 from pathlib import Path
 from typing import Any
@@ -8,19 +8,19 @@ import pytest
 from finetune.config.params import load_config, parse_config
 from finetune.errors import ConfigError
 
-GOOD = {"rule": "better_than_baseline", "metric": "exact_match", "group": "all"}  # a criterion that loads
-MISSING = "is missing; add it; settings that affect results have no defaults"
+GOOD = {"rule": "better_than_baseline", "metric": "exact_match", "group": "all"}  # a valid criterion
+MISSING = "is missing; nothing that changes a result has a default, so write it"
 
 
 def error_of(params: Any) -> str:
-    """The text of the ConfigError that these params raise."""
+    """Return the text of the ConfigError that these params raise."""
     with pytest.raises(ConfigError) as caught:
         parse_config(params, "params.yaml")
     return str(caught.value)
 
 
 def error_of_file(path: Path, content: bytes) -> str:
-    """The text of the ConfigError that a file with this content raises, less its path."""
+    """Return the text of the ConfigError that a file with this content raises, without its path."""
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         load_config(path)
@@ -28,6 +28,6 @@ def error_of_file(path: Path, content: bytes) -> str:
 
 
 def with_criteria(params: dict[str, Any], *criteria: dict[str, Any]) -> dict[str, Any]:
-    """The params with these criteria in place of their own."""
+    """Return the params with these criteria instead of their own."""
     params["decide"]["criteria"] = list(criteria)
     return params

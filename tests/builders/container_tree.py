@@ -13,13 +13,13 @@ LOCKS = ("cpu", "torch-cpu", "cuda", "apple", "base")
 
 
 def config(**changes: Any) -> Config:
-    """The small params in podman, with changes."""
+    """Return the small params with podman, and with changes."""
     return parse_config(params(**{"runtime": "podman", **changes}), "params.yaml")
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working tree with locks of its own and a base in a folder; nothing of the caller's environment."""
+    """Create a working tree with its own locks and a base in a folder, without the caller's environment."""
     root = tmp_path / "tree"
     (root / "requirements").mkdir(parents=True)
     for name in LOCKS:

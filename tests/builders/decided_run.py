@@ -1,4 +1,4 @@
-"""The files of a run that decide reads, sound and good."""
+"""The files that decide reads, of a valid run with a good result."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ SCORERS = {"exact_match": {"scorer": "exact_match", "of": None}}
 
 
 class Run:
-    """The files that decide reads, in a folder of their own: 12 test examples, 10 of them gained by the candidate."""
+    """The files that decide reads, in their own folder: 12 test examples, of which the candidate gains 10."""
 
     def __init__(self, root: Path, change: Change, example: MakeExample) -> None:
         self.paths = Paths(root)
@@ -39,12 +39,12 @@ class Run:
         self.test = [example(f"test {at}", line=at) for at in range(12)]
 
     def predict(self) -> list[Prediction]:
-        """One prediction a test example; the last two are wrong on both sides."""
+        """Return one prediction per test example; the last two are wrong on both sides."""
         words = {True: "ValueError", False: "wrong"}
         return [predicted(words[at < 10], "wrong", id=one.id) for at, one in enumerate(self.test)]
 
     def write(self, predictions: list[Prediction]) -> None:
-        """Everything that the stages before decide leave behind, all of one run."""
+        """Write all outputs of the stages before decide, of one run."""
         paths = self.paths
         for name, examples in (("train", self.train), ("validation", []), ("test", self.test)):
             write_lines(paths.prepared / f"{name}.jsonl", to_json_lines(examples))
@@ -60,7 +60,7 @@ class Run:
             write_json(paths.reports / f"{name}.json", whole(name, content))
 
     def reports(self, predictions: list[Prediction]) -> dict[str, dict[str, Any]]:
-        """The reports of the stages before, as far as decide reads them."""
+        """Return the reports of earlier stages, with the fields that decide reads."""
         paths = self.paths
         test = sha256_file(paths.prepared / "test.jsonl")
         side = {"mean_seconds": 0.5, "p50_seconds": 0.5, "p95_seconds": 0.6, "mean_first_seconds": 0.1}
@@ -90,12 +90,12 @@ class Run:
         }
 
     def decide(self) -> dict[str, Any]:
-        """The decision."""
+        """Run decide and return the decision."""
         stage.run(params_of("decide", self.config), self.paths)
         return read_json(self.paths.reports / "decision.json")
 
     def refusal(self) -> str:
-        """The text of the DataError, with ROOT for the folder; nothing may have been written or counted."""
+        """Return the text of the DataError, with ROOT for the folder; nothing may have been written or counted."""
         with pytest.raises(DataError) as caught:
             stage.run(params_of("decide", self.config), self.paths)
         written = [self.paths.reports / "decision.json", self.paths.reports / "report.html", self.paths.model_card]
@@ -119,7 +119,7 @@ def sound(
     change: Change,
     example: MakeExample,
 ) -> Run:
-    """A run whose evidence is sound and good."""
+    """Create a run with valid evidence and a good result."""
     run = Run(tmp_path, change, example)
     run.write(run.predict())
     return run

@@ -1,11 +1,11 @@
-"""What the pages claim to exist, and what of it is not there: targets, commands, paths, keys, codes, links.
+"""Checks that targets, commands, paths, keys, codes and links on the pages exist.
 
     make rpero                   rpero is no target of the Makefile
     ./finetune plna h100         plna is no command
     `train.warmup_stepz`         no key of params.yaml
 
-Each check takes a page's text and gives a line for each claim that does not hold. Prose is not looked at: a claim is
-what stands in a code span, a fenced block, a link, or an indented block.
+Each check takes a page's text and yields a line for each claim that does not hold. Prose is ignored: only code spans,
+fenced blocks, links and indented blocks contain claims.
 """
 
 import argparse
@@ -36,32 +36,32 @@ WORDS |= {
     ".venv/bin/pip",
     ".venv/bin/python",
     ".venv/bin/hf",
-}  # a shell block's commands
-START = r"(?:^|&& |\|\|? |[(;] ?|: )(?:[A-Z_]+=\S* )*"  # where a command begins, and what its environment gets
-# Places that a run makes beside what dvc.yaml names.
+}  # the commands of a shell block
+START = r"(?:^|&& |\|\|? |[(;] ?|: )(?:[A-Z_]+=\S* )*"  # where a command begins, with its environment variables
+# Files that a run writes in addition to those in dvc.yaml.
 MADE = r"""out/merged|out/bundle(/.*)?|out|reports|work|data/prepared/(dropped|risks|train|validation|test)\.jsonl
 |data/(prepared|validated)/manifest\.json|work/(prepare|evaluate|checkpoints|tensorboard|rehearsal)(/.*)?|work/[\w.<>-]+\.(log|json|lock)
 |data/prepared/[*]\.jsonl|\.venv(/.*)?|\.dvc/(config\.local|tmp(/.*)?)|reports/[*]\.(json|tsv)"""
 GENERATED = re.compile(MADE.replace("\n", ""))
-NO_FILES = re.compile(  # examples of a user's own files, and files of other programs
+NO_FILES = re.compile(  # examples of a user's files, and files of other programs
     r"(forum|cards|test|rows|dropped|risks|latency|predictions|train|validation)\.\w+(\.\w+)?|config\.json|tokenizer\.json"
     r"|manifest\.json|adapter_model\.safetensors|finetune-[\w<>-]+\.(tar\.gz|sif)|x\.(tar\.gz|sif)|sbom\.cdx\.json|slurm-<job>\.log"
 )
 
 
-# ------------------------------------------------------------------------------------------------------ the front door
+# ---------------------------------------------------------------------------------------------------------- commands
 
 
 @cache
 def targets() -> set[str]:
-    """The Makefile's targets; train-% is one for each recipe."""
+    """Return the Makefile's targets; train-% stands for one per recipe."""
     found = set(re.findall(r"^([a-z][a-z%-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     return (found - {"train-%"}) | {f"train-{name}" for name in (*RECIPES, "...")}
 
 
 @cache
 def variables() -> str:
-    """The texts that read what a make target may be given."""
+    """Return the texts that define the variables of make targets."""
     places = (
         "Makefile",
         "requirements/setup.sh",
@@ -73,9 +73,9 @@ def variables() -> str:
 
 
 def wrong_targets(text: str) -> Iterator[str]:
-    """`make TARGET NAME=value`: the target, the names, and the recipe among the values."""
+    """Check `make TARGET NAME=value`: the target, the names, and the recipe among the values."""
     command = re.compile(rf"{START}make((?: (?:[A-Z_]+=\S*|[a-z][\w.-]*))*)")
-    printed = set(indented_of(text))  # where a sentence may begin with a command
+    printed = set(indented_of(text))  # a sentence in output may begin with a command
     for line in code_of(text):
         code, _, comment = re.sub(r'"[^"]*"', "_", line).partition(" #")
         first = [words.split()[:1] for words in command.findall(comment.strip())]
@@ -95,7 +95,7 @@ Parser = argparse.ArgumentParser | click.Command
 
 
 def choices(parser: Parser) -> dict[str, Any]:
-    """A parser's subcommands: of DVC's argparse, and of our click."""
+    """Return a parser's subcommands, of DVC's argparse or of click."""
     if isinstance(parser, click.Group):
         commands = [one for _, found in all_commands() for one in found]
         return {str(name): one for one in commands for name in (one.name, *one.aliases)}
@@ -106,14 +106,14 @@ def choices(parser: Parser) -> dict[str, Any]:
 
 
 def options(parser: Parser) -> set[str]:
-    """A parser's options."""
+    """Return a parser's options."""
     if isinstance(parser, click.Command):
         return {name for one in parser.get_params(click.Context(parser)) for name in one.opts}
     return set(parser._option_string_actions)
 
 
 def wrong_words(words: list[str], parser: Parser, told: str) -> Iterator[str]:
-    """What of a command line the parser does not know: a subcommand, or an option."""
+    """Yield the subcommands and options of a command line that the parser does not have."""
     from dvc.cli.parser import get_main_parser
 
     while words and (words[0].startswith("-") or words[0] in choices(parser)):
@@ -133,19 +133,19 @@ def wrong_words(words: list[str], parser: Parser, told: str) -> Iterator[str]:
 
 
 def found_in(line: str, command: str) -> list[tuple[str, ...]]:
-    """A command's groups wherever it begins in a line; in a comment, after a colon."""
+    """Return the words after a command wherever it begins in a line, also in a comment or after a colon."""
     code, _, comment = line.partition(" #")
     return [groups for part in (code, *comment.split(": ")[1:]) for groups in re.findall(START + command, part)]
 
 
 def wrong_commands(text: str) -> Iterator[str]:
-    """`finetune COMMAND --options` and `dvc COMMAND --options`, by their own parsers; -S by params.yaml."""
+    """Check `finetune COMMAND --options` and `dvc COMMAND --options` with their own parsers, -S with params.yaml."""
     from dvc.cli.parser import get_main_parser
 
     for line in code_of(text):
         for program, rest in found_in(line, r"(?:\./|\.venv/bin/)?(python -m finetune|finetune|dvc) ([^&;|)]+)"):
             words = rest.split(" > ")[0].split()
-            if program == "dvc" and words[0].endswith(":"):  # an error of the shell's
+            if program == "dvc" and words[0].endswith(":"):  # an error of the shell
                 continue
             parser: Parser = cli if program != "dvc" else get_main_parser()
             yield from wrong_words(words, parser, f"{program} {' '.join(words)}")
@@ -162,21 +162,21 @@ def wrong_commands(text: str) -> Iterator[str]:
 
 
 def known_options(file: Path) -> set[str]:
-    """The options that a script gives its parser."""
+    """Return the options that a script gives its parser."""
     calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     words = [word for call in calls if getattr(call.func, "attr", "") == "add_argument" for word in call.args]
     return {"-h", "--help", *(word.value for word in words if isinstance(word, ast.Constant))}
 
 
 def file_of(module: str) -> Path | None:
-    """Where a module of ours that can be run lies."""
+    """Return the file of a module of this project that can be run."""
     path = module.replace(".", "/")
     places = [ROOT / folder / f"{path}{end}" for folder in ("", "src") for end in (".py", "/__main__.py")]
     return next((place for place in places if place.is_file()), None)
 
 
 def wrong_scripts(text: str) -> Iterator[str]:
-    """`python FILE.py --options` and `python -m MODULE --options`: the module, and the options that it takes."""
+    """Check `python FILE.py --options` and `python -m MODULE --options`: the module and its options."""
     for line in code_of(text):
         for is_module, name, rest in found_in(line, r"(?:\.venv/bin/)?python3? (-m )?([\w./-]+)([^&;|)]*)"):
             if is_module and name.split(".")[0] not in ("finetune", "tests", "benchmarks"):
@@ -187,14 +187,14 @@ def wrong_scripts(text: str) -> Iterator[str]:
             if is_module and file is None:
                 yield f"python -m {name}: no such module"
             if name == "finetune" or file is None or not file.is_file() or file.suffix != ".py":
-                continue  # the front door has a parser of its own; a missing file is no place
+                continue  # the finetune module has its own parser; a missing file is an error of paths
             for option in re.findall(r"(?<!\S)(--?[a-z][\w-]*)", rest):
                 if option not in known_options(file):
                     yield f"python {is_module}{name}: no option {option}"
 
 
 def wrong_shell(text: str) -> Iterator[str]:
-    """Blocks without a language are for a shell: each line begins with a program that the pages use."""
+    """Check blocks without a language as shell blocks: each line begins with a program that the pages use."""
     for language, block in FENCED.findall(text):
         for line in block.splitlines() if not language else []:
             for part in re.split(r" && | \| ", line.split("  #")[0].split(" # ")[0]):
@@ -203,19 +203,19 @@ def wrong_shell(text: str) -> Iterator[str]:
                     yield f"{part}: {first} is no program that these pages use"
 
 
-# ----------------------------------------------------------------------------------------------------------- the places
+# ------------------------------------------------------------------------------------------------------------- paths
 
 
 @cache
 def outputs() -> set[str]:
-    """What dvc.yaml's stages write."""
+    """Return the outputs of the stages in dvc.yaml."""
     stages = read_yaml(ROOT / "dvc.yaml")["stages"].values()
     return {out for stage in stages for key in ("outs", "metrics") for out in stage.get(key, [])}
 
 
 @cache
 def basenames() -> set[str]:
-    """The names of all files that a clone has, and that a run writes."""
+    """Return the names of all files that a clone has or a run writes."""
     folders = (
         "src",
         "tests",
@@ -234,12 +234,12 @@ def basenames() -> set[str]:
 
 
 def wrong_paths(text: str) -> Iterator[str]:
-    """Paths of the repository and of what a run makes: those with a folder of ours, or the name of a text file."""
+    """Check paths of the repository and of a run: those with a known folder, or with the name of a text file."""
     top = "src|tests|docs|data|models|recipes|requirements|scorers|jobs|benchmarks|out|reports|work|\\.github|\\.dvc"
     for line in code_of(text):
         for path in re.findall(rf"(?<![\w./:>@-])((?:{top})/[\w./<>*{{}},-]*[\w>*}}])", line):
             place = path.split("<")[0].split("{")[0]
-            made = path.startswith(("out", "reports", "work", "data/prepared", "data/validated"))  # may be here or not
+            made = path.startswith(("out", "reports", "work", "data/prepared", "data/validated"))  # it may be missing
             here = place in outputs() or GENERATED.fullmatch(path) or (not made and any(ROOT.glob(path)))
             if not here:
                 yield f"{path}: no such place"
@@ -251,12 +251,12 @@ def wrong_paths(text: str) -> Iterator[str]:
 
 
 def slug(title: str) -> str:
-    """A heading's anchor, as GitHub makes it."""
+    """Return a heading's anchor as GitHub forms it."""
     return re.sub(r"[^\w -]", "", title.replace("`", "").lower()).strip().replace(" ", "-")
 
 
 def wrong_links(text: str, page: Path) -> Iterator[str]:
-    """Links between the pages: the file, and the heading in it."""
+    """Check links between the pages: the file, and the heading in it."""
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", text)):
         place, _, anchor = target.partition("#")
         if place.startswith(("http:", "https:")):
@@ -282,5 +282,5 @@ CHECKS: list[Callable[[str], Iterator[str]]] = [
 
 
 def complaints(text: str, page: Path) -> list[str]:
-    """All that a page names and that does not exist."""
+    """Return everything that a page names and that does not exist."""
     return [line for check in CHECKS for line in check(text)] + list(wrong_links(text, page))

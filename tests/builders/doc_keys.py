@@ -1,4 +1,4 @@
-"""Keys of params.yaml and codes of findings in the pages, held to the model and to the table of codes."""
+"""Checks keys of params.yaml and codes of findings on the pages against the model and the table of codes."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from tests.builders.doc_text import FENCED, ROOT, SPAN, code_of, spans_of
 
 
 def has_key(parts: list[str], kind: Any) -> bool:
-    """Whether this dotted key leads somewhere in a type of params.yaml; any name will do in a mapping of free names."""
+    """Return whether this dotted key exists in a type of params.yaml; mappings with free names accept any."""
     if not parts:
         return True
     if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -38,7 +38,7 @@ def has_key(parts: list[str], kind: Any) -> bool:
 
 
 def sections(kind: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
-    """The model of params.yaml, and all that it consists of."""
+    """Yield the model of params.yaml and all models in it."""
     yield kind
     todo: list[Any] = [field.annotation for field in kind.model_fields.values()]
     while todo:
@@ -50,12 +50,12 @@ def sections(kind: type[BaseModel] = Config) -> Iterator[type[BaseModel]]:
 
 
 def field_of(name: str) -> FieldInfo | None:
-    """The field of this name: a section of params.yaml, or what some section holds."""
+    """Return the field of this name: a section of params.yaml, or a field of a section."""
     return next((kind.model_fields[name] for kind in sections() if name in kind.model_fields), None)
 
 
 def wrong_keys(text: str) -> Iterator[str]:
-    """Dotted keys in code, the kinds of rules, scorers and sides, and whole blocks of YAML against the model itself."""
+    """Check dotted keys, kinds of rules, scorers and sides, and complete YAML blocks against the model."""
     names = {"rule": RULES, "scorer": SCORERS, "form": BASELINES | CANDIDATES}
     for line in code_of(text):
         for key in re.findall(
@@ -73,12 +73,12 @@ def wrong_keys(text: str) -> Iterator[str]:
             yield from wrong_block(YAML(typ="safe", pure=True).load(block), None)
 
 
-NO_KEYS = {"num_nodes"}  # keys in spans that are of other files: SkyPilot's
+NO_KEYS = {"num_nodes"}  # keys in code spans that are of other files: SkyPilot's
 KINDS: tuple[Mapping[str, type[BaseModel]], ...] = (RULES, SCORERS, BASELINES, CANDIDATES)
 
 
 def wrong_names(text: str) -> Iterator[str]:
-    """Keys without a dot in spans: `snake_case: value`, and all those of `{rule: name, key: value}`."""
+    """Check keys without a dot in spans: `snake_case: value`, and all those of `{rule: name, key: value}`."""
     for span in spans_of(text):
         for name in re.findall(r"^[-{ ]*([a-z0-9]+(?:_[a-z0-9]+)+): ", span):
             if not field_of(name) and name not in NO_KEYS:
@@ -92,7 +92,7 @@ def wrong_names(text: str) -> Iterator[str]:
 
 
 def wrong_block(content: dict[str, Any], kind: type[BaseModel] | None) -> Iterator[str]:
-    """A mapping out of params.yaml: each key is known, and where its value is whole, the model takes it."""
+    """Check a mapping of params.yaml: each key must exist, and complete values must be valid."""
     for name, value in content.items():
         field = kind.model_fields.get(name) if kind else field_of(name)
         if field is None:
@@ -110,18 +110,18 @@ def wrong_block(content: dict[str, Any], kind: type[BaseModel] | None) -> Iterat
 
 @cache
 def packages() -> set[str]:
-    """Names of packages, which look like codes of findings."""
+    """Return names of packages, which look like codes of findings."""
     locks = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "requirements").glob("*.lock"))
     return set(re.findall(r"^([\w.-]+)==", locks, flags=re.MULTILINE))
 
 
-# Hyphenated words in code that are no code of a finding: of other programs, packages in no lock, images.
+# Hyphenated words in code that are not codes of findings: other programs, packages in no lock, images.
 OTHERS = {"ssh-keygen", "extra-index-url", "liger-kernel", "dvc-gs", "dvc-s3", "dvc-ssh", "python3-venv"}
 OTHERS |= {"finetune-cpu", "finetune-cuda", "deploy-unproven", *get_args(Machine)}
 
 
 def wrong_codes(text: str, known: set[str]) -> Iterator[str]:
-    """Codes of findings: hyphenated words that stand alone in a code span or as a key of findings.accept."""
+    """Check codes of findings: hyphenated words alone in a code span or as a key of findings.accept."""
     known = known | set(all_codes()) | packages() | OTHERS
     for span in [" ".join(found.split()) for found in SPAN.findall(FENCED.sub("", text))]:
         if re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", span) and span not in known:

@@ -1,4 +1,4 @@
-"""What of a page is code: spans, fenced blocks, indented blocks. Prose claims nothing."""
+"""The code on a page: spans, fenced blocks, indented blocks. Prose is not checked."""
 
 import re
 from pathlib import Path
@@ -10,16 +10,16 @@ INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 
 
 def code_of(text: str) -> list[str]:
-    """Every code span, fenced line (but of patches) and indented line; a span that was folded is one line again."""
+    """Return every code span, fenced line (except of patches) and indented line; wrapped spans are joined."""
     blocks = [line for language, block in FENCED.findall(text) if language != "diff" for line in block.splitlines()]
     return spans_of(text) + blocks + indented_of(text)
 
 
 def spans_of(text: str) -> list[str]:
-    """The code spans outside of blocks, each on one line."""
+    """Return the code spans outside of blocks, each on one line."""
     return [" ".join(span.split()) for span in SPAN.findall(INDENTED.sub("\n", FENCED.sub("", text)))]
 
 
 def indented_of(text: str) -> list[str]:
-    """The indented lines: mostly what a program prints."""
+    """Return the indented lines, which are mostly program output."""
     return [line.strip() for block in INDENTED.findall(FENCED.sub("", text)) for line in block.splitlines()]

@@ -1,4 +1,4 @@
-"""The Dockerfiles as the tests read them: their instructions, one by one."""
+"""The instructions of the Dockerfiles, parsed."""
 
 import re
 
@@ -10,7 +10,7 @@ BOTH = pytest.mark.parametrize("environment", ["cpu", "cuda"])
 
 
 def steps(environment: str) -> list[tuple[str, str]]:
-    """The instructions of a Dockerfile with their arguments, lines joined, without comments."""
+    """Return the instructions of a Dockerfile with their arguments, lines joined, without comments."""
     text = (ROOT / f"Dockerfile.{environment}").read_text(encoding="utf-8")
     text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
     pairs = [line.split(None, 1) for line in text.splitlines() if line.strip()]

@@ -1,7 +1,6 @@
-"""How the fuzz tests search.
+"""Settings and helpers of the fuzz tests.
 
-`FUZZ_EXAMPLES=2000 python -m pytest tests/test_fuzz_*.py` searches longer, with new cases each time.
-"""
+`FUZZ_EXAMPLES=2000 python -m pytest tests/fuzz` searches longer, with new cases each time."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +13,7 @@ MORE = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 
 
 def fuzz(examples: int) -> settings:
-    """So many examples in the tests of every day, the same each time; more and others where they are asked for."""
+    """Return settings with this number of fixed examples by default; FUZZ_EXAMPLES sets more, with random ones."""
     return settings(
         max_examples=MORE or examples,
         derandomize=not MORE,
@@ -23,7 +22,7 @@ def fuzz(examples: int) -> settings:
 
 
 def refusal(kind: type[FinetuneError], act: Callable[[], object]) -> str:
-    """The text of the documented error that this ends with; nothing where it goes through. Any other error fails."""
+    """Return the text of the documented error that occurs, or an empty text if there is none. Other errors fail."""
     try:
         act()
     except kind as error:

@@ -1,4 +1,4 @@
-"""Evidence made up for the gate: answers that are right or wrong as told, latencies around a mean, criteria."""
+"""Artificial evidence for the gate: right and wrong answers, latencies around a mean, criteria."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ METRICS = {
 
 
 def answered(text: str, reference: str, *, overlap: float | None = None, nats: float | None = 1.0) -> Answer:
-    """A scored answer; `overlap` is a score between 0 and 1."""
+    """Return a scored answer; `overlap` is a score between 0 and 1."""
     right = float(text == reference)
     scores = {"exact_match": right, "classes.accuracy": right, "overlap": right if overlap is None else overlap}
     return Answer(text, 3, finished=True, reference_nll=nats, scores=dict(scores), labels={"classes": text})
@@ -41,7 +41,7 @@ def answered(text: str, reference: str, *, overlap: float | None = None, nats: f
 def predicted(
     candidate: str, baseline: str, *, id: str, reference: str = "ValueError", cluster: str | None = None, **fields: Any
 ) -> Prediction:
-    """Both sides' answers to one example, a cluster of its own unless told otherwise."""
+    """Return both sides' answers to one example, which is its own cluster by default."""
     sides = {name: fields.pop(name, {}) for name in ("of_candidate", "of_baseline")}
     return Prediction(
         **{"agent": "namer", "source": "rows", "prompt": "message: invalid mode", "reference_tokens": 3} | fields,
@@ -54,7 +54,7 @@ def predicted(
 
 
 def pairs(both: int = 0, gained: int = 0, lost: int = 0, neither: int = 0, **fields: Any) -> list[Prediction]:
-    """So many examples that both sides got right, only the candidate, only the baseline, or none."""
+    """Return this many examples that both sides got right, only the candidate, only the baseline, or neither."""
     kinds = [(True, True)] * both + [(True, False)] * gained + [(False, True)] * lost + [(False, False)] * neither
     words = {True: "ValueError", False: "wrong"}
     agent = fields.get("agent", "namer")
@@ -64,7 +64,7 @@ def pairs(both: int = 0, gained: int = 0, lost: int = 0, neither: int = 0, **fie
 
 
 def classes(n: int, candidate: int, baseline: int) -> list[Prediction]:
-    """`classes(60, candidate=12, baseline=30)`: 60 answers of three classes, this many of them wrong."""
+    """`classes(60, candidate=12, baseline=30)`: return 60 answers of three classes, with this many wrong ones."""
     names = ["KeyError", "TypeError", "ValueError"]
     wrong = [{*range(0, n, max(n // count, 1))} if count else set() for count in (candidate, baseline)]
     return [
@@ -79,7 +79,7 @@ def classes(n: int, candidate: int, baseline: int) -> list[Prediction]:
 
 
 def timings(candidate: float, baseline: float = 1.0, count: int = 30) -> list[Timing]:
-    """Latencies around two means (10% up and down, in turns that differ), as a real clock shows them."""
+    """Return latencies around two means (± 10% in different cycles), as a real clock would measure."""
     spread = [1 + 0.02 * (at % 11 - 5) for at in range(count)]
     shift = sum(spread) / count
     return [
@@ -94,51 +94,51 @@ def evidence(
     memory: Sequence[int] = PEAKS,
     recorded: str | None = None,
 ) -> Evidence:
-    """What the gate judges."""
+    """Return the evidence that the gate judges."""
     return Evidence(predictions, latency, memory, METRICS, recorded)
 
 
 def outcome(criterion: Criterion, predictions: Sequence[Prediction] = (), gate: Gate = GATE, **cost: Any) -> Outcome:
-    """The outcome of a criterion that has one."""
+    """Return the outcome of a criterion that has one."""
     (found,) = judge(criterion, evidence(predictions, **cost), gate)
     return found
 
 
 def status(criterion: Criterion, predictions: Sequence[Prediction] = (), gate: Gate = GATE, **cost: Any) -> Status:
-    """The status of a criterion with one outcome."""
+    """Return the status of a criterion with one outcome."""
     return outcome(criterion, predictions, gate, **cost).status
 
 
 def at_least(threshold: float, metric: str = "exact_match", group: str = "all") -> AtLeast:
-    """The metric is at least this."""
+    """Require that the metric is at least this."""
     return AtLeast(rule="at_least", metric=metric, group=group, threshold=threshold)
 
 
 def at_most(threshold: float, metric: str = "loss", group: str = "all") -> AtMost:
-    """The metric is at most this."""
+    """Require that the metric is at most this."""
     return AtMost(rule="at_most", metric=metric, group=group, threshold=threshold)
 
 
 def better(metric: str = "exact_match", group: str = "all") -> BetterThanBaseline:
-    """The metric is better than the baseline's."""
+    """Require that the metric is better than the baseline's."""
     return BetterThanBaseline(rule="better_than_baseline", metric=metric, group=group)
 
 
 def not_worse(margin: float, metric: str = "exact_match") -> NotWorseThanBaseline:
-    """The metric is not worse than the baseline's by this."""
+    """Require that the metric is not worse than the baseline's by this margin."""
     return NotWorseThanBaseline(rule="not_worse_than_baseline", metric=metric, group="all", margin=margin)
 
 
 def latency(seconds: float, improvement: float | None = None) -> LatencyAtMost:
-    """The mean latency is under this."""
+    """Require that the mean latency is below this."""
     return LatencyAtMost(rule="latency_at_most", seconds=seconds, improvement=improvement)
 
 
 def quantile(seconds: float, q: float = 0.95) -> LatencyQuantileAtMost:
-    """This share of the answers comes within so many seconds."""
+    """Require that this share of the answers is generated within this number of seconds."""
     return LatencyQuantileAtMost(rule="latency_quantile_at_most", quantile=q, seconds=seconds)
 
 
 def memory(limit: str) -> MemoryAtMost:
-    """The peak memory is at most this."""
+    """Require that the peak memory is at most this."""
     return MemoryAtMost(rule="memory_at_most", limit=limit)

@@ -1,4 +1,4 @@
-"""What the tests of intervals are drawn from."""
+"""Inputs for the tests of intervals."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -10,5 +10,5 @@ sides = st.sampled_from(SIDES)
 
 
 def scores(n: int, seed: int = 0) -> np.ndarray:
-    """Skewed values above 0."""
+    """Return skewed positive values."""
     return np.random.default_rng(seed).lognormal(sigma=0.5, size=n)

@@ -1,15 +1,15 @@
-"""Trainings that die at an exact place: the train command in a process of its own, forked with torch imported.
+"""Trainings that are killed at an exact place: the train command in its own process, forked with torch imported.
 
-Each start gets a number n and leaves in its folder `order-n.jsonl` (one line a micro-batch: the step that it is for,
-its examples, and a hash of the tokens that the model was given), `history.json` (all that was logged, at full
-precision) where it came to its end, and `run-n.log`. A place is a word, and where it needs them a step and a count:
+Each start gets a number n and leaves in its folder `order-n.jsonl` (one line per micro-batch: its step, its examples,
+and a hash of the model's input tokens), `history.json` (the complete log at full precision) if it ran to its end, and
+`run-n.log`. A place is a word, with a step and a count if needed:
 
     step 7            after the optimizer's step, before anything is logged, evaluated or saved
     micro 7 2         after the 2nd micro-batch of the step after step 7
     evaluation 6      in the second batch of the evaluation after step 6
     write 6           in the checkpoint of step 6: the optimizer is written, nothing is renamed
-    rename 6          right after the checkpoint of step 6 came to its place
-    saved 6           after the checkpoint of step 6, when older ones are removed and early stopping has decided
+    rename 6          right after the checkpoint of step 6 was renamed to its final name
+    saved 6           after the checkpoint of step 6, the removal of older ones and the decision on early stopping
     epoch 10          at the end of the epoch that ends with step 10
     publish           after the last save, before the adapter is written
 """
@@ -31,12 +31,12 @@ Act = Callable[[], object]
 
 
 class Starts:
-    """Starts the train command in a folder, again and again; gives exit codes, negative where a signal ended it."""
+    """Starts the train command in a folder repeatedly; returns exit codes, negative if a signal ended it."""
 
     def __init__(self) -> None:
         sources = [str(ROOT / "src"), str(ROOT)]
         os.environ["PYTHONPATH"] = os.pathsep.join([*sources, *filter(None, [os.environ.get("PYTHONPATH")])])
-        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # a killed process leaves a semaphore, and is meant to
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # the test kills processes, which then leave semaphores
         self.context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         if sys.platform == "linux":
             self.context.set_forkserver_preload(list(PRELOADED))
@@ -55,13 +55,13 @@ class Starts:
         return int(process.exitcode)
 
     def output(self, folder: Path) -> str:
-        """What the newest start in a folder printed."""
+        """Return the output of the newest start in a folder."""
         return (folder / f"run-{self.counts[folder]}.log").read_text(encoding="utf-8")
 
 
 def _train(folder: str, number: int, die: str, send: str, trouble: str) -> None:
     os.chdir(folder)
-    if sys.platform == "linux":  # as in a stage of its own; a forked process would hand its own way to its loaders
+    if sys.platform == "linux":  # as in a stage; otherwise data loaders would inherit this process's start method
         multiprocessing.set_start_method("fork", force=True)
     log = os.open(f"run-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(log, 1)
@@ -70,7 +70,7 @@ def _train(folder: str, number: int, die: str, send: str, trouble: str) -> None:
 
     from finetune.cli.main import main
 
-    torch.set_num_threads(1)  # two that wait for each other are slow where a neighbour takes one of the cores
+    torch.set_num_threads(1)  # two threads that wait for each other are slow on a busy core
     keep_order(Path(f"order-{number}.jsonl"))
     keep_history(Path("history.json"))
     if die:
@@ -85,11 +85,11 @@ def _train(folder: str, number: int, die: str, send: str, trouble: str) -> None:
     raise SystemExit(code)
 
 
-# ------------------------------------------------------------------------------------------------------ what is kept
+# ------------------------------------------------------------------------------------------------- recorded results
 
 
 def keep_order(path: Path) -> None:
-    """Write down each micro-batch when it has been computed."""
+    """Record each micro-batch after it is computed."""
     from finetune.train.trainer import Trainer
 
     file, whole = path.open("w", encoding="utf-8"), Trainer.training_step
@@ -107,7 +107,7 @@ def keep_order(path: Path) -> None:
 
 
 def keep_history(path: Path) -> None:
-    """Write down what the Trainer logged, when the training is over."""
+    """Record what the Trainer logged, after the training."""
     from finetune.train import publish
 
     whole = publish.summarize
@@ -123,7 +123,7 @@ def keep_history(path: Path) -> None:
 
 
 def after(owner: Any, name: str, act: Act, when: Callable[..., bool]) -> None:
-    """Let a method act after it has done its work, where `when(*its positional arguments)` holds."""
+    """Let a method act after its work if `when(*its positional arguments)` is true."""
     whole = getattr(owner, name)
 
     def method(*args: Any, **kwargs: Any) -> Any:
@@ -136,14 +136,14 @@ def after(owner: Any, name: str, act: Act, when: Callable[..., bool]) -> None:
 
 
 def at_step(step: int, count: int, act: Act) -> None:
-    """After the optimizer's step; the curves' callback comes before the one that looks for signals."""
+    """Act after the optimizer's step; the curves' callback runs before the one that checks for signals."""
     from finetune.train.curves import CurvesCallback
 
     after(CurvesCallback, "on_step_end", act, lambda curves, args, state, control: state.global_step == step)
 
 
 def at_micro_batch(step: int, count: int, act: Act) -> None:
-    """Between two micro-batches of a step."""
+    """Act between two micro-batches of a step."""
     from finetune.train.trainer import Trainer
 
     done: list[int] = []
@@ -156,7 +156,7 @@ def at_micro_batch(step: int, count: int, act: Act) -> None:
 
 
 def in_evaluation(step: int, count: int, act: Act) -> None:
-    """Between two batches of an evaluation; the next batch comes after a look for signals."""
+    """Act between two batches of an evaluation; signals are checked before the next batch."""
     from finetune.train.trainer import Trainer
 
     done: list[int] = []
@@ -170,35 +170,35 @@ def in_evaluation(step: int, count: int, act: Act) -> None:
 
 
 def in_write(step: int, count: int, act: Act) -> None:
-    """The optimizer lies in the unfinished checkpoint."""
+    """Act when the optimizer is written to the unfinished checkpoint."""
     from finetune.train.trainer import Trainer
 
     after(Trainer, "_save_optimizer_and_scheduler", act, lambda trainer, *others: trainer.state.global_step == step)
 
 
 def after_rename(step: int, count: int, act: Act) -> None:
-    """The checkpoint has its name; nothing older was removed yet."""
+    """Act when the checkpoint has its final name, before older ones are removed."""
     from finetune.train import checkpoints
 
     after(checkpoints, "sync_directory", act, lambda folder: (folder / f"checkpoint-{step}").exists())
 
 
 def after_save(step: int, count: int, act: Act) -> None:
-    """The checkpoint is there, and the Trainer would go on or stop."""
+    """Act when the checkpoint is saved, before the Trainer continues or stops."""
     from finetune.train.trainer import Trainer
 
     after(Trainer, "_save_checkpoint", act, lambda trainer, *others: trainer.state.global_step == step)
 
 
 def at_epoch_end(step: int, count: int, act: Act) -> None:
-    """Between two epochs."""
+    """Act between two epochs."""
     from finetune.train.curves import CurvesCallback
 
     after(CurvesCallback, "on_epoch_end", act, lambda curves, args, state, control: state.global_step == step)
 
 
 def before_publishing(step: int, count: int, act: Act) -> None:
-    """The best weights are in the model, and nothing is written."""
+    """Act when the best weights are loaded into the model, before anything is written."""
     from finetune.train import publish
 
     publish.save_adapter = lambda *args: act()
@@ -216,11 +216,11 @@ PLACES: dict[str, Callable[[int, int, Act], None]] = {
 }
 
 
-# --------------------------------------------------------------------------------------------------------- troubles
+# ---------------------------------------------------------------------------------------------------------- troubles
 
 
 def no_memory(rows: int, own_error: int = 1) -> None:
-    """No memory for more than so many rows at once, as a GPU says it or as a CPU does."""
+    """Raise an out-of-memory error of a GPU or a CPU for more than this number of rows at once."""
     import torch
 
     from finetune.train.trainer import Trainer
@@ -241,7 +241,7 @@ def no_memory(rows: int, own_error: int = 1) -> None:
 
 
 def full_disk(step: int) -> None:
-    """The disk has no room when the checkpoint of a step is begun."""
+    """Report a full disk when the checkpoint of this step is started."""
     import shutil
     from collections import namedtuple
 
@@ -258,7 +258,7 @@ def full_disk(step: int) -> None:
 
 
 def failing_writes(step: int, kilobytes: int) -> None:
-    """From the checkpoint of a step on, the system refuses to write a file beyond a size."""
+    """Limit the size of files from the checkpoint of this step on."""
     import resource
 
     from finetune.train.trainer import Trainer

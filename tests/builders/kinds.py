@@ -1,4 +1,4 @@
-"""What the fixtures of tests/conftest.py give, by name."""
+"""Types of the fixtures in tests/conftest.py."""
 
 from collections.abc import Callable
 

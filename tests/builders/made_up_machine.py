@@ -1,4 +1,4 @@
-"""A machine that is made up for the doctor: its recipes, its programs, and what is predicted of the recipes."""
+"""A simulated machine for the doctor: its recipes, its programs, and the predictions for the recipes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ HUB = {"base": "org/name", "revision": "0" * 40}
 
 
 class Machine:
-    """A root with params.yaml and the true locks; PATH has git alone, and no recipe's memory is known."""
+    """A root with params.yaml and the real locks; PATH has only git, and no recipe's memory is known."""
 
     def __init__(self, place: Path, params: dict[str, Any], patch: pytest.MonkeyPatch, capsys: Any) -> None:
         self.root, self.programs, self.hub = place / "root", place / "bin", place / "hub home"
@@ -37,11 +37,11 @@ class Machine:
         shutil.copy(ROOT / "pyproject.toml", self.root)
         shutil.copytree(ROOT / "requirements", self.root / "requirements")
         (self.root / "models").symlink_to(ROOT / "models")
-        (self.root / "params.yaml").write_text(json.dumps(params), encoding="utf-8")  # JSON is YAML too
+        (self.root / "params.yaml").write_text(json.dumps(params), encoding="utf-8")  # JSON is valid YAML
         self.predict()
 
     def add(self, **recipes: dict[str, Any]) -> None:
-        """`add(big={"environment": "cuda"})`: recipes, by what they change of params.yaml."""
+        """`add(big={"environment": "cuda"})`: add recipes, given as changes of params.yaml."""
         for name, changes in recipes.items():
             sections = {key: deepcopy(self.params[key]) for key in RECIPE_SECTIONS} | {"recipe": name}
             for key, change in changes.items():
@@ -49,14 +49,14 @@ class Machine:
             (self.root / f"recipes/{name}.yaml").write_text(json.dumps(sections), encoding="utf-8")
 
     def install(self, **scripts: str) -> None:
-        """`install(docker="exit 1")`: a program on PATH."""
+        """`install(docker="exit 1")`: put a program on PATH."""
         for name, body in scripts.items():
             path = self.programs / name.replace("_", "-")
             path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
             path.chmod(0o755)
 
     def predict(self, **recipes: tuple[int, int]) -> None:
-        """`predict(tiny=(2_000_000, 1 * GB))`: parameters and peak of each recipe; of others nothing is known."""
+        """`predict(tiny=(2_000_000, 1 * GB))`: set parameters and peak of each recipe; others are unknown."""
 
         def known(predictor: Any, config: Config) -> tuple[int | None, int | None, str | None]:
             return (*recipes[config.recipe], None) if config.recipe in recipes else (None, None, "no config.json")
@@ -64,13 +64,13 @@ class Machine:
         self.patch.setattr(fit.Predictor, "predict", known)
 
     def report(self, recipe: str | None = None, quick: bool = False) -> Any:
-        """What `--json` prints, the exit code, and the checks by what they are of."""
+        """Return the output of `--json`, the exit code, and the checks by subject."""
         code = run(self.root, recipe, True, quick)
         report = json.loads(self.capsys.readouterr().out)
         return report | {"code": code, "by": {check["what"]: check for check in report["checks"]}}
 
     def lines(self, recipe: str | None = None) -> list[str]:
-        """What a person reads, where the recipe can run."""
+        """Return the lines of the text output for a recipe that can run."""
         assert run(self.root, recipe, False, False) == 0
         lines: list[str] = self.capsys.readouterr().out.splitlines()
         return lines
@@ -80,5 +80,5 @@ class Machine:
 def machine(
     tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Machine:
-    """A machine without recipes, without accelerators, and without programs but git."""
+    """Return a machine without recipes, without accelerators, and without programs except git."""
     return Machine(tmp_path, params, monkeypatch, capsys)

@@ -1,4 +1,4 @@
-"""A run to plan: this machine the same for every test, and small rows that are prepared and validated."""
+"""A run to plan: the same simulated machine for every test, and small prepared and validated rows."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ COMMIT = "b2" * 20
 
 
 def make_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same machine for every test: a CPU with 32 GB, no accelerator; and the top of the repository."""
+    """Simulate the same machine for every test: a CPU with 32 GB, no accelerator; and change to the root folder."""
     monkeypatch.chdir(ROOT)
     absent = {"cuda": "no CUDA device found", "apple": "torch finds no Apple GPU (MPS)"}
     for module in (preflight, plan, outlooks):
@@ -25,7 +25,7 @@ def make_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run, prepared and validated."""
+    """Create a small run, prepared and validated."""
     root, present = tmp_path_factory.mktemp("planned") / "run", Path.cwd()
     import os
 

@@ -1,4 +1,4 @@
-"""The prepare stage run on small files."""
+"""The prepare stage on small files."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,17 +21,17 @@ NEAR = {"exact": "drop", "near": "drop", "threshold": 0.5, "shingle_words": 2, "
 
 
 def row(task: str, output: str = "ValueError", success: bool = True, agent: str = "namer") -> bytes:
-    """One good line."""
+    """Return one good line."""
     return json.dumps({"agent": agent, "task": task, "output": output, "success": success}).encode()
 
 
 def rows(count: int) -> list[bytes]:
-    """So many good lines, each of its own prompt."""
+    """Return this number of good lines with different prompts."""
     return [row(f"task {at}") for at in range(count)]
 
 
 class Run:
-    """prepare in a folder of its own."""
+    """The prepare stage in its own folder."""
 
     def __init__(self, root: Path, change: Callable[..., Config]) -> None:
         self.paths = Paths(root)
@@ -39,7 +39,7 @@ class Run:
         (root / "raw").mkdir()
 
     def __call__(self, *files: Sequence[bytes], **changed: Any) -> dict[str, Any]:
-        """The ledger after prepare ran on files with these lines; `on_bad_row="skip"` changes `data.on_bad_row`."""
+        """Return the ledger of prepare on files with these lines; `on_bad_row="skip"` changes `data.on_bad_row`."""
         sources = []
         for at, lines in enumerate(files):
             (self.paths.root / f"raw/{at}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
@@ -58,23 +58,23 @@ class Run:
         return read_json(self.paths.reports / "prepare.json")
 
     def error(self, *files: Sequence[bytes], **changed: Any) -> str:
-        """The text of the DataError, with RAW for the data folder."""
+        """Return the text of the DataError, with RAW for the data folder."""
         with pytest.raises(DataError) as caught:
             self(*files, **changed)
         return str(caught.value).replace(str(self.paths.root / "raw"), "RAW")
 
     def examples(self) -> list[Example]:
-        """All examples, in the order of their sources and lines."""
+        """Return all examples in the order of their sources and lines."""
         found = [one for name in SPLITS for one in read_examples(self.paths.prepared / f"{name}.jsonl")]
         return sorted(found, key=lambda one: (one.source, one.line))
 
 
 @pytest.fixture
 def prepare(tmp_path: Path, change: Callable[..., Config]) -> Run:
-    """The stage in tmp_path."""
+    """Return the stage in tmp_path."""
     return Run(tmp_path, change)
 
 
 def split_of(prepare: Run, name: str) -> list[Example]:
-    """The examples of one split."""
+    """Return the examples of one split."""
     return read_examples(prepare.paths.prepared / f"{name}.jsonl")

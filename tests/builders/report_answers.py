@@ -1,4 +1,4 @@
-"""Answers of a run made up in memory, and what evaluate would say of them: the texts hostile, the outcomes mixed."""
+"""Answers of a run created in memory, and evaluate's report of them: with hostile texts and mixed outcomes."""
 
 import math
 import random
@@ -36,7 +36,7 @@ CRITERIA: list[dict[str, Any]] = [
 
 @dataclass
 class MadeUp:
-    """All that decide hands to the templates."""
+    """Everything that decide passes to the templates."""
 
     verdict: Verdict
     outcomes: list[Outcome]
@@ -46,27 +46,27 @@ class MadeUp:
 
     @property
     def run(self) -> Decided:
-        """The same, as decide hands it on."""
+        """Return the run in the form that decide passes on."""
         own = {name: self.reports[name] for name in ("decide", "recipe", "seed", "look", "confidence")}
         rest = {name: self.reports.get(name) for name in ("seeds",)}
         lists = {name: self.reports.get(name) or () for name in ("changes", "timings")}
         return Decided(run_reports(self.reports), **own, **rest, **lists)
 
     def html(self) -> str:
-        """The page."""
+        """Return the page."""
         return render_report(self.verdict, self.outcomes, self.predictions, self.run, self.curves)
 
     def summary(self) -> str:
-        """The summary."""
+        """Return the summary."""
         return render_summary(self.verdict, self.outcomes, self.run)
 
     def card(self) -> str:
-        """The model card."""
+        """Return the model card."""
         return render_card(self.verdict, self.outcomes, self.run)
 
 
 def answer(text: str, reference: str, *, tokens: int = 3, cut: bool = False, failed: str | None = None) -> Answer:
-    """An answer with its scores, as evaluate writes it."""
+    """Return an answer with its scores, as evaluate writes it."""
     right = None if failed else float(text == reference)
     scores = {"exact_match": right, "closeness": None if failed else 0.4 + 0.6 * float(text == reference)}
     labels: dict[str, str | None] = {}
@@ -77,7 +77,7 @@ def answer(text: str, reference: str, *, tokens: int = 3, cut: bool = False, fai
 
 
 def make_predictions(count: int = 445) -> list[Prediction]:
-    """Two agents; of the first about 65% are right, of the second 40%; a few are lost, cut off or failed."""
+    """Return answers of two agents, about 65% and 40% right; a few are lost, cut off or failed."""
     dice = random.Random(7)
     found = []
     for at in range(count):
@@ -110,7 +110,7 @@ def make_predictions(count: int = 445) -> list[Prediction]:
 
 
 def make_groups(predictions: list[Prediction]) -> dict[str, Any]:
-    """The groups of the evaluation report."""
+    """Return the groups of the evaluation report."""
     groups: dict[str, Any] = {}
     for group in ("all", AGENT, OTHER):
         members = [item for item in predictions if item.in_group(group)]
@@ -145,7 +145,7 @@ def make_groups(predictions: list[Prediction]) -> dict[str, Any]:
 
 
 def make_classes(predictions: list[Prediction]) -> dict[str, Any]:
-    """The classification block of the evaluation report."""
+    """Return the classification block of the evaluation report."""
     found: dict[str, Any] = {"labels": LABELS}
     members = [item for item in predictions if item.agent == AGENT]
     for side in ("baseline", "candidate"):

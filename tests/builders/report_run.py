@@ -1,4 +1,4 @@
-"""The reports of a run made up in memory: one that deploys, and one that can't be decided."""
+"""The reports of runs created in memory: one that deploys, and one that is inconclusive."""
 
 import math
 import random
@@ -27,7 +27,7 @@ ABOUT: tuple[About, ...] = ("quality", "quality", "quality", "latency", "memory"
 
 
 def make_outcomes(decide: Any, groups: dict[str, Any]) -> list[Outcome]:
-    """All five criteria pass; the latency has two outcomes."""
+    """Return outcomes in which all five criteria pass; the latency has two."""
     share = groups[AGENT]["candidate"]["exact_match"]
     gain = groups["all"]["candidate"]["exact_match"] - groups["all"]["baseline"]["exact_match"]
     f1 = groups[AGENT]["candidate"]["exceptions.macro_f1"]
@@ -52,7 +52,7 @@ def make_outcomes(decide: Any, groups: dict[str, Any]) -> list[Outcome]:
 
 
 def make_reports(decide: Any, predictions: list[Prediction]) -> dict[str, Any]:
-    """The reports of all stages."""
+    """Return the reports of all stages."""
     return {
         "recipe": "tiny",
         "seed": 42,
@@ -75,7 +75,7 @@ def make_reports(decide: Any, predictions: list[Prediction]) -> dict[str, Any]:
 
 
 def make_curves() -> dict[str, list[tuple[float, float]]]:
-    """A training that goes well."""
+    """Return the curves of a successful training."""
     steps = range(10, 350, 10)
     return {
         "loss": [(step, 0.6 + 4.4 * math.exp(-step / 35) + 0.04 * math.sin(step)) for step in steps],
@@ -88,7 +88,7 @@ def make_curves() -> dict[str, list[tuple[float, float]]]:
 
 
 def make_timings(count: int = 60) -> list[Timing]:
-    """Latencies as a clock shows them."""
+    """Return realistic latencies."""
     dice = random.Random(3)
     return [
         Timing(f"{at}", dice.gauss(0.107, 0.03) + 0.02, 0.01, 14, 0.03 + dice.expovariate(60), 0.01, 3)
@@ -97,7 +97,7 @@ def make_timings(count: int = 60) -> list[Timing]:
 
 
 def make_run(change: Change) -> MadeUp:
-    """A complete run that ends in deploy."""
+    """Return a complete run that ends in deploy."""
     decide = change(**{"evaluate.scorers": SCORERS, "decide.criteria": CRITERIA}).decide
     predictions = make_predictions()
     reports = make_reports(decide, predictions)
@@ -107,7 +107,7 @@ def make_run(change: Change) -> MadeUp:
 
 
 def make_undecided(change: Change) -> MadeUp:
-    """A run that ends in iterate, with hostile texts wherever a text of the data or of a model can stand."""
+    """Return a run that ends in iterate, with hostile texts in every text of the data and of the models."""
     made = make_run(change)
     first = made.outcomes[0]
     made.outcomes[0] = replace(first, status="inconclusive", estimate=0.59, lower=0.482, upper=0.69, reason=HOSTILE)
@@ -139,7 +139,7 @@ def make_undecided(change: Change) -> MadeUp:
 
 @pytest.fixture
 def run(change: Change) -> MadeUp:
-    """A run that ends in deploy."""
+    """Return a run that ends in deploy."""
     return make_run(change)
 
 
@@ -169,7 +169,7 @@ class Page(HTMLParser):
             self.text += data
 
     def values(self, name: str) -> list[str]:
-        """What stands in an attribute of this name, anywhere."""
+        """Return the values of all attributes with this name."""
         return [value for key, value in self.attributes if key == name]
 
 
@@ -177,7 +177,7 @@ class Page(HTMLParser):
 
 
 def load_card(text: str) -> Any:
-    """The card as the Hub's own library reads it, offline."""
+    """Return the card as the Hub's own library parses it offline."""
     from huggingface_hub import ModelCard
 
     return ModelCard(text)
@@ -185,5 +185,5 @@ def load_card(text: str) -> Any:
 
 @pytest.fixture
 def undecided(change: Change) -> MadeUp:
-    """A run that ends in iterate, full of hostile texts."""
+    """Return a run that ends in iterate, full of hostile texts."""
     return make_undecided(change)

@@ -1,4 +1,4 @@
-"""What the tests of resumed runs share: settings, a workspace for each, runs without a death, and what is compared."""
+"""Shared by the tests of resumed runs: settings, their workspaces, uninterrupted runs, and the compared results."""
 
 import json
 import shutil
@@ -15,8 +15,8 @@ from finetune.model.adapter import WEIGHTS
 from tests.builders.killed_run import Starts
 from tests.builders.small_run import copy_of, params, validated
 
-# 36 training examples in micro-batches of 4, two a step: 5 steps an epoch, the last one of a single micro-batch.
-# Losses are logged every second step and kept every third: a sum of unlogged losses must survive.
+# 36 training examples in micro-batches of 4, two per step: 5 steps per epoch, the last of a single micro-batch. Losses
+# are logged every second step and saved every third, so a sum of unlogged losses must be restored.
 COMMON = {"train__logging_steps": 2, "train__per_device_eval_batch_size": 4}
 SETTINGS: dict[str, dict[str, Any]] = {
     "dropout": {},
@@ -27,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "train__max_length": 40,
     },
     "nf4": {"model__quantization": "nf4"},
-    "spoilt": {  # the first steps are the best ones; then patience ends the run
+    "spoilt": {  # the first steps are the best; then early stopping ends the run
         "train__learning_rate": 0.5,
         "train__lr_scheduler_type": "constant",
         "train__num_train_epochs": 6,
@@ -37,13 +37,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"adapter__lora_dropout": 0.0},
     "long": {"train__num_train_epochs": 16, "train__save_steps": 1000, "train__eval_steps": 1000},
 }
-SETTINGS["rare saves"] = SETTINGS["spoilt"] | {"train__save_steps": 6}  # the best step is none of them
+SETTINGS["rare saves"] = SETTINGS["spoilt"] | {"train__save_steps": 6}  # the best step is not among them
 COMPARED = ("step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss")
 
 
 @dataclass
 class Outcome:
-    """What two runs are compared by, bit for bit."""
+    """The results by which two runs are compared, bit for bit."""
 
     adapter: str  # the canonical hash of the published weights
     checkpoints: list[dict[str, Any]]  # hashes of adapter and optimizer at each scheduled save
@@ -52,14 +52,14 @@ class Outcome:
 
 
 class Workshop:
-    """Workspaces in which train can start, and one run without a death a setting."""
+    """Workspaces in which train can start, and one uninterrupted run per setting."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.start, self.made = root, Starts(), 0
         self.wholes: dict[str, Path] = {}
 
     def ready(self, setting: str) -> Path:
-        """A fresh workspace with the data of a setting, and its params."""
+        """Create a workspace with the data and the params of a setting."""
         kind = "packed" if "packed" in setting else "padded"
         source = self.root / kind
         if not source.exists():
@@ -75,7 +75,7 @@ class Workshop:
         (folder / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
 
     def uninterrupted(self, setting: str) -> Path:
-        """The folder of the run that nothing disturbed."""
+        """Return the folder of the uninterrupted run."""
         if setting not in self.wholes:
             folder = self.ready(setting)
             assert self.start(folder) == 0, self.start.output(folder)
@@ -85,12 +85,12 @@ class Workshop:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """One for all tests of a module."""
+    """Create one workshop for all tests of a module."""
     return Workshop(tmp_path_factory.mktemp("workshop"))
 
 
 def outcome(folder: Path) -> Outcome:
-    """What came out of the run in a folder."""
+    """Return the results of the run in a folder."""
     manifest = read_manifest(folder / "out/adapter")
     adapter = sha256_tensors(folder / "out/adapter" / WEIGHTS)
     assert adapter == manifest["adapter_sha256"]
@@ -100,22 +100,22 @@ def outcome(folder: Path) -> Outcome:
 
 
 def order(folder: Path, number: int) -> list[dict[str, Any]]:
-    """The micro-batches that a start computed: step, examples, hash of the tokens."""
+    """Return the micro-batches that a start computed: step, examples, hash of the tokens."""
     lines = (folder / f"order-{number}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
 def newest_step(folder: Path) -> int:
-    """The newest checkpoint in a folder; 0 where there is none."""
+    """Return the step of the newest checkpoint in a folder; 0 if there is none."""
     return max((int(path.name.split("-")[1]) for path in folder.glob("work/checkpoints/*/checkpoint-*")), default=0)
 
 
 def checkpoint(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the path of a step's checkpoint."""
     (found,) = folder.glob(f"work/checkpoints/*/checkpoint-{step}")
     return found
 
 
 def remove(folder: Path) -> None:
-    """A workspace that is not needed any more."""
+    """Remove a workspace that is no longer needed."""
     shutil.rmtree(folder)

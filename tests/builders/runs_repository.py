@@ -1,4 +1,4 @@
-"""A git and DVC repository whose pipeline makes up its results in an instant: for what compares runs."""
+"""A git and DVC repository whose pipeline fakes its results instantly, for the commands that compare runs."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What the stages of dvc.yaml run. A higher rate gets more answers right; the seed shifts which, and fails a run at 13.
+# The script of the stages in dvc.yaml. A higher rate gets more answers right; the seed shifts which, and 13 fails.
 STAGES = """
 import hashlib, json, os, sys
 from pathlib import Path
@@ -123,7 +123,7 @@ CRITERIA = [
 
 
 def build(root: Path, shipped: dict[str, Any]) -> Path:
-    """The repository, its pipeline run once and committed on the branch main."""
+    """Create the repository; its pipeline has run once and is committed on the branch main."""
     (root / "data/raw").mkdir(parents=True)
     content = deepcopy(shipped)
     content["train"]["learning_rate"] = 0.5
@@ -144,7 +144,7 @@ def build(root: Path, shipped: dict[str, Any]) -> Path:
 
 
 def copy_of(repository: Path, target: Path) -> Path:
-    """A copy to change, cache and all."""
+    """Return a copy with its cache that may be changed."""
     shutil.copytree(repository, target, symlinks=True)
     return target
 
@@ -156,7 +156,7 @@ def commit(root: Path, message: str) -> None:
 
 
 def experiment(root: Path, name: str, *settings: str) -> None:
-    """Run an experiment of this name, and put the working tree back."""
+    """Run an experiment of this name, and restore the working tree."""
     options = [part for setting in settings for part in ("-S", setting)]
     run(root, "dvc", "exp", "run", "-q", "--name", name, *options)
     run(root, "git", "checkout", "-q", ".")
@@ -164,26 +164,26 @@ def experiment(root: Path, name: str, *settings: str) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Commands of this environment first, and a name for git."""
+    """Return an environment with this interpreter's commands first, and a name for git."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     git = {f"GIT_{who}_{what}": "t@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     return {**os.environ, **git, "PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(ROOT / "src")}
 
 
 def run(root: Path, *command: str, code: int = 0) -> str:
-    """Run a command there; gives what it printed. Another exit code than `code` fails."""
+    """Run a command in the folder and return its output. Exit codes other than `code` fail."""
     done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
 
 def finetune(root: Path, *arguments: str, code: int = 0) -> str:
-    """`python -m finetune …` in the repository."""
+    """Run `python -m finetune …` in the repository."""
     return run(root, sys.executable, "-m", "finetune", *arguments, code=code)
 
 
 def outputs(root: Path) -> dict[str, bytes]:
-    """What the stages wrote."""
+    """Return the outputs of the stages."""
     folders = [root / name for name in ("data/prepared", "data/validated", "out", "reports")]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}

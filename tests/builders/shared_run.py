@@ -1,4 +1,4 @@
-"""A finished run whose stages made nothing: every file that is shared, small, and at one with the others."""
+"""A finished run without training: every shared file exists, is small, and is consistent with the others."""
 
 import json
 import re
@@ -19,7 +19,7 @@ SHARED = "0" * 64
 
 
 def finished(root: Path, verdict: str = "deploy") -> Path:
-    """A folder with a finished run; dvc.lock is written by `lock`."""
+    """Return a folder with a finished run; `lock` writes its dvc.lock."""
     for name in ("data/raw", "data/prepared", "data/validated", "out/adapter", "reports", "requirements"):
         (root / name).mkdir(parents=True)
     shutil.copy(ROOT / "params.yaml", root)
@@ -38,7 +38,7 @@ def finished(root: Path, verdict: str = "deploy") -> Path:
 
 
 def pipeline() -> dict[str, Any]:
-    """The stages of the real dvc.yaml with their outputs and params, and few dependencies."""
+    """Return the stages of the real dvc.yaml with their outputs and params, and few dependencies."""
     deps = {
         "prepare": ["data/raw"],
         "validate": ["data/prepared"],
@@ -52,7 +52,7 @@ def pipeline() -> dict[str, Any]:
 
 
 def write_adapter(folder: Path, prepared: dict[str, str]) -> dict[str, Any]:
-    """A published adapter of three tensors; gives its manifest's head."""
+    """Write an adapter of three tensors and return the head of its manifest."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -72,7 +72,7 @@ def write_adapter(folder: Path, prepared: dict[str, str]) -> dict[str, Any]:
 
 
 def write_locks(folder: Path) -> None:
-    """Locks of a few packages, one of them for another system and one installed here."""
+    """Write locks of a few packages, one for another system and one that is installed."""
     hashed = f" \\\n    --hash=sha256:{SHARED} \\\n    --hash=sha256:{'1' * 64}\n"
     pins = [f"packaging=={version('packaging')}", "networkx==3.6.1 ; python_full_version < '3.12'"]
     pins += ["networkx==3.7 ; python_full_version >= '3.12'", "pywin32==312 ; sys_platform == 'win32'"]
@@ -81,7 +81,7 @@ def write_locks(folder: Path) -> None:
 
 
 def write_reports(root: Path, adapter: dict[str, Any], prepared: dict[str, str], verdict: str) -> None:
-    """The reports of all stages, the pages, and what was answered."""
+    """Write the reports of all stages, the pages, and the answers."""
     sha256 = adapter["adapter_sha256"]
     for name in ("predictions", "latency"):
         (root / f"out/{name}.jsonl").write_text(f'{{"{name}": 1}}\n' * 50, encoding="utf-8")
@@ -116,7 +116,7 @@ def write_reports(root: Path, adapter: dict[str, Any], prepared: dict[str, str],
 
 
 def lock(root: Path) -> None:
-    """Write dvc.lock as `dvc commit` would, of what lies here."""
+    """Write dvc.lock for the current files, as `dvc commit` would."""
     from finetune.files.nested import dig
     from finetune.pipeline.outputs import md5, md5_of_folder
 
@@ -137,7 +137,7 @@ def lock(root: Path) -> None:
 
 
 def rewrite(path: Path, before: str, after: str) -> None:
-    """Change a text file; the text must be there."""
+    """Change a text file; the text must exist."""
     text = path.read_text(encoding="utf-8")
     assert re.search(re.escape(before), text), before
     path.write_text(text.replace(before, after), encoding="utf-8")

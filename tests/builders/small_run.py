@@ -1,4 +1,4 @@
-"""A whole run in a folder, small enough for a test: 60 rows, a random base of 220,000 parameters, a dozen steps."""
+"""A complete run that is small enough for a test: 60 rows, a random base of 220,000 parameters, a dozen steps."""
 
 import json
 import os
@@ -37,7 +37,7 @@ WORDS = [
 
 
 def rows(count: int) -> list[dict[str, Any]]:
-    """Interactions of two agents with a pattern that can be learnt, and one failed row."""
+    """Return interactions of two agents with a learnable pattern, and one failed row."""
     found: list[dict[str, Any]] = []
     for number in range(count):
         word = WORDS[number % len(WORDS)]
@@ -47,13 +47,13 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 def params(**changes: Any) -> dict[str, Any]:
-    """The repository's params.yaml made small, with dotted keys changed (`train__learning_rate=1.0`)."""
+    """Return a small version of the repository's params.yaml, with keys changed (`train__learning_rate=1.0`)."""
     content: dict[str, Any] = read_yaml(ROOT / "params.yaml")
     small = {
         "data.directory": "data/raw",
         "data.sources": [{"name": "small", "path": "rows.jsonl", "format": "interactions"}],
         "data.system_prompts": {"upper": "Write the word in capitals."},
-        "data.duplicates.near": "ignore",  # the rows are alike on purpose
+        "data.duplicates.near": "ignore",  # the rows are similar on purpose
         "findings.accept": {"test-near-overlap": "the rows are alike on purpose"},
         "data.split": {"method": "exact", "train": 0.6, "validation": 0.2, "test": 0.2, "stratify_by": "agent"},
         "model.base": "base",
@@ -86,7 +86,7 @@ def params(**changes: Any) -> dict[str, Any]:
 
 
 def build_base(folder: Path) -> None:
-    """A random Qwen2 base with the embedded tokenizer."""
+    """Build a random Qwen2 base with the embedded tokenizer."""
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -106,7 +106,7 @@ def build_base(folder: Path) -> None:
 
 
 def workspace(root: Path, count: int = 60, **changes: Any) -> tuple[Config, Paths]:
-    """A folder with rows, base and params.yaml, and the present directory moved into it (names are relative)."""
+    """Create a folder with rows, base and params.yaml, and make it the working directory (names are relative)."""
     root.mkdir(parents=True, exist_ok=True)
     os.chdir(root)
     (root / "data/raw").mkdir(parents=True)
@@ -114,12 +114,12 @@ def workspace(root: Path, count: int = 60, **changes: Any) -> tuple[Config, Path
     (root / "data/raw/rows.jsonl").write_text("".join(lines), encoding="utf-8")
     build_base(root / "base")
     content = params(**changes)
-    (root / "params.yaml").write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML too
+    (root / "params.yaml").write_text(json.dumps(content), encoding="utf-8")  # JSON is valid YAML
     return parse_config(content, "params.yaml"), Paths()
 
 
 def validated(root: Path, **changes: Any) -> tuple[Config, Paths]:
-    """A workspace with prepare and validate done."""
+    """Create a workspace in which prepare and validate have run."""
     from finetune.prepare import stage as prepare
     from finetune.validate import stage as validate
 
@@ -130,7 +130,7 @@ def validated(root: Path, **changes: Any) -> tuple[Config, Paths]:
 
 
 def trainer_of(config: Config, paths: Paths) -> Any:
-    """A trainer over validated data that has not begun."""
+    """Return a trainer on validated data, before training."""
     from finetune.model.tokens import load_tokenizer
     from finetune.processes.signals import StopRequest
     from finetune.train import run, setup
@@ -144,7 +144,7 @@ def trainer_of(config: Config, paths: Paths) -> Any:
 
 
 def copy_of(source: Path, target: Path) -> Path:
-    """A copy of a workspace, so that stages can be run from the same start more than once."""
+    """Copy a workspace, so that several runs can start from the same state."""
     shutil.copytree(source, target)
     return target
 
@@ -164,7 +164,7 @@ CODE = [
 
 
 def copy_tree(root: Path, names: list[str]) -> Path:
-    """A fresh folder with these files and folders of the repository."""
+    """Create a folder with copies of these files and folders of the repository."""
     for name in names:
         source, target = ROOT / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def copy_tree(root: Path, names: list[str]) -> Path:
 
 
 def small_tree(root: Path, count: int = 60, **changes: Any) -> Path:
-    """A fresh folder with the repository's code, small data, a small base and params.yaml: a run that DVC can make."""
+    """Create a folder with the repository's code, small data, a small base and params.yaml, for runs with DVC."""
     copy_tree(root, CODE)
     (root / "data/raw").mkdir(parents=True)
     for name in ("looks", "seeds"):
@@ -189,6 +189,6 @@ def small_tree(root: Path, count: int = 60, **changes: Any) -> Path:
 
 
 def write_params(root: Path, **changes: Any) -> None:
-    """The small params with the base of `small_tree`."""
+    """Write the small params with the base of `small_tree`."""
     content = params(**{"model__base": "models/small", **changes})
     (root / "params.yaml").write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What each stage of a run that is made up in memory reports."""
+"""Reports of each stage for a run created in memory."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tests.builders.whole_reports import MACHINE
 
 
 def make_prepare() -> dict[str, Any]:
-    """prepare.json of one source."""
+    """Return prepare.json of one source."""
     return {
         "settings": {"sources": [{"name": "cpython", "path": "/home/me/data.jsonl"}]},
         "sources": {
@@ -30,7 +30,7 @@ def make_prepare() -> dict[str, Any]:
 
 
 def make_validation() -> dict[str, Any]:
-    """validation.json with a note and an accepted warning."""
+    """Return validation.json with a note and an accepted warning."""
     finding = {"code": "last-batch-partial", "severity": "note", "cost": "nothing", "place": "params.yaml: train"}
     finding |= {"message": "the last step takes 11 of 16 examples", "remedy": "nothing to do", "accepted": None}
     tokens = {"tokens": 149271, "supervised_tokens": 9362}
@@ -45,7 +45,7 @@ def make_validation() -> dict[str, Any]:
 
 
 def make_train() -> dict[str, Any]:
-    """train.json of a whole run."""
+    """Return train.json of a complete run."""
     losses = {"first_validation_loss": 5.0868, "validation_loss": 0.7669, "last_validation_loss": 0.7669}
     parameters = {"trainable": 217088, "total": 2186176}
     kept = {"steps": 342, "kept_step": 342, "parameters": parameters}
@@ -53,7 +53,7 @@ def make_train() -> dict[str, Any]:
 
 
 def make_evaluation(predictions: list[Prediction]) -> dict[str, Any]:
-    """evaluation.json of these answers."""
+    """Return evaluation.json of these answers."""
     hellaswag = {"examples": 200, "metric": "acc", "baseline": 0.271, "candidate": 0.262, "lower": -0.04, "upper": 0.02}
     generation = {"do_sample": False, "num_beams": 1, "max_new_tokens": 16, "eos_token_id": [2]}
     return {
@@ -75,7 +75,7 @@ def make_evaluation(predictions: list[Prediction]) -> dict[str, Any]:
 
 
 def make_cost() -> dict[str, Any]:
-    """cost.json of 60 prompts."""
+    """Return cost.json of 60 prompts."""
     side = {"p50_seconds": 0.09, "p95_seconds": 0.19, "mean_first_seconds": 0.011}
     return {
         "adapter_sha256": SHA["adapter"],
@@ -96,7 +96,7 @@ def make_cost() -> dict[str, Any]:
 
 
 def make_seeds() -> dict[str, dict[str, Any]]:
-    """The outcomes of three seeds, as data/seeds.json holds them."""
+    """Return the outcomes of three seeds, as in data/seeds.json."""
     return {
         f"{seed}": {
             "adapter_sha256": f"{seed}" * 32,

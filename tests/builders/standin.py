@@ -1,8 +1,7 @@
-"""A stand-in for the images' base, where no registry can be reached: Debian from its own archive, by mmdebstrap.
+"""A stand-in for the images' base without a registry: Debian from its own archive, built by mmdebstrap.
 
-It proves the Dockerfiles' steps and the locks, not the official base. Everything lies in one temporary folder, the
-engines' storage too, and is removed when the tests end: no image, container or setting of a user is touched.
-"""
+It tests the Dockerfiles' steps and the locks, but not the official base. Everything, including the engines' storage, is
+in a temporary folder that is removed after the tests: no image, container or setting of the user changes."""
 
 import atexit
 import os
@@ -28,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("buildah", "podman", "mmdebstrap")
 BASE = "localhost/standin/python:3.11"
 SECRET = "a-secret-that-no-layer-may-hold"
-# What the official base has and the Dockerfiles count on: Python with venv, pip and its headers, and certificates.
+# The parts of the official base that the Dockerfiles need: Python with venv, pip, headers, and certificates.
 PACKAGES = "ca-certificates,python3,python3-venv,python3-pip,libpython3-dev"
 UNNEEDED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*")
 LINKS = "for name in python python3; do ln -s /usr/bin/python3 $1/usr/local/bin/$name; done"
@@ -37,7 +36,7 @@ CLEAN = "rm -f $1/etc/resolv.conf $1/etc/hostname $1/usr/lib/python3*/EXTERNALLY
 
 @dataclass(frozen=True)
 class Built:
-    """An image that was built: its name, the engine's words, and how long it took."""
+    """A built image: its name, the engine's output, and the build time."""
 
     name: str
     log: str
@@ -45,12 +44,12 @@ class Built:
 
     @property
     def told(self) -> str:
-        """The line with its name, size and time."""
+        """Return a line with name, size and time."""
         return next(line for line in self.log.splitlines() if line.startswith(f"{self.name}: "))
 
 
 def require_tools(free_gigabytes: float = 8) -> None:
-    """Skip the test where a tool or the space is missing, and tell what to do; fail where REQUIRE_IMAGE is 1."""
+    """Skip the test with a remedy if a tool or disk space is missing; fail instead if REQUIRE_IMAGE is 1."""
     lacking = [tool for tool in TOOLS if shutil.which(tool) is None]
     free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
     reason = ""
@@ -67,11 +66,10 @@ def require_tools(free_gigabytes: float = 8) -> None:
 
 
 def stand_in_environment(environment: Environment = "cpu") -> dict[str, str]:
-    """The environment variables with which the engines, and `python -m finetune image`, build on the stand-in.
+    """Return the environment in which engines and `python -m finetune image` build on the stand-in.
 
-    The base is made at the first call in a process (a minute); engines then find it, and what is built, in a storage of
-    their own.
-    """
+    The first call in a process makes the base (a minute); engines find it and the built images in a separate
+    storage."""
     folder = workplace()
     settings, folders = pip_settings(environment)
     conf, bundle = folder / f"pip-{environment}.conf", folder / "ca.pem"
@@ -91,7 +89,7 @@ def stand_in_environment(environment: Environment = "cpu") -> dict[str, str]:
 
 @cache
 def workplace() -> Path:
-    """The folder of everything, with the base imported; removed when this process ends."""
+    """Return the folder of everything, with the base imported; it is removed when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="finetune-images-"))
     atexit.register(remove, folder)
     (folder / "tmp").mkdir()
@@ -123,7 +121,7 @@ def workplace() -> Path:
 
 
 def engine_environment(folder: Path) -> dict[str, str]:
-    """This process's environment with the engines' storage in the folder, and builds without a runtime."""
+    """Return this process's environment with the engines' storage in the folder, and builds without a runtime."""
     own = {"CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"), "BUILDAH_ISOLATION": "chroot"}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return os.environ | own | {"TMPDIR": str(folder / "tmp"), "PATH": path, "PYTHONPATH": str(ROOT / "src")}
@@ -131,10 +129,9 @@ def engine_environment(folder: Path) -> dict[str, str]:
 
 @cache
 def pip_settings(environment: Environment) -> tuple[str, tuple[Path, ...]]:
-    """pip's own sources of packages on this machine as lines of a pip.conf, and the local folders among them.
+    """Return the package sources of pip's settings as lines of a pip.conf, and the local folders among them.
 
-    A folder with PyTorch's CPU build is left out of the CUDA build, which it would turn into another one.
-    """
+    The CUDA build gets no folder with PyTorch's CPU build, which would change its result."""
     listed = call([sys.executable, "-m", "pip", "config", "list"], dict(os.environ)).stdout
     settings: dict[str, list[str]] = {}
     for line in listed.splitlines():
@@ -150,19 +147,19 @@ def pip_settings(environment: Environment) -> tuple[str, tuple[Path, ...]]:
 
 
 def local_folder(word: str) -> Path | None:
-    """The folder that an address of pip's settings names, where it is a local one."""
+    """Return the local folder that an address in pip's settings names, if any."""
     path = Path(unquote(urlparse(word).path)) if word.startswith("file:") else Path(word)
     return path if path.is_absolute() and path.is_dir() else None
 
 
 def allowed(word: str, environment: Environment) -> bool:
-    """Whether the build of an environment may take packages from there."""
+    """Return whether the build of an environment may take packages from there."""
     folder = local_folder(word)
     return environment == "cpu" or folder is None or not any(folder.glob("torch-*+cpu*"))
 
 
 def build_image(environment: Environment, engine: str = "podman", root: Path = ROOT) -> Built:
-    """Build a tree's image on the stand-in, as `make image-cpu` does; AssertionError with the log where it fails."""
+    """Build a tree's image on the stand-in, as `make image-cpu` does; raise AssertionError with the log on failure."""
     done, seconds = try_build(environment, engine, root, {})
     assert done.returncode == 0, done.stdout + done.stderr[-8000:]
     return Built(done.stdout.split(": ")[0], done.stdout + done.stderr, seconds)
@@ -171,7 +168,7 @@ def build_image(environment: Environment, engine: str = "podman", root: Path = R
 def try_build(
     environment: Environment, engine: str, root: Path, changed: Mapping[str, str]
 ) -> tuple["subprocess.CompletedProcess[str]", float]:
-    """What such a build says, and the seconds it takes; its error, if any, as `python -m finetune image` tells it."""
+    """Return the output of a build and its seconds; an error is shown as `python -m finetune image` shows it."""
     code = (
         "import sys; from pathlib import Path; from finetune.containers import images\n"
         "from finetune.errors import FinetuneError\n"
@@ -187,7 +184,7 @@ def try_build(
 
 @contextmanager
 def container(name: str) -> Iterator[tuple[str, Path]]:
-    """A container of an image that was built, for `buildah run`, and the folder where its file system is seen."""
+    """Create a container of a built image for `buildah run`, and mount its file system in a folder."""
     variables = engine_environment(workplace())
     made = call(["buildah", "from", "--pull-never", name], variables).stdout.strip()
     try:
@@ -198,14 +195,14 @@ def container(name: str) -> Iterator[tuple[str, Path]]:
 
 @cache
 def start_build(environment: Environment) -> "Future[Built]":
-    """Begin the one build of an environment's image beside what else is done; it waits for disk and network."""
-    stand_in_environment(environment)  # what it makes at its first call is made by one thread
+    """Start the single build of an environment's image in the background, as it waits for disk and network."""
+    stand_in_environment(environment)  # one thread creates what the first call creates
     built: Future[Built] = Future()
 
     def build() -> None:
         try:
             built.set_result(build_image(environment))
-        except BaseException as error:  # it is raised where the image is asked for
+        except BaseException as error:  # raised where the image is needed
             built.set_exception(error)
 
     threading.Thread(target=build, daemon=True).start()
@@ -213,12 +210,12 @@ def start_build(environment: Environment) -> "Future[Built]":
 
 
 def built_image(environment: Environment) -> Built:
-    """The image of an environment, built once in a process; its first build is the cold one."""
+    """Return the image of an environment, built once per process; the first build has no cache."""
     return start_build(environment).result()
 
 
 def call(line: list[str], variables: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Run a command in this tree; gives what it said."""
+    """Run a command in this tree and return its output."""
     return subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True, errors="replace", check=False)
 
 

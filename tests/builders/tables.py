@@ -1,4 +1,4 @@
-"""Tables of rows made up in memory, for tests of what is done to them."""
+"""Tables of rows created in memory, for tests of their processing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ def table_of(
     agents: Sequence[int] | None = None,
     labels: Sequence[int] | None = None,
 ) -> Table:
-    """A table whose rows have these hashes; no text lies behind it."""
+    """Return a table whose rows have these hashes, without texts."""
     count = len(prompts)
     zeros = [0] * count
     return Table(

@@ -1,7 +1,6 @@
-"""Waiting for another process: until something has happened, never for a fixed time.
+"""Waiting for another process until an event, never for a fixed time.
 
-The deadline matters only when something is broken, so it leaves room for a machine with much other work.
-"""
+The deadline matters only in case of a failure, so it is long enough for a busy machine."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ PATIENCE = 300.0  # seconds
 
 
 def wait_for(happened: Callable[[], Any], running: "Popen[Any] | None" = None, what: str = "it happened") -> Any:
-    """Give what a function gives as soon as that is true; fail where a process ends first."""
+    """Return a function's value as soon as it is true; fail if a process ends first."""
     deadline = time.monotonic() + PATIENCE
     while not (found := happened()):
         if running is not None and running.poll() is not None:

@@ -1,4 +1,4 @@
-"""Reports with every field that their models ask for, where a test names only those that it is about."""
+"""Complete reports with all fields of their models; a test sets only the relevant ones."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -67,7 +67,7 @@ WHOLE: dict[str, dict[str, Any]] = {
 
 
 def whole(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """A report of this name with these values and made-up ones in every other place."""
+    """Return a report of this name with these values, and artificial ones for all other fields."""
     found = _merged(WHOLE[name], content)
     if name == "prepare":
         found["sources"] = {source: _merged(SOURCE, account) for source, account in found["sources"].items()}
@@ -86,6 +86,6 @@ def _merged(default: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str,
 
 
 def run_reports(contents: Mapping[str, Mapping[str, Any]]) -> RunReports:
-    """The reports that decide reads, of their plain contents; what a test leaves out is made up."""
+    """Return the reports that decide reads, from plain contents; missing ones are artificial."""
     names = [name for name in KINDS if name != "decision"]
     return RunReports(**{name: parse_report(whole(name, contents.get(name, {})), KINDS[name], name) for name in names})

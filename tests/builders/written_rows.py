@@ -1,4 +1,4 @@
-"""Rows written into files of every kind, and read back."""
+"""Rows written to files of every kind, and read back."""
 
 import pickle
 from collections.abc import Callable
@@ -19,7 +19,7 @@ LARGEST = 10_000
 
 
 def read(path: Path, part: str | None = None, largest: int = LARGEST) -> list[Row | BadRow]:
-    """All rows of a file, each batch after a journey to another process and back."""
+    """Return all rows of a file, with each batch pickled and unpickled."""
     found: list[Row | BadRow] = []
     for batch in read_batches(path, detect_container(path), largest, part):
         found += pickle.loads(pickle.dumps(batch)).rows()
@@ -27,7 +27,7 @@ def read(path: Path, part: str | None = None, largest: int = LARGEST) -> list[Ro
 
 
 def error_of(path: Path, part: str | None = None, largest: int = LARGEST) -> str:
-    """The text of the DataError that reading ends with, without the folder."""
+    """Return the text of the DataError that reading raises, without the folder."""
     with pytest.raises(DataError) as caught:
         read(path, part, largest)
     assert "\n" not in str(caught.value)
@@ -35,7 +35,7 @@ def error_of(path: Path, part: str | None = None, largest: int = LARGEST) -> str
 
 
 def to_arrow(table: pa.Table, new: Callable[..., Any]) -> bytes:
-    """In Arrow's file or stream format."""
+    """Return the table in Arrow's file or stream format."""
     sink = pa.BufferOutputStream()
     with new(sink, table.schema) as writer:
         writer.write_table(table)
@@ -44,13 +44,13 @@ def to_arrow(table: pa.Table, new: Callable[..., Any]) -> bytes:
 
 
 def to_parquet(table: pa.Table, **options: Any) -> bytes:
-    """As pyarrow writes it."""
+    """Return the table as pyarrow writes Parquet."""
     sink = pa.BufferOutputStream()
     pa.parquet.write_table(table, sink, **options)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
 
-# ---- Whatever it holds
+# ---- Arbitrary content
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

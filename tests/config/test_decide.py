@@ -1,4 +1,4 @@
-"""The gate and its scorers in params.yaml: what is asked can be measured, and is asked once."""
+"""The gate and its scorers in params.yaml: criteria are measurable and not duplicated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +10,14 @@ from finetune.config.params import Config, parse_config
 from tests.builders.config_errors import GOOD, MISSING, error_of, with_criteria
 
 
-def test_the_looks_share_the_error_probability(change: Callable[..., Config]) -> None:
-    """Five looks at 95% are each taken at 99%, so that the chance of one false proof among them stays at 5%."""
+def test_test_set_uses_share_the_error_probability(change: Callable[..., Config]) -> None:
+    """Five uses at 95% have 99% each, so that the probability of any false proof stays at 5%."""
     asked = change(**{"decide.confidence": 0.95, "decide.looks": 5}).decide
     assert asked.confidence_of_a_look == pytest.approx(0.99)
     assert change(**{"decide.confidence": 0.95, "decide.looks": 1}).decide.confidence_of_a_look == pytest.approx(0.95)
 
 
-def test_every_rule_loads_and_says_itself_in_words(params: dict[str, Any]) -> None:
+def test_every_rule_loads_and_is_described_in_words(params: dict[str, Any]) -> None:
     """These words are the lines of the gate in every report."""
     criteria = parse_config(
         with_criteria(
@@ -81,15 +81,13 @@ EXACT = {"metric": "exact_match", "group": "all"}
         ),
     ],
 )
-def test_a_criterion_that_cannot_be_meant_is_refused(
-    params: dict[str, Any], criteria: list[dict[str, Any]], text: str
-) -> None:
-    """Two thresholds for one thing, a rule in the wrong direction, a metric that nothing measures: all at once told."""
+def test_contradictory_criteria_are_refused(params: dict[str, Any], criteria: list[dict[str, Any]], text: str) -> None:
+    """Duplicate thresholds, rules in the wrong direction and unmeasured metrics are all reported at once."""
     assert error_of(with_criteria(params, *criteria)) == f"params.yaml: {text}"
 
 
-def test_a_scorer_and_a_side_are_sections_of_their_kind(params: dict[str, Any]) -> None:
-    """Their errors name the key as it stands in the file, not pydantic's branch of a union."""
+def test_errors_in_scorers_and_sides_name_the_key(params: dict[str, Any]) -> None:
+    """Errors name the key as in the file, not pydantic's branch of a union."""
     params["evaluate"]["scorers"]["close"] = {"scorer": "numeric", "of": None, "absolute_tolerance": -1.0}
     params["evaluate"]["scorers"]["odd"] = {"scorer": "exact_mach", "of": None}
     params["evaluate"]["baseline"] = {"form": "recorded", "name": "v1", "path": "a.jsonl", "sha256": "x"}
@@ -107,8 +105,8 @@ def test_a_scorer_and_a_side_are_sections_of_their_kind(params: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("name", ["loss", "perplexity", "a.b"])
-def test_a_scorer_takes_no_name_that_is_taken(params: dict[str, Any], name: str) -> None:
-    """A metric's name says one thing."""
+def test_a_scorer_with_a_taken_name_is_refused(params: dict[str, Any], name: str) -> None:
+    """The name of a metric must be unambiguous."""
     params["evaluate"]["scorers"] |= {name: {"scorer": "exact_match", "of": None}}
     assert error_of(params).startswith(f"params.yaml: evaluate.scorers: {name!r} can't be the name of a scorer")
 
@@ -116,8 +114,8 @@ def test_a_scorer_takes_no_name_that_is_taken(params: dict[str, Any], name: str)
 # ---- Criteria
 
 
-def test_an_unknown_rule_is_told_with_the_known_ones(params: dict[str, Any]) -> None:
-    """The rule decides which other keys a criterion has, so nothing else can be said before it is right."""
+def test_an_unknown_rule_is_reported_with_the_known_ones(params: dict[str, Any]) -> None:
+    """The rule determines the other keys of a criterion, so they are checked only after it is right."""
     text = error_of(with_criteria(params, {"rule": "at_lest", "metric": "exact_match", "group": "all"}))
     assert text.startswith("params.yaml: decide.criteria.0")
     assert "'at_lest'" in text
@@ -126,32 +124,32 @@ def test_an_unknown_rule_is_told_with_the_known_ones(params: dict[str, Any]) -> 
 
 
 def test_a_criterion_without_a_rule_misses_its_rule(params: dict[str, Any]) -> None:
-    """The same words as for any other missing key, with the key to write."""
+    """The error is that of any other missing key, with the key to add."""
     text = error_of(with_criteria(params, {"metric": "exact_match", "group": "all"}, GOOD))
     assert text == f"params.yaml: decide.criteria.0.rule: {MISSING}"
 
 
-def test_a_criterion_misses_its_own_key(params: dict[str, Any]) -> None:
+def test_a_missing_key_of_a_criterion_is_reported(params: dict[str, Any]) -> None:
     """An `at_least` without a threshold would hold for any candidate."""
     text = error_of(with_criteria(params, {"rule": "at_least", "metric": "exact_match", "group": "all"}, GOOD))
     assert text == f"params.yaml: decide.criteria.0.threshold: {MISSING}"
 
 
-def test_a_key_of_another_rule_is_no_suggestion_for_itself(params: dict[str, Any]) -> None:
-    """`threshold` in `better_than_baseline` is a misunderstanding; "did you mean threshold?" leaves it standing."""
+def test_a_key_of_another_rule_is_not_suggested(params: dict[str, Any]) -> None:
+    """For `threshold` in `better_than_baseline`, "did you mean threshold?" would not help."""
     text = error_of(with_criteria(params, GOOD | {"threshold": 0.6}, GOOD))
     assert text.startswith("params.yaml: decide.criteria.0.threshold: unknown key; ")
     assert "did you mean threshold?" not in text
 
 
 def test_a_mistyped_key_of_a_criterion_is_named(params: dict[str, Any]) -> None:
-    """The nearest key is sought among those of the criterion's own rule."""
+    """The nearest key is one of the criterion's own rule."""
     latency = {"rule": "latency_at_most", "seconds": 1.0, "improvement": None, "second": 1}
     text = error_of(with_criteria(params, GOOD, latency))
     assert text == "params.yaml: decide.criteria.1.second: unknown key; did you mean seconds?"
 
 
 def test_a_gate_without_criteria_is_refused(params: dict[str, Any]) -> None:
-    """No criterion fails where there is none: an empty gate would deploy everything."""
+    """An empty gate has no failing criterion and would deploy everything."""
     text = error_of(with_criteria(params))
     assert text.startswith("params.yaml: decide.criteria: must have at least 1 item")

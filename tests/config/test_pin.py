@@ -1,4 +1,4 @@
-"""`finetune pin`: the one line that fixes a run's base."""
+"""`finetune pin` writes the line that fixes a run's base."""
 
 import shutil
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from tests.builders.small_run import ROOT, build_base
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same machine for every test: a CPU with 32 GB, no accelerator; and the top of the repository."""
+    """Simulate the same machine for every test: a CPU with 32 GB, no accelerator; and change to the root folder."""
     make_here(monkeypatch)
 
 
@@ -27,7 +27,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with the shipped recipes and params.yaml, as the present directory."""
+    """Create a repository with the shipped recipes and params.yaml, and make it the working directory."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
-    """`hub(COMMIT)`: a Hub that answers so (or raises it); gives the names that it is asked for."""
+    """`hub(COMMIT)`: simulate a Hub with this answer (or error); return the list of the requested names."""
     import huggingface_hub
 
     def answering(answer: Any) -> list[str]:
@@ -48,21 +48,21 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
                 raise answer
             return SimpleNamespace(sha=answer)
 
-        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)  # the class is imported by others, too
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)  # other modules have imported the class
         return asked
 
     return answering
 
 
 def changed_lines(before: str, after: str) -> list[tuple[str, str]]:
-    """The lines that differ."""
+    """Return the lines that differ."""
     return [pair for pair in zip(before.split("\n"), after.split("\n"), strict=True) if pair[0] != pair[1]]
 
 
 def test_pin_writes_one_line_and_keeps_all_else(
     folder: Path, hub: Callable[[Any], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Comments, spaces and the other keys to the letter; params.yaml runs another recipe and stays as it is."""
+    """Comments, spaces and other keys are unchanged; so is params.yaml, which is of another recipe."""
     asked = hub(COMMIT)
     recipe, own = Path("recipes/h100.yaml"), Path("params.yaml")
     before, mine = recipe.read_text(encoding="utf-8"), own.read_text(encoding="utf-8")
@@ -81,15 +81,15 @@ def test_pin_writes_one_line_and_keeps_all_else(
 
 
 def test_pin_moves_a_pin(folder: Path, hub: Callable[[Any], list[str]]) -> None:
-    """Pinned before, the base has moved on; the person who pins again wants it."""
+    """The base has a newer commit since the first pin, and the user pins again."""
     for commit in ("c" * 40, COMMIT):
         hub(commit)
         pin(Path("recipes"), "cpu", Path("params.yaml"))
         assert read_yaml(Path("recipes/cpu.yaml"))["model"]["revision"] == commit
 
 
-def test_pin_pins_params_too_where_that_recipe_is_in_use(folder: Path, hub: Callable[[Any], list[str]]) -> None:
-    """Else the next run would stop for want of the pin that was just made."""
+def test_pin_also_pins_params_of_the_same_recipe(folder: Path, hub: Callable[[Any], list[str]]) -> None:
+    """Otherwise the next run would stop because of the missing pin."""
     hub(COMMIT)
     main(["use", "laptop"])
     before = Path("params.yaml").read_text(encoding="utf-8")
@@ -98,8 +98,8 @@ def test_pin_pins_params_too_where_that_recipe_is_in_use(folder: Path, hub: Call
     assert line[1].startswith(f"  revision: {COMMIT}")
 
 
-def test_pin_leaves_params_that_name_another_base(folder: Path, hub: Callable[[Any], list[str]]) -> None:
-    """The recipe's commit is none of a base that was written there since."""
+def test_pin_keeps_params_with_another_base(folder: Path, hub: Callable[[Any], list[str]]) -> None:
+    """The recipe's commit does not belong to another base in params.yaml."""
     hub(COMMIT)
     main(["use", "laptop"])
     own = Path("params.yaml")
@@ -110,7 +110,7 @@ def test_pin_leaves_params_that_name_another_base(folder: Path, hub: Callable[[A
 
 
 def test_a_local_base_needs_no_pin(folder: Path, hub: Callable[[Any], list[str]]) -> None:
-    """Its hash is its identity; the Hub is not asked."""
+    """Its hash is its identity; the Hub is not contacted."""
     asked = hub(COMMIT)
     build_base(Path("models/tiny-base"))
     with pytest.raises(ConfigError, match="is a local folder, which is pinned by its hash; nothing to do"):
@@ -119,7 +119,7 @@ def test_a_local_base_needs_no_pin(folder: Path, hub: Callable[[Any], list[str]]
 
 
 def answer_of(status: int) -> Any:
-    """The Hub's refusal with this status."""
+    """Return the Hub's error with this status."""
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     kind = RepositoryNotFoundError if status == 404 else HfHubHTTPError
@@ -148,7 +148,7 @@ def answer_of(status: int) -> Any:
         (OSError("no name service"), MachineError, 4, "can't be reached for Qwen/Qwen2.5-Coder-7B-Instruct (OSError)"),
     ],
 )
-def test_a_hub_that_does_not_answer_changes_nothing(
+def test_an_error_of_the_hub_changes_nothing(
     folder: Path,
     hub: Callable[[Any], list[str]],
     capsys: pytest.CaptureFixture[str],
@@ -157,7 +157,7 @@ def test_a_hub_that_does_not_answer_changes_nothing(
     code: int,
     text: str,
 ) -> None:
-    """A wrong name is the user's mistake (2), no network the machine's (4); neither leaves half a pin."""
+    """A wrong name is the user's error (2), a missing network the machine's (4); neither writes a pin."""
     hub(answer)
     before = Path("recipes/cpu.yaml").read_bytes()
     with pytest.raises(kind):
@@ -167,18 +167,18 @@ def test_a_hub_that_does_not_answer_changes_nothing(
     assert Path("recipes/cpu.yaml").read_bytes() == before
 
 
-def test_a_name_that_is_none_is_the_users_mistake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The library refuses it before it asks anybody; offline, a right name is the machine's."""
+def test_an_invalid_name_is_the_users_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The library refuses an invalid name without a request; offline, a valid name is the machine's error."""
     recipe = Path("recipes/cpu.yaml")
     right = recipe.read_text(encoding="utf-8")
-    assert main(["pin", "cpu"]) == 4  # HF_HUB_OFFLINE is set for all tests
+    assert main(["pin", "cpu"]) == 4  # all tests set HF_HUB_OFFLINE
     recipe.write_text(right.replace("Qwen/Qwen2.5-Coder-7B-Instruct", "a/b/c", 1), encoding="utf-8")
     assert main(["pin", "cpu"]) == 2
     assert "a/b/c is neither a local folder nor a name on the Hub, like org/name" in capsys.readouterr().err
 
 
-def test_a_revision_without_a_line_of_its_own_is_told() -> None:
-    """A section in one line has no place for it, and saying `pinned` would be a lie."""
+def test_a_revision_without_its_own_line_is_reported() -> None:
+    """A section on one line has no place for the revision, and `pinned` would be wrong."""
     assert with_revision("model:\n  revision:   null # why\n", COMMIT) == f"model:\n  revision: {COMMIT} # why\n"
     assert with_revision("model:\n  revision: 'a'\nother:\n  revision: 1\n", "b") == (
         "model:\n  revision: b\nother:\n  revision: 1\n"

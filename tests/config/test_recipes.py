@@ -1,4 +1,4 @@
-"""Recipes: exactly the sections that they hold change, the rest of params.yaml stays to the letter."""
+"""Recipes replace exactly their own sections and leave the rest of params.yaml unchanged."""
 
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ RECIPE = (ROOT / "recipes/tiny.yaml").read_text(encoding="utf-8")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with params.yaml and two recipes, one of them called other."""
+    """Create a folder with params.yaml and two recipes, one of them called other."""
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/tiny.yaml").write_text(RECIPE, encoding="utf-8")
     other = RECIPE.replace("recipe: tiny", "recipe: other").replace("learning_rate: 2.0e-3", "learning_rate: 1.5e-3")
@@ -104,13 +104,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def apply(folder: Path, name: str) -> str:
-    """Use a recipe; gives the text of params.yaml afterwards."""
+    """Use a recipe and return the resulting params.yaml."""
     use(folder / "recipes", name, folder / "params.yaml")
     return (folder / "params.yaml").read_text(encoding="utf-8")
 
 
 def error_of(folder: Path, name: str) -> str:
-    """The text of the ConfigError that using a recipe raises; params.yaml must be as it was."""
+    """Return the ConfigError of using a recipe; params.yaml must be unchanged."""
     before = (folder / "params.yaml").read_bytes()
     with pytest.raises(ConfigError) as caught:
         apply(folder, name)
@@ -119,11 +119,11 @@ def error_of(folder: Path, name: str) -> str:
     return str(caught.value)
 
 
-# ---- What changes and what stays
+# ---- Changes and unchanged parts
 
 
 def test_the_sections_of_the_recipe_are_those_of_the_result(folder: Path) -> None:
-    """No merge inside a section: nothing of the old model, adapter or train is left to mix with the new one."""
+    """Sections are not merged: no key of the old model, adapter or train remains."""
     apply(folder, "tiny")
     found, recipe = read_yaml(folder / "params.yaml"), read_yaml(folder / "recipes/tiny.yaml")
     assert {key: found[key] for key in RECIPE_SECTIONS} == recipe
@@ -132,7 +132,7 @@ def test_the_sections_of_the_recipe_are_those_of_the_result(folder: Path) -> Non
 
 
 def test_the_users_own_sections_stay_to_the_letter(folder: Path) -> None:
-    """Quotes, spacing, empty lines and comments too: `git diff` must show the recipe and nothing else."""
+    """Quotes, spacing, empty lines and comments stay, so that `git diff` shows only the recipe."""
     after = split_sections(apply(folder, "tiny"))
     before = split_sections(PARAMS)
     assert {key: after[key] for key in OWN} == {key: before[key] for key in OWN}
@@ -142,7 +142,7 @@ def test_the_users_own_sections_stay_to_the_letter(folder: Path) -> None:
 
 
 def test_the_gaps_between_sections_stay(folder: Path) -> None:
-    """The empty lines after a section are the layout of params.yaml, not of the recipe."""
+    """The empty lines after a section belong to the layout of params.yaml, not to the recipe."""
 
     def gaps(text: str) -> dict[str, int]:
         return {key: len(part) - len(part.rstrip("\n")) for key, part in split_sections(text).items()}
@@ -152,7 +152,7 @@ def test_the_gaps_between_sections_stay(folder: Path) -> None:
 
 
 def test_comments_of_the_recipe_come_along(folder: Path) -> None:
-    """They tell the consequence of a value, so they must stand beside it where it is changed."""
+    """Comments explain the consequences of a value, so they must stay next to it."""
     after = apply(folder, "tiny")
     for comment in ("# cpu | cuda | apple", "# of the frozen weights", "# shares that may be lost"):
         assert comment in RECIPE
@@ -160,7 +160,7 @@ def test_comments_of_the_recipe_come_along(folder: Path) -> None:
 
 
 def test_the_order_of_the_keys_is_that_of_params(folder: Path) -> None:
-    """A recipe is free in its order; a diff that moves everything shows nothing."""
+    """A recipe may order its keys differently; a diff that moves everything would be unreadable."""
     sections = split_sections(RECIPE)
     turned = "".join(sections[key].rstrip("\n") + "\n" for key in reversed(sections))
     (folder / "recipes/turned.yaml").write_text(turned, encoding="utf-8")
@@ -169,30 +169,30 @@ def test_the_order_of_the_keys_is_that_of_params(folder: Path) -> None:
 
 
 def test_a_recipe_used_twice_is_a_recipe_used_once(folder: Path) -> None:
-    """Also after another one in between: no blank line grows, no comment doubles."""
+    """Using a recipe again, also after another one, adds no blank lines and no comments."""
     once = apply(folder, "tiny")
     assert apply(folder, "tiny") == once
     assert apply(folder, "other") != once
     assert apply(folder, "tiny") == once
 
 
-def test_what_is_cut_is_put_together_again() -> None:
-    """split_sections loses no letter of any file that it cuts."""
+def test_split_sections_loses_nothing() -> None:
+    """The parts from split_sections always form the complete file."""
     for text in (PARAMS, RECIPE, (ROOT / "params.yaml").read_text(encoding="utf-8"), "", "# alone\n", "a: 1"):
         assert "".join(split_sections(text).values()) == text
 
 
-# ---- What is refused
+# ---- Refusals
 
 
 def test_an_unknown_recipe_gets_a_suggestion(folder: Path) -> None:
-    """The name is typed by hand, in `finetune use ...`."""
+    """Users type the name in `finetune use ...`."""
     recipes = folder / "recipes"
     assert error_of(folder, "tinny") == f"recipe 'tinny': no such file {recipes}/tinny.yaml; did you mean tiny?"
     assert error_of(folder, "h100") == f"recipe 'h100': no such file {recipes}/h100.yaml; known recipes: other, tiny"
 
 
-def test_a_path_is_no_recipe(folder: Path) -> None:
+def test_a_path_is_not_a_recipe(folder: Path) -> None:
     """`finetune use ../params` would replace params.yaml by parts of itself."""
     assert "no such file" in error_of(folder, "../params")
 
@@ -210,29 +210,29 @@ HOLDS = "a recipe has the sections adapter, environment, machine, model, recipe,
     ],
 )
 def test_a_recipe_holds_exactly_its_sections(folder: Path, recipe: str, wrong: str) -> None:
-    """One that lacks a section would leave another recipe's half in place; one with `data` would replace the user's."""
+    """A missing section would keep another recipe's half; a section `data` would replace the user's."""
     (folder / "recipes/wrong.yaml").write_text(recipe, encoding="utf-8")
     assert error_of(folder, "wrong") == f"{folder}/recipes/wrong.yaml: {HOLDS}; unexpected: {wrong}"
 
 
 def test_an_invalid_result_changes_nothing(folder: Path) -> None:
-    """The whole is checked before a byte is written, and both files are named: either may hold the mistake."""
+    """The result is checked before anything is written; both files are named, as either may have the mistake."""
     wrong = RECIPE.replace("bf16: false", "bf16: true").replace("fp16: false", "fp16: true")
     (folder / "recipes/wrong.yaml").write_text(wrong, encoding="utf-8")
     where = f"{folder}/params.yaml with {folder}/recipes/wrong.yaml"
     assert error_of(folder, "wrong") == f"{where}: train: bf16 and fp16 are both true; choose one"
 
 
-def test_a_section_without_a_place_is_told(folder: Path) -> None:
-    """The place of a section in params.yaml is where its key stands."""
+def test_a_missing_section_of_params_is_reported(folder: Path) -> None:
+    """A section is placed where its key is in params.yaml."""
     params = folder / "params.yaml"
     params.write_text(PARAMS.replace("adapter:\n  r: 8\n", ""), encoding="utf-8")
     text = "adapter: is missing, so the recipe's section can't be inserted; add the key"
     assert error_of(folder, "tiny") == f"params.yaml: {text}"
 
 
-def test_without_params_there_is_nothing_to_change(folder: Path) -> None:
-    """The commonest reason is another working directory."""
+def test_missing_params_are_reported(folder: Path) -> None:
+    """The usual cause is a wrong working directory."""
     (folder / "params.yaml").unlink()
     with pytest.raises(ConfigError) as caught:
         apply(folder, "tiny")
@@ -241,13 +241,13 @@ def test_without_params_there_is_nothing_to_change(folder: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["data: [1\n", "seed: 8\nseed: 9\n", "data: a: b\n"])
 def test_broken_yaml_in_params_is_a_config_error(folder: Path, broken: str) -> None:
-    """A user's own section may be broken when a recipe is used: no traceback of the YAML library."""
+    """A user's own section may be broken; the error is not a traceback of the YAML library."""
     (folder / "params.yaml").write_text(PARAMS + broken, encoding="utf-8")
     assert "not valid YAML" in error_of(folder, "tiny")
 
 
 def test_params_that_are_not_utf_8_are_a_config_error(folder: Path) -> None:
-    """A comment with an umlaut, saved by an old editor."""
+    """An example is a comment with an umlaut in another encoding."""
     (folder / "params.yaml").write_bytes(PARAMS.encode() + "# größe\n".encode("latin-1"))
     assert "is not UTF-8" in error_of(folder, "tiny")
 
@@ -257,7 +257,7 @@ def test_params_that_are_not_utf_8_are_a_config_error(folder: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_valid_with_the_shipped_params(path: Path) -> None:
-    """A recipe that nobody loads is a recipe that no longer loads; what it says is what then runs."""
+    """Each shipped recipe loads with the shipped params."""
     params = (ROOT / "params.yaml").read_text(encoding="utf-8")
     composed = compose(params, path.read_text(encoding="utf-8"), path.name)
     config = parse_config(YAML(typ="safe", pure=True).load(composed), path.name)
@@ -267,27 +267,27 @@ def test_every_shipped_recipe_is_valid_with_the_shipped_params(path: Path) -> No
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_recipe_is_named_as_its_file_and_says_what_it_is_for(path: Path) -> None:
-    """`recipe:` is what reports and `finetune recipes` show; the first line is its row in the table."""
+def test_every_shipped_recipe_has_its_files_name_and_a_purpose(path: Path) -> None:
+    """`recipe:` appears in reports and in `finetune recipes`; the first line is its row in the table."""
     assert read_yaml(path)["recipe"] == path.stem
     assert len(summary_of(path)) > 20
 
 
 def test_the_embedded_default_is_shipped() -> None:
-    """Guards the two tests above: with no file found they would test nothing."""
+    """The two tests above would pass without any recipe, so at least the default must exist."""
     assert "tiny" in [path.stem for path in SHIPPED]
 
 
-def test_sections_of_a_recipe_and_of_a_user_are_all_sections() -> None:
-    """A new section of the config must be given to one side, or `finetune use` leaves it where it is by accident."""
+def test_every_section_belongs_to_recipe_or_user() -> None:
+    """A new section of the config must be assigned to one side, or `finetune use` would handle it by accident."""
     assert {*RECIPE_SECTIONS, *OWN} == set(Config.model_fields)
 
 
-# ---- Showing
+# ---- Output
 
 
 def test_differences_are_keys_with_both_values() -> None:
-    """What `finetune recipes` shows of a recipe changed in params.yaml; the user's own sections are no change."""
+    """`finetune recipes` shows the changes of a recipe in params.yaml, but not the user's own sections."""
     recipe: dict[str, Any] = {"recipe": "a", "train": {"optim": "sgd", "bf16": True}, "adapter": {"r": 8}}
     assert differences(recipe, recipe | {"seed": 5, "data": {}}) == []
     changed = {"recipe": "a", "train": {"optim": "sgd", "bf16": False, "fp16": True}, "adapter": {"r": 16}}
@@ -299,7 +299,7 @@ def test_differences_are_keys_with_both_values() -> None:
 
 
 def test_show_lists_recipes_and_what_was_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table has every recipe, marks the one in use, and tells the keys that differ from its file."""
+    """The table has every recipe, marks the current one, and shows the keys that differ from its file."""
     apply(folder, "other")
     params = folder / "params.yaml"
     params.write_text(params.read_text(encoding="utf-8").replace("1.5e-3", "2.5e-4"), encoding="utf-8")
@@ -315,16 +315,16 @@ def test_show_lists_recipes_and_what_was_changed(folder: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/gates").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_gate_loads_in_place_of_the_users_own(path: Path) -> None:
-    """An example to copy holds both sections whole, and judges by metrics that its own scorers give."""
+def test_every_example_gate_loads(path: Path) -> None:
+    """Each example has both sections complete, and its metrics come from its own scorers."""
     sections = read_yaml(path)
     assert set(sections) == {"evaluate", "decide"}
     config = parse_config(read_yaml(ROOT / "params.yaml") | sections, str(path))
     assert config.decide.criteria
 
 
-def test_the_gate_of_agents_is_the_requirement() -> None:
-    """12 s and 40% under the baseline, 98% right, 10 GB, as they were asked for."""
+def test_the_agents_gate_equals_the_requirement() -> None:
+    """The limits are 12 s and 40% below the baseline, 98% right, 10 GB, as in the requirement."""
     config = parse_config(read_yaml(ROOT / "params.yaml") | read_yaml(ROOT / "recipes/gates/cpu-agents.yaml"), "gate")
     assert [criterion.describe() for criterion in config.decide.criteria] == [
         "success at least 0.98",

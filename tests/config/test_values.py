@@ -1,4 +1,4 @@
-"""A value that another key, another source or the machine could not live with is told before it costs anything."""
+"""Values that conflict with another key, another source or the machine are reported early."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ from tests.builders.config_errors import MISSING, error_of
 def test_a_value_of_another_type_is_refused(
     params: dict[str, Any], section: str, key: str, value: Any, text: str
 ) -> None:
-    """Nothing is converted: a quoted number or a 1 for true is a sign that something else was meant."""
+    """Nothing is converted: a quoted number, or a 1 for true, suggests another intention."""
     params[section][key] = value
     assert error_of(params) == f"params.yaml: {section}.{key}: {text}"
 
@@ -50,7 +50,7 @@ def test_a_value_of_another_type_is_refused(
     ],
 )
 def test_a_value_out_of_range_is_refused(params: dict[str, Any], section: str, key: str, value: Any, text: str) -> None:
-    """The text says what is allowed, so that the second try is right."""
+    """The error states the allowed range."""
     params[section][key] = value
     assert error_of(params) == f"params.yaml: {section}.{key}: {text}"
 
@@ -71,15 +71,15 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("key", NUMBERS)
-def test_no_number_may_be_nan(change: Callable[..., Config], key: str) -> None:
-    """`.nan` is valid YAML and passes any comparison that is written the wrong way round."""
+def test_nan_is_refused(change: Callable[..., Config], key: str) -> None:
+    """`.nan` is valid YAML and passes comparisons written the other way round."""
     with pytest.raises(ConfigError, match=f"^params.yaml: {key}: "):
         change(**{key: float("nan")})
 
 
 @pytest.mark.parametrize("value", [1.5, 30.25])
-def test_a_warmup_is_a_share_or_a_whole_number_of_steps(params: dict[str, Any], value: float) -> None:
-    """transformers cuts 1.5 to one step without a word."""
+def test_a_fractional_number_of_warmup_steps_is_refused(params: dict[str, Any], value: float) -> None:
+    """transformers silently truncates 1.5 to one step."""
     params["train"]["warmup_steps"] = value
     text = f"{value:g} is neither a fraction of the run (below 1) nor an integer number of steps"
     assert error_of(params) == f"params.yaml: train.warmup_steps: {text}"
@@ -87,18 +87,18 @@ def test_a_warmup_is_a_share_or_a_whole_number_of_steps(params: dict[str, Any], 
 
 @pytest.mark.parametrize("value", [0, 0.03, 1, 30, 30.0])
 def test_a_warmup_share_and_a_warmup_in_steps_load(change: Callable[..., Config], value: float) -> None:
-    """The counterpart: the check refuses no good value."""
+    """Valid warmup values load."""
     assert change(**{"train.warmup_steps": value}).train.warmup_steps == value
 
 
 def test_bf16_with_fp16_is_refused(params: dict[str, Any]) -> None:
-    """Two keys that are right one by one and wrong together; transformers would say so only after loading the base."""
+    """Each key is valid alone, but not both; transformers would refuse them only after loading the base."""
     params["train"] |= {"bf16": True, "fp16": True}
     assert error_of(params) == "params.yaml: train: bf16 and fp16 are both true; choose one"
 
 
 def test_split_shares_must_sum_to_one(params: dict[str, Any]) -> None:
-    """A sum below 1 would lose examples in silence, one above 1 would use some twice."""
+    """A sum below 1 would silently lose examples, one above 1 would use some twice."""
     params["data"]["split"] |= {"train": 0.7, "validation": 0.1, "test": 0.1}
     text = "train + validation + test is 0.9; the three shares must sum to 1"
     assert error_of(params) == f"params.yaml: data.split: {text}"
@@ -107,7 +107,7 @@ def test_split_shares_must_sum_to_one(params: dict[str, Any]) -> None:
 @example(train=700, validation=200)
 @given(train=st.integers(1, 900), validation=st.integers(1, 99))
 def test_shares_in_tenths_of_a_percent_sum_to_one(change: Callable[..., Config], train: int, validation: int) -> None:
-    """0.7 + 0.2 + 0.1 is 0.9999999999999999 in binary; rounding must not refuse a right split."""
+    """0.7 + 0.2 + 0.1 is 0.9999999999999999 in binary; rounding must not refuse valid shares."""
     test = 1000 - train - validation
     shares = {"train": train / 1000, "validation": validation / 1000, "test": test / 1000}
     split = {"method": "exact", **shares, "stratify_by": "agent"}
@@ -121,8 +121,8 @@ def test_two_sources_of_one_name_are_refused(params: dict[str, Any]) -> None:
     assert error_of(params) == f"params.yaml: data.sources: {text}"
 
 
-def test_the_sources_of_the_page_load(params: dict[str, Any], tmp_path: Path) -> None:
-    """The page's example of a mixture is one that the tool takes."""
+def test_the_documented_sources_load(params: dict[str, Any], tmp_path: Path) -> None:
+    """The example of a mixture in the documentation is valid."""
     text = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
     (tmp_path / "sources.yaml").write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
     params["data"] |= read_yaml(tmp_path / "sources.yaml")
@@ -155,8 +155,8 @@ HUB = {"name": "rows", "hub": "org/rows", "revision": "0" * 40, "part": "train"}
         (HUB | {"hub": "json"}, "hub: 'json' is not a dataset name on the Hub, like org/name"),
     ],
 )
-def test_a_source_that_contradicts_itself_is_refused(params: dict[str, Any], source: Any, text: str) -> None:
-    """Which of two contradicting keys was meant is not ours to guess."""
+def test_a_contradictory_source_is_refused(params: dict[str, Any], source: Any, text: str) -> None:
+    """It is unclear which of two contradicting keys was intended."""
     params["data"]["sources"] = [source]
     dot = "." if text.startswith(("columns", "hub:")) else ": "
     assert error_of(params).splitlines()[0] == f"params.yaml: data.sources.0{dot}{text}"
@@ -193,17 +193,17 @@ def test_a_source_that_contradicts_itself_is_refused(params: dict[str, Any], sou
         ),
     ],
 )
-def test_data_that_contradicts_itself_is_refused(
+def test_contradictory_data_settings_are_refused(
     change: Callable[..., Config], changed: dict[str, Any], text: str
 ) -> None:
-    """Each would end in an empty split, in rows lost or in a test set that moves."""
+    """Each would lead to an empty split, lost rows or a changing test set."""
     with pytest.raises(ConfigError) as caught:
         change(**{f"data.{key}": value for key, value in changed.items()})
     assert str(caught.value) == f"params.yaml: data{'' if text.startswith(':') else '.'}{text}"
 
 
-def test_all_mistakes_are_told_together(params: dict[str, Any]) -> None:
-    """One mistake a try costs a person as many tries as mistakes."""
+def test_all_mistakes_are_reported_together(params: dict[str, Any]) -> None:
+    """Reporting one mistake per run would take as many runs as mistakes."""
     params["environment"] = "gpu"
     del params["adapter"]["r"]
     params["train"] |= {"learning_rate": "2e-4", "lr_scheduler": "cosine"}
@@ -216,6 +216,6 @@ def test_all_mistakes_are_told_together(params: dict[str, Any]) -> None:
 
 
 def test_one_mistake_in_the_only_source_is_one_error(params: dict[str, Any]) -> None:
-    """A second line that says the list is empty, though it is not, sends its reader to the wrong place."""
+    """A second message about an empty list would be wrong and misleading."""
     params["data"]["sources"] = [{"name": "rows", "path": "a.jsonl", "format": "interactions", "fromat": "x"}]
     assert error_of(params) == "params.yaml: data.sources.0.fromat: unknown key; did you mean format?"

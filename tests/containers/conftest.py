@@ -20,6 +20,6 @@ def _turn(item: pytest.Item) -> int:
 
 @pytest.fixture(scope="session")
 def early_build(request: pytest.FixtureRequest) -> None:
-    """Begin to build the CUDA image, where a test of this run is going to need it."""
+    """Start to build the CUDA image in the background if a test of this run needs it."""
     if any("cuda" in item.name and item.get_closest_marker("images") for item in request.session.items):
         start_build("cuda")

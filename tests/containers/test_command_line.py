@@ -1,4 +1,4 @@
-"""The container of a command: what it may do, see and reach."""
+"""The container of a command: its permissions, mounts and network."""
 
 import os
 from pathlib import Path
@@ -43,13 +43,13 @@ DOCKER, ROOTLESS_DOCKER = Engine("docker", False, False), Engine("docker", False
 
 
 def line_of(tree: Path, engine: Engine = PODMAN, command: str = "train", **changes: Any) -> list[str]:
-    """The command line of one command."""
+    """Return the container's command line for a command."""
     order = Order(engine, "1a2b3c", command, ("--debug", command), config(**changes), tree)
     return command_line(order, tree / "work/t")
 
 
-def test_the_container_may_do_nothing_but_its_work(tree: Path) -> None:
-    """Its own user, no capabilities, no rights to gain, nothing to write to but the mounts, nobody to talk to."""
+def test_the_container_has_minimal_permissions(tree: Path) -> None:
+    """It has its own user, no capabilities, no privilege escalation, no writable place but the mounts, no network."""
     line = line_of(tree)
     assert line[:4] == ["podman", "run", "--rm", "--pull=never"]
     assert {"--read-only", "--cap-drop=all", "--security-opt=no-new-privileges"} <= set(line)
@@ -63,8 +63,8 @@ def test_the_container_may_do_nothing_but_its_work(tree: Path) -> None:
     assert "HF_HUB_OFFLINE=1" in line
 
 
-def test_gpus_are_asked_for_in_each_engines_words(tree: Path) -> None:
-    """docker by its toolkit, podman by CDI."""
+def test_gpus_are_requested_by_each_engines_option(tree: Path) -> None:
+    """docker uses its toolkit, podman CDI."""
     line = line_of(tree, DOCKER, environment="cuda")
     assert line[line.index("--gpus") + 1] == "all"
     line = line_of(tree, environment="cuda")
@@ -83,7 +83,7 @@ def test_gpus_are_asked_for_in_each_engines_words(tree: Path) -> None:
 def test_files_belong_to_the_caller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Engine, options: set[str]
 ) -> None:
-    """Else they would belong to root, or to a number that nobody has; what is shared by a group stays readable."""
+    """Otherwise files would belong to root or to an unknown number; files shared in a group stay readable."""
     monkeypatch.setattr(os, "getuid", lambda: 1234)
     monkeypatch.setattr(os, "getgid", lambda: 5678)
     monkeypatch.setattr(os, "getgroups", lambda: [5678, 7777])
@@ -98,8 +98,8 @@ def test_root_works_for_the_owner_of_the_tree(tmp_path: Path, monkeypatch: pytes
     assert "--user=1234:5678" in boundaries(DOCKER, tmp_path)
 
 
-def test_no_secret_stands_in_the_command_line(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every user of the machine can read it: names alone, and only where the command may talk to anybody."""
+def test_no_secret_is_in_the_command_line(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every user of the machine can read it: only names are passed, and only to commands with a network."""
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setenv("JUDGE_KEY", SECRET)
@@ -115,7 +115,7 @@ EXACT = {"scorer": "exact_match", "of": None}
 
 
 def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Libraries ask for the name, and a number need not have one."""
+    """Libraries look up the user's name, which a numeric id may lack."""
     import getpass
 
     def nameless() -> str:
@@ -125,8 +125,8 @@ def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None
     assert f"USER=user{os.getuid()}" in variables(config(), network=False)
 
 
-def test_the_launcher_tells_nodes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a cluster sets for a node reaches the training in the container."""
+def test_variables_of_the_node_reach_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables that a cluster sets for each node reach the training in the container."""
     given = {"NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "NCCL_DEBUG": "INFO", "PATH": "/bin", "OMP_NUM_THREADS": ""}
     assert passed_on(config(), given, network=True) == ["MASTER_ADDR", "NCCL_DEBUG", "NODE_RANK"]
 
@@ -134,10 +134,8 @@ def test_the_launcher_tells_nodes_apart(monkeypatch: pytest.MonkeyPatch) -> None
 # ------------------------------------------------------------------------------------------------------- mounts
 
 
-def test_the_cache_is_written_to_only_with_a_network(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Offline it is read, so a stage can't spoil it; online it is filled, and made where there is none."""
+def test_the_cache_is_writable_only_with_a_network(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline the cache is read-only, so that a stage cannot damage it; online it is writable, and created."""
     cache = tmp_path / "cache/hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "home/token"))
     assert mounts(config(), tree, network=False) == [Mount(tree, True)]
@@ -148,8 +146,8 @@ def test_the_cache_is_written_to_only_with_a_network(
     assert mounts(config(), tree, network=True)[-1] == Mount(tmp_path / "home/token", False)
 
 
-def test_what_lies_outside_is_seen_under_its_own_path(tree: Path, tmp_path: Path) -> None:
-    """Checkpoints on another disk, data and a base elsewhere, DVC's cache: links and params lead there."""
+def test_outside_paths_are_mounted_under_their_own_names(tree: Path, tmp_path: Path) -> None:
+    """Checkpoints, data, a base or DVC's cache may be elsewhere: links and params lead to their original paths."""
     places = {name: tmp_path / name for name in ("checkpoints", "rows", "llama", "dvc-cache")}
     for place in places.values():
         place.mkdir()
@@ -166,8 +164,8 @@ def test_what_lies_outside_is_seen_under_its_own_path(tree: Path, tmp_path: Path
     assert all(place.target is None for place in found)
 
 
-def test_a_base_behind_links_is_seen_whole(tree: Path, tmp_path: Path) -> None:
-    """The Hub's cache is made of links, and may itself be one to another disk; each name on the way must lead on."""
+def test_a_base_behind_links_is_mounted_completely(tree: Path, tmp_path: Path) -> None:
+    """The Hub's cache consists of links, and may be one itself; every path on the way must be mounted."""
     disk = tmp_path / "disk/models--org--model"
     for name in ("blobs", f"snapshots/{'b' * 40}"):
         (disk / name).mkdir(parents=True)
@@ -185,16 +183,16 @@ def test_a_base_behind_links_is_seen_whole(tree: Path, tmp_path: Path) -> None:
     assert {cache, disk / "snapshots" / ("b" * 40), disk / "blobs"} <= set(sources)
 
 
-def test_recorded_answers_elsewhere_are_seen(tree: Path, tmp_path: Path) -> None:
-    """A baseline of another project."""
+def test_recorded_answers_elsewhere_are_mounted(tree: Path, tmp_path: Path) -> None:
+    """The recorded baseline may be in another project."""
     path = tmp_path / "answers.jsonl"
     path.touch()
     recorded = {"form": "recorded", "name": "old", "path": str(path), "sha256": "a" * 64}
     assert Mount(path, False) in mounts(config(evaluate__baseline=recorded), tree, network=False)
 
 
-def test_looks_are_counted_where_git_remembers_them(tree: Path, tmp_path: Path) -> None:
-    """A queued experiment runs in a copy that DVC makes; a project lies inside a repository, or in a worktree."""
+def test_test_set_uses_are_counted_in_the_git_repository(tree: Path, tmp_path: Path) -> None:
+    """A queued experiment runs in DVC's copy; a project may be inside a repository, or in a worktree."""
     (tree / ".git").mkdir()
     copy, project = tree / ".dvc/tmp/exps/tmp1", tree / "models/project"
     for folder in (copy, project):
@@ -216,8 +214,8 @@ def test_looks_are_counted_where_git_remembers_them(tree: Path, tmp_path: Path) 
         ("/srv/a,b", "/srv/a,b: a folder with a comma or a quote in its path can't be mounted; rename it"),
     ],
 )
-def test_a_path_that_can_not_be_mounted_is_told(root: str, told: str) -> None:
-    """A mount over its packages would leave the image without any; a comma would end the option."""
+def test_a_path_that_cannot_be_mounted_is_reported(root: str, told: str) -> None:
+    """A mount over the packages would hide those of the image; a comma would end the option."""
     with pytest.raises(ConfigError) as refused:
         mounts(config(), Path(root), network=False)
     assert str(refused.value) == told
@@ -247,15 +245,15 @@ def test_a_path_that_can_not_be_mounted_is_told(root: str, told: str) -> None:
         ("try", {"evaluate__forgetting": {"tasks": ["arc_easy"], "folder": None, "limit": 10}}, False),
     ],
 )
-def test_the_network_is_there_for_those_who_need_it(
+def test_only_commands_that_need_a_network_get_one(
     tree: Path, command: str, changes: dict[str, Any], needed: bool
 ) -> None:
-    """All others are cut off, which is the cheapest proof that a run depends on nothing but what is here."""
+    """Other commands have no network, which proves that a run depends only on local files."""
     assert needs_network(config(**changes), command, tree) is needed
 
 
 def test_a_base_in_the_cache_needs_no_network(tree: Path, tmp_path: Path) -> None:
-    """Once it was fetched, whole, at its revision."""
+    """This holds once the base is fully downloaded at its revision."""
     from tests.builders.small_run import build_base
 
     given = config(model__base="org/model", model__revision="b" * 40)

@@ -1,4 +1,4 @@
-"""The Dockerfiles: what they promise of the images, before any is built."""
+"""The Dockerfiles' properties that can be tested without a build."""
 
 import os
 import re
@@ -18,14 +18,14 @@ from tests.builders.standin import ROOT
 
 
 def final_steps(environment: str) -> list[tuple[str, str]]:
-    """Those of the last stage, which alone is kept."""
+    """Return the steps of the last stage, which alone is kept."""
     found = steps(environment)
     return found[max(at for at, (name, _) in enumerate(found) if name == "FROM") :]
 
 
 @BOTH
 def test_base_is_pinned_by_its_digest(environment: str) -> None:
-    """A tag moves; every stage starts from the one base that BASE_IMAGE names, or from a stage before."""
+    """A tag may move; every stage starts from the base named by BASE_IMAGE, or from an earlier stage."""
     found = steps(environment)
     assert re.fullmatch(r"BASE_IMAGE=docker\.io/library/python:[\w.-]+@sha256:[0-9a-f]{64}", dict(found[:1])["ARG"])
     starts = [rest for name, rest in found if name == "FROM"]
@@ -36,7 +36,7 @@ def test_base_is_pinned_by_its_digest(environment: str) -> None:
 
 @BOTH
 def test_labels_user_and_variables(environment: str) -> None:
-    """What tells an image's origin, and what a command in it counts on."""
+    """Labels identify an image's origin; commands in it rely on user and variables."""
     found = final_steps(environment)
     labels = next(rest for name, rest in found if name == "LABEL")
     for key in ("revision", "title", "description", "licenses"):
@@ -57,7 +57,7 @@ def test_labels_user_and_variables(environment: str) -> None:
 
 @BOTH
 def test_source_comes_after_everything_that_takes_long(environment: str) -> None:
-    """A change under src/ must build nothing anew but its own copy."""
+    """A change in src/ must rebuild only its own copy."""
     found = final_steps(environment)
     source = found.index(("COPY", "src /opt/finetune/src"))
     assert not [step for step in found[source:] if step[0] == "RUN"]
@@ -66,8 +66,8 @@ def test_source_comes_after_everything_that_takes_long(environment: str) -> None
 
 
 @BOTH
-def test_only_what_old_builders_know(environment: str) -> None:
-    """buildah 1.28 has none of these, and a syntax line makes a registry necessary."""
+def test_only_features_of_old_builders_are_used(environment: str) -> None:
+    """buildah 1.28 has none of these features, and a syntax line would require a registry."""
     text = (ROOT / f"Dockerfile.{environment}").read_text(encoding="utf-8")
     for word in ("<<", "--link", "--network", "# syntax=", ",env=", "ADD "):
         assert word not in text
@@ -75,7 +75,7 @@ def test_only_what_old_builders_know(environment: str) -> None:
 
 @BOTH
 def test_secrets_are_optional_and_read_in_place(environment: str) -> None:
-    """Nothing copies them, so nothing of them can stay; a plain build goes without."""
+    """Secrets are never copied, so no layer contains them; a build without secrets works too."""
     for name, rest in steps(environment):
         if "secret" in rest:
             assert name == "RUN"
@@ -89,7 +89,7 @@ def test_secrets_are_optional_and_read_in_place(environment: str) -> None:
 
 @BOTH
 def test_locks_in_the_build_are_those_of_the_label(environment: Any) -> None:
-    """The build refuses another LOCKS than the locks that it installs, in the order that the label is computed in."""
+    """The build checks that LOCKS equals the hash of its locks, in the order used for the label."""
     names = " ".join(f"requirements/{path.name}" for path in lock_files(environment, ROOT))
     runs = [rest for name, rest in steps(environment) if name == "RUN"]
     compared, installed = (next(run for run in runs if word in run) for word in ("sha256sum --check", "setup.sh"))
@@ -100,8 +100,8 @@ def test_locks_in_the_build_are_those_of_the_label(environment: Any) -> None:
 
 
 @BOTH
-def test_hadolint_finds_nothing(environment: str) -> None:
-    """Each rule that is ignored has its reason beside it."""
+def test_hadolint_reports_nothing(environment: str) -> None:
+    """Each ignored rule has a documented reason."""
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if hadolint is None:
         (pytest.fail if os.environ.get("REQUIRE_IMAGE") == "1" else pytest.skip)("no hadolint: make setup-dev")
@@ -121,8 +121,8 @@ def test_hadolint_finds_nothing(environment: str) -> None:
         *("src/finetune/__pycache__/x.pyc", "src/finetune/x.pyc"),
     ],
 )
-def test_the_context_is_the_source_alone(path: str) -> None:
-    """Data, outputs, keys and caches are never sent to an engine; what the Dockerfiles copy is."""
+def test_the_context_contains_only_the_source(path: str) -> None:
+    """Data, outputs, keys and caches are never sent to an engine, but everything that the Dockerfiles copy is."""
     rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     rules = [rule for rule in rules if rule and not rule.startswith("#")]
 
@@ -130,7 +130,7 @@ def test_the_context_is_the_source_alone(path: str) -> None:
         parts = Path(name).parts
         prefixes = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
         answer = True
-        for rule in rules:  # the last one that fits wins
+        for rule in rules:  # the last matching rule applies
             pattern = rule.removeprefix("!").removeprefix("**/")
             whole = list(parts) if "**/" in rule else prefixes
             if any(fnmatch(prefix, pattern) for prefix in whole):
@@ -146,7 +146,7 @@ def test_the_context_is_the_source_alone(path: str) -> None:
 
 
 def test_flash_attention_is_locked() -> None:
-    """Its source, its only need and its compiler by hash; the compiler is of the CUDA that PyTorch brings."""
+    """Source, dependency and compiler are locked by hash; the compiler is for the CUDA version of PyTorch."""
     lock = (ROOT / "requirements/flash-attn.lock").read_text(encoding="utf-8")
     pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, flags=re.MULTILINE))
     blocks = re.split(r"\n(?=[a-z])", lock)[1:]

@@ -1,4 +1,4 @@
-"""Images that are really built: what is in them, what is not, and what a failed build leaves."""
+"""Real image builds: their content, excluded content, and the effects of failed builds."""
 
 import os
 import re
@@ -34,7 +34,7 @@ from tests.builders.standin import (
 def image(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> Callable[[Any], Built]:
-    """`image("cpu")`: the image, built once for all tests; tells its size and the time of its cold build."""
+    """`image("cpu")`: return the image, built once for all tests; print its size and its uncached build time."""
 
     def give(environment: Any) -> Built:
         require_tools(free_gigabytes=12 if environment == "cpu" else 25)
@@ -50,8 +50,8 @@ def image(
 
 @pytest.mark.images
 @BOTH
-def test_built_image_is_what_was_asked_for(image: Callable[[Any], Built], environment: Any) -> None:
-    """Labels, user, tools, and the checks that ran in the build."""
+def test_the_built_image_is_as_specified(image: Callable[[Any], Built], environment: Any) -> None:
+    """The image has labels, user and tools, and passed the checks in the build."""
     built = image(environment)
     for engine in ("podman", "buildah"):
         found = images.find_image(engine, built.name)
@@ -81,8 +81,8 @@ def test_built_image_is_what_was_asked_for(image: Callable[[Any], Built], enviro
 
 @pytest.mark.images
 @pytest.mark.when_nothing_builds
-def test_no_secret_stays_in_cpu_or_cuda(image: Callable[[Any], Built]) -> None:
-    """Neither in a file of any layer, also those of the stages before, nor in the history, nor in the settings."""
+def test_no_secret_stays_in_the_images(image: Callable[[Any], Built]) -> None:
+    """Secrets are in no file of any layer, also of earlier stages, nor in history or settings."""
     built: dict[Environment, Built] = {environment: image(environment) for environment in ("cpu", "cuda")}
     for environment in built:
         assert SECRET in Path(stand_in_environment(environment)["PIP_CONF"]).read_text(encoding="utf-8")
@@ -102,7 +102,7 @@ def test_no_secret_stays_in_cpu_or_cuda(image: Callable[[Any], Built]) -> None:
 
 @pytest.fixture
 def copied_tree(tmp_path: Path) -> Path:
-    """What a build sees of this tree, to be changed."""
+    """Return a copy of the build context that may be changed."""
     names = ["src", "requirements", "LICENSE", ".dockerignore", "Dockerfile.cpu", "Dockerfile.cuda"]
     for name in names:
         source, target = ROOT / name, tmp_path / "tree" / name
@@ -118,7 +118,7 @@ def copied_tree(tmp_path: Path) -> Path:
 def test_a_change_of_the_source_is_built_in_seconds(
     image: Callable[[Any], Built], copied_tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All the rest comes from the layers that are there."""
+    """All other layers come from the cache."""
     built = image("cpu")
     (copied_tree / "src/finetune/added.py").write_text('"""Added."""\n', encoding="utf-8")
     for engine in ("podman", "buildah"):
@@ -135,7 +135,7 @@ def test_a_change_of_the_source_is_built_in_seconds(
 @pytest.mark.images
 @pytest.mark.when_nothing_builds
 def test_failed_builds_leave_the_image_as_it_was(image: Callable[[Any], Built], tmp_path: Path) -> None:
-    """Other locks than the label's, no base, and no CPU build of PyTorch: real engines' words are understood."""
+    """Cases: locks that differ from the label, no base, no CPU build of PyTorch; real messages are parsed."""
     built = image("cpu")
     before = images.find_image("podman", built.name)
     options = stand_in_environment()["BUILD_OPTIONS"]
@@ -144,7 +144,7 @@ def test_failed_builds_leave_the_image_as_it_was(image: Callable[[Any], Built], 
     cases = [
         ({"BUILD_OPTIONS": f"{options} --build-arg LOCKS=0123"}, "error: LOCKS=0123 is not the sha256 of "),
         ({"BASE_IMAGE": "localhost/no/such:1"}, "error: image: BASE_IMAGE=localhost/no/such:1 can't be pulled: "),
-        # another index, as an engine takes a step from what is there whatever its secrets are
+        # another index, as engines reuse cached steps whatever the secrets are
         (
             {"TORCH_INDEX": "file:///nowhere", "PIP_CONF": str(nothing)},
             "error: image: none of the package indexes tried has PyTorch's CPU build",

@@ -1,4 +1,4 @@
-"""The images: how each engine is asked to build, and what is told when it fails."""
+"""The images: the build command of each engine, and the messages after failures."""
 
 import json
 import os
@@ -24,16 +24,16 @@ from tests.builders.waiting import PATIENCE
 VARIABLES = ("BASE_IMAGE", "TORCH_INDEX", "FLASH_ATTN", "FLASH_ATTN_CUDA_ARCHS", "MAX_JOBS", "PIP_CONF", "CA_FILE")
 
 
-# ------------------------------------------------------------------------------------------------- the engines' part
+# --------------------------------------------------------------------------------------------------------- the engines
 
 Fake = Callable[..., None]
 
-SLEEP = shutil.which("sleep")  # by its path, as PATH has nothing but the engines
+SLEEP = shutil.which("sleep")  # by its path, as PATH has only the engines
 
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """`fake("podman", build="echo no; exit 1")`: an engine on PATH; commands not named do nothing."""
+    """`fake("podman", build="echo no; exit 1")`: put an engine on PATH; other commands do nothing."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{tmp_path / 'git'}")
@@ -53,7 +53,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 def inspected(environment: Any, **changed: Any) -> str:
-    """What docker and podman tell of an image, as a shell command that prints it."""
+    """Return a shell command that prints docker's and podman's description of an image."""
     labels = {images.LOCK_LABEL: images.locks_sha256(environment, ROOT)}
     told = {"Id": "sha256:1234", "Size": 1_400_000_000, "Created": "2026-01-01T00:00:00Z", "Config": {"Labels": labels}}
     return f"echo '{json.dumps([told | changed])}'"
@@ -61,8 +61,8 @@ def inspected(environment: Any, **changed: Any) -> str:
 
 @pytest.mark.parametrize("engine", ["docker", "podman", "buildah"])
 @BOTH
-def test_command_line(engine: str, environment: Any, tmp_path: Path) -> None:
-    """One engine's line differs from another's in its name alone, and buildah's in keeping layers and no containers."""
+def test_build_commands_of_all_engines_agree(engine: str, environment: Any, tmp_path: Path) -> None:
+    """The engines' command lines differ only in the name; buildah also keeps layers and removes containers."""
     secret = tmp_path / "pip.conf"
     secret.touch()
     variables = {"BASE_IMAGE": "x/y:1", "TORCH_INDEX": "https://t", "FLASH_ATTN": "2.8", "PIP_CONF": str(secret)}
@@ -81,8 +81,8 @@ def test_command_line(engine: str, environment: Any, tmp_path: Path) -> None:
     assert line[-5:] == ["--network", "host", "--volume", "/a b:/c", str(ROOT)]
 
 
-def test_arguments_are_what_the_dockerfiles_declare() -> None:
-    """An argument that a Dockerfile does not know is dropped by engines with a mere warning."""
+def test_build_arguments_are_declared_in_the_dockerfiles() -> None:
+    """For an undeclared build argument engines print only a warning."""
     for environment, names in images.ARGUMENTS.items():
         declared = {rest.split("=")[0] for name, rest in steps(environment) if name == "ARG"}
         assert {*names, "LOCKS", "NAME", "REVISION"} == declared
@@ -90,8 +90,8 @@ def test_arguments_are_what_the_dockerfiles_declare() -> None:
         assert secrets == images.SECRETS.keys()
 
 
-def test_a_build_tells_name_size_and_time(fake: Fake, capfd: pytest.CaptureFixture[str]) -> None:
-    """Its last line is what a person wants to know; the engine's own words went before."""
+def test_a_build_reports_name_size_and_time(fake: Fake, capfd: pytest.CaptureFixture[str]) -> None:
+    """The engine's output is followed by a line with the result."""
     fake("podman", build="echo STEP 1/2: FROM x", image=inspected("cpu"))
     images.run(ROOT, "cpu")
     told = capfd.readouterr()
@@ -112,8 +112,8 @@ def test_a_build_tells_name_size_and_time(fake: Fake, capfd: pytest.CaptureFixtu
         ((), None, None),
     ],
 )
-def test_choice_of_the_engine(fake: Fake, here: tuple[str, ...], preferred: str | None, chosen: str | None) -> None:
-    """docker before podman before buildah; never one whose images the run's runtime can't see."""
+def test_choice_of_engine(fake: Fake, here: tuple[str, ...], preferred: str | None, chosen: str | None) -> None:
+    """docker is preferred to podman, podman to buildah; an engine whose images the runtime cannot use is skipped."""
     for engine in here:
         fake(engine)
     if chosen:
@@ -123,8 +123,8 @@ def test_choice_of_the_engine(fake: Fake, here: tuple[str, ...], preferred: str 
             images.choose_engine(preferred)
 
 
-def test_an_engine_without_its_daemon_gives_way(fake: Fake) -> None:
-    """A docker client alone, left on many machines, is no reason to fail where podman works."""
+def test_an_engine_without_its_daemon_is_skipped(fake: Fake) -> None:
+    """If only a docker client is installed, podman is used."""
     fake(
         "docker",
         info="echo 'Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?' >&2; exit 1",
@@ -193,8 +193,8 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-def test_failures_say_what_to_do(fake: Fake, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """The whole text of each."""
+def test_failures_are_reported_with_a_remedy(fake: Fake, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The complete text of each failure is as expected."""
     commands, told = FAILURES[kind]
     fake("docker", **commands)
     monkeypatch.setenv("BASE_IMAGE", "no.such/base:1")
@@ -211,15 +211,15 @@ def test_failures_say_what_to_do(fake: Fake, monkeypatch: pytest.MonkeyPatch, ki
         ({"BUILD_OPTIONS": "--x 'y"}, "BUILD_OPTIONS: No closing quotation; it is parsed like shell words"),
     ],
 )
-def test_wrong_variables(variables: Mapping[str, str], told: str) -> None:
-    """They are bad use, seen before anything is built."""
+def test_wrong_variables_are_reported(variables: Mapping[str, str], told: str) -> None:
+    """They are wrong use, reported before anything is built."""
     with pytest.raises(ConfigError) as error:
         images.build_command("docker", "cpu", ROOT, variables)
     assert str(error.value) == told
 
 
 def test_an_interrupted_build_stops_its_engine(fake: Fake, tmp_path: Path) -> None:
-    """Ctrl-C and finetune stop: the engine is told, waited for, and nothing is tagged."""
+    """After Ctrl-C or finetune stop, the engine is stopped and waited for, and nothing is tagged."""
     fake("docker", build=f"trap 'echo gone > {tmp_path}/ended; exit 1' TERM; echo go; while :; do {SLEEP} 0.1; done")
     code = "from pathlib import Path; from finetune.containers.images import run; run(Path(), 'cpu')"
     process = subprocess.Popen(
@@ -241,8 +241,8 @@ def test_an_interrupted_build_stops_its_engine(fake: Fake, tmp_path: Path) -> No
     assert (tmp_path / "ended").read_text(encoding="utf-8") == "gone\n"
 
 
-def test_revision(tmp_path: Path) -> None:
-    """The commit, with -dirty where files differ; unknown outside of git."""
+def test_the_revision_is_the_git_commit(tmp_path: Path) -> None:
+    """The revision is the commit, with -dirty if files differ, or unknown outside of git."""
     assert images.revision(tmp_path) == "unknown"
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
     for words in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "-m", "x"]):
@@ -253,8 +253,8 @@ def test_revision(tmp_path: Path) -> None:
     assert images.revision(tmp_path) == f"{clean}-dirty"
 
 
-def test_found_images(fake: Fake) -> None:
-    """Present, absent and unreachable are three answers."""
+def test_the_state_of_an_image_is_detected(fake: Fake) -> None:
+    """Present, absent and unreachable are distinguished."""
     fake("docker", image=inspected("cpu", Config={"Labels": None}), images="printf 'finetune-cpu:1\\nother:2\\n'")
     assert images.find_image("docker", "x") == images.Image("1234", {}, 1_400_000_000)
     assert images.other_images("docker", "cpu") == ["finetune-cpu:1"]

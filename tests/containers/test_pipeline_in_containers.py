@@ -1,8 +1,7 @@
-"""The pipeline in real containers: a whole small run, by a user whom nobody knows, without a network; stop and resume.
+"""The pipeline in real containers: a complete small run by an unknown user without a network, stopped and resumed.
 
-The image is built on the stand-in of tests/builders/standin.py: this proves the Dockerfile's steps and the wrapper, but
-not the official base.
-"""
+The image is built on the stand-in of tests/builders/standin.py: this tests the Dockerfile's steps and the wrapper, but
+not the official base."""
 
 import json
 import os
@@ -28,9 +27,9 @@ from tests.builders.standin import (
 
 pytestmark = [pytest.mark.images, pytest.mark.slow]
 
-FOREIGN = 54321  # a user and group that neither this machine nor the image knows
+FOREIGN = 54321  # a user and group unknown to host and image
 STAGES = ("prepare", "validate", "train", "evaluate", "decide")
-# Where containers themselves run in one (as in CI), the defaults of podman's engine ask for more than they may.
+# If containers run inside a container (as in CI), podman's defaults need too many permissions.
 CONTAINERS = """[engine]
 cgroup_manager = "cgroupfs"
 runtime = "runc"
@@ -42,7 +41,7 @@ default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, str]:
-    """The environment of a host that has podman, the image, and the packages of requirements/base.lock alone."""
+    """Return the environment of a host with podman, the image, and only the packages of requirements/base.lock."""
     require_tools()
     request.getfixturevalue("early_build")
     built_image("cpu")
@@ -61,7 +60,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 
 
 def run(host: dict[str, str], root: Path, *command: str, code: int = 0, **environment: str) -> str:
-    """Run a command on the host; gives what it said. Another exit code fails."""
+    """Run a command on the host and return its output. Other exit codes fail."""
     done = subprocess.run(
         command, cwd=root, env=host | environment, capture_output=True, text=True, timeout=1200, check=False
     )
@@ -73,23 +72,23 @@ def run(host: dict[str, str], root: Path, *command: str, code: int = 0, **enviro
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A small run in podman: sixty rows, a random base, a DVC repository."""
+    """Create a small run with podman: sixty rows, a random base, a DVC repository."""
     return small_tree(tmp_path / "small", runtime="podman")
 
 
 def native(host: dict[str, str]) -> dict[str, str]:
-    """The environment of a host that has all packages."""
+    """Return the environment of a host with all packages."""
     return host | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{host['PATH']}"}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A report."""
+    """Read a report."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
-def test_the_whole_pipeline_by_a_foreign_user_without_a_network(host: dict[str, str], small: Path) -> None:
-    """From raw rows to a verdict, where nothing but the mounts can be written or reached; natively the same adapter."""
+def test_a_complete_run_by_a_foreign_user_without_a_network(host: dict[str, str], small: Path) -> None:
+    """The run goes from raw rows to a verdict with access to the mounts only, and equals a native run."""
     subprocess.run(["chown", "-R", f"{FOREIGN}:{FOREIGN}", small], check=True)
     for stage in STAGES:
         began = time.monotonic()
@@ -113,8 +112,8 @@ def test_the_whole_pipeline_by_a_foreign_user_without_a_network(host: dict[str, 
     assert read(small / "reports/train.json")["adapter_sha256"] == adapter, "natively it is another one"
 
 
-def test_to_dvc_native_and_in_containers_are_one(host: dict[str, str], small: Path) -> None:
-    """On a host that has nothing but DVC: what was run in containers need not be run again natively."""
+def test_dvc_treats_native_and_container_runs_alike(host: dict[str, str], small: Path) -> None:
+    """A host with DVC only considers results from containers valid for a native run."""
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
         run(host, small, *command)
     told = run(host, small, "dvc", "repro")
@@ -125,8 +124,8 @@ def test_to_dvc_native_and_in_containers_are_one(host: dict[str, str], small: Pa
     assert told == "error: train: the packages of the stages are not installed; run make setup RUNTIME=native\n"
 
 
-def test_an_interrupted_container_saves_and_goes_on(host: dict[str, str], small: Path) -> None:
-    """finetune stop, SIGTERM, SIGKILL of the wrapper: the same adapter as the undisturbed run's in the end."""
+def test_an_interrupted_container_saves_and_resumes(host: dict[str, str], small: Path) -> None:
+    """After finetune stop, SIGTERM, and SIGKILL of the wrapper, the adapter equals that of an undisturbed run."""
     write_params(small, runtime="podman", train__num_train_epochs=120)
     for stage in ("prepare", "validate", "train"):
         run(host, small, "python", "-m", "finetune", stage)
@@ -151,28 +150,28 @@ def test_an_interrupted_container_saves_and_goes_on(host: dict[str, str], small:
 
 
 def stop_it(host: dict[str, str], root: Path, process: "subprocess.Popen[bytes]") -> None:
-    """As a user does, from another terminal."""
+    """Stop the run from another terminal, as a user does."""
     assert "train stopped at step" in run(host, root, "python", "-m", "finetune", "stop")
 
 
 def terminate_it(host: dict[str, str], root: Path, process: "subprocess.Popen[bytes]") -> None:
-    """As a scheduler does."""
+    """Send SIGTERM, as a scheduler does."""
     process.terminate()
 
 
 def kill_it(host: dict[str, str], root: Path, process: "subprocess.Popen[bytes]") -> None:
-    """As the kernel does when memory is out; and a second start meanwhile is refused by the first one's lock."""
+    """Send SIGKILL, as the kernel does when memory runs out; the lock refuses a second start meanwhile."""
     process.kill()
 
 
 def steps_done(root: Path) -> int:
-    """The step that the status file tells."""
+    """Return the step in the status file."""
     path = root / "work/status.json"
     return int(read(path).get("step") or 0) if path.exists() else 0
 
 
 def wait_until(done: Callable[[], bool], process: "subprocess.Popen[bytes] | None") -> None:
-    """Wait; a process that ended meanwhile, or ten minutes, fail."""
+    """Wait; fail if a process ends first, or after ten minutes."""
     end = time.monotonic() + 600
     while not done():
         assert process is None or process.poll() is None, process.communicate()
@@ -180,8 +179,8 @@ def wait_until(done: Callable[[], bool], process: "subprocess.Popen[bytes] | Non
         time.sleep(0.1)
 
 
-def test_the_container_is_a_closed_room(host: dict[str, str], small: Path) -> None:
-    """Nobody to talk to, nothing to write to outside of the tree, no rights, and no secret of the caller."""
+def test_the_container_is_isolated(host: dict[str, str], small: Path) -> None:
+    """It has no network, writes only to the tree, has no privileges, and gets no secret of the caller."""
     (small / "src/finetune/prepare/stage.py").write_text(SPY, encoding="utf-8")
     run(host, small, "python", "-m", "finetune", "prepare", OMP_NUM_THREADS="2")
     found = read(small / "reports/spy.json")
@@ -228,8 +227,8 @@ def run(config, paths):
 """
 
 
-def test_commands_in_the_image_take_its_packages(host: dict[str, str], small: Path) -> None:
-    """What jobs on clusters do: no set-up, no second Python, and an image of other locks is refused."""
+def test_commands_in_the_image_use_its_packages(host: dict[str, str], small: Path) -> None:
+    """Jobs on clusters need no set-up and no second Python; an image with other locks is refused."""
     line = [
         "podman",
         "run",
@@ -249,7 +248,7 @@ def test_commands_in_the_image_take_its_packages(host: dict[str, str], small: Pa
     assert f"({built_image('cpu').name} was built from different locks); make image-cpu builds it" in told
 
 
-def test_a_stand_in_is_what_it_says() -> None:
-    """The settings that these tests give the engines name the secret that they look for."""
+def test_the_stand_in_contains_the_secret() -> None:
+    """The engine settings of these tests contain the secret that the tests search for."""
     require_tools()
     assert SECRET in Path(stand_in_environment("cpu")["PIP_CONF"]).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Where commands run: which errors are told first, and whose exit codes come back."""
+"""Where commands run, which errors are reported before the start, and which exit codes are returned."""
 
 import json
 import os
@@ -35,14 +35,14 @@ from tests.builders.waiting import PATIENCE
         ("podman", {"FINETUNE_IMAGE": "finetune-cpu:1", "FINETUNE_RUNTIME": "docker"}, "native"),
     ],
 )
-def test_params_say_where_stages_run(in_params: str, environment: dict[str, str], expected: str) -> None:
-    """params.yaml is the rule, RUNTIME= the exception, and inside an image of ours nothing is started again."""
+def test_params_set_where_stages_run(in_params: str, environment: dict[str, str], expected: str) -> None:
+    """params.yaml sets the default, RUNTIME= overrides it, and inside a project image no container is started."""
     assert runtime_of(config(runtime=in_params), environment) == expected
 
 
-def test_a_word_that_is_no_runtime_and_a_mac_are_refused() -> None:
-    """Not a silent native run; a Mac's GPU can't be reached from a container, whoever asks."""
-    with pytest.raises(ConfigError, match=r"^RUNTIME=dcoker: is not one of native, docker, podman$"):
+def test_an_invalid_runtime_and_a_mac_are_refused() -> None:
+    """An invalid value must not run natively; a container cannot reach a Mac's GPU."""
+    with pytest.raises(ConfigError, match=r"^RUNTIME=dcoker: is none of native, docker, podman$"):
         runtime_of(config(), {"FINETUNE_RUNTIME": "dcoker"})
     with pytest.raises(ConfigError, match=r"params.yaml: runtime: must be 'native', 'docker' or 'podman'"):
         config(runtime="buildah")
@@ -52,8 +52,8 @@ def test_a_word_that_is_no_runtime_and_a_mac_are_refused() -> None:
         runtime_of(config(environment="apple", runtime="native"), {"FINETUNE_RUNTIME": "docker"})
 
 
-def test_what_looks_ahead_runs_where_packages_are(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan for an H100 is made on a laptop; a host that has nothing but DVC sends it into the image."""
+def test_planning_commands_run_where_packages_are(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop can plan for an H100; a host with DVC only runs the plan in the image."""
     sent: list[tuple[str, str]] = []
     monkeypatch.setattr(runtime, "run", lambda engine, name, words, config, root: sent.append((engine, name)) or 7)
     monkeypatch.chdir(tree)
@@ -71,8 +71,8 @@ def test_what_looks_ahead_runs_where_packages_are(tree: Path, monkeypatch: pytes
         engine_for("plan", config(runtime="native"))
 
 
-def test_every_command_has_its_place() -> None:
-    """Torch is needed by those that a container may run, and by no other: one without its mark fails on a bare host."""
+def test_every_command_declares_where_it_runs() -> None:
+    """Exactly the commands that may run in a container need torch; others would fail on a host without it."""
     found: dict[str | None, set[str]] = {}
     for _, commands in all_commands():
         for one in commands:
@@ -82,7 +82,7 @@ def test_every_command_has_its_place() -> None:
     assert found["ahead"] == {"plan", "rehearse"}
 
 
-# ------------------------------------------------------------------------------------------------ what is missing
+# -------------------------------------------------------------------------------------------- missing prerequisites
 
 ENGINE = """#!{python}
 import json, os, signal, sys, time
@@ -120,7 +120,7 @@ elif words[0] == "run":
 
 @pytest.fixture
 def engine(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A podman that says what its state file says; PATH has nothing else. Gives that file."""
+    """Put a fake podman on PATH, which answers from a state file; return that file."""
     state, binaries = tmp_path / "state.json", tmp_path / "bin"
     binaries.mkdir()
     text = ENGINE.format(
@@ -134,24 +134,24 @@ def engine(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def say(state: Path, **content: Any) -> None:
-    """Tell the fake engine what to answer."""
+    """Set the fake engine's answers."""
     state.write_text(json.dumps(content), encoding="utf-8")
 
 
 def refused(tree: Path, engine: str = "podman", **changes: Any) -> str:
-    """The error that a person reads."""
+    """Return the error shown to users."""
     with pytest.raises(MachineError) as caught:
         require_ready(engine, config(**changes), tree)
     return str(caught.value)
 
 
 def test_the_image_of_these_locks_is_started_by_its_id(tree: Path, engine: Path) -> None:
-    """A name could be moved to another image while a run goes on."""
+    """During a run, a name could be moved to another image."""
     assert require_ready("podman", config(), tree) == "1a2b"
 
 
 NATIVELY = "or run natively: make ... RUNTIME=native, ./finetune --runtime native ..."
-MISSING: dict[str, tuple[str, dict[str, Any], str]] = {  # engine, what it answers, what a person reads
+MISSING: dict[str, tuple[str, dict[str, Any], str]] = {  # engine, its answers, the error shown to users
     "another engine is installed": (
         "docker",
         {},
@@ -179,18 +179,18 @@ MISSING: dict[str, tuple[str, dict[str, Any], str]] = {  # engine, what it answe
 
 
 @pytest.mark.parametrize("kind", MISSING)
-def test_what_is_missing_is_told(tree: Path, engine: Path, kind: str) -> None:
-    """Engine, image and daemon, each with what to do about it."""
+def test_missing_prerequisites_are_reported(tree: Path, engine: Path, kind: str) -> None:
+    """Cases: engine, image and daemon, each with a remedy."""
     asked, answers, told = MISSING[kind]
     if answers:
         say(engine, **answers)
     assert refused(tree, asked) == told.format(name=image_name("cpu", tree))
 
 
-def test_no_engine_no_gpu_and_an_image_from_elsewhere(
+def test_missing_engines_gpus_and_foreign_images_are_reported(
     tree: Path, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where to get an engine; a GPU is asked for before the container would say it in the engine's words."""
+    """The error says where to get an engine; a missing GPU is reported before the engine's own error."""
     say(engine, labels={"finetune.locks": locks_sha256("cuda", tree)})
     assert "this machine has no NVIDIA driver (nvidia-smi)" in refused(tree, environment="cuda")
     monkeypatch.setenv(runtime.OTHER_IMAGE, "registry.example/ours:1")
@@ -199,28 +199,28 @@ def test_no_engine_no_gpu_and_an_image_from_elsewhere(
     assert "podman is not installed; install it (https://podman.io" in refused(tree)
 
 
-def test_a_tree_that_can_not_be_written(tree: Path, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mount that is read-only, or another user's."""
+def test_a_read_only_tree_is_reported(tree: Path, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount may be read-only, or belong to another user."""
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK or Path(path) != tree)
     assert refused(tree) == (
         f"{tree}: can't be written to by user {os.getuid()}; change its owner, or mount it writable"
     )
 
 
-def test_locks_are_known_by_their_bytes(tree: Path) -> None:
-    """Any change of any lock of the environment, and of no other, is another image."""
+def test_locks_are_identified_by_their_bytes(tree: Path) -> None:
+    """A change of any lock of the environment, and of no other, requires another image."""
     before = {name: image_name(name, tree) for name in ("cpu", "cuda")}
     lock_files("cpu", tree)[0].write_text("torch==9\n", encoding="utf-8")
     assert image_name("cpu", tree) != before["cpu"]
     assert image_name("cuda", tree) == before["cuda"]
 
 
-# -------------------------------------------------------------------------------------------- running to the end
+# ---------------------------------------------------------------------------------------------- end of a command
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5])
-def test_the_commands_exit_code_comes_back(tree: Path, engine: Path, code: int) -> None:
-    """DVC and schedulers go by it."""
+def test_the_commands_exit_code_is_returned(tree: Path, engine: Path, code: int) -> None:
+    """DVC and schedulers rely on the exit code."""
     say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=code)
     assert runtime.run("podman", "train", ["train"], config(), tree) == code
     assert list((tree / "work").iterdir()) == [], "the scratch folder stays behind"
@@ -237,14 +237,14 @@ def test_the_commands_exit_code_comes_back(tree: Path, engine: Path, code: int) 
         (-15, InterruptedRunError, "its container was stopped"),
     ],
 )
-def test_what_the_engine_or_a_signal_ended_is_told(code: int, error: type[FinetuneError], text: str) -> None:
-    """With the exit code that says whether it can go on."""
+def test_an_end_by_engine_or_signal_is_reported(code: int, error: type[FinetuneError], text: str) -> None:
+    """The exit code says whether the run can be resumed."""
     with pytest.raises(error, match=text):
         command_code(code, "podman", "train")
 
 
 def start(tree: Path, engine: Path, state: str = "waits", **how: Any) -> "subprocess.Popen[str]":
-    """The stage train of a tree, whose container has started and waits, or is early."""
+    """Start the stage train of a tree; its container is waiting, or is still being created."""
     say(engine, labels={"finetune.locks": locks_sha256("cpu", tree)}, code=0, **{state: True})
     (tree / "params.yaml").write_text(json.dumps(params(runtime="podman")), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -258,15 +258,15 @@ def start(tree: Path, engine: Path, state: str = "waits", **how: Any) -> "subpro
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_signals_reach_the_command(tree: Path, engine: Path, name: str) -> None:
-    """The container saves at its step's end, and its exit code says so."""
+    """The container saves at the end of its step, and the exit code says so."""
     process = start(tree, engine)
     process.send_signal(getattr(signal, name))
     told, _ = process.communicate(timeout=PATIENCE)
     assert (told, process.returncode) == (f"saved at {name}\n", 5)
 
 
-def test_a_signal_that_comes_too_early_is_no_success(tree: Path, engine: Path) -> None:
-    """An engine that is still creating the container ends with 0: DVC would take the stage for done."""
+def test_a_signal_during_the_start_is_not_a_success(tree: Path, engine: Path) -> None:
+    """An engine stopped while creating the container exits with 0, which DVC would take for success."""
     process = start(tree, engine, "early")
     process.terminate()
     assert process.wait(timeout=PATIENCE) == 5
@@ -275,7 +275,7 @@ def test_a_signal_that_comes_too_early_is_no_success(tree: Path, engine: Path) -
 
 
 def test_nohup_is_honoured(tree: Path, engine: Path) -> None:
-    """A lost terminal does not end what was told to go on without one."""
+    """A run started with nohup continues when the terminal closes."""
     process = start(tree, engine, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -284,17 +284,17 @@ def test_nohup_is_honoured(tree: Path, engine: Path) -> None:
     assert process.communicate(timeout=PATIENCE)[0] == "saved at SIGTERM\n"
 
 
-def test_a_killed_wrapper_takes_its_container_along(tree: Path, engine: Path) -> None:
-    """SIGKILL can't be passed on: the engine gets SIGTERM from the kernel, and the training saves."""
+def test_a_killed_wrapper_stops_its_container(tree: Path, engine: Path) -> None:
+    """SIGKILL cannot be passed on: the kernel sends the engine SIGTERM, and the training saves."""
     process = start(tree, engine)
     process.kill()
     assert process.stdout is not None
-    assert process.stdout.read() == "saved at SIGTERM\n"  # to the end of the pipe, which the engine held
+    assert process.stdout.read() == "saved at SIGTERM\n"  # up to the end of the pipe, which the engine held
     process.wait()
 
 
-def test_make_stop_finds_the_process_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers in a container mean nothing outside: the lock names the process on the host, which passes signals on."""
+def test_stop_signals_the_waiting_host_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process ids in a container have no meaning outside: the lock has the host's, which relays signals."""
     monkeypatch.setenv("FINETUNE_PROCESS", "4321")
     with pipeline_lock(tmp_path / "pipeline.lock", "train"):
         assert read_holder(tmp_path / "pipeline.lock") == Holder("train", 4321)
