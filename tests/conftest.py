@@ -1,4 +1,4 @@
-"""What the tests share: the run's params, configs with keys changed, and examples and predictions made up in memory."""
+"""Shared fixtures: the run's params, configs with keys changed, and examples and predictions created in memory."""
 
 import os
 import signal
@@ -16,45 +16,44 @@ from finetune.records.examples import Answer, Example, Message, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 
-for who in ("AUTHOR", "COMMITTER"):  # experiments are commits, whatever this machine's git knows
+for who in ("AUTHOR", "COMMITTER"):  # experiments are commits, regardless of this machine's git settings
     os.environ |= {f"GIT_{who}_NAME": "Test", f"GIT_{who}_EMAIL": "test@localhost"}
-# Where the tests are a job in the background, a shell has had Ctrl-C ignored, and nohup the end of the session, and a
-# process would hand that on to all that it starts: a test of an interruption would wait for ever.
+# In a background job, a shell lets Ctrl-C be ignored, and nohup the end of the session; child processes would inherit
+# this, and tests of interruptions would wait forever.
 for ignored, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(ignored) is signal.SIG_IGN:
         signal.signal(ignored, action)
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network for a model; a missing one is missing at once
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads a model; a missing one fails at once
 
-# The same cases every time and on every machine, however slow it is; a failure is then seen by all or by nobody.
+# The same cases every time and on every machine, however slow, so that failures are reproducible.
 settings.register_profile("finetune", derandomize=True, deadline=None, database=None)
 settings.load_profile("finetune")
 
 
 @pytest.fixture(scope="session")
 def shipped_params() -> dict[str, Any]:
-    """params.yaml as read once; `params` is the copy to change."""
+    """Return params.yaml, read once; `params` is a copy that tests may change."""
     content: dict[str, Any] = read_yaml(ROOT / "params.yaml")
     return content
 
 
 @pytest.fixture
 def params(shipped_params: dict[str, Any]) -> dict[str, Any]:
-    """params.yaml as plain objects, to change at will."""
+    """Return params.yaml as plain objects that tests may change."""
     return deepcopy(shipped_params)
 
 
 @pytest.fixture(scope="session")
 def config(shipped_params: dict[str, Any]) -> Config:
-    """params.yaml as a Config (frozen, so one for all tests)."""
+    """Return params.yaml as a Config (frozen, so one for all tests)."""
     return parse_config(shipped_params, "params.yaml")
 
 
 @pytest.fixture(scope="session")
 def change(shipped_params: dict[str, Any]) -> Callable[..., Config]:
-    """`change(**{"train.warmup_steps": 50, "data.sources.0.path": "rows.jsonl"})`: the Config with these keys changed.
+    """`change(**{"train.warmup_steps": 50, "data.sources.0.path": "rows.jsonl"})`: return the Config with keys changed.
 
-    Of session scope, as are `example` and `prediction`, so that hypothesis may use them too.
-    """
+    It has session scope, like `example` and `prediction`, so that hypothesis can use them."""
 
     def changed(**keys: Any) -> Config:
         content = deepcopy(shipped_params)
@@ -72,7 +71,7 @@ def change(shipped_params: dict[str, Any]) -> Callable[..., Config]:
 
 @pytest.fixture(scope="session")
 def example() -> Callable[..., Example]:
-    """`example("task", "answer", agent="namer")`: one record; another prompt or answer gives another id."""
+    """`example("task", "answer", agent="namer")`: return one record; another prompt or answer gives another id."""
 
     def make(
         task: str = "message: invalid mode",
@@ -92,11 +91,10 @@ def example() -> Callable[..., Example]:
 
 @pytest.fixture(scope="session")
 def prediction() -> Callable[..., Prediction]:
-    """`prediction(candidate=True, baseline=False)`: both sides' answers to one example, right or wrong as told.
+    """`prediction(candidate=True, baseline=False)`: return both sides' answers to one example, right or wrong as given.
 
-    A text in place of a bool is the answer itself; it is right where it is the reference. The scores are those of the
-    scorers in params.yaml, an exact match and a classification.
-    """
+    A text instead of a bool is the answer itself; it is right if it equals the reference. The scores are those of the
+    scorers in params.yaml, an exact match and a classification."""
 
     def make(
         candidate: bool | str = True,

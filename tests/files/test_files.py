@@ -1,4 +1,4 @@
-"""Files are whole or not there: what a kill, a full disk or a second process must not be able to break."""
+"""Files are complete or absent, even after a kill, on a full disk, and with a second process."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from finetune.files.strict_json import read_json
 
 
 def names_in(folder: Path) -> list[str]:
-    """All names directly in a folder, hidden ones too."""
+    """Return all names directly in a folder, including hidden ones."""
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -37,14 +37,14 @@ def publish(target: Path, content: str) -> None:
 
 
 class KilledError(BaseException):
-    """Stands for a kill: what comes after the line that raises it does not run."""
+    """Simulates a kill: code after the line that raises it does not run."""
 
 
 # ---- One file
 
 
 def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
-    """Rows are made while they are written; a defect in row 1,000 must not cost the file of the last good run."""
+    """Rows are created while they are written; an error in row 1,000 must not destroy the previous file."""
     path = tmp_path / "folder/rows.jsonl"
     write_lines(path, ["old\n"])
 
@@ -59,7 +59,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
 
 
 def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    """`finetune report` while decide writes: an open file stays whole, so it is replaced and never overwritten."""
+    """If `finetune report` reads while decide writes, its open file stays valid: files are replaced."""
     path = tmp_path / "report.json"
     write_json(path, {"verdict": "iterate"})
     with path.open(encoding="utf-8") as reader:
@@ -77,7 +77,7 @@ def test_lines_are_written_as_utf_8_without_translation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_json_with_nan_is_refused_and_the_old_file_stays(tmp_path: Path, value: float) -> None:
-    """A report with NaN is no JSON; DVC and every browser would stop at it."""
+    """NaN is not valid JSON; DVC and browsers could not read the report."""
     path = tmp_path / "report.json"
     write_json(path, {"loss": 1.5})
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -97,8 +97,8 @@ def test_json_with_nan_is_refused_and_the_old_file_stays(tmp_path: Path, value: 
         (b"[1]", "not a JSON object; run the stage that writes it again"),
     ],
 )
-def test_a_report_that_is_missing_or_broken_names_itself(tmp_path: Path, content: bytes | None, text: str) -> None:
-    """A traceback of json's would name neither the file nor what to do."""
+def test_a_missing_or_broken_report_is_named(tmp_path: Path, content: bytes | None, text: str) -> None:
+    """A traceback of the json module would name neither the file nor the remedy."""
     path = tmp_path / "report.json"
     if content is not None:
         path.write_bytes(content)
@@ -110,8 +110,8 @@ def test_a_report_that_is_missing_or_broken_names_itself(tmp_path: Path, content
 # ---- A published folder
 
 
-def test_a_published_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
-    """No file of the old run may be left among the new ones: its adapter would be loaded with the new config."""
+def test_a_published_folder_replaces_the_old_one(tmp_path: Path) -> None:
+    """No file of the old run may remain, or its adapter would be loaded with the new config."""
     target = tmp_path / "parent/out"
     with publish_directory(target) as folder:
         (folder / "old").write_text("old", encoding="utf-8")
@@ -123,7 +123,7 @@ def test_a_published_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_inside_keeps_the_old_folder(tmp_path: Path, error: type[BaseException]) -> None:
-    """A train that is stopped at its last line must not cost the adapter of the run before."""
+    """If train is stopped at its last line, the previous adapter must remain."""
     target = tmp_path / "out"
     publish(target, "old")
 
@@ -138,8 +138,8 @@ def test_a_failure_inside_keeps_the_old_folder(tmp_path: Path, error: type[BaseE
     assert names_in(tmp_path) == ["out"]
 
 
-def test_a_kill_between_the_two_renames_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At that instant nothing stands under the name; the old folder must come back even if the next try fails."""
+def test_a_kill_between_the_two_renames_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the renames the name does not exist; the old folder is restored even if the next attempt fails."""
     target = tmp_path / "out"
     publish(target, "old")
     replace = Path.replace
@@ -163,8 +163,8 @@ def test_a_kill_between_the_two_renames_is_mended(tmp_path: Path, monkeypatch: p
     assert names_in(tmp_path) == ["out"]
 
 
-def test_what_a_kill_left_behind_is_not_published(tmp_path: Path) -> None:
-    """A SIGKILL runs no clean-up: the next run must neither trip over the half folder nor take its files along."""
+def test_leftovers_of_a_kill_are_not_published(tmp_path: Path) -> None:
+    """A SIGKILL runs no clean-up: the next run neither fails because of the partial folder nor uses its files."""
     target = tmp_path / "out"
     publish(target, "old")
     for state in ("partial", "replaced"):
@@ -175,18 +175,18 @@ def test_what_a_kill_left_behind_is_not_published(tmp_path: Path) -> None:
 
 
 def test_files_are_synced_before_they_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rename that reaches the disk before the bytes leaves empty files after a power cut."""
+    """A rename that reaches the disk before the data leaves empty files after a power failure."""
     target, synced = tmp_path / "out", []
     monkeypatch.setattr(atomic.os, "fsync", lambda number: synced.append(target.exists()))
     publish(target, "new")
-    assert synced == [False, False, True]  # the file, its folder, and after the rename the folder that names it
+    assert synced == [False, False, True]  # the file, its folder, and after the rename the parent folder
 
 
 # ---- Hashes and manifests
 
 
-def test_a_folder_hash_is_of_names_and_contents(tmp_path: Path) -> None:
-    """The prepared data is pinned by it: a file renamed, moved or changed is other data; the clock is not in it."""
+def test_a_folder_hash_covers_names_and_contents(tmp_path: Path) -> None:
+    """It identifies the prepared data: renaming, moving or changing a file changes it; file times do not."""
     (tmp_path / "a/deep").mkdir(parents=True)
     (tmp_path / "a/deep/file").write_text("text", encoding="utf-8")
     first = sha256_folder(tmp_path / "a")
@@ -198,15 +198,15 @@ def test_a_folder_hash_is_of_names_and_contents(tmp_path: Path) -> None:
     assert len({first, renamed, sha256_folder(tmp_path / "a")}) == 3
 
 
-def test_a_json_hash_does_not_see_the_order_of_keys() -> None:
-    """The order of keys means nothing in JSON, the order of a list does."""
+def test_a_json_hash_ignores_the_order_of_keys() -> None:
+    """In JSON the order of keys is irrelevant, but not the order of a list."""
     assert sha256_json({"a": 1, "b": [1, 2]}) == sha256_json({"b": [1, 2], "a": 1})
     assert sha256_json({"a": 1, "b": [1, 2]}) != sha256_json({"a": 1, "b": [2, 1]})
 
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A folder with two files and their manifest."""
+    """Create a folder with two files and their manifest."""
     folder = tmp_path / "adapter"
     with publish_directory(folder) as partial:
         (partial / "weights").write_bytes(bytes(100))
@@ -217,7 +217,7 @@ def published(tmp_path: Path) -> Path:
 
 
 def test_a_manifest_accounts_for_every_file(published: Path) -> None:
-    """Content and files come back; an untouched folder raises nothing."""
+    """Content and files are returned; an unchanged folder raises no error."""
     manifest = read_manifest(published)
     assert manifest["adapter_sha256"] == "abc"
     assert manifest["files"] == {
@@ -227,7 +227,7 @@ def test_a_manifest_accounts_for_every_file(published: Path) -> None:
 
 
 def test_a_manifest_detects_one_changed_byte(published: Path) -> None:
-    """Same name, same size, another adapter."""
+    """A change of one byte, with the same name and size, is another adapter."""
     path = published / "weights"
     path.write_bytes(bytes(99) + b"\x01")
     with pytest.raises(DataError) as caught:
@@ -236,14 +236,14 @@ def test_a_manifest_detects_one_changed_byte(published: Path) -> None:
 
 
 def test_a_manifest_detects_truncation(published: Path) -> None:
-    """A disk that filled up while the folder was copied."""
+    """The disk may have been full when the folder was copied."""
     os.truncate(published / "weights", 50)
     with pytest.raises(DataError, match="weights: differs from the published file"):
         read_manifest(published)
 
 
 def test_a_manifest_detects_a_missing_file(published: Path) -> None:
-    """The whole text: it is the first that a person sees of a half-copied adapter."""
+    """The complete text is checked, as it is what users see of a partially copied adapter."""
     path = published / "tokenizer/vocab"
     path.unlink()
     with pytest.raises(DataError) as caught:
@@ -252,8 +252,8 @@ def test_a_manifest_detects_a_missing_file(published: Path) -> None:
     assert str(caught.value) == f"{path}: is missing, although {manifest} lists it; run the stage that writes it again"
 
 
-def test_a_folder_without_a_manifest_was_never_published(published: Path) -> None:
-    """The manifest is written last, so its absence means that the folder is not whole."""
+def test_a_folder_without_a_manifest_is_refused(published: Path) -> None:
+    """The manifest is written last, so without it the folder is incomplete."""
     (published / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"manifest.json: no such file; run the stage that writes it"):
         read_manifest(published)
@@ -263,7 +263,7 @@ def test_a_folder_without_a_manifest_was_never_published(published: Path) -> Non
 
 
 def write_tensors(path: Path, header: Mapping[str, Any], data: bytes) -> Path:
-    """A safetensors file, made by hand so that the order of its header is ours."""
+    """Write a safetensors file manually, to control the order of its header."""
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     return path
@@ -274,8 +274,8 @@ B = {"dtype": "F32", "shape": [1, 1], "data_offsets": [8, 12]}
 DATA = struct.pack("<3f", 1.0, 2.0, 3.0)
 
 
-def test_the_canonical_hash_does_not_see_the_header(tmp_path: Path) -> None:
-    """PEFT writes the same tensors in another order from run to run: the files differ, the adapter does not."""
+def test_the_canonical_hash_ignores_the_header(tmp_path: Path) -> None:
+    """PEFT writes the same tensors in a different order each run: the files differ, the adapter does not."""
     one = write_tensors(tmp_path / "one", {"a": A, "b": B}, DATA)
     other = write_tensors(tmp_path / "other", {"__metadata__": {"format": "pt"}, "b": B, "a": A}, DATA)
     moved = {"a": A | {"data_offsets": [4, 12]}, "b": B | {"data_offsets": [0, 4]}}
@@ -285,8 +285,8 @@ def test_the_canonical_hash_does_not_see_the_header(tmp_path: Path) -> None:
 
 
 @given(bit=st.integers(0, 8 * len(DATA) - 1))
-def test_the_canonical_hash_sees_every_bit(tmp_path_factory: pytest.TempPathFactory, bit: int) -> None:
-    """Repeatability is claimed bit for bit, so no bit may be left out of the hash that proves it."""
+def test_the_canonical_hash_covers_every_bit(tmp_path_factory: pytest.TempPathFactory, bit: int) -> None:
+    """Reproducibility is claimed bit for bit, so the hash must cover every bit."""
     folder = tmp_path_factory.mktemp("bits")
     changed = bytearray(DATA)
     changed[bit // 8] ^= 1 << bit % 8
@@ -295,8 +295,8 @@ def test_the_canonical_hash_sees_every_bit(tmp_path_factory: pytest.TempPathFact
     assert sha256_tensors(one) != sha256_tensors(other)
 
 
-def test_the_canonical_hash_sees_names_dtypes_and_shapes(tmp_path: Path) -> None:
-    """The same bytes under another name, type or shape are another adapter."""
+def test_the_canonical_hash_covers_names_dtypes_and_shapes(tmp_path: Path) -> None:
+    """The same bytes with another name, type or shape are another adapter."""
     headers = [
         {"a": A, "b": B},
         {"a": A, "c": B},
@@ -308,8 +308,8 @@ def test_the_canonical_hash_sees_names_dtypes_and_shapes(tmp_path: Path) -> None
     assert len({sha256_tensors(path) for path in files}) == len(files)
 
 
-def test_a_truncated_tensor_file_is_bad_data(tmp_path: Path) -> None:
-    """A half-copied adapter is the user's to mend: no traceback of a Rust library."""
+def test_a_truncated_tensor_file_is_a_data_error(tmp_path: Path) -> None:
+    """A partially copied adapter is a user error, without a traceback of a Rust library."""
     path = write_tensors(tmp_path / "one", {"a": A, "b": B}, DATA[:-1])
     with pytest.raises(DataError) as caught:
         sha256_tensors(path)
@@ -330,7 +330,7 @@ with pipeline_lock(Path(sys.argv[1]), "train"):
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds `tmp_path/work/pipeline.lock`."""
+    """Start another process that holds `tmp_path/work/pipeline.lock`."""
     source = str(Path(atomic.__file__).parents[2])
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "work/pipeline.lock")],
@@ -348,7 +348,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_the_lock_keeps_a_second_process_out(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    """Two trains in one folder would write one checkpoint; the text says who is in the way, and at once."""
+    """Two trains in one folder would write the same checkpoint; the error names the holder immediately."""
     path = tmp_path / "work/pipeline.lock"
     with pytest.raises(ConfigError) as caught, pipeline_lock(path, "evaluate"):
         pass
@@ -358,15 +358,15 @@ def test_the_lock_keeps_a_second_process_out(tmp_path: Path, holder: subprocess.
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    """A lock that outlives a SIGKILL would have to be removed by hand, and people then remove live ones too."""
+    """A lock that outlives a SIGKILL would have to be removed manually, with the risk of removing live ones."""
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with pipeline_lock(tmp_path / "work/pipeline.lock", "train"):
         assert read_holder(tmp_path / "work/pipeline.lock") == Holder("train", os.getpid())
 
 
-def test_the_lock_is_given_back_after_a_failure(tmp_path: Path) -> None:
-    """Held on after an error, it would keep its own process out of the next stage."""
+def test_the_lock_is_released_after_a_failure(tmp_path: Path) -> None:
+    """Otherwise the process itself could not run its next stage."""
     path = tmp_path / "work/pipeline.lock"
     with pytest.raises(RuntimeError), pipeline_lock(path, "train"):
         raise RuntimeError
@@ -388,7 +388,7 @@ def test_the_lock_is_given_back_after_a_failure(tmp_path: Path) -> None:
 def test_the_lock_records_how_its_holder_ended(
     tmp_path: Path, error: BaseException | None, outcome: str, code: str | None
 ) -> None:
-    """`finetune status` reads it when the process is gone; it must not have to guess from a log."""
+    """`finetune status` reads the record after the process ended, instead of guessing from a log."""
     path = tmp_path / "pipeline.lock"
     before = time.time()
     with suppress(BaseException), pipeline_lock(path, "train"):

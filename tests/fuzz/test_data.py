@@ -1,4 +1,4 @@
-"""Hostile data in every format and container: no row is lost, and no damage goes unsaid."""
+"""Hostile data in every format and container: no row is lost, and all damage is reported."""
 
 import gzip
 from collections.abc import Callable, Sequence
@@ -36,12 +36,12 @@ CONTAINERS += ["rows.parquet", "stream.arrow", "file.arrow"]
 
 
 def good_rows(format_: str) -> list[dict[str, Any]]:
-    """Sound rows that differ from each other."""
+    """Return valid rows that differ from each other."""
     return [numbered(ROWS[format_], number) for number in range(GOOD)]
 
 
 def numbered(value: Any, number: int) -> Any:
-    """The same value with a number after each sentence in it."""
+    """Return the value with a number after each sentence in it."""
     if isinstance(value, dict):
         return {key: numbered(item, number) for key, item in value.items()}
     if isinstance(value, list):
@@ -50,7 +50,7 @@ def numbered(value: Any, number: int) -> Any:
 
 
 def written(name: str, rows: Sequence[dict[str, Any]]) -> bytes:
-    """The rows in a container, compressed where its name says so."""
+    """Return the rows in a container, compressed according to its name."""
     plain = name.removesuffix(".gz").removesuffix(".zst")
     content: bytes = WRITERS[plain](rows)
     if name.endswith(".gz"):
@@ -59,7 +59,7 @@ def written(name: str, rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def prepared(root: Path, change: Callable[..., Any], name: str, format_: str) -> dict[str, Any] | None:
-    """Prepare's account of a file, after its sums were checked; None where it was refused as documented."""
+    """Return prepare's account of a file after checking its sums; None for a documented refusal."""
     config = change(
         **{
             "data.directory": "raw",
@@ -81,13 +81,13 @@ def prepared(root: Path, change: Callable[..., Any], name: str, format_: str) ->
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a file."""
+    """Return the lines of a file."""
     return path.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A place for one run of prepare after the other."""
+    """Return a folder for consecutive runs of prepare."""
     root = tmp_path_factory.mktemp("fuzz")
     (root / "raw").mkdir()
     return root
@@ -102,12 +102,12 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_row_of_any_file_is_lost(
     ground: Path, change: Callable[..., Any], name: str, format_: str, changed: list[dict[str, Any]]
 ) -> None:
-    """Sound rows and hostile ones in each container: every one is kept, or dropped for a reason."""
+    """Each container has valid and hostile rows: every one is kept, or dropped for a reason."""
     rows = good_rows(format_) + [ROWS[format_] | keys for keys in changed]
     try:
         content = written(name, rows)
     except (ValueError, TypeError, OverflowError, pa.ArrowException):
-        return  # nothing writes such a file
+        return  # no program writes such a file
     for old in (ground / "raw").iterdir():
         old.unlink()
     (ground / "raw" / name).write_bytes(content)
@@ -119,8 +119,8 @@ def test_no_row_of_any_file_is_lost(
 @pytest.mark.parametrize("name", CONTAINERS)
 @fuzz(120)
 @given(data=st.data())
-def test_any_damage_to_a_file_is_rows_or_one_error(ground: Path, name: str, data: st.DataObject) -> None:
-    """Bits flipped, bytes cut out, put in, repeated, the end missing: rows, or an error that names the file."""
+def test_a_damaged_file_gives_rows_or_one_error(ground: Path, name: str, data: st.DataObject) -> None:
+    """After bit flips, cuts, insertions, repetitions or truncation, there are rows, or an error that names the file."""
     content = bytearray(written(name, [{"a": f"text {number}", "b": "x" * number} for number in range(40)]))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, max(len(content) - 1, 0)))

@@ -1,4 +1,4 @@
-"""Hostile files of earlier runs: each is read, or refused by an error that is documented."""
+"""Hostile files of earlier runs: each is read, or refused with a documented error."""
 
 import json
 from collections.abc import Callable
@@ -35,10 +35,10 @@ ANSWERED = ("id", "prompt", "text", "tokens", "finished", "failed", "seconds", "
     raw=st.binary(max_size=12),
 )
 @example(rows=[{"id": "one", "text": "x", "seconds": 10**400}], raw=b"")
-def test_any_recorded_answers_are_taken_or_refused(
+def test_arbitrary_recorded_answers_are_used_or_refused(
     tmp_path: Path, example: Callable[..., Example], rows: list[dict[str, Any]], raw: bytes
 ) -> None:
-    """A file of somebody else's answers: file and line stand in the error."""
+    """Errors about a file of recorded answers name file and line."""
     item, path = example("one"), tmp_path / "run.jsonl"
     first = {"id": item.id, "text": "x", "tokens": 1, "finished": True, "seconds": 0.5}
     path.write_bytes(
@@ -56,8 +56,8 @@ def test_any_recorded_answers_are_taken_or_refused(
 @example(content={"test": [["a"]]})
 @example(content={"key": []})
 @example(content={"key": {"x": {}}})
-def test_any_counts_of_looks_and_seeds_are_read_or_refused(tmp_path: Path, content: Any) -> None:
-    """Files in git, which a merge may have broken: an error that names them, and nothing is written over them."""
+def test_arbitrary_histories_are_read_or_refused(tmp_path: Path, content: Any) -> None:
+    """A git merge may break these files: the error names them, and they are not overwritten."""
     looks, seeds = tmp_path / "looks.json", tmp_path / "seeds.json"
     for path in (looks, seeds):
         path.write_text(json.dumps(content), encoding="utf-8")
@@ -81,8 +81,8 @@ def test_any_counts_of_looks_and_seeds_are_read_or_refused(tmp_path: Path, conte
 @example(content={}, files={"a": {"bytes": 1}})
 @example(content={"best_step": "x"}, files={})
 @example(content={"best_step": []}, files={})
-def test_any_manifest_is_read_or_refused(tmp_path: Path, content: Any, files: dict[str, Any]) -> None:
-    """Of an adapter it is an error, of a checkpoint a warning: the next good one is taken."""
+def test_arbitrary_manifests_are_read_or_refused(tmp_path: Path, content: Any, files: dict[str, Any]) -> None:
+    """For an adapter an invalid manifest is an error, for a checkpoint a warning: the next good one is used."""
     store = Checkpoints(tmp_path, 3)
     for step in (3, 6):
         store.path(step).mkdir(exist_ok=True)
@@ -98,14 +98,14 @@ def test_any_manifest_is_read_or_refused(tmp_path: Path, content: Any, files: di
 
 @fuzz(100)
 @given(content=st.lists(st.binary(max_size=20) | JSON_JUNK.map(lambda value: json.dumps(value).encode()), max_size=5))
-def test_any_kept_answers_are_taken_or_asked_again(tmp_path: Path, content: list[bytes]) -> None:
-    """What a killed evaluation has left is believed only where it is whole."""
+def test_arbitrary_stored_answers_are_used_or_generated_again(tmp_path: Path, content: list[bytes]) -> None:
+    """Answers left by a killed evaluation are used only if they are intact."""
     path = tmp_path / "spool.jsonl"
     path.write_bytes(b"\n".join(content))
     assert read_spool(path) == {}
 
 
-def test_write_json_is_what_read_json_reads(tmp_path: Path) -> None:
-    """The other tests would prove nothing if sound files were refused."""
+def test_read_json_reads_what_write_json_writes(tmp_path: Path) -> None:
+    """Valid files are accepted; otherwise the other tests would prove nothing."""
     write_json(tmp_path / "a.json", {"test": ["candidate"]})
     assert count_look(tmp_path / "a.json", "test", "candidate") == 1

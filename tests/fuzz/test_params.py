@@ -1,4 +1,4 @@
-"""Hostile params and recipes: each is read, or refused by an error that is documented."""
+"""Hostile params and recipes: each is read, or refused with a documented error."""
 
 from copy import deepcopy
 from datetime import date
@@ -67,7 +67,7 @@ HOSTILE_TEXT = [
 
 @st.composite
 def mangled(draw: st.DrawFn, text: str) -> bytes:
-    """A text with a few of its pieces replaced, cut out or repeated, and hostile ones put in."""
+    """Return a text with a few pieces replaced, removed or repeated, and hostile ones inserted."""
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(text)))
         end = min(len(text), start + draw(st.sampled_from([0, 0, 1, 3, 20, 400])))
@@ -80,7 +80,7 @@ SHIPPED = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
 
 def bomb(levels: int) -> bytes:
-    """A few lines that stand for 9 to the power of `levels` values."""
+    """Return a few lines that expand to 9 to the power of `levels` values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{at}: &a{at} [{', '.join([f'*a{at - 1}'] * 9)}]" for at in range(1, levels)]
     return "\n".join(lines).encode()
@@ -92,8 +92,8 @@ def bomb(levels: int) -> bytes:
 @example(content=b"a: &a [*a]\n")
 @example(content=b"a: &a\n  b: *a\n")
 @example(content=("[" * 5000).encode())
-def test_any_params_are_a_config_or_a_config_error(tmp_path: Path, content: bytes) -> None:
-    """Whatever stands in the file: no traceback, no endless work, and the file is named."""
+def test_arbitrary_params_give_a_config_or_a_config_error(tmp_path: Path, content: bytes) -> None:
+    """For any content there is no traceback and no endless work, and the error names the file."""
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
     told = refusal(ConfigError, lambda: load_config(path))
@@ -111,7 +111,7 @@ JUNK = (
 
 
 def places_in(content: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every key and item of a nested value."""
+    """Return every key and item of a nested value."""
     inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     found = [(*place, key) for key, _ in inside]
     return found + [
@@ -127,8 +127,8 @@ PLACES = places_in(read_yaml(ROOT / "params.yaml"))
 
 @fuzz(600)
 @given(data=st.data())
-def test_any_value_at_any_key_is_taken_or_told_by_its_key(params: dict[str, Any], data: st.DataObject) -> None:
-    """One or two keys with anything at all, or gone, or with a stranger beside them."""
+def test_an_arbitrary_value_is_accepted_or_reported_by_key(params: dict[str, Any], data: st.DataObject) -> None:
+    """One or two keys have arbitrary values, are missing, or have an unknown neighbour."""
     content, touched = deepcopy(params), []
     for place in data.draw(st.lists(st.sampled_from(PLACES), min_size=1, max_size=2, unique=True)):
         at: Any = content
@@ -143,15 +143,15 @@ def test_any_value_at_any_key_is_taken_or_told_by_its_key(params: dict[str, Any]
             else:
                 at[place[-1]] = data.draw(JUNK)
         except (KeyError, IndexError, TypeError):
-            continue  # the first change has taken the second one's place away
+            continue  # the first change has removed the second one's place
         touched.append(place)
     told = refusal(ConfigError, lambda: parse_config(content, "params.yaml"))
     assert not told or (told.startswith("params.yaml: ") and touched)
 
 
 @pytest.mark.parametrize("name", [None, 5])
-def test_a_key_that_is_no_text_is_told(params: dict[str, Any], name: Any) -> None:
-    """`5: ...` among the scorers, whose names are free: pydantic's place for it is no kind of scorer."""
+def test_a_key_that_is_not_text_is_reported(params: dict[str, Any], name: Any) -> None:
+    """With `5: ...` among the scorers, whose names are free, pydantic's location is not a kind of scorer."""
     params["evaluate"]["scorers"][name] = 1
     told = refusal(ConfigError, lambda: parse_config(params, "params.yaml"))
     assert told.startswith(f"params.yaml: evaluate.scorers.{name}")
@@ -161,8 +161,8 @@ def test_a_key_that_is_no_text_is_told(params: dict[str, Any], name: Any) -> Non
 @given(
     content=mangled((ROOT / "recipes/cpu.yaml").read_text(encoding="utf-8")) | st.binary(max_size=40), own=st.booleans()
 )
-def test_any_recipe_is_applied_or_refused(tmp_path: Path, content: bytes, own: bool) -> None:
-    """What is refused leaves params.yaml as it is; what is applied can be read."""
+def test_arbitrary_recipes_are_applied_or_refused(tmp_path: Path, content: bytes, own: bool) -> None:
+    """A refused recipe leaves params.yaml unchanged; an applied one gives readable params."""
     (tmp_path / "recipes").mkdir(exist_ok=True)
     (tmp_path / "recipes/x.yaml").write_bytes(content)
     params = tmp_path / "params.yaml"

@@ -1,4 +1,4 @@
-"""What the reports say of the machine is measured on it."""
+"""The machine's properties in the reports are measured on it."""
 
 import errno
 import os
@@ -16,8 +16,8 @@ from finetune.hardware import devices, failures, host, versions
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def test_versions_name_what_determines_a_result() -> None:
-    """Python and every library that has a say, at the version that is installed."""
+def test_versions_list_the_relevant_libraries() -> None:
+    """The list has Python and every relevant library with its installed version."""
     found = versions.versions()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"python", *versions.VERSIONS_THAT_MATTER} <= set(found)
@@ -25,8 +25,8 @@ def test_versions_name_what_determines_a_result() -> None:
     assert "not installed" not in found.values()
 
 
-def test_optional_libraries_are_told_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels decide the bits too, and a manifest that lists what nobody has is only longer."""
+def test_optional_libraries_are_listed_if_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optional kernels affect the bits too; packages that are not installed are left out."""
     here = {"torch": "2.13.0", "flash-attn": "2.8.0"}
 
     def version(name: str) -> str:
@@ -40,8 +40,8 @@ def test_optional_libraries_are_told_where_they_are_installed(monkeypatch: pytes
     assert "deepspeed" not in found
 
 
-def test_a_mac_may_use_what_metal_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 32 GB that is two thirds: the rest is the system's."""
+def test_a_mac_may_use_the_memory_that_metal_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 GB that is two thirds: the rest is for the system."""
     import torch
 
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 22_906_503_168)
@@ -49,11 +49,10 @@ def test_a_mac_may_use_what_metal_recommends(monkeypatch: pytest.MonkeyPatch) ->
     assert devices.memory_bytes("cpu") == host.usable_memory()
 
 
-def test_peak_memory_is_in_bytes_and_the_process_own() -> None:
+def test_peak_memory_is_in_bytes_and_of_the_process() -> None:
     """Linux counts KiB, macOS bytes: a factor of 1024 would pass or fail every memory criterion.
 
-    A child of a large process inherits its ru_maxrss: three fresh processes would all measure the parent.
-    """
+    A child of a large process inherits its ru_maxrss: three fresh processes would all measure the parent."""
     code = (
         "import os, subprocess, sys\nif len(sys.argv) == 1:\n    block = bytearray(600_000_000)\n"
         "    subprocess.run([sys.executable, '-c', os.environ['CODE'], 'child'], check=True)\n"
@@ -68,7 +67,7 @@ def test_peak_memory_is_in_bytes_and_the_process_own() -> None:
 
 
 class OutOfMemoryError(RuntimeError):
-    """As torch's own, whose text may change."""
+    """Like torch's own error, whose text may change."""
 
 
 MEMORY = "out of memory (use a smaller batch size"
@@ -95,11 +94,10 @@ NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
         (RuntimeError("shape mismatch"), None),
     ],
 )
-def test_what_the_machine_lacks_is_told(error: Exception, told: str | None) -> None:
-    """A full disk is no defect of ours, and a defect of ours is no full disk; space is advised where it helps.
+def test_missing_disk_and_memory_are_reported(error: Exception, told: str | None) -> None:
+    """A full disk is not an internal error, nor the reverse; advice on space is given only for a full disk.
 
-    Where memory ran out a smaller micro-batch helps; anywhere else it would only hide the error.
-    """
+    A smaller micro-batch is advised only after a lack of memory; otherwise the advice would hide the error."""
     found = failures.find_machine_problem(error)
     assert (found or "").startswith(told or "") and (found is None) == (told is None)
     assert ("(free disk" in (found or "")) == ("(free disk" in (told or ""))
@@ -116,13 +114,13 @@ def test_what_the_machine_lacks_is_told(error: Exception, told: str | None) -> N
         ({"HIGH": "0.8", "LOW": "0.5"}, ("0.8", "0.5")),
     ],
 )
-def test_metals_watermarks_go_together(
+def test_metals_watermarks_are_consistent(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: tuple[str | None, str | None]
 ) -> None:
-    """Torch refuses a low one above the high one, whoever set which, and has 1.4 where the low one is not set."""
+    """Torch refuses a low watermark above the high one, whoever set them, and its default for the low one is 1.4."""
     names = {name: f"PYTORCH_MPS_{name}_WATERMARK_RATIO" for name in ("HIGH", "LOW")}
     monkeypatch.setattr(os, "environ", {names[name]: value for name, value in given.items()})
-    for _ in range(2):  # a process of its own inherits what the first one set
+    for _ in range(2):  # child processes inherit what the first call set
         devices.set_device_environment("apple", 1, deterministic=False)
     assert (os.environ.get(names["HIGH"]), os.environ.get(names["LOW"])) == expected
     assert os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
@@ -130,7 +128,7 @@ def test_metals_watermarks_go_together(
 
 @pytest.mark.parametrize("module", ["finetune.evaluate.stage", "finetune.commands.merge"])
 def test_every_command_that_computes_prepares_its_device_first(module: str) -> None:
-    """Torch reads the fallback when it is imported: set later, a Mac ends at the first operation that Metal lacks."""
+    """Torch reads the fallback at its import: set later, a Mac fails at the first operation that Metal lacks."""
     code = (
         f"import os, sys, types, {module} as module\n"
         "def require_device(environment):\n"
@@ -144,20 +142,20 @@ def test_every_command_that_computes_prepares_its_device_first(module: str) -> N
 
 
 @pytest.mark.parametrize(("quota", "cores"), [(None, 6), (2.5, 2), (0.5, 1), (64.0, 6)])
-def test_usable_cores_are_those_of_process_and_container(
+def test_usable_cores_respect_process_and_container(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int
 ) -> None:
-    """More threads than that wait for each other; the machine's own count knows of neither limit."""
+    """More threads than usable cores wait for each other; the machine's count ignores both limits."""
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     monkeypatch.setattr(host, "cgroup_limits", lambda: (quota, None))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     assert host.usable_cores() == cores
-    monkeypatch.delattr(os, "sched_getaffinity")  # macOS has none
+    monkeypatch.delattr(os, "sched_getaffinity")  # missing on macOS
     assert host.usable_cores() == cores
 
 
-def test_described_machine_is_this_one() -> None:
-    """Figures that were measured are worth nothing without what they were measured on."""
+def test_the_machine_description_is_current() -> None:
+    """Measurements need a description of the machine."""
     found = devices.describe_machine("cpu")
     assert found.cores == os.cpu_count()
     assert found.memory_bytes == psutil.virtual_memory().total
@@ -166,8 +164,8 @@ def test_described_machine_is_this_one() -> None:
     assert found.arithmetic == devices.arithmetic("cpu")
 
 
-def test_missing_device_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the device of each environment is the one that torch knows by that name."""
+def test_missing_device_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device of each environment is the one that torch knows by that name."""
     assert devices.require_device("cpu") == "cpu"
     monkeypatch.setattr(devices, "find_missing_device", lambda _: "no CUDA device found")
     with pytest.raises(MachineError) as caught:
@@ -181,13 +179,13 @@ def test_missing_device_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac may have the device")
-def test_another_systems_device_is_missing() -> None:
-    """There is no Apple GPU outside a Mac, and no torch is imported to find out."""
-    assert devices.find_missing_device("apple") == "this machine has no Apple GPU"
+def test_a_device_of_another_system_is_missing() -> None:
+    """There is no Apple GPU outside a Mac, and torch is not imported to find out."""
+    assert devices.find_missing_device("apple") == "no Apple GPU is in this machine"
 
 
-def test_calm_threads_leave_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has tuned OpenMP keeps it."""
+def test_thread_settings_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMP settings of the user are kept."""
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     host.calm_threads()
     assert os.environ["GOMP_SPINCOUNT"] == "7"

@@ -1,4 +1,4 @@
-"""Looks: every candidate that was tried on a test set is counted, and none twice."""
+"""Test-set uses: every candidate evaluated on a test set is counted once."""
 
 from pathlib import Path
 
@@ -9,15 +9,15 @@ from finetune.files.strict_json import read_json
 from finetune.history.test_set_uses import beside_git, count_look
 
 
-def test_each_new_candidate_is_a_look(tmp_path: Path) -> None:
-    """Twenty candidates on one test set: the best of them is good by luck, unless the looks are counted."""
+def test_each_new_candidate_is_counted(tmp_path: Path) -> None:
+    """Of twenty candidates on one test set the best is good by chance, so the uses are counted."""
     path = tmp_path / "data/looks.json"
     assert [count_look(path, "set", adapter) for adapter in ("a", "b", "c")] == [1, 2, 3]
     assert read_json(path) == {"set": ["a", "b", "c"]}
 
 
-def test_the_same_candidate_again_is_no_new_look(tmp_path: Path) -> None:
-    """evaluate and decide both count, and a repetition learns nothing new; the file is left as it is."""
+def test_a_repeated_candidate_is_not_counted_again(tmp_path: Path) -> None:
+    """evaluate and decide both count, but a repetition adds nothing; the file is unchanged."""
     path = tmp_path / "looks.json"
     for adapter in ("a", "b"):
         count_look(path, "set", adapter)
@@ -26,8 +26,8 @@ def test_the_same_candidate_again_is_no_new_look(tmp_path: Path) -> None:
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 
 
-def test_another_test_set_is_counted_on_its_own(tmp_path: Path) -> None:
-    """A fresh test set is the remedy that the verdict names, so it must start at one."""
+def test_another_test_set_is_counted_separately(tmp_path: Path) -> None:
+    """The verdict recommends a fresh test set, so its count starts at one."""
     path = tmp_path / "looks.json"
     for adapter in ("a", "b"):
         count_look(path, "old", adapter)
@@ -35,8 +35,8 @@ def test_another_test_set_is_counted_on_its_own(tmp_path: Path) -> None:
     assert count_look(path, "old", "c") == 3
 
 
-def test_going_back_does_not_take_back_the_looks(tmp_path: Path) -> None:
-    """`dvc exp apply` and `git checkout` bring the file of then: the best of twenty would be a first look."""
+def test_checking_out_an_old_commit_keeps_the_count(tmp_path: Path) -> None:
+    """`dvc exp apply` and `git checkout` restore an old file: the best of twenty would count as the first use."""
     (tmp_path / ".git").mkdir()
     path = tmp_path / "data/looks.json"
     for adapter in ("a", "b", "c"):
@@ -48,8 +48,8 @@ def test_going_back_does_not_take_back_the_looks(tmp_path: Path) -> None:
     assert count_look(path, "set", "d") == 4
 
 
-def test_looks_of_a_colleague_are_taken_over(tmp_path: Path) -> None:
-    """What git brings and this clone has not seen counts too, after its own."""
+def test_uses_of_a_colleague_are_added(tmp_path: Path) -> None:
+    """Uses that arrive through git are added after those of this clone."""
     (tmp_path / ".git").mkdir()
     path = tmp_path / "looks.json"
     count_look(path, "set", "mine")
@@ -58,8 +58,8 @@ def test_looks_of_a_colleague_are_taken_over(tmp_path: Path) -> None:
     assert read_json(path) == {"set": ["mine", "theirs", "new"]}
 
 
-def test_worktrees_of_one_repository_share_their_memory(tmp_path: Path) -> None:
-    """A second worktree is no second test set."""
+def test_worktrees_of_one_repository_share_the_count(tmp_path: Path) -> None:
+    """A second worktree does not start a new count."""
     main = tmp_path / "main/.git"
     (main / "worktrees/two").mkdir(parents=True)
     (main / "worktrees/two/commondir").write_text("../..\n", encoding="utf-8")
@@ -71,8 +71,8 @@ def test_worktrees_of_one_repository_share_their_memory(tmp_path: Path) -> None:
     assert beside_git(Path("/nowhere/looks.json")) is None
 
 
-def test_a_broken_file_is_not_started_anew(tmp_path: Path) -> None:
-    """A merge conflict in it must not forget the looks that were taken."""
+def test_a_broken_file_is_not_replaced(tmp_path: Path) -> None:
+    """After a merge conflict in it, the uses must not be forgotten."""
     path = tmp_path / "looks.json"
     path.write_text("<<<<<<< HEAD\n{}\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"looks.json: broken JSON"):
@@ -81,7 +81,7 @@ def test_a_broken_file_is_not_started_anew(tmp_path: Path) -> None:
 
 
 def test_a_queued_experiment_counts_in_the_tree_that_queued_it(tmp_path: Path) -> None:
-    """DVC runs queued experiments in copies below .dvc/tmp/exps: counting for themselves, all were first looks."""
+    """DVC runs queued experiments in copies below .dvc/tmp/exps: counted there, all would be first uses."""
     for number, adapter in enumerate(("a", "b"), start=1):
         copy = tmp_path / f".dvc/tmp/exps/run{number}/data"
         copy.mkdir(parents=True)

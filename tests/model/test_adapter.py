@@ -1,4 +1,4 @@
-"""model/adapter: every way to start an adapter ends in a plain LoRA adapter that fits the base as it was published."""
+"""model/adapter: every initialization ends in a plain LoRA adapter that fits the published base."""
 
 import json
 from collections.abc import Callable
@@ -29,15 +29,15 @@ pytestmark = pytest.mark.slow
 NAME = "organization/base"
 IDS = torch.randint(0, 1000, (4, 24), generator=torch.Generator().manual_seed(1))
 PLAIN = ("default", "gaussian", "orthogonal")
-# The largest difference of a logit. Measured over all starts: in float32 at most 2.1e-6 (orders of summation), in
-# bfloat16 at most 0.026 (what is left of a rewritten base is rounded anew); ten training steps move them by 1.
+# The largest difference of a logit. Measured over all initializations: in float32 at most 2.1e-6 (orders of summation),
+# in bfloat16 at most 0.026 (a modified base is rounded again); ten training steps change logits by 1.
 TOLERANCES = {"float32": 2e-5, "bfloat16": 0.06}
 MOVED = 0.3
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small base in a folder."""
+    """Create a small base in a folder."""
     folder = tmp_path_factory.mktemp("base")
     build_base(folder)
     return folder
@@ -45,7 +45,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(base: Path) -> Callable[..., Config]:
-    """`settings(init, model__dtype="bfloat16")`: a config with this start on the small base."""
+    """`settings(init, model__dtype="bfloat16")`: return a config with this initialization on the small base."""
 
     def make(init: str = "default", **changes: Any) -> Config:
         keys = {"model__base": str(base), "adapter__init_lora_weights": init, "adapter__lora_dropout": 0.0}
@@ -55,7 +55,7 @@ def settings(base: Path) -> Callable[..., Config]:
 
 
 def logits(model: Any) -> torch.Tensor:
-    """The model's answers to some tokens (rows, tokens, vocabulary), in float32."""
+    """Return the model's logits for some tokens (rows, tokens, vocabulary), in float32."""
     model.eval()
     with torch.inference_mode():
         found: torch.Tensor = model(input_ids=IDS).logits.float()
@@ -63,13 +63,13 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def start(config: Config) -> Any:
-    """A base with a fresh adapter, from the seed."""
+    """Return a base with a new adapter, initialized from the seed."""
     torch.manual_seed(config.seed)
     return add_adapter(load_base(config.model, "cpu"), config.adapter)
 
 
 def take_steps(model: Any, steps: int = 6) -> None:
-    """Real optimizer steps towards repeating its input."""
+    """Take real optimizer steps towards repeating the input."""
     model.train()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in weights} == {torch.float32}
@@ -81,20 +81,20 @@ def take_steps(model: Any, steps: int = 6) -> None:
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference of a logit."""
+    """Return the largest difference of a logit."""
     return float((one - other).abs().max())
 
 
 @pytest.mark.parametrize("variant", [{}, {"adapter__use_rslora": True}, {"adapter__use_dora": True}])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("init", [*PLAIN, *REWRITING])
-def test_what_is_published_is_what_was_trained(
+def test_the_published_adapter_equals_the_trained_one(
     settings: Callable[..., Config], tmp_path: Path, init: str, dtype: str, variant: dict[str, bool]
 ) -> None:
-    """Before a step the model answers as its base, and the published adapter makes the trained model of a fresh one.
+    """Before training the model equals its base, and a fresh base with the published adapter equals the trained model.
 
-    An adapter that took a part out of the base is worth nothing beside the whole base unless it is converted.
-    """
+    An adapter that moved a part of the base into its weights must be converted, or it does not fit the original
+    base."""
     config = settings(init, model__dtype=dtype, **variant)
     before = logits(load_base(config.model, "cpu"))
     model = start(config)
@@ -106,15 +106,15 @@ def test_what_is_published_is_what_was_trained(
     again = load_adapter(load_base(config.model, "cpu"), tmp_path)
     assert difference(logits(again), trained) < TOLERANCES[dtype]
     with again.disable_adapter():
-        assert difference(logits(again), before) == 0  # loading has not touched the base
+        assert difference(logits(again), before) == 0  # loading does not change the base
 
 
 @pytest.mark.parametrize("variant", [{}, {"adapter__use_rslora": True}, {"adapter__use_dora": True}])
 @pytest.mark.parametrize("init", ["default", "gaussian"])
-def test_quantized_base_takes_the_plain_starts(
+def test_quantized_base_supports_plain_initializations(
     settings: Callable[..., Config], tmp_path: Path, init: str, variant: dict[str, bool]
 ) -> None:
-    """The same round trip on NF4, which two quantizations of the same weights make exact."""
+    """The same round trip works on NF4, where quantizing the same weights twice is exact."""
     config = settings(init, model__quantization="nf4", **variant)
     before = logits(load_base(config.model, "cpu"))
     model = start(config)
@@ -128,7 +128,7 @@ def test_quantized_base_takes_the_plain_starts(
 
 @pytest.mark.parametrize("init", ["default", "orthogonal", "olora", "pissa", "pissa_niter_16"])
 def test_published_form_is_plain_lora(settings: Callable[..., Config], tmp_path: Path, init: str) -> None:
-    """Whoever loads it must not start it again: PEFT would take the same part out of their base once more."""
+    """Loading must not initialize it again: PEFT would subtract the same part from the base again."""
     from peft import PeftModel
 
     config = settings(init, adapter__use_rslora=True, adapter__r=4, adapter__lora_alpha=8)
@@ -147,8 +147,8 @@ def test_published_form_is_plain_lora(settings: Callable[..., Config], tmp_path:
     assert difference(logits(loaded), logits(model)) < TOLERANCES["float32"]
 
 
-def test_same_seed_same_bytes(settings: Callable[..., Config], tmp_path: Path) -> None:
-    """A conversion that is not the same twice would end the promise of repeatability for these starts."""
+def test_the_same_seed_gives_the_same_bytes(settings: Callable[..., Config], tmp_path: Path) -> None:
+    """A conversion that is not reproducible would make the complete run irreproducible."""
     for init in ("gaussian", "orthogonal", *REWRITING):
         hashes = []
         for name in ("one", "two"):
@@ -161,8 +161,8 @@ def test_same_seed_same_bytes(settings: Callable[..., Config], tmp_path: Path) -
         assert hashes[0] == hashes[1], init
 
 
-def test_conversion_is_the_one_of_peft(settings: Callable[..., Config], tmp_path: Path) -> None:
-    """Where PEFT can convert by itself, the tensors are the same and so is the scale."""
+def test_conversion_equals_that_of_peft(settings: Callable[..., Config], tmp_path: Path) -> None:
+    """If PEFT can convert the adapter itself, tensors and scale are equal."""
     from safetensors.torch import load_file
 
     model = start(settings("pissa", adapter__use_rslora=True))
@@ -179,7 +179,7 @@ def test_conversion_is_the_one_of_peft(settings: Callable[..., Config], tmp_path
 
 
 def test_embeddings_survive_the_conversion(settings: Callable[..., Config], tmp_path: Path) -> None:
-    """PEFT's own conversion drops their matrices without a word; and it saves the base's embeddings beside them."""
+    """PEFT's own conversion silently drops their matrices, and saves the base's embeddings with them."""
     from safetensors import safe_open
 
     config = settings("pissa", adapter__target_modules=["q_proj", "embed_tokens"])
@@ -193,10 +193,10 @@ def test_embeddings_survive_the_conversion(settings: Callable[..., Config], tmp_
 
 
 @pytest.mark.parametrize("init", [*PLAIN, *REWRITING])
-def test_resumed_from_a_raw_checkpoint_it_is_the_same_adapter(
+def test_resuming_from_a_checkpoint_gives_the_same_adapter(
     settings: Callable[..., Config], tmp_path: Path, init: str
 ) -> None:
-    """The Trainer saves with PEFT alone and loads onto a base that the seed has started again: the same bits."""
+    """The Trainer saves with PEFT and loads onto a base initialized again from the seed: the bits are equal."""
     model, whole = start(settings(init)), start(settings(init))
     for part in (model, whole):
         take_steps(part, steps=3)
@@ -209,8 +209,8 @@ def test_resumed_from_a_raw_checkpoint_it_is_the_same_adapter(
 
 
 @pytest.mark.parametrize("init", ["olora", "pissa", "pissa_niter_16"])
-def test_rewriting_start_on_nf4_is_refused(settings: Callable[..., Config], init: str) -> None:
-    """What is left of the base would be quantized anew: an adapter for a base that nobody has."""
+def test_modifying_initialization_on_nf4_is_refused(settings: Callable[..., Config], init: str) -> None:
+    """The rest of the base would be quantized again, and the adapter would fit no existing base."""
     config = settings(init, model__quantization="nf4")
     with pytest.raises(ConfigError) as caught:
         start(config)
@@ -222,9 +222,9 @@ def test_rewriting_start_on_nf4_is_refused(settings: Callable[..., Config], init
     assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {told}"
 
 
-def test_orthogonal_start_needs_floats_and_an_even_rank(settings: Callable[..., Config]) -> None:
-    """PEFT ends in a RuntimeError and a ValueError of its own after the base was loaded."""
-    with pytest.raises(ConfigError, match=r"init_lora_weights: orthogonal is computed by PEFT .* nf4 stores integers"):
+def test_orthogonal_initialization_needs_floats_and_an_even_rank(settings: Callable[..., Config]) -> None:
+    """PEFT would raise a RuntimeError and a ValueError of its own after the base was loaded."""
+    with pytest.raises(ConfigError, match=r"init_lora_weights: orthogonal is made .* nf4 holds whole numbers"):
         start(settings("orthogonal", model__quantization="nf4"))
     with pytest.raises(
         ConfigError, match=r"adapter.r: 3 is odd, but init_lora_weights: orthogonal halves the rank; use 4"
@@ -232,14 +232,14 @@ def test_orthogonal_start_needs_floats_and_an_even_rank(settings: Callable[..., 
         start(settings("orthogonal", adapter__r=3))
 
 
-def test_rank_beyond_a_rewritten_matrix_is_refused(settings: Callable[..., Config]) -> None:
-    """PEFT takes what there is and writes another rank into the config, so that nothing can load it."""
-    with pytest.raises(ConfigError, match=r"adapter.r: 100 is larger than pissa can extract from .*q_proj \(64 x 64\)"):
+def test_rank_beyond_a_modified_matrix_is_refused(settings: Callable[..., Config]) -> None:
+    """PEFT reduces the rank but writes the original one to the config, so that the adapter cannot be loaded."""
+    with pytest.raises(ConfigError, match=r"adapter.r: 100 is more than pissa can take out of .*q_proj \(64 x 64\)"):
         start(settings("pissa", adapter__r=100))
 
 
-def test_loss_head_takes_no_adapter(settings: Callable[..., Config]) -> None:
-    """TRL refuses it with a ValueError after everything was loaded: its loss multiplies by the head's own weights."""
+def test_adapter_on_the_loss_head_is_refused(settings: Callable[..., Config]) -> None:
+    """TRL refuses it with a ValueError after loading everything: its loss uses the head's own weights."""
     config = settings(adapter__target_modules=["q_proj", "lm_head"])
     told = "adapter.target_modules: lm_head is the LM head, whose adapter TRL's loss would bypass; remove it"
     assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {told}"
@@ -249,7 +249,7 @@ def test_loss_head_takes_no_adapter(settings: Callable[..., Config]) -> None:
 
 
 def test_every_other_combination_is_allowed(settings: Callable[..., Config]) -> None:
-    """A check that refuses what works would cost as much as one that lets through what does not."""
+    """The check must not refuse valid combinations."""
     for init in (*PLAIN, *REWRITING):
         config = settings(init)
         assert find_adapter_problem(config.adapter, config.model) is None
@@ -259,7 +259,7 @@ def test_every_other_combination_is_allowed(settings: Callable[..., Config]) -> 
 
 
 def test_adapter_of_another_base_is_refused(settings: Callable[..., Config], tmp_path: Path) -> None:
-    """One line in place of PEFT's list of every tensor."""
+    """The error is one line instead of PEFT's list of every tensor."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = settings("pissa")

@@ -1,4 +1,4 @@
-"""Architectures: found without the network, counted without memory, and every mistake told in one line."""
+"""Architectures: found without a network, counted without memory; every mistake is a one-line error."""
 
 import json
 from pathlib import Path
@@ -25,26 +25,26 @@ SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 
 def model(base: str, **changes: Any) -> ModelConfig:
-    """The model section with this base."""
+    """Return the model section with this base."""
     keys = {f"model__{key}": value for key, value in changes.items()}
     return parse_config(params(model__base=base, **keys), "params.yaml").model
 
 
 def adapter(**changes: Any) -> AdapterConfig:
-    """The adapter section."""
+    """Return the adapter section."""
     return parse_config(params(**{f"adapter__{key}": value for key, value in changes.items()}), "params.yaml").adapter
 
 
 def folder_with(root: Path, content: str, name: str = "base") -> Path:
-    """A base's folder that holds nothing but this config.json."""
+    """Write a base's folder that contains only this config.json."""
     (root / name).mkdir(parents=True)
     (root / name / "config.json").write_text(content, encoding="utf-8")
     return root
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_shipped_facts_have_the_published_count(name: str) -> None:
-    """To the parameter, from config.json alone."""
+def test_shipped_facts_give_the_published_parameter_count(name: str) -> None:
+    """The count from config.json alone is exact to the parameter."""
     architecture = measure_architecture(find_architecture(model(name), ROOT))
     assert architecture.parameters == PUBLISHED[name]
     assert architecture.stored in ("bfloat16", "float16")
@@ -52,13 +52,13 @@ def test_shipped_facts_have_the_published_count(name: str) -> None:
 
 
 def test_every_shipped_fact_is_tested() -> None:
-    """No config.json lies there unchecked."""
+    """Every shipped config.json is tested."""
     shipped = {path.parent.relative_to(ROOT / FACTS).as_posix() for path in (ROOT / FACTS).rglob("config.json")}
     assert shipped == set(PUBLISHED)
 
 
-def test_numbers_of_a_known_base() -> None:
-    """Grouped queries, head width, positions, tied embeddings, and the linear layers by name."""
+def test_numbers_of_a_known_base_are_right() -> None:
+    """The numbers are grouped queries, head width, positions, tied embeddings, and the linear layers by name."""
     found = measure_architecture(find_architecture(model("meta-llama/Llama-3.2-3B-Instruct"), ROOT))
     assert (found.layers, found.hidden, found.intermediate) == (28, 3072, 8192)
     assert (found.heads, found.kv_heads, found.head_dim) == (24, 8, 128)
@@ -72,8 +72,8 @@ def test_numbers_of_a_known_base() -> None:
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("targets", [SEVEN, ["q_proj", "v_proj"], ["down_proj", "lm_head"], ["embed_tokens", "o_proj"]])
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-Coder-7B-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"])
-def test_trainable_parameters_are_pefts(name: str, targets: list[str], dora: bool) -> None:
-    """By arithmetic, what PEFT makes on the meta device."""
+def test_trainable_parameters_equal_pefts(name: str, targets: list[str], dora: bool) -> None:
+    """The arithmetic gives what PEFT creates on the meta device."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
@@ -83,7 +83,7 @@ def test_trainable_parameters_are_pefts(name: str, targets: list[str], dora: boo
     config = find_architecture(model(name), ROOT)
     asked = adapter(r=8, target_modules=targets, use_dora=dora)
     counted = trainable_parameters(measure_architecture(config), asked)
-    config.num_hidden_layers = 2  # PEFT takes a second a layer with DoRA
+    config.num_hidden_layers = 2  # PEFT needs a second per layer with DoRA
     if hasattr(config, "layer_types"):
         config.layer_types = config.layer_types[:2]
     small = measure_architecture(config)
@@ -93,15 +93,15 @@ def test_trainable_parameters_are_pefts(name: str, targets: list[str], dora: boo
     assert counted > trainable_parameters(small, asked)
 
 
-def test_the_local_folder_comes_first(tmp_path: Path) -> None:
-    """A folder of the base's name is the base, whatever facts are shipped."""
+def test_a_local_folder_takes_precedence(tmp_path: Path) -> None:
+    """A folder with the base's name is the base, regardless of shipped facts."""
     folder_with(tmp_path, json.dumps({**TINY, **HEADS}), "org/name")
     folder_with(tmp_path, json.dumps({**TINY, **HEADS, "vocab_size": 1}), f"{FACTS}/org/name")
     assert find_architecture(model("org/name"), tmp_path).vocab_size == 96
 
 
-def test_the_cache_comes_before_shipped_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the pinned revision, and never through the network."""
+def test_the_cache_takes_precedence_over_shipped_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache is read at the pinned revision, without the network."""
     import huggingface_hub
 
     folder_with(tmp_path, json.dumps({**TINY, **HEADS}), "cached")
@@ -115,7 +115,7 @@ def test_the_cache_comes_before_shipped_facts(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", from_cache)
     assert find_architecture(model("org/name", revision=revision), tmp_path).vocab_size == 96
     assert asked == [(("org/name", "config.json"), {"revision": revision})]
-    assert find_architecture(model("org/name"), tmp_path).vocab_size == 1  # unpinned: the cache is not asked
+    assert find_architecture(model("org/name"), tmp_path).vocab_size == 1  # unpinned, so the cache is not read
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_the_cache_comes_before_shipped_facts(tmp_path: Path, monkeypatch: pytes
         (json.dumps({**TINY, **HEADS, "hidden_size": "wide"}), "is not one of llama"),
     ],
 )
-def test_a_config_that_describes_no_model_is_told(tmp_path: Path, content: str, what: str) -> None:
-    """In one line with the key and what to do."""
+def test_an_invalid_model_config_is_reported(tmp_path: Path, content: str, what: str) -> None:
+    """The error is one line with the key and the remedy."""
     folder_with(tmp_path, content)
     with pytest.raises(ConfigError, match=r"^params\.yaml: model\.base: base: ") as caught:
         find_architecture(model("base"), tmp_path)
@@ -141,14 +141,14 @@ def test_a_config_that_describes_no_model_is_told(tmp_path: Path, content: str, 
     assert "; " in text
 
 
-def test_a_base_that_is_nowhere_is_told(tmp_path: Path) -> None:
-    """With all three places that were looked at."""
+def test_a_missing_base_is_reported(tmp_path: Path) -> None:
+    """The error names all three places that were searched."""
     with pytest.raises(ConfigError, match=r"no config\.json in the folder org/name, in the Hugging Face cache"):
         find_architecture(model("org/name", revision="b" * 40), tmp_path)
 
 
-def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
-    """auto_map points at a module beside config.json; it stays unread."""
+def test_code_shipped_with_a_model_is_never_run(tmp_path: Path) -> None:
+    """auto_map refers to a module next to config.json, which is not read."""
     marker = tmp_path / "ran"
     content = {**TINY, **HEADS, "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
     folder_with(tmp_path, json.dumps(content))

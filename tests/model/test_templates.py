@@ -1,4 +1,4 @@
-"""Every training template that TRL ships, and ours: the mask is exactly the answers with their end, or it is said."""
+"""The training templates of TRL and this project: the mask is exactly the answers with their ends, or a finding."""
 
 import re
 from itertools import takewhile
@@ -43,13 +43,13 @@ WITH_TOOLS = (
 
 
 def name_of(path: Path) -> str:
-    """The template's name in the sets above."""
+    """Return the template's name in the sets above."""
     own = path.parent == ROOT / "models/templates" and path.stem == "llama3"
     return "llama3_own" if own else path.stem.removesuffix("_training")
 
 
 def tokenizer_with(path: Path) -> Any:
-    """The embedded tokenizer with this template, whose marks become tokens as they are in the real one."""
+    """Return the embedded tokenizer with this template, whose marks become tokens as in the original one."""
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/tiny-base")
     template = path.read_text(encoding="utf-8")
     marks = set(re.findall(r"<[|\uff5c][^<>\s]+[|\uff5c]>|<[a-z]+_of_[a-z]+>|<\|?turn\|?>|\[/?INST\]", template))
@@ -60,7 +60,7 @@ def tokenizer_with(path: Path) -> Any:
 
 @pytest.mark.parametrize("path", ALL)
 def test_the_mask_is_the_answers_and_their_end_tokens(path: Path) -> None:
-    """One token too many teaches to write headers; one too few, never to stop."""
+    """With one token too many the model learns to write headers; with one too few, never to stop."""
     tokenizer = tokenizer_with(path)
     if name_of(path) in VISION:
         with pytest.raises((BaseModelError, AssertionError), match=r"rejects these turns|mask-wrong"):
@@ -74,17 +74,17 @@ def test_the_mask_is_the_answers_and_their_end_tokens(path: Path) -> None:
         before, after = text.split(answer.content, 1)
         for other in messages:
             assert other.content not in before + after
-        assert "ssistant" not in before  # no header of the turn, which the prompt holds
+        assert "ssistant" not in before  # no header of the turn, which belongs to the prompt
         assert after.strip()
         assert not after.endswith("\n")
     (finding,) = check_template(tokenizer, []) or [None]
     assert finding is not None
-    assert finding.code == "end-token-unknown"  # no end was given, so it must miss the template's
+    assert finding.code == "end-token-unknown"  # no end token was given, so the template's is unknown
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_training_goes_on_where_the_generation_prompt_ends(path: Path) -> None:
-    """What is trained is what generation is asked for, unless the generation prompt opens a thought."""
+def test_training_starts_where_the_generation_prompt_ends(path: Path) -> None:
+    """The trained text starts where generation starts, unless the generation prompt opens a reasoning block."""
     name = name_of(path)
     if name in VISION:
         pytest.skip("reads lists of parts")
@@ -110,7 +110,7 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("path", ALL)
 def test_arguments_of_any_kind_are_found(path: Path) -> None:
-    """Templates write a true as true or True, a quote with a slash or without: none of that is a loss."""
+    """Templates write true or True, and escape quotes or not: none of that counts as a loss."""
     name, tokenizer = name_of(path), tokenizer_with(path)
     if name in REFUSE_TOOLS | VISION | LOSE_CALLS:
         pytest.skip("has no tool calls")
@@ -122,8 +122,8 @@ def test_arguments_of_any_kind_are_found(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_tool_calls_are_trained_on_or_it_is_said(path: Path) -> None:
-    """Six of TRL's templates drop an assistant's call without a word; the row would teach to say nothing."""
+def test_tool_calls_are_trained_on_or_reported(path: Path) -> None:
+    """Six of TRL's templates silently drop an assistant's call, so the row would teach an empty answer."""
     name, tokenizer = name_of(path), tokenizer_with(path)
     example = Example("one", "rows", 1, "agent", WITH_TOOLS, tools=(TOOL,))
     if name in REFUSE_TOOLS | VISION:

@@ -20,7 +20,7 @@ CONVERSATION = (
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    """The embedded base's tokenizer."""
+    """Return the embedded base's tokenizer."""
     from finetune.config.params import parse_config
     from tests.builders.small_run import ROOT, params
 
@@ -28,7 +28,7 @@ def tokenizer() -> Any:
 
 
 def test_mask_decodes_to_the_answer_and_its_end_token(tokenizer: Any) -> None:
-    """A mask that is off by one trains on the prompt, or never learns to stop."""
+    """A mask shifted by one token would train on the prompt, or never on the end token."""
     found = tokenize(tokenizer, CONVERSATION)
     kept = [token for token, label in zip(found.input_ids, found.labels, strict=True) if label != IGNORED]
     assert tokenizer.decode(kept) == "ValueError<|im_end|>"
@@ -37,7 +37,7 @@ def test_mask_decodes_to_the_answer_and_its_end_token(tokenizer: Any) -> None:
 
 
 def test_every_assistant_turn_is_supervised(tokenizer: Any) -> None:
-    """A conversation of several turns teaches all its answers."""
+    """All answers of a conversation are trained on."""
     more = (*CONVERSATION, Message("user", "and now?"), Message("assistant", "TypeError"))
     found = tokenize(tokenizer, more)
     kept = [token for token, label in zip(found.input_ids, found.labels, strict=True) if label != IGNORED]
@@ -45,20 +45,20 @@ def test_every_assistant_turn_is_supervised(tokenizer: Any) -> None:
 
 
 def test_prompt_is_where_the_answer_begins(tokenizer: Any) -> None:
-    """Generation must start from the very tokens that training put before the answer."""
+    """Generation must start from exactly the tokens that precede the answer in training."""
     whole, prompt = tokenize(tokenizer, CONVERSATION), tokenize_prompt(tokenizer, CONVERSATION[:-1])
     first = next(at for at, label in enumerate(whole.labels) if label != IGNORED)
     assert whole.input_ids[:first] == prompt
 
 
 def test_padding_is_not_the_end_token(tokenizer: Any) -> None:
-    """Were they one, a padded end would be masked away and the model would never stop."""
+    """If they were equal, a padded end would be masked and the model would never stop."""
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert tokenizer.padding_side == "left"
 
 
 def test_template_without_marks_is_refused(tmp_path: Path, config: Config) -> None:
-    """Without generation marks every token would be masked: said before training, with the way out."""
+    """Without generation marks every token would be masked; the error comes before training, with a remedy."""
     marked = (ROOT / "models/tiny-base/chat_template.jinja").read_text(encoding="utf-8")
     plain = tmp_path / "plain.jinja"
     plain.write_text(marked.replace("{%- generation %}", "").replace("{%- endgeneration %}", ""), encoding="utf-8")
@@ -67,8 +67,8 @@ def test_template_without_marks_is_refused(tmp_path: Path, config: Config) -> No
         load_tokenizer(model)
 
 
-def test_missing_base_is_one_line(config: Config) -> None:
-    """A base that is not there is the user's mistake, not a traceback."""
+def test_missing_base_is_a_one_line_error(config: Config) -> None:
+    """A missing base is a user error without a traceback."""
     model = config.model.model_copy(update={"base": "models/nothing-here"})
     with pytest.raises(
         ConfigError,

@@ -1,4 +1,4 @@
-"""The whole pipeline through DVC, in a temporary repository: what a user's own commands do."""
+"""The complete pipeline through DVC in a temporary repository, with the commands that users run."""
 
 import json
 import os
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with this tree's files, small data and a small base; the pipeline has run once."""
+    """Create a repository with this tree's files, small data and a small base; the pipeline has run once."""
     root = small_tree(tmp_path_factory.mktemp("pipeline") / "repository")
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["git", "add", "-A"]):
         run(root, *command)
@@ -27,13 +27,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commit(root: Path, message: str) -> None:
-    """Commit everything under a name of its own."""
+    """Commit everything with a name of its own."""
     run(root, "git", "add", "-A")
     run(root, "git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", message)
 
 
 def run(root: Path, *command: str, code: int = 0) -> str:
-    """Run a command in the repository; gives what it printed. Another exit code than `code` fails."""
+    """Run a command in the repository and return its output. Exit codes other than `code` fail."""
     git = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@localhost"}
     git |= {"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@localhost"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -46,15 +46,15 @@ def run(root: Path, *command: str, code: int = 0) -> str:
 
 
 def hashes(root: Path) -> dict[str, str]:
-    """The hash of every output in dvc.lock."""
+    """Return the hash of every output in dvc.lock."""
     from ruamel.yaml import YAML
 
     lock = YAML(typ="safe").load(root / "dvc.lock")
     return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
 
 
-def test_it_ends_in_a_verdict(repository: Path) -> None:
-    """Raw rows in, a decision with its evidence out."""
+def test_the_pipeline_ends_in_a_verdict(repository: Path) -> None:
+    """The pipeline turns raw rows into a decision with its evidence."""
     decision = json.loads((repository / "reports/decision.json").read_text(encoding="utf-8"))
     assert decision["verdict"] in ("deploy", "iterate", "abort")
     assert [item["status"] for item in decision["criteria"]][1] == "pass"
@@ -66,8 +66,8 @@ def test_it_ends_in_a_verdict(repository: Path) -> None:
     assert looks == {decision["test_sha256"]: [decision["adapter_sha256"]]}
 
 
-def test_the_run_goes_to_another_clone(repository: Path, tmp_path: Path) -> None:
-    """A remote, two clones: what was trained in one is checked, gated and bundled in the other."""
+def test_the_run_can_be_shared_with_another_clone(repository: Path, tmp_path: Path) -> None:
+    """With a remote and two clones, the run of one is checked, gated and bundled in the other."""
     run(repository, "dvc", "remote", "add", "-q", "-d", "store", str(tmp_path / "store"))
     commit(repository, "a remote")
     finetune(repository, "push")
@@ -85,12 +85,12 @@ def test_the_run_goes_to_another_clone(repository: Path, tmp_path: Path) -> None
 
 
 def test_a_second_repro_does_nothing(repository: Path) -> None:
-    """Nothing changed, so nothing runs."""
+    """Without a change no stage runs."""
     assert "Data and pipelines are up to date." in run(repository, "dvc", "repro")
 
 
 def test_a_changed_gate_trains_nothing(repository: Path) -> None:
-    """Asking another question of the same evidence costs seconds, and the answer is told apart as an experiment."""
+    """Changing the gate takes seconds, and the result is a separate experiment."""
     told = run(repository, "dvc", "exp", "run", "--name", "asked", "-S", "decide.confidence=0.9")
     assert "Running stage 'decide'" in told
     assert "Stage 'train' didn't change, skipping" in told
@@ -106,7 +106,7 @@ def test_a_changed_gate_trains_nothing(repository: Path) -> None:
 
 
 def test_a_queued_experiment_runs_in_its_own_copy(repository: Path) -> None:
-    """A sweep leaves the working tree alone; another learning rate is another adapter."""
+    """A sweep does not change the working tree; another learning rate gives another adapter."""
     before = hashes(repository)
     run(repository, "dvc", "exp", "run", "--queue", "--name", "faster", "-S", "train.learning_rate=1.0e-2")
     run(repository, "dvc", "exp", "run", "--run-all")
@@ -120,25 +120,25 @@ def test_a_queued_experiment_runs_in_its_own_copy(repository: Path) -> None:
 
 
 def repeatable_columns(repository: Path) -> list[list[str]]:
-    """The training curve without what was measured: step, epoch, loss, learning rate, gradient norm."""
+    """Return the training curve without measurements: step, epoch, loss, learning rate, gradient norm."""
     lines = (repository / "reports/curves.tsv").read_text(encoding="utf-8").splitlines()
     return [line.split("\t")[:5] for line in lines]
 
 
 def test_forced_repetition_gives_the_same_bytes(repository: Path) -> None:
-    """Trained again from the same start, nothing that stands for the result may differ; what was measured may."""
+    """After repeated training from the same state, only measurements may differ."""
     before, curves = hashes(repository), repeatable_columns(repository)
     run(repository, "dvc", "repro", "--force", "--no-run-cache", "--single-item", "prepare")
     run(repository, "dvc", "repro", "--force", "--no-run-cache", "--single-item", "validate")
     run(repository, "dvc", "repro", "--force", "--no-run-cache", "--single-item", "train")
     after = hashes(repository)
     measured = {name for name in before if before[name] != after[name]}
-    assert measured == {"reports/train_cost.json", "reports/curves.tsv"}  # which holds tokens a second and memory
+    assert measured == {"reports/train_cost.json", "reports/curves.tsv"}  # it contains tokens per second and memory
     assert repeatable_columns(repository) == curves
 
 
 def test_a_failing_stage_fails_the_run(repository: Path) -> None:
-    """A broken row stops everything after it, and DVC says so with its exit code."""
+    """A broken row stops all later stages, and DVC's exit code says so."""
     path = repository / "data/raw/rows.jsonl"
     whole = path.read_text(encoding="utf-8")
     path.write_text(whole + "{broken\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The predicted memory: what autograd keeps is held against torch's own hooks, the rest against what must be true."""
+"""The predicted memory: activations are compared with torch's own hooks, the rest with known properties."""
 
 import gc
 import json
@@ -28,12 +28,12 @@ GIB = 2**30
 
 @cache
 def usual() -> Config:
-    """The small run's params, read once."""
+    """Return the small run's params, read once."""
     return parse_config(params(), "params.yaml")
 
 
 def sections(**changes: Any) -> tuple[ModelConfig, AdapterConfig, TrainConfig]:
-    """The three sections of a small run's params, changed by `section__key`."""
+    """Return the three sections of a small run's params, changed by `section__key`."""
     parts: dict[str, Any] = {"model": usual().model, "adapter": usual().adapter, "train": usual().train}
     for key, value in changes.items():
         section, name = key.split("__")
@@ -43,7 +43,7 @@ def sections(**changes: Any) -> tuple[ModelConfig, AdapterConfig, TrainConfig]:
 
 
 def mistral() -> Architecture:
-    """Mistral 7B in numbers."""
+    """Return the numbers of Mistral 7B."""
     shapes = [("q_proj", 4096, 4096), ("k_proj", 4096, 1024), ("v_proj", 4096, 1024), ("o_proj", 4096, 4096)]
     shapes += [("gate_proj", 4096, 14336), ("up_proj", 4096, 14336), ("down_proj", 14336, 4096)]
     linears = (*(LinearLayers(*shape, 32) for shape in shapes), LinearLayers("lm_head", 4096, 32768, 1))
@@ -55,19 +55,19 @@ def mistral() -> Architecture:
 def plan(
     environment: Any = "cuda", length: int = 2048, supervised: int = 512, ranks: int = 1, **keys: Any
 ) -> MemoryPlan:
-    """The plan of a run of Mistral 7B."""
+    """Return the plan of a run of Mistral 7B."""
     usual = {"model__dtype": "bfloat16", "adapter__r": 16, "train__per_device_train_batch_size": 2}
     usual["train__per_device_eval_batch_size"] = 2
     asked = sections(**{**usual, **keys})
     return plan_memory(mistral(), *asked, environment, length=length, supervised=supervised, ranks=ranks)
 
 
-# ------------------------------------------------------------------------------------------- what autograd really keeps
+# -------------------------------------------------------------------------------------- activations kept by autograd
 
 
 @contextmanager
 def kept_storages(model: Any) -> Iterator[dict[int, int]]:
-    """Bytes by storage that the graph still holds at the end, without parameters and inputs."""
+    """Yield bytes by storage that the graph still holds at the end, without parameters and inputs."""
     import torch
 
     class Kept:
@@ -93,7 +93,7 @@ def kept_storages(model: Any) -> Iterator[dict[int, int]]:
 
 
 def build(kind: str, layers: int, shape: tuple[int, ...], run: Run) -> Any:
-    """A tiny base of this kind with the run's adapter on it, as build_model makes it."""
+    """Return a tiny base of this kind with the run's adapter, as build_model makes it."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -119,7 +119,7 @@ def build(kind: str, layers: int, shape: tuple[int, ...], run: Run) -> Any:
 
 
 def bytes_of_a_layer(kind: str, shape: tuple[int, ...], run: Run) -> int:
-    """What a third layer adds to what the graph of two keeps."""
+    """Return how much a third layer adds to the storage kept by the graph of two."""
     import torch
 
     sizes = []
@@ -153,7 +153,7 @@ WAYS: list[dict[str, Any]] = [
 
 
 def shape_of(kind: str, shape: tuple[int, ...]) -> Architecture:
-    """The numbers of the tiny base."""
+    """Return the numbers of the tiny base."""
     from transformers import AutoConfig
 
     hidden, intermediate, heads, kv_heads = shape
@@ -163,13 +163,13 @@ def shape_of(kind: str, shape: tuple[int, ...]) -> Architecture:
 
 
 def run_of(kind: str, shape: tuple[int, ...], batch: int, length: int, **keys: Any) -> Run:
-    """A run of the tiny base."""
+    """Return a run of the tiny base."""
     return Run(shape_of(kind, shape), *sections(**keys), "cpu", batch, length, 8, 1)
 
 
 @pytest.mark.parametrize("keys", WAYS, ids=lambda keys: " ".join(f"{key}={keys[key]}" for key in keys) or "plain")
-def test_a_layer_keeps_what_the_arithmetic_says(keys: dict[str, Any]) -> None:
-    """To the byte, for a Llama with fewer key heads than query heads and padded rows."""
+def test_activations_of_a_layer_are_predicted_exactly(keys: dict[str, Any]) -> None:
+    """The prediction is exact to the byte for a Llama with grouped queries and padded rows."""
     shape = (64, 176, 4, 2)
     run = run_of("llama", shape, 2, 24, **keys)
     assert bytes_of_a_layer("llama", shape, run) == layer_saved(run)
@@ -177,13 +177,13 @@ def test_a_layer_keeps_what_the_arithmetic_says(keys: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
 @pytest.mark.parametrize(("shape", "batch", "length"), [((64, 176, 4, 4), 1, 33), ((96, 256, 6, 2), 3, 16)])
-def test_the_arithmetic_holds_for_every_kind_and_shape(kind: str, shape: Any, batch: int, length: int) -> None:
-    """To the byte, with and without padding."""
+def test_the_prediction_holds_for_every_kind_and_shape(kind: str, shape: Any, batch: int, length: int) -> None:
+    """The prediction is exact to the byte, with and without padding."""
     run = run_of(kind, shape, batch, length)
     assert bytes_of_a_layer(kind, shape, run) == layer_saved(run)
 
 
-# ---------------------------------------------------------------------------------------------------- what must be true
+# ---------------------------------------------------------------------------------------------------- known properties
 
 ENVIRONMENTS = ["cpu", "cuda", "apple"]
 GROWING: list[tuple[str, list[Any]]] = [
@@ -198,8 +198,8 @@ GROWING: list[tuple[str, list[Any]]] = [
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("key", "values"), GROWING, ids=[key for key, _ in GROWING])
-def test_more_needs_more(environment: str, checkpointing: bool, key: str, values: list[Any]) -> None:
-    """The peak never falls with batch, rank, targets."""
+def test_larger_settings_need_more_memory(environment: str, checkpointing: bool, key: str, values: list[Any]) -> None:
+    """The peak never decreases with batch, rank or targets."""
     common = {"train__activation_checkpointing": checkpointing}
     peaks = [plan(environment, **{**common, key: value}).peak for value in values]
     assert peaks == sorted(peaks)
@@ -207,8 +207,8 @@ def test_more_needs_more(environment: str, checkpointing: bool, key: str, values
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
-def test_longer_rows_need_more(environment: str, attention: str) -> None:
-    """With every kind of attention, packed or not; and so do more supervised tokens."""
+def test_longer_rows_need_more_memory(environment: str, attention: str) -> None:
+    """This holds for every kind of attention, packed or not, and for more supervised tokens."""
     for packing in (False, True):
         keys = {"model__attention": attention, "train__packing": packing}
         peaks = [plan(environment, length, 64, **keys).peak for length in (64, 512, 1000, 4096, 16384)]
@@ -219,8 +219,8 @@ def test_longer_rows_need_more(environment: str, attention: str) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_cpus_heap_never_makes_less_of_more(checkpointing: bool) -> None:
-    """Around the size from which the C library maps a tensor by itself."""
+def test_the_peak_on_a_cpu_grows_with_the_rows(checkpointing: bool) -> None:
+    """The peak grows even around the size from which the C library maps tensors separately."""
     asked = (mistral(), *sections(model__dtype="bfloat16", train__activation_checkpointing=checkpointing), "cpu")
     peaks = [plan_memory(*asked, length=length, supervised=64).peak for length in range(16, 2048, 16)]
     assert peaks == sorted(peaks)
@@ -228,23 +228,23 @@ def test_a_cpus_heap_never_makes_less_of_more(checkpointing: bool) -> None:
 
 @pytest.mark.parametrize("environment", ["cuda", "apple"])
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_checkpointing_never_needs_more_on_a_gpu(environment: str, way: dict[str, Any]) -> None:
-    """It keeps each layer's input and one layer, not all layers."""
+def test_checkpointing_never_costs_memory_on_a_gpu(environment: str, way: dict[str, Any]) -> None:
+    """Checkpointing keeps each layer's input and one layer instead of all layers."""
     kept, again = (plan(environment, **way, train__activation_checkpointing=value) for value in (False, True))
     assert again.peak < kept.peak
     assert again.activations < kept.activations / 3
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_checkpointing_never_needs_more_on_a_cpu(way: dict[str, Any]) -> None:
-    """There the heap's holes eat a part of what it saves, never all."""
+def test_checkpointing_never_costs_memory_on_a_cpu(way: dict[str, Any]) -> None:
+    """On a CPU, fragmentation of the heap costs a part of the savings, but never all."""
     kept, again = (plan("cpu", 512, **way, train__activation_checkpointing=value).peak for value in (False, True))
     assert again <= kept
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_peak_is_the_sum_of_its_parts(environment: str) -> None:
-    """And the report has all of them in bytes."""
+    """The report has all parts in bytes."""
     found = plan(environment)
     told = found.to_json()
     assert told.pop("peak") == found.peak == sum(told.values()) - told["host"]
@@ -252,18 +252,18 @@ def test_the_peak_is_the_sum_of_its_parts(environment: str) -> None:
     assert set(told) >= {"runtime", "weights", "quantization", "adapter", "gradients", "optimizer", "activations"}
 
 
-def test_weights_are_what_is_known_of_a_7b() -> None:
-    """16 bits: 14.5 GB; NF4: 4.1 GB with its scales, for embeddings and loss head stay 16 bits."""
+def test_weights_of_a_7b_have_the_known_size() -> None:
+    """16 bit: 14.5 GB; NF4: 4.1 GB with its scales, as embeddings and loss head stay in 16 bit."""
     assert plan().weights == 2 * 7_248_023_552
     small = plan(model__quantization="nf4")
     linear = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     assert small.weights == linear // 2 + 2 * (7_248_023_552 - linear)
-    assert small.quantization / linear * 8 == pytest.approx(0.127, abs=0.001)  # bits a weight: QLoRA, section 3
+    assert small.quantization / linear * 8 == pytest.approx(0.127, abs=0.001)  # bits per weight: QLoRA, section 3
     assert small.peak < plan().peak
 
 
-def test_a_qlora_run_of_a_7b_is_what_is_known_of_it() -> None:
-    """NF4, checkpointing, one row of 512: it fits in 8 GB, as is widely told; 16 bits need 16 GB and more."""
+def test_a_qlora_run_of_a_7b_has_the_known_peak() -> None:
+    """With NF4, checkpointing and one row of 512 tokens it fits in 8 GB, as published; 16 bit needs at least 16 GB."""
     keys = {"train__activation_checkpointing": True, "train__optim": "paged_adamw_8bit", "train__bf16": True}
     keys |= {"train__per_device_train_batch_size": 1, "train__per_device_eval_batch_size": 1}
     assert 5 * GIB < plan(length=512, model__quantization="nf4", **keys).peak < 8 * GIB
@@ -274,16 +274,16 @@ def test_a_qlora_run_of_a_7b_is_what_is_known_of_it() -> None:
     ("optim", "size"),
     [("adamw_torch", 8.0), ("adamw_torch_fused", 8.0), ("adamw_8bit", 2.03), ("sgd", 0.0), ("paged_adamw_8bit", 0.0)],
 )
-def test_optimizers_keep_their_state(optim: str, size: float) -> None:
-    """Bytes a trained parameter; paged state can leave the GPU, so it counts as the host's."""
+def test_optimizer_states_have_the_expected_size(optim: str, size: float) -> None:
+    """Sizes are bytes per trained parameter; paged state can leave the GPU, so it counts as host memory."""
     found = plan(train__optim=optim)
     assert found.optimizer / (found.adapter / 4) == pytest.approx(size, abs=0.01)
     assert (found.host > 0) == optim.startswith("paged")
     assert plan(train__optim="adafactor").optimizer < found.adapter / 4
 
 
-def test_strategies_share_and_offload() -> None:
-    """FSDP and ZeRO-3 shard the weights, ZeRO-2 the optimizer alone, DDP nothing; offloading empties the device."""
+def test_strategies_shard_and_offload() -> None:
+    """FSDP and ZeRO-3 shard the weights, ZeRO-2 only the optimizer, DDP nothing; offloading empties the device."""
     by = {}
     for strategy in ("ddp", "fsdp", "zero2", "zero3"):
         asked = {"devices": 4, "strategy": strategy, "offload_optimizer": "none", "offload_param": "none"}
@@ -300,15 +300,15 @@ def test_strategies_share_and_offload() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "zero2", "zero3"])
-def test_more_devices_need_less_each(strategy: str) -> None:
-    """Of the sharded parts."""
+def test_more_devices_need_less_memory_each(strategy: str) -> None:
+    """This holds for the sharded parts."""
     asked = {"devices": 8, "strategy": strategy, "offload_optimizer": "none", "offload_param": "none"}
     peaks = [plan(ranks=ranks, train__distributed=asked).peak for ranks in (1, 2, 4, 8)]
     assert peaks == sorted(peaks, reverse=True)
 
 
-def test_what_fits_is_the_largest_that_fits() -> None:
-    """The next larger batch or length does not."""
+def test_the_largest_fitting_size_is_found() -> None:
+    """The next larger batch or length does not fit."""
     keys = {"model__dtype": "bfloat16", "model__quantization": "nf4", "train__activation_checkpointing": True}
     asked = (mistral(), *sections(**keys), "cuda")
     room = 24 * GIB
@@ -329,8 +329,8 @@ def test_what_fits_is_the_largest_that_fits() -> None:
 
 
 @pytest.mark.slow
-def test_a_real_run_takes_what_was_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small run, whose peak is mostly the libraries'; benchmarks/bench_memory.py does it for bases that count."""
+def test_a_real_run_needs_the_predicted_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak of the small run is mostly that of the libraries; benchmarks/bench_memory.py tests realistic bases."""
     monkeypatch.chdir(tmp_path)
     config, paths = validated(tmp_path / "run")
     command = [sys.executable, "-m", "finetune", "train"]

@@ -1,4 +1,4 @@
-"""How long a run takes and what it costs: by hand, and as torch counts it."""
+"""Duration and cost of a run, compared with computations by hand and with torch's counter."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.builders.small_run import params, trainer_of
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same machine for every test: a CPU with 32 GB, no accelerator; and the top of the repository."""
+    """Simulate the same machine for every test: a CPU with 32 GB, no accelerator; and change to the root folder."""
     make_here(monkeypatch)
 
 
@@ -26,7 +26,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_time_and_cost_by_hand() -> None:
-    """900 operations at 10 a second on two devices are 45 seconds at full speed, of which a share is reached."""
+    """900 operations at 10 per second on two devices take 45 seconds at full speed, of which a share is reached."""
     time = assumed_time(900, 10, 2)
     low, high = ASSUMED_SHARE
     assert (time.least, time.most) == (pytest.approx(45 / high), pytest.approx(45 / low))
@@ -47,13 +47,13 @@ def test_time_and_cost_by_hand() -> None:
         ((86400, 172800), "1.0 to 2.0 days"),
     ],
 )
-def test_a_range_is_told_in_a_unit_of_its_own_size(seconds: tuple[float, float], text: str) -> None:
-    """`57866 seconds` tells nobody whether to wait."""
+def test_a_range_is_shown_in_a_suitable_unit(seconds: tuple[float, float], text: str) -> None:
+    """`57866 seconds` would be hard to read."""
     assert Range(*seconds).to_text() == text
 
 
-def test_operations_of_a_position_by_hand(change: Callable[..., Config]) -> None:
-    """Two forward and two back for each weight of the layers, two more with checkpointing; attention beside them."""
+def test_operations_per_position_equal_those_by_hand(change: Callable[..., Config]) -> None:
+    """Each weight of the layers has two operations forward, two backward, two with checkpointing; plus attention."""
     architecture: Any = SimpleNamespace(
         linears=[SimpleNamespace(name="q_proj", parameters=1000), SimpleNamespace(name="lm_head", parameters=7)],
         layers=3,
@@ -71,14 +71,11 @@ def test_operations_of_a_position_by_hand(change: Callable[..., Config]) -> None
 
 
 @pytest.mark.parametrize(("length", "checkpointing"), [(64, False), pytest.param(256, True, marks=pytest.mark.slow)])
-def test_operations_are_those_that_torch_counts(
-    change: Callable[..., Config], length: int, checkpointing: bool
-) -> None:
-    """A forward and backward pass of a small Llama with LoRA, as torch's own counter sees it: within four percent.
+def test_operations_agree_with_torchs_counter(change: Callable[..., Config], length: int, checkpointing: bool) -> None:
+    """The count for a small Llama with LoRA is within four percent of torch's own counter.
 
-    Eager attention computes the masked half too, so here it counts twice; the adapter's own are left out of both, but
-    for the little that rank 1 takes.
-    """
+    Eager attention also computes the masked half, so it counts twice here; the adapter's operations are left out of
+    both, except for the few of rank 1."""
     import torch
     from peft import LoraConfig, get_peft_model
     from torch.utils.flop_counter import FlopCounterMode
@@ -105,11 +102,10 @@ def test_operations_are_those_that_torch_counts(
 
 
 @pytest.mark.slow
-def test_operations_of_a_real_step_are_those_of_the_plan(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trainer's own loss on a real micro-batch, its loss head included: within a tenth.
+def test_operations_of_a_real_step_agree_with_the_plan(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer's loss on a real micro-batch, with its loss head, is within a tenth.
 
-    The first of its two layers needs no gradient of its input, which in a real base is one of many.
-    """
+    The first of the two layers needs no gradient of its input; in a real base it is one of many."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from finetune.model.tokens import IGNORED

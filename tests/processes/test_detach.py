@@ -1,4 +1,4 @@
-"""Long runs: started apart from the terminal, told how far they are, stopped without a loss; with no torch."""
+"""Long runs can be started in the background, observed, and stopped without a loss; none of this imports torch."""
 
 import json
 import os
@@ -45,7 +45,7 @@ with pipeline_lock(Path("work/pipeline.lock"), sys.argv[3]):
     print("holds the lock", flush=True)
     time.sleep(3600)
 """
-# The targets as in the repository's Makefile, with stages that hold the lock and wait.
+# The targets of the repository's Makefile, with stages that hold the lock and wait.
 MAKEFILE = """
 train-%:
 	@finetune $(if $(DETACH),detach "$@",check)
@@ -62,7 +62,7 @@ train-idle:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a Makefile and a stage that waits; what still runs there afterwards is ended."""
+    """Create a folder with a Makefile and a waiting stage; remaining processes are killed afterwards."""
     (tmp_path / "Makefile").write_text(MAKEFILE, encoding="utf-8")
     (tmp_path / "stage.py").write_text(STAGE, encoding="utf-8")
     (tmp_path / "params.yaml").write_text(json.dumps(params()), encoding="utf-8")
@@ -72,14 +72,14 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def end_all_in(folder: Path) -> None:
-    """Kill what still runs in a folder."""
+    """Kill all remaining processes of a folder."""
     for process in processes_in(folder):
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def processes_in(folder: Path) -> list[Any]:
-    """All living processes that stand in a folder."""
+    """Return all living processes whose working directory is in a folder."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -91,19 +91,19 @@ def processes_in(folder: Path) -> list[Any]:
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """A command that ends by itself."""
+    """Run a command that ends on its own."""
     return subprocess.run(
         words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
 def finetune(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`python -m finetune ...` in the folder."""
+    """Run `python -m finetune ...` in the folder."""
     return run(folder, sys.executable, "-m", "finetune", *words)
 
 
 def hold(folder: Path, *words: str, script: str = "stage.py") -> subprocess.Popen[str]:
-    """A process that holds the lock, started by hand; `words` follow the script's name."""
+    """Start a process that holds the lock; `words` follow the script's name."""
     command = [sys.executable, str(folder / script), *words]
     holder = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -111,11 +111,11 @@ def hold(folder: Path, *words: str, script: str = "stage.py") -> subprocess.Pope
     return holder
 
 
-# ---- Started in the background
+# ---- Start in the background
 
 
-def test_a_detached_run_is_started_told_and_stopped(folder: Path) -> None:
-    """The whole way of a long run: its terminal may be closed, and a stop loses no more than the step that runs."""
+def test_a_detached_run_is_started_reported_and_stopped(folder: Path) -> None:
+    """Closing the terminal does not end the run, and a stop loses at most the current step."""
     started = run(folder, "make", "train-quick", "DETACH=1")
     assert started.returncode == 0, started.stderr
     assert started.stdout.splitlines()[1:] == [
@@ -159,7 +159,7 @@ def test_a_detached_run_is_started_told_and_stopped(folder: Path) -> None:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starts from this process wait for a failure as long as it may take on a machine with much other work."""
+    """Let starts from this process wait long enough for a failure on a busy machine."""
     monkeypatch.setattr(detach, "GRACE", PATIENCE)
     for key in os.environ.keys() - ENVIRONMENT.keys():
         monkeypatch.delenv(key)
@@ -169,7 +169,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("patient")
 def test_a_start_that_fails_at_once_shows_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody should find out in the morning that the run ended in its first second."""
+    """A run that fails in its first second is reported by the start itself."""
     with pytest.raises(ConfigError) as failed:
         detach.start(Paths(folder), "train-wrong")
     assert capsys.readouterr().out.splitlines()[0] == "  error: params.yaml: sed: unknown key; did you mean seed?"
@@ -188,7 +188,7 @@ def test_a_start_that_fails_at_once_shows_why(folder: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("target", ["clean", "train-", "train-a b", "../train-x", "test"])
 def test_only_runs_are_started_in_the_background(folder: Path, target: str) -> None:
-    """The name becomes a file's and a command's."""
+    """The name becomes part of a file name and of a command."""
     done = finetune(folder, "detach", target)
     assert done.returncode == 2
     assert done.stderr == (
@@ -196,8 +196,8 @@ def test_only_runs_are_started_in_the_background(folder: Path, target: str) -> N
     )
 
 
-def test_two_starts_at_the_same_moment_are_one(folder: Path) -> None:
-    """Between the look at what runs and the start, another one could slip in."""
+def test_of_two_simultaneous_starts_one_runs(folder: Path) -> None:
+    """Another start could happen between the check and the start."""
     command = [sys.executable, "-m", "finetune", "detach", "train-idle"]
     both = [subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert sorted(process.wait(timeout=PATIENCE) for process in both) == [0, 2]
@@ -205,7 +205,7 @@ def test_two_starts_at_the_same_moment_are_one(folder: Path) -> None:
 
 @pytest.mark.usefixtures("patient")
 def test_a_new_start_appends_to_its_log(folder: Path) -> None:
-    """What an earlier one said may be why this one is made."""
+    """The output of an earlier run may be the reason for the new one."""
     for _ in range(2):
         with pytest.raises(ConfigError):
             detach.start(Paths(folder), "train-wrong")
@@ -213,17 +213,17 @@ def test_a_new_start_appends_to_its_log(folder: Path) -> None:
     assert log.count("== make train-wrong, started ") == log.count("== make train-wrong ended with exit code 2") == 2
 
 
-# ---- Stopped
+# ---- Stop
 
 
-def test_with_nothing_running_a_stop_is_no_error(folder: Path) -> None:
-    """A job script stops what may have ended by itself."""
+def test_a_stop_without_a_run_succeeds(folder: Path) -> None:
+    """A job script may stop a run that has already ended."""
     done = finetune(folder, "stop")
     assert (done.returncode, done.stdout) == (0, "nothing is running in this folder\n")
 
 
 def test_a_stop_between_two_stages_ends_make(folder: Path) -> None:
-    """DVC hashes and compares there for seconds; without this the next stage would begin after the stop."""
+    """DVC hashes between stages for seconds; the stop must prevent the next stage."""
     assert finetune(folder, "detach", "train-idle").returncode == 0
     assert "make train-idle (process " in finetune(folder, "status").stdout
     stopped = finetune(folder, "stop")
@@ -235,8 +235,8 @@ def test_a_stop_between_two_stages_ends_make(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells which signals are ignored")
-def test_a_start_from_a_script_in_the_background_hears_an_interruption(folder: Path) -> None:
-    """Shells have such a script ignore Ctrl-C, which all that it starts would inherit, and a stop would take long."""
+def test_a_run_started_by_a_background_script_can_be_interrupted(folder: Path) -> None:
+    """Shells start background jobs with Ctrl-C ignored, which children inherit; a stop would take long."""
     command = f"trap '' INT; exec {sys.executable} -m finetune detach train-idle"
     assert run(folder, "sh", "-c", command).returncode == 0
     detached = json.loads((folder / "work/detached.json").read_text(encoding="utf-8"))
@@ -245,8 +245,8 @@ def test_a_start_from_a_script_in_the_background_hears_an_interruption(folder: P
     assert not int(ignored, 16) & 1 << signal.SIGINT - 1
 
 
-def test_a_stage_that_ends_well_in_spite_of_a_stop_takes_the_next_one_along(folder: Path) -> None:
-    """SIGTERM may come when a stage has just finished: make goes on with the next, which must be stopped too."""
+def test_a_stop_also_ends_the_stage_after_a_finished_one(folder: Path) -> None:
+    """SIGTERM may arrive when a stage has just finished: make starts the next one, which must be stopped too."""
     assert finetune(folder, "detach", "repro").returncode == 0
     wait_for(lambda: (folder / "work/pipeline.holder").exists())
     assert finetune(folder, "stop").returncode == 0
@@ -254,8 +254,8 @@ def test_a_stage_that_ends_well_in_spite_of_a_stop_takes_the_next_one_along(fold
     assert not (folder / "work/pipeline.holder").exists()
 
 
-def test_a_stage_that_was_started_by_hand_is_stopped_too(folder: Path) -> None:
-    """`dvc repro` in another terminal, or a stage alone."""
+def test_a_manually_started_stage_is_stopped(folder: Path) -> None:
+    """Examples are `dvc repro` in another terminal, or a single stage."""
     holder = hold(folder, "-m", "finetune", "prepare", "5")
     stopped = finetune(folder, "stop")
     assert stopped.stdout.splitlines()[-1] == (
@@ -264,8 +264,8 @@ def test_a_stage_that_was_started_by_hand_is_stopped_too(folder: Path) -> None:
     assert holder.wait(timeout=PATIENCE) == 5
 
 
-def test_the_script_that_pip_makes_is_known_too(folder: Path) -> None:
-    """An installed package starts as `python .../bin/finetune train`."""
+def test_the_script_installed_by_pip_is_recognised(folder: Path) -> None:
+    """An installed package is started as `python .../bin/finetune train`."""
     script = folder / "finetune"
     script.write_text(STAGE.replace("argv[3]", "argv[1]").replace("argv[4]", "argv[2]"), encoding="utf-8")
     holder = hold(folder, "train", "5", script="finetune")
@@ -275,14 +275,14 @@ def test_the_script_that_pip_makes_is_known_too(folder: Path) -> None:
 
 
 def claim(folder: Path, other: "subprocess.Popen[Any]") -> None:
-    """What a killed stage leaves, with a number that another process has by now."""
+    """Write the lock of a killed stage, with a process id that another process now has."""
     (folder / "work/pipeline.lock").touch()
     (folder / "work/pipeline.holder").write_text(json.dumps({"stage": "train", "process": other.pid}), encoding="utf-8")
 
 
 @pytest.mark.parametrize("words", [(), ("-m", "finetune", "report"), ("-m", "pytest", "train")])
-def test_a_reused_process_number_is_never_shot(folder: Path, words: tuple[str, ...]) -> None:
-    """It may be the user's notebook, or another command in this folder."""
+def test_a_process_with_a_reused_id_is_never_killed(folder: Path, words: tuple[str, ...]) -> None:
+    """The process may be the user's notebook, or another command in this folder."""
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)", *words], cwd=folder)
     claim(folder, other)
     assert finetune(folder, "status").stdout.splitlines()[0] == "nothing is running in this folder"
@@ -294,7 +294,7 @@ def test_a_reused_process_number_is_never_shot(folder: Path, words: tuple[str, .
 def test_a_stage_of_another_folder_is_left_alone(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, stage: str
 ) -> None:
-    """Two clones on one machine: the number in this folder's file may be a stage of the other."""
+    """With two clones, the process id in one folder's file may be that of a stage of the other."""
     there = tmp_path_factory.mktemp("other")
     (there / "stage.py").write_text(STAGE, encoding="utf-8")
     (there / "work").mkdir()
@@ -305,8 +305,8 @@ def test_a_stage_of_another_folder_is_left_alone(
     end_all_in(there)
 
 
-def test_a_lock_whose_holder_is_not_seen_is_told(folder: Path) -> None:
-    """A stage in a container has a number of its own; what is held must not be called free."""
+def test_a_lock_with_an_unknown_holder_is_reported(folder: Path) -> None:
+    """The stage may run in a container with its own process ids, so the lock counts as held."""
     holder = hold(folder, "-m", "another", "train", "5")
     elsewhere = "its process is not visible here: it runs in a container or on another machine"
     told = finetune(folder, "status").stdout.splitlines()
@@ -323,8 +323,8 @@ def test_a_lock_whose_holder_is_not_seen_is_told(folder: Path) -> None:
     assert holder.poll() is None
 
 
-def test_a_run_is_not_checked_into_while_another_one_is_under_way(folder: Path) -> None:
-    """`make train-x` would change params.yaml under the stages that are still to come."""
+def test_no_recipe_is_applied_during_a_run(folder: Path) -> None:
+    """`make train-x` would change params.yaml before the remaining stages run."""
     holder = hold(folder, "-m", "finetune", "train", "5")
     before = (folder / "params.yaml").read_bytes()
     done = finetune(folder, "check")

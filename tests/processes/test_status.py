@@ -1,4 +1,4 @@
-"""What runs and how the last run ended: never from a file alone, and never without a way on."""
+"""The status of the current run and the end of the last one: checked against processes, and with the next command."""
 
 import json
 import os
@@ -17,15 +17,15 @@ TOLD: dict[str, Any] = {"stage": "train", "pid": 1, "step": 40, "steps": 450, "l
 TOLD |= {"tokens_per_second": None, "memory_bytes": None, "seconds_left": 59.0, "updated": 1000.0, "ended": None}
 
 
-def test_news_that_are_old_are_called_old() -> None:
-    """A run that hangs looks like one that runs, but for the age of its last word."""
+def test_stale_status_is_reported() -> None:
+    """Only the age of its last status distinguishes a hanging run from a running one."""
     fresh, old = describe_progress(TOLD, 1000 + SILENT), describe_progress(TOLD, 1001 + SILENT)
     assert fresh == ["step 40 of 450 (9%), validation loss 2.0000, about 59 s left", "updated 3 min ago"]
     assert old[1].startswith("updated 3 min ago: it is evaluating, saving, or stuck;")
 
 
-def test_a_file_of_an_earlier_run_is_not_believed(folder: Path) -> None:
-    """It would show last night's step 40 while today's run still loads its model."""
+def test_the_status_of_an_earlier_run_is_ignored(folder: Path) -> None:
+    """Otherwise the step of an earlier run would be shown while the current one still loads its model."""
     (folder / "work/status.json").write_text(json.dumps(TOLD), encoding="utf-8")
     (folder / "stage.py").write_text(STAGE.replace("tell(7)", "pass"), encoding="utf-8")
     hold(folder, "-m", "finetune", "train", "5")
@@ -47,15 +47,15 @@ GOES_ON = "no checkpoint has been written yet, and running the same command agai
         ("finished", ("train finished at step 40 of 450, but the stages after it did not: the same command resumes")),
     ],
 )
-def test_every_end_of_a_training_is_told(tmp_path: Path, ended: str | None, text: str) -> None:
-    """Whether to start the same again, or to mend something first, is what a person wants to know."""
+def test_every_end_of_a_training_is_reported(tmp_path: Path, ended: str | None, text: str) -> None:
+    """The status says whether to start the run again or to fix something first."""
     (tmp_path / "work").mkdir()
     (tmp_path / "work/status.json").write_text(json.dumps(TOLD | {"ended": ended}), encoding="utf-8")
     assert how_it_ended(Paths(tmp_path)) == [text]
 
 
-def test_a_verdict_that_is_newer_than_the_training_is_the_end(tmp_path: Path) -> None:
-    """The run went on to its verdict after the training, or an older verdict stands beside a newer training."""
+def test_a_verdict_newer_than_the_training_ends_the_run(tmp_path: Path) -> None:
+    """A verdict newer than the training ends the run; an older one does not."""
     (tmp_path / "work").mkdir()
     (tmp_path / "reports").mkdir()
     decision = tmp_path / "reports/decision.json"
@@ -67,8 +67,8 @@ def test_a_verdict_that_is_newer_than_the_training_is_the_end(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"step": "x"}', "null"])
-def test_a_broken_status_file_is_no_crash(folder: Path, content: str) -> None:
-    """Another program, or a full disk, may have written it."""
+def test_a_broken_status_file_does_not_crash(folder: Path, content: str) -> None:
+    """The file may come from another program, or be truncated by a full disk."""
     (folder / "work/status.json").write_text(content, encoding="utf-8")
     (folder / "work/detached.json").write_text(content, encoding="utf-8")
     done = finetune(folder, "status")
@@ -77,7 +77,7 @@ def test_a_broken_status_file_is_no_crash(folder: Path, content: str) -> None:
 
 
 def write_detached(folder: Path, end: dict[str, Any] | None, stage: dict[str, Any] | None) -> None:
-    """The records of a detached start that is over, and a log whose last words are make's."""
+    """Write the records of a detached start that has ended, and a log that ends with make's output."""
     (folder / "work").mkdir()
     (folder / "work/repro.log").write_text("error: no word of ours\n\nmake: *** wait: No child processes.  Stop.\n")
     detached = {"target": "repro", "pid": 7, "log": "work/repro.log", "started": 50.0, "host": "elsewhere"}
@@ -126,14 +126,14 @@ AGAIN = "the same command resumes: make repro DETACH=1"
 def test_the_end_of_a_detached_start_comes_from_its_records(
     tmp_path: Path, end: dict[str, Any] | None, stage: dict[str, Any] | None, lines: list[str]
 ) -> None:
-    """Never from the words of its log: make's differ from stop to stop. A record of another start is passed over."""
+    """make's messages differ, so the log is not used. Records of another start are ignored."""
     write_detached(tmp_path, end, stage)
     assert how_it_ended(Paths(tmp_path)) == [f"make repro {lines[0]}", *lines[1:]]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 7}', '{"stage": "train", "problem": 3, "at": "x"}'])
-def test_a_broken_record_is_no_crash(tmp_path: Path, content: str) -> None:
-    """A full disk may have cut it off."""
+def test_a_broken_record_does_not_crash(tmp_path: Path, content: str) -> None:
+    """A full disk may have truncated it."""
     write_detached(tmp_path, None, None)
     for name in ("detached_end", "pipeline.record"):
         (tmp_path / f"work/{name}.json").write_text(content, encoding="utf-8")

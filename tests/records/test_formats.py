@@ -1,4 +1,4 @@
-"""Formats: each row becomes the conversation that its author meant, or a text that says what is wrong with it."""
+"""Formats: each row becomes the intended conversation, or an error that describes the problem."""
 
 import json
 import re
@@ -17,7 +17,7 @@ TURNS = [Message("user", "Hi"), Message("assistant", "Hello.")]
 
 
 def shown_lines() -> dict[str, dict[str, Any]]:
-    """The example line of each format, as the module's docstring shows it."""
+    """Return the example line of each format from the module's docstring."""
     found = re.findall(r"^ {4}(\w+) +(\{.*\})$", formats.__doc__ or "", flags=re.MULTILINE)
     return {name: json.loads(line) for name, line in found}
 
@@ -26,7 +26,7 @@ ROWS = shown_lines()
 
 
 def meant(task: str, answer: str, **known: Any) -> Conversation:
-    """A conversation of one turn."""
+    """Return a conversation of one turn."""
     return Conversation([Message("user", task), Message("assistant", answer)], **known)
 
 
@@ -42,28 +42,28 @@ MEANT: dict[str, Conversation] = {
 
 
 def parse(format_: str, columns: dict[str, str] | None = None, /, **changed: Any) -> Conversation:
-    """The example line with some fields changed (`...` takes one out)."""
+    """Parse the example line with some fields changed (`...` removes one)."""
     row = {name: value for name, value in (ROWS[format_] | changed).items() if value is not ...}
     return parse_row(row, format_, columns or {})
 
 
 def why_not(format_: str, columns: dict[str, str] | None = None, /, **changed: Any) -> str:
-    """What is wrong with the example line after the change."""
+    """Return the error for the example line after the change."""
     with pytest.raises(ValueError, match=r".") as caught:
         parse(format_, columns, **changed)
     return str(caught.value)
 
 
-# ---- What is meant
+# ---- Valid rows
 
 
-def test_every_format_shows_its_line() -> None:
-    """The docstring is what a user copies from."""
+def test_every_format_has_an_example_line() -> None:
+    """Users copy from the docstring, so it has an example of every format."""
     assert list(ROWS) == list(FORMATS)
 
 
-def test_the_page_shows_the_same_lines() -> None:
-    """What a newcomer copies from the page is what the parsers read."""
+def test_the_page_has_the_same_example_lines() -> None:
+    """The examples on the documentation page equal those that are parsed."""
     text = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
     shown = dict(re.findall(r"^\| `(\w+)` \| `(\{.*\})` \|$", text, flags=re.MULTILINE))
     assert {name: json.loads(line) for name, line in shown.items()} == ROWS
@@ -75,14 +75,14 @@ def test_the_page_shows_the_same_lines() -> None:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_the_line_shown_gives_the_conversation_meant(format_: str) -> None:
-    """An example that reads differently than it looks is worse than none."""
+def test_the_example_line_gives_the_expected_conversation(format_: str) -> None:
+    """Each example gives the conversation that a reader would expect."""
     assert parse(format_) == MEANT[format_]
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_columns_give_other_names_to_all_fields(format_: str) -> None:
-    """Nobody should have to write a file again because its columns are named in another language."""
+def test_columns_can_rename_all_fields(format_: str) -> None:
+    """Users need not rewrite files whose columns are named in another language."""
     columns = {name: f"das {name}" for name in ROWS[format_]} | {"agent": "das agent"}
     row = {f"das {name}": value for name, value in ROWS[format_].items()}
     assert parse_row(row, format_, columns) == MEANT[format_]
@@ -91,15 +91,15 @@ def test_columns_give_other_names_to_all_fields(format_: str) -> None:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_errors_name_the_column_that_stands_in_the_file(format_: str) -> None:
-    """Whoever mends the row looks for that name."""
+def test_errors_use_the_column_names_of_the_file(format_: str) -> None:
+    """The error has the column name that users can find in the file."""
     first = FORMATS[format_].signs[0][0]
     assert why_not(format_, {first: "nowhere"}).startswith("has no nowhere")
 
 
 @pytest.mark.parametrize(("ours", "other"), [("task", "prompt"), ("prompt", "task")])
-def test_a_column_that_was_given_to_one_field_is_no_other(ours: str, other: str) -> None:
-    """`task: prompt` under columns must not read the prompt as both and refuse every row."""
+def test_a_mapped_column_is_used_for_one_field_only(ours: str, other: str) -> None:
+    """`task: prompt` in columns must not read the prompt as both fields and refuse every row."""
     row = {"agent": "a", other: "Hi", "output": "Hello.", "success": True}
     assert parse_row(row, "interactions", {ours: other}).messages == TURNS
     row = {"text": "the label's name is here", "label": "x"}
@@ -107,15 +107,15 @@ def test_a_column_that_was_given_to_one_field_is_no_other(ours: str, other: str)
         parse_row(row, "classification", {"text": "label"})
 
 
-def test_two_columns_may_change_places() -> None:
-    """Some files call the answer a question, as quiz makers do."""
+def test_two_columns_can_be_swapped() -> None:
+    """Some files name the answer question, as in quizzes."""
     swapped = parse("question_answer", {"question": "answer", "answer": "question"})
     assert [message.content for message in swapped.messages] == ["Jane Austen", "Who wrote Emma?"]
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("task", "prompt"), ("output", "response")])
 def test_both_spellings_of_a_log_are_read(ours: str, theirs: str) -> None:
-    """Both are found; in a columnar file of mixed logs the other one stands as null."""
+    """Both spellings are read; in a columnar file of mixed logs the other one is null."""
     value = ROWS["interactions"][ours]
     assert parse("interactions", **{ours: ..., theirs: value}) == MEANT["interactions"]
     assert parse("interactions", **{ours: None, theirs: value}) == MEANT["interactions"]
@@ -123,7 +123,7 @@ def test_both_spellings_of_a_log_are_read(ours: str, theirs: str) -> None:
     assert why_not("interactions", **{ours: ...}) == f"has no {ours} or {theirs}"
 
 
-# ---- What is wrong
+# ---- Bad rows
 
 
 @pytest.mark.parametrize(
@@ -167,36 +167,36 @@ def test_both_spellings_of_a_log_are_read(ours: str, theirs: str) -> None:
         ("classification", {"text": float("nan")}, "text must be a string, not float"),
     ],
 )
-def test_a_row_that_lacks_something_says_what(format_: str, changed: dict[str, Any], why: str) -> None:
-    """An empty answer would be trained on as one, and `"success": "false"` is true to Python."""
+def test_a_bad_row_has_a_reason(format_: str, changed: dict[str, Any], why: str) -> None:
+    """An empty answer would be trained on, and `"success": "false"` is true in Python."""
     assert why_not(format_, **changed).startswith(why)
 
 
 @pytest.mark.parametrize(("yes", "no"), [(True, False), ("true", "false"), (" TRUE ", "False"), ("1", "0"), (1, 0)])
-def test_success_is_read_from_tables_too(yes: Any, no: Any) -> None:
-    """CSV has it as text, and some logs as a number; what no one can tell is refused."""
+def test_success_is_read_from_tables(yes: Any, no: Any) -> None:
+    """CSV has it as text, and some logs as a number; ambiguous values are refused."""
     assert parse("interactions", success=yes).success is True
     assert parse("interactions", success=no).success is False
 
 
-# ---- Each format's own
+# ---- Properties of single formats
 
 
 @pytest.mark.parametrize("nothing", [..., None, "", " \n"])
 def test_alpaca_needs_no_input(nothing: Any) -> None:
-    """Half of such files have none, as null or as empty text: nothing is put after the task then."""
+    """Half of these files have none, as null or as empty text: nothing is added to the task then."""
     assert parse("alpaca", input=nothing).messages[0].content == "Translate."
 
 
 @pytest.mark.parametrize("format_", ["alpaca", "sharegpt"])
 def test_a_system_field_comes_first(format_: str) -> None:
-    """It is the row's own system prompt; null and blank ones are none."""
+    """It is the row's own system prompt; null and blank values mean none."""
     assert parse(format_, system="Be brief.").messages == [Message("system", "Be brief."), *MEANT[format_].messages]
     assert parse(format_, system=None) == parse(format_, system=" ") == MEANT[format_]
 
 
 def test_prompt_and_completion_may_be_turns() -> None:
-    """TRL's conversational form, with several turns on both sides and tools."""
+    """TRL's conversational form has several turns on both sides and tools."""
     prompt = [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}]
     completion = [{"role": "assistant", "content": "Hello."}]
     found = parse("prompt_completion", prompt=prompt, completion=completion, tools='[{"name": "f"}]')
@@ -204,27 +204,27 @@ def test_prompt_and_completion_may_be_turns() -> None:
 
 
 @pytest.mark.parametrize("none", [..., None, "", " ", [], "[]", "null", {}])
-def test_no_tools_are_no_tools(none: Any) -> None:
-    """Every file says it in another way."""
+def test_all_forms_of_no_tools_are_accepted(none: Any) -> None:
+    """Files express it in different ways."""
     assert parse("chat", tools=none) == parse("sharegpt", tools=none) == Conversation(TURNS)
 
 
 @pytest.mark.parametrize(("label", "text"), [("a", "a"), (0, "0"), (-3, "-3"), (True, "true"), (False, "false")])
-def test_labels_may_be_numbers_and_truth_values(label: Any, text: str) -> None:
-    """The model writes text: a truth value as the file has it, not as Python prints it."""
+def test_labels_may_be_numbers_and_booleans(label: Any, text: str) -> None:
+    """The model writes text: a boolean is spelled as in the file, not as in Python."""
     found = parse("classification", label=label)
     assert (found.label, found.messages[-1].content) == (text, text)
 
 
-def test_texts_reach_the_model_unchanged() -> None:
-    """White space is meaning in code: it is left out for comparing prompts, never for training on them."""
+def test_texts_are_not_modified() -> None:
+    """White space is significant in code: it is ignored for comparing prompts, but not for training."""
     task, output = "  def f():\n\treturn 1\n", "\n  x \r\n"
     assert [message.content for message in parse("interactions", task=task, output=output).messages] == [task, output]
 
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_agent_and_group_belong_to_every_format(format_: str) -> None:
-    """A group is read only where `columns` names it, since many files have a column of that name."""
+    """A group is read only if `columns` names it, since many files have a column with that name."""
     found = parse(format_, {"group": "user"}, agent="a", user=17)
     assert (found.agent, found.group) == ("a", "17")
     assert parse(format_, group="g").group is None
@@ -232,56 +232,56 @@ def test_agent_and_group_belong_to_every_format(format_: str) -> None:
     assert why_not(format_, {"group": "user"}) == "has no user"
 
 
-# ---- Which one it is
+# ---- Detection
 
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_every_format_is_recognised_by_its_fields(format_: str) -> None:
-    """Fields that it does not know belong to the user and are left alone."""
+    """Unknown fields belong to the user and are ignored."""
     assert detect_format([ROWS[format_], ROWS[format_] | {"id": 7}], {}) == format_
     assert unused_columns([ROWS[format_], ROWS[format_] | {"id": 7}], format_, {}) == ["id"]
 
 
-def test_the_fuller_form_wins() -> None:
-    """A Hub export of chat rows may carry `prompt` and `completion` beside `messages`."""
+def test_the_more_complete_format_is_preferred() -> None:
+    """A Hub export of chat rows may have `prompt` and `completion` in addition to `messages`."""
     assert detect_format([ROWS["chat"] | ROWS["prompt_completion"]], {}) == "chat"
 
 
-def test_an_odd_row_does_not_hide_the_format() -> None:
-    """It is told with its line when it is read; a hundred good rows around it say what the file is."""
+def test_a_bad_row_does_not_prevent_detection() -> None:
+    """A bad row is reported when it is read; the many good rows around it determine the format."""
     assert detect_format([ROWS["chat"], {"id": 1}, ROWS["chat"], ROWS["alpaca"]], {}) == "chat"
 
 
-def test_a_column_that_is_nowhere_is_told() -> None:
-    """A spelling mistake in a mapping would otherwise leave every row without its group, and say nothing."""
+def test_a_missing_column_is_reported() -> None:
+    """A spelling mistake in the mapping would otherwise silently leave every row without its group."""
     check_columns([{"a": 1}, {"user": 2}], {"group": "user"})
     with pytest.raises(ValueError, match=r"^has no column 'usr', which is mapped to group \(columns: a, user\); fix"):
         check_columns([{"a": 1}, {"user": 2}], {"group": "usr"})
 
 
-def test_names_out_of_a_file_keep_to_one_line() -> None:
-    """A column may be called anything, at any length, and there may be thousands."""
-    with pytest.raises(ValueError, match=r"^does not have the fields of any format") as caught:
+def test_names_from_a_file_stay_on_one_line() -> None:
+    """Columns may have any name of any length, and there may be thousands."""
+    with pytest.raises(ValueError, match=r"^has the fields of no format") as caught:
         detect_format([{"a\nb\x1b[31m" + "x" * 3000: 1} | {f"c{at}": at for at in range(500)}], {})
     assert "\n" not in str(caught.value)
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 1000
 
 
-def test_keys_of_turns_that_nobody_reads_are_told() -> None:
-    """Reasoning that a model wrote is not trained on, and whoever gave it should know."""
+def test_unused_keys_of_turns_are_reported() -> None:
+    """A model's reasoning is not trained on, and the user should know."""
     turn = {"role": "assistant", "content": "Hello.", "reasoning_content": "They greet."}
     row = {"messages": [{"role": "user", "content": "Hi"}, turn], "id": 3}
     assert unused_columns([row], "chat", {}) == ["id", "messages[].reasoning_content"]
 
 
-def test_a_whole_number_is_a_label_also_where_a_table_made_it_a_fraction() -> None:
+def test_an_integral_float_is_an_integer_label() -> None:
     """pandas writes 1.0 for 1 in a column that has an empty cell."""
     assert parse("classification", label=1.0).label == "1"
 
 
-def test_a_mapping_settles_what_names_leave_open() -> None:
-    """Columns that were given to prompt and completion are no question and answer any more."""
+def test_a_mapping_resolves_ambiguous_names() -> None:
+    """Columns mapped to prompt and completion no longer count as question and answer."""
     columns = {"prompt": "question", "completion": "answer"}
     assert detect_format([ROWS["question_answer"]], columns) == "prompt_completion"
     assert detect_format([{"conversations": []}], {"messages": "conversations"}) == "chat"
@@ -302,8 +302,8 @@ def test_a_mapping_settles_what_names_leave_open() -> None:
         ),
     ],
 )
-def test_a_doubt_is_the_users_to_settle(rows: list[dict[str, Any]], what: str) -> None:
-    """A format that was guessed wrongly trains on the wrong text without a word."""
+def test_an_ambiguous_format_is_an_error(rows: list[dict[str, Any]], what: str) -> None:
+    """A wrong guess would silently train on the wrong text."""
     advice = (
         "set format to one of interactions, chat, sharegpt, alpaca, prompt_completion, "
         "question_answer, classification, and map other field names under columns"
@@ -312,14 +312,14 @@ def test_a_doubt_is_the_users_to_settle(rows: list[dict[str, Any]], what: str) -
         detect_format(rows, {})
 
 
-def test_unused_columns_are_told_by_their_own_names() -> None:
-    """A column that was forgotten in the mapping shows up there, and the group counts as read once it is named."""
+def test_unused_columns_are_listed_by_their_names() -> None:
+    """A column missing from the mapping is listed as unused, and a mapped group is not."""
     row = ROWS["classification"] | {"group": "g", "lang": "de", "agent": "a"}
     assert unused_columns([row], "classification", {}) == ["group", "lang"]
     assert unused_columns([row], "classification", {"group": "group", "text": "lang"}) == ["text"]
 
 
-# ---- Whatever a row holds
+# ---- Arbitrary rows
 
 scalars = (
     st.none()
@@ -339,7 +339,7 @@ junk = st.recursive(
     max_leaves=12,
 )
 roles = st.sampled_from(["user", "assistant", "tool", "human", "gpt", "function_call", "observation"])
-nearly = st.lists(  # turns that have almost everything
+nearly = st.lists(  # turns that are almost complete
     st.fixed_dictionaries(
         {}, optional={"role": roles, "from": roles, "content": junk, "value": junk, "tool_calls": junk}
     )
@@ -354,8 +354,8 @@ fields = st.sampled_from(sorted(signs | {"success", "input", "system", "tools", 
 
 @pytest.mark.parametrize("format_", FORMATS)
 @given(changed=st.dictionaries(fields, junk | nearly, max_size=4), grouped=st.booleans())
-def test_any_row_is_a_conversation_or_a_bad_row(format_: str, changed: dict[str, Any], grouped: bool) -> None:
-    """One row must never end the run: what is not read is told, and what is read ends with the assistant's turn."""
+def test_arbitrary_rows_are_conversations_or_bad_rows(format_: str, changed: dict[str, Any], grouped: bool) -> None:
+    """A row never ends the run: unused columns are reported, and a valid row ends with the assistant's turn."""
     try:
         found = parse_row(ROWS[format_] | changed, format_, {"group": "group"} if grouped else {})
     except ValueError:
@@ -367,8 +367,8 @@ def test_any_row_is_a_conversation_or_a_bad_row(format_: str, changed: dict[str,
 
 @pytest.mark.parametrize("depth", [99, 300, 5_000])
 @pytest.mark.parametrize("where", ["tools", "arguments", "type", "content", "role"])
-def test_deep_nesting_is_no_crash(depth: int, where: str) -> None:
-    """Python's stack ends at about a thousand levels, and so would the run."""
+def test_deep_nesting_does_not_crash(depth: int, where: str) -> None:
+    """Python's recursion limit is about a thousand levels, which would end the run."""
     deep: Any = "x"
     for _ in range(depth):
         deep = {"a": [deep]}

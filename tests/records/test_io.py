@@ -1,4 +1,4 @@
-"""What crosses between the stages: it comes back as it was written, or its file and line are named."""
+"""Files between stages: records are read back unchanged, or the error names file and line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,7 @@ timings = st.builds(Timing, texts, finite, st.none() | finite, counts, finite, s
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A place for one file; hypothesis writes it again and again."""
+    """Return a path for one file, which hypothesis overwrites repeatedly."""
     return tmp_path_factory.mktemp("records") / "rows.jsonl"
 
 
@@ -50,10 +50,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("rows", "read"), [(examples, read_examples), (predictions, read_predictions), (timings, read_timings)]
 )
 @given(data=st.data())
-def test_rows_come_back_as_they_were_written(
-    rows: Any, read: Callable[[Path], list[Any]], file: Path, data: Any
-) -> None:
-    """Line breaks, tabs, U+2028 and any script within a text: one row stays one line, and no letter changes."""
+def test_rows_are_read_back_unchanged(rows: Any, read: Callable[[Path], list[Any]], file: Path, data: Any) -> None:
+    """With newlines, tabs, U+2028 or any script in its texts, a row stays on one line and unchanged."""
     written = data.draw(st.lists(rows, max_size=4))
     write_lines(file, to_json_lines(written))
     assert file.read_bytes().count(b"\n") == len(written)
@@ -61,28 +59,28 @@ def test_rows_come_back_as_they_were_written(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_row_that_is_not_finite_is_never_written(value: float) -> None:
-    """Python's json writes NaN without a word, and every other reader of the file would stop at it."""
+def test_a_non_finite_number_is_never_written(value: float) -> None:
+    """Python's json silently writes NaN, which other programs cannot read."""
     with pytest.raises(ValueError, match="not JSON compliant"):
         list(to_json_lines([Timing("one", value, None, 1, 1.0, None, 1)]))
 
 
 @pytest.mark.parametrize("text", ["NaN", "[1, -Infinity]", '{"a": Infinity}'])
-def test_json_with_a_constant_that_is_none_is_refused(text: str) -> None:
-    """Python's json reads these three; RFC 8259 has none of them."""
+def test_json_with_a_non_standard_constant_is_refused(text: str) -> None:
+    """Python's json reads these three, but RFC 8259 does not allow them."""
     with pytest.raises(ValueError, match=r"is not JSON$"):
         parse_json(text)
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"c": 1, "a": 2, "a": null}}]'])
-def test_json_with_a_key_twice_is_refused(text: str) -> None:
-    """RFC 8259 leaves open which of them counts: readers differ, and a row would mean two things."""
+def test_json_with_a_duplicate_key_is_refused(text: str) -> None:
+    """RFC 8259 leaves open which one applies, so a row would be ambiguous."""
     with pytest.raises(ValueError, match=r"^the key 'a' occurs twice in one object$"):
         parse_json(text)
 
 
 def test_deep_nesting_is_a_value_error() -> None:
-    """A line of 100,000 brackets must count as one bad row, not end the program with a RecursionError."""
+    """A line of 100,000 brackets must be one bad row, not a RecursionError."""
     with pytest.raises(ValueError, match=r"^nested too deeply$"):
         parse_json("[" * 100_000 + "]" * 100_000)
 
@@ -96,8 +94,8 @@ def test_deep_nesting_is_a_value_error() -> None:
         (b'{"a": 1}\n\xff\n', ": is not UTF-8 (invalid start byte)"),
     ],
 )
-def test_a_broken_line_is_told_with_file_and_line(tmp_path: Path, content: bytes, text: str) -> None:
-    """Nobody edits these files by hand: the advice is to write them again."""
+def test_a_broken_line_is_reported_with_file_and_line(tmp_path: Path, content: bytes, text: str) -> None:
+    """These files are not edited manually: the advice is to write them again."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -105,8 +103,8 @@ def test_a_broken_line_is_told_with_file_and_line(tmp_path: Path, content: bytes
     assert str(caught.value) == f"{path}{text}; run the stage that writes it again"
 
 
-def test_a_missing_file_says_which_stage_to_run(tmp_path: Path) -> None:
-    """Before the first `dvc repro` nothing is there."""
+def test_a_missing_file_names_the_stage_to_run(tmp_path: Path) -> None:
+    """Before the first `dvc repro` no file exists."""
     path = tmp_path / "rows.jsonl"
     with pytest.raises(DataError) as caught:
         list(read_jsonl(path))
@@ -115,7 +113,7 @@ def test_a_missing_file_says_which_stage_to_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("read", [read_examples, read_predictions, read_timings])
 def test_a_row_of_another_version_is_refused(read: Callable[[Path], list[Any]], tmp_path: Path) -> None:
-    """A file of an older version must not be read halfway: its missing fields would get values from nowhere."""
+    """A file of an older version must not be read partially, with artificial values for missing fields."""
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": "one", "messages": []}\n', encoding="utf-8")
     with pytest.raises(DataError) as caught:
@@ -127,23 +125,23 @@ def test_a_row_of_another_version_is_refused(read: Callable[[Path], list[Any]], 
 # ---- Prompts
 
 
-def test_prompt_and_completion_are_the_whole_conversation(example: MakeExample) -> None:
-    """A message in neither part would be lost, one in both would be a leak of the answer."""
+def test_prompt_and_completion_form_the_conversation(example: MakeExample) -> None:
+    """Every message is in exactly one part: one in neither would be lost, one in both would leak the answer."""
     one = example("task", "answer", system="system")
     assert [message.content for message in one.prompt] == ["system", "task"]
     assert one.completion == "answer"
 
 
 @given(parts=st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=5), data=st.data())
-def test_white_space_makes_no_other_prompt(parts: list[str], data: Any) -> None:
-    """An indented copy of a training prompt in the test set is a leak all the same."""
+def test_white_space_does_not_change_the_prompt_key(parts: list[str], data: Any) -> None:
+    """An indented copy of a training prompt in the test set is still a leak."""
     gaps = st.text(" \t\n\r\u00a0\u2028", min_size=1, max_size=3)
     spaced = "".join(part + data.draw(gaps) for part in parts)
     assert text_key([Message("user", spaced)]) == text_key([Message("user", " ".join(parts))])
 
 
-def test_another_word_role_or_boundary_is_another_prompt() -> None:
-    """Keys that met by accident would drop examples as duplicates or move them between the splits."""
+def test_words_roles_and_boundaries_change_the_prompt_key() -> None:
+    """Colliding keys would drop examples as duplicates or move them between the splits."""
     conversations = [
         [Message("user", "ab")],
         [Message("user", "a b")],
@@ -158,7 +156,7 @@ def test_another_word_role_or_boundary_is_another_prompt() -> None:
 
 
 def test_a_leak_is_a_shared_prompt_whatever_the_answer(example: MakeExample) -> None:
-    """The same prompt with another answer in train is a memory test too, or an unfair one."""
+    """If the prompt is in train with another answer, the test is invalid, too."""
     train = [example("seen before", "ValueError"), example("other", "KeyError")]
     same, new = example("seen  before\n", "TypeError"), example("never seen", "ValueError")
     assert leaked(train, [new, same]) == [same.id]

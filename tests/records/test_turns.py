@@ -1,4 +1,4 @@
-"""Turns: what was said comes through unchanged, with tool calls and results, and wrong orders are told."""
+"""Turns are read unchanged, with tool calls and results, and wrong orders are reported."""
 
 import json
 import re
@@ -18,19 +18,19 @@ CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city"
 ASKED = {"role": "user", "content": "How warm is Bern?"}
 
 
-def said(role: str, content: Any = "x", **more: Any) -> dict[str, Any]:
-    """A turn."""
+def turn_of(role: str, content: Any = "x", **more: Any) -> dict[str, Any]:
+    """Return a turn."""
     return {"role": role, "content": content, **more}
 
 
 def read_one(turn: Any) -> Message:
-    """A turn alone, as a message."""
+    """Read a single turn as a message."""
     [message] = read_messages([turn], "messages")
     return message
 
 
 def why_not(turns: Any) -> str:
-    """What is wrong with these turns."""
+    """Return the error for these turns."""
     with pytest.raises(ValueError, match=r".") as caught:
         check_order(read_messages(turns, "messages"))
     return str(caught.value)
@@ -39,8 +39,8 @@ def why_not(turns: Any) -> str:
 # ---- Chat
 
 
-def test_the_turns_shown_are_read() -> None:
-    """The docstring is what a user copies from; arguments become an object, which is what chat templates read."""
+def test_the_example_turns_are_read() -> None:
+    """Users copy from the docstring; arguments become an object, which chat templates expect."""
     shown = "[" + (turns.__doc__ or "").partition("\n\n")[2].replace("}}]}\n", "}}]},\n") + "]"
     assert read_messages(shown, "messages") == [
         Message("assistant", "", ({"id": "1", **CALL},)),
@@ -51,15 +51,15 @@ def test_the_turns_shown_are_read() -> None:
 @pytest.mark.parametrize("arguments", [{"city": "Bern"}, '{"city": "Bern"}'])
 @pytest.mark.parametrize("content", [None, "", "Let me see."])
 def test_a_conversation_with_tools_is_read(arguments: Any, content: str | None) -> None:
-    """Servers log arguments as JSON text, data sets have them as objects: both teach the same call."""
+    """Servers log arguments as JSON text, data sets have objects: both give the same call."""
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
     rows = [
-        said("system", "S"),
+        turn_of("system", "S"),
         ASKED,
-        said("assistant", content, tool_calls=[call, call]),
-        said("tool", "12", tool_call_id="1", name="weather"),
-        said("tool", None, tool_call_id="1"),
-        said("assistant", "12 degrees."),
+        turn_of("assistant", content, tool_calls=[call, call]),
+        turn_of("tool", "12", tool_call_id="1", name="weather"),
+        turn_of("tool", None, tool_call_id="1"),
+        turn_of("assistant", "12 degrees."),
     ]
     found = read_messages(rows, "messages")
     check_order(found)
@@ -72,52 +72,52 @@ def test_a_conversation_with_tools_is_read(arguments: Any, content: str | None) 
         Message("assistant", "12 degrees."),
     ]
     assert read_messages(json.dumps(rows), "messages") == found
-    rows[2]["tool_calls"] = json.dumps(rows[2]["tool_calls"])  # as columnar files have it, where calls differ
+    rows[2]["tool_calls"] = json.dumps(rows[2]["tool_calls"])  # as in columnar files with different calls
     assert read_messages(rows, "messages") == found
 
 
 @pytest.mark.parametrize("none", [None, "", {}, [], "{}"])
 def test_a_call_needs_no_arguments(none: Any) -> None:
-    """`date()` has none, and every server says so in another way."""
+    """A call like `date()` has none, and servers express it in different ways."""
     call = {"function": {"name": "date", "arguments": none}}
     expected = ({"type": "function", "function": {"name": "date", "arguments": {}}},)
-    assert read_one(said("assistant", None, tool_calls=[call])).tool_calls == expected
+    assert read_one(turn_of("assistant", None, tool_calls=[call])).tool_calls == expected
 
 
-def test_calls_of_the_older_form_are_calls() -> None:
-    """`function_call` and the role `function` were all there was before; left out, the call would be lost."""
+def test_calls_of_the_older_form_are_read() -> None:
+    """`function_call` and the role `function` are the older form; ignoring them would lose the call."""
     call = {"name": "weather", "arguments": '{"city": "Bern"}'}
-    assert read_one(said("assistant", "See.", function_call=call)) == Message("assistant", "See.", (CALL,))
-    assert read_one(said("function", "12", name="weather")) == Message("tool", "12", name="weather")
+    assert read_one(turn_of("assistant", "See.", function_call=call)) == Message("assistant", "See.", (CALL,))
+    assert read_one(turn_of("function", "12", name="weather")) == Message("tool", "12", name="weather")
 
 
 @pytest.mark.parametrize(
     ("role", "read"), [("developer", "system"), ("function", "tool"), ("User", "user"), ("ASSISTANT", "assistant")]
 )
 def test_roles_have_several_spellings(role: str, read: str) -> None:
-    """One server's developer is the other's system; capitals mean nothing."""
-    assert read_one(said(role)).role == read
+    """Some servers say developer, others system; capitals are accepted."""
+    assert read_one(turn_of(role)).role == read
 
 
-def test_fields_that_are_null_or_empty_or_unknown_are_left_out() -> None:
+def test_null_empty_and_unknown_fields_are_left_out() -> None:
     """Columnar files give every turn every key, and logs have dates and weights."""
-    turn = said("assistant", tool_calls="[]", function_call=None, name="", tool_call_id=None, refusal=None, weight=1)
-    assert read_one(turn) == read_one(said("assistant", tool_calls=None)) == Message("assistant", "x")
+    turn = turn_of("assistant", tool_calls="[]", function_call=None, name="", tool_call_id=None, refusal=None, weight=1)
+    assert read_one(turn) == read_one(turn_of("assistant", tool_calls=None)) == Message("assistant", "x")
 
 
-def test_content_in_parts_is_put_together() -> None:
-    """As servers log it that take images too; their columnar files have nulls in each part."""
+def test_content_in_parts_is_joined() -> None:
+    """Servers that also accept images log parts; their columnar files have nulls in each part."""
     parts = [{"type": "text", "text": "a ", "image_url": None}, {"type": "text", "text": "b"}]
-    assert read_one(said("user", parts)).content == "a b"
+    assert read_one(turn_of("user", parts)).content == "a b"
 
 
-def test_nulls_of_columnar_files_are_no_arguments() -> None:
-    """Parquet gives every call the keys of all calls: trained on, the model would learn to write them all."""
+def test_nulls_of_columnar_files_are_not_arguments() -> None:
+    """Parquet gives every call the keys of all calls, which must not be trained on."""
     calls = [
         [{"function": {"name": "f", "arguments": {"a": "x", "deep": {"b": [1]}}}}],
         [{"function": {"name": "g", "arguments": {"c": [{"d": 1}, {"e": 2}]}}}],
     ]
-    rows = pa.Table.from_pylist([said("assistant", "x", tool_calls=call) for call in calls]).to_pylist()
+    rows = pa.Table.from_pylist([turn_of("assistant", "x", tool_calls=call) for call in calls]).to_pylist()
     assert rows[0]["tool_calls"][0]["function"]["arguments"]["c"] is None
     for row, call in zip(rows, calls, strict=True):
         assert read_one(row).tool_calls == tuple({"type": "function", **one} for one in call)
@@ -125,10 +125,10 @@ def test_nulls_of_columnar_files_are_no_arguments() -> None:
     assert read_tools(tools, "tools") == [{"name": "f", "enum": [None, {}]}]
 
 
-def test_nulls_in_json_text_were_written_by_someone() -> None:
-    """No columnar file puts keys into a text, so such a null is an argument."""
+def test_nulls_in_json_text_are_arguments() -> None:
+    """Columnar files do not add keys inside a text, so a null there is an argument."""
     call = {"name": "f", "arguments": '{"unit": null}'}
-    found = read_one(said("assistant", None, tool_calls=[call])).tool_calls
+    found = read_one(turn_of("assistant", None, tool_calls=[call])).tool_calls
     assert found == ({"type": "function", "function": {"name": "f", "arguments": {"unit": None}}},)
     assert read_tools('[{"default": null}]', "tools") == [{"default": None}]
 
@@ -138,38 +138,35 @@ def test_nulls_in_json_text_were_written_by_someone() -> None:
     [
         ("Hi", " must be an object with role and content, not str"),
         (None, " must be an object with role and content, not null"),
+        ({"content": "x"}, ".role must be text, not null; known are system, developer, user, assistant, tool, func"),
         (
-            {"content": "x"},
-            (".role must be a string, not null; supported: system, developer, user, assistant, tool, func"),
+            turn_of("bot" * 50),
+            ".role is 'botbotbotbotbotbotbotbotbotbotbotbotbot; known are system, developer, user, as",
         ),
+        (turn_of("user", None), ".content must be text, not null"),
+        (turn_of("assistant", None, tool_calls=[]), ".content must be text, not null"),
+        (turn_of("user", 5), ".content must be text, not int"),
+        (turn_of("user", " \n"), ".content is empty"),
+        (turn_of("user", []), ".content is empty"),
+        (turn_of("user", "\ud83d"), ".content holds half of a surrogate pair, which is not text"),
+        (turn_of("user", ["Hi"]), ".content[0] is not a text part; only text can be trained on"),
+        (turn_of("user", [{"type": "text"}]), ".content[0] is not a text part; only text can be trained on"),
         (
-            said("bot" * 50),
-            (".role is 'botbotbotbotbotbotbotbotbotbotbotbotbot; supported: system, developer, user, as"),
+            turn_of("user", [{"type": "text", "text": "a"}, {"type": "image_url"}]),
+            ".content[1] is not a text part but 'image_url'; only text can be trained on",
         ),
-        (said("user", None), ".content must be a string, not null"),
-        (said("assistant", None, tool_calls=[]), ".content must be a string, not null"),
-        (said("user", 5), ".content must be a string, not int"),
-        (said("user", " \n"), ".content is empty"),
-        (said("user", []), ".content is empty"),
-        (said("user", "\ud83d"), ".content contains an unpaired surrogate, which is not valid text"),
-        (said("user", ["Hi"]), ".content[0] is not a text part; only text is supported"),
-        (said("user", [{"type": "text"}]), ".content[0] is not a text part; only text is supported"),
-        (
-            said("user", [{"type": "text", "text": "a"}, {"type": "image_url"}]),
-            ".content[1] is not a text part but 'image_url'; only text is supported",
-        ),
-        (said("user", name=5), ".name must be a string, not int"),
-        (said("user", name="\udc00"), ".name contains an unpaired surrogate, which is not valid text"),
-        (said("tool", tool_call_id=5), ".tool_call_id must be a string, not int"),
-        (said("user", tool_calls=[CALL]), " calls a tool, but its role is user"),
-        (said("user", function_call=CALL), " calls a tool, but its role is user"),
-        (said("assistant", tool_calls=CALL), ".tool_calls must be a list, not dict"),
-        (said("assistant", tool_calls="{}1"), ".tool_calls contains broken JSON: Extra data"),
-        (said("assistant", tool_calls='{"name": "f"}'), ".tool_calls must be a list, not dict"),
+        (turn_of("user", name=5), ".name must be text, not int"),
+        (turn_of("user", name="\udc00"), ".name holds half of a surrogate pair, which is not text"),
+        (turn_of("tool", tool_call_id=5), ".tool_call_id must be text, not int"),
+        (turn_of("user", tool_calls=[CALL]), " calls a tool, but its role is user"),
+        (turn_of("user", function_call=CALL), " calls a tool, but its role is user"),
+        (turn_of("assistant", tool_calls=CALL), ".tool_calls must be a list, not dict"),
+        (turn_of("assistant", tool_calls="{}1"), ".tool_calls holds broken JSON: Extra data"),
+        (turn_of("assistant", tool_calls='{"name": "f"}'), ".tool_calls must be a list, not dict"),
     ],
 )
-def test_a_turn_that_is_none_says_why(turn: Any, why: str) -> None:
-    """By its place in the list, as a program would write it."""
+def test_an_invalid_turn_has_a_reason(turn: Any, why: str) -> None:
+    """The turn is identified by its index in the list."""
     assert why_not([turn]).startswith(f"messages[0]{why}")
 
 
@@ -207,21 +204,21 @@ def test_a_turn_that_is_none_says_why(turn: Any, why: str) -> None:
         ({"name": "f", "arguments": {"a": -(2**63) - 1}}, ".arguments contains a number of more than 64 bits"),
     ],
 )
-def test_a_call_that_cannot_be_written_again_says_why(call: Any, why: str) -> None:
-    """What is no JSON for every program would end the run where the split is written, or the server's later."""
-    told = why_not([ASKED, said("assistant", None, tool_calls=[CALL, call])])
+def test_a_call_that_is_not_valid_json_has_a_reason(call: Any, why: str) -> None:
+    """Values that are not JSON in every program would fail when the split is written, or on a server."""
+    told = why_not([ASKED, turn_of("assistant", None, tool_calls=[CALL, call])])
     assert told.startswith(f"messages[1].tool_calls[1]{why}")
 
 
 @pytest.mark.parametrize("as_text", [False, True])
-def test_the_deepest_arguments_are_those_of_just_that_depth(as_text: bool) -> None:
-    """Python and writers of JSON give up at some hundred levels, each at another one."""
+def test_the_depth_of_arguments_is_limited(as_text: bool) -> None:
+    """The depth limit is fixed: Python and JSON writers fail at some hundred levels, each at another one."""
     for levels in (DEEPEST, DEEPEST + 1):
         deep: Any = 2**64 - 1
         for _ in range(levels - 1):
             deep = [deep]
         arguments = json.dumps({"a": deep}) if as_text else {"a": deep}
-        turn = said("assistant", None, tool_calls=[{"name": "f", "arguments": arguments}])
+        turn = turn_of("assistant", None, tool_calls=[{"name": "f", "arguments": arguments}])
         if levels == DEEPEST:
             assert read_one(turn).tool_calls
         else:
@@ -241,7 +238,7 @@ def test_the_deepest_arguments_are_those_of_just_that_depth(as_text: bool) -> No
         ("[]", "messages has no turns"),
     ],
 )
-def test_a_cell_that_holds_no_turns_says_why(value: Any, why: str) -> None:
+def test_an_invalid_cell_of_turns_has_a_reason(value: Any, why: str) -> None:
     """CSV has a list of turns as JSON in a cell."""
     assert why_not(value).startswith(why)
 
@@ -256,8 +253,8 @@ def test_a_cell_that_holds_no_turns_says_why(value: Any, why: str) -> None:
         ("[", "tools contains broken JSON: Expecting value"),
     ],
 )
-def test_tools_that_are_none_say_why(value: Any, why: str) -> None:
-    """They go to the chat template as they are."""
+def test_invalid_tools_have_a_reason(value: Any, why: str) -> None:
+    """Tools are passed to the chat template unchanged."""
     with pytest.raises(ValueError, match=f"^{re.escape(why)}"):
         read_tools(value, "tools")
 
@@ -266,7 +263,7 @@ def test_tools_that_are_none_say_why(value: Any, why: str) -> None:
 
 
 def test_sharegpt_with_tools_is_read() -> None:
-    """As its tools write it: a call is a turn of its own, and its result an observation."""
+    """In the form of its tools, a call is a separate turn, and its result an observation."""
     rows = [
         {"from": "system", "value": "S"},
         {"from": "human", "value": "How warm?"},
@@ -288,8 +285,8 @@ def test_sharegpt_with_tools_is_read() -> None:
 
 
 def test_chat_turns_may_be_called_conversations() -> None:
-    """Many files do, and their keys leave no doubt."""
-    rows = [said("user", "a", **{"from": None}), said("assistant", None, tool_calls=[CALL])]
+    """Many files do so, and their keys are unambiguous."""
+    rows = [turn_of("user", "a", **{"from": None}), turn_of("assistant", None, tool_calls=[CALL])]
     assert read_sharegpt(rows, "conversations") == [Message("user", "a"), Message("assistant", "", (CALL,))]
 
 
@@ -309,8 +306,8 @@ def test_chat_turns_may_be_called_conversations() -> None:
         ({"from": "function_call"}, ".value[0] does not name a function"),
     ],
 )
-def test_a_sharegpt_turn_that_is_none_says_why(turn: Any, why: str) -> None:
-    """A call that is none must not become an empty answer."""
+def test_an_invalid_sharegpt_turn_has_a_reason(turn: Any, why: str) -> None:
+    """An invalid call must not become an empty answer."""
     with pytest.raises(ValueError, match=rf"^conversations\[0\]{re.escape(why)}"):
         read_sharegpt([turn], "conversations")
 
@@ -340,20 +337,20 @@ END = "; a conversation must end with an assistant turn"
         ("uctua", "turn 4 is the user's, where assistant or tool is due"),
     ],
 )
-def test_a_wrong_order_says_whose_turn_it_is(order: str, why: str) -> None:
-    """Chat templates refuse it, or render it into something that no server will ever send."""
+def test_a_wrong_order_names_the_expected_role(order: str, why: str) -> None:
+    """Chat templates refuse a wrong order, or render text that no server would send."""
     with pytest.raises(ValueError, match=f"^{re.escape(why)}$"):
         check_order(in_order(order))
 
 
 @pytest.mark.parametrize("order", ["ua", "sua", "uaua", "uc", "ucta", "sucttcta", "uctaua"])
-def test_a_right_order_passes(order: str) -> None:
-    """Several results of several calls, calls after results, and a call as the last answer."""
+def test_a_valid_order_is_accepted(order: str) -> None:
+    """Valid orders include several calls with results, calls after results, and a final call."""
     check_order(in_order(order))
 
 
 def in_order(order: str) -> list[Message]:
-    """Messages by the first letters of their roles; c is the assistant's call."""
+    """Return messages by the first letters of their roles; c is the assistant's call."""
     made = {
         "s": Message("system", "x"),
         "u": Message("user", "x"),
@@ -364,7 +361,7 @@ def in_order(order: str) -> list[Message]:
     return [made[letter] for letter in order]
 
 
-# ---- Any chat
+# ---- Arbitrary chats
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 spoken = texts.filter(str.strip)
@@ -383,8 +380,8 @@ talks = st.lists(st.tuples(spoken, st.lists(steps, max_size=2), spoken), min_siz
 
 
 @given(system=st.none() | spoken, talk=talks, in_parts=st.booleans(), in_cell=st.booleans())
-def test_any_chat_comes_through_unchanged(system: str | None, talk: list[Any], in_parts: bool, in_cell: bool) -> None:
-    """Not a letter more or less may be trained on than was said, however the file writes it."""
+def test_arbitrary_chats_are_read_unchanged(system: str | None, talk: list[Any], in_parts: bool, in_cell: bool) -> None:
+    """Whatever the file format, exactly the original text is trained on."""
     wanted: list[tuple[str, str, list[Any]]] = [("system", system, [])] if system else []
     for question, steps, answer in talk:
         wanted += [("user", question, [])]
@@ -393,7 +390,7 @@ def test_any_chat_comes_through_unchanged(system: str | None, talk: list[Any], i
         wanted += [("assistant", answer, [])]
     rows = []
     for role, content, called in wanted:
-        row = said(role, [{"type": "text", "text": part} for part in content] if in_parts else content)
+        row = turn_of(role, [{"type": "text", "text": part} for part in content] if in_parts else content)
         row["tool_calls"] = [{"function": call | {"arguments": json.dumps(call["arguments"])}} for call in called]
         rows.append(row)
     found = parse_row({"messages": json.dumps(rows) if in_cell else rows}, "chat", {}).messages
@@ -401,7 +398,7 @@ def test_any_chat_comes_through_unchanged(system: str | None, talk: list[Any], i
 
 
 def test_a_turn_that_must_not_be_trained_on_is_refused() -> None:
-    """`weight: 0` is some APIs' mark for it; every turn of the assistant is trained on here."""
+    """Some APIs use `weight: 0` for it; here every assistant turn is trained on, so it is refused."""
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Go away.", "weight": 0}]
     with pytest.raises(ValueError, match=r"^messages\[1\]\.weight is 0, but every assistant turn is trained on"):
         read_messages(turns, "messages")

@@ -1,4 +1,4 @@
-"""Scorers: what is right and what is wrong, and what any text does to them."""
+"""Scorers: right and wrong answers, and robustness against arbitrary text."""
 
 import json
 import time
@@ -55,7 +55,7 @@ HOSTILE = [
         ("normalized_match", "cat", "cart", False),
         ("normalized_match", "A", "a.", True),  # a choice, not an article
         ("normalized_match", "A", "the", False),
-        ("normalized_match", "!?", "?!", False),  # of nothing but punctuation, the punctuation counts
+        ("normalized_match", "!?", "?!", False),  # punctuation counts if there is nothing else
         ("contains", "ValueError", "it raises a valueerror, always", True),
         ("contains", "ValueError", "TypeError", False),
         ("contains", "", "anything", False),
@@ -79,7 +79,7 @@ HOSTILE = [
         ("json_valid", "{}", '{"city": "Bern", "city": "Basel", "celsius": 1}', False),
         ("json_valid", "{}", "", False),
         ("python_parses", "", "x = 1", True),
-        ("python_parses", "", " x = '\\d'", True),  # warns, and is Python
+        ("python_parses", "", " x = '\\d'", True),  # gives a warning, but is valid Python
         ("python_parses", "", "Here:\n```python\ndef f():\n    return 1\n```\nDone.", True),
         ("python_parses", "", "def f(:", False),
         ("python_parses", "", "# nothing", False),
@@ -88,16 +88,16 @@ HOSTILE = [
         ("classification", "KeyError", "a KeyError", False),
     ],
 )
-def test_right_or_wrong(kind: str, reference: str, answer: str, right: bool, example: MakeExample) -> None:
-    """One line an idea; the scorers are those of KINDS."""
+def test_answers_are_right_or_wrong(kind: str, reference: str, answer: str, right: bool, example: MakeExample) -> None:
+    """The scorers are those of KINDS, with one line per case."""
     made = [example(answer=reference), example(answer="Answer: other 1")]
     scored = built(made, it=asked(kind)).score(made, answers(answer, "x"), answers(answer, "x"), {})
     (found,) = scored.candidate[0].scores.values()
     assert found == float(right)
 
 
-def test_tolerance_is_the_larger_one() -> None:
-    """Relative to the reference, and both ends belong to it."""
+def test_the_larger_tolerance_applies() -> None:
+    """The tolerance is relative to the reference, and includes both ends."""
     assert numeric("1.1", "1", absolute_tolerance=0.1, relative_tolerance=0.0)
     assert not numeric("1.11", "1", absolute_tolerance=0.1, relative_tolerance=0.0)
     assert numeric("110", "100", absolute_tolerance=0.1, relative_tolerance=0.1)
@@ -112,15 +112,15 @@ def test_tolerance_is_the_larger_one() -> None:
         *(("1,2345", "2345"), ("is 5.", "5"), ("1-2-3", "3")),
     ],
 )
-def test_last_number(text: str, number: str | None) -> None:
-    """A version, a range and a full stop are no part of a number."""
+def test_the_last_number_is_found(text: str, number: str | None) -> None:
+    """Versions, ranges and full stops are not part of a number."""
     found = last_number(text)
     assert (found and str(found[0])) == number
 
 
 @given(ANYTHING, ANYTHING)
 def test_exact_implies_the_laxer_matches(answer: str, reference: str) -> None:
-    """Each step forgives more; none takes back what a stricter one has given."""
+    """Each scorer is laxer than the previous one and accepts everything that it accepts."""
     ignore = ["case", "punctuation", "articles", "accents"]
     for text in (reference, f" {reference}\n", answer):
         if exact_match(text, reference):
@@ -156,7 +156,7 @@ PLAIN = '{"name": "weather", "arguments": {"days": 2.0, "city": "Bern"}}'
     ],
 )
 def test_a_call_is_found_in_every_wrapping(answer: str) -> None:
-    """Which tags a template puts around it says nothing about what is called."""
+    """The tags that a template puts around a call do not matter."""
     assert same_calls(answer, CALLS)
 
 
@@ -175,12 +175,12 @@ def test_a_call_is_found_in_every_wrapping(answer: str) -> None:
     ],
 )
 def test_another_call_is_wrong(answer: str) -> None:
-    """Another name, another value or type, one call more, or none."""
+    """Cases: another name, another value or type, an additional call, or none."""
     assert not same_calls(answer, CALLS)
 
 
-def test_calls_count_in_their_order_and_text_calls_nothing() -> None:
-    """A reference without calls is right as any text without calls."""
+def test_calls_are_compared_in_order_and_text_has_none() -> None:
+    """If the reference has no calls, any text without calls is right."""
     second = {"type": "function", "function": {"name": "news", "arguments": {}}}
     both = Message("assistant", "", (CALL, second))
     other = '{"name": "news", "arguments": {}}'
@@ -192,7 +192,7 @@ def test_calls_count_in_their_order_and_text_calls_nothing() -> None:
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5))
 def test_arguments_are_equal_to_themselves(value: Any) -> None:
-    """As JSON writes and reads them, but for NaN, which is none."""
+    """This holds for all JSON values; NaN is not one."""
     call = {"function": {"name": "f", "arguments": {"x": value}}}
     text = json.dumps({"name": "f", "arguments": {"x": value}})
     assert same_calls(text, Message("assistant", "", (call,))) == ("NaN" not in text)
@@ -204,22 +204,22 @@ ENGLISH = st.lists(st.sampled_from(["the", "Cat", "sat,", "on", "mat.", "it's", 
 
 
 @given(ENGLISH, ENGLISH)
-def test_rouge_l_is_rouge_scores(answer: str, reference: str) -> None:
-    """In English the same figure, computed row by row as bits and not cell by cell."""
+def test_rouge_l_equals_rouge_scores(answer: str, reference: str) -> None:
+    """In English the figure is equal, although computed bit-parallel by rows and not by cells."""
     if answer.strip() != reference.strip():
         expected = RougeScorer(["rougeL"]).score(reference, answer)["rougeL"].fmeasure
         assert rouge_l(answer, reference) == pytest.approx(expected)
 
 
-def test_words_are_of_every_alphabet() -> None:
-    """rouge-score would see no word at all here, and give 0 for what is nearly right."""
+def test_words_of_every_alphabet_are_found() -> None:
+    """rouge-score would find no words in these alphabets, and give 0 for nearly right answers."""
     assert words("Привет, naïve 漢字!") == ["привет", "naïve", "漢", "字"]
     assert rouge_l("добрый день", "добрый вечер") == 0.5
 
 
 @given(ANYTHING, ANYTHING)
 def test_similarities_lie_between_0_and_1(answer: str, reference: str) -> None:
-    """Whatever the texts."""
+    """This holds for arbitrary texts."""
     for similarity in (chrf, bleu, rouge_l):
         assert 0.0 <= similarity(answer, reference) <= 1.0
 
@@ -229,7 +229,7 @@ def test_similarities_lie_between_0_and_1(answer: str, reference: str) -> None:
 
 @pytest.fixture(scope="module")
 def ready() -> tuple[Scorers, list[Example]]:
-    """Every scorer but the judge, on one example that all of them can score."""
+    """Return every scorer except the judge, and one example that all of them can score."""
     call = {"function": {"name": "f", "arguments": {"x": 1}}}
     messages = (Message("user", "Hi"), Message("assistant", "answer: 1", (call,)))
     other = (Message("user", "Ho"), Message("assistant", "answer: 2"))
@@ -238,7 +238,7 @@ def ready() -> tuple[Scorers, list[Example]]:
 
 
 def checked(scored: Scored, count: int) -> None:
-    """All scores are there, and within the bounds of their metrics."""
+    """Check that all scores exist and are within the bounds of their metrics."""
     assert not scored.problems
     for answer in scored.candidate:
         assert len(answer.scores) == count
@@ -246,23 +246,23 @@ def checked(scored: Scored, count: int) -> None:
 
 
 @given(text=ANYTHING)
-def test_no_text_is_beyond_scoring(text: str, ready: tuple[Scorers, list[Example]]) -> None:
-    """A model may answer anything, and each answer gets a score from every scorer."""
+def test_arbitrary_text_is_scored(text: str, ready: tuple[Scorers, list[Example]]) -> None:
+    """Whatever a model answers, every scorer returns a score."""
     scorers, made = ready
     checked(scorers.score(made, answers(text, text), answers(text, text), {}), len(KINDS))
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:8]))
-def test_hostile_texts_take_no_hostile_time(text: str, ready: tuple[Scorers, list[Example]]) -> None:
-    """Megabytes of brackets, marks, digits and nesting: wrong, in seconds, for all scorers together."""
+def test_hostile_texts_are_scored_quickly(text: str, ready: tuple[Scorers, list[Example]]) -> None:
+    """Megabytes of brackets, marks, digits and nesting are scored as wrong within seconds by all scorers together."""
     scorers, made = ready
     started = time.process_time()
     checked(scorers.score(made[:1], answers("x"), answers(text), {}), len(KINDS))
     assert time.process_time() - started < 15
 
 
-def test_the_search_for_calls_is_no_quadratic_one() -> None:
-    """Each of these starts a thousand values that break off at the end; reading them all would take minutes."""
+def test_the_search_for_calls_is_not_quadratic() -> None:
+    """Each text starts a thousand truncated values; parsing all of them would take minutes."""
     started = time.process_time()
     assert find_calls(("[[" + "1," * 1000) * 500) == []
     assert len(find_calls(f"{PLAIN}\n" * 20_000)) == 20_000
@@ -270,13 +270,13 @@ def test_the_search_for_calls_is_no_quadratic_one() -> None:
 
 
 @pytest.mark.parametrize("source", ["9" * 5000, "'a' " * 40_000, "a" * 300_000, "f'{" * 100, "\x00", "x = '\ud800'"])
-def test_python_is_only_read(source: str) -> None:
-    """No limit of the parser is an error of ours."""
+def test_python_is_parsed_but_not_run(source: str) -> None:
+    """Limits of Python's parser do not raise an error."""
     assert python_parses(source) in (True, False)
 
 
 def test_ten_thousand_short_answers_take_seconds(ready: tuple[Scorers, list[Example]]) -> None:
-    """All 13 scorers on 800 answers: more than 10,000 scores."""
+    """All 13 scorers on 800 answers give more than 10,000 scores."""
     scorers, made = ready
     many = [made[0]] * 800
     told = answers(*(f"The answer: {number}, by and large, in so many words." for number in range(800)))

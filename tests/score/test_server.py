@@ -1,4 +1,4 @@
-"""The client of a chat server: against a real server on this machine, which is offline."""
+"""The client of a chat server, tested with a local server."""
 
 import json
 import time
@@ -20,8 +20,8 @@ HI = [Message("user", "Hi")]
 KEY = "sk-secret-0123456789"
 
 
-def test_an_answer_with_what_was_asked(monkeypatch: Any) -> None:
-    """Under HF_HUB_OFFLINE=1 (tests/conftest.py) a server of this machine is asked all the same, and no proxy is."""
+def test_a_request_and_its_answer(monkeypatch: Any) -> None:
+    """With HF_HUB_OFFLINE=1 (tests/conftest.py) a local server is still used, without a proxy."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("HF_TOKEN", "hf_not_for_others")
     with serving(always(completion({"content": "Hello"}))) as (url, seen):
@@ -55,13 +55,13 @@ def test_an_answer_with_what_was_asked(monkeypatch: Any) -> None:
         ("https://h/v1/chat/completions?x=1", "https://h/v1/chat/completions?x=1"),
     ],
 )
-def test_addresses(url: str, wanted: str) -> None:
-    """Up to /v1, as servers' own pages write it; a bare host is taken for it too."""
+def test_addresses_are_completed(url: str, wanted: str) -> None:
+    """The address ends in /v1, as in servers' documentation; a bare host gets it added."""
     assert chat_url(url) == wanted
 
 
-def test_tool_calls_are_rendered_as_references_are() -> None:
-    """So that one scorer compares both: `Message.text`, arguments as the value that they are."""
+def test_tool_calls_are_rendered_like_references() -> None:
+    """One scorer can compare both: `Message.text`, with arguments as JSON values."""
     call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     reply = read_reply(completion({"content": None, "tool_calls": [call]}).decode(), 0.0)
     wanted = Message("assistant", "", ({"function": {"name": "f", "arguments": {"a": 1}}},))
@@ -69,8 +69,8 @@ def test_tool_calls_are_rendered_as_references_are() -> None:
     assert to_wire(wanted)["tool_calls"] == [{**call, "id": "call_0"}]
 
 
-def test_cut_off_and_uncounted() -> None:
-    """What a server does not say is None; a lone surrogate, which no file can hold, is replaced."""
+def test_truncated_and_uncounted_answers_are_read() -> None:
+    """Missing figures are None; an unpaired surrogate, which no file can contain, is replaced."""
     cut = read_reply(completion({"content": "a\ud800"}, finish_reason="length", usage=None, model=None).decode(), 0.0)
     assert (cut.text, cut.tokens, cut.finished, cut.model) == ("a?", None, False, None)
     parts = read_reply(completion({"content": [{"type": "text", "text": "a"}, {"text": "b"}, 5]}).decode(), 0.0)
@@ -78,17 +78,17 @@ def test_cut_off_and_uncounted() -> None:
 
 
 def events(*found: dict[str, Any] | str) -> list[bytes]:
-    """Server-sent events."""
+    """Return server-sent events."""
     return [f"data: {one if isinstance(one, str) else json.dumps(one)}\n\n".encode() for one in found]
 
 
 def piece(content: str | None = None, reason: str | None = None, **delta: Any) -> dict[str, Any]:
-    """One event's piece of an answer."""
+    """Return one event with a piece of an answer."""
     return {"choices": [{"delta": {"content": content, **delta}, "finish_reason": reason}]}
 
 
-def test_a_stream_is_read_as_it_comes() -> None:
-    """With the usage, which comes after the last token."""
+def test_a_stream_is_read() -> None:
+    """The usage follows the last token."""
     usage = {"choices": [], "usage": {"completion_tokens": 2}, "model": "m-2"}
     sent = [b": ping\n\n", *events({"choices": [{"delta": {"role": "assistant"}}]}, piece("Hel"), piece("lo"))]
     sent += events(piece(None, "length"), usage, "[DONE]")
@@ -100,8 +100,8 @@ def test_a_stream_is_read_as_it_comes() -> None:
     assert seen[0]["body"]["stream_options"] == {"include_usage": True}
 
 
-def test_a_stream_tells_when_the_first_token_came(monkeypatch: Any) -> None:
-    """The role alone is no token. Here a line comes every second."""
+def test_a_stream_gives_the_time_to_the_first_token(monkeypatch: Any) -> None:
+    """The role alone is not a token. In this test, one line arrives per second."""
     now = [10.0]
 
     def lines() -> Iterator[str]:
@@ -115,8 +115,8 @@ def test_a_stream_tells_when_the_first_token_came(monkeypatch: Any) -> None:
     assert (reply.text, reply.first_seconds, reply.seconds) == ("Hello", 3.0, 5.0)
 
 
-def test_streamed_tool_calls_are_put_together() -> None:
-    """Their arguments come in pieces, several calls by their index."""
+def test_streamed_tool_calls_are_assembled() -> None:
+    """Their arguments arrive in pieces, for several calls by index."""
     deltas = [
         [{"index": 0, "function": {"name": "f", "arguments": ""}}],
         [{"index": 0, "function": {"arguments": '{"a":'}}, {"index": 1, "function": {"name": "g"}}],
@@ -127,8 +127,8 @@ def test_streamed_tool_calls_are_put_together() -> None:
     assert json.loads(reply.text) == [{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]
 
 
-def test_a_server_that_does_not_stream_is_read_all_the_same() -> None:
-    """It answers with one JSON object, and no time to the first token."""
+def test_a_server_without_streaming_is_read() -> None:
+    """It answers with one JSON object, and without a time to the first token."""
     with serving(always(completion({"content": "Hello"}), Content_Type="application/json")) as (url, _):
         reply = client(url).answer(HI, max_tokens=2, stream=True)
     assert (reply.text, reply.first_seconds) == ("Hello", None)
@@ -161,14 +161,14 @@ def test_a_server_that_does_not_stream_is_read_all_the_same() -> None:
         ),
     ],
 )
-def test_what_a_server_does_wrong_is_told(respond: Respond, message: str) -> None:
-    """What, where, and what to do; one kind of error, which is this machine's and no defect of ours."""
+def test_errors_of_a_server_are_reported(respond: Respond, message: str) -> None:
+    """The error has problem, location and remedy; its kind is a machine error, not an internal one."""
     with serving(respond) as (url, seen), pytest.raises(ServerError) as caught:
         client(url).answer(HI, max_tokens=2)
     assert isinstance(caught.value, MachineError)
     assert caught.value.reached
     assert str(caught.value).startswith(f"params.yaml: evaluate.candidate: the server {message}")
-    assert len(seen) == 1  # nothing is tried twice but what was too early
+    assert len(seen) == 1  # only requests that came too early are repeated
 
 
 @pytest.mark.parametrize(
@@ -179,16 +179,16 @@ def test_what_a_server_does_wrong_is_told(respond: Respond, message: str) -> Non
         (events(piece("Hel"), "{"), "it is broken JSON"),
     ],
 )
-def test_a_broken_stream_is_no_answer(sent: list[bytes], message: str) -> None:
-    """Half an answer would be scored as one that the model chose to end there."""
+def test_a_broken_stream_is_an_error(sent: list[bytes], message: str) -> None:
+    """A partial answer would be scored as if the model had chosen to end there."""
     respond = always(sent, Content_Type="text/event-stream")
     with serving(respond) as (url, _), pytest.raises(ServerError, match=message):
         client(url).answer(HI, max_tokens=2, stream=True)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_drip_is_cut_off_in_time(stream: bool) -> None:
-    """A byte now and then keeps a connection alive, but the whole answer has its time."""
+def test_a_trickling_stream_times_out(stream: bool) -> None:
+    """Occasional bytes keep a connection open, but the complete answer has a time limit."""
     sent = [b"data: {}\n" if stream else b" "] * 6000
     with serving(always(sent, Content_Type="text/event-stream")) as (url, _):
         started = time.perf_counter()
@@ -197,8 +197,8 @@ def test_a_drip_is_cut_off_in_time(stream: bool) -> None:
         assert time.perf_counter() - started < 60
 
 
-def test_a_silent_server_is_too_slow() -> None:
-    """No byte at all."""
+def test_a_silent_server_times_out() -> None:
+    """The server sends no byte."""
 
     def sleeps(_: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
         time.sleep(1)
@@ -208,8 +208,8 @@ def test_a_silent_server_is_too_slow() -> None:
         client(url, timeout=0.2).answer(HI, max_tokens=2)
 
 
-def test_nobody_there() -> None:
-    """Connection refused, and an address that is none."""
+def test_an_unreachable_server_is_an_error() -> None:
+    """Cases: connection refused, and an invalid address."""
     with serving(always(b"")) as (url, _):
         pass
     with pytest.raises(
@@ -221,8 +221,8 @@ def test_nobody_there() -> None:
         client("http://a..b:8/v1").answer(HI, max_tokens=2)
 
 
-def test_a_busy_server_is_asked_again(monkeypatch: Any) -> None:
-    """429 and 503, after the wait that it names (within bounds), and not for ever."""
+def test_a_busy_server_gets_the_request_again(monkeypatch: Any) -> None:
+    """Requests are repeated after 429 and 503, after the requested wait (within bounds), but not endlessly."""
     waits: list[float] = []
     monkeypatch.setattr("finetune.score.server.time.sleep", waits.append)
     left = [(503, {"Retry-After": "7"}, b""), (429, {"Retry-After": "99999"}, b""), (429, {}, b"")]
@@ -241,8 +241,8 @@ def test_a_busy_server_is_asked_again(monkeypatch: Any) -> None:
     assert len(seen) == 4
 
 
-def test_the_key_is_sent_and_never_told(monkeypatch: Any, caplog: Any) -> None:
-    """Also where the server's own message repeats it, and in no log."""
+def test_the_key_is_sent_and_never_shown(monkeypatch: Any, caplog: Any) -> None:
+    """This holds even if the server's own message repeats the key, and for logs."""
     monkeypatch.setenv("MY_KEY", f" {KEY}\n")
     caplog.set_level("DEBUG")
     refuse = always(json.dumps({"error": {"message": f"bad key {KEY}"}}).encode(), 401)
@@ -255,15 +255,15 @@ def test_the_key_is_sent_and_never_told(monkeypatch: Any, caplog: Any) -> None:
 
 
 def test_a_password_in_the_address_is_refused() -> None:
-    """It would stand in params.yaml, in git and in every log of an address."""
-    with pytest.raises(ConfigError, match=r"evaluate\.candidate\.url: contains a user or password") as caught:
+    """It would be in params.yaml, in git and in every log of the address."""
+    with pytest.raises(ConfigError, match=r"evaluate\.candidate\.url: holds a user or password") as caught:
         client("http://user:hunter2@localhost/v1")
     assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "sk-\u00e9\u2026"])
-def test_a_key_that_is_none_is_told_before_the_run(value: str | None, monkeypatch: Any) -> None:
-    """By the variable's name, never by its content."""
+def test_an_invalid_key_is_reported_before_the_run(value: str | None, monkeypatch: Any) -> None:
+    """The error has the variable's name, but never its content."""
     monkeypatch.delenv("MY_KEY", raising=False)
     if value is not None:
         monkeypatch.setenv("MY_KEY", value)
@@ -273,8 +273,8 @@ def test_a_key_that_is_none_is_told_before_the_run(value: str | None, monkeypatc
 
 
 @given(st.text(max_size=80) | st.text(alphabet='{}[]":,choices0 ', max_size=80))
-def test_no_reply_is_a_defect_of_ours(content: str) -> None:
-    """Whatever comes is an answer or a ValueError, which the client tells as the server's."""
+def test_no_reply_causes_an_internal_error(content: str) -> None:
+    """Any reply is an answer or a ValueError, which the client reports as the server's error."""
     for read in (lambda: read_reply(content, 0.0), lambda: read_stream(iter([f"data: {content}"]), 0.0)):
         try:
             read()

@@ -1,4 +1,4 @@
-"""What a bootstrap may claim: the traps on its way, and what must always hold."""
+"""The bootstrap: known pitfalls, and properties that must always hold."""
 
 import json
 import math
@@ -26,8 +26,8 @@ GPA = np.array([3.39, 3.30, 2.81, 3.03, 3.44, 3.07, 3.00, 3.43, 3.36, 3.13, 3.12
 # ---- A published number.
 
 
-def test_law_school_correlation() -> None:
-    """Efron and Tibshirani (1993), chapter 14: our weights and leave-one-out values reach BCa unspoilt."""
+def test_law_school_correlation_equals_the_published_interval() -> None:
+    """Efron and Tibshirani (1993), chapter 14: weights and leave-one-out values are correctly passed to BCa."""
 
     def correlation(draws: np.ndarray) -> float:
         share = draws / draws.sum()
@@ -41,10 +41,10 @@ def test_law_school_correlation() -> None:
     assert found == pytest.approx((0.430, 0.927), abs=0.004)  # the limit, measured with 400,000 resamples
 
 
-# ---- The traps: no method may turn missing evidence into certainty.
+# ---- Pitfalls: no method may turn missing evidence into certainty.
 
 
-def test_31_of_31_is_no_proof_whatever_the_method() -> None:
+def test_31_of_31_is_no_proof_with_any_method() -> None:
     """A percentile bootstrap gives [1, 1] here and BCa NaN; a pass of 98% would be a false proof."""
     spotless = [1.0] * 31
     found = mean_interval(spotless, 0.95, "lower", 0)
@@ -57,18 +57,18 @@ def test_31_of_31_is_no_proof_whatever_the_method() -> None:
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("failures", [0, 1, 4])
-def test_bounded_scores_without_variance_fall_back_on_the_exact_interval(side: Any, failures: int) -> None:
-    """A range of scores still allows a bound, and on right-or-wrong ones it is the one that the gate uses."""
+def test_scores_without_variance_use_the_exact_interval(side: Any, failures: int) -> None:
+    """The range of scores still allows a bound; for binary scores it is the one that the gate uses."""
     right = [1.0] * (100 - failures) + [0.0] * failures
     found = mean_interval(right, 0.95, side, 0, bounds=(0, 1))
     exact = clopper_pearson(100 - failures, 100, 0.95, side)
     assert not found.refused
     assert found.lower == pytest.approx(exact.lower, abs=1e-9)
-    assert found.upper == 1.0  # cautious: the share bounds how much is lost from the most common score
+    assert found.upper == 1.0  # conservative: the bounded share applies to the loss from the most common score
 
 
 def test_equal_fractional_scores_are_bounded_on_both_sides() -> None:
-    """At worst a share 1 - 0.05^(1/n) of all examples lies at the far end of the range, above or below."""
+    """In the worst case a share 1 - 0.05^(1/n) of all examples is at the far end of the range, above or below."""
     share = 1 - 0.05 ** (1 / 40)
     assert mean_interval([0.5] * 40, 0.95, "lower", 0, bounds=(0, 1)).lower == pytest.approx(0.5 - share / 2)
     assert mean_interval([0.5] * 40, 0.95, "upper", 0, bounds=(0, 1)).upper == pytest.approx(0.5 + share / 2)
@@ -76,22 +76,22 @@ def test_equal_fractional_scores_are_bounded_on_both_sides() -> None:
 
 @pytest.mark.parametrize(("n", "refused"), [(1, True), (19, True), (20, False)])
 def test_too_few_values_are_refused(n: int, refused: bool) -> None:
-    """A bootstrap of a handful errs several times as often as it says, so it is not offered."""
+    """For a handful of values, a bootstrap errs several times as often as stated."""
     found = mean_interval(scores(n), 0.95, "upper", 0)
     assert found.refused == refused == math.isinf(found.upper)
     assert not refused or found.refusal == f"{n} independent examples; a bootstrap needs 20"
 
 
 @pytest.mark.parametrize(("unlike", "refused"), [(4, True), (5, False)])
-def test_a_lone_win_is_no_proof_that_nothing_is_lost(unlike: int, refused: bool) -> None:
-    """With few discordant pairs a bootstrap never draws the loss that didn't happen yet."""
+def test_a_single_win_does_not_prove_that_nothing_is_lost(unlike: int, refused: bool) -> None:
+    """With few discordant pairs a bootstrap never draws the loss that has not happened yet."""
     candidate, baseline = np.ones(60), np.ones(60)
     baseline[:unlike] = 0
     assert paired_mean_difference(candidate, baseline, 0.95, "lower", 0).refused == refused
 
 
 def test_a_nearly_perfect_model_can_still_pass() -> None:
-    """Three errors of 200 must not bar a clear pass for ever; but no error at all still allows no bootstrap."""
+    """Three errors of 200 allow a clear pass; without any error there is still no bootstrap."""
     right = np.ones(200)
 
     def share_right(weights: np.ndarray) -> float:
@@ -103,15 +103,15 @@ def test_a_nearly_perfect_model_can_still_pass() -> None:
     assert resample(share_right, 200, 0.95, "lower", 0).refused
 
 
-def test_rounding_is_no_variance() -> None:
-    """0.1 + 0.2 - 0.3 is not 0: differences that stem from floating point must not feed a bootstrap."""
+def test_rounding_errors_do_not_count_as_variance() -> None:
+    """0.1 + 0.2 - 0.3 is not 0: differences from floating point must not enter a bootstrap."""
     values = np.array([0.3, 0.1 + 0.2] * 20)
     assert mean_interval(values, 0.95, "two-sided", 0).refused
     assert relative_improvement(0.7 * scores(40), scores(40), 0.95, "lower", 0).refused
 
 
-def test_repeats_of_one_prompt_are_no_new_examples() -> None:
-    """Five generations for each of 30 prompts, all alike, say as much as 30 answers and no more."""
+def test_repeats_of_one_prompt_do_not_add_examples() -> None:
+    """Five equal generations for each of 30 prompts are worth 30 answers."""
     once = scores(30)
     clusters = np.repeat(np.arange(30), 5)
     repeated = mean_interval(np.repeat(once, 5), 0.95, "two-sided", 0, clusters)
@@ -122,33 +122,33 @@ def test_repeats_of_one_prompt_are_no_new_examples() -> None:
     assert mean_interval(scores(200), 0.95, "lower", 0, np.arange(200) % 19).refused
 
 
-def test_a_range_open_above_bounds_nothing() -> None:
-    """A latency has no greatest value: a refusal must say so on both sides, and not only show a bound below."""
+def test_a_range_open_above_gives_no_bound() -> None:
+    """A latency has no greatest value: the refusal applies to both sides, not only below."""
     for side in SIDES:
         found = mean_interval([1.0] * 31, 0.95, side, 0, bounds=(0, math.inf))
         assert (found.refused, found.lower, found.upper) == (True, 0.0, math.inf)
 
 
 def test_the_bounds_of_scores_are_not_used_with_clusters() -> None:
-    """The fallback counts independent examples; 100 rows of 2 conversations are not 100 of them."""
+    """The fallback needs independent examples; 100 rows of 2 conversations are not."""
     found = mean_interval(np.ones(100), 0.95, "lower", 0, np.arange(100) % 2, (0, 1))
     assert (found.refused, found.lower, found.upper) == (True, 0.0, 1.0)
 
 
 def test_a_statistic_without_a_bca_interval_is_refused() -> None:
-    """No resample has as many distinct examples as the sample: scipy answers NaN, which must not spread."""
+    """No resample has as many distinct examples as the sample: scipy returns NaN, which must be refused."""
     x = scores(40)
     found = resample(lambda w: float((w > 0) @ x), 40, 0.95, "two-sided", 0)
     assert (found.refusal, found.upper) == ("BCa is undefined for this sample", math.inf)
 
 
-# ---- What must hold for every input.
+# ---- Properties for all inputs.
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10**6), st.integers(20, 60), sides, st.floats(0.1, 50), st.floats(-50, 50))
 def test_mean_interval_follows_a_change_of_unit(seed: int, n: int, side: Any, scale: float, shift: float) -> None:
-    """Seconds or milliseconds: the verdict must not depend on the unit; and a bound lies on its side."""
+    """The verdict must not depend on seconds or milliseconds; and a bound is on its side of the mean."""
     x = scores(n, seed)
     found = mean_interval(x, 0.95, side, 1, n_resamples=500)
     moved = mean_interval(scale * x + shift, 0.95, side, 1, n_resamples=500)
@@ -161,8 +161,8 @@ def test_mean_interval_follows_a_change_of_unit(seed: int, n: int, side: Any, sc
     assert math.isinf(found.upper) == (side == "lower")
 
 
-def test_mean_interval_of_many_normal_values_is_students() -> None:
-    """Where textbook theory holds, the bootstrap must agree with it to a few percent of the width."""
+def test_mean_interval_of_many_normal_values_equals_students() -> None:
+    """Where textbook theory holds, the bootstrap agrees with it within a few percent of the width."""
     x = np.random.default_rng(3).normal(10, 2, 400)
     expected = student.interval(0.95, 399, x.mean(), x.std(ddof=1) / 20)
     found = mean_interval(x, 0.95, "two-sided", 0)
@@ -170,15 +170,15 @@ def test_mean_interval_of_many_normal_values_is_students() -> None:
 
 
 def test_the_same_seed_gives_the_same_bounds() -> None:
-    """`dvc repro` compares the report's bytes; another seed may move a bound, but only by its noise."""
+    """`dvc repro` compares the report's bytes; another seed changes a bound only by its noise."""
     first, again, other = (mean_interval(scores(50), 0.95, "lower", seed) for seed in (1, 1, 2))
     assert first == again
     assert first.lower != other.lower
     assert first.lower == pytest.approx(other.lower, abs=0.02)
 
 
-def test_pairing_removes_what_both_models_share() -> None:
-    """Examples differ far more than models do; an unpaired comparison would drown a real gain."""
+def test_pairing_removes_shared_variation() -> None:
+    """Examples differ more than models; an unpaired comparison would hide a real gain."""
     baseline = 10 * scores(60)
     candidate = baseline + 0.1 + 0.05 * scores(60, seed=1)
     assert paired_mean_difference(candidate, baseline, 0.95, "lower", 0).lower > 0.1
@@ -186,7 +186,7 @@ def test_pairing_removes_what_both_models_share() -> None:
 
 
 def test_relative_improvement_is_a_ratio_of_means() -> None:
-    """A fifth less time is 0.2 in any unit, and the mean of single ratios would be another number."""
+    """20% less time is 0.2 in any unit; the mean of single ratios would be another number."""
     noise = np.random.default_rng(1).normal(0, 0.02, 80)
     baseline = scores(80)
     candidate = 0.8 * baseline + noise * baseline
@@ -199,17 +199,17 @@ def test_relative_improvement_is_a_ratio_of_means() -> None:
 
 
 def test_one_slow_request_does_not_hide_a_fast_model() -> None:
-    """A hiccup must not make a latency undecidable that is far below its limit."""
+    """An outlier must not make a latency inconclusive that is far below its limit."""
     latencies = np.append(0.1 + 0.01 * scores(59), 0.5)
     found = mean_interval(latencies, 0.95, "upper", 0)
     assert 0.12 < found.upper < 0.16
 
 
-# ---- What is drawn.
+# ---- Resamples.
 
 
 def recorded(n: int, **options: Any) -> list[np.ndarray]:
-    """All weights that a statistic sees."""
+    """Return all weights passed to a statistic."""
     seen: list[np.ndarray] = []
     x = scores(n)
 
@@ -222,7 +222,7 @@ def recorded(n: int, **options: Any) -> list[np.ndarray]:
 
 
 def test_resamples_are_integer_weights_of_the_examples() -> None:
-    """What `sample_weight` of a metric expects: first all once, then each example left out, then the draws."""
+    """A metric's `sample_weight` gets first all examples, then each one left out, then the draws."""
     seen = recorded(30)
     assert (seen[0] == 1).all()
     assert sorted(int(np.flatnonzero(weights == 0)[0]) for weights in seen[1:31]) == list(range(30))
@@ -233,7 +233,7 @@ def test_resamples_are_integer_weights_of_the_examples() -> None:
     assert draws.max() > 1
 
 
-def test_strata_keep_their_size_and_none_is_frozen() -> None:
+def test_strata_keep_their_size_and_all_vary() -> None:
     """A class keeps its share in each resample; a class with one example would otherwise look certain."""
     strata = ["a"] * 20 + ["b"] * 9 + ["c"] * 3 + ["d"]
     draws = np.array(recorded(33, strata=strata)[34:])
@@ -244,7 +244,7 @@ def test_strata_keep_their_size_and_none_is_frozen() -> None:
 
 
 def test_clusters_are_resampled_as_units() -> None:
-    """Rows of one conversation share their fate; drawn one by one they would count as independent."""
+    """Rows of one conversation are dependent; drawn one by one they would count as independent."""
     clusters = np.arange(75) % 25
     for weights in recorded(75, clusters=clusters):
         assert (weights[:25] == weights[25:50]).all()
@@ -252,7 +252,7 @@ def test_clusters_are_resampled_as_units() -> None:
 
 
 def test_high_confidence_gets_enough_resamples() -> None:
-    """A bound at 99.9% from 300 resamples would be their minimum; ten must lie beyond it."""
+    """A bound at 99.9% from 300 resamples would be their minimum; at least ten must be beyond it."""
     calls = 0
     x = scores(40)
 
@@ -266,7 +266,7 @@ def test_high_confidence_gets_enough_resamples() -> None:
 
 
 def test_paired_f1_is_resampled_with_one_draw_for_both() -> None:
-    """The use that `resample` is made for: a difference of two metrics of the whole set, paired by example."""
+    """The main use of `resample`: a difference of two set-level metrics, paired by example."""
     rng = np.random.default_rng(5)
     truth = rng.integers(0, 3, 150)
     candidate, baseline = (np.where(rng.random(150) < p, truth, (truth + 1) % 3) for p in (0.9, 0.6))
@@ -287,13 +287,13 @@ def test_paired_f1_is_resampled_with_one_draw_for_both() -> None:
 
 
 def test_a_refused_interval_can_be_written_as_json() -> None:
-    """Reports hold finite numbers alone; the rare refusal must not crash the stage that writes it."""
+    """Reports contain only finite numbers; a refused interval must not crash the stage that writes it."""
     record = mean_interval([1.0] * 31, 0.95, "lower", 0).as_record()
     assert (record["estimate"], record["lower"], record["upper"]) == (1.0, None, None)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
-# ---- The whole text of each kind of error: it is what a user or a caller has to act on.
+# ---- The complete text of each kind of error, for users and callers.
 
 ERRORS: list[tuple[Callable[[], Any], str]] = [
     (
@@ -340,8 +340,8 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("call", "text"), ERRORS, ids=[text for _, text in ERRORS])
-def test_errors_say_what_is_wrong(call: Callable[[], Any], text: str) -> None:
-    """A wrong number that goes in must not come out as a verdict."""
+def test_errors_describe_the_problem(call: Callable[[], Any], text: str) -> None:
+    """An invalid number as input must raise an error instead of giving a verdict."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole text is compared
         call()
     assert str(caught.value) == text

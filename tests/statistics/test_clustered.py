@@ -1,4 +1,4 @@
-"""What rows may prove that go together."""
+"""Evidence from clustered rows."""
 
 import itertools
 import math
@@ -22,18 +22,18 @@ alternatives = st.sampled_from(["greater", "less", "two-sided"])
 
 @st.composite
 def clustered(draw: st.DrawFn) -> tuple[list[bool], list[bool], list[int]]:
-    """Right or wrong of both models, and the cluster of each row: at least two clusters."""
+    """Draw both models' answers, right or wrong, and the cluster of each row: at least two clusters."""
     rows = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 9)), min_size=2, max_size=60)
     found = draw(rows.filter(lambda found: len({label for _, _, label in found}) > 1))
     return [row[0] for row in found], [row[1] for row in found], [row[2] for row in found]
 
 
-# ---- The size that clusters leave.
+# ---- The effective sample size of clusters.
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=80), confidences, sides)
-def test_single_rows_are_judged_as_if_there_were_no_clusters(right: list[bool], confidence: float, side: Any) -> None:
-    """The number of examples that the advice promises must not change because users have names."""
+def test_single_rows_are_judged_as_without_clusters(right: list[bool], confidence: float, side: Any) -> None:
+    """The advised number of examples must not depend on whether single rows have cluster names."""
     labels = [f"user {at}" for at in range(len(right))]
     assert clustered_proportion(right, labels, confidence, side) == clopper_pearson(
         sum(right), len(right), confidence, side
@@ -41,8 +41,8 @@ def test_single_rows_are_judged_as_if_there_were_no_clusters(right: list[bool], 
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80), confidences, sides)
-def test_single_pairs_are_judged_as_if_there_were_no_clusters(pairs: Any, confidence: float, side: Any) -> None:
-    """And neither must the paired difference."""
+def test_single_pairs_are_judged_as_without_clusters(pairs: Any, confidence: float, side: Any) -> None:
+    """The paired difference must not depend on it, either."""
     new, old = zip(*pairs, strict=True)
     gained, lost = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
     assert clustered_difference(new, old, range(len(new)), confidence, side) == tango(
@@ -52,12 +52,12 @@ def test_single_pairs_are_judged_as_if_there_were_no_clusters(pairs: Any, confid
 
 @pytest.mark.parametrize("side", SIDES)
 def test_copies_of_a_row_are_worth_one_row(side: Any) -> None:
-    """Three equal generations of a prompt prove what one does: here exactly, as the sizes are equal."""
+    """Three equal generations of a prompt are worth one: exactly so in this test, as the sizes are equal."""
     right, old = [True] * 30 + [False] * 4, [True] * 33 + [False]
     labels = np.repeat(np.arange(34), 3)
     found = clustered_proportion(np.repeat(right, 3), labels, 0.95, side)
     once = clopper_pearson(30, 34, 0.95, side)
-    # A little less: the quantile of t with 33 degrees of freedom stands for one with 101.
+    # A little less: the quantile of t has 33 degrees of freedom instead of 101.
     assert found.lower <= once.lower
     assert found.upper >= once.upper
     assert (found.lower, found.upper) == pytest.approx((once.lower, once.upper), abs=0.01)
@@ -66,8 +66,8 @@ def test_copies_of_a_row_are_worth_one_row(side: Any) -> None:
     assert (pair.lower, pair.upper) == pytest.approx((once.lower, once.upper), abs=0.02)
 
 
-def test_the_size_is_korn_and_graubards() -> None:
-    """Their formulas, written out once more; the sizes here are even enough that Kish's bound is above it."""
+def test_the_effective_size_is_korn_and_graubards() -> None:
+    """The formulas are written out again; cluster sizes are so even that Kish's bound is above the result."""
     sizes = np.array([1] * 40 + [2] * 3)
     right = np.ones(46)
     right[[2, 3, 5, 8]] = 0
@@ -84,8 +84,8 @@ def test_the_size_is_korn_and_graubards() -> None:
     assert found.method == f"Clopper-Pearson, effective sample size {size:.1f} (clusters)"
 
 
-def test_spotless_clusters_are_worth_kishs_size() -> None:
-    """Without a wrong answer nothing tells how rows correlate: the worst is assumed, here 12^2 / (4 + 16 + 36)."""
+def test_perfect_clusters_have_kishs_effective_size() -> None:
+    """Without a wrong answer the correlation is unknown and the worst is assumed: 12^2 / (4 + 16 + 36)."""
     labels = [0] * 2 + [1] * 4 + [2] * 6
     size = 144 / 56
     assert clustered_proportion([1] * 12, labels, 0.95, "lower").lower == pytest.approx(0.05 ** (1 / size))
@@ -95,8 +95,8 @@ def test_spotless_clusters_are_worth_kishs_size() -> None:
     assert difference.lower == pytest.approx(-z_squared / (size + z_squared), rel=1e-6)
 
 
-def test_a_failure_never_helps() -> None:
-    """By Korn and Graubard's bound of n alone, one wrong row would raise the bound of 60 spotless clusters of 3."""
+def test_a_failure_never_raises_the_bound() -> None:
+    """With Korn and Graubard's bound alone, one wrong row would raise the bound of 60 perfect clusters of 3."""
     labels, right = np.repeat(np.arange(60), 3), np.ones(180)
     spotless = clustered_proportion(right, labels, 0.95, "lower").lower
     right[0] = 0
@@ -104,7 +104,7 @@ def test_a_failure_never_helps() -> None:
     assert clopper_pearson(179, 180, 0.95, "lower").lower > spotless
 
 
-def test_rows_that_balance_within_clusters_are_worth_no_more_than_clusters() -> None:
+def test_balanced_clusters_count_at_most_once() -> None:
     """Each pair has one right and one wrong row: the estimated variance is 0, which must not prove anything."""
     labels, right = np.repeat(np.arange(20), 2), [True, False] * 20
     found = clustered_proportion(right, labels, 0.95, "two-sided")
@@ -115,7 +115,7 @@ def test_rows_that_balance_within_clusters_are_worth_no_more_than_clusters() -> 
 @settings(deadline=None)
 @given(clustered(), confidences, sides)
 def test_clustered_intervals_hold_their_estimate_and_mirror(rows: Any, confidence: float, side: Any) -> None:
-    """An interval that contradicts its estimate, or favours right over wrong or a model, is a wrong formula."""
+    """An interval must contain its estimate, and must favour neither right answers nor a model."""
     new, old, labels = rows
     other: Any = {"lower": "upper", "upper": "lower"}.get(side, side)
     share = clustered_proportion(new, labels, confidence, side)
@@ -131,8 +131,8 @@ def test_clustered_intervals_hold_their_estimate_and_mirror(rows: Any, confidenc
 
 
 @given(clustered(), confidences)
-def test_a_cluster_counts_for_one_example_at_most(rows: Any, confidence: float) -> None:
-    """The promise that the error rates rest on, and it must not hang on the names or the order of the rows."""
+def test_a_cluster_counts_as_one_example_at_most(rows: Any, confidence: float) -> None:
+    """The error rates rely on this; it must not depend on names or order of the rows."""
     right, _, labels = rows
     found = clustered_proportion(right, labels, confidence, "lower")
     renamed = clustered_proportion(right[::-1], [f"u{9 - label}" for label in labels[::-1]], confidence, "lower")
@@ -141,8 +141,8 @@ def test_a_cluster_counts_for_one_example_at_most(rows: Any, confidence: float) 
         assert float(found.method.split()[-2]) <= len(set(labels)) + 0.05
 
 
-def test_one_cluster_allows_no_bound() -> None:
-    """A thousand rows of one user say nothing about the next user; a criterion on them is inconclusive."""
+def test_one_cluster_gives_no_bound() -> None:
+    """A thousand rows of one user are no evidence about other users; the criterion is inconclusive."""
     share = clustered_proportion([1] * 9, ["a"] * 9, 0.95, "lower")
     gain = clustered_difference([1] * 9, [0] * 9, ["a"] * 9, 0.95, "lower")
     reason = "all 9 examples are in one cluster; a bound needs at least two"
@@ -154,8 +154,8 @@ def test_one_cluster_allows_no_bound() -> None:
 
 
 @given(st.integers(0, 7), st.integers(0, 7), st.integers(0, 9), alternatives)
-def test_all_flips_of_single_pairs_are_mcnemars_test(gained: int, lost: int, same: int, alternative: Any) -> None:
-    """Two tests of one question on one set of answers must not disagree."""
+def test_all_flips_of_single_pairs_equal_mcnemars_test(gained: int, lost: int, same: int, alternative: Any) -> None:
+    """Two tests of one question on the same answers must agree."""
     new = [1] * gained + [0] * lost + [1] * (same + 1)
     old = [0] * gained + [1] * lost + [1] * (same + 1)
     expected = mcnemar_exact(gained, lost, alternative)
@@ -165,7 +165,7 @@ def test_all_flips_of_single_pairs_are_mcnemars_test(gained: int, lost: int, sam
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(-9, 9), min_size=2, max_size=8), alternatives)
 def test_few_differences_are_flipped_in_every_way(differences: list[float], alternative: Any) -> None:
-    """The definition: the share of all choices of signs whose total is as extreme as the one seen."""
+    """By definition, the p-value is the share of sign choices with a total as extreme as the observed one."""
     x = np.round(differences, 2)
     totals = np.array([np.dot(x, signs) for signs in itertools.product([1, -1], repeat=len(x))])
     towards = {"greater": totals - x.sum(), "less": x.sum() - totals, "two-sided": abs(totals) - abs(x.sum())}
@@ -174,7 +174,7 @@ def test_few_differences_are_flipped_in_every_way(differences: list[float], alte
 
 
 def test_random_flips_approach_the_exact_value() -> None:
-    """Of too many flips some are drawn: the value moves by its standard error, and the seed holds it."""
+    """With too many flips, some are drawn: the value varies by its standard error, and the seed fixes it."""
     new, old = [1] * 40 + [0] * 20, [0] * 40 + [1] * 20
     exact = mcnemar_exact(40, 20, "greater")  # 0.0067
     found = paired_permutation(new, old, "greater", 5)
@@ -186,22 +186,22 @@ def test_random_flips_approach_the_exact_value() -> None:
 
 
 def test_random_flips_never_give_zero() -> None:
-    """Even where no flip is as extreme, (0 + 1) / (n + 1): a p-value of 0 would pass any alpha."""
+    """Even if no flip is as extreme, the value is (0 + 1) / (n + 1): a p-value of 0 would pass any alpha."""
     assert paired_permutation([1] * 200, [0] * 200, "greater", 0, n_resamples=99) == 0.01
     assert paired_permutation([1] * 200, [0] * 200, "greater", 0) == pytest.approx(1 / 20_001)
-    assert PERMUTATIONS > 10 / (0.01 / 5)  # the fifth look at alpha 0.01 can be told from luck
+    assert PERMUTATIONS > 10 / (0.01 / 5)  # the fifth use at alpha 0.01 can still be significant
 
 
-def test_clusters_are_flipped_whole() -> None:
-    """Ten gains of one user are one gain: 4 users give 1/16 at best, whatever the number of their rows."""
+def test_clusters_are_flipped_as_units() -> None:
+    """Ten gains of one user are one gain: 4 users give 1/16 at best, for any number of rows."""
     labels = np.repeat(list("abcd"), 10)
     assert paired_permutation(np.ones(40), np.zeros(40), "greater", 0, labels) == 1 / 16
     assert paired_permutation(np.ones(40), np.zeros(40), "two-sided", 0, labels) == 1 / 8
     assert paired_permutation(np.ones(40), np.zeros(40), "greater", 0) < 0.001
 
 
-def test_ties_within_rounding_are_as_extreme() -> None:
-    """0.1 + 0.2 and 0.3 are one total; to drop such a tie would halve the p-value."""
+def test_ties_within_rounding_count_as_extreme() -> None:
+    """0.1 + 0.2 and 0.3 are the same total; ignoring the tie would halve the p-value."""
     assert paired_permutation([0.1, 0.2, -0.3], [0.0] * 3, "greater", 0) == 5 / 8
     assert paired_permutation([0.3, -0.1, -0.2], [0.0] * 3, "greater", 0) == 5 / 8
     assert paired_permutation([-0.1, -0.2, 0.3], [0.0] * 3, "less", 0) == 5 / 8
@@ -209,15 +209,15 @@ def test_ties_within_rounding_are_as_extreme() -> None:
 
 @pytest.mark.parametrize("alternative", ["greater", "less", "two-sided"])
 def test_no_difference_is_no_evidence(alternative: Any) -> None:
-    """Nor is one that stems from floating point, or that cancels within each cluster."""
+    """The same holds for differences from floating point, or that cancel within each cluster."""
     assert paired_permutation([1, 0, 1] * 30, [1, 0, 1] * 30, alternative, 0) == 1
     assert paired_permutation([0.1 + 0.2] * 30, [0.3] * 30, alternative, 0) == 1
     rounded = paired_permutation([1.0] * 5 + [0.1 + 0.2] * 30, [0.0] * 5 + [0.3] * 30, "greater", 0)
-    assert rounded == 1 / 32  # the 30 are no cluster with a difference, so all flips of the 5 are tried
+    assert rounded == 1 / 32  # the 30 are not clusters with a difference, so all flips of the 5 are tried
     assert paired_permutation([1, 0] * 30, [0, 1] * 30, alternative, 0, np.repeat(np.arange(30), 2)) == 1
 
 
-# ---- The whole text of each kind of error.
+# ---- The complete text of each kind of error.
 
 ERRORS: list[tuple[Callable[[], Any], str]] = [
     (
@@ -273,8 +273,8 @@ ERRORS: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("call", "text"), ERRORS, ids=[text for _, text in ERRORS])
-def test_errors_say_what_is_wrong(call: Callable[[], Any], text: str) -> None:
-    """A wrong number that goes in must not come out as a verdict."""
+def test_errors_describe_the_problem(call: Callable[[], Any], text: str) -> None:
+    """An invalid number as input must raise an error instead of giving a verdict."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole text is compared
         call()
     assert str(caught.value) == text
