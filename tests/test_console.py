@@ -11,18 +11,18 @@ def test_text_is_never_markup(capsys: pytest.CaptureFixture[str]) -> None:
     """A path or an answer in square brackets must neither vanish, nor colour the screen, nor break the table."""
     say("params.yaml: [bold]decide[/bold] [0]")
     table("a table", ["what"], [["[red]x[/]"], ["[/nonsense]"]])
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in ("params.yaml: [bold]decide[/bold] [0]", "[red]x[/]", "[/nonsense]"):
-        assert text in told
+        assert text in output
 
 
 def test_a_pipe_gets_complete_lines_without_colour(capsys: pytest.CaptureFixture[str]) -> None:
     """Logs are searched by line, so an error must not be wrapped at 80 columns."""
     say("word " * 60)
     table("t", ["status"], [["pass"], ["fail"]])
-    told = capsys.readouterr().out
-    assert told.startswith("word " * 59)
-    assert "\x1b" not in told
+    output = capsys.readouterr().out
+    assert output.startswith("word " * 59)
+    assert "\x1b" not in output
 
 
 def test_progress_gives_every_item_and_is_silent_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,9 +167,9 @@ def test_an_interrupted_run_leaves_no_folder(capsys: pytest.CaptureFixture[str])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     for folder in (failed, broken):
-        assert f"is in {folder}" in said
+        assert f"is in {folder}" in output
         shutil.rmtree(folder)
 
 

@@ -215,7 +215,7 @@ def test_reports_are_printed_as_json(
     assert isinstance(json.loads(capsys.readouterr().out), dict)
 
 
-def test_check_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_results_are_printed_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without `--json`, a check that passes prints nothing."""
     assert main(["check"]) == 0
     assert capsys.readouterr().out == ""
@@ -231,10 +231,10 @@ def test_shells_complete_commands_and_recipes(shell: str) -> None:
     script = subprocess.run(command, env=source, capture_output=True, text=True, check=True).stdout
     assert "_FINETUNE_COMPLETE" in script
     for line, last, expected in (("finetune pl", "1", "plan"), ("finetune use h1", "2", "h100")):
-        asked = {**ENVIRONMENT, "_FINETUNE_COMPLETE": f"{shell}_complete", "COMP_WORDS": line, "COMP_CWORD": last}
+        variables = {**ENVIRONMENT, "_FINETUNE_COMPLETE": f"{shell}_complete", "COMP_WORDS": line, "COMP_CWORD": last}
         if shell == "fish":
-            asked["COMP_CWORD"] = line.split()[-1]
-        done = subprocess.run(command, cwd=ROOT, env=asked, capture_output=True, text=True, check=True)
+            variables["COMP_CWORD"] = line.split()[-1]
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True)
         assert expected in done.stdout
 
 

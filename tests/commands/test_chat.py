@@ -97,11 +97,11 @@ def test_a_session_continues_after_a_stopped_answer(
 
     monkeypatch.setattr("builtins.input", typed)
     talk(session)
-    told = capsys.readouterr().out
-    assert "stopped" in told
-    assert "no agent is named 'nobody'; known agents: namer, other; none uses no system prompt" in told
-    assert "agent other, system prompt: none; others: namer" in told
-    assert told.endswith("  on\n")
+    output = capsys.readouterr().out
+    assert "stopped" in output
+    assert "no agent 'nobody' here; the agents are namer, other, and none is without" in output
+    assert "agent other, system prompt: none; others: namer" in output
+    assert output.endswith("  on\n")
     assert next(given) == "never"
 
 
@@ -112,9 +112,9 @@ def test_a_pipe_has_one_prompt_per_line(
     monkeypatch.setattr(chat, "open_session", lambda *_: session)
     monkeypatch.setattr("sys.stdin", StringIO("first\n\n/agent other\r\n"))
     chat.run(config, Paths(Path("nowhere")), None, None, None)
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert session.agent == "namer"
-    assert [line for line in told.splitlines() if line.startswith("> ")] == ["> first", "> /agent other"]
+    assert [line for line in output.splitlines() if line.startswith("> ")] == ["> first", "> /agent other"]
 
 
 def test_an_agents_prompt_equals_that_of_the_test_split(

@@ -32,12 +32,12 @@ def test_a_recipe_for_another_machine_is_refused(folder: Path, capsys: pytest.Ca
     """The error names the missing device and two alternatives; params.yaml is unchanged."""
     before = (folder / "params.yaml").read_bytes()
     assert main(["check", "h100"]) == 4
-    told = capsys.readouterr()
-    assert told.out == "recipe h100 can't run on this machine; searching for a recipe that can\n"
-    assert told.err == (
-        "error: recipes/h100.yaml: environment: cuda: no cuda here; nothing was started or "
-        "changed; on this machine you can run ./finetune rehearse h100 (every stage on a "
-        "shrunken base), or make train-laptop, the largest base that fits this machine\n"
+    output = capsys.readouterr()
+    assert output.out == "recipe h100 can't run here; looking for one that can\n"
+    assert output.err == (
+        "error: recipes/h100.yaml: environment: cuda: no cuda here; nothing was started or changed; "
+        "what works here: ./finetune rehearse h100 (every stage, on a shrunken base), "
+        "or make train-laptop, the largest base that fits this machine\n"
     )
     assert (folder / "params.yaml").read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == ["params.yaml", "recipes"]
@@ -106,8 +106,8 @@ def test_too_few_devices_are_refused(
 def test_a_suitable_machine_passes_silently(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The check runs before every run, so it prints nothing if all is well."""
     assert main(["check", "tiny"]) == 0
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "")
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "")
 
 
 def test_an_experiment_needs_an_author(
@@ -118,8 +118,8 @@ def test_an_experiment_needs_an_author(
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
     monkeypatch.delenv("GIT_COMMITTER_EMAIL")
     assert main(["check", "tiny"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: git: user.email is not set, but experiments are stored as commits; nothing was")
+    output = capsys.readouterr().err
+    assert output.startswith("error: git: user.email is not set, and an experiment is kept as a commit; nothing was")
     assert main(["check"]) == 0, "make repro keeps no experiment"
     Path("gitconfig").write_text("[user]\nname = Me\nemail = me@example.org\n", encoding="utf-8")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "gitconfig")

@@ -71,7 +71,7 @@ def answers(model: Any) -> torch.Tensor:
     ],
     ids=["plain", "dora", "pissa", "tied"],
 )
-def test_merged_model_answers_as_base_and_adapter(trained: Callable[..., Path], changes: dict[str, Any]) -> None:
+def test_merged_model_equals_base_and_adapter(trained: Callable[..., Path], changes: dict[str, Any]) -> None:
     """The merged model needs no PEFT and no other folder; tied weights with an adapter work, too."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

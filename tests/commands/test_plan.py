@@ -40,7 +40,7 @@ def codes(findings: Any) -> list[str]:
 # ---- The shipped recipes
 
 
-def test_the_embedded_default_has_no_finding_to_act_on(config: Config) -> None:
+def test_the_default_recipe_has_no_finding_to_fix(config: Config) -> None:
     """The default recipe has no finding to fix; 1,000 examples are 63 steps per epoch, the last with 8 examples."""
     preview = look_ahead(config, ROOT, examples=1000)
     assert codes(preview.findings) == ["last-batch-partial"]
@@ -58,7 +58,7 @@ def test_the_embedded_default_has_no_finding_to_act_on(config: Config) -> None:
     assert outlook.lines()[0].endswith("tokens per epoch at most")
 
 
-def test_the_plan_of_the_h100_recipe_by_hand() -> None:
+def test_the_plan_of_the_h100_recipe_equals_that_by_hand() -> None:
     """Only the shipped config.json of the base is available: it determines steps, parameters, operations and time."""
     preview = look_ahead(read_recipe("h100", ROOT), ROOT, examples=15_000)
     assert codes(preview.findings) == ["base-unpinned", "quantization-needless", "last-batch-partial"]
@@ -83,7 +83,7 @@ def test_the_plan_of_the_h100_recipe_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_can_be_planned_and_has_no_error_but_its_pin(name: str) -> None:
+def test_every_recipe_can_be_planned_without_errors_except_its_pin(name: str) -> None:
     """validate would refuse no shipped recipe, except for an unpinned base."""
     preview = look_ahead(read_recipe(name, ROOT), ROOT, examples=15_000)
     assert preview.config.recipe == name
@@ -189,19 +189,19 @@ def test_rows_refused_by_the_template_count_as_maximal(ready: Path, monkeypatch:
 def test_the_text_report_shows_price_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     """The text shows the price of the plan, and the exit code is that of an error that validate would raise."""
     assert show_plan(ROOT, "h100", 15_000, None, 2.0, probe=False) == 2
-    told = capsys.readouterr().out
-    assert "plan of recipe h100: 15,000 training examples, assumed to be 4,096 tokens long" in told
-    assert "memory per device (NVIDIA H100 80 GB):" in told
-    assert "peak by number of devices: 1: " in told
+    output = capsys.readouterr().out
+    assert "plan of recipe h100: 15,000 training examples, each taken as 4,096 tokens long" in output
+    assert "memory of one device, of NVIDIA H100 80 GB:" in output
+    assert "peak by number of devices: 1: " in output
     time = look_ahead(read_recipe("h100", ROOT), ROOT, 15_000).outlook.time()
     assert time is not None
-    assert f"time: {time.to_text()}" in told
-    assert f"cost at 2 per device and hour: {time.least / 1800:.2f} to {time.most / 1800:.2f}" in told
-    assert "base-unpinned" in told
+    assert f"time: {time.to_text()}" in output
+    assert f"cost at 2 a device and hour: {time.least / 1800:.2f} to {time.most / 1800:.2f}" in output
+    assert "base-unpinned" in output
     assert show_plan(ROOT, "tiny", 1600, None, None, probe=False) == 0
-    told = capsys.readouterr().out
-    assert "time: unknown for this machine; run ./finetune plan --probe there to measure it" in told
-    assert "no findings" in told
+    output = capsys.readouterr().out
+    assert "time: unknown for this machine until a probe measures it there (./finetune plan --probe)" in output
+    assert "no findings" in output
 
 
 def test_an_unknown_recipe_gets_a_suggestion() -> None:
@@ -219,10 +219,10 @@ def test_probe_is_scaled_to_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     per_hour = (preview.outlook.flops + preview.outlook.evaluation_flops) / 3600
     monkeypatch.setattr(probe, "measure_throughput", lambda config, root, length: (per_hour / 4, per_hour / 3))
     show_plan(ROOT, "h100", 15_000, None, 3.0, probe=True)
-    told = capsys.readouterr().out
-    assert "time: 3.0 to 4.0 hours" in told
-    assert "measured by a probe on this machine" in told
-    assert "cost at 3 per device and hour: 9.00 to 12.00" in told
+    output = capsys.readouterr().out
+    assert "time: 3.0 to 4.0 hours" in output
+    assert "from a probe of this machine" in output
+    assert "cost at 3 a device and hour: 9.00 to 12.00" in output
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from tests.builders.config_errors import GOOD, MISSING, error_of, with_criteria
 
 def test_test_set_uses_share_the_error_probability(change: Callable[..., Config]) -> None:
     """Five uses at 95% have 99% each, so that the probability of any false proof stays at 5%."""
-    asked = change(**{"decide.confidence": 0.95, "decide.looks": 5}).decide
-    assert asked.confidence_of_a_look == pytest.approx(0.99)
+    section = change(**{"decide.confidence": 0.95, "decide.looks": 5}).decide
+    assert section.confidence_of_a_look == pytest.approx(0.99)
     assert change(**{"decide.confidence": 0.95, "decide.looks": 1}).decide.confidence_of_a_look == pytest.approx(0.95)
 
 

@@ -127,7 +127,7 @@ def test_integer_amounts_are_exact(number: int, unit: str, space: str) -> None:
 # ---- The file
 
 
-def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+def test_a_missing_file_suggests_another_directory(tmp_path: Path) -> None:
     """The usual cause is a wrong working directory."""
     path = tmp_path / "params.yaml"
     with pytest.raises(ConfigError) as caught:

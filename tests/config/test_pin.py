@@ -40,16 +40,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
     import huggingface_hub
 
     def answering(answer: Any) -> list[str]:
-        asked: list[str] = []
+        requests: list[str] = []
 
         def model_info(_: Any, name: str) -> Any:
-            asked.append(name)
+            requests.append(name)
             if isinstance(answer, Exception):
                 raise answer
             return SimpleNamespace(sha=answer)
 
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)  # other modules have imported the class
-        return asked
+        return requests
 
     return answering
 
@@ -59,15 +59,15 @@ def changed_lines(before: str, after: str) -> list[tuple[str, str]]:
     return [pair for pair in zip(before.split("\n"), after.split("\n"), strict=True) if pair[0] != pair[1]]
 
 
-def test_pin_writes_one_line_and_keeps_all_else(
+def test_pin_writes_one_line_and_keeps_the_rest(
     folder: Path, hub: Callable[[Any], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Comments, spaces and other keys are unchanged; so is params.yaml, which is of another recipe."""
-    asked = hub(COMMIT)
+    requests = hub(COMMIT)
     recipe, own = Path("recipes/h100.yaml"), Path("params.yaml")
     before, mine = recipe.read_text(encoding="utf-8"), own.read_text(encoding="utf-8")
     pin(Path("recipes"), "h100", own)
-    assert asked == ["mistralai/Mistral-7B-Instruct-v0.3"]
+    assert requests == ["mistralai/Mistral-7B-Instruct-v0.3"]
     assert changed_lines(before, recipe.read_text(encoding="utf-8")) == [
         (
             "  revision: null           # pinned by: ./finetune pin h100",
@@ -75,12 +75,12 @@ def test_pin_writes_one_line_and_keeps_all_else(
         )
     ]
     assert own.read_text(encoding="utf-8") == mine
-    told = f"mistralai/Mistral-7B-Instruct-v0.3 is pinned at {COMMIT} in recipes/h100.yaml"
-    assert told in " ".join(capsys.readouterr().out.split())
+    message = f"mistralai/Mistral-7B-Instruct-v0.3 is pinned at {COMMIT} in recipes/h100.yaml"
+    assert message in " ".join(capsys.readouterr().out.split())
     assert read_recipe("h100", folder).model.revision == COMMIT
 
 
-def test_pin_moves_a_pin(folder: Path, hub: Callable[[Any], list[str]]) -> None:
+def test_pin_updates_an_existing_pin(folder: Path, hub: Callable[[Any], list[str]]) -> None:
     """The base has a newer commit since the first pin, and the user pins again."""
     for commit in ("c" * 40, COMMIT):
         hub(commit)
@@ -111,11 +111,11 @@ def test_pin_keeps_params_with_another_base(folder: Path, hub: Callable[[Any], l
 
 def test_a_local_base_needs_no_pin(folder: Path, hub: Callable[[Any], list[str]]) -> None:
     """Its hash is its identity; the Hub is not contacted."""
-    asked = hub(COMMIT)
+    requests = hub(COMMIT)
     build_base(Path("models/tiny-base"))
     with pytest.raises(ConfigError, match="is a local folder, which is pinned by its hash; nothing to do"):
         pin(Path("recipes"), "tiny", Path("params.yaml"))
-    assert asked == []
+    assert requests == []
 
 
 def answer_of(status: int) -> Any:

@@ -122,7 +122,7 @@ def error_of(folder: Path, name: str) -> str:
 # ---- Changes and unchanged parts
 
 
-def test_the_sections_of_the_recipe_are_those_of_the_result(folder: Path) -> None:
+def test_the_recipes_sections_replace_the_old_ones(folder: Path) -> None:
     """Sections are not merged: no key of the old model, adapter or train remains."""
     apply(folder, "tiny")
     found, recipe = read_yaml(folder / "params.yaml"), read_yaml(folder / "recipes/tiny.yaml")
@@ -131,7 +131,7 @@ def test_the_sections_of_the_recipe_are_those_of_the_result(folder: Path) -> Non
     assert "models/old" not in text and "an old comment" not in text
 
 
-def test_the_users_own_sections_stay_to_the_letter(folder: Path) -> None:
+def test_the_users_sections_stay_unchanged(folder: Path) -> None:
     """Quotes, spacing, empty lines and comments stay, so that `git diff` shows only the recipe."""
     after = split_sections(apply(folder, "tiny"))
     before = split_sections(PARAMS)
@@ -151,7 +151,7 @@ def test_the_gaps_between_sections_stay(folder: Path) -> None:
     assert gaps(PARAMS)["train"] == 3 and gaps(RECIPE)["adapter"] == 2 != gaps(PARAMS)["adapter"]
 
 
-def test_comments_of_the_recipe_come_along(folder: Path) -> None:
+def test_comments_of_the_recipe_are_copied(folder: Path) -> None:
     """Comments explain the consequences of a value, so they must stay next to it."""
     after = apply(folder, "tiny")
     for comment in ("# cpu | cuda | apple", "# of the frozen weights", "# shares that may be lost"):
@@ -168,7 +168,7 @@ def test_the_order_of_the_keys_is_that_of_params(folder: Path) -> None:
     assert list(split_sections(apply(folder, "turned"))) == straight == list(split_sections(PARAMS))
 
 
-def test_a_recipe_used_twice_is_a_recipe_used_once(folder: Path) -> None:
+def test_using_a_recipe_twice_changes_nothing_more(folder: Path) -> None:
     """Using a recipe again, also after another one, adds no blank lines and no comments."""
     once = apply(folder, "tiny")
     assert apply(folder, "tiny") == once
@@ -209,7 +209,7 @@ HOLDS = "a recipe has the sections adapter, environment, machine, model, recipe,
         (RECIPE.replace("adapter:", "adaptor:"), "adapter, adaptor"),
     ],
 )
-def test_a_recipe_holds_exactly_its_sections(folder: Path, recipe: str, wrong: str) -> None:
+def test_a_recipe_with_other_sections_is_refused(folder: Path, recipe: str, wrong: str) -> None:
     """A missing section would keep another recipe's half; a section `data` would replace the user's."""
     (folder / "recipes/wrong.yaml").write_text(recipe, encoding="utf-8")
     assert error_of(folder, "wrong") == f"{folder}/recipes/wrong.yaml: {HOLDS}; unexpected: {wrong}"
@@ -286,7 +286,7 @@ def test_every_section_belongs_to_recipe_or_user() -> None:
 # ---- Output
 
 
-def test_differences_are_keys_with_both_values() -> None:
+def test_differences_list_keys_with_both_values() -> None:
     """`finetune recipes` shows the changes of a recipe in params.yaml, but not the user's own sections."""
     recipe: dict[str, Any] = {"recipe": "a", "train": {"optim": "sgd", "bf16": True}, "adapter": {"r": 8}}
     assert differences(recipe, recipe | {"seed": 5, "data": {}}) == []
@@ -298,7 +298,7 @@ def test_differences_are_keys_with_both_values() -> None:
     ]
 
 
-def test_show_lists_recipes_and_what_was_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_lists_recipes_and_changed_keys(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The table has every recipe, marks the current one, and shows the keys that differ from its file."""
     apply(folder, "other")
     params = folder / "params.yaml"

@@ -91,7 +91,7 @@ def test_files_belong_to_the_caller(
     assert found == options
 
 
-def test_root_works_for_the_owner_of_the_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_creates_files_of_the_trees_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`sudo make repro` must not leave root's files in a user's folder."""
     monkeypatch.setattr(os, "getuid", lambda: 0)
     monkeypatch.setattr(Path, "stat", lambda path: SimpleNamespace(st_uid=1234, st_gid=5678))

@@ -35,7 +35,7 @@ def test_base_is_pinned_by_its_digest(environment: str) -> None:
 
 
 @BOTH
-def test_labels_user_and_variables(environment: str) -> None:
+def test_labels_user_and_variables_are_set(environment: str) -> None:
     """Labels identify an image's origin; commands in it rely on user and variables."""
     found = final_steps(environment)
     labels = next(rest for name, rest in found if name == "LABEL")
@@ -56,7 +56,7 @@ def test_labels_user_and_variables(environment: str) -> None:
 
 
 @BOTH
-def test_source_comes_after_everything_that_takes_long(environment: str) -> None:
+def test_source_is_copied_after_all_slow_steps(environment: str) -> None:
     """A change in src/ must rebuild only its own copy."""
     found = final_steps(environment)
     source = found.index(("COPY", "src /opt/finetune/src"))
@@ -74,7 +74,7 @@ def test_only_features_of_old_builders_are_used(environment: str) -> None:
 
 
 @BOTH
-def test_secrets_are_optional_and_read_in_place(environment: str) -> None:
+def test_secrets_are_optional_and_not_copied(environment: str) -> None:
     """Secrets are never copied, so no layer contains them; a build without secrets works too."""
     for name, rest in steps(environment):
         if "secret" in rest:
@@ -88,7 +88,7 @@ def test_secrets_are_optional_and_read_in_place(environment: str) -> None:
 
 
 @BOTH
-def test_locks_in_the_build_are_those_of_the_label(environment: Any) -> None:
+def test_locks_in_the_build_match_the_label(environment: Any) -> None:
     """The build checks that LOCKS equals the hash of its locks, in the order used for the label."""
     names = " ".join(f"requirements/{path.name}" for path in lock_files(environment, ROOT))
     runs = [rest for name, rest in steps(environment) if name == "RUN"]

@@ -134,7 +134,7 @@ def test_a_change_of_the_source_is_built_in_seconds(
 
 @pytest.mark.images
 @pytest.mark.when_nothing_builds
-def test_failed_builds_leave_the_image_as_it_was(image: Callable[[Any], Built], tmp_path: Path) -> None:
+def test_failed_builds_keep_the_old_image(image: Callable[[Any], Built], tmp_path: Path) -> None:
     """Cases: locks that differ from the label, no base, no CPU build of PyTorch; real messages are parsed."""
     built = image("cpu")
     before = images.find_image("podman", built.name)

@@ -64,10 +64,10 @@ def run(host: dict[str, str], root: Path, *command: str, code: int = 0, **enviro
     done = subprocess.run(
         command, cwd=root, env=host | environment, capture_output=True, text=True, timeout=1200, check=False
     )
-    told = done.stdout + done.stderr
-    assert done.returncode == code, f"{' '.join(command)}: exit {done.returncode}\n{told}"
-    assert SECRET not in told
-    return told
+    output = done.stdout + done.stderr
+    assert done.returncode == code, f"{' '.join(command)}: exit {done.returncode}\n{output}"
+    assert SECRET not in output
+    return output
 
 
 @pytest.fixture
@@ -116,12 +116,12 @@ def test_dvc_treats_native_and_container_runs_alike(host: dict[str, str], small:
     """A host with DVC only considers results from containers valid for a native run."""
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
         run(host, small, *command)
-    told = run(host, small, "dvc", "repro")
-    assert "> finetune train" in told
+    output = run(host, small, "dvc", "repro")
+    assert "> finetune train" in output
     write_params(small, runtime="native")
     assert "up to date" in run(host, small, "dvc", "status"), "the runtime is no part of the result"
-    told = run(host, small, "python", "-m", "finetune", "train", code=4)
-    assert told == "error: train: the packages of the stages are not installed; run make setup RUNTIME=native\n"
+    output = run(host, small, "python", "-m", "finetune", "train", code=4)
+    assert output == "error: train: the packages of the stages are not installed here; run make setup RUNTIME=native\n"
 
 
 def test_an_interrupted_container_saves_and_resumes(host: dict[str, str], small: Path) -> None:
@@ -140,12 +140,12 @@ def test_an_interrupted_container_saves_and_resumes(host: dict[str, str], small:
         wait_until(lambda past=before: steps_done(small) > past, process)
         end(host, small, process)
         wait_until(lambda: run(host, small, "podman", "ps", "--quiet") == "", None)
-        told = process.communicate()[0].decode()
-        assert process.returncode in (5, -9), told
-        assert list((small / "work/checkpoints").glob("*/checkpoint-*")), told
+        output = process.communicate()[0].decode()
+        assert process.returncode in (5, -9), output
+        assert list((small / "work/checkpoints").glob("*/checkpoint-*")), output
         assert not (small / "out/adapter").exists()
-    told = run(host, small, "python", "-m", "finetune", "train")
-    assert "resumes from work/checkpoints" in told
+    output = run(host, small, "python", "-m", "finetune", "train")
+    assert "resumes from work/checkpoints" in output
     assert read(small / "out/adapter/manifest.json")["adapter_sha256"] == undisturbed
 
 
@@ -243,9 +243,9 @@ def test_commands_in_the_image_use_its_packages(host: dict[str, str], small: Pat
     assert not (small / ".venv").exists()
     (small / "requirements/cpu.lock").write_text("changed\n", encoding="utf-8")
     for command, code in ((["./finetune", "status"], 4), (["make", "setup"], 2)):
-        assert "was built from locks that differ than requirements/ has" in run(host, small, *line, *command, code=code)
-    told = run(host, small, "python", "-m", "finetune", "prepare", code=4)
-    assert f"({built_image('cpu').name} was built from different locks); make image-cpu builds it" in told
+        assert "was built from other locks than requirements/ has" in run(host, small, *line, *command, code=code)
+    output = run(host, small, "python", "-m", "finetune", "prepare", code=4)
+    assert f"({built_image('cpu').name} was built from other locks); make image-cpu builds it" in output
 
 
 def test_the_stand_in_contains_the_secret() -> None:

@@ -181,10 +181,10 @@ MISSING: dict[str, tuple[str, dict[str, Any], str]] = {  # engine, its answers, 
 @pytest.mark.parametrize("kind", MISSING)
 def test_missing_prerequisites_are_reported(tree: Path, engine: Path, kind: str) -> None:
     """Cases: engine, image and daemon, each with a remedy."""
-    asked, answers, told = MISSING[kind]
+    requested, answers, message = MISSING[kind]
     if answers:
         say(engine, **answers)
-    assert refused(tree, asked) == told.format(name=image_name("cpu", tree))
+    assert refused(tree, requested) == message.format(name=image_name("cpu", tree))
 
 
 def test_missing_engines_gpus_and_foreign_images_are_reported(
@@ -261,8 +261,8 @@ def test_signals_reach_the_command(tree: Path, engine: Path, name: str) -> None:
     """The container saves at the end of its step, and the exit code says so."""
     process = start(tree, engine)
     process.send_signal(getattr(signal, name))
-    told, _ = process.communicate(timeout=PATIENCE)
-    assert (told, process.returncode) == (f"saved at {name}\n", 5)
+    message, _ = process.communicate(timeout=PATIENCE)
+    assert (message, process.returncode) == (f"saved at {name}\n", 5)
 
 
 def test_a_signal_during_the_start_is_not_a_success(tree: Path, engine: Path) -> None:

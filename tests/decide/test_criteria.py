@@ -95,7 +95,7 @@ def test_the_point_policy_compares_the_estimate(right: int, expected: Status) ->
         (0, 5, "fail"),
     ],
 )
-def test_better_than_the_baseline(gained: int, lost: int, expected: Status) -> None:
+def test_better_than_the_baseline_uses_exact_mcnemar(gained: int, lost: int, expected: Status) -> None:
     """One-sided exact McNemar by hand: 5 to 0 is 1/32, 4 to 0 is 1/16, 9 to 2 is 67/2048, 8 to 2 is 56/1024."""
     assert status(better(), pairs(both=40, gained=gained, lost=lost, neither=3)) == expected
 
@@ -118,7 +118,7 @@ def test_better_under_the_point_policy_needs_one_more(gained: int, lost: int, ex
 @pytest.mark.parametrize(
     ("both", "lost", "expected"), [(52, 0, "pass"), (51, 0, "inconclusive"), (90, 1, "pass"), (80, 20, "fail")]
 )
-def test_not_worse_than_the_baseline(both: int, lost: int, expected: Status) -> None:
+def test_not_worse_than_the_baseline_needs_enough_examples(both: int, lost: int, expected: Status) -> None:
     """Equal answers on 51 examples do not prove that at most 5% was lost; on 52 they do."""
     assert status(not_worse(0.05), pairs(both=both, lost=lost)) == expected
 
@@ -146,14 +146,14 @@ def test_a_perfect_single_example_proves_nothing(criterion: Criterion) -> None:
 
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.6, "pass"), (0.8, "inconclusive"), (0.95, "fail")])
-def test_macro_f1_at_least(threshold: float, expected: Status) -> None:
+def test_macro_f1_is_judged_on_its_interval(threshold: float, expected: Status) -> None:
     """About 0.8 on 60 answers: certainly above 0.6 and below 0.95, but inconclusive about 0.8."""
     assert status(at_least(threshold, "classes.macro_f1"), classes(60, 12, 30)) == expected
 
 
 @pytest.mark.parametrize("criterion", [better("classes.macro_f1"), not_worse(0.05, "classes.macro_f1")])
 @pytest.mark.parametrize(("candidate", "expected"), [(6, "pass"), (30, "fail"), (15, "inconclusive")])
-def test_macro_f1_against_the_baseline(criterion: Criterion, candidate: int, expected: Status) -> None:
+def test_macro_f1_is_paired_with_the_baseline(criterion: Criterion, candidate: int, expected: Status) -> None:
     """Both sides are resampled together, and a margin applies to the difference of the two metrics."""
     baseline = {"pass": 30, "fail": 6, "inconclusive": 15}[expected]
     assert status(criterion, classes(60, candidate, baseline)) == expected

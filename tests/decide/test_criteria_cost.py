@@ -27,7 +27,7 @@ from tests.builders.gates import (
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(0.6, "pass"), (0.5, "inconclusive"), (0.4, "fail")])
-def test_latency_against_its_limit(limit: float, expected: Status) -> None:
+def test_latency_is_judged_on_its_upper_bound(limit: float, expected: Status) -> None:
     """A mean of 0.5 s ± 10%: the upper bound must be below the limit."""
     assert status(latency(limit), latency=timings(0.5)) == expected
 

@@ -38,12 +38,12 @@ SPREAD = [(0.6 + 0.01 * (at % 21), 0.5 + 0.01 * (at % 13)) for at in range(60)] 
 
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.65, "pass"), (0.70, "inconclusive"), (0.75, "fail")])
-def test_a_mean_score_at_least(threshold: float, expected: Status) -> None:
+def test_a_mean_score_is_judged_on_its_interval(threshold: float, expected: Status) -> None:
     """The interval of a mean is about 0.70 ± 0.013."""
     assert status(at_least(threshold, "overlap"), scored(SPREAD)) == expected
 
 
-def test_a_mean_score_against_the_baseline() -> None:
+def test_a_mean_score_is_paired_with_the_baseline() -> None:
     """Scores are paired by example; a tie is not better, and a loss smaller than the margin is not worse."""
     worse = [(theirs, mine) for mine, theirs in SPREAD]
     assert status(better("overlap"), scored(SPREAD)) == "pass"
@@ -127,7 +127,7 @@ def test_repeated_prompts_add_no_evidence() -> None:
 
 
 @pytest.mark.parametrize("criterion", [better(), better("overlap"), not_worse(0.05), not_worse(0.05, "overlap")])
-def test_a_comparison_in_clusters_needs_as_many_clusters(criterion: Criterion) -> None:
+def test_a_clustered_comparison_needs_enough_clusters(criterion: Criterion) -> None:
     """Six gained answers give p = 0.016; six from one conversation count as one."""
     alone = pairs(both=120, gained=6)
     assert status(criterion, alone) == "pass"

@@ -185,8 +185,8 @@ def test_too_little_evidence_never_leads_to_abort(verdict_of: Reach) -> None:
 def test_the_curve_decides_the_suggestion(verdict_of: Reach, trained: dict[str, Any], expected: str | None) -> None:
     """Cases: the loss still falls at the end, has risen by more than 2%, or neither."""
     found = codes_of(verdict_of([better()], pairs(both=5, gained=2, neither=1), **trained))
-    told = [code for code in found if code in ("more-epochs", "lower-learning-rate")]
-    assert told == ([expected] if expected else [])
+    suggested = [code for code in found if code in ("more-epochs", "lower-learning-rate")]
+    assert suggested == ([expected] if expected else [])
 
 
 def test_a_risen_loss_is_reported_with_its_figures(verdict_of: Reach) -> None:
@@ -346,7 +346,7 @@ def test_the_point_policy_is_in_the_verdicts_name(verdict_of: Reach) -> None:
     look=st.integers(1, 3),
     policy=st.sampled_from(["interval", "point"]),
 )
-def test_no_wrong_deploy(
+def test_deploy_requires_all_criteria_on_intervals(
     change: Change, found: list[tuple[Any, str]], kinds: list[tuple[bool, bool]], look: int, policy: Any
 ) -> None:
     """Deploy if and only if every criterion passes within the declared uses, on intervals; else the reason is given."""

@@ -13,7 +13,7 @@ Make = Callable[..., Prediction]
 METRICS = {"exact_match": Metric("exact_match", "binary", "exact_match"), "loss": LOSS}
 
 
-def test_groups_are_all_each_agent_and_each_of_several_sources(prediction: Make) -> None:
+def test_groups_are_the_total_agents_and_sources(prediction: Make) -> None:
     """A single source equals the total, so it is not a separate group."""
     one, two = prediction(agent="b"), prediction(agent="a")
     assert list(groups_of([one, two])) == ["all", "a", "b"]

@@ -64,15 +64,15 @@ def test_both_sides_get_the_same_documents(tmp_path: Path, monkeypatch: pytest.M
     tasks = Path("scorers/tasks")
     tasks.mkdir(parents=True)
     (tasks / "words.yaml").write_text(TASK.format(name="words", rows=rows), encoding="utf-8")
-    asked = {"tasks": ["words"], "folder": "scorers/tasks", "limit": 20}
+    request = {"tasks": ["words"], "folder": "scorers/tasks", "limit": 20}
     monkeypatch.setattr("finetune.evaluate.cost.measure_memory", lambda *_: [10**8] * 3)
-    stage.run(params_of("evaluate", parse_config(params(evaluate__forgetting=asked), "params.yaml")), paths)
+    stage.run(params_of("evaluate", parse_config(params(evaluate__forgetting=request), "params.yaml")), paths)
     found = read_json(paths.reports / "evaluation.json")["forgetting"]["tasks"]["words: acc"]
     assert found["examples"] == 20
     assert 0 <= found["baseline"] <= 1 and 0 <= found["candidate"] <= 1
     assert found["lower"] <= found["candidate"] - found["baseline"] <= found["upper"]
 
-    missing = parse_config(params(evaluate__forgetting=asked | {"tasks": ["wrods"]}), "params.yaml")
+    missing = parse_config(params(evaluate__forgetting=request | {"tasks": ["wrods"]}), "params.yaml")
     examples = read_examples(paths.prepared / "test.jsonl")
     with pytest.raises(ConfigError, match=r"evaluate.forgetting.tasks: unknown task wrods"):
         measure_forgetting(missing, open_sides(config, paths, "cpu", examples), Path())

@@ -64,7 +64,7 @@ def config_of(content: dict[str, Any]) -> Config:
     return parse_config(content, "params.yaml")
 
 
-def test_a_merged_candidate_answers_as_base_and_adapter(run: Any) -> None:
+def test_a_merged_candidate_equals_base_and_adapter(run: Any) -> None:
     """The merged model runs in 16 bit from its own files, also in fresh processes, against the base of the training."""
     evaluation, cost, predictions = run(
         memory=True, **{"evaluate.candidate": {"form": "merged", "quantization": "none"}}
@@ -121,7 +121,7 @@ def test_an_adapter_of_a_revision_can_be_the_baseline(run: Any, tmp_path: Path) 
     assert manifest["base"]["name"] == "base"
 
 
-def test_a_recorded_baseline_brings_its_own_latency(run: Any) -> None:
+def test_a_recorded_baseline_has_its_recorded_latency(run: Any) -> None:
     """The recorded latency is 20 seconds per answer; likelihoods are unknown and have no figures."""
     run()
     rows = [
@@ -156,10 +156,10 @@ class Upper(BaseHTTPRequestHandler):
     """A chat server whose answer is the last message in capitals, streamed on request."""
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = asked["messages"][-1]["content"].split()[0].upper()
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = request["messages"][-1]["content"].split()[0].upper()
         usage = {"completion_tokens": 2, "prompt_tokens": 1, "total_tokens": 3}
-        if asked.get("stream"):
+        if request.get("stream"):
             events = [{"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]}]
             events.append({"choices": [], "usage": usage})
             body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
@@ -216,6 +216,6 @@ def test_an_unreachable_server_is_reported(run: Any, server: dict[str, Any]) -> 
 
 def test_forgetting_needs_local_models(run: Any, server: dict[str, Any]) -> None:
     """The harness needs likelihoods, which a server does not return."""
-    asked = {"tasks": ["words"], "folder": None, "limit": None}
-    with pytest.raises(ConfigError, match=r"evaluate.forgetting: needs likelihoods of texts"):
-        run(**{"evaluate.candidate": server, "evaluate.forgetting": asked})
+    request = {"tasks": ["words"], "folder": None, "limit": None}
+    with pytest.raises(ConfigError, match=r"evaluate.forgetting: asks both sides for the likelihood"):
+        run(**{"evaluate.candidate": server, "evaluate.forgetting": request})

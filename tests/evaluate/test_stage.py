@@ -167,7 +167,7 @@ def test_a_batch_without_memory_is_halved(embedded: tuple[Any, Any, list[Any]], 
         generate_or_halve(model, prompts, settings, 1)
 
 
-def test_reference_loss_is_the_models_own(embedded: tuple[Any, Any, list[Any]]) -> None:
+def test_reference_loss_equals_the_models(embedded: tuple[Any, Any, list[Any]]) -> None:
     """The sum over the supervised tokens equals that of one plain forward pass, whatever the batch and padding."""
     model, tokenizer, talks = embedded
     references = [tokenize(tokenizer, talk) for talk in talks]

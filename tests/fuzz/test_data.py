@@ -70,8 +70,8 @@ def prepared(root: Path, change: Callable[..., Any], name: str, format_: str) ->
         }
     )
     paths = Paths(root)
-    if told := refusal(DataError, lambda: prepare.run(params_of("prepare", config), paths)):
-        assert "raw/" in told or "split is empty" in told
+    if message := refusal(DataError, lambda: prepare.run(params_of("prepare", config), paths)):
+        assert "raw/" in message or "split is empty" in message
         return None
     account: dict[str, Any] = read_json(paths.reports / "prepare.json")["sources"]["any"]
     assert account["read"] == account["kept"] + sum(account["dropped"].values())
@@ -137,6 +137,6 @@ def test_a_damaged_file_gives_rows_or_one_error(ground: Path, name: str, data: s
             del content[at:]
     path = ground / name
     path.write_bytes(content)
-    told = refusal(DataError, lambda: [batch.rows() for batch in read_batches(path, detect_container(path), 10**6)])
-    assert not told or told.startswith(str(path))
-    assert "\n" not in told
+    message = refusal(DataError, lambda: [batch.rows() for batch in read_batches(path, detect_container(path), 10**6)])
+    assert not message or message.startswith(str(path))
+    assert "\n" not in message

@@ -45,9 +45,9 @@ def test_arbitrary_recorded_answers_are_used_or_refused(
         b"".join(json.dumps(row).encode() + b"\n" for row in [first, *({**first, **r} for r in rows)]) + raw
     )
     form = RecordedSpec(form="recorded", name="v1", path="run.jsonl", sha256=sha256_file(path))
-    told = refusal(DataError, lambda: open_recorded(form, tmp_path, [item]))
-    assert not told or told.startswith(str(path))
-    assert told or open_recorded(form, tmp_path, [item]).answers[item.id].text == "x"
+    message = refusal(DataError, lambda: open_recorded(form, tmp_path, [item]))
+    assert not message or message.startswith(str(path))
+    assert message or open_recorded(form, tmp_path, [item]).answers[item.id].text == "x"
 
 
 @fuzz(100)
@@ -62,11 +62,11 @@ def test_arbitrary_histories_are_read_or_refused(tmp_path: Path, content: Any) -
     for path in (looks, seeds):
         path.write_text(json.dumps(content), encoding="utf-8")
     before = looks.read_text(encoding="utf-8")
-    if told := refusal(DataError, lambda: count_look(looks, "test", "candidate")):
-        assert told.startswith(str(looks))
+    if message := refusal(DataError, lambda: count_look(looks, "test", "candidate")):
+        assert message.startswith(str(looks))
         assert looks.read_text(encoding="utf-8") == before
-    if told := refusal(DataError, lambda: record_seed(seeds, "key", 43, {"verdict": "iterate"})):
-        assert told.startswith(str(seeds))
+    if message := refusal(DataError, lambda: record_seed(seeds, "key", 43, {"verdict": "iterate"})):
+        assert message.startswith(str(seeds))
         assert seeds.read_text(encoding="utf-8") == before
         assert refusal(DataError, lambda: read_seeds(seeds, "key"))
     else:
@@ -90,10 +90,10 @@ def test_arbitrary_manifests_are_read_or_refused(tmp_path: Path, content: Any, f
         write_manifest(store.path(step), {"step": step, "best_step": 3})
     manifest = content | {"files": files} if isinstance(content, dict) else content
     (store.path(6) / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    told = refusal(DataError, lambda: read_manifest(store.path(6)))
-    assert not told or told.startswith(str(store.path(6)))
+    message = refusal(DataError, lambda: read_manifest(store.path(6)))
+    assert not message or message.startswith(str(store.path(6)))
     newest = store.newest()
-    assert newest == store.path(3) or (newest == store.path(6) and not told)
+    assert newest == store.path(3) or (newest == store.path(6) and not message)
 
 
 @fuzz(100)

@@ -96,9 +96,9 @@ def test_arbitrary_params_give_a_config_or_a_config_error(tmp_path: Path, conten
     """For any content there is no traceback and no endless work, and the error names the file."""
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
-    told = refusal(ConfigError, lambda: load_config(path))
-    assert not told or told.startswith(str(path))
-    assert len(told) < 100_000
+    message = refusal(ConfigError, lambda: load_config(path))
+    assert not message or message.startswith(str(path))
+    assert len(message) < 100_000
 
 
 JUNK = (
@@ -145,16 +145,16 @@ def test_an_arbitrary_value_is_accepted_or_reported_by_key(params: dict[str, Any
         except (KeyError, IndexError, TypeError):
             continue  # the first change has removed the second one's place
         touched.append(place)
-    told = refusal(ConfigError, lambda: parse_config(content, "params.yaml"))
-    assert not told or (told.startswith("params.yaml: ") and touched)
+    message = refusal(ConfigError, lambda: parse_config(content, "params.yaml"))
+    assert not message or (message.startswith("params.yaml: ") and touched)
 
 
 @pytest.mark.parametrize("name", [None, 5])
 def test_a_key_that_is_not_text_is_reported(params: dict[str, Any], name: Any) -> None:
     """With `5: ...` among the scorers, whose names are free, pydantic's location is not a kind of scorer."""
     params["evaluate"]["scorers"][name] = 1
-    told = refusal(ConfigError, lambda: parse_config(params, "params.yaml"))
-    assert told.startswith(f"params.yaml: evaluate.scorers.{name}")
+    message = refusal(ConfigError, lambda: parse_config(params, "params.yaml"))
+    assert message.startswith(f"params.yaml: evaluate.scorers.{name}")
 
 
 @fuzz(50)

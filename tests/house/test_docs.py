@@ -128,14 +128,14 @@ def test_every_page_is_in_the_index_and_every_target_on_a_page() -> None:
     index = text_of("docs/README.md")
     pages = [page.name for page in PAGES if page.parent.name == "docs" and page.name != "README.md"]
     assert [name for name in pages if f"({name})" not in index] == []
-    told = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    contents = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     targets = re.findall(r"^([a-z][a-z-]*):", text_of("Makefile"), flags=re.MULTILINE)
-    assert [name for name in targets if not is_mentioned(name, told)] == []
+    assert [name for name in targets if not is_mentioned(name, contents)] == []
 
 
-def is_mentioned(name: str, told: str) -> bool:
+def is_mentioned(name: str, contents: str) -> bool:
     """Return whether a text has this target, and not only a longer one."""
-    return bool(re.search(rf"\bmake\s+{re.escape(name)}(?![\w-])", told))
+    return bool(re.search(rf"\bmake\s+{re.escape(name)}(?![\w-])", contents))
 
 
 def test_a_longer_target_is_not_a_mention() -> None:

@@ -156,8 +156,8 @@ def test_the_picture_shows_the_imports() -> None:
     """docs/architecture.svg is drawn from the imports and is up to date."""
     from tests.house.draw_architecture import PICTURE, draw
 
-    told = "PYTHONPATH=src:. python -m tests.house.draw_architecture draws it"
-    assert PICTURE.read_text(encoding="utf-8") == draw(), told
+    remedy = "PYTHONPATH=src:. python -m tests.house.draw_architecture draws it"
+    assert PICTURE.read_text(encoding="utf-8") == draw(), remedy
 
 
 def test_commands_never_import_commands() -> None:
@@ -187,7 +187,7 @@ def test_light_commands_import_nothing_heavy(command: str) -> None:
 
 
 @pytest.mark.parametrize("room", NEVER_TORCH)
-def test_the_ground_never_imports_torch(room: str) -> None:
+def test_basic_rooms_never_import_torch(room: str) -> None:
     """Rows, params and statistics must be usable without torch."""
     names = [path.relative_to(SOURCE).with_suffix("") for path in modules() if room_of(path) == room]
     code = f"import sys; sys.path.insert(0, 'src'); import {', '.join('.'.join(name.parts) for name in names)}\n"

@@ -156,8 +156,8 @@ def calls(cluster: dict[str, str]) -> list[str]:
 def test_a_finished_run_is_not_requeued(cluster: dict[str, str]) -> None:
     """A finished run must not be requeued, or it would run forever."""
     job = submit(cluster, "done")
-    told, _ = job.communicate(timeout=PATIENCE)
-    assert job.returncode == 0, told
+    output, _ = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 0, output
     assert "set up" in calls(cluster)
     assert not any(call.startswith("scontrol") for call in calls(cluster))
 
@@ -177,11 +177,8 @@ def test_the_warning_saves_and_requeues_the_run(cluster: dict[str, str]) -> None
     job = submit(cluster, "quick")
     wait_for(holder.exists, job)
     job.send_signal(signal.SIGUSR1)  # like B:USR1, to the batch shell only
-    told, _ = job.communicate(timeout=PATIENCE)
-    assert (
-        "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and running the same command again resumes"
-        in told
-    )
+    output, _ = job.communicate(timeout=PATIENCE)
+    assert "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and the same command resumes" in output
     assert calls(cluster)[-1] == "scontrol requeue 4711"
     assert job.returncode == 2
     assert not holder.exists()
@@ -230,8 +227,8 @@ def test_other_nodes_join_the_first(cluster: dict[str, str]) -> None:
     stage = "import time; from pathlib import Path\nwhile 'join' not in Path('calls').read_text(): time.sleep(0.05)\n"
     (root / "stage.py").write_text(stage, encoding="utf-8")  # as long as a training that the others have joined
     job = submit(cluster | {"NODES": "1 2 3"}, "quick")
-    told, _ = job.communicate(timeout=PATIENCE)  # it does not wait for nodes that wait for it
-    assert job.returncode == 0, told
+    output, _ = job.communicate(timeout=PATIENCE)  # it does not wait for nodes that wait for it
+    assert job.returncode == 0, output
     assert "join 1 node1 24711" in calls(cluster)
     assert any(call.startswith("srun --nodes=2 --ntasks=2 --exclude=node1 ") for call in calls(cluster))
 
@@ -324,8 +321,8 @@ def test_an_image_is_used_for_every_step(cluster: dict[str, str], image: str, ex
     apptainer.chmod(0o755)
     cache = f"{here}/cache/hub"
     job = submit(cluster | {"IMAGE": image, "HF_HOME": f"{here}/cache", "MOUNTS": "/data:/data"}, "done")
-    told, _ = job.communicate(timeout=PATIENCE)
-    assert job.returncode == 0, told
+    output, _ = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 0, output
     steps = [call for call in calls(cluster) if call.startswith("srun")]
     assert len(steps) == 2
     assert expected.format(here=here, cache=cache) in steps[0]

@@ -122,8 +122,8 @@ def test_locks_contain_exactly_the_needed_packages(lock: str) -> None:
 
     This uses the metadata of installed packages; those for other systems are unknown."""
     inside = {name for name, pins in locked(lock).items() if any(applies(marker) for _, marker in pins)}
-    asked = [*ASKED[lock], *(ASKED["torch-cpu"] if lock == "cpu" else [])]
-    todo, needed = [(Requirement(item), "") for item in asked], set()
+    required = [*ASKED[lock], *(ASKED["torch-cpu"] if lock == "cpu" else [])]
+    todo, needed = [(Requirement(item), "") for item in required], set()
     while todo:
         requirement, extra = todo.pop()
         name = canonicalize_name(requirement.name)

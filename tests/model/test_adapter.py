@@ -214,12 +214,12 @@ def test_modifying_initialization_on_nf4_is_refused(settings: Callable[..., Conf
     config = settings(init, model__quantization="nf4")
     with pytest.raises(ConfigError) as caught:
         start(config)
-    told = (
-        f"adapter.init_lora_weights: {init} changes the base weights, and quantizing them again would "
-        "change the base; use default or gaussian, or model.quantization: none"
+    expected = (
+        f"adapter.init_lora_weights: {init} rewrites the base's weights, which can't be quantized again without "
+        "becoming another base; use default or gaussian, or model.quantization: none"
     )
-    assert str(caught.value) == f"params.yaml: {told}"
-    assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {told}"
+    assert str(caught.value) == f"params.yaml: {expected}"
+    assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {expected}"
 
 
 def test_orthogonal_initialization_needs_floats_and_an_even_rank(settings: Callable[..., Config]) -> None:
@@ -241,11 +241,11 @@ def test_rank_beyond_a_modified_matrix_is_refused(settings: Callable[..., Config
 def test_adapter_on_the_loss_head_is_refused(settings: Callable[..., Config]) -> None:
     """TRL refuses it with a ValueError after loading everything: its loss uses the head's own weights."""
     config = settings(adapter__target_modules=["q_proj", "lm_head"])
-    told = "adapter.target_modules: lm_head is the LM head, whose adapter TRL's loss would bypass; remove it"
-    assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {told}"
+    expected = "adapter.target_modules: lm_head is the loss head, whose adapter TRL's loss would pass by; leave it out"
+    assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {expected}"
     with pytest.raises(ConfigError) as caught:
         start(config)
-    assert str(caught.value) == f"params.yaml: {told}"
+    assert str(caught.value) == f"params.yaml: {expected}"
 
 
 def test_every_other_combination_is_allowed(settings: Callable[..., Config]) -> None:

@@ -81,16 +81,16 @@ def test_trainable_parameters_equal_pefts(name: str, targets: list[str], dora: b
     from finetune.model.adapter import lora_config
 
     config = find_architecture(model(name), ROOT)
-    asked = adapter(r=8, target_modules=targets, use_dora=dora)
-    counted = trainable_parameters(measure_architecture(config), asked)
+    requested = adapter(r=8, target_modules=targets, use_dora=dora)
+    counted = trainable_parameters(measure_architecture(config), requested)
     config.num_hidden_layers = 2  # PEFT needs a second per layer with DoRA
     if hasattr(config, "layer_types"):
         config.layer_types = config.layer_types[:2]
     small = measure_architecture(config)
     with torch.device("meta"):
-        peft = get_peft_model(AutoModelForCausalLM.from_config(config), lora_config(asked))
-    assert trainable_parameters(small, asked) == peft.get_nb_trainable_parameters()[0]
-    assert counted > trainable_parameters(small, asked)
+        peft = get_peft_model(AutoModelForCausalLM.from_config(config), lora_config(requested))
+    assert trainable_parameters(small, requested) == peft.get_nb_trainable_parameters()[0]
+    assert counted > trainable_parameters(small, requested)
 
 
 def test_a_local_folder_takes_precedence(tmp_path: Path) -> None:
@@ -106,15 +106,15 @@ def test_the_cache_takes_precedence_over_shipped_facts(tmp_path: Path, monkeypat
 
     folder_with(tmp_path, json.dumps({**TINY, **HEADS}), "cached")
     folder_with(tmp_path, json.dumps({**TINY, **HEADS, "vocab_size": 1}), f"{FACTS}/org/name")
-    revision, asked = "a" * 40, []
+    revision, requested = "a" * 40, []
 
     def from_cache(*where: Any, **how: Any) -> str:
-        asked.append((where, how))
+        requested.append((where, how))
         return str(tmp_path / "cached/config.json")
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", from_cache)
     assert find_architecture(model("org/name", revision=revision), tmp_path).vocab_size == 96
-    assert asked == [(("org/name", "config.json"), {"revision": revision})]
+    assert requested == [(("org/name", "config.json"), {"revision": revision})]
     assert find_architecture(model("org/name"), tmp_path).vocab_size == 1  # unpinned, so the cache is not read
 
 

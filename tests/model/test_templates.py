@@ -23,7 +23,7 @@ ALL = [pytest.param(path, id=path.stem.removesuffix("_training")) for path in [*
 VISION = {"idefics3", "llava_next", "smolvlm"}  # they read lists of parts, and lose or refuse plain text
 NO_SYSTEM = {"gemma"}
 REFUSE_TOOLS = {"cohere", "cohere2", "gemma", "gemma3", "chatml", "llama2", "llama3_own", "mistral"}
-LOSE_CALLS = {"deepseek_r1_distill", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5_vl"}  # in silence: must be a finding
+LOSE_CALLS = {"deepseek_r1_distill", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5_vl"}  # silently: must be a finding
 
 PLAIN = (
     Message("system", "Answer in one word."),

@@ -44,7 +44,7 @@ def test_every_assistant_turn_is_supervised(tokenizer: Any) -> None:
     assert tokenizer.decode(kept) == "ValueError<|im_end|>TypeError<|im_end|>"
 
 
-def test_prompt_is_where_the_answer_begins(tokenizer: Any) -> None:
+def test_the_prompt_ends_where_the_answer_begins(tokenizer: Any) -> None:
     """Generation must start from exactly the tokens that precede the answer in training."""
     whole, prompt = tokenize(tokenizer, CONVERSATION), tokenize_prompt(tokenizer, CONVERSATION[:-1])
     first = next(at for at, label in enumerate(whole.labels) if label != IGNORED)

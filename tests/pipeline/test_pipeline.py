@@ -40,9 +40,9 @@ def run(root: Path, *command: str, code: int = 0) -> str:
     environment = {**os.environ, **git, "DVC_NO_ANALYTICS": "1", "PATH": path}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    told = done.stdout + done.stderr
-    assert done.returncode == code, f"{' '.join(command)}: exit {done.returncode}\n{told}"
-    return told
+    output = done.stdout + done.stderr
+    assert done.returncode == code, f"{' '.join(command)}: exit {done.returncode}\n{output}"
+    return output
 
 
 def hashes(root: Path) -> dict[str, str]:
@@ -91,10 +91,10 @@ def test_a_second_repro_does_nothing(repository: Path) -> None:
 
 def test_a_changed_gate_trains_nothing(repository: Path) -> None:
     """Changing the gate takes seconds, and the result is a separate experiment."""
-    told = run(repository, "dvc", "exp", "run", "--name", "asked", "-S", "decide.confidence=0.9")
-    assert "Running stage 'decide'" in told
-    assert "Stage 'train' didn't change, skipping" in told
-    assert "Stage 'evaluate' didn't change, skipping" in told
+    output = run(repository, "dvc", "exp", "run", "--name", "asked", "-S", "decide.confidence=0.9")
+    assert "Running stage 'decide'" in output
+    assert "Stage 'train' didn't change, skipping" in output
+    assert "Stage 'evaluate' didn't change, skipping" in output
     shown = run(repository, "dvc", "exp", "show", "--csv")
     assert "asked" in shown
     assert "verdict" in shown.splitlines()[0]
@@ -142,7 +142,7 @@ def test_a_failing_stage_fails_the_run(repository: Path) -> None:
     path = repository / "data/raw/rows.jsonl"
     whole = path.read_text(encoding="utf-8")
     path.write_text(whole + "{broken\n", encoding="utf-8")
-    told = run(repository, "dvc", "repro", code=255)
-    assert "rows.jsonl:62: broken JSON" in told
-    assert "Running stage 'train'" not in told
+    output = run(repository, "dvc", "repro", code=255)
+    assert "rows.jsonl:62: broken JSON" in output
+    assert "Running stage 'train'" not in output
     path.write_text(whole, encoding="utf-8")

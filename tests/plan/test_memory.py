@@ -58,8 +58,8 @@ def plan(
     """Return the plan of a run of Mistral 7B."""
     usual = {"model__dtype": "bfloat16", "adapter__r": 16, "train__per_device_train_batch_size": 2}
     usual["train__per_device_eval_batch_size"] = 2
-    asked = sections(**{**usual, **keys})
-    return plan_memory(mistral(), *asked, environment, length=length, supervised=supervised, ranks=ranks)
+    arguments = sections(**{**usual, **keys})
+    return plan_memory(mistral(), *arguments, environment, length=length, supervised=supervised, ranks=ranks)
 
 
 # -------------------------------------------------------------------------------------- activations kept by autograd
@@ -221,8 +221,8 @@ def test_longer_rows_need_more_memory(environment: str, attention: str) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_peak_on_a_cpu_grows_with_the_rows(checkpointing: bool) -> None:
     """The peak grows even around the size from which the C library maps tensors separately."""
-    asked = (mistral(), *sections(model__dtype="bfloat16", train__activation_checkpointing=checkpointing), "cpu")
-    peaks = [plan_memory(*asked, length=length, supervised=64).peak for length in range(16, 2048, 16)]
+    arguments = (mistral(), *sections(model__dtype="bfloat16", train__activation_checkpointing=checkpointing), "cpu")
+    peaks = [plan_memory(*arguments, length=length, supervised=64).peak for length in range(16, 2048, 16)]
     assert peaks == sorted(peaks)
 
 
@@ -246,10 +246,10 @@ def test_checkpointing_never_costs_memory_on_a_cpu(way: dict[str, Any]) -> None:
 def test_the_peak_is_the_sum_of_its_parts(environment: str) -> None:
     """The report has all parts in bytes."""
     found = plan(environment)
-    told = found.to_json()
-    assert told.pop("peak") == found.peak == sum(told.values()) - told["host"]
-    assert all(isinstance(size, int) and size >= 0 for size in told.values())
-    assert set(told) >= {"runtime", "weights", "quantization", "adapter", "gradients", "optimizer", "activations"}
+    report = found.to_json()
+    assert report.pop("peak") == found.peak == sum(report.values()) - report["host"]
+    assert all(isinstance(size, int) and size >= 0 for size in report.values())
+    assert set(report) >= {"runtime", "weights", "quantization", "adapter", "gradients", "optimizer", "activations"}
 
 
 def test_weights_of_a_7b_have_the_known_size() -> None:
@@ -286,15 +286,15 @@ def test_strategies_shard_and_offload() -> None:
     """FSDP and ZeRO-3 shard the weights, ZeRO-2 only the optimizer, DDP nothing; offloading empties the device."""
     by = {}
     for strategy in ("ddp", "fsdp", "zero2", "zero3"):
-        asked = {"devices": 4, "strategy": strategy, "offload_optimizer": "none", "offload_param": "none"}
-        by[strategy] = plan(ranks=4, train__distributed=asked)
+        arguments = {"devices": 4, "strategy": strategy, "offload_optimizer": "none", "offload_param": "none"}
+        by[strategy] = plan(ranks=4, train__distributed=arguments)
     alone = plan()
     assert by["ddp"].weights == by["zero2"].weights == alone.weights
     assert by["fsdp"].weights == by["zero3"].weights == -(-alone.weights // 4)
     assert by["zero2"].optimizer == by["fsdp"].optimizer == -(-alone.optimizer // 4)
     assert by["ddp"].optimizer == alone.optimizer
-    asked = {"devices": 4, "strategy": "zero3", "offload_optimizer": "cpu", "offload_param": "cpu"}
-    off = plan(ranks=4, train__distributed=asked)
+    arguments = {"devices": 4, "strategy": "zero3", "offload_optimizer": "cpu", "offload_param": "cpu"}
+    off = plan(ranks=4, train__distributed=arguments)
     assert off.weights == off.optimizer == 0
     assert off.host == by["zero3"].weights + by["zero3"].adapter + by["zero3"].optimizer
 
@@ -302,30 +302,30 @@ def test_strategies_shard_and_offload() -> None:
 @pytest.mark.parametrize("strategy", ["fsdp", "zero2", "zero3"])
 def test_more_devices_need_less_memory_each(strategy: str) -> None:
     """This holds for the sharded parts."""
-    asked = {"devices": 8, "strategy": strategy, "offload_optimizer": "none", "offload_param": "none"}
-    peaks = [plan(ranks=ranks, train__distributed=asked).peak for ranks in (1, 2, 4, 8)]
+    arguments = {"devices": 8, "strategy": strategy, "offload_optimizer": "none", "offload_param": "none"}
+    peaks = [plan(ranks=ranks, train__distributed=arguments).peak for ranks in (1, 2, 4, 8)]
     assert peaks == sorted(peaks, reverse=True)
 
 
 def test_the_largest_fitting_size_is_found() -> None:
     """The next larger batch or length does not fit."""
     keys = {"model__dtype": "bfloat16", "model__quantization": "nf4", "train__activation_checkpointing": True}
-    asked = (mistral(), *sections(**keys), "cuda")
+    arguments = (mistral(), *sections(**keys), "cuda")
     room = 24 * GIB
-    batch = largest_micro_batch(*asked, available=room, length=1024, supervised_share=0.5)
+    batch = largest_micro_batch(*arguments, available=room, length=1024, supervised_share=0.5)
 
     def peak(rows: int, length: int) -> int:
-        model, adapter, train = asked[1:4]
+        model, adapter, train = arguments[1:4]
         train = train.model_copy(update={"per_device_train_batch_size": rows})
         scored = rows * length // 2
         return plan_memory(mistral(), model, adapter, train, "cuda", length=length, supervised=scored).peak
 
     assert peak(batch, 1024) <= room < peak(batch + 1, 1024)
-    rows = asked[3].per_device_train_batch_size
-    length = largest_length(*asked, available=room, supervised_share=0.5)
+    rows = arguments[3].per_device_train_batch_size
+    length = largest_length(*arguments, available=room, supervised_share=0.5)
     assert peak(rows, length - length % 2) <= room < peak(rows, length + 2)
-    assert largest_micro_batch(*asked, available=GIB, length=1024, supervised_share=0.5) == 0
-    assert largest_length(*asked, available=GIB, supervised_share=0.5) == 0
+    assert largest_micro_batch(*arguments, available=GIB, length=1024, supervised_share=0.5) == 0
+    assert largest_length(*arguments, available=GIB, supervised_share=0.5) == 0
 
 
 @pytest.mark.slow
@@ -337,7 +337,7 @@ def test_a_real_run_needs_the_predicted_memory(tmp_path: Path, monkeypatch: pyte
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     subprocess.run(command, check=True, env=environment, capture_output=True)
     measured = json.loads((paths.reports / "train_cost.json").read_text(encoding="utf-8"))["peak_memory_bytes"]
-    asked = (config.model, config.adapter, config.train, config.environment)
+    arguments = (config.model, config.adapter, config.train, config.environment)
     architecture = measure_architecture(find_architecture(config.model, Path()))
-    predicted = plan_memory(architecture, *asked, length=64, supervised=32).peak
+    predicted = plan_memory(architecture, *arguments, length=64, supervised=32).peak
     assert predicted == pytest.approx(measured, rel=0.15)

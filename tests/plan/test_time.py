@@ -25,7 +25,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- Time
 
 
-def test_time_and_cost_by_hand() -> None:
+def test_time_and_cost_equal_those_by_hand() -> None:
     """900 operations at 10 per second on two devices take 45 seconds at full speed, of which a share is reached."""
     time = assumed_time(900, 10, 2)
     low, high = ASSUMED_SHARE

@@ -84,8 +84,8 @@ def test_the_agent_is_that_of_row_or_source(config: Config, own: str | None, sou
 
 def test_labels_are_listed_in_the_system_prompt(change: Change) -> None:
     """Labels are added for classification only, after an existing prompt or as the complete prompt."""
-    told = "Answer with exactly one of these labels: no, yes."
-    for default, system in ((None, told), ("Sort it.", f"Sort it.\n{told}")):
+    expected = "Answer with exactly one of these labels: no, yes."
+    for default, system in ((None, expected), ("Sort it.", f"Sort it.\n{expected}")):
         config = change(**{"data.default_system_prompt": default})
         found = formed(Conversation(TURNS, label="yes"), config, ("no", "yes"))
         assert found.messages == [Message("system", system), *TURNS]

@@ -383,12 +383,12 @@ def test_errors_of_the_hub_are_one_line(
     hub.failure = failure
     with pytest.raises(DataError) as caught:
         open_hub(**keys)
-    told = str(caught.value)
-    assert told.partition(f"@{REVISION}: ")[2].startswith(why)
-    assert told.endswith(
-        "check its name, revision, subset and part, and the connection (private datasets need HF_TOKEN)"
+    message = str(caught.value)
+    assert message.partition(f"@{REVISION}: ")[2].startswith(why)
+    assert message.endswith(
+        "see its name, revision, subset and part, and the connection (a private one needs HF_TOKEN)"
     )
-    assert "\n" not in told
+    assert "\n" not in message
 
 
 def test_the_script_of_a_dataset_is_never_run(tmp_path: Path, hub: Hub, open_hub: OpenHub) -> None:

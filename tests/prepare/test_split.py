@@ -31,7 +31,7 @@ EIGHTY = settings("exact", 0.8, 0.1, 0.1)
 NO_LINKS = np.empty((0, 2), np.int64)
 
 
-def test_shares_of_298_rows() -> None:
+def test_shares_of_298_rows_are_as_documented() -> None:
     """These are the sizes of the CPU recipe's data: the remainder goes to the test set."""
     assert split_sizes(298, EIGHTY) == [238, 29, 31]
 

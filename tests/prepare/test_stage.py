@@ -181,7 +181,7 @@ def test_a_repetition_writes_the_same_bytes(prepare: Run) -> None:
     assert {path: path.read_bytes() for path in files} == first
 
 
-def test_many_rows_go_through_processes_to_the_same_bytes(prepare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_write_the_same_bytes(prepare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process pool for large inputs gives the same splits on any number of cores."""
     from finetune.prepare import workers
 

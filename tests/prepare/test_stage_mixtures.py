@@ -41,7 +41,7 @@ def test_kept_near_duplicates_stay_in_one_split(prepare: Run) -> None:
         assert all(numbers.count(number) == 2 for number in numbers)
 
 
-def test_the_mixture_of_a_large_and_two_small_sources(prepare: Run) -> None:
+def test_a_mixture_of_a_large_and_two_small_sources_is_drawn(prepare: Run) -> None:
     """67% of the forum is used and all of the others; the ledger has the number left out."""
     files = {name: [row(f"{name} {at}") for at in range(count)] for name, count in (("forum", 100), ("a", 9), ("b", 7))}
     for name, lines in files.items():
@@ -52,7 +52,7 @@ def test_the_mixture_of_a_large_and_two_small_sources(prepare: Run) -> None:
     assert ledger["sources"]["forum"]["dropped"] == {"not_sampled": 33}
 
 
-def test_the_counts_of_a_log_of_302_rows(prepare: Run) -> None:
+def test_the_counts_of_302_rows_are_as_expected(prepare: Run) -> None:
     """The CPU recipe's data: 302 read, 298 kept; splits of 238, 29 and 31, with exact shares per agent."""
     lines = [row(f"task {at}", success=at % 75 != 7, agent="abc"[at % 3 % 2]) for at in range(302)]
     ledger = prepare(lines, split=HALF | {"train": 0.8, "validation": 0.1, "test": 0.1})
@@ -186,8 +186,8 @@ def test_labels_in_the_prompt_are_those_of_the_task(prepare: Run) -> None:
     with pytest.raises(ConfigError, match=r"agent 'test' occurs in test but not in training"):
         prepare(sources=sources, labels_in_prompt=True, split=split, on_bad_row="skip")
     prepare(sources=[one | {"agent": "bank"} for one in sources], labels_in_prompt=True, split=split, on_bad_row="skip")
-    told = {one.messages[0].content for one in prepare.examples()}
-    assert told == {"Answer with exactly one of these labels: a, b, c, d."}
+    prompts = {one.messages[0].content for one in prepare.examples()}
+    assert prompts == {"Answer with exactly one of these labels: a, b, c, d."}
 
 
 def test_a_risk_drops_nothing_from_a_user_provided_test_file(prepare: Run) -> None:

@@ -139,8 +139,8 @@ def test_an_interrupted_prepare_cleans_up(folder: Path, number: int) -> None:
     wait_for((folder / "work/prepare/rows").exists, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
-    _, said = process.communicate(timeout=PATIENCE)
-    assert said.decode() == "error: prepare was interrupted; run it again\n"
+    _, output = process.communicate(timeout=PATIENCE)
+    assert output.decode() == "error: prepare was interrupted; nothing half-done is left, run it again\n"
     assert process.returncode == 5
     wait_for(lambda: not any(alive(child) for child in children))
     assert not (folder / "work/prepare").exists()

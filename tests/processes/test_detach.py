@@ -127,12 +127,12 @@ def test_a_detached_run_is_started_reported_and_stopped(folder: Path) -> None:
     detached = json.loads((folder / "work/detached.json").read_text(encoding="utf-8"))
     assert os.getsid(detached["pid"]) == detached["pid"] != os.getsid(0), "it would die with its terminal"
 
-    told = json.loads(finetune(folder, "status", "--json").stdout)
-    assert (told["running"], told["stage"], told["target"]) == (True, "train", "train-quick")
-    assert told["progress"]["step"] == 7
-    sentence, progress, age = told["text"]
+    reported = json.loads(finetune(folder, "status", "--json").stdout)
+    assert (reported["running"], reported["stage"], reported["target"]) == (True, "train", "train-quick")
+    assert reported["progress"]["step"] == 7
+    sentence, progress, age = reported["text"]
     assert sentence == (
-        f"stage train (process {told['pid']} of make train-quick) is running; log: work/train-quick.log"
+        f"stage train (process {reported['pid']} of make train-quick) is running; log: work/train-quick.log"
     )
     assert progress == "step 7 of 45 (16%), loss 1.2500, 3,210 tokens/s, memory 12.3 GB, about 1 h 07 min left"
     assert age.endswith(" s ago")
@@ -140,7 +140,7 @@ def test_a_detached_run_is_started_reported_and_stopped(folder: Path) -> None:
     again = run(folder, "make", "train-quick", "DETACH=1")
     assert again.returncode == 2
     assert (
-        f"error: work: stage train (process {told['pid']} of make train-quick) is running in this folder"
+        f"error: work: stage train (process {reported['pid']} of make train-quick) is running in this folder"
         in again.stderr
     )
 
@@ -168,7 +168,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_start_that_fails_at_once_shows_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_start_that_fails_at_once_shows_the_reason(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that fails in its first second is reported by the start itself."""
     with pytest.raises(ConfigError) as failed:
         detach.start(Paths(folder), "train-wrong")
@@ -308,9 +308,9 @@ def test_a_stage_of_another_folder_is_left_alone(
 def test_a_lock_with_an_unknown_holder_is_reported(folder: Path) -> None:
     """The stage may run in a container with its own process ids, so the lock counts as held."""
     holder = hold(folder, "-m", "another", "train", "5")
-    elsewhere = "its process is not visible here: it runs in a container or on another machine"
-    told = finetune(folder, "status").stdout.splitlines()
-    assert told[:2] == [
+    elsewhere = "its process is not seen from here: it runs in a container or on another machine"
+    reported = finetune(folder, "status").stdout.splitlines()
+    assert reported[:2] == [
         f"stage train (process {holder.pid}) is running",
         f"it can't be stopped from here: {elsewhere}",
     ]

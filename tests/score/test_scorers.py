@@ -174,7 +174,7 @@ def test_a_call_is_found_in_every_wrapping(answer: str) -> None:
         PLAIN[:-1],
     ],
 )
-def test_another_call_is_wrong(answer: str) -> None:
+def test_a_different_call_is_wrong(answer: str) -> None:
     """Cases: another name, another value or type, an additional call, or none."""
     assert not same_calls(answer, CALLS)
 
@@ -279,7 +279,7 @@ def test_ten_thousand_short_answers_take_seconds(ready: tuple[Scorers, list[Exam
     """All 13 scorers on 800 answers give more than 10,000 scores."""
     scorers, made = ready
     many = [made[0]] * 800
-    told = answers(*(f"The answer: {number}, by and large, in so many words." for number in range(800)))
+    replies = answers(*(f"The answer: {number}, by and large, in so many words." for number in range(800)))
     started = time.process_time()
-    scorers.score(many, told, told, {})
+    scorers.score(many, replies, replies, {})
     assert time.process_time() - started < 20

@@ -114,7 +114,7 @@ def test_balanced_clusters_count_at_most_once() -> None:
 
 @settings(deadline=None)
 @given(clustered(), confidences, sides)
-def test_clustered_intervals_hold_their_estimate_and_mirror(rows: Any, confidence: float, side: Any) -> None:
+def test_clustered_intervals_contain_their_estimate_and_mirror(rows: Any, confidence: float, side: Any) -> None:
     """An interval must contain its estimate, and must favour neither right answers nor a model."""
     new, old, labels = rows
     other: Any = {"lower": "upper", "upper": "lower"}.get(side, side)
@@ -164,7 +164,7 @@ def test_all_flips_of_single_pairs_equal_mcnemars_test(gained: int, lost: int, s
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(-9, 9), min_size=2, max_size=8), alternatives)
-def test_few_differences_are_flipped_in_every_way(differences: list[float], alternative: Any) -> None:
+def test_few_differences_are_tested_with_all_flips(differences: list[float], alternative: Any) -> None:
     """By definition, the p-value is the share of sign choices with a total as extreme as the observed one."""
     x = np.round(differences, 2)
     totals = np.array([np.dot(x, signs) for signs in itertools.product([1, -1], repeat=len(x))])

@@ -39,7 +39,7 @@ def test_rows_are_full_and_hold_every_example_once(run: tuple[Config, Paths]) ->
         assert len(row["seq_lengths"]) == len(row["ids"])
 
 
-def test_a_packed_neighbour_is_not_seen(run: tuple[Config, Paths]) -> None:
+def test_packed_examples_do_not_attend_to_neighbours(run: tuple[Config, Paths]) -> None:
     """The packing check of rehearse passes; with a mask of ones, as some collators build, neighbours leak."""
     from finetune.commands.rehearse.proofs import TOLERANCE, check_packing
     from finetune.model.base import load_base

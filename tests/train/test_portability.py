@@ -112,7 +112,7 @@ def test_both_recipes_publish_the_same_form(home: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "trained_on"), [("h100", "nf4"), ("apple-m4", "bfloat16")])
-def test_adapter_adds_the_same_on_every_form_of_the_base(home: Path, name: str, trained_on: str) -> None:
+def test_adapter_has_the_same_effect_on_every_form_of_the_base(home: Path, name: str, trained_on: str) -> None:
     """From the H100 to the Mac and back, and to a CPU in float32: results differ only by the rounding of the base."""
     reference = logits_added(number_formats(home)[trained_on], home / name)
     assert reference.abs().max() > 1  # the adapter has an effect to compare

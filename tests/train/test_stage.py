@@ -66,7 +66,7 @@ def enter(root: Path, **changes: Any) -> tuple[Any, Any]:
     return parse_config(content, "params.yaml"), Paths()
 
 
-def test_same_seed_same_adapter_other_seed_another(ready: Path, tmp_path: Path) -> None:
+def test_the_seed_determines_the_adapter(ready: Path, tmp_path: Path) -> None:
     """Training is repeatable, and the hash distinguishes two adapters."""
     first = train(copy_of(ready, tmp_path / "a"))
     assert train(copy_of(ready, tmp_path / "b")) == first
@@ -246,7 +246,7 @@ def test_data_cut_at_another_length_is_refused(ready: Path, tmp_path: Path) -> N
         stage.run(params_of("train", config), paths)
 
 
-def test_a_note_beside_the_base_is_not_another_base(ready: Path, tmp_path: Path) -> None:
+def test_unrelated_files_do_not_change_the_bases_identity(ready: Path, tmp_path: Path) -> None:
     """Only the files that transformers loads identify a base."""
     from finetune.model.base import identify_base
 
@@ -398,16 +398,16 @@ def test_an_unwritable_status_does_not_stop_a_run(
     root = copy_of(ready, tmp_path / "run")
     monkeypatch.setattr(curves, "write_json", full)
     train(root, train__num_train_epochs=1)
-    told = capsys.readouterr().out
-    assert told.count("work/status.json: No space left on device; curves and status are not updated") == 1
+    output = capsys.readouterr().out
+    assert output.count("work/status.json: No space left on device; curves and status are not updated") == 1
 
 
 def test_a_lack_of_learning_is_reported_early(ready: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A learning rate that is too low to learn is reported during training, not only at its end."""
     root = copy_of(ready, tmp_path / "run")
     train(root, train__learning_rate=1.0e-7)
-    told = capsys.readouterr().out
-    assert "warning: no progress so far: the validation loss is" in told.split("adapter ")[0]
+    output = capsys.readouterr().out
+    assert "warning: nothing is learnt so far: the validation loss is" in output.split("adapter ")[0]
 
 
 def test_only_one_process_writes_a_checkpoints_weights(ready: Path, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_findings_of_one_cost_are_stable_and_accepted_ones_last() -> None:
     assert codes(found) == ["last-batch-partial", "save-never"]
 
 
-def test_the_markdown_report() -> None:
+def test_the_markdown_report_has_the_expected_text() -> None:
     """The expected report is written by hand. A pipe in a text would add a column, so it is escaped."""
     known = Finding("warmup-long", "params.yaml: b", "long", "use 4", "meant so")
     wrong = Finding("warmup-too-long", "params.yaml: a|b", "x | y", "use z")

@@ -242,7 +242,7 @@ def test_grouping_by_length_pads_less() -> None:
 @pytest.mark.parametrize(
     ("strategy", "packing"), [("group_by_length", False), ("random", False), ("sequential", False), ("random", True)]
 )
-def test_the_trainer_pads_what_was_counted(
+def test_the_trainers_padding_equals_the_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, packing: bool
 ) -> None:
     """The real data loader with TRL's collator over the first epoch: positions and heaviest batch are equal."""

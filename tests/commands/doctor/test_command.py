@@ -61,10 +61,8 @@ def test_a_missing_base_is_reported_without_failing(machine: Machine) -> None:
     """A missing base can be downloaded, so the recipe still counts as runnable."""
     machine.predict(hub=(GB, GB))
     machine.add(hub={"model": HUB})
-    said = machine.lines("hub")[-2]
-    assert (
-        "its base model has not been downloaded yet (org/name at 000000000000: not in the cache): hf download org/name "
-    ) in said
+    line = machine.lines("hub")[-2]
+    assert "its base model is not there yet (org/name at 000000000000: not in the cache): hf download org/name " in line
 
 
 def test_each_line_has_the_same_columns_and_problems_a_remedy(machine: Machine) -> None:

@@ -233,9 +233,9 @@ def test_damage_in_the_remote_is_reported_and_not_checked_out(
     """The error names the object to delete; after that a push uploads it, although DVC assumes that it exists."""
     finetune(place / "A", "push")
     spoiled, there = spoil(place), clone(place)
-    said = finetune(there, "pull", code=3)
+    output = finetune(there, "pull", code=3)
     for text in told:
-        assert text.format(where=spoiled[0].relative_to(place / "store").as_posix()) in said
+        assert text.format(where=spoiled[0].relative_to(place / "store").as_posix()) in output
     assert outputs(there) == {}
     for path in spoiled:
         path.unlink(missing_ok=True)  # the remedy in the message

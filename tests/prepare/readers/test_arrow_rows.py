@@ -111,7 +111,7 @@ def test_a_too_large_row_is_skipped(tmp_path: Path) -> None:
         (pa.record_batch({"a": VIEWS}), "column 'a' is of type list_view<item: string>; write it as a list or text"),
     ],
 )
-def test_odd_columns_are_refused(tmp_path: Path, columns: pa.RecordBatch, why: str) -> None:
+def test_unsupported_columns_are_refused(tmp_path: Path, columns: pa.RecordBatch, why: str) -> None:
     """Of two columns with one name only the last would remain; pyarrow's cast of list views loses values."""
     (tmp_path / "rows.arrow").write_bytes(to_arrow(pa.Table.from_batches([columns]), pa.ipc.new_stream))
     assert error_of(tmp_path / "rows.arrow") == f"rows.arrow: {why}"

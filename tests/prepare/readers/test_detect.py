@@ -200,7 +200,7 @@ def test_an_unreadable_file_is_a_one_line_error(tmp_path: Path, name: str) -> No
         list(read_batches(tmp_path / name, container, LARGEST))
 
 
-def test_a_file_has_no_parts(tmp_path: Path) -> None:
+def test_a_part_of_a_file_is_refused(tmp_path: Path) -> None:
     """Ignoring `part` could mean training on the test split."""
     (tmp_path / "rows.jsonl").write_bytes(b"{}\n")
     assert error_of(tmp_path / "rows.jsonl", "train") == (
@@ -234,12 +234,12 @@ def test_arbitrary_bytes_give_rows_bad_rows_or_one_error(folder: Path, name: str
     try:
         found = read(path, largest=60)
     except DataError as error:
-        told = str(error)
+        message = str(error)
     else:
-        told = ""
-    if told:
-        assert told.startswith(str(path))
-        assert name != "rows.jsonl" or "is compressed" in told
+        message = ""
+    if message:
+        assert message.startswith(str(path))
+        assert name != "rows.jsonl" or "is compressed" in message
         return
     assert all(isinstance(row, Row | BadRow) for row in found)
     if name == "rows.jsonl":
@@ -316,8 +316,8 @@ def test_memory_does_not_grow_with_the_file(hard_files: Path) -> None:
     source = Path(detect.__file__).parents[3]
     command = [sys.executable, "-c", MEASURE, str(hard_files)]
     done = subprocess.run(command, env={"PYTHONPATH": str(source)}, capture_output=True, text=True, check=True)
-    *told, grown = done.stdout.splitlines()
-    assert told == [
+    *message, grown = done.stdout.splitlines()
+    assert message == [
         "a.jsonl.gz 1",
         (
             "b.json.gz:1: the file ends in or after element 1, before `]`; the rest of the file "

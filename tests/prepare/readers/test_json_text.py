@@ -115,9 +115,9 @@ def test_an_empty_array_has_no_rows(tmp_path: Path) -> None:
 def test_a_broken_array_names_the_element_and_stops(tmp_path: Path, content: bytes, why: str) -> None:
     """After a broken element the start of the next is unknown, so reading on could lose rows uncounted."""
     (tmp_path / "rows.json").write_bytes(content)
-    told = error_of(tmp_path / "rows.json")
-    assert told.startswith(f"rows.json:{why}")
-    assert told.endswith("; the rest of the file can't be read: fix it, or write the file as JSON lines")
+    message = error_of(tmp_path / "rows.json")
+    assert message.startswith(f"rows.json:{why}")
+    assert message.endswith("; what follows can't be read, so fix it, or write the file as JSON lines")
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])

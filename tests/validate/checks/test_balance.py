@@ -149,7 +149,7 @@ def test_a_constant_long_answer_is_reported_once(splits: Splits, quiet: Config, 
     assert codes(check_data(quiet, splits)) == ["answers-constant"]
 
 
-def test_a_system_prompt_for_nobody_is_a_warning(splits: Splits, change: Change) -> None:
+def test_an_unused_system_prompt_is_a_warning(splits: Splits, change: Change) -> None:
     """The usual cause is a mistyped name: the agent then has no system prompt."""
     cost = [{"rule": "memory_at_most", "limit": "2 GB"}]
     prompts = {"namer": "Name it.", "Namer": "Name it.", "xyz": "?"}

@@ -143,14 +143,14 @@ def test_validate_runs_every_check_and_then_stops(
     weights.write_bytes(weights.read_bytes()[:-1])
     capsys.readouterr()
     assert main(["validate"]) == 2
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     report = json.loads((paths.reports / "validation.json").read_text(encoding="utf-8"))
     errors = [finding for finding in report["findings"] if finding["severity"] == "error" and not finding["accepted"]]
     expected = {"base-incomplete", "fp16-needs-cuda", "target-modules-missing", "truncated-over-budget"}
     assert {finding["code"] for finding in errors} >= expected | {"warmup-too-long"}
     assert report["errors"] == len(errors)
     for finding in errors:
-        assert f"{finding['place']}: {finding['message']}; {finding['remedy']}" in told
+        assert f"{finding['place']}: {finding['message']}; {finding['remedy']}" in output
     assert "effective-batch-differs" not in [finding["code"] for finding in errors]
     assert "accepted: a trial" in (paths.reports / "validation.md").read_text(encoding="utf-8")
     assert not paths.validated.exists()
@@ -168,10 +168,10 @@ def test_an_unusable_base_stops_validate_with_its_findings(
     prepare.run(params_of("prepare", config), paths)
     shutil.rmtree("base")
     assert main(["validate"]) == 2
-    told = capsys.readouterr().err
-    assert "model.base: base: no config.json" in told
-    assert "train.warmup_steps: 500 is more than" in told
-    assert "Traceback" not in told
+    output = capsys.readouterr().err
+    assert "model.base: base: no config.json" in output
+    assert "train.warmup_steps: 500 is more than" in output
+    assert "Traceback" not in output
 
 
 def test_config_and_tokenizer_are_fetched_from_the_hub(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

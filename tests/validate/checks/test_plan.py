@@ -47,7 +47,7 @@ def test_a_peak_beyond_the_memory_is_an_error_and_near_it_a_warning(config: Conf
 
 
 @pytest.mark.parametrize(("fits", "fix"), [((2, 0), "batch_size 2"), ((0, 64), "max_length 64")])
-def test_advice_names_only_what_fits(config: Config, fits: tuple[int, int], fix: str) -> None:
+def test_only_fitting_settings_are_advised(config: Config, fits: tuple[int, int], fix: str) -> None:
     """`use per_device_train_batch_size 0` would be an invalid setting."""
     (finding,) = check_fit(outlook_of(config, 2 * GB, GB, fits))
     assert finding.remedy.endswith(fix)

@@ -65,7 +65,7 @@ def test_the_advised_threshold_can_be_proved(gate: Change, tests_of: MakeTests) 
         assert codes(again) == ["test-set-too-small"]
 
 
-def test_the_size_is_that_of_the_group(gate: Change, tests_of: MakeTests) -> None:
+def test_the_sample_size_is_that_of_the_group(gate: Change, tests_of: MakeTests) -> None:
     """148 examples of one agent are too few, regardless of hundreds of another."""
     test = tests_of(148) + tests_of(300, "other")
     assert check_test_size(gate(**AT_LEAST), test) == []

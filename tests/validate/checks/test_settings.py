@@ -204,7 +204,7 @@ def test_flash_attention_needs_16_bit_computation(settings: Check) -> None:
         assert codes(settings(CUDA | FLASH | {"model.dtype": "float32", mixed: True})) == ["float32-weights-large"]
 
 
-def test_nf4_on_a_cpu_needs_whole_blocks(settings: Check) -> None:
+def test_nf4_on_a_cpu_needs_complete_blocks(settings: Check) -> None:
     """bitsandbytes' CPU kernels process 64 inputs and 32 outputs at a time; the loss head is never quantized."""
     odd_head = replace(LLAMA, linears=(*LLAMA.linears[:-1], LinearLayers("lm_head", 100, 1001, 1)))
     assert settings(NF4) == settings(NF4, odd_head) == settings(NF4, None) == []

@@ -69,7 +69,7 @@ BUDGET = {"truncated_examples": 0.05, "lost_end_tokens": 0.03, "lost_supervised_
         ),
     ],
 )
-def test_each_budget_at_its_edge(
+def test_each_budget_is_enforced_at_its_boundary(
     settings: Settings, code: str, key: str, at_edge: dict[str, int], past: dict[str, int], what: str
 ) -> None:
     """Exactly the budget is allowed with a warning; one more is an error that names the key."""
