@@ -9,7 +9,7 @@ from finetune.config.params import load_config, parse_config
 from finetune.errors import ConfigError
 
 GOOD = {"rule": "better_than_baseline", "metric": "exact_match", "group": "all"}  # a valid criterion
-MISSING = "is missing; nothing that changes a result has a default, so write it"
+MISSING = "is missing; add it; settings that affect results have no defaults"
 
 
 def error_of(params: Any) -> str:

@@ -179,4 +179,4 @@ def error_line(ran: Ran) -> str | None:
 
 def last_line(text: str) -> str:
     """Return the last line that is not empty."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")

@@ -99,7 +99,7 @@ def test_a_session_continues_after_a_stopped_answer(
     talk(session)
     output = capsys.readouterr().out
     assert "stopped" in output
-    assert "no agent 'nobody' here; the agents are namer, other, and none is without" in output
+    assert "no agent is named 'nobody'; known agents: namer, other; none uses no system prompt" in output
     assert "agent other, system prompt: none; others: namer" in output
     assert output.endswith("  on\n")
     assert next(given) == "never"

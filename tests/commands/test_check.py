@@ -33,11 +33,11 @@ def test_a_recipe_for_another_machine_is_refused(folder: Path, capsys: pytest.Ca
     before = (folder / "params.yaml").read_bytes()
     assert main(["check", "h100"]) == 4
     output = capsys.readouterr()
-    assert output.out == "recipe h100 can't run here; looking for one that can\n"
+    assert output.out == "recipe h100 can't run on this machine; searching for a recipe that can\n"
     assert output.err == (
-        "error: recipes/h100.yaml: environment: cuda: no cuda here; nothing was started or changed; "
-        "what works here: ./finetune rehearse h100 (every stage, on a shrunken base), "
-        "or make train-laptop, the largest base that fits this machine\n"
+        "error: recipes/h100.yaml: environment: cuda: no cuda here; nothing was started or "
+        "changed; on this machine you can run ./finetune rehearse h100 (every stage on a "
+        "shrunken base), or make train-laptop, the largest base that fits this machine\n"
     )
     assert (folder / "params.yaml").read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == ["params.yaml", "recipes"]
@@ -119,7 +119,7 @@ def test_an_experiment_needs_an_author(
     monkeypatch.delenv("GIT_COMMITTER_EMAIL")
     assert main(["check", "tiny"]) == 2
     output = capsys.readouterr().err
-    assert output.startswith("error: git: user.email is not set, and an experiment is kept as a commit; nothing was")
+    assert output.startswith("error: git: user.email is not set, but experiments are stored as commits; nothing was")
     assert main(["check"]) == 0, "make repro keeps no experiment"
     Path("gitconfig").write_text("[user]\nname = Me\nemail = me@example.org\n", encoding="utf-8")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "gitconfig")

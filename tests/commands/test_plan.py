@@ -190,17 +190,17 @@ def test_the_text_report_shows_price_and_errors(capsys: pytest.CaptureFixture[st
     """The text shows the price of the plan, and the exit code is that of an error that validate would raise."""
     assert show_plan(ROOT, "h100", 15_000, None, 2.0, probe=False) == 2
     output = capsys.readouterr().out
-    assert "plan of recipe h100: 15,000 training examples, each taken as 4,096 tokens long" in output
-    assert "memory of one device, of NVIDIA H100 80 GB:" in output
+    assert "plan of recipe h100: 15,000 training examples, assumed to be 4,096 tokens long" in output
+    assert "memory per device (NVIDIA H100 80 GB):" in output
     assert "peak by number of devices: 1: " in output
     time = look_ahead(read_recipe("h100", ROOT), ROOT, 15_000).outlook.time()
     assert time is not None
     assert f"time: {time.to_text()}" in output
-    assert f"cost at 2 a device and hour: {time.least / 1800:.2f} to {time.most / 1800:.2f}" in output
+    assert f"cost at 2 per device and hour: {time.least / 1800:.2f} to {time.most / 1800:.2f}" in output
     assert "base-unpinned" in output
     assert show_plan(ROOT, "tiny", 1600, None, None, probe=False) == 0
     output = capsys.readouterr().out
-    assert "time: unknown for this machine until a probe measures it there (./finetune plan --probe)" in output
+    assert "time: unknown for this machine; run ./finetune plan --probe there to measure it" in output
     assert "no findings" in output
 
 
@@ -221,8 +221,8 @@ def test_probe_is_scaled_to_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     show_plan(ROOT, "h100", 15_000, None, 3.0, probe=True)
     output = capsys.readouterr().out
     assert "time: 3.0 to 4.0 hours" in output
-    assert "from a probe of this machine" in output
-    assert "cost at 3 a device and hour: 9.00 to 12.00" in output
+    assert "measured by a probe on this machine" in output
+    assert "cost at 3 per device and hour: 9.00 to 12.00" in output
 
 
 @pytest.mark.slow

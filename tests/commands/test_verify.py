@@ -65,7 +65,7 @@ def test_different_bits_are_an_error_or_a_spread(
     rewrite(root, tier="statistical")
     verify.run(Path(), None, 1)
     output = capsys.readouterr().out
-    assert "as the tier statistical allows; validation losses lie between" in output
+    assert "as the tier statistical allows; validation losses range from" in output
     assert "differs" in output
 
 
@@ -120,7 +120,7 @@ def test_different_arithmetic_is_reported_before_the_run(
     named = f"threads was 96, is {there}"
     verify.run(Path(), 2, 1)
     output = capsys.readouterr().out
-    assert f"warning: numbers may round otherwise here than where the run was made: {named}; bits may differ" in output
+    assert f"warning: rounding may differ from the machine of the original run: {named}" in output
     rewrite(root, checkpoints=SAVES)
     monkeypatch.setattr(verify, "repeat", lambda *_: read_manifest(root / "out/adapter") | {"checkpoints": []})
     with pytest.raises(DataError, match=f"different, although its tier is bitwise; the likely cause: {named}"):

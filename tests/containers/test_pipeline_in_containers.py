@@ -121,7 +121,7 @@ def test_dvc_treats_native_and_container_runs_alike(host: dict[str, str], small:
     write_params(small, runtime="native")
     assert "up to date" in run(host, small, "dvc", "status"), "the runtime is no part of the result"
     output = run(host, small, "python", "-m", "finetune", "train", code=4)
-    assert output == "error: train: the packages of the stages are not installed here; run make setup RUNTIME=native\n"
+    assert output == "error: train: the packages of the stages are not installed; run make setup RUNTIME=native\n"
 
 
 def test_an_interrupted_container_saves_and_resumes(host: dict[str, str], small: Path) -> None:
@@ -243,9 +243,9 @@ def test_commands_in_the_image_use_its_packages(host: dict[str, str], small: Pat
     assert not (small / ".venv").exists()
     (small / "requirements/cpu.lock").write_text("changed\n", encoding="utf-8")
     for command, code in ((["./finetune", "status"], 4), (["make", "setup"], 2)):
-        assert "was built from other locks than requirements/ has" in run(host, small, *line, *command, code=code)
+        assert "was built from locks that differ than requirements/ has" in run(host, small, *line, *command, code=code)
     output = run(host, small, "python", "-m", "finetune", "prepare", code=4)
-    assert f"({built_image('cpu').name} was built from other locks); make image-cpu builds it" in output
+    assert f"({built_image('cpu').name} was built from different locks); make image-cpu builds it" in output
 
 
 def test_the_stand_in_contains_the_secret() -> None:

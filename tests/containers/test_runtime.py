@@ -42,7 +42,7 @@ def test_params_set_where_stages_run(in_params: str, environment: dict[str, str]
 
 def test_an_invalid_runtime_and_a_mac_are_refused() -> None:
     """An invalid value must not run natively; a container cannot reach a Mac's GPU."""
-    with pytest.raises(ConfigError, match=r"^RUNTIME=dcoker: is none of native, docker, podman$"):
+    with pytest.raises(ConfigError, match=r"^RUNTIME=dcoker: is not one of native, docker, podman$"):
         runtime_of(config(), {"FINETUNE_RUNTIME": "dcoker"})
     with pytest.raises(ConfigError, match=r"params.yaml: runtime: must be 'native', 'docker' or 'podman'"):
         config(runtime="buildah")

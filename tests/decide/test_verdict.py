@@ -216,7 +216,7 @@ def test_long_and_slow_answers_should_be_shorter(verdict_of: Reach, criterion: C
     """Length explains the time; the second part of the criterion is about time too, although it is a share."""
     found = verdict_of([better(), criterion], pairs(gained=30), latency=timings(0.9), cost=LONG)
     assert codes_of(found) == ["shorter-answers"]
-    text = "train on shorter answers: the candidate's have 90 tokens, and at 40 it would take 0.4 s"
+    text = "train on shorter answers: its answers have 90 tokens; at 40 tokens, it would take 0.4 s"
     assert found.suggestions[0].text == text
 
 
@@ -248,7 +248,9 @@ def test_the_examples_needed_for_a_margin_are_advised(verdict_of: Reach) -> None
     criteria = [not_worse(0.05)]
     found = verdict_of(criteria, pairs(both=38, gained=1, lost=1))
     assert codes_of(found)[0] == "more-test-examples"
-    numbers = re.search(r"40 examples are too few; at this rate (\d+) would show it", found.suggestions[0].text)
+    numbers = re.search(
+        r"40 test examples are too few; at the same rate, (\d+) would prove it", found.suggestions[0].text
+    )
     assert numbers
     needed = int(numbers[1])
     moved = round(needed / 40)
@@ -317,7 +319,7 @@ def test_no_deploy_beyond_the_declared_test_set_uses(verdict_of: Reach) -> None:
     assert verdict_of(criteria, pairs(gained=30), look=1).name == "deploy"
     found = verdict_of(criteria, pairs(gained=30), look=2)
     assert found.name == "iterate"
-    assert found.reasons == ("look 2 at this test set, 1 were declared: a fresh test set is due",)
+    assert found.reasons == ("look 2 at this test set, but 1 were declared: a fresh test set is required",)
     assert codes_of(found)[0] == "fresh-test-set"
 
 

@@ -217,5 +217,5 @@ def test_an_unreachable_server_is_reported(run: Any, server: dict[str, Any]) -> 
 def test_forgetting_needs_local_models(run: Any, server: dict[str, Any]) -> None:
     """The harness needs likelihoods, which a server does not return."""
     request = {"tasks": ["words"], "folder": None, "limit": None}
-    with pytest.raises(ConfigError, match=r"evaluate.forgetting: asks both sides for the likelihood"):
+    with pytest.raises(ConfigError, match=r"evaluate.forgetting: needs likelihoods of texts"):
         run(**{"evaluate.candidate": server, "evaluate.forgetting": request})

@@ -181,7 +181,7 @@ def test_missing_device_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac may have the device")
 def test_a_device_of_another_system_is_missing() -> None:
     """There is no Apple GPU outside a Mac, and torch is not imported to find out."""
-    assert devices.find_missing_device("apple") == "no Apple GPU is in this machine"
+    assert devices.find_missing_device("apple") == "this machine has no Apple GPU"
 
 
 def test_thread_settings_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

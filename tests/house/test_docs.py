@@ -229,7 +229,7 @@ def test_the_list_of_errors_is_up_to_date() -> None:
 
 def test_an_invented_error_is_detected() -> None:
     """A nearly correct quotation is detected, too."""
-    assert is_raised("a peak of 26.6 GB is predicted, 25.8 GB are there")
+    assert is_raised("predicted peak 26.6 GB, available 25.8 GB")
     assert not is_raised("a peak of 26.6 GB is foreseen, 25.8 GB are there")
     assert not is_raised("the adapter has gone out for lunch")
 

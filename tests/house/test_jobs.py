@@ -178,7 +178,10 @@ def test_the_warning_saves_and_requeues_the_run(cluster: dict[str, str]) -> None
     wait_for(holder.exists, job)
     job.send_signal(signal.SIGUSR1)  # like B:USR1, to the batch shell only
     output, _ = job.communicate(timeout=PATIENCE)
-    assert "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and the same command resumes" in output
+    assert (
+        "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and running the same command again resumes"
+        in output
+    )
     assert calls(cluster)[-1] == "scontrol requeue 4711"
     assert job.returncode == 2
     assert not holder.exists()

@@ -215,8 +215,8 @@ def test_modifying_initialization_on_nf4_is_refused(settings: Callable[..., Conf
     with pytest.raises(ConfigError) as caught:
         start(config)
     expected = (
-        f"adapter.init_lora_weights: {init} rewrites the base's weights, which can't be quantized again without "
-        "becoming another base; use default or gaussian, or model.quantization: none"
+        f"adapter.init_lora_weights: {init} changes the base weights, and quantizing them again would "
+        "change the base; use default or gaussian, or model.quantization: none"
     )
     assert str(caught.value) == f"params.yaml: {expected}"
     assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {expected}"
@@ -224,7 +224,7 @@ def test_modifying_initialization_on_nf4_is_refused(settings: Callable[..., Conf
 
 def test_orthogonal_initialization_needs_floats_and_an_even_rank(settings: Callable[..., Config]) -> None:
     """PEFT would raise a RuntimeError and a ValueError of its own after the base was loaded."""
-    with pytest.raises(ConfigError, match=r"init_lora_weights: orthogonal is made .* nf4 holds whole numbers"):
+    with pytest.raises(ConfigError, match=r"init_lora_weights: orthogonal is computed by PEFT .* nf4 stores integers"):
         start(settings("orthogonal", model__quantization="nf4"))
     with pytest.raises(
         ConfigError, match=r"adapter.r: 3 is odd, but init_lora_weights: orthogonal halves the rank; use 4"
@@ -234,14 +234,14 @@ def test_orthogonal_initialization_needs_floats_and_an_even_rank(settings: Calla
 
 def test_rank_beyond_a_modified_matrix_is_refused(settings: Callable[..., Config]) -> None:
     """PEFT reduces the rank but writes the original one to the config, so that the adapter cannot be loaded."""
-    with pytest.raises(ConfigError, match=r"adapter.r: 100 is more than pissa can take out of .*q_proj \(64 x 64\)"):
+    with pytest.raises(ConfigError, match=r"adapter.r: 100 is larger than pissa can extract from .*q_proj \(64 x 64\)"):
         start(settings("pissa", adapter__r=100))
 
 
 def test_adapter_on_the_loss_head_is_refused(settings: Callable[..., Config]) -> None:
     """TRL refuses it with a ValueError after loading everything: its loss uses the head's own weights."""
     config = settings(adapter__target_modules=["q_proj", "lm_head"])
-    expected = "adapter.target_modules: lm_head is the loss head, whose adapter TRL's loss would pass by; leave it out"
+    expected = "adapter.target_modules: lm_head is the LM head, whose adapter TRL's loss would bypass; remove it"
     assert str(find_adapter_problem(config.adapter, config.model)) == f"params.yaml: {expected}"
     with pytest.raises(ConfigError) as caught:
         start(config)

@@ -386,7 +386,7 @@ def test_errors_of_the_hub_are_one_line(
     message = str(caught.value)
     assert message.partition(f"@{REVISION}: ")[2].startswith(why)
     assert message.endswith(
-        "see its name, revision, subset and part, and the connection (a private one needs HF_TOKEN)"
+        "check its name, revision, subset and part, and the connection (private datasets need HF_TOKEN)"
     )
     assert "\n" not in message
 

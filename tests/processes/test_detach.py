@@ -308,7 +308,7 @@ def test_a_stage_of_another_folder_is_left_alone(
 def test_a_lock_with_an_unknown_holder_is_reported(folder: Path) -> None:
     """The stage may run in a container with its own process ids, so the lock counts as held."""
     holder = hold(folder, "-m", "another", "train", "5")
-    elsewhere = "its process is not seen from here: it runs in a container or on another machine"
+    elsewhere = "its process is not visible here: it runs in a container or on another machine"
     reported = finetune(folder, "status").stdout.splitlines()
     assert reported[:2] == [
         f"stage train (process {holder.pid}) is running",

@@ -261,7 +261,7 @@ def test_a_missing_column_is_reported() -> None:
 
 def test_names_from_a_file_stay_on_one_line() -> None:
     """Columns may have any name of any length, and there may be thousands."""
-    with pytest.raises(ValueError, match=r"^has the fields of no format") as caught:
+    with pytest.raises(ValueError, match=r"^does not have the fields of any format") as caught:
         detect_format([{"a\nb\x1b[31m" + "x" * 3000: 1} | {f"c{at}": at for at in range(500)}], {})
     assert "\n" not in str(caught.value)
     assert "\x1b" not in str(caught.value)

@@ -138,7 +138,7 @@ def test_loss_is_averaged_over_tokens(prediction: Make) -> None:
 
 def test_a_side_without_likelihoods_has_no_loss(prediction: Make) -> None:
     """A server does not return likelihoods."""
-    with pytest.raises(UnmeasuredError, match="the baseline was not asked how likely it finds the references"):
+    with pytest.raises(UnmeasuredError, match="the baseline has no likelihoods of the references"):
         value_of(LOSS, [prediction(nats=None)], "baseline")
 
 

@@ -256,7 +256,7 @@ def test_the_key_is_sent_and_never_shown(monkeypatch: Any, caplog: Any) -> None:
 
 def test_a_password_in_the_address_is_refused() -> None:
     """It would be in params.yaml, in git and in every log of the address."""
-    with pytest.raises(ConfigError, match=r"evaluate\.candidate\.url: holds a user or password") as caught:
+    with pytest.raises(ConfigError, match=r"evaluate\.candidate\.url: contains a user or password") as caught:
         client("http://user:hunter2@localhost/v1")
     assert "hunter2" not in str(caught.value)
 

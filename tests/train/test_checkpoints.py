@@ -35,10 +35,8 @@ def test_newest_complete_checkpoint_is_found_and_bad_ones_set_aside(
     assert store.newest() == store.path(3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad-checkpoint-6", "bad-checkpoint-9", "checkpoint-3"]
     output = capsys.readouterr().out
-    assert (
-        "checkpoint-9 is not a usable checkpoint and was set aside as bad-checkpoint-9: it was not finished" in output
-    )
-    assert "checkpoint-6/weights: is not the file that was published" in output
+    assert "checkpoint-9 is not a usable checkpoint and was renamed to bad-checkpoint-9: it is incomplete" in output
+    assert "checkpoint-6/weights: differs from the published file" in output
 
 
 def test_a_checkpoint_whose_best_one_is_bad_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

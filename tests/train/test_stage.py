@@ -407,7 +407,7 @@ def test_a_lack_of_learning_is_reported_early(ready: Path, capsys: pytest.Captur
     root = copy_of(ready, tmp_path / "run")
     train(root, train__learning_rate=1.0e-7)
     output = capsys.readouterr().out
-    assert "warning: nothing is learnt so far: the validation loss is" in output.split("adapter ")[0]
+    assert "warning: no progress so far: the validation loss is" in output.split("adapter ")[0]
 
 
 def test_only_one_process_writes_a_checkpoints_weights(ready: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def require_plain(path: Path, name: str) -> None:
     except (YAMLError, UnicodeDecodeError):
         return  # read_yaml reports the error
     except (ValueError, ArithmeticError, LookupError) as error:  # raised by the parser for invalid escapes and the like
-        raise DataError(name, f"is not YAML that can be read ({type(error).__name__})") from None
+        raise DataError(name, f"is not readable YAML ({type(error).__name__})") from None
 
 
 def require_literal(event: Any, name: str) -> None:

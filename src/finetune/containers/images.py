@@ -36,7 +36,7 @@ ARGUMENTS = {  # of the Dockerfiles, if the caller's environment sets them
 }
 # Text in the log of a failed build, and the corresponding message.
 KNOWN_FAILURES = {  # the problem and the remedy
-    "no space left on device|disk quota exceeded": ("no space is left", "`{engine} images` shows what images take"),
+    "no space left on device|disk quota exceeded": ("no space is left", "`{engine} images` lists the sizes of images"),
     "set TORCH_INDEX to": (
         "none of the package indexes tried has PyTorch's CPU build",
         "set one that does: make image-{environment} TORCH_INDEX=https://...",

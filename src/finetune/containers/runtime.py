@@ -122,7 +122,7 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
 
 def command_code(code: int, engine: str, command: str) -> int:
     """Return the command's own exit code; raise our own error if the engine or a signal caused it."""
-    again = "the same command resumes from what is kept"
+    again = "run the same command again to resume"
     if code == 125:
         raise MachineError(
             command, f"{engine} could not start the container; its messages are above", "see docs/containers.md"

@@ -42,7 +42,7 @@ def count_look(path: Path, test_sha256: str, candidate: str) -> int:
         return known.index(candidate) + 1
 
 
-def read_looks(path: Path, remedy: str = "take the file back from git") -> dict[str, list[str]]:
+def read_looks(path: Path, remedy: str = "restore the file from git") -> dict[str, list[str]]:
     """Return the candidates by test set; empty without a file. Raise DataError with the remedy if it is unreadable."""
     try:
         looks: dict[str, list[str]] = read_json(path) if path.exists() else {}

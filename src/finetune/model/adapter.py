@@ -61,7 +61,7 @@ def _init_problem(adapter: AdapterConfig, *, quantized: bool) -> Problem | None:
     if init in REWRITING and quantized:
         # PEFT rejects PiSSA there and accepts OLoRA. Measured on a small base: quantizing the rest again changed the
         # logits by 0.33 before any step, whereas NF4 itself changes them by 0.10.
-        why = "rewrites the base's weights, which can't be quantized again without becoming another base"
+        why = "changes the base weights, and quantizing them again would change the base"
         return _problem("init_lora_weights", f"{init} {why}", "use default or gaussian, or model.quantization: none")
     if init == "orthogonal" and quantized:
         why = "is computed by PEFT in the number format of the base, and nf4 stores integers"

@@ -16,8 +16,8 @@ from finetune.errors import BaseModelError
 FACTS = Path("models/architectures")  # <organization>/<name>/config.json
 HEAD = "lm_head"  # the loss head, which bitsandbytes leaves unquantized
 BOUNDLESS = 2**20  # positions of a base whose config sets no limit, e.g. with ALiBi
-OTHER = "use a base that transformers knows, or fix that file"
-AGAIN = "fix it or fetch it again"
+OTHER = "use a base that transformers supports, or fix that file"
+AGAIN = "fix it or download it again"
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def measure_architecture(config: Any) -> Architecture:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         return _count_parts(config, model)
     except Exception as error:  # a width of zero, an unknown activation, no attention: various classes
-        what = f"no decoder is made of its {type(config).__name__} ({type(error).__name__}: {_in_a_line(error)})"
+        what = f"no decoder can be built from its {type(config).__name__} ({type(error).__name__}: {_in_a_line(error)})"
         raise BaseModelError("base-class-unknown", "base", what, OTHER) from None
 
 

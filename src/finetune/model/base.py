@@ -72,7 +72,7 @@ def load_base(model: ModelConfig, device: str) -> Any:
         raise ConfigError("params.yaml: model.base", f"{model.base} does not load: {first}") from None
     used = str(base.config._attn_implementation)
     if (asked == "flash_attention_2") != ("flash" in used):  # otherwise the report would name the wrong one
-        raise ConfigError("params.yaml: model.attention", f"{asked} was asked for, and transformers took {used}")
+        raise ConfigError("params.yaml: model.attention", f"{asked} was requested, but transformers used {used}")
     base.requires_grad_(False)
     return keep_quantized_weights(base)
 
@@ -156,7 +156,7 @@ def fetch_config(model: ModelConfig) -> None:
     try:
         hf_hub_download(model.base, "config.json", revision=model.revision)
     except Exception as error:  # not found, gated, licence not accepted, a broken connection
-        what = f"the Hub does not give {model.base} at {model.revision}: {str(error).strip().splitlines()[0]}"
+        what = f"the Hub does not provide {model.base} at {model.revision}: {str(error).strip().splitlines()[0]}"
         raise BaseModelError(
             "base-missing",
             "base",

@@ -23,8 +23,8 @@ GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 CONTROL_MARK = re.compile(r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|<(?:start|end)_of_\w+>|</?s>|\[/?INST\]")
 OPENED_THOUGHT = 8  # tokens: some prompts end with the beginning of a thought (`<think>`), which the rows lack
 TEMPLATES = "models/templates/*.jinja"
-FETCH = "fetch it once where a network is (hf download {base}); ./finetune rehearse needs no base"
-COPY = "fetch the base again (hf download), or copy it whole"
+FETCH = "download it while connected (hf download {base}); ./finetune rehearse does not need the base"
+COPY = "download the base again (hf download), or copy it completely"
 IGNORED = -100  # the label that cross-entropy ignores (torch.nn.CrossEntropyLoss, ignore_index)
 
 
@@ -61,7 +61,7 @@ def load_tokenizer(model: ModelConfig, folder: Path | None = None, *, fetch: boo
     except Exception as error:  # a missing file, invalid JSON, tokenizers' own: each library layer has its own
         raise _no_tokenizer(model, source, first_line(error)) from None
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # transformers' result without tokenizer files
-        raise _no_tokenizer(model, source, "it holds no vocabulary")
+        raise _no_tokenizer(model, source, "it has no vocabulary")
     if folder is None:  # a folder of ours contains the tokenizer as it was in training
         set_template(tokenizer, model)
         set_padding(tokenizer, model)

@@ -57,7 +57,7 @@ def copy_file(files: Any, revision: str, path: Path, target: Path) -> None:
 
 def again(revision: str) -> str:
     """Return the commands that restore a revision's results in the working tree."""
-    return f"dvc exp apply {revision}, of a commit git checkout {revision}; then make repro"
+    return f"dvc exp apply {revision} (or git checkout {revision} for a commit), then make repro"
 
 
 def fetch_directory(root: Path, revision: str, path: Path, target: Path) -> None:

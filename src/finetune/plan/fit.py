@@ -61,7 +61,7 @@ def judge(config: Config, found: Accelerators, predictor: "Predictor | None") ->
     reasons = (*missing_devices(config, found), *missing_packages(config))
     name, environment, base = config.recipe, config.environment, config.model.base
     if reasons:  # memory of another kind of device is irrelevant
-        return Fit(name, environment, base, False, reasons, unknown="not predicted, as it can't run here anyway")
+        return Fit(name, environment, base, False, reasons, unknown="not predicted, because it can't run here")
     available = usable_memory()
     if environment == "cuda":
         available = min(gpu.memory_bytes for gpu in found.gpus[: config.train.distributed.devices])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from finetune.config.train import TrainConfig
 from finetune.model.architecture import HEAD, Architecture
 
-# The fraction of the data sheet's dense 16-bit throughput that LoRA runs reach; a wide range until a probe has measured
+# The fraction of the data sheet dense 16-bit throughput that LoRA runs reach; a wide range until a probe has measured
 # it. The lower end is for 4-bit weights with checkpointing and short rows, the upper one for long 16-bit rows.
 ASSUMED_SHARE = (0.15, 0.45)
 

@@ -92,7 +92,7 @@ def token_counter(base: str, revision: str | None) -> TokenCounter:
     except Exception as error:  # tokenizers raises nothing more specific
         reason = " ".join(str(error).split())[:200]
         what = f"has no tokenizer.json for data.filters.tokens ({reason})"
-        raise ConfigError(base, what, "unset its bounds") from None
+        raise ConfigError(base, what, "remove its bounds") from None
     tokenizer.no_truncation()  # a file may enable it, and every long text would count as short
     tokenizer.no_padding()
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

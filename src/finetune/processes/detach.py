@@ -129,7 +129,7 @@ def wait_for_end(paths: Paths, run: Run) -> list[Stage]:
 
 def ask_to_end(stage: Stage) -> None:
     """Send SIGTERM: train saves at its step's end, other stages discard unfinished output. Both end with code 5."""
-    advice = "stop it where it runs (scancel, sky jobs cancel, docker stop), or ask its owner"
+    advice = "stop it on the machine where it runs (scancel, sky jobs cancel, docker stop), or ask its owner"
     if stage.process is None:
         raise MachineError(f"stage {stage.name} can't be stopped from here", stage.why_not, advice)
     try:

@@ -119,7 +119,7 @@ def find_stage(paths: Paths) -> Stage | None:
 
 def find_process(name: str, pid: int | None, paths: Paths) -> tuple[Any | None, str]:
     """Return (the process that runs this stage in this folder, ''), or (None, why it cannot be reached from here)."""
-    elsewhere = "its process is not seen from here: it runs in a container or on another machine"
+    elsewhere = "its process is not visible here: it runs in a container or on another machine"
     if pid is None:
         return None, elsewhere
     try:

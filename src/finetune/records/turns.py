@@ -54,7 +54,7 @@ def _message(turn: Any, place: str) -> Message:
     if calls and role != "assistant":
         raise ValueError(f"{place} calls a tool, but its role is {role}")
     if turn.get("weight") == 0:  # marks turns that must not be trained on in some APIs
-        raise ValueError(f"{place}.weight is 0, but every turn of the assistant is trained on; take such turns out")
+        raise ValueError(f"{place}.weight is 0, but every assistant turn is trained on; remove such turns")
     return Message(
         role=role,
         content=_content(turn.get("content"), f"{place}.content", may_be_empty=bool(calls) or role == "tool"),

@@ -169,7 +169,7 @@ FIXES = {
 
 def too_slow(seconds: float) -> tuple[str, str]:
     """Return the problem and the remedy."""
-    return f"gave no answer within {seconds:g} s", "raise timeout_seconds, or give the server more room"
+    return f"did not answer within {seconds:g} s", "raise timeout_seconds, or reduce the load on the server"
 
 
 def chat_url(url: str) -> str:

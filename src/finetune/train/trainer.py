@@ -35,7 +35,7 @@ def score_supervised_positions() -> None:
     """
     from trl.trainer import utils
 
-    assert hasattr(utils, "_use_triton"), "this TRL names its switch otherwise"
+    assert hasattr(utils, "_use_triton"), "this TRL version names its switch differently"
     utils._use_triton = lambda _: True  # in that module this controls nothing else
 
 
@@ -279,7 +279,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         try:
             model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
         except SafetensorError as error:  # raised for a full disk, but not an OSError here
-            message = f"{error} (free some space: dvc gc -w)"
+            message = f"{error} (free disk space: dvc gc -w)"
             raise MachineError(str(output_dir), message, self.store.what_is_kept()) from None
 
     def _save_rng_state(self, output_dir: str) -> None:

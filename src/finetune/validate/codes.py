@@ -35,10 +35,14 @@ class Code:
 
 
 CODES: dict[str, Code] = {  # of problems that several modules find; each module in `checks` adds its own
-    "tf32-unsupported": Code("error", "run", "tf32 exists on CUDA devices from Ampere on.", binding=True),
-    "base-missing": Code("error", "run", "Neither a local folder nor the cache holds the base.", binding=True),
-    "base-unpinned": Code("error", "run", "The same name may be another model tomorrow.", binding=True),
-    "base-class-unknown": Code("error", "run", "The base's config describes no model that can be built.", binding=True),
+    "tf32-unsupported": Code(
+        "error", "run", "tf32 requires a CUDA device of the Ampere generation or newer.", binding=True
+    ),
+    "base-missing": Code("error", "run", "The base is neither a local folder nor in the cache.", binding=True),
+    "base-unpinned": Code(
+        "error", "run", "Without a revision, the same name may refer to a different model later.", binding=True
+    ),
+    "base-class-unknown": Code("error", "run", "No model can be built from the config of the base.", binding=True),
     "base-incomplete": Code("error", "run", "A file of the base is missing, cut off or damaged.", binding=True),
     "template-missing": Code("error", "run", "Without a chat template, messages can't be tokenized.", binding=True),
     "template-broken": Code("error", "run", "The template does not render these messages.", binding=True),

@@ -89,7 +89,9 @@ def count_workload(params: ValidateParams, root: Path) -> tuple[Workload, str]:
     try:
         tokenizer, own = rehearsal_tokenizer(params.model, root)
     except BaseModelError:  # reported as a finding
-        source = f"{len(examples):,} prepared rows, each taken as long as max_length, as no tokenizer serves"
+        source = (
+            f"{len(examples):,} prepared rows, assumed to be max_length tokens long because no tokenizer is available"
+        )
         return Workload.at_most(params.train, len(examples)), source
     split = tokenize_split(tokenizer, examples, params.train, params.seed)
     held_out = read_examples(Paths(root).prepared / "validation.jsonl")

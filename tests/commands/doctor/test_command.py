@@ -62,7 +62,10 @@ def test_a_missing_base_is_reported_without_failing(machine: Machine) -> None:
     machine.predict(hub=(GB, GB))
     machine.add(hub={"model": HUB})
     line = machine.lines("hub")[-2]
-    assert "its base model is not there yet (org/name at 000000000000: not in the cache): hf download org/name " in line
+    assert (
+        "its base model has not been downloaded yet (org/name at 000000000000: not in the cache): hf download org/name "
+        in line
+    )
 
 
 def test_each_line_has_the_same_columns_and_problems_a_remedy(machine: Machine) -> None:

@@ -57,7 +57,7 @@ def test_the_page_contains_no_path_or_host(run: MadeUp) -> None:
 
 def test_shares_of_clustered_examples_have_no_wilson_interval(run: MadeUp) -> None:
     """Wilson's interval assumes independent examples and would be too narrow; page and card explain its absence."""
-    why = "no interval: examples come in clusters; the criteria's intervals take that into account"
+    why = "no interval here: examples come in clusters, which the intervals of the criteria take into account"
     groups = run.reports["evaluation"]["groups"]
     groups[AGENT]["clusters"], groups[OTHER]["clusters"] = groups[AGENT]["examples"] - 1, groups[OTHER]["examples"]
     for predictions in (run.predictions, []):

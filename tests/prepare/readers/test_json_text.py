@@ -117,7 +117,7 @@ def test_a_broken_array_names_the_element_and_stops(tmp_path: Path, content: byt
     (tmp_path / "rows.json").write_bytes(content)
     message = error_of(tmp_path / "rows.json")
     assert message.startswith(f"rows.json:{why}")
-    assert message.endswith("; what follows can't be read, so fix it, or write the file as JSON lines")
+    assert message.endswith("; the rest of the file can't be read: fix it, or write the file as JSON lines")
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])

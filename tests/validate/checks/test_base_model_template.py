@@ -72,12 +72,12 @@ ONE_LOST = "in a conversation with two answers, the two are not supervised as se
     ("text", "code", "what"),
     [
         # Every token would be masked; TRL has marked versions only of common templates.
-        (UNMARKED, "template-unmarked", "the chat template of base does not mark the assistant's turns"),
+        (UNMARKED, "template-unmarked", "the chat template of base does not mark assistant turns"),
         # transformers fails at an empty text with a negative number, or not at all.
         ("{% generation %}{% endgeneration %}", "template-broken", NOTHING),
         ("{# {% generation %} #}\n", "template-broken", NOTHING),
         # A model that was never taught to stop writes up to the limit.
-        (ENDLESS, "end-token-unsupervised", "an answer's last supervised token is "),
+        (ENDLESS, "end-token-unsupervised", "the last supervised token of an answer is "),
         # Only the first answer is marked, as in templates that keep the rest for the reasoning.
         (FIRST_ALONE, "mask-wrong", ONE_LOST),
     ],

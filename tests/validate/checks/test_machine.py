@@ -70,7 +70,7 @@ def test_a_fully_equipped_machine_causes_no_finding(machine: Callable[..., None]
 
 def test_a_missing_device_is_the_only_warning(machine: Callable[..., None], change: Change) -> None:
     """validate may run on a laptop before the machine is rented, so other properties are not checked."""
-    machine(missing="no CUDA device answers", devices=0, supports=(), packages=())
+    machine(missing="no CUDA device found", devices=0, supports=(), packages=())
     (finding,) = check_machine(change(**CUDA | FLASH | spread("zero2", devices=4)))
     assert told(finding, "device-missing") == (
         "params.yaml: environment: no CUDA device found; "

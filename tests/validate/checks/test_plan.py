@@ -67,7 +67,7 @@ def test_a_smaller_machine_than_the_recipes_is_a_warning(change: Change, monkeyp
     )
     here = change()
     assert check_this_machine(here, outlook_of(here, 9 * GB, 8 * GB)) == []  # check_fit reports that
-    monkeypatch.setattr(plan, "find_missing_device", lambda environment: "no CUDA device answers")
+    monkeypatch.setattr(plan, "find_missing_device", lambda environment: "no CUDA device found")
     assert check_this_machine(config, outlook_of(config, 9 * GB, 80 * GB)) == []
 
 

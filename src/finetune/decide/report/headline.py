@@ -87,7 +87,7 @@ def achieves(item: Reading, figure: str) -> str:
 
 def evidence(item: Reading, confidence: float, policy: str) -> str:
     """State confidence and requirement: `at least 59.5% with 99% confidence, 55% was asked`."""
-    outcome, asked = item.outcome, f"{item.limit} was asked"
+    outcome, asked = item.outcome, f"required: {item.limit}"
     if policy == "point":
         return f"an estimate without proof; {asked}"
     if item.kind == "bytes" or item.bounds == NO_INTERVAL:

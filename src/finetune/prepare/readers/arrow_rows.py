@@ -213,7 +213,7 @@ def arrow_file(path: Path, where: str) -> Iterator[tuple[pa.RecordBatch, float]]
                 yield _checked(batch), file.tell() / size
         file.seek(max(0, file.tell() - len(END_OF_STREAM)))
         if file.read(len(END_OF_STREAM)) != END_OF_STREAM:  # it was truncated between two batches
-            raise DataError(where, "is cut off or damaged (no end mark)", "fetch it or write it again")
+            raise DataError(where, "is truncated or damaged (no end mark)", "download or write it again")
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -33,7 +33,7 @@ def read_errors_at(where: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             reason = error.strerror or os.strerror(error.errno)
-            raise DataError(where, f"can't be read ({reason})", "see its rights and its disk") from None
+            raise DataError(where, f"can't be read ({reason})", "check its permissions and its disk") from None
         # Without an error number, it is an error of pyarrow about the file's content.
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(where, f"is truncated or damaged ({reason})", "download or write it again") from None

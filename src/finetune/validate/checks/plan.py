@@ -12,7 +12,9 @@ from finetune.validate.findings import Finding
 
 COSTLY = 0.25  # evaluations, relative to the work of the training steps
 ROOMY = 0.7  # of the memory that another setting may need at most to be suggested
-ADVICE = "use a smaller micro-batch (with more accumulation) or max_length, or nf4; ./finetune plan shows what fits"
+ADVICE = (
+    "use a smaller micro-batch (with more accumulation), a smaller max_length or nf4; ./finetune plan shows what fits"
+)
 
 CODES |= {
     "memory-short": Code("error", "run", "The predicted peak exceeds the memory of this machine."),

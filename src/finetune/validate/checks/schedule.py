@@ -89,7 +89,7 @@ def check_early_stopping(train: TrainConfig, schedule: Schedule) -> list[Finding
         what = "early stopping without load_best_model_at_end keeps the worse, last checkpoint"
         return [Finding("early-stopping-keeps-last", where, what, "set train.load_best_model_at_end: true")]
     if schedule.evaluations <= patience + 1:  # the last one is the end of the run
-        what = f"{patience} can't be used up before the run's end by its {schedule.evaluations} evaluations"
+        what = f"{patience} can't be used up by the {schedule.evaluations} evaluations of the run"
         fix = f"use a smaller patience, null, or eval_steps {max(schedule.steps // (patience * 4), 1)}"
         return [Finding("early-stopping-never", where, what, fix)]
     return []

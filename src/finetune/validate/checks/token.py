@@ -92,7 +92,7 @@ def check_truncation(train: TrainConfig, name: str, counts: TokenCounts) -> list
             )
             findings.append(Finding("rows-truncated", LENGTH, what, f"use {counts.longest}"))
     if counts.unsupervised_examples and counts.examples:  # if none is left, the mask is empty
-        what = f"{counts.unsupervised_examples} examples of {name} have no supervised token left and are left out"
+        what = f"{counts.unsupervised_examples} examples of {name} have no supervised token left and are dropped"
         findings.append(Finding("rows-without-supervision", LENGTH, what, f"use {counts.longest}"))
     return findings
 
