@@ -1,1 +1,1 @@
-"""Scorers of your own; README.md says how."""
+"""Your own scorers; README.md explains how to write one."""

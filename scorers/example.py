@@ -1,13 +1,13 @@
-"""A scorer of your own to start from: the words that an answer shares with the reference."""
+"""An example to start from: the share of the reference's words that an answer contains."""
 
 from typing import Any
 
 
 def share_of_words(answer: str, reference: str, example: dict[str, Any]) -> float:  # noqa: ARG001
-    """The share of the reference's words that stand in the answer, 0 to 1; case and order say nothing.
+    """Return the share of the reference's words that occur in the answer, 0 to 1, regardless of case and order.
 
-    `example` is the whole test example, as a line of data/prepared/test.jsonl holds it.
+    `example` is the complete test example, a line of data/prepared/test.jsonl.
     """
-    wanted = set(reference.lower().split())
-    found = wanted & set(answer.lower().split())
-    return len(found) / len(wanted) if wanted else 0.0
+    expected = set(reference.lower().split())
+    shared = expected & set(answer.lower().split())
+    return len(shared) / len(expected) if expected else 0.0

@@ -54,7 +54,7 @@ NO_FILES = re.compile(  # examples of a user's files, and files of other program
 
 @cache
 def targets() -> set[str]:
-    """Return the Makefile's targets; train-% stands for one per recipe."""
+    """Return the Makefile's targets; train-% is one target per recipe."""
     found = set(re.findall(r"^([a-z][a-z%-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     return (found - {"train-%"}) | {f"train-{name}" for name in (*RECIPES, "...")}
 

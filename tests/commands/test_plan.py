@@ -94,7 +94,7 @@ def test_every_recipe_can_be_planned_without_errors_except_its_pin(name: str) ->
 
 
 def test_accepted_findings_of_validate_are_not_reported_as_unused(change: Callable[..., Config]) -> None:
-    """A plan does not read the rows, so it cannot tell that an accepted finding no longer applies."""
+    """A plan does not read the rows, so it does not know that an accepted finding no longer applies."""
     accepted = {"split-near-overlap": "two forms of one manual", "warmup-too-long": "meant so"}
     config = change(**{"findings.accept": accepted, "train.warmup_steps": 10_000})
     preview = look_ahead(config, ROOT, examples=1600)

@@ -138,7 +138,7 @@ def test_a_loss_of_exactly_the_margin_is_worse(lost: int, expected: Status) -> N
 
 @pytest.mark.parametrize("criterion", [at_least(0.98), better(), not_worse(0.05)])
 def test_a_perfect_single_example_proves_nothing(criterion: Criterion) -> None:
-    """n = 1, right against wrong: the best possible result is no evidence."""
+    """n = 1, right against wrong: the best possible result proves nothing."""
     assert status(criterion, pairs(gained=1)) == "inconclusive"
 
 

@@ -89,7 +89,7 @@ def test_a_merged_and_quantized_candidate_is_evaluated_as_such(run: Any) -> None
 
 
 def test_another_model_uses_its_own_template(run: Any) -> None:
-    """The same base under another name stands in for another model and gives the base's answers."""
+    """The same base under another name acts as another model and gives the base's answers."""
     model = params()["model"] | {"base": str(ROOT / "models/tiny-base")}
     evaluation, _, _ = run(**{"evaluate.baseline": {"form": "model", "model": model}})
     assert (evaluation["baseline"]["form"], evaluation["baseline"]["name"]) == ("model", "tiny-base")

@@ -1,6 +1,10 @@
-"""The pages are in plain idiomatic English, without phrases that readers would have to translate."""
+"""Pages, messages, docstrings and comments are plain English, without phrases that readers would have to translate."""
 
+import ast
+import io
 import re
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,7 @@ UNIT = r"(?:second|minute|hour|day|epoch|step|layer|row|token|device|node|proces
 FOREIGN = {
     "use print, report, list or name": r"\b(?:tells?|told|telling|speaks? of)\b(?! to)",
     "use is or are": r"\b(?:stands?|stood|lies|lay)\b(?!-)",
-    "write content": r"\b(?:is|are) no (?=price|key|file|folder|token|tokens|option|proof|evidence|error)\b",
+    "write what it is": r"\b(?:is|are) no (?=price|key|file|folder|token|tokens|option|proof|evidence|error)\b",
     "write default:": r"\bwhere (?:it is left out|nothing is said|none is named)\b",
     "use resume, continue or fix": r"\b(?:goes on|go on|going on|went on|mend(?:s|ed|ing)?)\b",
     "write with a warning, or silently": r"\b(?:aloud|in silence|without a word)\b",
@@ -31,16 +35,52 @@ def prose_of(path: Path) -> str:
     return re.sub(r"\]\([^)]*\)", "]", SPAN.sub("", text))
 
 
+def foreign_phrases(text: str) -> list[str]:
+    """Return advice for each foreign phrase of a text."""
+    line = " ".join(text.split())
+    return [
+        f"{advice}: …{line[max(hit.start() - 30, 0) : hit.end() + 20]}…"
+        for advice, pattern in FOREIGN.items()
+        for hit in re.finditer(pattern, line)
+    ]
+
+
+def prose_in_code(path: Path, *, messages: bool) -> Iterator[str]:
+    """Yield the docstrings and comments of a module and, if asked for, its strings of several words."""
+    code = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+        if messages and isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.value
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_page_is_plain_english(page: Path) -> None:
     """The pages contain none of the most frequent forms of terse or foreign English."""
-    text = " ".join(prose_of(page).split())
-    found = [
-        f"{advice}: …{text[max(hit.start() - 30, 0) : hit.end() + 20]}…"
-        for advice, pattern in FOREIGN.items()
-        for hit in re.finditer(pattern, text)
-    ]
-    assert found == []
+    assert foreign_phrases(prose_of(page)) == []
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "models", "data", "scorers"])
+def test_messages_docstrings_and_comments_are_plain_english(folder: str) -> None:
+    """The code contains none of these forms either: in src in all strings, elsewhere in docstrings and comments."""
+    found = {
+        path.relative_to(ROOT).as_posix(): phrases
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for text in prose_in_code(path, messages=folder == "src")
+        if (phrases := foreign_phrases(text))
+    }
+    assert found == {}
+
+
+def test_the_report_is_plain_english() -> None:
+    """The templates of report, summary and model card contain none of these forms."""
+    templates = sorted((ROOT / "src").rglob("*.j2"))
+    assert len(templates) == 3
+    assert [phrases for path in templates if (phrases := foreign_phrases(path.read_text(encoding="utf-8")))] == []
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_a_cluster_counts_as_one_example_at_most(rows: Any, confidence: float) -
 
 
 def test_one_cluster_gives_no_bound() -> None:
-    """A thousand rows of one user are no evidence about other users; the criterion is inconclusive."""
+    """A thousand rows of one user show nothing about other users; the criterion is inconclusive."""
     share = clustered_proportion([1] * 9, ["a"] * 9, 0.95, "lower")
     gain = clustered_difference([1] * 9, [0] * 9, ["a"] * 9, 0.95, "lower")
     reason = "all 9 examples are in one cluster; a bound needs at least two"
