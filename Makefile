@@ -1,8 +1,8 @@
-# The front door. Every target sets up what it needs first and fails when its command fails; staleness is DVC's alone.
-# Not make's default shell: with that, macOS's make (3.81) runs simple lines by itself, and does not see our PATH.
+# Entry points. Every target first sets up what it needs, and fails if its command fails. Only DVC tracks staleness.
+# Not make's default shell: with the default, make 3.81 of macOS runs simple lines directly and ignores our PATH.
 SHELL := /bin/bash
 ENVIRONMENT ?= auto
-ifndef FINETUNE_IMAGE  # an image of ours has its own packages
+ifndef FINETUNE_IMAGE  # images have their own packages
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 ifeq ($(origin RUNTIME),command line)
@@ -19,21 +19,21 @@ export DVC_NO_ANALYTICS := 1
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "RECIPE", $$1); printf "  make %-16s %s\n", $$1, $$2}' Makefile
-	@echo "  ENVIRONMENT=cpu|cuda|apple overrides what is found on this machine, RUNTIME=native|docker|podman what params.yaml says"
+	@echo "  ENVIRONMENT=cpu|cuda|apple overrides the detected environment, RUNTIME=native|docker|podman the runtime in params.yaml"
 	@echo "  everything else: ./finetune --help"
 
-setup: ## install the locked packages into .venv (done by the others when needed)
+setup: ## install the locked packages into .venv (other targets do this when needed)
 	@requirements/setup.sh $(ENVIRONMENT) params.yaml
 
 setup-dev:
 	@requirements/setup.sh $(ENVIRONMENT) params.yaml dev
 
-repro: setup ## set up and run the whole pipeline to its verdict (DETACH=1: in the background)
+repro: setup ## set up and run the pipeline to a verdict (DETACH=1: in the background)
 	@finetune check
 	@$(if $(DETACH),finetune detach $@,dvc repro)
 	@$(if $(DETACH),,finetune report)
 
-train-%: ## apply a recipe and run it to its verdict as a named experiment (DETACH=1: in the background)
+train-%: ## apply a recipe and run it to a verdict as a named experiment (DETACH=1: in the background)
 	@requirements/setup.sh $(ENVIRONMENT) "recipes/$*.yaml" && finetune check "$*"
 	@finetune $(if $(DETACH),detach "$@",use "$*")
 	@$(if $(DETACH),,dvc exp run --name "$*-$$(date +%Y%m%d-%H%M%S)")
@@ -41,42 +41,42 @@ train-%: ## apply a recipe and run it to its verdict as a named experiment (DETA
 test: setup-dev ## set up and run the tests
 	@python -m pytest -n auto --dist loadfile -m "not end_to_end and not images"
 
-test-fast: setup-dev ## the tests that train nothing
+test-fast: setup-dev ## run the tests that train nothing
 	@python -m pytest -n auto --dist loadfile -m "not slow and not end_to_end and not images"
 
-test-end-to-end: setup-dev ## the pipeline through DVC, faults, and a rehearsal of each kind of recipe
+test-end-to-end: setup-dev ## test the pipeline through DVC, faults, and a rehearsal of each kind of recipe
 	@python -m pytest -n auto --dist loadfile -m end_to_end
 
-test-images: setup-dev ## build the images, and run the whole pipeline in one: needs buildah and podman
+test-images: setup-dev ## build the images and run the pipeline in one (needs buildah and podman)
 	@python -m pytest -m images -rs
 
-lint: setup-dev ## style, spelling, prose and types
+lint: setup-dev ## check style, spelling, prose and types
 	@ruff check . && ruff format --check . && codespell
 	@proselint check --config .proselintrc.json *.md docs/*.md */README.md
 	@mypy
 
-check: lint test ## lint and all tests
+check: lint test ## run lint and all tests
 
-image-cpu: setup ## build the image that stages run in without a GPU, by docker, podman or buildah
+image-cpu: setup ## build the CPU image for stages, with docker, podman or buildah
 	@finetune image cpu
 
-image-cuda: setup ## the same for NVIDIA GPUs (FLASH_ATTN=version compiles flash-attn: hours)
+image-cuda: setup ## build the CUDA image (FLASH_ATTN=version compiles flash-attn: takes hours)
 	@finetune image cuda
 
-chaos: setup-dev ## break the small pipeline in 60 seeded ways and judge what is left: ROUNDS=60 SEED=1
+chaos: setup-dev ## inject 60 seeded faults into the small pipeline and check the results (ROUNDS=60 SEED=1)
 	@python -m tests.chaos --rounds $(or $(ROUNDS),60) --seed $(or $(SEED),1)
 
-bench: setup-dev ## measure all against its peers, for hours; the tables of docs/benchmarks.md are made from it (ONLY="train start")
+bench: setup-dev ## run all benchmarks against other tools; takes hours (ONLY="train start")
 	@python -m pip install --quiet --no-deps --require-hashes -r requirements/bench.lock
 	@benchmarks/peers.sh work/peers
 	@python benchmarks/run.py $(if $(ONLY),--only $(ONLY))
 
-bench-quick: setup-dev ## the benchmarks on their smallest sizes; nothing is kept (on a finished run: make repro first)
+bench-quick: setup-dev ## run the benchmarks at their smallest sizes, without saving results (needs a finished run: make repro)
 	@python -m pip install --quiet --no-deps --require-hashes -r requirements/bench.lock
 	@python benchmarks/run.py --quick
 
 lock: setup-dev ## compile pyproject.toml to requirements/*.lock
 	@requirements/lock.sh
 
-clean: ## remove what the stages made (not .venv, not DVC's cache)
+clean: ## remove the outputs of the stages (not .venv or DVC's cache)
 	@rm -rf data/prepared data/validated out reports work

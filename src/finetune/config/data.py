@@ -133,7 +133,7 @@ class FilterConfig(Section):
 
     only_successful: bool
     characters: Bounds  # of all messages except the system prompt
-    tokens: Bounds  # the same, by the tokenizer of model.base, without the tokens of the chat template
+    tokens: Bounds  # the same, in tokens of model.base, without the tokens of the chat template
     keep_matching: tuple[Text, ...]  # regular expressions; a row must match all of them
     drop_matching: tuple[Text, ...]  # a row must match none of them
     roles: Annotated[tuple[RoleName, ...], Field(min_length=1)]

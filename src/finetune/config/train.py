@@ -16,7 +16,7 @@ class BudgetConfig(Section):
     truncated_examples: Share
     lost_end_tokens: Share  # of the examples
     lost_supervised_tokens: Share
-    padding: Share  # of the positions that the device computes
+    padding: Share  # of all computed positions
 
 
 class DistributedConfig(Section):
