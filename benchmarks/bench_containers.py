@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=results_file("containers"))
     asked = parser.parse_args()
     engine: str = asked.engine
-    told = subprocess.run([engine, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    result: dict[str, Any] = {"engine": told, **what_ran(("torch",))}
+    version_text = subprocess.run([engine, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    result: dict[str, Any] = {"engine": version_text, **what_ran(("torch",))}
     result["base_image"] = os.environ.get("BASE_IMAGE", "the one in Dockerfile.cpu")
     if not asked.no_builds:
         result["builds"] = builds(engine)

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--examples", type=int, help="the first so many of the test split; all where it is left out")
     parser.add_argument("--out", type=Path, default=results_file("evaluate"))
-    asked = parser.parse_args()
+    options = parser.parse_args()
     calm_threads()
     quiet_libraries()
     config, paths = load_config(Path("params.yaml")), Paths()
@@ -41,14 +41,14 @@ def main() -> None:
     from finetune.records.io import read_examples
 
     device = require_device(config.environment)
-    examples = read_examples(paths.prepared / "test.jsonl")[: asked.examples]
+    examples = read_examples(paths.prepared / "test.jsonl")[: options.examples]
     sides = open_sides(config, paths, device, examples)
-    result: dict[str, Any] = {"examples": len(examples), "batch_size": asked.batch_size, "sides": {}}
+    result: dict[str, Any] = {"examples": len(examples), "batch_size": options.batch_size, "sides": {}}
     for name in ("baseline", "candidate"):
         side = getattr(sides, name)
         prompts = [side.prompt(example) for example in examples]
         plans = {
-            "batched": list(batches_by_length([len(prompt) for prompt in prompts], asked.batch_size)),
+            "batched": list(batches_by_length([len(prompt) for prompt in prompts], options.batch_size)),
             "one by one": [[at] for at in range(len(prompts))],
         }
 
@@ -60,8 +60,8 @@ def main() -> None:
             )
             return {at: one.tokens for at, one in pairs}
 
-        result["sides"][name] = measure(answer, asked.rounds, config.environment, len(prompts))
-    write_json(asked.out, {**result, **what_ran(("torch", "transformers", "peft"))})
+        result["sides"][name] = measure(answer, options.rounds, config.environment, len(prompts))
+    write_json(options.out, {**result, **what_ran(("torch", "transformers", "peft"))})
     show(result)
 
 

@@ -137,12 +137,12 @@ def train_here() -> None:
 
     config = load_config(Path("params.yaml"))
     stage.run(params_of("train", config), Paths())
-    found: dict[str, Any] = {"peak": peak_memory_bytes(config.environment)}
+    result: dict[str, Any] = {"peak": peak_memory_bytes(config.environment)}
     if config.environment == "cuda":
         import torch
 
-        found["reserved"] = torch.cuda.max_memory_reserved()
-    print(json.dumps(found))
+        result["reserved"] = torch.cuda.max_memory_reserved()
+    print(json.dumps(result))
 
 
 def run_case(case: Case, device: str, bases: Path) -> dict[str, Any]:
@@ -177,17 +177,17 @@ def predict(case: Case, config: Config) -> dict[str, Any]:
     return {"phase": plan.phase, **plan.to_json()}
 
 
-def predict_again(found: dict[str, Any], device: str) -> dict[str, Any]:
+def predict_again(result: dict[str, Any], device: str) -> dict[str, Any]:
     """Return a result with its measurement and a new prediction by the current code."""
     names = ("base", "stored", "batch", "length")
     case = Case(
-        found["case"],
-        **{name: found[name] for name in names},
-        supervised=found["supervised_a_row"],
-        changes=found["changes"],
+        result["case"],
+        **{name: result[name] for name in names},
+        supervised=result["supervised_a_row"],
+        changes=result["changes"],
     )
     config = parse_config(parameters(case, device), "params.yaml")
-    return compare(case, predict(case, config), found["measured"])
+    return compare(case, predict(case, config), result["measured"])
 
 
 def compare(case: Case, predicted: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
@@ -222,10 +222,10 @@ def measure_run(folder: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- all configurations
 
 
-def show(found: dict[str, Any]) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print one row of the table."""
-    predicted, measured = found["predicted"]["peak"] / GIB, found["measured"]["peak"] / GIB
-    print(f"{found['case']:42} {predicted:8.3f} {measured:8.3f} {found['error_percent']:+7.1f}%", flush=True)
+    predicted, measured = result["predicted"]["peak"] / GIB, result["measured"]["peak"] / GIB
+    print(f"{result['case']:42} {predicted:8.3f} {measured:8.3f} {result['error_percent']:+7.1f}%", flush=True)
 
 
 def main() -> None:
@@ -242,7 +242,7 @@ def main() -> None:
     print(f"{'configuration':42} {'predicted':>9} {'measured':>9} {'error':>8}   (GiB)")
     if options.again:
         old = json.loads(options.again.read_text(encoding="utf-8"))
-        return report([predict_again(found, options.device) for found in old["configurations"]], options, old)
+        return report([predict_again(result, options.device) for result in old["configurations"]], options, old)
     grid = [case for case in (cpu_grid() if options.device == "cpu" else cuda_grid()) if options.only in case.name]
     results = []
     with tempfile.TemporaryDirectory() as bases:
@@ -256,9 +256,9 @@ def main() -> None:
 def report(results: list[dict[str, Any]], options: argparse.Namespace, ran: dict[str, Any]) -> None:
     """Write all results, including misses, with date, machine and versions of the measurement."""
     if options.again:
-        for found in results:
-            show(found)
-    misses = [found["case"] for found in results if abs(found["error_percent"]) > 10]
+        for result in results:
+            show(result)
+    misses = [result["case"] for result in results if abs(result["error_percent"]) > 10]
     print(f"{len(results) - len(misses)} of {len(results)} within 10%; misses: {', '.join(misses) or 'none'}")
     settings = {name: ran[name] for name in ("date", "machine", "versions")}
     write_json(options.out, {"seed": SEED, "steps": STEPS, "configurations": results, "misses": misses, **settings})

@@ -43,11 +43,11 @@ def parts_of(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def show_overhead(found: dict[str, Any]) -> None:
+def show_overhead(result: dict[str, Any]) -> None:
     """Print all parts, the largest first."""
-    print(f"\nstage {found['stage_seconds']:.1f} s, overhead {found['overhead_share']:.2%}")
-    for name, seconds in found["parts"].items():
-        print(f"| {name} | {seconds:.3f} s | {seconds / found['stage_seconds']:.2%} |")
+    print(f"\nstage {result['stage_seconds']:.1f} s, overhead {result['overhead_share']:.2%}")
+    for name, seconds in result["parts"].items():
+        print(f"| {name} | {seconds:.3f} s | {seconds / result['stage_seconds']:.2%} |")
 
 
 def main() -> None:
@@ -60,9 +60,9 @@ def main() -> None:
     calm_threads()
     changes = {"train.num_train_epochs": options.epochs} if options.epochs else {}
     with tempfile.TemporaryDirectory() as name:
-        found = measure_overhead(Path(name) / "embedded", changes)
-    show_overhead(found)
-    write_json(out, {**found, **what_ran(TRAINING)})
+        result = measure_overhead(Path(name) / "embedded", changes)
+    show_overhead(result)
+    write_json(out, {**result, **what_ran(TRAINING)})
 
 
 if __name__ == "__main__":

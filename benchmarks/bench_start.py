@@ -57,8 +57,8 @@ def main() -> None:
             taken = run(name)
             if number >= 0:
                 seconds[name].append(taken)
-    found: dict[str, Any] = {"rounds": options.rounds, "seconds": seconds}
-    write_json(options.out, {**found, **what_ran(("dvc", *TRAINING))})
+    result: dict[str, Any] = {"rounds": options.rounds, "seconds": seconds}
+    write_json(options.out, {**result, **what_ran(("dvc", *TRAINING))})
     for name, taken in seconds.items():
         print(f"{median(taken):6.2f} s ({min(taken):.2f} to {max(taken):.2f})  {name}")
 

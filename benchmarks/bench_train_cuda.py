@@ -45,7 +45,7 @@ PACKED = Setting("flash attention, packed", "ours", {"model.attention": "flash_a
 
 def compare_on_gpu(base: str, layers: int, machine: str, place: Path) -> list[dict[str, Any]]:
     """Compare speed, share of the device's peak, and peak memory with the plan, in 16 bit and NF4. Not measured yet."""
-    found = []
+    result = []
     for quantization in ("none", "nf4"):
         for packing in (False, True):
             changes = {**GPU, "model.quantization": quantization, "train.packing": packing}
@@ -56,8 +56,8 @@ def compare_on_gpu(base: str, layers: int, machine: str, place: Path) -> list[di
             for setting in [PACKED] if packing else GPU_SETTINGS:
                 run = run_setting(setting, folder)
                 reached = against_plan(run, config, setting.changes, folder, machine)
-                found.append({"quantization": quantization, "setting": setting.name, **reached, "run": run})
-    return found
+                result.append({"quantization": quantization, "setting": setting.name, **reached, "run": run})
+    return result
 
 
 def run_setting(setting: Setting, folder: Path) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def run_setting(setting: Setting, folder: Path) -> dict[str, Any]:
     params = {**read_yaml(folder / "params.yaml"), "seed": FIRST_SEED}
     (folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
     how = setting.name.split(", ")[1] if setting.side == "plain" else "-"
-    found = run_measured_stage(setting.side, how, setting.changes, folder)
-    return {**found, "validation_loss": validation_loss(folder)}
+    result = run_measured_stage(setting.side, how, setting.changes, folder)
+    return {**result, "validation_loss": validation_loss(folder)}
 
 
 def against_plan(
@@ -115,9 +115,9 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out.resolve()
     with tempfile.TemporaryDirectory() as name:
-        found = compare_on_gpu(options.base, options.layers, options.machine, Path(name))
+        result = compare_on_gpu(options.base, options.layers, options.machine, Path(name))
     write_json(
-        out, {"runs": found, **what_ran(), "versions": versions(), "machine": describe_machine("cuda").model_dump()}
+        out, {"runs": result, **what_ran(), "versions": versions(), "machine": describe_machine("cuda").model_dump()}
     )
 
 

@@ -132,8 +132,8 @@ def meet_bad_rows(engine: str, folder: Path) -> dict[str, Any]:
         command(engine, folder / "bad.jsonl", target), env=environment(folder), capture_output=True, text=True
     )
     kept = len(target.read_bytes().splitlines()) if target.exists() else 0
-    said = (done.stdout or done.stderr.strip().rpartition("\n")[2]).strip().replace(str(folder), "")
-    return {"exit_code": done.returncode, "rows_kept": kept, "said": said[-400:]}
+    output = (done.stdout or done.stderr.strip().rpartition("\n")[2]).strip().replace(str(folder), "")
+    return {"exit_code": done.returncode, "rows_kept": kept, "said": output[-400:]}
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -106,8 +106,8 @@ def bootstrap_not_worse(n: int, truth: float, margin: float) -> Study:
         skewed = rng.lognormal(0, 0.5, n) - math.exp(0.125)
         new = truth - 0.15 / 0.604 * skewed  # 0.604: the standard deviation of that lognormal
         seed = int(rng.integers(2**31))
-        found = paired_mean_difference(new, np.zeros(n), CONFIDENCE, "lower", seed, n_resamples=1000)
-        return found.lower > -margin
+        interval = paired_mean_difference(new, np.zeros(n), CONFIDENCE, "lower", seed, n_resamples=1000)
+        return interval.lower > -margin
 
     return study
 
@@ -129,8 +129,8 @@ def latency_improvement(n: int, sigma: float, truth: float) -> Study:
         shared, own, other = rng.standard_normal((3, n))
         new, old = (np.exp(sigma * (0.7**0.5 * shared + 0.3**0.5 * one)) for one in (own, other))
         seed = int(rng.integers(2**31))
-        found = relative_improvement(0.8 * truth * new, old, CONFIDENCE, "lower", seed, n_resamples=FEW)
-        return found.lower >= 0.2
+        interval = relative_improvement(0.8 * truth * new, old, CONFIDENCE, "lower", seed, n_resamples=FEW)
+        return interval.lower >= 0.2
 
     return study
 
@@ -163,8 +163,8 @@ def macro_f1_at_least(n: int, right: float) -> Study:
         truth = rng.integers(0, 3, n)
         statistic = partial(macro_f1, truth, answers_of(rng, truth, right))
         seed = int(rng.integers(2**31))
-        found = resample(statistic, n, CONFIDENCE, "lower", seed, n_resamples=FEW, minimum_unlike=1)
-        return found.lower >= 0.85
+        interval = resample(statistic, n, CONFIDENCE, "lower", seed, n_resamples=FEW, minimum_unlike=1)
+        return interval.lower >= 0.85
 
     return study
 

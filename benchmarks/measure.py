@@ -26,8 +26,8 @@ def results_file(name: str) -> Path:
 
 def what_ran(packages: Sequence[str] = PACKAGES) -> dict[str, object]:
     """Return date, machine and versions, which every result contains."""
-    found = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    return {"date": str(date.today()), "machine": describe_machine("cpu").model_dump(), "versions": found}
+    installed = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {"date": str(date.today()), "machine": describe_machine("cpu").model_dump(), "versions": installed}
 
 
 @dataclass(frozen=True)

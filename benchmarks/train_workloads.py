@@ -117,13 +117,15 @@ def embedded_rows(workload: Workload) -> list[list[dict[str, str]]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/tiny-base")
-    found: dict[tuple[str, str], list[dict[str, str]]] = {}
+    answered: dict[tuple[str, str], list[dict[str, str]]] = {}
     for line in EMBEDDED.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["success"]:
-            asked = {"role": "user", "content": row["task"]}
-            found.setdefault((row["agent"], row["task"]), [asked, {"role": "assistant", "content": row["output"]}])
-    rounds, count = list(found.values()), workload.rows + 2 * HELD_OUT
+            question = {"role": "user", "content": row["task"]}
+            answered.setdefault(
+                (row["agent"], row["task"]), [question, {"role": "assistant", "content": row["output"]}]
+            )
+    rounds, count = list(answered.values()), workload.rows + 2 * HELD_OUT
     draw = random.Random(SEED)  # noqa: S311
     draw.shuffle(rounds)
     if workload.kind == "short":

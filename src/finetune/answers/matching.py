@@ -105,13 +105,13 @@ def compile_pattern(pattern: str) -> Match:
         raise ValueError(error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)) from None
 
     def matches(answer: str, reference: str) -> bool:
-        found = compiled.search(sound(answer))
+        match = compiled.search(sound(answer))
         if not compiled.groups:
-            return found is not None
+            return match is not None
         wanted = compiled.search(sound(reference))
         if wanted is None:
-            raise UnscorableError("the pattern does not match the reference, so there are no groups to compare")
-        return found is not None and bool(found.groups() == wanted.groups())
+            raise UnscorableError("the pattern is not found in the reference, so its groups have nothing to equal")
+        return match is not None and bool(match.groups() == wanted.groups())
 
     return matches
 
@@ -143,9 +143,9 @@ def last_number(text: str) -> tuple[Decimal, bool] | None:
     last = deque(NUMBER.finditer(text.replace("\u2212", "-")), maxlen=1)
     if not last:
         return None
-    found = last[0]
-    percent = found["percent"] or ""
-    digits = found[0][: len(found[0]) - len(percent)]
+    match = last[0]
+    percent = match["percent"] or ""
+    digits = match[0][: len(match[0]) - len(percent)]
     return Decimal(digits.translate(NO_SEPARATORS), ARITHMETIC), bool(percent)
 
 

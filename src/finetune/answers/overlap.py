@@ -50,8 +50,8 @@ def rouge_l(answer: str, reference: str) -> float:
 
 def words(text: str) -> list[str]:
     """Return words in lower case: runs of letters and digits; in scripts without spaces, each character."""
-    found: list[str] = _word_pattern().findall(text.lower())
-    return found
+    matched: list[str] = _word_pattern().findall(text.lower())
+    return matched
 
 
 @cache

@@ -57,9 +57,9 @@ _DECODER = json.JSONDecoder(parse_int=Decimal)  # int() rejects 5,000 digits and
 def same_calls(answer: str, reference: Message) -> bool:
     """Return whether the answer makes the reference's calls, in order and with equal arguments; else text, both."""
     wanted = [call for given in reference.tool_calls or () for call in _calls_in(given)]
-    found = find_calls(answer)
+    calls = find_calls(answer)
     try:
-        return len(found) == len(wanted) and all(map(same_json, found, wanted))
+        return len(calls) == len(wanted) and all(map(same_json, calls, wanted))
     except RecursionError:
         return False
 
@@ -70,7 +70,7 @@ def find_calls(text: str) -> list[dict[str, Any]]:
     This covers <tool_call> tags (Qwen, Hermes), [TOOL_CALLS] lists (Mistral), `parameters` (Llama) and OpenAI's own
     form. Each position is read about once: after WORK lengths of text that is not JSON, the rest is treated as text.
     """
-    found: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
     at, budget = 0, WORK * len(text) + 1000
     while budget > 0 and (start := MAY_BE_CALL.search(text, at)):
         try:
@@ -81,12 +81,12 @@ def find_calls(text: str) -> list[dict[str, Any]]:
         except RecursionError:  # no call is nested a thousand levels deep
             break
         else:
-            found += _calls_in(value)
-    return found
+            calls += _calls_in(value)
+    return calls
 
 
 def _calls_in(value: Any) -> list[dict[str, Any]]:
-    todo, found = [value], []
+    todo, calls = [value], []
     while todo:
         value = todo.pop()
         if isinstance(value, list):
@@ -98,8 +98,8 @@ def _calls_in(value: Any) -> list[dict[str, Any]]:
                 todo.append(value["tool_calls"])
             elif isinstance(value.get("name"), str) and ("arguments" in value or "parameters" in value):
                 arguments = value.get("arguments", value.get("parameters"))
-                found.append({"name": value["name"], "arguments": _unpacked(arguments)})
-    return found
+                calls.append({"name": value["name"], "arguments": _unpacked(arguments)})
+    return calls
 
 
 def _unpacked(arguments: Any) -> Any:

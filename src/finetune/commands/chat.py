@@ -69,8 +69,8 @@ def system_prompts(config: Config, paths: Paths) -> dict[str, str | None]:
         first = example.messages[0]
         text = first.content if first.role == "system" else None
         seen.setdefault(example.agent, Counter())[text] += 1
-    found: dict[str, str | None] = {name: texts.most_common(1)[0][0] for name, texts in sorted(seen.items())}
-    return {**data.system_prompts, **found} or {NO_AGENT: data.default_system_prompt}
+    result: dict[str, str | None] = {name: texts.most_common(1)[0][0] for name, texts in sorted(seen.items())}
+    return {**data.system_prompts, **result} or {NO_AGENT: data.default_system_prompt}
 
 
 def choose_agent(prompts: dict[str, str | None], agent: str | None) -> str:
@@ -114,8 +114,8 @@ def open_session(
 def describe(session: Session) -> None:
     """Print the current agent and the other available ones."""
     others = [name for name in session.prompts if name != session.agent]
-    told = f"; others: {', '.join(others)} (--agent NAME, or /agent NAME)" if others else ""
-    say(f"agent {session.agent}, system prompt: {session.system or 'none'}{told}")
+    note = f"; others: {', '.join(others)} (--agent NAME, or /agent NAME)" if others else ""
+    say(f"agent {session.agent}, system prompt: {session.system or 'none'}{note}")
 
 
 def talk(session: Session) -> None:
@@ -166,16 +166,16 @@ def answer(session: Session, prompt: str) -> None:
         if streamer:
             say(f"{side}:")
         started = time.perf_counter()
-        found = generate_one(session, side, ids, session.settings, streamer)
+        result = generate_one(session, side, ids, session.settings, streamer)
         seconds = time.perf_counter() - started
-        length = len(found.tokens)
-        end = "" if found.finished else f", cut off at {limit} (--max-new-tokens)"
-        told = f"{length} token{'' if length == 1 else 's'}, {seconds:.2f} s{end}"
+        length = len(result.tokens)
+        end = "" if result.finished else f", cut off at {limit} (--max-new-tokens)"
+        note = f"{length} token{'' if length == 1 else 's'}, {seconds:.2f} s{end}"
         if streamer:
-            say(f"  ({told})")
+            say(f"  ({note})")
         else:
-            text = session.tokenizer.decode(found.tokens, skip_special_tokens=True)
-            say(f"{side} ({told}):\n{indented(text)}")
+            text = session.tokenizer.decode(result.tokens, skip_special_tokens=True)
+            say(f"{side} ({note}):\n{indented(text)}")
 
 
 def indented(text: str) -> str:

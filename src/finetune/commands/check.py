@@ -35,11 +35,11 @@ def check_evaluation(config: Config, root: Path) -> None:
     """
     from finetune.score.scorers import build_scorers
 
-    asked = config.evaluate
-    read = {name: scorer for name, scorer in asked.scorers.items() if not isinstance(scorer, Classification)}
+    evaluation = config.evaluate
+    read = {name: scorer for name, scorer in evaluation.scorers.items() if not isinstance(scorer, Classification)}
     build_scorers(read, {}, [], root)
-    if isinstance(asked.baseline, RecordedSpec):
-        check_recorded(asked.baseline, root)
+    if isinstance(evaluation.baseline, RecordedSpec):
+        check_recorded(evaluation.baseline, root)
 
 
 def refusal(root: Path, recipe: str | None, config: Config, missing: str) -> MachineError:

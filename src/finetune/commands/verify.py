@@ -63,17 +63,14 @@ def repeat_and_compare(
     params: TrainParams, paths: Paths, fresh: Paths, manifest: dict[str, Any], until: int | None
 ) -> tuple[bool, float | None]:
     """Repeat the run once and print its table; return whether it is identical, and a complete run's validation loss."""
-    found = repeat(params, paths, fresh, until)
-    if found["micro_batch"] != manifest["micro_batch"]:
-        say(
-            f"warning: {found['micro_batch']} rows fit into memory at once; {manifest['micro_batch']} did in "
-            "the original run"
-        )
+    repeated = repeat(params, paths, fresh, until)
+    if repeated["micro_batch"] != manifest["micro_batch"]:
+        say(f"warning: {repeated['micro_batch']} rows fit into memory at once, {manifest['micro_batch']} did then")
     expected = [saved for saved in manifest["checkpoints"] if until is None or saved["step"] <= until]
-    rows, same = compare(expected, found["checkpoints"])
+    rows, same = compare(expected, repeated["checkpoints"])
     loss = None
     if until is None:
-        same &= found["adapter_sha256"] == manifest["adapter_sha256"]
+        same &= repeated["adapter_sha256"] == manifest["adapter_sha256"]
         loss = read_report(fresh.reports / "train.json", TrainReport).validation_loss
     table("verify: repeated run against the original", ["step", "adapter", "optimizer"], rows)
     return same, loss
@@ -87,11 +84,11 @@ def require_same_inputs(params: TrainParams, paths: Paths, manifest: dict[str, A
     if identity["fingerprint"] == manifest["fingerprint"]:
         return
     parts = [name for name in ("data_sha256", "base", "attention", "versions") if identity[name] != manifest[name]]
-    told = "; ".join(f"{name}: {difference(manifest[name], identity[name])}" for name in parts)
+    detail = "; ".join(f"{name}: {difference(manifest[name], identity[name])}" for name in parts)
     raise DataError(
         paths.adapter,
-        f"can't be repeated: its inputs have changed since: {told or 'the code'}",
-        "restore them (git checkout, dvc checkout), or train again",
+        f"can't be repeated here, what it was made of has changed since: {detail or 'our own code'}",
+        "go back to it (git checkout, dvc checkout), or train anew",
     )
 
 
@@ -135,9 +132,9 @@ def repeat(params: TrainParams, paths: Paths, fresh: Paths, until: int | None) -
     return read_manifest(fresh.adapter)
 
 
-def compare(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> tuple[list[tuple[str, ...]], bool]:
+def compare(expected: list[dict[str, Any]], repeated: list[dict[str, Any]]) -> tuple[list[tuple[str, ...]], bool]:
     """Return one row per checkpoint with what is identical in it, and whether all of it is."""
-    by_step = {saved["step"]: saved for saved in found}
+    by_step = {saved["step"]: saved for saved in repeated}
     rows, same = [], True
     for saved in expected:
         again = by_step.get(saved["step"], {})
@@ -149,18 +146,18 @@ def compare(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> tupl
 
 def conclude(tier: str, until: int | None, losses: list[float], report: TrainReport, other: str, *, same: bool) -> None:
     """Print the conclusion. Raise DataError if bits differ that should not. `other` names differences in rounding."""
-    what = "the whole run" if until is None else f"the first {until} steps"
+    scope = "the whole run" if until is None else f"the first {until} steps"
     if same:
-        say(f"{what}: identical bit for bit (tier {tier})")
+        say(f"{scope} came out the same, bit for bit (tier {tier})")
         return
     spread = [*losses, report.validation_loss] if losses else []
-    told = f"; validation losses range from {min(spread):.6f} to {max(spread):.6f}" if spread else ""
+    detail = f"; validation losses lie between {min(spread):.6f} and {max(spread):.6f}" if spread else ""
     if tier == "statistical":
-        say(f"{what}: different, as the tier {tier} allows{told}")
+        say(f"{scope} came out differently, as the tier {tier} allows{detail}")
         return
     why = f"the likely cause: {other}" if other else "was the run made on another machine?"
     raise DataError(
         "out/adapter",
-        f"{what}: different, although its tier is {tier}{told}",
-        f"{why} (other GPUs, CPU instructions or thread counts round differently)",
+        f"{scope} came out differently, though its tier is {tier}{detail}",
+        f"{why} (other GPUs, instructions and numbers of threads round differently)",
     )

@@ -49,11 +49,11 @@ class QualityCriterion(Criterion):
         """The target on the criterion's own scale; for a comparison, of the candidate's gain."""
         return 0.0
 
-    def status(self, found: Measurement, gate: Gate) -> Status:
+    def status(self, measurement: Measurement, gate: Gate) -> Status:
         """Return whether the measurement meets the rule."""
-        if self.by_test and found.better is not None and gate.policy == "interval":
-            return "pass" if found.is_better(gate) else "fail" if found.is_worse(gate) else "inconclusive"
-        return above(found.lower, found.upper, self.target, gate, strict=self.compared)
+        if self.by_test and measurement.better is not None and gate.policy == "interval":
+            return "pass" if measurement.is_better(gate) else "fail" if measurement.is_worse(gate) else "inconclusive"
+        return above(measurement.lower, measurement.upper, self.target, gate, strict=self.compared)
 
     def misfit(self, metric: Metric) -> str:  # noqa: ARG002
         """Return why the rule does not suit this metric, as `key: problem`; empty if it does."""
@@ -121,8 +121,8 @@ class AtMost(ThresholdCriterion):
     ceiling = True
     rule: Literal["at_most"]
 
-    def status(self, found: Measurement, gate: Gate) -> Status:
-        return below(found.lower, found.upper, self.target, gate)
+    def status(self, measurement: Measurement, gate: Gate) -> Status:
+        return below(measurement.lower, measurement.upper, self.target, gate)
 
 
 class BetterThanBaseline(QualityCriterion):

@@ -248,8 +248,8 @@ def counts_tokens(config: Config) -> bool:
 
 def servers(config: Config) -> list[ServerSpec | Judge]:
     """Return the servers that evaluate uses."""
-    asked = [config.evaluate.baseline, config.evaluate.candidate, *config.evaluate.scorers.values()]
-    return [server for server in asked if isinstance(server, ServerSpec | Judge)]
+    sides = [config.evaluate.baseline, config.evaluate.candidate, *config.evaluate.scorers.values()]
+    return [server for server in sides if isinstance(server, ServerSpec | Judge)]
 
 
 def key_variables(config: Config) -> set[str]:

@@ -101,8 +101,8 @@ def find_image(engine: str, name: str) -> Image | None:
         if any(text in answer.stderr.lower() for text in ABSENT):
             return None
         raise unreachable(engine, answer.stderr)
-    told = json.loads(answer.stdout)
-    return _read_buildah(told) if engine == "buildah" else _read_inspect(told[0])
+    record = json.loads(answer.stdout)
+    return _read_buildah(record) if engine == "buildah" else _read_inspect(record[0])
 
 
 def other_images(engine: str, environment: Environment) -> list[str]:
@@ -151,16 +151,16 @@ def last_line(text: str) -> str:
     return (text.strip() or "no reason given").splitlines()[-1].strip()
 
 
-def _read_inspect(told: Mapping[str, Any]) -> Image:
-    labels = told.get("Config", {}).get("Labels") or {}
-    return Image(told["Id"].removeprefix("sha256:"), labels, int(told["Size"]))
+def _read_inspect(record: Mapping[str, Any]) -> Image:
+    labels = record.get("Config", {}).get("Labels") or {}
+    return Image(record["Id"].removeprefix("sha256:"), labels, int(record["Size"]))
 
 
-def _read_buildah(told: Mapping[str, Any]) -> Image:
-    docker = told["Docker"]
-    layers = json.loads(told["Manifest"])["layers"]  # in local storage, these are the sizes of the unpacked layers
+def _read_buildah(record: Mapping[str, Any]) -> Image:
+    docker = record["Docker"]
+    layers = json.loads(record["Manifest"])["layers"]  # in local storage, these are the sizes of the unpacked layers
     size = sum(int(layer["size"]) for layer in layers)
-    return Image(told["FromImageID"], docker.get("config", {}).get("Labels") or {}, size)
+    return Image(record["FromImageID"], docker.get("config", {}).get("Labels") or {}, size)
 
 
 # ------------------------------------------------------------------------------------------------------------ building

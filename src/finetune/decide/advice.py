@@ -35,36 +35,36 @@ def suggest(
     curves: Curves,
 ) -> tuple[Suggestion, ...]:
     """Suggest next steps if the verdict is not deploy."""
-    found = []
+    advice = []
     if look > config.looks:
-        found.append(Suggestion("fresh-test-set", "collect a fresh test set: this one has been evaluated on too often"))
+        advice.append(Suggestion("fresh-test-set", "collect a fresh test set: this one has been looked at too often"))
     needed = examples_wanted(config, outcomes, evidence, gate)
-    found += [Suggestion("more-test-examples", text) for text in needed]
+    advice += [Suggestion("more-test-examples", text) for text in needed]
     quality = [item for item in outcomes if item.about == "quality" and item.status in ("fail", "inconclusive")]
     if quality:
-        found += advise_training(reports.train, curves)
-        found.append(more_data(quality, evidence))
-    found += advise_cost(outcomes, reports.cost)
+        advice += advise_training(reports.train, curves)
+        advice.append(more_data(quality, evidence))
+    advice += advise_cost(outcomes, reports.cost)
     missing = [item for item in outcomes if item.status == "unmeasured"]
-    return *found, *(Suggestion("measure", f"{item.criterion}: {item.reason}") for item in missing)
+    return *advice, *(Suggestion("measure", f"{item.criterion}: {item.reason}") for item in missing)
 
 
 def advise_training(trained: TrainReport, curves: Curves) -> list[Suggestion]:
     """Interpret the curves with regard to epochs, learning rate and rank."""
-    found = []
+    advice = []
     best, last = trained.validation_loss, trained.last_validation_loss
     if trained.kept_step == trained.steps:
         text = "the validation loss was still falling at the end: train for more epochs"
-        found.append(Suggestion("more-epochs", text))
+        advice.append(Suggestion("more-epochs", text))
     elif last > ROSE * best:
         text = f"the validation loss rose from {best:.3f} (step {trained.kept_step}) to {last:.3f}"
-        found.append(Suggestion("lower-learning-rate", f"{text}: lower the learning rate, or train for fewer epochs"))
+        advice.append(Suggestion("lower-learning-rate", f"{text}: lower the learning rate, or train for fewer epochs"))
     losses = [value for _, value in curves.get("loss", [])]
     part = max(math.ceil(TENTH * len(losses)), 1)
     if len(losses) > 2 and fmean(losses[-part:]) > STAYED_HIGH * fmean(losses[:part]):
         text = f"the training loss stayed high ({fmean(losses[:part]):.3f} to {fmean(losses[-part:]):.3f})"
-        found.append(Suggestion("higher-rank", f"{text}: raise adapter.r, or adapt more modules"))
-    return found
+        advice.append(Suggestion("higher-rank", f"{text}: raise adapter.r, or adapt more modules"))
+    return advice
 
 
 def more_data(missed: Sequence[Outcome], evidence: Evidence) -> Suggestion:
@@ -90,17 +90,14 @@ def share_right(name: str | None, agent: str, evidence: Evidence) -> float | Non
 
 def advise_cost(outcomes: Sequence[Outcome], cost: CostReport) -> list[Suggestion]:
     """Suggest how to make answers faster or smaller, based on the measurements."""
-    found = []
+    advice = []
     slow = [item for item in outcomes if item.about == "latency" and item.status in ("fail", "inconclusive")]
     if slow:
-        found.append(advise_latency(slow, cost.latency))
+        advice.append(advise_latency(slow, cost.latency))
     if any(item.about == "memory" and item.status == "fail" for item in outcomes):
-        text = (
-            "use a smaller base, or a quantized one (evaluate.candidate: merged, nf4): LoRA does not "
-            "reduce inference memory"
-        )
-        found.append(Suggestion("less-memory", text))
-    return found
+        text = "use a smaller base, or one that is quantized (evaluate.candidate: merged, nf4): LoRA saves no memory"
+        advice.append(Suggestion("less-memory", text))
+    return advice
 
 
 def advise_latency(slow: Sequence[Outcome], latency: LatencyReport) -> Suggestion:
@@ -204,12 +201,12 @@ def what_would_change(config: DecideConfig, outcomes: Sequence[Outcome], evidenc
 
     Also state how many examples would decide a criterion that is open.
     """
-    found = []
+    advice = []
     for criterion in config.criteria:
         if isinstance(criterion, AtLeast) and evidence.metrics[criterion.metric].kind == "binary":
             text = _distance(criterion, evidence.metrics[criterion.metric], evidence, gate)
-            found += [text] if text else []
-    return found + examples_wanted(config, outcomes, evidence, gate)
+            advice += [text] if text else []
+    return advice + examples_wanted(config, outcomes, evidence, gate)
 
 
 def _distance(criterion: QualityCriterion, metric: Metric, evidence: Evidence, gate: Gate) -> str | None:

@@ -76,13 +76,9 @@ def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> l
     """Compare the mean with the limit, and judge the paired improvement on the baseline if one is required."""
     candidate, baseline = evidence.seconds(), evidence.baseline_seconds()
     lower, upper = (skewed_mean_interval(candidate, gate.confidence, side, gate.seed) for side in BOUNDS)
-    where = (
-        f"recorded as {evidence.recorded}, not measured in the same session"
-        if evidence.recorded
-        else "in the same session"
-    )
-    told = "not known per prompt" if baseline is None else f"{sum(baseline) / len(baseline):.3f} s, {where}"
-    seen = f"mean of {len(candidate)} prompts, one at a time; baseline {told}"
+    where = f"recorded as {evidence.recorded}, not measured beside it" if evidence.recorded else "in the same session"
+    shown = "not known of each" if baseline is None else f"{sum(baseline) / len(baseline):.3f} s, {where}"
+    seen = f"mean of {len(candidate)} prompts, one at a time; baseline {shown}"
     limit = criterion.seconds
     status = below(lower, upper, limit, gate, strict=True)
     found = [conclude(criterion, "latency", status, limit, lower, upper, seen, "s")]
@@ -132,7 +128,7 @@ def judge_memory(criterion: MemoryAtMost, evidence: Evidence) -> Outcome:
 
 
 def judge_seeds(
-    asked: int, seed: int, recorded: Mapping[str, Any], same: Mapping[str, Any], mine: Sequence[Outcome]
+    required: int, seed: int, recorded: Mapping[str, Any], same: Mapping[str, Any], mine: Sequence[Outcome]
 ) -> Outcome:
     """Check whether enough seeds of this recipe, including this run's, pass every criterion.
 
@@ -151,20 +147,20 @@ def judge_seeds(
     passing = [name for name, found in known.items() if set(found) == {"pass"}]
     statuses: set[str] = {status for found in known.values() for status in found}
     worst: Status = "pass"
-    if len(known) < asked or "unmeasured" in statuses:
+    if len(known) < required or "unmeasured" in statuses:
         worst = "unmeasured"
     elif len(passing) < len(known):
         worst = "fail" if "fail" in statuses else "inconclusive"
-    missing = f"run the missing ones with ./finetune seeds --count {asked}"
+    missing = f"./finetune seeds --count {required} runs what is missing"
     reason = f"{len(passing)} of {len(known)} seeds pass every criterion ({missing})"
     if worst == "pass":
         reason = f"every criterion passes with each of the seeds {', '.join(map(str, sorted(known)))}"
     return Outcome(
-        criterion=f"all of {asked} seeds pass",
+        criterion=f"all of {required} seeds pass",
         rule="seeds",
         about="seeds",
         status=worst,
-        target=asked,
+        target=required,
         estimate=len(passing),
         lower=None,
         upper=None,

@@ -63,8 +63,8 @@ def answer_all(
         for number, batch in enumerate(progress(batches, f"answers of {side.described['name']}")):
             if all(examples[at].id in done and done[examples[at].id].failed is None for at in batch):
                 continue
-            found = side.answer([examples[at] for at in batch], seed + number)
-            answers = {examples[at].id: answer for at, answer in zip(batch, found, strict=True)}
+            answered = side.answer([examples[at] for at in batch], seed + number)
+            answers = {examples[at].id: answer for at, answer in zip(batch, answered, strict=True)}
             kept = {name: asdict(answer) for name, answer in answers.items()}
             line = json.dumps({"sha256": sha256_answers(kept), "answers": kept})
             file.write(f"\n{line}\n".encode())  # an incomplete line before it stays a separate line
@@ -75,16 +75,16 @@ def answer_all(
 
 def read_spool(path: Path) -> dict[str, Answer]:
     """Return the answers of an earlier run by example id, ignoring damaged lines."""
-    found: dict[str, Answer] = {}
+    answered: dict[str, Answer] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 kept = parse_json(line)
                 if kept["sha256"] == sha256_answers(kept["answers"]):
-                    found |= {name: Answer(**answer) for name, answer in kept["answers"].items()}
+                    answered |= {name: Answer(**answer) for name, answer in kept["answers"].items()}
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue  # empty, incomplete after a kill, or damaged
-    return found
+    return answered
 
 
 def sha256_answers(kept: dict[str, Any]) -> str:

@@ -77,15 +77,15 @@ def note_times(measured: LatencyPass, example: Example, found: dict[str, Timed |
             )
 
 
-def measure_memory(asked: EvaluateConfig, root: Path) -> list[int]:
+def measure_memory(evaluation: EvaluateConfig, root: Path) -> list[int]:
     """Return the peak bytes of `memory.processes` fresh processes that load the candidate and answer one batch.
 
     Empty for a candidate behind a server, whose memory cannot be measured from here.
     """
-    if isinstance(asked.candidate, ServerSpec):
+    if isinstance(evaluation.candidate, ServerSpec):
         return []
     peaks = []
-    for _ in progress(range(asked.memory.processes), "memory"):
+    for _ in progress(range(evaluation.memory.processes), "memory"):
         command = [sys.executable, "-m", "finetune.evaluate.memory_probe"]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -66,10 +66,8 @@ class LocalSide:
         except BaseModelError as error:
             return error.problem.message
         room = getattr(self.model.config, "max_position_embeddings", None)
-        asked = len(ids) + self.settings["max_new_tokens"]
-        return (
-            f"{asked} tokens including the answer, but the model has {room} positions" if room and asked > room else ids
-        )
+        needed = len(ids) + self.settings["max_new_tokens"]
+        return f"{needed} tokens with its answer, the model has {room} positions" if room and needed > room else ids
 
     def answer(self, examples: Sequence[Example], seed: int) -> list[Answer]:
         """Return the answers to one batch, with the nats of their references."""

@@ -46,39 +46,39 @@ class Sides:
 
 def open_sides(params: EvaluateParams, paths: Paths, device: str, examples: Sequence[Example]) -> Sides:
     """Load both sides; errors that are cheap to detect are raised before a model is loaded."""
-    asked = params.evaluate.baseline
-    if isinstance(asked, RecordedSpec):
-        recorded = open_recorded(asked, paths.root, examples)
+    spec = params.evaluate.baseline
+    if isinstance(spec, RecordedSpec):
+        recorded = open_recorded(spec, paths.root, examples)
         return Sides(recorded, open_candidate(params, paths, device))
-    earlier = fetch_earlier(asked, params, paths) if isinstance(asked, EarlierAdapterSpec) else None
+    earlier = fetch_earlier(spec, params, paths) if isinstance(spec, EarlierAdapterSpec) else None
     candidate = open_candidate(params, paths, device)
-    if isinstance(asked, ServerSpec):
-        return Sides(open_remote(asked, params, "evaluate.baseline"), candidate)
-    if isinstance(asked, ModelSpec):
-        return Sides(open_model(asked.model, params, device), candidate)
-    return Sides(open_on_base(earlier, asked, params, paths, device, candidate), candidate)
+    if isinstance(spec, ServerSpec):
+        return Sides(open_remote(spec, params, "evaluate.baseline"), candidate)
+    if isinstance(spec, ModelSpec):
+        return Sides(open_model(spec.model, params, device), candidate)
+    return Sides(open_on_base(earlier, spec, params, paths, device, candidate), candidate)
 
 
 def open_candidate(params: EvaluateParams, paths: Paths, device: str) -> LocalSide | RemoteSide:
     """Open the side to be deployed, in the form in which it is deployed."""
-    asked, adapter = params.evaluate.candidate, read_manifest(paths.adapter)["adapter_sha256"]
-    if isinstance(asked, ServerSpec):
-        return open_remote(asked, params, "evaluate.candidate")
+    spec, adapter = params.evaluate.candidate, read_manifest(paths.adapter)["adapter_sha256"]
+    if isinstance(spec, ServerSpec):
+        return open_remote(spec, params, "evaluate.candidate")
     name = f"{short_name(params.model.base)} + adapter {adapter[:8]}"
-    described = {"form": asked.form, "name": name, "recorded": False, "adapter_sha256": adapter}
+    described = {"form": spec.form, "name": name, "recorded": False, "adapter_sha256": adapter}
     tokenizer = load_tokenizer(params.model, paths.adapter)
-    if isinstance(asked, MergedSpec):
-        model = load_base(merged_model(params, paths, device, asked), device).eval()
-        described |= {"name": f"{name}, merged", "quantization": asked.quantization}
+    if isinstance(spec, MergedSpec):
+        model = load_base(merged_model(params, paths, device, spec), device).eval()
+        described |= {"name": f"{name}, merged", "quantization": spec.quantization}
         return open_local(described, model, tokenizer, params)
-    assert isinstance(asked, AdapterSpec)
+    assert isinstance(spec, AdapterSpec)
     model = load_adapter(load_base(params.model, device), paths.adapter)
     return open_local(described, model, tokenizer, params, CANDIDATE)
 
 
 def open_on_base(
     earlier: Path | None,
-    asked: BaseSpec | EarlierAdapterSpec,
+    spec: BaseSpec | EarlierAdapterSpec,
     params: EvaluateParams,
     paths: Paths,
     device: str,
@@ -86,14 +86,14 @@ def open_on_base(
 ) -> LocalSide:
     """Open the base model or an earlier adapter on it, sharing the candidate's base if that is as in training."""
     base = {"name": short_name(params.model.base), "revision": identify_base(params.model)["revision"]}
-    described = {"form": asked.form, "name": base["name"], "recorded": False, "base": base}
+    described = {"form": spec.form, "name": base["name"], "recorded": False, "base": base}
     shared = isinstance(candidate, LocalSide) and candidate.adapter is not None
     model = candidate.model if shared and isinstance(candidate, LocalSide) else load_base(params.model, device).eval()
-    if earlier is None or isinstance(asked, BaseSpec):
+    if earlier is None or isinstance(spec, BaseSpec):
         return open_local(described, model, load_tokenizer(params.model, paths.adapter), params)
     tokenizer = load_tokenizer(params.model, earlier)  # its own: it may have been trained with another template
     adapter = read_manifest(earlier)["adapter_sha256"]
-    described |= {"name": f"adapter {adapter[:8]} of {asked.revision}", "adapter_sha256": adapter}
+    described |= {"name": f"adapter {adapter[:8]} of {spec.revision}", "adapter_sha256": adapter}
     if shared:
         load_second_adapter(model, earlier)
         return open_local(described, model, tokenizer, params, EARLIER)
@@ -110,16 +110,16 @@ def load_second_adapter(model: Any, folder: Path) -> None:
     model.eval()
 
 
-def fetch_earlier(asked: EarlierAdapterSpec, params: EvaluateParams, paths: Paths) -> Path:
+def fetch_earlier(spec: EarlierAdapterSpec, params: EvaluateParams, paths: Paths) -> Path:
     """Return the folder of an earlier run's adapter. Raise DataError unless it was trained on this base."""
     folder = paths.evaluation / "earlier"
-    fetch_directory(paths.root, asked.revision, Path("out/adapter"), folder)
+    fetch_directory(paths.root, spec.revision, Path("out/adapter"), folder)
     manifest = read_manifest(folder)
     if manifest["base"]["revision"] != identify_base(params.model)["revision"]:
         raise DataError(
             "params.yaml: evaluate.baseline.revision",
-            f"the adapter of {asked.revision} was trained on a different base ({manifest['base']['name']})",
-            "compare the two experiments (./finetune compare), or set evaluate.baseline to a model",
+            f"the adapter of {spec.revision} was trained on another base ({manifest['base']['name']})",
+            "compare the two experiments (./finetune compare), or name a model",
         )
     return folder
 
@@ -132,7 +132,7 @@ def open_model(model: ModelConfig, params: EvaluateParams, device: str) -> Local
     return open_local(described, load_base(model, device).eval(), load_tokenizer(model), params, held=model)
 
 
-def merged_model(params: EvaluateParams, paths: Paths, device: str, asked: MergedSpec) -> ModelConfig:
+def merged_model(params: EvaluateParams, paths: Paths, device: str, spec: MergedSpec) -> ModelConfig:
     """Return a model section for the merged model of `finetune merge`, if it belongs to this adapter."""
     adapter = read_manifest(paths.adapter)["adapter_sha256"]
     whole = sixteen_bit(params.model)
@@ -146,7 +146,7 @@ def merged_model(params: EvaluateParams, paths: Paths, device: str, asked: Merge
             save_model(merge(model), partial)
             write_manifest(partial, {"adapter_sha256": adapter})
         del model
-    return whole.model_copy(update={"base": str(folder), "revision": None, "quantization": asked.quantization})
+    return whole.model_copy(update={"base": str(folder), "revision": None, "quantization": spec.quantization})
 
 
 def short_name(base: str) -> str:

@@ -37,15 +37,15 @@ def locked_packages(locks: Sequence[Path], markers: Mapping[str, str] | None = N
 
     `markers` override the values of this Python and machine (PEP 508).
     """
-    found: dict[str, Package] = {}
+    packages: dict[str, Package] = {}
     for lock in locks:
         for text, hashes in requirements_in(lock):
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate(dict(markers or {})):
                 version = str(requirement.specifier).removeprefix("==")
                 name = canonicalize_name(requirement.name)
-                found[name] = Package(name, version, tuple(sorted(hashes)))
-    return [found[name] for name in sorted(found)]
+                packages[name] = Package(name, version, tuple(sorted(hashes)))
+    return [packages[name] for name in sorted(packages)]
 
 
 def requirements_in(lock: Path) -> Iterator[tuple[str, list[str]]]:

@@ -28,15 +28,15 @@ def find_device_problem(environment: Environment, train: TrainConfig) -> Problem
     return None if environment == "cpu" else find_count_problem(train, count_devices(environment))
 
 
-def find_count_problem(train: TrainConfig, found: int) -> Problem | None:
+def find_count_problem(train: TrainConfig, available: int) -> Problem | None:
     """Return the problem of too few devices for one node, with settings that keep the effective batch size."""
-    asked = train.distributed.devices // train.distributed.nodes
-    if found >= asked:
+    needed = train.distributed.devices // train.distributed.nodes
+    if available >= needed:
         return None
-    accumulation, rest = divmod(train.gradient_accumulation_steps * asked, found or 1)
+    accumulation, rest = divmod(train.gradient_accumulation_steps * needed, available or 1)
     kept = f" with train.gradient_accumulation_steps: {accumulation}, which keeps the effective batch size"
-    message = f"{asked} devices per node are required, but {found} found"
-    remedy = f"use {found * train.distributed.nodes}{'' if rest else kept}"
+    message = f"{needed} devices a node are asked for, {available} found"
+    remedy = f"use {available * train.distributed.nodes}{'' if rest else kept}"
     return Problem("devices-missing", "params.yaml: train.distributed.devices", message, remedy)
 
 

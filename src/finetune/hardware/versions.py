@@ -9,11 +9,11 @@ OPTIONAL_VERSIONS = ("flash-attn", "kernels", "liger-kernel", "deepspeed", "trit
 
 def versions() -> dict[str, str]:
     """Return the installed versions of the libraries that determine a result, and Python's."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in (*VERSIONS_THAT_MATTER, *OPTIONAL_VERSIONS):
         try:
-            found[name] = metadata.version(name)
+            result[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             if name in VERSIONS_THAT_MATTER:
-                found[name] = "not installed"
-    return found
+                result[name] = "not installed"
+    return result

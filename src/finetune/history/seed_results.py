@@ -57,9 +57,9 @@ def read_seeds(path: Path, key: str) -> dict[str, Any]:
 
 def seeds_in(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
     """Return the outcomes by seed under a key. Raise DataError if they are malformed."""
-    found = content.get(key, {})
-    if not isinstance(found, dict) or not all(
-        seed.removeprefix("-").isdecimal() and isinstance(outcome, dict) for seed, outcome in found.items()
+    outcomes = content.get(key, {})
+    if not isinstance(outcomes, dict) or not all(
+        seed.removeprefix("-").isdecimal() and isinstance(outcome, dict) for seed, outcome in outcomes.items()
     ):
-        raise DataError(path, f"{key[:16]}: has no outcomes by seed", "restore the file from git")
-    return found
+        raise DataError(path, f"{key[:16]}: holds no outcomes by seed", "take the file back from git")
+    return outcomes

@@ -14,9 +14,9 @@ HELD = ("dtype", "quantization", "chat_template", "pad_token")  # the model's ke
 def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
     """Return the published adapter's manifest. Raise DataError unless it is intact and matches params.yaml."""
     manifest = read_manifest(paths.adapter)
-    found, named = manifest["base"], identify_base(config.model)
-    if found != named:
-        what = f"was trained on {found['name']} at {found['revision']}, but params.yaml names {named['name']} at"
+    trained_on, named = manifest["base"], identify_base(config.model)
+    if trained_on != named:
+        what = f"was trained on {trained_on['name']} at {trained_on['revision']}, params.yaml names {named['name']} at"
         raise DataError(
             f"{paths.adapter}", f"{what} {named['revision']}", "restore its recipe, or train again (dvc repro)"
         )

@@ -63,12 +63,12 @@ def again(revision: str) -> str:
 def fetch_directory(root: Path, revision: str, path: Path, target: Path) -> None:
     """Copy a folder of a revision to `target`. Raise DataError if it did not exist or is not stored."""
     with files_of(root, revision) as files, publish_directory(target) as folder:
-        found = files.find(path.as_posix()) if is_written(files, path) else []
-        for name in found:
+        names = files.find(path.as_posix()) if is_written(files, path) else []
+        for name in names:
             source = Path(name.lstrip("/"))
             copy_file(files, revision, source, folder / source.relative_to(path))
-        if not found:
-            raise DataError(revision, f"has no {path}: its pipeline did not finish", f"{again(revision)}")
+        if not names:
+            raise DataError(revision, f"has no {path}: its pipeline did not run to its end", f"{again(revision)}")
 
 
 def git_state(root: Path, *, untracked: bool) -> tuple[str | None, bool]:

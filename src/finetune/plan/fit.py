@@ -47,24 +47,24 @@ class Fit:
         return f"recipe {self.recipe} can run here: predicted peak memory {memory}"
 
 
-def judge_all(root: Path, found: Accelerators, predictor: "Predictor") -> Iterator[Fit]:
+def judge_all(root: Path, accelerators: Accelerators, predictor: "Predictor") -> Iterator[Fit]:
     """Yield the result for every recipe of the folder; for one that cannot be read, it is unknown."""
     for path in sorted((root / "recipes").glob("*.yaml")):
         try:
-            yield judge(read_recipe(path.stem, root), found, predictor)
+            yield judge(read_recipe(path.stem, root), accelerators, predictor)
         except ConfigError as error:
             yield Fit(path.stem, "unknown", "unknown", False, (str(error).splitlines()[0],), unknown="not readable")
 
 
-def judge(config: Config, found: Accelerators, predictor: "Predictor | None") -> Fit:
+def judge(config: Config, accelerators: Accelerators, predictor: "Predictor | None") -> Fit:
     """Compare device, packages and memory of one run with this machine; the base need not be downloaded yet."""
-    reasons = (*missing_devices(config, found), *missing_packages(config))
+    reasons = (*missing_devices(config, accelerators), *missing_packages(config))
     name, environment, base = config.recipe, config.environment, config.model.base
     if reasons:  # memory of another kind of device is irrelevant
         return Fit(name, environment, base, False, reasons, unknown="not predicted, because it can't run here")
     available = usable_memory()
     if environment == "cuda":
-        available = min(gpu.memory_bytes for gpu in found.gpus[: config.train.distributed.devices])
+        available = min(gpu.memory_bytes for gpu in accelerators.gpus[: config.train.distributed.devices])
     parameters, peak, unknown = (None, None, QUICK) if predictor is None else predictor.predict(config)
     if peak is not None and peak > available:
         reasons = (f"predicted peak memory {gigabytes(peak)}, available {gigabytes(available)}",)
@@ -72,17 +72,17 @@ def judge(config: Config, found: Accelerators, predictor: "Predictor | None") ->
     return Fit(name, environment, base, not reasons, reasons, parameters, peak, available, unknown, meant)
 
 
-def missing_devices(config: Config, found: Accelerators) -> Iterator[str]:
+def missing_devices(config: Config, accelerators: Accelerators) -> Iterator[str]:
     """Yield what the run's device lacks."""
-    if config.environment == "cuda" and not found.gpus:
-        yield "torch found no usable CUDA device"
-    elif config.environment == "apple" and not found.apple:
+    if config.environment == "cuda" and not accelerators.gpus:
+        yield "no CUDA device that torch can use"
+    elif config.environment == "apple" and not accelerators.apple:
         yield "no Apple GPU"
     elif config.environment == "cuda":
-        if few := find_count_problem(config.train, len(found.gpus)):
+        if few := find_count_problem(config.train, len(accelerators.gpus)):
             yield few.message
         in_bf16 = config.train.bf16 or config.model.dtype == "bfloat16"
-        if in_bf16 and found.gpus[0].capability < AMPERE:
+        if in_bf16 and accelerators.gpus[0].capability < AMPERE:
             yield f"bfloat16 needs compute capability {'.'.join(map(str, AMPERE))}"
 
 

@@ -190,7 +190,7 @@ def phases(run: Run, standing: MemoryPlan) -> list[MemoryPlan]:
     judged = loss_head_bytes(idle, -(-run.supervised * evaluated // run.batch), backward=False)
     work, buffers = backward_bytes(run), communication_bytes(run)
     end = idle.tokens * run.architecture.hidden * 2 * WIDE
-    found = [
+    plans = [
         replace(standing, phase="loss", gradients=early, activations=saved, logits=head, workspace=buffers),
         replace(standing, phase="backward", gradients=early, activations=saved + inside, workspace=work + buffers),
         replace(standing, phase="backward", activations=layer, workspace=work + buffers),
@@ -199,7 +199,7 @@ def phases(run: Run, standing: MemoryPlan) -> list[MemoryPlan]:
         replace(standing, phase="evaluation", gradients=0, activations=end, logits=judged, workspace=buffers),
         replace(standing, phase="loading", gradients=0, optimizer=0, adapter=0, workspace=loading_bytes(run)),
     ]
-    return [with_slack(run, plan) for plan in found]
+    return [with_slack(run, plan) for plan in plans]
 
 
 def with_slack(run: Run, plan: MemoryPlan) -> MemoryPlan:

@@ -78,13 +78,13 @@ class RunPlan:
         if self.architecture is None or self.available is None:
             return 0, 0
         config, work, room = self.config, self.workload, int(FITTING * self.available)
-        asked = (self.architecture, config.model, config.adapter, config.train, config.environment)
+        settings = (self.architecture, config.model, config.adapter, config.train, config.environment)
         share = work.supervised / max(config.train.per_device_train_batch_size * work.longest_row, 1)
         ranks = config.train.distributed.devices
         batch = largest_micro_batch(
-            *asked, available=room, length=work.longest_row, supervised_share=share, ranks=ranks
+            *settings, available=room, length=work.longest_row, supervised_share=share, ranks=ranks
         )
-        return batch, largest_length(*asked, available=room, supervised_share=share, ranks=ranks)
+        return batch, largest_length(*settings, available=room, supervised_share=share, ranks=ranks)
 
     def report(self) -> PlanReport:
         """Return the report, with only what is equal on every machine."""
@@ -111,17 +111,17 @@ class RunPlan:
         """Describe the plan in a few sentences."""
         schedule, work = self.schedule, self.workload
         counted = "" if work.counted else " at most"
-        told = [
+        sentences = [
             f"{schedule.steps} steps of {schedule.effective_batch_size} rows, {schedule.warmup_steps} of them warmup, "
             f"{schedule.evaluations} evaluations, {schedule.saves} saves; {work.tokens:,} tokens per epoch{counted}"
         ]
         if self.architecture and self.memory:
             share = self.trainable / self.architecture.parameters
-            told.append(
+            sentences.append(
                 f"{self.trainable:,} of {self.architecture.parameters:,} parameters are trained ({share:.2%}); "
                 f"predicted peak memory {gigabytes(self.memory.peak)}{self._fits()}"
             )
-        return told
+        return sentences
 
     def _fits(self) -> str:
         return "" if self.available is None else f" of {gigabytes(self.available)}"

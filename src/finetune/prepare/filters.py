@@ -34,8 +34,8 @@ def give_form(conversation: Conversation, source: Source, data: DataConfig, labe
     default = data.default_system_prompt if source.system_prompt is None else source.system_prompt
     system = own.content if own else data.system_prompts.get(conversation.agent, default)
     if labels and conversation.label is not None:
-        told = f"Answer with exactly one of these labels: {', '.join(labels)}."
-        system = f"{system}\n{told}" if system else told
+        instruction = f"Answer with exactly one of these labels: {', '.join(labels)}."
+        system = f"{system}\n{instruction}" if system else instruction
     turns = conversation.messages[1:] if own else conversation.messages
     conversation.messages = [Message("system", system), *turns] if system else turns
 

@@ -78,5 +78,5 @@ def clusters(size: int, pairs: Pairs) -> npt.NDArray[np.int64]:
     from scipy.sparse.csgraph import connected_components
 
     graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
-    found: npt.NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
-    return found
+    components: npt.NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
+    return components

@@ -107,25 +107,25 @@ class Spool:
         self._end = 0
         self._band_count = 0
 
-    def add(self, source: int, found: ReadRows) -> None:
+    def add(self, source: int, batch: ReadRows) -> None:
         """Append a batch's kept rows."""
-        sizes = np.fromiter(map(len, found.json), np.int64, len(found.json))
+        sizes = np.fromiter(map(len, batch.json), np.int64, len(batch.json))
         starts = self._end + np.cumsum(sizes) - sizes
-        agents = [self._agents.setdefault(name, len(self._agents)) for name in found.agents]
-        labels = [-1 if name is None else self._labels.setdefault(name, len(self._labels)) for name in found.labels]
-        kept = [line for line, reason in zip(found.lines, found.reasons, strict=True) if reason is None]
+        agents = [self._agents.setdefault(name, len(self._agents)) for name in batch.agents]
+        labels = [-1 if name is None else self._labels.setdefault(name, len(self._labels)) for name in batch.labels]
+        kept = [line for line, reason in zip(batch.lines, batch.reasons, strict=True) if reason is None]
         self._numbers.append(np.array([[source] * len(kept), kept, starts, sizes, agents, labels], np.int64))
-        keys = found.keys
+        keys = batch.keys
         copies, spoken, prompts = ([getattr(key, name) for key in keys] for name in ("copy", "spoken", "prompt"))
-        self._hashes.append(np.array([found.ids, copies, spoken, prompts, found.groups], np.uint64))
+        self._hashes.append(np.array([batch.ids, copies, spoken, prompts, batch.groups], np.uint64))
         openings = [(row, opening) for row, key in enumerate(keys, self._count) for opening in key.openings]
         self._openings.append(np.array(openings, np.uint64).reshape(-1, 2))
         self._count += len(kept)
         self._end += int(sizes.sum())
-        self._rows.writelines(found.json)
-        if found.bands is not None:
-            self._band_count = found.bands.shape[1]
-            found.bands.tofile(self._bands)
+        self._rows.writelines(batch.json)
+        if batch.bands is not None:
+            self._band_count = batch.bands.shape[1]
+            batch.bands.tofile(self._bands)
 
     def table(self) -> Table:
         """Return the table of all rows added."""

@@ -54,29 +54,29 @@ class ReadRows:
 def read_batch(work: tuple[Reading, Batch]) -> ReadRows:
     """Parse, normalize and filter the rows of one batch, and compute the hashes for duplicates and splits."""
     reading, batch = work
-    found = ReadRows(batch.read_bytes)
+    result = ReadRows(batch.read_bytes)
     spoken: list[str] = []
     counter = token_counter(*reading.tokenizer) if reading.tokenizer else None
     for row in batch.rows():
         if isinstance(row, BadRow):
-            found.bad.append(row)
-            found.drop(row.line, BAD_ROW)
+            result.bad.append(row)
+            result.drop(row.line, BAD_ROW)
             continue
         try:
-            text = read_row(row, reading, counter, found)
+            text = read_row(row, reading, counter, result)
         except ValueError as error:
             where = "" if row.starts_at is None else f" (line {row.starts_at})"
-            found.bad.append(BadRow(row.line, f"{error}{where}"))
-            found.drop(row.line, BAD_ROW)
+            result.bad.append(BadRow(row.line, f"{error}{where}"))
+            result.drop(row.line, BAD_ROW)
             continue
         if text is not None:
             spoken.append(text)
     if reading.data.duplicates.near != "ignore":
-        found.bands = band_hashes(spoken, reading.data.duplicates)
-    return found
+        result.bands = band_hashes(spoken, reading.data.duplicates)
+    return result
 
 
-def read_row(row: Row, reading: Reading, counter: TokenCounter | None, found: ReadRows) -> str | None:
+def read_row(row: Row, reading: Reading, counter: TokenCounter | None, result: ReadRows) -> str | None:
     """Add one row to the batch; return what was spoken in it, or None if dropped. Raise ValueError if it is bad."""
     data = reading.data
     conversation = parse_row(row.fields, reading.format, reading.source.columns)
@@ -88,16 +88,16 @@ def read_row(row: Row, reading: Reading, counter: TokenCounter | None, found: Re
     kinds = find_risks(all_text(conversation)) if reason is None else []
     for kind in kinds:
         policy = getattr(data.risks, category_of(kind))
-        if policy == "stop" and found.stopped is None:
-            found.stopped = (row.line, kind)
+        if policy == "stop" and result.stopped is None:
+            result.stopped = (row.line, kind)
         if policy == "drop" and not held_out:
             reason = f"risk_{category_of(kind)}"
     if reason is not None:
-        found.risky += [(row.line, "", kind) for kind in kinds]
-        found.drop(row.line, reason)
+        result.risky += [(row.line, "", kind) for kind in kinds]
+        result.drop(row.line, reason)
         return None
-    example_id = keep(conversation, row.line, reading.source.name, found)
-    found.risky += [(row.line, example_id, kind) for kind in kinds]
+    example_id = keep(conversation, row.line, reading.source.name, result)
+    result.risky += [(row.line, example_id, kind) for kind in kinds]
     return text
 
 
@@ -108,7 +108,7 @@ def all_text(conversation: Conversation) -> str:
     return "\n".join([*(message.text for message in conversation.messages), *names, *tools])
 
 
-def keep(conversation: Conversation, line: int, source: str, found: ReadRows) -> str:
+def keep(conversation: Conversation, line: int, source: str, result: ReadRows) -> str:
     """Add the conversation as an example; return its id, which represents source, agent and content."""
     agent, messages = conversation.agent or source, conversation.messages
     content = [source, agent, [message.to_json() for message in messages], conversation.tools]
@@ -117,12 +117,12 @@ def keep(conversation: Conversation, line: int, source: str, found: ReadRows) ->
     group = text_hash(conversation.group) | 1 if conversation.group is not None else 0
     named = f"{group:016x}" if group else None
     example = Example(f"{number:016x}", source, line, agent, tuple(messages), conversation.label, tools, named)
-    found.lines.append(line)
-    found.reasons.append(None)
-    found.json.append(orjson.dumps(example.to_json(), option=orjson.OPT_APPEND_NEWLINE))
-    found.ids.append(number)
-    found.keys.append(conversation_keys(agent, messages, tools))
-    found.groups.append(group)
-    found.agents.append(agent)
-    found.labels.append(conversation.label)
+    result.lines.append(line)
+    result.reasons.append(None)
+    result.json.append(orjson.dumps(example.to_json(), option=orjson.OPT_APPEND_NEWLINE))
+    result.ids.append(number)
+    result.keys.append(conversation_keys(agent, messages, tools))
+    result.groups.append(group)
+    result.agents.append(agent)
+    result.labels.append(conversation.label)
     return example.id

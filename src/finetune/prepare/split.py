@@ -64,9 +64,9 @@ def split_sizes(rows: int, shares: SplitConfig) -> list[int]:
 
     That is usually test, where evidence is scarcest (298 rows at 80, 10 and 10% are 238, 29 and 31).
     """
-    asked = [getattr(shares, name) for name in SPLITS]
-    sizes = [math.floor(share * rows + 1e-9) for share in asked]
-    last = max(at for at, share in enumerate(asked) if share)
+    fractions = [getattr(shares, name) for name in SPLITS]
+    sizes = [math.floor(share * rows + 1e-9) for share in fractions]
+    last = max(at for at, share in enumerate(fractions) if share)
     sizes[last] += rows - sum(sizes)
     return sizes
 

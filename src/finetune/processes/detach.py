@@ -105,7 +105,7 @@ def stop(paths: Paths) -> int:
 def wait_for_end(paths: Paths, run: Run) -> list[Stage]:
     """Ask every stage to end, also later ones, and wait until nothing is left; return these stages."""
     parent = find_dvc(run)
-    asked: list[Stage] = []
+    signalled: list[Stage] = []
     began = quiet_since = next_line = time.monotonic()
     next_line += PROGRESS
     now: Run | None = run
@@ -113,10 +113,10 @@ def wait_for_end(paths: Paths, run: Run) -> list[Stage]:
         moment = time.monotonic()
         if now is not None and now.stage is not None:
             quiet_since = moment
-            if now.stage.pid not in [stage.pid for stage in asked]:
+            if now.stage.pid not in [stage.pid for stage in signalled]:
                 ask_to_end(now.stage)
-                asked.append(now.stage)
-        elif now is not None and now.detached and (not asked or moment - quiet_since > PATIENCE):
+                signalled.append(now.stage)
+        elif now is not None and now.detached and (not signalled or moment - quiet_since > PATIENCE):
             interrupt(now.detached, signal.SIGTERM if moment - began > 2 * PATIENCE else signal.SIGINT)
         if moment >= next_line:
             what = now.sentence() if now else "waiting for its parent process (dvc)"
@@ -124,7 +124,7 @@ def wait_for_end(paths: Paths, run: Run) -> list[Stage]:
             next_line = moment + PROGRESS
         time.sleep(0.2)
         now = find_run(paths)
-    return asked
+    return signalled
 
 
 def ask_to_end(stage: Stage) -> None:
@@ -175,8 +175,8 @@ def closing_line(paths: Paths, run: Run, stopped: list[Stage], began: float) -> 
         return how_it_ended(paths)[0]
     name = stopped[-1].name if stopped else "it"
     if name != "train":
-        return f"{name} has stopped; completed stages are kept, and running the same command again resumes"
-    told = read_status(paths)
-    if told is not None and told["updated"] >= began - 1:
-        return how_training_ended(told, paths)
-    return f"train has stopped; {what_is_kept(paths)}, and running the same command again resumes"
+        return f"{name} has ended; nothing half-done is left, and the same command resumes"
+    progress = read_status(paths)
+    if progress is not None and progress["updated"] >= began - 1:
+        return how_training_ended(progress, paths)
+    return f"train has stopped; {what_is_kept(paths)}, and the same command resumes"

@@ -29,10 +29,8 @@ class StopRequest:
             raise KeyboardInterrupt
         if self.by is None:
             self.by = signal.Signals(number).name
-            told = (
-                f"{self.by}: saving at the end of this step, then stopping (press Ctrl-C again to stop immediately)\n"
-            )
-            os.write(sys.stderr.fileno(), told.encode())  # not print, which the signal may have interrupted
+            message = f"{self.by}: the run is saved at the end of this step and stops (Ctrl-C again: at once)\n"
+            os.write(sys.stderr.fileno(), message.encode())  # not print, which the signal may have interrupted
 
 
 def leave_signals_to_the_run(worker: int) -> None:  # noqa: ARG001
@@ -62,8 +60,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 def signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Send stop signals to a handler; restore the previous handlers afterwards."""
     # nohup has requested that a lost terminal be ignored
-    heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heard}
+    handled = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:
@@ -78,17 +76,17 @@ def run_and_forward(
 
     Every signal is passed to `forward`; one that arrives before the process exists is passed once it does.
     """
-    asked: list[int] = []
+    received: list[int] = []
     process: subprocess.Popen[bytes] | None = None
 
     def hear(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        asked.append(number)
+        received.append(number)
         if process is not None:
             forward(process, number)
 
     with signals_to(hear):
         process = subprocess.Popen(line, preexec_fn=die_with_parent, **options)
-        for number in asked[:1]:
+        for number in received[:1]:
             forward(process, number)
         code = process.wait()
-    return code, signal.Signals(asked[0]).name if asked else None
+    return code, signal.Signals(received[0]).name if received else None

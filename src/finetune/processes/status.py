@@ -22,8 +22,8 @@ TAIL, LAST_LINES = 20_000, 5  # bytes and lines of a log that are shown
 def show(paths: Paths, as_json: bool) -> int:
     """Print, as text or JSON, what runs or how the last run ended; return 0."""
     run = find_run(paths)
-    told = read_progress(paths, run) if run else None
-    lines = describe_run(run, told) if run else ["nothing is running in this folder", *how_it_ended(paths)]
+    progress = read_progress(paths, run) if run else None
+    lines = describe_run(run, progress) if run else ["nothing is running in this folder", *how_it_ended(paths)]
     if not as_json:
         for line in lines:
             say(line)
@@ -35,8 +35,8 @@ def show(paths: Paths, as_json: bool) -> int:
         "pid": stage.pid if stage else None,
         "target": detached.target if detached else None,
         "log": detached.log if detached else None,
-        "progress": told,
-        "silent_seconds": max(0.0, time.time() - told["updated"]) if told else None,
+        "progress": progress,
+        "silent_seconds": max(0.0, time.time() - progress["updated"]) if progress else None,
         "text": lines,
     }
     print(json.dumps(content, indent=1, ensure_ascii=False))
@@ -45,36 +45,38 @@ def show(paths: Paths, as_json: bool) -> int:
 
 def read_progress(paths: Paths, run: Run) -> dict[str, Any] | None:
     """Return the progress of the running stage; None for another stage, or if the file belongs to an earlier run."""
-    told = read_status(paths)
-    if told is None or run.stage is None or told.get("stage") != run.stage.name or told.get("ended"):
+    progress = read_status(paths)
+    if progress is None or run.stage is None or progress.get("stage") != run.stage.name or progress.get("ended"):
         return None
     started = run.stage.process.create_time() if run.stage.process else 0.0
-    return told if told["updated"] >= started - 1 else None
+    return progress if progress["updated"] >= started - 1 else None
 
 
 def read_status(paths: Paths) -> dict[str, Any] | None:
     """Read `work/status.json`; None if it is missing or not a status."""
-    told = read_object(paths.work / "status.json")
-    whole = told is not None and all(isinstance(told.get(key), int | float) for key in ("updated", "step", "steps"))
-    return told if whole else None
+    progress = read_object(paths.work / "status.json")
+    whole = progress is not None and all(
+        isinstance(progress.get(key), int | float) for key in ("updated", "step", "steps")
+    )
+    return progress if whole else None
 
 
-def describe_run(run: Run, told: dict[str, Any] | None) -> list[str]:
+def describe_run(run: Run, progress: dict[str, Any] | None) -> list[str]:
     """Describe what runs and its progress, in one to three lines."""
     lines = [run.sentence() + (f"; log: {run.detached.log}" if run.detached else "")]
     if run.stage is not None and run.stage.process is None:
         lines.append(f"it can't be stopped from here: {run.stage.why_not}")
-    if told is not None:
-        lines += describe_progress(told, time.time())
+    if progress is not None:
+        lines += describe_progress(progress, time.time())
     elif run.stage is not None and run.stage.name == "train":
         lines.append("loading the model; no training step yet")
     return lines
 
 
-def describe_progress(told: dict[str, Any], now: float) -> list[str]:
+def describe_progress(progress: dict[str, Any], now: float) -> list[str]:
     """Describe step, losses, speed, memory and time left; `now` is in Unix seconds."""
-    share = told["step"] / told["steps"] if told["steps"] else 0.0
-    parts = [f"step {told['step']} of {told['steps']} ({share:.0%})"]
+    share = progress["step"] / progress["steps"] if progress["steps"] else 0.0
+    parts = [f"step {progress['step']} of {progress['steps']} ({share:.0%})"]
     texts: dict[str, Callable[[float], str]] = {
         "loss": "loss {:.4f}".format,
         "validation_loss": "validation loss {:.4f}".format,
@@ -82,9 +84,9 @@ def describe_progress(told: dict[str, Any], now: float) -> list[str]:
         "memory_bytes": lambda size: f"memory {gigabytes(size)}",
         "seconds_left": lambda seconds: f"about {duration(seconds)} left",
     }
-    parts += [text(told[key]) for key, text in texts.items() if told.get(key) is not None]
-    silent = max(0.0, now - told["updated"])
-    lines = [", ".join(parts), f"updated {duration(silent)} ago"]
+    parts += [text(progress[key]) for key, text in texts.items() if progress.get(key) is not None]
+    silent = max(0.0, now - progress["updated"])
+    lines = [", ".join(parts), f"told {duration(silent)} ago"]
     if silent > SILENT:
         lines[1] += ": it is evaluating, saving, or stuck; its process is alive, so check the log before you stop it"
     return lines
@@ -103,28 +105,32 @@ def how_it_ended(paths: Paths) -> list[str]:
 
     After a failure outside of any stage, of which there is no other record, the last lines of its log follow.
     """
-    detached, told = read_detached(paths), read_status(paths)
+    detached, progress = read_detached(paths), read_status(paths)
     verdict_at = _changed(paths.reports / "decision.json")
-    train_at = float(told["updated"]) if told else 0.0
+    train_at = float(progress["updated"]) if progress else 0.0
     if detached is not None and not is_alive(detached, paths):
         log = paths.root / detached.log
         if _changed(log) >= max(verdict_at, train_at):
-            return how_detached_ended(detached, paths, told)
-    if told is not None and train_at > verdict_at:
-        return [how_training_ended(told, paths)]
-    return [verdict(paths) or "no run has been started here, or its files were cleaned"]
+            return how_detached_ended(detached, paths, progress)
+    if progress is not None and train_at > verdict_at:
+        return [how_training_ended(progress, paths)]
+    return [verdict(paths) or "nothing has run here yet, or all was cleaned"]
 
 
-def how_detached_ended(detached: Detached, paths: Paths, told: dict[str, Any] | None) -> list[str]:
+def how_detached_ended(detached: Detached, paths: Paths, progress: dict[str, Any] | None) -> list[str]:
     """Describe the end from the records of its exit code and its newest stage, and the step where training stopped."""
     name, again = f"make {detached.target}", f"make {detached.target} DETACH=1"
     end, stage = read_end(detached, paths), read_record(paths.work / "pipeline.lock")
     if stage is not None and stage.at < detached.started:
         stage = None
     if end is not None and end.exit_code == 0:
-        return [f"{name} finished; {verdict(paths) or 'it did not reach a verdict'}"]
-    if told is not None and told["updated"] >= detached.started and told.get("ended") in (None, "interrupted"):
-        return [how_training_ended(told, paths, again)]
+        return [f"{name} ended well; {verdict(paths) or 'it left no verdict'}"]
+    if (
+        progress is not None
+        and progress["updated"] >= detached.started
+        and progress.get("ended") in (None, "interrupted")
+    ):
+        return [how_training_ended(progress, paths, again)]
     if stage is not None and stage.outcome == "interrupted":
         return [f"{name} was stopped in stage {stage.stage}; completed stages are kept, and {goes_on(again)}"]
     if end is None:
@@ -155,14 +161,14 @@ def last_lines(log: Path) -> list[str]:
     return [f"  {printable(line)}" for line in lines if line.strip()][-LAST_LINES:]
 
 
-def how_training_ended(told: dict[str, Any], paths: Paths, again: str = "") -> str:
+def how_training_ended(progress: dict[str, Any], paths: Paths, again: str = "") -> str:
     """Return the last step of the training, and how to resume from there."""
-    where = f"step {told['step']} of {told['steps']}"
-    if told.get("ended") == "finished":
-        return f"train finished at {where}, but the stages after it did not: {goes_on(again)}"
-    if told.get("ended") == "failed":
-        return f"train failed at {where}; fix the cause shown in its output, then {goes_on(again)}"
-    verb = "stopped" if told.get("ended") == "interrupted" else "was killed"
+    where = f"step {progress['step']} of {progress['steps']}"
+    if progress.get("ended") == "finished":
+        return f"train finished with {where}; the stages after it did not: {goes_on(again)}"
+    if progress.get("ended") == "failed":
+        return f"train failed at {where}; fix the cause it printed, then {goes_on(again)}"
+    verb = "stopped" if progress.get("ended") == "interrupted" else "was killed"
     return f"train {verb} at {where}; {what_is_kept(paths)}, and {goes_on(again)}"
 
 
@@ -173,9 +179,9 @@ def goes_on(again: str) -> str:
 
 def what_is_kept(paths: Paths) -> str:
     """Describe the newest checkpoint of any run."""
-    found = [path for path in paths.checkpoints.glob("*/checkpoint-*") if path.name[11:].isdigit()]
-    newest = max(found, key=_changed, default=None)
-    return f"the checkpoint of step {newest.name[11:]} is kept" if newest else "no checkpoint has been written yet"
+    saved = [path for path in paths.checkpoints.glob("*/checkpoint-*") if path.name[11:].isdigit()]
+    newest = max(saved, key=_changed, default=None)
+    return f"the checkpoint of step {newest.name[11:]} is kept" if newest else "no checkpoint was written yet"
 
 
 def verdict(paths: Paths) -> str | None:

@@ -95,12 +95,12 @@ def _turn(turn: Any, place: str) -> Message:
 
 
 def _list(value: Any, name: str) -> list[Any]:
-    found = _from_json(value, name)
-    if not isinstance(found, list):
-        raise ValueError(f"{name} must be a list of turns, not {kind_of(found)}")
-    if not found:
-        raise ValueError(f"{name} has no turns")
-    return found
+    parsed = _from_json(value, name)
+    if not isinstance(parsed, list):
+        raise ValueError(f"{name} must be a list of turns, not {kind_of(parsed)}")
+    if not parsed:
+        raise ValueError(f"{name} holds no turn")
+    return parsed
 
 
 def _role(value: Any, known: Mapping[str, Role], place: str) -> Role:
@@ -142,30 +142,30 @@ def _tool_call(call: Any, place: str) -> dict[str, Any]:
         raise ValueError(f"{place} does not name a function")
     arguments = _object(function.get("arguments") or {}, f"{place}.arguments")
     name, call_id = sound_text(function["name"], f"{place}.name"), _optional(call.get("id"), f"{place}.id")
-    found = {"type": "function", "function": {"name": name, "arguments": arguments}}
-    return found if call_id is None else {"id": call_id, **found}
+    parsed = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return parsed if call_id is None else {"id": call_id, **parsed}
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:
-    found = _from_json(value, place)
-    if not isinstance(found, dict):
-        raise ValueError(f"{place} must be an object, not {kind_of(found)}")
-    _check_sound(found, place)
-    return found if isinstance(value, str) else _without_nulls(found)
+    parsed = _from_json(value, place)
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{place} must be an object, not {kind_of(parsed)}")
+    _check_sound(parsed, place)
+    return parsed if isinstance(value, str) else _without_nulls(parsed)
 
 
 def read_tools(value: Any, name: str) -> list[dict[str, Any]]:
     """Return the functions that the assistant may call, as JSON schemas. Raise ValueError if they are invalid."""
-    found = _from_json(value, name)
-    if found is None:
+    parsed = _from_json(value, name)
+    if parsed is None:
         return []
-    if not isinstance(found, list):
-        raise ValueError(f"{name} must be a list of objects, not {kind_of(found)}")
-    for at, tool in enumerate(found):
+    if not isinstance(parsed, list):
+        raise ValueError(f"{name} must be a list of objects, not {kind_of(parsed)}")
+    for at, tool in enumerate(parsed):
         if not isinstance(tool, dict):
             raise ValueError(f"{name}[{at}] must be an object, not {kind_of(tool)}")
         _check_sound(tool, f"{name}[{at}]")
-    return found if isinstance(value, str) else [_without_nulls(tool) for tool in found]
+    return parsed if isinstance(value, str) else [_without_nulls(tool) for tool in parsed]
 
 
 def check_order(messages: Sequence[Message]) -> None:

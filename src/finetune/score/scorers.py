@@ -26,11 +26,11 @@ def build_scorers(
     """
     built: dict[str, BuiltScorer] = {}
     wrong: list[Problem] = []
-    for name, asked in scorers.items():
-        of = asked.of
+    for name, spec in scorers.items():
+        of = spec.of
         counted = [example for example in examples if of is None or {example.agent, example.source} & set(of)]
         try:
-            built[name] = _build(name, asked, labels, counted, root)
+            built[name] = _build(name, spec, labels, counted, root)
         except ConfigError as error:
             wrong += error.problems
     if wrong:
@@ -39,21 +39,21 @@ def build_scorers(
 
 
 def _build(
-    name: str, asked: kinds.Scorer, labels: Mapping[str, Sequence[str]], examples: Sequence[Example], root: Path
+    name: str, spec: kinds.Scorer, labels: Mapping[str, Sequence[str]], examples: Sequence[Example], root: Path
 ) -> BuiltScorer:
     """Build one scorer. Raise ConfigError if it cannot be used."""
-    metric = asked.metrics(name)[0]
+    metric = spec.metrics(name)[0]
     assert metric.scored_as is not None
-    ready = BuiltScorer(name, asked, metric.scored_as, metric.lowest, metric.highest)
+    ready = BuiltScorer(name, spec, metric.scored_as, metric.lowest, metric.highest)
     key = f"evaluate.scorers.{name}"
     place = f"params.yaml: {key}"
-    if isinstance(asked, kinds.Judge):
-        server = ChatServer(asked.url, asked.model, asked.api_key_variable, asked.timeout_seconds, key)
+    if isinstance(spec, kinds.Judge):
+        server = ChatServer(spec.url, spec.model, spec.api_key_variable, spec.timeout_seconds, key)
         return replace(ready, server=server)
-    if isinstance(asked, kinds.Classification):
-        return replace(ready, classes=tuple(classes_of(asked, examples, labels, place)))
-    score = asked.build(place, root)
-    if asked.reads_references:
+    if isinstance(spec, kinds.Classification):
+        return replace(ready, classes=tuple(classes_of(spec, examples, labels, place)))
+    score = spec.build(place, root)
+    if spec.reads_references:
         _check_references(score, place, examples)
     return replace(ready, score=score)
 

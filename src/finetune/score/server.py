@@ -85,12 +85,12 @@ class ChatServer:
 
         Requests to a busy server (429, 503) are repeated a few times after a delay; other failures are not retried.
         """
-        asked = {"temperature": temperature, "top_p": top_p, "seed": seed, "tools": list(tools) or None}
+        options = {"temperature": temperature, "top_p": top_p, "seed": seed, "tools": list(tools) or None}
         body = {
             "model": self.model,
             "messages": [to_wire(message) for message in messages],
             "max_tokens": max_tokens,
-            **{name: value for name, value in asked.items() if value is not None},
+            **{name: value for name, value in options.items() if value is not None},
             **({"stream": True, "stream_options": {"include_usage": True}} if stream else {}),
         }
         for attempt in range(1, TRIES + 1):

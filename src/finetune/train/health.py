@@ -77,17 +77,17 @@ def describe_health(losses: Sequence[tuple[int, float]], first: float | None, be
     `losses` are (step, training loss) as logged; `first` is the validation loss before the first step, `best` that of
     the kept checkpoint.
     """
-    told = []
+    sentences = []
     spikes = find_spikes(losses)
     if spikes:
         step, loss, usual = max(spikes, key=lambda spike: spike[1] / spike[2])
-        told.append(
+        sentences.append(
             f"the training loss jumped {len(spikes)} times, most at step {step} ({loss:.3f}, {usual:.3f} before); "
             "try a smaller learning rate or max_grad_norm, and check the rows of these steps"
         )
     if first is not None and best > first * (1 - LEAST_GAIN):
-        told.append(
-            f"no progress: the validation loss is {best:.4f}, compared with {first:.4f} before the first step; "
+        sentences.append(
+            f"nothing was learnt: the validation loss is {best:.4f}, and was {first:.4f} before the first step; "
             "raise train.learning_rate or adapter.r, or check whether the answers follow from the prompts"
         )
-    return told
+    return sentences

@@ -37,14 +37,14 @@ def launch(params: TrainParams, paths: Paths) -> None:
     if os.environ.get("NODE_RANK", "0") == "0":
         for path in left_errors(paths):
             path.unlink(missing_ok=True)
-    code, asked = run_and_forward(
+    code, received = run_and_forward(
         command(params),
         pass_on,
         env={"OMP_NUM_THREADS": str(threads(params)), **os.environ},
         start_new_session=True,  # Ctrl-C in the terminal reaches the processes only through us
     )
     if code:
-        raise_what_failed(paths, asked)
+        raise_what_failed(paths, received)
 
 
 def join(params: TrainParams, paths: Paths) -> None:
@@ -108,10 +108,10 @@ def command(params: TrainParams) -> list[str]:
 def pass_on(process: "subprocess.Popen[bytes]", number: int) -> None:
     """Forward a signal to the workers, which save at the end of their step, or to torchrun if there are none yet."""
     with suppress(psutil.Error):  # it may have just ended
-        found = workers(process.pid)
-        for worker in found:
+        processes = workers(process.pid)
+        for worker in processes:
             worker.send_signal(number)
-        if not found:
+        if not processes:
             process.terminate()
 
 
@@ -120,14 +120,14 @@ def workers(pid: int) -> list[Any]:
     return [child for child in psutil.Process(pid).children() if WORKER in child.cmdline()]
 
 
-def raise_what_failed(paths: Paths, asked: str | None) -> None:
-    """Raise the first process's recorded error, with its exit code; `asked` is the signal that ended them."""
+def raise_what_failed(paths: Paths, received: str | None) -> None:
+    """Raise the first process's recorded error, with its exit code; `received` is the signal that ended them."""
     errors = [read_json(path) for path in left_errors(paths)]
-    if not errors and asked:
+    if not errors and received:
         raise InterruptedRunError(
             "",
-            f"train was stopped by {asked} before it could save",
-            "the newest checkpoint is kept; run the same command again to resume",
+            f"train was stopped by {received} before it could save",
+            "the newest checkpoint is kept, the same command resumes",
         )
     if not errors:
         raise MachineError(

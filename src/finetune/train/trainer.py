@@ -121,11 +121,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         inputs = args[1] if len(args) > 1 else kwargs["inputs"]
         rows = next(self.expected)
         self.rows.extend(rows)
-        found, counted = int((inputs["labels"] != IGNORED).sum()), int(self.supervised[rows].sum())
-        if found != counted:
+        actual, counted = int((inputs["labels"] != IGNORED).sum()), int(self.supervised[rows].sum())
+        if actual != counted:
             raise DataError(
                 "data/validated/train.arrow",
-                f"a micro-batch after step {self.state.global_step} has {found} supervised tokens, "
+                f"a micro-batch after step {self.state.global_step} has {actual} supervised tokens, "
                 f"but validate counted {counted} in its rows",
                 "rows and collator disagree: run validate again (dvc repro -f -s validate)",
             )
@@ -182,8 +182,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def asked_to_stop(self) -> bool:
         """Return whether a signal reached any of the processes."""
-        asked = self.stop.by is not None
-        return bool(self.sum_of_processes(torch.tensor([float(asked)]))[0]) if self.args.world_size > 1 else asked
+        stopping = self.stop.by is not None
+        return bool(self.sum_of_processes(torch.tensor([float(stopping)]))[0]) if self.args.world_size > 1 else stopping
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens per second (all but padding) and memory to the training log."""

@@ -52,7 +52,7 @@ def by_cost(findings: Sequence[Finding]) -> list[Finding]:
 
 def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Finding]:
     """Mark accepted findings with their reason, and add findings about `findings.accept` itself."""
-    found = {finding.code for finding in findings}
+    codes = {finding.code for finding in findings}
     given = [
         finding if CODES[finding.code].binding else replace(finding, accepted=accepted.get(finding.code))
         for finding in findings
@@ -67,7 +67,7 @@ def accept(findings: Sequence[Finding], accepted: Mapping[str, str]) -> list[Fin
         elif known[code].binding:
             what = "can't be accepted: the run could not continue"
             given.append(Finding("accepted-unknown", where, what, "remove it"))
-        elif code not in found:
+        elif code not in codes:
             given.append(Finding("accepted-unused", where, "was not found in this run", "remove it"))
     return by_cost(given)
 

@@ -41,9 +41,9 @@ def look_ahead(params: ValidateParams, root: Path, examples: int | None = None, 
     if params.machine not in MACHINES:
         findings += check_machine(params)
     hidden = ELSEWHERE | ({"base-missing"} if base.architecture is not None else set())  # its metadata suffice here
-    told = accept([finding for finding in findings if finding.code not in hidden], params.findings.accept)
+    reported = accept([finding for finding in findings if finding.code not in hidden], params.findings.accept)
     # an accepted code that was not found may be about the rows, which only validate checks
-    return Preview(params, outlook, [finding for finding in told if finding.code != "accepted-unused"], source)
+    return Preview(params, outlook, [finding for finding in reported if finding.code != "accepted-unused"], source)
 
 
 def find_workload(

@@ -22,13 +22,13 @@ FLASH = ("flash_attn", "kernels")
 APPLE_VARIABLES = ("PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO")
 
 
-def check_accelerators(config: Config, found: Accelerators, quick: bool) -> Iterator[Check]:
+def check_accelerators(config: Config, accelerators: Accelerators, quick: bool) -> Iterator[Check]:
     """Yield all checks of accelerators. A missing one is a problem only if the recipe requires it."""
     if not quick:
         yield check_torch()
-    yield from check_cuda(config, found, quick)
+    yield from check_cuda(config, accelerators, quick)
     if platform.system() == "Darwin" or config.environment == "apple":
-        yield from check_apple(found, quick)
+        yield from check_apple(accelerators, quick)
     yield from check_optional(config)
     yield check_bitsandbytes(config, quick)
 
@@ -46,37 +46,37 @@ def check_torch() -> Check:
     )
 
 
-def check_cuda(config: Config, found: Accelerators, quick: bool) -> Iterator[Check]:
+def check_cuda(config: Config, accelerators: Accelerators, quick: bool) -> Iterator[Check]:
     """Yield one check per GPU, or the reason why there is none."""
     wanted = config.environment == "cuda"
-    for at, gpu in enumerate(found.gpus):
+    for at, gpu in enumerate(accelerators.gpus):
         formats = "bf16, tf32" if gpu.capability >= AMPERE else "neither bf16 nor tf32"
-        told = (
+        detail = (
             f"{gpu.name}, {gigabytes(gpu.memory_bytes)}, {gigabytes(gpu.free_bytes)} free, compute capability "
-            f"{'.'.join(map(str, gpu.capability))} ({formats}), driver {found.driver or 'unknown'}"
+            f"{'.'.join(map(str, gpu.capability))} ({formats}), driver {accelerators.driver or 'unknown'}"
         )
         if gpu.free_bytes < gpu.memory_bytes / 2:
-            yield Check(f"GPU {at}", told, "warning", "nvidia-smi lists the processes that use it")
+            yield Check(f"GPU {at}", detail, "warning", "nvidia-smi, to see who uses it")
         elif wanted and config.train.bf16 and gpu.capability < AMPERE:
-            yield Check(f"GPU {at}", told, "warning", "set train.bf16: false and train.fp16: true")
+            yield Check(f"GPU {at}", detail, "warning", "set train.bf16: false and train.fp16: true")
         else:
-            yield Check(f"GPU {at}", told)
-    if not found.gpus and found.shown and not quick and find_spec("torch"):
+            yield Check(f"GPU {at}", detail)
+    if not accelerators.gpus and accelerators.shown and not quick and find_spec("torch"):
         import torch
 
         build = torch.version.cuda
-        told = f"the driver ({found.driver}) lists {found.shown}, but torch can't use any of them"
+        detail = f"the driver ({accelerators.driver}) shows {accelerators.shown}, and torch can use none"
         remedy = f"update NVIDIA's driver to one for CUDA {build}" if build else "make setup ENVIRONMENT=cuda"
-        yield Check("CUDA", told, "missing" if wanted else "warning", remedy)
-    elif not found.gpus:
+        yield Check("CUDA", detail, "missing" if wanted else "warning", remedy)
+    elif not accelerators.gpus:
         remedy = "install NVIDIA's driver, or start the container with --gpus all"
         yield Check("CUDA", "no NVIDIA GPU found", *(("missing", remedy) if wanted else ()))
 
 
-def check_apple(found: Accelerators, quick: bool) -> Iterator[Check]:
+def check_apple(accelerators: Accelerators, quick: bool) -> Iterator[Check]:
     """Report Apple's GPU and the environment variables that affect torch on it."""
     variables = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in APPLE_VARIABLES)
-    if found.apple:
+    if accelerators.apple:
         yield Check("Apple GPU", f"MPS {'likely' if quick else 'available'}; {variables}")
         return
     built = "not checked"

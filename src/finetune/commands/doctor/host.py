@@ -67,11 +67,11 @@ def check_system(config: Config) -> Check:
 
 def check_python(root: Path) -> Check:
     """Compare the Python version with the range in pyproject.toml."""
-    asked = python_range(root)
-    version = f"{platform.python_version()} ({sys.executable}); required: {asked or 'any'}"
-    if asked.contains(".".join(map(str, sys.version_info[:3]))):  # python_version() may end in "+"
+    supported = python_range(root)
+    version = f"{platform.python_version()} ({sys.executable}); asked for {supported or 'any'}"
+    if supported.contains(".".join(map(str, sys.version_info[:3]))):  # python_version() may end in "+"
         return Check("Python", version)
-    newest = max((minor for minor in range(50) if asked.contains(f"3.{minor}")), default=13)
+    newest = max((minor for minor in range(50) if supported.contains(f"3.{minor}")), default=13)
     return Check("Python", version, "missing", f"PYTHON=python3.{newest} make setup")
 
 
@@ -103,31 +103,29 @@ def check_instructions() -> Iterator[Check]:
         return
     have = [name for name in wanted if name in known]
     lacking = [name for name in wanted if name not in known]
-    told = ", ".join(have) + (f"; lacks {', '.join(lacking)}" if lacking else "")
+    detail = ", ".join(have) + (f"; without {', '.join(lacking)}" if lacking else "")
     if wanted[0] in lacking:
-        yield Check(
-            "instructions", told, "warning", "expect training to take hours instead of minutes, or use a newer machine"
-        )
+        yield Check("instructions", detail, "warning", "expect hours in place of minutes, or use a newer machine")
     else:
-        yield Check("instructions", told)
+        yield Check("instructions", detail)
 
 
 def check_memory() -> Check:
     """Report total memory, available memory and the container's limit."""
     memory = psutil.virtual_memory()
     unified = ", shared with the GPU" if platform.system() == "Darwin" else ""
-    told = f"{gigabytes(memory.total)}{unified}, {gigabytes(memory.available)} available"
+    detail = f"{gigabytes(memory.total)}{unified}, {gigabytes(memory.available)} available"
     _, limit = cgroup_limits()
     if limit is not None and limit < memory.total:
-        told += f"; the container may use {gigabytes(limit)}"
+        detail += f"; the container may use {gigabytes(limit)}"
     if memory.available < usable_memory() / 4:
-        return Check("memory", told, "warning", "close other programs")
-    return Check("memory", told)
+        return Check("memory", detail, "warning", "close what else is open")
+    return Check("memory", detail)
 
 
 def check_disk(what: str, folder: Path, remedy: str) -> Check:
     """Report the free space of the disk that holds a folder, even if the folder does not exist yet."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
-    told = f"{gigabytes(free)} free ({folder.absolute()})"
-    return Check(what, told) if free >= LITTLE_DISK else Check(what, told, "warning", remedy)
+    detail = f"{gigabytes(free)} free ({folder.absolute()})"
+    return Check(what, detail) if free >= LITTLE_DISK else Check(what, detail, "warning", remedy)

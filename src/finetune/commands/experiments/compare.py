@@ -27,9 +27,9 @@ def run(root: Path, first: str, second: str, *, as_json: bool, as_markdown: bool
     confidence, seed, declared = read_settings(root)
     comparison = compare_sides(a, b, confidence, seed, read_looks(root, a, b, declared))
     if WORKSPACE in (first, second) and (changed := changed_since(root)):
-        what = f"params.yaml has changed since its run ({', '.join(changed)})"
-        told = f"{WORKSPACE}: {what}; make repro brings it up to date"
-        comparison = replace(comparison, warnings=[*comparison.warnings, told])
+        change = f"params.yaml has changed since its run ({', '.join(changed)})"
+        warning = f"{WORKSPACE}: {change}; make repro brings it up to date"
+        comparison = replace(comparison, warnings=[*comparison.warnings, warning])
     if as_json:
         print(json.dumps(comparison.to_json(), indent=2, allow_nan=False))
     else:

@@ -113,10 +113,10 @@ def check_comparable(a: ComparedRun, b: ComparedRun) -> list[str]:
             "evaluate again",
         )
     warnings = []
-    told = [f"{key}: {old} in A, {new} in B" for key, old, new in differing(how_generated(a), how_generated(b))]
-    if told:
-        what = f"generated with different settings, so a difference may not come from the adapters ({'; '.join(told)})"
-        warnings.append(f"answers were {what}")
+    notes = [f"{key}: {old} in A, {new} in B" for key, old, new in differing(how_generated(a), how_generated(b))]
+    if notes:
+        what = f"not generated alike, so a difference is not the adapters' alone ({'; '.join(notes)})"
+        warnings.append(f"the answers were {what}")
     if a.evaluation["adapter_sha256"] == b.evaluation["adapter_sha256"]:
         warnings.append("both runs have the same adapter")
     if a.evaluation.get("base") != b.evaluation.get("base"):
@@ -136,7 +136,7 @@ def shared_metrics(a: ComparedRun, b: ComparedRun) -> tuple[dict[str, Metric], l
     scorers = [scorers_of(side) for side in (a, b)]
     names = list(dict.fromkeys([*scorers[0], *scorers[1]]))
     alike = {name: scorers[0][name] for name in names if scorers[0].get(name) == scorers[1].get(name)}
-    told = []
+    notes = []
     for name in names:
         if name not in alike:
             what = (
@@ -144,8 +144,8 @@ def shared_metrics(a: ComparedRun, b: ComparedRun) -> tuple[dict[str, Metric], l
                 if all(name in known for known in scorers)
                 else "is used in one run only"
             )
-            told.append(f"not compared: the scorer {name} {what}")
-    return metrics_of(alike), told
+            notes.append(f"left out: the scorer {name} {what}")
+    return metrics_of(alike), notes
 
 
 def scorers_of(side: ComparedRun) -> dict[str, Any]:

@@ -53,8 +53,8 @@ class Spread:
 
 def subjects_of(decide: DecideConfig, metrics: Mapping[str, Metric]) -> dict[str, tuple[str, str]]:
     """Return metric and group of each compared subject by its name: the criteria's, then each metric of all rows."""
-    asked = [item for item in decide.criteria if isinstance(item, QualityCriterion)]
-    found = {item.subject: (item.metric, item.group) for item in asked}
+    chosen = [item for item in decide.criteria if isinstance(item, QualityCriterion)]
+    found = {item.subject: (item.metric, item.group) for item in chosen}
     others = [
         name for name in metrics if name not in found and name != PERPLEXITY.name
     ]  # a function of the loss, so redundant
@@ -107,8 +107,8 @@ def criteria_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     rows = [["verdict", *(str(result["verdict"]) for result in results.values())]]
     for text in texts:
         found = [result["criteria"].get(text) or {"status": "", "estimate": None} for result in results.values()]
-        told = ["" if item["estimate"] is None else f" {item['estimate']:.4g}" for item in found]
-        rows.append([text, *(f"{item['status']}{estimate}" for item, estimate in zip(found, told, strict=True))])
+        estimates = ["" if item["estimate"] is None else f" {item['estimate']:.4g}" for item in found]
+        rows.append([text, *(f"{item['status']}{estimate}" for item, estimate in zip(found, estimates, strict=True))])
     return rows
 
 

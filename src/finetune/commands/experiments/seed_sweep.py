@@ -131,15 +131,15 @@ def check_looks(series: Series, missing: Sequence[int], *, force: bool) -> None:
     test = dig(_optional(series.paths.reports / "prepare.json"), ("prepared_sha256", "test"))
     taken = len(_optional(series.paths.looks).get(str(test), []))
     new = len([seed for seed in missing if seed != evaluated_seed(series, test)])
-    told = f"{new} new evaluations on this test set after {taken}; {declared} are declared (decide.looks)"
+    remarks = f"{new} new looks at the test set after {taken}, {declared} are declared (decide.looks)"
     if taken + new > declared and not force:
         raise ConfigError(
             "seeds",
-            f"this needs {told}: beyond that, no verdict can be deploy",
-            f"declare more (decide.looks: {taken + new}, which requires more evidence at each), run "
-            "fewer seeds, use a fresh test set, or pass --force",
+            f"this takes {remarks}: past them no verdict can be deploy",
+            f"declare more (decide.looks: {taken + new}, which asks for more evidence at each), run "
+            "fewer, use a fresh test set, or --force",
         )
-    say(f"looks: {told}")
+    say(f"looks: {remarks}")
 
 
 def evaluated_seed(series: Series, test: str | None) -> int | None:
@@ -226,19 +226,19 @@ def show(series: Series) -> None:
     results = series.results()
     table("verdicts by seed", ["", *(f"seed {seed}" for seed in results)], criteria_rows(results))
     metrics, confidence = series.config.evaluate.metrics, series.confidence
-    rows, told = [], []
+    rows, remarks = [], []
     for subject, (name, _) in subjects_of(series.config.decide, metrics).items():
         known = gains_of(results, subject)
         if known is not None:
             candidate, gain, bounds = known
             rows.append(spread_row(subject, candidate, gain, bounds, confidence))
-            told.append(describe_gain(subject, candidate, gain, higher_is_better=metrics[name].higher_is_better))
-    title = f"spread over {len(results)} seeds, and gain over the baseline"
+            remarks.append(describe_gain(subject, candidate, gain, higher_is_better=metrics[name].higher_is_better))
+    title = f"the spread between {len(results)} seeds, and the gain on the baseline"
     table(f"{title} (intervals: {100 * confidence:.4g}%, two-sided)", SPREAD_COLUMNS, rows)
-    for line in filter(None, told):
+    for line in filter(None, remarks):
         say(line)
-    if len(results) > 1 and not any(told):
-        say("every gain exceeds the variation between seeds")
+    if len(results) > 1 and not any(remarks):
+        say("every gain is more than what another seed changes")
     for line in warnings_of(results):
         say(f"warning: {line}")
 

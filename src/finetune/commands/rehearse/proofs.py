@@ -90,14 +90,14 @@ def check_adapter(config: Config, paths: Paths) -> tuple[str, bool]:
     from safetensors.torch import load_file
 
     weights = load_file(paths.adapter / WEIGHTS)
-    found: dict[str, tuple[int, int]] = {}
+    coverage: dict[str, tuple[int, int]] = {}
     for name in config.adapter.target_modules:
         firsts = [key for key in weights if f".{name.rsplit('.', 1)[-1]}.lora_A" in key]
         pairs = [(weights[key].float(), weights[key.replace("lora_A", "lora_B")].float()) for key in firsts]
-        found[name] = (sum(adds_something(first, second) for first, second in pairs), len(pairs))
+        coverage[name] = (sum(adds_something(first, second) for first, second in pairs), len(pairs))
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
-    text = ", ".join(f"{name} {trained}/{layers}" for name, (trained, layers) in found.items())
-    return text, finite and all(layers and layers == trained for trained, layers in found.values())
+    text = ", ".join(f"{name} {trained}/{layers}" for name, (trained, layers) in coverage.items())
+    return text, finite and all(layers and layers == trained for trained, layers in coverage.values())
 
 
 def adds_something(first: Any, second: Any) -> bool:

@@ -102,14 +102,14 @@ def training_changes(train: TrainConfig, rows: int, longest: int, change: Change
 
 def evaluation_changes(content: dict[str, Any], change: Change) -> None:
     """Keep only sides and scorers that are local: a rehearsal makes no requests and downloads nothing."""
-    asked = content["evaluate"]
-    if asked["baseline"]["form"] != "base":
-        change("evaluate", "baseline", {"form": "base"}, "no recorded answers exist for the sample")
-    if asked["candidate"]["form"] == "server":
-        change("evaluate", "candidate", {"form": "adapter"}, "a rehearsal uses no network")
-    change("evaluate", "forgetting", None, "the small base has no knowledge to forget")
-    kept = {name: scorer for name, scorer in asked["scorers"].items() if scorer["scorer"] != "judge"}
-    judged = set(asked["scorers"]) - set(kept)
+    evaluation = content["evaluate"]
+    if evaluation["baseline"]["form"] != "base":
+        change("evaluate", "baseline", {"form": "base"}, "the sample was answered by nobody before")
+    if evaluation["candidate"]["form"] == "server":
+        change("evaluate", "candidate", {"form": "adapter"}, "a rehearsal contacts nobody")
+    change("evaluate", "forgetting", None, "the small base knows nothing that it could forget")
+    kept = {name: scorer for name, scorer in evaluation["scorers"].items() if scorer["scorer"] != "judge"}
+    judged = set(evaluation["scorers"]) - set(kept)
     if judged:
         change("evaluate", "scorers", kept or EXACT_MATCH, "a rehearsal uses no network")
         criteria = [item for item in content["decide"]["criteria"] if item.get("metric") not in judged]
@@ -193,10 +193,10 @@ def account_of(examples: Sequence[Example]) -> SplitReport:
 
 def known_answers(examples: Sequence[Example]) -> dict[str, list[str]]:
     """Return the distinct answers by agent: the classes of a classification, of which a sample may contain only one."""
-    found: dict[str, set[str]] = {}
+    classes: dict[str, set[str]] = {}
     for example in examples:
-        found.setdefault(example.agent, set()).add(example.completion.strip())
-    return {agent: sorted(answers) for agent, answers in found.items()}
+        classes.setdefault(example.agent, set()).add(example.completion.strip())
+    return {agent: sorted(answers) for agent, answers in classes.items()}
 
 
 def prepare_folder(real: Config, root: Path, paths: Paths, tokenizer: Any) -> list[str]:

@@ -120,9 +120,9 @@ class Inflated(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self.decoder.eof:
             packed = self.decoder.unconsumed_tail or self.file.read(CHUNK)
-            if found := self.decoder.decompress(packed, len(buffer)):
-                buffer[: len(found)] = found
-                return len(found)
+            if piece := self.decoder.decompress(packed, len(buffer)):
+                buffer[: len(piece)] = piece
+                return len(piece)
             if not packed and not self.decoder.eof:
                 raise EOFError
         if self.decoder.unused_data or self.file.read(1):
@@ -215,8 +215,8 @@ def parse_manifest(text: bytes, name: str, most: int) -> dict[str, Any]:
 def require_harmless(member: str, expected: Any, name: str) -> None:
     """Raise DataError unless a member's name is valid and inside the folder, and its entry has a size and a hash."""
     if not MEMBER.fullmatch(member):
-        told = f"contains a member {short(member)!r}, which could escape its folder or is not a portable name"
-        raise DataError(name, told, "do not use it")
+        problem = f"names a member {short(member)!r}, which could lead out of its folder or can't be stored everywhere"
+        raise DataError(name, problem, "do not use it")
     size, sha256 = (expected.get("bytes"), expected.get("sha256")) if isinstance(expected, dict) else (None, None)
     if type(size) is not int or size < 0 or not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
         raise DataError(name, f"its {MANIFEST} has no size or hash for {member!r}", "do not use it")

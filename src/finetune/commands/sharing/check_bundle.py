@@ -99,5 +99,5 @@ def schema_findings(text: str) -> list[str]:
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 
-    found = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text, all_errors=True)
-    return [short(str(error).split("\n", 1)[0], 200) for error in list(found or [])[:FINDINGS_SHOWN]]
+    violations = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text, all_errors=True)
+    return [short(str(error).split("\n", 1)[0], 200) for error in list(violations or [])[:FINDINGS_SHOWN]]

@@ -35,13 +35,13 @@ def collect(paths: Paths, config: Config, adapter: dict[str, Any]) -> dict[str, 
     shared = [out for out in outs if out.startswith("reports/") or out == "out/model_card.md"]
     validated = f"data/validated/{MANIFEST}"
     names = [*shared, *PLAIN, *locks_of(config.environment, adapter), validated]
-    found = {name: paths.root / name for name in names}
-    found |= {f"out/adapter/{path.relative_to(paths.adapter).as_posix()}": path for path in files_in(paths.adapter)}
-    missing = [name for name, path in found.items() if not path.is_file()]
+    members = {name: paths.root / name for name in names}
+    members |= {f"out/adapter/{path.relative_to(paths.adapter).as_posix()}": path for path in files_in(paths.adapter)}
+    missing = [name for name, path in members.items() if not path.is_file()]
     if missing:
         raise DataError(missing[0], "is missing", "bundle needs a finished run (make repro)")
-    require_recorded(paths.root, found)
-    return dict(sorted(found.items()))
+    require_recorded(paths.root, members)
+    return dict(sorted(members.items()))
 
 
 def locks_of(environment: Environment, adapter: dict[str, Any]) -> list[str]:

@@ -212,9 +212,9 @@ def fill_gaps(root: Path, remote: str, files: list[Stored], settings: Settings) 
     try:
         return complete(root, remote, files)
     except Exception as error:  # each kind of remote raises its own errors
-        told = short(redacted(" ".join(str(error).split()), secrets_of(settings)), 300)
+        detail = short(redacted(" ".join(str(error).split()), secrets_of(settings)), 300)
         raise MachineError(
-            "push", f"the remote {remote} failed ({told})", "fix the cause, then run ./finetune push again to resume"
+            "push", f"the remote {remote} failed ({detail})", "fix the cause, then ./finetune push resumes"
         ) from None
 
 
@@ -223,8 +223,8 @@ def ask_dvc(root: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "dvc", *arguments]
     done = subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = redacted(done.stderr.strip() or f"exit code {done.returncode}", secrets_of({}))
-        raise ConfigError(f"dvc {' '.join(arguments)}", " ".join(told.split()))
+        detail = redacted(done.stderr.strip() or f"exit code {done.returncode}", secrets_of({}))
+        raise ConfigError(f"dvc {' '.join(arguments)}", " ".join(detail.split()))
     return done.stdout
 
 

@@ -34,11 +34,11 @@ def require_key(key: Path) -> None:
 
 def find_ssh_keygen() -> str:
     """Return the path of ssh-keygen. Raise MachineError if it is not installed."""
-    found = shutil.which("ssh-keygen")
-    if found is None:
-        remedy = "install OpenSSH 8.1 or newer, which is used to sign and verify bundles"
+    program = shutil.which("ssh-keygen")
+    if program is None:
+        remedy = "install OpenSSH (8.1 or newer), which signs and verifies bundles"
         raise MachineError("", "ssh-keygen is not on PATH", remedy)
-    return found
+    return program
 
 
 def sign(archive: Path, key: Path) -> Path:

@@ -42,13 +42,13 @@ def stored_files(root: Path) -> list[Stored]:
     """Return every file that dvc.lock and .dvc files name; if a folder's list is missing or damaged, only the list."""
     from dvc.repo import Repo
 
-    found: list[Stored] = []
+    stored: list[Stored] = []
     with Repo(str(root.absolute())) as repository:
         for out in repository.index.outs:
             if out.use_cache and out.hash_info and out.hash_info.name == "md5":
                 name = Path(out.fs_path).relative_to(repository.root_dir).as_posix()
-                found += files_of(name, out.hash_info.value, out.cache)
-    return sorted(found, key=lambda file: file.name)
+                stored += files_of(name, out.hash_info.value, out.cache)
+    return sorted(stored, key=lambda file: file.name)
 
 
 def files_of(name: str, digest: str, cache: Any) -> Iterator[Stored]:
@@ -96,9 +96,9 @@ def complete(root: Path, remote: str, files: Iterable[Stored]) -> list[str]:
 
 def not_in(store: Any, files: Iterable[Stored]) -> list[Stored]:
     """Query the remote and return the files whose objects it lacks."""
-    asked = list(files)
-    there = set(store.oids_exist([file.object_name for file in asked])) if asked else set()
-    return [file for file in asked if file.object_name not in there]
+    wanted = list(files)
+    there = set(store.oids_exist([file.object_name for file in wanted])) if wanted else set()
+    return [file for file in wanted if file.object_name not in there]
 
 
 def damaged(files: Iterable[Stored]) -> list[Stored]:

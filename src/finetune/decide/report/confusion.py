@@ -12,12 +12,12 @@ LEVELS = 10  # colour levels
 
 def show_classes(classes: Mapping[str, ClassesReport]) -> list[dict[str, Any]]:
     """Return for each classification scorer its classes with the metrics and the matrix of both sides."""
-    return [_show(scorer, found) for scorer, found in classes.items() if found.labels]
+    return [_show(scorer, report) for scorer, report in classes.items() if report.labels]
 
 
-def _show(scorer: str, found: ClassesReport) -> dict[str, Any]:
-    labels = list(found.labels)
-    baseline, candidate = found.baseline.per_class, found.candidate.per_class
+def _show(scorer: str, report: ClassesReport) -> dict[str, Any]:
+    labels = list(report.labels)
+    baseline, candidate = report.baseline.per_class, report.candidate.per_class
     shown = worst_classes(labels, candidate)
     rows = [
         {
@@ -34,10 +34,10 @@ def _show(scorer: str, found: ClassesReport) -> dict[str, Any]:
         "shown": len(shown),
         "rows": rows,
         "matrices": [
-            {"side": "candidate", **heat(labels, shown, found.candidate.confusion)},
-            {"side": "baseline", **heat(labels, shown, found.baseline.confusion)},
+            {"side": "candidate", **heat(labels, shown, report.candidate.confusion)},
+            {"side": "baseline", **heat(labels, shown, report.baseline.confusion)},
         ],
-        "confused": most_confused(labels, found.candidate.confusion),
+        "confused": most_confused(labels, report.candidate.confusion),
     }
 
 

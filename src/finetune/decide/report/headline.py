@@ -87,16 +87,16 @@ def achieves(item: Reading, figure: str) -> str:
 
 def evidence(item: Reading, confidence: float, policy: str) -> str:
     """State confidence and requirement: `at least 59.5% with 99% confidence, 55% was asked`."""
-    outcome, asked = item.outcome, f"required: {item.limit}"
+    outcome, requirement = item.outcome, f"{item.limit} was asked"
     if policy == "point":
-        return f"an estimate without proof; {asked}"
+        return f"an estimate without proof, {requirement}"
     if item.kind == "bytes" or item.bounds == NO_INTERVAL:
-        return asked
+        return requirement
     bound = outcome.lower if outcome.higher_is_better else outcome.upper
     sure = f"with {100 * confidence:.4g}% confidence"
     if outcome.status == "pass" and bound is not None:
-        return f"{item.direction} {format_value(bound, item.kind)} {sure}; {asked}"
-    return f"between {item.bounds.replace(' to ', ' and ')} {sure}; {asked}"
+        return f"{item.direction} {format_value(bound, item.kind)} {sure}, {requirement}"
+    return f"between {item.bounds.replace(' to ', ' and ')} {sure}, {requirement}"
 
 
 def is_served(run: Decided) -> bool:
@@ -112,66 +112,62 @@ def left_out(latency: LatencyReport) -> str | None:
 
 def provisos(run: Decided) -> list[str]:
     """List the caveats of the verdict, the most serious first."""
-    evaluation, decide, found = run.reports.evaluation, run.decide, []
+    evaluation, decide, notes = run.reports.evaluation, run.decide, []
     if is_served(run):
         served = side_names(evaluation)["candidate"]
-        found.append(f"The results are those of {served}. Whether it serves this adapter was not checked.")
+        notes.append(f"The figures are of {served}: nobody checked that it is this adapter.")
     if evaluation.baseline.recorded:
-        found.append(
-            "The baseline's answers and times were recorded earlier, not measured in the same session as the "
-            "candidate's."
-        )
+        notes.append("The baseline's answers and times were recorded elsewhere, not measured beside the candidate's.")
     if decide.policy == "point":
-        found.append("The policy is “point”: only estimates were compared, so the result may be due to chance.")
+        notes.append("The policy is “point”: estimates alone were compared, so chance is not excluded.")
     if run.look > decide.looks:
-        due = "a fresh test set is required"
-        found.append(f"This is look {run.look} at a test set with {decide.looks} declared looks: {due}.")
+        due = "a fresh test set is due"
+        notes.append(f"This is look {run.look} at a test set for which {decide.looks} were declared: {due}.")
     elif decide.looks > 1:
-        found.append(
-            f"Look {run.look} of {decide.looks} at this test set. The overall confidence of "
-            f"{100 * decide.confidence:.4g}% is "
-            f"split between the looks, so each bound is held to {100 * run.confidence:.4g}%."
+        notes.append(
+            f"Look {run.look} of {decide.looks} at this test set; {100 * decide.confidence:.4g}% confidence is "
+            f"shared by all of them, which leaves {100 * run.confidence:.4g}% to each."
         )
     if evaluation.generation.get("do_sample"):
-        found.append("Answers were sampled: a different seed gives different answers and results.")
+        notes.append("Answers were sampled: another seed gives other answers and other figures.")
     if untimed := left_out(run.reports.cost.latency):
-        found.append(f"{untimed}; these may be the slowest.")
-    return [*found, *_doubts(evaluation), *_known_faults(run)]
+        notes.append(f"{untimed}, which may be the slowest of all.")
+    return [*notes, *_doubts(evaluation), *_known_faults(run)]
 
 
 def _doubts(evaluation: EvaluationReport) -> list[str]:
     """List examples that are not independent, missing answers, and baselines that a guess would match."""
-    whole, found = evaluation.groups[ALL], []
+    whole, notes = evaluation.groups[ALL], []
     if whole.clusters < whole.examples:
-        found.append(
+        notes.append(
             f"The {whole.examples:,} test examples form {counted(whole.clusters, 'cluster')} (one user, "
             "conversation or prompt each); examples of one cluster are not independent evidence."
         )
     for side, figures in (("candidate", whole.candidate), ("baseline", whole.baseline)):
         if count := figures.get("failed"):
-            found.append(f"The {side} failed to answer {counted(int(count), 'prompt')}.")
+            notes.append(f"{counted(int(count), 'answer')} of the {side} failed.")
     if share := whole.candidate.get("cut_off"):
-        found.append(f"{percent(share)} of the candidate's answers were cut off by the limit of new tokens.")
+        notes.append(f"{percent(share)} of the candidate's answers were cut off by the limit of new tokens.")
     for group, measured in evaluation.groups.items():
         right = measured.candidate.get("exact_match")
         if group != ALL and right is not None and right <= measured.majority_share:
             guess = format_short(measured.majority_share, "share")
-            found.append(f"{name(group)}: a majority-class baseline scores {guess}, at least as high.")
-    return found
+            notes.append(f"{name(group)}: always giving its commonest answer would be right in {guess}, no less often.")
+    return notes
 
 
 def _known_faults(run: Decided) -> list[str]:
     """List accepted findings, warnings of the training, and answers that a scorer could not score."""
     accepted = [name(item.code) for item in run.reports.validation.findings if item.accepted]
-    found = []
+    notes = []
     if accepted:
-        found.append(f"{counted(len(accepted), 'validation finding')} accepted by hand: {', '.join(accepted)}.")
+        notes.append(f"{counted(len(accepted), 'finding')} of validate accepted by hand: {', '.join(accepted)}.")
     for problem in run.reports.evaluation.problems:
         what = f"{counted(problem.count, 'answer')} of the {problem.side} could not be scored"
-        found.append(f"Scorer {name(problem.scorer)}: {what}; the first reason: {name(problem.reason, 160)}")
+        notes.append(f"Scorer {name(problem.scorer)}: {what}; the first: {name(problem.reason, 160)}")
     for judge, kept in run.reports.evaluation.judges.items():
         agreement = kept.get("agreement")
         if agreement is not None and agreement < 0.8:
             share = percent(agreement)
-            found.append(f"Judge {name(judge)} agreed with itself in only {share} of cases when the order was swapped.")
-    return [*found, *(f"Training: {name(text, 300)}." for text in run.reports.train.warnings)]
+            notes.append(f"Judge {name(judge)} agreed with itself in only {share} when the order was turned.")
+    return [*notes, *(f"Training: {name(text, 300)}." for text in run.reports.train.warnings)]

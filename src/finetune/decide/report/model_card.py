@@ -92,12 +92,12 @@ def decoding(evaluation: EvaluationReport) -> str:
     """Describe how the answers were decoded, and whether the baseline's settings are known to be the same."""
     mine, theirs = evaluation.generation, evaluation.baseline_generation
     how = "sampled" if mine.get("do_sample") else "greedy"
-    told = f"{how}, at most {mine.get('max_new_tokens', 'an unknown number of')} new tokens"
+    description = f"{how}, at most {mine.get('max_new_tokens', 'an unknown number of')} new tokens"
     if theirs is None:
-        return f"{told}; the baseline's settings are not known"
+        return f"{description}; of the baseline's nothing is known"
     if other := {key: theirs.get(key) for key in DECODING if theirs.get(key) != mine.get(key)}:
-        return f"{told}; the baseline used different settings ({listed(other)})"
-    return f"{told}, the same for both sides"
+        return f"{description}; the baseline's was another ({listed(other)})"
+    return f"{description}, the same for both sides"
 
 
 def loading_name(base: BaseIdentity) -> str:

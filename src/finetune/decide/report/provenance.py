@@ -82,9 +82,9 @@ def show_provenance(run: Decided) -> list[tuple[str, str, str | None]]:
 
 
 def _side(side: SideReport, base: BaseIdentity) -> str:
-    told = " (recorded earlier)" if side.recorded else ""
+    suffix = " (recorded elsewhere)" if side.recorded else ""
     label = plain_name(side.name, base.revision if side.name == base.name else None)
-    return f"{name(side.form)}{f', {label}' if label else ''}{told}"
+    return f"{name(side.form)}{f', {label}' if label else ''}{suffix}"
 
 
 def _settings(kept: Mapping[str, Any]) -> str:

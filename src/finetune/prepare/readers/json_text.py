@@ -52,13 +52,13 @@ class LinesBatch:
     def rows(self) -> list[Row | BadRow]:
         """Parse one object per line; empty lines are skipped."""
         bad = {row.line: row for row in self.bad}
-        found: list[Row | BadRow] = []
+        result: list[Row | BadRow] = []
         for line, text in enumerate(self.lines.split(b"\n"), self.first):
             if line in bad:
-                found.append(bad[line])
+                result.append(bad[line])
             elif text.strip():
-                found.append(_parse_object(line, text.removesuffix(b"\r")))
-        return found
+                result.append(_parse_object(line, text.removesuffix(b"\r")))
+        return result
 
 
 def read_lines(path: Path, compression: Compression | None, max_row_bytes: int) -> Iterator[Batch]:
@@ -93,14 +93,14 @@ class ElementsBatch:
 
     def rows(self) -> list[Row | BadRow]:
         """Parse one object per element, identified by its number; its line is kept for messages."""
-        found: list[Row | BadRow] = []
+        result: list[Row | BadRow] = []
         for number, (line, text) in enumerate(self.elements, self.first):
             row = _parse_object(number, text)
             if isinstance(row, Row):
-                found.append(Row(number, row.fields, starts_at=line))
+                result.append(Row(number, row.fields, starts_at=line))
             else:
-                found.append(BadRow(number, f"{row.why} (line {line})"))
-        return found
+                result.append(BadRow(number, f"{row.why} (line {line})"))
+        return result
 
 
 class _Window:

@@ -154,16 +154,16 @@ def check_embeddings(folder: Path, tokenizer: Any) -> list[Finding]:
                 count = rows.get_shape()[0]
                 usual = rows[: min(count, 2000)].float().norm(dim=1).median()
                 marks = [token for token in used if token < count]
-                found = torch.stack([rows[token : token + 1][0].float() for token in marks]) if marks else None
+                embeddings = torch.stack([rows[token : token + 1][0].float() for token in marks]) if marks else None
         except (SafetensorError, OSError):
             continue
-        return [] if found is None else _untrained(tokenizer, marks, found, float(usual))
+        return [] if embeddings is None else _untrained(tokenizer, marks, embeddings, float(usual))
     return []
 
 
-def _untrained(tokenizer: Any, marks: list[int], found: Any, usual: float) -> list[Finding]:
-    rows = [tuple(row.tolist()) for row in found]
-    norms = found.norm(dim=1).tolist()
+def _untrained(tokenizer: Any, marks: list[int], embeddings: Any, usual: float) -> list[Finding]:
+    rows = [tuple(row.tolist()) for row in embeddings]
+    norms = embeddings.norm(dim=1).tolist()
     poor = [
         tokenizer.decode([token])
         for token, row, norm in zip(marks, rows, norms, strict=True)

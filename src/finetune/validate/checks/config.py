@@ -40,9 +40,9 @@ def check_reference(params: ValidateParams, recipes: Path) -> list[Finding]:
         reference = read_yaml(path)["train"]["effective_batch_size"]
     except (ConfigError, KeyError, TypeError):  # the user's own run without a recipe
         return []
-    asked = params.train.effective_batch_size
-    if asked == reference:
+    configured = params.train.effective_batch_size
+    if configured == reference:
         return []
-    what = f"{asked} here, but {reference} in recipes/{path.name}, and the learning rate was chosen for that"
-    fix = f"use {reference} (adjust gradient_accumulation_steps), or adjust learning_rate"
+    what = f"{configured} here, {reference} in recipes/{path.name}, whose learning rate was chosen for that"
+    fix = f"use {reference} (with another gradient_accumulation_steps), or another learning_rate"
     return [Finding("effective-batch-changed", "params.yaml: train.effective_batch_size", what, fix)]

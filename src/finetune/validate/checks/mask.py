@@ -94,13 +94,13 @@ def wrong_answers(tokenizer: Any, example: Example, whole: Tokenized, frames: se
 def _framed(tokenizer: Any, answer: str, text: str, frame: Frame) -> bool:
     """Return whether a text is a framed answer, apart from blanks at the edges and the tokenizer's own changes."""
     before, after = frame.before.strip(), frame.after.strip()
-    said = text.strip()
-    if not said.endswith(after):
+    stripped = text.strip()
+    if not stripped.endswith(after):
         return False
-    said = said[: len(said) - len(after)]
+    stripped = stripped[: len(stripped) - len(after)]
     if "</think>" in answer:  # a template reformats or omits a row's own thoughts
-        return said.strip().endswith(answer.rsplit("</think>", 1)[1].strip())
-    inner = said.removeprefix(before).strip()
+        return stripped.strip().endswith(answer.rsplit("</think>", 1)[1].strip())
+    inner = stripped.removeprefix(before).strip()
     if inner == answer.strip():
         return True
     # Compare after a round trip through tokens: some tokenizers normalize Unicode or blanks.

@@ -30,7 +30,7 @@ def check_test_size(params: ValidateParams, test: Sequence[Example]) -> list[Fin
     if not test:
         return []
     findings: list[Finding] = []
-    told = set()  # groups already reported as too small
+    reported = set()  # groups already reported as too small
     for at, criterion in enumerate(params.decide.criteria):
         if isinstance(criterion, LatencyQuantileAtMost) and params.decide.policy == "interval":
             findings += _few_for_quantile(params, at, criterion)
@@ -40,12 +40,12 @@ def check_test_size(params: ValidateParams, test: Sequence[Example]) -> list[Fin
         if not have:
             findings.append(_unknown_group(at, criterion, test))
         elif params.decide.policy == "interval":
-            found = _too_small(params, at, criterion, have)
-            told |= {criterion.group for _ in found}
-            findings += found
+            problems = _too_small(params, at, criterion, have)
+            reported |= {criterion.group for _ in problems}
+            findings += problems
     findings += [*_unknown_scored(params, test), *_ambiguous(params, test)]
     if params.decide.policy == "interval":
-        findings += [*_tiny_groups(params, test, told), *_few_latencies(params, len(test))]
+        findings += [*_tiny_groups(params, test, reported), *_few_latencies(params, len(test))]
     return findings
 
 
@@ -123,13 +123,13 @@ def _examples(count: int, group: str) -> str:
     return f"{count:,} test example{'' if count == 1 else 's'}{of_group}"
 
 
-def _tiny_groups(params: ValidateParams, test: Sequence[Example], told: set[str]) -> Iterator[Finding]:
+def _tiny_groups(params: ValidateParams, test: Sequence[Example], reported: set[str]) -> Iterator[Finding]:
     """Find groups that may pass, but are so small that each example changes the score by over 5 points."""
     asked = [(at, item) for at, item in enumerate(params.decide.criteria) if isinstance(item, QualityCriterion)]
     for group in dict.fromkeys(item.group for _, item in asked):
         first, criterion = next((at, item) for at, item in asked if item.group == group)
         have = _examples_of(params, test, criterion)
-        if 0 < have < MINIMUM_UNITS and group not in told:
+        if 0 < have < MINIMUM_UNITS and group not in reported:
             what = f"{_examples(have, group)}: one answer moves the score by {1 / have:.1%}"
             fix = f"add {_examples(MINIMUM_UNITS - have, group)}"
             yield Finding("test-set-tiny", f"params.yaml: decide.criteria.{first}", what, fix)

@@ -180,15 +180,15 @@ def check_offload(params: ValidateParams) -> list[Finding]:
 def check_effective_batch(params: ValidateParams) -> list[Finding]:
     """Check that micro-batch x accumulation x devices equals the effective batch size that the recipe was tuned for."""
     train = params.train
-    micro, devices, asked = train.per_device_train_batch_size, train.distributed.devices, train.effective_batch_size
+    micro, devices, effective = train.per_device_train_batch_size, train.distributed.devices, train.effective_batch_size
     made = micro * train.gradient_accumulation_steps * devices
-    if made == asked:
+    if made == effective:
         return []
-    accumulation, rest = divmod(asked, micro * devices)
+    accumulation, rest = divmod(effective, micro * devices)
     whole = f"use {accumulation}, or set train.effective_batch_size: {made}"
     fix = whole if accumulation and not rest else f"set train.effective_batch_size: {made}, or another micro-batch"
     what = (
         f"{micro} a device x {train.gradient_accumulation_steps} accumulated x {devices} devices make {made}, "
-        f"effective_batch_size says {asked}"
+        f"effective_batch_size says {effective}"
     )
     return [Finding("effective-batch-differs", "params.yaml: train.gradient_accumulation_steps", what, fix)]

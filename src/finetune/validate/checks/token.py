@@ -142,7 +142,7 @@ def check_test_answers(
 
     `positions` is the base model's limit, if known. Rows that the template rejects are reported and left out.
     """
-    asked, answers, prompts, split = params.evaluate.max_new_tokens, [], [], TokenizedSplit()
+    limit, answers, prompts, split = params.evaluate.max_new_tokens, [], [], TokenizedSplit()
     for example in test:
         try:
             whole = tokenize(tokenizer, example.messages, example.tools)
@@ -153,15 +153,15 @@ def check_test_answers(
         answers.append(end - begin)
         prompts.append(begin)
     findings = check_rendering("test", split)
-    longer = sum(length > asked + 1 for length in answers)  # the end token is additional
+    longer = sum(length > limit + 1 for length in answers)  # the end token is additional
     if longer:
         where, most = "params.yaml: evaluate.max_new_tokens", max(answers)
-        what = f"{asked} is too small for {longer} of {len(answers)} test answers (up to {most} tokens)"
+        what = f"{limit} is too few for {longer} of {len(answers)} test answers (up to {most} tokens)"
         findings.append(Finding("answers-cut-off", where, what, f"use {most}"))
-    beyond = sum(length + asked > positions for length in prompts) if positions else 0
+    beyond = sum(length + limit > positions for length in prompts) if positions else 0
     if beyond:
         what = (
-            f"{beyond} test prompts (up to {max(prompts)} tokens) plus {asked} new tokens exceed the "
+            f"{beyond} test prompts (up to {max(prompts)} tokens) with {limit} new tokens are longer than the "
             f"{positions} positions of the base"
         )
         fix = "use a smaller evaluate.max_new_tokens, or set data.filters.tokens"
