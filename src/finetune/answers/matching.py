@@ -110,7 +110,7 @@ def compile_pattern(pattern: str) -> Match:
             return match is not None
         wanted = compiled.search(sound(reference))
         if wanted is None:
-            raise UnscorableError("the pattern is not found in the reference, so its groups have nothing to equal")
+            raise UnscorableError("the pattern does not match the reference, so there are no groups to compare")
         return match is not None and bool(match.groups() == wanted.groups())
 
     return matches

@@ -65,7 +65,10 @@ def repeat_and_compare(
     """Repeat the run once and print its table; return whether it is identical, and a complete run's validation loss."""
     repeated = repeat(params, paths, fresh, until)
     if repeated["micro_batch"] != manifest["micro_batch"]:
-        say(f"warning: {repeated['micro_batch']} rows fit into memory at once, {manifest['micro_batch']} did then")
+        say(
+            f"warning: {repeated['micro_batch']} rows fit into memory at once; {manifest['micro_batch']} did in "
+            "the original run"
+        )
     expected = [saved for saved in manifest["checkpoints"] if until is None or saved["step"] <= until]
     rows, same = compare(expected, repeated["checkpoints"])
     loss = None
@@ -87,8 +90,8 @@ def require_same_inputs(params: TrainParams, paths: Paths, manifest: dict[str, A
     detail = "; ".join(f"{name}: {difference(manifest[name], identity[name])}" for name in parts)
     raise DataError(
         paths.adapter,
-        f"can't be repeated here, what it was made of has changed since: {detail or 'our own code'}",
-        "go back to it (git checkout, dvc checkout), or train anew",
+        f"can't be repeated: its inputs have changed since: {detail or 'the code'}",
+        "restore them (git checkout, dvc checkout), or train again",
     )
 
 
@@ -148,16 +151,16 @@ def conclude(tier: str, until: int | None, losses: list[float], report: TrainRep
     """Print the conclusion. Raise DataError if bits differ that should not. `other` names differences in rounding."""
     scope = "the whole run" if until is None else f"the first {until} steps"
     if same:
-        say(f"{scope} came out the same, bit for bit (tier {tier})")
+        say(f"{scope}: identical bit for bit (tier {tier})")
         return
     spread = [*losses, report.validation_loss] if losses else []
-    detail = f"; validation losses lie between {min(spread):.6f} and {max(spread):.6f}" if spread else ""
+    detail = f"; validation losses range from {min(spread):.6f} to {max(spread):.6f}" if spread else ""
     if tier == "statistical":
-        say(f"{scope} came out differently, as the tier {tier} allows{detail}")
+        say(f"{scope}: different, as the tier {tier} allows{detail}")
         return
     why = f"the likely cause: {other}" if other else "was the run made on another machine?"
     raise DataError(
         "out/adapter",
-        f"{scope} came out differently, though its tier is {tier}{detail}",
-        f"{why} (other GPUs, instructions and numbers of threads round differently)",
+        f"{scope}: different, although its tier is {tier}{detail}",
+        f"{why} (other GPUs, CPU instructions or thread counts round differently)",
     )

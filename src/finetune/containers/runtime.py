@@ -107,7 +107,7 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
     build = f"make image-{config.environment} builds it"
     if found is None:
         others = other_images(engine, config.environment)
-        hint = f" ({', '.join(others)} was built from other locks)" if others else ""
+        hint = f" ({', '.join(others)} was built from different locks)" if others else ""
         raise MachineError("runtime", f"{engine} has no image {name}{hint}", build)
     if found.labels.get(LOCK_LABEL) != locks_sha256(config.environment, root):
         raise MachineError(

@@ -37,7 +37,9 @@ def suggest(
     """Suggest next steps if the verdict is not deploy."""
     advice = []
     if look > config.looks:
-        advice.append(Suggestion("fresh-test-set", "collect a fresh test set: this one has been looked at too often"))
+        advice.append(
+            Suggestion("fresh-test-set", "collect a fresh test set: this one has been evaluated on too often")
+        )
     needed = examples_wanted(config, outcomes, evidence, gate)
     advice += [Suggestion("more-test-examples", text) for text in needed]
     quality = [item for item in outcomes if item.about == "quality" and item.status in ("fail", "inconclusive")]
@@ -95,7 +97,10 @@ def advise_cost(outcomes: Sequence[Outcome], cost: CostReport) -> list[Suggestio
     if slow:
         advice.append(advise_latency(slow, cost.latency))
     if any(item.about == "memory" and item.status == "fail" for item in outcomes):
-        text = "use a smaller base, or one that is quantized (evaluate.candidate: merged, nf4): LoRA saves no memory"
+        text = (
+            "use a smaller base, or a quantized one (evaluate.candidate: merged, nf4): LoRA does not "
+            "reduce inference memory"
+        )
         advice.append(Suggestion("less-memory", text))
     return advice
 

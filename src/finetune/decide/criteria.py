@@ -76,8 +76,12 @@ def judge_latency(criterion: LatencyAtMost, evidence: Evidence, gate: Gate) -> l
     """Compare the mean with the limit, and judge the paired improvement on the baseline if one is required."""
     candidate, baseline = evidence.seconds(), evidence.baseline_seconds()
     lower, upper = (skewed_mean_interval(candidate, gate.confidence, side, gate.seed) for side in BOUNDS)
-    where = f"recorded as {evidence.recorded}, not measured beside it" if evidence.recorded else "in the same session"
-    shown = "not known of each" if baseline is None else f"{sum(baseline) / len(baseline):.3f} s, {where}"
+    where = (
+        f"recorded as {evidence.recorded}, not measured in the same session"
+        if evidence.recorded
+        else "in the same session"
+    )
+    shown = "not known per prompt" if baseline is None else f"{sum(baseline) / len(baseline):.3f} s, {where}"
     seen = f"mean of {len(candidate)} prompts, one at a time; baseline {shown}"
     limit = criterion.seconds
     status = below(lower, upper, limit, gate, strict=True)
@@ -151,7 +155,7 @@ def judge_seeds(
         worst = "unmeasured"
     elif len(passing) < len(known):
         worst = "fail" if "fail" in statuses else "inconclusive"
-    missing = f"./finetune seeds --count {required} runs what is missing"
+    missing = f"run the missing ones with ./finetune seeds --count {required}"
     reason = f"{len(passing)} of {len(known)} seeds pass every criterion ({missing})"
     if worst == "pass":
         reason = f"every criterion passes with each of the seeds {', '.join(map(str, sorted(known)))}"

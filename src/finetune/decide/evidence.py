@@ -28,10 +28,10 @@ def check_evidence(params: DecideParams, paths: Paths, reports: RunReports, pred
     check_scorers(params, reports.evaluation)
     check_decoding(reports.evaluation)
     if [item.id for item in predictions] != [example.id for example in test]:
-        raise DataError(paths.predictions, "holds the answers to another test set", "run evaluate again")
+        raise DataError(paths.predictions, "contains answers to a different test set", "run evaluate again")
     leaks = leaked(read_examples(paths.prepared / "train.jsonl"), test)
     if leaks:
-        what = f"{len(leaks)} test prompts are in train too ({leaks[0]}…)"
+        what = f"{len(leaks)} test prompts also occur in train ({leaks[0]}…)"
         raise DataError("data/prepared", what, "run prepare again")
     if reports.validation.errors:
         what = "contains errors, such as test rows in train or more lost tokens than the budget allows"
@@ -67,7 +67,7 @@ def check_scorers(params: DecideParams, evaluation: EvaluationReport) -> None:
     if configured != evaluation.scorers:
         names = sorted({*configured, *evaluation.scorers})
         changed = ", ".join(name for name in names if configured.get(name) != evaluation.scorers.get(name))
-        raise DataError("reports/evaluation.json", f"was made with other scorers ({changed})", "run evaluate again")
+        raise DataError("reports/evaluation.json", f"was made with different scorers ({changed})", "run evaluate again")
 
 
 def check_decoding(evaluation: EvaluationReport) -> None:

@@ -67,7 +67,11 @@ class LocalSide:
             return error.problem.message
         room = getattr(self.model.config, "max_position_embeddings", None)
         needed = len(ids) + self.settings["max_new_tokens"]
-        return f"{needed} tokens with its answer, the model has {room} positions" if room and needed > room else ids
+        return (
+            f"{needed} tokens including the answer, but the model has {room} positions"
+            if room and needed > room
+            else ids
+        )
 
     def answer(self, examples: Sequence[Example], seed: int) -> list[Answer]:
         """Return the answers to one batch, with the nats of their references."""

@@ -118,8 +118,8 @@ def fetch_earlier(spec: EarlierAdapterSpec, params: EvaluateParams, paths: Paths
     if manifest["base"]["revision"] != identify_base(params.model)["revision"]:
         raise DataError(
             "params.yaml: evaluate.baseline.revision",
-            f"the adapter of {spec.revision} was trained on another base ({manifest['base']['name']})",
-            "compare the two experiments (./finetune compare), or name a model",
+            f"the adapter of {spec.revision} was trained on a different base ({manifest['base']['name']})",
+            "compare the two experiments (./finetune compare), or set evaluate.baseline to a model",
         )
     return folder
 

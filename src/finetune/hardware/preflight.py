@@ -35,7 +35,7 @@ def find_count_problem(train: TrainConfig, available: int) -> Problem | None:
         return None
     accumulation, rest = divmod(train.gradient_accumulation_steps * needed, available or 1)
     kept = f" with train.gradient_accumulation_steps: {accumulation}, which keeps the effective batch size"
-    message = f"{needed} devices a node are asked for, {available} found"
+    message = f"{needed} devices per node are required, but {available} found"
     remedy = f"use {available * train.distributed.nodes}{'' if rest else kept}"
     return Problem("devices-missing", "params.yaml: train.distributed.devices", message, remedy)
 

@@ -61,5 +61,5 @@ def seeds_in(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]
     if not isinstance(outcomes, dict) or not all(
         seed.removeprefix("-").isdecimal() and isinstance(outcome, dict) for seed, outcome in outcomes.items()
     ):
-        raise DataError(path, f"{key[:16]}: holds no outcomes by seed", "take the file back from git")
+        raise DataError(path, f"{key[:16]}: has no outcomes by seed", "restore the file from git")
     return outcomes

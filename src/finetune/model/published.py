@@ -16,7 +16,9 @@ def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
     manifest = read_manifest(paths.adapter)
     trained_on, named = manifest["base"], identify_base(config.model)
     if trained_on != named:
-        what = f"was trained on {trained_on['name']} at {trained_on['revision']}, params.yaml names {named['name']} at"
+        what = (
+            f"was trained on {trained_on['name']} at {trained_on['revision']}, but params.yaml names {named['name']} at"
+        )
         raise DataError(
             f"{paths.adapter}", f"{what} {named['revision']}", "restore its recipe, or train again (dvc repro)"
         )

@@ -68,7 +68,7 @@ def fetch_directory(root: Path, revision: str, path: Path, target: Path) -> None
             source = Path(name.lstrip("/"))
             copy_file(files, revision, source, folder / source.relative_to(path))
         if not names:
-            raise DataError(revision, f"has no {path}: its pipeline did not run to its end", f"{again(revision)}")
+            raise DataError(revision, f"has no {path}: its pipeline did not finish", f"{again(revision)}")
 
 
 def git_state(root: Path, *, untracked: bool) -> tuple[str | None, bool]:

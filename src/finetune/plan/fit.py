@@ -75,7 +75,7 @@ def judge(config: Config, accelerators: Accelerators, predictor: "Predictor | No
 def missing_devices(config: Config, accelerators: Accelerators) -> Iterator[str]:
     """Yield what the run's device lacks."""
     if config.environment == "cuda" and not accelerators.gpus:
-        yield "no CUDA device that torch can use"
+        yield "torch found no usable CUDA device"
     elif config.environment == "apple" and not accelerators.apple:
         yield "no Apple GPU"
     elif config.environment == "cuda":

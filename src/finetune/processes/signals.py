@@ -29,7 +29,9 @@ class StopRequest:
             raise KeyboardInterrupt
         if self.by is None:
             self.by = signal.Signals(number).name
-            message = f"{self.by}: the run is saved at the end of this step and stops (Ctrl-C again: at once)\n"
+            message = (
+                f"{self.by}: saving at the end of this step, then stopping (press Ctrl-C again to stop immediately)\n"
+            )
             os.write(sys.stderr.fileno(), message.encode())  # not print, which the signal may have interrupted
 
 

@@ -86,7 +86,7 @@ def describe_progress(progress: dict[str, Any], now: float) -> list[str]:
     }
     parts += [text(progress[key]) for key, text in texts.items() if progress.get(key) is not None]
     silent = max(0.0, now - progress["updated"])
-    lines = [", ".join(parts), f"told {duration(silent)} ago"]
+    lines = [", ".join(parts), f"updated {duration(silent)} ago"]
     if silent > SILENT:
         lines[1] += ": it is evaluating, saving, or stuck; its process is alive, so check the log before you stop it"
     return lines
@@ -114,7 +114,7 @@ def how_it_ended(paths: Paths) -> list[str]:
             return how_detached_ended(detached, paths, progress)
     if progress is not None and train_at > verdict_at:
         return [how_training_ended(progress, paths)]
-    return [verdict(paths) or "nothing has run here yet, or all was cleaned"]
+    return [verdict(paths) or "no run has been started here, or its files were cleaned"]
 
 
 def how_detached_ended(detached: Detached, paths: Paths, progress: dict[str, Any] | None) -> list[str]:
@@ -124,7 +124,7 @@ def how_detached_ended(detached: Detached, paths: Paths, progress: dict[str, Any
     if stage is not None and stage.at < detached.started:
         stage = None
     if end is not None and end.exit_code == 0:
-        return [f"{name} ended well; {verdict(paths) or 'it left no verdict'}"]
+        return [f"{name} finished; {verdict(paths) or 'it did not reach a verdict'}"]
     if (
         progress is not None
         and progress["updated"] >= detached.started
@@ -165,9 +165,9 @@ def how_training_ended(progress: dict[str, Any], paths: Paths, again: str = "") 
     """Return the last step of the training, and how to resume from there."""
     where = f"step {progress['step']} of {progress['steps']}"
     if progress.get("ended") == "finished":
-        return f"train finished with {where}; the stages after it did not: {goes_on(again)}"
+        return f"train finished at {where}, but the stages after it did not: {goes_on(again)}"
     if progress.get("ended") == "failed":
-        return f"train failed at {where}; fix the cause it printed, then {goes_on(again)}"
+        return f"train failed at {where}; fix the cause shown in its output, then {goes_on(again)}"
     verb = "stopped" if progress.get("ended") == "interrupted" else "was killed"
     return f"train {verb} at {where}; {what_is_kept(paths)}, and {goes_on(again)}"
 
@@ -181,7 +181,7 @@ def what_is_kept(paths: Paths) -> str:
     """Describe the newest checkpoint of any run."""
     saved = [path for path in paths.checkpoints.glob("*/checkpoint-*") if path.name[11:].isdigit()]
     newest = max(saved, key=_changed, default=None)
-    return f"the checkpoint of step {newest.name[11:]} is kept" if newest else "no checkpoint was written yet"
+    return f"the checkpoint of step {newest.name[11:]} is kept" if newest else "no checkpoint has been written yet"
 
 
 def verdict(paths: Paths) -> str | None:

@@ -99,7 +99,7 @@ def _list(value: Any, name: str) -> list[Any]:
     if not isinstance(parsed, list):
         raise ValueError(f"{name} must be a list of turns, not {kind_of(parsed)}")
     if not parsed:
-        raise ValueError(f"{name} holds no turn")
+        raise ValueError(f"{name} has no turns")
     return parsed
 
 

@@ -87,7 +87,7 @@ def describe_health(losses: Sequence[tuple[int, float]], first: float | None, be
         )
     if first is not None and best > first * (1 - LEAST_GAIN):
         sentences.append(
-            f"nothing was learnt: the validation loss is {best:.4f}, and was {first:.4f} before the first step; "
+            f"no progress: the validation loss is {best:.4f}, compared with {first:.4f} before the first step; "
             "raise train.learning_rate or adapter.r, or check whether the answers follow from the prompts"
         )
     return sentences

@@ -127,7 +127,7 @@ def raise_what_failed(paths: Paths, received: str | None) -> None:
         raise InterruptedRunError(
             "",
             f"train was stopped by {received} before it could save",
-            "the newest checkpoint is kept, the same command resumes",
+            "the newest checkpoint is kept; run the same command again to resume",
         )
     if not errors:
         raise MachineError(

@@ -56,7 +56,7 @@ def check_cuda(config: Config, accelerators: Accelerators, quick: bool) -> Itera
             f"{'.'.join(map(str, gpu.capability))} ({formats}), driver {accelerators.driver or 'unknown'}"
         )
         if gpu.free_bytes < gpu.memory_bytes / 2:
-            yield Check(f"GPU {at}", detail, "warning", "nvidia-smi, to see who uses it")
+            yield Check(f"GPU {at}", detail, "warning", "nvidia-smi lists the processes that use it")
         elif wanted and config.train.bf16 and gpu.capability < AMPERE:
             yield Check(f"GPU {at}", detail, "warning", "set train.bf16: false and train.fp16: true")
         else:
@@ -65,7 +65,7 @@ def check_cuda(config: Config, accelerators: Accelerators, quick: bool) -> Itera
         import torch
 
         build = torch.version.cuda
-        detail = f"the driver ({accelerators.driver}) shows {accelerators.shown}, and torch can use none"
+        detail = f"the driver ({accelerators.driver}) lists {accelerators.shown}, but torch can't use any of them"
         remedy = f"update NVIDIA's driver to one for CUDA {build}" if build else "make setup ENVIRONMENT=cuda"
         yield Check("CUDA", detail, "missing" if wanted else "warning", remedy)
     elif not accelerators.gpus:

@@ -68,7 +68,7 @@ def check_system(config: Config) -> Check:
 def check_python(root: Path) -> Check:
     """Compare the Python version with the range in pyproject.toml."""
     supported = python_range(root)
-    version = f"{platform.python_version()} ({sys.executable}); asked for {supported or 'any'}"
+    version = f"{platform.python_version()} ({sys.executable}); required: {supported or 'any'}"
     if supported.contains(".".join(map(str, sys.version_info[:3]))):  # python_version() may end in "+"
         return Check("Python", version)
     newest = max((minor for minor in range(50) if supported.contains(f"3.{minor}")), default=13)
@@ -103,9 +103,14 @@ def check_instructions() -> Iterator[Check]:
         return
     have = [name for name in wanted if name in known]
     lacking = [name for name in wanted if name not in known]
-    detail = ", ".join(have) + (f"; without {', '.join(lacking)}" if lacking else "")
+    detail = ", ".join(have) + (f"; lacks {', '.join(lacking)}" if lacking else "")
     if wanted[0] in lacking:
-        yield Check("instructions", detail, "warning", "expect hours in place of minutes, or use a newer machine")
+        yield Check(
+            "instructions",
+            detail,
+            "warning",
+            "expect training to take hours instead of minutes, or use a newer machine",
+        )
     else:
         yield Check("instructions", detail)
 
@@ -119,7 +124,7 @@ def check_memory() -> Check:
     if limit is not None and limit < memory.total:
         detail += f"; the container may use {gigabytes(limit)}"
     if memory.available < usable_memory() / 4:
-        return Check("memory", detail, "warning", "close what else is open")
+        return Check("memory", detail, "warning", "close other programs")
     return Check("memory", detail)
 
 

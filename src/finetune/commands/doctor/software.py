@@ -60,7 +60,7 @@ def check_packages(environment: Environment, root: Path) -> Check:
     if not parts:
         return Check("packages", f"all {len(wanted)} match {lock}")
     more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
-    detail = f"{len(parts)} of {len(wanted)} not as in {lock}: {', '.join(parts[:NAMED])}{more}"
+    detail = f"{len(parts)} of {len(wanted)} differ from {lock}: {', '.join(parts[:NAMED])}{more}"
     return Check("packages", detail, status, f"rm -f .venv/installed-*; make setup ENVIRONMENT={environment}")
 
 
@@ -96,8 +96,8 @@ def check_containers(quick: bool) -> Check:
         return Check("containers", ", ".join(have))
     version = ask("docker", "info", "--format", "{{.ServerVersion}}", timeout=3)
     if version:
-        return Check("containers", f"{', '.join(have)}; docker's daemon {version} answers")
-    detail = f"{', '.join(have)}; docker's daemon does not answer"
+        return Check("containers", f"{', '.join(have)}; docker daemon {version} is running")
+    detail = f"{', '.join(have)}; the docker daemon is not running"
     return Check("containers", detail, "warning", "sudo systemctl start docker (on a Mac: open -a Docker)")
 
 
@@ -113,14 +113,14 @@ def check_base(model: ModelConfig, root: Path) -> Check:
             return Check("base model", f"{model.base}: {trouble}", "missing", "copy the complete folder again")
         return Check("base model", f"{model.base}: a complete local folder")
     if model.revision is None:
-        detail = f"{model.base} is not a folder, and no revision is named"
+        detail = f"{model.base} is not a folder, and model.revision is not set"
         remedy = "set model.revision to the 40 hex digits of a commit (./finetune pin)"
         return Check("base model", detail, "missing", remedy)
     trouble = find_missing_weights(snapshot(model)) if snapshot(model).is_dir() else "not in the cache"
     if trouble:
         detail = f"{model.base} at {model.revision[:12]}: {trouble}"
         return Check("base model", detail, "missing", f"hf download {model.base} --revision {model.revision}")
-    return Check("base model", f"{model.base} at {model.revision[:12]}, in the cache, complete")
+    return Check("base model", f"{model.base} at {model.revision[:12]}: complete in the cache")
 
 
 def check_hub() -> Check:
@@ -128,7 +128,7 @@ def check_hub() -> Check:
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     given = [name for name in TOKENS if os.environ.get(name)]
     given += ["a token file"] if token_file().is_file() else []
-    detail = f"{'offline (HF_HUB_OFFLINE)' if offline else 'may be asked'}; token: {', '.join(given) or 'none'}"
+    detail = f"{'offline (HF_HUB_OFFLINE)' if offline else 'may be contacted'}; token: {', '.join(given) or 'none'}"
     return Check("Hugging Face Hub", detail)
 
 
@@ -162,8 +162,8 @@ def check_git(root: Path, quick: bool) -> Check:
     if ask("git", "-C", str(root), "rev-parse", "--git-dir", timeout=timeout) is None:
         if (root / ".git").exists():  # git refuses a folder of another user, e.g. after `rsync -a` to root
             detail = f"git refuses {root.absolute()}: it belongs to another user, or .git is broken"
-            return Check("git", detail, "missing", 'chown -R "$(id -u):$(id -g)" . (git status says why)')
-        detail = f"{root.absolute()} is not a repository: no run can be traced to its code"
+            return Check("git", detail, "missing", 'chown -R "$(id -u):$(id -g)" . (git status shows the reason)')
+        detail = f"{root.absolute()} is not a git repository: runs can't be traced to their code"
         return Check("git", detail, "missing", "git init && git add -A && git commit -m start")
     commit = ask("git", "-C", str(root), "rev-parse", "--short=12", "HEAD", timeout=timeout)
     if commit is None:

@@ -115,8 +115,8 @@ def check_comparable(a: ComparedRun, b: ComparedRun) -> list[str]:
     warnings = []
     notes = [f"{key}: {old} in A, {new} in B" for key, old, new in differing(how_generated(a), how_generated(b))]
     if notes:
-        what = f"not generated alike, so a difference is not the adapters' alone ({'; '.join(notes)})"
-        warnings.append(f"the answers were {what}")
+        what = f"generated with different settings, so a difference may not come from the adapters ({'; '.join(notes)})"
+        warnings.append(f"answers were {what}")
     if a.evaluation["adapter_sha256"] == b.evaluation["adapter_sha256"]:
         warnings.append("both runs have the same adapter")
     if a.evaluation.get("base") != b.evaluation.get("base"):
@@ -144,7 +144,7 @@ def shared_metrics(a: ComparedRun, b: ComparedRun) -> tuple[dict[str, Metric], l
                 if all(name in known for known in scorers)
                 else "is used in one run only"
             )
-            notes.append(f"left out: the scorer {name} {what}")
+            notes.append(f"not compared: the scorer {name} {what}")
     return metrics_of(alike), notes
 
 

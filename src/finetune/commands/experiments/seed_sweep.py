@@ -131,13 +131,15 @@ def check_looks(series: Series, missing: Sequence[int], *, force: bool) -> None:
     test = dig(_optional(series.paths.reports / "prepare.json"), ("prepared_sha256", "test"))
     taken = len(_optional(series.paths.looks).get(str(test), []))
     new = len([seed for seed in missing if seed != evaluated_seed(series, test)])
-    remarks = f"{new} new looks at the test set after {taken}, {declared} are declared (decide.looks)"
+    remarks = f"{new} new evaluations on this test set after {taken}; {declared} are declared (decide.looks)"
     if taken + new > declared and not force:
         raise ConfigError(
             "seeds",
-            f"this takes {remarks}: past them no verdict can be deploy",
-            f"declare more (decide.looks: {taken + new}, which asks for more evidence at each), run "
-            "fewer, use a fresh test set, or --force",
+            f"this needs {remarks}: beyond that, no verdict can be deploy",
+            (
+                f"declare more (decide.looks: {taken + new}, which requires more evidence at each), run "
+                "fewer seeds, use a fresh test set, or pass --force"
+            ),
         )
     say(f"looks: {remarks}")
 
@@ -233,12 +235,12 @@ def show(series: Series) -> None:
             candidate, gain, bounds = known
             rows.append(spread_row(subject, candidate, gain, bounds, confidence))
             remarks.append(describe_gain(subject, candidate, gain, higher_is_better=metrics[name].higher_is_better))
-    title = f"the spread between {len(results)} seeds, and the gain on the baseline"
+    title = f"spread over {len(results)} seeds, and gain over the baseline"
     table(f"{title} (intervals: {100 * confidence:.4g}%, two-sided)", SPREAD_COLUMNS, rows)
     for line in filter(None, remarks):
         say(line)
     if len(results) > 1 and not any(remarks):
-        say("every gain is more than what another seed changes")
+        say("every gain exceeds the variation between seeds")
     for line in warnings_of(results):
         say(f"warning: {line}")
 

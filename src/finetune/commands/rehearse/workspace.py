@@ -104,10 +104,10 @@ def evaluation_changes(content: dict[str, Any], change: Change) -> None:
     """Keep only sides and scorers that are local: a rehearsal makes no requests and downloads nothing."""
     evaluation = content["evaluate"]
     if evaluation["baseline"]["form"] != "base":
-        change("evaluate", "baseline", {"form": "base"}, "the sample was answered by nobody before")
+        change("evaluate", "baseline", {"form": "base"}, "no recorded answers exist for the sample")
     if evaluation["candidate"]["form"] == "server":
-        change("evaluate", "candidate", {"form": "adapter"}, "a rehearsal contacts nobody")
-    change("evaluate", "forgetting", None, "the small base knows nothing that it could forget")
+        change("evaluate", "candidate", {"form": "adapter"}, "a rehearsal uses no network")
+    change("evaluate", "forgetting", None, "the small base has no knowledge to forget")
     kept = {name: scorer for name, scorer in evaluation["scorers"].items() if scorer["scorer"] != "judge"}
     judged = set(evaluation["scorers"]) - set(kept)
     if judged:

@@ -215,7 +215,7 @@ def parse_manifest(text: bytes, name: str, most: int) -> dict[str, Any]:
 def require_harmless(member: str, expected: Any, name: str) -> None:
     """Raise DataError unless a member's name is valid and inside the folder, and its entry has a size and a hash."""
     if not MEMBER.fullmatch(member):
-        problem = f"names a member {short(member)!r}, which could lead out of its folder or can't be stored everywhere"
+        problem = f"contains a member {short(member)!r}, which could escape its folder or is not a portable name"
         raise DataError(name, problem, "do not use it")
     size, sha256 = (expected.get("bytes"), expected.get("sha256")) if isinstance(expected, dict) else (None, None)
     if type(size) is not int or size < 0 or not isinstance(sha256, str) or not SHA256.fullmatch(sha256):

@@ -214,7 +214,7 @@ def fill_gaps(root: Path, remote: str, files: list[Stored], settings: Settings) 
     except Exception as error:  # each kind of remote raises its own errors
         detail = short(redacted(" ".join(str(error).split()), secrets_of(settings)), 300)
         raise MachineError(
-            "push", f"the remote {remote} failed ({detail})", "fix the cause, then ./finetune push resumes"
+            "push", f"the remote {remote} failed ({detail})", "fix the cause, then run ./finetune push again to resume"
         ) from None
 
 

@@ -36,7 +36,7 @@ def find_ssh_keygen() -> str:
     """Return the path of ssh-keygen. Raise MachineError if it is not installed."""
     program = shutil.which("ssh-keygen")
     if program is None:
-        remedy = "install OpenSSH (8.1 or newer), which signs and verifies bundles"
+        remedy = "install OpenSSH 8.1 or newer, which is used to sign and verify bundles"
         raise MachineError("", "ssh-keygen is not on PATH", remedy)
     return program
 

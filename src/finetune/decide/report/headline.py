@@ -87,16 +87,16 @@ def achieves(item: Reading, figure: str) -> str:
 
 def evidence(item: Reading, confidence: float, policy: str) -> str:
     """State confidence and requirement: `at least 59.5% with 99% confidence, 55% was asked`."""
-    outcome, requirement = item.outcome, f"{item.limit} was asked"
+    outcome, requirement = item.outcome, f"required: {item.limit}"
     if policy == "point":
-        return f"an estimate without proof, {requirement}"
+        return f"an estimate without proof; {requirement}"
     if item.kind == "bytes" or item.bounds == NO_INTERVAL:
         return requirement
     bound = outcome.lower if outcome.higher_is_better else outcome.upper
     sure = f"with {100 * confidence:.4g}% confidence"
     if outcome.status == "pass" and bound is not None:
-        return f"{item.direction} {format_value(bound, item.kind)} {sure}, {requirement}"
-    return f"between {item.bounds.replace(' to ', ' and ')} {sure}, {requirement}"
+        return f"{item.direction} {format_value(bound, item.kind)} {sure}; {requirement}"
+    return f"between {item.bounds.replace(' to ', ' and ')} {sure}; {requirement}"
 
 
 def is_served(run: Decided) -> bool:
@@ -115,23 +115,27 @@ def provisos(run: Decided) -> list[str]:
     evaluation, decide, notes = run.reports.evaluation, run.decide, []
     if is_served(run):
         served = side_names(evaluation)["candidate"]
-        notes.append(f"The figures are of {served}: nobody checked that it is this adapter.")
+        notes.append(f"The results are those of {served}. Whether it serves this adapter was not checked.")
     if evaluation.baseline.recorded:
-        notes.append("The baseline's answers and times were recorded elsewhere, not measured beside the candidate's.")
+        notes.append(
+            "The baseline's answers and times were recorded earlier, not measured in the same session as the "
+            "candidate's."
+        )
     if decide.policy == "point":
-        notes.append("The policy is “point”: estimates alone were compared, so chance is not excluded.")
+        notes.append("The policy is “point”: only estimates were compared, so the result may be due to chance.")
     if run.look > decide.looks:
-        due = "a fresh test set is due"
-        notes.append(f"This is look {run.look} at a test set for which {decide.looks} were declared: {due}.")
+        due = "a fresh test set is required"
+        notes.append(f"This is look {run.look} at a test set with {decide.looks} declared looks: {due}.")
     elif decide.looks > 1:
         notes.append(
-            f"Look {run.look} of {decide.looks} at this test set; {100 * decide.confidence:.4g}% confidence is "
-            f"shared by all of them, which leaves {100 * run.confidence:.4g}% to each."
+            f"Look {run.look} of {decide.looks} at this test set. The overall confidence of "
+            f"{100 * decide.confidence:.4g}% is "
+            f"split between the looks, so each bound is held to {100 * run.confidence:.4g}%."
         )
     if evaluation.generation.get("do_sample"):
-        notes.append("Answers were sampled: another seed gives other answers and other figures.")
+        notes.append("Answers were sampled: a different seed gives different answers and results.")
     if untimed := left_out(run.reports.cost.latency):
-        notes.append(f"{untimed}, which may be the slowest of all.")
+        notes.append(f"{untimed}; these may be the slowest.")
     return [*notes, *_doubts(evaluation), *_known_faults(run)]
 
 
@@ -145,14 +149,14 @@ def _doubts(evaluation: EvaluationReport) -> list[str]:
         )
     for side, figures in (("candidate", whole.candidate), ("baseline", whole.baseline)):
         if count := figures.get("failed"):
-            notes.append(f"{counted(int(count), 'answer')} of the {side} failed.")
+            notes.append(f"The {side} failed to answer {counted(int(count), 'prompt')}.")
     if share := whole.candidate.get("cut_off"):
         notes.append(f"{percent(share)} of the candidate's answers were cut off by the limit of new tokens.")
     for group, measured in evaluation.groups.items():
         right = measured.candidate.get("exact_match")
         if group != ALL and right is not None and right <= measured.majority_share:
             guess = format_short(measured.majority_share, "share")
-            notes.append(f"{name(group)}: always giving its commonest answer would be right in {guess}, no less often.")
+            notes.append(f"{name(group)}: a majority-class baseline scores {guess}, at least as high.")
     return notes
 
 
@@ -161,13 +165,13 @@ def _known_faults(run: Decided) -> list[str]:
     accepted = [name(item.code) for item in run.reports.validation.findings if item.accepted]
     notes = []
     if accepted:
-        notes.append(f"{counted(len(accepted), 'finding')} of validate accepted by hand: {', '.join(accepted)}.")
+        notes.append(f"{counted(len(accepted), 'validation finding')} accepted by hand: {', '.join(accepted)}.")
     for problem in run.reports.evaluation.problems:
         what = f"{counted(problem.count, 'answer')} of the {problem.side} could not be scored"
-        notes.append(f"Scorer {name(problem.scorer)}: {what}; the first: {name(problem.reason, 160)}")
+        notes.append(f"Scorer {name(problem.scorer)}: {what}; the first reason: {name(problem.reason, 160)}")
     for judge, kept in run.reports.evaluation.judges.items():
         agreement = kept.get("agreement")
         if agreement is not None and agreement < 0.8:
             share = percent(agreement)
-            notes.append(f"Judge {name(judge)} agreed with itself in only {share} when the order was turned.")
+            notes.append(f"Judge {name(judge)} agreed with itself in only {share} of cases when the order was swapped.")
     return [*notes, *(f"Training: {name(text, 300)}." for text in run.reports.train.warnings)]

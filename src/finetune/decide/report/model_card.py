@@ -94,9 +94,9 @@ def decoding(evaluation: EvaluationReport) -> str:
     how = "sampled" if mine.get("do_sample") else "greedy"
     description = f"{how}, at most {mine.get('max_new_tokens', 'an unknown number of')} new tokens"
     if theirs is None:
-        return f"{description}; of the baseline's nothing is known"
+        return f"{description}; the baseline's settings are not known"
     if other := {key: theirs.get(key) for key in DECODING if theirs.get(key) != mine.get(key)}:
-        return f"{description}; the baseline's was another ({listed(other)})"
+        return f"{description}; the baseline used different settings ({listed(other)})"
     return f"{description}, the same for both sides"
 
 

@@ -82,7 +82,7 @@ def show_provenance(run: Decided) -> list[tuple[str, str, str | None]]:
 
 
 def _side(side: SideReport, base: BaseIdentity) -> str:
-    suffix = " (recorded elsewhere)" if side.recorded else ""
+    suffix = " (recorded earlier)" if side.recorded else ""
     label = plain_name(side.name, base.revision if side.name == base.name else None)
     return f"{name(side.form)}{f', {label}' if label else ''}{suffix}"
 

@@ -41,8 +41,10 @@ def shards(path: Path, part: str | None) -> list[Path]:
     if (path / DATASETS).is_file():
         splits = _listed(path / DATASETS, "splits")
         if part not in splits:
-            reason = "it names none" if part is None else f"there is no {part!r}"
-            raise DataError(path, f"holds the parts {', '.join(splits)} and {reason}", "set the source's `part` to one")
+            reason = "it names none" if part is None else f"it has no {part!r}"
+            raise DataError(
+                path, f"has the parts {', '.join(splits)}, and {reason}", "set `part` of its source to one of them"
+            )
         folder = path / part
     elif part is not None:
         raise DataError(

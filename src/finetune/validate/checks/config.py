@@ -43,6 +43,6 @@ def check_reference(params: ValidateParams, recipes: Path) -> list[Finding]:
     configured = params.train.effective_batch_size
     if configured == reference:
         return []
-    what = f"{configured} here, {reference} in recipes/{path.name}, whose learning rate was chosen for that"
-    fix = f"use {reference} (with another gradient_accumulation_steps), or another learning_rate"
+    what = f"{configured} here, but {reference} in recipes/{path.name}, and the learning rate was chosen for that"
+    fix = f"use {reference} (adjust gradient_accumulation_steps), or adjust learning_rate"
     return [Finding("effective-batch-changed", "params.yaml: train.effective_batch_size", what, fix)]

@@ -60,9 +60,9 @@ def _scripts(train: Sequence[str], test: Sequence[str]) -> Iterator[Finding]:
     if chi2_contingency(table).pvalue > CHANCE:
         return
     moved = sorted(scripts, key=lambda name: (-round(abs(shares[name][0] - shares[name][1]), 9), name))[:3]
-    summary = ", ".join(f"{name} {shares[name][0]:.0%} of train and {shares[name][1]:.0%} of test" for name in moved)
+    summary = ", ".join(f"{name} {shares[name][0]:.0%} of train, {shares[name][1]:.0%} of test" for name in moved)
     what = f"the scripts of the rows differ by {distance:.0%} (total variation): {summary}"
-    fix = "add train rows like those that are tested"
+    fix = "add train rows that resemble the test rows"
     yield Finding("language-shift", "data/prepared/test.jsonl", what, fix)
 
 

@@ -156,12 +156,12 @@ def check_test_answers(
     longer = sum(length > limit + 1 for length in answers)  # the end token is additional
     if longer:
         where, most = "params.yaml: evaluate.max_new_tokens", max(answers)
-        what = f"{limit} is too few for {longer} of {len(answers)} test answers (up to {most} tokens)"
+        what = f"{limit} is too small for {longer} of {len(answers)} test answers (up to {most} tokens)"
         findings.append(Finding("answers-cut-off", where, what, f"use {most}"))
     beyond = sum(length + limit > positions for length in prompts) if positions else 0
     if beyond:
         what = (
-            f"{beyond} test prompts (up to {max(prompts)} tokens) with {limit} new tokens are longer than the "
+            f"{beyond} test prompts (up to {max(prompts)} tokens) plus {limit} new tokens exceed the "
             f"{positions} positions of the base"
         )
         fix = "use a smaller evaluate.max_new_tokens, or set data.filters.tokens"
