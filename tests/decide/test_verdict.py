@@ -96,7 +96,7 @@ def test_deploy_needs_every_criterion(verdict_of: Reach) -> None:
     assert found == Verdict("deploy", "All 3 criteria pass: deploy this adapter.", (), ())
     found = verdict_of(criteria, pairs(gained=30), memory=(2_000_000_001,) * 3)
     assert found.name == "iterate"
-    assert found.reasons == ("fail: peak memory at most 2 GB (the largest of 3 fresh processes)",)
+    assert found.reasons == ("fail: peak memory at most 2 GB (largest of 3 fresh processes)",)
     assert found.sentence == "1 of 3 criteria do not pass yet."
 
 
@@ -146,7 +146,7 @@ def test_harm_leads_to_abort(verdict_of: Reach) -> None:
     assert found.name == "abort"
     assert found.sentence == "The candidate is worse than the baseline: do not continue with it."
     assert found.reasons[0] == (
-        "worse than the baseline in exact_match: of 15, 0 answered correctly only by the "
+        "worse than the baseline in exact_match: 0 of 15 answered correctly only by the "
         "candidate, 10 only by the baseline (p = 0.00098)"
     )
     assert found.suggestions == ()
@@ -306,7 +306,7 @@ def test_harm_in_one_group_is_detected_at_a_shared_level(verdict_of: Reach) -> N
     found = verdict_of([better(), better(group="small")], many)
     assert found.name == "abort"
     assert found.reasons[0].startswith(
-        "worse than the baseline in exact_match of small: of 14, 0 answered correctly only by"
+        "worse than the baseline in exact_match of small: 0 of 14 answered correctly only by"
     )
     few = pairs(gained=30) + pairs(both=5, lost=5, agent="small")
     assert verdict_of([better(), better(group="small")], few).name == "iterate"

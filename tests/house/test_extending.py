@@ -172,7 +172,7 @@ def test_the_new_recipe_is_listed_and_planned(tree: Path) -> None:
     assert row in table
     plan = finetune(tree, "plan", "tiny-wide", "--examples", "2731", "--length", "225")
     assert "684 steps of 16 rows" in plan
-    assert "868,352 of 1,969,088 parameters are trained" in plan
+    assert "868,352 of 2,837,440 parameters are trained" in plan
 
 
 @pytest.mark.end_to_end

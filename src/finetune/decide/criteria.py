@@ -128,7 +128,7 @@ def judge_memory(criterion: MemoryAtMost, evidence: Evidence) -> Outcome:
         return unmeasured(criterion, "memory", limit, reason, "bytes")
     status: Status = "pass" if max(peaks) <= limit else "fail"
     figures = (max(peaks), min(peaks), max(peaks), "bytes", "largest observed")
-    return new_outcome(criterion, "memory", status, limit, figures, f"the largest of {len(peaks)} fresh processes")
+    return new_outcome(criterion, "memory", status, limit, figures, f"largest of {len(peaks)} fresh processes")
 
 
 def judge_seeds(

@@ -66,7 +66,7 @@ def measure_right(metric: Metric, members: Sequence[Prediction], gate: Gate, *, 
     lost = sum(theirs and not mine for mine, theirs in zip(candidate, baseline, strict=True))
     lower, upper = (clustered_difference(candidate, baseline, clusters, gate.confidence, side) for side in BOUNDS)
     seen = (
-        f"of {n}{in_clusters(members)}, {gained} answered correctly only by the candidate, {lost} only by the baseline"
+        f"{gained} of {n}{in_clusters(members)} answered correctly only by the candidate, {lost} only by the baseline"
     )
     exact = not repeated(members)
     better, worse = (

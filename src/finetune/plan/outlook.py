@@ -116,9 +116,9 @@ class RunPlan:
             f"{schedule.evaluations} evaluations, {schedule.saves} saves; {work.tokens:,} tokens per epoch{counted}"
         ]
         if self.architecture and self.memory:
-            share = self.trainable / self.architecture.parameters
+            total = self.architecture.parameters + self.trainable
             sentences.append(
-                f"{self.trainable:,} of {self.architecture.parameters:,} parameters are trained ({share:.2%}); "
+                f"{self.trainable:,} of {total:,} parameters are trained ({self.trainable / total:.2%}); "
                 f"predicted peak memory {gigabytes(self.memory.peak)}{self._fits()}"
             )
         return sentences

@@ -64,9 +64,9 @@ def show(report: TrainReport, cost: TrainCostReport, paths: Paths) -> None:
     """Print a short summary."""
     trainable, total = report.parameters.trainable or 0, report.parameters.total
     say(
-        f"{report.steps} steps of {trainable:,} parameters ({trainable / total:.1%}) in {cost.wall_seconds:.0f} s; "
-        f"validation loss {report.first_validation_loss:.4f} before, {report.validation_loss:.4f} at step "
-        f"{report.kept_step}, which was kept"
+        f"{report.steps} steps in {cost.wall_seconds:.0f} s; {trainable:,} of {total:,} parameters trained "
+        f"({trainable / total:.2%}); validation loss {report.first_validation_loss:.4f} before the first step, "
+        f"{report.validation_loss:.4f} at step {report.kept_step} (published)"
     )
     for warning in report.warnings:
         say(f"warning: {warning}")
