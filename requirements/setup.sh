@@ -98,7 +98,7 @@ give_up() { # give_up LOCK: show the end of the log, and fail
     grep -v "^WARNING: Location .* is ignored" "$log" | tail -n 15 >&2
     remedy="check the network and pip's settings (.venv/bin/python -m pip config list), then run the command again"
     if grep -q "DO NOT MATCH THE HASHES" "$log"; then remedy="a file differs from the locked one; check where pip gets it from"; fi
-    if grep -Eqi "no space left|quota exceeded" "$log"; then remedy="the disk is full; free some space, then run the command again"; fi
+    if grep -Eqi "no space left|quota exceeded" "$log"; then remedy="the disk is full; free disk space, then run the command again"; fi
     fail 4 "cannot install $1: $remedy; the whole log is $log"
 }
 

@@ -209,4 +209,7 @@ def test_every_outcome_is_json(right: list[tuple[bool, bool]], peaks: list[int],
     for criterion in [*criteria, latency(1, 0.1), quantile(1), memory("2 GB")]:
         for found in judge(criterion, evidence(predictions, rows, peaks), GATE):
             json.dumps(found.report().to_json(), allow_nan=False)
-            assert found.status != "pass" or criterion in (memory("2 GB"), at_most(1.0)) or len(right) >= 5
+            few = (
+                3 if isinstance(criterion, NotWorseThanBaseline) else 5
+            )  # the score interval of three gains excludes -0.1
+            assert found.status != "pass" or criterion in (memory("2 GB"), at_most(1.0)) or len(right) >= few

@@ -79,7 +79,7 @@ def test_predictions_of_another_run_are_accepted(tmp_path: Path, examples: list[
         ([{"id": "a", "text": "x", "finished": 1}], "ROOT/run.jsonl:1: finished must be true or false"),
         (
             [{"prompt": "one", "text": "x", "seconds": 2}, {"prompt": "two", "text": "y"}],
-            "ROOT/run.jsonl: 1 of 2 test examples have seconds; give them for all examples, or for none",
+            "ROOT/run.jsonl: only 1 of 2 test examples have seconds; give them for all examples, or for none",
         ),
         (["{broken\n"], "ROOT/run.jsonl:1: broken JSON"),
     ],

@@ -179,7 +179,7 @@ def test_the_warning_saves_and_requeues_the_run(cluster: dict[str, str]) -> None
     job.send_signal(signal.SIGUSR1)  # like B:USR1, to the batch shell only
     output, _ = job.communicate(timeout=PATIENCE)
     assert (
-        "train stopped at step 8 of 45; the checkpoint of step 8 is kept, and running the same command again resumes"
+        "train stopped at step 8 of 45; the checkpoint of step 8 is kept; run the same command again to resume"
         in output
     )
     assert calls(cluster)[-1] == "scontrol requeue 4711"

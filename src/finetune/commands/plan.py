@@ -95,7 +95,7 @@ def table_cells(outlook: RunPlan) -> list[str]:
         f"{train.max_length}, {batch} = {train.effective_batch_size}",
         f"{epochs}, {train.learning_rate:.1e}, {train.lr_scheduler_type}",
         gigabytes(outlook.memory.peak) if outlook.memory else "unknown",
-        time.to_text() if time else "`--probe` there",
+        time.to_text() if time else "measure with `--probe`",
     ]
 
 

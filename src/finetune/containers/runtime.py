@@ -104,14 +104,14 @@ def require_ready(engine: str, config: Config, root: Path) -> str:
         raise MachineError(root, f"can't be written to by user {os.getuid()}", "change its owner, or mount it writable")
     name = os.environ.get(OTHER_IMAGE) or image_name(config.environment, root)
     found = find_image(engine, name)
-    build = f"make image-{config.environment} builds it"
+    build = f"make image-{config.environment}"
     if found is None:
         others = other_images(engine, config.environment)
         hint = f" ({', '.join(others)} was built from different locks)" if others else ""
-        raise MachineError("runtime", f"{engine} has no image {name}{hint}", build)
+        raise MachineError("runtime", f"{engine} has no image {name}{hint}", f"{build} builds it")
     if found.labels.get(LOCK_LABEL) != locks_sha256(config.environment, root):
         raise MachineError(
-            "runtime", f"image {name} was built from locks that differ from requirements/", f"{build} anew"
+            "runtime", f"image {name} was built from locks that differ from requirements/", f"{build} rebuilds it"
         )
     if config.environment == "cuda" and which("nvidia-smi") is None:
         raise MachineError(

@@ -175,8 +175,8 @@ def closing_line(paths: Paths, run: Run, stopped: list[Stage], began: float) -> 
         return how_it_ended(paths)[0]
     name = stopped[-1].name if stopped else "it"
     if name != "train":
-        return f"{name} has stopped; completed stages are kept, and running the same command again resumes"
+        return f"{name} has stopped; completed stages are kept; run the same command again to resume"
     progress = read_status(paths)
     if progress is not None and progress["updated"] >= began - 1:
         return how_training_ended(progress, paths)
-    return f"train has stopped; {what_is_kept(paths)}, and running the same command again resumes"
+    return f"train has stopped; {what_is_kept(paths)}; run the same command again to resume"

@@ -132,11 +132,11 @@ def how_detached_ended(detached: Detached, paths: Paths, progress: dict[str, Any
     ):
         return [how_training_ended(progress, paths, again)]
     if stage is not None and stage.outcome == "interrupted":
-        return [f"{name} was stopped in stage {stage.stage}; completed stages are kept, and {goes_on(again)}"]
+        return [f"{name} was stopped in stage {stage.stage}; completed stages are kept; {how_to_resume(again)}"]
     if end is None:
-        return [f"{name} was killed before it could report why; {goes_on(again)}"]
+        return [f"{name} was killed before it could report why; {how_to_resume(again)}"]
     if end.stopped:
-        return [f"{name} was stopped between two stages; {goes_on(again)}"]
+        return [f"{name} was stopped between two stages; {how_to_resume(again)}"]
     if stage is None or stage.outcome == "done":
         lines = last_lines(paths.root / detached.log)
         return [f"{name} failed with exit code {end.exit_code}; {detached.log} ends with:", *lines]
@@ -165,16 +165,16 @@ def how_training_ended(progress: dict[str, Any], paths: Paths, again: str = "") 
     """Return the last step of the training, and how to resume from there."""
     where = f"step {progress['step']} of {progress['steps']}"
     if progress.get("ended") == "finished":
-        return f"train finished at {where}, but the stages after it did not: {goes_on(again)}"
+        return f"train finished at {where}, but the stages after it did not; {how_to_resume(again)}"
     if progress.get("ended") == "failed":
-        return f"train failed at {where}; fix the cause shown in its output, then {goes_on(again)}"
+        return f"train failed at {where}; fix the cause shown in its output, then {how_to_resume(again)}"
     verb = "stopped" if progress.get("ended") == "interrupted" else "was killed"
-    return f"train {verb} at {where}; {what_is_kept(paths)}, and {goes_on(again)}"
+    return f"train {verb} at {where}; {what_is_kept(paths)}; {how_to_resume(again)}"
 
 
-def goes_on(again: str) -> str:
+def how_to_resume(again: str) -> str:
     """Return what to do after a stop; `again` is the command, if known."""
-    return f"the same command resumes{': ' + again if again else ''}"
+    return f"run {again or 'the same command again'} to resume"
 
 
 def what_is_kept(paths: Paths) -> str:

@@ -210,7 +210,7 @@ def test_a_missing_artefact_names_the_pull_command(repository: Path, tmp_path: P
         and (
             "is not in DVC's cache here; download it if a remote has it (dvc fetch --all-commits; "
             "for an experiment: dvc exp pull origin better), or reproduce it (dvc exp apply better "
-            "(for a commit: git checkout better), then make repro)"
+            "(or git checkout better for a commit), then make repro)"
         )
         in told
     )

@@ -99,17 +99,17 @@ def test_the_deviation_has_its_own_interval() -> None:
             [0.50, 0.54, 0.52],
             0.49,
             True,
-            "the gain (+0.0300) is within the variation between seeds (0.0400 between 3",
+            "the gain (+0.0300) is within the variation between seeds (0.0400 over 3",
         ),
         ([0.50, 0.54, 0.52], 0.47, True, None),
         ([0.50, 0.54, 0.52], 0.51, True, "1 of 3 seeds show no gain; the mean gain is +0.0100"),
-        ([0.50, 0.54, 0.52], 0.60, True, "no gain in the mean of 3 seeds (-0.0800)"),
+        ([0.50, 0.54, 0.52], 0.60, True, "no mean gain over 3 seeds (-0.0800)"),
         ([0.50, 0.54, 0.52], 0.60, False, None),
         (
             [1.0, 1.2, 1.1],
             1.25,
             False,
-            "the gain (-0.1500) is within the variation between seeds (0.2000 between 3",
+            "the gain (-0.1500) is within the variation between seeds (0.2000 over 3",
         ),
         ([0.5], 0.5, True, None),
     ],
@@ -243,7 +243,7 @@ def test_seeds_run_once_and_restore_the_tree(repository: Path, tmp_path: Path) -
     assert set(results["42"]) == {*RESULT, "made_of_sha256", "makings_sha256", "figures"} | judged
     assert results["42"]["criteria"]["exact_match at least 0.5"]["status"] == "pass"
     assert results["42"]["figures"]["exact_match"]["baseline"] == pytest.approx(0.2)
-    assert "seed 42 " in told and "the spread between 2 seeds" in told
+    assert "seed 42 " in told and "spread over 2 seeds" in told
     assert {name: (root / name).read_bytes() for name in before} == before
     assert read_json(root / "reports/decision.json")["known"] == 1  # a key of data/seeds.json, which was {} before
     assert run(root, "git", "status", "--short").split() == ["M", "data/seeds.json", "M", "dvc.lock"]

@@ -241,7 +241,7 @@ CHANGES = [
     (swap("out/model_card.md", b"adapter ", b"adapter 0"), "out/model_card.md: differs from dvc.lock"),
     (swap("reports/train.json", b'sha256": "', b'sha256": "0'), "reports/train.json: names a different adapter"),
     (swap("reports/summary.md", b"adapter", b"bdapter"), "reports/summary.md: differs from dvc.lock"),
-    (swap("out/adapter/adapter_config.json", b"tiny", b"huge"), "adapter_config.json: is not the file that was publ"),
+    (swap("out/adapter/adapter_config.json", b"tiny", b"huge"), "adapter_config.json: differs from the published"),
     (swap("params.yaml", b"seed: 42 ", b"seed: 43 "), "params.yaml: data differs from dvc.lock"),
     (swap("sbom.cdx.json", b'"CycloneDX"', b'"Cyclone"'), "sbom.cdx.json: is not a bill of materials of this adapter"),
     (swap("sbom.cdx.json", b'"library"', b'"libary"'), "sbom.cdx.json: lacks packages, base model or data"),

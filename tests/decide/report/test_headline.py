@@ -24,8 +24,8 @@ def test_the_headline_has_model_verdict_and_confidence(run: MadeUp) -> None:
     assert re.fullmatch(
         (
             r"Deploy: the fine-tuned model answers \d\d\.\d% of 249 held-out examples of "
-            r"exception-namer exactly right \(at least \d\d\.\d% with 99% confidence, 55% was "
-            r"asked\); the base model \d\.\d%; all 6 criteria pass\."
+            r"exception-namer exactly right \(at least \d\d\.\d% with 99% confidence; required: "
+            r"55%\); the base model \d\.\d%; all 6 criteria pass\."
         ),
         text,
     ), text

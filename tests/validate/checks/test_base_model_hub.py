@@ -71,7 +71,7 @@ def test_a_cached_base_is_equivalent_to_a_folder(whole: Path, cache: Cache) -> N
     ("missing", "what"),
     [
         ("model.safetensors", "no weights"),
-        ("tokenizer.json", "no tokenizer"),
+        ("tokenizer.json", "it has no vocabulary"),
         ("config.json", "no config.json in the folder org/name"),
         ("chat_template.jinja", "org/name has no chat template"),
     ],

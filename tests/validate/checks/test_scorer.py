@@ -210,7 +210,7 @@ def test_too_many_classes_are_refused(example: MakeExample) -> None:
     [
         ({"$ref": "#"}, "refers to itself endlessly"),
         ({"$ref": "#/$defs/none"}, "refers to '/$defs/none', which it does not contain; references are not downloaded"),
-        ({"properties": {"a": {"$ref": "other.json"}}}, "refers to 'other.json', which is not in it"),
+        ({"properties": {"a": {"$ref": "other.json"}}}, "refers to 'other.json', which it does not contain"),
         ({"$schema": "http://example.com/mine"}, "has an unsupported $schema: 'http://example.com/mine'"),
         ({"pattern": "("}, r"is not a JSON schema: $.pattern"),
         ([], "is not a JSON schema: it must be an object"),
