@@ -36,7 +36,7 @@ class Session:
     settings: dict[str, Any]
     prompts: dict[str, str | None]  # system prompts by agent
     agent: str
-    longest: int  # the longest sequence in training, in tokens
+    longest: int  # max_length of the training, in tokens
 
     @property
     def system(self) -> str | None:
