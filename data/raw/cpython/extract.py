@@ -30,7 +30,7 @@ LEFT_OUT_FOLDERS = {
 LEFT_OUT_PREFIXES = ("config-", "_sysconfigdata")
 
 MIN_CLASS_EXAMPLES = 25  # a rarer class would have one or two examples in the test split
-MIN_NAME_DOCSTRINGS = 3  # a name needs two docstrings to learn from when a third is the test
+MIN_NAME_DOCSTRINGS = 3  # of a name: two to train on and a third to test with
 MAX_DOCSTRING_CHARACTERS = 300
 
 # Names that many modules use for their own exceptions: the text does not identify the class.

@@ -15,7 +15,7 @@ class Batches:
     positions: int  # all tokens that the device computes
     longest: int  # tokens of the longest row
     largest: int  # positions of the largest micro-batch
-    most_supervised: int  # supervised tokens of the micro-batch that has most
+    most_supervised: int  # maximum number of supervised tokens in a micro-batch
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, strategy: str, epoch: int) -> list[int]:

@@ -26,7 +26,7 @@ CONTROL_TOKENS = (
     r"\[/?INST\]|<</?SYS>>",  # Llama 2; earlier Mistral too
     r"\[/?(?:AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYSTEM_PROMPT)\]",  # Mistral
     r"</?s>",  # Llama 2, Mistral: begin and end of text. Also struck-out HTML, which their tokenizers treat alike
-    r"<(?:start|end)_of_turn>|<[be]os>",  # Gemma to 3
+    r"<(?:start|end)_of_turn>|<[be]os>",  # Gemma 1 to 3
     r"<\|(?:turn|channel|tool|tool_call|tool_response)>",  # Gemma 4, which closes them as in the next line
     r'<(?:turn|channel|tool|tool_call|tool_response|\|")\|>',  # and puts strings between <|"|>
     r"\[gMASK\]|<sop>",  # GLM

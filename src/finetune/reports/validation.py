@@ -65,7 +65,7 @@ class TokenCounts(Report, frozen=False):
     unsupervised_examples: int  # without supervised tokens; left out
     largest_batch: int  # positions of the largest micro-batch
     longest_row: int  # after truncation and packing
-    most_supervised: int  # supervised tokens of the micro-batch that has most
+    most_supervised: int  # maximum number of supervised tokens in a micro-batch
 
     @classmethod
     def of(cls, **counts: int) -> Self:

@@ -42,7 +42,7 @@ def train(params: TrainParams, paths: Paths, stop: StopRequest, until: int | Non
     first = os.environ.get("RANK", "0") == "0"
     store, identity = find_run(params, paths)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(paths.work / "tensorboard" / store.folder.name))
-    with pipeline_lock(paths.work / "train.lock", "train") if first else nullcontext():  # an orphan keeps it, too
+    with pipeline_lock(paths.work / "train.lock", "train") if first else nullcontext():  # an orphan keeps it too
         if first:
             clear_others(paths.checkpoints, store.folder.name)
             if params.model.attention == "auto":

@@ -32,7 +32,7 @@ class TokenizedSplit:
     rows: list[TokenRow] = field(default_factory=list)
     counts: TokenCounts = field(default_factory=TokenCounts.of)
     refused: list[tuple[Example, str]] = field(default_factory=list)  # the template does not render them
-    wrong: list[tuple[Example, str]] = field(default_factory=list)  # the mask is not their answers
+    wrong: list[tuple[Example, str]] = field(default_factory=list)  # the mask differs from their answers
 
 
 def tokenize_split(tokenizer: Any, examples: Sequence[Example], train: TrainConfig, seed: int) -> TokenizedSplit:
