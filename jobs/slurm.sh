@@ -1,13 +1,13 @@
 #!/bin/bash
-# A run of this folder as a Slurm job that may be stopped and requeued at any time: nothing but the last step is lost.
+# Runs this folder as a Slurm job that may be stopped and requeued at any time; at most the last step is lost.
 #
-# Submit from the top of the repository, on a disk that all nodes see:
+# Submit from the root of the repository, on a disk that all nodes share:
 #   sbatch jobs/slurm.sh h100                                   make train-h100
 #   sbatch jobs/slurm.sh                                        make repro: params.yaml as it is
 #   sbatch --nodes=2 --gpus-per-node=4 jobs/slurm.sh            train.distributed: {nodes: 2, devices: 8, ...}
-#   sbatch --export=ALL,IMAGE=finetune-cuda.sif jobs/slurm.sh h100   in an image of ours: apptainer for x.sif and
+#   sbatch --export=ALL,IMAGE=finetune-cuda.sif jobs/slurm.sh h100   in one of our images: apptainer for x.sif and
 #                                                               docker://x, else pyxis
-# Nodes without a network: make setup ENVIRONMENT=cuda and ./finetune pin h100 on the login node first.
+# For nodes without a network, run make setup ENVIRONMENT=cuda and ./finetune pin h100 on the login node first.
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -22,15 +22,15 @@ set -u
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 target=${1:+train-$1}
 target=${target:-repro}
-patience=${PATIENCE:-240} # seconds to save in; below those of --signal, so that the job is requeued before its end
+patience=${PATIENCE:-240} # seconds to save; less than in --signal, so that the job is requeued before its end
 
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer takes it from sbatch
 export PYTHONPATH=src PATH="$PWD/.venv/bin:$PATH"
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${nodes[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 
-# As src/finetune/containers/command_line.py has it: the tree and the model cache under their own paths. MOUNTS adds what lies
-# elsewhere, such as checkpoints behind a link: MOUNTS=/scratch/checkpoints:/scratch/checkpoints,/data:/data
+# As in src/finetune/containers/command_line.py: mount the tree and the model cache under their own paths. MOUNTS adds paths
+# elsewhere, such as linked checkpoints: MOUNTS=/scratch/checkpoints:/scratch/checkpoints,/data:/data
 options=() prefix=()
 if [ -n "${IMAGE:-}" ]; then
     export HF_HUB_CACHE=${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}

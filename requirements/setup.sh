@@ -35,7 +35,7 @@ locks_of() { # locks_of ENVIRONMENT
 if [ -n "${FINETUNE_IMAGE:-}" ]; then # inside one of our images, which has its own packages
     here=$(cat $(locks_of "$(expr "$FINETUNE_IMAGE" : '.*finetune-\([a-z]*\)')") | sha256sum | cut -d ' ' -f 1)
     if [ "$here" = "$FINETUNE_LOCKS" ] && [ "$kind" = run ]; then exit 0; fi
-    fail 4 "this image ($FINETUNE_IMAGE) was built from other locks than requirements/ has, or without the tests' packages"
+    fail 4 "this image ($FINETUNE_IMAGE) was built from locks that differ from requirements/, or lacks the packages for tests"
 fi
 
 if [ "$environment" = auto ]; then
@@ -75,17 +75,17 @@ find_python() { # prints the interpreter to use
             return
         fi
     done
-    fail 4 "no Python 3.11 to 3.13 was found; name one: PYTHON=/path/to/python"
+    fail 4 "no Python 3.11 to 3.13 found; set one: PYTHON=/path/to/python"
 }
 
 if .venv/bin/python -m pip --version >/dev/null 2>&1; then
     say "updating .venv for $environment"
 else
     python=$(find_python)
-    say "setting up .venv for $environment with $("$python" --version): a few minutes, once"
+    say "setting up .venv for $environment with $("$python" --version) (once, takes a few minutes)"
     problem=$("$python" -m venv --clear .venv 2>&1) || {
         say "$problem"
-        fail 4 "$python cannot make a virtual environment in $PWD/.venv (Debian, Ubuntu: apt install python3-venv)"
+        fail 4 "$python cannot create a virtual environment in $PWD/.venv (Debian, Ubuntu: apt install python3-venv)"
     }
 fi
 
@@ -97,9 +97,9 @@ pip_install() {
 give_up() { # give_up LOCK: show the end of the log, and fail
     grep -v "^WARNING: Location .* is ignored" "$log" | tail -n 15 >&2
     remedy="check the network and pip's settings (.venv/bin/python -m pip config list), then run the command again"
-    if grep -q "DO NOT MATCH THE HASHES" "$log"; then remedy="a file differs from the locked one; check where pip gets it from"; fi
+    if grep -q "DO NOT MATCH THE HASHES" "$log"; then remedy="a file differs from the locked one; check which index pip downloads it from"; fi
     if grep -Eqi "no space left|quota exceeded" "$log"; then remedy="the disk is full; free disk space, then run the command again"; fi
-    fail 4 "cannot install $1: $remedy; the whole log is $log"
+    fail 4 "cannot install $1: $remedy; full log: $log"
 }
 
 install_torch_cpu() { # fails if no index has the CPU build
@@ -145,7 +145,7 @@ pass_on() { # pass_on PIP_SETTING UV_VARIABLE [SEPARATOR]
 install() { # install LOCK
     if [ "$uv" = yes ]; then
         if .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --require-hashes -r "$1" >>"$log" 2>&1; then return; fi
-        say "uv cannot install $1 ($log says why): trying pip"
+        say "uv cannot install $1 (reason in $log): trying pip"
         uv=no
     fi
     pip_install -r "$1" || give_up "$1"
@@ -157,7 +157,7 @@ lock=requirements/$environment.lock
 if [ "$environment" = cpu ] && ! install_torch_cpu; then
     remedy="set TORCH_INDEX to an index that has the CPU build"
     if [ "${FALLBACK:-}" = no ]; then fail 4 "PyTorch's CPU build is neither on pip's index nor on $index; $remedy"; fi
-    say "it is not there either: installing the default build, which brings CUDA libraries (several GB)"
+    say "not found there either: installing the default build, which includes CUDA libraries (several GB)"
     say "to avoid that, stop here and $remedy"
     lock=requirements/cuda.lock
 fi

@@ -185,7 +185,7 @@ def test_containers_need_only_the_base(world: World) -> None:
 
 def test_cpu_build_from_pips_index(world: World) -> None:
     """If pip has it, no other index is used. Packages are installed by hash, and only one line is printed."""
-    assert world.set_up() == (0, "setting up .venv for cpu with Python 3.12.1: a few minutes, once\n")
+    assert world.set_up() == (0, "setting up .venv for cpu with Python 3.12.1 (once, takes a few minutes)\n")
     assert world.stamp() == f"cpu {world.checksum('torch-cpu', 'cpu')}"
     assert [line.split("-r ")[1] for line in world.calls("-r ")] == [
         "requirements/torch-cpu.lock",
@@ -222,7 +222,7 @@ def test_an_unresponsive_index_is_given_up_in_seconds(world: World) -> None:
     assert (code, text.splitlines()[2:]) == (
         0,
         [
-            "it is not there either: installing the default build, which brings CUDA libraries (several GB)",
+            "not found there either: installing the default build, which includes CUDA libraries (several GB)",
             "to avoid that, stop here and set TORCH_INDEX to an index that has the CPU build",
         ],
     )
@@ -258,7 +258,7 @@ def test_a_wrong_hash_does_not_cause_a_fallback(world: World, variables: dict[st
     assert (code, text.splitlines()[-1]) == (
         4,
         "error: cannot install requirements/torch-cpu.lock: a file differs from the locked one; "
-        "check where pip gets it from; the whole log is .venv/setup.log",
+        "check where pip gets it from; full log: .venv/setup.log",
     )
     assert not world.calls("cuda.lock")
     assert world.stamp() == ""
@@ -333,7 +333,7 @@ def test_pip_is_used_if_uv_is_unavailable(world: World) -> None:
     """uv is unavailable in the build of an image (whose locks do not have it), or if pip's index lacks it."""
     assert world.set_up("cuda", PIP_HAS="cuda") == (
         0,
-        "setting up .venv for cuda with Python 3.12.1: a few minutes, once\n",
+        "setting up .venv for cuda with Python 3.12.1 (once, takes a few minutes)\n",
     )
     assert not world.calls("uv pip")
     (world.root / "requirements/dev.lock").unlink()
@@ -377,7 +377,7 @@ def test_wrong_use_is_reported(world: World, arguments: tuple[str, ...], expecte
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, "no Python 3.11 to 3.13 was found; name one: PYTHON=/path/to/python"),
+        ({}, "no Python 3.11 to 3.13 found; set one: PYTHON=/path/to/python"),
         ({"PYTHON": "/opt/a python"}, "PYTHON=/opt/a python is not Python 3.11 to 3.13"),
     ],
 )
@@ -409,7 +409,7 @@ def test_failure_shows_the_log_and_one_error(world: World, said: str, remedy: st
         [
             said,  # output of uv
             said,
-            f"error: cannot install requirements/cuda.lock: {remedy}; the whole log is .venv/setup.log",
+            f"error: cannot install requirements/cuda.lock: {remedy}; full log: .venv/setup.log",
         ],
     )
     assert world.stamp() == ""
@@ -421,7 +421,7 @@ def test_a_removed_interpreter_is_detected(world: World) -> None:
     python = world.root / ".venv/bin/python"
     python.unlink()
     python.symlink_to("/no/such/python")
-    assert world.set_up("cuda") == (0, "setting up .venv for cuda with Python 3.12.1: a few minutes, once\n")
+    assert world.set_up("cuda") == (0, "setting up .venv for cuda with Python 3.12.1 (once, takes a few minutes)\n")
     assert os.access(world.root / ".venv/bin/python", os.X_OK)
 
 
