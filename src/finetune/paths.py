@@ -1,4 +1,4 @@
-"""Where the stages meet: the files and folders exchanged between them, which dvc.yaml lists as well."""
+"""The files and folders that the stages exchange, which dvc.yaml lists as well."""
 
 from dataclasses import dataclass
 from pathlib import Path

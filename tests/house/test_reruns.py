@@ -19,7 +19,7 @@ SOURCE = "src/finetune/"
 CHANGES = {
     "a colour": ("console.py", '"deploy": "bold green"', '"deploy": "green"', set()),
     "a sentence of an error": ("errors.py", "A problem has one shape", "Each problem has one shape", set()),
-    "a place": ("paths.py", '"Where the stages meet', '"The places where the stages meet', set()),
+    "a place": ("paths.py", '"The files and folders', '"All files and folders', set()),
     "a scorer": (
         "config/scorers.py",
         "class ExactMatch(Scorer):",

@@ -1,6 +1,6 @@
 """`finetune compare … …`: compare two runs on the same test set (B - A), example by example and with intervals.
 
-Reads the params, reports and answers of both runs (revisions.py), and `data/looks.json`; writes nothing.
+Reads the params, reports and answers of both runs (loading.py), and `data/looks.json`; writes nothing.
 """
 
 import json
