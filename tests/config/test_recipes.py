@@ -154,7 +154,7 @@ def test_the_gaps_between_sections_stay(folder: Path) -> None:
 def test_comments_of_the_recipe_are_copied(folder: Path) -> None:
     """Comments explain the consequences of a value, so they must stay next to it."""
     after = apply(folder, "tiny")
-    for comment in ("# cpu | cuda | apple", "# of the frozen weights", "# shares that may be lost"):
+    for comment in ("# cpu | cuda | apple", "# of the frozen weights", "# fractions that may be lost"):
         assert comment in RECIPE
         assert comment in after
 

@@ -257,7 +257,7 @@ def test_a_manually_started_stage_is_stopped(folder: Path) -> None:
     holder = hold(folder, "-m", "finetune", "prepare", "5")
     stopped = finetune(folder, "stop")
     assert stopped.stdout.splitlines()[-1] == (
-        "prepare has stopped; completed stages are kept, and running the same command again resumes"
+        "prepare has stopped; completed stages are kept; run the same command again to resume"
     )
     assert holder.wait(timeout=PATIENCE) == 5
 
