@@ -275,7 +275,7 @@ def test_the_results_on_the_pages_equal_those_of_the_run() -> None:
     assert len(shown) == 2
     for criterion in shown:
         estimate, lower, asked = (f"{100 * criterion[key]:.{digits}f}%" for key, digits in FIGURES)
-        row = rf"^\| {criterion['group']} \| .* \| \*\*{estimate}\*\* \| {lower} \(asked: {asked}\) \|$"
+        row = rf"^\| {criterion['group']} \| .* \| \*\*{estimate}\*\* \| {lower} \(required: {asked}\) \|$"
         assert re.search(row, text_of("README.md"), flags=re.MULTILINE), row
     first = shown[0]
     for figure in (first["estimate"], first["lower"], first["upper"]):
