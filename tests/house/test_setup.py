@@ -258,7 +258,7 @@ def test_a_wrong_hash_does_not_cause_a_fallback(world: World, variables: dict[st
     assert (code, text.splitlines()[-1]) == (
         4,
         "error: cannot install requirements/torch-cpu.lock: a file differs from the locked one; "
-        "check where pip gets it from; full log: .venv/setup.log",
+        "check which index pip downloads it from; full log: .venv/setup.log",
     )
     assert not world.calls("cuda.lock")
     assert world.stamp() == ""
@@ -348,7 +348,7 @@ def test_pip_is_used_if_uv_fails(world: World) -> None:
     code, text = world.set_up("cuda", "params.yaml", "dev", UV_SAYS="error: invalid peer certificate")
     assert (code, text.splitlines()[1:]) == (
         0,
-        ["uv cannot install requirements/cuda.lock (.venv/setup.log says why): trying pip"],
+        ["uv cannot install requirements/cuda.lock (reason in .venv/setup.log): trying pip"],
     )
     assert len(world.calls("uv pip")) == 1
     assert [line.split()[-1] for line in world.calls("pip install") if "requirements/" in line][1:] == [
