@@ -41,7 +41,7 @@ train-%: ## apply a recipe and run it to a verdict as a named experiment (DETACH
 test: setup-dev ## set up and run the tests
 	@python -m pytest -n auto --dist loadfile -m "not end_to_end and not images"
 
-test-fast: setup-dev ## run the tests that train nothing
+test-fast: setup-dev ## run the tests that do not train a model
 	@python -m pytest -n auto --dist loadfile -m "not slow and not end_to_end and not images"
 
 test-end-to-end: setup-dev ## test the pipeline through DVC, faults, and a rehearsal of each kind of recipe

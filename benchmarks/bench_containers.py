@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engine", choices=("podman", "docker"), default="podman")
-    parser.add_argument("--no-builds", action="store_true", help="the image is there already")
+    parser.add_argument("--no-builds", action="store_true", help="skip the builds and use the existing image")
     parser.add_argument("--out", type=Path, default=results_file("containers"))
     asked = parser.parse_args()
     engine: str = asked.engine

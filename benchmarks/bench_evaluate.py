@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--examples", type=int, help="the first so many of the test split; all where it is left out")
+    parser.add_argument("--examples", type=int, help="number of test examples to use (default: all)")
     parser.add_argument("--out", type=Path, default=results_file("evaluate"))
     options = parser.parse_args()
     calm_threads()

@@ -55,7 +55,7 @@ class Row:
 def main() -> None:
     """Print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--studies", type=int, default=4000, help="simulated test sets a figure")
+    parser.add_argument("--studies", type=int, default=4000, help="number of simulated test sets per figure")
     parser.add_argument("--out", type=Path, default=results_file("gate"))
     options = parser.parse_args()
     rows = [*exact_rows(), *simulated_rows(options.studies), *skewed_rows(options.studies // 8)]

@@ -232,9 +232,9 @@ def main() -> None:
     """Measure every configuration and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--only", default="", help="configurations whose name holds this")
+    parser.add_argument("--only", default="", help="only configurations whose name contains this text")
     parser.add_argument("--out", type=Path, default=results_file("memory"))
-    parser.add_argument("--again", type=Path, help="keep what was measured there, and predict anew")
+    parser.add_argument("--again", type=Path, help="reuse the measurements in this file, and predict again")
     parser.add_argument("--train-here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train_here:

@@ -53,7 +53,7 @@ def show_overhead(result: dict[str, Any]) -> None:
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--epochs", type=int, help="another number than the recipe's")
+    parser.add_argument("--epochs", type=int, help="number of epochs (default: the recipe's)")
     parser.add_argument("--out", type=Path, default=results_file("overhead"))
     options = parser.parse_args()
     out = options.out.resolve()

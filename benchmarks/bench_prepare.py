@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--plain-up-to", type=int, default=1_000_000)
-    parser.add_argument("--brute-force", type=int, default=20_000, help="rows on which all pairs are compared")
+    parser.add_argument("--brute-force", type=int, default=20_000, help="number of rows to compare pairwise")
     parser.add_argument("--out", type=Path, default=results_file("prepare"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -155,8 +155,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*CPU], default=["short"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=480)
-    parser.add_argument("--peers", type=Path, help="the folder with the peers' environments")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on every side")
+    parser.add_argument("--peers", type=Path, help="folder with the environments of the other tools")
+    parser.add_argument("--threads", type=int, default=1, help="number of torch threads on every side")
     parser.add_argument("--out", type=Path, default=results_file("train"))
     options = parser.parse_args()
     out, peers = options.out.resolve(), options.peers.resolve() if options.peers else None

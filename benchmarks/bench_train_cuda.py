@@ -107,10 +107,10 @@ def main() -> None:
     """Run the requested measurements and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument(
-        "--base", default="meta-llama/Llama-3.2-3B-Instruct", help="an architecture of models/architectures"
+        "--base", default="meta-llama/Llama-3.2-3B-Instruct", help="an architecture in models/architectures"
     )
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--machine", default="h100", help="whose data sheet")
+    parser.add_argument("--machine", default="h100", help="machine whose data sheet to compare with")
     parser.add_argument("--out", type=Path, default=results_file("train-cuda"))
     options = parser.parse_args()
     out = options.out.resolve()

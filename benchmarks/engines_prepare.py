@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--out", type=Path, default=results_file("prepare-engines"))
-    parser.add_argument("--run", nargs=3, metavar=("ENGINE", "SOURCE", "TARGET"), help="what a measured process does")
+    parser.add_argument("--run", nargs=3, metavar=("ENGINE", "SOURCE", "TARGET"), help="run one engine (internal)")
     options = parser.parse_args()
     if options.run:
         ENGINES[options.run[0]](*options.run[1:])

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the environments of the peers from their locks in FOLDER: `benchmarks/peers.sh FOLDER`. Minutes, and 8 GB of disk.
 #   PYTHON=python3.11 the interpreter, for which the locks were made
-#   TORCH_INDEX=URL   where PyTorch's CPU build lies, when pip's own index does not have it
+#   TORCH_INDEX=URL   package index with PyTorch's CPU build, if pip's own index does not have it
 # LLaMA-Factory has PyTorch's default build: torchvision and torchaudio, which it needs, fit no other on pip's index.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)

@@ -52,8 +52,8 @@ def main() -> None:
     """Run the requested benchmarks; exit with 1 if one fails, after the others have run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", nargs="+", choices=[*BENCHMARKS], default=[*BENCHMARKS])
-    parser.add_argument("--quick", action="store_true", help="the smallest sizes; nothing is kept")
-    parser.add_argument("--peers", type=Path, default=ROOT / "work/peers", help="made by benchmarks/peers.sh")
+    parser.add_argument("--quick", action="store_true", help="use the smallest sizes and save no results")
+    parser.add_argument("--peers", type=Path, default=ROOT / "work/peers", help="folder filled by peers.sh")
     options = parser.parse_args()
     failed = []
     with tempfile.TemporaryDirectory() as name:
@@ -69,7 +69,7 @@ def run(name: str, folder: Path, peers: Path, *, quick: bool) -> bool:
     """Run one script from the top of the repository; return whether it succeeded."""
     benchmark = BENCHMARKS[name]
     if quick and benchmark.quick is None:
-        print(f"{name}: skipped, there is no small form", file=sys.stderr)
+        print(f"{name}: skipped: it has no quick version", file=sys.stderr)
         return True
     command = [sys.executable, str(HERE / benchmark.script), "--out", str(folder / results_file(name).name)]
     command += benchmark.quick or () if quick else ()

@@ -3,7 +3,7 @@
 #
 # Submit from the root of the repository, on a disk that all nodes share:
 #   sbatch jobs/slurm.sh h100                                   make train-h100
-#   sbatch jobs/slurm.sh                                        make repro: params.yaml as it is
+#   sbatch jobs/slurm.sh                                        make repro, with params.yaml unchanged
 #   sbatch --nodes=2 --gpus-per-node=4 jobs/slurm.sh            train.distributed: {nodes: 2, devices: 8, ...}
 #   sbatch --export=ALL,IMAGE=finetune-cuda.sif jobs/slurm.sh h100   in one of our images: apptainer for x.sif and
 #                                                               docker://x, else pyxis
@@ -22,9 +22,9 @@ set -u
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 target=${1:+train-$1}
 target=${target:-repro}
-patience=${PATIENCE:-240} # seconds to save; less than in --signal, so that the job is requeued before its end
+patience=${PATIENCE:-240} # seconds to save; less than in --signal, so that the job is requeued before its time limit
 
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer takes it from sbatch
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun no longer inherits it from sbatch
 export PYTHONPATH=src PATH="$PWD/.venv/bin:$PATH"
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${nodes[0]} MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
@@ -49,12 +49,12 @@ on_head() { srun --nodes=1 --ntasks=1 --nodelist="$MASTER_ADDR" "${options[@]}" 
 signals=0
 on_signal() {
     signals=$((signals + 1))
-    echo "slurm.sh: stopping; the job is requeued and resumes from there"
+    echo "slurm.sh: stopping; the job will be requeued and resume from its checkpoint"
     on_head --overlap "${prefix[@]}" timeout "$patience" finetune stop || kill "$run"
 }
 
 on_head "${prefix[@]}" make setup || exit
-# The trap keeps bash when a signal ends the run; finetune stop then waits for a stage that still saves, if there is one.
+# The trap keeps bash alive when a signal ends the run; finetune stop then waits for a stage that is still saving, if any.
 NODE_RANK=0 on_head "${prefix[@]}" bash -c 'trap : TERM USR1; make "$1"; code=$?; finetune stop; exit $code' job "$target" &
 run=$!
 trap on_signal USR1
@@ -62,17 +62,17 @@ others=
 if [ "${#nodes[@]}" -gt 1 ]; then
     count=$((${#nodes[@]} - 1))
     srun --nodes="$count" --ntasks="$count" --exclude="$MASTER_ADDR" "${options[@]}" "${prefix[@]}" \
-        bash -c 'PYTHONPATH=src NODE_RANK=$((SLURM_PROCID + 1)) exec finetune join' & # not the image's source
+        bash -c 'PYTHONPATH=src NODE_RANK=$((SLURM_PROCID + 1)) exec finetune join' & # use this folder's source, not the image's
     others=$!
 fi
 
 waited=-1
-while [ "$waited" -ne "$signals" ]; do # a trapped signal ends `wait` with a code of its own, not the run
+while [ "$waited" -ne "$signals" ]; do # a trapped signal makes `wait` return its own code, but does not end the run
     waited=$signals
     wait "$run"
     code=$?
 done
-[ -z "$others" ] || kill "$others" 2>/dev/null # they ended with the training, or wait for one that never came
+[ -z "$others" ] || kill "$others" 2>/dev/null # they have ended with the training, or are waiting for one that never started
 if [ "$signals" -gt 0 ] && [ "$code" -ne 0 ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -1,7 +1,7 @@
 """Fails unless the locked packages are installed and work: `python installed.py cpu|cuda LOCK...`, a step of a build.
 
-Every package of the locks at its version and no other one, their needs met, the libraries of the stages importable, the
-right build of PyTorch, and bitsandbytes' native code; for CUDA also the C compiler and the headers that Triton needs.
+Checks that exactly the locked versions are installed, with their dependencies, that the libraries can be imported, the
+build of PyTorch, and bitsandbytes' native code; for CUDA also the C compiler and the headers that Triton needs.
 """
 
 import re
@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-UNLOCKED = {"pip", "setuptools", "flash-attn", "einops"}  # of the venv itself, and what FLASH_ATTN adds
+UNLOCKED = {"pip", "setuptools", "flash-attn", "einops"}  # part of the venv, or installed by FLASH_ATTN
 
 
 def locked(locks: list[str]) -> dict[str, str]:
-    """The versions of the packages that the locks give this machine."""
+    """Return the versions of the packages that the locks specify for this machine."""
     lines = [line for lock in locks for line in Path(lock).read_text(encoding="utf-8").splitlines()]
     wanted = [Requirement(line.rstrip("\\ ")) for line in lines if re.match(r"[A-Za-z0-9]", line)]
     here = [item for item in wanted if item.marker is None or item.marker.evaluate()]
@@ -27,7 +27,7 @@ def locked(locks: list[str]) -> dict[str, str]:
 
 
 def check_versions(locks: list[str]) -> None:
-    """SystemExit unless what is installed is what is locked."""
+    """Exit with an error unless exactly the locked packages are installed."""
     wanted = locked(locks)
     found = {canonicalize_name(item.metadata["Name"]): item.version for item in distributions()}
     wrong = [
@@ -43,7 +43,7 @@ def check_versions(locks: list[str]) -> None:
 
 
 def check_libraries(environment: str) -> None:
-    """SystemExit where a library can't be imported, PyTorch is of another build, or bitsandbytes' native code fails."""
+    """Exit with an error if a library can't be imported, or the PyTorch build or bitsandbytes' native code is wrong."""
     import peft
     import torch
     import transformers
@@ -65,7 +65,7 @@ def check_libraries(environment: str) -> None:
 
 
 def check_triton() -> None:
-    """CalledProcessError where Triton's driver stub can't be compiled, which it does at a first kernel."""
+    """Raise CalledProcessError if Triton's driver stub, which the first kernel needs, can't be compiled."""
     import triton
 
     backend = Path(triton.__file__).parent / "backends/nvidia"

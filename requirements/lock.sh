@@ -1,5 +1,5 @@
 #!/bin/sh
-# Compiles pyproject.toml to exact, hashed locks: one an environment, the same for Python 3.11 to 3.13. Needs uv (dev.lock).
+# Compiles pyproject.toml to exact, hashed locks: one per environment, valid for Python 3.11 to 3.13. Needs uv (dev.lock).
 set -eu
 cd "$(dirname "$0")/.."
 compile() { # compile LOCK ARGUMENTS...

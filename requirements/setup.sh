@@ -4,7 +4,7 @@
 #   PYTHON=python3.12   interpreter to use (3.11 to 3.13)
 #   TORCH_INDEX=URL     package index with PyTorch's CPU build, used if pip's own index does not have it
 #   FALLBACK=no         fail if neither has the CPU build, instead of installing the default build
-# Exit codes: 2 for bad use, 4 if this machine cannot be set up. The output of pip and uv goes to .venv/setup.log.
+# Exit codes: 2 for incorrect usage, 4 if this machine cannot be set up. The output of pip and uv goes to .venv/setup.log.
 set -eu
 environment=${1:-}
 params=${2:-params.yaml}

@@ -62,7 +62,7 @@ def change(shipped_params: dict[str, Any]) -> Callable[..., Config]:
             at: Any = content
             for part in parents:
                 at = at[part]
-            assert last in at if isinstance(at, dict) else last < len(at), f"{dotted} is no key of params.yaml"
+            assert last in at if isinstance(at, dict) else last < len(at), f"{dotted} is not a key of params.yaml"
             at[last] = value
         return parse_config(content, "params.yaml")
 

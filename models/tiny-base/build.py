@@ -74,7 +74,7 @@ class Streams:
 def main() -> None:
     """Build everything and print the losses."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps; a few for a first try")
+    parser.add_argument("--steps", type=int, default=STEPS, help="number of optimizer steps; use a few for a trial")
     steps: int = parser.parse_args().steps
     torch.manual_seed(SEED)
     torch.set_num_threads(1)  # sums, and so the weights, must not depend on the number of cores

@@ -48,7 +48,7 @@ def read_row_texts(extract: ModuleType, sources: list[Any]) -> set[str]:
     with (DATA / "interactions.jsonl").open(encoding="utf-8") as file:
         committed = [json.loads(line) for line in file]
     if committed != [asdict(row) for row in extract.collect_rows(sources)]:
-        raise SystemExit("interactions.jsonl: made from another Python than this one; use the one in its README")
+        raise SystemExit("interactions.jsonl: made with a different version of Python; use the one in its README")
     return {row["task"].rsplit("\n", 1)[1].removeprefix("message: ") for row in committed}
 
 

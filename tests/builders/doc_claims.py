@@ -1,7 +1,7 @@
 """Checks that targets, commands, paths, keys, codes and links on the pages exist.
 
-    make rpero                   rpero is no target of the Makefile
-    ./finetune plna h100         plna is no command
+    make rpero                   make rpero: no such target
+    ./finetune plna h100         finetune: no command plna
     `train.warmup_stepz`         no key of params.yaml
 
 Each check takes a page's text and yields a line for each claim that does not hold. Prose is ignored: only code spans,
@@ -200,7 +200,7 @@ def wrong_shell(text: str) -> Iterator[str]:
             for part in re.split(r" && | \| ", line.split("  #")[0].split(" # ")[0]):
                 first = part.split()[0] if part.split() else "make"
                 if first not in WORDS:
-                    yield f"{part}: {first} is no program that these pages use"
+                    yield f"{part}: {first} is not a program that these pages use"
 
 
 # ------------------------------------------------------------------------------------------------------------- paths

@@ -54,7 +54,7 @@ def own_folder() -> Iterator[Path]:
         if not stays and not any(folder.glob("round-*")):  # surviving rounds are deleted
             shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():
-            tell(f"what failed has left is in {folder}")
+            tell(f"the state of failed rounds is in {folder}")
 
 
 def leave(number: int, frame: FrameType | None) -> None:
@@ -77,7 +77,7 @@ def possible(kinds: list[str]) -> list[str]:
     skipped = [kind for kind in kinds if KINDS[kind].mounts]
     if not skipped or can_mount():
         return kinds
-    tell(f"skipped, for nothing may be mounted here: {', '.join(skipped)}")
+    tell(f"skipped, because this process can't mount file systems: {', '.join(skipped)}")
     return [kind for kind in kinds if kind not in skipped]
 
 
@@ -103,15 +103,13 @@ def run_all(
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the options."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60, help="how many, shared evenly among the kinds")
-    parser.add_argument("--seed", type=int, default=1, help="what everything is drawn from")
-    parser.add_argument("--only", choices=sorted(KINDS), help="one kind of fault")
-    parser.add_argument("--round", type=int, help="one round of them, by its number")
-    parser.add_argument(
-        "--again", type=Path, help="raw results whose failed rounds are run again, once they are mended"
-    )
-    parser.add_argument("--out", type=Path, help="where the raw results go")
-    parser.add_argument("--table", type=Path, help="print the table of raw results instead")
+    parser.add_argument("--rounds", type=int, default=60, help="number of rounds, divided evenly among the kinds")
+    parser.add_argument("--seed", type=int, default=1, help="random seed of all rounds")
+    parser.add_argument("--only", choices=sorted(KINDS), help="run only this kind of fault")
+    parser.add_argument("--round", type=int, help="run only the round with this number")
+    parser.add_argument("--again", type=Path, help="raw results whose failed rounds to repeat, after a fix")
+    parser.add_argument("--out", type=Path, help="file to write the raw results to")
+    parser.add_argument("--table", type=Path, help="only print the table of these raw results")
     return parser
 
 

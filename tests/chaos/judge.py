@@ -102,7 +102,7 @@ def wrong_in(folder: Path, reference: Reference, exempt: Sequence[str] = (), *, 
             continue  # nothing has been evaluated yet
         beginning = name in GROWING and not finished and content == (expected or [])[: len(content)]
         if content != expected and not beginning:
-            found.append(f"{name}: is not the reference's")
+            found.append(f"{name}: differs from the reference")
     return found
 
 
@@ -157,7 +157,7 @@ def why_bad(ran: Ran, signals: set[int]) -> str | None:
     if "Traceback (most recent call last)" in ran.said:
         return "a traceback: " + last_line(ran.said)
     if ran.code < 0:
-        return None if -ran.code in signals else f"killed by {signal.Signals(-ran.code).name}, which nobody sent"
+        return None if -ran.code in signals else f"killed by {signal.Signals(-ran.code).name}, not sent by the test"
     if ran.words[0] == "gate" and ran.code in VERDICTS.values():
         return None
     if ran.words[0] == "dvc":
@@ -166,7 +166,7 @@ def why_bad(ran: Ran, signals: set[int]) -> str | None:
         return None if ran.code == 0 else f"exit code {ran.code}"
     if ran.code not in CODES:
         return f"exit code {ran.code}: {last_line(ran.said)}"
-    return None if ran.code == 0 or error_line(ran) else f"exit code {ran.code} without a line that says why"
+    return None if ran.code == 0 or error_line(ran) else f"exit code {ran.code} without an error line"
 
 
 def error_line(ran: Ran) -> str | None:

@@ -24,7 +24,7 @@ def table_of(content: Mapping[str, Any]) -> list[str]:
     for item in content["rounds"]:
         counts[item["kind"]][item["outcome"]] += 1
     lines = [
-        "| kind | rounds | the same at once | a clear error, then the same | hit nothing | failed |",
+        "| kind | rounds | same result | error, then same result | no effect | failed |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for kind, found in counts.items():

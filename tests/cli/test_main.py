@@ -123,8 +123,7 @@ def test_debug_shows_the_traceback(folder: Path, capsys: pytest.CaptureFixture[s
         ),
         (
             ["plan", "--examples", "0"],
-            "finetune plan: invalid value for '--examples': '0' is not a whole number above 0; "
-            "see finetune plan --help",
+            "finetune plan: invalid value for '--examples': '0' is not a positive integer; see finetune plan --help",
         ),
         (
             ["seeds", "--seeds", "1,x"],

@@ -140,7 +140,7 @@ def test_tampered_merge_is_not_published(
 
     config, paths = enter(root, **RATE, model__dtype="bfloat16")
     monkeypatch.setattr(merge, "merge", tamper)
-    with pytest.raises(DataError, match=r"rounding explains .*; ship the adapter beside"):
+    with pytest.raises(DataError, match=r"rounding explains .*; ship the adapter with its base"):
         merge.run(config, paths)
     assert read_manifest(Paths(root).merged) == before
     assert not list(root.glob("out/.merged*"))

@@ -6,7 +6,7 @@ from tests.builders.standin import start_build
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First what needs the CPU image, then the CUDA image, last what must find no build under way."""
+    """Order the tests: the CPU image first, then the CUDA image, last the test that must find no running build."""
     items.sort(key=_turn)  # a stable sort: all others stay where they are
 
 

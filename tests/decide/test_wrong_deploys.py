@@ -107,8 +107,8 @@ CORNERS: dict[str, tuple[Exact, float]] = {
     "worse by the margin, losses only, 52 examples": (((not_worse(0.05),), (0.95, 0.0, 0.05, 0.0), 52, 1), 0.0694),
 }
 GOOD: dict[str, tuple[Exact, float]] = {
-    "right in 95% where 80% is asked, 60 examples": ((THRESHOLD, (0.0, 0.95, 0.0, 0.05), 60, 1), 0.85),
-    "right in 90% where 80% is asked, 250 examples": ((THRESHOLD, (0.0, 0.9, 0.0, 0.1), 250, 1), 0.95),
+    "right in 95%, required: 80%, 60 examples": ((THRESHOLD, (0.0, 0.95, 0.0, 0.05), 60, 1), 0.85),
+    "right in 90%, required: 80%, 250 examples": ((THRESHOLD, (0.0, 0.9, 0.0, 0.1), 250, 1), 0.95),
     "20 points better, 120 examples": (((better(),), (0.75, 0.22, 0.03, 0.0), 120, 1), 0.9),
     "all three criteria, 120 examples, one of five looks": ((ALL_THREE, (0.78, 0.2, 0.02, 0.0), 120, 5), 0.9),
 }

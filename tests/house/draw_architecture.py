@@ -84,7 +84,7 @@ def draw() -> str:
             else:
                 route = f"M{x:.0f} {y + BOX}L{to_x:.0f} {to_y - 2}"
             lines.append(f'  <path class="arrow" d="{route}" marker-end="url(#head)"/>')
-    title = "The rooms of the package, floor by floor; arrows are imports, and none goes up"
+    title = "The packages by level; arrows are imports, and none points up"
     head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
     return "\n".join(
         [
@@ -104,5 +104,5 @@ def draw() -> str:
 if __name__ == "__main__":
     PICTURE.write_text(draw(), encoding="utf-8")
     found = arrows()
-    print(f"{PICTURE.relative_to(ROOT)}: {len(found)} rooms, {sum(map(len, found.values()))} arrows between them")
+    print(f"{PICTURE.relative_to(ROOT)}: {len(found)} packages, {sum(map(len, found.values()))} arrows between them")
     print(f"{len(modules())} modules, {sum(len(imports(path)) for path in PACKAGE.rglob('*.py'))} imports between them")

@@ -12,9 +12,9 @@ from finetune.errors import ConfigError, DataError, FinetuneError, InterruptedRu
 ROOT = Path(__file__).parents[2]
 MARK = "<!-- printed by python -m tests.house.list_errors -->"
 KINDS: dict[type[FinetuneError], str] = {
-    ConfigError: "Wrong use or settings",
-    DataError: "Wrong or damaged data",
-    MachineError: "The machine",
+    ConfigError: "Usage or configuration errors",
+    DataError: "Invalid data or evidence",
+    MachineError: "Hardware or system errors",
     InterruptedRunError: "Interrupted",
 }
 CLASSES = {kind.__name__: kind for kind in KINDS} | {"BaseModelError": ConfigError}

@@ -86,7 +86,7 @@ def test_commands_and_links_on_an_origins_page_exist(page: Path) -> None:
         ("`dvc exp runn`", "dvc exp runn: no command runn"),
         ("`dvc repro --forse`", "dvc repro --forse: no option --forse"),
         ("`dvc exp run -S train.learning=1`", "-S train.learning: no key of params.yaml"),
-        ("```\nmkae plan\n```", "mkae plan: mkae is no program that these pages use"),
+        ("```\nmkae plan\n```", "mkae plan: mkae is not a program that these pages use"),
         ("`src/finetune/trainer.py`", "src/finetune/trainer.py: no such place"),
         ("`reports/verdict.json`", "reports/verdict.json: no such place"),
         ("`parms.yaml`", "parms.yaml: no such file"),

@@ -123,7 +123,7 @@ def test_the_new_check_raises_its_finding(tree: Path) -> None:
     findings = json.loads((tree / "reports/validation.json").read_text(encoding="utf-8"))["findings"]
     (found,) = [finding for finding in findings if finding["code"] == "answers-in-prompts"]
     assert found["severity"] == "warning" and found["accepted"] == "extracting is the task"
-    assert found["message"] == "12 of 12 test prompts hold their answer, so copying would score as well"
+    assert found["message"] == "12 of 12 test prompts contain their answer, so copying would score as well"
 
 
 @pytest.mark.end_to_end

@@ -138,13 +138,13 @@ def test_dvc_tracks_exactly_the_params_of_a_stage(stage: str) -> None:
     assert annotation is STAGE_PARAMS[stage]
 
 
-def test_every_room_has_a_floor() -> None:
+def test_every_package_has_a_level() -> None:
     """A new folder must be assigned to a floor, which determines its imports."""
     assert {room_of(path) for path in modules()} == set(FLOOR_OF)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_a_room_imports_only_lower_rooms(path: Path) -> None:
+def test_a_package_imports_only_lower_packages(path: Path) -> None:
     """Commands use stages, stages use shared rooms, these the ground floor; stages communicate only through files."""
     room, floor = room_of(path), FLOOR_OF[room_of(path)]
     for other in imports(path):

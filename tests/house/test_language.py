@@ -11,11 +11,8 @@ import pytest
 
 from tests.builders.doc_text import FENCED, INDENTED, ROOT, SPAN
 
-PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
-    *(ROOT / folder / "README.md" for folder in ("recipes", "jobs", "requirements", "benchmarks")),
-]
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("*/*/README.md")})
+SCRIPTS = ("Makefile", "finetune", "Dockerfile.*", "*.yaml", ".ci/run", "*/*.yaml", "*/*.sh", "*.toml")
 UNIT = r"(?:second|minute|hour|day|epoch|step|layer|row|token|device|node|process)"
 FOREIGN = {
     "use print, report, list or name": r"\b(?:tells?|told|telling|speaks? of)\b(?! to)",
@@ -66,13 +63,22 @@ def test_a_page_is_plain_english(page: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "models", "data", "scorers"])
 def test_messages_docstrings_and_comments_are_plain_english(folder: str) -> None:
-    """The code contains none of these forms either: in src in all strings, elsewhere in docstrings and comments."""
+    """The code contains none of these forms either, in docstrings, comments and (except in tests) strings."""
     found = {
         path.relative_to(ROOT).as_posix(): phrases
         for path in sorted((ROOT / folder).rglob("*.py"))
-        for text in prose_in_code(path, messages=folder == "src")
+        for text in prose_in_code(path, messages=folder in ("src", "benchmarks", "models", "data"))
         if (phrases := foreign_phrases(text))
     }
+    assert found == {}
+
+
+def test_comments_in_settings_and_scripts_are_plain_english() -> None:
+    """The comments of params, recipes, jobs, Makefile, Dockerfiles and scripts contain none of these forms."""
+    files = sorted(path for pattern in SCRIPTS for path in ROOT.glob(pattern))
+    assert len(files) > 20
+    comments = {path: re.findall(r"(?:^| )#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE) for path in files}
+    found = {path.name: phrases for path, lines in comments.items() if (phrases := foreign_phrases("\n".join(lines)))}
     assert found == {}
 
 

@@ -209,7 +209,7 @@ def test_a_risk_drops_or_stops_as_configured(prepare: Run) -> None:
     assert account["risks"]["control_tokens/chat_template"]["rows"] == 1
     text = prepare.error([*rows(8), RISKY], **{"risks.control_tokens": "stop"})
     advice = "fix the row, or set data.risks.control_tokens: drop (or note)"
-    assert text == f"RAW/0.jsonl:9: holds control_tokens/chat_template; {advice}"
+    assert text == f"RAW/0.jsonl:9: contains control_tokens/chat_template; {advice}"
 
 
 def test_stable_splits_do_not_move_when_rows_are_added(prepare: Run) -> None:

@@ -1,4 +1,4 @@
-"""What the commands have in common: their help, kinds of values, `--json`, and running in a container."""
+"""Shared code of the commands: their help, value types, `--json`, and running in a container."""
 
 import json
 import sys
@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 import click
 
 PARAMS, RECIPES = Path("params.yaml"), Path("recipes")
-# The commands that need the packages of the stages: those of a run go where its stages go, which may be a container;
-# those that look ahead run wherever the packages are installed.
+# Commands that need the packages of the stages: `run` commands run where the stages run, which may be a container;
+# `ahead` commands run wherever the packages are installed.
 Needs = Literal["run", "ahead"]
 Value = TypeVar("Value")
 
@@ -33,14 +33,14 @@ class Command(click.Command):
         self.example, self.exits, self.needs, self.aliases = example, exits or {}, needs, aliases
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it here, or in a container where params.yaml says so; gives the exit code, None for 0."""
+        """Run the command here, or in a container if params.yaml requires it; return the exit code (None for 0)."""
         if self.needs is None:
             return super().invoke(ctx)
         code = run_in_container(ctx, self.needs)
         return super().invoke(ctx) if code is None else code
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """The example, other names, and the exit codes that only this command has."""
+        """Write the example, the aliases, and the exit codes of this command."""
         with formatter.section("Example"):
             formatter.write_text(f"finetune {self.example}")
         if self.aliases:
@@ -52,12 +52,12 @@ class Command(click.Command):
 
 
 def command(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:
-    """Make a command of a function: `example` is its words after `finetune`, `exits` its special exit codes."""
+    """Turn a function into a command: `example` is its usage after `finetune`, `exits` its own exit codes."""
     return click.command(name, cls=Command, **settings)
 
 
 def run_in_container(context: click.Context, needs: Needs) -> int | None:
-    """Run the same words in a container where params.yaml says so; gives their exit code, None to run them here."""
+    """Run the same command in a container if params.yaml requires it; return its exit code, or None to run it here."""
     from finetune.config.params import load_config
     from finetune.config.recipes import read_recipe
     from finetune.containers import runtime
@@ -66,19 +66,19 @@ def run_in_container(context: click.Context, needs: Needs) -> int | None:
         return None
     name, recipe = str(context.command.name), context.params.get("recipe")
     config = read_recipe(recipe, Path())
-    if needs == "ahead":  # in the image of this machine's runs, whatever machine a recipe is for
+    if needs == "ahead":  # in this machine's image, whatever machine the recipe is for
         mine = load_config(PARAMS)
         config = config.model_copy(update={"environment": mine.environment, "runtime": mine.runtime})
     engine = runtime.engine_for(name, config)
     if engine is None:
         return None
-    if name == "check":  # a container sees neither this machine's processes nor its git
+    if name == "check":  # a container has no access to this machine's processes and git settings
         check_host(recipe)
     return runtime.run(engine, name, context.obj, config, Path())
 
 
 def check_host(recipe: str | None) -> None:
-    """ConfigError if a run is in progress in this folder, or git could not keep a recipe's run as an experiment."""
+    """Raise ConfigError if a run is in progress in this folder, or if git has no author for a recipe's experiment."""
     from finetune.paths import Paths
     from finetune.pipeline.dvc import require_identity
     from finetune.processes.running import require_idle
@@ -92,16 +92,16 @@ def check_host(recipe: str | None) -> None:
 
 
 class Count(click.ParamType[int]):
-    """A whole number above 0."""
+    """A positive integer."""
 
     name = "n"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number; a usage error for anything else."""
+        """Return the number; anything else is a usage error."""
         if isinstance(value, int):
             return value
         if not value.isdigit() or int(value) < 1:
-            self.fail(f"{value!r} is not a whole number above 0", param, ctx)
+            self.fail(f"{value!r} is not a positive integer", param, ctx)
         return int(value)
 
 
@@ -111,7 +111,7 @@ class Price(click.ParamType[float]):
     name = "price"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number; a usage error for anything else."""
+        """Return the number; anything else is a usage error."""
         try:
             price = float(value)
         except ValueError:
@@ -127,7 +127,7 @@ class Seeds(click.ParamType[list[int]]):
     name = "seeds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """The seeds; a usage error for anything else."""
+        """Return the seeds; anything else is a usage error."""
         names = value.replace(",", " ").split()
         if not names or not all(name.isdigit() for name in names):
             self.fail(f"{value!r} is not a list of seeds, like 1,2,3", param, ctx)
@@ -135,7 +135,7 @@ class Seeds(click.ParamType[list[int]]):
 
 
 def complete_recipe(context: click.Context, parameter: click.Parameter, start: str) -> list[str]:  # noqa: ARG001
-    """The recipes that begin with what was typed, for the shell's completion."""
+    """Return the recipes that begin with the typed text, for shell completion."""
     return sorted(path.stem for path in RECIPES.glob(f"{start}*.yaml"))
 
 
@@ -146,12 +146,12 @@ recipe_argument = click.argument(
 
 
 def print_json(value: Any) -> None:
-    """A value as JSON on standard output."""
+    """Print a value as JSON on standard output."""
     print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def as_report(as_json: bool, make: Callable[[], Value], *, is_long: bool = False) -> Value:
-    """Run a command and print what it returns as JSON, if asked; its text is then left out, or on standard error."""
+    """Run a command; with `as_json`, print its result as JSON, and drop its text or print that on standard error."""
     if not as_json:
         return make()
     with redirect_stdout(sys.stderr if is_long else StringIO()):

@@ -32,7 +32,7 @@ def compare(a: str, b: str, markdown: bool, as_json: bool) -> None:
 
 
 @command(example="seeds --count 5")
-@click.option("--count", type=Count(), help="Number of seeds to run, from the current one on (default: 5).")
+@click.option("--count", type=Count(), help="Number of seeds to run, starting with the current one (default: 5).")
 @click.option("--seeds", "named", type=Seeds(), help="Run these seeds, like 1,2,3.")
 @click.option("--force", is_flag=True, help="Continue beyond the declared looks at the test set (decide.looks).")
 @json_option

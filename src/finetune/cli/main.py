@@ -1,4 +1,4 @@
-"""`finetune COMMAND`: finds a command in the files beside this one, runs it, and turns errors into exit codes.
+"""`finetune COMMAND`: find the command in the files of this folder, run it, and turn errors into exit codes.
 
 A command is a function that imports what it needs when it is called, so that light commands start quickly.
 """
@@ -40,19 +40,19 @@ EXIT_CODES = {
 
 @cache
 def load(file: str) -> ModuleType:
-    """The module of a file with commands."""
+    """Return the module of a file with commands."""
     return importlib.import_module(f"finetune.cli.{file}")
 
 
 def commands_in(file: str) -> list[Command]:
-    """The commands of a file, in their order in it."""
+    """Return the commands of a file, in their order."""
     module = load(file)
     found = [value for value in vars(module).values() if isinstance(value, Command)]
     return [one for one in found if one.callback and one.callback.__module__ == module.__name__]
 
 
 def all_commands() -> Iterator[tuple[str, list[Command]]]:
-    """Every file's heading and commands."""
+    """Yield each file's heading and commands."""
     for file in FILES:
         yield str(load(file).__doc__).split(":")[0], commands_in(file)
 
@@ -61,11 +61,11 @@ class Finetune(click.Group):
     """The commands of all files; a file is imported when it is searched."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """All names, in the order of the help."""
+        """Return all names, in the order of the help."""
         return [str(one.name) for _, commands in all_commands() for one in commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """The command of this name, or of this alias."""
+        """Return the command with this name or alias."""
         for file in FILES:
             for one in commands_in(file):
                 if cmd_name in (one.name, *one.aliases):
@@ -75,14 +75,14 @@ class Finetune(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that the words begin with; a usage error names the nearest one."""
+        """Return the command that the arguments begin with; a usage error suggests the nearest one."""
         found = self.get_command(ctx, args[0])
         if found is None and not args[0].startswith("-"):
             raise click.exceptions.NoSuchCommand(args[0], possibilities=self.list_commands(ctx), ctx=ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands under the headings of their files."""
+        """Write the commands under the headings of their files."""
         width = max(len(name) for name in self.list_commands(ctx))
         for heading, commands in all_commands():
             with formatter.section(heading):
@@ -90,7 +90,7 @@ class Finetune(click.Group):
                 formatter.write_dl(rows)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """An example, and what the exit codes mean."""
+        """Write an example and the meaning of the exit codes."""
         with formatter.section("Example"):
             formatter.write_text("finetune plan h100 --examples 15000")
         with formatter.section("Exit codes"):
@@ -119,7 +119,7 @@ def cli(debug: bool, runtime: str | None, image: str | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; gives its exit code."""
+    """Run one command; return its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     if COMPLETION in os.environ:
         return shell_complete(cli, {}, "finetune", COMPLETION, os.environ[COMPLETION])
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     find_own_programs()
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGUSR1, _terminate)
-    if "FINETUNE_STARTED" in os.environ:  # in a container: the caller's umask, and signals are heard from now on
+    if "FINETUNE_STARTED" in os.environ:  # in a container: set the caller's umask; signals are handled from now on
         os.umask(int(os.environ["FINETUNE_UMASK"], 8))
         Path(os.environ["FINETUNE_STARTED"]).touch()
     options, name = split_words(words)
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         return ended.exit_code
     except click.ClickException as error:
         return _print_usage_error(error)
-    except BrokenPipeError:  # whoever read has heard enough, like head
+    except BrokenPipeError:  # the reader has closed the pipe, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, click.Abort):
@@ -149,14 +149,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def find_own_programs() -> None:
-    """Put this environment's programs on the PATH: the stages that DVC starts are commands of it."""
+    """Put this environment's programs on the PATH: DVC starts the stages with one of them."""
     own, paths = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath).split(os.pathsep)
     if own not in paths:
         os.environ["PATH"] = os.pathsep.join([own, *paths])
 
 
 def split_words(words: list[str]) -> tuple[list[str], str]:
-    """(the options before the command, the command)."""
+    """Return (the options before the command, the command)."""
     options: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -169,7 +169,7 @@ def split_words(words: list[str]) -> tuple[list[str], str]:
 
 
 def _print_usage_error(error: click.ClickException) -> int:
-    """One line that says what is wrong with the command line, and where its help is."""
+    """Print the problem of the command line and the help command in one line; return the exit code."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "finetune"
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
@@ -181,7 +181,7 @@ def _print_usage_error(error: click.ClickException) -> int:
 
 
 def _usage_message(error: click.ClickException) -> str:
-    """The message of a usage error, with the nearest name that there is."""
+    """Return the message of a usage error, with the nearest valid name."""
     if isinstance(error, click.exceptions.NoSuchCommand):
         near = get_close_matches(error.command_name, cli.list_commands(click.Context(cli)), n=1)
         return f"no such command: {error.command_name}" + (f"; did you mean {near[0]}?" if near else "")
@@ -193,9 +193,9 @@ def _usage_message(error: click.ClickException) -> str:
 
 
 def _print_error(error: Exception, command: str, *, debug: bool, as_json: bool) -> int:
-    """The text of an error on standard error, as JSON on standard output too where that was asked for.
+    """Print an error on standard error and, with --json, as JSON on standard output; return its exit code.
 
-    One that is neither a user's nor the machine's is raised again.
+    An error caused by neither the user nor the machine is raised again.
     """
     from finetune.console import printable
     from finetune.hardware.failures import find_machine_problem
@@ -204,7 +204,7 @@ def _print_error(error: Exception, command: str, *, debug: bool, as_json: bool) 
         trouble = find_machine_problem(error)
         if debug or trouble is None:
             raise error
-        error = MachineError(command, trouble, "earlier complete files are kept, run it again then")
+        error = MachineError(command, trouble, "earlier complete files are kept; run the command again")
     if debug:
         traceback.print_exc()
     print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -218,7 +218,7 @@ _unwinding_since = -UNWINDING_SECONDS
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """SIGTERM and SIGUSR1 unwind like Ctrl-C, so that partial files are removed; another one does not disturb that."""
+    """Unwind on SIGTERM and SIGUSR1 as on Ctrl-C, which removes partial files; ignore repeated signals meanwhile."""
     global _unwinding_since
     now = time.monotonic()
     if now - _unwinding_since > UNWINDING_SECONDS:
@@ -227,7 +227,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def run_and_exit() -> NoReturn:
-    """The command `finetune`: a signal that comes when all is done must not end the exit in a traceback."""
+    """Run the command `finetune`; a signal that arrives after its end must not cause a traceback."""
     code = main()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

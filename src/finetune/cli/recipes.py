@@ -22,7 +22,7 @@ named_recipe = click.argument("recipe", shell_complete=complete_recipe, help="A 
 @json_option
 @click.pass_context
 def recipes(context: click.Context, table: bool, as_json: bool) -> int | None:
-    """List the recipes and what params.yaml changes in its own."""
+    """List the recipes, and how params.yaml differs from its recipe."""
     if not table:
         from finetune.config.recipes import show
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def show_verdict(config: "Config | None", as_json: bool) -> int:
-    """Print the verdict; gives its exit code."""
+    """Print the verdict; return its exit code."""
     from finetune.commands.gate import show_decision
     from finetune.files.strict_json import read_json
     from finetune.paths import Paths
@@ -82,7 +82,7 @@ def merge(as_json: bool) -> None:
 @click.option(
     "--steps", type=Count(), help="Stop at the first checkpoint at or after this step (default: the whole run)."
 )
-@click.option("--repeats", type=Count(), default=1, show_default=True, help="How often to repeat it.")
+@click.option("--repeats", type=Count(), default=1, show_default=True, help="Number of repetitions.")
 @json_option
 def verify(steps: int | None, repeats: int, as_json: bool) -> None:
     """Repeat the finished run and compare hashes."""

@@ -24,7 +24,7 @@ def image(environment: Literal["cpu", "cuda"]) -> None:
 
 @command(example="push")
 def push() -> None:
-    """Upload the run to DVC's remote, checked first."""
+    """Check the run and upload it to DVC's remote."""
     from finetune.commands.sharing.remote import push
 
     push(Path())
@@ -32,7 +32,7 @@ def push() -> None:
 
 @command(example="pull")
 def pull() -> None:
-    """Download the run of this commit, and check it."""
+    """Download and check the run of this commit."""
     from finetune.commands.sharing.remote import pull
 
     pull(Path())
@@ -42,7 +42,7 @@ def pull() -> None:
 @click.option("--sign", type=click.Path(path_type=Path), metavar="KEY", help="An SSH key to sign it with.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder or file to write (default: out/bundle).")
 def bundle(sign: Path | None, output: Path | None) -> None:
-    """Write an archive of the run, with a bill of materials."""
+    """Archive the run, with a bill of materials."""
     from finetune.commands.sharing.bundle import run
 
     run(Path(), sign, output)
@@ -51,7 +51,7 @@ def bundle(sign: Path | None, output: Path | None) -> None:
 @command("check-bundle", example="check-bundle out/bundle/finetune-tiny-703ff1683083.tar.gz --signers allowed_signers")
 @click.argument("path", type=click.Path(path_type=Path), metavar="BUNDLE", help="The archive.")
 @click.option("--signers", type=click.Path(path_type=Path), help="The signers you trust, in ssh-keygen's format.")
-@click.option("--identity", help="The signer it must be (default: any of them).")
+@click.option("--identity", help="The required signer (default: any trusted signer).")
 @json_option
 def check_bundle(path: Path, signers: Path | None, identity: str | None, as_json: bool) -> None:
     """Verify a bundle's integrity, contents and signature."""

@@ -67,7 +67,7 @@ def decide() -> None:
 def dvc(words: tuple[str, ...]) -> NoReturn:
     """Run DVC in this environment, like `dvc repro`.
 
-    DVC runs each stage with the command finetune, which must be on the PATH: here it is, as after `source
+    This puts the command finetune, with which DVC runs each stage, on the PATH, like `source
     .venv/bin/activate`. The exit code is DVC's.
     """
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")

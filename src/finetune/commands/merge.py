@@ -164,7 +164,7 @@ def stop_unless_the_same(compared: dict[str, Any], target: Path) -> None:
             target,
             "not published: the log-probabilities of the merged model differ from those of base and "
             f"adapter by {found:.3g} nats on average; rounding explains {allowed:.3g}",
-            "ship the adapter beside its base",
+            "ship the adapter with its base",
         )
 
 

@@ -167,7 +167,7 @@ def _read(path: Path) -> str:
 
 
 def show(folder: Path, params: Path) -> dict[str, Any]:
-    """Print the table of recipes and what params.yaml changes in its own, which is marked; return both."""
+    """Print the recipes, marking the current one, and how params.yaml differs from it; return both."""
     current = read_yaml(params) or {}
     rows, changed = [], []
     for path in sorted(folder.glob("*.yaml")):

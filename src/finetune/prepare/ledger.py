@@ -122,7 +122,7 @@ def to_markdown(report: PrepareReport) -> str:
     ]
     lines += _table(["source", "read", "dropped", "kept", *SPLITS], [_rows_of(name, sources[name]) for name in sources])
     lines += ["", "## Sources", ""]
-    about = ["source", "format", "bytes", "content", "groups", "labels", "columns not used"]
+    about = ["source", "format", "bytes", "content", "groups", "labels", "unused columns"]
     lines += _table(about, [_about(name, sources[name]) for name in sources])
     for by, what in (("by_agent", "agent"), ("by_label", "label")):
         counted = {split: getattr(report.splits[split], by) for split in SPLITS}

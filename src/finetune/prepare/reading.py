@@ -107,7 +107,7 @@ def account_batch(
     if found.stopped:
         line, kind = found.stopped
         remedy = f"fix the row, or set data.risks.{category_of(kind)}: drop (or note)"
-        raise DataError(opened.at(line), f"holds {kind}", remedy)
+        raise DataError(opened.at(line), f"contains {kind}", remedy)
     account.read += len(found.lines)
     for line, reason in zip(found.lines, found.reasons, strict=True):
         if reason is not None:

@@ -77,7 +77,7 @@ def read_batch(work: tuple[Reading, Batch]) -> ReadRows:
 
 
 def read_row(row: Row, reading: Reading, counter: TokenCounter | None, result: ReadRows) -> str | None:
-    """Add one row to the batch; return what was spoken in it, or None if dropped. Raise ValueError if it is bad."""
+    """Add one row to the batch; return its spoken text, or None if dropped. Raise ValueError if it is bad."""
     data = reading.data
     conversation = parse_row(row.fields, reading.format, reading.source.columns)
     labels = reading.labels.get(conversation.agent or reading.source.default_agent, [])

@@ -44,7 +44,7 @@ def start(paths: Paths, target: str) -> int:
             code = process.wait(timeout=GRACE)
     except filelock.Timeout:
         remedy = "./finetune status shows its progress"
-        raise ConfigError(paths.work, "another detached start is under way", remedy) from None
+        raise ConfigError(paths.work, "another background start is in progress", remedy) from None
     except subprocess.TimeoutExpired:
         say(f"make {target} runs in the background (process {detached.pid}) and continues if this terminal is closed")
         say("  ./finetune status   show the progress")

@@ -95,7 +95,7 @@ def ask_all(server: ChatServer, instructions: str, pairs: Sequence[tuple[Example
 
     def ask(pair: tuple[Example, str, str]) -> Judgement:
         if tally["failed"] >= GIVE_UP and not tally["judged"]:
-            return Judgement(None, None, failure="not asked: the judge has not answered any request")
+            return Judgement(None, None, failure="not queried: the judge has not answered any request")
         found = judge(server, instructions, *pair)
         tally["failed" if found.failure else "judged"] += 1
         return found

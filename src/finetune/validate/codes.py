@@ -76,7 +76,7 @@ def to_reference() -> str:
     lines = [
         "# Findings of validate",
         "",
-        "Each finding has a stable code, a place, the numbers, and the setting to change. An",
+        "With this page you can look up a finding by its code. Each has a place, numbers and a setting to change. An",
         "error stops the run; warnings and notes do not. To continue despite a finding, list its code and your",
         "reason:",
         "",

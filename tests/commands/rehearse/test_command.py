@@ -253,5 +253,5 @@ def test_a_recipe_that_loses_its_answers_fails_the_rehearsal(tree: Path, capsys:
     path.write_text(text, encoding="utf-8")
     assert main(["rehearse", "tiny"]) == 2
     output = capsys.readouterr().err
-    assert "did not hold" in output
+    assert "checks failed" in output
     assert "but the answer is" in output

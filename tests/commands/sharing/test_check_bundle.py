@@ -152,8 +152,8 @@ def test_unsafe_names_in_the_manifest_are_refused(tmp_path: Path, name: str) -> 
         ({"a": ENTRY | {"bytes": True}}, "its manifest.json has no size or hash for 'a'"),
         ({"a": ENTRY | {"sha256": "0"}}, "its manifest.json has no size or hash for 'a'"),
         ({"a": None}, "its manifest.json has no size or hash for 'a'"),
-        ({"a": ENTRY | {"bytes": 10**12}}, "claims to hold more than 16777216 bytes"),  # a hundred times its size
-        (dict.fromkeys("ab", ENTRY | {"bytes": 9 * 10**4299}), "claims to hold more than"),  # a sum too long to print
+        ({"a": ENTRY | {"bytes": 10**12}}, "claims to exceed 16777216 bytes"),  # a hundred times its size
+        (dict.fromkeys("ab", ENTRY | {"bytes": 9 * 10**4299}), "claims to exceed"),  # a sum too long to print
     ],
 )
 def test_a_malformed_manifest_is_refused(tmp_path: Path, files: Any, told: str) -> None:

@@ -59,15 +59,15 @@ CONTRASTS = """
 def fail_or_skip(what: str) -> NoReturn:
     """Fail in CI if there is no browser; elsewhere skip with a warning."""
     if os.environ.get("CI"):
-        pytest.fail(f"{what}: CI must look at the page; install chromium (apt-get install chromium) and playwright")
-    pytest.skip(f"NOBODY LOOKED AT THE PAGE: {what}; install chromium (apt-get install chromium) and playwright")
+        pytest.fail(f"{what}: this test must run in CI; install chromium (apt-get install chromium) and playwright")
+    pytest.skip(f"PAGE NOT TESTED IN A BROWSER: {what}; install chromium (apt-get install chromium) and playwright")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Start Chromium headless and without network traffic of its own."""
     if not CHROMIUM.exists():
-        fail_or_skip(f"{CHROMIUM} is not there")
+        fail_or_skip(f"{CHROMIUM} does not exist")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:

@@ -88,7 +88,7 @@ def test_used_up_test_set_uses_are_in_the_headline(run: MadeUp) -> None:
 def test_caveats_list_every_weakness_of_the_verdict(undecided: MadeUp, change: Change) -> None:
     """Cases: recorded baseline, sampling, clusters, failures, accepted findings, scorers, warnings of the training."""
     told = "\n".join(provisos(undecided.run))
-    for part in ("recorded earlier", "Look 2 of 5", "sampled", "cluster", "failed", "cut off", "accepted by hand"):
+    for part in ("recorded earlier", "Look 2 of 5", "sampled", "cluster", "failed", "cut off", "accepted by the user"):
         assert part in told, part
     assert "could not be scored" in told and "Training:" in told and "agreed with itself in only 50.0%" in told
     undecided.reports["decide"] = change(**{"decide.policy": "point"}).decide

@@ -93,7 +93,7 @@ def test_figures_without_an_interval_refer_to_it(run: MadeUp) -> None:
     starts = ("| loss", "| closeness", "| exceptions.macro")
     rows = [line for line in run.card().splitlines() if line.startswith(starts)]
     assert len(rows) == 7 and all(row.endswith("| \u2014 |") for row in rows)
-    assert "no interval here; the criteria have one" in run.card()
+    assert "no interval here; the criteria show one" in run.card()
 
 
 def test_suggested_changes_fit_the_verdict(run: MadeUp) -> None:

@@ -169,15 +169,15 @@ def test_valid_settings_cause_no_finding(settings: Check, environment: str) -> N
         (
             {"train.effective_batch_size": 64},
             "effective-batch-differs",
-            "train.gradient_accumulation_steps: 16 a device x 1 accumulated x 1 devices make 16, effective_batch_size "
-            "says 64; use 4, or set train.effective_batch_size: 16",
+            "train.gradient_accumulation_steps: 16 per device x 1 accumulated x 1 devices is 16, not "
+            "effective_batch_size: 64; use 4, or set train.effective_batch_size: 16",
             {"train.gradient_accumulation_steps": 4},
         ),
         (
             {"train.effective_batch_size": 24},
             "effective-batch-differs",
-            "train.gradient_accumulation_steps: 16 a device x 1 accumulated x 1 devices make 16, effective_batch_size "
-            "says 24; set train.effective_batch_size: 16, or another micro-batch",
+            "train.gradient_accumulation_steps: 16 per device x 1 accumulated x 1 devices is 16, not "
+            "effective_batch_size: 24; set train.effective_batch_size: 16, or another micro-batch",
             {"train.per_device_train_batch_size": 24},
         ),
     ],

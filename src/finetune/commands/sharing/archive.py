@@ -208,7 +208,7 @@ def parse_manifest(text: bytes, name: str, most: int) -> dict[str, Any]:
     if len({MANIFEST, *map(str.lower, files)}) <= len(files):  # macOS does not distinguish A from a
         raise DataError(name, f"its {MANIFEST} lists a file twice", "do not use it")
     if sum(expected["bytes"] for expected in files.values()) > most:
-        raise DataError(name, f"claims to hold more than {most} bytes, the limit for a bundle", "do not use it")
+        raise DataError(name, f"claims to exceed {most} bytes, the limit for a bundle", "do not use it")
     return dict(manifest)
 
 

@@ -86,7 +86,7 @@ def achieves(item: Reading, figure: str) -> str:
 
 
 def evidence(item: Reading, confidence: float, policy: str) -> str:
-    """State confidence and requirement: `at least 59.5% with 99% confidence, 55% was asked`."""
+    """State confidence and requirement: `at least 59.5% with 99% confidence; required: 55%`."""
     outcome, requirement = item.outcome, f"required: {item.limit}"
     if policy == "point":
         return f"an estimate without proof; {requirement}"
@@ -130,7 +130,7 @@ def provisos(run: Decided) -> list[str]:
         notes.append(
             f"Look {run.look} of {decide.looks} at this test set. The overall confidence of "
             f"{100 * decide.confidence:.4g}% is "
-            f"split between the looks, so each bound is held to {100 * run.confidence:.4g}%."
+            f"required over all looks together, so each bound has a confidence of {100 * run.confidence:.4g}%."
         )
     if evaluation.generation.get("do_sample"):
         notes.append("Answers were sampled: a different seed gives different answers and results.")
@@ -165,7 +165,7 @@ def _known_faults(run: Decided) -> list[str]:
     accepted = [name(item.code) for item in run.reports.validation.findings if item.accepted]
     notes = []
     if accepted:
-        notes.append(f"{counted(len(accepted), 'validation finding')} accepted by hand: {', '.join(accepted)}.")
+        notes.append(f"{counted(len(accepted), 'validation finding')} accepted by the user: {', '.join(accepted)}.")
     for problem in run.reports.evaluation.problems:
         what = f"{counted(problem.count, 'answer')} of the {problem.side} could not be scored"
         notes.append(f"Scorer {name(problem.scorer)}: {what}; the first reason: {name(problem.reason, 160)}")

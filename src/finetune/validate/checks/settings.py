@@ -188,7 +188,7 @@ def check_effective_batch(params: ValidateParams) -> list[Finding]:
     whole = f"use {accumulation}, or set train.effective_batch_size: {made}"
     fix = whole if accumulation and not rest else f"set train.effective_batch_size: {made}, or another micro-batch"
     what = (
-        f"{micro} a device x {train.gradient_accumulation_steps} accumulated x {devices} devices make {made}, "
-        f"effective_batch_size says {effective}"
+        f"{micro} per device x {train.gradient_accumulation_steps} accumulated x {devices} devices is {made}, not "
+        f"effective_batch_size: {effective}"
     )
     return [Finding("effective-batch-differs", "params.yaml: train.gradient_accumulation_steps", what, fix)]
