@@ -73,13 +73,14 @@ def against_plan(
     run: dict[str, Any], config: Config, changes: dict[str, Any], folder: Path, machine: str
 ) -> dict[str, Any]:
     """Return tokens per second, the share of the data sheet's peak that was reached, and the predicted peak memory."""
-    from finetune.model.architecture import find_architecture, measure_architecture
+    from finetune.model.architecture import measure_architecture
+    from finetune.model.base_config import find_base_config
     from finetune.plan.machines import MACHINES
     from finetune.plan.memory import plan_memory
     from finetune.plan.time import run_flops
 
     used = parse_config(changed(config.model_dump(mode="json"), changes), "params.yaml")
-    architecture = measure_architecture(find_architecture(used.model, folder))
+    architecture = measure_architecture(find_base_config(used.model, folder))
     length, batch = used.train.max_length, used.train.per_device_train_batch_size
     share, usual = run["supervised_tokens"] / run["tokens"], run["tokens"] / (run["steps"] * batch)
     flops = run_flops(architecture, used.train, positions=run["tokens"], length=usual, supervised_share=share) / int(

@@ -9,7 +9,8 @@ import pytest
 from finetune.config.model import AdapterConfig, ModelConfig
 from finetune.config.params import parse_config
 from finetune.errors import ConfigError
-from finetune.model.architecture import FACTS, find_architecture, measure_architecture, trainable_parameters
+from finetune.model.architecture import measure_architecture, trainable_parameters
+from finetune.model.base_config import FACTS, find_base_config
 from tests.builders.small_run import ROOT, params
 
 PUBLISHED = {
@@ -45,7 +46,7 @@ def folder_with(root: Path, content: str, name: str = "base") -> Path:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_shipped_facts_give_the_published_parameter_count(name: str) -> None:
     """The count from config.json alone is exact to the parameter."""
-    architecture = measure_architecture(find_architecture(model(name), ROOT))
+    architecture = measure_architecture(find_base_config(model(name), ROOT))
     assert architecture.parameters == PUBLISHED[name]
     assert architecture.stored in ("bfloat16", "float16")
     assert architecture.linears[-1].name == "lm_head"
@@ -59,7 +60,7 @@ def test_every_shipped_fact_is_tested() -> None:
 
 def test_numbers_of_a_known_base_are_right() -> None:
     """The numbers are grouped queries, head width, positions, tied embeddings, and the linear layers by name."""
-    found = measure_architecture(find_architecture(model("meta-llama/Llama-3.2-3B-Instruct"), ROOT))
+    found = measure_architecture(find_base_config(model("meta-llama/Llama-3.2-3B-Instruct"), ROOT))
     assert (found.layers, found.hidden, found.intermediate) == (28, 3072, 8192)
     assert (found.heads, found.kv_heads, found.head_dim) == (24, 8, 128)
     assert (found.vocabulary, found.tied, found.max_positions) == (128_256, True, 131_072)
@@ -80,7 +81,7 @@ def test_trainable_parameters_equal_pefts(name: str, targets: list[str], dora: b
 
     from finetune.model.adapter import lora_config
 
-    config = find_architecture(model(name), ROOT)
+    config = find_base_config(model(name), ROOT)
     requested = adapter(r=8, target_modules=targets, use_dora=dora)
     counted = trainable_parameters(measure_architecture(config), requested)
     config.num_hidden_layers = 2  # PEFT needs a second per layer with DoRA
@@ -97,7 +98,7 @@ def test_a_local_folder_takes_precedence(tmp_path: Path) -> None:
     """A folder with the base's name is the base, regardless of shipped facts."""
     folder_with(tmp_path, json.dumps({**TINY, **HEADS}), "org/name")
     folder_with(tmp_path, json.dumps({**TINY, **HEADS, "vocab_size": 1}), f"{FACTS}/org/name")
-    assert find_architecture(model("org/name"), tmp_path).vocab_size == 96
+    assert find_base_config(model("org/name"), tmp_path).vocab_size == 96
 
 
 def test_the_cache_takes_precedence_over_shipped_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,9 +114,9 @@ def test_the_cache_takes_precedence_over_shipped_facts(tmp_path: Path, monkeypat
         return str(tmp_path / "cached/config.json")
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", from_cache)
-    assert find_architecture(model("org/name", revision=revision), tmp_path).vocab_size == 96
+    assert find_base_config(model("org/name", revision=revision), tmp_path).vocab_size == 96
     assert requested == [(("org/name", "config.json"), {"revision": revision})]
-    assert find_architecture(model("org/name"), tmp_path).vocab_size == 1  # unpinned, so the cache is not read
+    assert find_base_config(model("org/name"), tmp_path).vocab_size == 1  # unpinned, so the cache is not read
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_an_invalid_model_config_is_reported(tmp_path: Path, content: str, what:
     """The error is one line with the key and the remedy."""
     folder_with(tmp_path, content)
     with pytest.raises(ConfigError, match=r"^params\.yaml: model\.base: base: ") as caught:
-        find_architecture(model("base"), tmp_path)
+        find_base_config(model("base"), tmp_path)
     text = str(caught.value)
     assert what in text
     assert "\n" not in text
@@ -144,7 +145,7 @@ def test_an_invalid_model_config_is_reported(tmp_path: Path, content: str, what:
 def test_a_missing_base_is_reported(tmp_path: Path) -> None:
     """The error names all three places that were searched."""
     with pytest.raises(ConfigError, match=r"no config\.json in the folder org/name, in the Hugging Face cache"):
-        find_architecture(model("org/name", revision="b" * 40), tmp_path)
+        find_base_config(model("org/name", revision="b" * 40), tmp_path)
 
 
 def test_code_shipped_with_a_model_is_never_run(tmp_path: Path) -> None:
@@ -153,5 +154,5 @@ def test_code_shipped_with_a_model_is_never_run(tmp_path: Path) -> None:
     content = {**TINY, **HEADS, "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
     folder_with(tmp_path, json.dumps(content))
     (tmp_path / "base/own.py").write_text(f"open({str(marker)!r}, 'w')", encoding="utf-8")
-    assert measure_architecture(find_architecture(model("base"), tmp_path)).layers == 2
+    assert measure_architecture(find_base_config(model("base"), tmp_path)).layers == 2
     assert not marker.exists()

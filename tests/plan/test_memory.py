@@ -17,7 +17,8 @@ import pytest
 from finetune.config.model import AdapterConfig, ModelConfig
 from finetune.config.params import Config, parse_config
 from finetune.config.train import DistributedConfig, TrainConfig
-from finetune.model.architecture import Architecture, LinearLayers, find_architecture, measure_architecture
+from finetune.model.architecture import Architecture, LinearLayers, measure_architecture
+from finetune.model.base_config import find_base_config
 from finetune.plan.activations import Run, layer_saved
 from finetune.plan.memory import MemoryPlan, largest_length, largest_micro_batch, plan_memory
 from tests.builders.small_run import ROOT, params, validated
@@ -338,6 +339,6 @@ def test_a_real_run_needs_the_predicted_memory(tmp_path: Path, monkeypatch: pyte
     subprocess.run(command, check=True, env=environment, capture_output=True)
     measured = json.loads((paths.reports / "train_cost.json").read_text(encoding="utf-8"))["peak_memory_bytes"]
     arguments = (config.model, config.adapter, config.train, config.environment)
-    architecture = measure_architecture(find_architecture(config.model, Path()))
+    architecture = measure_architecture(find_base_config(config.model, Path()))
     predicted = plan_memory(architecture, *arguments, length=64, supervised=32).peak
     assert predicted == pytest.approx(measured, rel=0.15)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from finetune.config.params import Config, parse_config
-from finetune.model.architecture import find_architecture, measure_architecture
+from finetune.model.architecture import measure_architecture
+from finetune.model.base_config import find_base_config
 from finetune.paths import Paths
 from finetune.plan.time import ASSUMED_SHARE, Range, assumed_time, cost, flops_per_position, measured_time, run_flops
 from tests.builders.planned_run import make_here
@@ -118,7 +119,7 @@ def test_operations_of_a_real_step_agree_with_the_plan(ready: Path, monkeypatch:
     share = float((batch["labels"] != IGNORED).sum()) / batch["labels"].numel()
     with FlopCounterMode(display=False) as counter:
         trainer.compute_loss(trainer.model.train(), batch).backward()
-    architecture = measure_architecture(find_architecture(config.model, Path()))
+    architecture = measure_architecture(find_base_config(config.model, Path()))
     attention = 2 * architecture.layers * length * architecture.heads * architecture.head_dim * 3
     planned = run_flops(architecture, config.train, positions=1, length=length, supervised_share=share)
     expected = rows * length * (planned / config.train.num_train_epochs + attention)

@@ -13,8 +13,8 @@ from finetune.config.loading import read_yaml
 from finetune.config.model import ModelConfig
 from finetune.config.params import Config, parse_config
 from finetune.model.adapter import CONFIG, WEIGHTS, add_adapter, load_adapter, save_adapter
-from finetune.model.architecture import find_architecture
 from finetune.model.base import load_base
+from finetune.model.base_config import find_base_config
 from finetune.model.shrink import build_small_base, rehearsal_tokenizer
 from tests.builders.small_run import ROOT
 
@@ -42,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.chdir(ROOT)  # the recipes' templates are relative to it, and another test may have changed the directory
     model = recipe("h100").model
     tokenizer, _ = rehearsal_tokenizer(model, ROOT)
-    build_small_base(find_architecture(model, ROOT), tokenizer, folder / "base", seed=0)
+    build_small_base(find_base_config(model, ROOT), tokenizer, folder / "base", seed=0)
     for name in RECIPES:
         publish(recipe(name), folder, name)
     return folder

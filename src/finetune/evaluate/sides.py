@@ -6,7 +6,6 @@ A side's `described` is its entry in the report, and identifies its stored answe
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finetune.config.evaluate import (
     AdapterSpec,
@@ -25,7 +24,7 @@ from finetune.evaluate.recorded import RecordedSide, open_recorded
 from finetune.evaluate.remote import RemoteSide, open_remote
 from finetune.files.atomic import publish_directory
 from finetune.files.manifests import read_manifest, write_manifest
-from finetune.model.adapter import load_adapter
+from finetune.model.adapter import load_adapter, load_second_adapter
 from finetune.model.base import identify_base, load_base
 from finetune.model.merging import merge, save_model, sixteen_bit, untie
 from finetune.model.tokens import load_tokenizer
@@ -95,19 +94,9 @@ def open_on_base(
     adapter = read_manifest(earlier)["adapter_sha256"]
     described |= {"name": f"adapter {adapter[:8]} of {spec.revision}", "adapter_sha256": adapter}
     if shared:
-        load_second_adapter(model, earlier)
+        load_second_adapter(model, earlier, EARLIER)
         return open_local(described, model, tokenizer, params, EARLIER)
     return open_local(described, load_adapter(model, earlier), tokenizer, params, CANDIDATE)
-
-
-def load_second_adapter(model: Any, folder: Path) -> None:
-    """Load an earlier adapter beside the candidate's. Raise DataError if it does not fit."""
-    try:
-        model.load_adapter(str(folder), adapter_name=EARLIER, is_trainable=False)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = str(error).strip().split("\n", 1)[0]
-        raise DataError(folder, f"does not fit the base: {first}") from None
-    model.eval()
 
 
 def fetch_earlier(spec: EarlierAdapterSpec, params: EvaluateParams, paths: Paths) -> Path:

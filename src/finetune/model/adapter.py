@@ -1,12 +1,15 @@
 """The LoRA adapter: add it to a base model, publish it in plain PEFT form, load it again."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from finetune.config.model import AdapterConfig, ModelConfig
 from finetune.errors import ConfigError, DataError, MachineError, Problem
 from finetune.files.hashing import sha256_tensors
+from finetune.model.language import InCheckpoint, place_in_checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -155,7 +158,8 @@ def save_adapter(model: Any, base_name: str, folder: Path, state: dict[str, Any]
 
     PEFT writes the base's local path, and sets in random order; the published config names the base as params.yaml
     does, with sorted keys and lists, so that the same run writes the same bytes. It omits the initialization, which
-    PEFT would repeat on loading. `state` holds the weights if `model` has only a part of them.
+    PEFT would repeat on loading. Names are those of the checkpoint's class, and its towers are excluded by name.
+    `state` holds the weights if `model` has only a part of them.
     """
     from safetensors import SafetensorError
 
@@ -176,6 +180,9 @@ def save_adapter(model: Any, base_name: str, folder: Path, state: dict[str, Any]
     content["init_lora_weights"] = True
     content["base_model_name_or_path"] = base_name
     content["target_modules"] = sorted(content["target_modules"])
+    if place := _place(model):
+        rename_for_checkpoint(folder / WEIGHTS, place)
+        content["exclude_modules"] = place.excluded
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return sha256_tensors(folder / WEIGHTS)
 
@@ -200,12 +207,51 @@ def subtract_start(path: Path, start: dict[str, Any]) -> None:
     save_file(whole, path, metadata={"format": "pt"})
 
 
+def _place(model: Any) -> InCheckpoint | None:
+    language = getattr(model, "language", None)
+    return place_in_checkpoint(language) if language is not None else None
+
+
+def rename_for_checkpoint(path: Path, place: InCheckpoint) -> None:
+    """Give tensors in a file the names of the checkpoint's class: `model.layers` as `model.language_model.layers`."""
+    from safetensors.torch import load, save_file
+
+    here, there = (f"base_model.model.{decoder}." for decoder in (place.here, place.there))
+    renamed = {}
+    for name, tensor in load(path.read_bytes()).items():
+        renamed[there + name.removeprefix(here) if name.startswith(here) else name] = tensor
+    save_file(renamed, path, metadata={"format": "pt"})
+    path.chmod(0o644)
+
+
 def load_adapter(base: Any, folder: Path) -> Any:
     """Load a published adapter onto the base, for inference. Raise DataError if it does not fit."""
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
+    with _fitting(folder):
+        config = PeftConfig.from_pretrained(str(folder))
+        config.exclude_modules = None  # towers, which the base that we load does not have
+        options = {"config": config, "is_trainable": False, "key_mapping": _key_mapping(base)}
+        return PeftModel.from_pretrained(base, str(folder), **options).eval()
+
+
+def load_second_adapter(model: Any, folder: Path, name: str) -> None:
+    """Load another published adapter beside the one of `model`, under a name. Raise DataError if it does not fit."""
+    with _fitting(folder):
+        model.load_adapter(str(folder), adapter_name=name, is_trainable=False, key_mapping=_key_mapping(model))
+    model.eval()
+
+
+def _key_mapping(model: Any) -> dict[str, str] | None:
+    place = _place(model)
+    return place.key_mapping if place else None
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Turn PEFT's errors on loading an adapter into a DataError."""
     try:
-        return PeftModel.from_pretrained(base, str(folder), is_trainable=False).eval()
+        yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().split("\n", 1)[0]
         raise DataError(folder, f"does not fit the base: {first}") from None

@@ -8,6 +8,8 @@ from finetune.config.model import Environment, ModelConfig
 from finetune.errors import BaseModelError, ConfigError
 from finetune.files.hashing import sha256_file, sha256_json
 from finetune.hardware.devices import device_supports, find_missing_device, flash_attention_found
+from finetune.model.base_config import find_base_config
+from finetune.model.language import find_language_model, remove_towers, supported_attention
 from finetune.model.tokens import first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -37,24 +39,36 @@ def runs_flash_attention() -> bool:
 def attention_used(model: ModelConfig, environment: Environment) -> str:
     """Resolve `model.attention` for this machine, in transformers' spelling.
 
-    `auto` is flash_attention_2 on a CUDA device in 16 bits if it is installed or cached, else sdpa.
+    `auto` is flash_attention_2 on a CUDA device in 16 bits if it is installed or cached, else sdpa; eager if the base's
+    class supports neither.
     """
     if model.attention != "auto":
         return model.attention
     able = environment == "cuda" and model.dtype != "float32" and flash_attention_found() and runs_flash_attention()
-    return "flash_attention_2" if able else "sdpa"
+    try:
+        supported = supported_attention(find_language_model(find_base_config(model, Path())))
+    except BaseModelError:  # not downloaded yet
+        supported = ("flash_attention_2", "sdpa")
+    return next(name for name in supported if able or name != "flash_attention_2")
 
 
 def load_base(model: ModelConfig, device: str) -> Any:
-    """Load the base on `device` (`cpu`, `cuda`, `cuda:1`, `mps`), without gradients. Raise ConfigError on failure."""
+    """Load the base on `device` (`cpu`, `cuda`, `cuda:1`, `mps`), without gradients. Raise ConfigError on failure.
+
+    Of a multimodal checkpoint, only the language model is loaded; `base.language` says where it was.
+    """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     asked = attention_used(model, environment_of(device))
     try:
-        base = AutoModelForCausalLM.from_pretrained(
+        language = find_language_model(AutoConfig.from_pretrained(model.base, revision=model.revision))
+        base, loaded = language.auto_class.from_pretrained(
             model.base,
             revision=model.revision,
+            config=language.config,
+            key_mapping=language.key_mapping,
+            output_loading_info=True,
             dtype=getattr(torch, model.dtype),
             quantization_config=quantization_config(model),
             attn_implementation=asked,
@@ -70,6 +84,10 @@ def load_base(model: ModelConfig, device: str) -> Any:
     ) as error:  # RuntimeError: shapes that differ from its config
         first = str(error).strip().split("\n", 1)[0]
         raise ConfigError("params.yaml: model.base", f"{model.base} does not load: {first}") from None
+    if missing := sorted(loaded["missing_keys"]):  # transformers gives these random values
+        what = f"{model.base} has no weights for {missing[0]} ({len(missing)} such)"
+        raise ConfigError("params.yaml: model.base", what, "download the base again, or use another one")
+    remove_towers(language, base).language = language
     used = str(base.config._attn_implementation)
     if (asked == "flash_attention_2") != ("flash" in used):  # otherwise the report would name the wrong one
         raise ConfigError("params.yaml: model.attention", f"{asked} was requested, but transformers used {used}")

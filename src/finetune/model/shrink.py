@@ -6,42 +6,103 @@ available, else the embedded tokenizer with the template's marks added.
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.config.model import ModelConfig
 from finetune.errors import BaseModelError
+from finetune.model.language import find_language_model
 from finetune.model.tokens import load_tokenizer, render, set_template, template_marks
 from finetune.records.examples import Message
 
 EMBEDDED = Path("models/tiny-base")
 LAYERS, HIDDEN, INTERMEDIATE, HEADS = 2, 128, 256, 4  # multiples required by nf4 on a CPU (64 in, 32 out)
+HEAD = HIDDEN // HEADS
+EXPERTS = 4
+# Sizes that only some architectures have: mixtures of experts, linear attention, embeddings of single layers.
+OTHER_SIZES = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), EXPERTS),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), INTERMEDIATE // 2),
+    "intermediate_size_mlp": INTERMEDIATE,
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), HEADS),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), HEAD),
+    "mamba_n_heads": 2 * HIDDEN // HEAD,
+    "mamba_d_head": HEAD,
+    "mamba_d_state": HEAD,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": HEAD,
+}
 
 
 def shrink_config(config: Any, tokenizer: Any, layers: int = LAYERS) -> Any:
-    """Return the transformers config of the small base, with the minimum width and the given depth."""
-    small = copy.deepcopy(config)
-    heads = config.num_attention_heads
-    shared = heads // (getattr(config, "num_key_value_heads", None) or heads)  # query heads per key head
+    """Return the transformers config of the small base, with the minimum width and the given depth.
+
+    Of a multimodal checkpoint, it is the config of its language model if there is a class for that alone, and
+    otherwise the config of the checkpoint with towers of one layer.
+    """
+    language = find_language_model(copy.deepcopy(config))
+    text = language.text
+    content = text.to_dict()
+    if content.pop("per_layer_config", None) is not None:  # widths of single layers (Gemma 4)
+        content["global_head_dim"] = HEAD
+    kept = kinds_of_layers(content.get("layer_types"), layers)
+    heads = text.num_attention_heads
+    shared = heads // (getattr(text, "num_key_value_heads", None) or heads)  # query heads per key head
     cut = {
-        "num_hidden_layers": layers,
+        "num_hidden_layers": len(kept),
         "hidden_size": HIDDEN,
         "intermediate_size": INTERMEDIATE,
         "num_attention_heads": HEADS,
         "num_key_value_heads": max(HEADS // shared, 1),
-        "head_dim": HIDDEN // HEADS,
+        "head_dim": HEAD,
         "vocab_size": len(tokenizer),
-        "max_window_layers": layers,
+        "vocab_size_per_layer_input": len(tokenizer),
+        "max_window_layers": len(kept),
+        **OTHER_SIZES,
+        "num_experts_per_tok": min(content.get("num_experts_per_tok") or 1, 2),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
     for name, value in cut.items():
-        if getattr(config, name, None) is not None or name.endswith("token_id"):
-            setattr(small, name, value)
-    if getattr(config, "layer_types", None):
-        small.layer_types = list(config.layer_types)[:layers]
-    return small
+        spelled = text.attribute_map.get(name, name)
+        if content.get(spelled) is not None or name.endswith("token_id"):
+            content[spelled] = value
+    for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
+        if content.get(name):
+            content[name] = [content[name][at] for at in kept]
+    if content.get("moe_layers"):
+        content["moe_layers"] = [at for at, whole in enumerate(kept) if whole in content["moe_layers"]]
+    if (content.get("rope_parameters") or {}).get("mrope_section"):  # of half a head: time, height and width
+        content["rope_parameters"]["mrope_section"] = [HEAD // 2 - 2 * (HEAD // 8), HEAD // 8, HEAD // 8]
+    small = type(text).from_dict(content)
+    if not language.has_towers:
+        return small
+    language.config.text_config = small
+    shrink_tower(language.config.vision_config)
+    return language.config
+
+
+def kinds_of_layers(kinds: Sequence[str] | None, layers: int) -> list[int]:
+    """Return the indices of the layers to keep: the first ones, and more until each kind is among them."""
+    kept = list(range(layers))
+    for kind in dict.fromkeys(kinds or ()):
+        at = list(kinds or ()).index(kind)
+        if at not in kept:
+            kept.append(at)
+    return kept
+
+
+def shrink_tower(vision: Any) -> None:
+    """Reduce a tower for images to one layer that gives embeddings of the small base's width, in place."""
+    for name, value in {"depth": 1, "num_hidden_layers": 1, "out_hidden_size": HIDDEN}.items():
+        if getattr(vision, name, None) is not None:
+            setattr(vision, name, value)
+    if getattr(vision, "deepstack_visual_indexes", None):
+        vision.deepstack_visual_indexes = [0]
+    if getattr(vision, "fullatt_block_indexes", None):
+        vision.fullatt_block_indexes = [0]
 
 
 def build_small_base(config: Any, tokenizer: Any, folder: Path, seed: int, layers: int = LAYERS) -> Any:
@@ -50,12 +111,11 @@ def build_small_base(config: Any, tokenizer: Any, folder: Path, seed: int, layer
     Raises BaseModelError if the architecture cannot be reduced in this way.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     small = shrink_config(config, tokenizer, layers)
     torch.manual_seed(seed)
     try:
-        model = AutoModelForCausalLM.from_config(small, trust_remote_code=False)
+        model = find_language_model(small).auto_class.from_config(small, trust_remote_code=False)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         what = f"{type(config).__name__} can't be cut to {layers} layers: {str(error).splitlines()[0]}"
         raise BaseModelError(

@@ -118,7 +118,8 @@ class Predictor:
     def predict(self, config: Config) -> tuple[int | None, int | None, str | None]:
         """Return (parameters, peak bytes, None), or (None, None, why not)."""
         try:
-            from finetune.model.architecture import find_architecture, measure_architecture
+            from finetune.model.architecture import measure_architecture
+            from finetune.model.base_config import find_base_config
             from finetune.plan.memory import plan_memory
             from finetune.plan.outlook import Workload
         except ImportError as error:
@@ -126,7 +127,7 @@ class Predictor:
         key = (config.model.base, config.model.revision)
         try:
             if key not in self._known:
-                self._known[key] = measure_architecture(find_architecture(config.model, self.root))
+                self._known[key] = measure_architecture(find_base_config(config.model, self.root))
             work = Workload.at_most(config.train, rows=1)
             plan = plan_memory(
                 self._known[key],

@@ -14,8 +14,10 @@ from finetune.config.train import TrainParams
 from finetune.errors import MachineError
 from finetune.hardware.devices import require_device, synchronize
 from finetune.model.adapter import add_adapter
-from finetune.model.architecture import find_architecture, measure_architecture
+from finetune.model.architecture import measure_architecture
 from finetune.model.base import load_base
+from finetune.model.base_config import find_base_config
+from finetune.model.language import find_language_model
 from finetune.plan.time import flops_per_position
 
 LAYERS, VOCABULARY = 2, 1024  # the head is left out: its share of the work is computed separately
@@ -50,15 +52,15 @@ def _scratch(root: Path) -> Path:
 def _build(params: TrainParams, root: Path, folder: Path, device: str) -> tuple[Any, Any]:
     """Build the layers with their adapter on the device, as train would; also return their architecture."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    small = copy.deepcopy(find_architecture(params.model, root))
+    language = find_language_model(copy.deepcopy(find_base_config(params.model, root)))
+    small = language.text
     small.num_hidden_layers, small.vocab_size = LAYERS, VOCABULARY
     small.bos_token_id, small.eos_token_id, small.pad_token_id = None, 1, 0
     if getattr(small, "layer_types", None):
         small.layer_types = list(small.layer_types)[:LAYERS]
     try:
-        base = AutoModelForCausalLM.from_config(small, dtype=torch.bfloat16, trust_remote_code=False)
+        base = language.auto_class.from_config(language.config, dtype=torch.bfloat16, trust_remote_code=False)
         base.save_pretrained(folder)
         del base
         model = params.model.model_copy(update={"base": str(folder), "revision": None})
@@ -70,7 +72,7 @@ def _build(params: TrainParams, root: Path, folder: Path, device: str) -> tuple[
     if params.train.activation_checkpointing:
         trained.enable_input_require_grads()
         trained.activation_checkpointing_enable({"use_reentrant": False})
-    return measure_architecture(small), trained.train()
+    return measure_architecture(language.config), trained.train()
 
 
 def _step(model: Any, micro: int, tokens: int, params: TrainParams) -> float:

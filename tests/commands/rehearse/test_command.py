@@ -19,7 +19,7 @@ from finetune.config.validate import ValidateParams
 from finetune.errors import ConfigError, DataError
 from finetune.files.run_lock import pipeline_lock
 from finetune.files.strict_json import read_json
-from finetune.model.architecture import find_architecture
+from finetune.model.base_config import find_base_config
 from finetune.paths import Paths
 from finetune.plan.schedule import plan_schedule
 from finetune.records.examples import Example
@@ -179,7 +179,7 @@ def kind_of(name: str) -> tuple[str, ...]:
     Recipes of one kind differ in values alone, which the tests above compare for every recipe."""
     real = recipe(name)
     content, _ = rehearsal_params(real, rows=32, longest=200)
-    architecture = find_architecture(real.model, ROOT)
+    architecture = find_base_config(real.model, ROOT)
     assert architecture is not None
     model, train = content["model"], content["train"]
     return (architecture.model_type, model["quantization"], model["dtype"], f"packing {train['packing']}")

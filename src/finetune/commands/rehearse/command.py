@@ -76,11 +76,11 @@ def fill_folder(real: Config, root: Path, paths: Paths) -> tuple[list[str], bool
 
     Returns the list of changes, and whether the base model's own tokenizer was available.
     """
-    from finetune.model.architecture import find_architecture
+    from finetune.model.base_config import find_base_config
     from finetune.model.shrink import build_small_base, rehearsal_tokenizer
 
     tokenizer, own = rehearsal_tokenizer(real.model, root)
-    build_small_base(find_architecture(real.model, root), tokenizer, paths.root / "base", real.seed)
+    build_small_base(find_base_config(real.model, root), tokenizer, paths.root / "base", real.seed)
     return prepare_folder(real, root, paths, tokenizer), own
 
 

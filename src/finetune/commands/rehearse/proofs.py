@@ -7,6 +7,7 @@ from finetune.config.train import TrainConfig
 from finetune.files.manifests import read_manifest
 from finetune.model.adapter import WEIGHTS, load_adapter
 from finetune.model.base import load_base
+from finetune.model.language import find_language_model
 from finetune.model.tokens import IGNORED, load_tokenizer, runs, tokenize
 from finetune.paths import Paths
 from finetune.records.io import read_examples
@@ -109,11 +110,12 @@ def load_in_plain_peft(config: Config, paths: Paths) -> tuple[str, bool]:
     """Load the adapter with PEFT alone and with our loader; check that both agree and differ from the base model."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     read_manifest(paths.adapter)  # DataError unless every file is as published
     plain = config.model.model_copy(update={"dtype": "float32", "quantization": "none"})
-    base = AutoModelForCausalLM.from_pretrained(config.model.base, dtype=torch.float32, use_safetensors=True)
+    language = find_language_model(AutoConfig.from_pretrained(config.model.base))
+    base = language.auto_class.from_pretrained(config.model.base, dtype=torch.float32, use_safetensors=True)
     peft = PeftModel.from_pretrained(base, str(paths.adapter)).eval()
     ours = load_adapter(load_base(plain, "cpu"), paths.adapter)
     tokenizer = load_tokenizer(config.model, paths.adapter)

@@ -8,8 +8,9 @@ from typing import Any
 from finetune.config.model import ModelConfig
 from finetune.config.validate import ValidateParams
 from finetune.errors import BaseModelError
-from finetune.model.architecture import Architecture, find_architecture, measure_architecture
+from finetune.model.architecture import Architecture, measure_architecture
 from finetune.model.base import base_folder, end_tokens, fetch_config, hub_answers, identify_base
+from finetune.model.base_config import find_base_config
 from finetune.model.cache import INDEX, SINGLE, is_whole, weight_files
 from finetune.model.tokens import COPY, TEMPLATES, load_tokenizer, template_marks, tokenize
 from finetune.validate.checks.mask import ASKED, check_template
@@ -58,7 +59,7 @@ def examine_base(params: ValidateParams, root: Path, *, fetch: bool = True) -> B
     online = fetch and not local and base.identity is not None and hub_answers()
     if online:
         _attempt(base, lambda: fetch_config(model))
-    base.architecture = _attempt(base, lambda: measure_architecture(find_architecture(model, root)))
+    base.architecture = _attempt(base, lambda: measure_architecture(find_base_config(model, root)))
     base.tokenizer = _attempt(base, lambda: load_tokenizer(model, fetch=online))
     folder = base_folder(model)
     if folder is not None:

@@ -22,6 +22,7 @@ CODES |= {
     "dtype-slow": Code("warning", "time", "CPUs compute float16 slowly, if at all."),
     "float32-weights-large": Code("warning", "time", "Frozen 32-bit weights take twice the memory without a benefit."),
     "attention-needs-cuda": Code("error", "run", "flash_attention_2 has CUDA kernels only.", binding=True),
+    "attention-unsupported": Code("error", "run", "The base's class does not support this attention.", binding=True),
     "attention-dtype": Code("error", "run", "flash_attention_2 supports 16-bit types only.", binding=True),
     "liger-needs-cuda": Code("error", "run", "Liger's fused kernels need Triton and CUDA.", binding=True),
     "quantization-slow": Code("warning", "time", "4-bit weights on a Mac use slow fallbacks."),
@@ -42,7 +43,7 @@ def check_settings(params: ValidateParams, architecture: Architecture | None) ->
     return [
         *check_precision(params),
         *check_optimizer(params),
-        *check_attention(params),
+        *check_attention(params, architecture),
         *check_quantization(params, architecture),
         *check_kernels(params),
         *check_strategy(params),
@@ -88,9 +89,13 @@ def check_optimizer(params: ValidateParams) -> list[Finding]:
     return []
 
 
-def check_attention(params: ValidateParams) -> list[Finding]:
-    """Check flash_attention_2 against device and precision, and packing against attention and sampling."""
+def check_attention(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
+    """Check the attention against class, device and precision, and packing against attention and sampling."""
     findings, model, train = [], params.model, params.train
+    if architecture is not None and model.attention not in ("auto", *architecture.attention):
+        what = f"{architecture.class_name} does not support {model.attention}"
+        fix = f"use {' or '.join(architecture.attention)}, or auto"
+        findings.append(Finding("attention-unsupported", "params.yaml: model.attention", what, fix))
     if model.attention == "flash_attention_2":
         where = "params.yaml: model.attention"
         if params.environment != "cuda":

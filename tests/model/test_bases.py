@@ -1,0 +1,163 @@
+"""Today's model classes, text-only and multimodal, run through all five stages as small random checkpoints."""
+
+import json
+import re
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+from finetune.config.model import ModelConfig
+from finetune.config.params import Config, params_of, parse_config
+from finetune.config.validate import ValidateParams
+from finetune.errors import BaseModelError, ConfigError
+from finetune.model.adapter import CONFIG, WEIGHTS, load_adapter
+from finetune.model.architecture import measure_architecture
+from finetune.model.base import attention_used, load_base
+from finetune.model.base_config import find_base_config
+from finetune.paths import Paths
+from finetune.reports.base import read_report
+from finetune.reports.decision import DecisionReport
+from finetune.reports.train import TrainReport
+from finetune.validate.checks.settings import check_attention
+from tests.builders.small_bases import MULTIMODAL, TEXT, small_checkpoint
+from tests.builders.small_run import ROOT, params, workspace
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("prepare", "validate", "train", "evaluate", "decide")
+KINDS = TEXT | MULTIMODAL
+USUAL = ("mistral3", "qwen3_vl")  # of each way to load; the others run with the pipeline's tests
+MORE = pytest.mark.end_to_end
+
+
+def run_stages(root: Path, kind: str, targets: tuple[str, ...]) -> tuple[Config, Paths]:
+    """Run all stages on a small checkpoint."""
+    changes = {
+        "model__attention": "eager" if kind == "gpt_oss" else "sdpa",
+        "adapter__target_modules": list(targets),
+        "adapter__lora_dropout": 0.0,
+        "train__num_train_epochs": 1,
+        "train__learning_rate": 2e-3,
+        "decide__criteria": [{"rule": "at_least", "metric": "exact_match", "group": "all", "threshold": 0.5}],
+    }
+    _, paths = workspace(root, **changes)
+    shutil.rmtree(root / "base")
+    small_checkpoint(kind, root / "base")
+    config = parse_config(params(**changes), "params.yaml")
+    for name in STAGES:
+        import_module(f"finetune.{name}.stage").run(params_of(name, config), paths)
+    return config, paths
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    """Return the logits of a fixed text."""
+    ids = torch.arange(300, 320)[None]
+    with torch.inference_mode():
+        found: torch.Tensor = model(input_ids=ids).logits
+    return found
+
+
+@pytest.mark.parametrize("kind", [kind if kind in USUAL else pytest.param(kind, marks=MORE) for kind in KINDS])
+def test_all_stages_run_on_a_class(tmp_path: Path, kind: str) -> None:
+    """The adapter that is trained loads with PEFT alone into the class that transformers and vLLM load."""
+    config, paths = run_stages(tmp_path, kind, KINDS[kind])
+    assert read_report(paths.reports / "decision.json", DecisionReport).verdict in ("iterate", "abort")
+    auto = AutoModelForImageTextToText if kind in MULTIMODAL else AutoModelForCausalLM
+    whole = auto.from_pretrained(config.model.base, attn_implementation=config.model.attention)
+    ours = load_adapter(load_base(config.model, "cpu"), paths.adapter)
+    bare = logits(load_base(config.model, "cpu").eval())
+    assert torch.equal(logits(whole.eval()), bare)
+    plain = PeftModel.from_pretrained(whole, str(paths.adapter)).eval()
+    assert torch.equal(logits(plain), logits(ours))
+    assert (logits(ours) - bare).abs().max() > 1e-3
+
+    named = {name for name, _ in plain.named_parameters() if "lora_" in name}
+    with safe_open(paths.adapter / WEIGHTS, "pt") as file:
+        assert {name.replace(".weight", ".default.weight") for name in file.keys()} == named  # noqa: SIM118
+    trained = read_report(paths.reports / "train.json", TrainReport).parameters
+    assert trained.total == sum(parameter.numel() for parameter in ours.parameters())
+    content = json.loads((paths.adapter / CONFIG).read_text(encoding="utf-8"))
+    assert set(content["target_modules"]) == set(KINDS[kind])
+
+
+@pytest.fixture(scope="module")
+def mistral3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a small multimodal checkpoint."""
+    folder = tmp_path_factory.mktemp("bases") / "mistral3"
+    small_checkpoint("mistral3", folder)
+    return folder
+
+
+def settings(folder: Path) -> ModelConfig:
+    """Return the section model with the base in a folder."""
+    return ModelConfig.model_validate(params(model__base=str(folder))["model"])
+
+
+def test_towers_are_neither_loaded_nor_counted(mistral3: Path) -> None:
+    """The plan counts what is loaded, which is less than the checkpoint contains."""
+    whole = AutoModelForImageTextToText.from_pretrained(mistral3)
+    loaded = load_base(settings(mistral3), "cpu")
+    counted = measure_architecture(find_base_config(settings(mistral3), Path()))
+    size = sum(parameter.numel() for parameter in loaded.parameters())
+    assert counted.parameters == size < sum(parameter.numel() for parameter in whole.parameters())
+    assert (counted.class_name, counted.layers) == ("MistralForCausalLM", 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_config": None}, "lacks text_config.hidden_size"),
+        ({"text_config": {"model_type": "mistral", "hidden_size": 64}}, "lacks text_config.num_hidden_layers"),
+        ({"model_type": "clip"}, "has the model_type 'clip', which is not a causal language model"),
+        ({"model_type": "siglip"}, "has the model_type 'siglip', which is not a causal language model"),
+        ({"architectures": ["LlavaForConditionalGeneration"]}, "has the class LlavaForConditionalGeneration, but"),
+    ],
+)
+def test_a_checkpoint_without_a_language_model_is_refused(
+    mistral3: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    """The error comes from config.json, before anything is loaded."""
+    content = json.loads((mistral3 / "config.json").read_text(encoding="utf-8")) | changes
+    kept = {name: value for name, value in content.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(kept), encoding="utf-8")
+    with pytest.raises(BaseModelError, match=re.escape(f"its config.json {message}")):
+        measure_architecture(find_base_config(settings(tmp_path), Path()))
+
+
+def test_missing_weights_are_refused(mistral3: Path, tmp_path: Path) -> None:
+    """Transformers gives missing weights random values, with a warning only."""
+    folder = tmp_path / "base"
+    shutil.copytree(mistral3, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["language_model.model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"has no weights for model\.layers\.1\.mlp\.up_proj\.weight \(1 such\)"):
+        load_base(settings(folder), "cpu")
+
+
+def test_an_unsupported_attention_is_a_finding(tmp_path: Path) -> None:
+    """Gpt-oss has no sdpa; auto then means eager."""
+    small_checkpoint("gpt_oss", tmp_path / "base")
+    config = parse_config(params(model__base=str(tmp_path / "base")), "params.yaml")
+    architecture = measure_architecture(find_base_config(config.model, Path()))
+    (finding,) = check_attention(ValidateParams.select_from(config), architecture)
+    assert (finding.code, finding.message) == ("attention-unsupported", "GptOssForCausalLM does not support sdpa")
+    auto = config.model.model_copy(update={"attention": "auto"})
+    assert attention_used(auto, "cpu") == "eager"
+
+
+def test_the_page_lists_the_tested_classes() -> None:
+    """The table of docs/bases.md has one row per tested model type, with its layers."""
+    page = (ROOT / "docs/bases.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|[^|]*\|([^|]*)\|", page, flags=re.MULTILINE)
+    short = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    shown = {kind: {short.get(name, name) for name in re.findall(r"\w+", names)} for kind, names in rows}
+    assert shown == {kind: set(names) for kind, names in KINDS.items()}
