@@ -7,7 +7,7 @@
 #   sbatch --nodes=2 --gpus-per-node=4 jobs/slurm.sh            train.distributed: {nodes: 2, devices: 8, ...}
 #   sbatch --export=ALL,IMAGE=finetune-cuda.sif jobs/slurm.sh h100   in one of our images: apptainer for x.sif and
 #                                                               docker://x, else pyxis
-# For nodes without a network, run make setup ENVIRONMENT=cuda and ./finetune pin h100 on the login node first.
+# For nodes without a network, run make setup ENVIRONMENT=cuda and download the base on the login node first.
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

@@ -68,12 +68,10 @@ def test_pin_writes_one_line_and_keeps_the_rest(
     before, mine = recipe.read_text(encoding="utf-8"), own.read_text(encoding="utf-8")
     pin(Path("recipes"), "h100", own)
     assert requests == ["mistralai/Mistral-7B-Instruct-v0.3"]
-    assert changed_lines(before, recipe.read_text(encoding="utf-8")) == [
-        (
-            "  revision: null           # pinned by: ./finetune pin h100",
-            f"  revision: {COMMIT}           # pinned by: ./finetune pin h100",
-        )
-    ]
+    shipped = "c170c708c41dac9275d15a8fff4eca08d52bab71"
+    ((old, new),) = changed_lines(before, recipe.read_text(encoding="utf-8"))
+    assert old == f"  revision: {shipped}   # update: ./finetune pin h100"
+    assert new == old.replace(shipped, COMMIT)
     assert own.read_text(encoding="utf-8") == mine
     message = f"mistralai/Mistral-7B-Instruct-v0.3 is pinned at {COMMIT} in recipes/h100.yaml"
     assert message in " ".join(capsys.readouterr().out.split())

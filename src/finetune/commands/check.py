@@ -10,15 +10,16 @@ from finetune.config.params import Config
 from finetune.config.recipes import read_recipe
 from finetune.config.scorers import Classification
 from finetune.console import say
-from finetune.errors import MachineError
+from finetune.errors import ConfigError, MachineError
 from finetune.evaluate.recorded import check_recorded
 from finetune.hardware.preflight import find_device_problem
+from finetune.model.access import find_access_problem
 
 
 def check(root: Path, recipe: str | None) -> None:
     """Check that params.yaml, or the params.yaml that a recipe would produce, can run on this machine.
 
-    Raises ConfigError for mistakes and MachineError if the device is missing.
+    Raises ConfigError for mistakes and for a gated base without access, and MachineError if the device is missing.
     """
     config = read_recipe(recipe, root)
     check_evaluation(config, root)
@@ -26,6 +27,9 @@ def check(root: Path, recipe: str | None) -> None:
     if missing:
         say(f"recipe {config.recipe} can't run on this machine; searching for a recipe that can")
         raise refusal(root, recipe, config, missing.message)
+    refused = find_access_problem(config.model, root)
+    if refused:
+        raise ConfigError.of([refused])
 
 
 def check_evaluation(config: Config, root: Path) -> None:

@@ -39,6 +39,7 @@ CODES: dict[str, Code] = {  # of problems that several modules find; each module
         "error", "run", "tf32 requires a CUDA device of the Ampere generation or newer.", binding=True
     ),
     "base-missing": Code("error", "run", "The base is neither a local folder nor in the cache.", binding=True),
+    "base-gated": Code("error", "run", "The Hub does not give the base to this machine.", binding=True),
     "base-unpinned": Code(
         "error", "run", "Without a revision, the same name may refer to a different model later.", binding=True
     ),

@@ -199,12 +199,11 @@ def test_a_recipe_of_every_kind_is_rehearsed() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_shipped_recipe_has_no_known_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rehearsal would find no error in the params, except for a base that `finetune pin` will pin."""
+    """A rehearsal would find no error in the params."""
     monkeypatch.chdir(ROOT)  # the recipes' paths are relative to it
     real = recipe(name)
     preview = look_ahead(ValidateParams.select_from(real), ROOT, examples=15_000, length=200)
-    expected = [] if (ROOT / real.model.base).is_dir() else ["base-unpinned"]
-    assert [finding.code for finding in preview.findings if finding.severity == "error"] == expected
+    assert [finding.code for finding in preview.findings if finding.severity == "error"] == []
 
 
 def proofs_held(tree: Path, name: str) -> list[str]:

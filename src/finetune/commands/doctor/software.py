@@ -17,6 +17,7 @@ from finetune.containers.runtime import has_packages, require_ready, runtime_of
 from finetune.errors import DataError, MachineError
 from finetune.hardware.host import ask
 from finetune.hardware.locks import lock_files, locked_packages
+from finetune.model.access import find_access_problem
 from finetune.model.cache import find_missing_weights, snapshot, token_file
 
 NAMED = 8  # packages listed by name; the others are counted
@@ -119,6 +120,9 @@ def check_base(model: ModelConfig, root: Path) -> Check:
     trouble = find_missing_weights(snapshot(model)) if snapshot(model).is_dir() else "not in the cache"
     if trouble:
         detail = f"{model.base} at {model.revision[:12]}: {trouble}"
+        refused = find_access_problem(model, root)
+        if refused:
+            return Check("base model", f"{detail}; {refused.message}", "missing", refused.remedy)
         return Check("base model", detail, "missing", f"hf download {model.base} --revision {model.revision}")
     return Check("base model", f"{model.base} at {model.revision[:12]}: complete in the cache")
 
