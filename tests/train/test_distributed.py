@@ -262,5 +262,5 @@ def test_two_nodes_equal_one_with_two_devices(runs: Runs, run_of_two: Path) -> N
     assert head.wait(PATIENCE) == 0, output_of(folder)
     assert other.wait(PATIENCE) == 0, output_of(folder, "join")
     assert processes_in(folder) == []
-    assert f"waiting for training to start on 127.0.0.1:{port} trains" in output_of(folder, "join")
+    assert f"waiting for training to start on 127.0.0.1:{port}" in output_of(folder, "join")
     assert_close(folder, run_of_two)

@@ -164,7 +164,7 @@ def test_changed_params_start_a_new_run(workshop: Workshop) -> None:
     workshop.set(folder, "plain")
     assert_resumes(workshop, folder, "plain")
     assert "resumes from" not in workshop.start.output(folder)
-    assert "of 1 unfinished runs with other params, data or code" in workshop.start.output(folder)
+    assert "from 1 unfinished runs with other params, data or code" in workshop.start.output(folder)
     (other,) = [path for path in folder.glob("work/checkpoints/*") if not (path / "finished").exists()]
     assert (other / "checkpoint-6").is_dir()
 
