@@ -38,9 +38,9 @@ USUAL = ("mistral3", "qwen3_vl")  # of each way to load; the others run with the
 MORE = pytest.mark.end_to_end
 
 
-def run_stages(root: Path, kind: str, targets: tuple[str, ...]) -> tuple[Config, Paths]:
+def run_stages(root: Path, kind: str, targets: tuple[str, ...], **more: Any) -> tuple[Config, Paths]:
     """Run all stages on a small checkpoint."""
-    changes = {
+    changes = more | {
         "model__attention": "eager" if kind == "gpt_oss" else "sdpa",
         "adapter__target_modules": list(targets),
         "adapter__lora_dropout": 0.0,
@@ -86,6 +86,21 @@ def test_all_stages_run_on_a_class(tmp_path: Path, kind: str) -> None:
     assert trained.total == sum(parameter.numel() for parameter in ours.parameters())
     content = json.loads((paths.adapter / CONFIG).read_text(encoding="utf-8"))
     assert set(content["target_modules"]) == set(KINDS[kind])
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("kind", ["gemma4", "mistral3", "qwen3_5", "qwen3_moe", "qwen3_vl"])
+def test_all_stages_run_on_a_quantized_class(tmp_path: Path, kind: str) -> None:
+    """All linear layers but the head are quantized; experts, which are no linear layers, stay as they are."""
+    config, paths = run_stages(tmp_path, kind, KINDS[kind], model__quantization="nf4")
+    base = load_base(config.model, "cpu")
+    plain = {name for name, module in base.named_modules() if type(module) is torch.nn.Linear}
+    assert {name.rsplit(".", 1)[-1] for name in plain} == {"lm_head"}
+    experts = [parameter for name, parameter in base.named_parameters() if ".experts." in name]
+    assert all(parameter.dtype == torch.float32 for parameter in experts)
+    assert bool(experts) is ("moe" in kind)
+    before = logits(base.eval())
+    assert (logits(load_adapter(base, paths.adapter)) - before).abs().max() > 1e-3
 
 
 @pytest.fixture(scope="module")

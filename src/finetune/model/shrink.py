@@ -25,13 +25,13 @@ OTHER_SIZES = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), EXPERTS),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), INTERMEDIATE // 2),
     "intermediate_size_mlp": INTERMEDIATE,
-    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), HEADS),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 32),  # also the width of a layer of gates
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), HEAD),
     "mamba_n_heads": 2 * HIDDEN // HEAD,
     "mamba_d_head": HEAD,
     "mamba_d_state": HEAD,
     "num_kv_shared_layers": 0,
-    "hidden_size_per_layer_input": HEAD,
+    "hidden_size_per_layer_input": 64,
 }
 
 
