@@ -18,8 +18,8 @@ from finetune.config.model import ModelConfig
 from finetune.config.params import Config, params_of, parse_config
 from finetune.config.validate import ValidateParams
 from finetune.errors import BaseModelError, ConfigError
-from finetune.model.adapter import CONFIG, WEIGHTS, load_adapter
-from finetune.model.architecture import measure_architecture
+from finetune.model.adapter import CONFIG, WEIGHTS, add_adapter, count_parameters, load_adapter
+from finetune.model.architecture import measure_architecture, trainable_parameters
 from finetune.model.base import attention_used, load_base
 from finetune.model.base_config import find_base_config
 from finetune.paths import Paths
@@ -101,6 +101,19 @@ def test_all_stages_run_on_a_quantized_class(tmp_path: Path, kind: str) -> None:
     assert bool(experts) is ("moe" in kind)
     before = logits(base.eval())
     assert (logits(load_adapter(base, paths.adapter)) - before).abs().max() > 1e-3
+
+
+def test_all_linear_finds_the_layers_of_every_class(tmp_path: Path) -> None:
+    """In a hybrid, these are those of both kinds of layers; the plan counts what PEFT trains, and the head is left."""
+    small_checkpoint("lfm2", tmp_path / "base")
+    config = parse_config(
+        params(model__base=str(tmp_path / "base"), adapter__target_modules="all-linear"), "params.yaml"
+    )
+    model = add_adapter(load_base(config.model, "cpu"), config.adapter)
+    architecture = measure_architecture(find_base_config(config.model, Path()))
+    assert count_parameters(model)["trainable"] == trainable_parameters(architecture, config.adapter)
+    names = set(model.peft_config["default"].target_modules)
+    assert names == {*TEXT["lfm2"], "w1", "w2", "w3"}
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.config.model import AdapterConfig, ModelConfig
+from finetune.config.model import ALL_LINEAR, HEAD, AdapterConfig, ModelConfig
 from finetune.errors import ConfigError, DataError, MachineError, Problem
 from finetune.files.hashing import sha256_tensors
 from finetune.model.language import InCheckpoint, place_in_checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-HEAD = "lm_head"  # the loss head's name in most base models
 # These move a part of the base's weights into the adapter, so that the base is a different one during training.
 REWRITING = ("pissa", "pissa_niter_16", "olora")
 START = "adapter_at_start"  # the attribute of such a model with its initial matrices, {name in the file: tensor}
@@ -83,6 +82,7 @@ def add_adapter(base: Any, adapter: AdapterConfig) -> Any:
     """
     from peft import get_peft_model, get_peft_model_state_dict
 
+    adapter = adapter.model_copy(update={"target_modules": adapter.targets(linear_layers(base))})
     check_targets(base, adapter)
     rewrites, place = adapter.init_lora_weights in REWRITING, base.device
     if rewrites and place.type == "mps":
@@ -96,10 +96,20 @@ def add_adapter(base: Any, adapter: AdapterConfig) -> Any:
     return keep_float32(model)
 
 
+def linear_layers(base: Any) -> set[str]:
+    """Return the names of the base's linear layers, without the loss head."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    kinds, head = (torch.nn.Linear, Conv1D), base.get_output_embeddings()
+    named = base.named_modules()
+    return {name.rsplit(".", 1)[-1] for name, module in named if isinstance(module, kinds) and module is not head}
+
+
 def check_targets(base: Any, adapter: AdapterConfig) -> None:
     """Raise ConfigError unless every target module is in the base and supports the initialization."""
     leaves = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
-    missing = [name for name in adapter.target_modules if name not in leaves]
+    missing = [name for name in adapter.target_modules if name not in (*leaves, ALL_LINEAR)]
     if missing:
         raise ConfigError(
             "params.yaml: adapter.target_modules",

@@ -9,7 +9,6 @@ from finetune.errors import BaseModelError
 from finetune.model.base_config import OTHER, in_a_line
 from finetune.model.language import LanguageModel, build, find_language_model, supported_attention
 
-HEAD = "lm_head"  # the loss head, which bitsandbytes leaves unquantized
 BOUNDLESS = 2**20  # positions of a base whose config sets no limit, e.g. with ALiBi
 
 
@@ -112,12 +111,12 @@ def _of_first_layer(text: Any, name: str) -> Any:
 
 def trainable_parameters(architecture: Architecture, adapter: AdapterConfig) -> int:
     """Count the parameters that PEFT trains: two matrices of rank r per target layer; for DoRA, also magnitudes."""
-    count = 0
+    count, targets = 0, adapter.targets(linear.name for linear in architecture.linears)
     for linear in architecture.linears:
-        if linear.name in adapter.target_modules:
+        if linear.name in targets:
             magnitudes = linear.outputs if adapter.use_dora else 0
             count += (adapter.r * (linear.inputs + linear.outputs) + magnitudes) * linear.count
-    if "embed_tokens" in adapter.target_modules:
+    if "embed_tokens" in targets:
         magnitudes = architecture.hidden if adapter.use_dora else 0
         count += adapter.r * (architecture.vocabulary + architecture.hidden) + magnitudes
     return count

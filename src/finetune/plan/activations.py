@@ -7,9 +7,9 @@ needed. Norms, attention and the products of the MLP keep tensors, and every ada
 
 from dataclasses import dataclass, replace
 
-from finetune.config.model import AdapterConfig, Environment, ModelConfig
+from finetune.config.model import HEAD, AdapterConfig, Environment, ModelConfig
 from finetune.config.train import TrainConfig
-from finetune.model.architecture import HEAD, Architecture, LinearLayers
+from finetune.model.architecture import Architecture, LinearLayers
 
 WIDE, NARROW = 4, 2  # bytes of a float32, of a bfloat16 or float16
 MAPPED = 32 * 2**20  # bytes from which glibc always uses mmap (DEFAULT_MMAP_THRESHOLD_MAX, malloc/malloc.c)
@@ -70,9 +70,14 @@ class Run:
         """The linear layers of every decoder layer."""
         return tuple(linear for linear in self.architecture.linears if linear.name != HEAD)
 
+    @property
+    def target_names(self) -> frozenset[str]:
+        """The names of the layers with an adapter."""
+        return frozenset(self.adapter.targets(linear.name for linear in self.architecture.linears))
+
     def targets(self, linear: LinearLayers) -> bool:
         """Return whether the layer has an adapter."""
-        return linear.name in self.adapter.target_modules
+        return linear.name in self.target_names
 
 
 # ------------------------------------------------------------------------------------------- kept for the backward pass
@@ -106,7 +111,7 @@ def lora_saved(run: Run, linear: LinearLayers) -> int:
 
 def token_saved(run: Run) -> tuple[int, int]:
     """Return the bytes per token that one decoder layer keeps, in tensors of the MLP's width and in others."""
-    shape, targets = run.architecture, set(run.adapter.target_modules)
+    shape, targets = run.architecture, run.target_names
     others = 2 * (shape.hidden + 1) * WIDE  # two norms: their input in float32 and the reciprocal root
     others += attention_saved(run)
     wide = 3 * shape.intermediate * run.size  # gate, its activation, up

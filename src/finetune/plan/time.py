@@ -6,8 +6,9 @@ sheet's value; both give a range.
 
 from dataclasses import dataclass
 
+from finetune.config.model import HEAD
 from finetune.config.train import TrainConfig
-from finetune.model.architecture import HEAD, Architecture
+from finetune.model.architecture import Architecture
 
 # The fraction of the data sheet dense 16-bit throughput that LoRA runs reach; a wide range until a probe has measured
 # it. The lower end is for 4-bit weights with checkpointing and short rows, the upper one for long 16-bit rows.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune.model.architecture import Architecture
+from finetune.model.architecture import Architecture, trainable_parameters
 from finetune.validate.checks.adapter import check_adapter
 from finetune.validate.findings import Finding
 from tests.builders.checked_settings import LLAMA, SEVEN, codes, told
@@ -65,9 +65,17 @@ def test_layers_without_an_adapter_are_a_note(adapter: Check) -> None:
     (finding,) = adapter({"adapter.target_modules": ["q_proj", "o_proj"]})
     assert told(finding, "target-modules-partial") == (
         "params.yaml: adapter.target_modules: down_proj, gate_proj, k_proj, up_proj, v_proj get "
-        "no adapter: 46% of LlamaForCausalLM; use all of down_proj, gate_proj, k_proj, o_proj, "
-        "q_proj, up_proj, v_projif the validation loss stays high"
+        "no adapter: 46% of LlamaForCausalLM; use all-linear if the validation loss stays high"
     )
+
+
+def test_all_linear_leaves_no_layer_without_an_adapter(adapter: Check, change: Any) -> None:
+    """It means every linear layer but the head, as the list of their names does; a single name needs no list."""
+    assert adapter({"adapter.target_modules": "all-linear"}) == []
+    named, every = (change(**{"adapter.target_modules": value}).adapter for value in (list(SEVEN), "all-linear"))
+    assert trainable_parameters(LLAMA, every) == trainable_parameters(LLAMA, named)
+    assert every.targets([*SEVEN, "lm_head"]) == tuple(sorted(SEVEN))
+    assert change(**{"adapter.target_modules": "q_proj"}).adapter.target_modules == ("q_proj",)
 
 
 @pytest.mark.parametrize("alpha", [3, 129])

@@ -1,11 +1,12 @@
 """Proofs that the rehearsal computes itself: functions that return an observation and whether it held."""
 
+import json
 from typing import Any
 
 from finetune.config.params import Config
 from finetune.config.train import TrainConfig
 from finetune.files.manifests import read_manifest
-from finetune.model.adapter import WEIGHTS, load_adapter
+from finetune.model.adapter import CONFIG, WEIGHTS, load_adapter
 from finetune.model.base import load_base
 from finetune.model.language import find_language_model
 from finetune.model.tokens import IGNORED, load_tokenizer, runs, tokenize
@@ -85,14 +86,15 @@ def check_packing(config: Config, paths: Paths) -> tuple[str, bool]:
     return f"a packed neighbour changes logits by {difference:.1e}", difference <= TOLERANCE
 
 
-def check_adapter(config: Config, paths: Paths) -> tuple[str, bool]:
+def check_adapter(config: Config, paths: Paths) -> tuple[str, bool]:  # noqa: ARG001 - all proofs take both
     """Report for each target module how many layers have it and in how many it was trained (B A is not zero)."""
     import torch
     from safetensors.torch import load_file
 
     weights = load_file(paths.adapter / WEIGHTS)
     coverage: dict[str, tuple[int, int]] = {}
-    for name in config.adapter.target_modules:
+    content = json.loads((paths.adapter / CONFIG).read_text(encoding="utf-8"))
+    for name in content["target_modules"]:
         firsts = [key for key in weights if f".{name.rsplit('.', 1)[-1]}.lora_A" in key]
         pairs = [(weights[key].float(), weights[key.replace("lora_A", "lora_B")].float()) for key in firsts]
         coverage[name] = (sum(adds_something(first, second) for first, second in pairs), len(pairs))

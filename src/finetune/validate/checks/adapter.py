@@ -2,9 +2,10 @@
 
 import math
 
+from finetune.config.model import HEAD
 from finetune.config.validate import ValidateParams
 from finetune.model.adapter import find_adapter_problem
-from finetune.model.architecture import HEAD, Architecture
+from finetune.model.architecture import Architecture
 from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
@@ -42,8 +43,8 @@ def check_start(params: ValidateParams) -> list[Finding]:
 
 def check_target_modules(params: ValidateParams, architecture: Architecture) -> list[Finding]:
     """Check that each target module is a linear layer of the architecture; note layers without an adapter."""
-    where, targets = "params.yaml: adapter.target_modules", params.adapter.target_modules
-    known = sorted({linear.name for linear in architecture.linears})
+    where, known = "params.yaml: adapter.target_modules", sorted({linear.name for linear in architecture.linears})
+    targets = params.adapter.targets(known)
     missing = [name for name in targets if name not in (*known, EMBEDDINGS)]
     usual = [name for name in known if name != HEAD]
     if missing:
@@ -53,7 +54,7 @@ def check_target_modules(params: ValidateParams, architecture: Architecture) -> 
     if left:
         rest = sum(linear.parameters for linear in architecture.linears if linear.name in left)
         what = f"{', '.join(left)} get no adapter: {rest / architecture.parameters:.0%} of {architecture.class_name}"
-        fix = f"use all of {', '.join(usual)}if the validation loss stays high"
+        fix = "use all-linear if the validation loss stays high"
         return [Finding("target-modules-partial", where, what, fix)]
     return []
 

@@ -1,7 +1,8 @@
 """Check the settings against each other and against what any machine of this kind of device supports."""
 
+from finetune.config.model import HEAD
 from finetune.config.validate import ValidateParams
-from finetune.model.architecture import HEAD, Architecture
+from finetune.model.architecture import Architecture
 from finetune.model.base import attention_used
 from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
