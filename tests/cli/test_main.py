@@ -133,14 +133,14 @@ def test_debug_shows_the_traceback(folder: Path, capsys: pytest.CaptureFixture[s
         (["use"], "finetune use: missing argument 'RECIPE'; see finetune use --help"),
     ],
 )
-def test_wrong_use_exits_with_2(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Wrong use exits with 2 and prints one line with the nearest valid name."""
+def test_usage_errors_exit_with_2(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A usage error exits with 2 and prints one line with the nearest valid name."""
     assert main(words) == 2
     assert capsys.readouterr().err == f"error: {told}\n"
 
 
 def test_help_and_version_exit_with_0(capsys: pytest.CaptureFixture[str]) -> None:
-    """The help lists every command under its heading; without arguments it is shown too, as wrong use."""
+    """The help lists every command under its heading; without arguments it is shown too, as a usage error."""
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"finetune {VERSION}\n"
     assert main(["--help"]) == 0

@@ -130,7 +130,7 @@ def test_an_experiment_needs_an_author(
     assert main(["check", "tiny"]) == 0
 
 
-def test_an_unknown_recipe_is_wrong_use(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_recipe_is_a_usage_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`make train-tinny` reports the unknown recipe before checking for a device."""
     assert main(["check", "tinny"]) == 2
     assert capsys.readouterr().err == "error: recipe 'tinny': no such file recipes/tinny.yaml; did you mean tiny?\n"

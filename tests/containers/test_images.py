@@ -212,7 +212,7 @@ def test_failures_are_reported_with_a_remedy(fake: Fake, monkeypatch: pytest.Mon
     ],
 )
 def test_wrong_variables_are_reported(variables: Mapping[str, str], told: str) -> None:
-    """They are wrong use, reported before anything is built."""
+    """They are usage errors, reported before anything is built."""
     with pytest.raises(ConfigError) as error:
         images.build_command("docker", "cpu", ROOT, variables)
     assert str(error.value) == told

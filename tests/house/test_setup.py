@@ -368,8 +368,8 @@ def test_pip_is_used_if_uv_fails(world: World) -> None:
         (("cpu", "params.yaml", "all"), "requirements/setup.sh: all is not a set of packages; use run or dev"),
     ],
 )
-def test_wrong_use_is_reported(world: World, arguments: tuple[str, ...], expected: str) -> None:
-    """Wrong use gives one line and exit code 2, and changes nothing."""
+def test_usage_errors_are_reported(world: World, arguments: tuple[str, ...], expected: str) -> None:
+    """A usage error gives one line and exit code 2, and changes nothing."""
     assert world.set_up(*arguments) == (2, f"error: {expected}\n")
     assert not (world.root / ".venv").exists()
 

@@ -73,7 +73,7 @@ def test_doctor_and_check_report_a_gated_base(hub: Hub, pinned: Config, monkeypa
         (GATED, LICENCE),
         (error(RepositoryNotFoundError, 404), "fix the name, or set HF_TOKEN"),
         (error(HfHubHTTPError, 503), None),
-        (OSError("no route"), None),
+        (httpx2.ConnectError("no route"), None),
     ],
 )
 def test_only_a_refusal_is_a_problem(hub: Hub, pinned: Config, answer: Exception | None, remedy: str | None) -> None:
@@ -87,10 +87,12 @@ def test_only_a_refusal_is_a_problem(hub: Hub, pinned: Config, answer: Exception
 def test_the_hub_is_not_asked_without_need(
     hub: Hub, pinned: Config, config: Config, change: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A local base, an unpinned one and an offline machine send no request."""
+    """A local base, an unpinned one, a path and an offline machine send no request."""
     requests = hub(GATED)
     assert find_access_problem(config.model, ROOT) is None
     assert find_access_problem(change(**{"model.base": "org/name"}).model, ROOT) is None
+    path = change(**{"model.base": "models/of/mine", "model.revision": "a" * 40})
+    assert find_access_problem(path.model, ROOT) is None
     monkeypatch.setattr(access, "hub_answers", lambda: False)
     assert find_access_problem(pinned.model, ROOT) is None
     assert requests == []

@@ -22,6 +22,7 @@ from finetune.model.adapter import CONFIG, WEIGHTS, add_adapter, count_parameter
 from finetune.model.architecture import measure_architecture, trainable_parameters
 from finetune.model.base import attention_used, load_base
 from finetune.model.base_config import find_base_config
+from finetune.model.merging import merge, save_model
 from finetune.paths import Paths
 from finetune.reports.base import read_report
 from finetune.reports.decision import DecisionReport
@@ -101,6 +102,74 @@ def test_all_stages_run_on_a_quantized_class(tmp_path: Path, kind: str) -> None:
     assert bool(experts) is ("moe" in kind)
     before = logits(base.eval())
     assert (logits(load_adapter(base, paths.adapter)) - before).abs().max() > 1e-3
+
+
+def with_base(folder: Path, targets: str) -> Config:
+    """Return params with the base in a folder and these layers to adapt."""
+    return parse_config(params(model__base=str(folder), adapter__target_modules=targets), "params.yaml")
+
+
+@pytest.mark.parametrize("kind", ["llama4", "mistral3", "qwen3_5_moe"])
+def test_a_merged_language_model_loads_by_itself(tmp_path: Path, kind: str) -> None:
+    """The merged model is a text-only base with the names of its own class, and computes what base and adapter do."""
+    small_checkpoint(kind, tmp_path / "base")
+    config = with_base(tmp_path / "base", "q_proj")
+    model = add_adapter(load_base(config.model, "cpu"), config.adapter).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    expected = logits(model)
+    (tmp_path / "merged").mkdir()
+    save_model(merge(model), tmp_path / "merged")
+    merged = load_base(settings(tmp_path / "merged"), "cpu").eval()
+    assert (logits(merged) - expected).abs().max() < 1e-4
+    assert not merged.language.is_part
+
+
+def test_a_model_with_removed_towers_is_not_merged(tmp_path: Path) -> None:
+    """Transformers would give the missing vision part random weights."""
+    small_checkpoint("qwen3_vl", tmp_path / "base")
+    config = with_base(tmp_path / "base", "q_proj")
+    model = add_adapter(load_base(config.model, "cpu"), config.adapter)
+    with pytest.raises(ConfigError, match="Qwen3VLForConditionalGeneration can't be merged without its other parts"):
+        merge(model)
+
+
+def test_a_separate_head_is_planned_and_loaded(mistral3: Path, tmp_path: Path) -> None:
+    """Checkpoints of Mistral Small 3.1 have a head of their own, and a config that does not say so."""
+    folder = tmp_path / "base"
+    shutil.copytree(mistral3, folder)
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del content["tie_word_embeddings"], content["text_config"]["tie_word_embeddings"]
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    weights = load_file(folder / "model.safetensors")
+    embeddings = weights["language_model.model.embed_tokens.weight"]
+    weights["language_model.lm_head.weight"] = embeddings.flip(0).contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    loaded = load_base(settings(folder), "cpu")
+    assert not loaded.config.tie_word_embeddings
+    counted = measure_architecture(find_base_config(settings(folder), Path()))
+    assert counted.parameters == sum(parameter.numel() for parameter in loaded.parameters())
+    assert not counted.tied
+
+
+def test_sizes_may_be_at_the_top_of_a_multimodal_config(tmp_path: Path) -> None:
+    """Qwen2.5-VL's config has them there; its class moves them into the text config."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    content = {"model_type": "qwen2_5_vl", "vocab_size": 256, "intermediate_size": 128, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    assert measure_architecture(find_base_config(settings(tmp_path), Path())).hidden == 64
+
+
+def test_all_linear_leaves_out_routers(tmp_path: Path) -> None:
+    """Llama 4's router is a linear layer that gives a tuple, which no adapter can be added to."""
+    small_checkpoint("llama4", tmp_path / "base")
+    config = parse_config(
+        params(model__base=str(tmp_path / "base"), adapter__target_modules="all-linear"), "params.yaml"
+    )
+    model = add_adapter(load_base(config.model, "cpu"), config.adapter)
+    assert "router" not in model.peft_config["default"].target_modules
+    assert logits(model.eval()).isfinite().all()
 
 
 def test_all_linear_finds_the_layers_of_every_class(tmp_path: Path) -> None:

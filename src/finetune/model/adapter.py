@@ -9,7 +9,7 @@ from typing import Any
 from finetune.config.model import ALL_LINEAR, HEAD, AdapterConfig, ModelConfig
 from finetune.errors import ConfigError, DataError, MachineError, Problem
 from finetune.files.hashing import sha256_tensors
-from finetune.model.language import InCheckpoint, place_in_checkpoint
+from finetune.model.language import InCheckpoint, is_linear, place_in_checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -98,12 +98,9 @@ def add_adapter(base: Any, adapter: AdapterConfig) -> Any:
 
 def linear_layers(base: Any) -> set[str]:
     """Return the names of the base's linear layers, without the loss head."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    kinds, head = (torch.nn.Linear, Conv1D), base.get_output_embeddings()
+    head = base.get_output_embeddings()
     named = base.named_modules()
-    return {name.rsplit(".", 1)[-1] for name, module in named if isinstance(module, kinds) and module is not head}
+    return {name.rsplit(".", 1)[-1] for name, module in named if is_linear(module) and module is not head}
 
 
 def check_targets(base: Any, adapter: AdapterConfig) -> None:

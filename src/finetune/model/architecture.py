@@ -7,7 +7,7 @@ from typing import Any
 from finetune.config.model import AdapterConfig
 from finetune.errors import BaseModelError
 from finetune.model.base_config import OTHER, in_a_line
-from finetune.model.language import LanguageModel, build, find_language_model, supported_attention
+from finetune.model.language import LanguageModel, build, find_language_model, is_linear, supported_attention
 
 BOUNDLESS = 2**20  # positions of a base whose config sets no limit, e.g. with ALiBi
 
@@ -66,13 +66,10 @@ def measure_architecture(config: Any) -> Architecture:
 
 
 def _count_parts(language: LanguageModel, model: Any) -> Architecture:
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
     shapes = Counter(
         (name.rsplit(".", 1)[-1], *input_and_output(module))
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D)
+        if is_linear(module)
     )
     text = language.text
     heads = text.num_attention_heads

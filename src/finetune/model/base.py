@@ -9,7 +9,13 @@ from finetune.errors import BaseModelError, ConfigError
 from finetune.files.hashing import sha256_file, sha256_json
 from finetune.hardware.devices import device_supports, find_missing_device, flash_attention_found
 from finetune.model.base_config import find_base_config
-from finetune.model.language import find_language_model, remove_towers, supported_attention
+from finetune.model.language import (
+    LanguageModel,
+    find_language_model,
+    forget_key_mapping,
+    remove_towers,
+    supported_attention,
+)
 from finetune.model.tokens import first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -36,17 +42,17 @@ def runs_flash_attention() -> bool:
     return find_missing_device("cuda") is not None or device_supports("bfloat16", "cuda")
 
 
-def attention_used(model: ModelConfig, environment: Environment) -> str:
+def attention_used(model: ModelConfig, environment: Environment, language: LanguageModel | None = None) -> str:
     """Resolve `model.attention` for this machine, in transformers' spelling.
 
     `auto` is flash_attention_2 on a CUDA device in 16 bits if it is installed or cached, else sdpa; eager if the base's
-    class supports neither.
+    class supports neither. Without `language`, the class is found from the base's local files.
     """
     if model.attention != "auto":
         return model.attention
     able = environment == "cuda" and model.dtype != "float32" and flash_attention_found() and runs_flash_attention()
     try:
-        supported = supported_attention(find_language_model(find_base_config(model, Path())))
+        supported = supported_attention(language or find_language_model(find_base_config(model, Path())))
     except BaseModelError:  # not downloaded yet
         supported = ("flash_attention_2", "sdpa")
     return next(name for name in supported if able or name != "flash_attention_2")
@@ -60,9 +66,9 @@ def load_base(model: ModelConfig, device: str) -> Any:
     import torch
     from transformers import AutoConfig
 
-    asked = attention_used(model, environment_of(device))
     try:
         language = find_language_model(AutoConfig.from_pretrained(model.base, revision=model.revision))
+        asked = attention_used(model, environment_of(device), language)
         base, loaded = language.auto_class.from_pretrained(
             model.base,
             revision=model.revision,
@@ -87,12 +93,19 @@ def load_base(model: ModelConfig, device: str) -> Any:
     if missing := sorted(loaded["missing_keys"]):  # transformers gives these random values
         what = f"{model.base} has no weights for {missing[0]} ({len(missing)} such)"
         raise ConfigError("params.yaml: model.base", what, "download the base again, or use another one")
-    remove_towers(language, base).language = language
+    forget_key_mapping(language, remove_towers(language, base)).language = language
+    if (head := base.get_output_embeddings()) is not None:  # the weights decide, as in transformers
+        language.config.tie_word_embeddings = base.config.tie_word_embeddings = is_tied(base, head)
     used = str(base.config._attn_implementation)
     if (asked == "flash_attention_2") != ("flash" in used):  # otherwise the report would name the wrong one
         raise ConfigError("params.yaml: model.attention", f"{asked} was requested, but transformers used {used}")
     base.requires_grad_(False)
     return keep_quantized_weights(base)
+
+
+def is_tied(base: Any, head: Any) -> bool:
+    """Return whether the loss head and the input embeddings are one matrix."""
+    return head.weight is base.get_input_embeddings().weight
 
 
 def environment_of(device: str) -> Environment:

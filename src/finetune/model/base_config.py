@@ -36,6 +36,9 @@ def find_base_config(model: ModelConfig, root: Path) -> Any:
         raise unknown_class(model, f"has the class {unknown[0]}, but {model_type} has {' and '.join(known)}")
     try:
         config = AutoConfig.for_model(model_type, **content)
+        inner = config.get_text_config(decoder=True)
+        if "tie_word_embeddings" not in content:  # the default of a multimodal class is not that of older checkpoints
+            config.tie_word_embeddings = getattr(inner, "tie_word_embeddings", config.tie_word_embeddings)
         text = find_language_model(config).text
     except Exception as error:  # the checks in transformers raise various classes
         raise unknown_class(model, f"is not one of {model_type}: {in_a_line(error)}") from None
@@ -59,14 +62,16 @@ def class_names(model_type: Any) -> tuple[str, ...]:
 
 
 def missing_sizes(content: dict[str, Any], config: Any, text: Any) -> str | None:
-    """Return the first size that `config.json` must contain and does not; None if all are there."""
+    """Return the first size that a multimodal `config.json` must contain and does not; None if all are there."""
     inner = config.get_text_config(decoder=True)
     where = next((name for name in config.sub_configs if getattr(config, name) is inner), "")
-    given = (content.get(where) or {}) if where else content
+    if not where:
+        return None
+    given = content.get(where) or content  # Qwen2.5-VL has the sizes at the top
     for name in SIZES:
         spelled = text.attribute_map.get(name, name)
         if name not in given and spelled not in given:
-            return f"{where}.{spelled}".removeprefix(".")
+            return f"{where}.{spelled}"
     return None
 
 

@@ -96,6 +96,30 @@ def build(language: LanguageModel, **options: Any) -> Any:
     return remove_towers(language, language.auto_class.from_config(language.config, trust_remote_code=False, **options))
 
 
+def forget_key_mapping(language: LanguageModel, model: Any) -> Any:
+    """Make a loaded model save its weights under its own names, in place; return the model.
+
+    transformers (5.23) would reverse the key mapping on saving, and give a text model the names of its checkpoint.
+    """
+    if language.is_part:
+        kept = [one for one in model._weight_conversions or [] if not _sources(one) & IN_TEXT_CLASS.keys()]
+        model._weight_conversions = kept
+    return model
+
+
+def _sources(conversion: Any) -> set[str]:
+    patterns = conversion._original_source_patterns
+    return {patterns} if isinstance(patterns, str) else set(patterns)
+
+
+def is_linear(module: Any) -> bool:
+    """Return whether a module is a linear layer that an adapter can be added to; the routers of experts give tuples."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, torch.nn.Linear | Conv1D) and "Router" not in type(module).__name__
+
+
 def remove_towers(language: LanguageModel, model: Any) -> Any:
     """Remove the parts of a complete class that text does not use, in place; return the model."""
     if model.base_model is model:  # Llama 4 names another attribute, but TRL's loss needs the decoder

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune.config.model import ModelConfig
 from finetune.console import gigabytes
-from finetune.errors import DataError, MachineError
+from finetune.errors import ConfigError, DataError, MachineError
 
 
 def sixteen_bit(model: ModelConfig) -> ModelConfig:
@@ -29,7 +29,14 @@ def untie(base: Any, manifest: dict[str, Any]) -> Any:
 
 
 def merge(model: Any) -> Any:
-    """Add the adapter to the base's weights. Raise DataError if the sum is not finite."""
+    """Add the adapter to the base's weights. Raise DataError if the sum is not finite.
+
+    Raises ConfigError if transformers has no class for the language model alone: the result would lack its towers.
+    """
+    language = getattr(model, "language", None)
+    if language is not None and language.has_towers:
+        message = f"{type(model.get_base_model()).__name__} can't be merged without its other parts"
+        raise ConfigError("params.yaml: model.base", message, "deploy the adapter with its base")
     try:
         return model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # PEFT's own check

@@ -191,7 +191,7 @@ def test_experiments_branches_and_the_workspace_are_found(repository: Path, name
 def test_missing_runs_are_reported(
     repository: Path, names: tuple[str, str], code: int, told: str, tmp_path: Path
 ) -> None:
-    """An unknown name is wrong use; another test set and an unfinished run are invalid data."""
+    """An unknown name is a usage error; another test set and an unfinished run are invalid data."""
     if names[0] == "main~1":
         repository = copy_of(repository, tmp_path / "copy")
         run(repository, "git", "rm", "-q", "--cached", "dvc.lock")

@@ -241,7 +241,7 @@ def test_a_version_missing_from_the_lock_is_reported(run: Path, capsys: pytest.C
     )
 
 
-def test_a_missing_bundle_is_wrong_use() -> None:
-    """A missing path is wrong use, not a damaged bundle."""
+def test_a_missing_bundle_is_a_usage_error() -> None:
+    """A missing path is a usage error, not a damaged bundle."""
     with pytest.raises(ConfigError, match=r"nowhere: no such bundle; \./finetune bundle writes one to out/bundle"):
         check(Path("nowhere"))
