@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.config.model import ALL_LINEAR, HEAD, AdapterConfig, ModelConfig
+from finetune.config.model import HEAD, AdapterConfig, ModelConfig
 from finetune.errors import ConfigError, DataError, MachineError, Problem
 from finetune.files.hashing import sha256_tensors
-from finetune.model.language import InCheckpoint, is_linear, place_in_checkpoint
+from finetune.model.language import InCheckpoint, is_linear
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -106,7 +106,7 @@ def linear_layers(base: Any) -> set[str]:
 def check_targets(base: Any, adapter: AdapterConfig) -> None:
     """Raise ConfigError unless every target module is in the base and supports the initialization."""
     leaves = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
-    missing = [name for name in adapter.target_modules if name not in (*leaves, ALL_LINEAR)]
+    missing = [name for name in adapter.target_modules if name not in leaves]
     if missing:
         raise ConfigError(
             "params.yaml: adapter.target_modules",
@@ -183,13 +183,13 @@ def save_adapter(model: Any, base_name: str, folder: Path, state: dict[str, Any]
         subtract_start(folder / WEIGHTS, getattr(model, START))
         content["r"] *= 2
         content["lora_alpha"] *= 2**0.5 if content["use_rslora"] else 2  # so that the scale is unchanged
-    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable only for the owner
     content["init_lora_weights"] = True
     content["base_model_name_or_path"] = base_name
     content["target_modules"] = sorted(content["target_modules"])
     if place := _place(model):
         rename_for_checkpoint(folder / WEIGHTS, place)
         content["exclude_modules"] = place.excluded
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable only for the owner
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return sha256_tensors(folder / WEIGHTS)
 
@@ -216,7 +216,7 @@ def subtract_start(path: Path, start: dict[str, Any]) -> None:
 
 def _place(model: Any) -> InCheckpoint | None:
     language = getattr(model, "language", None)
-    return place_in_checkpoint(language) if language is not None else None
+    return None if language is None else language.place
 
 
 def rename_for_checkpoint(path: Path, place: InCheckpoint) -> None:
@@ -228,7 +228,6 @@ def rename_for_checkpoint(path: Path, place: InCheckpoint) -> None:
     for name, tensor in load(path.read_bytes()).items():
         renamed[there + name.removeprefix(here) if name.startswith(here) else name] = tensor
     save_file(renamed, path, metadata={"format": "pt"})
-    path.chmod(0o644)
 
 
 def load_adapter(base: Any, folder: Path) -> Any:

@@ -9,13 +9,7 @@ from finetune.errors import BaseModelError, ConfigError
 from finetune.files.hashing import sha256_file, sha256_json
 from finetune.hardware.devices import device_supports, find_missing_device, flash_attention_found
 from finetune.model.base_config import find_base_config
-from finetune.model.language import (
-    LanguageModel,
-    find_language_model,
-    forget_key_mapping,
-    remove_towers,
-    supported_attention,
-)
+from finetune.model.language import LanguageModel, find_language_model, finish_loading, supported_attention
 from finetune.model.tokens import first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -93,19 +87,12 @@ def load_base(model: ModelConfig, device: str) -> Any:
     if missing := sorted(loaded["missing_keys"]):  # transformers gives these random values
         what = f"{model.base} has no weights for {missing[0]} ({len(missing)} such)"
         raise ConfigError("params.yaml: model.base", what, "download the base again, or use another one")
-    forget_key_mapping(language, remove_towers(language, base)).language = language
-    if (head := base.get_output_embeddings()) is not None:  # the weights decide, as in transformers
-        language.config.tie_word_embeddings = base.config.tie_word_embeddings = is_tied(base, head)
+    finish_loading(language, base)
     used = str(base.config._attn_implementation)
     if (asked == "flash_attention_2") != ("flash" in used):  # otherwise the report would name the wrong one
         raise ConfigError("params.yaml: model.attention", f"{asked} was requested, but transformers used {used}")
     base.requires_grad_(False)
     return keep_quantized_weights(base)
-
-
-def is_tied(base: Any, head: Any) -> bool:
-    """Return whether the loss head and the input embeddings are one matrix."""
-    return head.weight is base.get_input_embeddings().weight
 
 
 def environment_of(device: str) -> Environment:

@@ -39,10 +39,10 @@ def find_base_config(model: ModelConfig, root: Path) -> Any:
         inner = config.get_text_config(decoder=True)
         if "tie_word_embeddings" not in content:  # the default of a multimodal class is not that of older checkpoints
             config.tie_word_embeddings = getattr(inner, "tie_word_embeddings", config.tie_word_embeddings)
-        text = find_language_model(config).text
+        find_language_model(config)
     except Exception as error:  # the checks in transformers raise various classes
         raise unknown_class(model, f"is not one of {model_type}: {in_a_line(error)}") from None
-    if missing := missing_sizes(content, config, text):
+    if missing := missing_sizes(content, config):
         raise unknown_class(model, f"lacks {missing}, and the default is another model's")
     return config
 
@@ -61,7 +61,7 @@ def class_names(model_type: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def missing_sizes(content: dict[str, Any], config: Any, text: Any) -> str | None:
+def missing_sizes(content: dict[str, Any], config: Any) -> str | None:
     """Return the first size that a multimodal `config.json` must contain and does not; None if all are there."""
     inner = config.get_text_config(decoder=True)
     where = next((name for name in config.sub_configs if getattr(config, name) is inner), "")
@@ -69,7 +69,7 @@ def missing_sizes(content: dict[str, Any], config: Any, text: Any) -> str | None
         return None
     given = content.get(where) or content  # Qwen2.5-VL has the sizes at the top
     for name in SIZES:
-        spelled = text.attribute_map.get(name, name)
+        spelled = inner.attribute_map.get(name, name)
         if name not in given and spelled not in given:
             return f"{where}.{spelled}"
     return None
@@ -117,4 +117,5 @@ def unknown_class(model: ModelConfig, what: str) -> BaseModelError:
 
 
 def in_a_line(error: Exception) -> str:
+    """Return the text of an error on one line, shortened."""
     return " ".join(str(error).split())[:200]

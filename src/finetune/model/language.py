@@ -9,6 +9,7 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 # The decoder's and the head's names in files of multimodal checkpoints, and in a class for text alone.
@@ -47,6 +48,18 @@ class LanguageModel:
 
         return AutoModelForImageTextToText if self.has_towers else AutoModelForCausalLM
 
+    @cached_property
+    def place(self) -> "InCheckpoint | None":
+        """Where the language model is in the checkpoint's class; None for a text-only base. Takes seconds if large."""
+        if not (self.is_part or self.has_towers):
+            return None
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        with torch.device("meta"):
+            part, whole = build(self), AutoModelForImageTextToText.from_config(self.checkpoint)
+        return InCheckpoint(decoder_path(part), decoder_path(whole), tuple(tower_paths(whole)))
+
     @property
     def key_mapping(self) -> dict[str, str] | None:
         """Regular expressions that turn names in the checkpoint's files into names of the class that is built."""
@@ -55,23 +68,15 @@ class LanguageModel:
 
 def find_language_model(checkpoint: Any) -> LanguageModel:
     """Find the language model in a checkpoint's config. Raise ValueError if transformers has no class for it."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
-    )
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as MULTIMODAL,
-    )
+    from transformers.models.auto import modeling_auto
 
     text = checkpoint.get_text_config(decoder=True)
-    if text is checkpoint:
-        if checkpoint.model_type not in CAUSAL:
-            raise ValueError(f"{checkpoint.model_type} contains no language model")
-        return LanguageModel(checkpoint, checkpoint)
-    if text.model_type in CAUSAL:
+    if text is not checkpoint and text.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return LanguageModel(_as_in_checkpoint(text, checkpoint), checkpoint)
-    if checkpoint.model_type not in MULTIMODAL:
+    whole = LanguageModel(checkpoint, checkpoint)
+    if type(checkpoint) not in whole.auto_class._model_mapping:
         raise ValueError(f"{checkpoint.model_type} contains no language model")
-    return LanguageModel(checkpoint, checkpoint)
+    return whole
 
 
 def _as_in_checkpoint(text: Any, checkpoint: Any) -> Any:
@@ -96,15 +101,20 @@ def build(language: LanguageModel, **options: Any) -> Any:
     return remove_towers(language, language.auto_class.from_config(language.config, trust_remote_code=False, **options))
 
 
-def forget_key_mapping(language: LanguageModel, model: Any) -> Any:
-    """Make a loaded model save its weights under its own names, in place; return the model.
+def finish_loading(language: LanguageModel, model: Any) -> Any:
+    """Reduce a loaded model to its language model, in place, with `language` as an attribute; return it.
 
-    transformers (5.23) would reverse the key mapping on saving, and give a text model the names of its checkpoint.
+    It then saves its weights under its own names, where transformers (5.23) would reverse the key mapping and give a
+    text model the names of its checkpoint. Whether the head is tied is what the weights are, as in transformers.
     """
     if language.is_part:
         kept = [one for one in model._weight_conversions or [] if not _sources(one) & IN_TEXT_CLASS.keys()]
         model._weight_conversions = kept
-    return model
+    if (head := model.get_output_embeddings()) is not None:
+        tied = head.weight is model.get_input_embeddings().weight
+        language.config.tie_word_embeddings = model.config.tie_word_embeddings = tied
+    model.language = language
+    return remove_towers(language, model)
 
 
 def _sources(conversion: Any) -> set[str]:
@@ -171,15 +181,3 @@ class InCheckpoint:
     def key_mapping(self) -> dict[str, str]:
         """The regular expression that turns names of the checkpoint's class into names of the class that is built."""
         return {rf"^{re.escape(self.there)}\.": f"{self.here}."}
-
-
-def place_in_checkpoint(language: LanguageModel) -> InCheckpoint | None:
-    """Return where the language model is in the checkpoint's class; None for a text-only base."""
-    if not (language.is_part or language.has_towers):
-        return None
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    with torch.device("meta"):
-        part, whole = build(language), AutoModelForImageTextToText.from_config(language.checkpoint)
-    return InCheckpoint(decoder_path(part), decoder_path(whole), tuple(tower_paths(whole)))

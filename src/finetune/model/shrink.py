@@ -18,7 +18,7 @@ from finetune.records.examples import Message
 
 EMBEDDED = Path("models/tiny-base")
 LAYERS, HIDDEN, INTERMEDIATE, HEADS = 2, 128, 256, 4  # multiples required by nf4 on a CPU (64 in, 32 out)
-HEAD = HIDDEN // HEADS
+HEAD_DIM = HIDDEN // HEADS
 EXPERTS = 4
 # Sizes that only some architectures have: mixtures of experts, linear attention, embeddings of single layers.
 OTHER_SIZES = {
@@ -26,10 +26,10 @@ OTHER_SIZES = {
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), INTERMEDIATE // 2),
     "intermediate_size_mlp": INTERMEDIATE,
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 32),  # also the width of a layer of gates
-    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), HEAD),
-    "mamba_n_heads": 2 * HIDDEN // HEAD,
-    "mamba_d_head": HEAD,
-    "mamba_d_state": HEAD,
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), HEAD_DIM),
+    "mamba_n_heads": 2 * HIDDEN // HEAD_DIM,
+    "mamba_d_head": HEAD_DIM,
+    "mamba_d_state": HEAD_DIM,
     "num_kv_shared_layers": 0,
     "hidden_size_per_layer_input": 64,
 }
@@ -45,7 +45,7 @@ def shrink_config(config: Any, tokenizer: Any, layers: int = LAYERS) -> Any:
     text = language.text
     content = text.to_dict()
     if content.pop("per_layer_config", None) is not None:  # widths of single layers (Gemma 4)
-        content["global_head_dim"] = HEAD
+        content["global_head_dim"] = HEAD_DIM
     kept = kinds_of_layers(content.get("layer_types"), layers)
     heads = text.num_attention_heads
     shared = heads // (getattr(text, "num_key_value_heads", None) or heads)  # query heads per key head
@@ -55,7 +55,7 @@ def shrink_config(config: Any, tokenizer: Any, layers: int = LAYERS) -> Any:
         "intermediate_size": INTERMEDIATE,
         "num_attention_heads": HEADS,
         "num_key_value_heads": max(HEADS // shared, 1),
-        "head_dim": HEAD,
+        "head_dim": HEAD_DIM,
         "vocab_size": len(tokenizer),
         "vocab_size_per_layer_input": len(tokenizer),
         "max_window_layers": len(kept),
@@ -75,7 +75,7 @@ def shrink_config(config: Any, tokenizer: Any, layers: int = LAYERS) -> Any:
     if content.get("moe_layers"):
         content["moe_layers"] = [at for at, whole in enumerate(kept) if whole in content["moe_layers"]]
     if (content.get("rope_parameters") or {}).get("mrope_section"):  # of half a head: time, height and width
-        content["rope_parameters"]["mrope_section"] = [HEAD // 2 - 2 * (HEAD // 8), HEAD // 8, HEAD // 8]
+        content["rope_parameters"]["mrope_section"] = [HEAD_DIM // 4, HEAD_DIM // 8, HEAD_DIM // 8]
     small = type(text).from_dict(content)
     if not language.has_towers:
         return small

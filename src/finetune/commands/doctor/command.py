@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.commands.doctor.accelerators import check_accelerators
 from finetune.commands.doctor.host import Check, check_computer
-from finetune.commands.doctor.software import check_base, check_surroundings
+from finetune.commands.doctor.software import check_surroundings
 from finetune.config.recipes import read_recipe
 from finetune.console import say, table
 from finetune.containers.runtime import has_packages
@@ -44,7 +44,8 @@ def run(root: Path, recipe: str | None, as_json: bool, quick: bool) -> int:
         print(json.dumps(report, indent=1, ensure_ascii=False))
     else:
         table("doctor", ["check", "result", "status", "fix"], [astuple(check) for check in checks])
-        for line in closing_lines(chosen, best, others, check_base(config.model, root)):
+        base = next(check for check in checks if check.what == "base model")
+        for line in closing_lines(chosen, best, others, base):
             say(line)
     return 0 if chosen.can_run else MachineError.exit_code
 
