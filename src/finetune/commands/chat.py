@@ -74,7 +74,7 @@ def system_prompts(config: Config, paths: Paths) -> dict[str, str | None]:
 
 
 def choose_agent(prompts: dict[str, str | None], agent: str | None) -> str:
-    """Return the named agent, by default the first one. Raise ConfigError if there is no agent of this name."""
+    """Return the named agent, by default the first one. Raise ConfigError if no agent has this name."""
     if agent is None:
         return next(iter(prompts))
     if agent not in prompts and agent != NO_AGENT:

@@ -1,7 +1,7 @@
 """Recipes: files with complete sections that replace those of params.yaml and leave the others unchanged.
 
-There is no inheritance and no merging inside a section, so the run uses exactly what the recipe contains. Sections are
-replaced in the text, so that comments on both sides are kept.
+Recipes do not inherit from each other and sections are not merged, so the run uses exactly what the recipe contains.
+Sections are replaced in the text, so that comments on both sides are kept.
 """
 
 import difflib
