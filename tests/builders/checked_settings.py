@@ -2,12 +2,19 @@
 
 from typing import Any
 
-from finetune.model.architecture import Architecture, LinearLayers
+from finetune.model.architecture import Architecture, Layers
 from finetune.validate.findings import Finding
 
 GB = 10**9
 CUDA = {"environment": "cuda", "machine": "h100", "model.dtype": "bfloat16"}
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def layers(name: str, inputs: int, outputs: int, count: int) -> Layers:
+    """Return one linear layer in each of the decoder's layers."""
+    return Layers(name, inputs, outputs, tuple(f"model.layers.{at}.part.{name}" for at in range(count)))
+
+
 LLAMA = Architecture(
     model_type="llama",
     class_name="LlamaForCausalLM",
@@ -23,11 +30,10 @@ LLAMA = Architecture(
     parameters=500_000,
     stored="float32",
     linears=(
-        *(LinearLayers(name, 128, 128 if name in ("q_proj", "o_proj") else 64, 2) for name in SEVEN[:4]),
-        LinearLayers("gate_proj", 128, 256, 2),
-        LinearLayers("up_proj", 128, 256, 2),
-        LinearLayers("down_proj", 256, 128, 2),
-        LinearLayers("lm_head", 128, 1000, 1),
+        *(layers(name, 128, 128 if name in ("q_proj", "o_proj") else 64, 2) for name in SEVEN[:4]),
+        layers("gate_proj", 128, 256, 2),
+        layers("up_proj", 128, 256, 2),
+        layers("down_proj", 256, 128, 2),
     ),
 )
 

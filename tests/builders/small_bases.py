@@ -1,9 +1,13 @@
 """Checkpoints of today's model classes, with random weights and a few layers, and the embedded tokenizer."""
 
+import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tests.builders.small_run import ROOT
+from finetune.config.params import Config, params_of, parse_config
+from finetune.paths import Paths
+from tests.builders.small_run import ROOT, params, workspace
 
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -30,14 +34,19 @@ MULTIMODAL: dict[str, tuple[str, ...]] = {
     "qwen3_5_moe": ATTENTION,
     "qwen3_vl": LLAMA,
 }
+KINDS = TEXT | MULTIMODAL
+STAGES = ("prepare", "validate", "train", "evaluate", "decide")
 # Defaults of transformers that are not those of published models.
 KINDS_OF_LAYERS: dict[str, dict[str, Any]] = {
     "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "full_attention"]},
 }
 
 
-def small_checkpoint(kind: str, folder: Path) -> None:
-    """Write a checkpoint of a model type, with its towers if it is multimodal."""
+def small_checkpoint(kind: str, folder: Path, spare: int = 0) -> Any:
+    """Write a checkpoint of a model type, with its towers if it is multimodal; return its tokenizer.
+
+    The embeddings have `spare` rows that belong to no token.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
@@ -47,6 +56,7 @@ def small_checkpoint(kind: str, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/tiny-base")
     config: Any = AutoConfig.for_model(kind, **KINDS_OF_LAYERS.get(kind, {}))
     small = shrink_config(config, tokenizer)
+    small.get_text_config(decoder=True).vocab_size += spare
     if kind in MULTIMODAL and not find_language_model(config).has_towers:
         config.text_config, small = small, config
         if config.vision_config is not None:
@@ -58,3 +68,24 @@ def small_checkpoint(kind: str, folder: Path) -> None:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def run_stages(root: Path, kind: str, targets: tuple[str, ...], **more: Any) -> tuple[Config, Paths]:
+    """Run all stages on a small checkpoint."""
+    changes = {
+        "model__attention": "eager" if kind == "gpt_oss" else "sdpa",
+        "adapter__target_modules": list(targets),
+        "adapter__lora_dropout": 0.0,
+        "train__num_train_epochs": 1,
+        "train__learning_rate": 2e-3,
+        "decide__criteria": [{"rule": "at_least", "metric": "exact_match", "group": "all", "threshold": 0.5}],
+        **more,
+    }
+    _, paths = workspace(root, **changes)
+    shutil.rmtree(root / "base")
+    small_checkpoint(kind, root / "base")
+    config = parse_config(params(**changes), "params.yaml")
+    for name in STAGES:
+        import_module(f"finetune.{name}.stage").run(params_of(name, config), paths)
+    return config, paths

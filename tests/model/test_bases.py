@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +14,26 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from finetune.config.model import ModelConfig
-from finetune.config.params import Config, params_of, parse_config
+from finetune.config.params import Config, parse_config
 from finetune.config.validate import ValidateParams
 from finetune.errors import BaseModelError, ConfigError
 from finetune.model.adapter import CONFIG, WEIGHTS, add_adapter, count_parameters, load_adapter
-from finetune.model.architecture import measure_architecture, trainable_parameters
+from finetune.model.architecture import measure_architecture
 from finetune.model.base import attention_used, load_base
 from finetune.model.base_config import find_base_config
 from finetune.model.merging import merge, save_model
-from finetune.paths import Paths
+from finetune.model.targets import trainable_parameters
 from finetune.reports.base import read_report
 from finetune.reports.decision import DecisionReport
 from finetune.reports.train import TrainReport
 from finetune.validate.checks.settings import check_attention
-from tests.builders.small_bases import MULTIMODAL, TEXT, small_checkpoint
-from tests.builders.small_run import ROOT, params, workspace
+from tests.builders.small_bases import KINDS, MULTIMODAL, TEXT, run_stages, small_checkpoint
+from tests.builders.small_run import ROOT, params
 
 pytestmark = pytest.mark.slow
 
-STAGES = ("prepare", "validate", "train", "evaluate", "decide")
-KINDS = TEXT | MULTIMODAL
 USUAL = ("mistral3", "qwen3_vl")  # of each way to load; the others run with the pipeline's tests
 MORE = pytest.mark.end_to_end
-
-
-def run_stages(root: Path, kind: str, targets: tuple[str, ...], **more: Any) -> tuple[Config, Paths]:
-    """Run all stages on a small checkpoint."""
-    changes = more | {
-        "model__attention": "eager" if kind == "gpt_oss" else "sdpa",
-        "adapter__target_modules": list(targets),
-        "adapter__lora_dropout": 0.0,
-        "train__num_train_epochs": 1,
-        "train__learning_rate": 2e-3,
-        "decide__criteria": [{"rule": "at_least", "metric": "exact_match", "group": "all", "threshold": 0.5}],
-    }
-    _, paths = workspace(root, **changes)
-    shutil.rmtree(root / "base")
-    small_checkpoint(kind, root / "base")
-    config = parse_config(params(**changes), "params.yaml")
-    for name in STAGES:
-        import_module(f"finetune.{name}.stage").run(params_of(name, config), paths)
-    return config, paths
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -195,7 +173,7 @@ def mistral3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(folder: Path) -> ModelConfig:
     """Return the section model with the base in a folder."""
-    return ModelConfig.model_validate(params(model__base=str(folder))["model"])
+    return parse_config(params(model__base=str(folder)), "params.yaml").model
 
 
 def test_towers_are_neither_loaded_nor_counted(mistral3: Path) -> None:

@@ -17,10 +17,11 @@ import pytest
 from finetune.config.model import AdapterConfig, ModelConfig
 from finetune.config.params import Config, parse_config
 from finetune.config.train import DistributedConfig, TrainConfig
-from finetune.model.architecture import Architecture, LinearLayers, measure_architecture
+from finetune.model.architecture import Architecture, measure_architecture
 from finetune.model.base_config import find_base_config
 from finetune.plan.activations import Run, layer_saved
 from finetune.plan.memory import MemoryPlan, largest_length, largest_micro_batch, plan_memory
+from tests.builders.checked_settings import layers
 from tests.builders.small_run import ROOT, params, validated
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -47,7 +48,7 @@ def mistral() -> Architecture:
     """Return the numbers of Mistral 7B."""
     shapes = [("q_proj", 4096, 4096), ("k_proj", 4096, 1024), ("v_proj", 4096, 1024), ("o_proj", 4096, 4096)]
     shapes += [("gate_proj", 4096, 14336), ("up_proj", 4096, 14336), ("down_proj", 14336, 4096)]
-    linears = (*(LinearLayers(*shape, 32) for shape in shapes), LinearLayers("lm_head", 4096, 32768, 1))
+    linears = tuple(layers(*shape, 32) for shape in shapes)
     facts = {"layers": 32, "hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8, "head_dim": 128}
     rest = {"vocabulary": 32768, "tied": False, "max_positions": 32768, "parameters": 7_248_023_552}
     return Architecture("mistral", "MistralForCausalLM", **facts, **rest, stored="bfloat16", linears=linears)
@@ -99,6 +100,7 @@ def build(kind: str, layers: int, shape: tuple[int, ...], run: Run) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from finetune.model.adapter import add_adapter
+    from finetune.model.language import find_language_model
 
     hidden, intermediate, heads, kv_heads = shape
     config = AutoConfig.for_model(
@@ -116,6 +118,7 @@ def build(kind: str, layers: int, shape: tuple[int, ...], run: Run) -> Any:
     base = AutoModelForCausalLM.from_config(
         config, dtype=getattr(torch, run.model.dtype), attn_implementation=run.model.attention
     )
+    base.language, base.new_tokens = find_language_model(config), ()
     return add_adapter(base.requires_grad_(False), run.adapter).train()
 
 
@@ -124,8 +127,8 @@ def bytes_of_a_layer(kind: str, shape: tuple[int, ...], run: Run) -> int:
     import torch
 
     sizes = []
-    for layers in (2, 3):
-        model = build(kind, layers, shape, run)
+    for depth in (2, 3):
+        model = build(kind, depth, shape, run)
         ids = torch.randint(1, 90, (run.batch, run.length))
         mask = torch.ones_like(ids)
         mask[0, -3:] = 0 if run.batch > 1 else 1
@@ -149,7 +152,7 @@ WAYS: list[dict[str, Any]] = [
     {"adapter__use_dora": True},
     {"adapter__use_dora": True, "adapter__lora_dropout": 0.0},
     {"adapter__use_dora": True, "model__dtype": "bfloat16"},
-    {"adapter__target_modules": ["q_proj", "v_proj"]},
+    {"adapter__target_modules": ("q_proj", "v_proj")},
 ]
 
 
@@ -191,7 +194,7 @@ GROWING: list[tuple[str, list[Any]]] = [
     ("train__per_device_train_batch_size", [1, 2, 3, 8, 64]),
     ("adapter__r", [1, 8, 64, 256]),
     ("train__per_device_eval_batch_size", [1, 8, 128]),
-    ("adapter__target_modules", [["q_proj"], ["q_proj", "v_proj"], SEVEN]),
+    ("adapter__target_modules", [("q_proj",), ("q_proj", "v_proj"), tuple(SEVEN)]),
     ("adapter__use_dora", [False, True]),
 ]
 

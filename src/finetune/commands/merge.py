@@ -19,7 +19,7 @@ from finetune.hardware.devices import require_device, set_device_environment
 from finetune.hardware.versions import versions
 from finetune.model.adapter import load_adapter
 from finetune.model.base import load_base
-from finetune.model.merging import merge, save_model, sixteen_bit, untie
+from finetune.model.merging import as_folder, merge, save_model, sixteen_bit, untie
 from finetune.model.published import check_adapter
 from finetune.model.tokens import IGNORED, load_tokenizer
 from finetune.paths import Paths
@@ -62,7 +62,7 @@ def run(config: Config, paths: Paths) -> dict[str, Any]:
     forms: dict[str, Measured] = {}
     if (whole.dtype, whole.quantization) != (config.model.dtype, config.model.quantization):
         forms["evaluated"] = measure(load_adapter(load_base(config.model, device), paths.adapter), rows, "evaluated")
-    model = load_adapter(untie(load_base(whole, device), manifest), paths.adapter)
+    model = load_adapter(untie(load_base(whole, device), paths.adapter), paths.adapter)
     forms["adapted"] = measure(model, rows, "base and adapter")
     with model.disable_adapter():
         forms["base"] = measure(model, rows, "base")
@@ -70,7 +70,7 @@ def run(config: Config, paths: Paths) -> dict[str, Any]:
         save_model(merge(model), folder)
         del model
         load_tokenizer(config.model, paths.adapter).save_pretrained(folder)
-        again = whole.model_copy(update={"base": str(folder), "revision": None})
+        again = whole.model_copy(update=as_folder(folder))
         forms["merged"] = measure(load_base(again, device).eval(), rows, "merged")
         compared = compare_forms(forms, whole.dtype)
         stop_unless_the_same(compared, paths.merged)

@@ -83,7 +83,8 @@ def table_cells(outlook: RunPlan) -> list[str]:
     devices = f" x {train.distributed.devices}" if train.distributed.devices > 1 else ""
     batch = f"{train.per_device_train_batch_size} x {train.gradient_accumulation_steps}{devices}"
     time = outlook.time()
-    modules = ", ".join(name.removesuffix("_proj") for name in adapter.target_modules)
+    names = adapter.target_modules
+    modules = names if isinstance(names, str) else ", ".join(name.removesuffix("_proj") for name in names)
     many = outlook.architecture.parameters if outlook.architecture else 0
     size = f", {many / 1e9:.2f} billion" if many >= 1e9 else f", {many / 1e6:.0f} million"
     epochs = "1 epoch" if train.num_train_epochs == 1 else f"{train.num_train_epochs:g} epochs"

@@ -1,15 +1,15 @@
 """The sections `model` and `adapter` of params.yaml: the frozen base model, and the weights trained on it."""
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from finetune.config.types import PositiveInt, Revision, Section, Text
+from finetune.config.types import Count, PositiveInt, Revision, Section, Text
 
 Environment = Literal["cpu", "cuda", "apple"]
 ALL_LINEAR = "all-linear"  # PEFT's spelling
-HEAD = "lm_head"  # the loss head's name in most base models
+NAME = re.compile(r"[\w.-]+")
 
 
 class ModelConfig(Section):
@@ -19,29 +19,49 @@ class ModelConfig(Section):
     revision: Revision | None
     chat_template: Text | None  # a file in the repository that replaces the base's own
     pad_token: Text | None  # a token of the base's vocabulary that replaces the base's own
+    add_tokens: tuple[Text, ...]  # new tokens, whose embeddings are trained
     dtype: Literal["float32", "bfloat16", "float16"]
     quantization: Literal["none", "nf4"]
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: flash_attention_2 if supported, else sdpa
 
 
 def _one_or_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+    return (value,) if isinstance(value, str) and NAME.fullmatch(value) else value
+
+
+def _compiles(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+    return value
+
+
+# Ends of module paths, as a list or a single name; any other string is a regular expression for complete paths.
+Modules = Annotated[tuple[Text, ...] | Text, BeforeValidator(_one_or_many), AfterValidator(_compiles)]
 
 
 class AdapterConfig(Section):
-    """The LoRA weights; keys have PEFT's names."""
+    """The LoRA weights, and what is trained beside them; keys have PEFT's names."""
 
     r: PositiveInt
     lora_alpha: PositiveInt
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-    target_modules: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_one_or_many)]  # or all-linear
+    target_modules: Annotated[Modules, Field(min_length=1)]  # or all-linear
+    exclude_modules: Modules
+    target_parameters: tuple[Text, ...]  # weights of experts, e.g. mlp.experts.gate_up_proj
+    layers_to_transform: Annotated[tuple[Count, ...], Field(min_length=1)] | None  # indices; null: all layers
+    modules_to_save: tuple[Text, ...]  # trained completely, e.g. lm_head
+    trainable_token_indices: tuple[Count, ...]  # ids whose embeddings are trained
     use_rslora: bool
     use_dora: bool
     init_lora_weights: Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16"]
 
-    def targets(self, linear_layers: Iterable[str]) -> tuple[str, ...]:
-        """Return the names of the layers to adapt; `all-linear` means these linear layers without the head."""
-        if ALL_LINEAR not in self.target_modules:
-            return self.target_modules
-        others = (name for name in self.target_modules if name != ALL_LINEAR)
-        return tuple(sorted({*linear_layers, *others} - {HEAD}))
+    @model_validator(mode="after")
+    def _layers_are_used(self) -> Self:
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError("layers_to_transform has no effect on a regular expression; put the layers into it")
+        if self.layers_to_transform is not None and self.target_parameters:
+            raise ValueError("layers_to_transform has no effect on target_parameters; use null, or no parameters")
+        return self

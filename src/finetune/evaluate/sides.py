@@ -26,7 +26,7 @@ from finetune.files.atomic import publish_directory
 from finetune.files.manifests import read_manifest, write_manifest
 from finetune.model.adapter import load_adapter, load_second_adapter
 from finetune.model.base import identify_base, load_base
-from finetune.model.merging import merge, save_model, sixteen_bit, untie
+from finetune.model.merging import as_folder, merge, save_model, sixteen_bit, untie
 from finetune.model.tokens import load_tokenizer
 from finetune.paths import Paths
 from finetune.pipeline.revisions import fetch_directory
@@ -130,12 +130,12 @@ def merged_model(params: EvaluateParams, paths: Paths, device: str, spec: Merged
             break
     else:
         folder = paths.evaluation / "merged"
-        model = load_adapter(untie(load_base(whole, device), read_manifest(paths.adapter)), paths.adapter)
+        model = load_adapter(untie(load_base(whole, device), paths.adapter), paths.adapter)
         with publish_directory(folder) as partial:
             save_model(merge(model), partial)
             write_manifest(partial, {"adapter_sha256": adapter})
         del model
-    return whole.model_copy(update={"base": str(folder), "revision": None, "quantization": spec.quantization})
+    return whole.model_copy(update=as_folder(folder) | {"quantization": spec.quantization})
 
 
 def short_name(base: str) -> str:

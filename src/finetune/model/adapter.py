@@ -6,55 +6,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.config.model import HEAD, AdapterConfig, ModelConfig
+from finetune.config.model import AdapterConfig, ModelConfig
 from finetune.errors import ConfigError, DataError, MachineError, Problem
 from finetune.files.hashing import sha256_tensors
-from finetune.model.language import InCheckpoint, is_linear
+from finetune.model.architecture import Architecture, describe
+from finetune.model.language import InCheckpoint
+from finetune.model.target_problems import find_target_problems
+from finetune.model.targets import REWRITING, lora_config, trained_rows
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-# These move a part of the base's weights into the adapter, so that the base is a different one during training.
-REWRITING = ("pissa", "pissa_niter_16", "olora")
 START = "adapter_at_start"  # the attribute of such a model with its initial matrices, {name in the file: tensor}
-
-
-def lora_config(adapter: AdapterConfig) -> Any:
-    """Return PEFT's LoraConfig for a causal language model.
-
-    PEFT 0.21 supports more initializations than `adapter.init_lora_weights` accepts. Excluded are those that need the
-    data first (eva, corda: activations; lora_ga: gradients), loftq, which corrects the rounding of one NF4 base and so
-    is wrong for the same base in 16 bits, mica, which freezes half of the adapter, and none at all (false).
-    """
-    from peft import LoraConfig
-
-    init = adapter.init_lora_weights
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=adapter.r,
-        lora_alpha=adapter.lora_alpha,
-        lora_dropout=adapter.lora_dropout,
-        target_modules=list(adapter.target_modules),
-        use_rslora=adapter.use_rslora,
-        use_dora=adapter.use_dora,
-        init_lora_weights=True if init == "default" else init,
-        bias="none",
-    )
 
 
 def find_adapter_problem(adapter: AdapterConfig, model: ModelConfig) -> Problem | None:
     """Return why this adapter cannot be trained on this base, with the key and the remedy; None if it can."""
-    if HEAD in adapter.target_modules:
-        return _head_problem(HEAD)
     return _init_problem(adapter, quantized=model.quantization != "none")
 
 
 def _problem(key: str, message: str, remedy: str) -> Problem:
     return Problem("adapter-impossible", f"params.yaml: adapter.{key}", message, remedy)
-
-
-def _head_problem(name: str) -> Problem:
-    message = f"{name} is the LM head, whose adapter TRL's loss would bypass"
-    return _problem("target_modules", message, "remove it")
 
 
 def _init_problem(adapter: AdapterConfig, *, quantized: bool) -> Problem | None:
@@ -82,59 +53,41 @@ def add_adapter(base: Any, adapter: AdapterConfig) -> Any:
     """
     from peft import get_peft_model, get_peft_model_state_dict
 
-    adapter = adapter.model_copy(update={"target_modules": adapter.targets(linear_layers(base))})
-    check_targets(base, adapter)
+    architecture = describe(base.language, base)
+    check_targets(base, architecture, adapter)
+    if trained_rows(architecture, adapter, len(base.new_tokens)):
+        tokens = tuple(sorted({*adapter.trainable_token_indices, *base.new_tokens}))
+        adapter = adapter.model_copy(update={"trainable_token_indices": tokens})
     rewrites, place = adapter.init_lora_weights in REWRITING, base.device
     if rewrites and place.type == "mps":
         base.to("cpu")  # torch lacks QR there
-    model = get_peft_model(base, lora_config(adapter))
+    model = get_peft_model(base, lora_config(adapter, architecture))
     if rewrites:
         start = get_peft_model_state_dict(model, save_embedding_layers=False)
         setattr(model, START, {name: tensor.detach().float().cpu().clone() for name, tensor in start.items()})
         if place.type == "mps":
             model.to(place)
+    give_head_its_bias(model)
     return keep_float32(model)
 
 
-def linear_layers(base: Any) -> set[str]:
-    """Return the names of the base's linear layers, without the loss head."""
-    head = base.get_output_embeddings()
-    named = base.named_modules()
-    return {name.rsplit(".", 1)[-1] for name, module in named if is_linear(module) and module is not head}
+def give_head_its_bias(model: Any) -> None:
+    """Let TRL's loss read the bias of a head with trained rows, which PEFT's wrapper (0.21) does not pass on."""
+    from peft.utils.other import TrainableTokensWrapper
+
+    head = model.get_base_model().get_output_embeddings()
+    if isinstance(head, TrainableTokensWrapper):
+        object.__setattr__(head, "bias", getattr(head.original_module, "bias", None))  # not as a second parameter
 
 
-def check_targets(base: Any, adapter: AdapterConfig) -> None:
-    """Raise ConfigError unless every target module is in the base and supports the initialization."""
-    leaves = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
-    missing = [name for name in adapter.target_modules if name not in leaves]
-    if missing:
-        raise ConfigError(
-            "params.yaml: adapter.target_modules",
-            f"{', '.join(missing)} match nothing in {type(base).__name__}",
-            f"its modules are {', '.join(sorted(name for name in leaves if 'proj' in name))}",
-        )
-    head = base.get_output_embeddings()
-    heads = [name for name, module in base.named_modules() if module is head and name in adapter.target_modules]
-    problem = _head_problem(heads[0]) if heads else None
-    problem = problem or _init_problem(adapter, quantized=getattr(base, "is_quantized", False))
-    if problem is None and adapter.init_lora_weights in REWRITING:
-        problem = _rewriting_problem(base, adapter)
-    if problem:
-        raise ConfigError.of([problem])
-
-
-def _rewriting_problem(base: Any, adapter: AdapterConfig) -> Problem | None:
-    """Return why an initialization from the base's weights cannot work with these weights; None if it can."""
-    init, embeddings = adapter.init_lora_weights, base.get_input_embeddings()
-    for name, module in base.named_modules():
-        weight = getattr(module, "weight", None)
-        if name.rsplit(".", 1)[-1] not in adapter.target_modules or module is embeddings or weight is None:
-            continue  # PEFT initializes an adapter of the embeddings in its default way
-        if min(weight.shape) < adapter.r:
-            sides = " x ".join(map(str, weight.shape))
-            message = f"{adapter.r} is larger than {init} can extract from {name} ({sides})"
-            return _problem("r", message, "use a smaller rank")
-    return None
+def check_targets(base: Any, architecture: Architecture, adapter: AdapterConfig) -> None:
+    """Raise ConfigError unless every name of the adapter is in the base, and its weights support the initialization."""
+    quantized = getattr(base, "is_quantized", False)
+    problems = find_target_problems(architecture, adapter, quantized=quantized, new_tokens=len(base.new_tokens))
+    if problem := _init_problem(adapter, quantized=quantized):
+        problems.append(problem)
+    if problems:
+        raise ConfigError.of(problems)
 
 
 def keep_float32(model: Any) -> Any:
@@ -185,10 +138,11 @@ def save_adapter(model: Any, base_name: str, folder: Path, state: dict[str, Any]
         content["lora_alpha"] *= 2**0.5 if content["use_rslora"] else 2  # so that the scale is unchanged
     content["init_lora_weights"] = True
     content["base_model_name_or_path"] = base_name
-    content["target_modules"] = sorted(content["target_modules"])
+    for key in ("target_modules", "exclude_modules", "modules_to_save"):
+        content[key] = sorted(content[key]) if isinstance(content[key], list) else content[key]
     if place := _place(model):
         rename_for_checkpoint(folder / WEIGHTS, place)
-        content["exclude_modules"] = place.excluded
+        content |= names_in_checkpoint(model, content, place)
     (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable only for the owner
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return sha256_tensors(folder / WEIGHTS)
@@ -219,33 +173,87 @@ def _place(model: Any) -> InCheckpoint | None:
     return None if language is None else language.place
 
 
+def names_in_checkpoint(model: Any, content: dict[str, Any], place: InCheckpoint) -> dict[str, Any]:
+    """Return the keys of an adapter's config that select the same modules in the checkpoint's class.
+
+    Names of layers stay as they are, and the towers are excluded. Otherwise, each module is listed with its path.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    def paths(kind: type) -> list[str]:
+        named = model.get_base_model().named_modules()
+        found = {path.replace(".base_layer", "") for path, module in named if isinstance(module, kind)}
+        return sorted(map(place.to_checkpoint, found))
+
+    changed: dict[str, Any] = {"modules_to_save": paths(ModulesToSaveWrapper) or None}
+    chosen = isinstance(content["target_modules"], str) or content["exclude_modules"] or content["layers_to_transform"]
+    if chosen and not content["target_parameters"]:
+        return changed | {"target_modules": paths(LoraLayer), "exclude_modules": None, "layers_to_transform": None}
+    return changed | {"exclude_modules": place.excluded}
+
+
 def rename_for_checkpoint(path: Path, place: InCheckpoint) -> None:
     """Give tensors in a file the names of the checkpoint's class: `model.layers` as `model.language_model.layers`."""
     from safetensors.torch import load, save_file
 
-    here, there = (f"base_model.model.{decoder}." for decoder in (place.here, place.there))
-    renamed = {}
-    for name, tensor in load(path.read_bytes()).items():
-        renamed[there + name.removeprefix(here) if name.startswith(here) else name] = tensor
+    prefix = "base_model.model."
+    tensors = load(path.read_bytes()).items()
+    renamed = {prefix + place.to_checkpoint(name.removeprefix(prefix)): tensor for name, tensor in tensors}
     save_file(renamed, path, metadata={"format": "pt"})
+
+
+def read_adapter_config(base: Any, folder: Path) -> Any:
+    """Read an adapter's PEFT config, with the names of modules that this base has."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(str(folder))
+    if place := _place(base):
+        config.exclude_modules = None  # towers, which the base that we load does not have
+        for key in ("target_modules", "modules_to_save"):
+            names = getattr(config, key)
+            if names and not isinstance(names, str):
+                setattr(config, key, type(names)(map(place.from_checkpoint, names)))
+    return config
+
+
+def adapts_embeddings(base: Any, folder: Path) -> bool:
+    """Return whether a published adapter adds matrices to the base's input embeddings."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    embeddings = base.get_input_embeddings()
+    path = next(path for path, module in base.named_modules() if module is embeddings)
+    return bool(check_target_module_exists(read_adapter_config(base, folder), path))
 
 
 def load_adapter(base: Any, folder: Path) -> Any:
     """Load a published adapter onto the base, for inference. Raise DataError if it does not fit."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     with _fitting(folder):
-        config = PeftConfig.from_pretrained(str(folder))
-        config.exclude_modules = None  # towers, which the base that we load does not have
-        options = {"config": config, "is_trainable": False, "key_mapping": _key_mapping(base)}
-        return PeftModel.from_pretrained(base, str(folder), **options).eval()
+        options = {"is_trainable": False, "key_mapping": _key_mapping(base)}
+        model = PeftModel.from_pretrained(base, str(folder), config=read_adapter_config(base, folder), **options)
+    return cast_saved_modules(model).eval()
 
 
 def load_second_adapter(model: Any, folder: Path, name: str) -> None:
     """Load another published adapter beside the one of `model`, under a name. Raise DataError if it does not fit."""
     with _fitting(folder):
+        config = read_adapter_config(model, folder)
+        config.inference_mode = True
+        model.add_adapter(name, config)
         model.load_adapter(str(folder), adapter_name=name, is_trainable=False, key_mapping=_key_mapping(model))
-    model.eval()
+    cast_saved_modules(model).eval()
+
+
+def cast_saved_modules(model: Any) -> Any:
+    """Give completely trained modules, which are published in float32, the number format of the base."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.modules_to_save.to(next(module.original_module.parameters()).dtype)
+    return model
 
 
 def _key_mapping(model: Any) -> dict[str, str] | None:

@@ -1,30 +1,36 @@
 """The structure of a base model (layers, widths, parameters), from its config alone, before it is loaded."""
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config.model import AdapterConfig
 from finetune.errors import BaseModelError
 from finetune.model.base_config import OTHER, in_a_line
 from finetune.model.language import LanguageModel, build, find_language_model, is_linear, supported_attention
 
 BOUNDLESS = 2**20  # positions of a base whose config sets no limit, e.g. with ALiBi
+EXPERT_DIMENSIONS = 3  # of the weights of all experts of a layer, in transformers 5
 
 
 @dataclass(frozen=True)
-class LinearLayers:
-    """All linear layers of one name, e.g. `q_proj`."""
+class Layers:
+    """Weights of the same name and shape; the paths are those of the class that is built."""
 
     name: str
     inputs: int
     outputs: int
-    count: int
+    paths: tuple[str, ...]
+    experts: int = 1
+
+    @property
+    def count(self) -> int:
+        """The number of these weights."""
+        return len(self.paths)
 
     @property
     def parameters(self) -> int:
-        """The number of their weights, without biases."""
-        return self.inputs * self.outputs * self.count
+        """The number of their parameters, without biases."""
+        return self.inputs * self.outputs * self.experts * self.count
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,11 @@ class Architecture:
     max_positions: int
     parameters: int
     stored: str  # the dtype of the files, according to config.json
-    linears: tuple[LinearLayers, ...]
+    linears: tuple[Layers, ...]  # without the head
+    experts: tuple[Layers, ...] = ()  # their names end with the parameter: `mlp.experts.down_proj`
+    embeddings: str = "model.embed_tokens"  # the path of the input embeddings
+    head: str = "lm_head"
+    sizes: tuple[tuple[str, int], ...] = ()  # every module with parameters and how many, e.g. ("model.norm", 576)
     attention: tuple[str, ...] = ("flash_attention_2", "sdpa", "eager")  # implementations of the class
 
 
@@ -59,19 +69,27 @@ def measure_architecture(config: Any) -> Architecture:
         language = find_language_model(config)
         with torch.device("meta"):
             model = build(language)
-        return _count_parts(language, model)
+        return describe(language, model)
     except Exception as error:  # a width of zero, an unknown activation, no attention: various classes
         what = f"no decoder can be built from its {type(config).__name__} ({type(error).__name__}: {in_a_line(error)})"
         raise BaseModelError("base-class-unknown", "base", what, OTHER) from None
 
 
-def _count_parts(language: LanguageModel, model: Any) -> Architecture:
-    shapes = Counter(
-        (name.rsplit(".", 1)[-1], *input_and_output(module))
-        for name, module in model.named_modules()
-        if is_linear(module)
-    )
-    text = language.text
+def describe(language: LanguageModel, model: Any) -> Architecture:
+    """Count the parts of a model of this class, with or without weights."""
+    text, head, embeddings = language.text, model.get_output_embeddings(), model.get_input_embeddings()
+    linears, experts = defaultdict(list), defaultdict(list)
+    paths = {id(module): path for path, module in model.named_modules()}
+    for path, module in model.named_modules():
+        if module is head:
+            continue
+        if is_linear(module):
+            linears[path.rsplit(".", 1)[-1], *input_and_output(module)].append(path)
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() == EXPERT_DIMENSIONS and "experts" in path:
+                key = f"{path.split('.', _depth(path))[-1]}.{name}", *parameter.shape
+                experts[key].append(f"{path}.{name}")
     heads = text.num_attention_heads
     return Architecture(
         model_type=language.config.model_type,
@@ -87,15 +105,33 @@ def _count_parts(language: LanguageModel, model: Any) -> Architecture:
         max_positions=getattr(text, "max_position_embeddings", None) or BOUNDLESS,
         stored=str(language.config.dtype or "float32").removeprefix("torch."),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        linears=tuple(LinearLayers(name, rows, columns, count) for (name, rows, columns), count in shapes.items()),
+        linears=tuple(Layers(*shape, tuple(found)) for shape, found in linears.items()),
+        experts=tuple(
+            Layers(name, rows, columns, tuple(found), many) for (name, many, rows, columns), found in experts.items()
+        ),
+        embeddings=paths[id(embeddings)],
+        head=paths.get(id(head), ""),
+        sizes=tuple(
+            (path, size)
+            for path, module in model.named_modules()
+            if path and (size := sum(parameter.numel() for parameter in module.parameters()))
+        ),
         attention=supported_attention(language),
     )
 
 
+def _depth(path: str) -> int:
+    """Return how many names of a path lead to a decoder layer: 3 in `model.layers.0.mlp.experts`."""
+    parts = path.split(".")
+    return next((at + 1 for at, part in enumerate(parts) if part.isdigit()), 0)
+
+
 def input_and_output(layer: Any) -> tuple[int, int]:
-    """Return the widths of a linear layer; GPT-2's layers have transposed weights."""
-    rows, columns = layer.weight.shape
-    return (columns, rows) if hasattr(layer, "in_features") else (rows, columns)
+    """Return the widths of a linear layer, quantized or not; GPT-2's layers have transposed weights."""
+    if hasattr(layer, "in_features"):
+        return layer.in_features, layer.out_features
+    inputs, outputs = layer.weight.shape
+    return inputs, outputs
 
 
 def _of_first_layer(text: Any, name: str) -> Any:
@@ -104,16 +140,3 @@ def _of_first_layer(text: Any, name: str) -> Any:
         return getattr(text, name, None)
     except RuntimeError:  # AmbiguousGlobalPerLayerAttributeError
         return getattr(text.per_layer_config[0], name, None)
-
-
-def trainable_parameters(architecture: Architecture, adapter: AdapterConfig) -> int:
-    """Count the parameters that PEFT trains: two matrices of rank r per target layer; for DoRA, also magnitudes."""
-    count, targets = 0, adapter.targets(linear.name for linear in architecture.linears)
-    for linear in architecture.linears:
-        if linear.name in targets:
-            magnitudes = linear.outputs if adapter.use_dora else 0
-            count += (adapter.r * (linear.inputs + linear.outputs) + magnitudes) * linear.count
-    if "embed_tokens" in targets:
-        magnitudes = architecture.hidden if adapter.use_dora else 0
-        count += adapter.r * (architecture.vocabulary + architecture.hidden) + magnitudes
-    return count

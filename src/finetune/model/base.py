@@ -10,7 +10,7 @@ from finetune.files.hashing import sha256_file, sha256_json
 from finetune.hardware.devices import device_supports, find_missing_device, flash_attention_found
 from finetune.model.base_config import find_base_config
 from finetune.model.language import LanguageModel, find_language_model, finish_loading, supported_attention
-from finetune.model.tokens import first_line
+from finetune.model.tokens import first_line, load_tokenizer
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 LOADED_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}  # read by transformers; no README, no script
@@ -91,8 +91,29 @@ def load_base(model: ModelConfig, device: str) -> Any:
     used = str(base.config._attn_implementation)
     if (asked == "flash_attention_2") != ("flash" in used):  # otherwise the report would name the wrong one
         raise ConfigError("params.yaml: model.attention", f"{asked} was requested, but transformers used {used}")
+    add_embeddings(base, model)
     base.requires_grad_(False)
     return keep_quantized_weights(base)
+
+
+def add_embeddings(base: Any, model: ModelConfig) -> None:
+    """Give the new tokens of params.yaml rows in the embeddings and the head, in place, with the mean of the others.
+
+    Many bases have spare rows; others get new ones. `base.new_tokens` are the ids.
+    """
+    import torch
+
+    tokens = load_tokenizer(model).convert_tokens_to_ids(list(model.add_tokens)) if model.add_tokens else []
+    base.new_tokens = tuple(tokens)
+    if not tokens:
+        return
+    rows = base.get_input_embeddings().weight.shape[0]
+    if max(tokens) >= rows:
+        base.resize_token_embeddings(max(tokens) + 1, mean_resizing=False)
+    with torch.no_grad():
+        for part in (base.get_input_embeddings(), base.get_output_embeddings()):
+            known = part.weight[: min(tokens)].float().mean(dim=0)
+            part.weight[tokens] = known.to(part.weight.dtype)
 
 
 def environment_of(device: str) -> Environment:

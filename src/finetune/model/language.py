@@ -181,3 +181,11 @@ class InCheckpoint:
     def key_mapping(self) -> dict[str, str]:
         """The regular expression that turns names of the checkpoint's class into names of the class that is built."""
         return {rf"^{re.escape(self.there)}\.": f"{self.here}."}
+
+    def to_checkpoint(self, path: str) -> str:
+        """Return the path in the checkpoint's class of a module of the class that is built."""
+        return f"{self.there}.{path.removeprefix(f'{self.here}.')}" if path.startswith(f"{self.here}.") else path
+
+    def from_checkpoint(self, path: str) -> str:
+        """Return the path in the class that is built of a module of the checkpoint's class."""
+        return f"{self.here}.{path.removeprefix(f'{self.there}.')}" if path.startswith(f"{self.there}.") else path

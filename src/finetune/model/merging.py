@@ -7,6 +7,7 @@ from typing import Any
 from finetune.config.model import ModelConfig
 from finetune.console import gigabytes
 from finetune.errors import ConfigError, DataError, MachineError
+from finetune.model.adapter import adapts_embeddings
 
 
 def sixteen_bit(model: ModelConfig) -> ModelConfig:
@@ -15,16 +16,19 @@ def sixteen_bit(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={"dtype": dtype, "quantization": "none"})
 
 
-def untie(base: Any, manifest: dict[str, Any]) -> Any:
+def as_folder(folder: Path) -> dict[str, Any]:
+    """Return what changes in the section `model` for a merged model, which contains added tokens already."""
+    return {"base": str(folder), "revision": None, "add_tokens": ()}
+
+
+def untie(base: Any, adapter: Path) -> Any:
     """Give the base a separate loss head if it shares one with embeddings that have an adapter."""
     import torch
 
     embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
-    if head is not None and head.weight is embeddings.weight:
-        names = [name.rsplit(".", 1)[-1] for name, module in base.named_modules() if module is embeddings]
-        if set(names) & set(manifest["params"]["adapter"]["target_modules"]):
-            head.weight = torch.nn.Parameter(embeddings.weight.detach().clone(), requires_grad=False)
-            base.config.tie_word_embeddings = False
+    if head is not None and head.weight is embeddings.weight and adapts_embeddings(base, adapter):
+        head.weight = torch.nn.Parameter(embeddings.weight.detach().clone(), requires_grad=False)
+        base.config.tie_word_embeddings = False
     return base
 
 

@@ -134,6 +134,7 @@ def rehearsal_tokenizer(model: ModelConfig, root: Path) -> tuple[Any, bool]:
     The substitute is the embedded tokenizer with this recipe's template: the template's marks and the padding token
     become separate tokens, and the mark that ends an answer becomes the end token, as in the real one.
     """
+    model = model.model_copy(update={"add_tokens": ()})  # each stage adds them
     try:
         return load_tokenizer(model, fetch=False), True
     except BaseModelError as error:

@@ -63,6 +63,7 @@ def load_tokenizer(model: ModelConfig, folder: Path | None = None, *, fetch: boo
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # transformers' result without tokenizer files
         raise _no_tokenizer(model, source, "it has no vocabulary")
     if folder is None:  # a folder of ours contains the tokenizer as it was in training
+        add_tokens(tokenizer, model)
         set_template(tokenizer, model)
         set_padding(tokenizer, model)
     return tokenizer
@@ -73,6 +74,16 @@ def _no_tokenizer(model: ModelConfig, source: str, why: str) -> BaseModelError:
     if Path(source).is_dir():
         return BaseModelError("base-incomplete", "base", what, COPY)
     return BaseModelError("base-missing", "base", what, FETCH.format(base=model.base))
+
+
+def add_tokens(tokenizer: Any, model: ModelConfig) -> None:
+    """Add the new tokens of params.yaml to the vocabulary. Raise BaseModelError if it has one of them."""
+    known = tokenizer.get_vocab()
+    if old := [token for token in model.add_tokens if token in known]:
+        what = f"{old[0]} is a token of {model.base} already, with the id {known[old[0]]}"
+        fix = "remove it; adapter.trainable_token_indices trains its embedding"
+        raise BaseModelError("token-known", "add_tokens", what, fix)
+    tokenizer.add_tokens(list(dict.fromkeys(model.add_tokens)))
 
 
 def set_template(tokenizer: Any, model: ModelConfig) -> None:

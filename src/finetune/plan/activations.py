@@ -7,9 +7,10 @@ needed. Norms, attention and the products of the MLP keep tensors, and every ada
 
 from dataclasses import dataclass, replace
 
-from finetune.config.model import HEAD, AdapterConfig, Environment, ModelConfig
+from finetune.config.model import AdapterConfig, Environment, ModelConfig
 from finetune.config.train import TrainConfig
-from finetune.model.architecture import Architecture, LinearLayers
+from finetune.model.architecture import Architecture, Layers
+from finetune.model.targets import Targets, find_targets, trainable_parameters, trained_rows
 
 WIDE, NARROW = 4, 2  # bytes of a float32, of a bfloat16 or float16
 MAPPED = 32 * 2**20  # bytes from which glibc always uses mmap (DEFAULT_MMAP_THRESHOLD_MAX, malloc/malloc.c)
@@ -66,18 +67,22 @@ class Run:
         return NARROW if self.autocast else WIDE
 
     @property
-    def layer_linears(self) -> tuple[LinearLayers, ...]:
-        """The linear layers of every decoder layer."""
-        return tuple(linear for linear in self.architecture.linears if linear.name != HEAD)
+    def targets(self) -> Targets:
+        """The parts of the base that are trained."""
+        return find_targets(self.architecture, self.adapter)
 
     @property
-    def target_names(self) -> frozenset[str]:
-        """The names of the layers with an adapter."""
-        return frozenset(self.adapter.targets(linear.name for linear in self.architecture.linears))
+    def trained(self) -> int:
+        """The number of trained parameters."""
+        return trainable_parameters(self.architecture, self.adapter, len(self.model.add_tokens))
 
-    def targets(self, linear: LinearLayers) -> bool:
-        """Return whether the layer has an adapter."""
-        return linear.name in self.target_names
+    def of_adapted(self, layers: Layers, size: int) -> int:
+        """Return a size for the average of these layers, if it applies only to those with an adapter."""
+        return size * self.targets.adapted(layers) // layers.count
+
+    def shares(self, *names: str) -> bool:
+        """Return whether one of these layers has an adapter, wherever in the model."""
+        return any(layers.name in names for layers in self.targets.layers)
 
 
 # ------------------------------------------------------------------------------------------- kept for the backward pass
@@ -95,10 +100,8 @@ def attention_saved(run: Run) -> int:
     return kept + (run.row * run.size if repeated else 0)  # the additive mask, created anew in every layer
 
 
-def lora_saved(run: Run, linear: LinearLayers) -> int:
+def lora_saved(run: Run, linear: Layers) -> int:
     """Return the bytes per token that an adapter keeps: its input after dropout, mask, middle; DoRA's outputs."""
-    if not run.targets(linear):
-        return 0
     kept = linear.inputs * run.lora_size + run.adapter.r * run.lora_size
     if run.adapter.lora_dropout:
         kept += linear.inputs * (1 if run.environment == "cuda" else WIDE)  # CUDA keeps booleans, other devices numbers
@@ -106,21 +109,21 @@ def lora_saved(run: Run, linear: LinearLayers) -> int:
         kept -= linear.inputs * WIDE  # nothing was cast or dropped: all adapters share the layer's own tensor
     if run.adapter.use_dora:
         kept += 2 * linear.outputs * (WIDE if run.adapter.lora_dropout else run.size)
-    return kept
+    return run.of_adapted(linear, kept)
 
 
 def token_saved(run: Run) -> tuple[int, int]:
     """Return the bytes per token that one decoder layer keeps, in tensors of the MLP's width and in others."""
-    shape, targets = run.architecture, run.target_names
+    shape = run.architecture
     others = 2 * (shape.hidden + 1) * WIDE  # two norms: their input in float32 and the reciprocal root
     others += attention_saved(run)
     wide = 3 * shape.intermediate * run.size  # gate, its activation, up
     if not run.adapter.lora_dropout and run.size == WIDE:  # the tensors that the adapters share are counted once
-        shared = bool(targets & {"q_proj", "k_proj", "v_proj"}) + bool(targets & {"gate_proj", "up_proj"})
-        heads = shape.heads * shape.head_dim * ("o_proj" in targets and run.model.attention == "eager")
+        shared = run.shares("q_proj", "k_proj", "v_proj") + run.shares("gate_proj", "up_proj")
+        heads = shape.heads * shape.head_dim * (run.shares("o_proj") and run.model.attention == "eager")
         others += (shape.hidden * shared + heads) * WIDE
-        wide += shape.intermediate * WIDE * ("down_proj" in targets)
-    for linear in run.layer_linears:
+        wide += shape.intermediate * WIDE * run.shares("down_proj")
+    for linear in run.architecture.linears:
         if linear.inputs == shape.intermediate:
             wide += lora_saved(run, linear)
         else:
@@ -141,16 +144,22 @@ def weights_saved(run: Run) -> int:
     """
     held = 0
     plain = run.model.dtype == "float32" and run.model.quantization == "none"
-    for linear in run.layer_linears:
+    for linear in run.architecture.linears:
         size = linear.inputs * linear.outputs
         if run.autocast and plain:
             held += size * NARROW
-        if run.targets(linear):
-            held += run.adapter.r * (linear.inputs + linear.outputs) * NARROW * run.autocast
-            dora = run.adapter.use_dora and run.adapter.lora_dropout > 0
-            held += size * run.lora_size * (dora and (run.autocast or not plain))
-            held += 3 * linear.outputs * WIDE * run.adapter.use_dora  # norm, quotient, quotient minus 1
-    return held
+        adapted = run.adapter.r * (linear.inputs + linear.outputs) * NARROW * run.autocast
+        dora = run.adapter.use_dora and run.adapter.lora_dropout > 0
+        adapted += size * run.lora_size * (dora and (run.autocast or not plain))
+        adapted += 3 * linear.outputs * WIDE * run.adapter.use_dora  # norm, quotient, quotient minus 1
+        held += run.of_adapted(linear, adapted)
+    return held + adapted_experts(run)
+
+
+def adapted_experts(run: Run) -> int:
+    """Return the bytes of one layer's experts with their adapters added, for which PEFT makes complete new weights."""
+    layers = max(run.architecture.layers, 1)
+    return sum(experts.parameters for experts in run.targets.experts) * run.weight_size // layers
 
 
 def saved_bytes(run: Run) -> int:
@@ -161,6 +170,19 @@ def saved_bytes(run: Run) -> int:
         return shape.layers * layer_saved(run) + end
     stream = WIDE if run.autocast and run.weight_size == WIDE else run.size
     return shape.layers * run.tokens * shape.hidden * stream + end  # each layer's input, but no tensors inside
+
+
+def head_gradient_bytes(run: Run) -> int:
+    """Return the bytes for training the head's weights: a copy with the trained rows, and a gradient of all rows.
+
+    TRL computes it in float32 and casts it; PEFT copies the complete weights even if few rows are trained.
+    """
+    shape = run.architecture
+    size = shape.vocabulary * shape.hidden
+    copied = run.weight_size if trained_rows(shape, run.adapter, len(run.model.add_tokens)) else 0
+    end = shape.embeddings if shape.tied else shape.head
+    trained = any(path == end for path, _ in run.targets.saved)
+    return size * (2 * copied + WIDE) if copied else size * WIDE * trained
 
 
 # ---------------------------------------------------------------------------------------------------- temporary memory
@@ -191,15 +213,15 @@ def backward_bytes(run: Run) -> int:
     if run.model.attention == "eager":
         needed = max(needed, run.tokens * shape.heads * run.row * (2 * WIDE + run.size))
     if run.model.quantization == "nf4":
-        needed += max(linear.inputs * linear.outputs for linear in run.layer_linears) * run.weight_size
-    return needed + dora_bytes(run)
+        needed += max(linear.inputs * linear.outputs for linear in run.architecture.linears) * run.weight_size
+    return needed + dora_bytes(run) + adapted_experts(run)
 
 
 def dora_bytes(run: Run) -> int:
     """Return the bytes of DoRA's norm in one layer: an identity matrix, the product A B, its scaled copy, the sum."""
     if not run.adapter.use_dora:
         return 0
-    return max((x.inputs**2 + 3 * x.inputs * x.outputs) * WIDE for x in run.layer_linears)
+    return max((x.inputs**2 + 3 * x.inputs * x.outputs) * WIDE for x in run.architecture.linears)
 
 
 def forward_bytes(run: Run) -> int:
@@ -210,7 +232,7 @@ def forward_bytes(run: Run) -> int:
     mask = run.row * (1 + run.size) if run.masked and run.model.attention != "flash_attention_2" else 0
     dequantized = 0
     if run.model.quantization == "nf4":
-        dequantized = max(linear.inputs * linear.outputs for linear in run.layer_linears) * run.weight_size
+        dequantized = max(linear.inputs * linear.outputs for linear in run.architecture.linears) * run.weight_size
     return run.tokens * (max(wide, scores) + mask) + dequantized + dora_bytes(run)
 
 
@@ -229,7 +251,7 @@ def heap_slack(run: Run) -> int:
     dropping = run.adapter.model_copy(update={"lora_dropout": run.adapter.lora_dropout or 0.05})
     wide, others = token_saved(replace(run, adapter=dropping))
     if run.model.quantization == "nf4":  # PEFT copies the output of a 4-bit layer
-        others += sum(linear.outputs for linear in run.layer_linears if run.targets(linear)) * run.size
+        others += sum(run.of_adapted(linear, linear.outputs) for linear in run.architecture.linears) * run.size
     # With more tokens they are mapped; the previous size of the heap is kept as an unmeasured bound.
     widest, usual = (MAPPED // (width * WIDE) for width in (shape.intermediate, shape.hidden))
     passing = wide * min(run.tokens, widest) + others * min(run.tokens, usual)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from finetune.config.model import AdapterConfig, Environment, ModelConfig
 from finetune.config.train import TrainConfig
-from finetune.model.architecture import Architecture, trainable_parameters
+from finetune.model.architecture import Architecture
 from finetune.plan.activations import (
     MAPPED,
     NARROW,
@@ -19,6 +19,7 @@ from finetune.plan.activations import (
     Run,
     backward_bytes,
     forward_bytes,
+    head_gradient_bytes,
     heap_slack,
     layer_saved,
     loss_head_bytes,
@@ -75,15 +76,15 @@ def base_bytes(run: Run) -> tuple[int, int]:
     parameters = run.architecture.parameters
     if run.model.quantization == "none":
         return parameters * run.weight_size, 0
-    quantized = sum(linear.parameters for linear in run.layer_linears)
-    matrices = sum(linear.count for linear in run.layer_linears)
+    quantized = sum(linear.parameters for linear in run.architecture.linears)
+    matrices = sum(linear.count for linear in run.architecture.linears)
     scales = quantized // 64 + quantized // (64 * 256) * WIDE + matrices * (256 + 16) * WIDE
     return quantized // 2 + (parameters - quantized) * run.weight_size, scales
 
 
 def optimizer_bytes(run: Run) -> tuple[int, int]:
     """Return the optimizer's bytes on the device and on the host (paged state is managed memory, which can move)."""
-    trained = trainable_parameters(run.architecture, run.adapter)
+    trained = run.trained
     if run.train.optim in ("adamw_torch", "adamw_torch_fused"):
         return 2 * WIDE * trained, 0
     if run.train.optim in ("adamw_8bit", "paged_adamw_8bit"):  # one byte and, for every 256, a float32 scale; twice
@@ -91,9 +92,16 @@ def optimizer_bytes(run: Run) -> tuple[int, int]:
         return (0, state) if run.train.optim.startswith("paged") and run.environment == "cuda" else (state, 0)
     if run.train.optim == "adafactor":  # one row and one column of second moments for each of the two LoRA matrices
         rank = run.adapter.r
-        sides = sum((x.inputs + x.outputs + 2 * rank) * x.count for x in run.layer_linears if run.targets(x))
+        adapted = (*run.targets.layers, *run.targets.experts)
+        sides = sum((x.inputs + x.outputs + 2 * rank * x.experts) * x.count for x in adapted)
         return sides * WIDE, 0
     return 0, 0  # SGD without momentum
+
+
+def largest_weight(shape: Architecture) -> int:
+    """Return the parameters of the largest weight: embeddings, a linear layer, or the experts of one layer."""
+    others = (x.inputs * x.outputs * x.experts for x in (*shape.linears, *shape.experts))
+    return max(shape.vocabulary * shape.hidden, *others)
 
 
 def loading_bytes(run: Run) -> int:
@@ -106,11 +114,11 @@ def loading_bytes(run: Run) -> int:
     """
     size = WIDE if run.architecture.stored == "float32" else NARROW
     if run.environment != "cpu":
-        return max(linear.inputs * linear.outputs for linear in run.architecture.linears) * size
+        return largest_weight(run.architecture) * size
     pages = run.architecture.parameters * size
     if run.model.quantization == "none":
         return 0 if run.model.dtype == run.architecture.stored else pages
-    on_heap = (x for x in run.layer_linears if x.inputs * x.outputs * run.weight_size < MAPPED)
+    on_heap = (x for x in run.architecture.linears if x.inputs * x.outputs * run.weight_size < MAPPED)
     return pages + sum(linear.parameters for linear in on_heap) * run.weight_size // 2
 
 
@@ -145,7 +153,7 @@ def communication_bytes(run: Run) -> int:
     """Return the strategy's buffers: DDP copies the gradients; FSDP and ZeRO-3 gather two layers and the loss head."""
     strategy, shape = run.train.distributed.strategy, run.architecture
     if strategy == "ddp":
-        return trainable_parameters(run.architecture, run.adapter) * WIDE
+        return run.trained * WIDE
     if strategy in ("fsdp", "zero3"):
         weights, scales = base_bytes(run)
         outside = (1 if shape.tied else 2) * shape.vocabulary * shape.hidden * run.weight_size
@@ -171,7 +179,7 @@ def plan_memory(
     batch = train.per_device_train_batch_size
     run = Run(architecture, model, adapter, train, environment, batch, length, supervised, ranks)
     weights, scales = base_bytes(run)
-    trained = trainable_parameters(run.architecture, run.adapter) * WIDE
+    trained = run.trained * WIDE
     state, host = optimizer_bytes(run)
     standing = MemoryPlan("loading", RUNTIME[environment], weights, scales, trained, trained, state, host=host)
     return max(phases(run, spread(run, standing)), key=lambda plan: plan.peak)
@@ -183,7 +191,7 @@ def phases(run: Run, standing: MemoryPlan) -> list[MemoryPlan]:
     saved, layer = saved_bytes(run), layer_saved(run)
     inside = layer if run.train.activation_checkpointing else 0
     early = standing.gradients if between else standing.gradients // layers
-    head = loss_head_bytes(run, run.supervised, backward=True)
+    head = loss_head_bytes(run, run.supervised, backward=True) + head_gradient_bytes(run)
     # evaluation rows are as long and as supervised as training rows
     evaluated = run.train.per_device_eval_batch_size
     idle = replace(run, batch=evaluated)

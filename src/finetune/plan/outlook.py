@@ -12,7 +12,8 @@ from finetune.config.train import TrainConfig
 from finetune.config.validate import ValidateParams
 from finetune.console import gigabytes
 from finetune.hardware.devices import find_missing_device, memory_bytes
-from finetune.model.architecture import Architecture, trainable_parameters
+from finetune.model.architecture import Architecture
+from finetune.model.targets import trainable_parameters
 from finetune.plan.machines import MACHINES
 from finetune.plan.memory import MemoryPlan, largest_length, largest_micro_batch, plan_memory
 from finetune.plan.schedule import plan_schedule
@@ -143,7 +144,7 @@ def make_plan(params: ValidateParams, architecture: Architecture | None, workloa
         workload,
         schedule,
         architecture,
-        trainable_parameters(architecture, params.adapter),
+        trainable_parameters(architecture, params.adapter, len(params.model.add_tokens)),
         peak_memory(params, architecture, workload, devices),
         {ranks: peak_memory(params, architecture, workload, ranks).peak for ranks in RANKS},
         available_bytes(params),

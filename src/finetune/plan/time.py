@@ -6,7 +6,6 @@ sheet's value; both give a range.
 
 from dataclasses import dataclass
 
-from finetune.config.model import HEAD
 from finetune.config.train import TrainConfig
 from finetune.model.architecture import Architecture
 
@@ -32,7 +31,7 @@ class Range:
 
 def forward_flops(architecture: Architecture, length: float) -> tuple[float, float]:
     """Return the forward operations of one position: for the layers' weights (two each) and for causal attention."""
-    weights = sum(linear.parameters for linear in architecture.linears if linear.name != HEAD)
+    weights = sum(linear.parameters for linear in architecture.linears)
     return 2 * weights, 2 * architecture.layers * length * architecture.heads * architecture.head_dim
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from finetune.model.architecture import Architecture, LinearLayers
+from finetune.model.architecture import Architecture
 from finetune.validate.checks.settings import check_settings
 from finetune.validate.findings import Finding
-from tests.builders.checked_settings import CUDA, FLASH, LLAMA, NF4, codes, spread, told
+from tests.builders.checked_settings import CUDA, FLASH, LLAMA, NF4, codes, layers, spread, told
 from tests.builders.kinds import Change
 
 Check = Callable[..., list[Finding]]
@@ -206,9 +206,8 @@ def test_flash_attention_needs_16_bit_computation(settings: Check) -> None:
 
 def test_nf4_on_a_cpu_needs_complete_blocks(settings: Check) -> None:
     """bitsandbytes' CPU kernels process 64 inputs and 32 outputs at a time; the loss head is never quantized."""
-    odd_head = replace(LLAMA, linears=(*LLAMA.linears[:-1], LinearLayers("lm_head", 100, 1001, 1)))
-    assert settings(NF4) == settings(NF4, odd_head) == settings(NF4, None) == []
-    odd = replace(LLAMA, linears=(LinearLayers("q_proj", 96, 128, 2), LinearLayers("k_proj", 128, 48, 2)))
+    assert settings(NF4) == settings(NF4, replace(LLAMA, vocabulary=1001)) == settings(NF4, None) == []
+    odd = replace(LLAMA, linears=(layers("q_proj", 96, 128, 2), layers("k_proj", 128, 48, 2)))
     (finding,) = settings(NF4, odd)
     assert told(finding, "quantization-shape") == (
         "params.yaml: model.quantization: q_proj is 96 x 128; nf4 on a CPU needs multiples of 64 x 32; use none"

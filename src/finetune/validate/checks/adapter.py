@@ -2,10 +2,11 @@
 
 import math
 
-from finetune.config.model import HEAD
 from finetune.config.validate import ValidateParams
 from finetune.model.adapter import find_adapter_problem
 from finetune.model.architecture import Architecture
+from finetune.model.target_problems import find_target_problems
+from finetune.model.targets import find_targets
 from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
@@ -16,9 +17,9 @@ from finetune.validate.findings import Finding
 RATES = (3.0e-5, 1.0e-3)
 SMALL_BASE, SMALL_FACTOR = 100_000_000, 10
 ADAM = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor")
+SHARDING = ("fsdp", "zero3")  # strategies that shard the base's weights
 # alpha / r in the same papers is between 0.25 (QLoRA: 16 / 64) and 8 (LoRA, GPT-2: 32 / 4).
 SCALES = (0.25, 8.0)
-EMBEDDINGS = "embed_tokens"  # not a linear layer, but PEFT adapts it too
 
 CODES |= {
     "target-modules-missing": Code("error", "run", "A target module does not exist in the architecture.", binding=True),
@@ -38,25 +39,44 @@ def check_adapter(params: ValidateParams, architecture: Architecture | None) -> 
 def check_start(params: ValidateParams) -> list[Finding]:
     """Check that the base model's number format supports this initialization of the adapter."""
     problem = find_adapter_problem(params.adapter, params.model)
-    return [] if problem is None else [Finding.of(problem)]
+    return ([] if problem is None else [Finding.of(problem)]) + check_whole_modules(params)
+
+
+def check_whole_modules(params: ValidateParams) -> list[Finding]:
+    """Check the run around modules and rows of embeddings that are trained in float32, beside a base in 16 bits."""
+    adapter, train, new = params.adapter, params.train, params.model.add_tokens
+    mixed = params.model.dtype == "float32" or train.bf16 or train.fp16
+    strategy, findings = train.distributed.strategy, []
+    if adapter.modules_to_save and not mixed:
+        what = f"their float32 weights can't be combined with a base in {params.model.dtype} without mixed precision"
+        where, fix = "params.yaml: adapter.modules_to_save", "set train.bf16: true, or use []"
+        findings.append(Finding("adapter-impossible", where, what, fix))
+    if (adapter.trainable_token_indices or new) and strategy in SHARDING:
+        where = "params.yaml: " + ("model.add_tokens" if new else "adapter.trainable_token_indices")
+        what = f"PEFT can't train rows of embeddings that {strategy} shards"
+        findings.append(Finding("adapter-impossible", where, what, "use strategy: ddp or zero2, or []"))
+    return findings
 
 
 def check_target_modules(params: ValidateParams, architecture: Architecture) -> list[Finding]:
-    """Check that each target module is a linear layer of the architecture; note layers without an adapter."""
-    where, known = "params.yaml: adapter.target_modules", sorted({linear.name for linear in architecture.linears})
-    targets = params.adapter.targets(known)
-    missing = [name for name in targets if name not in (*known, EMBEDDINGS)]
-    usual = [name for name in known if name != HEAD]
-    if missing:
-        what = f"{', '.join(missing)} match nothing in {architecture.class_name}"
-        return [Finding("target-modules-missing", where, what, f"use some of {', '.join(usual)}")]
-    left = [name for name in usual if name not in targets]
-    if left:
-        rest = sum(linear.parameters for linear in architecture.linears if linear.name in left)
-        what = f"{', '.join(left)} get no adapter: {rest / architecture.parameters:.0%} of {architecture.class_name}"
-        fix = "use all-linear if the validation loss stays high"
-        return [Finding("target-modules-partial", where, what, fix)]
-    return []
+    """Check that everything that is to be trained is in the architecture; note layers without an adapter."""
+    adapter = params.adapter
+    quantized, new = params.model.quantization != "none", len(params.model.add_tokens)
+    if problems := find_target_problems(architecture, adapter, quantized=quantized, new_tokens=new):
+        return [Finding.of(problem) for problem in problems]
+    targets = find_targets(architecture, adapter)
+    left = {layers.name: layers.count - targets.adapted(layers) for layers in architecture.linears}
+    rest = sum(x.parameters * (x.count - targets.adapted(x)) // x.count for x in architecture.linears)
+    others = [experts for experts in architecture.experts if experts not in targets.experts]
+    names = [name for name, count in left.items() if count] + [experts.name for experts in others]
+    rest += sum(experts.parameters for experts in others)
+    if not names:
+        return []
+    where = "params.yaml: adapter.target_modules"
+    what = f"{', '.join(names)} get no adapter: {rest / architecture.parameters:.0%} of {architecture.class_name}"
+    ways = ["all-linear"] * any(left.values()) + ["target_parameters for the experts"] * bool(others)
+    fix = f"use {' and '.join(ways)} if the validation loss stays high"
+    return [Finding("target-modules-partial", where, what, fix)]
 
 
 def check_scale(params: ValidateParams) -> list[Finding]:

@@ -1,6 +1,6 @@
 """Check that the base model is present, complete, safe and pinned, and that its parts are consistent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ CODES |= {
     "tokens-without-embeddings": Code(
         "error", "run", "A token id has no row in the embeddings of the base.", binding=True
     ),
+    "token-known": Code("error", "run", "A token of `model.add_tokens` is in the vocabulary already.", binding=True),
     "tokens-untrained": Code("warning", "quality", "A special token of the template has an untrained embedding."),
     "length-beyond-base": Code("error", "quality", "Positions beyond those the base was trained on."),
 }
@@ -69,7 +70,7 @@ def examine_base(params: ValidateParams, root: Path, *, fetch: bool = True) -> B
     if base.tokenizer is not None:
         _attempt(base, lambda: base.findings.extend(check_tokenizer(params.model, base.tokenizer, base.architecture)))
         if folder is not None:
-            _attempt(base, lambda: base.findings.extend(check_embeddings(folder, base.tokenizer)))
+            _attempt(base, lambda: base.findings.extend(check_embeddings(folder, base.tokenizer, model.add_tokens)))
     return base
 
 
@@ -120,7 +121,7 @@ def check_length(params: ValidateParams, architecture: Architecture) -> list[Fin
 def check_tokenizer(model: ModelConfig, tokenizer: Any, architecture: Architecture | None) -> list[Finding]:
     """Check that tokenizer, template and embeddings are consistent."""
     findings = check_template(tokenizer, end_tokens(model, tokenizer))
-    rows, tokens = architecture.vocabulary if architecture else None, len(tokenizer)
+    rows, tokens = architecture.vocabulary if architecture else None, len(tokenizer) - len(model.add_tokens)
     if rows is not None and tokens > rows:
         what = f"the tokenizer has {tokens} tokens, but the embeddings of the base have {rows} rows"
         fix = "use the tokenizer of the base, or set model.pad_token to one of its tokens"
@@ -139,12 +140,16 @@ def check_tokenizer(model: ModelConfig, tokenizer: Any, architecture: Architectu
     return findings
 
 
-def check_embeddings(folder: Path, tokenizer: Any) -> list[Finding]:
-    """Check that the control tokens of the template have trained embeddings: neither zero nor copies of each other."""
+def check_embeddings(folder: Path, tokenizer: Any, new: Sequence[str] = ()) -> list[Finding]:
+    """Check that the control tokens of the template have trained embeddings: neither zero nor copies of each other.
+
+    Those of `new` tokens will be trained.
+    """
     import torch
     from safetensors import SafetensorError, safe_open
 
-    used = sorted(set(tokenize(tokenizer, ASKED).input_ids) & set(tokenizer.added_tokens_decoder))
+    known = set(tokenizer.added_tokens_decoder) - set(tokenizer.convert_tokens_to_ids(list(new)))
+    used = sorted(set(tokenize(tokenizer, ASKED).input_ids) & known)
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:

@@ -1,7 +1,7 @@
 """Check the settings against each other and against what any machine of this kind of device supports."""
 
-from finetune.config.model import HEAD
 from finetune.config.validate import ValidateParams
+from finetune.console import gigabytes
 from finetune.model.architecture import Architecture
 from finetune.model.base import attention_used
 from finetune.validate.codes import CODES, Code
@@ -13,6 +13,7 @@ DEEPSPEED = ("zero2", "zero3")
 NF4_CPU_INPUTS, NF4_CPU_OUTPUTS = 64, 32  # multiples for bitsandbytes' CPU kernels (0.50: gemv_4bit, dequantize)
 
 CODES |= {
+    "quantization-partial": Code("note", "nothing", "Parts of the base that nf4 leaves at their full size."),
     "quantization-shape": Code(
         "error", "run", "bitsandbytes has no 4-bit CPU kernel for a layer of this shape.", binding=True
     ),
@@ -129,10 +130,17 @@ def check_quantization(params: ValidateParams, architecture: Architecture | None
     if params.environment == "apple":
         what = "nf4 on a Mac uses slow fallbacks; 16-bit weights are faster if they fit"
         findings.append(Finding("quantization-slow", where, what, "use none with dtype: bfloat16, if memory allows"))
+    experts = sum(layers.parameters for layers in architecture.experts) if architecture else 0
+    if experts and architecture is not None:
+        what = (
+            f"nf4 quantizes linear layers only: the experts, {experts / architecture.parameters:.0%} of the base, "
+            f"stay in {params.model.dtype} ({gigabytes(experts * (4 if params.model.dtype == 'float32' else 2))})"
+        )
+        findings.append(Finding("quantization-partial", where, what, "plan memory for them; the plan counts them"))
     if params.environment == "cpu" and architecture is not None:
         for linear in architecture.linears:
             odd = linear.inputs % NF4_CPU_INPUTS or linear.outputs % NF4_CPU_OUTPUTS
-            if odd and linear.name != HEAD:
+            if odd:
                 what = (
                     f"{linear.name} is {linear.inputs} x {linear.outputs}; nf4 on a CPU needs multiples of "
                     f"{NF4_CPU_INPUTS} x {NF4_CPU_OUTPUTS}"
