@@ -20,6 +20,9 @@ PUBLISHED = {
     "Qwen/Qwen2.5-Coder-7B-Instruct": 7_615_616_512,
     "meta-llama/Llama-2-7b-chat-hf": 6_738_415_616,
     "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-30B-A3B": 30_532_122_624,
 }
 TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 96}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}

@@ -52,6 +52,7 @@ class Architecture:
     stored: str  # the dtype of the files, according to config.json
     linears: tuple[Layers, ...]  # without the head
     experts: tuple[Layers, ...] = ()  # their names end with the parameter: `mlp.experts.down_proj`
+    active_experts: int = 1  # of each layer, for one token
     embeddings: str = "model.embed_tokens"  # the path of the input embeddings
     head: str = "lm_head"
     sizes: tuple[tuple[str, int], ...] = ()  # every module with parameters and how many, e.g. ("model.norm", 576)
@@ -90,13 +91,13 @@ def describe(language: LanguageModel, model: Any) -> Architecture:
             if parameter.dim() == EXPERT_DIMENSIONS and "experts" in path:
                 key = f"{path.split('.', _depth(path))[-1]}.{name}", *parameter.shape
                 experts[key].append(f"{path}.{name}")
-    heads = text.num_attention_heads
+    heads, active = text.num_attention_heads, getattr(text, "num_experts_per_tok", None) or 1
     return Architecture(
         model_type=language.config.model_type,
         class_name=type(model).__name__,
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        intermediate=_width(text, active if experts else 0),
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=_of_first_layer(text, "head_dim") or text.hidden_size // heads,
@@ -109,6 +110,7 @@ def describe(language: LanguageModel, model: Any) -> Architecture:
         experts=tuple(
             Layers(name, rows, columns, tuple(found), many) for (name, many, rows, columns), found in experts.items()
         ),
+        active_experts=active,
         embeddings=paths[id(embeddings)],
         head=paths.get(id(head), ""),
         sizes=tuple(
@@ -118,6 +120,12 @@ def describe(language: LanguageModel, model: Any) -> Architecture:
         ),
         attention=supported_attention(language),
     )
+
+
+def _width(text: Any, experts: int) -> int:
+    """Return the width of the MLP: of a dense layer, or of the active experts together, whichever is larger."""
+    dense = int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
+    return max(dense, experts * int(getattr(text, "moe_intermediate_size", None) or 0))
 
 
 def _depth(path: str) -> int:

@@ -32,6 +32,7 @@ class Range:
 def forward_flops(architecture: Architecture, length: float) -> tuple[float, float]:
     """Return the forward operations of one position: for the layers' weights (two each) and for causal attention."""
     weights = sum(linear.parameters for linear in architecture.linears)
+    weights += sum(x.parameters // x.experts for x in architecture.experts) * architecture.active_experts
     return 2 * weights, 2 * architecture.layers * length * architecture.heads * architecture.head_dim
 
 
