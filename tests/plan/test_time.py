@@ -57,6 +57,8 @@ def test_operations_per_position_equal_those_by_hand(change: Callable[..., Confi
     """Each weight of the layers has two operations forward, two backward, two with checkpointing; plus attention."""
     architecture: Any = SimpleNamespace(
         linears=[SimpleNamespace(name="q_proj", parameters=1000)],
+        experts=[SimpleNamespace(name="experts.up_proj", parameters=8 * 100, experts=8)],
+        active_experts=2,
         layers=3,
         heads=2,
         head_dim=5,
@@ -65,10 +67,10 @@ def test_operations_per_position_equal_those_by_hand(change: Callable[..., Confi
     )
     plain, again = change().train, change(**{"train.activation_checkpointing": True}).train
     attention = 2 * 3 * 8 * 2 * 5
-    assert flops_per_position(architecture, plain, 8) == 4 * 1000 + 3 * attention
-    assert flops_per_position(architecture, again, 8) == 6 * 1000 + 4 * attention
+    assert flops_per_position(architecture, plain, 8) == 4 * 1200 + 3 * attention
+    assert flops_per_position(architecture, again, 8) == 6 * 1200 + 4 * attention
     whole = run_flops(architecture, plain, positions=100, length=8.4, supervised_share=0.25)
-    assert whole == 100 * 2 * (4 * 1000 + 3 * attention + 6 * 10 * 50 * 0.25)
+    assert whole == 100 * 2 * (4 * 1200 + 3 * attention + 6 * 10 * 50 * 0.25)
 
 
 @pytest.mark.parametrize(("length", "checkpointing"), [(64, False), pytest.param(256, True, marks=pytest.mark.slow)])
