@@ -1,6 +1,7 @@
 """Checkpoints of today's model classes, with random weights and a few layers, and the embedded tokenizer."""
 
 import shutil
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,10 @@ def small_checkpoint(kind: str, folder: Path, spare: int = 0) -> Any:
     return tokenizer
 
 
-def run_stages(root: Path, kind: str, targets: tuple[str, ...], **more: Any) -> tuple[Config, Paths]:
-    """Run all stages on a small checkpoint."""
+def run_stages(
+    root: Path, kind: str, targets: tuple[str, ...], store: Callable[[Path], Any] | None = None, **more: Any
+) -> tuple[Config, Paths]:
+    """Run all stages on a small checkpoint, or on what `store` writes into the folder of the base."""
     changes = {
         "model__attention": "eager" if kind == "gpt_oss" else "sdpa",
         "adapter__target_modules": list(targets),
@@ -84,7 +87,10 @@ def run_stages(root: Path, kind: str, targets: tuple[str, ...], **more: Any) -> 
     }
     _, paths = workspace(root, **changes)
     shutil.rmtree(root / "base")
-    small_checkpoint(kind, root / "base")
+    if store is None:
+        small_checkpoint(kind, root / "base")
+    else:
+        store(root / "base")
     config = parse_config(params(**changes), "params.yaml")
     for name in STAGES:
         import_module(f"finetune.{name}.stage").run(params_of(name, config), paths)

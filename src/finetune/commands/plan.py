@@ -79,7 +79,7 @@ def recipe_table(root: Path) -> list[str]:
 def table_cells(outlook: RunPlan) -> list[str]:
     """Return the cells of one recipe."""
     config, train, adapter = outlook.config, outlook.config.train, outlook.config.adapter
-    kind = "NF4" if config.model.quantization == "nf4" else config.model.dtype
+    kind = config.model.dtype if config.model.quantization == "none" else config.model.quantization.upper()
     devices = f" x {train.distributed.devices}" if train.distributed.devices > 1 else ""
     batch = f"{train.per_device_train_batch_size} x {train.gradient_accumulation_steps}{devices}"
     time = outlook.time()

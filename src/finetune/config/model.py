@@ -21,7 +21,7 @@ class ModelConfig(Section):
     pad_token: Text | None  # a token of the base's vocabulary that replaces the base's own
     add_tokens: tuple[Text, ...]  # new tokens, whose embeddings are trained
     dtype: Literal["float32", "bfloat16", "float16"]
-    quantization: Literal["none", "nf4"]
+    quantization: Literal["none", "nf4", "int8", "stored"]  # stored: as the base comes
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: flash_attention_2 if supported, else sdpa
 
 

@@ -64,8 +64,8 @@ def find_package_problems(environment: Environment, model: ModelConfig, train: T
 
 
 def needs_bitsandbytes(model: ModelConfig, train: TrainConfig) -> bool:
-    """Return whether the run uses 4-bit weights or an 8-bit optimizer."""
-    return model.quantization == "nf4" or train.optim.endswith("8bit")
+    """Return whether the run quantizes the base's weights or uses an 8-bit optimizer."""
+    return model.quantization in ("nf4", "int8") or train.optim.endswith("8bit")
 
 
 def find_tracker_problems(train: TrainConfig) -> Iterator[Problem]:

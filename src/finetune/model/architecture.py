@@ -7,6 +7,7 @@ from typing import Any
 from finetune.errors import BaseModelError
 from finetune.model.base_config import OTHER, in_a_line
 from finetune.model.language import LanguageModel, build, find_language_model, is_linear, supported_attention
+from finetune.model.quantization import find_method
 
 BOUNDLESS = 2**20  # positions of a base whose config sets no limit, e.g. with ALiBi
 EXPERT_DIMENSIONS = 3  # of the weights of all experts of a layer, in transformers 5
@@ -56,6 +57,7 @@ class Architecture:
     embeddings: str = "model.embed_tokens"  # the path of the input embeddings
     head: str = "lm_head"
     sizes: tuple[tuple[str, int], ...] = ()  # every module with parameters and how many, e.g. ("model.norm", 576)
+    quantized: tuple[str, int] | None = None  # the method and bits with which the checkpoint is stored
     attention: tuple[str, ...] = ("flash_attention_2", "sdpa", "eager")  # implementations of the class
 
 
@@ -118,6 +120,7 @@ def describe(language: LanguageModel, model: Any) -> Architecture:
             for path, module in model.named_modules()
             if path and (size := sum(parameter.numel() for parameter in module.parameters()))
         ),
+        quantized=find_method(language.config),
         attention=supported_attention(language),
     )
 

@@ -10,25 +10,11 @@ from finetune.files.hashing import sha256_file, sha256_json
 from finetune.hardware.devices import device_supports, find_missing_device, flash_attention_found
 from finetune.model.base_config import find_base_config
 from finetune.model.language import LanguageModel, find_language_model, finish_loading, supported_attention
+from finetune.model.quantization import find_method, find_quantization_problem, loading_config
 from finetune.model.tokens import first_line, load_tokenizer
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 LOADED_FILES = {".json", ".safetensors", ".jinja", ".model", ".txt"}  # read by transformers; no README, no script
-
-
-def quantization_config(model: ModelConfig) -> Any:
-    """Return bitsandbytes' NF4 with double quantization (QLoRA, arXiv 2305.14314, section 3), or None."""
-    if model.quantization == "none":
-        return None
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, model.dtype),
-    )
 
 
 def runs_flash_attention() -> bool:
@@ -60,9 +46,12 @@ def load_base(model: ModelConfig, device: str) -> Any:
     import torch
     from transformers import AutoConfig
 
+    environment = environment_of(device)
     try:
         language = find_language_model(AutoConfig.from_pretrained(model.base, revision=model.revision))
-        asked = attention_used(model, environment_of(device), language)
+        if problem := find_quantization_problem(find_method(language.config), model, environment):
+            raise ConfigError.of([problem])
+        asked = attention_used(model, environment, language)
         base, loaded = language.auto_class.from_pretrained(
             model.base,
             revision=model.revision,
@@ -70,7 +59,7 @@ def load_base(model: ModelConfig, device: str) -> Any:
             key_mapping=language.key_mapping,
             output_loading_info=True,
             dtype=getattr(torch, model.dtype),
-            quantization_config=quantization_config(model),
+            quantization_config=loading_config(language.config, model),
             attn_implementation=asked,
             device_map={"": device},
             use_safetensors=True,

@@ -44,6 +44,7 @@ def shrink_config(config: Any, tokenizer: Any, layers: int = LAYERS) -> Any:
     language = find_language_model(copy.deepcopy(config))
     text = language.text
     content = text.to_dict()
+    content.pop("quantization_config", None)  # random weights are not quantized
     if content.pop("per_layer_config", None) is not None:  # widths of single layers (Gemma 4)
         content["global_head_dim"] = HEAD_DIM
     kept = kinds_of_layers(content.get("layer_types"), layers)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from finetune.config.model import AdapterConfig, Environment, ModelConfig
 from finetune.config.train import TrainConfig
 from finetune.model.architecture import Architecture, Layers
+from finetune.model.quantization import bits_of_linears
 from finetune.model.targets import Targets, find_targets, trainable_parameters, trained_rows
 
 WIDE, NARROW = 4, 2  # bytes of a float32, of a bfloat16 or float16
@@ -50,6 +51,11 @@ class Run:
     def autocast(self) -> bool:
         """Whether matrix products use 16 bits regardless of the weights' format (mixed precision)."""
         return self.train.bf16 or self.train.fp16
+
+    @property
+    def bits(self) -> int | None:
+        """The bits of a quantized weight; None if the base is not quantized."""
+        return bits_of_linears(self.model, self.architecture.quantized)
 
     @property
     def weight_size(self) -> int:
@@ -143,7 +149,7 @@ def weights_saved(run: Run) -> int:
     weights. DoRA with dropout multiplies by a float32 copy of each target's weight.
     """
     held = 0
-    plain = run.model.dtype == "float32" and run.model.quantization == "none"
+    plain = run.model.dtype == "float32" and run.bits is None
     for linear in run.architecture.linears:
         size = linear.inputs * linear.outputs
         if run.autocast and plain:
@@ -212,7 +218,7 @@ def backward_bytes(run: Run) -> int:
     needed = run.tokens * shape.intermediate * (run.lora_size + run.size)
     if run.model.attention == "eager":
         needed = max(needed, run.tokens * shape.heads * run.row * (2 * WIDE + run.size))
-    if run.model.quantization == "nf4":
+    if run.bits:
         needed += max(linear.inputs * linear.outputs for linear in run.architecture.linears) * run.weight_size
     return needed + dora_bytes(run) + adapted_experts(run)
 
@@ -231,7 +237,7 @@ def forward_bytes(run: Run) -> int:
     scores = shape.heads * run.row * 3 * WIDE if run.model.attention == "eager" else 0
     mask = run.row * (1 + run.size) if run.masked and run.model.attention != "flash_attention_2" else 0
     dequantized = 0
-    if run.model.quantization == "nf4":
+    if run.bits:
         dequantized = max(linear.inputs * linear.outputs for linear in run.architecture.linears) * run.weight_size
     return run.tokens * (max(wide, scores) + mask) + dequantized + dora_bytes(run)
 
@@ -250,7 +256,7 @@ def heap_slack(run: Run) -> int:
     shape = run.architecture
     dropping = run.adapter.model_copy(update={"lora_dropout": run.adapter.lora_dropout or 0.05})
     wide, others = token_saved(replace(run, adapter=dropping))
-    if run.model.quantization == "nf4":  # PEFT copies the output of a 4-bit layer
+    if run.bits:  # PEFT copies the output of a 4-bit layer
         others += sum(run.of_adapted(linear, linear.outputs) for linear in run.architecture.linears) * run.size
     # With more tokens they are mapped; the previous size of the heap is kept as an unmeasured bound.
     widest, usual = (MAPPED // (width * WIDE) for width in (shape.intermediate, shape.hidden))

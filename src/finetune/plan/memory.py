@@ -67,19 +67,22 @@ class MemoryPlan:
 
 
 def base_bytes(run: Run) -> tuple[int, int]:
-    """Return the bytes of the frozen weights and, under NF4, of the scales.
+    """Return the bytes of the frozen weights and, if they are quantized, of the scales.
 
-    NF4 uses half a byte per weight in every linear layer except the loss head; embeddings, norms and biases keep 16
-    bits. A block of 64 weights has a one-byte scale, 256 scales share one float32 (double quantization, arXiv
-    2305.14314, section 3), and a matrix has two code books of 256 and 16 float32.
+    Quantized weights are those of linear layers except the loss head; embeddings, norms, biases and experts keep 16
+    bits. In 4 bits, a block of 64 weights has a one-byte scale, 256 scales share one float32 (double quantization,
+    arXiv 2305.14314, section 3), and a matrix has two code books of 256 and 16 float32. In 8 bits, each output has a
+    float32 scale.
     """
-    parameters = run.architecture.parameters
-    if run.model.quantization == "none":
+    parameters, linears = run.architecture.parameters, run.architecture.linears
+    if run.bits is None:
         return parameters * run.weight_size, 0
-    quantized = sum(linear.parameters for linear in run.architecture.linears)
-    matrices = sum(linear.count for linear in run.architecture.linears)
+    quantized = sum(linear.parameters for linear in linears)
+    matrices = sum(linear.count for linear in linears)
     scales = quantized // 64 + quantized // (64 * 256) * WIDE + matrices * (256 + 16) * WIDE
-    return quantized // 2 + (parameters - quantized) * run.weight_size, scales
+    if run.bits > 4:
+        scales = sum(linear.outputs * linear.count for linear in linears) * WIDE
+    return quantized * run.bits // 8 + (parameters - quantized) * run.weight_size, scales
 
 
 def optimizer_bytes(run: Run) -> tuple[int, int]:
@@ -116,7 +119,7 @@ def loading_bytes(run: Run) -> int:
     if run.environment != "cpu":
         return largest_weight(run.architecture) * size
     pages = run.architecture.parameters * size
-    if run.model.quantization == "none":
+    if run.bits is None:
         return 0 if run.model.dtype == run.architecture.stored else pages
     on_heap = (x for x in run.architecture.linears if x.inputs * x.outputs * run.weight_size < MAPPED)
     return pages + sum(linear.parameters for linear in on_heap) * run.weight_size // 2

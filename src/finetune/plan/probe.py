@@ -18,6 +18,7 @@ from finetune.model.architecture import measure_architecture
 from finetune.model.base import load_base
 from finetune.model.base_config import find_base_config
 from finetune.model.language import find_language_model
+from finetune.model.quantization import bits_of_linears, find_method
 from finetune.plan.time import flops_per_position
 
 LAYERS, VOCABULARY = 2, 1024  # the head is left out: its share of the work is computed separately
@@ -56,6 +57,9 @@ def _build(params: TrainParams, root: Path, folder: Path, device: str) -> tuple[
     language = find_language_model(copy.deepcopy(find_base_config(params.model, root)))
     small = language.text
     small.num_hidden_layers, small.vocab_size = LAYERS, VOCABULARY
+    stored = bits_of_linears(params.model, find_method(language.config))
+    for config in (small, language.config):
+        vars(config).pop("quantization_config", None)  # random weights are not quantized
     small.bos_token_id, small.eos_token_id, small.pad_token_id = None, 1, 0
     if getattr(small, "layer_types", None):
         small.layer_types = list(small.layer_types)[:LAYERS]
@@ -63,8 +67,10 @@ def _build(params: TrainParams, root: Path, folder: Path, device: str) -> tuple[
         base = language.auto_class.from_config(language.config, dtype=torch.bfloat16, trust_remote_code=False)
         base.save_pretrained(folder)
         del base
-        model = params.model.model_copy(update={"base": str(folder), "revision": None})
-        trained = add_adapter(load_base(model, device), params.adapter)
+        held = {None: "none", 4: "nf4", 8: "int8"}[stored]
+        changes = {"base": str(folder), "revision": None, "add_tokens": (), "quantization": held}
+        adapter = params.adapter.model_copy(update={"layers_to_transform": None, "trainable_token_indices": ()})
+        trained = add_adapter(load_base(params.model.model_copy(update=changes), device), adapter)
     except (MemoryError, torch.OutOfMemoryError):
         raise MachineError(
             "", f"two layers of {params.model.base} don't fit on this machine, so it can't be probed"

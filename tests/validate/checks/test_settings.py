@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune.model.architecture import Architecture
+from finetune.validate.checks.quantization import check_quantization
 from finetune.validate.checks.settings import check_settings
 from finetune.validate.findings import Finding
 from tests.builders.checked_settings import CUDA, FLASH, LLAMA, NF4, codes, layers, spread, told
@@ -17,10 +18,11 @@ Check = Callable[..., list[Finding]]
 
 @pytest.fixture
 def settings(change: Change) -> Check:
-    """`settings({"train.fp16": True})`: return the findings of check_settings on params.yaml with keys changed."""
+    """`settings({"train.fp16": True})`: return the findings about params.yaml with keys changed."""
 
     def checked(keys: dict[str, Any], architecture: Architecture | None = LLAMA) -> list[Finding]:
-        return check_settings(change(**keys), architecture)
+        params = change(**keys)
+        return check_settings(params, architecture) + check_quantization(params, architecture)
 
     return checked
 

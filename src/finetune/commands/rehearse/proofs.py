@@ -92,12 +92,15 @@ def check_adapter(config: Config, paths: Paths) -> tuple[str, bool]:  # noqa: AR
     from safetensors.torch import load_file
 
     weights = load_file(paths.adapter / WEIGHTS)
-    coverage: dict[str, tuple[int, int]] = {}
     content = json.loads((paths.adapter / CONFIG).read_text(encoding="utf-8"))
-    for name in content["target_modules"]:
-        firsts = [key for key in weights if f".{name.rsplit('.', 1)[-1]}.lora_A" in key]
-        pairs = [(weights[key].float(), weights[key.replace("lora_A", "lora_B")].float()) for key in firsts]
-        coverage[name] = (sum(adds_something(first, second) for first, second in pairs), len(pairs))
+    firsts = sorted(key for key in weights if ".lora_A" in key)
+    names = [key.split(".lora_A")[0].removesuffix(".base_layer").rsplit(".", 1)[-1] for key in firsts]
+    asked = [] if isinstance(content["target_modules"], str) else content["target_modules"]
+    coverage = dict.fromkeys((name.rsplit(".", 1)[-1] for name in asked), (0, 0))
+    for name, key in zip(names, firsts, strict=True):
+        trained, layers = coverage.get(name, (0, 0))
+        pair = weights[key].float(), weights[key.replace("lora_A", "lora_B")].float()
+        coverage[name] = trained + adds_something(*pair), layers + 1
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
     text = ", ".join(f"{name} {trained}/{layers}" for name, (trained, layers) in coverage.items())
     return text, finite and all(layers and layers == trained for trained, layers in coverage.values())

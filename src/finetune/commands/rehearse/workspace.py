@@ -19,6 +19,7 @@ from finetune.errors import DataError
 from finetune.files.atomic import write_json, write_lines
 from finetune.files.hashing import sha256_file
 from finetune.hardware.devices import find_missing_device
+from finetune.model.shrink import LAYERS
 from finetune.model.tokens import tokenize
 from finetune.paths import Paths
 from finetune.records.examples import Example
@@ -66,6 +67,7 @@ def rehearsal_params(real: Config, rows: int, longest: int) -> tuple[dict[str, A
     content |= {"environment": here, "machine": "this", "runtime": "native"}
     content["data"]["directory"] = "data/raw"
     content["model"] |= {"base": "base", "revision": None, "chat_template": None, "pad_token": None}
+    model_changes(real, change)
     device_changes(real, here, change)
     training_changes(real.train, rows, longest, change)
     smaller = {"latency": {"prompts": 20, "warmup": 1}, "memory": {"processes": 3, "batch_size": 4}}
@@ -114,6 +116,17 @@ def evaluation_changes(content: dict[str, Any], change: Change) -> None:
         change("evaluate", "scorers", kept or EXACT_MATCH, "a rehearsal uses no network")
         criteria = [item for item in content["decide"]["criteria"] if item.get("metric") not in judged]
         change("decide", "criteria", criteria or ON_LOSS, "only scorers used in the rehearsal")
+
+
+def model_changes(real: Config, change: Change) -> None:
+    """Replace settings that fit only the recipe's own base: its weights, its depth and its vocabulary."""
+    if real.model.quantization == "stored":
+        change("model", "quantization", "none", "the small base is not quantized")
+    layers = real.adapter.layers_to_transform
+    if layers is not None and max(layers) >= LAYERS:
+        change("adapter", "layers_to_transform", None, "the small base has other layers")
+    if tokens := real.adapter.trainable_token_indices:
+        change("adapter", "trainable_token_indices", list(range(len(tokens))), "the small base may have fewer tokens")
 
 
 def device_changes(real: Config, here: str, change: Change) -> None:

@@ -9,6 +9,7 @@ from finetune.plan.outlook import RunPlan
 from finetune.validate.checks.adapter import check_adapter
 from finetune.validate.checks.base_model import Base
 from finetune.validate.checks.plan import check_plan
+from finetune.validate.checks.quantization import check_quantization
 from finetune.validate.checks.schedule import check_run
 from finetune.validate.checks.settings import check_settings
 from finetune.validate.checks.watched import check_watched
@@ -26,6 +27,7 @@ def check_config(params: ValidateParams, root: Path, base: Base, outlook: RunPla
         *base.findings,
         *check_watched(params, root),
         *check_settings(params, base.architecture),
+        *check_quantization(params, base.architecture),
         *check_adapter(params, base.architecture),
         *check_run(params.train, outlook.schedule),
         *check_plan(params, outlook),

@@ -1,7 +1,6 @@
 """Check the settings against each other and against what any machine of this kind of device supports."""
 
 from finetune.config.validate import ValidateParams
-from finetune.console import gigabytes
 from finetune.model.architecture import Architecture
 from finetune.model.base import attention_used
 from finetune.validate.codes import CODES, Code
@@ -10,13 +9,8 @@ from finetune.validate.findings import Finding
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
 TWICE = "the frozen weights take twice the memory in 32 bits; only the adapter needs 32 bits"
 DEEPSPEED = ("zero2", "zero3")
-NF4_CPU_INPUTS, NF4_CPU_OUTPUTS = 64, 32  # multiples for bitsandbytes' CPU kernels (0.50: gemv_4bit, dequantize)
 
 CODES |= {
-    "quantization-partial": Code("note", "nothing", "Parts of the base that nf4 leaves at their full size."),
-    "quantization-shape": Code(
-        "error", "run", "bitsandbytes has no 4-bit CPU kernel for a layer of this shape.", binding=True
-    ),
     "effective-batch-differs": Code("error", "quality", "The batch settings do not multiply to effective_batch_size."),
     "optimizer-needs-cuda": Code("error", "run", "8-bit optimizers have no kernels off CUDA.", binding=True),
     "optimizer-needs-deepspeed": Code("error", "run", "DeepSpeed can only offload its own optimizer.", binding=True),
@@ -27,8 +21,6 @@ CODES |= {
     "attention-unsupported": Code("error", "run", "The base's class does not support this attention.", binding=True),
     "attention-dtype": Code("error", "run", "flash_attention_2 supports 16-bit types only.", binding=True),
     "liger-needs-cuda": Code("error", "run", "Liger's fused kernels need Triton and CUDA.", binding=True),
-    "quantization-slow": Code("warning", "time", "4-bit weights on a Mac use slow fallbacks."),
-    "quantization-strategy": Code("error", "run", "4-bit weights can't be sharded this way.", binding=True),
     "strategy-needs-cuda": Code(
         "error", "run", "CPUs support DDP only; training across several Macs is not supported.", binding=True
     ),
@@ -46,7 +38,6 @@ def check_settings(params: ValidateParams, architecture: Architecture | None) ->
         *check_precision(params),
         *check_optimizer(params),
         *check_attention(params, architecture),
-        *check_quantization(params, architecture),
         *check_kernels(params),
         *check_strategy(params),
         *check_offload(params),
@@ -115,38 +106,6 @@ def check_attention(params: ValidateParams, architecture: Architecture | None) -
         what = "packed rows all have the same length, so there is nothing to group"
         where = "params.yaml: train.train_sampling_strategy"
         findings.append(Finding("packing-ignores-sampling", where, what, "use random"))
-    return findings
-
-
-def check_quantization(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
-    """Check 4-bit weights against device, sharding and the shapes that CPU kernels support."""
-    where, findings = "params.yaml: model.quantization", []
-    if params.model.quantization == "none":
-        return []
-    strategy = params.train.distributed.strategy
-    if strategy in ("fsdp", "zero3"):
-        what = f"{strategy} shards weights, but nf4 weights are stored as bytes that it can't shard"
-        findings.append(Finding("quantization-strategy", where, what, "use ddp or zero2, or quantization: none"))
-    if params.environment == "apple":
-        what = "nf4 on a Mac uses slow fallbacks; 16-bit weights are faster if they fit"
-        findings.append(Finding("quantization-slow", where, what, "use none with dtype: bfloat16, if memory allows"))
-    experts = sum(layers.parameters for layers in architecture.experts) if architecture else 0
-    if experts and architecture is not None:
-        what = (
-            f"nf4 quantizes linear layers only: the experts, {experts / architecture.parameters:.0%} of the base, "
-            f"stay in {params.model.dtype} ({gigabytes(experts * (4 if params.model.dtype == 'float32' else 2))})"
-        )
-        findings.append(Finding("quantization-partial", where, what, "plan memory for them; the plan counts them"))
-    if params.environment == "cpu" and architecture is not None:
-        for linear in architecture.linears:
-            odd = linear.inputs % NF4_CPU_INPUTS or linear.outputs % NF4_CPU_OUTPUTS
-            if odd:
-                what = (
-                    f"{linear.name} is {linear.inputs} x {linear.outputs}; nf4 on a CPU needs multiples of "
-                    f"{NF4_CPU_INPUTS} x {NF4_CPU_OUTPUTS}"
-                )
-                findings.append(Finding("quantization-shape", where, what, "use none"))
-                break
     return findings
 
 
