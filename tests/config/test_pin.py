@@ -1,6 +1,7 @@
 """`finetune pin` writes the line that fixes a run's base."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ import pytest
 
 from finetune.cli.main import main
 from finetune.config.loading import read_yaml
-from finetune.config.recipes import pin, read_recipe, with_revision
+from finetune.config.pins import pin, with_kernel, with_revision
+from finetune.config.recipes import read_recipe
 from finetune.errors import ConfigError, MachineError
 from tests.builders.planned_run import COMMIT, make_here
 from tests.builders.small_run import ROOT, build_base
@@ -48,6 +50,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[str]]:
                 raise answer
             return SimpleNamespace(sha=answer)
 
+        monkeypatch.setattr(huggingface_hub.HfApi, "kernel_info", model_info)
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)  # other modules have imported the class
         return requests
 
@@ -183,3 +186,53 @@ def test_a_revision_without_its_own_line_is_reported() -> None:
     )
     with pytest.raises(ConfigError, match="has no separate line"):
         with_revision("model: {revision: null}\n", COMMIT)
+
+
+KERNEL = "kernels-community/flash-attn2"
+
+
+def test_a_kernel_is_pinned_with_its_base(
+    folder: Path,
+    hub: Callable[[Any], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its commit is written into the recipe; without the package that selects its files, the output says what to do."""
+    requests = hub(COMMIT)
+    recipe = Path("recipes/h100.yaml")
+    text = with_kernel(recipe.read_text(encoding="utf-8"), KERNEL)
+    recipe.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"{KERNEL} needs its commit, as {KERNEL}@ and 40 hex digits"):
+        read_recipe("h100", Path())
+    monkeypatch.setattr("finetune.config.pins.find_spec", lambda _: None)
+    pin(Path("recipes"), "h100", Path("params.yaml"))
+    assert requests == ["mistralai/Mistral-7B-Instruct-v0.3", KERNEL]
+    assert read_recipe("h100", Path()).model.attention == f"{KERNEL}@{COMMIT}"
+    assert "run this on the machine that trains, after pip install kernels" in capsys.readouterr().out
+
+
+def test_a_kernel_is_downloaded_for_this_machine(
+    folder: Path, hub: Callable[[Any], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package downloads the build for this machine; its errors are those of the machine."""
+    hub(COMMIT)
+    recipe = Path("recipes/h100.yaml")
+    recipe.write_text(with_kernel(recipe.read_text(encoding="utf-8"), KERNEL), encoding="utf-8")
+    asked = []
+    package = SimpleNamespace(install_kernel=lambda name, revision: asked.append((name, revision)))
+    monkeypatch.setattr("finetune.config.pins.find_spec", lambda _: True)
+    monkeypatch.setitem(sys.modules, "kernels", package)
+    pin(Path("recipes"), "h100", Path("params.yaml"))
+    assert asked == [(KERNEL, COMMIT)]
+    monkeypatch.setitem(sys.modules, "kernels", SimpleNamespace())
+    with pytest.raises(MachineError, match="can't be downloaded"):
+        pin(Path("recipes"), "h100", Path("params.yaml"))
+
+
+@pytest.mark.parametrize("name", ["other/flash-attn2@" + "0" * 40, "kernels-community/x@main", "flash_attention_9"])
+def test_another_attention_is_refused(folder: Path, name: str) -> None:
+    """Code of other organizations, unpinned code and misspelled names are refused."""
+    recipe = Path("recipes/h100.yaml")
+    recipe.write_text(with_kernel(recipe.read_text(encoding="utf-8"), name), encoding="utf-8")
+    with pytest.raises(ConfigError, match="is neither auto, sdpa, eager, flash_attention_2 nor a kernel, like"):
+        read_recipe("h100", Path())

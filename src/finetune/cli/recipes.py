@@ -51,7 +51,7 @@ def use(recipe: str) -> None:
 @command(example="pin h100")
 @named_recipe
 def pin(recipe: str) -> None:
-    """Pin a recipe's base model to its latest commit."""
-    from finetune.config.recipes import pin
+    """Pin a recipe's base model and kernel to their latest commits."""
+    from finetune.config.pins import pin
 
     pin(RECIPES, recipe, PARAMS)

@@ -5,11 +5,26 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from finetune.config.kernels import find_kernel
 from finetune.config.types import Count, PositiveInt, Revision, Section, Text
 
 Environment = Literal["cpu", "cuda", "apple"]
 ALL_LINEAR = "all-linear"  # PEFT's spelling
+IMPLEMENTATIONS = ("auto", "sdpa", "eager", "flash_attention_2")  # of transformers
 NAME = re.compile(r"[\w.-]+")
+
+
+def _implementation_or_kernel(value: str) -> str:
+    kernel = find_kernel(value)
+    if kernel is not None and kernel.revision is None:
+        raise ValueError(f"{value} needs its commit, as {value}@ and 40 hex digits (./finetune pin writes it)")
+    if kernel is None and value not in IMPLEMENTATIONS:
+        known = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"{value!r} is neither {known} nor a kernel, like kernels-community/flash-attn2@COMMIT")
+    return value
+
+
+Attention = Annotated[str, AfterValidator(_implementation_or_kernel)]
 
 
 class ModelConfig(Section):
@@ -22,7 +37,7 @@ class ModelConfig(Section):
     add_tokens: tuple[Text, ...]  # new tokens, whose embeddings are trained
     dtype: Literal["float32", "bfloat16", "float16"]
     quantization: Literal["none", "nf4", "int8", "stored"]  # stored: as the base comes
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]  # auto: flash_attention_2 if supported, else sdpa
+    attention: Attention  # auto: flash_attention_2 if supported, else sdpa; or a kernel of the Hub
 
 
 def _one_or_many(value: Any) -> Any:

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from finetune.config.loading import read_yaml
 from finetune.config.params import Config, load_config, parse_config
 from finetune.console import say, table
-from finetune.errors import ConfigError, MachineError
+from finetune.errors import ConfigError
 from finetune.files.atomic import write_lines
 
 RECIPE_SECTIONS = frozenset({"recipe", "machine", "environment", "runtime", "model", "adapter", "train"})
@@ -37,7 +37,7 @@ def use(folder: Path, name: str, params: Path) -> None:
     composed = composed_text(path, params)
     parse_config(YAML(typ="safe", pure=True).load(composed), f"{params} with {path}")
     write_lines(params, [composed])
-    held = ", ".join(key for key in split_sections(_read(path)) if key)
+    held = ", ".join(key for key in split_sections(read_text(path)) if key)
     say(f"{params} now runs recipe {name} (replaced: {held}); see git diff {params}")
 
 
@@ -60,64 +60,7 @@ def composed_text(recipe: Path, params: Path) -> str:
     """Return the text of `params` with the recipe's sections. Raise ConfigError with file and line of a mistake."""
     for file in (params, recipe):
         read_yaml(file)
-    return compose(_read(params), _read(recipe), str(recipe))
-
-
-def pin(folder: Path, name: str, params: Path) -> None:
-    """Write the current commit of the base model into the recipe, and into `params` if it uses the recipe.
-
-    Raises MachineError if the Hub cannot be reached, ConfigError if it does not have the base model.
-    """
-    path = recipe_path(folder, name)
-    base = str(load_recipe(path)["model"]["base"])
-    if Path(base).is_dir():
-        raise ConfigError(
-            f"{path}", f"model.base: {base} is a local folder, which is pinned by its hash", "nothing to do"
-        )
-    revision = resolve_revision(base)
-    current = read_yaml(params) or {}
-    in_use = current.get("recipe") == name and (current.get("model") or {}).get("base") == base
-    pinned = {file: with_revision(_read(file), revision) for file in [path, *([params] if in_use else [])]}
-    for file, text in pinned.items():
-        write_lines(file, [text])
-    say(f"{base} is pinned at {revision} in {' and '.join(map(str, pinned))}")
-
-
-def resolve_revision(base: str) -> str:
-    """Return the commit to which a base model's name currently refers on the Hub."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return str(HfApi().model_info(base).sha)
-    except HFValidationError:
-        raise ConfigError(
-            "model.base", f"{base} is neither a local folder nor a name on the Hub, like org/name"
-        ) from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status == 429 or status >= 500:
-            raise MachineError(
-                "", f"the Hub is not answering for {base} ({status})", "run ./finetune pin again later"
-            ) from None
-        raise ConfigError(
-            "model.base",
-            f"the Hub does not provide {base} ({status})",
-            "check the name; for gated models, accept the licence and set HF_TOKEN",
-        ) from None
-    except Exception as error:  # no name service, no route, a proxy, offline mode: each library layer has its own
-        raise MachineError(
-            "", f"the Hub can't be reached for {base} ({type(error).__name__})", "run ./finetune pin while connected"
-        ) from None
-
-
-def with_revision(text: str, revision: str) -> str:
-    """Replace `revision` in the section `model` of the text; comments and everything else are kept."""
-    sections = split_sections(text)
-    sections["model"], found = re.subn(r"(?m)^(  revision:) +\S+", rf"\1 {revision}", sections["model"], count=1)
-    if not found:
-        raise ConfigError("model.revision", "has no separate line for the commit", "write `  revision: null`")
-    return "".join(sections.values())
+    return compose(read_text(params), read_text(recipe), str(recipe))
 
 
 def compose(params: str, recipe: str, recipe_name: str) -> str:
@@ -159,7 +102,7 @@ def _with_gap(block: str, replaced: str) -> str:
     return block.rstrip("\n") + "\n" * gap
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -203,7 +146,7 @@ def check_sections(held: set[str], name: str) -> None:
 
 def summary_of(path: Path) -> str:
     """Return the first comment line of a recipe, which states its purpose."""
-    first = _read(path).splitlines()[0]
+    first = read_text(path).splitlines()[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 

@@ -6,6 +6,7 @@ check and train stop on them, validate reports them as findings, doctor and plan
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from finetune.config.kernels import find_kernel
 from finetune.config.model import Environment, ModelConfig
 from finetune.config.train import TrainConfig
 from finetune.errors import Problem
@@ -49,6 +50,8 @@ def find_package_problems(environment: Environment, model: ModelConfig, train: T
             "to be as fast on an H100"
         )
         yield Problem("attention-missing", "params.yaml: model.attention", message, remedy)
+    if problem := find_kernel_problem(model.attention):
+        yield problem
     if train.use_liger_kernel and environment == "cuda" and not find_spec("liger_kernel"):
         message, remedy = (
             "the package liger-kernel is not installed",
@@ -61,6 +64,35 @@ def find_package_problems(environment: Environment, model: ModelConfig, train: T
         place, remedy = "params.yaml: train.distributed.strategy", "pip install deepspeed, or use ddp"
         yield Problem("strategy-missing", place, message, remedy)
     yield from find_tracker_problems(train)
+
+
+def find_kernel_problem(attention: str) -> Problem | None:
+    """Return the problem of a kernel of the Hub that can't be loaded here without a network."""
+    kernel = find_kernel(attention)
+    if kernel is None:
+        return None
+    place = "params.yaml: model.attention"
+    if not kernels_supported():
+        message = f"{kernel.name} needs the package kernels, in a version that transformers supports"
+        return Problem("attention-missing", place, message, "pip install kernels, or use auto")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        snapshot_download(kernel.name, revision=kernel.revision, repo_type="kernel", local_files_only=True)
+    except (LocalEntryNotFoundError, OSError):
+        message = f"{kernel.name} at {kernel.revision} is not in the cache"
+        return Problem("attention-missing", place, message, "run ./finetune pin with the recipe while connected")
+    return None
+
+
+def kernels_supported() -> bool:
+    """Return whether the package kernels is installed in a version that transformers loads."""
+    if find_spec("kernels") is None or find_spec("transformers") is None:
+        return False
+    from transformers.utils import is_kernels_available
+
+    return bool(is_kernels_available())
 
 
 def needs_bitsandbytes(model: ModelConfig, train: TrainConfig) -> bool:

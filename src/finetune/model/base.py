@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from finetune.config.kernels import is_flash
 from finetune.config.model import Environment, ModelConfig
 from finetune.errors import BaseModelError, ConfigError
 from finetune.files.hashing import sha256_file, sha256_json
@@ -78,7 +79,7 @@ def load_base(model: ModelConfig, device: str) -> Any:
         raise ConfigError("params.yaml: model.base", what, "download the base again, or use another one")
     finish_loading(language, base)
     used = str(base.config._attn_implementation)
-    if (asked == "flash_attention_2") != ("flash" in used):  # otherwise the report would name the wrong one
+    if is_flash(asked) != is_flash(used):  # otherwise the report would name the wrong one
         raise ConfigError("params.yaml: model.attention", f"{asked} was requested, but transformers used {used}")
     add_embeddings(base, model)
     base.requires_grad_(False)

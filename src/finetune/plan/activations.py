@@ -7,6 +7,7 @@ needed. Norms, attention and the products of the MLP keep tensors, and every ada
 
 from dataclasses import dataclass, replace
 
+from finetune.config.kernels import is_flash
 from finetune.config.model import AdapterConfig, Environment, ModelConfig
 from finetune.config.train import TrainConfig
 from finetune.model.architecture import Architecture, Layers
@@ -235,7 +236,7 @@ def forward_bytes(run: Run) -> int:
     shape = run.architecture
     wide = shape.intermediate * (2 * run.size + 2 * run.lora_size) + 4 * shape.hidden * run.size
     scores = shape.heads * run.row * 3 * WIDE if run.model.attention == "eager" else 0
-    mask = run.row * (1 + run.size) if run.masked and run.model.attention != "flash_attention_2" else 0
+    mask = run.row * (1 + run.size) if run.masked and not is_flash(run.model.attention) else 0
     dequantized = 0
     if run.bits:
         dequantized = max(linear.inputs * linear.outputs for linear in run.architecture.linears) * run.weight_size

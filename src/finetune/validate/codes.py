@@ -53,7 +53,7 @@ CODES: dict[str, Code] = {  # of problems that several modules find; each module
     "pad-missing": Code("error", "run", "Without a padding token, rows of a batch can't be padded.", binding=True),
     "device-missing": Code("warning", "time", "This machine can't run the recipe."),
     "devices-missing": Code("warning", "time", "This machine has fewer devices than the run needs."),
-    "attention-missing": Code("warning", "time", "flash-attn is not installed."),
+    "attention-missing": Code("warning", "time", "The attention's kernels are not on this machine."),
     "liger-missing": Code("error", "run", "The package liger-kernel is not installed.", binding=True),
     "tracker-missing": Code("warning", "run", "A tracker in report_to is not installed."),
     "adapter-impossible": Code("error", "run", "This adapter type can't be trained on this base.", binding=True),

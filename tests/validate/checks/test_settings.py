@@ -221,3 +221,21 @@ def test_deepspeed_offloading_on_one_device_is_accepted(settings: Check) -> None
     """Offloading is the only reason to use DeepSpeed on one device."""
     assert settings(CUDA | spread("zero3", devices=1, offload_param="cpu")) == []
     assert codes(settings(CUDA | spread("zero3", devices=1))) == ["strategy-needless"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "environment", "expected"),
+    [
+        ("flash-attn2", "cuda", []),
+        ("flash-attn2", "apple", ["attention-needs-cuda"]),
+        ("metal-flash-sdpa", "apple", []),
+        ("metal-flash-sdpa", "cuda", ["attention-needs-cuda"]),
+    ],
+)
+def test_kernels_of_the_hub_have_builds_for_some_devices(
+    settings: Check, kernel: str, environment: str, expected: list[str]
+) -> None:
+    """They are those that transformers lists."""
+    name = f"kernels-community/{kernel}@{'0' * 40}"
+    keys = {"environment": environment, "model.attention": name, "model.dtype": "bfloat16"}
+    assert codes(settings(keys)) == expected

@@ -12,6 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from finetune.config.kernels import is_flash
 from finetune.config.params import Config, parse_config
 from finetune.config.train import TrainConfig
 from finetune.config.types import SPLITS, Split
@@ -134,7 +135,7 @@ def device_changes(real: Config, here: str, change: Change) -> None:
     if here == "cuda":
         return
     why = f"has no kernels on {here}"
-    if real.model.attention == "flash_attention_2":
+    if is_flash(real.model.attention):
         change("model", "attention", "sdpa", why)
     if "8bit" in real.train.optim:
         change("train", "optim", "adamw_torch", why)

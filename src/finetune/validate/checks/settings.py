@@ -1,5 +1,6 @@
 """Check the settings against each other and against what any machine of this kind of device supports."""
 
+from finetune.config.kernels import is_flash
 from finetune.config.validate import ValidateParams
 from finetune.model.architecture import Architecture
 from finetune.model.base import attention_used
@@ -84,20 +85,20 @@ def check_optimizer(params: ValidateParams) -> list[Finding]:
 
 def check_attention(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
     """Check the attention against class, device and precision, and packing against attention and sampling."""
-    findings, model, train = [], params.model, params.train
-    if architecture is not None and model.attention not in ("auto", *architecture.attention):
+    findings, model, train, where = [], params.model, params.train, "params.yaml: model.attention"
+    needed = "flash_attention_2" if is_flash(model.attention) else model.attention
+    if architecture is not None and needed not in ("auto", *architecture.attention) and "/" not in needed:
         what = f"{architecture.class_name} does not support {model.attention}"
         fix = f"use {' or '.join(architecture.attention)}, or auto"
-        findings.append(Finding("attention-unsupported", "params.yaml: model.attention", what, fix))
-    if model.attention == "flash_attention_2":
-        where = "params.yaml: model.attention"
-        if params.environment != "cuda":
-            what = f"flash_attention_2 needs CUDA, but the environment is {params.environment}"
+        findings.append(Finding("attention-unsupported", where, what, fix))
+    if is_flash(model.attention):
+        if params.environment not in kernel_environments(model.attention):
+            what = f"{model.attention} needs CUDA, but the environment is {params.environment}"
             findings.append(Finding("attention-needs-cuda", where, what, "use sdpa"))
         elif model.dtype == "float32" and not (train.bf16 or train.fp16):
-            what = "flash_attention_2 supports 16-bit types only, but the run is in float32"
+            what = f"{model.attention} supports 16-bit types only, but the run is in float32"
             findings.append(Finding("attention-dtype", where, what, "set train.bf16: true, or use sdpa"))
-    elif train.packing and attention_used(model, params.environment) != "flash_attention_2":
+    elif train.packing and not is_flash(attention_used(model, params.environment)):
         used = "sdpa (used by auto without flash attention)" if model.attention == "auto" else model.attention
         what = f"with {used} a packed row of {train.max_length} tokens has a full square attention mask"
         fix = "use model.attention: flash_attention_2, or packing: false with group_by_length"
@@ -107,6 +108,15 @@ def check_attention(params: ValidateParams, architecture: Architecture | None) -
         where = "params.yaml: train.train_sampling_strategy"
         findings.append(Finding("packing-ignores-sampling", where, what, "use random"))
     return findings
+
+
+def kernel_environments(attention: str) -> tuple[str, ...]:
+    """Return the environments with builds of a flash attention, as transformers lists them."""
+    from transformers.modeling_flash_attention_utils import FLASH_ATTN_KERNEL_DEVICES
+
+    name = attention.partition("@")[0]
+    devices = FLASH_ATTN_KERNEL_DEVICES.get(name, ("cuda", "mps", "cpu") if "/" in name else ("cuda",))
+    return tuple({"mps": "apple"}.get(device, device) for device in devices)
 
 
 def check_kernels(params: ValidateParams) -> list[Finding]:
