@@ -136,7 +136,7 @@ def trainer_of(config: Config, paths: Paths) -> Any:
     from finetune.train import run, setup
     from finetune.train.checkpoints import Checkpoints
 
-    model, tokenizer = setup.build_model(config, "cpu"), load_tokenizer(config.model)
+    model, tokenizer = setup.build_model(config, "cpu", paths), load_tokenizer(config.model)
     store = Checkpoints(paths.checkpoints / "x", config.train.save_total_limit)
     trainer = setup.build_trainer(config, paths, model, tokenizer, store, StopRequest())
     run.begin(trainer, config, None, None, read_manifest(paths.validated)["tokens"])

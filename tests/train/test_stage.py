@@ -193,9 +193,9 @@ def test_missing_cuda_device_stops_at_once(ready: Path) -> None:
 
 def test_target_module_without_a_match_is_refused(ready: Path) -> None:
     """A target module without a match is an error; PEFT would silently ignore it."""
-    config, _ = enter(ready, adapter__target_modules=["q_proj", "query"])
+    config, paths = enter(ready, adapter__target_modules=["q_proj", "query"])
     with pytest.raises(ConfigError, match=r"adapter.target_modules: query match nothing in Qwen2ForCausalLM"):
-        setup.build_model(config, "cpu")
+        setup.build_model(config, "cpu", paths)
 
 
 @pytest.mark.parametrize(("examples", "batch", "accumulation", "epochs"), [(36, 4, 2, 3), (238, 2, 8, 3), (7, 4, 4, 1)])

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from finetune.config.kernels import find_kernel
-from finetune.config.types import Count, PositiveInt, Revision, Section, Text
+from finetune.config.types import Count, PositiveInt, Revision, Section, Sha256, Text
 
 Environment = Literal["cpu", "cuda", "apple"]
 ALL_LINEAR = "all-linear"  # PEFT's spelling
@@ -57,6 +57,31 @@ def _compiles(value: Any) -> Any:
 Modules = Annotated[tuple[Text, ...] | Text, BeforeValidator(_one_or_many), AfterValidator(_compiles)]
 
 
+class StartConfig(Section):
+    """An adapter to continue from: a folder, `out/adapter` of an experiment, or a repository of the Hub."""
+
+    path: Text | None = None
+    experiment: Text | None = None  # or a tag or commit of this repository
+    hub: Text | None = None
+    revision: Revision | None = None
+    sha256: Sha256  # of its tensors: adapter_sha256 in its manifest and card
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> Self:
+        if sum(place is not None for place in (self.path, self.experiment, self.hub)) != 1:
+            raise ValueError("set exactly one of path, experiment and hub")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("hub needs revision (40 hex digits), and the others do not have one")
+        return self
+
+    @property
+    def source(self) -> str:
+        """The place in words, for reports."""
+        if self.hub is not None:
+            return f"{self.hub} at {self.revision}"
+        return f"experiment {self.experiment}" if self.experiment is not None else f"folder {self.path}"
+
+
 class AdapterConfig(Section):
     """The LoRA weights, and what is trained beside them; keys have PEFT's names."""
 
@@ -72,11 +97,14 @@ class AdapterConfig(Section):
     use_rslora: bool
     use_dora: bool
     init_lora_weights: Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16"]
+    start: StartConfig | None
 
     @model_validator(mode="after")
-    def _layers_are_used(self) -> Self:
+    def _keys_have_an_effect(self) -> Self:
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError("layers_to_transform has no effect on a regular expression; put the layers into it")
         if self.layers_to_transform is not None and self.target_parameters:
             raise ValueError("layers_to_transform has no effect on target_parameters; use null, or no parameters")
+        if self.start is not None and self.init_lora_weights != "default":
+            raise ValueError(f"init_lora_weights: {self.init_lora_weights} has no effect with start; use default")
         return self

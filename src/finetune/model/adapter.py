@@ -12,7 +12,7 @@ from finetune.files.hashing import sha256_tensors
 from finetune.model.architecture import Architecture, describe
 from finetune.model.language import InCheckpoint
 from finetune.model.target_problems import find_target_problems
-from finetune.model.targets import REWRITING, lora_config, trained_rows
+from finetune.model.targets import REWRITING, lora_config, with_new_tokens
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -55,9 +55,7 @@ def add_adapter(base: Any, adapter: AdapterConfig) -> Any:
 
     architecture = describe(base.language, base)
     check_targets(base, architecture, adapter)
-    if trained_rows(architecture, adapter, len(base.new_tokens)):
-        tokens = tuple(sorted({*adapter.trainable_token_indices, *base.new_tokens}))
-        adapter = adapter.model_copy(update={"trainable_token_indices": tokens})
+    adapter = with_new_tokens(architecture, adapter, base.new_tokens)
     rewrites, place = adapter.init_lora_weights in REWRITING, base.device
     if rewrites and place.type == "mps":
         base.to("cpu")  # torch lacks QR there

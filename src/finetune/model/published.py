@@ -8,7 +8,13 @@ from finetune.files.manifests import read_manifest
 from finetune.model.base import identify_base
 from finetune.paths import Paths
 
-HELD = ("dtype", "quantization", "chat_template", "pad_token")  # the model's keys that identify what was evaluated
+HELD = (
+    "dtype",
+    "quantization",
+    "chat_template",
+    "pad_token",
+    "add_tokens",
+)  # the model's keys that identify what was evaluated
 
 
 def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
@@ -23,8 +29,8 @@ def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:
             f"{paths.adapter}", f"{what} {named['revision']}", "restore its recipe, or train again (dvc repro)"
         )
     for key in HELD:
-        trained, now = manifest["params"]["model"][key], getattr(config.model, key)
-        if trained != now:
+        trained, now = manifest["params"]["model"].get(key) or None, getattr(config.model, key) or None
+        if trained != (list(now) if isinstance(now, tuple) else now):
             what = f"was trained with model.{key}: {trained}, but params.yaml has {now}"
             raise DataError(paths.adapter, what, "restore its recipe, or train again (dvc repro)")
     return manifest

@@ -3,6 +3,7 @@
 It is computed from an architecture, so the plan counts exactly what PEFT will train before the base is loaded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -108,6 +109,14 @@ def trained_rows(architecture: Architecture, adapter: AdapterConfig, new_tokens:
     """Return how many rows of the embeddings are trained by themselves, without those of embeddings trained whole."""
     whole = any(path == architecture.embeddings for path, _ in find_targets(architecture, adapter).saved)
     return len(adapter.trainable_token_indices) + (0 if whole else new_tokens)
+
+
+def with_new_tokens(architecture: Architecture, adapter: AdapterConfig, tokens: Sequence[int]) -> AdapterConfig:
+    """Return the adapter with the rows of new tokens among the trained ones, unless all rows are trained anyway."""
+    if not trained_rows(architecture, adapter, len(tokens)):
+        return adapter
+    rows = tuple(sorted({*adapter.trainable_token_indices, *tokens}))
+    return adapter.model_copy(update={"trainable_token_indices": rows})
 
 
 def trainable_parameters(architecture: Architecture, adapter: AdapterConfig, new_tokens: int = 0) -> int:

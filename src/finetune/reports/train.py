@@ -4,6 +4,14 @@ from finetune.reports.base import MachineReport, Report
 from finetune.reports.validation import ParameterCounts
 
 
+class StartReport(Report):
+    """The adapter that a training continued from, and what that one started from."""
+
+    sha256: str
+    source: str
+    start: "StartReport | None" = None
+
+
 class TrainReport(Report):
     """The results of the training."""
 
@@ -11,6 +19,7 @@ class TrainReport(Report):
     fingerprint: str
     tier: str
     attention: str
+    start: StartReport | None = None
     micro_batch: int
     accumulation: int
     steps: int

@@ -41,6 +41,7 @@ def find_run(params: TrainParams, paths: Paths) -> tuple[Checkpoints, dict[str, 
         "base": base,
         "data_sha256": data_sha256,
         "prepared_sha256": validated["prepared_sha256"],
+        "start": validated.get("start"),
         "params": params.model_dump(mode="json"),
         "versions": versions(),
     }

@@ -30,7 +30,7 @@ def publish(
         write_manifest(folder, {"adapter_sha256": sha256, **identity, **batch, "checkpoints": trainer.saved})
     cost = TrainCostReport(**measured, machine=describe_machine(identity["params"]["environment"]))
     write_json(paths.reports / "train_cost.json", cost.to_json())
-    known = {name: identity[name] for name in ("fingerprint", "tier", "attention")}
+    known = {name: identity[name] for name in ("fingerprint", "tier", "attention", "start")}
     report = TrainReport(adapter_sha256=sha256, **known, **batch, **results)
     write_json(paths.reports / "train.json", report.to_json())
     show(report, cost, paths)

@@ -78,7 +78,9 @@ def fit(
     while True:
         params, resumed = choose_checkpoint(params, store)
         first = step_of(resumed) if first is None else first
-        trainer = build_trainer(params, paths, build_model(params, process_device(params)), tokenizer, store, stop)
+        trainer = build_trainer(
+            params, paths, build_model(params, process_device(params), paths), tokenizer, store, stop
+        )
         begin(trainer, params, resumed, until, tokens)
         try:
             with telling(trainer):

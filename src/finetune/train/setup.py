@@ -10,6 +10,7 @@ from finetune.errors import DataError
 from finetune.hardware.devices import require_device
 from finetune.model.adapter import add_adapter, keep_float32
 from finetune.model.base import load_base
+from finetune.model.start import FILE, load_start
 from finetune.paths import Paths
 from finetune.processes.signals import StopRequest
 from finetune.train.checkpoints import Checkpoints
@@ -31,8 +32,8 @@ def process_device(params: TrainParams) -> str:
     return "cpu" if shards else f"cuda:{os.environ['LOCAL_RANK']}"
 
 
-def build_model(params: TrainParams, device: str) -> Any:
-    """Build the base with a new adapter, which is the same for the same seed."""
+def build_model(params: TrainParams, device: str, paths: Paths) -> Any:
+    """Build the base with a new adapter, which is the same for the same seed, or with the one to continue from."""
     from transformers import set_seed
 
     set_seed(params.seed)
@@ -42,7 +43,10 @@ def build_model(params: TrainParams, device: str) -> Any:
     # Deterministic mode also overwrites fresh memory, which no operation here reads; this costs a third of the time on
     # a CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return add_adapter(load_base(params.model, device), params.adapter)
+    model = add_adapter(load_base(params.model, device), params.adapter)
+    if params.adapter.start is not None:
+        load_start(model, paths.validated / FILE)
+    return model
 
 
 def build_trainer(

@@ -10,6 +10,7 @@ from finetune.errors import ConfigError, DataError
 from finetune.files.atomic import publish_directory, write_json, write_lines
 from finetune.files.hashing import sha256_file
 from finetune.files.manifests import write_manifest
+from finetune.model.start import FILE
 from finetune.paths import Paths
 from finetune.plan.outlook import RunPlan, Workload, make_plan
 from finetune.records.examples import Example
@@ -22,6 +23,7 @@ from finetune.validate.checks.config import check_config
 from finetune.validate.checks.data import check_data
 from finetune.validate.checks.machine import check_disk, check_machine
 from finetune.validate.checks.scorer import check_scorers
+from finetune.validate.checks.start import check_start, keep
 from finetune.validate.checks.token import check_padding, check_special_tokens, check_split, check_test_answers
 from finetune.validate.codes import CODES
 from finetune.validate.findings import Finding, accept, counted, show_findings, to_markdown
@@ -40,7 +42,8 @@ def run(params: ValidateParams, paths: Paths) -> None:
     tokens = tokenize_splits(params, base, splits)
     outlook = plan_run(params, base, splits, tokens)
     found = find_all(params, paths.root, splits, base, tokens, outlook)
-    found += check_scorers(params, splits["test"], ledger.labels, paths.root)
+    of_start, start = check_start(params, base, paths)
+    found += of_start + check_scorers(params, splits["test"], ledger.labels, paths.root)
     findings = accept(found, params.findings.accept)
 
     report = ValidationReport(
@@ -55,7 +58,7 @@ def run(params: ValidateParams, paths: Paths) -> None:
         errors=sum(finding.stops for finding in findings),
     )
     if not report.errors:
-        publish(paths.validated, params, tokens, report)
+        publish(paths.validated, params, tokens, report, start)
     shares = {name: split.counts.shares(params.train.max_length) for name, split in tokens.items()}
     counts = {name: split.counts.to_json() | shares[name] for name, split in tokens.items()}
     tables = {"Plan": outlook.table(), "Schedule": outlook.schedule.to_json(), "Tokens": by_measure(counts)}
@@ -107,14 +110,17 @@ def find_all(
     return findings
 
 
-def publish(folder_: Path, params: ValidateParams, tokens: Tokens, report: ValidationReport) -> None:
+def publish(
+    folder_: Path, params: ValidateParams, tokens: Tokens, report: ValidationReport, start: Path | None
+) -> None:
     """Write the input of train, and the counts that it is checked against."""
     with publish_directory(folder_) as folder:
         for name, split in tokens.items():
             write_arrow(folder / f"{name}.arrow", split.rows, packed=params.train.packing)
-        content = report.to_json()
+        content, asked = report.to_json(), params.adapter.start
+        lineage = keep(start, asked, folder / FILE) if start and asked else None
         manifest = {key: content[key] for key in ("base", "max_length", "prepared_sha256", "schedule", "tokens")}
-        write_manifest(folder, manifest | {"packing": params.train.packing})
+        write_manifest(folder, manifest | {"packing": params.train.packing, "start": lineage})
 
 
 def by_measure(tokens: dict[Split, dict[str, Any]]) -> dict[str, dict[str, Any]]:

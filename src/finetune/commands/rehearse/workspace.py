@@ -123,6 +123,7 @@ def model_changes(real: Config, change: Change) -> None:
     """Replace settings that fit only the recipe's own base: its weights, its depth and its vocabulary."""
     if real.model.quantization == "stored":
         change("model", "quantization", "none", "the small base is not quantized")
+    change("adapter", "start", None, "it belongs to the real base")
     layers = real.adapter.layers_to_transform
     if layers is not None and max(layers) >= LAYERS:
         change("adapter", "layers_to_transform", None, "the small base has other layers")

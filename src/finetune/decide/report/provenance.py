@@ -9,6 +9,7 @@ from finetune.decide.run_reports import Decided
 from finetune.reports.base import BaseIdentity, MachineReport
 from finetune.reports.evaluation import SideReport
 from finetune.reports.prepare import PrepareReport
+from finetune.reports.train import StartReport, TrainReport
 
 SPLITS = ("train", "validation", "test")
 # The only machine properties to include: the report is published and must not identify the machine's owner.
@@ -59,6 +60,7 @@ def show_provenance(run: Decided) -> list[tuple[str, str, str | None]]:
     rows: list[tuple[str, str, str | None]] = [
         ("Base model", plain_name(base.name, base.revision), base.revision),
         ("Adapter", f"repeatability tier: {train.tier}", evaluation.adapter_sha256),
+        *(("Started from", plain_name(start.source), start.sha256) for start in lineage(train)),
         ("Candidate", _side(evaluation.candidate, base), None),
         ("Baseline", _side(evaluation.baseline, base), None),
         *((f"{split.capitalize()} split", "", prepared[split]) for split in SPLITS),
@@ -79,6 +81,15 @@ def show_provenance(run: Decided) -> list[tuple[str, str, str | None]]:
         ("Versions", ", ".join(f"{name(key)} {name(value)}" for key, value in cost.versions.items()), None),
     ]
     return rows
+
+
+def lineage(train: TrainReport) -> list[StartReport]:
+    """Return the adapters that the training continued from, the latest first."""
+    found, start = [], train.start
+    while start is not None:
+        found.append(start)
+        start = start.start
+    return found
 
 
 def _side(side: SideReport, base: BaseIdentity) -> str:

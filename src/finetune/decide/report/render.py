@@ -33,7 +33,7 @@ from finetune.decide.report.formatting import (
 )
 from finetune.decide.report.headline import headline, leading, left_out, provisos
 from finetune.decide.report.model_card import card_data, decoding, hub_names, loading_name
-from finetune.decide.report.provenance import show_ledger, show_provenance, show_risks
+from finetune.decide.report.provenance import lineage, show_ledger, show_provenance, show_risks
 from finetune.decide.report.readings import known_metrics, read_outcomes, side_names
 from finetune.decide.run_reports import Curves, Decided
 from finetune.decide.verdict import Verdict
@@ -126,6 +126,7 @@ def render_card(verdict: Verdict, outcomes: Sequence[Outcome], run: Decided) -> 
         local=base.revision.startswith("sha256:"),
         form=candidate.form,
         quantized=candidate.quantization == "nf4",
+        lineage=lineage(run.reports.train),
         hub=hub_names(run.reports.prepare),
         readings=read_outcomes(outcomes, evaluation),
         groups=groups,
