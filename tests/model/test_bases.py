@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from finetune.config.model import ModelConfig
-from finetune.config.params import Config, parse_config
+from finetune.config.params import Config, params_of, parse_config
 from finetune.config.validate import ValidateParams
 from finetune.errors import BaseModelError, ConfigError
 from finetune.model.adapter import CONFIG, WEIGHTS, add_adapter, count_parameters, load_adapter
@@ -26,6 +26,7 @@ from finetune.model.targets import trainable_parameters
 from finetune.reports.base import read_report
 from finetune.reports.decision import DecisionReport
 from finetune.reports.train import TrainReport
+from finetune.validate.checks.base_model import examine_base
 from finetune.validate.checks.settings import check_attention
 from tests.builders.small_bases import KINDS, MULTIMODAL, TEXT, run_stages, small_checkpoint
 from tests.builders.small_run import ROOT, params
@@ -218,6 +219,60 @@ def test_missing_weights_are_refused(mistral3: Path, tmp_path: Path) -> None:
         load_base(settings(folder), "cpu")
 
 
+def deeper(weights: dict[str, torch.Tensor]) -> None:
+    """Add a layer."""
+    weights |= {name.replace(".1.", ".5."): tensor.clone() for name, tensor in weights.items() if ".1." in name}
+
+
+def renamed(weights: dict[str, torch.Tensor]) -> None:
+    """Give all tensors another prefix."""
+    for name in list(weights):
+        weights[f"backbone.{name}"] = weights.pop(name)
+
+
+def narrower(weights: dict[str, torch.Tensor]) -> None:
+    """Cut the outputs of one layer in half."""
+    name = next(name for name in weights if name.endswith("layers.1.self_attn.o_proj.weight"))
+    weights[name] = weights[name][:64].clone()
+
+
+def shallower(weights: dict[str, torch.Tensor]) -> None:
+    """Remove the weights of one expert or layer."""
+    del weights[next(name for name in sorted(weights) if "layers.1" in name and "down_proj" in name)]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe", "mistral3", "qwen3_vl", "llama4", "gpt_oss"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (deeper, r"weights for model\..*layers\.5\..* such\), which its config.json does not have"),
+        (renamed, r"no weights for .* such\); its files have backbone\."),
+        (narrower, r"weights of 64 x 128 for model\..*layers\.1\.self_attn\.o_proj\.weight, which is 128 x 128 in"),
+        (
+            shallower,
+            r"no weights for model.*layers\.1.*down_proj|weights of 3 x 128 x \d+ for .*down_proj, which is 4 x",
+        ),
+    ],
+)
+def test_weights_that_are_not_those_of_the_config_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, damage: Any, message: str
+) -> None:
+    """It is a finding before the training, and an error of any command that loads the base."""
+    small_checkpoint(kind, tmp_path / "base")
+    file = tmp_path / "base/model.safetensors"
+    weights = load_file(file)
+    damage(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+    attention = "eager" if kind == "gpt_oss" else "sdpa"
+    monkeypatch.chdir(tmp_path)
+    config = parse_config(params(model__base="base", model__attention=attention), "params.yaml")
+    base = examine_base(params_of("validate", config), Path(), fetch=True)
+    (finding,) = (finding for finding in base.findings if finding.code == "base-incomplete")
+    assert re.search(message, finding.message)
+    with pytest.raises(ConfigError, match=message):
+        load_base(config.model, "cpu")
+
+
 def test_an_unsupported_attention_is_a_finding(tmp_path: Path) -> None:
     """Gpt-oss has no sdpa; auto then means eager."""
     small_checkpoint("gpt_oss", tmp_path / "base")
@@ -231,7 +286,7 @@ def test_an_unsupported_attention_is_a_finding(tmp_path: Path) -> None:
 
 def test_the_page_lists_the_tested_classes() -> None:
     """The table of docs/bases.md has one row per tested model type, with its layers."""
-    page = (ROOT / "docs/bases.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/bases.md").read_text(encoding="utf-8").split("## ")[1]
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\|[^|]*\|([^|]*)\|", page, flags=re.MULTILINE)
     short = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
     shown = {kind: {short.get(name, name) for name in re.findall(r"\w+", names)} for kind, names in rows}

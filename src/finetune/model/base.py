@@ -44,8 +44,9 @@ def load_base(model: ModelConfig, device: str) -> Any:
 
     Of a multimodal checkpoint, only the language model is loaded; `base.language` says where it was.
     """
-    import torch
     from transformers import AutoConfig
+
+    from finetune.model.weights import load_weights
 
     environment = environment_of(device)
     try:
@@ -53,29 +54,18 @@ def load_base(model: ModelConfig, device: str) -> Any:
         if problem := find_quantization_problem(find_method(language.config), model, environment):
             raise ConfigError.of([problem])
         asked = attention_used(model, environment, language)
-        base, loaded = language.auto_class.from_pretrained(
-            model.base,
-            revision=model.revision,
-            config=language.config,
-            key_mapping=language.key_mapping,
-            output_loading_info=True,
-            dtype=getattr(torch, model.dtype),
-            quantization_config=loading_config(language.config, model),
-            attn_implementation=asked,
-            device_map={"": device},
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        options = {"quantization_config": loading_config(language.config, model), "attn_implementation": asked}
+        base, difference = load_weights(language, model, device, **options)
     except (
         OSError,
         ValueError,
         ImportError,
         RuntimeError,
-    ) as error:  # RuntimeError: shapes that differ from its config
+    ) as error:
         first = str(error).strip().split("\n", 1)[0]
         raise ConfigError("params.yaml: model.base", f"{model.base} does not load: {first}") from None
-    if missing := sorted(loaded["missing_keys"]):  # transformers gives these random values
-        what = f"{model.base} has no weights for {missing[0]} ({len(missing)} such)"
+    if difference:
+        what = f"{model.base} has {difference}"
         raise ConfigError("params.yaml: model.base", what, "download the base again, or use another one")
     finish_loading(language, base)
     used = str(base.config._attn_implementation)

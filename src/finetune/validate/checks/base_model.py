@@ -12,6 +12,8 @@ from finetune.model.architecture import Architecture, measure_architecture
 from finetune.model.base import base_folder, end_tokens, fetch_config, hub_answers, identify_base
 from finetune.model.base_config import find_base_config
 from finetune.model.cache import INDEX, SINGLE, is_whole, weight_files
+from finetune.model.language import find_language_model
+from finetune.model.quantization import find_method
 from finetune.model.tokens import COPY, TEMPLATES, load_tokenizer, template_marks, tokenize
 from finetune.validate.checks.mask import ASKED, check_template
 from finetune.validate.codes import CODES, Code
@@ -64,7 +66,8 @@ def examine_base(params: ValidateParams, root: Path, *, fetch: bool = True) -> B
     base.tokenizer = _attempt(base, lambda: load_tokenizer(model, fetch=online))
     folder = base_folder(model)
     if folder is not None:
-        base.findings += check_weights(folder, complete=local or (fetch and not online))
+        damaged = check_weights(folder, complete=local or (fetch and not online))
+        base.findings += damaged or (check_names(params, root, folder) if fetch and base.architecture else [])
     if base.architecture is not None:
         base.findings += check_length(params, base.architecture)
     if base.tokenizer is not None:
@@ -103,6 +106,21 @@ def check_weights(folder: Path, *, complete: bool) -> list[Finding]:
         return [_incomplete(folder, f"{len(missing)} of {len(names)} weight files missing ({shown})")]
     damaged = [name for name in names if name not in missing and not is_whole(folder / name)]
     return [_incomplete(folder / name, "a file that is truncated or damaged") for name in damaged]
+
+
+def check_names(params: ValidateParams, root: Path, folder: Path) -> list[Finding]:
+    """Check that the weights, once they are here, have the names and shapes that config.json says; without memory."""
+    from finetune.model.weights import load_weights
+
+    language = find_language_model(find_base_config(params.model, root))
+    here = all((folder / name).exists() for name in weight_files(folder) or [SINGLE])
+    if not here or find_method(language.config):  # names of quantized weights are those of the method
+        return []
+    try:
+        _, difference = load_weights(language, params.model, "meta")
+    except Exception:  # of another file, which has its own finding, or a reason to stop that train reports
+        return []
+    return [_incomplete(Path(params.model.base), difference)] if difference else []
 
 
 def _incomplete(path: Path, what: str) -> Finding:
