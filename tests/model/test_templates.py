@@ -1,28 +1,32 @@
 """The training templates of TRL and this project: the mask is exactly the answers with their ends, or a finding."""
 
-import re
 from itertools import takewhile
 from operator import eq
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trl
-from transformers import AutoTokenizer
 
 from finetune.errors import BaseModelError
 from finetune.model.tokens import IGNORED, OPENED_THOUGHT, tokenize, tokenize_prompt
 from finetune.records.examples import Example, Message
 from finetune.validate.checks.mask import check_template, frames_of, supervised_texts, wrong_answers
 from tests.builders.small_run import ROOT
+from tests.builders.tokenized_rows import tokenizer_with
 
 SHIPPED = sorted((Path(trl.__file__).parent / "chat_templates").glob("*_training.jinja"))
 OURS = sorted((ROOT / "models/templates").glob("*.jinja"))
-ALL = [pytest.param(path, id=path.stem.removesuffix("_training")) for path in [*SHIPPED, *OURS]]
 
+
+def name_of(path: Path) -> str:
+    """Return the template's name in the sets below."""
+    return f"own_{path.stem}" if path in OURS else path.stem.removesuffix("_training")
+
+
+ALL = [pytest.param(path, id=name_of(path)) for path in [*SHIPPED, *OURS]]
 VISION = {"idefics3", "llava_next", "smolvlm"}  # they read lists of parts, and lose or refuse plain text
 NO_SYSTEM = {"gemma"}
-REFUSE_TOOLS = {"cohere", "cohere2", "gemma", "gemma3", "chatml", "llama2", "llama3_own", "mistral"}
+REFUSE_TOOLS = {"cohere", "cohere2", "gemma", "gemma3", *(f"own_{path.stem}" for path in OURS)}
 LOSE_CALLS = {"deepseek_r1_distill", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5_vl"}  # silently: must be a finding
 
 PLAIN = (
@@ -40,22 +44,6 @@ WITH_TOOLS = (
     Message("tool", "it does", name="find_rain"),
     Message("assistant", "It rains there."),
 )
-
-
-def name_of(path: Path) -> str:
-    """Return the template's name in the sets above."""
-    own = path.parent == ROOT / "models/templates" and path.stem == "llama3"
-    return "llama3_own" if own else path.stem.removesuffix("_training")
-
-
-def tokenizer_with(path: Path) -> Any:
-    """Return the embedded tokenizer with this template, whose marks become tokens as in the original one."""
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models/tiny-base")
-    template = path.read_text(encoding="utf-8")
-    marks = set(re.findall(r"<[|\uff5c][^<>\s]+[|\uff5c]>|<[a-z]+_of_[a-z]+>|<\|?turn\|?>|\[/?INST\]", template))
-    tokenizer.add_tokens(sorted(marks), special_tokens=True)
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 @pytest.mark.parametrize("path", ALL)

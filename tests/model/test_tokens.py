@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 
 from finetune.config.params import Config
 from finetune.errors import ConfigError
-from finetune.model.tokens import IGNORED, load_tokenizer, tokenize, tokenize_prompt
-from finetune.records.examples import Message
+from finetune.model.tokens import IGNORED, load_tokenizer, render, set_template, tokenize, tokenize_prompt
+from finetune.records.examples import Message, Tool
 from tests.builders.small_run import ROOT
+from tests.builders.tokenized_rows import tokenizer_with
 
 CONVERSATION = (
     Message("system", "Name the class."),
@@ -65,6 +67,60 @@ def test_template_without_marks_is_refused(tmp_path: Path, config: Config) -> No
     model = config.model.model_copy(update={"base": str(ROOT / "models/tiny-base"), "chat_template": str(plain)})
     with pytest.raises(ConfigError, match="does not mark assistant turns"):
         load_tokenizer(model)
+
+
+# ---- Named variants of a template
+
+CHAT_TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+MARKED = sorted(CHAT_TEMPLATES.glob("*_training.jinja"))
+TOOL = {"type": "function", "function": {"name": "find_rain", "description": "Rain", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("path", MARKED, ids=lambda path: path.stem.removesuffix("_training"))
+def test_each_variant_renders_as_in_transformers(path: Path, config: Config) -> None:
+    """The joined template gives what apply_chat_template gives for the variants, to the last line end."""
+    text, other = path.read_text(encoding="utf-8"), (ROOT / "models/templates/chatml.jinja").read_text(encoding="utf-8")
+    for variants in ({"default": text, "tool_use": text + "\n"}, {"default": other, "tool_use": f"  {text}"}):
+        for tools in ((), (TOOL,)):
+            native, joined = tokenizer_with(path), tokenizer_with(path)
+            native.chat_template, joined.chat_template = variants, dict(variants)
+            set_template(joined, config.model)
+            assert rendered(joined, tools) == rendered(native, tools)
+
+
+def rendered(tokenizer: Any, tools: tuple[Tool, ...]) -> str:
+    """Return the rendered conversation, or the template's error."""
+    try:
+        return str(render(tokenizer, CONVERSATION, tools, tokenize=False))
+    except ConfigError as error:
+        return str(error)
+
+
+def test_rows_with_tools_use_the_variant_for_tools(tmp_path: Path, config: Config) -> None:
+    """TRL's marked version of each variant is used, in training, in prompts and in the published tokenizer."""
+    found = tokenizer_with(CHAT_TEMPLATES / "qwen2_5.jinja")
+    plain = (CHAT_TEMPLATES / "llama3.jinja").read_text(encoding="utf-8")
+    found.chat_template, found.bos_token = (
+        {"default": plain, "tool_use": found.chat_template, "rag": "{{ rag }}"},
+        "<s>",
+    )
+    set_template(found, config.model)
+    found.save_pretrained(tmp_path)
+    for tokenizer in (found, load_tokenizer(config.model, tmp_path)):
+        assert "<tools>" in tokenizer.decode(tokenize_prompt(tokenizer, CONVERSATION[:-1], [TOOL]))
+        assert "<|start_header_id|>" in tokenizer.decode(tokenize_prompt(tokenizer, CONVERSATION[:-1]))
+        assert tokenize(tokenizer, CONVERSATION, [TOOL]).supervised
+        assert tokenize(tokenizer, CONVERSATION).supervised
+
+
+def test_an_unmarked_variant_for_tools_rejects_them(config: Config) -> None:
+    """Rows without tools don't need it; rows with tools would have no trained tokens, so the error says why."""
+    found = tokenizer_with(CHAT_TEMPLATES / "qwen2_5.jinja")
+    found.chat_template = {"default": found.chat_template, "tool_use": "{{ messages }} {{ tools }}"}
+    set_template(found, config.model)
+    assert tokenize(found, CONVERSATION).supervised
+    with pytest.raises(ConfigError, match="the variant tool_use does not mark assistant turns"):
+        tokenize(found, CONVERSATION, [TOOL])
 
 
 def test_missing_base_is_a_one_line_error(config: Config) -> None:

@@ -21,6 +21,8 @@ from finetune.records.examples import Message, Tool
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # ASCII bars, and DeepSeek's full-width ones (U+FF5C)
 CONTROL_MARK = re.compile(r"<[|\uff5c][^<>|\uff5c\s]+[|\uff5c]>|<(?:start|end)_of_\w+>|</?s>|\[/?INST\]")
+# a comment in a template: {#- plain text: [INST] [/INST] -#}
+PLAIN_MARKS = re.compile(r"\{#-?\s*plain text:([^#]*?)-?#\}")
 OPENED_THOUGHT = 8  # tokens: some prompts end with the beginning of a thought (`<think>`), which the rows lack
 TEMPLATES = "models/templates/*.jinja"
 FETCH = "download it while connected (hf download {base}); ./finetune rehearse does not need the base"
@@ -104,19 +106,40 @@ def set_template(tokenizer: Any, model: ModelConfig) -> None:
     if not template:
         what = f"{model.base} has no chat template"
         raise BaseModelError("template-missing", "chat_template", what, f"use an instruct model, or one of {TEMPLATES}")
-    if isinstance(template, dict):  # named variants; use the one that apply_chat_template uses
-        template = tokenizer.chat_template = template.get("default") or next(iter(template.values()))
-    if not GENERATION_MARK.search(template):
-        tokenizer.chat_template = _marked_template(tokenizer, model.base)
+    if isinstance(template, dict):
+        tokenizer.chat_template = _join_variants(tokenizer, template, model.base)
+    else:
+        tokenizer.chat_template = _marked_template(tokenizer, template, model.base)
+
+
+def _join_variants(tokenizer: Any, variants: dict[str, str], source: str) -> str:
+    """Return one template for a base with named variants, which uses `tool_use` if there are tools, as transformers
+    does, and otherwise `default`.
+
+    If `tool_use` can't be marked, the result rejects tools.
+    """
+    default = _marked_template(tokenizer, variants.get("default") or next(iter(variants.values())), source)
+    if "tool_use" not in variants:
+        return default
+    try:
+        with_tools = _marked_template(tokenizer, variants["tool_use"], source)
+    except BaseModelError:
+        with_tools = "{{ raise_exception('the variant tool_use does not mark assistant turns') }}"
+    # As in a file of its own, each variant starts a line, and its last line end is not rendered.
+    first, second = (text.removesuffix("\n") + "{{ '' }}" for text in (with_tools, default))
+    return f"{{% if tools %}}\n{first}{{% else %}}\n{second}{{% endif %}}"
 
 
 def template_marks(tokenizer: Any) -> list[str]:
     """Return the control marks in a rendered conversation: `<|im_start|>`, `<end_of_turn>`, `[INST]` and similar ones.
 
     A mark that is not a single token is split into pieces, which the base, trained with the mark, does not recognize.
+    Marks that the template lists as plain text are left out: the base was trained with their pieces.
     """
     turns = [Message("user", "a text"), Message("assistant", "a text"), Message("user", "a text")]
-    return sorted(set(CONTROL_MARK.findall(render(tokenizer, turns, (), tokenize=False, add_generation_prompt=True))))
+    found = CONTROL_MARK.findall(render(tokenizer, turns, (), tokenize=False, add_generation_prompt=True))
+    plain = PLAIN_MARKS.search(tokenizer.chat_template)
+    return sorted(set(found) - set(plain[1].split() if plain else ()))
 
 
 def set_padding(tokenizer: Any, model: ModelConfig) -> None:
@@ -131,22 +154,25 @@ def set_padding(tokenizer: Any, model: ModelConfig) -> None:
         raise BaseModelError("pad-missing", "pad_token", f"{model.base} has no padding token", f"write {spare!r}")
 
 
-def _marked_template(tokenizer: Any, source: str) -> str:
-    """Return TRL's training version of a stock template without generation marks. Raise BaseModelError if unknown."""
+def _marked_template(tokenizer: Any, template: str, source: str) -> str:
+    """Return a template with generation marks: its own or TRL's training version. Raise BaseModelError if unknown."""
     from trl.chat_template_utils import get_training_chat_template
 
+    if GENERATION_MARK.search(template):
+        return template
+    tokenizer.chat_template = template
     try:
-        template = get_training_chat_template(tokenizer)
+        marked = get_training_chat_template(tokenizer)
     except ValueError:
-        template = None
-    if not template:
+        marked = None
+    if not marked:
         what = f"the chat template of {source} does not mark assistant turns, so no tokens would be trained on"
         fix = (
             f"use one of {TEMPLATES}, or put {{% generation %}} and {{% endgeneration %}} around them in a "
             "copy of the template"
         )
         raise BaseModelError("template-unmarked", "chat_template", what, fix)
-    return str(template)
+    return str(marked)
 
 
 def tokenize(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Tokenized:

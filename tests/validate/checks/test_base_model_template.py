@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from finetune.config.params import parse_config
+from finetune.validate.checks.base_model import check_tokenizer
 from tests.builders.checked_base import base as base
 from tests.builders.checked_base import edit, examine, found
 from tests.builders.checked_base import whole as whole
 from tests.builders.checked_settings import told
+from tests.builders.small_run import ROOT, params
 
 TURNS = (
     "{%- for message in messages %}<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' %}"
@@ -121,8 +124,29 @@ def test_marks_that_are_not_single_tokens_are_a_finding(base: Path) -> None:
     (finding,) = examine().findings
     assert told(finding, "template-foreign") == (
         "params.yaml: model.chat_template: <|begin|> in the template are not single tokens of the base; "
-        "use the template of the base (null, or one of models/templates/*.jinja)"
+        "use the template of the base (null, or one of models/templates/*.jinja); if the base was trained with these "
+        "marks as plain text, list them in the template (models/templates/README.md)"
     )
+
+
+@pytest.mark.parametrize(("plain", "codes"), [("", ["template-foreign"]), ("{#- plain text: <|begin|> [X] -#}\n", [])])
+def test_marks_that_the_template_lists_as_plain_text_need_no_token(base: Path, plain: str, codes: list[str]) -> None:
+    """Llama 2 was trained with the pieces of [INST]: it has no such token."""
+    template(base, plain + TURNS.replace("<|im_start|>", "<|begin|>"))
+    assert found() == codes
+
+
+def test_the_template_of_llama_2_fits_its_tokenizer(base: Path, tmp_path: Path) -> None:
+    """Llama 2 has the tokens <s> and </s>, but none for [INST]; Mistral 7B v0.3 has one, so there it is required."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    for name, foreign in (("llama2", []), ("mistral", ["template-foreign"])):
+        tokenizer.chat_template = (ROOT / f"models/templates/{name}.jinja").read_text(encoding="utf-8")
+        model = parse_config(params(), "params.yaml").model
+        findings = check_tokenizer(model, tokenizer, None)
+        assert [one.code for one in findings if one.code != "end-token-unknown"] == foreign  # the base has other ends
 
 
 def test_an_end_at_which_generation_does_not_stop_is_a_finding(base: Path) -> None:

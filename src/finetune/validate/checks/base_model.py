@@ -147,7 +147,10 @@ def check_tokenizer(model: ModelConfig, tokenizer: Any, architecture: Architectu
     foreign = [mark for mark in template_marks(tokenizer) if mark not in tokenizer.get_vocab()]
     if foreign:
         what = f"{', '.join(foreign[:4])} in the template are not single tokens of the base"
-        fix = f"use the template of the base (null, or one of {TEMPLATES})"
+        fix = (
+            f"use the template of the base (null, or one of {TEMPLATES}); if the base was trained with these marks as "
+            "plain text, list them in the template (models/templates/README.md)"
+        )
         findings.append(Finding("template-foreign", "params.yaml: model.chat_template", what, fix))
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         what = (
