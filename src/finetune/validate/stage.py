@@ -101,7 +101,7 @@ def find_all(
     findings = [*check_config(params, root, base, outlook), *check_machine(params)]
     findings += [*check_disk(root, outlook.disk_bytes), *check_data(params, splits)]
     for name, split in tokens.items():
-        findings += check_split(params, name, split)
+        findings += check_split(params, base.tokenizer, name, split)
     if tokens:
         findings += check_padding(params.train, tokens["train"].counts)
         findings += check_special_tokens(base.tokenizer, splits)

@@ -14,6 +14,7 @@ from finetune.plan.outlook import Workload
 from finetune.records.examples import Example
 from finetune.reports.validation import TokenCounts
 from finetune.validate.checks.mask import frames_of, wrong_answers
+from finetune.validate.checks.prompt import lost_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +33,22 @@ class TokenizedSplit:
     rows: list[TokenRow] = field(default_factory=list)
     counts: TokenCounts = field(default_factory=TokenCounts.of)
     refused: list[tuple[Example, str]] = field(default_factory=list)  # the template does not render them
+    lost: list[tuple[Example, list[str]]] = field(default_factory=list)  # parts of their prompts are missing
     wrong: list[tuple[Example, str]] = field(default_factory=list)  # the mask differs from their answers
 
 
 def tokenize_split(tokenizer: Any, examples: Sequence[Example], train: TrainConfig, seed: int) -> TokenizedSplit:
     """Tokenize every example as train will read it: at most `train.max_length` tokens, packed if configured."""
     split = TokenizedSplit()
-    frames = frames_of(tokenizer)
+    frames = frames_of(tokenizer, examples)
     for example in progress(examples, "tokens"):
         try:
             whole = tokenize(tokenizer, example.messages, example.tools)
         except BaseModelError as error:
             split.refused.append((example, error.problem.message))
             continue
+        if lost := lost_parts(tokenizer, example):
+            split.lost.append((example, lost))
         if wrong := wrong_answers(tokenizer, example, whole, frames):
             split.wrong.append((example, wrong))
         kept = Tokenized(whole.input_ids[: train.max_length], whole.labels[: train.max_length])

@@ -12,10 +12,10 @@ from finetune.files.strict_json import read_json
 from finetune.model.tokens import IGNORED, tokenize
 from finetune.records.examples import Example, Message
 from finetune.reports.validation import TokenCounts
+from finetune.validate.checks.prompt import check_rendering
 from finetune.validate.checks.token import (
     check_masks,
     check_padding,
-    check_rendering,
     check_special_tokens,
     check_split,
     check_test_answers,
@@ -144,18 +144,18 @@ def test_rows_refused_by_the_template_are_reported_and_left_out(
         rows = [example("a", "b", system=None), example("c", "d", line=7), example("e", "f", line=9)]
         split = tokenize_split(tokenizer, rows, settings(), seed=1)
         test = check_test_answers(config, tokenizer, rows, 1024)
+        (finding,) = check_rendering(tokenizer, "train", split.refused)
     finally:
         tokenizer.chat_template = kept
     assert [one.id for one, _ in split.refused] == [rows[1].id, rows[2].id]
     assert split.counts.examples == 1
-    (finding,) = check_rendering("train", split)
     assert told(finding, "template-broken") == (
         "params.yaml: model.chat_template: 2 examples of train, the first of rows, line 7: the "
-        "chat template rejects these turns (system, user, assistant): no system here; fix or "
-        "filter these rows (data.filters), or use one of models/templates/*.jinja"
+        "chat template rejects these turns (system, user, assistant): no system here; use one of "
+        "models/templates/*.jinja, or prepend the system prompt to the user turn (models/templates/README.md)"
     )
     assert codes(test) == ["template-broken"] and "2 examples of test" in test[0].message
-    assert check_rendering("train", TokenizedSplit()) == []
+    assert check_rendering(tokenizer, "train", []) == []
 
 
 def test_a_row_whose_mask_differs_from_its_answer_is_reported(
@@ -164,7 +164,7 @@ def test_a_row_whose_mask_differs_from_its_answer_is_reported(
     """A template that changes the assistant's text teaches something else."""
     kept = tokenizer.chat_template
     rows = [example("a", "ValueError"), example("b", "typeerror", line=4)]
-    assert check_split(config, "train", tokenize_split(tokenizer, rows, settings(), seed=1)) == []
+    assert check_split(config, tokenizer, "train", tokenize_split(tokenizer, rows, settings(), seed=1)) == []
     assert "{%- generation %}" in kept
     tokenizer.chat_template = kept.replace("message.content", "message.content | replace('typeerror', 'TypeError')")
     tokenizer.chat_template = tokenizer.chat_template.replace(
@@ -174,7 +174,7 @@ def test_a_row_whose_mask_differs_from_its_answer_is_reported(
         split = tokenize_split(tokenizer, rows, settings(), seed=1)
     finally:
         tokenizer.chat_template = kept
-    (finding,) = check_split(config, "train", split)
+    (finding,) = check_split(config, tokenizer, "train", split)
     assert finding.code == "mask-wrong"
     assert finding.message == (
         "1 examples of train, the first of rows, line 4: the supervised text is 'TypeError<|im_end|>', but "

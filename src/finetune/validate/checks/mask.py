@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.errors import BaseModelError
 from finetune.model.tokens import IGNORED, TEMPLATES, Tokenized, render, runs, tokenize
-from finetune.records.examples import Example, Message
+from finetune.records.examples import Example, Message, Tool
 from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
@@ -46,10 +47,22 @@ def supervised_texts(tokenizer: Any, tokenized: Tokenized) -> list[str]:
     return [tokenizer.decode(tokenized.input_ids[begin:end]) for begin, end in runs(kept)]
 
 
-def frames_of(tokenizer: Any) -> set[Frame]:
-    """Return the frames of both answers in the made-up conversation; empty if the template drops one."""
+def frames_of(tokenizer: Any, examples: Sequence[Example] = ()) -> set[Frame]:
+    """Return the frames of answers in the made-up conversation; empty if the template drops one.
+
+    If some of the examples have tools, the frames include those that the template uses with tools.
+    """
+    tools = next((example.tools for example in examples if example.tools), ())
+    try:
+        framed = _frames_with(tokenizer, tools) if tools else set()
+    except BaseModelError:  # reported for each row
+        framed = set()
+    return _frames_with(tokenizer, ()) | framed
+
+
+def _frames_with(tokenizer: Any, tools: Sequence[Tool]) -> set[Frame]:
     answers = [message.content for message in ASKED if message.role == "assistant"]
-    texts = supervised_texts(tokenizer, tokenize(tokenizer, ASKED))
+    texts = supervised_texts(tokenizer, tokenize(tokenizer, ASKED, tools))
     if len(texts) != len(answers) or any(answer not in text for answer, text in zip(answers, texts, strict=True)):
         return set()
     return {Frame(*text.split(answer, 1)) for answer, text in zip(answers, texts, strict=True)}

@@ -1,4 +1,4 @@
-"""Check the tokens: the mask, truncation, padding, and whether test answers fit."""
+"""Check the tokens: the mask, the prompts, truncation, padding, and whether test answers fit."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from finetune.errors import BaseModelError
 from finetune.model.tokens import IGNORED, TEMPLATES, runs, tokenize
 from finetune.records.examples import Example
 from finetune.reports.validation import TokenCounts
+from finetune.validate.checks.prompt import CALLS, check_prompts, check_rendering, lost_parts, remedy_for
 from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 from finetune.validate.tokenized import TokenizedSplit
@@ -32,20 +33,10 @@ CODES |= {
 }
 
 
-def check_split(params: ValidateParams, name: str, split: TokenizedSplit) -> list[Finding]:
+def check_split(params: ValidateParams, tokenizer: Any, name: str, split: TokenizedSplit) -> list[Finding]:
     """Return all findings about one tokenized split used in training."""
-    mask = [*check_rendering(name, split), *check_masks(name, split)]
-    return mask + check_truncation(params.train, name, split.counts)
-
-
-def check_rendering(name: str, split: TokenizedSplit) -> list[Finding]:
-    """Find rows that the chat template rejects, with the reason of the first."""
-    if not split.refused:
-        return []
-    example, why = split.refused[0]
-    what = f"{len(split.refused)} examples of {name}, the first of {example.source}, line {example.line}: {why}"
-    fix = f"fix or filter these rows (data.filters), or use one of {TEMPLATES}"
-    return [Finding("template-broken", TEMPLATE, what, fix)]
+    rendered = [*check_rendering(tokenizer, name, split.refused), *check_prompts(name, split.lost)]
+    return [*rendered, *check_masks(name, split), *check_truncation(params.train, name, split.counts)]
 
 
 def check_masks(name: str, split: TokenizedSplit) -> list[Finding]:
@@ -61,9 +52,9 @@ def check_masks(name: str, split: TokenizedSplit) -> list[Finding]:
     elif split.wrong:
         example, why = split.wrong[0]
         what = f"{len(split.wrong)} examples of {name}, the first of {example.source}, line {example.line}: {why}"
-        findings.append(
-            Finding("mask-wrong", TEMPLATE, what, f"use one of {TEMPLATES}, or fix the generation markers in a copy")
-        )
+        called = any(message.tool_calls for message in example.messages)
+        fix = remedy_for([CALLS]) if called else f"use one of {TEMPLATES}, or fix the generation markers in a copy"
+        findings.append(Finding("mask-wrong", TEMPLATE, what, fix))
     return findings
 
 
@@ -149,10 +140,12 @@ def check_test_answers(
         except BaseModelError as error:
             split.refused.append((example, error.problem.message))
             continue
+        if lost := lost_parts(tokenizer, example):
+            split.lost.append((example, lost))
         begin, end = (runs([label != IGNORED for label in whole.labels]) or [(0, 0)])[-1]
         answers.append(end - begin)
         prompts.append(begin)
-    findings = check_rendering("test", split)
+    findings = [*check_rendering(tokenizer, "test", split.refused), *check_prompts("test", split.lost)]
     longer = sum(length > limit + 1 for length in answers)  # the end token is additional
     if longer:
         where, most = "params.yaml: evaluate.max_new_tokens", max(answers)
