@@ -15,7 +15,7 @@ export PYTHONPATH := src
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev repro test test-fast test-end-to-end test-images lint check image-cpu image-cuda chaos bench bench-quick lock clean
+.PHONY: help setup setup-dev repro test test-fast test-end-to-end test-images test-real lint check image-cpu image-cuda chaos bench bench-quick lock clean
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {sub("%", "RECIPE", $$1); printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -39,16 +39,19 @@ train-%: ## apply a recipe and run it to a verdict as a named experiment (DETACH
 	@$(if $(DETACH),,dvc exp run --name "$*-$$(date +%Y%m%d-%H%M%S)")
 
 test: setup-dev ## set up and run the tests
-	@python -m pytest -n auto --dist loadfile -m "not end_to_end and not images"
+	@python -m pytest -n auto --dist loadfile -m "not end_to_end and not images and not real"
 
 test-fast: setup-dev ## run the tests that do not train a model
-	@python -m pytest -n auto --dist loadfile -m "not slow and not end_to_end and not images"
+	@python -m pytest -n auto --dist loadfile -m "not slow and not end_to_end and not images and not real"
 
 test-end-to-end: setup-dev ## test the pipeline through DVC, faults, and a rehearsal of each kind of recipe
 	@python -m pytest -n auto --dist loadfile -m end_to_end
 
 test-images: setup-dev ## build the images and run the pipeline in one (needs buildah and podman)
 	@python -m pytest -m images -rs
+
+test-real: setup-dev ## run the stages on a real base model, SmolLM2-135M-Instruct (downloads 93 MB once)
+	@python -m pytest tests/real -m real -rs
 
 lint: setup-dev ## check style, spelling, prose and types
 	@ruff check . && ruff format --check . && codespell
