@@ -25,7 +25,7 @@ PAGES = [
     *(ROOT / folder / "README.md" for folder in ("recipes", "jobs", "requirements", "scorers", "benchmarks")),
     ROOT / "models/templates/README.md",
 ]
-ORIGINS = [ROOT / folder / "README.md" for folder in ("models/tiny-base", "data/raw/cpython")]
+ORIGINS = [ROOT / folder / "README.md" for folder in ("models/tiny-base", "data/raw/cpython", "data/banking77")]
 
 
 def text_of(name: str) -> str:
