@@ -7,6 +7,7 @@ requirements/smollm2.lock pins, and the architecture from models/architectures. 
 loads. benchmarks/README.md lists the differences from the model on the Hub.
 """
 
+import csv
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,18 @@ def separate_digits(tokenizer: Any) -> Any:
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
     tokenizer.model_max_length = 8192
     return tokenizer
+
+
+def copy_rows(source: Path, target: Path, count: int | None = None) -> None:
+    """Copy the first rows of each label from one CSV file to another (default: all rows)."""
+    with source.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    taken: dict[str, list[list[str]]] = {}
+    for row in rows:
+        taken.setdefault(row[1], []).append(row)
+    kept = [row for many in taken.values() for row in many[:count]]
+    with target.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *kept])
 
 
 if __name__ == "__main__":

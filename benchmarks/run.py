@@ -44,6 +44,7 @@ BENCHMARKS = {
     "overhead": Benchmark("bench_overhead.py", None),  # the unmodified embedded run
     "memory": Benchmark("bench_memory.py", ("--only", "two targets")),
     "gate": Benchmark("bench_gate.py", ("--studies", "40")),
+    "real": Benchmark("bench_real.py", None),  # `make test-real` runs the same stages on fewer rows
     "containers": Benchmark("bench_containers.py", None),  # `make test-images` builds the same images
 }
 

@@ -1,6 +1,6 @@
-"""The tables of docs/benchmarks.md, generated from the newest raw results.
+"""The tables of docs/benchmarks.md and README.md, generated from the newest raw results.
 
-    python benchmarks/tables.py    # updates the page between its marks; a test checks that this changes nothing
+    python benchmarks/tables.py    # updates the pages between their marks; a test checks that this changes nothing
 
 A table is between `<!-- table: NAME -->` and `<!-- end -->`; the text around it is written by hand.
 """
@@ -16,9 +16,11 @@ from measured_stage import BARE
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs/benchmarks.md"
+README = HERE.parent / "README.md"
 MARK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Result = dict[str, Any]
 Lines = list[str]
+KINDS = ("exact_match", "contains")  # scorers of bench_real.py
 
 
 def newest(name: str, folder: Path) -> Path | None:
@@ -38,8 +40,15 @@ def make_tables(folder: Path = HERE / "results") -> dict[str, str]:
 
 
 def write_page() -> None:
-    """Insert the tables into the page."""
-    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), make_tables()), encoding="utf-8")
+    """Insert the tables into the pages."""
+    for page in (PAGE, README):
+        page.write_text(page_with(page.read_text(encoding="utf-8"), tables_for(page)), encoding="utf-8")
+
+
+def tables_for(page: Path) -> dict[str, str]:
+    """Return all tables, with links that are correct on this page."""
+    top = "../" * len(page.relative_to(HERE.parent).parent.parts)
+    return {name: table.replace("](../benchmarks/", f"]({top}benchmarks/") for name, table in make_tables().items()}
 
 
 def page_with(page: str, tables: dict[str, str]) -> str:
@@ -222,6 +231,33 @@ def gate_table(result: Result) -> Lines:
     return grid(["rule", "size", "truth", "passes wrongly", "truth", "passes"], rows)
 
 
+def real_table(result: Result) -> Lines:
+    """Return the right answers of base, prompted base and fine-tuned model, and the cost of the training."""
+    same, labelled = result["same_prompt"], result["labels_in_prompt"]
+    named = {"base": same["baseline"], "base, labels in its prompt": labelled["baseline"]}
+    rows = [
+        [name, *(with_interval(side["right"][kind]) for kind in KINDS), f"{side['seconds_per_answer']:.2f} s"]
+        for name, side in (named | {"**fine-tuned**": same["candidate"]}).items()
+    ]
+    heads = [f"{same['examples']} questions", "exactly the label", "contains the label", "time per answer"]
+    return [*grid(heads, rows), "", training_cost(result["training"])]
+
+
+def with_interval(found: Result) -> str:
+    """Format a share with its 95% interval."""
+    return f"{found['share']:.1%} ({found['lower']:.1%} to {found['upper']:.1%})"
+
+
+def training_cost(found: Result) -> str:
+    """Describe a training by its size, time and memory, and its validation loss."""
+    least, most = (f"{found['predicted_seconds'][end] / 60:.0f}" for end in ("least", "most"))
+    minutes = f"{found['wall_seconds'] / 60:.0f} minutes (predicted: {least} to {most})"
+    size = f"{found['examples']:,} examples, {found['steps']} steps, {minutes}"
+    peak, predicted = (gigabytes(found[key]) for key in ("peak_memory_bytes", "predicted_peak_bytes"))
+    losses = f"validation loss {found['first_validation_loss']:.2f} before and {found['validation_loss']:.2f} after"
+    return f"Training: {size}, peak memory {peak} (predicted: {predicted}), {losses}."
+
+
 def containers_table(result: Result) -> Lines:
     """Return a stage natively and in its container, and the image."""
     pairs = result["decide_seconds"]
@@ -250,6 +286,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], Lines]]] = {
     "memory": ("memory", memory_table),
     "gate": ("gate", gate_table),
     "containers": ("containers", containers_table),
+    "real": ("real", real_table),
 }
 
 

@@ -40,7 +40,7 @@ WORDS |= {
 START = r"(?:^|&& |\|\|? |[(;] ?|: )(?:[A-Z_]+=\S* )*"  # where a command begins, with its environment variables
 # Files that a run writes in addition to those in dvc.yaml.
 MADE = r"""out/merged|out/bundle(/.*)?|out|reports|work|data/prepared/(dropped|risks|train|validation|test)\.jsonl
-|data/(prepared|validated)/manifest\.json|work/(prepare|evaluate|checkpoints|tensorboard|rehearsal)(/.*)?|work/[\w.<>-]+\.(log|json|lock)
+|data/(prepared|validated)/manifest\.json|work/(prepare|evaluate|checkpoints|tensorboard|rehearsal|smollm2-135m-instruct)(/.*)?|work/[\w.<>-]+\.(log|json|lock)
 |data/prepared/[*]\.jsonl|\.venv(/.*)?|\.dvc/(config\.local|tmp(/.*)?)|reports/[*]\.(json|tsv)"""
 GENERATED = re.compile(MADE.replace("\n", ""))
 NO_FILES = re.compile(  # examples of a user's files, and files of other programs

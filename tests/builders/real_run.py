@@ -4,7 +4,6 @@ A run has eight steps. Its folder has the outputs of all stages; the folder `res
 that was killed and started again.
 """
 
-import csv
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.real_base import copy_rows
 from tests.builders.killed_run import Starts
 from tests.builders.small_run import ROOT, params
 
@@ -68,25 +68,12 @@ def real_workspace(root: Path, base: Path, **changes: Any) -> Path:
     """Create a folder with rows, a link to the base, the template and params.yaml."""
     (root / "data/raw").mkdir(parents=True)
     for name, count in (("train", TRAIN_ROWS), ("test", TEST_ROWS)):
-        write_rows(ROWS / f"{name}.csv", root / f"data/raw/{name}.csv", count)
+        copy_rows(ROWS / f"{name}.csv", root / f"data/raw/{name}.csv", count)
     (root / "base").symlink_to(base)
     shutil.copy(ROOT / "models/templates/chatml.jinja", root)
     content = params(**CHANGES, **changes)
     (root / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
     return root
-
-
-def write_rows(source: Path, target: Path, count: int) -> None:
-    """Copy the first rows of each label."""
-    with source.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    taken: dict[str, list[list[str]]] = {}
-    for row in rows:
-        taken.setdefault(row[1], []).append(row)
-    with target.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(
-            [header, *(row for many in taken.values() for row in many[:count])]
-        )
 
 
 def run_stages(root: Path, *names: str) -> None:
