@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from finetune.config.model import ModelConfig
 from finetune.config.params import Config, params_of, parse_config
@@ -291,3 +291,27 @@ def test_the_page_lists_the_tested_classes() -> None:
     short = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
     shown = {kind: {short.get(name, name) for name in re.findall(r"\w+", names)} for kind, names in rows}
     assert shown == {kind: set(names) for kind, names in KINDS.items()}
+
+
+# Convolutions, linear attention, recurrent layers; and the eager attention of gpt-oss, which ignores positions (5.23).
+MIXING = {"lfm2", "qwen3_5", "qwen3_5_moe", "recurrent_gemma", "gpt_oss"}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "recurrent_gemma"])
+def test_packing_is_refused_where_layers_mix_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Attention separates packed examples by their positions; recurrent and convolutional layers do not."""
+    small_checkpoint(kind, tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    config = parse_config(params(model__base="base", train__packing=True), "params.yaml")
+    codes = {finding.code for finding in examine_base(params_of("validate", config), Path()).findings}
+    assert ("packing-mixes" in codes) is (kind in MIXING)
+
+
+@pytest.mark.parametrize("kind", ["bamba", "falcon_h1", "granitemoehybrid"])
+def test_infinite_numbers_of_a_config_are_read(tmp_path: Path, kind: str) -> None:
+    """Transformers 5 writes them as objects, for example a limit of time steps."""
+    AutoConfig.for_model(kind, num_hidden_layers=2).save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert measure_architecture(find_base_config(settings(tmp_path), Path())).layers == 2

@@ -23,8 +23,10 @@ def find_base_config(model: ModelConfig, root: Path) -> Any:
 
     The config of a multimodal checkpoint is returned as it is; `language.py` finds the language model in it.
     """
-    content = read_facts(model, root)
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
+
+    # transformers writes infinite numbers as {"__float__": "Infinity"}
+    content = PreTrainedConfig._decode_special_floats(read_facts(model, root))
 
     model_type = content.pop("model_type", None)
     known = class_names(model_type)

@@ -9,6 +9,7 @@ from finetune.files.manifests import read_manifest
 from finetune.model.adapter import CONFIG, WEIGHTS, load_adapter
 from finetune.model.base import load_base
 from finetune.model.language import find_language_model
+from finetune.model.packing import packed_difference
 from finetune.model.tokens import IGNORED, load_tokenizer, runs, tokenize
 from finetune.paths import Paths
 from finetune.records.io import read_examples
@@ -67,22 +68,13 @@ def decode_mask(config: Config, paths: Paths) -> tuple[str, bool]:
 
 def check_packing(config: Config, paths: Paths) -> tuple[str, bool]:
     """Check that packed examples do not attend to each other: largest change of a logit by a neighbour, in float32."""
-    import torch
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
     tokenizer = load_tokenizer(config.model)
     plain = config.model.model_copy(update={"dtype": "float32", "quantization": "none"})
     device = "cuda" if config.environment == "cuda" else "cpu"
     model = load_base(plain, device).eval()
     examples = read_examples(paths.prepared / "train.jsonl")
     first, second = (tokenize(tokenizer, example.messages, example.tools).input_ids for example in examples[:2])
-    collator = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id, padding_free=True)
-    row = {"input_ids": first + second, "labels": first + second, "seq_lengths": [len(first), len(second)]}
-    batch = {name: value for name, value in collator([row]).items() if name in ("input_ids", "position_ids")}
-    with torch.inference_mode():
-        packed = model(**{name: value.to(device) for name, value in batch.items()}, use_cache=False).logits[0]
-        alone = model(input_ids=torch.tensor([second], device=device), use_cache=False).logits[0]
-    difference = float((packed[len(first) :] - alone).abs().max())
+    difference = packed_difference(model, first, second)
     return f"a packed neighbour changes logits by {difference:.1e}", difference <= TOLERANCE
 
 

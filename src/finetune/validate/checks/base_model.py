@@ -10,7 +10,7 @@ from finetune.config.validate import ValidateParams
 from finetune.errors import BaseModelError
 from finetune.model.architecture import Architecture, measure_architecture
 from finetune.model.base import base_folder, end_tokens, fetch_config, hub_answers, identify_base
-from finetune.model.base_config import find_base_config
+from finetune.model.base_config import find_base_config, in_a_line
 from finetune.model.cache import INDEX, SINGLE, is_whole, weight_files
 from finetune.model.language import find_language_model
 from finetune.model.quantization import find_method
@@ -35,6 +35,7 @@ CODES |= {
     ),
     "token-known": Code("error", "run", "A token of `model.add_tokens` is in the vocabulary already.", binding=True),
     "tokens-untrained": Code("warning", "quality", "A special token of the template has an untrained embedding."),
+    "packing-mixes": Code("error", "quality", "Examples in a packed row are not separate in this architecture."),
     "length-beyond-base": Code("error", "quality", "Positions beyond those the base was trained on."),
 }
 
@@ -70,6 +71,8 @@ def examine_base(params: ValidateParams, root: Path, *, fetch: bool = True) -> B
         base.findings += damaged or (check_names(params, root, folder) if fetch and base.architecture else [])
     if base.architecture is not None:
         base.findings += check_length(params, base.architecture)
+        if params.train.packing and base.tokenizer is not None:
+            base.findings += check_isolation(params, root, base)
     if base.tokenizer is not None:
         _attempt(base, lambda: base.findings.extend(check_tokenizer(params.model, base.tokenizer, base.architecture)))
         if folder is not None:
@@ -125,6 +128,22 @@ def check_names(params: ValidateParams, root: Path, folder: Path) -> list[Findin
 
 def _incomplete(path: Path, what: str) -> Finding:
     return Finding("base-incomplete", WHERE, f"{path}: {what}", COPY)
+
+
+def check_isolation(params: ValidateParams, root: Path, base: Base) -> list[Finding]:
+    """Check that packed examples stay separate in this architecture, by computing a small base of it."""
+    from finetune.model.packing import isolates_packed_rows
+
+    assert base.architecture is not None
+    attention = "sdpa" if "sdpa" in base.architecture.attention else "eager"
+    where, fix = "params.yaml: train.packing", "use packing: false, with group_by_length"
+    try:
+        if isolates_packed_rows(find_base_config(params.model, root), base.tokenizer, attention):
+            return []
+        what = f"{base.architecture.class_name} with {attention} mixes examples that are packed into one row"
+    except Exception as error:  # a class that can't be cut, or computes only with kernels that are not here
+        what = f"{base.architecture.class_name} can't be proven to separate packed examples: {in_a_line(error)}"
+    return [Finding("packing-mixes", where, what, fix)]
 
 
 def check_length(params: ValidateParams, architecture: Architecture) -> list[Finding]:
