@@ -26,6 +26,7 @@ from finetune.model.targets import trainable_parameters
 from finetune.reports.base import read_report
 from finetune.reports.decision import DecisionReport
 from finetune.reports.train import TrainReport
+from finetune.validate.checks.adapter import check_router
 from finetune.validate.checks.base_model import examine_base
 from finetune.validate.checks.settings import check_attention
 from tests.builders.small_bases import KINDS, MULTIMODAL, TEXT, run_stages, small_checkpoint
@@ -315,3 +316,25 @@ def test_infinite_numbers_of_a_config_are_read(tmp_path: Path, kind: str) -> Non
     AutoConfig.for_model(kind, num_hidden_layers=2).save_pretrained(tmp_path)
     assert "__float__" in (tmp_path / "config.json").read_text(encoding="utf-8")
     assert measure_architecture(find_base_config(settings(tmp_path), Path())).layers == 2
+
+
+def test_the_loss_of_routers_is_not_part_of_the_validation_loss(tmp_path: Path) -> None:
+    """It changes the training if it is on, and the loss before the first step is the same with and without it."""
+    losses = {}
+    for coefficient in (0.0, 0.5):
+        root = tmp_path / str(coefficient)
+        _, paths = run_stages(root, "qwen3_moe", ("q_proj",), train__router_aux_loss_coef=coefficient)
+        report = read_report(paths.reports / "train.json", TrainReport)
+        losses[coefficient] = (report.first_validation_loss, report.train_loss)
+    assert losses[0.0][0] == losses[0.5][0]
+    assert (losses[0.5][1] or 0) > (losses[0.0][1] or 0) + 0.3
+
+
+def test_the_loss_of_routers_needs_routers(tmp_path: Path) -> None:
+    """TRL would raise an error after everything was loaded."""
+    small_checkpoint("qwen3", tmp_path / "base")
+    changes = {"model__base": str(tmp_path / "base"), "train__router_aux_loss_coef": 0.1}
+    config = parse_config(params(**changes), "params.yaml")
+    architecture = measure_architecture(find_base_config(config.model, Path()))
+    (finding,) = check_router(params_of("validate", config), architecture)
+    assert finding.code == "router-missing"

@@ -38,6 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "experts": ("qwen3_moe", {"target_modules": ["q_proj"], **EXPERTS}),
     "experts of gpt-oss": ("gpt_oss", {"target_modules": ["q_proj"], **EXPERTS}),
     "experts in a checkpoint": ("qwen3_5_moe", {"target_modules": ["q_proj"], **EXPERTS}),
+    "all but what Mamba's kernels bypass": ("mamba", {"target_modules": "all-linear"}),
     "head and norm": ("qwen3", {"modules_to_save": ["lm_head", "model.norm"]}),
     "tied embeddings": ("smollm3", {"modules_to_save": ["embed_tokens"]}),
     "tied head": ("smollm3", {"modules_to_save": ["lm_head"]}),
@@ -80,7 +81,7 @@ def test_what_is_trained_is_counted_and_published(tmp_path: Path, case: str) -> 
     """The plan counts what PEFT trains; our loader and PEFT alone load it, the latter into the checkpoint's class."""
     kind, keys = CASES[case]
     small_checkpoint(kind, tmp_path / "base")
-    config = settings(tmp_path / "base", keys, attention="eager" if kind == "gpt_oss" else "sdpa")
+    config = settings(tmp_path / "base", keys, attention="eager" if kind in ("gpt_oss", "mamba") else "sdpa")
     model = changed_adapter(config)
     architecture = measure_architecture(find_base_config(config.model, Path()))
     assert count_parameters(model)["trainable"] == trainable_parameters(architecture, config.adapter)
@@ -99,7 +100,7 @@ def test_what_is_trained_is_merged(tmp_path: Path, case: str) -> None:
     """The merged model computes what base and adapter do."""
     kind, keys = CASES[case]
     small_checkpoint(kind, tmp_path / "base")
-    config = settings(tmp_path / "base", keys, attention="eager" if kind == "gpt_oss" else "sdpa")
+    config = settings(tmp_path / "base", keys, attention="eager" if kind in ("gpt_oss", "mamba") else "sdpa")
     model = changed_adapter(config)
     expected = logits(model)
     save_adapter(model, "base", tmp_path / "adapter")
@@ -162,6 +163,7 @@ def test_a_known_token_is_refused(tmp_path: Path) -> None:
         ("qwen3", {"target_modules": r".*norm|.*q_proj"}, "is not a linear layer; use some of q_proj"),
         ("qwen3", {"target_modules": r".*\.q_proj|lm_head"}, "lm_head is the LM head"),
         ("qwen3_moe", {"target_modules": ["q_proj", "gate"]}, "model.layers.0.mlp.gate (2 such) is not a linear layer"),
+        ("mamba", {"target_modules": ["in_proj", "out_proj"]}, "out_proj of MambaForCausalLM can't have an adapter"),
         ("qwen3", {"exclude_modules": ["visual"]}, "adapter.exclude_modules: visual match nothing"),
         ("qwen3", {"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}, "leave no layer to adapt"),
         ("qwen3", EXPERTS, "adapter.target_parameters: mlp.experts.gate_up_proj, mlp.experts.down_proj match nothing"),
@@ -182,7 +184,7 @@ def test_names_that_do_not_fit_are_refused(
 ) -> None:
     """Each is a problem with its key and a remedy, before anything is trained."""
     small_checkpoint(kind, tmp_path / "base")
-    config = settings(tmp_path / "base", keys)
+    config = settings(tmp_path / "base", keys, attention="auto")
     base = load_base(config.model, "cpu")
     with pytest.raises(ConfigError) as raised:
         add_adapter(base, config.adapter)

@@ -59,6 +59,7 @@ class TrainConfig(Section):
     adam_beta2: OpenShare
     adam_epsilon: PositiveFloat
     max_grad_norm: NonNegative
+    router_aux_loss_coef: NonNegative  # of the load-balancing loss of a mixture of experts
     bf16: bool
     fp16: bool
     tf32: bool

@@ -54,6 +54,7 @@ class Architecture:
     linears: tuple[Layers, ...]  # without the head
     experts: tuple[Layers, ...] = ()  # their names end with the parameter: `mlp.experts.down_proj`
     active_experts: int = 1  # of each layer, for one token
+    routers: bool = False  # whether the class has a load-balancing loss
     embeddings: str = "model.embed_tokens"  # the path of the input embeddings
     head: str = "lm_head"
     sizes: tuple[tuple[str, int], ...] = ()  # every module with parameters and how many, e.g. ("model.norm", 576)
@@ -93,7 +94,7 @@ def describe(language: LanguageModel, model: Any) -> Architecture:
             if parameter.dim() == EXPERT_DIMENSIONS and "experts" in path:
                 key = f"{path.split('.', _depth(path))[-1]}.{name}", *parameter.shape
                 experts[key].append(f"{path}.{name}")
-    heads, active = text.num_attention_heads, getattr(text, "num_experts_per_tok", None) or 1
+    heads, active = getattr(text, "num_attention_heads", None) or 0, getattr(text, "num_experts_per_tok", None) or 1
     return Architecture(
         model_type=language.config.model_type,
         class_name=type(model).__name__,
@@ -102,7 +103,7 @@ def describe(language: LanguageModel, model: Any) -> Architecture:
         intermediate=_width(text, active if experts else 0),
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=_of_first_layer(text, "head_dim") or text.hidden_size // heads,
+        head_dim=_of_first_layer(text, "head_dim") or text.hidden_size // max(heads, 1),
         vocabulary=text.vocab_size,
         tied=bool(model.config.tie_word_embeddings),
         max_positions=getattr(text, "max_position_embeddings", None) or BOUNDLESS,
@@ -113,6 +114,7 @@ def describe(language: LanguageModel, model: Any) -> Architecture:
             Layers(name, rows, columns, tuple(found), many) for (name, many, rows, columns), found in experts.items()
         ),
         active_experts=active,
+        routers=hasattr(text, "output_router_logits"),
         embeddings=paths[id(embeddings)],
         head=paths.get(id(head), ""),
         sizes=tuple(

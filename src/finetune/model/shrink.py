@@ -30,6 +30,7 @@ OTHER_SIZES = {
     "mamba_n_heads": 2 * HIDDEN // HEAD_DIM,
     "mamba_d_head": HEAD_DIM,
     "mamba_d_state": HEAD_DIM,
+    "attention_hidden_size": HIDDEN,
     "num_kv_shared_layers": 0,
     "hidden_size_per_layer_input": 64,
 }
@@ -48,7 +49,7 @@ def shrink_config(config: Any, tokenizer: Any, layers: int = LAYERS) -> Any:
     if content.pop("per_layer_config", None) is not None:  # widths of single layers (Gemma 4)
         content["global_head_dim"] = HEAD_DIM
     kept = kinds_of_layers(content.get("layer_types"), layers)
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None) or 1  # Mamba has none
     shared = heads // (getattr(text, "num_key_value_heads", None) or heads)  # query heads per key head
     cut = {
         "num_hidden_layers": len(kept),
@@ -70,6 +71,8 @@ def shrink_config(config: Any, tokenizer: Any, layers: int = LAYERS) -> Any:
         spelled = text.attribute_map.get(name, name)
         if content.get(spelled) is not None or name.endswith("token_id"):
             content[spelled] = value
+    if not hasattr(text, "num_attention_heads") and content.get("num_heads"):  # Mamba 2
+        content["num_heads"] = 2 * HIDDEN // HEAD_DIM
     for name in ("layer_types", "mlp_layer_types", "no_rope_layers"):
         if content.get(name):
             content[name] = [content[name][at] for at in kept]

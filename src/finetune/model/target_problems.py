@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from finetune.config.model import ALL_LINEAR, AdapterConfig
 from finetune.errors import Problem
 from finetune.model.architecture import Architecture, Layers
-from finetune.model.targets import REWRITING, ends_with, find_targets, lora_config
+from finetune.model.targets import REWRITING, ends_with, find_targets, is_incompatible, lora_config
 
 INITIALIZED = ("default", "gaussian")  # PEFT's only initializations of adapters of experts
 
@@ -102,6 +102,10 @@ def _unsupported(architecture: Architecture, adapter: AdapterConfig) -> Iterator
     if architecture.head and check_target_module_exists(config, architecture.head):
         message = f"{architecture.head} is the LM head, whose adapter TRL's loss would bypass"
         yield _impossible("target_modules", message, "remove it; adapter.modules_to_save can train it completely")
+    refused = [x.name for x in find_targets(architecture, adapter).layers if is_incompatible(architecture, x.name)]
+    if refused:
+        what = "can't have an adapter, because its code reads the layer's weights directly"
+        yield _impossible("target_modules", f"{refused[0]} of {architecture.class_name} {what}", "remove it")
     able = set(_paths(architecture.linears))
     others = [path for path, _ in architecture.sizes if path not in {*able, architecture.embeddings, architecture.head}]
     if wrong := [path for path in others if check_target_module_exists(config, path)]:

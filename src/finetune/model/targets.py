@@ -6,6 +6,7 @@ It is computed from an architecture, so the plan counts exactly what PEFT will t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from finetune.config.model import ALL_LINEAR, AdapterConfig
@@ -44,7 +45,8 @@ def lora_config(adapter: AdapterConfig, architecture: Architecture) -> Any:
 
     init, targets, tokens = adapter.init_lora_weights, adapter.target_modules, list(adapter.trainable_token_indices)
     if ALL_LINEAR in targets and not isinstance(targets, str):
-        targets = tuple(sorted({layers.name for layers in architecture.linears} | set(targets) - {ALL_LINEAR}))
+        able = {layers.name for layers in architecture.linears if not is_incompatible(architecture, layers.name)}
+        targets = tuple(sorted(able | set(targets) - {ALL_LINEAR}))
     embeddings, head = (path.rsplit(".", 1)[-1] for path in (architecture.embeddings, architecture.head))
     # PEFT trains the rows of a tied head with those of the embeddings; a separate head must be named
     rows = tokens if architecture.tied else {embeddings: tokens, head: tokens}
@@ -65,6 +67,24 @@ def lora_config(adapter: AdapterConfig, architecture: Architecture) -> Any:
         init_lora_weights=True if init == "default" else init,
         bias="none",
     )
+
+
+def is_incompatible(architecture: Architecture, name: str) -> bool:
+    """Return whether an adapter of this layer would be bypassed: Mamba's code reads the weights of some directly.
+
+    PEFT refuses those that its kernels read; its slower code reads `dt_proj.weight` too.
+    """
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    if name == "dt_proj":
+        return True
+
+    model = SimpleNamespace(config=SimpleNamespace(model_type=architecture.model_type))
+    try:
+        _check_lora_target_modules_mamba(SimpleNamespace(peft_type="LORA"), model, name)
+    except ValueError:
+        return True
+    return False
 
 
 def _as_peft(modules: tuple[str, ...] | str) -> list[str] | str | None:

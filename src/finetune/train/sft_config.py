@@ -20,7 +20,7 @@ def sft_config(params: TrainParams, output_dir: Path) -> SFTConfig:
         max_length=None,
         packing=train.packing,  # validate has packed the rows; this selects the collator that keeps them separate
         assistant_only_loss=False,
-        router_aux_loss_coef=0.0,  # balances routers, which are frozen here; the loss stays the answers' own
+        router_aux_loss_coef=train.router_aux_loss_coef,
         remove_unused_columns=True,
         train_sampling_strategy=train.train_sampling_strategy,  # read by EpochBatches
         dataloader_num_workers=train.dataloader_num_workers,

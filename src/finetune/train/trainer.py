@@ -27,18 +27,6 @@ if TYPE_CHECKING:
     from finetune.train.curves import CurvesCallback
 
 
-def score_supervised_positions() -> None:
-    """Make TRL's loss head skip unsupervised positions on every device.
-
-    TRL does so on Triton devices only; elsewhere it projects every position onto the vocabulary, because compilers need
-    constant shapes. On a CPU that takes 30% of the time if 5% of the tokens are supervised.
-    """
-    from trl.trainer import utils
-
-    assert hasattr(utils, "_use_triton"), "this TRL version names its switch differently"
-    utils._use_triton = lambda _: True  # in that module this controls nothing else
-
-
 MOST_SKIPPED = 50  # consecutive steps that fp16's scaler may skip: it halves its scale each time, from 2^16
 
 
@@ -50,6 +38,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with a deterministic order of examples, token counts checked against validate's, a stop before a step
     that is not finite, atomic checkpoints, and a validation loss by token.
     """
+
+    aux_loss_enabled: bool  # whether the loss of a mixture's routers is added
 
     def __init__(self, *, store: Checkpoints, stop: StopRequest, **kwargs: Any) -> None:
         self.store, self.stop = store, stop
@@ -157,6 +147,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         sums = torch.zeros(2, dtype=torch.float64)
         model = self.model_wrapped if self.shards_state else self.model
         model.eval()
+        balancing, self.aux_loss_enabled = self.aux_loss_enabled, False  # the validation loss is that of the answers
         one = torch.tensor(1, device=self.args.device)
         for inputs in self.get_eval_dataloader():
             if self.is_in_train and self.asked_to_stop():
@@ -165,6 +156,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             with torch.no_grad():
                 loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=one)
             sums += torch.tensor([float(loss) / self.args.world_size, supervised], dtype=torch.float64)
+        self.aux_loss_enabled = balancing
         total, count = self.sum_of_processes(sums).tolist()
         metrics = {"eval_loss": total / max(count, 1)}
         require_finite("validation loss", metrics["eval_loss"], self.state.global_step, self.args.learning_rate, [])

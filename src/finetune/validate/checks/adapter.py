@@ -24,6 +24,7 @@ SCALES = (0.25, 8.0)
 CODES |= {
     "target-modules-missing": Code("error", "run", "A target module does not exist in the architecture.", binding=True),
     "target-modules-partial": Code("note", "quality", "Layers of the base that get no adapter."),
+    "router-missing": Code("error", "run", "A load-balancing loss needs a mixture of experts.", binding=True),
     "alpha-unusual": Code("warning", "quality", "The adapter scale is outside the range known to train well."),
     "learning-rate-high": Code("warning", "run", "Above the usual range for this method; runs tend to diverge."),
     "learning-rate-low": Code("warning", "quality", "Below the usual range for this method; the model learns little."),
@@ -33,7 +34,17 @@ CODES |= {
 def check_adapter(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
     """Return all findings about target modules, scale and learning rate."""
     findings = check_start(params) + check_scale(params) + check_learning_rate(params, architecture)
-    return findings + (check_target_modules(params, architecture) if architecture else [])
+    if architecture is None:
+        return findings
+    return findings + check_target_modules(params, architecture) + check_router(params, architecture)
+
+
+def check_router(params: ValidateParams, architecture: Architecture) -> list[Finding]:
+    """Check that a load-balancing loss has experts to balance."""
+    if not params.train.router_aux_loss_coef or architecture.routers:
+        return []
+    what = f"{architecture.class_name} has no load-balancing loss"
+    return [Finding("router-missing", "params.yaml: train.router_aux_loss_coef", what, "use 0.0")]
 
 
 def check_start(params: ValidateParams) -> list[Finding]:
