@@ -33,7 +33,7 @@ FILES = {  # with the locked versions of transformers, tokenizers and gguf
     "generation_config.json": "8025b6679dcf077f5d339bd154238d70891decb48f35f294bfaa33a343140439",
     "model.safetensors": "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b",
     "tokenizer.json": "e9f1b9eb29e5f4fc508736f874cc7d1321834fb5610e169fb1acae231472321b",
-    "tokenizer_config.json": "cf4fe8e21560420086fb9e3809665276d3f6e315db19c75be1dba3866c7090ec",
+    "tokenizer_config.json": "78b3e0cc3e57fd04e57f66e0f8bda1dc8a094922b6401832e239667a267f2a99",
 }
 
 
@@ -90,7 +90,9 @@ def convert(source: Path, target: Path) -> None:
     whole = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, quantization_config=whole, dtype=torch.float32)
     model.to(torch.bfloat16).save_pretrained(target)
-    separate_digits(AutoTokenizer.from_pretrained(source, gguf_file=GGUF)).save_pretrained(target)
+    separate_digits(AutoTokenizer.from_pretrained(source, gguf_file=GGUF, local_files_only=True)).save_pretrained(
+        target
+    )
     shutil.copyfile(CONFIG, target / "config.json")  # the GGUF file rounds numbers and omits the initial range
     write_json(target / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2})
 

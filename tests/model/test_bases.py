@@ -222,7 +222,8 @@ def test_missing_weights_are_refused(mistral3: Path, tmp_path: Path) -> None:
 
 def deeper(weights: dict[str, torch.Tensor]) -> None:
     """Add a layer."""
-    weights |= {name.replace(".1.", ".5."): tensor.clone() for name, tensor in weights.items() if ".1." in name}
+    more = {name.replace("layers.1.", "layers.5."): tensor.clone() for name, tensor in weights.items()}
+    weights |= more
 
 
 def renamed(weights: dict[str, torch.Tensor]) -> None:

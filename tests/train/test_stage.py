@@ -425,7 +425,7 @@ def test_a_substituted_attention_implementation_is_refused(ready: Path, monkeypa
     config, _ = enter(ready)
     base = load_base(config.model, "cpu")
     base.config._attn_implementation = "kernels-community/flash-attn2"
-    loaded = (base, {"missing_keys": set()})
+    loaded = (base, {name: set() for name in ("missing_keys", "unexpected_keys", "mismatched_keys")})
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: loaded)
     with pytest.raises(ConfigError, match=r"model.attention: sdpa was requested, but transformers used kernels-commun"):
         load_base(config.model, "cpu")

@@ -135,16 +135,12 @@ def test_a_config_without_a_known_model_is_a_finding(base: Path, keys: dict[str,
     assert {other.code for other in others} <= {"base-incomplete"}  # some prevent the tokenizer, too
 
 
-NO_LAYERS = {"layer_types": None, "num_attention_heads": None}
-
-
 @pytest.mark.parametrize(
     "keys",
     [
         {"num_attention_heads": 0},
         {"vocab_size": -3},
         {"hidden_act": "nothing_known"},
-        {"model_type": "mamba", "architectures": ["MambaForCausalLM"]} | NO_LAYERS,
     ],
 )
 def test_a_config_without_a_decoder_is_a_finding(base: Path, keys: dict[str, Any]) -> None:
