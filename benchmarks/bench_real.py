@@ -37,11 +37,7 @@ SIDES = ("base", "base, labels in its prompt", "fine-tuned")
 SCORERS = ("exact_match", "contains")
 SMALL = {"train.logging_steps": 1, "train.eval_steps": 2, "train.save_steps": 2}  # if there are only a few steps
 CHANGES: dict[str, Any] = {
-    "data.sources": [
-        {"name": "train", "path": "train.csv", "agent": "bank"},
-        {"name": "test", "path": "test.csv", "agent": "bank", "split": "test"},
-    ],
-    "data.system_prompts": {"bank": "Name the intent of the customer's question."},
+    **real_base.TASK,
     "data.split": {"method": "exact", "train": 0.93, "validation": 0.07, "test": 0.0, "stratify_by": "label"},
     "model.base": "base",
     "model.revision": None,

@@ -27,6 +27,13 @@ LOCK = ROOT / "requirements/smollm2.lock"
 CONFIG = ROOT / "models/architectures/HuggingFaceTB/SmolLM2-135M-Instruct/config.json"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+TASK: dict[str, Any] = {  # the keys of params.yaml for the rows in data/banking77
+    "data.sources": [
+        {"name": "train", "path": "train.csv", "agent": "bank"},
+        {"name": "test", "path": "test.csv", "agent": "bank", "split": "test"},
+    ],
+    "data.system_prompts": {"bank": "Name the intent of the customer's question."},
+}
 FILES = {  # with the locked versions of transformers, tokenizers and gguf
     "chat_template.jinja": "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",
     "config.json": "65acd5c0c14ec889b7f1e1c65d843a59b3dedaa7d2cff3aebc8e99e482e8885d",

@@ -35,6 +35,11 @@ LLAMA = Architecture(
         layers("up_proj", 128, 256, 2),
         layers("down_proj", 256, 128, 2),
     ),
+    sizes=(
+        ("model.embed_tokens", 128_000),
+        *((f"model.layers.{at}.part.{name}", 8192) for at in range(2) for name in SEVEN),
+        ("lm_head", 128_000),
+    ),
 )
 
 

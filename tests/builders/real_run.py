@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.real_base import copy_rows
+from benchmarks.real_base import TASK, copy_rows
 from tests.builders.killed_run import Starts
 from tests.builders.small_run import ROOT, params
 
@@ -20,11 +20,7 @@ ROWS = ROOT / "data/banking77"
 TRAIN_ROWS, TEST_ROWS = 8, 2  # of each intent
 KILLED_AT = "micro 6 1"  # between the micro-batches of step 7; the newest checkpoint is that of step 4
 CHANGES: dict[str, Any] = {
-    "data__sources": [
-        {"name": "train", "path": "train.csv", "agent": "bank"},
-        {"name": "test", "path": "test.csv", "agent": "bank", "split": "test"},
-    ],
-    "data__system_prompts": {"bank": "Name the intent of the customer's question."},
+    **TASK,
     "data__split": {"method": "exact", "train": 0.8, "validation": 0.2, "test": 0.0, "stratify_by": "label"},
     "model__chat_template": "chatml.jinja",
     "adapter__r": 16,

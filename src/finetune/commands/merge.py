@@ -170,7 +170,7 @@ def stop_unless_the_same(compared: dict[str, Any], target: Path) -> None:
 
 def show(compared: dict[str, Any], model: ModelConfig, dtype: str) -> None:
     """Print the comparison as a table, with an interpretation and its limits."""
-    kept = model.dtype if model.quantization == "none" else model.quantization.upper()
+    kept = model.number_format
     names = {
         "merged": f"merged, {dtype}",
         "adapted": f"base in {dtype} + adapter",

@@ -79,7 +79,7 @@ def recipe_table(root: Path) -> list[str]:
 def table_cells(outlook: RunPlan) -> list[str]:
     """Return the cells of one recipe."""
     config, train, adapter = outlook.config, outlook.config.train, outlook.config.adapter
-    kind = config.model.dtype if config.model.quantization == "none" else config.model.quantization.upper()
+    held = config.model.number_format
     devices = f" x {train.distributed.devices}" if train.distributed.devices > 1 else ""
     batch = f"{train.per_device_train_batch_size} x {train.gradient_accumulation_steps}{devices}"
     time = outlook.time()
@@ -92,7 +92,7 @@ def table_cells(outlook: RunPlan) -> list[str]:
         f"`{config.recipe}`",
         config.model.base.rsplit("/", 1)[-1] + size,
         machine_title(config) + (f", {train.distributed.devices} devices" if devices else ""),
-        f"{kind}, r {adapter.r}, alpha {adapter.lora_alpha}, dropout {adapter.lora_dropout:g}; {modules}",
+        f"{held}, r {adapter.r}, alpha {adapter.lora_alpha}, dropout {adapter.lora_dropout:g}; {modules}",
         f"{train.max_length}, {batch} = {train.effective_batch_size}",
         f"{epochs}, {train.learning_rate:.1e}, {train.lr_scheduler_type}",
         gigabytes(outlook.memory.peak) if outlook.memory else "unknown",

@@ -39,6 +39,11 @@ class ModelConfig(Section):
     quantization: Literal["none", "nf4", "int8", "stored"]  # stored: as the base comes
     attention: Attention  # auto: flash_attention_2 if supported, else sdpa; or a kernel of the Hub
 
+    @property
+    def number_format(self) -> str:
+        """How the base is held, for tables."""
+        return self.dtype if self.quantization == "none" else self.quantization.upper()
+
 
 def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) and NAME.fullmatch(value) else value

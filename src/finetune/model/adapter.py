@@ -1,7 +1,7 @@
 """The LoRA adapter: add it to a base model, publish it in plain PEFT form, load it again."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,19 @@ from finetune.config.model import AdapterConfig, ModelConfig
 from finetune.errors import ConfigError, DataError, MachineError, Problem
 from finetune.files.hashing import sha256_tensors
 from finetune.model.architecture import Architecture, describe
-from finetune.model.language import InCheckpoint
-from finetune.model.target_problems import find_target_problems
+from finetune.model.language import InCheckpoint, embeddings_path
+from finetune.model.target_problems import find_target_problems, impossible
 from finetune.model.targets import REWRITING, lora_config, with_new_tokens
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."  # of the names of tensors: PEFT's classes around the base
 START = "adapter_at_start"  # the attribute of such a model with its initial matrices, {name in the file: tensor}
 
 
 def find_adapter_problem(adapter: AdapterConfig, model: ModelConfig) -> Problem | None:
     """Return why this adapter cannot be trained on this base, with the key and the remedy; None if it can."""
     return _init_problem(adapter, quantized=model.quantization != "none")
-
-
-def _problem(key: str, message: str, remedy: str) -> Problem:
-    return Problem("adapter-impossible", f"params.yaml: adapter.{key}", message, remedy)
 
 
 def _init_problem(adapter: AdapterConfig, *, quantized: bool) -> Problem | None:
@@ -35,13 +32,13 @@ def _init_problem(adapter: AdapterConfig, *, quantized: bool) -> Problem | None:
         # PEFT rejects PiSSA there and accepts OLoRA. Measured on a small base: quantizing the rest again changed the
         # logits by 0.33 before any step, whereas NF4 itself changes them by 0.10.
         why = "changes the base weights, and quantizing them again would change the base"
-        return _problem("init_lora_weights", f"{init} {why}", "use default or gaussian, or model.quantization: none")
+        return impossible("init_lora_weights", f"{init} {why}", "use default or gaussian, or model.quantization: none")
     if init == "orthogonal" and quantized:
         why = "is computed by PEFT in the number format of the base, and nf4 stores integers"
-        return _problem("init_lora_weights", f"{init} {why}", "use default or gaussian, or model.quantization: none")
+        return impossible("init_lora_weights", f"{init} {why}", "use default or gaussian, or model.quantization: none")
     if init == "orthogonal" and adapter.r % 2:
         message = f"{adapter.r} is odd, but init_lora_weights: {init} halves the rank"
-        return _problem("r", message, f"use {adapter.r + 1}")
+        return impossible("r", message, f"use {adapter.r + 1}")
     return None
 
 
@@ -195,10 +192,14 @@ def rename_for_checkpoint(path: Path, place: InCheckpoint) -> None:
     """Give tensors in a file the names of the checkpoint's class: `model.layers` as `model.language_model.layers`."""
     from safetensors.torch import load, save_file
 
-    prefix = "base_model.model."
     tensors = load(path.read_bytes()).items()
-    renamed = {prefix + place.to_checkpoint(name.removeprefix(prefix)): tensor for name, tensor in tensors}
+    renamed = {rename_tensor(name, place.to_checkpoint): tensor for name, tensor in tensors}
     save_file(renamed, path, metadata={"format": "pt"})
+
+
+def rename_tensor(name: str, rename: Callable[[str], str]) -> str:
+    """Rename the module of an adapter's tensor, whose name begins with PEFT's own classes."""
+    return PREFIX + rename(name.removeprefix(PREFIX))
 
 
 def read_adapter_config(base: Any, folder: Path) -> Any:
@@ -219,9 +220,7 @@ def adapts_embeddings(base: Any, folder: Path) -> bool:
     """Return whether a published adapter adds matrices to the base's input embeddings."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    embeddings = base.get_input_embeddings()
-    path = next(path for path, module in base.named_modules() if module is embeddings)
-    return bool(check_target_module_exists(read_adapter_config(base, folder), path))
+    return bool(check_target_module_exists(read_adapter_config(base, folder), embeddings_path(base)))
 
 
 def load_adapter(base: Any, folder: Path) -> Any:

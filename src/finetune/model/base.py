@@ -10,7 +10,7 @@ from finetune.errors import BaseModelError, ConfigError
 from finetune.files.hashing import sha256_file, sha256_json
 from finetune.hardware.devices import device_supports, find_missing_device, flash_attention_found
 from finetune.model.base_config import find_base_config
-from finetune.model.language import LanguageModel, find_language_model, finish_loading, supported_attention
+from finetune.model.language import LanguageModel, find_language_model, finish_loading, make_room, supported_attention
 from finetune.model.quantization import find_method, find_quantization_problem, loading_config
 from finetune.model.tokens import first_line, load_tokenizer
 
@@ -56,12 +56,7 @@ def load_base(model: ModelConfig, device: str) -> Any:
         asked = attention_used(model, environment, language)
         options = {"quantization_config": loading_config(language.config, model), "attn_implementation": asked}
         base, difference = load_weights(language, model, device, **options)
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        RuntimeError,
-    ) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         first = str(error).strip().split("\n", 1)[0]
         raise ConfigError("params.yaml: model.base", f"{model.base} does not load: {first}") from None
     if difference:
@@ -87,9 +82,7 @@ def add_embeddings(base: Any, model: ModelConfig) -> None:
     base.new_tokens = tuple(tokens)
     if not tokens:
         return
-    rows = base.get_input_embeddings().weight.shape[0]
-    if max(tokens) >= rows:
-        base.resize_token_embeddings(max(tokens) + 1, mean_resizing=False)
+    make_room(base, tokens)
     with torch.no_grad():
         for part in (base.get_input_embeddings(), base.get_output_embeddings()):
             known = part.weight[: min(tokens)].float().mean(dim=0)

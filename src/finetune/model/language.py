@@ -7,7 +7,7 @@ complete class is built, and its towers are removed.
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -141,6 +141,12 @@ def remove_towers(language: LanguageModel, model: Any) -> Any:
     return model
 
 
+def make_room(model: Any, tokens: Sequence[int]) -> None:
+    """Enlarge the embeddings and the head of a model, in place, if these new tokens have no spare rows."""
+    if tokens and max(tokens) >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(max(tokens) + 1, mean_resizing=False)
+
+
 def tower_paths(model: Any) -> list[str]:
     """Return the paths of the modules beside the decoder and the head in a complete class, e.g. `model.visual`."""
     decoder, head = decoder_path(model), model.get_output_embeddings()
@@ -159,9 +165,14 @@ def _outermost(model: Any, decoder: str) -> Iterator[tuple[str, Any]]:
 
 def decoder_path(model: Any) -> str:
     """Return the path of the decoder, the module with the input embeddings: `model`, or `model.language_model`."""
+    return embeddings_path(model).rpartition(".")[0]
+
+
+def embeddings_path(model: Any) -> str:
+    """Return the path of the input embeddings."""
     embeddings = model.get_input_embeddings()
     path: str = next(path for path, module in model.named_modules() if module is embeddings)
-    return path.rpartition(".")[0]
+    return path
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,8 @@ from finetune.files.manifests import read_manifest
 from finetune.model.base import identify_base
 from finetune.paths import Paths
 
-HELD = (
-    "dtype",
-    "quantization",
-    "chat_template",
-    "pad_token",
-    "add_tokens",
-)  # the model's keys that identify what was evaluated
+# The keys of the section `model` that identify what was evaluated.
+HELD = ("dtype", "quantization", "chat_template", "pad_token", "add_tokens")
 
 
 def check_adapter(config: Config, paths: Paths) -> dict[str, Any]:

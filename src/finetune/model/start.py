@@ -7,14 +7,13 @@ from typing import Any
 from finetune.config.model import AdapterConfig, ModelConfig
 from finetune.errors import DataError, Problem
 from finetune.files.hashing import sha256_tensors
-from finetune.model.adapter import CONFIG, WEIGHTS
+from finetune.model.adapter import CONFIG, WEIGHTS, rename_tensor
 from finetune.model.architecture import describe
-from finetune.model.language import LanguageModel, build
+from finetune.model.language import LanguageModel, build, make_room
 from finetune.model.targets import lora_config, with_new_tokens
 
 PLACE = "params.yaml: adapter.start"
 FILE = "start.safetensors"  # in data/validated
-PREFIX = "base_model.model."
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -69,19 +68,13 @@ def adapter_shapes(language: LanguageModel, adapter: AdapterConfig, new_tokens: 
 
     with torch.device("meta"):
         base = build(language)
-        rows = base.get_input_embeddings().weight.shape[0]
-        if new_tokens and max(new_tokens) >= rows:
-            base.resize_token_embeddings(max(new_tokens) + 1, mean_resizing=False)
+        make_room(base, new_tokens)
         architecture = describe(language, base)
         config = lora_config(with_new_tokens(architecture, adapter, new_tokens), architecture)
         state = get_peft_model_state_dict(get_peft_model(base, config), save_embedding_layers=False)
-    return {published_name(name, language): tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def published_name(name: str, language: LanguageModel) -> str:
-    """Return a tensor's name in the checkpoint's class."""
-    place, inner = language.place, name.removeprefix(PREFIX)
-    return PREFIX + (place.to_checkpoint(inner) if place else inner)
+    if place := language.place:
+        state = {rename_tensor(name, place.to_checkpoint): tensor for name, tensor in state.items()}
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def load_start(model: Any, file: Path) -> None:
@@ -89,10 +82,9 @@ def load_start(model: Any, file: Path) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    place, tensors = model.language.place, {}
-    for name, tensor in load_file(file).items():
-        inner = name.removeprefix(PREFIX)
-        tensors[PREFIX + (place.from_checkpoint(inner) if place else inner)] = tensor.float()
+    tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+    if place := model.language.place:
+        tensors = {rename_tensor(name, place.from_checkpoint): tensor for name, tensor in tensors.items()}
     set_peft_model_state_dict(model, dict(tensors))
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     if state.keys() != tensors.keys() or any((state[name].cpu() != tensors[name]).any() for name in tensors):

@@ -21,7 +21,8 @@ def find_target_problems(
     return [*found, *_too_small(architecture, adapter), *_unsaveable(architecture, adapter, quantized=quantized)]
 
 
-def _impossible(key: str, message: str, remedy: str) -> Problem:
+def impossible(key: str, message: str, remedy: str) -> Problem:
+    """Return the problem of an adapter that can't be trained, with its key."""
     return Problem("adapter-impossible", f"params.yaml: adapter.{key}", message, remedy)
 
 
@@ -41,11 +42,7 @@ def _paths(groups: Iterable[Layers]) -> list[str]:
 
 
 def _module_paths(architecture: Architecture) -> list[str]:
-    return [path for path, _ in architecture.sizes] or [
-        *_paths(architecture.linears),
-        architecture.embeddings,
-        architecture.head,
-    ]
+    return [path for path, _ in architecture.sizes]
 
 
 def _linear_names(architecture: Architecture) -> str:
@@ -64,7 +61,7 @@ def _unmatched_layers(architecture: Architecture, adapter: AdapterConfig) -> Ite
         yield _missing("target_modules", unknown, architecture, advice)
     elif not targets.layers and not targets.embeddings and architecture.linears:
         message = "exclude_modules and layers_to_transform leave no layer to adapt"
-        yield _impossible("target_modules", message, advice)
+        yield impossible("target_modules", message, advice)
 
 
 def _unmatched_others(architecture: Architecture, adapter: AdapterConfig) -> Iterator[Problem]:
@@ -87,11 +84,11 @@ def _beyond_the_base(architecture: Architecture, adapter: AdapterConfig) -> Iter
     last = architecture.layers - 1
     if high := [at for at in adapter.layers_to_transform or () if at > last]:
         message = f"{high[0]} is not a layer of {architecture.class_name}, whose layers are 0 to {last}"
-        yield _impossible("layers_to_transform", message, f"use numbers up to {last}")
+        yield impossible("layers_to_transform", message, f"use numbers up to {last}")
     last = architecture.vocabulary - 1
     if high := [token for token in adapter.trainable_token_indices if token > last]:
         message = f"{high[0]} is not a token of {architecture.class_name}, whose ids are 0 to {last}"
-        yield _impossible("trainable_token_indices", message, f"use ids up to {last}")
+        yield impossible("trainable_token_indices", message, f"use ids up to {last}")
 
 
 def _unsupported(architecture: Architecture, adapter: AdapterConfig) -> Iterator[Problem]:
@@ -101,16 +98,16 @@ def _unsupported(architecture: Architecture, adapter: AdapterConfig) -> Iterator
     config = lora_config(adapter, architecture)
     if architecture.head and check_target_module_exists(config, architecture.head):
         message = f"{architecture.head} is the LM head, whose adapter TRL's loss would bypass"
-        yield _impossible("target_modules", message, "remove it; adapter.modules_to_save can train it completely")
+        yield impossible("target_modules", message, "remove it; adapter.modules_to_save can train it completely")
     refused = [x.name for x in find_targets(architecture, adapter).layers if is_incompatible(architecture, x.name)]
     if refused:
         what = "can't have an adapter, because its code reads the layer's weights directly"
-        yield _impossible("target_modules", f"{refused[0]} of {architecture.class_name} {what}", "remove it")
+        yield impossible("target_modules", f"{refused[0]} of {architecture.class_name} {what}", "remove it")
     able = set(_paths(architecture.linears))
     others = [path for path, _ in architecture.sizes if path not in {*able, architecture.embeddings, architecture.head}]
     if wrong := [path for path in others if check_target_module_exists(config, path)]:
         message = f"{wrong[0]} ({len(wrong)} such) is not a linear layer"
-        yield _impossible("target_modules", message, f"use some of {_linear_names(architecture)}")
+        yield impossible("target_modules", message, f"use some of {_linear_names(architecture)}")
 
 
 def _conflicts(architecture: Architecture, adapter: AdapterConfig, new_tokens: int) -> Iterator[Problem]:
@@ -119,16 +116,16 @@ def _conflicts(architecture: Architecture, adapter: AdapterConfig, new_tokens: i
     ends, saved = {architecture.embeddings, architecture.head}, {path for path, _ in targets.saved}
     if adapter.trainable_token_indices and (targets.embeddings or saved & ends):
         message = f"{architecture.embeddings} is trained already, by target_modules or modules_to_save"
-        yield _impossible("trainable_token_indices", message, "train it in one way")
+        yield impossible("trainable_token_indices", message, "train it in one way")
     if new_tokens and targets.embeddings:
         message = f"{architecture.embeddings} can't have an adapter with model.add_tokens, which trains its new rows"
-        yield _impossible("target_modules", message, "remove it, or train it completely (modules_to_save)")
+        yield impossible("target_modules", message, "remove it, or train it completely (modules_to_save)")
     if new_tokens and saved & ends and not (architecture.tied or ends <= saved):
         message = f"new tokens need both {architecture.embeddings} and {architecture.head}"
-        yield _impossible("modules_to_save", message, "add the other one, or use []")
+        yield impossible("modules_to_save", message, "add the other one, or use []")
     if both := sorted({*map(str, adapter.target_modules)} & set(adapter.modules_to_save)):
         message = f"{both[0]} is in target_modules too"
-        yield _impossible("modules_to_save", message, "remove it there or here")
+        yield impossible("modules_to_save", message, "remove it there or here")
 
 
 def _impossible_with_experts(architecture: Architecture, adapter: AdapterConfig) -> Iterator[Problem]:
@@ -137,14 +134,12 @@ def _impossible_with_experts(architecture: Architecture, adapter: AdapterConfig)
         return
     if adapter.lora_dropout:
         message = f"{adapter.lora_dropout:g} is impossible with target_parameters: PEFT adds to the experts' weights"
-        yield _impossible("lora_dropout", message, "use 0.0, or target_parameters: []")
+        yield impossible("lora_dropout", message, "use 0.0, or target_parameters: []")
     if adapter.use_dora:
-        yield _impossible(
-            "use_dora", "true is impossible with target_parameters", "use false, or target_parameters: []"
-        )
+        yield impossible("use_dora", "true is impossible with target_parameters", "use false, or target_parameters: []")
     if adapter.init_lora_weights not in INITIALIZED:
         message = f"{adapter.init_lora_weights} is impossible with target_parameters"
-        yield _impossible("init_lora_weights", message, f"use {' or '.join(INITIALIZED)}, or target_parameters: []")
+        yield impossible("init_lora_weights", message, f"use {' or '.join(INITIALIZED)}, or target_parameters: []")
 
 
 def _too_small(architecture: Architecture, adapter: AdapterConfig) -> Iterator[Problem]:
@@ -157,7 +152,7 @@ def _too_small(architecture: Architecture, adapter: AdapterConfig) -> Iterator[P
     if small := [found for found in layers if min(found.inputs, found.outputs) < adapter.r]:
         sides = f"{small[0].inputs} x {small[0].outputs}"
         message = f"{adapter.r} is larger than {init} can extract from {small[0].name} ({sides})"
-        yield _impossible("r", message, "use a smaller rank")
+        yield impossible("r", message, "use a smaller rank")
 
 
 def _unsaveable(architecture: Architecture, adapter: AdapterConfig, *, quantized: bool) -> Iterator[Problem]:
@@ -167,4 +162,4 @@ def _unsaveable(architecture: Architecture, adapter: AdapterConfig, *, quantized
     wrong = [path for path in able if any(path == one or path.startswith(f"{one}.") for one in saved)]
     if wrong:
         message = f"{wrong[0]} is quantized, and can't be trained completely"
-        yield _impossible("modules_to_save", message, "use an adapter (target_modules), or model.quantization: none")
+        yield impossible("modules_to_save", message, "use an adapter (target_modules), or model.quantization: none")

@@ -4,7 +4,7 @@ It is computed from an architecture, so the plan counts exactly what PEFT will t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +78,6 @@ def is_incompatible(architecture: Architecture, name: str) -> bool:
 
     if name == "dt_proj":
         return True
-
     model = SimpleNamespace(config=SimpleNamespace(model_type=architecture.model_type))
     try:
         _check_lora_target_modules_mamba(SimpleNamespace(peft_type="LORA"), model, name)
@@ -100,7 +99,7 @@ def find_targets(architecture: Architecture, adapter: AdapterConfig) -> Targets:
 
     def matched(layers: Layers) -> Layers | None:
         paths = tuple(path for path in layers.paths if check_target_module_exists(config, path))
-        return Layers(*_key(layers), paths, layers.experts) if paths else None
+        return replace(layers, paths=paths) if paths else None
 
     names = adapter.target_parameters
     return Targets(
@@ -112,7 +111,7 @@ def find_targets(architecture: Architecture, adapter: AdapterConfig) -> Targets:
 
 
 def ends_with(path: str, name: str) -> bool:
-    """Return whether a path ends with a name, as PEFT compares them: `q_proj` is no end of `x.fq_proj`."""
+    """Return whether the last parts of a path are a name, as PEFT compares them: those of `x.q_proj` are `q_proj`."""
     return path == name or path.endswith(f".{name}")
 
 

@@ -6,6 +6,7 @@ needed. Norms, attention and the products of the MLP keep tensors, and every ada
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from finetune.config.kernels import is_flash
 from finetune.config.model import AdapterConfig, Environment, ModelConfig
@@ -73,7 +74,7 @@ class Run:
         """The bytes of an adapter's input; its weights are float32: PEFT casts the input up, autocast down again."""
         return NARROW if self.autocast else WIDE
 
-    @property
+    @cached_property
     def targets(self) -> Targets:
         """The parts of the base that are trained."""
         return find_targets(self.architecture, self.adapter)

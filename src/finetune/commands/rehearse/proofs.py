@@ -9,7 +9,7 @@ from finetune.files.manifests import read_manifest
 from finetune.model.adapter import CONFIG, WEIGHTS, load_adapter
 from finetune.model.base import load_base
 from finetune.model.language import find_language_model
-from finetune.model.packing import packed_difference
+from finetune.model.packing import TOLERANCE, packed_difference
 from finetune.model.tokens import IGNORED, load_tokenizer, runs, tokenize
 from finetune.paths import Paths
 from finetune.records.io import read_examples
@@ -17,7 +17,6 @@ from finetune.reports.base import read_report
 from finetune.reports.validation import Schedule, ValidationReport
 
 ROUNDING = 1e-5  # of sums in float32, relative to their terms
-TOLERANCE = 1e-4  # of logits in float32; attention to a packed neighbour changes them by tenths
 
 
 def replay_schedule(train: TrainConfig, schedule: Schedule) -> dict[str, Any]:

@@ -33,7 +33,7 @@ CODES |= {
 
 def check_adapter(params: ValidateParams, architecture: Architecture | None) -> list[Finding]:
     """Return all findings about target modules, scale and learning rate."""
-    findings = check_start(params) + check_scale(params) + check_learning_rate(params, architecture)
+    findings = check_initialization(params) + check_scale(params) + check_learning_rate(params, architecture)
     if architecture is None:
         return findings
     return findings + check_target_modules(params, architecture) + check_router(params, architecture)
@@ -47,7 +47,7 @@ def check_router(params: ValidateParams, architecture: Architecture) -> list[Fin
     return [Finding("router-missing", "params.yaml: train.router_aux_loss_coef", what, "use 0.0")]
 
 
-def check_start(params: ValidateParams) -> list[Finding]:
+def check_initialization(params: ValidateParams) -> list[Finding]:
     """Check that the base model's number format supports this initialization of the adapter."""
     problem = find_adapter_problem(params.adapter, params.model)
     return ([] if problem is None else [Finding.of(problem)]) + check_whole_modules(params)
