@@ -28,6 +28,11 @@ class DistributedConfig(Section):
     offload_optimizer: Literal["none", "cpu"]
     offload_param: Literal["none", "cpu"]
 
+    @property
+    def shards_base(self) -> bool:
+        """Whether each device holds only a part of the base's weights."""
+        return self.strategy in ("fsdp", "zero3")
+
     @model_validator(mode="after")
     def _one_or_many(self) -> Self:
         if self.devices > 1 and self.strategy == "none":

@@ -157,7 +157,7 @@ def communication_bytes(run: Run) -> int:
     strategy, shape = run.train.distributed.strategy, run.architecture
     if strategy == "ddp":
         return run.trained * WIDE
-    if strategy in ("fsdp", "zero3"):
+    if run.train.distributed.shards_base:
         weights, scales = base_bytes(run)
         outside = (1 if shape.tied else 2) * shape.vocabulary * shape.hidden * run.weight_size
         return 2 * max(weights + scales - outside, 0) // shape.layers + outside

@@ -28,8 +28,7 @@ def process_device(params: TrainParams) -> str:
     if device != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    shards = params.train.distributed.strategy in ("fsdp", "zero3")
-    return "cpu" if shards else f"cuda:{os.environ['LOCAL_RANK']}"
+    return "cpu" if params.train.distributed.shards_base else f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def build_model(params: TrainParams, device: str, paths: Paths) -> Any:

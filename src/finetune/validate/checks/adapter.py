@@ -17,7 +17,6 @@ from finetune.validate.findings import Finding
 RATES = (3.0e-5, 1.0e-3)
 SMALL_BASE, SMALL_FACTOR = 100_000_000, 10
 ADAM = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor")
-SHARDING = ("fsdp", "zero3")  # strategies that shard the base's weights
 # alpha / r in the same papers is between 0.25 (QLoRA: 16 / 64) and 8 (LoRA, GPT-2: 32 / 4).
 SCALES = (0.25, 8.0)
 
@@ -57,14 +56,14 @@ def check_whole_modules(params: ValidateParams) -> list[Finding]:
     """Check the run around modules and rows of embeddings that are trained in float32, beside a base in 16 bits."""
     adapter, train, new = params.adapter, params.train, params.model.add_tokens
     mixed = params.model.dtype == "float32" or train.bf16 or train.fp16
-    strategy, findings = train.distributed.strategy, []
+    findings = []
     if adapter.modules_to_save and not mixed:
         what = f"their float32 weights can't be combined with a base in {params.model.dtype} without mixed precision"
         where, fix = "params.yaml: adapter.modules_to_save", "set train.bf16: true, or use []"
         findings.append(Finding("adapter-impossible", where, what, fix))
-    if (adapter.trainable_token_indices or new) and strategy in SHARDING:
+    if (adapter.trainable_token_indices or new) and train.distributed.shards_base:
         where = "params.yaml: " + ("model.add_tokens" if new else "adapter.trainable_token_indices")
-        what = f"PEFT can't train rows of embeddings that {strategy} shards"
+        what = f"PEFT can't train rows of embeddings that {train.distributed.strategy} shards"
         findings.append(Finding("adapter-impossible", where, what, "use strategy: ddp or zero2, or []"))
     return findings
 

@@ -45,6 +45,7 @@ class Base:
     """What is known about the base model; unknown values are None, with a finding that gives the reason."""
 
     identity: dict[str, str] | None = None
+    config: Any = None  # of the checkpoint, from transformers
     architecture: Architecture | None = None
     tokenizer: Any = None
     findings: list[Finding] = field(default_factory=list)
@@ -63,16 +64,18 @@ def examine_base(params: ValidateParams, root: Path, *, fetch: bool = True) -> B
     online = fetch and not local and base.identity is not None and hub_answers()
     if online:
         _attempt(base, lambda: fetch_config(model))
-    base.architecture = _attempt(base, lambda: measure_architecture(find_base_config(model, root)))
+    base.config = _attempt(base, lambda: find_base_config(model, root))
+    if base.config is not None:
+        base.architecture = _attempt(base, lambda: measure_architecture(base.config))
     base.tokenizer = _attempt(base, lambda: load_tokenizer(model, fetch=online))
     folder = base_folder(model)
     if folder is not None:
         damaged = check_weights(folder, complete=local or (fetch and not online))
-        base.findings += damaged or (check_names(params, root, folder) if fetch and base.architecture else [])
+        base.findings += damaged or (check_names(model, base.config, folder) if fetch and base.architecture else [])
     if base.architecture is not None:
         base.findings += check_length(params, base.architecture)
         if params.train.packing and base.tokenizer is not None:
-            base.findings += check_isolation(params, root, base)
+            base.findings += check_isolation(base)
     if base.tokenizer is not None:
         _attempt(base, lambda: base.findings.extend(check_tokenizer(params.model, base.tokenizer, base.architecture)))
         if folder is not None:
@@ -111,26 +114,26 @@ def check_weights(folder: Path, *, complete: bool) -> list[Finding]:
     return [_incomplete(folder / name, "a file that is truncated or damaged") for name in damaged]
 
 
-def check_names(params: ValidateParams, root: Path, folder: Path) -> list[Finding]:
+def check_names(model: ModelConfig, config: Any, folder: Path) -> list[Finding]:
     """Check that the weights, once they are here, have the names and shapes that config.json says; without memory."""
     from finetune.model.weights import load_weights
 
-    language = find_language_model(find_base_config(params.model, root))
+    language = find_language_model(config)
     here = all((folder / name).exists() for name in weight_files(folder) or [SINGLE])
     if not here or find_method(language.config):  # names of quantized weights are those of the method
         return []
     try:
-        _, difference = load_weights(language, params.model, "meta")
+        _, difference = load_weights(language, model, "meta")
     except Exception:  # of another file, which has its own finding, or a reason to stop that train reports
         return []
-    return [_incomplete(Path(params.model.base), difference)] if difference else []
+    return [_incomplete(Path(model.base), difference)] if difference else []
 
 
 def _incomplete(path: Path, what: str) -> Finding:
     return Finding("base-incomplete", WHERE, f"{path}: {what}", COPY)
 
 
-def check_isolation(params: ValidateParams, root: Path, base: Base) -> list[Finding]:
+def check_isolation(base: Base) -> list[Finding]:
     """Check that packed examples stay separate in this architecture, by computing a small base of it."""
     from finetune.model.packing import isolates_packed_rows
 
@@ -138,7 +141,7 @@ def check_isolation(params: ValidateParams, root: Path, base: Base) -> list[Find
     attention = "sdpa" if "sdpa" in base.architecture.attention else "eager"
     where, fix = "params.yaml: train.packing", "use packing: false, with group_by_length"
     try:
-        if isolates_packed_rows(find_base_config(params.model, root), base.tokenizer, attention):
+        if isolates_packed_rows(base.config, base.tokenizer, attention):
             return []
         what = f"{base.architecture.class_name} with {attention} mixes examples that are packed into one row"
     except Exception as error:  # a class that can't be cut, or computes only with kernels that are not here

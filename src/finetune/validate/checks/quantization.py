@@ -33,9 +33,9 @@ def check_quantization(params: ValidateParams, architecture: Architecture | None
         problem = find_quantization_problem(architecture.quantized, params.model, params.environment)
     if problem or asked == "none":
         return [Finding.of(problem)] if problem else []
-    findings, strategy = [], params.train.distributed.strategy
-    if strategy in ("fsdp", "zero3"):
-        what = f"{strategy} shards weights, but {asked} weights are stored as bytes that it can't shard"
+    findings, distributed = [], params.train.distributed
+    if distributed.shards_base:
+        what = f"{distributed.strategy} shards weights, but {asked} weights are stored as bytes that it can't shard"
         findings.append(Finding("quantization-strategy", KEY, what, "use ddp or zero2, or quantization: none"))
     if params.environment == "apple":
         what = f"{asked} on a Mac uses slow fallbacks; 16-bit weights are faster if they fit"

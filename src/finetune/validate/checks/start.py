@@ -10,7 +10,6 @@ from finetune.errors import DataError, FinetuneError
 from finetune.files.manifests import MANIFEST
 from finetune.files.strict_json import read_json
 from finetune.model.adapter import CONFIG, WEIGHTS
-from finetune.model.base_config import find_base_config
 from finetune.model.language import find_language_model
 from finetune.model.start import PLACE, find_start_problem
 from finetune.paths import Paths
@@ -36,7 +35,7 @@ def check_start(params: ValidateParams, base: Base, paths: Paths) -> tuple[list[
     except FinetuneError as error:
         what = f"{start.source} can't be fetched: {error.problem}"
         return [Finding("start-missing", PLACE, what, "check its name, or fetch it while connected")], None
-    language = find_language_model(find_base_config(params.model, paths.root))
+    language = find_language_model(base.config)
     tokens = base.tokenizer.convert_tokens_to_ids(list(params.model.add_tokens))
     trained_on = read_json(folder / MANIFEST)["base"] if (folder / MANIFEST).is_file() else base.identity
     if trained_on["revision"] != base.identity["revision"]:
