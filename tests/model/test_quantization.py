@@ -15,7 +15,8 @@ from finetune.config.params import Config, params_of, parse_config
 from finetune.model.architecture import measure_architecture
 from finetune.model.base import load_base
 from finetune.model.base_config import find_base_config
-from finetune.model.quantization import find_quantization_problem
+from finetune.model.quantization import find_method, find_quantization_problem
+from finetune.model.shrink import shrink_config
 from finetune.plan.activations import Run
 from finetune.plan.memory import base_bytes
 from finetune.reports.base import read_report
@@ -124,6 +125,16 @@ def test_a_base_of_bitsandbytes_stays_as_it_is_stored(tmp_path: Path, bits: int)
     run = Run(architecture, config.model, config.adapter, config.train, "cpu", 1, 8, 8, 1)
     linears = sum(layers.parameters for layers in architecture.linears)
     assert base_bytes(run)[0] == linears * bits // 8 + (architecture.parameters - linears) * 4
+
+
+def test_a_small_base_of_a_quantized_checkpoint_is_not_quantized(tmp_path: Path) -> None:
+    """Its weights are random, also where the class of the checkpoint is built with its towers."""
+    tokenizer = small_checkpoint("qwen3_vl", tmp_path / "base")
+    describe_quantization(tmp_path / "base", quant_method="fp8", weight_block_size=[128, 128])
+    config = find_base_config(settings(tmp_path / "base", "none").model, Path())
+    assert find_method(config) == ("fp8", 8)
+    assert find_method(shrink_config(config, tokenizer)) is None
+    assert find_method(config) == ("fp8", 8)
 
 
 @pytest.mark.end_to_end

@@ -69,6 +69,18 @@ def test_no_step_changes_no_bit(run: tuple[Paths, dict[str, Any]]) -> None:
     assert save_adapter(model, "base", paths.root / "again") == start["sha256"]
 
 
+def test_a_manifest_of_another_program_is_left_alone(run: tuple[Paths, dict[str, Any]]) -> None:
+    """It is a common name; the base is then compared by its name alone."""
+    paths, start = run
+    (paths.root / "earlier/manifest.json").write_text('{"version": 3}', encoding="utf-8")
+    validate.run(params_of("validate", started(paths, start)), paths)
+    assert read_manifest(paths.validated)["start"] == {
+        "sha256": start["sha256"],
+        "source": "folder earlier",
+        "start": None,
+    }
+
+
 def test_the_lineage_is_in_manifest_report_and_card(run: tuple[Paths, dict[str, Any]]) -> None:
     """A run that continues from a run that continued names both adapters."""
     paths, start = run
@@ -123,6 +135,9 @@ def change_config(folder: Path, **keys: Any) -> None:
         (drop_tensor, {}, "has no tensor for"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"x" * 99), {}, "has no readable adapter_model.safetensors"),
         (lambda folder: (folder / CONFIG).unlink(), {}, "has no readable adapter_model.safetensors"),
+        (lambda folder: change_config(folder, alpha_pattern={"q_proj": 64}), {}, "is not a LoRA adapter with one rank"),
+        (lambda folder: change_config(folder, rank_pattern={"q_proj": 8}), {}, "is not a LoRA adapter with one rank"),
+        (lambda folder: change_config(folder, peft_type="VERA"), {}, "is not a LoRA adapter with one rank"),
         (lambda folder: change_config(folder, base_model_name_or_path="org/other"), {}, "was trained on org/other"),
     ],
 )

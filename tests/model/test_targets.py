@@ -36,6 +36,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "excluded expression": ("qwen3", {"target_modules": "all-linear", "exclude_modules": r".*\.0\..*"}),
     "one layer": ("qwen3", {"layers_to_transform": [1]}),
     "experts": ("qwen3_moe", {"target_modules": ["q_proj"], **EXPERTS}),
+    "experts of one layer": (
+        "qwen3_moe",
+        {"target_modules": ["q_proj"], "target_parameters": ["layers.1.mlp.experts.down_proj"], "lora_dropout": 0.0},
+    ),
     "experts of gpt-oss": ("gpt_oss", {"target_modules": ["q_proj"], **EXPERTS}),
     "experts in a checkpoint": ("qwen3_5_moe", {"target_modules": ["q_proj"], **EXPERTS}),
     "all but what Mamba's kernels bypass": ("mamba", {"target_modules": "all-linear"}),

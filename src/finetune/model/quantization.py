@@ -7,7 +7,8 @@ from finetune.config.model import Environment, ModelConfig
 from finetune.errors import Problem
 
 KEY = "params.yaml: model.quantization"
-BITS = {"nf4": 4, "int8": 8}  # of weights that bitsandbytes quantizes while loading
+FOUR_BITS = 4
+BITS = {"nf4": FOUR_BITS, "int8": 8}  # of weights that bitsandbytes quantizes while loading
 # Methods that transformers (5.23) can restore to 16 or 32 bits while loading, with its config class.
 RESTORED = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
 BITSANDBYTES = "bitsandbytes"
@@ -26,6 +27,12 @@ def find_method(config: Any) -> tuple[str, int] | None:
     if method == BITSANDBYTES:
         usual = 8 if content.get("load_in_8bit") else 4
     return method, int(content.get("bits") or usual)
+
+
+def forget_quantization(*configs: Any) -> None:
+    """Remove the quantization from configs, in place: of a base with random weights, which are not quantized."""
+    for config in configs:
+        vars(config).pop("quantization_config", None)
 
 
 def find_quantization_problem(

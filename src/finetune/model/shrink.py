@@ -13,6 +13,7 @@ from typing import Any
 from finetune.config.model import ModelConfig
 from finetune.errors import BaseModelError
 from finetune.model.language import find_language_model
+from finetune.model.quantization import forget_quantization
 from finetune.model.tokens import load_tokenizer, render, set_template, template_marks
 from finetune.records.examples import Message
 
@@ -44,8 +45,8 @@ def shrink_config(config: Any, tokenizer: Any, layers: int = LAYERS) -> Any:
     """
     language = find_language_model(copy.deepcopy(config))
     text = language.text
+    forget_quantization(text, language.config)
     content = text.to_dict()
-    content.pop("quantization_config", None)  # random weights are not quantized
     if content.pop("per_layer_config", None) is not None:  # widths of single layers (Gemma 4)
         content["global_head_dim"] = HEAD_DIM
     kept = kinds_of_layers(content.get("layer_types"), layers)

@@ -38,6 +38,9 @@ def find_start_problem(
     except (OSError, SafetensorError, DataError, ValueError, TypeError) as error:
         first = str(error).strip().split("\n", 1)[0]
         return _unfit(f"has no readable {WEIGHTS} and {CONFIG}: {first}", "use a complete adapter in PEFT's form")
+    if config.peft_type != "LORA" or config.alpha_pattern or config.rank_pattern:
+        message = "is not a LoRA adapter with one rank and one scale for all layers"
+        return _unfit(message, "continue from an adapter of this pipeline")
     if Path(str(config.base_model_name_or_path)).name != Path(model.base).name:
         message = f"was trained on {config.base_model_name_or_path}, not on {model.base}"
         return _unfit(message, "use its base, or another adapter")

@@ -3,7 +3,7 @@
 It is computed from an architecture, so the plan counts exactly what PEFT will train before the base is loaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -26,12 +26,9 @@ class Targets:
     saved: tuple[tuple[str, int], ...]  # modules that are trained completely, and their parameters
 
     def adapted(self, layers: Layers) -> int:
-        """Return how many of these layers have an adapter."""
-        return sum(found.count for found in self.layers if (found.name, found.inputs, found.outputs) == _key(layers))
-
-
-def _key(layers: Layers) -> tuple[str, int, int]:
-    return layers.name, layers.inputs, layers.outputs
+        """Return how many of these layers or experts have an adapter."""
+        found = (*self.layers, *self.experts)
+        return sum(part.count for part in found if replace(part, paths=()) == replace(layers, paths=()))
 
 
 def lora_config(adapter: AdapterConfig, architecture: Architecture) -> Any:
@@ -97,17 +94,21 @@ def find_targets(architecture: Architecture, adapter: AdapterConfig) -> Targets:
 
     config = lora_config(adapter, architecture)
 
-    def matched(layers: Layers) -> Layers | None:
-        paths = tuple(path for path in layers.paths if check_target_module_exists(config, path))
-        return replace(layers, paths=paths) if paths else None
+    def names_experts(path: str) -> bool:
+        return any(ends_with(path, name) for name in adapter.target_parameters)
 
-    names = adapter.target_parameters
     return Targets(
-        layers=tuple(found for layers in architecture.linears if (found := matched(layers))),
-        experts=tuple(x for x in architecture.experts if any(ends_with(x.paths[0], name) for name in names)),
+        layers=_select(architecture.linears, lambda path: bool(check_target_module_exists(config, path))),
+        experts=_select(architecture.experts, names_experts),
         embeddings=bool(check_target_module_exists(config, architecture.embeddings)),
         saved=tuple(_saved(architecture, adapter).items()),
     )
+
+
+def _select(groups: Iterable[Layers], matches: Callable[[str], bool]) -> tuple[Layers, ...]:
+    """Return the groups with only those layers whose path matches, without empty groups."""
+    selected = (replace(layers, paths=tuple(filter(matches, layers.paths))) for layers in groups)
+    return tuple(layers for layers in selected if layers.paths)
 
 
 def ends_with(path: str, name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Literal
 from finetune.config.model import AdapterConfig, Environment, ModelConfig
 from finetune.config.train import TrainConfig
 from finetune.model.architecture import Architecture
+from finetune.model.quantization import FOUR_BITS
 from finetune.plan.activations import (
     MAPPED,
     NARROW,
@@ -80,7 +81,7 @@ def base_bytes(run: Run) -> tuple[int, int]:
     quantized = sum(linear.parameters for linear in linears)
     matrices = sum(linear.count for linear in linears)
     scales = quantized // 64 + quantized // (64 * 256) * WIDE + matrices * (256 + 16) * WIDE
-    if run.bits > 4:
+    if run.bits > FOUR_BITS:
         scales = sum(linear.outputs * linear.count for linear in linears) * WIDE
     return quantized * run.bits // 8 + (parameters - quantized) * run.weight_size, scales
 

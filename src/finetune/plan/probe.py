@@ -18,7 +18,7 @@ from finetune.model.architecture import measure_architecture
 from finetune.model.base import load_base
 from finetune.model.base_config import find_base_config
 from finetune.model.language import find_language_model
-from finetune.model.quantization import bits_of_linears, find_method
+from finetune.model.quantization import FOUR_BITS, bits_of_linears, find_method, forget_quantization
 from finetune.plan.time import flops_per_position
 
 LAYERS, VOCABULARY = 2, 1024  # the head is left out: its share of the work is computed separately
@@ -58,8 +58,7 @@ def _build(params: TrainParams, root: Path, folder: Path, device: str) -> tuple[
     small = language.text
     small.num_hidden_layers, small.vocab_size = LAYERS, VOCABULARY
     stored = bits_of_linears(params.model, find_method(language.config))
-    for config in (small, language.config):
-        vars(config).pop("quantization_config", None)  # random weights are not quantized
+    forget_quantization(small, language.config)
     small.bos_token_id, small.eos_token_id, small.pad_token_id = None, 1, 0
     if getattr(small, "layer_types", None):
         small.layer_types = list(small.layer_types)[:LAYERS]
@@ -67,7 +66,7 @@ def _build(params: TrainParams, root: Path, folder: Path, device: str) -> tuple[
         base = language.auto_class.from_config(language.config, dtype=torch.bfloat16, trust_remote_code=False)
         base.save_pretrained(folder)
         del base
-        held = {None: "none", 4: "nf4", 8: "int8"}[stored]
+        held = "none" if stored is None else "nf4" if stored <= FOUR_BITS else "int8"
         changes = {"base": str(folder), "revision": None, "add_tokens": (), "quantization": held}
         adapter = params.adapter.model_copy(update={"layers_to_transform": None, "trainable_token_indices": ()})
         trained = add_adapter(load_base(params.model.model_copy(update=changes), device), adapter)

@@ -168,6 +168,21 @@ def test_every_turn_before_an_answer_is_checked(tokenizer: Any, template: str, l
     assert found == lost
 
 
+def test_a_template_may_reject_a_conversation_that_ends_with_a_call(tokenizer: Any) -> None:
+    """The text beside the call is then no thought that is dropped later; it is reported, and nothing is raised."""
+    silent = (
+        "{{ tools }}{% for message in messages %}{% if message.tool_calls and loop.last %}{{ raise_exception('no result') }}"
+        "{% endif %}{{ message.role }}: {% if not message.tool_calls %}{{ message.content }}{% endif %}"
+        "{{ message.tool_calls }}\n{% endfor %}"
+    )
+    kept, tokenizer.chat_template = tokenizer.chat_template, silent
+    try:
+        found = lost_parts(tokenizer, ROWS["beside"])
+    finally:
+        tokenizer.chat_template = kept
+    assert found == ["turn 2"]
+
+
 @pytest.mark.parametrize("dropped", ["name", "description", "parameters"])
 def test_every_part_of_a_tool_is_checked(tokenizer: Any, dropped: str) -> None:
     """A model can't call a tool whose name or parameters it has not seen."""

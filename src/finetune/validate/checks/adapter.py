@@ -75,16 +75,15 @@ def check_target_modules(params: ValidateParams, architecture: Architecture) -> 
     if problems := find_target_problems(architecture, adapter, quantized=quantized, new_tokens=new):
         return [Finding.of(problem) for problem in problems]
     targets = find_targets(architecture, adapter)
-    left = {layers.name: layers.count - targets.adapted(layers) for layers in architecture.linears}
-    rest = sum(x.parameters * (x.count - targets.adapted(x)) // x.count for x in architecture.linears)
-    others = [experts for experts in architecture.experts if experts not in targets.experts]
-    names = [name for name, count in left.items() if count] + [experts.name for experts in others]
-    rest += sum(experts.parameters for experts in others)
+    left = [layers for layers in architecture.linears if targets.adapted(layers) < layers.count]
+    others = [experts for experts in architecture.experts if targets.adapted(experts) < experts.count]
+    names = dict.fromkeys(layers.name for layers in (*left, *others))
     if not names:
         return []
+    rest = sum(x.parameters * (x.count - targets.adapted(x)) // x.count for x in (*left, *others))
     where = "params.yaml: adapter.target_modules"
     what = f"{', '.join(names)} get no adapter: {rest / architecture.parameters:.0%} of {architecture.class_name}"
-    ways = ["all-linear"] * any(left.values()) + ["target_parameters for the experts"] * bool(others)
+    ways = ["all-linear"] * bool(left) + ["target_parameters for the experts"] * bool(others)
     fix = f"use {' and '.join(ways)} if the validation loss stays high"
     return [Finding("target-modules-partial", where, what, fix)]
 

@@ -134,7 +134,10 @@ def _next_answers(row: MarkedRow, whole: dict[int, int]) -> dict[int, int]:
 def _is_thought(tokenizer: Any, row: MarkedRow, number: int) -> bool:
     """Return whether the template renders the text of a turn as long as the turn is the last one."""
     turns = row.messages[: row.places[number][0] + 1]
-    return number in _positions(render(tokenizer, turns, row.tools, tokenize=False))
+    try:
+        return number in _positions(render(tokenizer, turns, row.tools, tokenize=False))
+    except BaseModelError:  # the template rejects a conversation that ends there
+        return False
 
 
 def refused_parts(tokenizer: Any, example: Example) -> list[str]:

@@ -3,12 +3,11 @@
 from finetune.config.validate import ValidateParams
 from finetune.console import gigabytes
 from finetune.model.architecture import Architecture
-from finetune.model.quantization import KEY, bits_of_linears, find_quantization_problem
+from finetune.model.quantization import FOUR_BITS, KEY, bits_of_linears, find_quantization_problem
 from finetune.validate.codes import CODES, Code
 from finetune.validate.findings import Finding
 
 CPU_INPUTS, CPU_OUTPUTS = 64, 32  # multiples for bitsandbytes' 4-bit CPU kernels (0.50: gemv_4bit, dequantize)
-FOUR_BITS = 4
 
 CODES |= {
     "quantization-mismatch": Code(

@@ -37,7 +37,7 @@ def check_start(params: ValidateParams, base: Base, paths: Paths) -> tuple[list[
         return [Finding("start-missing", PLACE, what, "check its name, or fetch it while connected")], None
     language = find_language_model(base.config)
     tokens = base.tokenizer.convert_tokens_to_ids(list(params.model.add_tokens))
-    trained_on = read_json(folder / MANIFEST)["base"] if (folder / MANIFEST).is_file() else base.identity
+    trained_on = own_manifest(folder).get("base", base.identity)
     if trained_on["revision"] != base.identity["revision"]:
         what = f"was trained on {trained_on['name']} at {trained_on['revision']}, which is not this base"
         return [Finding("start-unfit", PLACE, what, "use its base, or another adapter")], None
@@ -71,5 +71,10 @@ def fetch(start: StartConfig, paths: Paths) -> Path:
 def keep(folder: Path, start: StartConfig, file: Path) -> dict[str, Any]:
     """Copy the adapter's weights to train's input, and return its lineage: itself, and what it started from."""
     shutil.copyfile(folder / WEIGHTS, file)
-    earlier = read_json(folder / MANIFEST).get("start") if (folder / MANIFEST).is_file() else None
-    return {"sha256": start.sha256, "source": start.source, "start": earlier}
+    return {"sha256": start.sha256, "source": start.source, "start": own_manifest(folder).get("start")}
+
+
+def own_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of an adapter of this pipeline; empty for others."""
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    return manifest if "adapter_sha256" in manifest else {}
