@@ -48,7 +48,7 @@ def codes(findings: list[Finding]) -> list[str]:
     return [finding.code for finding in findings]
 
 
-def told(finding: Finding, code: str) -> str:
+def finding_text(finding: Finding, code: str) -> str:
     """Return the text of a finding with this code; the code determines its severity."""
     assert finding.code == code
     return str(finding)

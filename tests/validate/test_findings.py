@@ -14,7 +14,7 @@ from finetune.plan.schedule import plan_schedule
 from finetune.validate.checks.schedule import check_run
 from finetune.validate.codes import COSTS, SEVERITIES, all_codes, to_reference
 from finetune.validate.findings import Finding, accept, by_cost, to_markdown
-from tests.builders.checked_settings import codes, told
+from tests.builders.checked_settings import codes, finding_text
 from tests.builders.kinds import Change
 from tests.conftest import ROOT
 
@@ -69,7 +69,7 @@ def test_a_long_warmup_is_a_warning(check: Check, warmup: float, steps: int) -> 
     assert check(warmup_steps=15) == check(warmup_steps=0) == []
     (finding,) = check(warmup_steps=warmup)
     text = f"{steps} of the run's 45 steps are warmup; use 5 or train longer"
-    assert told(finding, "warmup-long") == f"params.yaml: train.warmup_steps: {text}"
+    assert finding_text(finding, "warmup-long") == f"params.yaml: train.warmup_steps: {text}"
 
 
 @pytest.mark.parametrize("warmup", [45, 46, 0.99])
@@ -103,7 +103,7 @@ def test_saves_between_evaluations_hide_the_best_checkpoint(check: Check, saves:
     """transformers refuses this only after loading the model; if the best checkpoint is not used, it is allowed."""
     (finding,) = check(save_steps=saves, eval_steps=evals)
     text = f"{saves} is not a multiple of eval_steps {evals}; the best checkpoint can't be determined; {fix}"
-    assert told(finding, "best-checkpoint-unknown") == f"params.yaml: train.save_steps: {text}"
+    assert finding_text(finding, "best-checkpoint-unknown") == f"params.yaml: train.save_steps: {text}"
     assert check(save_steps=saves, eval_steps=evals, load_best_model_at_end=False) == []
     assert check(save_steps=int(fix.removeprefix("use ")), eval_steps=evals) == []
 
@@ -121,7 +121,7 @@ def test_early_stopping_that_can_never_stop_is_a_warning(check: Check) -> None:
     assert codes(check(early_stopping_patience=2)) == ["early-stopping-never"]
     (finding,) = check(early_stopping_patience=3)
     text = "3 can't be used up by the 3 evaluations of the run; use a smaller patience, null, or eval_steps 3"
-    assert told(finding, "early-stopping-never") == f"params.yaml: train.early_stopping_patience: {text}"
+    assert finding_text(finding, "early-stopping-never") == f"params.yaml: train.early_stopping_patience: {text}"
     assert check(early_stopping_patience=3, eval_steps=3) == []
 
 

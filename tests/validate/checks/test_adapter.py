@@ -10,7 +10,7 @@ from finetune.model.architecture import Architecture
 from finetune.model.targets import trainable_parameters
 from finetune.validate.checks.adapter import check_adapter
 from finetune.validate.findings import Finding
-from tests.builders.checked_settings import LLAMA, SEVEN, codes, told
+from tests.builders.checked_settings import LLAMA, SEVEN, codes, finding_text
 from tests.builders.kinds import Change
 
 Check = Callable[..., list[Finding]]
@@ -44,7 +44,7 @@ def test_a_target_module_without_a_match_is_an_error(adapter: Check) -> None:
     assert adapter({}) == []
     assert adapter({"adapter.target_modules": ["c_attn"], "train.learning_rate": 2e-4}, None) == []
     (finding,) = adapter({"adapter.target_modules": ["q_proj", "c_attn", "c_proj"]})
-    assert told(finding, "target-modules-missing") == (
+    assert finding_text(finding, "target-modules-missing") == (
         "params.yaml: adapter.target_modules: c_attn, c_proj match nothing in LlamaForCausalLM; "
         "use some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, or all-linear"
     )
@@ -65,7 +65,7 @@ def test_embeddings_can_be_adapted_but_the_head_cannot(adapter: Check) -> None:
 def test_layers_without_an_adapter_are_a_note(adapter: Check) -> None:
     """QLoRA found that all linear layers matter. By hand: 2 x (128 x 64 x 2 + 128 x 256 x 3) of 500,000 parameters."""
     (finding,) = adapter({"adapter.target_modules": ["q_proj", "o_proj"]})
-    assert told(finding, "target-modules-partial") == (
+    assert finding_text(finding, "target-modules-partial") == (
         "params.yaml: adapter.target_modules: k_proj, v_proj, gate_proj, up_proj, down_proj get "
         "no adapter: 46% of LlamaForCausalLM; use all-linear if the validation loss stays high"
     )
@@ -85,7 +85,7 @@ def test_an_unusual_scale_is_a_warning(adapter: Check, alpha: int) -> None:
     for usual in (4, 128):
         assert adapter({"adapter.r": 16, "adapter.lora_alpha": usual}) == []
     (finding,) = adapter({"adapter.r": 16, "adapter.lora_alpha": alpha})
-    assert told(finding, "alpha-unusual") == (
+    assert finding_text(finding, "alpha-unusual") == (
         f"params.yaml: adapter.lora_alpha: lora_alpha {alpha} over r 16 is {alpha / 16:g}, outside 0.25 to 8; use 32"
     )
     assert adapter({"adapter.lora_alpha": 16, "adapter.use_rslora": True}) == []
@@ -109,7 +109,7 @@ def test_a_high_learning_rate_is_a_warning(
     """A tenfold rate is usual for a tiny base; rates of SGD are on another scale."""
     assert adapter({"train.learning_rate": edge}, architecture) == []
     (finding,) = adapter({"train.learning_rate": above}, architecture)
-    assert told(finding, "learning-rate-high") == f"params.yaml: train.learning_rate: {text}"
+    assert finding_text(finding, "learning-rate-high") == f"params.yaml: train.learning_rate: {text}"
     assert adapter({"train.learning_rate": above, "train.optim": "sgd"}, architecture) == []
 
 
@@ -117,7 +117,7 @@ def test_a_low_learning_rate_is_a_warning(adapter: Check) -> None:
     """2e-5 is usual for full fine-tuning, and often copied from there."""
     assert adapter({"train.learning_rate": 3e-5}) == []
     (finding,) = adapter({"train.learning_rate": 2e-5})
-    assert told(finding, "learning-rate-low") == (
+    assert finding_text(finding, "learning-rate-low") == (
         "params.yaml: train.learning_rate: 2e-05 is below 3e-05: a learning rate for full "
         "fine-tuning, not for adapters; use 0.00018"
     )

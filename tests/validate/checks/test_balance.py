@@ -5,7 +5,7 @@ from dataclasses import replace
 from finetune.config.params import Config
 from finetune.records.examples import Example, Message
 from finetune.validate.checks.data import check_data
-from tests.builders.checked_settings import codes, told
+from tests.builders.checked_settings import codes, finding_text
 from tests.builders.checked_splits import Splits
 from tests.builders.checked_splits import quiet as quiet
 from tests.builders.checked_splits import splits as splits
@@ -18,7 +18,7 @@ def test_an_agent_tested_and_not_trained_is_an_error(splits: Splits, quiet: Conf
     """The usual cause is that two sources name the same agent differently."""
     splits["test"] += [example(f"odd {at}", agent="nmaer") for at in range(2)]
     (finding,) = check_data(quiet, splits)
-    assert told(finding, "agent-missing") == (
+    assert finding_text(finding, "agent-missing") == (
         "data/prepared/train.jsonl: 'nmaer' has 2 test examples but none in train; rename it to "
         "'namer' (agent of its source), or add rows"
     )
@@ -32,7 +32,7 @@ def test_an_agent_of_one_row_in_twenty_is_enough(splits: Splits, quiet: Config, 
     assert check_data(quiet, splits) == []
     splits["train"].pop()
     (finding,) = check_data(quiet, splits)
-    assert told(finding, "agents-imbalanced") == (
+    assert finding_text(finding, "agents-imbalanced") == (
         "data/prepared/train.jsonl: 'namer' has 40 of the 41 train examples and 'rare' has 1, 40 times fewer; "
         "add rows of 'rare'"
     )
@@ -68,7 +68,7 @@ def test_a_label_that_is_tested_and_not_trained_is_an_error(splits: Splits, quie
     splits["train"] = labelled(splits["train"], ["1", "2"])
     splits["test"] = labelled(splits["test"], [*"123456789"])
     (finding,) = check_data(quiet, splits)
-    assert told(finding, "label-missing-in-train") == (
+    assert finding_text(finding, "label-missing-in-train") == (
         "data/prepared/train.jsonl: 7 labels (3, 4, 5, 6, 7 and 2 more) of 'namer' in test, with "
         "22 examples, but not in train; add rows of them to train, or set "
         "data.split.stratify_by: label"
@@ -80,7 +80,7 @@ def test_a_label_that_is_never_tested_is_a_warning(splits: Splits, quiet: Config
     splits["train"] = labelled(splits["train"], ["1", "2", "3"])
     splits["test"] = labelled(splits["test"], ["1", "2"])
     (finding,) = check_data(quiet, splits)
-    assert told(finding, "label-missing-in-test") == (
+    assert finding_text(finding, "label-missing-in-test") == (
         "data/prepared/test.jsonl: 1 label (3) of 'namer' in train, with 13 examples, but not in "
         "test; add test rows of them, or set data.split.stratify_by: label"
     )
@@ -98,7 +98,7 @@ def test_a_label_twenty_times_as_frequent_is_a_warning(splits: Splits, quiet: Co
     assert check_data(quiet, splits) == []
     splits["train"] = rows(100, 42, 2)
     (finding,) = check_data(quiet, splits)
-    assert told(finding, "labels-imbalanced") == (
+    assert finding_text(finding, "labels-imbalanced") == (
         "data/prepared/train.jsonl: label 'a' of 'namer' has 42 train examples, up to 21 times "
         "as many as 1 label (b) (2 for the rarest); add rows of the rare labels, or judge this "
         "agent by macro_f1 of a classification scorer"
@@ -112,7 +112,7 @@ def test_a_constant_answer_is_a_warning(splits: Splits, quiet: Config, example: 
     assert check_data(quiet, splits) == []
     splits["train"][-1] = example("question 139", "Same")
     (finding,) = check_data(quiet, splits)
-    assert told(finding, "answers-constant") == (
+    assert finding_text(finding, "answers-constant") == (
         "data/prepared/train.jsonl: 33 of 40 train answers of 'namer' (82.5%) are 'Same'; a "
         "majority-class baseline would score 0.800 on test; judge 'namer' by macro_f1 of a "
         "classification scorer, or require more than 0.83"
@@ -136,7 +136,7 @@ def test_long_answers_in_many_rows_are_a_note(splits: Splits, quiet: Config, exa
     assert check_data(quiet, with_answer(refusal, 2)) == []
     assert check_data(quiet, with_answer("I am sorry but I can not help", 3)) == []
     (finding,) = check_data(quiet, with_answer(refusal, 3))
-    assert told(finding, "answers-repeated") == (
+    assert finding_text(finding, "answers-repeated") == (
         f"data/prepared/train.jsonl: 3 of 40 train answers (7.5%) are {refusal!r}; "
         "keep them if this answer is intended; otherwise drop them with data.filters.drop_matching"
     )

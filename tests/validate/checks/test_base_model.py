@@ -10,7 +10,7 @@ import pytest
 from tests.builders.checked_base import base as base
 from tests.builders.checked_base import edit, examine, found
 from tests.builders.checked_base import whole as whole
-from tests.builders.checked_settings import told
+from tests.builders.checked_settings import finding_text
 
 INDEX = "model.safetensors.index.json"
 NO_MODEL = '{"version": "1.0", "model": {"type": "Nope"}}'
@@ -42,7 +42,7 @@ def test_a_missing_shard_is_reported_by_name(base: Path) -> None:
     assert found() == []
     (base / "model-00002-of-00002.safetensors").unlink()
     (finding,) = examine().findings
-    assert told(finding, "base-incomplete") == (
+    assert finding_text(finding, "base-incomplete") == (
         "params.yaml: model.base: base: 1 of 2 weight files missing (model-00002-of-00002.safetensors); "
         "download the base again (hf download), or copy it completely"
     )
@@ -87,7 +87,7 @@ def test_pickled_weights_are_refused(base: Path) -> None:
     assert found() == []
     (base / "model.safetensors").unlink()
     (finding,) = examine().findings
-    assert told(finding, "base-unsafe") == (
+    assert finding_text(finding, "base-unsafe") == (
         "params.yaml: model.base: base has only pickled weights (pytorch_model.bin); use a "
         "revision with safetensors, or convert it once"
     )
@@ -176,7 +176,7 @@ def test_a_missing_config_is_a_finding(base: Path) -> None:
     """The finding names the three places that were searched."""
     (base / "config.json").unlink()
     (finding,) = examine().findings
-    assert told(finding, "base-missing") == (
+    assert finding_text(finding, "base-missing") == (
         "params.yaml: model.base: base: no config.json in the folder base, in the Hugging Face cache at this revision, "
         "or in models/architectures/base; download the base, or put its config.json there"
     )
@@ -202,7 +202,7 @@ def test_rows_beyond_the_position_limit_are_a_finding(base: Path) -> None:
     edit(base / "config.json", max_position_embeddings=64)
     assert found(train__max_length=64) == []
     (finding,) = examine(train__max_length=65).findings
-    assert told(finding, "length-beyond-base") == (
+    assert finding_text(finding, "length-beyond-base") == (
         "params.yaml: train.max_length: 65 is more than the 64 positions of the base; use 64 or less"
     )
 
@@ -235,7 +235,7 @@ def test_a_token_without_an_embedding_is_a_finding(base: Path) -> None:
     assert found() == []
     resize(base, rows - 1)
     (finding,) = examine().findings
-    assert told(finding, "tokens-without-embeddings") == (
+    assert finding_text(finding, "tokens-without-embeddings") == (
         f"params.yaml: model.base: the tokenizer has {rows} tokens, but the embeddings of the base have "
         f"{rows - 1} rows; "
         "use the tokenizer of the base, or set model.pad_token to one of its tokens"
@@ -271,7 +271,7 @@ def test_an_untrained_control_token_is_a_finding(base: Path, poor: str) -> None:
 def test_padding_with_the_end_token_is_a_note(base: Path) -> None:
     """Padding with the end token is harmless here, because the labels come from the template."""
     (finding,) = examine(model__pad_token="<|im_end|>").findings
-    assert told(finding, "pad-is-end") == (
+    assert finding_text(finding, "pad-is-end") == (
         "params.yaml: model.pad_token: padding and end of sequence share a token (<|im_end|>); "
         "end tokens of answers are still trained on; nothing to do"
     )
@@ -291,7 +291,8 @@ def test_a_missing_padding_token_is_reported_with_a_remedy(base: Path, monkeypat
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", without_padding)
     (finding,) = examine().findings
     assert (
-        told(finding, "pad-missing") == "params.yaml: model.pad_token: base has no padding token; write '<|endoftext|>'"
+        finding_text(finding, "pad-missing")
+        == "params.yaml: model.pad_token: base has no padding token; write '<|endoftext|>'"
     )
     assert found(model__pad_token="<|endoftext|>") == []
 
@@ -299,6 +300,6 @@ def test_a_missing_padding_token_is_reported_with_a_remedy(base: Path, monkeypat
 def test_an_invalid_padding_token_is_reported(base: Path) -> None:
     """Adding the token to the vocabulary would give it no embedding."""
     (finding,) = examine(model__pad_token="[PAD]").findings
-    assert told(finding, "pad-missing") == (
+    assert finding_text(finding, "pad-missing") == (
         "params.yaml: model.pad_token: [PAD] is not a token of base; use one of its tokens, like <|im_end|>"
     )

@@ -10,7 +10,7 @@ from finetune.validate.checks.base_model import check_tokenizer
 from tests.builders.checked_base import base as base
 from tests.builders.checked_base import edit, examine, found
 from tests.builders.checked_base import whole as whole
-from tests.builders.checked_settings import told
+from tests.builders.checked_settings import finding_text
 from tests.builders.small_run import ROOT, params
 
 TURNS = (
@@ -42,7 +42,7 @@ def test_a_base_without_a_template_is_a_finding(base: Path, text: str | None) ->
     else:
         template(base, text)
     (finding,) = examine().findings
-    assert told(finding, "template-missing") == (
+    assert finding_text(finding, "template-missing") == (
         "params.yaml: model.chat_template: base has no chat template; "
         "use an instruct model, or one of models/templates/*.jinja"
     )
@@ -122,7 +122,7 @@ def test_marks_that_are_not_single_tokens_are_a_finding(base: Path) -> None:
     """Marks of another model's template are split into pieces that the base does not know and never stops at."""
     template(base, TURNS.replace("<|im_start|>", "<|begin|>"))
     (finding,) = examine().findings
-    assert told(finding, "template-foreign") == (
+    assert finding_text(finding, "template-foreign") == (
         "params.yaml: model.chat_template: <|begin|> in the template are not single tokens of the base; "
         "use the template of the base (null, or one of models/templates/*.jinja); if the base was trained with these "
         "marks as plain text, list them in the template (models/templates/README.md)"
@@ -153,7 +153,7 @@ def test_an_end_at_which_generation_does_not_stop_is_a_finding(base: Path) -> No
     """The model would continue after its answer; the base's generation config may also define the end token."""
     template(base, TURNS.replace("<|im_end|>{% endg", "<|endoftext|>{% endg"))
     (finding,) = [finding for finding in examine().findings if finding.code != "tokens-untrained"]  # with padding
-    assert told(finding, "end-token-unknown") == (
+    assert finding_text(finding, "end-token-unknown") == (
         "params.yaml: model.chat_template: answers end with '<|endoftext|>', but generation "
         "stops at '<|im_end|>'; use a template that ends answers with one of these"
     )

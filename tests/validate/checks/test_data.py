@@ -13,7 +13,7 @@ from finetune.config.types import SPLITS, Split
 from finetune.records.examples import Example, Message
 from finetune.records.io import read_examples
 from finetune.validate.checks.data import check_data, check_empty, check_repeated_prompts
-from tests.builders.checked_settings import codes, told
+from tests.builders.checked_settings import codes, finding_text
 from tests.builders.checked_splits import Splits
 from tests.builders.checked_splits import quiet as quiet
 from tests.builders.checked_splits import splits as splits
@@ -66,7 +66,7 @@ def test_repeated_prompts_are_a_warning_up_to_five_percent(change: Change, examp
     test = [example(f"test {at}") for at in range(19)]
     assert check_repeated_prompts(config, test) == []
     (finding,) = check_repeated_prompts(config, [*test, example("test  0", "another")])
-    assert told(finding, "test-prompts-repeated") == (
+    assert finding_text(finding, "test-prompts-repeated") == (
         "data/prepared/test.jsonl: 1 of 20 test examples (5%) repeat a prompt, but intervals "
         "assume independent examples; replace them with other test examples"
     )

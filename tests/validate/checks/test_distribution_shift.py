@@ -7,7 +7,7 @@ import pytest
 
 from finetune.records.examples import Example
 from finetune.validate.checks.distribution_shift import check_shift, script_of
-from tests.builders.checked_settings import told
+from tests.builders.checked_settings import finding_text
 from tests.builders.kinds import MakeExample
 
 # ---- Shifts
@@ -35,7 +35,7 @@ def test_another_script_is_a_warning(written: Write) -> None:
     train = written("train", ENGLISH, 90)
     test = written("test", ENGLISH, 20) + written("test", RUSSIAN, 10)
     (finding,) = check_shift({"train": train, "validation": [], "test": test})
-    assert told(finding, "language-shift") == (
+    assert finding_text(finding, "language-shift") == (
         "data/prepared/test.jsonl: the scripts of the rows differ by 33% (total variation): "
         "CYRILLIC 0% of train, 33% of test, LATIN 100% of train, 67% of test; add train rows "
         "that resemble the test rows"

@@ -11,7 +11,7 @@ from finetune.hardware import devices, preflight
 from finetune.model import base
 from finetune.validate.checks import machine as machine_checks
 from finetune.validate.checks.machine import check_disk, check_machine, check_packages
-from tests.builders.checked_settings import CUDA, FLASH, GB, codes, spread, told
+from tests.builders.checked_settings import CUDA, FLASH, GB, codes, finding_text, spread
 from tests.builders.kinds import Change
 
 
@@ -72,7 +72,7 @@ def test_a_missing_device_is_the_only_warning(machine: Callable[..., None], chan
     """validate may run on a laptop before the machine is rented, so other properties are not checked."""
     machine(missing="no CUDA device found", devices=0, supports=(), packages=())
     (finding,) = check_machine(change(**CUDA | FLASH | spread("zero2", devices=4)))
-    assert told(finding, "device-missing") == (
+    assert finding_text(finding, "device-missing") == (
         "params.yaml: environment: no CUDA device found; "
         "use a recipe for this machine (./finetune doctor lists one), or run this one on its target machine"
     )
@@ -85,7 +85,7 @@ def test_too_few_devices_are_a_warning(machine: Callable[..., None], change: Cha
     assert check_machine(config) == []
     machine(devices=2)
     (finding,) = check_machine(config)
-    assert told(finding, "devices-missing") == (
+    assert finding_text(finding, "devices-missing") == (
         "params.yaml: train.distributed.devices: 4 devices per node are required, but 2 found; "
         "use 2 with train.gradient_accumulation_steps: 4, which keeps the effective batch size"
     )
@@ -105,7 +105,7 @@ def test_a_device_without_bfloat16_is_an_error(
     assert check_machine(change(environment="cuda")) == []
     (finding,) = check_machine(change(**{"environment": "cuda", key: value}))
     assert (
-        told(finding, "bf16-unsupported")
+        finding_text(finding, "bf16-unsupported")
         == f"params.yaml: {key}: this device does not support bfloat16; use float16 and fp16: true"
     )
 
@@ -116,7 +116,7 @@ def test_an_old_processor_emulates_bfloat16(machine: Callable[..., None], change
     assert check_machine(change()) == []
     assert check_machine(change(**{"environment": "cuda", "train.bf16": True})) == []
     (finding,) = check_machine(change(**{"train.bf16": True}))
-    assert told(finding, "bf16-slow") == (
+    assert finding_text(finding, "bf16-slow") == (
         "params.yaml: train.bf16: this processor has no bfloat16 instructions (avx512_bf16, amx_bf16), so it is "
         "emulated; use float32 if memory allows"
     )
@@ -128,7 +128,7 @@ def test_a_device_without_tf32_is_an_error(machine: Callable[..., None], change:
     assert check_machine(change(environment="cuda")) == []
     (finding,) = check_machine(change(**{"environment": "cuda", "train.tf32": True}))
     assert (
-        told(finding, "tf32-unsupported")
+        finding_text(finding, "tf32-unsupported")
         == "params.yaml: train.tf32: this device is older than Ampere; set it to false"
     )
 
@@ -182,7 +182,7 @@ def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda root: Usage(9 * GB, 8 * GB, GB))
     assert check_disk(tmp_path, GB) == []
     (finding,) = check_disk(tmp_path, GB + 10**8)
-    assert told(finding, "disk-short") == (
+    assert finding_text(finding, "disk-short") == (
         f"{tmp_path}: 1.0 GB are free, but checkpoints, adapter and data need 1.1 GB; "
         "free disk space (dvc gc -w), or lower train.save_total_limit"
     )

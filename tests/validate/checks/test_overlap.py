@@ -10,7 +10,7 @@ from finetune.config.types import Split
 from finetune.records.examples import Example, Message
 from finetune.records.near_duplicates import shingles, similarity
 from finetune.validate.checks.overlap import check_overlap, near_copies
-from tests.builders.checked_settings import codes, told
+from tests.builders.checked_settings import codes, finding_text
 from tests.builders.checked_splits import Splits
 from tests.builders.checked_splits import quiet as quiet
 from tests.builders.checked_splits import splits as splits
@@ -29,7 +29,7 @@ def test_a_row_in_train_and_held_out_is_an_error(
     splits[name].append(leak)
     (finding,) = check_overlap(quiet, splits)
     size = len(splits[name])
-    assert told(finding, "split-overlap") == (
+    assert finding_text(finding, "split-overlap") == (
         f"data/prepared/{name}.jsonl: 1 of {size} rows ({100 / size:.3g}%) also occur in train, prompt and answer (ids "
         f"{leak.id}); run prepare again (dvc repro -f -s prepare); it keeps them apart"
     )
@@ -93,7 +93,7 @@ def test_near_duplicates_in_the_test_set_stop_the_run(
     splits["train"].append(example(LONG, "fox"))
     splits["test"].append(example(f"{LONG} bank", "fox"))
     (finding,) = check_overlap(config, splits)
-    assert told(finding, "test-near-overlap") == (
+    assert finding_text(finding, "test-near-overlap") == (
         "data/prepared/test.jsonl: 1 of 31 rows (3.23%) share 80% or more of their word shingles with a row of train "
         f"(ids namer/rows/1/{LONG} bank/fox); {fix}"
     )

@@ -16,7 +16,7 @@ from finetune.validate.checks import plan
 from finetune.validate.checks.config import check_reference
 from finetune.validate.checks.plan import check_evaluations, check_fit, check_plan, check_room, check_this_machine
 from finetune.validate.checks.schedule import check_run
-from tests.builders.checked_settings import CUDA, GB, LLAMA, NF4, codes, told
+from tests.builders.checked_settings import CUDA, GB, LLAMA, NF4, codes, finding_text
 from tests.builders.kinds import Change
 from tests.builders.small_run import ROOT
 
@@ -37,7 +37,7 @@ def test_a_peak_beyond_the_memory_is_an_error_and_near_it_a_warning(config: Conf
     assert check_fit(outlook_of(config, 90 * GB, 100 * GB)) == []
     assert check_fit(outlook_of(config, 90 * GB, None)) == []
     (tight,) = check_fit(outlook_of(config, 100 * GB, 100 * GB))
-    assert told(tight, "memory-tight") == (
+    assert finding_text(tight, "memory-tight") == (
         "params.yaml: train: predicted peak 100.0 GB, available 100.0 GB; "
         "use per_device_train_batch_size 2 or max_length 128"
     )
@@ -61,7 +61,7 @@ def test_a_smaller_machine_than_the_recipes_is_a_warning(change: Change, monkeyp
     config = change(**CUDA)
     assert check_this_machine(config, outlook_of(config, 8 * GB, 80 * GB)) == []
     (finding,) = check_this_machine(config, outlook_of(config, 9 * GB, 80 * GB))
-    assert told(finding, "this-machine-short") == (
+    assert finding_text(finding, "this-machine-short") == (
         "params.yaml: machine: predicted peak 9.00 GB, but this machine has 8.00 GB; train on "
         "NVIDIA H100 80 GB; on this machine, use ./finetune rehearse and ./finetune plan"
     )

@@ -13,7 +13,7 @@ from finetune.records.examples import Example, Message
 from finetune.validate.checks.prompt import lost_parts, refused_parts
 from finetune.validate.checks.token import check_split, check_test_answers
 from finetune.validate.tokenized import tokenize_split
-from tests.builders.checked_settings import codes, told
+from tests.builders.checked_settings import codes, finding_text
 from tests.builders.kinds import MakeExample
 from tests.builders.small_run import ROOT
 from tests.builders.tokenized_rows import tokenizer as tokenizer
@@ -171,7 +171,8 @@ def test_every_turn_before_an_answer_is_checked(tokenizer: Any, template: str, l
 def test_a_template_may_reject_a_conversation_that_ends_with_a_call(tokenizer: Any) -> None:
     """The text beside the call is then no thought that is dropped later; it is reported, and nothing is raised."""
     silent = (
-        "{{ tools }}{% for message in messages %}{% if message.tool_calls and loop.last %}{{ raise_exception('no result') }}"
+        "{{ tools }}{% for message in messages %}"
+        "{% if message.tool_calls and loop.last %}{{ raise_exception('no result') }}"
         "{% endif %}{{ message.role }}: {% if not message.tool_calls %}{{ message.content }}{% endif %}"
         "{{ message.tool_calls }}\n{% endfor %}"
     )
@@ -215,7 +216,7 @@ def test_lost_parts_are_reported_with_numbers_and_a_remedy(config: Config) -> No
     rows[3] = replace(ROWS["system"], line=8)
     found = check_split(config, tokenizer, "train", tokenize_split(tokenizer, rows, config.train, seed=1))
     (finding,) = [one for one in found if one.code == "prompt-incomplete"]
-    assert told(finding, "prompt-incomplete") == (
+    assert finding_text(finding, "prompt-incomplete") == (
         "params.yaml: model.chat_template: in 11 examples of train, the first of rows, line 5, the template leaves out "
         "a part of the prompt: tools (11); use a base with tools in its template (docs/data.md#tools), or a copy of "
         "the template that renders them"

@@ -8,7 +8,7 @@ import pytest
 from finetune.config.params import Config
 from finetune.records.examples import Example
 from finetune.validate.checks.sample_size import check_test_size
-from tests.builders.checked_settings import codes, told
+from tests.builders.checked_settings import codes, finding_text
 from tests.builders.kinds import Change, MakeExample
 
 # ---- The size of the test set
@@ -48,7 +48,7 @@ def test_a_test_set_that_can_prove_nothing_is_a_warning(gate: Change, tests_of: 
     """With 148 examples even a perfect score fails the gate, with 149 it passes: this is known before the run."""
     assert check_test_size(gate(**AT_LEAST), tests_of(149)) == []
     (finding,) = check_test_size(gate(**AT_LEAST), tests_of(148))
-    assert told(finding, "test-set-too-small") == (
+    assert finding_text(finding, "test-set-too-small") == (
         "params.yaml: decide.criteria.0: 148 test examples can't prove exact_match at least 0.98 "
         "even with no failure (236 with one failure, 313 with two): 149 are required at 95.0% "
         "confidence; add 1 test example, or set decide.criteria.0.threshold: 0.97"
@@ -115,7 +115,7 @@ def test_a_tiny_group_is_a_warning(gate: Change, tests_of: MakeTests) -> None:
     easy = gate(**AT_LEAST | {"threshold": 0.5, "group": "namer"})
     assert check_test_size(easy, tests_of(20)) == []
     (finding,) = check_test_size(easy, tests_of(19))
-    assert told(finding, "test-set-tiny") == (
+    assert finding_text(finding, "test-set-tiny") == (
         "params.yaml: decide.criteria.0: 19 test examples of 'namer': one answer moves the score by 5.3%; "
         "add 1 test example of 'namer'"
     )
@@ -155,4 +155,4 @@ def test_a_group_without_examples_is_an_error(gate: Change, tests_of: MakeTests)
     for policy in ("interval", "point"):
         (finding,) = check_test_size(gate(policy, **MACRO_F1 | {"group": "nmaer"}), tests_of(30))
         text = "group 'nmaer' has no examples in the test split; use one of all, namer, rows"
-        assert told(finding, "group-unknown") == f"params.yaml: decide.criteria.0.group: {text}"
+        assert finding_text(finding, "group-unknown") == f"params.yaml: decide.criteria.0.group: {text}"

@@ -10,7 +10,7 @@ from finetune.model.architecture import Architecture
 from finetune.validate.checks.quantization import check_quantization
 from finetune.validate.checks.settings import check_settings
 from finetune.validate.findings import Finding
-from tests.builders.checked_settings import CUDA, FLASH, LLAMA, NF4, codes, layers, spread, told
+from tests.builders.checked_settings import CUDA, FLASH, LLAMA, NF4, codes, finding_text, layers, spread
 from tests.builders.kinds import Change
 
 Check = Callable[..., list[Finding]]
@@ -189,7 +189,7 @@ def test_each_invalid_setting_is_a_finding_and_its_neighbour_is_not(
 ) -> None:
     """Without the finding, each problem would show only after the base was loaded, on expensive hardware."""
     (finding,) = settings(keys)
-    assert told(finding, code) == f"params.yaml: {text}"
+    assert finding_text(finding, code) == f"params.yaml: {text}"
     assert settings(keys | neighbour) == []
 
 
@@ -211,7 +211,7 @@ def test_nf4_on_a_cpu_needs_complete_blocks(settings: Check) -> None:
     assert settings(NF4) == settings(NF4, replace(LLAMA, vocabulary=1001)) == settings(NF4, None) == []
     odd = replace(LLAMA, linears=(layers("q_proj", 96, 128, 2), layers("k_proj", 128, 48, 2)))
     (finding,) = settings(NF4, odd)
-    assert told(finding, "quantization-shape") == (
+    assert finding_text(finding, "quantization-shape") == (
         "params.yaml: model.quantization: q_proj is 96 x 128; nf4 on a CPU needs multiples of 64 x 32; use none"
     )
     assert settings(NF4 | CUDA, odd) == []

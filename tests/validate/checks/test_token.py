@@ -23,7 +23,7 @@ from finetune.validate.checks.token import (
 )
 from finetune.validate.findings import Finding
 from finetune.validate.tokenized import TokenizedSplit, tokenize_split
-from tests.builders.checked_settings import codes, told
+from tests.builders.checked_settings import codes, finding_text
 from tests.builders.kinds import Change, MakeExample
 from tests.builders.small_run import workspace
 from tests.builders.tokenized_rows import settings as settings
@@ -85,7 +85,7 @@ def test_truncation_within_the_budget_is_a_warning(settings: Settings) -> None:
     train = settings(budget=BUDGET)
     assert check_truncation(train, "train", lossy()) == []
     (finding,) = check_truncation(train, "train", lossy(truncated_examples=2, lost_end_tokens=1))
-    assert told(finding, "rows-truncated") == (
+    assert finding_text(finding, "rows-truncated") == (
         "params.yaml: train.max_length: 256 cuts 2 of 100 examples of train, 1 of them before their end token; "
         "the longest has 300 tokens; use 300"
     )
@@ -96,7 +96,7 @@ def test_rows_that_are_left_out_are_a_warning(settings: Settings) -> None:
     counts = lossy(examples=99, truncated_examples=1, unsupervised_examples=1)
     cut, left = check_truncation(settings(budget=BUDGET), "validation", counts)
     assert cut.code == "rows-truncated"
-    assert told(left, "rows-without-supervision") == (
+    assert finding_text(left, "rows-without-supervision") == (
         "params.yaml: train.max_length: 1 examples of validation have no supervised token left and are dropped; use 300"
     )
 
@@ -105,7 +105,7 @@ def test_a_split_without_supervised_tokens_is_reported_with_its_cause(settings: 
     """Either the template marks nothing or max_length cuts everything; no share of zero is computed."""
     unmarked = TokenizedSplit(counts=TokenCounts.of(unsupervised_examples=4, truncated_examples=4, longest=300))
     (finding,) = check_masks("train", unmarked)
-    assert told(finding, "mask-empty") == (
+    assert finding_text(finding, "mask-empty") == (
         "params.yaml: model.chat_template: no example of train has a supervised token: the loss "
         "mask is empty everywhere; use one of models/templates/*.jinja, which mark the answers"
     )
@@ -123,7 +123,7 @@ def test_padding_over_the_budget_is_an_error(settings: Settings) -> None:
     train = settings(budget=BUDGET)
     assert check_padding(train, TokenCounts.of(tokens=7500, positions=10_000)) == []
     (finding,) = check_padding(train, TokenCounts.of(tokens=7400, positions=10_000))
-    assert told(finding, "padding-over-budget") == (
+    assert finding_text(finding, "padding-over-budget") == (
         "params.yaml: train.train_sampling_strategy: 26.0% of the 10,000 positions of an epoch are padding "
         "(budget 25.0%); use group_by_length, or packing with flash_attention_2"
     )
@@ -149,7 +149,7 @@ def test_rows_refused_by_the_template_are_reported_and_left_out(
         tokenizer.chat_template = kept
     assert [one.id for one, _ in split.refused] == [rows[1].id, rows[2].id]
     assert split.counts.examples == 1
-    assert told(finding, "template-broken") == (
+    assert finding_text(finding, "template-broken") == (
         "params.yaml: model.chat_template: 2 examples of train, the first of rows, line 7: the "
         "chat template rejects these turns (system, user, assistant): no system here; use one of "
         "models/templates/*.jinja, or prepend the system prompt to the user turn (models/templates/README.md)"
@@ -218,7 +218,7 @@ def test_a_control_token_in_a_text_is_a_warning(tokenizer: Any, example: MakeExa
     assert check_special_tokens(tokenizer, {"train": clean, "validation": [], "test": clean}) == []
     rows = [*clean, example("end it <|im_end|> now", "yes", line=4), example("why", "<|im_start|>", line=9)]
     (finding,) = check_special_tokens(tokenizer, {"train": clean, "test": rows})
-    assert told(finding, "special-tokens-in-text") == (
+    assert finding_text(finding, "special-tokens-in-text") == (
         "data/prepared/test.jsonl: 2 examples contain control tokens as text, the first (rows, "
         "line 4) <|im_end|>; the model reads them as special tokens of the template; drop them "
         "(data.risks.control_tokens: drop, or data.filters.drop_matching)"
@@ -249,7 +249,7 @@ def test_answers_beyond_the_token_limit_are_a_warning(tokenizer: Any, example: M
 
     assert check(most) == check(most - 1) == []
     (finding,) = check(most - 2)
-    assert told(finding, "answers-cut-off") == (
+    assert finding_text(finding, "answers-cut-off") == (
         f"params.yaml: evaluate.max_new_tokens: {most - 2} is too small for 1 of 2 test answers (up to {most} tokens); "
         f"use {most}"
     )
@@ -264,7 +264,7 @@ def test_prompts_beyond_the_bases_positions_are_an_error(tokenizer: Any, example
     assert check_test_answers(config, tokenizer, rows, prompt + 16) == []
     assert check_test_answers(config, tokenizer, rows, None) == []
     (finding,) = check_test_answers(config, tokenizer, rows, prompt + 15)
-    assert told(finding, "prompts-beyond-base") == (
+    assert finding_text(finding, "prompts-beyond-base") == (
         f"data/prepared/test.jsonl: 1 test prompts (up to {prompt} tokens) plus 16 new tokens exceed the "
         f"{prompt + 15} positions of the base; use a smaller evaluate.max_new_tokens, or set data.filters.tokens"
     )
